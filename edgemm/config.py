@@ -1,0 +1,275 @@
+"""What a unified model is made of, as frozen dataclasses: they travel with the weights as config.json.
+
+No torch here: the exporter, the trainer and `edgemm inspect` all read these.  Families other than `mot` add their own
+parts later; a preset is a plain entry of PRESETS.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from edgemm.errors import CheckpointError
+
+__all__ = [
+    "PRESETS",
+    "ChatTemplate",
+    "DenoiserConfig",
+    "DrawTemplate",
+    "ImageTokensConfig",
+    "ModelConfig",
+    "SamplerConfig",
+    "TransformerConfig",
+    "VisionConfig",
+]
+
+
+@dataclass(frozen=True)
+class TransformerConfig:
+    """The autoregressive decoder, in the shape of Llama (arXiv:2302.13971) with grouped queries (arXiv:2305.13245)."""
+
+    vocab_size: int
+    width: int
+    depth: int
+    heads: int
+    kv_heads: int
+    head_width: int
+    ffn_width: int
+    rope_theta: float = 10_000.0
+    norm_eps: float = 1e-5
+    max_context: int = 2048  # positions the weights were trained for
+
+    def __post_init__(self) -> None:
+        if self.heads % self.kv_heads:
+            raise ValueError(f"transformer heads {self.heads} is not a multiple of kv_heads {self.kv_heads}")
+        if self.head_width % 2:
+            raise ValueError(f"transformer head_width {self.head_width} is odd: rotary embedding turns pairs")
+
+
+@dataclass(frozen=True)
+class VisionConfig:
+    """How a picture becomes clean image tokens for reading."""
+
+    encoder: str  # "lite0": EfficientNet-Lite0's last feature map; "patch": linear patches
+    image_size: int  # side of the square the encoder reads, in pixels
+    stride: int  # pixels a token covers along one side
+    feature_width: int  # numbers a token has before the projection
+    hidden_width: int  # inside the projection
+
+    def __post_init__(self) -> None:
+        if self.encoder not in ("lite0", "patch"):
+            raise ValueError(f"vision encoder {self.encoder!r} is none of: lite0, patch")
+        if self.image_size % self.stride:
+            raise ValueError(f"vision image_size {self.image_size} is not a multiple of stride {self.stride}")
+
+    @property
+    def token_count(self) -> int:
+        return (self.image_size // self.stride) ** 2
+
+
+@dataclass(frozen=True)
+class ImageTokensConfig:
+    """How a picture is cut for drawing: `patch` draws pixels directly, no autoencoder (arXiv:2511.13720)."""
+
+    kind: str
+    image_size: int
+    patch: int
+
+    def __post_init__(self) -> None:
+        if self.kind != "patch":
+            raise ValueError(f"image tokens {self.kind!r}: only 'patch' is built")
+        if self.image_size % self.patch:
+            raise ValueError(f"image_size {self.image_size} is not a multiple of patch {self.patch}")
+
+    @property
+    def token_count(self) -> int:
+        return (self.image_size // self.patch) ** 2
+
+    @property
+    def token_width(self) -> int:
+        return 3 * self.patch**2
+
+
+@dataclass(frozen=True)
+class DenoiserConfig:
+    """The image expert, and the conditioner that feeds it once a prompt."""
+
+    width: int
+    depth: int
+    heads: int
+    ffn_width: int
+    prefix_layers: tuple[int, ...]  # transformer layer whose K/V denoiser layer i attends to
+    prompt_width: int  # numbers of the whitened, pooled prompt
+    layout_width: int  # numbers a token gets from the conditioner's layout; 0 leaves it out
+    condition_width: int = 0  # width of the time-and-prompt vector; 0 means `width`
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "prefix_layers", tuple(self.prefix_layers))
+        if self.width % self.heads:
+            raise ValueError(f"denoiser width {self.width} is not a multiple of heads {self.heads}")
+        if len(self.prefix_layers) != self.depth:
+            raise ValueError(f"denoiser depth {self.depth} needs as many prefix_layers, not {len(self.prefix_layers)}")
+
+    @property
+    def head_width(self) -> int:
+        return self.width // self.heads
+
+    @property
+    def conditioning(self) -> int:
+        return self.condition_width or self.width
+
+
+@dataclass(frozen=True)
+class SamplerConfig:
+    """Defaults of the drawing loop; see docs/bundle.md for the formulas."""
+
+    num_inference_steps: int = 25
+    guidance_scale: float = 2.0
+    guidance_interval: tuple[float, float] = (0.0, 1.0)
+    shift: float = 1.0
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "guidance_interval", tuple(self.guidance_interval))
+
+
+@dataclass(frozen=True)
+class ChatTemplate:
+    """Strings around each message; each piece is tokenized alone."""
+
+    system_open: str = ""
+    system_close: str = ""
+    system_default: str = ""
+    user_open: str = "<|im_start|>user\n"
+    user_close: str = "<|im_end|>\n"
+    assistant_open: str = "<|im_start|>assistant\n"
+    assistant_close: str = "<|im_end|>\n"
+    image_close: str = "\n"  # after a picture's tokens
+    stop_tokens: tuple[str, ...] = ("<|im_end|>", "<|endoftext|>")
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "stop_tokens", tuple(self.stop_tokens))
+
+
+@dataclass(frozen=True)
+class DrawTemplate:
+    """The prompt stands between them as " " + prompt; `open` is the same for all prompts and never reaches the denoiser."""
+
+    open: str = "<|im_start|>user\nDraw"
+    close: str = "<|im_end|>\n"
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """One unified model: text and pictures in, text and pictures out."""
+
+    name: str
+    transformer: TransformerConfig
+    vision: VisionConfig
+    image_tokens: ImageTokensConfig
+    denoiser: DenoiserConfig
+    sampler: SamplerConfig = field(default_factory=SamplerConfig)
+    chat: ChatTemplate = field(default_factory=ChatTemplate)
+    draw: DrawTemplate = field(default_factory=DrawTemplate)
+    family: str = "mot"
+    base: str = ""  # where the transformer's own weights come from; "" keeps them in the checkpoint
+    background: tuple[int, int, int] = (255, 255, 255)  # what transparent pictures are laid on
+    schema_version: int = 1
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "background", tuple(self.background))
+        deepest = max(self.denoiser.prefix_layers)
+        if deepest >= self.transformer.depth:
+            raise ValueError(f"prefix layer {deepest} is beyond the transformer's {self.transformer.depth} layers")
+
+    def to_json(self) -> dict[str, Any]:
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_json(cls, document: dict[str, Any], where: str = "config.json") -> ModelConfig:
+        """Raises CheckpointError with the field's name when the document does not describe a model."""
+        if document.get("schema_version") != 1:
+            raise CheckpointError(f"{where}: schema_version is {document.get('schema_version')!r}, this edgemm reads 1")
+        parts: dict[str, Any] = {
+            "transformer": TransformerConfig,
+            "vision": VisionConfig,
+            "image_tokens": ImageTokensConfig,
+            "denoiser": DenoiserConfig,
+            "sampler": SamplerConfig,
+            "chat": ChatTemplate,
+            "draw": DrawTemplate,
+        }
+        values = dict(document)
+        for name, part in parts.items():
+            try:
+                values[name] = part(**values[name])
+            except (KeyError, TypeError, ValueError) as error:
+                raise CheckpointError(f"{where}: {name}: {error}") from error
+        try:
+            return cls(**values)
+        except (TypeError, ValueError) as error:
+            raise CheckpointError(f"{where}: {error}") from error
+
+    @classmethod
+    def read(cls, path: Path) -> ModelConfig:
+        try:
+            document = json.loads(path.read_text(encoding="utf-8"))
+        except FileNotFoundError as error:
+            raise CheckpointError(f"{path}: not found; a checkpoint folder holds config.json") from error
+        except (OSError, ValueError) as error:
+            raise CheckpointError(f"{path}: cannot be read as JSON: {error}") from error
+        if not isinstance(document, dict):
+            raise CheckpointError(f"{path}: holds a {type(document).__name__}, expected an object")
+        return cls.from_json(document, str(path))
+
+
+def _small() -> ModelConfig:
+    """SmolLM2-135M-Instruct inside. The denoiser reads layers of the lower half only, and reading adapts the upper half
+    only, so neither training disturbs the other."""
+    return ModelConfig(
+        name="small",
+        base="smollm2-135m-instruct",
+        transformer=TransformerConfig(
+            vocab_size=49_152,
+            width=576,
+            depth=30,
+            heads=9,
+            kv_heads=3,
+            head_width=64,
+            ffn_width=1536,
+            rope_theta=100_000.0,
+            max_context=8192,
+        ),
+        vision=VisionConfig(encoder="lite0", image_size=128, stride=32, feature_width=1280, hidden_width=1152),
+        image_tokens=ImageTokensConfig(kind="patch", image_size=64, patch=8),
+        denoiser=DenoiserConfig(
+            width=320,
+            depth=8,
+            heads=5,
+            ffn_width=1280,
+            prefix_layers=(0, 2, 4, 6, 8, 10, 12, 14),
+            prompt_width=384,
+            layout_width=64,
+        ),
+    )
+
+
+def _micro() -> ModelConfig:
+    """Trains in minutes on two CPU cores, with a byte tokenizer; every test uses it or smaller."""
+    return ModelConfig(
+        name="micro",
+        transformer=TransformerConfig(
+            vocab_size=264, width=128, depth=4, heads=4, kv_heads=2, head_width=32, ffn_width=352, max_context=512
+        ),
+        vision=VisionConfig(encoder="patch", image_size=32, stride=8, feature_width=192, hidden_width=128),
+        image_tokens=ImageTokensConfig(kind="patch", image_size=32, patch=8),
+        denoiser=DenoiserConfig(
+            width=128, depth=4, heads=4, ffn_width=352, prefix_layers=(0, 1, 2, 3), prompt_width=64, layout_width=32
+        ),
+        sampler=SamplerConfig(num_inference_steps=10),
+    )
+
+
+PRESETS = {"micro": _micro, "small": _small}

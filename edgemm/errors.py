@@ -1,0 +1,71 @@
+"""Everything edgemm can refuse, as one tree; the command line turns each into one line and an exit code.
+
+    EdgemmError (1)
+    ├── UsageError (2)                 the call itself makes no sense: a negative seed, zero steps
+    ├── InputError (3)                 what was given cannot be used: a picture, a prompt, a recipe, a dataset
+    │   ├── CheckpointError            a checkpoint folder that is missing a file or lies about a shape
+    │   └── BundleError                a bundle that is missing, half written, altered or of another version
+    ├── MissingError (4)               this machine lacks something: a package, a backend, a device
+    ├── ResourceError (5)              memory, disk or time ran out
+    └── CheckFailedError (7)           a comparison ran and failed: parity, quality, hash
+
+Ctrl-C exits with 130.  Numbers in brackets are exit codes; children inherit their parent's.
+A message says what was found, what was expected and what to do, on one line.
+"""
+
+from __future__ import annotations
+
+__all__ = [
+    "BundleError",
+    "CheckFailedError",
+    "CheckpointError",
+    "EdgemmError",
+    "InputError",
+    "MissingError",
+    "ResourceError",
+    "UsageError",
+]
+
+
+class EdgemmError(Exception):
+    """Base of every error that edgemm raises on purpose."""
+
+    exit_code = 1
+
+
+class UsageError(EdgemmError, ValueError):
+    """An argument is outside what it can mean."""
+
+    exit_code = 2
+
+
+class InputError(EdgemmError):
+    """A file or value that was given cannot be used."""
+
+    exit_code = 3
+
+
+class CheckpointError(InputError):
+    """A checkpoint folder is incomplete or contradicts itself."""
+
+
+class BundleError(InputError):
+    """A bundle is incomplete, altered, or of another version."""
+
+
+class MissingError(EdgemmError):
+    """Something has to be installed or plugged in first; the message says how."""
+
+    exit_code = 4
+
+
+class ResourceError(EdgemmError):
+    """Memory, disk or time ran out; nothing half-written was left."""
+
+    exit_code = 5
+
+
+class CheckFailedError(EdgemmError):
+    """A check ran to its end and the answer was no."""
+
+    exit_code = 7

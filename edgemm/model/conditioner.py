@@ -1,0 +1,112 @@
+"""What runs once a prompt, between the transformer and the denoiser.
+
+It turns the transformer's cached keys and values of the prompt into three things that stay constant over the denoising
+steps: keys and values in the denoiser's own terms (a norm and a linear layer each, because random queries cannot read a
+language model's raw keys), a pooled prompt vector (whitened over the training prompts, because the template is common to
+all and would drown the rest), and a layout: a first guess at every image token, drawn from the pooled prompt alone.
+It knows cached tensors, never ids, time or pictures.
+Axes: b batch, T cache slots, t = T - skip slots kept, g/h heads of transformer and denoiser, d head width, c conditioning.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from edgemm.config import ModelConfig
+from edgemm.model.attention import RMSNorm
+from edgemm.model.transformer import KeyValues
+
+__all__ = ["Conditioner", "Prefix", "pool_prompt"]
+
+
+class Prefix(NamedTuple):
+    """The prompt as the denoiser reads it, at every step the same."""
+
+    keys: list[Tensor]  # a denoiser layer: (b, h, t, d)
+    values: list[Tensor]  # a denoiser layer: (b, h, t, d)
+    mask: Tensor  # (b, t) bool: slots in use
+    prompt_vector: Tensor  # (b, c)
+    layout: Tensor  # (b, n, l)
+
+
+def pool_prompt(values: list[Tensor], prompt_mask: Tensor, used: Tensor) -> Tensor:
+    """Means of the values (b, g, t, d) of every prefix layer, over the user's tokens and over all tokens -> (b, 2*L*g*d).
+
+    Only values: keys carry rotary phases, which say where a token stood, not what it was.
+    """
+    stacked = torch.cat([value.float().transpose(1, 2).flatten(2) for value in values], dim=-1)  # (b, t, L*g*d)
+    pooled = []
+    for mask in (prompt_mask, used.to(prompt_mask.dtype)):
+        weights = mask / mask.sum(dim=1, keepdim=True).clamp(min=1)  # (b, t)
+        pooled.append((weights[:, None] @ stacked)[:, 0])
+    return torch.cat(pooled, dim=-1)
+
+
+class Conditioner(nn.Module):
+    def __init__(self, config: ModelConfig, skip: int) -> None:
+        super().__init__()
+        expert, source = config.denoiser, config.transformer
+        self.skip = skip  # tokens of the template's opening, the same for every prompt
+        self.heads, self.head_width = expert.heads, expert.head_width
+        self.token_count = config.image_tokens.token_count
+        self.layout_width = expert.layout_width
+        raw = source.kv_heads * source.head_width
+        pooled = 2 * expert.depth * raw
+        self.key_norms = nn.ModuleList(RMSNorm(raw) for _ in expert.prefix_layers)
+        self.value_norms = nn.ModuleList(RMSNorm(raw) for _ in expert.prefix_layers)
+        self.key_projs = nn.ModuleList(nn.Linear(raw, expert.width, bias=False) for _ in expert.prefix_layers)
+        self.value_projs = nn.ModuleList(nn.Linear(raw, expert.width, bias=False) for _ in expert.prefix_layers)
+        self.register_buffer("whiten_mean", torch.zeros(pooled))
+        self.register_buffer("whiten_matrix", torch.zeros(pooled, expert.prompt_width))
+        self.prompt_mlp = nn.Sequential(
+            nn.Linear(expert.prompt_width, 2 * expert.conditioning),
+            nn.SiLU(),
+            nn.Linear(2 * expert.conditioning, expert.conditioning),
+        )
+        self.layout_mlp = nn.Sequential(
+            nn.Linear(expert.prompt_width, 2 * expert.conditioning),
+            nn.SiLU(),
+            nn.Linear(2 * expert.conditioning, self.token_count * expert.layout_width),
+        )
+
+    @torch.no_grad()
+    def fit_whitening(self, pooled: Tensor) -> None:
+        """Set the whitening from pooled training prompts (count, 2*L*g*d): each feature scaled, then PCA-whitened.
+
+        Directions with less than 1e-3 of the mean variance are damped, not blown up: they are noise for unseen prompts.
+        """
+        mean, spread = pooled.mean(0), pooled.std(0).clamp(min=1e-6)
+        scaled = (pooled - mean) / spread
+        _, singular, directions = torch.linalg.svd(scaled, full_matrices=False)
+        kept = min(self.whiten_matrix.shape[1], directions.shape[0])
+        variance = singular**2 / len(pooled)
+        gains = (variance[:kept] + 1e-3 * variance.mean()).rsqrt()
+        self.whiten_mean.copy_(mean)
+        self.whiten_matrix.zero_()
+        self.whiten_matrix[:, :kept] = directions[:kept].T * gains / spread[:, None]
+
+    def forward(self, cached: KeyValues, prompt_mask: Tensor, prefix_length: Tensor) -> Prefix:
+        """Keys and values (b, g, T, d) of the prefix layers, prompt_mask (b, T) float, prefix_length (b) -> Prefix."""
+        cached = [(keys[:, :, self.skip :], values[:, :, self.skip :]) for keys, values in cached]
+        return self.adapt(cached, prompt_mask[:, self.skip :], prefix_length - self.skip)
+
+    def adapt(self, cached: KeyValues, prompt_mask: Tensor, length: Tensor) -> Prefix:
+        """The same after the opening tokens were dropped (the trainer caches only what is left)."""
+        used = torch.arange(prompt_mask.shape[1], device=length.device) < length[:, None]  # (b, t)
+        pooled = pool_prompt([values for _, values in cached], prompt_mask, used)
+        whitened = (pooled - self.whiten_mean) @ self.whiten_matrix
+        layout = self.layout_mlp(whitened).reshape(-1, self.token_count, self.layout_width)
+        keys, values = [], []
+        for index, (raw_keys, raw_values) in enumerate(cached):
+            keys.append(self._split(self.key_projs[index](self.key_norms[index](self._join(raw_keys)))))
+            values.append(self._split(self.value_projs[index](self.value_norms[index](self._join(raw_values)))))
+        return Prefix(keys, values, used, self.prompt_mlp(whitened), layout)
+
+    def _join(self, x: Tensor) -> Tensor:
+        return x.transpose(1, 2).flatten(2).to(self.key_projs[0].weight.dtype)  # (b, t, g*d)
+
+    def _split(self, x: Tensor) -> Tensor:
+        return x.reshape(x.shape[0], x.shape[1], self.heads, self.head_width).transpose(1, 2)  # (b, h, t, d)

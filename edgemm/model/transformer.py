@@ -1,0 +1,122 @@
+"""The autoregressive decoder: text tokens and clean image tokens in, hidden states and keys and values out.
+
+A Llama-shaped transformer (arXiv:2302.13971).  Who may see whom is one number a query, the last cache slot it may look
+at, so causal text and bidirectional image blocks need no second path.  Module names are those of Hugging Face's Llama,
+so that LoRA target names mean what users expect.  It knows embeddings and slots, never strings or pictures.
+Axes: b batch, s new tokens, T cache slots, m image tokens, w width, h/g query and key/value heads, d head width.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from edgemm.config import TransformerConfig
+from edgemm.model.attention import RMSNorm, apply_rotary, attend, rotary_tables, visible_up_to
+
+__all__ = ["KeyValues", "Transformer", "write_slots"]
+
+KeyValues = list[tuple[Tensor, Tensor]]  # one (keys, values) a layer, each (b, g, T, d), keys after rotary embedding
+
+
+def write_slots(cache: Tensor, update: Tensor, write_index: Tensor) -> Tensor:
+    """Copy of cache (b, g, T, d) with update (b, g, s, d) at slots write_index (b) onwards: ONNX's TensorScatter."""
+    slots = write_index[:, None] + torch.arange(update.shape[2], device=cache.device)  # (b, s)
+    return cache.scatter(2, slots[:, None, :, None].expand_as(update), update.to(cache.dtype))
+
+
+class SelfAttention(nn.Module):
+    def __init__(self, config: TransformerConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.q_proj = nn.Linear(config.width, config.heads * config.head_width, bias=False)
+        self.k_proj = nn.Linear(config.width, config.kv_heads * config.head_width, bias=False)
+        self.v_proj = nn.Linear(config.width, config.kv_heads * config.head_width, bias=False)
+        self.o_proj = nn.Linear(config.heads * config.head_width, config.width, bias=False)
+
+    def project(self, x: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        b, s, _ = x.shape
+        d = self.config.head_width
+        queries = self.q_proj(x).view(b, s, -1, d).transpose(1, 2)  # (b, h, s, d)
+        keys = self.k_proj(x).view(b, s, -1, d).transpose(1, 2)  # (b, g, s, d)
+        values = self.v_proj(x).view(b, s, -1, d).transpose(1, 2)  # (b, g, s, d)
+        return apply_rotary(queries, cos, sin), apply_rotary(keys, cos, sin), values
+
+    def output(self, attended: Tensor) -> Tensor:
+        b, _, s, _ = attended.shape
+        return self.o_proj(attended.transpose(1, 2).reshape(b, s, -1))
+
+
+class FeedForward(nn.Module):
+    """SwiGLU (arXiv:2002.05202)."""
+
+    def __init__(self, width: int, hidden: int) -> None:
+        super().__init__()
+        self.gate_proj = nn.Linear(width, hidden, bias=False)
+        self.up_proj = nn.Linear(width, hidden, bias=False)
+        self.down_proj = nn.Linear(hidden, width, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.down_proj(nn.functional.silu(self.gate_proj(x)) * self.up_proj(x))
+
+
+class Layer(nn.Module):
+    def __init__(self, config: TransformerConfig) -> None:
+        super().__init__()
+        self.input_layernorm = RMSNorm(config.width, config.norm_eps)
+        self.self_attn = SelfAttention(config)
+        self.post_attention_layernorm = RMSNorm(config.width, config.norm_eps)
+        self.mlp = FeedForward(config.width, config.ffn_width)
+
+
+class Transformer(nn.Module):
+    """The decoder's weights and its three moves: embed, forward, logits (the head is the embedding, transposed)."""
+
+    def __init__(self, config: TransformerConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.width)
+        self.layers = nn.ModuleList(Layer(config) for _ in range(config.depth))
+        self.norm = RMSNorm(config.width, config.norm_eps)
+
+    def embed(self, input_ids: Tensor, image_tokens: Tensor, image_index: Tensor) -> Tensor:
+        """(b, s) ids, with row image_index (b, s) of image_tokens (b, m, w) wherever it is not -1 -> (b, s, w)."""
+        rows = image_index.clamp(min=0)[..., None].expand(-1, -1, image_tokens.shape[-1])
+        pictured = image_tokens.gather(1, rows)
+        text = self.embed_tokens(input_ids)
+        return torch.where((image_index >= 0)[..., None], pictured.to(text.dtype), text)
+
+    def forward(
+        self,
+        x: Tensor,
+        attention_limit: Tensor,
+        past: KeyValues | None = None,
+        write_index: Tensor | None = None,
+        depth: int | None = None,
+    ) -> tuple[Tensor, KeyValues]:
+        """x (b, s, w) -> normed hidden states (b, s, w) and each layer's keys and values.
+
+        attention_limit (b, s) is the last slot each query may see.  With `past` the new keys and values are written at
+        write_index (b) and the whole cache is returned; without it the slots are the s positions themselves.  `depth`
+        stops early after so many layers (the prompt's prefix needs no more), and then the hidden states are not normed.
+        """
+        b, s, _ = x.shape
+        if write_index is None:
+            write_index = torch.zeros(b, dtype=torch.long, device=x.device)
+        positions = write_index[:, None] + torch.arange(s, device=x.device)
+        cos, sin = rotary_tables(positions, self.config.head_width, self.config.rope_theta)
+        mask = visible_up_to(attention_limit, s if past is None else past[0][0].shape[2])
+        present: KeyValues = []
+        for index, layer in enumerate(self.layers[:depth]):
+            queries, keys, values = layer.self_attn.project(layer.input_layernorm(x), cos, sin)
+            if past is not None:
+                keys = write_slots(past[index][0], keys, write_index)
+                values = write_slots(past[index][1], values, write_index)
+            present.append((keys, values))
+            x = x + layer.self_attn.output(attend(queries, keys.to(queries.dtype), values.to(queries.dtype), mask))
+            x = x + layer.mlp(layer.post_attention_layernorm(x))
+        return (x if depth is not None else self.norm(x)), present
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """(..., w) -> (..., vocab); the output head shares the embedding's weights."""
+        return hidden @ self.embed_tokens.weight.T.to(hidden.dtype)
