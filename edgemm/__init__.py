@@ -1,0 +1,49 @@
+"""edgemm: unified multimodal models, from training to the edge.
+
+    model = edgemm.load("sticker.bundle")
+    print(model.generate_text("What is this?", images=["heart.png"]).text)
+    model.generate_image("a red heart", seed=7).image.save("heart.png")
+
+Importing this brings neither torch nor a backend; `load` brings the backend that it chose.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+from edgemm.errors import (
+    BundleError,
+    CheckFailedError,
+    CheckpointError,
+    EdgemmError,
+    InputError,
+    MissingError,
+    ResourceError,
+    UsageError,
+)
+
+if TYPE_CHECKING:
+    from edgemm.runtimes.model import Model
+
+__all__ = [
+    "BundleError",
+    "CheckFailedError",
+    "CheckpointError",
+    "EdgemmError",
+    "InputError",
+    "MissingError",
+    "ResourceError",
+    "UsageError",
+    "__version__",
+    "load",
+]
+
+__version__ = "0.1.0"
+
+
+def load(path: str | os.PathLike[str], device: str = "auto", threads: int | None = None, verify: bool = True) -> Model:
+    """Opens a bundle, checks every file's hash, and says in `model.choice` what it runs on and why."""
+    from edgemm.runtimes.model import Model
+
+    return Model.load(path, device=device, threads=threads, verify=verify)

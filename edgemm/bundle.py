@@ -1,0 +1,141 @@
+"""A bundle on disk: open it, and prove that every file is the one that was exported.
+
+Nothing here runs a graph.  Sizes are checked first, then SHA-256, before any runtime opens a file; links, devices and
+paths that leave the folder are refused.  The fields are in manifest.py and loops.py, writing is in bundle_writer.py.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import stat
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from edgemm.bundle_writer import BundleWriter
+from edgemm.components import COMPONENTS, TensorSpec
+from edgemm.errors import BundleError
+from edgemm.loops import DenoiseLoop, DenoiseTemplate, Limits, Loops, TextLoop, TextTemplate
+from edgemm.manifest import (
+    SCHEMA_VERSION,
+    UNCONDITIONAL,
+    Component,
+    FileRecord,
+    Licence,
+    Manifest,
+    Source,
+    Variant,
+    check_bundle_path,
+)
+
+__all__ = [
+    "COMPONENTS",
+    "SCHEMA_VERSION",
+    "UNCONDITIONAL",
+    "Bundle",
+    "BundleWriter",
+    "Component",
+    "DenoiseLoop",
+    "DenoiseTemplate",
+    "FileRecord",
+    "Licence",
+    "Limits",
+    "Loops",
+    "Manifest",
+    "Source",
+    "TensorSpec",
+    "TextLoop",
+    "TextTemplate",
+    "Variant",
+    "altered_files",
+    "open_bundle",
+    "resolve",
+    "verify_files",
+]
+
+LARGEST_MANIFEST_BYTES = 16_000_000
+CHUNK_BYTES = 1 << 20
+
+Progress = Callable[[int, int], None]  # bytes done, bytes in all
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """A folder and what its manifest says; made by open_bundle."""
+
+    path: Path
+    manifest: Manifest
+
+    def file(self, name: str) -> Path:
+        """The regular file `name` inside the bundle."""
+        return resolve(self.path, name)
+
+
+def open_bundle(path: str | os.PathLike[str], verify: bool = True, progress: Progress | None = None) -> Bundle:
+    """Reads the manifest and, unless told otherwise, checks the size and hash of every file it lists."""
+    folder = Path(path)
+    if not folder.is_dir():
+        problem = "is not a folder" if folder.exists() else "does not exist"
+        raise BundleError(f"{folder}: {problem}; a bundle is the folder that `edgemm export` writes")
+    if not os.path.lexists(folder / "manifest.json"):
+        raise BundleError(f"{folder}: no manifest.json: no bundle, or its export did not finish; export it again")
+    manifest_path = resolve(folder, "manifest.json")
+    if manifest_path.stat().st_size > LARGEST_MANIFEST_BYTES:
+        raise BundleError(f"{manifest_path}: larger than {LARGEST_MANIFEST_BYTES} bytes, which no manifest is")
+    manifest = Manifest.from_json(manifest_path.read_bytes(), str(manifest_path))
+    if verify:
+        verify_files(folder, manifest, progress)
+    return Bundle(folder, manifest)
+
+
+def verify_files(path: str | os.PathLike[str], manifest: Manifest, progress: Progress | None = None) -> None:
+    """Raises BundleError at the first file that is missing or is not what the manifest says."""
+    for problem in altered_files(path, manifest, progress):
+        raise BundleError(f"{problem}; copy or export the bundle again")
+
+
+def altered_files(path: str | os.PathLike[str], manifest: Manifest, progress: Progress | None = None) -> Iterator[str]:
+    """One line a file that is not what it should be: all sizes first, because they cost nothing, then hashes."""
+    folder = Path(path)
+    sound: dict[Path, FileRecord] = {}
+    for name, record in manifest.files.items():
+        try:
+            file = resolve(folder, name)
+        except BundleError as error:
+            yield str(error)
+            continue
+        size = file.stat().st_size
+        if size != record.size_bytes:
+            yield f"{file}: {size} bytes, the manifest says {record.size_bytes}"
+        else:
+            sound[file] = record
+    total, done = sum(record.size_bytes for record in sound.values()), 0
+    for file, record in sound.items():
+        found = hashlib.sha256()
+        with open(file, "rb") as stream:
+            while chunk := stream.read(CHUNK_BYTES):
+                found.update(chunk)
+                done += len(chunk)
+                if progress:
+                    progress(done, total)
+        if found.hexdigest() != record.sha256:
+            yield f"{file}: SHA-256 {found.hexdigest()[:16]}..., the manifest says {record.sha256[:16]}..."
+
+
+def resolve(folder: Path, name: str) -> Path:
+    """The path of a regular file inside the folder; every step on the way is looked at, and links are refused."""
+    check_bundle_path(name, "a path of the bundle")
+    current = folder
+    parts = name.split("/")
+    for part in parts:
+        current = current / part
+        try:
+            mode = current.lstat().st_mode
+        except (FileNotFoundError, NotADirectoryError) as error:
+            raise BundleError(f"{folder / name}: missing") from error
+        if stat.S_ISLNK(mode):
+            raise BundleError(f"{current}: is a link; a bundle holds files only (copy it with links followed: cp -rL)")
+    if not stat.S_ISREG(mode):
+        raise BundleError(f"{current}: is not a regular file")
+    return current

@@ -1,0 +1,134 @@
+"""The five components of a bundle: what goes into each graph and what comes out, as docs/bundle.md says.
+
+It knows names, types and ranks of tensors, never files or weights.
+Axes: b batch, s new tokens, T cache slots, t prefix slots, m/n image tokens read/drawn, g/h heads, d head width.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from edgemm.errors import BundleError
+
+__all__ = ["COMPONENTS", "DTYPES", "TensorSpec", "check_component", "handed_over", "layers_of"]
+
+DTYPES = ("float32", "int64", "bool")
+
+OPTIONAL = ("layout",)  # a denoiser may do without
+
+Signature = dict[str, tuple[str, int]]  # name -> (dtype, rank); "past_key.*" stands for one tensor a layer
+
+COMPONENTS: dict[str, tuple[Signature, Signature]] = {  # component -> (inputs, outputs)
+    "image_encoder": (
+        {"pixels": ("float32", 4)},
+        {"image_tokens": ("float32", 3)},
+    ),
+    "transformer": (
+        {
+            "input_ids": ("int64", 2),
+            "image_tokens": ("float32", 3),
+            "image_index": ("int64", 2),
+            "write_index": ("int64", 1),
+            "attention_limit": ("int64", 2),
+            "logits_index": ("int64", 1),
+            "past_key.*": ("float32", 4),
+            "past_value.*": ("float32", 4),
+        },
+        {"logits": ("float32", 2), "present_key.*": ("float32", 4), "present_value.*": ("float32", 4)},
+    ),
+    "conditioner": (
+        {
+            "past_key.*": ("float32", 4),
+            "past_value.*": ("float32", 4),
+            "prompt_mask": ("float32", 2),
+            "prefix_length": ("int64", 1),
+        },
+        {
+            "prefix_key.*": ("float32", 4),
+            "prefix_value.*": ("float32", 4),
+            "prefix_mask": ("bool", 2),
+            "prompt_vector": ("float32", 2),
+            "layout": ("float32", 3),
+        },
+    ),
+    "denoiser": (
+        {
+            "noisy_tokens": ("float32", 3),
+            "time": ("float32", 1),
+            "prompt_vector": ("float32", 2),
+            "layout": ("float32", 3),
+            "prefix_mask": ("bool", 2),
+            "prefix_key.*": ("float32", 4),
+            "prefix_value.*": ("float32", 4),
+        },
+        {"prediction": ("float32", 3)},
+    ),
+    "image_decoder": (
+        {"tokens": ("float32", 3)},
+        {"pixels": ("float32", 4)},
+    ),
+}
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """One input or output of a graph; an entry of the shape is a number or the name of an axis."""
+
+    name: str
+    dtype: str
+    shape: tuple[int | str, ...]
+
+    def __post_init__(self) -> None:
+        if self.dtype not in DTYPES:
+            raise BundleError(f"dtype of {self.name!r} is {self.dtype!r}, expected one of: {', '.join(DTYPES)}")
+        for entry in self.shape:
+            if isinstance(entry, int) and entry < 1:
+                raise BundleError(f"shape of {self.name!r} has {entry}, expected a positive number or an axis name")
+
+    def fixed(self, axis: int, what: str) -> int:
+        """The size of an axis that has to be a number in this graph."""
+        entry = self.shape[axis]
+        if not isinstance(entry, int):
+            raise BundleError(f"axis {axis} of {self.name!r} is {entry!r}, expected a number ({what})")
+        return entry
+
+
+def check_component(component: str, inputs: tuple[TensorSpec, ...], outputs: tuple[TensorSpec, ...]) -> None:
+    """Refuses tensors that the contract does not know, lacks, or knows with another type or rank."""
+    expected_inputs, expected_outputs = COMPONENTS[component]
+    _check_side("inputs", expected_inputs, inputs)
+    _check_side("outputs", expected_outputs, outputs)
+
+
+def _check_side(side: str, expected: Signature, specs: tuple[TensorSpec, ...]) -> None:
+    found = [spec.name for spec in specs]
+    doubles = {name for name in found if found.count(name) > 1}
+    if doubles:
+        raise BundleError(f"{side}: {sorted(doubles)[0]!r} stands twice")
+    for spec in specs:
+        if pattern(spec.name) not in expected:
+            raise BundleError(f"{side}: unknown tensor {spec.name!r}, expected: {', '.join(expected)}")
+        dtype, rank = expected[pattern(spec.name)]
+        if (spec.dtype, len(spec.shape)) != (dtype, rank):
+            raise BundleError(
+                f"{side}: {spec.name!r} is {spec.dtype} of rank {len(spec.shape)}, expected {dtype} of rank {rank}"
+            )
+    for name in expected:
+        if name not in OPTIONAL and name not in {pattern(item) for item in found}:
+            raise BundleError(f"{side}: {name!r} is missing")
+
+
+def pattern(name: str) -> str:
+    """The name with its layer's number taken away: past_key.3 -> past_key.*"""
+    stem, dot, number = name.rpartition(".")
+    return f"{stem}.*" if dot and number.isascii() and number.isdigit() else name
+
+
+def layers_of(stem: str, specs: tuple[TensorSpec, ...]) -> tuple[int, ...]:
+    """The layers that have a tensor `stem.LAYER`, in order."""
+    return tuple(sorted(int(spec.name.rpartition(".")[2]) for spec in specs if pattern(spec.name) == f"{stem}.*"))
+
+
+def handed_over(denoiser_inputs: tuple[TensorSpec, ...]) -> tuple[TensorSpec, ...]:
+    """What the conditioner gives the denoiser: everything but the picture in the making and its time."""
+    return tuple(spec for spec in denoiser_inputs if spec.name not in ("noisy_tokens", "time"))
