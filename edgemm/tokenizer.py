@@ -1,0 +1,88 @@
+"""Text to token ids and back, one piece at a time, over a tokenizer.json.
+
+It knows strings and ids, never templates or pictures: see runtimes/prompt.py.  What a user wrote is encoded with
+special tokens switched off, so that a prompt that spells one out stays plain text.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+
+from edgemm.errors import InputError, MissingError
+
+__all__ = ["StreamDecoder", "Tokenizer"]
+
+INCOMPLETE = "\ufffd"  # what a decoder shows for bytes that are not yet, or never, a character
+
+
+class Tokenizer:
+    """A tokenizer.json in Hugging Face's format; safe to share between threads."""
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        try:
+            import tokenizers
+        except ImportError as error:
+            raise MissingError("text needs the package tokenizers: pip install 'edgemm[ort]'") from error
+        try:
+            self._inner = tokenizers.Tokenizer.from_str(Path(path).read_text(encoding="utf-8"))
+        except Exception as error:  # the library raises a bare Exception for a file it cannot read
+            raise InputError(f"{path}: not a tokenizer.json: {error}") from error
+        self._inner.no_padding()
+        self._inner.no_truncation()
+        self._lock = threading.Lock()
+
+    def __len__(self) -> int:
+        return self._inner.get_vocab_size(with_added_tokens=True)
+
+    def encode(self, text: str, special: bool = False) -> list[int]:
+        """Ids of one piece, with nothing put around it; `special` lets <|im_end|> and its like be one token."""
+        if not text:
+            return []
+        try:
+            with self._lock:
+                self._inner.encode_special_tokens = not special
+                return self._inner.encode(text, add_special_tokens=False).ids
+        except UnicodeEncodeError as error:
+            raise InputError(f"text that is not valid Unicode: {error}") from error
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Special tokens are left out; always valid UTF-8."""
+        return self._inner.decode(list(ids), skip_special_tokens=True)
+
+    def token_id(self, token: str) -> int | None:
+        return self._inner.token_to_id(token)
+
+
+class StreamDecoder:
+    """Ids in one by one, text out as soon as it is whole; the pieces joined are the whole decoded at once.
+
+    A character may be several tokens of bytes: they are held back until it is complete.
+    """
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self._tokenizer = tokenizer
+        self._ids: list[int] = []
+        self._start = 0  # ids before this are only history
+        self._shown = 0  # ids before this have been given out
+
+    def push(self, token: int) -> str:
+        """The text that this token completes, perhaps empty."""
+        self._ids.append(token)
+        fresh = self._fresh()
+        if not fresh or fresh.endswith(INCOMPLETE):
+            return ""
+        self._start, self._shown = self._shown, len(self._ids)
+        return fresh
+
+    def flush(self) -> str:
+        """What was held back, at the end of a reply."""
+        fresh = self._fresh()
+        self._start = self._shown = len(self._ids)
+        return fresh
+
+    def _fresh(self) -> str:
+        history = self._tokenizer.decode(self._ids[self._start : self._shown])
+        return self._tokenizer.decode(self._ids[self._start :])[len(history) :]
