@@ -1,0 +1,164 @@
+"""What can this machine run, what is missing, and which line installs it: before anything is built or copied.
+
+Needs numpy alone, like the base install: every library is asked for by name or in a child process.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from edgemm.bundle import Bundle, open_bundle
+from edgemm.measure.board import Board, read_board
+from edgemm.measure.cuda_driver import CudaDriver, probe_cuda
+from edgemm.measure.machine import Machine, read_machine
+from edgemm.measure.packages import EXTRAS, Extra, read_extra
+from edgemm.measure.providers import Provider, probe_providers
+from edgemm.measure.targets import Findings, Verdict, judge
+
+__all__ = ["BundleFit", "Report", "examine", "report_json", "report_text"]
+
+WORKSHOP = ("ort", "openvino", "data", "train", "quantize", "export")  # the other extras are a target's engine
+
+
+@dataclass(frozen=True)
+class BundleFit:
+    """What one bundle would do here."""
+
+    name: str
+    targets: tuple[str, ...]  # that it was exported for
+    runs: tuple[str, ...]  # of them, those that run here
+    weights_bytes: int  # of its largest target: graphs and their weights, without caches and buffers
+    problem: str  # "" when it runs
+
+
+@dataclass(frozen=True)
+class Report:
+    machine: Machine
+    board: Board | None
+    cuda: CudaDriver
+    providers: tuple[Provider, ...]
+    extras: dict[str, Extra]
+    verdicts: tuple[Verdict, ...]
+    bundle: BundleFit | None
+
+    @property
+    def healthy(self) -> bool:
+        """The bundle runs here; without one, that any bundle could."""
+        return not self.bundle.problem if self.bundle else any(verdict.runs for verdict in self.verdicts)
+
+
+def examine(bundle: Path | None = None, root: Path = Path("/")) -> Report:
+    """Reads the machine; `root` is where /proc, /sys and /etc are looked for."""
+    opened = open_bundle(bundle, verify=False) if bundle else None
+    machine, board, cuda, providers = (
+        read_machine(root, bundle or Path(".")),
+        read_board(root),
+        probe_cuda(),
+        probe_providers(),
+    )
+    extras = {name: read_extra(name) for name in EXTRAS}
+    verdicts = judge(Findings(board, cuda, providers, extras))
+    fit = fit_bundle(opened, verdicts, machine) if opened else None
+    return Report(machine, board, cuda, providers, extras, verdicts, fit)
+
+
+def fit_bundle(bundle: Bundle, verdicts: tuple[Verdict, ...], machine: Machine) -> BundleFit:
+    manifest = bundle.manifest
+    here = {verdict.target: verdict for verdict in verdicts}
+    runs = tuple(target for target in manifest.targets if target in here and here[target].runs)
+    weights = max(_weights_bytes(bundle, target) for target in runs or manifest.targets)
+    available = machine.memory_available_bytes
+    problem = ""
+    if not runs:
+        reasons = [f"{target}: {here[target].problem}" for target in manifest.targets if target in here]
+        problem = "; ".join(reasons) or f"exported for {', '.join(manifest.targets)}, which this edgemm does not know"
+    elif available is not None and weights > available:
+        problem = f"its weights take {_gigabytes(weights)}, and {_gigabytes(available)} of memory are free"
+    return BundleFit(manifest.name, tuple(manifest.targets), runs, weights, problem)
+
+
+def report_json(report: Report) -> dict[str, Any]:
+    """Plain values only; absent things are null."""
+    verdicts = [{**asdict(verdict), "runs": verdict.runs} for verdict in report.verdicts]
+    extras = {name: {**asdict(extra), "cure": extra.cure} for name, extra in report.extras.items()}
+    board = {**asdict(report.board), "target": report.board.target} if report.board else None
+    found = {**asdict(report), "board": board, "extras": extras, "verdicts": verdicts, "healthy": report.healthy}
+    return {"schema_version": 1, **found}
+
+
+def report_text(report: Report) -> str:
+    lines = [*_machine_lines(report), "", "targets"]
+    for verdict in report.verdicts:
+        mark = "[✓]" if verdict.runs else "[x]"
+        lines.append(f"  {mark} {verdict.target:<16} {verdict.engine or verdict.problem}")
+        if verdict.cure:
+            lines.append(f"{'':23}{verdict.cure}")
+    lines += ["", "extras", *_extra_lines(report.extras)]
+    if report.bundle:
+        fit = report.bundle
+        lines += [
+            "",
+            f"bundle {fit.name}: made for {', '.join(fit.targets)}; {_gigabytes(fit.weights_bytes)} of weights",
+        ]
+    return "\n".join([*lines, "", _last_line(report)])
+
+
+def _machine_lines(report: Report) -> list[str]:
+    machine, board, cuda = report.machine, report.board, report.cuda
+    rows: dict[str, str | None] = {
+        "system": f"{machine.distribution or 'unknown'}, {machine.system}",
+        "python": machine.python,
+        "cpu": f"{machine.cpu} ({' '.join(machine.cpu_features) or 'no known vector instructions'})",
+        "cores": f"{machine.cores_usable:g} of {machine.cores} usable",
+        "memory": f"{_gigabytes(machine.memory_bytes)}, {_gigabytes(machine.memory_available_bytes)} free",
+        "disk": f"{_gigabytes(machine.disk_free_bytes)} free",
+        "board": None,
+        "gpu": "; ".join(
+            f"{gpu.name}, SM {gpu.compute_capability}, {_gigabytes(gpu.memory_bytes)}" for gpu in cuda.gpus
+        ),
+        "cuda": f"driver runs up to CUDA {cuda.version}" if cuda.version else cuda.problem,
+    }
+    if board:
+        rows["board"] = f"{board.model}, Linux for Tegra {board.l4t or '?'} (JetPack {board.jetpack or '?'})"
+        rows["power mode"] = board.power_mode or "unknown"
+    rows["providers"] = ", ".join(f"{p.name} {'works' if p.usable else 'does not work'}" for p in report.providers)
+    return [f"{name:<11}{value}" for name, value in rows.items() if value]
+
+
+def _extra_lines(extras: Mapping[str, Extra]) -> list[str]:
+    lines = []
+    for extra in (extras[name] for name in WORKSHOP):
+        have = ", ".join(f"{package} {version}" for package, version in extra.versions.items())
+        lines.append(f"  {'[x]' if extra.missing else '[✓]'} {extra.name:<16} {have or 'nothing'}")
+        if extra.missing:
+            lines.append(f"{'':23}{extra.cure}")
+    return lines
+
+
+def _last_line(report: Report) -> str:
+    if report.bundle:
+        fit = report.bundle
+        return (
+            f"{fit.name} runs here on: {', '.join(fit.runs)}."
+            if not fit.problem
+            else f"{fit.name} does not run here: {fit.problem}."
+        )
+    runs = [verdict.target for verdict in report.verdicts if verdict.runs]
+    if runs:
+        return f"Bundles exported for {' and '.join(runs)} run here."
+    cures = [verdict.cure for verdict in report.verdicts if verdict.cure]
+    return f"No bundle runs here yet. Start with: {cures[0]}" if cures else "No bundle runs here."
+
+
+def _weights_bytes(bundle: Bundle, target: str) -> int:
+    manifest = bundle.manifest
+    variants = [manifest.variant(component, target) for component in manifest.targets[target]]
+    files = {path for variant in variants for path in (variant.graph, variant.data) if path}
+    return sum(manifest.files[path].size_bytes for path in files)
+
+
+def _gigabytes(size_bytes: int | None) -> str:
+    return "unknown" if size_bytes is None else f"{size_bytes / 1e9:.3g} GB"

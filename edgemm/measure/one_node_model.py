@@ -1,0 +1,49 @@
+"""The smallest ONNX model that proves a backend works: y = x @ x, written as bytes by hand.
+
+The doctor runs where the onnx package is not installed, so the few protobuf fields that are needed are written here.
+Field numbers are those of onnx.proto.
+"""
+
+from __future__ import annotations
+
+__all__ = ["SIDE", "one_node_model"]
+
+SIDE = 4
+IR_VERSION, OPSET = 8, 13  # old enough for every runtime that edgemm meets
+FLOAT = 1  # TensorProto.DataType
+
+
+def one_node_model() -> bytes:
+    """ModelProto with input x and output y, both float32 (SIDE, SIDE)."""
+    node = _text(1, "x") + _text(1, "x") + _text(2, "y") + _text(4, "MatMul")
+    graph = _bytes(1, node) + _text(2, "one_node") + _bytes(11, _value("x")) + _bytes(12, _value("y"))
+    opset = _text(1, "") + _number(2, OPSET)
+    return _number(1, IR_VERSION) + _bytes(7, graph) + _bytes(8, opset)
+
+
+def _value(name: str) -> bytes:
+    """ValueInfoProto: a name, and a tensor type with its element type and its shape."""
+    side = _bytes(1, _number(1, SIDE))
+    tensor = _number(1, FLOAT) + _bytes(2, side + side)
+    return _text(1, name) + _bytes(2, _bytes(1, tensor))
+
+
+def _number(field: int, value: int) -> bytes:
+    return _varint(field << 3) + _varint(value)
+
+
+def _bytes(field: int, payload: bytes) -> bytes:
+    return _varint(field << 3 | 2) + _varint(len(payload)) + payload
+
+
+def _text(field: int, text: str) -> bytes:
+    return _bytes(field, text.encode())
+
+
+def _varint(value: int) -> bytes:
+    """Seven bits a byte, the lowest first; the top bit says that more follow."""
+    out = bytearray()
+    while value > 0x7F:
+        out.append(value & 0x7F | 0x80)
+        value >>= 7
+    return bytes([*out, value])

@@ -1,0 +1,115 @@
+"""Which bundle targets run on this machine, and what would make the others run.
+
+Judges what machine.py, board.py, cuda_driver.py, providers.py and packages.py found; it looks at nothing itself.  A
+target runs when its engine is installed, was seen to work, and edgemm has a backend for it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib.util import find_spec
+
+from edgemm.measure.board import Board
+from edgemm.measure.cuda_driver import CudaDriver
+from edgemm.measure.packages import Extra
+from edgemm.measure.providers import Provider
+
+__all__ = ["Findings", "Verdict", "judge"]
+
+TENSORRT_BACKEND = "edgemm.runtimes.tensorrt_backend"
+ON_JETSON = (
+    "sudo apt-get install nvidia-jetpack, then make the environment with: python3 -m venv --system-site-packages"
+)
+RTX_OLDEST = (7, 5)  # compute capability
+
+
+@dataclass(frozen=True)
+class Findings:
+    board: Board | None
+    cuda: CudaDriver
+    providers: tuple[Provider, ...]
+    extras: dict[str, Extra]
+
+
+@dataclass(frozen=True)
+class Verdict:
+    target: str
+    engine: str  # what runs it here; "" when nothing does
+    problem: str  # why it does not run; "" when it does
+    cure: str  # what to do about it; "" when nothing on this machine would help
+
+    @property
+    def runs(self) -> bool:
+        return not self.problem
+
+
+def judge(found: Findings) -> tuple[Verdict, ...]:
+    """One verdict a target, in the order of the table."""
+    return tuple(rule(target, found) for target, rule in RULES.items())
+
+
+def _onnxruntime(target: str, found: Findings, provider: str, extra: Extra) -> Verdict:
+    seen = {item.name: item for item in found.providers}.get(provider)
+    if seen is None:
+        return Verdict(
+            target, "", f"no ONNX Runtime with {provider}", extra.cure or f"pip install 'edgemm[{extra.name}]'"
+        )
+    if seen.problem:
+        return Verdict(target, "", f"{provider}: {seen.problem}", extra.cure)
+    lacking = [package for package in ("tokenizers", "pillow") if package in extra.missing]
+    if lacking:
+        return Verdict(target, "", f"missing: {', '.join(lacking)}", f"pip install {' '.join(lacking)}")
+    return Verdict(target, f"ONNX Runtime, {provider}", "", "")
+
+
+def _cpu(target: str, found: Findings) -> Verdict:
+    return _onnxruntime(target, found, "CPUExecutionProvider", found.extras["ort"])
+
+
+def _cuda(target: str, found: Findings) -> Verdict:
+    if found.board:
+        problem = "onnxruntime-gpu has no official build for Jetson"
+        return Verdict(target, "", problem, f"export the bundle with --target {found.board.target or 'cpu'}")
+    if not found.cuda.gpus:
+        return Verdict(target, "", found.cuda.problem, "")
+    return _onnxruntime(target, found, "CUDAExecutionProvider", found.extras["cuda"])
+
+
+def _jetson(target: str, found: Findings) -> Verdict:
+    if found.board is None:
+        return Verdict(target, "", "this machine is no Jetson", "")
+    if found.board.target != target:
+        fits = f"this board takes {found.board.target}" if found.board.target else "no target is made for this board"
+        return Verdict(target, "", fits, "")
+    version = found.extras["tensorrt"].versions.get("tensorrt")
+    if version is None:
+        return Verdict(target, "", "TensorRT's Python module is not there", ON_JETSON)
+    return _with_backend(Verdict(target, f"TensorRT {version}", "", ""))
+
+
+def _rtx(target: str, found: Findings) -> Verdict:
+    capable = [gpu for gpu in found.cuda.gpus if tuple(map(int, gpu.compute_capability.split("."))) >= RTX_OLDEST]
+    extra = found.extras["tensorrt-rtx"]
+    if found.board or not capable:
+        return Verdict(target, "", found.cuda.problem or "no RTX GPU (compute capability 7.5 or newer)", "")
+    if extra.missing:
+        return Verdict(target, "", f"missing: {', '.join(extra.missing)}", extra.cure)
+    return _with_backend(Verdict(target, f"TensorRT for RTX {extra.versions['tensorrt-rtx']}", "", ""))
+
+
+def _with_backend(verdict: Verdict) -> Verdict:
+    """An engine that edgemm cannot drive yet runs nothing, however well it is installed."""
+    if find_spec(TENSORRT_BACKEND):
+        return verdict
+    return Verdict(verdict.target, "", f"{verdict.engine} is here, but this edgemm has no backend for it yet", "")
+
+
+RULES: dict[str, Callable[[str, Findings], Verdict]] = {
+    "cpu": _cpu,
+    "cuda": _cuda,
+    "jetson-orin-jp6": _jetson,
+    "jetson-orin": _jetson,
+    "jetson-thor": _jetson,
+    "rtx": _rtx,
+}

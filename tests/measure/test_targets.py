@@ -1,0 +1,86 @@
+"""Verdicts for machines that are not here."""
+
+from __future__ import annotations
+
+import pytest
+
+from edgemm.measure import targets
+from edgemm.measure.board import read_board
+from edgemm.measure.cuda_driver import CudaDriver, Gpu
+from edgemm.measure.packages import EXTRAS, Extra
+from edgemm.measure.providers import Provider
+from edgemm.measure.targets import Findings, judge
+from tests.measure.recorded import ORIN_NANO, THOR, lay_out
+
+NO_DRIVER = CudaDriver(None, (), "no CUDA driver")
+RTX_4090 = CudaDriver("13.0", (Gpu("NVIDIA GeForce RTX 4090", "8.9", 24 << 30),), "")
+CPU = Provider("CPUExecutionProvider", "")
+
+
+def extras(*present: str) -> dict[str, Extra]:
+    return {
+        name: Extra(name, {p: "1" for p in packages if p in present}, tuple(p for p in packages if p not in present))
+        for name, packages in EXTRAS.items()
+    }
+
+
+def verdicts(board=None, cuda=NO_DRIVER, providers=(), present=()):
+    return {verdict.target: verdict for verdict in judge(Findings(board, cuda, tuple(providers), extras(*present)))}
+
+
+def test_every_target_of_the_design_is_judged():
+    assert list(verdicts()) == ["cpu", "cuda", "jetson-orin-jp6", "jetson-orin", "jetson-thor", "rtx"]
+
+
+def test_a_bare_install_runs_nothing_and_says_how_to_begin():
+    found = verdicts()
+    assert not any(verdict.runs for verdict in found.values())
+    assert found["cpu"].cure == "pip install 'edgemm[ort]'"
+
+
+def test_a_cpu_with_onnxruntime_runs_cpu_bundles():
+    found = verdicts(providers=[CPU], present=("onnxruntime", "tokenizers", "pillow"))
+    assert [name for name, verdict in found.items() if verdict.runs] == ["cpu"]
+
+
+def test_onnxruntime_without_a_tokenizer_is_not_enough():
+    cpu = verdicts(providers=[CPU], present=("onnxruntime", "pillow"))["cpu"]
+    assert not cpu.runs and cpu.cure == "pip install tokenizers"
+
+
+def test_a_gpu_with_a_broken_provider_does_not_run_cuda_bundles():
+    broken = Provider("CUDAExecutionProvider", "libcudnn.so.9: cannot open shared object file")
+    everything = ("onnxruntime-gpu", "tokenizers", "pillow")
+    cuda = verdicts(cuda=RTX_4090, providers=[CPU, broken], present=everything)["cuda"]
+    assert not cuda.runs and "libcudnn" in cuda.problem
+
+
+def test_a_gpu_without_its_onnxruntime_gets_the_line():
+    cuda = verdicts(cuda=RTX_4090, providers=[CPU])["cuda"]
+    assert not cuda.runs and cuda.cure == "pip install 'edgemm[cuda]'"
+
+
+@pytest.mark.parametrize(("files", "target"), [(ORIN_NANO, "jetson-orin-jp6"), (THOR, "jetson-thor")])
+def test_a_jetson_takes_its_own_target_alone(tmp_path, monkeypatch, files, target):
+    monkeypatch.setattr(targets, "find_spec", lambda name: object())
+    board = read_board(lay_out(tmp_path, files))
+    found = verdicts(board, present=("tensorrt", "tokenizers", "pillow"))
+    assert [name for name, verdict in found.items() if verdict.runs] == [target]
+    assert target in found["cuda"].cure
+
+
+def test_a_jetson_without_tensorrt_is_told_where_it_comes_from(tmp_path):
+    board = read_board(lay_out(tmp_path, ORIN_NANO))
+    assert "nvidia-jetpack" in verdicts(board)["jetson-orin-jp6"].cure
+
+
+def test_an_engine_without_a_backend_runs_nothing(tmp_path, monkeypatch):
+    monkeypatch.setattr(targets, "find_spec", lambda name: None)
+    board = read_board(lay_out(tmp_path, ORIN_NANO))
+    verdict = verdicts(board, present=("tensorrt", "tokenizers", "pillow"))["jetson-orin-jp6"]
+    assert not verdict.runs and "no backend" in verdict.problem
+
+
+def test_an_old_gpu_is_no_rtx():
+    old = CudaDriver("12.4", (Gpu("Tesla V100", "7.0", 16 << 30),), "")
+    assert "7.5" in verdicts(cuda=old, present=EXTRAS["tensorrt-rtx"])["rtx"].problem
