@@ -1,0 +1,125 @@
+"""The emoji set: every drawing of the chosen styles, labelled, without duplicates, split by family.
+
+Where one style has the same pixels for two emoji, one stays: the first in Unicode's order when they are one family
+(the person, not the man), the shortest label otherwise (Norway, not Svalbard & Jan Mayen).  Nobody could tell the
+others apart.  The held-out style also loses the drawings it shares with a training style.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from edgemm.data.colours import dominant_colour
+from edgemm.data.format import Sample
+from edgemm.data.icons import name_codes, read_icons
+from edgemm.data.labels import Label, read_labels
+from edgemm.data.progress import progress
+from edgemm.data.questions import emoji_questions
+from edgemm.data.rasterise import on_white, rasterise
+from edgemm.data.sources import LABELS, PACKAGES, Package, fetch, read_json
+from edgemm.data.splits import HELD_OUT_STYLE, SCORER_STYLE, assign_splits
+from edgemm.data.writer import DatasetWriter
+
+__all__ = ["Drawing", "build_emoji", "distinct", "draw_emoji", "packages_of"]
+
+SAME_DRAWING = 2.0  # mean difference in grey levels; three noto-v1 drawings are below it, the next is at 2.7
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """One emoji as one style draws it."""
+
+    style: str
+    label: Label
+    picture: Image.Image  # RGB on white
+    colour: str | None  # what most of it shows, where one colour does
+
+
+def build_emoji(
+    folder: Path, size: int, styles: Sequence[str], seed: int, cache: Path, *, offline: bool = False
+) -> int:
+    """Write the set into `folder`; the number of pictures."""
+    writer = DatasetWriter(folder, "emoji", size)
+    colours = {}
+    for sample, drawing in draw_emoji(size, styles, cache, offline=offline):
+        writer.add(sample, drawing.picture)
+        if drawing.colour:
+            colours[sample.id] = drawing.colour
+    writer.finish(emoji_questions(writer.samples, colours, seed), packages_of(styles))
+    return len(writer.samples)
+
+
+def packages_of(styles: Sequence[str]) -> list[Package]:
+    """What a set in these styles is made from, labels first."""
+    return [PACKAGES[name] for name in (LABELS, *styles)]
+
+
+def draw_emoji(size: int, styles: Sequence[str], cache: Path, *, offline: bool = False) -> list[tuple[Sample, Drawing]]:
+    """Every distinct drawing of the styles, in the styles' and Unicode's order."""
+    extra = ["noto"] if "noto-v1" in styles and "noto" not in styles else []  # noto-v1's names are read off noto's
+    tarballs = {name: fetch(PACKAGES[name], cache, offline=offline) for name in (LABELS, *styles, *extra)}
+    labels = read_labels(tarballs[LABELS])
+    names = name_codes(labels, read_json(tarballs["noto"], "chars.json")) if "noto" in tarballs else {}
+    icons = [
+        (style, labels[code], svg)
+        for style in styles
+        for code, svg in read_icons(tarballs[style], labels, names).items()
+    ]
+    drawings = distinct([_draw(*icon, size) for icon in progress(icons, len(icons), "drawing")])
+    splits = assign_splits((drawing.style, drawing.label.hexcode, drawing.label.family) for drawing in drawings)
+    return [(_sample_of(drawing, splits[drawing.style, drawing.label.hexcode]), drawing) for drawing in drawings]
+
+
+def distinct(drawings: Sequence[Drawing]) -> list[Drawing]:
+    """The drawings without those that look like another one."""
+    twins: defaultdict[tuple[str, bytes], list[Drawing]] = defaultdict(list)
+    for drawing in drawings:
+        twins[drawing.style, hashlib.sha256(drawing.picture.tobytes()).digest()].append(drawing)
+    kept = {id(_clearest(same)) for same in twins.values()}
+    trained = {
+        drawing.label.hexcode: drawing for drawing in drawings if drawing.style not in (HELD_OUT_STYLE, SCORER_STYLE)
+    }
+    return [drawing for drawing in drawings if id(drawing) in kept and not _is_copy(drawing, trained)]
+
+
+def _clearest(same: Sequence[Drawing]) -> Drawing:
+    families = {drawing.label.family for drawing in same}
+    return same[0] if len(families) == 1 else min(same, key=lambda drawing: len(drawing.label.text))
+
+
+def _is_copy(drawing: Drawing, trained: dict[str, Drawing]) -> bool:
+    twin = trained.get(drawing.label.hexcode)
+    if drawing.style != HELD_OUT_STYLE or twin is None:
+        return False
+    difference = np.asarray(drawing.picture, dtype=np.int16) - np.asarray(twin.picture, dtype=np.int16)
+    return float(np.abs(difference).mean()) < SAME_DRAWING
+
+
+def _draw(style: str, label: Label, svg: str, size: int) -> Drawing:
+    picture = rasterise(svg, size)
+    return Drawing(style, label, on_white(picture), dominant_colour(picture))
+
+
+def _sample_of(drawing: Drawing, split: str) -> Sample:
+    label, style = drawing.label, drawing.style
+    name = f"{style}/{label.hexcode}"
+    return Sample(
+        id=name,
+        image=f"images/{name}.png",
+        style=style,
+        label=label.text,
+        tags=label.tags,
+        family=label.family,
+        group=label.group,
+        subgroup=label.subgroup,
+        hexcode=label.hexcode,
+        split=split,
+        captions=(label.text, f"{label.text}, {style} style"),
+    )

@@ -1,0 +1,177 @@
+"""What a dataset is on disk, and how to read one.
+
+    DIR/dataset.json       kind, size, sources with sha512 and licence, counts and majority baselines per split
+    DIR/samples.jsonl      one picture a line: `Sample`
+    DIR/questions.jsonl    one question a line: `Question`
+    DIR/images/...         RGB PNGs on white, all `size` x `size`
+    DIR/contact_sheet.png  a look at it
+    DIR/LICENSES/ NOTICE   who drew it, and under which terms
+
+Splits: `train`; `held-out-style` (a family seen in training, drawn by a style that is not); `held-out-family` (a family
+withheld from every style); `held-out-pair` (a label trained in another style and withheld from this one); `scorer`
+(pictures for training an independent judge: never train on them, never report on them).
+
+Writing is in writer.py, what goes in is in emoji.py, compose.py and shapes.py.  Nothing here needs Pillow.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any, TypeVar
+
+from edgemm.errors import InputError
+
+__all__ = ["SCHEMA_VERSION", "SPLITS", "Dataset", "Question", "Sample", "Source", "dump_line", "read_dataset"]
+
+SCHEMA_VERSION = 1
+SPLITS = ("train", "held-out-style", "held-out-family", "held-out-pair", "scorer")
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One picture and everything that is known about it."""
+
+    id: str  # "fluent/1f436"; unique in the dataset
+    image: str  # path below the dataset folder
+    style: str  # who drew it: "fluent", "noto", "noto-v1", "twemoji", "shapes"
+    label: str  # lower-case English; for a scene, its shortest caption
+    tags: tuple[str, ...]  # other words for it
+    family: str  # what stays together in a split: "heart" for every colour of heart
+    group: str  # "animals-nature"
+    subgroup: str  # "animal-mammal"
+    hexcode: str  # Unicode code points without fe0f; empty for a scene
+    split: str  # one of SPLITS
+    captions: tuple[str, ...]  # true sentences about the picture, shortest first
+    scene: dict[str, Any] | None = None  # exact objects, boxes and relations, where they are known
+
+    def __post_init__(self) -> None:
+        if self.split not in SPLITS:
+            raise ValueError(f"split {self.split!r} of {self.id} is not one of {', '.join(SPLITS)}")
+
+
+@dataclass(frozen=True)
+class Question:
+    """One question about one picture."""
+
+    sample: str  # Sample.id
+    kind: str  # "label", "group", "colour", "yesno", "count", "relation", "existence"
+    question: str
+    answer: str
+    choices: tuple[str, ...] | None  # None when the answer is free text
+    split: str  # the sample's
+
+    def __post_init__(self) -> None:
+        if self.choices is not None and self.answer not in self.choices:
+            raise ValueError(f"answer {self.answer!r} is not among the choices {self.choices} of {self.sample}")
+
+
+@dataclass(frozen=True)
+class Source:
+    """A package the pictures or the words came from."""
+
+    package: str
+    version: str
+    sha512: str  # npm's integrity value, base64
+    licence: str  # SPDX
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """A dataset folder, read and checked."""
+
+    path: Path
+    kind: str  # "emoji", "compose", "shapes"
+    size: int  # pixels a side
+    styles: tuple[str, ...]
+    sources: tuple[Source, ...]
+    baselines: dict[str, dict[str, dict[str, Any]]]  # kind -> split -> {majority_answer, accuracy, questions}
+    samples: tuple[Sample, ...] = field(repr=False)
+    questions: tuple[Question, ...] = field(repr=False)
+
+    def image_path(self, sample: Sample) -> Path:
+        return self.path / sample.image
+
+    def split(self, *names: str) -> list[Sample]:
+        """The samples of the named splits, in file order."""
+        return [sample for sample in self.samples if sample.split in names]
+
+
+def dump_line(record: Sample | Question) -> str:
+    """One line of JSON, the same bytes every time."""
+    return json.dumps(asdict(record), ensure_ascii=False, separators=(",", ":")) + "\n"
+
+
+def read_dataset(path: str | Path) -> Dataset:
+    """Read a dataset folder; every line is checked, pictures are not opened."""
+    path = Path(path)
+    header = _read_header(path)
+    try:
+        kind, size, styles = str(header["kind"]), int(header["size"]), tuple(header["styles"])
+        sources = tuple(Source(**source) for source in header["sources"])
+        baselines, counts = header["baselines"], header["counts"]
+    except (KeyError, TypeError, ValueError) as error:
+        raise InputError(f"{path / 'dataset.json'} lacks or garbles {error}; rebuild it with: edgemm data") from error
+    samples = tuple(_read_lines(path / "samples.jsonl", Sample))
+    questions = tuple(_read_lines(path / "questions.jsonl", Question))
+    expected = sum(counts.values())
+    if len(samples) != expected:
+        raise InputError(
+            f"{path} has {len(samples)} samples, dataset.json says {expected}; rebuild it with: edgemm data"
+        )
+    _check_references(path, samples, questions)
+    return Dataset(path, kind, size, styles, sources, baselines, samples, questions)
+
+
+def _read_header(path: Path) -> dict[str, Any]:
+    if not path.is_dir():
+        raise InputError(f"no dataset folder at {path}; make one with: edgemm data emoji --output {path}")
+    file = path / "dataset.json"
+    if not file.is_file():
+        raise InputError(f"{path} has no dataset.json, so it is not an edgemm dataset; give the folder above images/")
+    try:
+        header = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise InputError(f"{file} is not JSON ({error}); rebuild it with: edgemm data") from error
+    found = header.get("schema_version") if isinstance(header, dict) else None
+    if found != SCHEMA_VERSION:
+        raise InputError(f"{file} has schema_version {found}, this edgemm reads {SCHEMA_VERSION}; rebuild the dataset")
+    return header
+
+
+Record = TypeVar("Record", Sample, Question)
+
+
+def _read_lines(file: Path, record: type[Record]) -> Iterable[Record]:
+    if not file.is_file():
+        raise InputError(f"{file} is missing; rebuild the dataset with: edgemm data")
+    names = {item.name for item in fields(record)}
+    with file.open(encoding="utf-8") as lines:
+        for number, line in enumerate(lines, start=1):
+            try:
+                yield record(**_tuples(json.loads(line), names))
+            except (TypeError, ValueError) as error:
+                raise InputError(f"{file}, line {number}: {error}") from error
+
+
+def _tuples(values: Mapping[str, Any], names: set[str]) -> dict[str, Any]:
+    if not isinstance(values, dict) or set(values) != names:
+        raise ValueError(f"expected the fields {', '.join(sorted(names))}")
+    return {
+        key: tuple(value) if key in ("tags", "captions", "choices") and value is not None else value
+        for key, value in values.items()
+    }
+
+
+def _check_references(path: Path, samples: tuple[Sample, ...], questions: tuple[Question, ...]) -> None:
+    splits = {sample.id: sample.split for sample in samples}
+    if len(splits) != len(samples):
+        raise InputError(f"{path / 'samples.jsonl'} names a sample twice; rebuild the dataset with: edgemm data")
+    for question in questions:
+        if splits.get(question.sample) != question.split:
+            raise InputError(
+                f"{path / 'questions.jsonl'}: a question of split {question.split!r} is about {question.sample!r}, "
+                f"which is {splits.get(question.sample, 'not there')!r}"
+            )

@@ -1,0 +1,61 @@
+"""Where the things of a scene stand: boxes that never touch, and the relations that hold between them.
+
+Boxes are (left, top, right, bottom) in pixels, right and bottom exclusive, the origin at the top left.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+
+__all__ = ["OPPOSITE", "RELATIONS", "Box", "holds", "place"]
+
+Box = tuple[int, int, int, int]
+RELATIONS = ("left of", "right of", "above", "below")
+OPPOSITE = {"left of": "right of", "right of": "left of", "above": "below", "below": "above"}
+GAP = 3 / 64  # of the canvas, between any two boxes
+MARGIN = 1 / 64
+TRIES = 400
+
+
+def place(sides: Sequence[int], size: int, relation: str | None, rng: random.Random) -> list[Box]:
+    """Random boxes with these sides on a square canvas; the first is in `relation` to the second, if one is given."""
+    while True:
+        boxes: list[Box] = []
+        for side in sides:
+            box = _free_box(side, size, boxes, rng)
+            if box is None:
+                break
+            boxes.append(box)
+        if len(boxes) == len(sides) and (relation is None or holds(relation, boxes[0], boxes[1])):
+            return boxes
+
+
+def holds(relation: str, one: Box, other: Box, slack: float = 0.5) -> bool:
+    """Whether `one` is left of, right of, above or below `other`.
+
+    It must be clear of it on that axis, and off it on the other by no more than `slack` times the distance.
+    """
+    if relation in ("right of", "below"):
+        return holds(OPPOSITE[relation], other, one, slack)
+    axis = 0 if relation == "left of" else 1
+    along, across = (abs(_middle(one, a) - _middle(other, a)) for a in (axis, 1 - axis))
+    return one[axis + 2] <= other[axis] and across <= slack * along
+
+
+def _middle(box: Box, axis: int) -> float:
+    return (box[axis] + box[axis + 2]) / 2
+
+
+def _free_box(side: int, size: int, taken: Sequence[Box], rng: random.Random) -> Box | None:
+    gap, margin = round(GAP * size), round(MARGIN * size)
+    for _ in range(TRIES):
+        left, top = (rng.randint(margin, size - margin - side) for _ in range(2))
+        box = (left, top, left + side, top + side)
+        if all(_apart(box, other, gap) for other in taken):
+            return box
+    return None
+
+
+def _apart(one: Box, other: Box, gap: int) -> bool:
+    return any(one[a + 2] + gap <= other[a] or other[a + 2] + gap <= one[a] for a in (0, 1))

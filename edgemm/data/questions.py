@@ -1,0 +1,115 @@
+"""Questions about single emoji, made so that looking pays and guessing does not.
+
+    label    "What is this?"                        the label
+    group    "What kind of thing is this?"          four choices; every group is the answer equally often
+    colour   "What colour is this?"                 four choices; only where pixels and label name the same colour
+    yesno    "Is this a cat?"                       yes, and once no with another label of the same subgroup: each
+                                                    label is asked about as often with yes as with no
+
+Nobody is asked about a person's gender or skin.  Scenes have their own questions in compose.py and shapes.py.
+"""
+
+from __future__ import annotations
+
+import random
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from statistics import median
+
+from edgemm.data.balance import balanced_partners, capped
+from edgemm.data.format import Question, Sample
+from edgemm.data.labels import COLOURS, names_gender
+from edgemm.data.words import with_article
+
+__all__ = ["choice_question", "emoji_questions", "surely_differ"]
+
+GROUP_WORDS = {
+    "smileys-emotion": "a face or feeling",
+    "people-body": "a person or body part",
+    "animals-nature": "an animal or plant",
+    "food-drink": "food or drink",
+    "travel-places": "a place, weather or transport",
+    "activities": "an activity",
+    "objects": "an object",
+    "symbols": "a symbol",
+    "flags": "a flag",
+}
+SKIPPED_SUBGROUPS = {"person", "family", "person-symbol", "gender"}  # nothing to ask but looks and gender
+CHOICES = 4
+SMALLEST_GROUP = 0.25  # of the median: a group with fewer pictures would leave few questions for the others
+
+
+def emoji_questions(samples: Sequence[Sample], colours: Mapping[str, str], seed: int) -> list[Question]:
+    """All questions, sorted by sample; `colours` maps a sample id to the colour its pixels show."""
+    by_split: defaultdict[str, list[Sample]] = defaultdict(list)
+    for sample in samples:
+        by_split[sample.split].append(sample)
+    questions: list[Question] = []
+    for split, members in sorted(by_split.items()):
+        rng = random.Random(f"{seed} {split}")
+        askable = [sample for sample in members if _is_askable(sample)]
+        questions += [Question(sample.id, "label", "What is this?", sample.label, None, split) for sample in askable]
+        questions += _group_questions(members, rng)
+        questions += _colour_questions(members, colours, rng)
+        questions += _yesno_questions(askable, rng)
+    order = {sample.id: index for index, sample in enumerate(samples)}
+    return sorted(questions, key=lambda question: order[question.sample])
+
+
+def _is_askable(sample: Sample) -> bool:
+    return sample.subgroup not in SKIPPED_SUBGROUPS and not names_gender(sample.label)
+
+
+def _group_questions(samples: Sequence[Sample], rng: random.Random) -> Iterable[Question]:
+    by_group: defaultdict[str, list[Sample]] = defaultdict(list)
+    for sample in samples:
+        by_group[sample.group].append(sample)
+    enough = median(map(len, by_group.values())) * SMALLEST_GROUP
+    groups = {name: some for name, some in by_group.items() if len(some) >= enough}
+    if len(groups) < 2:
+        return
+    words = [GROUP_WORDS[name] for name in sorted(groups)]
+    for name, some in sorted(capped(groups, min(map(len, groups.values())), rng).items()):
+        for sample in some:
+            yield choice_question(sample, "group", "What kind of thing is this?", GROUP_WORDS[name], words, rng)
+
+
+def _colour_questions(samples: Iterable[Sample], colours: Mapping[str, str], rng: random.Random) -> Iterable[Question]:
+    by_colour: defaultdict[str, list[Sample]] = defaultdict(list)
+    for sample in samples:
+        named = [word for word in sample.label.split() if word in COLOURS]
+        if len(named) == 1 and sample.group != "people-body" and colours.get(sample.id) == named[0]:
+            by_colour[named[0]].append(sample)
+    if not by_colour:
+        return
+    typical = max(1, int(median(map(len, by_colour.values()))))  # or black and white would be half of the answers
+    for colour, some in sorted(capped(by_colour, typical, rng).items()):
+        for sample in some:
+            yield choice_question(sample, "colour", "What colour is this?", colour, COLOURS, rng)
+
+
+def choice_question(
+    sample: Sample, kind: str, text: str, answer: str, all_choices: Sequence[str], rng: random.Random
+) -> Question:
+    others = [choice for choice in all_choices if choice != answer]
+    choices = [answer, *rng.sample(others, min(CHOICES - 1, len(others)))]
+    rng.shuffle(choices)
+    return Question(sample.id, kind, text, answer, tuple(choices), sample.split)
+
+
+def _yesno_questions(samples: Sequence[Sample], rng: random.Random) -> Iterable[Question]:
+    by_subgroup: defaultdict[tuple[str, str], list[Sample]] = defaultdict(list)
+    for sample in samples:
+        by_subgroup[sample.style, sample.subgroup].append(sample)
+    for _, members in sorted(by_subgroup.items()):
+        rng.shuffle(members)
+        for sample, other in balanced_partners(members, surely_differ):
+            for label, answer in ((sample.label, "yes"), (other.label, "no")):
+                text = f"Is this {with_article(label)}?"
+                yield Question(sample.id, "yesno", text, answer, ("yes", "no"), sample.split)
+
+
+def surely_differ(one: Sample, other: Sample) -> bool:
+    """Whether `other`'s label is wrong for `one`'s picture: a whale is a doubtful no for a spouting whale."""
+    words, other_words = set(one.label.split()), set(other.label.split())
+    return one.family != other.family and not words <= other_words and not other_words <= words

@@ -1,0 +1,103 @@
+"""Writing a dataset so that it is either whole or not there.
+
+Everything goes to a temporary folder beside the goal, which is renamed at the end; Ctrl-C, a full disk or a bug leave
+nothing behind.  What the files mean is in format.py; which terms the pictures carry is in notice.py.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import shutil
+import tempfile
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from edgemm.data.baselines import majority_baselines
+from edgemm.data.contact_sheet import contact_sheet
+from edgemm.data.format import SCHEMA_VERSION, SPLITS, Question, Sample, dump_line
+from edgemm.data.notice import write_notice
+from edgemm.data.sources import Package
+from edgemm.errors import EdgemmError, ResourceError, UsageError
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+__all__ = ["DatasetWriter", "new_folder"]
+
+
+class DatasetWriter:
+    """Takes pictures as they come, then writes the tables, the sheet and the licences."""
+
+    def __init__(self, folder: Path, kind: str, size: int) -> None:
+        self.folder, self.kind, self.size = folder, kind, size
+        self.samples: list[Sample] = []
+        self._made: set[Path] = set()
+
+    def add(self, sample: Sample, picture: Image.Image) -> None:
+        if picture.mode != "RGB" or picture.size != (self.size, self.size):
+            raise ValueError(f"{sample.id} is {picture.mode} {picture.size}, not RGB {self.size} x {self.size}")
+        file = self.folder / sample.image
+        if file.parent not in self._made:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            self._made.add(file.parent)
+        picture.save(file, optimize=True)
+        self.samples.append(sample)
+
+    def finish(self, questions: Sequence[Question], packages: Sequence[Package]) -> None:
+        counts = Counter(sample.split for sample in self.samples)
+        header = {
+            "schema_version": SCHEMA_VERSION,
+            "kind": self.kind,
+            "size": self.size,
+            "styles": sorted({sample.style for sample in self.samples}),
+            "sources": [vars(package.source) for package in packages],
+            "counts": {split: counts[split] for split in SPLITS if counts[split]},
+            "questions": dict(Counter(question.kind for question in questions)),
+            "baselines": majority_baselines(questions),
+        }
+        (self.folder / "dataset.json").write_text(
+            json.dumps(header, indent=2, ensure_ascii=False) + "\n", encoding="utf-8"
+        )
+        for name, records in (("samples.jsonl", self.samples), ("questions.jsonl", questions)):
+            with (self.folder / name).open("w", encoding="utf-8") as lines:
+                lines.writelines(dump_line(record) for record in records)
+        contact_sheet(self.folder, self.samples, self.size).save(self.folder / "contact_sheet.png", optimize=True)
+        write_notice(self.folder, packages)
+
+
+@contextmanager
+def new_folder(goal: Path, *, force: bool = False) -> Iterator[Path]:
+    """A temporary folder that becomes `goal` when the block ends well, and vanishes when it does not."""
+    if goal.exists() and not goal.is_dir():
+        raise UsageError(f"{goal} is a file; --output wants a folder")
+    if goal.is_dir() and any(goal.iterdir()) and not force:
+        raise UsageError(f"{goal} is not empty; give another --output, or --force to replace it")
+    try:
+        goal.absolute().parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(prefix=f".{goal.name}-", dir=goal.absolute().parent))
+    except OSError as error:
+        raise UsageError(f"cannot write beside {goal}: {error.strerror}; give another --output") from error
+    try:
+        yield temporary
+        temporary.chmod(0o755)  # mkdtemp's 0700 would hide the set from a colleague
+        _put_in_place(temporary, goal)
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise ResourceError(f"the disk of {goal} is full; free some space or give another --output") from error
+        raise EdgemmError(f"writing {goal} failed: {error}") from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _put_in_place(temporary: Path, goal: Path) -> None:
+    if not goal.exists() or not any(goal.iterdir()):
+        temporary.replace(goal)
+        return
+    old = temporary.with_name(temporary.name + "-old")
+    goal.replace(old)
+    temporary.replace(goal)
+    shutil.rmtree(old)
