@@ -22,7 +22,7 @@ SAMPLES_FOR_DRIFT = 6
 
 @dataclass(frozen=True)
 class Summary:
-    """All values in the samples' own unit."""
+    """All values in the samples' own unit.  p90 is what nine of ten runs reach or beat: a slow time, a low rate."""
 
     count: int
     mean: float
@@ -38,12 +38,12 @@ class Summary:
         return self.sd / self.mean if self.sd is not None and self.mean else None
 
 
-def summarise(values: Sequence[float]) -> Summary | None:
-    """None when nothing was measured."""
+def summarise(values: Sequence[float], more_is_better: bool = False) -> Summary | None:
+    """None when nothing was measured; `more_is_better` for rates, whose bad end is the low one."""
     if not len(values):
         return None
     array = np.asarray(values, dtype=np.float64)  # (n,)
-    p50, p90, p99 = np.percentile(array, [50, 90, 99])
+    p50, p90, p99 = np.percentile(array, [50, 10, 1] if more_is_better else [50, 90, 99])
     return Summary(
         count=array.size,
         mean=float(array.mean()),

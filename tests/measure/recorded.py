@@ -27,7 +27,8 @@ ORIN_NANO = {
 }
 AGX_ORIN = {
     "proc/device-tree/model": "NVIDIA Jetson AGX Orin Developer Kit\0",
-    "proc/device-tree/compatible": "nvidia,p3737-0000+p3701-0005\0nvidia,p3701-0005\0nvidia,tegra234\0nvidia,tegra23x\0",
+    "proc/device-tree/compatible": "nvidia,p3737-0000+p3701-0005\0nvidia,p3701-0005\0"
+    "nvidia,tegra234\0nvidia,tegra23x\0",
     "etc/nv_tegra_release": "# R39 (release), REVISION: 2.0, GCID: 45755727, BOARD: generic, EABI: aarch64, "
     "DATE: Mon Jun  1 09:28:48 PM UTC 2026\n",
     "var/lib/nvpmodel/status": "pmode:0000",

@@ -1,0 +1,67 @@
+"""A benchmark's result for people: a card, a table, and what to beware of.
+
+It knows strings only; the numbers are bench.py's.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+__all__ = ["render_page"]
+
+COLUMNS = ("", "mean ± sd", "p50", "p90", "p99", "min", "max", "n", "what is timed")
+
+
+def render_page(result: dict[str, Any]) -> str:
+    """Markdown, readable as it is."""
+    lines = ["=== Performance summary ===", "", *_card_lines(result), "", *_table(result["rows"])]
+    if result["warnings"]:
+        lines += ["", *(f"warning: {warning}" for warning in result["warnings"])]
+    return "\n".join(lines)
+
+
+def _card_lines(result: dict[str, Any]) -> list[str]:
+    card, measured = result["card"], result["measured"]
+    precision = ", ".join(f"{name} {kind}" for name, kind in card["precision"].items())
+    versions = ", ".join(f"{name} {version}" for name, version in card["versions"].items())
+    board = f"{card['board']} ({card['power_mode'] or 'unknown power mode'}), " if card["board"] else ""
+    work = ", ".join(f"{count} {name.replace('_', ' ')}" for name, count in measured.items())
+    return [
+        f"bundle   {card['bundle']} ({card['bundle_sha256'][:12]}), target {card['target']}: {precision}",
+        f"device   {card['device']} with {card['backend']} on {board}{card['cpu']}, {card['cores_usable']:g} cores, "
+        f"{card['threads']} threads, load average {card['load_average']:g}",
+        f"versions edgemm {card['edgemm']} at {card['commit'] or 'no commit'}, Python {card['python']}, {versions}",
+        f"work     {work}; {result['plan']['warmup']} warm-up runs thrown away",
+    ]
+
+
+def _table(rows: dict[str, Any]) -> list[str]:
+    body = [[name, *_cells(name, row)] for name, row in rows.items()]
+    widths = [max(len(line[column]) for line in [list(COLUMNS), *body]) for column in range(len(COLUMNS))]
+    rule = ["-" * width for width in widths]
+    return ["| " + " | ".join(_pad(line, widths)) + " |" for line in [list(COLUMNS), rule, *body]]
+
+
+def _pad(line: list[str], widths: list[int]) -> list[str]:
+    """Numbers to the right, words to the left."""
+    last = len(line) - 1
+    return [
+        cell.ljust(width) if i in (0, last) else cell.rjust(width) for i, (cell, width) in enumerate(zip(line, widths))
+    ]
+
+
+def _cells(name: str, row: dict[str, Any]) -> list[str]:
+    show = _megabytes if name.endswith("_bytes") else _three_digits
+    mean = show(row["mean"]) + (f" ± {show(row['sd'])}" if row["sd"] is not None else "")
+    figures = [show(row[key]) for key in ("p50", "p90", "p99", "minimum", "maximum")]
+    return [mean, *figures, str(row["count"]), row["timed"]]
+
+
+def _three_digits(value: float | None) -> str:
+    if value is None:
+        return "-"
+    return f"{value:.0f}" if abs(value) >= 100 else f"{value:.3g}"
+
+
+def _megabytes(value: float | None) -> str:
+    return "-" if value is None else f"{value / 1e6:.0f} MB"
