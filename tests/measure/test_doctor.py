@@ -7,10 +7,16 @@ import json
 
 import pytest
 
+from edgemm.bundle import open_bundle
 from edgemm.errors import BundleError
 from edgemm.measure import doctor_verb
-from edgemm.measure.doctor import examine, report_json, report_text
+from edgemm.measure.doctor import examine, fit_bundle, report_json, report_text
+from edgemm.measure.machine import read_machine
+from edgemm.measure.targets import Verdict
+from tests.measure.paper_bundle import WEIGHTS_BYTES, write_paper_bundle
 from tests.measure.recorded import ORIN_NANO, lay_out
+
+RUNS = (Verdict("cpu", "ONNX Runtime", "", ""), Verdict("jetson-thor", "", "this machine is no Jetson", ""))
 
 
 def doctor(*words: str) -> int:
@@ -45,3 +51,22 @@ def test_a_recorded_board_is_examined_like_a_live_one(tmp_path):
 def test_a_missing_bundle_is_refused(tmp_path):
     with pytest.raises(BundleError, match="does not exist"):
         examine(tmp_path / "missing.bundle")
+
+
+def test_a_bundle_is_said_to_run_where_its_target_does(tmp_path):
+    pytest.importorskip("onnxruntime")
+    fit = examine(write_paper_bundle(tmp_path / "b")).bundle
+    assert fit and (fit.name, fit.runs, fit.problem) == ("paper", ("cpu",), "")
+    assert fit.weights_bytes == 5 * WEIGHTS_BYTES
+
+
+def test_a_bundle_for_another_board_makes_the_command_fail(tmp_path, capsys):
+    assert doctor(str(write_paper_bundle(tmp_path / "b", target="jetson-thor"))) == 4
+    assert "paper does not run here: jetson-thor: this machine is no Jetson" in capsys.readouterr().out
+
+
+def test_weights_larger_than_the_free_memory_are_told(tmp_path):
+    small = {"proc/meminfo": "MemTotal: 8 kB\nMemAvailable: 4 kB\n"}
+    bundle = open_bundle(write_paper_bundle(tmp_path / "b"))
+    fit = fit_bundle(bundle, RUNS, read_machine(lay_out(tmp_path / "root", small)))
+    assert "memory are free" in fit.problem
