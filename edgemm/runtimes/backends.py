@@ -1,0 +1,101 @@
+"""Which backend runs a bundle on a device, and why: two tables and a choice.
+
+A backend is imported when it is chosen, never before, and comes with the line that installs it.  A device that was
+asked for and is not there is an error; only `auto` may choose another.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Iterable
+from dataclasses import dataclass
+from types import ModuleType
+
+from edgemm.errors import BundleError, MissingError, UsageError
+
+__all__ = ["BACKENDS", "DEVICES", "Choice", "load_backend", "select"]
+
+BACKENDS = {  # backend -> (module, how to get it)
+    "onnxruntime": ("edgemm.runtimes.onnxruntime_backend", "pip install 'edgemm[ort]'"),
+}
+
+
+@dataclass(frozen=True)
+class Device:
+    backend: str
+    target: str  # the bundle's target that fits it
+    provider: str  # the backend's own name for it
+    cure: str
+
+
+DEVICES = {  # `auto` takes the first that works and that the bundle was exported for
+    "cuda": Device("onnxruntime", "cuda", "CUDAExecutionProvider", "pip install 'edgemm[cuda]' and an NVIDIA driver"),
+    "cpu": Device("onnxruntime", "cpu", "CPUExecutionProvider", "pip install 'edgemm[ort]'"),
+}
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What a model runs on."""
+
+    device: str
+    backend: str
+    target: str
+    provider: str
+    why: str
+
+    def __str__(self) -> str:
+        return f"{self.device} with {self.backend} ({self.provider}), target {self.target}: {self.why}"
+
+
+def select(device: str, targets: Iterable[str]) -> Choice:
+    """`device` is `auto` or a row of DEVICES; `targets` are what the bundle was exported for."""
+    offered = tuple(targets)
+    if device == "auto":
+        return _select_auto(offered)
+    if device not in DEVICES:
+        raise UsageError(f"device is {device!r}, expected one of: auto, {', '.join(DEVICES)}")
+    row = DEVICES[device]
+    problem = _problem(row)
+    if problem:
+        raise MissingError(f"device {device!r} was asked for: {problem}; {row.cure}")
+    if row.target not in offered:
+        raise BundleError(
+            f"the bundle has no target {row.target!r}, only: {', '.join(offered)}; export it for that target"
+        )
+    return _choice(device, "it was asked for")
+
+
+def _select_auto(offered: tuple[str, ...]) -> Choice:
+    passed_over = []
+    for device, row in DEVICES.items():
+        problem = _problem(row) if row.target in offered else f"the bundle has no target {row.target!r}"
+        if not problem:
+            return _choice(device, "; ".join([*passed_over, "it is there"]))
+        passed_over.append(f"not {device}, because {problem}")
+    load_backend("onnxruntime")  # when it is the package that is missing, its cure is the better message
+    raise BundleError(f"nothing here runs this bundle: {'; '.join(passed_over)}; export it with --target cpu")
+
+
+def _choice(device: str, why: str) -> Choice:
+    row = DEVICES[device]
+    return Choice(device, row.backend, row.target, row.provider, why)
+
+
+def _problem(row: Device) -> str:
+    """Why a device cannot be used, or an empty string."""
+    try:
+        backend = load_backend(row.backend)
+    except MissingError as error:
+        return str(error)
+    providers = backend.providers()
+    return "" if row.provider in providers else f"{row.backend} here has {', '.join(providers)} and no {row.provider}"
+
+
+def load_backend(name: str) -> ModuleType:
+    """The backend's module; MissingError with the cure when its package is not installed."""
+    module, cure = BACKENDS[name]
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        raise MissingError(f"backend {name} is not installed ({error}): {cure}") from error

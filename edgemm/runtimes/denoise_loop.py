@@ -1,0 +1,189 @@
+"""The loop that turns noise into pictures, step by step, over a constant prefix.
+
+The prompt is read once by the transformer, adapted once by the conditioner, and then only the denoiser runs.  It knows
+tokens and time, never strings, files or devices: see prompt.py and model.py.
+Axes: b batch (row 0 the prompt, row 1 unconditional), n image tokens, p numbers in one, T cache slots, t prefix slots.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from itertools import pairwise
+
+import numpy as np
+
+from edgemm.errors import InputError
+from edgemm.loops import DenoiseLoop
+from edgemm.runtimes import schedule
+from edgemm.runtimes.engine import Arrays, Binding, Engine, check_finite
+from edgemm.runtimes.events import DenoiseProgress
+from edgemm.runtimes.kv_cache import CachedTransformer
+from edgemm.runtimes.prefix import PromptPrefix, fixed_slots, unconditional_slots
+from edgemm.runtimes.prompt import Prompt
+from edgemm.runtimes.results import ImageMetrics, ImageResult, Picture
+
+__all__ = ["DrawClock", "DrawEngines", "DrawRequest", "check_noise", "draw", "read_prompt"]
+
+BLOCK = 16  # slots a drawing prompt is padded to: every one costs the denoiser time, at every step
+
+
+@dataclass(frozen=True, eq=False)
+class DrawRequest:
+    """A prompt and how it is to be drawn; checked by model.py."""
+
+    prompt: Prompt
+    steps: int
+    guidance_scale: float
+    seeds: tuple[int, ...]  # one a picture
+    noises: tuple[np.ndarray, ...]  # (n, p) float32, one a picture
+    preview: bool
+
+
+@dataclass(frozen=True)
+class DrawEngines:
+    transformer: Engine
+    conditioner: Engine
+    denoiser: Engine
+    image_decoder: Engine
+    unconditional: Arrays  # the conditioner's outputs for the empty prompt
+    max_context: int
+
+
+@dataclass
+class DrawClock:
+    """What a call took so far; seconds."""
+
+    began: float = field(default_factory=time.perf_counter)
+    load_s: float = 0.0
+    prefill_s: float = 0.0
+    conditioner_s: float = 0.0
+    steps_s: list[float] = field(default_factory=list)
+    decode_s: float = 0.0
+
+    def metrics(self, prompt_tokens: int) -> ImageMetrics:
+        return ImageMetrics(
+            prompt_tokens=prompt_tokens,
+            prefill_ms=1e3 * self.prefill_s,
+            conditioner_ms=1e3 * self.conditioner_s,
+            steps=len(self.steps_s),
+            step_ms=1e3 * sum(self.steps_s) / max(len(self.steps_s), 1),
+            decode_ms=1e3 * self.decode_s,
+            load_ms=1e3 * self.load_s,
+            total_ms=1e3 * (time.perf_counter() - self.began - self.load_s),
+        )
+
+
+def draw(
+    request: DrawRequest, loop: DenoiseLoop, engines: DrawEngines, cancelled: Callable[[], bool], clock: DrawClock
+) -> Iterator[DenoiseProgress | ImageResult]:
+    """Progress after every step, then one ImageResult with every picture.
+
+    When it is cancelled the picture in the making becomes a last, unfinished one, if it has had a step.
+    """
+    pictures: list[Picture] = []
+    if cancelled():
+        yield ImageResult((), "cancelled", clock.metrics(len(request.prompt)))
+        return
+    prefix = read_prompt(request.prompt, loop, engines, clock)
+    denoiser = _Denoiser(engines.denoiser, prefix, loop)
+    decoder = _Decoder(engines.image_decoder, loop, clock)
+    times = schedule.times(request.steps, loop.shift)
+    finished = True
+    for index, (seed, noise) in enumerate(zip(request.seeds, request.noises)):
+        x, clean = noise, None  # (n, p)
+        for k, (now, later) in enumerate(pairwise(times)):
+            if cancelled():
+                finished = False
+                break
+            start = time.perf_counter()
+            clean = denoiser.predict(x, now, request.guidance_scale)
+            check_finite(clean, f"denoiser, step {k + 1} of {request.steps}")
+            x = schedule.step(x, clean, now, later)
+            clock.steps_s.append(time.perf_counter() - start)
+            preview = Picture(decoder.decode(clean), seed) if request.preview and later < 1 else None
+            yield DenoiseProgress(k + 1, request.steps, later, index, preview)
+        if clean is not None:
+            pictures.append(Picture(decoder.decode(clean), seed))
+        if not finished:
+            break
+    yield ImageResult(tuple(pictures), "stop" if finished else "cancelled", clock.metrics(len(request.prompt)))
+
+
+def read_prompt(prompt: Prompt, loop: DenoiseLoop, engines: DrawEngines, clock: DrawClock) -> PromptPrefix:
+    """Prefill, then the conditioner, which writes the row that the denoiser reads."""
+    room = fixed_slots(engines.denoiser.inputs) or unconditional_slots(engines.unconditional)  # t
+    transformer = CachedTransformer(engines.transformer, engines.max_context, BLOCK)
+    start = time.perf_counter()
+    transformer.prefill(prompt, slots=room + loop.skip)
+    clock.prefill_s = time.perf_counter() - start
+    cache = transformer.cache
+    prefix = PromptPrefix(engines.denoiser.inputs, engines.unconditional, cache.slots - loop.skip)
+    inputs = {name: buffer for name, buffer in cache.past.items() if name in engines.conditioner.inputs}
+    mask = np.zeros((1, cache.slots), dtype=np.float32)
+    mask[0, : len(prompt)] = prompt.users_own
+    inputs |= {"prompt_mask": mask, "prefix_length": np.array([len(prompt)], dtype=np.int64)}
+    start = time.perf_counter()
+    engines.conditioner.bind(inputs, prefix.prompt).run()
+    clock.conditioner_s = time.perf_counter() - start
+    for name, row in prefix.prompt.items():
+        check_finite(row, f"conditioner, {name}")
+    return prefix
+
+
+class _Denoiser:
+    """Bindings of the denoiser: both rows with guidance, row 0 alone without."""
+
+    def __init__(self, engine: Engine, prefix: PromptPrefix, loop: DenoiseLoop) -> None:
+        self.engine, self.prefix, self.loop = engine, prefix, loop
+        self.noisy = np.zeros((2, loop.token_count, loop.token_width), dtype=np.float32)
+        self.time = np.zeros(2, dtype=np.float32)
+        self.prediction = np.zeros_like(self.noisy)
+        self._bindings: dict[int, Binding] = {}
+
+    def predict(self, x: np.ndarray, now: float, guidance_scale: float) -> np.ndarray:
+        """The clean tokens (n, p) that the denoiser expects behind x."""
+        guided = schedule.is_guided(now, guidance_scale, self.loop.guidance_interval)
+        self.noisy[:] = x
+        self.time[:] = now
+        self._binding(2 if guided else 1).run()
+        if guided:
+            return schedule.guide(self.prediction[0], self.prediction[1], guidance_scale)
+        return self.prediction[0].copy()
+
+    def _binding(self, b: int) -> Binding:
+        if b not in self._bindings:
+            rows = self.prefix.both if b == 2 else self.prefix.prompt
+            inputs = {"noisy_tokens": self.noisy[:b], "time": self.time[:b], **rows}
+            self._bindings[b] = self.engine.bind(inputs, {"prediction": self.prediction[:b]})
+        return self._bindings[b]
+
+
+class _Decoder:
+    """Tokens (n, p) to pixels (3, H, W)."""
+
+    def __init__(self, engine: Engine, loop: DenoiseLoop, clock: DrawClock) -> None:
+        self.clock = clock
+        self.tokens = np.zeros((1, loop.token_count, loop.token_width), dtype=np.float32)
+        self.pixels = np.zeros((1, 3, loop.image_size, loop.image_size), dtype=np.float32)
+        self.binding = engine.bind({"tokens": self.tokens}, {"pixels": self.pixels})
+
+    def decode(self, tokens: np.ndarray) -> np.ndarray:
+        start = time.perf_counter()
+        self.tokens[0] = tokens
+        self.binding.run()
+        check_finite(self.pixels, "image_decoder, pixels")
+        self.clock.decode_s += time.perf_counter() - start
+        return self.pixels[0].clip(0, 1)
+
+
+def check_noise(noise: np.ndarray, count: int, loop: DenoiseLoop) -> tuple[np.ndarray, ...]:
+    """A caller's own noise, (n, p) or (count, n, p), as one array a picture."""
+    array = np.ascontiguousarray(noise, dtype=np.float32)
+    shape = (loop.token_count, loop.token_width)
+    if array.shape == shape and count == 1:
+        array = array[None]
+    if array.shape != (count, *shape) or not np.isfinite(array).all():
+        raise InputError(f"noise has shape {array.shape}, expected {(count, *shape)} of finite numbers")
+    return tuple(array)

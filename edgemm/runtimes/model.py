@@ -1,0 +1,307 @@
+"""An opened bundle that talks and draws: what `edgemm.load` gives back.
+
+It turns a caller's words, pictures and options into requests, loads engines when they are first needed, and hands both
+to the loops (text_loop.py, denoise_loop.py).  It knows no graph, no sampling and no schedule.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import secrets
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from types import TracebackType
+from typing import Any, TypeVar
+
+import numpy as np
+
+from edgemm.bundle import UNCONDITIONAL, Bundle, open_bundle
+from edgemm.errors import BundleError, EdgemmError, InputError, UsageError
+from edgemm.loops import DenoiseLoop, TextLoop
+from edgemm.picture import PictureSource, load_picture
+from edgemm.runtimes import schedule
+from edgemm.runtimes.backends import Choice, load_backend, select
+from edgemm.runtimes.denoise_loop import DrawClock, DrawEngines, DrawRequest, check_noise, draw
+from edgemm.runtimes.engine import Arrays, Engine, check_finite
+from edgemm.runtimes.events import DenoiseProgress, TextChunk
+from edgemm.runtimes.kv_cache import CachedTransformer
+from edgemm.runtimes.onnx_external_data import check_external_data
+from edgemm.runtimes.prompt import as_messages, chat_prompt, drawing_prompt
+from edgemm.runtimes.results import ImageResult, TextResult
+from edgemm.runtimes.sampling import Sampling
+from edgemm.runtimes.tensor_file import read_tensors
+from edgemm.runtimes.text_loop import Clock, TextRequest, write_reply
+from edgemm.runtimes.threads import ThreadPlan, plan_threads
+from edgemm.tokenizer import Tokenizer
+
+__all__ = ["Model"]
+
+MOST_PICTURES = 64  # of one prompt in one call
+LARGEST_GUIDANCE = 100.0
+T = TypeVar("T")
+
+
+class Model:
+    """One bundle on one device.
+
+    Threads may share it.  Runs of its engines take turns, one at a time, and every call has a K/V cache and prefix of
+    its own, so calls from several threads, or several open streams, interleave safely and each sees only its own.
+    `cancel()` may be called from any thread: every call in progress ends within one token or one denoising step and
+    keeps what it has.  Closing one stream ends that call alone.  Use it as a context manager, or `close()` it.
+    """
+
+    def __init__(self, bundle: Bundle, choice: Choice, plan: ThreadPlan) -> None:
+        self.bundle = bundle
+        self.manifest = bundle.manifest
+        self.choice = choice  # what it runs on, and why
+        self.threads = plan
+        self._components = self.manifest.targets[choice.target]
+        self._engines: dict[str, Engine] = {}
+        self._loading = threading.Lock()
+        self._running = threading.Lock()
+        self._calls: set[threading.Event] = set()
+        self._closed = False
+        self._unconditional: Arrays | None = None
+        self.tokenizer = Tokenizer(bundle.file(self.manifest.tokenizer))
+        for component in self._components:
+            check_external_data(*self._files(component))
+
+    @classmethod
+    def load(
+        cls, path: str | os.PathLike[str], device: str = "auto", threads: int | None = None, verify: bool = True
+    ) -> Model:
+        """Opens a bundle; nothing is run before every file's hash was checked (`verify`)."""
+        plan = plan_threads(threads)
+        bundle = open_bundle(path, verify=verify)
+        return cls(bundle, select(device, bundle.manifest.targets), plan)
+
+    # Text
+
+    def generate_text(
+        self,
+        prompt: str | Sequence[dict[str, Any]],
+        images: Sequence[PictureSource] = (),
+        **options: Any,
+    ) -> TextResult:
+        """A reply to a prompt, or to messages; `options` are those of stream_text."""
+        for chunk in self.stream_text(prompt, images, **options):
+            if chunk.result is not None:
+                return chunk.result
+        raise EdgemmError("the reply ended without a result")
+
+    def stream_text(
+        self,
+        prompt: str | Sequence[dict[str, Any]],
+        images: Sequence[PictureSource] = (),
+        max_new_tokens: int = 128,
+        temperature: float = 0.0,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        min_p: float | None = None,
+        repetition_penalty: float = 1.0,
+        seed: int | None = None,
+        stop: Sequence[str] = (),
+        timeout_s: float | None = None,
+    ) -> Iterator[TextChunk]:
+        """The reply in pieces as they come; arguments are checked and pictures read before the first is asked for.
+
+        `prompt` is a string or a list of {"role", "content", "images"}; `images` belong to the last message.  After
+        `timeout_s` the reply ends with the reason "cancelled" and keeps what it has.
+        """
+        clock = Clock()
+        self._check_open()
+        loop = self._text_loop()
+        messages = as_messages(prompt, images)
+        seed = secrets.randbits(32) if seed is None and temperature else seed
+        sampling = Sampling(temperature, top_k, top_p, min_p, repetition_penalty, seed)
+        tokens = chat_prompt(messages, loop, self.tokenizer)
+        self._check_length(len(tokens))
+        request = TextRequest(tokens, sampling, max_new_tokens, tuple(_not_a_string(stop)), loop.stop_token_ids)
+        pictures = [self._picture(image, loop) for message in messages for image in message.images]
+        return self._call(lambda cancelled: self._write(request, pictures, loop, cancelled, clock), timeout_s)
+
+    def _write(
+        self,
+        request: TextRequest,
+        pictures: list[np.ndarray],
+        loop: TextLoop,
+        cancelled: Callable[[], bool],
+        clock: Clock,
+    ) -> Iterator[TextChunk]:
+        names = ("transformer", *(("image_encoder",) if pictures else ()))
+        engines, clock.load_s = self._timed_engines(names)
+        start = time.perf_counter()
+        image_tokens = self._encode(engines["image_encoder"], pictures, loop) if pictures else None
+        clock.image_encode_s = time.perf_counter() - start
+        transformer = CachedTransformer(engines["transformer"], self.manifest.limits.max_context)
+        yield from write_reply(request, image_tokens, transformer, self.tokenizer, cancelled, clock)
+
+    def _encode(self, encoder: Engine, pictures: list[np.ndarray], loop: TextLoop) -> np.ndarray:
+        """Pictures (3, S, S) -> tokens (1, m, width), one picture after the other."""
+        count, width = loop.image_token_count, encoder.outputs["image_tokens"].fixed(2, "width")
+        tokens = np.zeros((len(pictures), count, width), dtype=np.float32)
+        for index, picture in enumerate(pictures):
+            encoder.bind({"pixels": picture[None]}, {"image_tokens": tokens[index : index + 1]}).run()
+        check_finite(tokens, "image_encoder, image tokens")
+        return tokens.reshape(1, -1, width)
+
+    # Pictures
+
+    def generate_image(self, prompt: str, **options: Any) -> ImageResult:
+        """A picture of a prompt; `options` are those of stream_image."""
+        for event in self.stream_image(prompt, **options):
+            if isinstance(event, ImageResult):
+                return event
+        raise EdgemmError("drawing ended without a result")
+
+    def stream_image(
+        self,
+        prompt: str,
+        num_inference_steps: int | None = None,
+        guidance_scale: float | None = None,
+        seed: int = 0,
+        num_images: int = 1,
+        noise: np.ndarray | None = None,
+        preview: bool = False,
+        timeout_s: float | None = None,
+    ) -> Iterator[DenoiseProgress | ImageResult]:
+        """Progress after every step, with previews when asked for, and at last the ImageResult.
+
+        What is None is the bundle's own default.  Picture number i has the seed `seed + i`; `noise`, (n, p) or
+        (num_images, n, p), takes the place of the seeds' noise.  Guidance 1 leaves the unconditional half out.
+        """
+        clock = DrawClock()
+        self._check_open()
+        loop = self._denoise_loop()
+        steps = loop.num_inference_steps if num_inference_steps is None else num_inference_steps
+        scale = loop.guidance_scale if guidance_scale is None else guidance_scale
+        _check_whole("num_inference_steps", steps, 1, self.manifest.limits.max_steps)
+        _check_whole("seed", seed, 0, 2**64 - 1)
+        _check_whole("num_images", num_images, 1, MOST_PICTURES)
+        if not (math.isfinite(scale) and 0 <= scale <= LARGEST_GUIDANCE):
+            raise UsageError(f"guidance_scale is {scale}, expected 0 to {LARGEST_GUIDANCE:g}")
+        tokens = drawing_prompt(prompt, loop.template, self.tokenizer)
+        self._check_length(len(tokens))
+        seeds = tuple(int(seed) + index for index in range(num_images))
+        if noise is None:
+            noises = tuple(schedule.initial_noise(each, loop.token_count, loop.token_width) for each in seeds)
+        else:
+            noises = check_noise(noise, num_images, loop)
+        request = DrawRequest(tokens, steps, float(scale), seeds, noises, preview)
+        return self._call(lambda cancelled: self._draw(request, loop, cancelled, clock), timeout_s)
+
+    def _draw(
+        self, request: DrawRequest, loop: DenoiseLoop, cancelled: Callable[[], bool], clock: DrawClock
+    ) -> Iterator[DenoiseProgress | ImageResult]:
+        loaded, clock.load_s = self._timed_engines(("transformer", "conditioner", "denoiser", "image_decoder"))
+        if self._unconditional is None:
+            self._unconditional = read_tensors(self.bundle.file(UNCONDITIONAL))
+        engines = DrawEngines(**loaded, unconditional=self._unconditional, max_context=self.manifest.limits.max_context)
+        yield from draw(request, loop, engines, cancelled, clock)
+
+    # Life
+
+    def cancel(self) -> None:
+        """Ends every call in progress, from any thread; each keeps what it has."""
+        for call in tuple(self._calls):
+            call.set()
+
+    def close(self) -> None:
+        """Ends every call and lets the engines go; a closed model answers nothing more."""
+        self._closed = True
+        self.cancel()
+        self._engines.clear()
+
+    def prepare(self) -> None:
+        """Loads every engine now, so that no first call has to wait for one."""
+        self._timed_engines(tuple(self._components))
+
+    def __enter__(self) -> Model:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _call(self, start: Callable[[Callable[[], bool]], Iterator[T]], timeout_s: float | None) -> Iterator[T]:
+        """Runs a loop with a `cancelled` that hears cancel(), close() and the clock."""
+        if timeout_s is not None and not timeout_s > 0:
+            raise UsageError(f"timeout_s is {timeout_s}, expected above 0")
+        deadline = math.inf if timeout_s is None else time.monotonic() + timeout_s
+        cancel = threading.Event()
+
+        def cancelled() -> bool:
+            return cancel.is_set() or time.monotonic() >= deadline
+
+        def run() -> Iterator[T]:
+            self._check_open()
+            self._calls.add(cancel)
+            try:
+                yield from start(cancelled)
+            finally:
+                self._calls.discard(cancel)
+
+        return run()
+
+    def engine(self, component: str) -> Engine:
+        """A component's engine, loaded when first asked for."""
+        if component not in self._components:
+            raise InputError(f"this bundle has no {component} for target {self.choice.target}")
+        with self._loading:
+            self._check_open()
+            if component not in self._engines:
+                graph, data = self._files(component)
+                variant = self.manifest.variant(component, self.choice.target)
+                backend = load_backend(self.choice.backend)
+                self._engines[component] = backend.open_engine(
+                    component, graph, data, variant, self.choice.provider, self.threads, self._running
+                )
+            return self._engines[component]
+
+    def _timed_engines(self, components: Sequence[str]) -> tuple[dict[str, Engine], float]:
+        start = time.perf_counter()
+        return {component: self.engine(component) for component in components}, time.perf_counter() - start
+
+    def _files(self, component: str) -> tuple[Any, Any]:
+        variant = self.manifest.variant(component, self.choice.target)
+        return self.bundle.file(variant.graph), None if variant.data is None else self.bundle.file(variant.data)
+
+    def _picture(self, image: PictureSource, loop: TextLoop) -> np.ndarray:
+        if "image_encoder" not in self._components:
+            raise InputError(f"bundle {self.manifest.name} does not read pictures: it has no image_encoder")
+        return load_picture(image, loop.image_size, loop.background, self.manifest.limits.max_image_pixels)
+
+    def _text_loop(self) -> TextLoop:
+        if self.manifest.loops.text is None:
+            raise BundleError(f"bundle {self.manifest.name} does not talk: it has no text loop")
+        return self.manifest.loops.text
+
+    def _denoise_loop(self) -> DenoiseLoop:
+        if self.manifest.loops.denoise is None:
+            raise BundleError(f"bundle {self.manifest.name} does not draw: it has no denoise loop")
+        return self.manifest.loops.denoise
+
+    def _check_length(self, tokens: int) -> None:
+        if tokens > self.manifest.limits.max_context:
+            raise InputError(
+                f"the prompt takes {tokens} tokens, this bundle holds at most {self.manifest.limits.max_context}; "
+                "shorten it"
+            )
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise UsageError("the model is closed")
+
+
+def _check_whole(name: str, value: Any, low: int, high: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or not low <= value <= high:
+        raise UsageError(f"{name} is {value!r}, expected a whole number from {low} to {high}")
+
+
+def _not_a_string(stop: Sequence[str]) -> Sequence[str]:
+    if isinstance(stop, str):
+        raise UsageError(f"stop is {stop!r}, expected a list of strings")
+    return stop

@@ -1,0 +1,108 @@
+"""Where an ONNX graph says its weights are, read without the onnx package, before a runtime follows it.
+
+A reader of the protobuf wire format that looks at nothing but the paths of external data: graph, nested graphs, local
+functions, training graphs, tensors in attributes, sparse tensors.  A graph may name one file only, the one the manifest
+declares beside it; anything else (another folder, a link out, a second file) is refused.
+"""
+
+from __future__ import annotations
+
+import mmap
+from collections.abc import Iterator
+from pathlib import Path
+
+from edgemm.errors import BundleError
+
+__all__ = ["check_external_data", "external_locations"]
+
+CHILDREN = {  # message -> field number -> message that stands there (onnx.proto)
+    "model": {7: "graph", 20: "training", 25: "function"},
+    "training": {1: "graph", 2: "graph"},
+    "function": {7: "node", 11: "attribute"},
+    "graph": {1: "node", 5: "tensor", 15: "sparse"},
+    "node": {5: "attribute"},
+    "attribute": {5: "tensor", 6: "graph", 10: "tensor", 11: "graph", 22: "sparse", 23: "sparse"},
+    "sparse": {1: "tensor", 2: "tensor"},
+    "tensor": {13: "entry"},
+    "entry": {},
+}
+DEEPEST = 64
+VARINT, FIXED64, BYTES, FIXED32 = 0, 1, 2, 5
+
+
+def check_external_data(graph: Path, data: Path | None) -> None:
+    """Refuses a graph that names any file but `data`, which lies in its own folder."""
+    allowed = data.name if data else None
+    for location in external_locations(graph):
+        if location != allowed:
+            expected = f"only {allowed!r}" if allowed else "no file outside the graph"
+            raise BundleError(f"{graph}: reads weights from {location!r}, the manifest allows {expected}")
+
+
+def external_locations(graph: Path) -> set[str]:
+    """Every path that the graph would have a runtime open."""
+    if not graph.stat().st_size:
+        raise BundleError(f"{graph}: is empty, expected an ONNX graph")
+    with open(graph, "rb") as file:
+        view = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))  # weights inside are never copied
+    try:
+        return {bytes(location).decode() for location in _locations(view, "model", 0)}
+    except (IndexError, UnicodeDecodeError, BundleError) as error:
+        raise BundleError(f"{graph}: not an ONNX graph: {error}") from error
+
+
+def _locations(message: memoryview, kind: str, depth: int) -> Iterator[bytes]:
+    if depth > DEEPEST:
+        raise BundleError(f"nested more than {DEEPEST} deep")
+    if kind == "entry":
+        yield from _entry_locations(message)
+        return
+    children = CHILDREN[kind]
+    for number, content in _fields(message):
+        child = children.get(number)
+        if child is not None and content is not None:
+            yield from _locations(content, child, depth + 1)
+
+
+def _entry_locations(message: memoryview) -> Iterator[bytes]:
+    """StringStringEntryProto: key = 1, value = 2.  A field given twice counts twice: nothing hides behind the last."""
+    keys, values = [], []
+    for number, content in _fields(message):
+        if content is not None and number in (1, 2):
+            (keys if number == 1 else values).append(bytes(content))
+    if b"location" in keys:
+        yield from values or [b""]
+
+
+def _fields(message: memoryview) -> Iterator[tuple[int, memoryview | None]]:
+    """(field number, content) of each field; content is None for numbers."""
+    at, end = 0, len(message)
+    while at < end:
+        tag, at = _varint(message, at)
+        number, wire_type = tag >> 3, tag & 7
+        content = None
+        if wire_type == VARINT:
+            _, at = _varint(message, at)
+        elif wire_type in (FIXED64, FIXED32):
+            at += 8 if wire_type == FIXED64 else 4
+        elif wire_type == BYTES:
+            length, at = _varint(message, at)
+            content = message[at : at + length]
+            at += length
+        else:
+            raise BundleError(f"wire type {wire_type} at byte {at}")
+        if at > end:
+            raise BundleError(f"a field runs {at - end} bytes past its message")
+        yield number, content
+
+
+def _varint(message: memoryview, at: int) -> tuple[int, int]:
+    value = shift = 0
+    while shift < 70:
+        byte = message[at]
+        at += 1
+        value |= (byte & 0x7F) << shift
+        if byte < 0x80:
+            return value, at
+        shift += 7
+    raise BundleError(f"a number of more than 10 bytes at byte {at}")

@@ -1,0 +1,130 @@
+"""ONNX Runtime as a backend: sessions, and arrays bound to them by their address.
+
+ONNX Runtime falls back to the CPU without a word, so what was asked for is compared with what the session says it uses.
+It follows any external data path, so the graph is read first (onnx_external_data.py).
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import onnxruntime as ort
+
+from edgemm.components import TensorSpec
+from edgemm.errors import BundleError, EdgemmError, MissingError, ResourceError
+from edgemm.manifest import Variant
+from edgemm.runtimes.engine import Arrays, check_arrays
+from edgemm.runtimes.onnx_external_data import check_external_data
+from edgemm.runtimes.threads import ThreadPlan
+
+__all__ = ["OrtBinding", "OrtEngine", "open_engine", "providers", "version"]
+
+ORT_TYPES = {"tensor(float)": "float32", "tensor(int64)": "int64", "tensor(bool)": "bool"}
+ERRORS_ONLY = 3
+
+
+def version() -> str:
+    return ort.__version__
+
+
+def providers() -> tuple[str, ...]:
+    """What this build could use; whether it does is known once a session is open."""
+    return tuple(ort.get_available_providers())
+
+
+def open_engine(
+    component: str,
+    graph: Path,
+    data: Path | None,
+    variant: Variant,
+    provider: str,
+    plan: ThreadPlan,
+    lock: threading.Lock,
+) -> OrtEngine:
+    """Loads one component; `lock` is shared by the engines of a model, so that runs take turns."""
+    check_external_data(graph, data)
+    if provider not in ort.get_available_providers():
+        raise MissingError(f"{component}: ONNX Runtime {ort.__version__} has no {provider}")
+    try:
+        session = ort.InferenceSession(str(graph), _options(plan), providers=[provider])
+    except Exception as error:  # its errors share no base but Exception
+        raise _explained(error, f"{graph}: ONNX Runtime {ort.__version__} cannot load it", BundleError) from error
+    if session.get_providers()[0] != provider:
+        raise MissingError(f"{component}: asked ONNX Runtime for {provider}, it uses {session.get_providers()[0]}")
+    _compare(graph, "input", variant.inputs, session.get_inputs())
+    _compare(graph, "output", variant.outputs, session.get_outputs())
+    return OrtEngine(component, variant, session, lock)
+
+
+class OrtEngine:
+    """A loaded component; see engine.py."""
+
+    def __init__(self, component: str, variant: Variant, session: Any, lock: threading.Lock) -> None:
+        self.component = component
+        self.inputs = {spec.name: spec for spec in variant.inputs}
+        self.outputs = {spec.name: spec for spec in variant.outputs}
+        self.session = session
+        self.lock = lock
+
+    def bind(self, inputs: Arrays, outputs: Arrays) -> OrtBinding:
+        axes: dict[str, int] = {}
+        check_arrays(self.component, self.inputs, inputs, axes)
+        check_arrays(self.component, self.outputs, outputs, axes)
+        return OrtBinding(self, inputs, outputs)
+
+
+class OrtBinding:
+    """Arrays tied to a session by address; they are kept alive here."""
+
+    def __init__(self, engine: OrtEngine, inputs: Arrays, outputs: Arrays) -> None:
+        self._engine = engine
+        self._kept_alive = (*inputs.values(), *outputs.values())
+        self._io = engine.session.io_binding()
+        for name, array in inputs.items():
+            self._io.bind_input(name, "cpu", 0, array.dtype.type, array.shape, array.ctypes.data)
+        for name, array in outputs.items():
+            self._io.bind_output(name, "cpu", 0, array.dtype.type, array.shape, array.ctypes.data)
+
+    def run(self) -> None:
+        engine = self._engine
+        try:
+            with engine.lock:
+                engine.session.run_with_iobinding(self._io)
+        except Exception as error:
+            raise _explained(error, f"{engine.component}: ONNX Runtime failed", EdgemmError) from error
+
+
+def _options(plan: ThreadPlan) -> ort.SessionOptions:
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = plan.count
+    options.inter_op_num_threads = 1
+    options.log_severity_level = ERRORS_ONLY
+    options.add_session_config_entry("session.intra_op.allow_spinning", "1" if plan.spinning else "0")
+    options.add_session_config_entry("session.force_spinning_stop", "1")  # the next component's threads want the cores
+    return options
+
+
+def _compare(graph: Path, side: str, specs: tuple[TensorSpec, ...], found: Sequence[Any]) -> None:
+    """The manifest and the graph have to name the same tensors."""
+    nodes = {node.name: node for node in found}
+    if nodes.keys() != {spec.name for spec in specs}:
+        wrong = sorted(nodes.keys() ^ {spec.name for spec in specs})
+        raise BundleError(f"{graph}: {side}s {', '.join(wrong)} are not both in the graph and in the manifest")
+    for spec in specs:
+        node = nodes[spec.name]
+        numbers = [(have, want) for have, want in zip(node.shape, spec.shape) if isinstance(have, int)]
+        same = len(node.shape) == len(spec.shape) and all(have == want for have, want in numbers)
+        if ORT_TYPES.get(node.type) != spec.dtype or not same:
+            raise BundleError(
+                f"{graph}: {side} {spec.name} is {node.type} {node.shape}, the manifest says {spec.dtype} {spec.shape}"
+            )
+
+
+def _explained(error: Exception, what: str, kind: type[EdgemmError]) -> EdgemmError:
+    first_line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    if isinstance(error, MemoryError) or "bad_alloc" in first_line or "Failed to allocate memory" in first_line:
+        return ResourceError(f"{what}: out of memory: {first_line}")
+    return kind(f"{what}: {first_line}")

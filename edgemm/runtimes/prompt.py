@@ -1,0 +1,151 @@
+"""Messages to the token row that the transformer reads: ids, picture rows, and who may see whom.
+
+It knows templates and token counts, never cache slots, engines or pixels.  Each piece (a template's string, a user's
+text) is tokenized alone, as in training; only the template's own strings may hold special tokens.
+Axes: s tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from edgemm.errors import UsageError
+from edgemm.loops import DenoiseTemplate, TextLoop
+from edgemm.tokenizer import Tokenizer
+
+__all__ = ["Message", "Prompt", "as_messages", "chat_prompt", "drawing_prompt"]
+
+ROLES = ("system", "user", "assistant")
+PICTURE_ID = 0  # stands where a picture's row does; the transformer never looks at it
+
+
+@dataclass(frozen=True)
+class Message:
+    role: str
+    content: str
+    images: tuple[Any, ...] = ()
+
+
+@dataclass(frozen=True, eq=False)
+class Prompt:
+    """One row of tokens, as the transformer wants it; positions count from 0."""
+
+    input_ids: np.ndarray  # (s) int64
+    image_index: np.ndarray  # (s) int64: row of the pictures' tokens, -1 for text
+    attention_limit: np.ndarray  # (s) int64: last position each one may see
+    users_own: np.ndarray  # (s) float32: 1 on the user's own text
+
+    def __len__(self) -> int:
+        return len(self.input_ids)
+
+    @property
+    def text_ids(self) -> list[int]:
+        return self.input_ids[self.image_index < 0].tolist()
+
+
+@dataclass
+class _Builder:
+    tokenizer: Tokenizer
+    ids: list[int] = field(default_factory=list)
+    rows: list[int] = field(default_factory=list)
+    limits: list[int] = field(default_factory=list)
+    own: list[float] = field(default_factory=list)
+    pictures: int = 0
+
+    def text(self, piece: str, own: bool = False) -> None:
+        ids = self.tokenizer.encode(piece, special=not own)
+        self.limits += range(len(self.ids), len(self.ids) + len(ids))
+        self.ids += ids
+        self.rows += [-1] * len(ids)
+        self.own += [float(own)] * len(ids)
+
+    def picture(self, count: int) -> None:
+        """`count` tokens that see one another."""
+        self.limits += [len(self.ids) + count - 1] * count
+        self.ids += [PICTURE_ID] * count
+        self.rows += range(self.pictures * count, (self.pictures + 1) * count)
+        self.own += [0.0] * count
+        self.pictures += 1
+
+    def build(self) -> Prompt:
+        return Prompt(
+            np.array(self.ids, dtype=np.int64),
+            np.array(self.rows, dtype=np.int64),
+            np.array(self.limits, dtype=np.int64),
+            np.array(self.own, dtype=np.float32),
+        )
+
+
+def as_messages(prompt: str | Sequence[dict[str, Any]], images: Sequence[Any] = ()) -> tuple[Message, ...]:
+    """A prompt, or a list of {"role", "content", "images"}; loose images go to the last message."""
+    if isinstance(prompt, str):
+        return _checked((Message("user", prompt, tuple(images)),))
+    messages = []
+    for index, entry in enumerate(prompt):
+        if not isinstance(entry, dict) or not {"role", "content"} <= entry.keys() <= {"role", "content", "images"}:
+            raise UsageError(f"messages[{index}] is {entry!r:.80}, expected role, content and perhaps images")
+        messages.append(Message(entry["role"], entry["content"], tuple(entry.get("images") or ())))
+    if messages and images:
+        last = messages[-1]
+        messages[-1] = Message(last.role, last.content, last.images + tuple(images))
+    return _checked(tuple(messages))
+
+
+def _checked(messages: tuple[Message, ...]) -> tuple[Message, ...]:
+    if not messages:
+        raise UsageError("messages is empty, expected at least one")
+    for index, message in enumerate(messages):
+        if message.role not in ROLES:
+            raise UsageError(f"messages[{index}].role is {message.role!r}, expected one of: {', '.join(ROLES)}")
+        if not isinstance(message.content, str):
+            kind = type(message.content).__name__
+            raise UsageError(f"messages[{index}].content is {kind}, expected a string")
+        if message.role == "system" and index:
+            raise UsageError(f"messages[{index}].role is 'system', which may only come first")
+        if message.images and message.role != "user":
+            raise UsageError(f"messages[{index}]: only a user's message carries images")
+    last = messages[-1]
+    if last.role != "user":
+        raise UsageError(f"the last message is the {last.role}'s, expected the user's")
+    if not last.content.strip() and not last.images:
+        raise UsageError("prompt is empty, expected some text")
+    return messages
+
+
+def chat_prompt(messages: Sequence[Message], loop: TextLoop, tokenizer: Tokenizer) -> Prompt:
+    """The whole conversation, up to where the reply starts."""
+    builder, template = _Builder(tokenizer), loop.template
+    system = messages[0].content if messages[0].role == "system" else template.system_default
+    if system:
+        builder.text(template.system_open)
+        builder.text(system, own=messages[0].role == "system")
+        builder.text(template.system_close)
+    for message in messages:
+        if message.role == "user":
+            builder.text(template.user_open)
+            for _ in message.images:
+                builder.picture(loop.image_token_count)
+                builder.text(loop.image_close)
+            builder.text(message.content, own=True)
+            builder.text(template.user_close)
+        elif message.role == "assistant":
+            builder.text(template.assistant_open)
+            builder.text(message.content, own=True)
+            builder.text(template.assistant_close)
+    builder.text(template.assistant_open)
+    return builder.build()
+
+
+def drawing_prompt(prompt: str, template: DenoiseTemplate, tokenizer: Tokenizer) -> Prompt:
+    """What the denoiser's prefix is made of."""
+    if not isinstance(prompt, str) or not prompt.strip():
+        raise UsageError("prompt is empty, expected some text")
+    builder = _Builder(tokenizer)
+    builder.text(template.open)
+    builder.text(" " + prompt, own=True)
+    builder.text(template.close)
+    return builder.build()

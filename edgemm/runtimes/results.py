@@ -1,0 +1,120 @@
+"""What a call gives back: text or pictures, why it ended, and what it took.
+
+It holds values only; the loops make them.  Times are wall clock; loading an engine on first use is told apart.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+
+from edgemm.bundle_writer import is_disk_full
+from edgemm.errors import InputError, ResourceError, UsageError
+from edgemm.picture import pillow
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+__all__ = ["FinishReason", "ImageMetrics", "ImageResult", "Picture", "TextMetrics", "TextResult"]
+
+FinishReason = Literal["stop", "length", "cancelled", "error"]
+
+
+@dataclass(frozen=True)
+class TextMetrics:
+    prompt_tokens: int  # slots that the prompt took, pictures included
+    new_tokens: int
+    image_encode_ms: float
+    prefill_ms: float
+    time_to_first_token_ms: float  # from the call to the first token: pictures, tokenizing and prefill
+    decode_tokens_per_s: float  # after the first token; 0 when there was no second
+    load_ms: float  # engines that this call had to load first; no part of the other times
+    total_ms: float
+
+
+@dataclass(frozen=True)
+class TextResult:
+    text: str
+    token_ids: tuple[int, ...]  # without the stop token
+    finish_reason: FinishReason
+    seed: int | None  # what makes this reply come again; None when nothing was drawn at random
+    metrics: TextMetrics
+
+
+@dataclass(frozen=True)
+class ImageMetrics:
+    prompt_tokens: int
+    prefill_ms: float
+    conditioner_ms: float  # once a prompt
+    steps: int  # steps done, over all pictures
+    step_ms: float  # mean
+    decode_ms: float  # over all pictures
+    load_ms: float
+    total_ms: float
+
+
+@dataclass(frozen=True, eq=False)
+class Picture:
+    """One drawn picture; pixels are float32 (3, H, W) in [0, 1]."""
+
+    pixels: np.ndarray
+    seed: int
+
+    def to_array(self) -> np.ndarray:
+        """uint8 (H, W, 3)."""
+        return np.rint(self.pixels * 255).clip(0, 255).astype(np.uint8).transpose(1, 2, 0).copy()
+
+    def to_pil(self) -> Image:
+        return pillow().fromarray(self.to_array())
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Writes the file whole or not at all; the kind follows from the name (.png, .jpg, .webp, ...)."""
+        target = Path(os.path.abspath(path))
+        kind = picture_format(target)
+        temporary = target.with_name(f".{target.name}.{secrets.token_hex(4)}.partial")
+        try:
+            with open(temporary, "xb") as stream:
+                self.to_pil().save(stream, format=kind)
+                stream.flush()
+                os.fsync(stream.fileno())
+            os.replace(temporary, target)
+        except OSError as error:
+            if is_disk_full(error):
+                raise ResourceError(f"{target}: the disk is full; nothing was kept") from error
+            raise InputError(f"{target}: cannot be written: {error.strerror or error}") from error
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
+def picture_format(path: Path) -> str:
+    """Pillow's name of the format that this file name asks for."""
+    pil = pillow()
+    known = {ending: kind for ending, kind in pil.registered_extensions().items() if kind in pil.SAVE}
+    if path.suffix.lower() not in known:
+        raise UsageError(f"{path}: no picture format ends in {path.suffix!r}; use .png")
+    return known[path.suffix.lower()]
+
+
+@dataclass(frozen=True, eq=False)
+class ImageResult:
+    """Every picture of one prompt; none when it was cancelled before a step was done."""
+
+    images: tuple[Picture, ...]
+    finish_reason: FinishReason  # "stop" when all were finished, "cancelled" when the last one is a preview
+    metrics: ImageMetrics
+
+    @property
+    def image(self) -> Picture:
+        if not self.images:
+            raise UsageError("no picture: the call was cancelled before the first step was done")
+        return self.images[0]
+
+    @property
+    def pixels(self) -> np.ndarray:
+        """(3, H, W) float32 of the first picture."""
+        return self.image.pixels
