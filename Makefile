@@ -51,7 +51,7 @@ setup: $(READY)
 # torch goes first and by itself: as a dependency of something else it would bring several GB of CUDA libraries.
 $(READY):
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and f"edgemm needs Python 3.10 or newer, this is {sys.version}")'
-	@test -x $(VENV)/bin/python || { echo "making $(VENV)"; $(PYTHON) -m venv $(VENV); }
+	@test -x $(VENV)/bin/pip || { echo "making $(VENV)"; $(PYTHON) -m venv $(VENV); }
 	@echo "installing $(TORCH) into $(VENV) (once; a few minutes)"
 	@$(PIP) $(TORCH)
 	@echo "installing edgemm and what it is built with"

@@ -71,7 +71,7 @@ def run_bench(path: Path, plan: Plan, progress: Progress = lambda done, of, what
         kept = index >= plan.warmup
         if manifest.loops.text:
             _measure_writing(model, prompt, plan, samples if kept else {}, counts)
-        if manifest.loops.text and "image_encoder" in manifest.components:
+        if _reads_pictures(manifest):
             _measure_reading(model, samples if kept else {})
         if manifest.loops.denoise:
             _measure_drawing(model, plan, index, samples if kept else {}, counts)
@@ -92,9 +92,14 @@ def _fresh_request(path: Path, plan: Plan, manifest: Manifest) -> dict[str, Any]
         "bundle": os.path.abspath(path),
         "device": plan.device,
         "threads": plan.threads,
+        "reads_pictures": _reads_pictures(manifest),
         "text": text,
         "image": _drawing(plan, 0) if manifest.loops.denoise else None,
     }
+
+
+def _reads_pictures(manifest: Manifest) -> bool:
+    return manifest.loops.text is not None and "image_encoder" in manifest.components
 
 
 def _drawing(plan: Plan, index: int) -> dict[str, Any]:
@@ -133,7 +138,7 @@ def _measure_drawing(model: Model, plan: Plan, index: int, into: Samples, counts
 
 
 def _note(into: Samples, name: str, value: float) -> None:
-    into.setdefault(name, []).append(value)
+    into.setdefault(name, []).append(float(f"{value:.6g}"))  # no clock has more digits than that
 
 
 def _rows(samples: Samples) -> dict[str, Any]:
@@ -148,8 +153,7 @@ def _rows(samples: Samples) -> dict[str, Any]:
 
 
 def _remarks(samples: Samples, counts: dict[str, list[int]], plan: Plan) -> list[str]:
-    judged = [name for name, row in ROWS.items() if row.judged and name in samples]
-    found = [warning for name in judged for warning in warnings_about(name, samples[name])]
+    found = warnings_about({name: samples[name] for name, row in ROWS.items() if row.judged and name in samples})
     shortest = min(counts["new_tokens"], default=plan.new_tokens)
     if shortest < plan.new_tokens:
         found.append(f"the model ended its reply after {shortest} of {plan.new_tokens} tokens; rates are over those")

@@ -9,7 +9,7 @@ from typing import Any
 
 __all__ = ["render_page"]
 
-COLUMNS = ("", "mean ± sd", "p50", "p90", "p99", "min", "max", "n", "what is timed")
+COLUMNS = ("", "mean ± sd", "p50", "p90", "p99", "n", "what is timed")
 
 
 def render_page(result: dict[str, Any]) -> str:
@@ -31,7 +31,7 @@ def _card_lines(result: dict[str, Any]) -> list[str]:
         f"device   {card['device']} with {card['backend']} on {board}{card['cpu']}, {card['cores_usable']:g} cores, "
         f"{card['threads']} threads, load average {card['load_average']:g}",
         f"versions edgemm {card['edgemm']} at {card['commit'] or 'no commit'}, Python {card['python']}, {versions}",
-        f"work     {work}; {result['plan']['warmup']} warm-up runs thrown away",
+        f"work     {work}; warm-up runs, thrown away: {result['plan']['warmup']}",
     ]
 
 
@@ -53,7 +53,7 @@ def _pad(line: list[str], widths: list[int]) -> list[str]:
 def _cells(name: str, row: dict[str, Any]) -> list[str]:
     show = _megabytes if name.endswith("_bytes") else _three_digits
     mean = show(row["mean"]) + (f" ± {show(row['sd'])}" if row["sd"] is not None else "")
-    figures = [show(row[key]) for key in ("p50", "p90", "p99", "minimum", "maximum")]
+    figures = [show(row[key]) for key in ("p50", "p90", "p99")]
     return [mean, *figures, str(row["count"]), row["timed"]]
 
 

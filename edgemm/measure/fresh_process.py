@@ -1,6 +1,6 @@
 """What only a process that began just now can tell: cold load, first calls, peak memory.
 
-The child loads a bundle, writes one reply, draws one picture, notes its peak, and loads once more.  The parent drops
+The child loads a bundle, reads a picture, writes a reply, draws, notes its peak, and loads once more.  The parent drops
 the bundle's files from the page cache first, so that cold means read from the disk.
 """
 
@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgemm.measure.child import Answer, ask
+from edgemm.measure.workload import noise_picture
 
 if TYPE_CHECKING:
     from edgemm.runtimes.model import Model
@@ -22,7 +23,7 @@ __all__ = ["drop_from_page_cache", "measure_fresh", "peak_memory_bytes"]
 
 
 def measure_fresh(request: dict[str, Any], timeout_s: float) -> Answer:
-    """`request` holds bundle, device, threads, and the arguments of one generate_text and one generate_image."""
+    """`request` holds bundle, device, threads, reads_pictures, and the arguments of generate_text and generate_image."""
     drop_from_page_cache(Path(request["bundle"]))
     return ask("edgemm.measure.fresh_process", [json.dumps(request)], timeout_s)
 
@@ -63,7 +64,8 @@ def _answer(request: dict[str, Any]) -> dict[str, Any]:
     model, cold_ms = _load(request)
     first_call_ms = {}
     if request["text"]:
-        first_call_ms["text"] = model.generate_text(**request["text"]).metrics.total_ms
+        pictures = [noise_picture()] if request["reads_pictures"] else []
+        first_call_ms["text"] = model.generate_text(images=pictures, **request["text"]).metrics.total_ms
     if request["image"]:
         first_call_ms["image"] = model.generate_image(**request["image"]).metrics.total_ms
     peak = peak_memory_bytes()

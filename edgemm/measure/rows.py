@@ -14,7 +14,7 @@ __all__ = ["ROWS", "Row"]
 class Row:
     timed: str
     more_is_better: bool = False
-    judged: bool = True  # whether spread and drift of its samples are worth a warning
+    judged: bool = True  # whether a spread or drift of its samples is worth a warning
 
 
 ROWS = {
@@ -23,11 +23,11 @@ ROWS = {
     ),
     "load_warm_ms": Row("the same again in that process: libraries and files are in memory", judged=False),
     "peak_memory_bytes": Row(
-        "resident, of a fresh process that loads, writes a reply and draws a picture", judged=False
+        "resident, of a fresh process that loads, reads a picture, replies and draws", judged=False
     ),
     "time_to_first_token_ms": Row("from the call to the first token: tokenizing, prefill, sampling"),
     "prefill_tokens_per_s": Row("prompt tokens over the transformer's prefill alone", more_is_better=True),
-    "decode_tokens_per_s": Row("tokens after the first, sampling included", more_is_better=True),
+    "decode_tokens_per_s": Row("tokens after the first, sampling included", more_is_better=True, judged=False),
     "time_per_output_token_ms": Row("(end to end - time to first token) / (tokens - 1)"),
     "image_encode_ms": Row("one picture through the image encoder, already decoded and resized"),
     "time_to_first_token_with_image_ms": Row("as above, with one picture and a short question"),

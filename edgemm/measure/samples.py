@@ -6,7 +6,7 @@ None, never a guess: nothing is said about the slowest hundredth from fewer than
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -65,18 +65,24 @@ def drift(values: Sequence[float]) -> float | None:
     return float(last / first) if first else None
 
 
-def warnings_about(name: str, values: Sequence[float]) -> list[str]:
-    """What a reader has to know before quoting a number of this row."""
+def warnings_about(samples: Mapping[str, Sequence[float]]) -> list[str]:
+    """What a reader has to know before quoting a number of these rows: at most one line a kind of trouble."""
+    unstable, drifting = [], []
+    for name, values in samples.items():
+        summary, moved = summarise(values), drift(values)
+        spread = summary.coefficient_of_variance if summary and summary.count >= SAMPLES_FOR_VARIANCE else None
+        if spread is not None and spread > UNSTABLE_VARIANCE:
+            unstable.append(f"{name} {spread:.1%}")
+        if moved is not None and abs(moved - 1) > DRIFT:
+            drifting.append(f"{name} {moved:.2f}")
     found = []
-    summary, moved = summarise(values), drift(values)
-    spread = summary.coefficient_of_variance if summary and summary.count >= SAMPLES_FOR_VARIANCE else None
-    if spread is not None and spread > UNSTABLE_VARIANCE:
+    if unstable:
         found.append(
-            f"{name} is unstable: coefficient of variance {spread:.1%} of {len(values)} runs, above "
-            f"{UNSTABLE_VARIANCE:.1%}; lock clocks, stop other work, or take more runs"
+            f"unstable, coefficient of variance above {UNSTABLE_VARIANCE:.1%}: {', '.join(unstable)}; "
+            "lock clocks, stop other work, or take more runs"
         )
-    if moved is not None and abs(moved - 1) > DRIFT:
+    if drifting:
         found.append(
-            f"{name} drifts: the last third is {moved:.2f} times the first; heat, clocks or other work changed"
+            f"drift, last third over first: {', '.join(drifting)}; heat, clocks or other work changed meanwhile"
         )
     return found

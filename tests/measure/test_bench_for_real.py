@@ -1,0 +1,58 @@
+"""Bench and doctor on a tiny bundle that really runs: nothing is made up, and no time is asserted."""
+
+from __future__ import annotations
+
+import pytest
+
+from edgemm.measure.bench import Plan, run_bench
+from edgemm.measure.doctor import examine
+
+pytest.importorskip("onnxruntime")
+pytest.importorskip("safetensors")
+
+from tests.runtimes.tiny_bundle import build
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory):
+    return build(tmp_path_factory.mktemp("bench") / "tiny.bundle")
+
+
+@pytest.fixture(scope="module")
+def result(bundle):
+    return run_bench(bundle, Plan(prompt_tokens=100, new_tokens=4, steps=3, repetitions=2, device="cpu", threads=1))
+
+
+def test_every_row_is_measured(result):
+    from edgemm.measure.rows import ROWS
+
+    rows = result["rows"]
+    assert set(rows) == set(ROWS) or result["measured"]["new_tokens"] < 2  # a random model may stop at once
+    assert all(sample > 0 for row in rows.values() for sample in row["samples"])
+    assert {rows[name]["count"] for name in ("image_s", "time_to_first_token_ms", "image_encode_ms")} == {2}
+
+
+def test_the_work_is_what_was_asked_for(result):
+    assert abs(result["measured"]["prompt_tokens"] - 100) < len(" the")  # its tokenizer has a token a byte
+    assert result["measured"]["steps"] == 3
+    assert result["card"]["device"] == "cpu" and result["card"]["threads"] == 1
+
+
+def test_the_parts_of_a_picture_are_no_more_than_the_whole(result):
+    rows = result["rows"]
+    for index, whole in enumerate(rows["image_s"]["samples"]):
+        part = {name: rows[name]["samples"][index] for name in ("draw_prefill_ms", "conditioner_ms", "denoise_step_ms")}
+        assert part["draw_prefill_ms"] + part["conditioner_ms"] + 3 * part["denoise_step_ms"] <= whole * 1e3 * 1.001
+
+
+def test_memory_is_that_of_a_process_with_a_runtime_in_it(result):
+    assert 20e6 < result["rows"]["peak_memory_bytes"]["p50"] < 2e9
+
+
+def test_a_fresh_process_tells_its_first_calls(result):
+    assert set(result["first_call_ms"]) == {"text", "image"}
+
+
+def test_the_doctor_lets_it_run(bundle):
+    fit = examine(bundle).bundle
+    assert fit and fit.runs == ("cpu",) and not fit.problem
