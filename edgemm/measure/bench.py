@@ -31,6 +31,7 @@ SCHEMA_VERSION = 1
 FRESH_TIMEOUT_S = 1800.0
 
 Samples = dict[str, list[float]]
+Counts = dict[str, list[int]]
 Progress = Callable[[int, int, str], None]  # done, of how many, what comes next
 
 
@@ -53,37 +54,47 @@ class Plan:
             if value is not None and value < low:
                 raise UsageError(f"{name} is {value}, expected at least {low}")
 
+    @property
+    def rounds(self) -> int:
+        return self.warmup + self.repetitions
+
 
 def run_bench(path: Path, plan: Plan, progress: Progress = lambda done, of, what: None) -> dict[str, Any]:
     """The result as one JSON document; its fields are those of the last line that `edgemm bench` prints."""
     bundle = open_bundle(path, verify=False)  # edgemm.load verifies
-    manifest = bundle.manifest
-    rounds = plan.warmup + plan.repetitions
-    progress(0, rounds + 1, "loading in a fresh process")
-    fresh = measure_fresh(_fresh_request(path, plan, manifest), FRESH_TIMEOUT_S)
+    progress(0, plan.rounds + 1, "loading in a fresh process")
+    fresh = measure_fresh(_fresh_request(path, plan, bundle.manifest), FRESH_TIMEOUT_S)
     model = edgemm.load(path, device=plan.device, threads=plan.threads)
     card = make_card(bundle, model.choice, model.threads)
-    samples: Samples = {name: [fresh.value[name]] for name in ROWS if fresh.value and name in fresh.value}
-    counts: dict[str, list[int]] = {"prompt_tokens": [], "new_tokens": [], "steps": []}
-    prompt = fit_prompt(lambda text: _prompt_tokens(model, text), plan.prompt_tokens) if manifest.loops.text else ""
-    for index in range(rounds):
-        progress(index + 1, rounds + 1, "warming up" if index < plan.warmup else "measuring")
-        kept = index >= plan.warmup
-        if manifest.loops.text:
-            _measure_writing(model, prompt, plan, samples if kept else {}, counts)
-        if _reads_pictures(manifest):
-            _measure_reading(model, samples if kept else {})
-        if manifest.loops.denoise:
-            _measure_drawing(model, plan, index, samples if kept else {}, counts)
+    found = {name: value for name, value in (fresh.value or {}).items() if name in ROWS}
+    samples: Samples = {name: [float(value)] for name, value in found.items()}
+    counts = _take_turns(model, bundle.manifest, plan, progress, samples)
     return {
         "schema_version": SCHEMA_VERSION,
         "card": card,
         "plan": asdict(plan),
-        "measured": {name: max(values) for name, values in counts.items() if values},
+        "measured": {name: max(values) for name, values in counts.items()},
         "first_call_ms": fresh.value["first_call_ms"] if fresh.value else None,
         "rows": _rows(samples),
         "warnings": [*_remarks(samples, counts, plan), *([f"fresh process {fresh.problem}"] if fresh.problem else [])],
     }
+
+
+def _take_turns(model: Model, manifest: Manifest, plan: Plan, progress: Progress, samples: Samples) -> Counts:
+    """Fills `samples` row by row; what comes back is how much work each run really was."""
+    counts: Counts = {}
+    prompt = fit_prompt(lambda text: _prompt_tokens(model, text), plan.prompt_tokens) if manifest.loops.text else ""
+    for index in range(plan.rounds):
+        kept = index >= plan.warmup
+        into: Samples = samples if kept else {}
+        progress(index + 1, plan.rounds + 1, "measuring" if kept else "warming up")
+        if manifest.loops.text:
+            _measure_writing(model, prompt, plan, into, counts)
+        if _reads_pictures(manifest):
+            _measure_reading(model, into)
+        if manifest.loops.denoise:
+            _measure_drawing(model, plan, index, into, counts)
+    return counts
 
 
 def _fresh_request(path: Path, plan: Plan, manifest: Manifest) -> dict[str, Any]:
@@ -110,10 +121,10 @@ def _prompt_tokens(model: Model, text: str) -> int:
     return model.generate_text(text, max_new_tokens=1).metrics.prompt_tokens
 
 
-def _measure_writing(model: Model, prompt: str, plan: Plan, into: Samples, counts: dict[str, list[int]]) -> None:
+def _measure_writing(model: Model, prompt: str, plan: Plan, into: Samples, counts: Counts) -> None:
     metrics = model.generate_text(prompt, max_new_tokens=plan.new_tokens).metrics
-    counts["prompt_tokens"].append(metrics.prompt_tokens)
-    counts["new_tokens"].append(metrics.new_tokens)
+    counts.setdefault("prompt_tokens", []).append(metrics.prompt_tokens)
+    counts.setdefault("new_tokens", []).append(metrics.new_tokens)
     _note(into, "time_to_first_token_ms", metrics.time_to_first_token_ms)
     _note(into, "prefill_tokens_per_s", metrics.prompt_tokens / metrics.prefill_ms * 1e3)
     if metrics.decode_tokens_per_s:  # 0 when the reply ended before its second token
@@ -127,9 +138,9 @@ def _measure_reading(model: Model, into: Samples) -> None:
     _note(into, "time_to_first_token_with_image_ms", metrics.time_to_first_token_ms)
 
 
-def _measure_drawing(model: Model, plan: Plan, index: int, into: Samples, counts: dict[str, list[int]]) -> None:
+def _measure_drawing(model: Model, plan: Plan, index: int, into: Samples, counts: Counts) -> None:
     metrics = model.generate_image(**_drawing(plan, index)).metrics
-    counts["steps"].append(metrics.steps)
+    counts.setdefault("steps", []).append(metrics.steps)
     _note(into, "draw_prefill_ms", metrics.prefill_ms)
     _note(into, "conditioner_ms", metrics.conditioner_ms)
     _note(into, "denoise_step_ms", metrics.step_ms)
@@ -152,9 +163,9 @@ def _rows(samples: Samples) -> dict[str, Any]:
     return rows
 
 
-def _remarks(samples: Samples, counts: dict[str, list[int]], plan: Plan) -> list[str]:
+def _remarks(samples: Samples, counts: Counts, plan: Plan) -> list[str]:
     found = warnings_about({name: samples[name] for name, row in ROWS.items() if row.judged and name in samples})
-    shortest = min(counts["new_tokens"], default=plan.new_tokens)
+    shortest = min(counts.get("new_tokens", ()), default=plan.new_tokens)
     if shortest < plan.new_tokens:
         found.append(f"the model ended its reply after {shortest} of {plan.new_tokens} tokens; rates are over those")
     return found

@@ -23,7 +23,7 @@ __all__ = ["drop_from_page_cache", "measure_fresh", "peak_memory_bytes"]
 
 
 def measure_fresh(request: dict[str, Any], timeout_s: float) -> Answer:
-    """`request` holds bundle, device, threads, reads_pictures, and the arguments of generate_text and generate_image."""
+    """`request` holds bundle, device, threads, reads_pictures, and what generate_text and generate_image are given."""
     drop_from_page_cache(Path(request["bundle"]))
     return ask("edgemm.measure.fresh_process", [json.dumps(request)], timeout_s)
 
