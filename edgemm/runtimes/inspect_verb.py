@@ -1,0 +1,56 @@
+"""`edgemm inspect BUNDLE`: what is in a bundle, from its manifest alone; nothing is hashed or run."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterable
+
+from edgemm.bundle import Bundle, open_bundle
+
+__all__ = ["HELP", "add_arguments", "describe", "run"]
+
+HELP = "what is in a bundle"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("bundle", metavar="BUNDLE", help="the folder that `edgemm export` wrote")
+    parser.add_argument("--json", action="store_true", help="print the manifest")
+
+
+def run(args: argparse.Namespace) -> int:
+    bundle = open_bundle(args.bundle, verify=False)
+    print(bundle.manifest.to_json() if args.json else "\n".join(describe(bundle)), end="" if args.json else "\n")
+    return 0
+
+
+def describe(bundle: Bundle) -> Iterable[str]:
+    """The manifest as a page of text."""
+    manifest = bundle.manifest
+    total = sum(record.size_bytes for record in manifest.files.values())
+    yield f"{manifest.name}: family {manifest.family}, {_megabytes(total)} in {len(manifest.files)} files"
+    source = manifest.source
+    yield f"from checkpoint {source.checkpoint} ({source.sha256[:16]}), exported by edgemm {manifest.edgemm_version}"
+    yield ""
+    yield f"{'component':<16}{'variant':<16}{'dialect':<14}{'precision':<12}{'size':>10}"
+    for name, component in manifest.components.items():
+        for variant_name, variant in component.variants.items():
+            files = [path for path in (variant.graph, variant.data) if path]
+            size = sum(manifest.files[path].size_bytes for path in files)
+            yield f"{name:<16}{variant_name:<16}{variant.dialect:<14}{variant.precision:<12}{_megabytes(size):>10}"
+    yield ""
+    for target, chosen in manifest.targets.items():
+        yield f"target {target}: " + ", ".join(f"{component} {variant}" for component, variant in chosen.items())
+    text, draws = manifest.loops.text, manifest.loops.denoise
+    if text:
+        reads = f", reads pictures at {text.image_size} px" if "image_encoder" in manifest.components else ""
+        yield f"talks{reads}; at most {manifest.limits.max_context} tokens"
+    if draws:
+        yield (
+            f"draws {draws.image_size} x {draws.image_size} px in {draws.num_inference_steps} steps "
+            f"(at most {manifest.limits.max_steps}), guidance {draws.guidance_scale:g}"
+        )
+    yield "licences: " + ("; ".join(f"{entry.what}: {entry.licence}" for entry in manifest.licences) or "none given")
+
+
+def _megabytes(size_bytes: int) -> str:
+    return f"{size_bytes / 1e6:.1f} MB"

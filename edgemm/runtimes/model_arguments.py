@@ -1,0 +1,33 @@
+"""The flags that every verb with a model shares, and the model that they open."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from edgemm.runtimes.model import Model
+
+__all__ = ["add_model_arguments", "open_model"]
+
+
+def add_model_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("bundle", metavar="BUNDLE", help="the folder that `edgemm export` wrote")
+    parser.add_argument("--device", default="auto", help="auto, cpu or cuda (default %(default)s)")
+    parser.add_argument("--threads", type=int, metavar="N", help="default: one a core that may be used")
+    parser.add_argument("--no-verify", action="store_true", help="trust the files: skip their hashes")
+    parser.add_argument("--verbose", action="store_true", help="say what it runs on and how long it took, on stderr")
+    parser.add_argument("--json", action="store_true", help="print one JSON document")
+
+
+def open_model(args: argparse.Namespace) -> Model:
+    import edgemm
+
+    model = edgemm.load(args.bundle, device=args.device, threads=args.threads, verify=not args.no_verify)
+    if args.verbose:
+        threads = model.threads
+        spinning = "spinning" if threads.spinning else "not spinning"
+        print(f"running on {model.choice}", file=sys.stderr)
+        print(f"{threads.count} threads, {spinning}: {threads.why}", file=sys.stderr)
+    return model
