@@ -2,7 +2,7 @@
 
 The size in the header is checked before a pixel is decoded.  Then: EXIF orientation, transparency laid on the
 background, the longer side resized to S with Pillow's antialiased bicubic filter, the rest filled with the background:
-nothing of the picture is cut off, nothing is squeezed.  It knows pixels, never models or bundles: Pillow and numpy only.
+nothing of the picture is cut off, nothing is squeezed.  It knows pixels, never models: Pillow and numpy only.
 Axes: S side of the square; H, W of the picture as given.
 """
 
