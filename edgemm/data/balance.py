@@ -26,7 +26,8 @@ def balanced_partners(items: Sequence[Item], differ: Callable[[Item, Item], bool
         lonely = [index for index in range(len(items)) if not _settle(index, items, others, differ)]
         if not lonely:
             return list(zip(items, others, strict=True))
-        items = [item for index, item in enumerate(items) if index not in lonely]
+        # One at a time, the one that fits with fewest: its neighbours may do well without it.
+        del items[min(lonely, key=lambda index: sum(differ(items[index], other) for other in items))]
     return []
 
 

@@ -38,7 +38,7 @@ GROUPS = ("animals-nature", "food-drink", "travel-places", "activities", "object
 SUBGROUPS = ("heart",)  # of the other groups
 UNFIT = ("time", "event", "sky-weather")  # clocks differ by a hand; a fog has no edge
 LONGEST_LABEL = 3  # words
-FEWEST = 8  # emoji of one style and split; fewer make the same scenes over and over
+FEWEST = 4  # emoji of one style and split; fewer make the same scenes over and over
 TASKS = ("relation", "relation", "counting", "two kinds")
 HOW_MANY = {  # of the first and of the second kind
     "relation": ((1, 1),),

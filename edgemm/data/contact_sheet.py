@@ -22,22 +22,22 @@ def contact_sheet(folder: Path, samples: Sequence[Sample], size: int) -> Image.I
     """Up to 16 x 12 pictures; a drawing's styles stand side by side."""
     from PIL import Image
 
-    step = size + GAP
-    shown = _chosen(samples)
-    rows = max(1, -(-len(shown) // COLUMNS))
-    sheet = Image.new("RGB", (COLUMNS * step + GAP, rows * step + GAP), "#dddddd")
+    shown, columns = _chosen(samples)
+    step, rows = size + GAP, max(1, -(-len(shown) // columns))
+    sheet = Image.new("RGB", (columns * step + GAP, rows * step + GAP), "#dddddd")
     for index, sample in enumerate(shown):
         with Image.open(folder / sample.image) as picture:
-            sheet.paste(picture, (GAP + index % COLUMNS * step, GAP + index // COLUMNS * step))
+            sheet.paste(picture, (GAP + index % columns * step, GAP + index // columns * step))
     return sheet
 
 
-def _chosen(samples: Sequence[Sample]) -> list[Sample]:
+def _chosen(samples: Sequence[Sample]) -> tuple[list[Sample], int]:
+    """What to show, and how many in a row so that nothing is torn apart."""
     by_code: defaultdict[str, list[Sample]] = defaultdict(list)
     for sample in samples:
         by_code[sample.hexcode or sample.id].append(sample)
-    widest = max(map(len, by_code.values()), default=1)
+    widest = min(max(map(len, by_code.values()), default=1), COLUMNS)
     # The emoji that most styles draw, in an order that is random but the same every time.
     order = sorted(by_code, key=lambda code: (-len(by_code[code]), stable_fraction("sheet", code)))
-    fitting = COLUMNS // min(widest, COLUMNS) * ROWS
-    return [sample for code in order[:fitting] for sample in by_code[code]][: COLUMNS * ROWS]
+    columns = COLUMNS // widest * widest
+    return [sample for code in order for sample in by_code[code]][: columns * ROWS], columns

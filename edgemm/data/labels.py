@@ -41,7 +41,7 @@ SAME_FAMILY = {  # pairs that only Unicode's history tells apart, or that share 
     "female sign": "gender sign",
     "male sign": "gender sign",
     "closed book": "book",  # the red one of green, blue and orange book
-    "grinning cat": "cat face",  # fluent draws one picture for both
+    "grinning cat": "cat",  # fluent draws one picture for both
     "white square button": "black medium square",  # likewise
 }
 KEPT = {"left luggage", "leafy green"}  # words that look like a direction or a colour, and are not

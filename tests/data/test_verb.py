@@ -1,0 +1,73 @@
+"""`edgemm data` from outside: light to load, exact about what it refuses, the same bytes for the same seed."""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from edgemm.data import verb
+from edgemm.data.format import read_dataset
+from edgemm.errors import MissingError, UsageError
+
+
+def run(*arguments: str | Path) -> int:
+    parser = argparse.ArgumentParser()
+    verb.add_arguments(parser)
+    return verb.run(parser.parse_args([str(argument) for argument in arguments]))
+
+
+def digest(folder: Path) -> dict[str, str]:
+    files = sorted(file for file in folder.rglob("*") if file.is_file())
+    return {str(file.relative_to(folder)): hashlib.sha256(file.read_bytes()).hexdigest() for file in files}
+
+
+def test_the_verb_loads_no_heavy_library():
+    code = "import sys, edgemm.data.verb; print([m for m in ('torch', 'numpy', 'PIL', 'resvg_py') if m in sys.modules])"
+    shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert shown.stdout.strip() == "[]"
+
+
+def test_shapes_are_written_and_the_last_line_says_what_next(tmp_path, capsys):
+    assert run("shapes", "--output", tmp_path / "set", "--count", "12") == 0
+    last = capsys.readouterr().out.strip().splitlines()[-1]
+    assert last.startswith("Wrote 12 pictures to") and "edgemm train --data" in last
+    assert len(read_dataset(tmp_path / "set").samples) == 12
+
+
+def test_same_seed_same_bytes(tmp_path):
+    for name, seed in (("a", 5), ("b", 5), ("c", 6)):
+        run("shapes", "--output", tmp_path / name, "--count", "24", "--seed", str(seed))
+    assert digest(tmp_path / "a") == digest(tmp_path / "b")
+    assert digest(tmp_path / "a") != digest(tmp_path / "c")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--count", "0"), "--count 0 makes nothing"),
+        (("--seed", "-1"), "--seed -1 is negative"),
+        (("--source", "x"), "--source is for compose only"),
+    ],
+)
+def test_impossible_calls_are_refused(tmp_path, arguments, message):
+    with pytest.raises(UsageError, match=message):
+        run("shapes", "--output", tmp_path / "set", *arguments)
+    assert not (tmp_path / "set").exists()
+
+
+def test_offline_without_a_cache_leaves_nothing(tmp_path):
+    with pytest.raises(MissingError, match="--offline forbids fetching"):
+        run("emoji", "--output", tmp_path / "set", "--cache", tmp_path / "cache", "--offline")
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_module_runs_and_answers_in_one_line(tmp_path):
+    command = [sys.executable, "-m", "edgemm.data.verb", "shapes", "--output", tmp_path / "set", "--count", "-3"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert done.stderr.splitlines() == ["edgemm data: --count -3 makes nothing; give at least 1"]
