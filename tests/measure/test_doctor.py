@@ -65,6 +65,12 @@ def test_a_bundle_for_another_board_makes_the_command_fail(tmp_path, capsys):
     assert "paper does not run here: jetson-thor: this machine is no Jetson" in capsys.readouterr().out
 
 
+def test_graphs_newer_than_the_runtime_are_told(tmp_path):
+    old = (Verdict("cpu", "ONNX Runtime, CPUExecutionProvider", "", "", newest_opset=23),)
+    fit = fit_bundle(open_bundle(write_paper_bundle(tmp_path / "b", dialect="opset24+contrib")), old, read_machine())
+    assert fit.runs == () and "opset 24" in fit.problem and "up to 23" in fit.problem
+
+
 def test_weights_larger_than_the_free_memory_are_told(tmp_path):
     small = {"proc/meminfo": "MemTotal: 8 kB\nMemAvailable: 4 kB\n"}
     bundle = open_bundle(write_paper_bundle(tmp_path / "b"))
