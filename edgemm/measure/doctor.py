@@ -88,7 +88,7 @@ def _problem(bundle: Bundle, verdict: Verdict, machine: Machine) -> str:
         )
     weights, available = _weights_bytes(bundle, verdict.target), machine.memory_available_bytes
     if available is not None and weights > available:
-        return f"its weights take {_gigabytes(weights)}, and {_gigabytes(available)} of memory are free"
+        return f"its weights take {_size(weights)}, and {_size(available)} of memory are free"
     return ""
 
 
@@ -113,7 +113,7 @@ def report_text(report: Report) -> str:
         fit = report.bundle
         lines += [
             "",
-            f"bundle {fit.name}: made for {', '.join(fit.targets)}; {_gigabytes(fit.weights_bytes)} of weights",
+            f"bundle {fit.name}: made for {', '.join(fit.targets)}; {_size(fit.weights_bytes)} of weights",
         ]
     return "\n".join([*lines, "", _last_line(report)])
 
@@ -125,12 +125,10 @@ def _machine_lines(report: Report) -> list[str]:
         "python": machine.python,
         "cpu": f"{machine.cpu} ({' '.join(machine.cpu_features) or 'no known vector instructions'})",
         "cores": f"{machine.cores_usable:g} of {machine.cores} usable",
-        "memory": f"{_gigabytes(machine.memory_bytes)}, {_gigabytes(machine.memory_available_bytes)} free",
-        "disk": f"{_gigabytes(machine.disk_free_bytes)} free",
+        "memory": f"{_size(machine.memory_bytes)}, {_size(machine.memory_available_bytes)} free",
+        "disk": f"{_size(machine.disk_free_bytes)} free",
         "board": None,
-        "gpu": "; ".join(
-            f"{gpu.name}, SM {gpu.compute_capability}, {_gigabytes(gpu.memory_bytes)}" for gpu in cuda.gpus
-        ),
+        "gpu": "; ".join(f"{gpu.name}, SM {gpu.compute_capability}, {_size(gpu.memory_bytes)}" for gpu in cuda.gpus),
         "cuda": f"driver runs up to CUDA {cuda.version}" if cuda.version else cuda.problem,
     }
     if board:
@@ -180,5 +178,7 @@ def _weights_bytes(bundle: Bundle, target: str) -> int:
     return sum(bundle.manifest.files[path].size_bytes for path in files)
 
 
-def _gigabytes(size_bytes: int | None) -> str:
-    return "unknown" if size_bytes is None else f"{size_bytes / 1e9:.3g} GB"
+def _size(size_bytes: int | None) -> str:
+    if size_bytes is None:
+        return "unknown"
+    return f"{size_bytes / 1e9:.3g} GB" if size_bytes >= 1e9 else f"{size_bytes / 1e6:.3g} MB"
