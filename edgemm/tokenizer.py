@@ -42,11 +42,12 @@ class Tokenizer:
         if not text:
             return []
         try:
-            with self._lock:
-                self._inner.encode_special_tokens = not special
-                return self._inner.encode(text, add_special_tokens=False).ids
+            text.encode("utf-8")
         except UnicodeEncodeError as error:
             raise InputError(f"text that is not valid Unicode: {error}") from error
+        with self._lock:
+            self._inner.encode_special_tokens = not special
+            return self._inner.encode(text, add_special_tokens=False).ids
 
     def decode(self, ids: Sequence[int]) -> str:
         """Special tokens are left out; always valid UTF-8."""

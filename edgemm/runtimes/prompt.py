@@ -129,6 +129,7 @@ def chat_prompt(messages: Sequence[Message], loop: TextLoop, tokenizer: Tokenize
             builder.text(template.user_open)
             for _ in message.images:
                 builder.picture(loop.image_token_count)
+            if message.images:
                 builder.text(loop.image_close)
             builder.text(message.content, own=True)
             builder.text(template.user_close)

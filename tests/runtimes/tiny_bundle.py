@@ -1,4 +1,4 @@
-"""A tiny bundle that is real: ONNX graphs with external data, a byte tokenizer, hashes, everything the contract asks."""
+"""A tiny bundle that is real: ONNX graphs with external data, a byte tokenizer, hashes, all that the contract asks."""
 
 from __future__ import annotations
 
@@ -146,7 +146,7 @@ def build(path: Path, weights: Weights | None = None, loops: Loops | None = None
                 edgemm_version="0.1.0",
                 source=Source("tiny", "0" * 64),
                 components=components,
-                targets={"cpu": {name: "cpu-fp32" for name in components}},
+                targets={"cpu": dict.fromkeys(components, "cpu-fp32")},
                 loops=loops,
                 limits=limits,
                 tokenizer="tokenizer.json",

@@ -1,0 +1,109 @@
+"""Choosing a device: what was asked for is what runs, or an error says how to get it."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+import threading
+
+import pytest
+
+import edgemm
+from edgemm.bundle import open_bundle
+from edgemm.components import TensorSpec
+from edgemm.errors import BundleError, MissingError, UsageError
+from edgemm.runtimes import backends
+from edgemm.runtimes.onnxruntime_backend import open_engine
+from edgemm.runtimes.threads import ThreadPlan
+
+ONE_THREAD = ThreadPlan(1, False, "a test")
+
+
+def test_a_device_that_is_not_there_is_an_error_with_its_cure(bundle_path, monkeypatch):
+    monkeypatch.setattr("onnxruntime.get_available_providers", lambda: ["CPUExecutionProvider"])
+    with pytest.raises(
+        MissingError, match=r"'cuda' was asked for: .* no CUDAExecutionProvider; pip install 'edgemm\[cuda\]'"
+    ):
+        edgemm.load(bundle_path, device="cuda")
+
+
+def test_an_unknown_device_lists_the_known_ones(bundle_path):
+    with pytest.raises(UsageError, match="device is 'abacus', expected one of: auto, cuda, cpu"):
+        edgemm.load(bundle_path, device="abacus")
+
+
+def test_auto_says_what_it_passed_over(monkeypatch):
+    monkeypatch.setattr("onnxruntime.get_available_providers", lambda: ["CPUExecutionProvider"])
+    choice = backends.select("auto", ["cpu", "cuda"])
+    assert (choice.device, choice.target) == ("cpu", "cpu")
+    assert "not cuda, because onnxruntime here has CPUExecutionProvider" in choice.why
+
+
+def test_a_bundle_for_another_target_says_so():
+    with pytest.raises(BundleError, match=r"no target 'cpu', only: jetson-orin"):
+        backends.select("cpu", ["jetson-orin"])
+    with pytest.raises(BundleError, match=r"nothing here runs this bundle.*--target cpu"):
+        backends.select("auto", ["jetson-orin"])
+
+
+@pytest.mark.parametrize("device", ["auto", "cpu"])
+def test_without_onnxruntime_the_cure_is_named(monkeypatch, device):
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    monkeypatch.delitem(sys.modules, "edgemm.runtimes.onnxruntime_backend", raising=False)
+    with pytest.raises(MissingError, match=r"pip install 'edgemm\[ort\]'"):
+        backends.select(device, ["cpu"])
+
+
+def open_denoiser(bundle_path, provider="CPUExecutionProvider", change=lambda variant: variant):
+    bundle = open_bundle(bundle_path)
+    variant = change(bundle.manifest.variant("denoiser", "cpu"))
+    graph, data = bundle.file(variant.graph), bundle.file(variant.data)
+    return open_engine("denoiser", graph, data, variant, provider, ONE_THREAD, threading.Lock())
+
+
+def test_a_provider_that_does_not_exist_is_no_silent_fallback(bundle_path):
+    with pytest.raises(MissingError, match="has no NoSuchProvider"):
+        open_denoiser(bundle_path, provider="NoSuchProvider")
+
+
+@pytest.mark.filterwarnings("ignore:Specified provider:UserWarning")
+def test_a_provider_that_onnxruntime_quietly_replaces_is_found_out(bundle_path, monkeypatch):
+    """The name is listed, and the session uses the CPU all the same: what a missing driver looks like."""
+    listed = ["CUDAExecutionProvider", "CPUExecutionProvider"]
+    monkeypatch.setattr("onnxruntime.get_available_providers", lambda: listed)
+    with pytest.raises(
+        MissingError, match="asked ONNX Runtime for CUDAExecutionProvider, it uses CPUExecutionProvider"
+    ):
+        open_denoiser(bundle_path, provider="CUDAExecutionProvider")
+
+
+@pytest.mark.parametrize("field", ["dtype", "shape", "name"])
+def test_a_manifest_that_lies_about_a_graph_is_refused(bundle_path, field):
+    lies = {"dtype": "int64", "shape": ("b", 5, 12), "name": "noisier_tokens"}
+
+    def lie(variant):
+        first, *rest = variant.inputs
+        assert first == TensorSpec("noisy_tokens", "float32", ("b", 4, 12))
+        return dataclasses.replace(variant, inputs=(dataclasses.replace(first, **{field: lies[field]}), *rest))
+
+    with pytest.raises(BundleError, match="nois"):
+        open_denoiser(bundle_path, change=lie)
+
+
+def test_arrays_that_do_not_fit_are_refused_before_their_address_is_used(model):
+    import numpy as np
+
+    from edgemm.errors import EdgemmError
+
+    decoder = model.engine("image_decoder")
+    pixels = np.zeros((1, 3, 4, 4), dtype=np.float32)
+    for tokens in (
+        np.zeros((1, 4, 11), dtype=np.float32),
+        np.zeros((1, 4, 12), dtype=np.float64),
+        np.zeros((1, 12, 4), dtype=np.float32).transpose(0, 2, 1),
+        np.zeros((2, 4, 12), dtype=np.float32),  # b differs from that of the pixels
+    ):
+        with pytest.raises(EdgemmError, match=r"image_decoder: (tokens|pixels)"):
+            decoder.bind({"tokens": tokens}, {"pixels": pixels})
+    with pytest.raises(EdgemmError, match="missing or left over"):
+        decoder.bind({}, {"pixels": pixels})

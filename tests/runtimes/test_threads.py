@@ -1,0 +1,70 @@
+"""How many threads, and whether they spin, on machines described by a few files."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+
+from edgemm.errors import UsageError
+from edgemm.runtimes import threads
+
+
+@pytest.fixture
+def quiet(monkeypatch, tmp_path):
+    """Eight cores, all allowed, nobody else at work."""
+    monkeypatch.setattr(os, "cpu_count", lambda: 8)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(8)), raising=False)
+    monkeypatch.setattr(os, "getloadavg", lambda: (0.1, 0.1, 0.1))
+    return tmp_path
+
+
+def test_alone_on_the_machine_every_core_may_spin(quiet):
+    plan = threads.plan_threads(root=quiet)
+    assert (plan.count, plan.spinning) == (8, True)
+
+
+def test_fewer_allowed_cores_mean_fewer_threads_and_no_spinning(quiet, monkeypatch):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {0, 1}, raising=False)
+    plan = threads.plan_threads(root=quiet)
+    assert (plan.count, plan.spinning) == (2, False)
+    assert "2 of 8 cores" in plan.why
+
+
+@pytest.mark.parametrize(
+    "files",
+    [
+        {"cpu.max": "250000 100000\n"},
+        {"cpu/cpu.cfs_quota_us": "250000\n", "cpu/cpu.cfs_period_us": "100000\n"},
+    ],
+)
+def test_a_containers_quota_counts_as_cores(quiet, files):
+    for name, content in files.items():
+        path = quiet / "sys/fs/cgroup" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(content)
+    plan = threads.plan_threads(root=quiet)
+    assert (plan.count, plan.spinning) == (2, False)
+
+
+def test_no_quota_is_no_limit(quiet):
+    (quiet / "sys/fs/cgroup").mkdir(parents=True)
+    (quiet / "sys/fs/cgroup/cpu.max").write_text("max 100000\n")
+    assert threads.plan_threads(root=quiet).count == 8
+
+
+def test_other_work_stops_the_spinning(quiet, monkeypatch):
+    monkeypatch.setattr(os, "getloadavg", lambda: (6.0, 1.0, 1.0))
+    plan = threads.plan_threads(root=quiet)
+    assert (plan.count, plan.spinning) == (8, False)
+    assert "75% busy" in plan.why
+
+
+def test_more_threads_than_cores_do_not_spin(quiet):
+    plan = threads.plan_threads(12, root=quiet)
+    assert (plan.count, plan.spinning) == (12, False)
+
+
+def test_no_threads_at_all_is_refused():
+    with pytest.raises(UsageError, match="threads is 0, expected 1 to 1024"):
+        threads.plan_threads(0)
