@@ -39,7 +39,7 @@ def pool_prompt(values: list[Tensor], prompt_mask: Tensor, used: Tensor) -> Tens
     """
     stacked = torch.cat([value.float().transpose(1, 2).flatten(2) for value in values], dim=-1)  # (b, t, L*g*d)
     pooled = []
-    for mask in (prompt_mask, used.to(prompt_mask.dtype)):
+    for mask in (prompt_mask.float(), used.float()):
         weights = mask / mask.sum(dim=1, keepdim=True).clamp(min=1)  # (b, t)
         pooled.append((weights[:, None] @ stacked)[:, 0])
     return torch.cat(pooled, dim=-1)
@@ -97,7 +97,8 @@ class Conditioner(nn.Module):
         """The same after the opening tokens were dropped (the trainer caches only what is left)."""
         used = torch.arange(prompt_mask.shape[1], device=length.device) < length[:, None]  # (b, t)
         pooled = pool_prompt([values for _, values in cached], prompt_mask, used)
-        whitened = (pooled - self.whiten_mean) @ self.whiten_matrix
+        whitened = ((pooled - self.whiten_mean) @ self.whiten_matrix).to(self.key_projs[0].weight.dtype)
+        whitened = whitened * (prompt_mask.sum(1, keepdim=True) > 0)  # the empty prompt stands at the origin
         layout = self.layout_mlp(whitened).reshape(-1, self.token_count, self.layout_width)
         keys, values = [], []
         for index, (raw_keys, raw_values) in enumerate(cached):

@@ -1,0 +1,96 @@
+"""Strings to ids, the way training and the torch reference see them: templates around messages and drawing prompts.
+
+Each piece of a template is tokenized alone, so the thin runtime gets the same ids from the bundle's loop spec without
+knowing this file.  No tensors here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from edgemm.config import ModelConfig
+
+__all__ = ["DrawPrompt", "TextPrompt", "byte_tokenizer_json", "draw_prompt", "read_prompt", "reply_ids", "stop_ids"]
+
+Encode = Callable[[str], list[int]]
+
+
+@dataclass(frozen=True)
+class DrawPrompt:
+    ids: list[int]
+    skip: int  # tokens of the template's opening
+    prompt_mask: list[int]  # 1 on the user's own tokens
+
+
+@dataclass(frozen=True)
+class TextPrompt:
+    ids: list[int]  # 0 where an image token stands
+    image_index: list[int]  # -1 for text, else the row of the image tokens
+    attention_limit: list[int]  # last position each token may see
+
+
+def draw_prompt(config: ModelConfig, encode: Encode, prompt: str) -> DrawPrompt:
+    """Ids of `open`, " " + prompt (nothing for the empty, unconditional prompt), `close`."""
+    opening, closing = encode(config.draw.open), encode(config.draw.close)
+    own = encode(" " + prompt) if prompt else []
+    mask = [0] * len(opening) + [1] * len(own) + [0] * len(closing)
+    return DrawPrompt(opening + own + closing, len(opening), mask)
+
+
+def read_prompt(config: ModelConfig, encode: Encode, text: str, pictures: int) -> TextPrompt:
+    """One user message with `pictures` pictures before its text, and the opening of the reply."""
+    chat, block = config.chat, config.vision.token_count
+    ids: list[int] = []
+    image_index: list[int] = []
+    limit: list[int] = []
+
+    def add_text(piece: str) -> None:
+        for token in encode(piece) if piece else []:
+            limit.append(len(ids))
+            ids.append(token)
+            image_index.append(-1)
+
+    if chat.system_default:
+        add_text(chat.system_open)
+        add_text(chat.system_default)
+        add_text(chat.system_close)
+    add_text(chat.user_open)
+    for picture in range(pictures):
+        last = len(ids) + block - 1  # the block's tokens see one another
+        ids += [0] * block
+        image_index += range(picture * block, (picture + 1) * block)
+        limit += [last] * block
+    if pictures:
+        add_text(chat.image_close)
+    add_text(text)
+    add_text(chat.user_close)
+    add_text(chat.assistant_open)
+    return TextPrompt(ids, image_index, limit)
+
+
+def reply_ids(config: ModelConfig, encode: Encode, reply: str) -> list[int]:
+    """Ids the model is taught to say: the reply and the token that ends it."""
+    return encode(reply) + encode(config.chat.stop_tokens[0])
+
+
+def stop_ids(config: ModelConfig, encode: Encode) -> list[int]:
+    ids = [encode(token) for token in config.chat.stop_tokens]
+    for token, pieces in zip(config.chat.stop_tokens, ids, strict=True):
+        if len(pieces) != 1:
+            raise ValueError(f"stop token {token!r} is {len(pieces)} tokens in this tokenizer, it must be one")
+    return [pieces[0] for pieces in ids]
+
+
+def byte_tokenizer_json() -> str:
+    """A tokenizer.json of 256 bytes and the chat tokens (vocabulary 264): no training, no files, for `micro`."""
+    from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    tokenizer = Tokenizer(models.BPE(vocab={symbol: i for i, symbol in enumerate(alphabet)}, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)  # type: ignore
+    tokenizer.decoder = decoders.ByteLevel()  # type: ignore
+    reserved = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", *(f"<|reserved_{i}|>" for i in range(5))]
+    tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in reserved])
+    return tokenizer.to_str()
+

@@ -1,0 +1,129 @@
+"""The whole model of family `mot` in torch: it reads and it draws, and it is the reference every bundle is held against.
+
+Training, export and evaluation meet here.  Loading and saving are in checkpoint.py, losses in flow.py and train/.
+Axes: b batch, s tokens, m image tokens for reading, n image tokens for drawing, w transformer width.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from edgemm.config import ModelConfig, SamplerConfig
+from edgemm.model import flow
+from edgemm.model.conditioner import Conditioner, Prefix
+from edgemm.model.denoiser import Denoiser
+from edgemm.model.image_tokens import tokens_to_pixels
+from edgemm.model.prompts import draw_prompt, read_prompt, stop_ids
+from edgemm.model.transformer import KeyValues, Transformer
+from edgemm.model.vision import ImageEncoder
+
+__all__ = ["Unified"]
+
+
+class Unified(nn.Module):
+    """transformer, image_encoder, conditioner and denoiser, with the strings that go around prompts."""
+
+    def __init__(self, config: ModelConfig, tokenizer_json: str) -> None:
+        from tokenizers import Tokenizer
+
+        super().__init__()
+        self.config = config
+        self.tokenizer_json = tokenizer_json
+        self.adapter: Path | None = None  # the PEFT folder whose weights were merged into a base transformer
+        self.tokenizer = Tokenizer.from_str(tokenizer_json)
+        if self.tokenizer.get_vocab_size() > config.transformer.vocab_size:
+            raise ValueError(
+                f"the tokenizer has {self.tokenizer.get_vocab_size()} tokens, the transformer {config.transformer.vocab_size}"
+            )
+        self.transformer = Transformer(config.transformer)
+        self.image_encoder = ImageEncoder(config)
+        self.conditioner = Conditioner(config, skip=len(self.encode(config.draw.open)))
+        self.denoiser = Denoiser(config)
+
+    def encode(self, text: str) -> list[int]:
+        return self.tokenizer.encode(text, add_special_tokens=False).ids
+
+    # --- drawing ------------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def prompt_cache(self, prompts: Sequence[str]) -> tuple[KeyValues, Tensor, Tensor]:
+        """K/V of the prefix layers (b, g, s, d), prompt_mask (b, s) float and prefix_length (b) of drawing prompts."""
+        built = [draw_prompt(self.config, self.encode, prompt) for prompt in prompts]
+        longest = max(len(prompt.ids) for prompt in built)
+        device = self.denoiser.position.device
+        ids = torch.tensor([prompt.ids + [0] * (longest - len(prompt.ids)) for prompt in built], device=device)
+        mask = torch.tensor(
+            [prompt.prompt_mask + [0] * (longest - len(prompt.ids)) for prompt in built],
+            dtype=torch.float32,
+            device=device,
+        )
+        length = torch.tensor([len(prompt.ids) for prompt in built], device=device)
+        limit = torch.arange(longest, device=device).expand(len(built), -1)
+        layers = self.config.denoiser.prefix_layers
+        _, cached = self.transformer(self.transformer.embed_tokens(ids), limit, depth=max(layers) + 1)
+        return [cached[layer] for layer in layers], mask, length
+
+    def prefix(self, prompts: Sequence[str]) -> Prefix:
+        """Everything about the prompts that the denoiser reads; "" is the unconditional prompt."""
+        return self.conditioner(*self.prompt_cache(prompts))
+
+    @torch.no_grad()
+    def draw(self, prompts: Sequence[str], noise: Tensor, sampler: SamplerConfig | None = None) -> Tensor:
+        """Pictures (b, 3, H, W) in [0, 1] from noise (b, n, p), one a prompt."""
+        prefix, free = self.prefix(prompts), self.prefix([""] * len(prompts))
+        tokens = flow.sample(
+            lambda x, t: self.denoiser(x, t, prefix),
+            lambda x, t: self.denoiser(x, t, free),
+            noise,
+            sampler or self.config.sampler,
+        )
+        return tokens_to_pixels(tokens, self.config.image_tokens)
+
+    # --- reading ------------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def generate(
+        self, text: str, pixels: Tensor | None = None, max_new_tokens: int = 64, stop: bool = True
+    ) -> tuple[list[int], Tensor]:
+        """Greedy reply to one message with pictures (pictures, 3, S, S): token ids and the logits (tokens, vocab) behind
+        each. The cache is static, as on a device."""
+        pictures = 0 if pixels is None else len(pixels)
+        prompt = read_prompt(self.config, self.encode, text, pictures)
+        slots = len(prompt.ids) + max_new_tokens
+        device = self.denoiser.position.device
+        shape = (1, self.config.transformer.kv_heads, slots, self.config.transformer.head_width)
+        past: KeyValues = [
+            (torch.zeros(shape, device=device), torch.zeros(shape, device=device)) for _ in self.transformer.layers
+        ]
+        image_tokens = torch.zeros(1, 1, self.config.transformer.width, device=device)
+        if pixels is not None:
+            image_tokens = self.image_encoder(pixels.to(device)).flatten(0, 1)[None]  # (1, pictures * m, w)
+        stops = set(stop_ids(self.config, self.encode)) if stop else set()
+        ids, index, limit = ([list(row)] for row in (prompt.ids, prompt.image_index, prompt.attention_limit))
+        write_index = torch.zeros(1, dtype=torch.long, device=device)
+        produced: list[int] = []
+        rows: list[Tensor] = []
+        while len(produced) < max_new_tokens:
+            x = self.transformer.embed(
+                torch.tensor(ids, device=device), image_tokens, torch.tensor(index, device=device)
+            )
+            hidden, past = self.transformer(x, torch.tensor(limit, device=device), past, write_index)
+            rows.append(self.transformer.logits(hidden[:, -1])[0])
+            token = int(rows[-1].argmax())
+            if token in stops:
+                break
+            produced.append(token)
+            write_index = write_index + len(ids[0])
+            ids, index, limit = [[token]], [[-1]], [[int(write_index)]]
+        return produced, torch.stack(rows)
+
+    def with_sampler(self, **changes: object) -> SamplerConfig:
+        """The model's sampler defaults with some of them changed."""
+        return dataclasses.replace(self.config.sampler, **changes)  # type: ignore[arg-type]
+
+

@@ -1,0 +1,58 @@
+"""Pixels to clean image tokens for reading: an encoder's feature map, projected into the transformer's residual stream.
+
+Two encoders: EfficientNet-Lite0's last feature map (lite0.py, pretrained and frozen) and plain linear patches.
+Axes: b batch, S side in pixels, m image tokens in row-major order, f features a token, w transformer width.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from edgemm.config import ModelConfig, VisionConfig
+from edgemm.model.lite0 import Lite0
+
+__all__ = ["ImageEncoder", "PatchStem"]
+
+
+class PatchStem(nn.Module):
+    """Linear patches: the pixels of each square, nothing learned before the projection."""
+
+    def __init__(self, config: VisionConfig) -> None:
+        super().__init__()
+        if config.feature_width != 3 * config.stride**2:
+            raise ValueError(f"patch encoder: feature_width {config.feature_width} is not 3 * {config.stride}^2")
+        self.stride = config.stride
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        patches = nn.functional.pixel_unshuffle(pixels * 2 - 1, self.stride)  # (b, f, S/stride, S/stride)
+        return patches.flatten(2).transpose(1, 2)  # (b, m, f)
+
+
+class ImageEncoder(nn.Module):
+    """pixels (b, 3, S, S) in [0, 1] -> image tokens (b, m, w), spread like the transformer's own embeddings."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        vision, width = config.vision, config.transformer.width
+        self.encoder = Lite0() if vision.encoder == "lite0" else PatchStem(vision)
+        self.position = nn.Parameter(torch.zeros(vision.token_count, vision.hidden_width))
+        self.norm_in = nn.LayerNorm(vision.feature_width)
+        self.up_proj = nn.Linear(vision.feature_width, vision.hidden_width)
+        self.down_proj = nn.Linear(vision.hidden_width, width)
+        self.norm_out = nn.LayerNorm(width)
+
+    def match_embeddings(self, embeddings: Tensor) -> None:
+        """Start the output's scale at the spread of the transformer's embeddings (vocab, w)."""
+        nn.init.constant_(self.norm_out.weight, embeddings.std().item())
+
+    def features(self, pixels: Tensor) -> Tensor:
+        """What the frozen encoder gives, (b, m, f): computed once a picture when the projection alone is trained."""
+        return self.encoder(pixels)
+
+    def project(self, features: Tensor) -> Tensor:
+        hidden = nn.functional.gelu(self.up_proj(self.norm_in(features)) + self.position)
+        return self.norm_out(self.down_proj(hidden))
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        return self.project(self.features(pixels))

@@ -1,0 +1,171 @@
+"""One training loop for every task: step, log, save, sample, resume.
+
+Run folder:
+    log.jsonl            one JSON line a logged step
+    state.pt             everything that a resume needs; written beside and renamed
+    samples/STEP.png     pictures to look at
+    checkpoint/          the result, with averaged weights
+A task gives parameters, a loss a step and samples; the loop knows nothing of pictures or prompts.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import math
+import os
+import shutil
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from edgemm.errors import EdgemmError, InputError, ResourceError
+from edgemm.model.unified import Unified
+from edgemm.train.optimizers import Average, make_optimizers, rate
+from edgemm.train.recipe import Recipe
+
+__all__ = ["Task", "run_loop"]
+
+
+class Task(Protocol):
+    """What run_loop trains."""
+
+    description: str
+
+    def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]: ...
+    def loss(self, step: int) -> Tensor: ...
+    def measures(self, step: int) -> dict[str, float]: ...
+    def samples(self, model: Unified) -> Tensor | None: ...
+    def save(self, path: Path) -> None: ...
+
+
+def run_loop(model: Unified, task: Task, recipe: Recipe) -> None:
+    """Train to recipe.steps, going on from the run folder's state if there is one."""
+    folder = Path(recipe.output)
+    (folder / "samples").mkdir(parents=True, exist_ok=True)
+    optimizers = make_optimizers(task.named_parameters(), recipe)
+    average = Average(task.named_parameters(), recipe.ema)
+    start = _resume(folder / "state.pt", task, optimizers, average, recipe)
+    bar = _progress(recipe.steps, start)
+    precision = torch.autocast("cpu", torch.bfloat16) if recipe.precision == "bf16" else nullcontext()
+    clock, last_logged = time.perf_counter(), start
+    with open(folder / "log.jsonl", "a", encoding="utf-8") as log:
+        for step in range(start, recipe.steps):
+            share = rate(step, recipe)
+            with precision:
+                loss = task.loss(step)
+            loss.backward()
+            norm = _clip(task, recipe.clip, step, loss)
+            for optimizer in optimizers:
+                for group in optimizer.param_groups:
+                    group["lr"] = group["peak"] * share
+                optimizer.step()
+                optimizer.zero_grad(set_to_none=True)
+            average.update(task.named_parameters(), step)
+            done = step + 1
+            bar.update(1)
+            if done % recipe.log_every == 0 or done == recipe.steps:
+                now = time.perf_counter()
+                line: dict[str, Any] = {"step": done, "loss": loss.item(), "gradient_norm": norm, "rate": share}
+                line["seconds_a_step"] = (now - clock) / (done - last_logged)
+                with precision:
+                    line |= task.measures(step)
+                log.write(json.dumps({key: _short(value) for key, value in line.items()}) + "\n")
+                log.flush()
+                bar.set_postfix(loss=f"{line['loss']:.4f}")
+                clock, last_logged = time.perf_counter(), done
+            if done % recipe.save_every == 0 or done == recipe.steps:
+                _save_state(folder / "state.pt", done, task, optimizers, average, recipe)
+            if done % recipe.sample_every == 0 or done == recipe.steps:
+                average.swap(task.named_parameters())
+                pictures = task.samples(model)
+                if pictures is not None:
+                    _write_grid(pictures, folder / "samples" / f"{done:06d}.png")
+                task.save(folder / "checkpoint")
+                average.swap(task.named_parameters())
+    bar.close()
+
+
+def _clip(task: Task, largest: float, step: int, loss: Tensor) -> float:
+    parameters = [p for _, p in task.named_parameters() if p.grad is not None]
+    norm = torch.nn.utils.clip_grad_norm_(parameters, largest).item()
+    if not (math.isfinite(norm) and math.isfinite(loss.item())):
+        bad = next((n for n, p in task.named_parameters() if p.grad is not None and not p.grad.isfinite().all()), "?")
+        raise EdgemmError(
+            f"step {step}: the loss is {loss.item()} and the gradient of {bad} is not finite; "
+            "lower learning_rate or clip; the last state was kept"
+        )
+    return norm
+
+
+def _save_state(
+    path: Path, step: int, task: Task, optimizers: list[torch.optim.Optimizer], average: Average, recipe: Recipe
+) -> None:
+    state = {
+        "step": step,
+        "task": recipe.task,
+        "parameters": {name: parameter.detach() for name, parameter in task.named_parameters()},
+        "average": average.tensors,
+        "optimizers": [optimizer.state_dict() for optimizer in optimizers],
+    }
+    temporary = path.with_suffix(f".{os.getpid()}.tmp")
+    try:
+        torch.save(state, temporary)
+        os.replace(temporary, path)
+    except (OSError, RuntimeError) as error:
+        temporary.unlink(missing_ok=True)
+        free = shutil.disk_usage(path.parent).free
+        if getattr(error, "errno", None) == errno.ENOSPC or free < 1 << 20:
+            raise ResourceError(f"{path}: disk full ({free} bytes free) at step {step}; the last state was kept") from error
+        raise
+
+
+def _resume(
+    path: Path, task: Task, optimizers: list[torch.optim.Optimizer], average: Average, recipe: Recipe
+) -> int:
+    if not path.exists():
+        return 0
+    try:
+        state = torch.load(path, weights_only=True)
+    except Exception as error:
+        raise InputError(f"{path}: cannot be read: {error}; delete it to start again") from error
+    parameters = dict(task.named_parameters())
+    if state["task"] != recipe.task or state["parameters"].keys() != parameters.keys():
+        raise InputError(f"{path}: belongs to another run; delete it or choose another output")
+    with torch.no_grad():
+        for name, parameter in parameters.items():
+            if parameter.shape != state["parameters"][name].shape:
+                raise InputError(f"{path}: {name} has another shape; delete it or choose another output")
+            parameter.copy_(state["parameters"][name])
+            average.tensors[name].copy_(state["average"][name])
+    for optimizer, kept in zip(optimizers, state["optimizers"], strict=True):
+        peaks = [group["peak"] for group in optimizer.param_groups]
+        optimizer.load_state_dict(kept)
+        for group, peak in zip(optimizer.param_groups, peaks, strict=True):
+            group["peak"] = peak  # the recipe's rate, so that it can be changed between runs
+    return int(state["step"])
+
+
+def _write_grid(pictures: Tensor, path: Path) -> None:
+    """(count, 3, H, W) in [0, 1] as one PNG, 8 a row."""
+    from PIL import Image
+
+    rows = pictures[: len(pictures) // 8 * 8].unflatten(0, (-1, 8))  # (rows, 8, 3, H, W)
+    grid = rows.permute(0, 3, 1, 4, 2).flatten(0, 1).flatten(1, 2)
+    Image.fromarray((grid * 255).round().byte().numpy()).save(path)
+
+
+def _short(value: Any) -> Any:
+    return float(f"{value:.6g}") if isinstance(value, float) else value
+
+
+def _progress(steps: int, start: int) -> Any:
+    from tqdm import tqdm
+
+    return tqdm(total=steps, initial=start, unit="step", file=sys.stderr, mininterval=1.0, disable=None)

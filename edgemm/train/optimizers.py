@@ -1,0 +1,78 @@
+"""Optimizers, learning rates and averaged weights. Pure book-keeping: no data, no files."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, nn
+
+from edgemm.train.recipe import Recipe
+
+__all__ = ["Average", "make_optimizers", "rate"]
+
+
+def make_optimizers(parameters: Iterable[tuple[str, nn.Parameter]], recipe: Recipe) -> list[torch.optim.Optimizer]:
+    """AdamW on everything, or Muon on the matrices of repeated blocks and AdamW on the rest.
+
+    Each group keeps its full rate as `peak`, which the loop scales by rate(step).
+    """
+    named = [(name, parameter) for name, parameter in parameters if parameter.requires_grad]
+    matrices = []
+    if recipe.optimizer == "muon":
+        matrices = [(name, p) for name, p in named if p.ndim == 2 and ".blocks." in name and "modulation" not in name]
+    chosen = {name for name, _ in matrices}
+    rest = [p for name, p in named if name not in chosen]
+    decayed, free = [p for p in rest if p.ndim > 1], [p for p in rest if p.ndim <= 1]
+    optimizers: list[torch.optim.Optimizer] = [
+        torch.optim.AdamW(
+            [{"params": decayed, "weight_decay": recipe.weight_decay}, {"params": free, "weight_decay": 0.0}],
+            lr=recipe.learning_rate,
+            betas=(0.9, 0.95),
+            fused=True,
+        )
+    ]
+    if matrices:
+        optimizers.append(
+            torch.optim.Muon(
+                [p for _, p in matrices], lr=recipe.matrix_learning_rate, weight_decay=recipe.weight_decay
+            )
+        )
+    for optimizer in optimizers:
+        for group in optimizer.param_groups:
+            group["peak"] = group["lr"]
+    return optimizers
+
+
+def rate(step: int, recipe: Recipe) -> float:
+    """Share of the full learning rate at a step: linear warm-up, constant, then a cosine down to a hundredth."""
+    warm = min(1.0, (step + 1) / max(1, recipe.warmup))
+    start = recipe.steps * (1 - recipe.decay)
+    if step < start:
+        return warm
+    progress = (step - start) / max(1.0, recipe.steps - start)
+    return warm * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * progress)))
+
+
+class Average:
+    """Exponential moving average of parameters, with a warm-up so that early steps are forgotten."""
+
+    def __init__(self, parameters: Iterable[tuple[str, nn.Parameter]], decay: float) -> None:
+        self.decay = decay
+        self.tensors = {name: parameter.detach().clone() for name, parameter in parameters}
+
+    @torch.no_grad()
+    def update(self, parameters: Iterable[tuple[str, nn.Parameter]], step: int) -> None:
+        decay = min(self.decay, (1 + step) / (10 + step))
+        named = dict(parameters)
+        averages = [self.tensors[name] for name in named]
+        torch._foreach_lerp_(averages, [p.detach() for p in named.values()], 1 - decay)
+
+    @torch.no_grad()
+    def swap(self, parameters: Iterable[tuple[str, nn.Parameter]]) -> None:
+        """Exchange averages and parameters, in place; a second call undoes the first."""
+        for name, parameter in parameters:
+            kept: Tensor = parameter.detach().clone()
+            parameter.copy_(self.tensors[name])
+            self.tensors[name].copy_(kept)

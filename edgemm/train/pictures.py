@@ -1,0 +1,53 @@
+"""A dataset's pictures and captions in memory, picked by split and group.
+
+Knows files and arrays; what a task makes of them is in draw.py and read.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from edgemm.data.format import Dataset, Sample, read_dataset
+from edgemm.errors import InputError
+
+__all__ = ["batch_rows", "load_pictures", "pick_samples"]
+
+
+def pick_samples(path: str | Path, splits: Sequence[str], groups: Sequence[str]) -> tuple[Dataset, list[Sample]]:
+    """The samples of the splits and groups (none: all). Raises InputError when nothing is left."""
+    dataset = read_dataset(path)
+    samples = [s for s in dataset.samples if s.split in splits and (not groups or s.group in groups)]
+    if not samples:
+        known = sorted({s.group for s in dataset.samples})
+        raise InputError(f"{path}: no picture is in splits {list(splits)} and groups {list(groups)}; groups: {known}")
+    return dataset, samples
+
+
+def load_pictures(dataset: Path, samples: Sequence[Sample], size: int) -> Tensor:
+    """uint8 (count, 3, size, size)."""
+    from PIL import Image
+
+    pictures = np.empty((len(samples), 3, size, size), dtype=np.uint8)
+    for row, sample in enumerate(samples):
+        with Image.open(dataset / sample.image) as image:
+            picture = image.convert("RGB")
+            if picture.size != (size, size):
+                picture = picture.resize((size, size), Image.Resampling.BICUBIC)
+            pictures[row] = np.asarray(picture).transpose(2, 0, 1)
+    return torch.from_numpy(pictures)
+
+
+def batch_rows(count: int, batch: int, seed: int, step: int) -> np.ndarray:
+    """Rows of step's batch: each pass over the data is a new permutation, and a step needs no memory of earlier ones."""
+    rows = []
+    position = step * batch
+    while len(rows) < batch:
+        epoch, offset = divmod(position + len(rows), count)
+        order = np.random.default_rng([seed, epoch]).permutation(count)
+        rows += order[offset : offset + batch - len(rows)].tolist()
+    return np.array(rows)

@@ -1,0 +1,121 @@
+"""A training recipe: a TOML file whose every line can be overridden with `--set key=value`.
+
+No torch here: `edgemm train --help` and a mistyped key must answer at once.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from edgemm.errors import InputError, UsageError
+
+__all__ = ["Recipe", "read_recipe"]
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """One stage of training. Paths are relative to where the command runs."""
+
+    task: str  # "draw": the image expert over a frozen transformer; "read": projection and LoRA
+    data: str  # dataset folder as `edgemm data` writes it
+    output: str  # run folder: state, log, samples; output/checkpoint is the result
+    start: str = "small"  # preset, or checkpoint folder to go on from
+    steps: int = 1000
+    batch: int = 64
+    seed: int = 0
+    optimizer: str = "adamw"  # "adamw" (arXiv:1711.05101); "muon" for matrices with AdamW for the rest (arXiv:2502.16982)
+    learning_rate: float = 1e-3
+    matrix_learning_rate: float = 0.01  # muon's
+    weight_decay: float = 0.01
+    warmup: int = 100  # steps of linear warm-up
+    decay: float = 0.3  # last share of the steps, in which the rate falls to a hundredth (cosine)
+    clip: float = 1.0  # largest norm of the gradient
+    ema: float = 0.999  # decay of the averaged weights; 0 leaves them out
+    precision: str = "bf16"  # autocast; "fp32" switches it off
+    compile: bool = False  # torch.compile the denoiser: worth a minute of start-up on long runs, needs a C++ compiler
+    threads: int = 0  # torch threads; 0 leaves them alone
+    log_every: int = 20
+    save_every: int = 200
+    sample_every: int = 1000
+    groups: tuple[str, ...] = ()  # emoji groups to train on; none means all
+    splits: tuple[str, ...] = ("train",)
+    # drawing
+    drop_prompt: float = 0.1  # share of samples that see the unconditional prompt (arXiv:2207.12598)
+    time_mean: float = -0.8  # of the logit-normal time; lower trains more on noisy pictures
+    time_spread: float = 1.0
+    loss_floor: float = 0.1  # smallest 1 - t in the velocity loss
+    # reading
+    views: int = 4  # changed views of each picture, computed once
+    lora_rank: int = 32
+    lora_alpha: int = 64
+    lora_first_layer: int = 15  # layers below stay as they are: the denoiser reads them
+    lora_targets: tuple[str, ...] = ("q_proj", "v_proj", "o_proj", "down_proj")
+
+    def __post_init__(self) -> None:
+        for name, allowed in {
+            "task": ("draw", "read"),
+            "optimizer": ("adamw", "muon"),
+            "precision": ("bf16", "fp32"),
+        }.items():
+            if getattr(self, name) not in allowed:
+                raise UsageError(f"recipe: {name} is {getattr(self, name)!r}, expected one of: {', '.join(allowed)}")
+        for name in ("steps", "batch", "log_every", "save_every", "sample_every"):
+            if getattr(self, name) < 1:
+                raise UsageError(f"recipe: {name} is {getattr(self, name)}, expected 1 or more")
+        for name in ("drop_prompt", "decay", "ema"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise UsageError(f"recipe: {name} is {getattr(self, name)}, expected 0 to 1")
+
+    @property
+    def adapter(self) -> dict[str, Any]:
+        """Arguments of peft.LoraConfig."""
+        return {
+            "r": self.lora_rank,
+            "lora_alpha": self.lora_alpha,
+            "target_modules": list(self.lora_targets),
+        }
+
+
+def read_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
+    """The recipe at `path` with `key=value` overrides on top. Raises InputError or UsageError naming the key."""
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except OSError as error:
+        raise InputError(f"{path}: recipe cannot be read: {error.strerror}") from error
+    if sys.version_info >= (3, 11):
+        import tomllib
+    else:
+        import tomli as tomllib
+    try:
+        values = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise InputError(f"{path}: not TOML: {error}") from error
+    fields = {field.name: field for field in dataclasses.fields(Recipe)}
+    for key in values:
+        if key not in fields:
+            raise InputError(f"{path}: unknown key {key!r}; known: {', '.join(fields)}")
+    for override in overrides:
+        key, separator, raw = override.partition("=")
+        if not separator or key not in fields:
+            raise UsageError(f"--set {override}: expected key=value with a key of: {', '.join(fields)}")
+        values[key] = _parse(key, raw, str(fields[key].type))
+    missing = [name for name in ("task", "data", "output") if name not in values]
+    if missing:
+        raise InputError(f"{path}: {missing[0]} is missing")
+    return Recipe(**{key: tuple(value) if isinstance(value, list) else value for key, value in values.items()})
+
+
+def _parse(key: str, raw: str, kind: str) -> Any:
+    try:
+        if kind == "bool":
+            return {"true": True, "false": False}[raw.lower()]
+        if kind.startswith("tuple"):
+            return tuple(item for item in raw.split(",") if item)
+        return {"int": int, "float": float}.get(kind, str)(raw)
+    except (KeyError, ValueError) as error:
+        raise UsageError(f"--set {key}={raw}: expected {kind}") from error
