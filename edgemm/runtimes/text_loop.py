@@ -48,7 +48,8 @@ class Clock:
     image_encode_s: float = 0.0
     prefill_s: float = 0.0
     first_token_s: float = 0.0  # since it began, without loading
-    decode_s: float = 0.0  # tokens after the first
+    decode_s: float = 0.0  # steps after the first token
+    decode_steps: int = 0
 
     def since_began(self) -> float:
         return time.perf_counter() - self.began - self.load_s
@@ -113,6 +114,7 @@ def _tokens(
         history.append(token)
         token = next_token(transformer.step(token), history, request.sampling, generator)
         clock.decode_s += time.perf_counter() - start
+        clock.decode_steps += 1
 
 
 def _seed(request: TextRequest) -> int | None:
@@ -126,7 +128,7 @@ def _metrics(request: TextRequest, clock: Clock, new_tokens: int) -> TextMetrics
         image_encode_ms=1e3 * clock.image_encode_s,
         prefill_ms=1e3 * clock.prefill_s,
         time_to_first_token_ms=1e3 * clock.first_token_s,
-        decode_tokens_per_s=max(new_tokens - 1, 0) / clock.decode_s if clock.decode_s else 0.0,
+        decode_tokens_per_s=clock.decode_steps / clock.decode_s if clock.decode_steps else 0.0,
         load_ms=1e3 * clock.load_s,
         total_ms=1e3 * clock.since_began(),
     )

@@ -90,6 +90,19 @@ def test_a_manifest_that_lies_about_a_graph_is_refused(bundle_path, field):
         open_denoiser(bundle_path, change=lie)
 
 
+def test_a_graph_that_onnxruntime_cannot_load_is_one_line_with_its_file(tmp_path, bundle_path):
+    from onnx import helper
+
+    variant = open_bundle(bundle_path).manifest.variant("image_decoder", "cpu")
+    graph = helper.make_graph([helper.make_node("NoSuchOperator", ["tokens"], ["pixels"])], "g", [], [])
+    (tmp_path / "odd.onnx").write_bytes(helper.make_model(graph).SerializeToString())
+    with pytest.raises(BundleError, match=r"odd\.onnx: ONNX Runtime .* cannot load it: ") as refused:
+        open_engine(
+            "image_decoder", tmp_path / "odd.onnx", None, variant, "CPUExecutionProvider", ONE_THREAD, threading.Lock()
+        )
+    assert "\n" not in str(refused.value)
+
+
 def test_arrays_that_do_not_fit_are_refused_before_their_address_is_used(model):
     import numpy as np
 

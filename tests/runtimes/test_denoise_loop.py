@@ -171,8 +171,10 @@ def test_a_picture_is_saved_whole(model, tmp_path):
     from PIL import Image
 
     picture = model.generate_image("a red heart").image
-    for _ in range(2):  # the second time over the first
+    (tmp_path / "heart.png").write_bytes(b"an old file")
+    with open(tmp_path / "heart.png", "rb") as reader:
         picture.save(tmp_path / "heart.png")
+        assert reader.read() == b"an old file"  # replaced, not written over: no reader ever sees half
     with Image.open(tmp_path / "heart.png") as saved:
         assert np.array_equal(np.asarray(saved), picture.to_array())
     assert picture.to_array().shape == (TINY.draw_size, TINY.draw_size, 3)
