@@ -12,7 +12,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from edgemm.errors import CheckpointError
+from edgemm import typed_json
+from edgemm.errors import BundleError, CheckpointError
 
 __all__ = [
     "PRESETS",
@@ -25,6 +26,12 @@ __all__ = [
     "TransformerConfig",
     "VisionConfig",
 ]
+
+
+def _check_positive(part: str, config: Any, *names: str) -> None:
+    for name in names:
+        if getattr(config, name) < 1:
+            raise ValueError(f"{part} {name} is {getattr(config, name)}, expected 1 or more")
 
 
 @dataclass(frozen=True)
@@ -43,6 +50,8 @@ class TransformerConfig:
     max_context: int = 2048  # positions the weights were trained for
 
     def __post_init__(self) -> None:
+        sizes = ("vocab_size", "width", "depth", "heads", "kv_heads", "head_width", "ffn_width", "max_context")
+        _check_positive("transformer", self, *sizes)
         if self.heads % self.kv_heads:
             raise ValueError(f"transformer heads {self.heads} is not a multiple of kv_heads {self.kv_heads}")
         if self.head_width % 2:
@@ -62,8 +71,15 @@ class VisionConfig:
     def __post_init__(self) -> None:
         if self.encoder not in ("lite0", "patch"):
             raise ValueError(f"vision encoder {self.encoder!r} is none of: lite0, patch")
+        _check_positive("vision", self, "image_size", "stride", "feature_width", "hidden_width")
         if self.image_size % self.stride:
             raise ValueError(f"vision image_size {self.image_size} is not a multiple of stride {self.stride}")
+        stride, width = (32, 1280) if self.encoder == "lite0" else (self.stride, 3 * self.stride**2)
+        if (self.stride, self.feature_width) != (stride, width):
+            raise ValueError(
+                f"vision encoder {self.encoder} gives feature_width {width} at stride {stride}, "
+                f"not {self.feature_width} at {self.stride}"
+            )
 
     @property
     def token_count(self) -> int:
@@ -81,6 +97,7 @@ class ImageTokensConfig:
     def __post_init__(self) -> None:
         if self.kind != "patch":
             raise ValueError(f"image tokens {self.kind!r}: only 'patch' is built")
+        _check_positive("image_tokens", self, "image_size", "patch")
         if self.image_size % self.patch:
             raise ValueError(f"image_size {self.image_size} is not a multiple of patch {self.patch}")
 
@@ -108,10 +125,13 @@ class DenoiserConfig:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "prefix_layers", tuple(self.prefix_layers))
+        _check_positive("denoiser", self, "width", "depth", "heads", "ffn_width", "prompt_width")
         if self.width % self.heads:
             raise ValueError(f"denoiser width {self.width} is not a multiple of heads {self.heads}")
         if len(self.prefix_layers) != self.depth:
             raise ValueError(f"denoiser depth {self.depth} needs as many prefix_layers, not {len(self.prefix_layers)}")
+        if min(self.prefix_layers) < 0 or min(self.layout_width, self.condition_width) < 0:
+            raise ValueError("denoiser prefix_layers, layout_width and condition_width cannot be negative")
 
     @property
     def head_width(self) -> int:
@@ -155,7 +175,7 @@ class ChatTemplate:
 
 @dataclass(frozen=True)
 class DrawTemplate:
-    """The prompt stands between them as " " + prompt; `open` is the same for all prompts and never reaches the denoiser."""
+    """The prompt stands between them as " " + prompt; `open` is the same for all and never reaches the denoiser."""
 
     open: str = "<|im_start|>user\nDraw"
     close: str = "<|im_end|>\n"
@@ -192,25 +212,11 @@ class ModelConfig:
         """Raises CheckpointError with the field's name when the document does not describe a model."""
         if document.get("schema_version") != 1:
             raise CheckpointError(f"{where}: schema_version is {document.get('schema_version')!r}, this edgemm reads 1")
-        parts: dict[str, Any] = {
-            "transformer": TransformerConfig,
-            "vision": VisionConfig,
-            "image_tokens": ImageTokensConfig,
-            "denoiser": DenoiserConfig,
-            "sampler": SamplerConfig,
-            "chat": ChatTemplate,
-            "draw": DrawTemplate,
-        }
-        values = dict(document)
-        for name, part in parts.items():
-            try:
-                values[name] = part(**values[name])
-            except (KeyError, TypeError, ValueError) as error:
-                raise CheckpointError(f"{where}: {name}: {error}") from error
         try:
-            return cls(**values)
-        except (TypeError, ValueError) as error:
-            raise CheckpointError(f"{where}: {error}") from error
+            return typed_json.decode(cls, document, where)
+        except (BundleError, ValueError) as error:
+            message = str(error)
+            raise CheckpointError(message if message.startswith(where) else f"{where}: {message}") from error
 
     @classmethod
     def read(cls, path: Path) -> ModelConfig:
@@ -257,11 +263,12 @@ def _small() -> ModelConfig:
 
 
 def _micro() -> ModelConfig:
-    """Trains in minutes on two CPU cores, with a byte tokenizer; every test uses it or smaller."""
+    """Trains in minutes on two CPU cores, with a byte tokenizer; every test uses it or smaller. As in `small`, the
+    upper layers are left for reading."""
     return ModelConfig(
         name="micro",
         transformer=TransformerConfig(
-            vocab_size=264, width=128, depth=4, heads=4, kv_heads=2, head_width=32, ffn_width=352, max_context=512
+            vocab_size=264, width=128, depth=6, heads=4, kv_heads=2, head_width=32, ffn_width=352, max_context=512
         ),
         vision=VisionConfig(encoder="patch", image_size=32, stride=8, feature_width=192, hidden_width=128),
         image_tokens=ImageTokensConfig(kind="patch", image_size=32, patch=8),

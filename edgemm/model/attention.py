@@ -40,7 +40,7 @@ def apply_rotary(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 
 def visible_up_to(limit: Tensor, slots: int) -> Tensor:
-    """Mask (b, 1, q, k), true where key slot k <= limit (b, q): the one rule behind causal text and whole image blocks."""
+    """Mask (b, 1, q, k), true where key slot k <= limit (b, q): the one rule behind causal text and image blocks."""
     return torch.arange(slots, device=limit.device) <= limit[:, None, :, None]
 
 

@@ -2,25 +2,28 @@
 
     config.json                what the model is (edgemm.config.ModelConfig)
     tokenizer.json             Hugging Face tokenizers format
-    model.safetensors          image encoder's projection, conditioner, denoiser; the transformer too when it has no base
-    transformer_adapter/       LoRA on the base transformer, in PEFT's own layout; merged when loaded
+    model.safetensors          projection behind the eye, conditioner, denoiser; the transformer too if it has no base
+    transformer_adapter/       LoRA on the transformer, in PEFT's own layout; merged when loaded
     README.md                  the model card
 
 A base (config.base) is loaded from its own package and never stored again; the frozen Lite0 eye likewise.
-Saving writes beside the destination and renames, so a killed process leaves the old folder or the new one.
+Saving writes beside the destination and renames, so whatever goes wrong the folder is the old one or the new one.
+(Killed between the two renames, it is the old one under the name .NAME.PID.old.)
 """
 
 from __future__ import annotations
 
-import errno
 import json
 import os
 import shutil
+import tempfile
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from edgemm.bundle_writer import is_disk_full
 from edgemm.config import PRESETS, ModelConfig
 from edgemm.errors import CheckpointError, ResourceError
 from edgemm.model.lite0 import lite0_weights
@@ -28,7 +31,7 @@ from edgemm.model.pretrained import load_transformer_weights, write_tokenizer
 from edgemm.model.prompts import byte_tokenizer_json
 from edgemm.model.unified import Unified
 
-__all__ = ["FORMAT_FILES", "build", "load", "save", "stored_state"]
+__all__ = ["ADAPTER", "FORMAT_FILES", "build", "load", "ran_out_of_disk", "save", "stored_state"]
 
 FORMAT_FILES = ("config.json", "tokenizer.json", "model.safetensors")
 ADAPTER = "transformer_adapter"
@@ -40,13 +43,13 @@ def build(config: ModelConfig | str, seed: int = 0) -> Unified:
     torch.manual_seed(seed)
     tokenizer = byte_tokenizer_json()
     if config.base:
-        import tempfile
-
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "tokenizer.json"
             write_tokenizer(config.base, path)
             tokenizer = path.read_text(encoding="utf-8")
     model = Unified(config, tokenizer)
+    if not config.base:
+        torch.nn.init.normal_(model.transformer.embed_tokens.weight, std=0.02)  # the head shares it: logits start small
     _load_bases(model)
     model.image_encoder.match_embeddings(model.transformer.embed_tokens.weight)
     return model.eval()
@@ -55,21 +58,31 @@ def build(config: ModelConfig | str, seed: int = 0) -> Unified:
 def _load_bases(model: Unified) -> None:
     config = model.config
     if config.base:
-        model.transformer.load_state_dict(load_transformer_weights(config.base, config.transformer))
+        try:
+            model.transformer.load_state_dict(load_transformer_weights(config.base, config.transformer))
+        except RuntimeError as error:  # names every tensor that is missing, unknown or of another shape
+            raise CheckpointError(f"base {config.base}: {error}") from error
     if config.vision.encoder == "lite0":
         model.image_encoder.encoder.load_state_dict(lite0_weights())
 
 
 def stored_state(model: Unified) -> dict[str, Tensor]:
-    """The tensors that belong in the checkpoint itself: all but a base transformer and a pretrained eye."""
+    """The tensors that belong in the checkpoint itself: all but a base transformer and a pretrained eye.
+
+    While PEFT has its adapter in the transformer, that stays out too, and the weights go by their own names.
+    """
     left_out = ("transformer.",) if model.config.base else ()
     if model.config.vision.encoder == "lite0":
         left_out += ("image_encoder.encoder.",)
-    return {name: tensor for name, tensor in model.state_dict().items() if not name.startswith(left_out)}
+    return {
+        name.replace(".base_layer.", "."): tensor
+        for name, tensor in model.state_dict().items()
+        if not name.startswith(left_out) and ".lora_" not in name
+    }
 
 
-def load(path: str | os.PathLike[str]) -> Unified:
-    """The model of a checkpoint folder, float32, in eval mode, its adapter merged.
+def load(path: str | os.PathLike[str], merge: bool = True) -> Unified:
+    """The model of a checkpoint folder, float32, in eval mode, its adapter merged; or named in `adapter`, for training.
 
     Raises CheckpointError naming what is missing or does not fit.
     """
@@ -83,7 +96,12 @@ def load(path: str | os.PathLike[str]) -> Unified:
         if not (folder / name).is_file():
             raise CheckpointError(f"{folder}: {name} is missing; a checkpoint holds {', '.join(FORMAT_FILES)}")
     config = ModelConfig.read(folder / "config.json")
-    model = Unified(config, (folder / "tokenizer.json").read_text(encoding="utf-8"))
+    try:
+        model = Unified(config, (folder / "tokenizer.json").read_text(encoding="utf-8"))
+    except ImportError:
+        raise
+    except Exception as error:  # the tokenizers library raises a bare Exception for a file it cannot read
+        raise CheckpointError(f"{folder / 'tokenizer.json'}: {error}") from error
     try:
         state = load_file(folder / "model.safetensors")
     except (SafetensorError, OSError) as error:
@@ -100,32 +118,54 @@ def load(path: str | os.PathLike[str]) -> Unified:
     _load_bases(model)
     model.load_state_dict({name: tensor.float() for name, tensor in state.items()}, strict=False)
     if (folder / ADAPTER).is_dir():
-        _merge_adapter(model, folder / ADAPTER)
-        model.adapter = folder / ADAPTER
+        if merge:
+            _merge_adapter(model, folder / ADAPTER)
+        if config.base or not merge:  # else the merged weights are the checkpoint's own: saving stores them
+            model.adapter = folder / ADAPTER
     return model.eval()
 
 
 def _merge_adapter(model: Unified, folder: Path) -> None:
     """Add a LoRA adapter's product to the base weights, in float32: W + scale * B A (arXiv:2106.09685)."""
-    from safetensors.torch import load_file
-
-    document = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
-    rank, alpha = document["r"], document["lora_alpha"]
-    scale = alpha / rank**0.5 if document.get("use_rslora") else alpha / rank
-    tensors = load_file(folder / "adapter_model.safetensors")
+    document, tensors = _read_adapter(folder)
     weights = dict(model.transformer.named_parameters())
     for name, down in tensors.items():
-        if not name.endswith(".lora_A.weight"):
-            continue
         target = name.removeprefix("base_model.model.").removesuffix(".lora_A.weight")
-        up = tensors[f"base_model.model.{target}.lora_B.weight"]
-        if f"{target}.weight" not in weights:
-            raise CheckpointError(f"{folder}: adapter for {target}, which the transformer does not have")
+        if name.endswith(".lora_B.weight") and name.replace(".lora_B.", ".lora_A.") in tensors:
+            continue
+        up, weight = tensors.get(f"base_model.model.{target}.lora_B.weight"), weights.get(f"{target}.weight")
+        if up is None or weight is None:
+            raise CheckpointError(f"{folder}: {name} is no half of a LoRA pair on a layer of the transformer")
+        if (up.shape[0], down.shape[1], up.shape[1]) != (*weight.shape, down.shape[0]):
+            shapes = f"{tuple(up.shape)} x {tuple(down.shape)}"
+            raise CheckpointError(f"{folder}: {target} is {shapes}, the transformer's weight is {tuple(weight.shape)}")
+        rank, alpha = down.shape[0], document["lora_alpha"]
+        scale = alpha / rank**0.5 if document.get("use_rslora") else alpha / rank
         with torch.no_grad():
-            weights[f"{target}.weight"] += scale * (up.float() @ down.float())
+            weight += scale * (up.float() @ down.float())
 
 
-def save(model: Unified, path: str | os.PathLike[str], dtype: torch.dtype | None = None, adapter: Path | None = None) -> None:
+def _read_adapter(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        document = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
+        tensors = load_file(folder / "adapter_model.safetensors")
+    except (OSError, ValueError, SafetensorError) as error:
+        raise CheckpointError(f"{folder}: {error}; an adapter is adapter_config.json and .safetensors") from error
+    plain = {"peft_type": "LORA", "use_dora": False, "alpha_pattern": {}, "fan_in_fan_out": False, "bias": "none"}
+    for field, value in plain.items():
+        if document.get(field, value) != value:
+            raise CheckpointError(f"{folder}: {field} is {document[field]!r}, only plain LoRA ({value!r}) is merged")
+    if not isinstance(document.get("lora_alpha"), (int, float)):
+        raise CheckpointError(f"{folder}: lora_alpha is {document.get('lora_alpha')!r}, expected a number")
+    return document, tensors
+
+
+def save(
+    model: Unified, path: str | os.PathLike[str], dtype: torch.dtype | None = None, adapter: Path | None = None
+) -> None:
     """Write the checkpoint folder, floats as `dtype` if given. An adapter folder is copied in as transformer_adapter.
 
     The model's own transformer weights are stored only when it has no base. Raises ResourceError when the disk is full.
@@ -133,37 +173,55 @@ def save(model: Unified, path: str | os.PathLike[str], dtype: torch.dtype | None
     from safetensors.torch import save_file
 
     destination = Path(path)
-    temporary = destination.with_name(f".{destination.name}.{os.getpid()}.tmp")
-    state = stored_state(model)
+    state = {name: tensor.detach().cpu().contiguous() for name, tensor in stored_state(model).items()}
     if dtype is not None:
         state = {name: tensor.to(dtype) if tensor.is_floating_point() else tensor for name, tensor in state.items()}
+    destination.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(prefix=f".{destination.name}.", suffix=".tmp", dir=destination.parent))
     try:
-        temporary.mkdir(parents=True)
+        temporary.chmod(0o755)
         (temporary / "config.json").write_text(json.dumps(model.config.to_json(), indent=2) + "\n", encoding="utf-8")
         (temporary / "tokenizer.json").write_text(model.tokenizer_json, encoding="utf-8")
-        save_file(
-            {name: tensor.detach().cpu().contiguous().clone() for name, tensor in state.items()},
-            temporary / "model.safetensors",
-            metadata={"format": "pt"},
-        )
+        save_file(state, temporary / "model.safetensors", metadata={"format": "pt"})
         if adapter := adapter or model.adapter:
             shutil.copytree(adapter, temporary / ADAPTER)
         if (destination / "README.md").is_file():
             shutil.copy2(destination / "README.md", temporary / "README.md")
-        if destination.exists():
-            aside = temporary.with_suffix(".old")
-            destination.rename(aside)
-            temporary.rename(destination)
-            shutil.rmtree(aside)
-        else:
-            temporary.rename(destination)
-    except OSError as error:
-        if error.errno != errno.ENOSPC:
-            raise
+        for file in temporary.rglob("*.safetensors"):
+            file.chmod(0o644)  # the library makes them readable by their owner alone
+        _take_the_name(temporary, destination)
+    except Exception as error:
         size = sum(tensor.numel() * tensor.element_size() for tensor in state.values())
-        free = shutil.disk_usage(destination.parent).free
-        raise ResourceError(f"{destination}: disk full: needs {size} bytes, {free} are free; nothing was changed") from error
+        shutil.rmtree(temporary, ignore_errors=True)
+        if ran_out_of_disk(error, destination.parent, size):
+            free = shutil.disk_usage(destination.parent).free
+            raise ResourceError(
+                f"{destination}: disk full: needs {size} bytes, {free} are free; nothing was changed"
+            ) from error
+        raise
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
+def ran_out_of_disk(error: Exception, folder: Path, size_bytes: int) -> bool:
+    """Whether writing so many bytes failed for want of space: the libraries that write tensors do not hand on errno."""
+    return (
+        is_disk_full(error)
+        or "No space left on device" in str(error)  # safetensors
+        or (isinstance(error, RuntimeError) and shutil.disk_usage(folder).free < size_bytes)  # torch.save
+    )
+
+
+def _take_the_name(temporary: Path, destination: Path) -> None:
+    if not destination.exists():
+        temporary.rename(destination)
+        return
+    aside = destination.with_name(f".{destination.name}.{os.getpid()}.old")
+    shutil.rmtree(aside, ignore_errors=True)
+    destination.rename(aside)
+    try:
+        temporary.rename(destination)
+    except OSError:
+        aside.rename(destination)
+        raise
+    shutil.rmtree(aside, ignore_errors=True)

@@ -2,10 +2,11 @@
 
 It turns the transformer's cached keys and values of the prompt into three things that stay constant over the denoising
 steps: keys and values in the denoiser's own terms (a norm and a linear layer each, because random queries cannot read a
-language model's raw keys), a pooled prompt vector (whitened over the training prompts, because the template is common to
-all and would drown the rest), and a layout: a first guess at every image token, drawn from the pooled prompt alone.
+language model's raw keys), a pooled prompt vector (whitened over the training prompts, because the template is common
+to all and would drown the rest), and a layout: a first guess at every image token, drawn from the pooled prompt alone.
 It knows cached tensors, never ids, time or pictures.
-Axes: b batch, T cache slots, t = T - skip slots kept, g/h heads of transformer and denoiser, d head width, c conditioning.
+Axes: b batch, T cache slots, t = T - skip slots kept, g/h heads of transformer and denoiser, d head width, n image
+tokens, l numbers of the layout, c conditioning, L prefix layers.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ class Prefix(NamedTuple):
 
 
 def pool_prompt(values: list[Tensor], prompt_mask: Tensor, used: Tensor) -> Tensor:
-    """Means of the values (b, g, t, d) of every prefix layer, over the user's tokens and over all tokens -> (b, 2*L*g*d).
+    """Means of the values (b, g, t, d) of every prefix layer, over the user's tokens and over all -> (b, 2*L*g*d).
 
     Only values: keys carry rotary phases, which say where a token stood, not what it was.
     """
@@ -46,6 +47,9 @@ def pool_prompt(values: list[Tensor], prompt_mask: Tensor, used: Tensor) -> Tens
 
 
 class Conditioner(nn.Module):
+    whiten_mean: Tensor  # (2*L*g*d)
+    whiten_matrix: Tensor  # (2*L*g*d, prompt_width)
+
     def __init__(self, config: ModelConfig, skip: int) -> None:
         super().__init__()
         expert, source = config.denoiser, config.transformer
@@ -78,7 +82,7 @@ class Conditioner(nn.Module):
 
         Directions with less than 1e-3 of the mean variance are damped, not blown up: they are noise for unseen prompts.
         """
-        mean, spread = pooled.mean(0), pooled.std(0).clamp(min=1e-6)
+        mean, spread = pooled.mean(0), pooled.std(0, correction=0).clamp(min=1e-6)
         scaled = (pooled - mean) / spread
         _, singular, directions = torch.linalg.svd(scaled, full_matrices=False)
         kept = min(self.whiten_matrix.shape[1], directions.shape[0])
@@ -97,17 +101,21 @@ class Conditioner(nn.Module):
         """The same after the opening tokens were dropped (the trainer caches only what is left)."""
         used = torch.arange(prompt_mask.shape[1], device=length.device) < length[:, None]  # (b, t)
         pooled = pool_prompt([values for _, values in cached], prompt_mask, used)
-        whitened = ((pooled - self.whiten_mean) @ self.whiten_matrix).to(self.key_projs[0].weight.dtype)
+        whitened = ((pooled - self.whiten_mean) @ self.whiten_matrix).to(self._dtype)
         whitened = whitened * (prompt_mask.sum(1, keepdim=True) > 0)  # the empty prompt stands at the origin
-        layout = self.layout_mlp(whitened).reshape(-1, self.token_count, self.layout_width)
+        layout = self.layout_mlp(whitened).unflatten(1, (self.token_count, self.layout_width))
         keys, values = [], []
         for index, (raw_keys, raw_values) in enumerate(cached):
             keys.append(self._split(self.key_projs[index](self.key_norms[index](self._join(raw_keys)))))
             values.append(self._split(self.value_projs[index](self.value_norms[index](self._join(raw_values)))))
         return Prefix(keys, values, used, self.prompt_mlp(whitened), layout)
 
+    @property
+    def _dtype(self) -> torch.dtype:
+        return next(self.key_projs.parameters()).dtype
+
     def _join(self, x: Tensor) -> Tensor:
-        return x.transpose(1, 2).flatten(2).to(self.key_projs[0].weight.dtype)  # (b, t, g*d)
+        return x.transpose(1, 2).flatten(2).to(self._dtype)  # (b, t, g*d)
 
     def _split(self, x: Tensor) -> Tensor:
         return x.reshape(x.shape[0], x.shape[1], self.heads, self.head_width).transpose(1, 2)  # (b, h, t, d)

@@ -9,6 +9,7 @@ Axes: b batch, n image tokens, p numbers a token.
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -30,7 +31,7 @@ def noised(tokens: Tensor, noise: Tensor, time: Tensor) -> Tensor:
 
 
 def velocity_loss(prediction: Tensor, tokens: Tensor, time: Tensor, floor: float) -> Tensor:
-    """Mean square of the velocity's error, a sample -> (b). `floor` bounds 1 - t below, so near-clean times stay finite."""
+    """Mean square of the velocity's error, a sample -> (b). `floor` bounds 1 - t, so near-clean times stay finite."""
     weight = (1 - time).clamp(min=floor) ** -2
     return (prediction.float() - tokens.float()).square().mean(dim=(1, 2)) * weight
 
@@ -52,7 +53,7 @@ def sample(
     x = noise
     times = schedule(sampler.num_inference_steps, sampler.shift)
     low, high = sampler.guidance_interval
-    for now, later in zip(times, times[1:], strict=False):
+    for now, later in pairwise(times):
         t = torch.full((len(x),), now, dtype=torch.float32, device=x.device)
         clean = predict(x, t).float()
         if sampler.guidance_scale != 1 and low <= now <= high:

@@ -93,7 +93,7 @@ def lite0_weights() -> dict[str, Tensor]:
     files = [file for folder in folders for file in sorted(Path(folder, "models").glob("efficientnet-lite0-*.pth"))]
     if not files:
         raise MissingError(f"the image encoder's weights (EfficientNet-Lite0) are not on this machine: {CURE}")
-    released = torch.load(files[0], map_location="cpu", weights_only=True)  # tensors only, nothing is unpickled into code
+    released = torch.load(files[0], map_location="cpu", weights_only=True)  # tensors only: no code is unpickled
     state = _folded(released, "_conv_stem", "_bn0", "stem")
     for index in range(sum(stage[0] for stage in STAGES)):
         source, target = f"_blocks.{index}.", f"blocks.{index}."

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import math
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -63,11 +65,28 @@ def load_transformer_weights(base: str, config: TransformerConfig) -> dict[str, 
     path = find_base(base)
     read = _read_gguf if path.suffix == ".gguf" else _read_folder
     state = dict(read(path, config))
-    embedding = state.get("embed_tokens.weight")
+    embedding, head = state.get("embed_tokens.weight"), state.pop("lm_head.weight", None)
     if embedding is None or tuple(embedding.shape) != (config.vocab_size, config.width):
         found = None if embedding is None else tuple(embedding.shape)
         raise CheckpointError(f"{path}: embedding is {found}, expected {(config.vocab_size, config.width)}")
+    if head is not None and not torch.equal(head, embedding):
+        raise CheckpointError(f"{path}: lm_head.weight is not the embedding; only models with tied embeddings are read")
     return state
+
+
+def _check_numbers(path: Path, found: dict[str, Any], config: TransformerConfig) -> None:
+    """What no tensor's shape shows, and what would be wrong without a word."""
+    wanted = {
+        "heads": config.heads,
+        "kv_heads": config.kv_heads,
+        "rope_theta": config.rope_theta,
+        "norm_eps": config.norm_eps,
+    }
+    for name, value in wanted.items():
+        if found[name] is not None and not math.isclose(found[name], value, rel_tol=1e-6):
+            raise CheckpointError(f"{path}: {name} is {found[name]}, the transformer's config says {value}")
+    if found["rope_type"] not in (None, "none", "default"):
+        raise CheckpointError(f"{path}: rotary embedding is {found['rope_type']!r}; only the plain one is read")
 
 
 def _read_gguf(path: Path, config: TransformerConfig) -> Iterator[tuple[str, Tensor]]:
@@ -75,19 +94,33 @@ def _read_gguf(path: Path, config: TransformerConfig) -> Iterator[tuple[str, Ten
         import gguf
     except ImportError as error:
         raise MissingError("reading GGUF weights needs the gguf package: pip install 'edgemm[export]'") from error
-    for tensor in gguf.GGUFReader(str(path)).tensors:
+    try:
+        reader = gguf.GGUFReader(str(path))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path}: not a whole GGUF file: {error}") from error
+    keys = {
+        "heads": "llama.attention.head_count",
+        "kv_heads": "llama.attention.head_count_kv",
+        "rope_theta": "llama.rope.freq_base",
+        "norm_eps": "llama.attention.layer_norm_rms_epsilon",
+        "rope_type": "llama.rope.scaling.type",
+    }
+    fields = reader.fields
+    found = {name: fields[key].contents() if key in fields else None for name, key in keys.items()}
+    _check_numbers(path, found, config)
+    for tensor in reader.tensors:
         weight = torch.from_numpy(np.array(gguf.dequantize(tensor.data, tensor.tensor_type), dtype=np.float32))
         if tensor.name == "token_embd.weight":
             yield "embed_tokens.weight", weight
         elif tensor.name == "output_norm.weight":
             yield "norm.weight", weight
-        elif tensor.name.startswith("blk."):
-            _, layer, part, _ = tensor.name.split(".")
+        elif match := re.fullmatch(rf"blk\.(\d+)\.({'|'.join(_GGUF_NAMES)})\.weight", tensor.name):
+            layer, part = match.groups()
             if part in ("attn_q", "attn_k"):
                 weight = _unpermute(weight, config.heads if part == "attn_q" else config.kv_heads)
             yield f"layers.{layer}.{_GGUF_NAMES[part]}.weight", weight
         elif tensor.name != "rope_freqs.weight":
-            raise CheckpointError(f"{path}: tensor {tensor.name} is not part of a Llama-shaped model with tied embeddings")
+            raise CheckpointError(f"{path}: {tensor.name} is no part of a Llama-shaped model with tied embeddings")
 
 
 def _unpermute(weight: Tensor, heads: int) -> Tensor:
@@ -97,23 +130,42 @@ def _unpermute(weight: Tensor, heads: int) -> Tensor:
 
 
 def _read_folder(path: Path, config: TransformerConfig) -> Iterator[tuple[str, Tensor]]:
-    from safetensors import safe_open
+    from safetensors import SafetensorError, safe_open
 
     files = sorted(path.glob("*.safetensors"))
     if not files:
         raise CheckpointError(f"{path}: no .safetensors file; pickled weights are not read")
+    _check_numbers(path, _folder_numbers(path / "config.json"), config)
     for file in files:
-        with safe_open(file, "pt") as tensors:
-            for name in tensors.keys():  # noqa: SIM118 - not a mapping
-                if name == "lm_head.weight":
-                    continue  # tied
-                yield name.removeprefix("model."), tensors.get_tensor(name).float()
+        try:
+            with safe_open(file, "pt") as tensors:
+                for name in tensors.keys():  # noqa: SIM118 - not a mapping
+                    yield name.removeprefix("model."), tensors.get_tensor(name).float()
+        except SafetensorError as error:
+            raise CheckpointError(f"{file}: {error}") from error
+
+
+def _folder_numbers(path: Path) -> dict[str, Any]:
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path}: cannot be read: {error}") from error
+    rotary = document.get("rope_parameters") or document.get("rope_scaling") or {}
+    return {
+        "heads": document.get("num_attention_heads"),
+        "kv_heads": document.get("num_key_value_heads"),
+        "rope_theta": document.get("rope_theta", rotary.get("rope_theta")),
+        "norm_eps": document.get("rms_norm_eps"),
+        "rope_type": rotary.get("rope_type", rotary.get("type")),
+    }
 
 
 def write_tokenizer(base: str, destination: Path) -> None:
     """Write the base's tokenizer as tokenizer.json (Hugging Face tokenizers format)."""
     path = find_base(base)
     if path.is_dir():
+        if not (path / "tokenizer.json").is_file():
+            raise CheckpointError(f"{path}: tokenizer.json is missing")
         destination.write_bytes((path / "tokenizer.json").read_bytes())
         return
     from transformers import AutoTokenizer

@@ -1,7 +1,8 @@
 """Strings to ids, the way training and the torch reference see them: templates around messages and drawing prompts.
 
 Each piece of a template is tokenized alone, so the thin runtime gets the same ids from the bundle's loop spec without
-knowing this file.  No tensors here.
+knowing this file.  Special tokens are special in a template's own strings only: a user who spells one out writes plain
+text.  No tensors here.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from edgemm.config import ModelConfig
 
 __all__ = ["DrawPrompt", "TextPrompt", "byte_tokenizer_json", "draw_prompt", "read_prompt", "reply_ids", "stop_ids"]
 
-Encode = Callable[[str], list[int]]
+Encode = Callable[..., list[int]]  # Unified.encode: a string, and whether special tokens are special in it
 
 
 @dataclass(frozen=True)
@@ -33,7 +34,7 @@ class TextPrompt:
 def draw_prompt(config: ModelConfig, encode: Encode, prompt: str) -> DrawPrompt:
     """Ids of `open`, " " + prompt (nothing for the empty, unconditional prompt), `close`."""
     opening, closing = encode(config.draw.open), encode(config.draw.close)
-    own = encode(" " + prompt) if prompt else []
+    own = encode(" " + prompt, special=False) if prompt else []
     mask = [0] * len(opening) + [1] * len(own) + [0] * len(closing)
     return DrawPrompt(opening + own + closing, len(opening), mask)
 
@@ -45,8 +46,8 @@ def read_prompt(config: ModelConfig, encode: Encode, text: str, pictures: int) -
     image_index: list[int] = []
     limit: list[int] = []
 
-    def add_text(piece: str) -> None:
-        for token in encode(piece) if piece else []:
+    def add_text(piece: str, special: bool = True) -> None:
+        for token in encode(piece, special=special) if piece else []:
             limit.append(len(ids))
             ids.append(token)
             image_index.append(-1)
@@ -63,7 +64,7 @@ def read_prompt(config: ModelConfig, encode: Encode, text: str, pictures: int) -
         limit += [last] * block
     if pictures:
         add_text(chat.image_close)
-    add_text(text)
+    add_text(text, special=False)
     add_text(chat.user_close)
     add_text(chat.assistant_open)
     return TextPrompt(ids, image_index, limit)
@@ -71,7 +72,7 @@ def read_prompt(config: ModelConfig, encode: Encode, text: str, pictures: int) -
 
 def reply_ids(config: ModelConfig, encode: Encode, reply: str) -> list[int]:
     """Ids the model is taught to say: the reply and the token that ends it."""
-    return encode(reply) + encode(config.chat.stop_tokens[0])
+    return encode(reply, special=False) + encode(config.chat.stop_tokens[0])
 
 
 def stop_ids(config: ModelConfig, encode: Encode) -> list[int]:
@@ -93,4 +94,3 @@ def byte_tokenizer_json() -> str:
     reserved = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", *(f"<|reserved_{i}|>" for i in range(5))]
     tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in reserved])
     return tokenizer.to_str()
-

@@ -8,6 +8,8 @@ Axes: b batch, s new tokens, T cache slots, m image tokens, w width, h/g query a
 
 from __future__ import annotations
 
+from typing import cast
+
 import torch
 from torch import Tensor, nn
 
@@ -107,7 +109,7 @@ class Transformer(nn.Module):
         cos, sin = rotary_tables(positions, self.config.head_width, self.config.rope_theta)
         mask = visible_up_to(attention_limit, s if past is None else past[0][0].shape[2])
         present: KeyValues = []
-        for index, layer in enumerate(self.layers[:depth]):
+        for index, layer in enumerate(cast("list[Layer]", self.layers[:depth])):
             queries, keys, values = layer.self_attn.project(layer.input_layernorm(x), cos, sin)
             if past is not None:
                 keys = write_slots(past[index][0], keys, write_index)

@@ -1,4 +1,4 @@
-"""The whole model of family `mot` in torch: it reads and it draws, and it is the reference every bundle is held against.
+"""The whole model of family `mot` in torch: it reads and it draws, and every bundle is held against it.
 
 Training, export and evaluation meet here.  Loading and saving are in checkpoint.py, losses in flow.py and train/.
 Axes: b batch, s tokens, m image tokens for reading, n image tokens for drawing, w transformer width.
@@ -36,16 +36,17 @@ class Unified(nn.Module):
         self.tokenizer_json = tokenizer_json
         self.adapter: Path | None = None  # the PEFT folder whose weights were merged into a base transformer
         self.tokenizer = Tokenizer.from_str(tokenizer_json)
-        if self.tokenizer.get_vocab_size() > config.transformer.vocab_size:
-            raise ValueError(
-                f"the tokenizer has {self.tokenizer.get_vocab_size()} tokens, the transformer {config.transformer.vocab_size}"
-            )
+        tokens, rows = self.tokenizer.get_vocab_size(), config.transformer.vocab_size
+        if tokens > rows:
+            raise ValueError(f"the tokenizer has {tokens} tokens, the transformer's embedding {rows} rows")
         self.transformer = Transformer(config.transformer)
         self.image_encoder = ImageEncoder(config)
         self.conditioner = Conditioner(config, skip=len(self.encode(config.draw.open)))
         self.denoiser = Denoiser(config)
 
-    def encode(self, text: str) -> list[int]:
+    def encode(self, text: str, special: bool = True) -> list[int]:
+        """Ids of one piece; `special` lets <|im_end|> and its like be one token."""
+        self.tokenizer.encode_special_tokens = not special
         return self.tokenizer.encode(text, add_special_tokens=False).ids
 
     # --- drawing ------------------------------------------------------------------------------------------------
@@ -90,8 +91,8 @@ class Unified(nn.Module):
     def generate(
         self, text: str, pixels: Tensor | None = None, max_new_tokens: int = 64, stop: bool = True
     ) -> tuple[list[int], Tensor]:
-        """Greedy reply to one message with pictures (pictures, 3, S, S): token ids and the logits (tokens, vocab) behind
-        each. The cache is static, as on a device."""
+        """Greedy reply to one message with pictures (pictures, 3, S, S): token ids, and the logits (tokens, vocab)
+        behind each and behind the one that stopped it. The cache is static, as on a device."""
         pictures = 0 if pixels is None else len(pixels)
         prompt = read_prompt(self.config, self.encode, text, pictures)
         slots = len(prompt.ids) + max_new_tokens
@@ -125,5 +126,3 @@ class Unified(nn.Module):
     def with_sampler(self, **changes: object) -> SamplerConfig:
         """The model's sampler defaults with some of them changed."""
         return dataclasses.replace(self.config.sampler, **changes)  # type: ignore[arg-type]
-
-

@@ -1,7 +1,7 @@
 """Teaching to draw: the conditioner and the denoiser over a frozen transformer.
 
-Flow matching with x-prediction; see model/flow.py.  A step's batch, noise and times are functions of (seed, step) alone,
-so a run that was killed goes on as if it had not been.
+Flow matching with x-prediction; see model/flow.py.  A step's batch, noise and times are functions of (seed, step)
+alone, so a run that was killed goes on as if it had not been.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class DrawTask:
 
     def __init__(self, model: Unified, recipe: Recipe) -> None:
         self.model, self.recipe = model, recipe
-        dataset, samples = pick_samples(recipe.data, recipe.splits, recipe.groups)
+        _, samples = pick_samples(recipe.data, recipe.splits, recipe.groups)
         tokens = model.config.image_tokens
         self.pixels = load_pictures(Path(recipe.data), samples, tokens.image_size)
         captions = sorted({caption for sample in samples for caption in sample.captions})
@@ -47,6 +47,9 @@ class DrawTask:
     def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
         return self.trained.named_parameters()
 
+    def named_buffers(self) -> Iterator[tuple[str, Tensor]]:
+        return self.trained.named_buffers()
+
     def loss(self, step: int) -> Tensor:
         tokens, noise, time, caption = self._batch(step)
         return flow.velocity_loss(
@@ -55,7 +58,7 @@ class DrawTask:
 
     @torch.no_grad()
     def measures(self, step: int) -> dict[str, float]:
-        """How much the prompt matters: the loss with the prompts of other pictures, over the loss with the right ones."""
+        """How much the prompt matters: the loss with other pictures' prompts, over the loss with the right ones."""
         tokens, noise, time, caption = self._batch(step)
         losses = []
         for rows in (caption, caption.roll(1)):

@@ -10,7 +10,6 @@ A task gives parameters, a loss a step and samples; the loop knows nothing of pi
 
 from __future__ import annotations
 
-import errno
 import json
 import math
 import os
@@ -18,7 +17,7 @@ import shutil
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -26,6 +25,7 @@ import torch
 from torch import Tensor, nn
 
 from edgemm.errors import EdgemmError, InputError, ResourceError
+from edgemm.model.checkpoint import ran_out_of_disk
 from edgemm.model.unified import Unified
 from edgemm.train.optimizers import Average, make_optimizers, rate
 from edgemm.train.recipe import Recipe
@@ -39,6 +39,7 @@ class Task(Protocol):
     description: str
 
     def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]: ...
+    def named_buffers(self) -> Iterator[tuple[str, Tensor]]: ...  # computed from the data once, kept for a resume
     def loss(self, step: int) -> Tensor: ...
     def measures(self, step: int) -> dict[str, float]: ...
     def samples(self, model: Unified) -> Tensor | None: ...
@@ -52,23 +53,25 @@ def run_loop(model: Unified, task: Task, recipe: Recipe) -> None:
     optimizers = make_optimizers(task.named_parameters(), recipe)
     average = Average(task.named_parameters(), recipe.ema)
     start = _resume(folder / "state.pt", task, optimizers, average, recipe)
+    _cut_log(folder / "log.jsonl", start)
+    if start == recipe.steps:  # stopped after its last step, perhaps before its result was written
+        _write_result(model, task, average, folder, start)
     bar = _progress(recipe.steps, start)
     precision = torch.autocast("cpu", torch.bfloat16) if recipe.precision == "bf16" else nullcontext()
     clock, last_logged = time.perf_counter(), start
     with open(folder / "log.jsonl", "a", encoding="utf-8") as log:
         for step in range(start, recipe.steps):
-            share = rate(step, recipe)
+            share, done = rate(step, recipe), step + 1
             with precision:
                 loss = task.loss(step)
             loss.backward()
-            norm = _clip(task, recipe.clip, step, loss)
+            norm = _clip(task, recipe.clip, done, loss)
             for optimizer in optimizers:
                 for group in optimizer.param_groups:
                     group["lr"] = group["peak"] * share
                 optimizer.step()
                 optimizer.zero_grad(set_to_none=True)
             average.update(task.named_parameters(), step)
-            done = step + 1
             bar.update(1)
             if done % recipe.log_every == 0 or done == recipe.steps:
                 now = time.perf_counter()
@@ -80,28 +83,51 @@ def run_loop(model: Unified, task: Task, recipe: Recipe) -> None:
                 log.flush()
                 bar.set_postfix(loss=f"{line['loss']:.4f}")
                 clock, last_logged = time.perf_counter(), done
+            paused = time.perf_counter()
             if done % recipe.save_every == 0 or done == recipe.steps:
                 _save_state(folder / "state.pt", done, task, optimizers, average, recipe)
             if done % recipe.sample_every == 0 or done == recipe.steps:
-                average.swap(task.named_parameters())
-                pictures = task.samples(model)
-                if pictures is not None:
-                    _write_grid(pictures, folder / "samples" / f"{done:06d}.png")
-                task.save(folder / "checkpoint")
-                average.swap(task.named_parameters())
+                _write_result(model, task, average, folder, done)
+            clock += time.perf_counter() - paused  # writing is not part of a step
     bar.close()
 
 
+def _write_result(model: Unified, task: Task, average: Average, folder: Path, step: int) -> None:
+    """Samples and checkpoint, with averaged weights."""
+    average.swap(task.named_parameters())
+    pictures = task.samples(model)
+    if pictures is not None:
+        _write_grid(pictures, folder / "samples" / f"{step:06d}.png")
+    task.save(folder / "checkpoint")
+    average.swap(task.named_parameters())
+
+
 def _clip(task: Task, largest: float, step: int, loss: Tensor) -> float:
-    parameters = [p for _, p in task.named_parameters() if p.grad is not None]
-    norm = torch.nn.utils.clip_grad_norm_(parameters, largest).item()
-    if not (math.isfinite(norm) and math.isfinite(loss.item())):
-        bad = next((n for n, p in task.named_parameters() if p.grad is not None and not p.grad.isfinite().all()), "?")
+    named = [(name, p) for name, p in task.named_parameters() if p.grad is not None]
+    gradients = [p.grad for _, p in named if p.grad is not None]
+    norm = torch.nn.utils.get_total_norm(gradients)
+    if not (math.isfinite(norm.item()) and math.isfinite(loss.item())):
+        bad = [name for (name, _), gradient in zip(named, gradients, strict=True) if not gradient.isfinite().all()]
         raise EdgemmError(
-            f"step {step}: the loss is {loss.item()} and the gradient of {bad} is not finite; "
-            "lower learning_rate or clip; the last state was kept"
+            f"step {step}: the loss is {loss.item():.6g}, the gradient's norm {norm.item():.6g}, first not finite: "
+            f"{bad[0] if bad else 'the sum'}; lower learning_rate or clip; the last state was kept"
         )
-    return norm
+    torch.nn.utils.clip_grads_with_norm_([p for _, p in named], largest, norm)
+    return norm.item()
+
+
+def _cut_log(path: Path, start: int) -> None:
+    """Leave out the lines of steps that a killed run had logged and that will be done again."""
+    if not path.exists():
+        return
+    kept = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        with suppress(ValueError, KeyError, TypeError):  # the kill may have cut a line short
+            if json.loads(line)["step"] <= start:
+                kept.append(line + "\n")
+    temporary = path.with_suffix(f".{os.getpid()}.tmp")
+    temporary.write_text("".join(kept), encoding="utf-8")
+    os.replace(temporary, path)
 
 
 def _save_state(
@@ -111,6 +137,7 @@ def _save_state(
         "step": step,
         "task": recipe.task,
         "parameters": {name: parameter.detach() for name, parameter in task.named_parameters()},
+        "buffers": dict(task.named_buffers()),
         "average": average.tensors,
         "optimizers": [optimizer.state_dict() for optimizer in optimizers],
     }
@@ -120,23 +147,25 @@ def _save_state(
         os.replace(temporary, path)
     except (OSError, RuntimeError) as error:
         temporary.unlink(missing_ok=True)
-        free = shutil.disk_usage(path.parent).free
-        if getattr(error, "errno", None) == errno.ENOSPC or free < 1 << 20:
-            raise ResourceError(f"{path}: disk full ({free} bytes free) at step {step}; the last state was kept") from error
+        needed = 4 * sum(p.numel() * p.element_size() for _, p in task.named_parameters())  # with AdamW's two moments
+        if ran_out_of_disk(error, path.parent, needed):
+            free = shutil.disk_usage(path.parent).free
+            raise ResourceError(
+                f"{path}: disk full at step {step}: needs {needed} bytes, {free} are free; the last state was kept"
+            ) from error
         raise
 
 
-def _resume(
-    path: Path, task: Task, optimizers: list[torch.optim.Optimizer], average: Average, recipe: Recipe
-) -> int:
+def _resume(path: Path, task: Task, optimizers: list[torch.optim.Optimizer], average: Average, recipe: Recipe) -> int:
     if not path.exists():
         return 0
     try:
         state = torch.load(path, weights_only=True)
     except Exception as error:
         raise InputError(f"{path}: cannot be read: {error}; delete it to start again") from error
-    parameters = dict(task.named_parameters())
-    if state["task"] != recipe.task or state["parameters"].keys() != parameters.keys():
+    parameters, buffers = dict(task.named_parameters()), dict(task.named_buffers())
+    same_task = isinstance(state, dict) and state.get("task") == recipe.task
+    if not same_task or state["parameters"].keys() != parameters.keys():
         raise InputError(f"{path}: belongs to another run; delete it or choose another output")
     with torch.no_grad():
         for name, parameter in parameters.items():
@@ -144,11 +173,18 @@ def _resume(
                 raise InputError(f"{path}: {name} has another shape; delete it or choose another output")
             parameter.copy_(state["parameters"][name])
             average.tensors[name].copy_(state["average"][name])
-    for optimizer, kept in zip(optimizers, state["optimizers"], strict=True):
-        peaks = [group["peak"] for group in optimizer.param_groups]
-        optimizer.load_state_dict(kept)
-        for group, peak in zip(optimizer.param_groups, peaks, strict=True):
-            group["peak"] = peak  # the recipe's rate, so that it can be changed between runs
+        for name, buffer in state.get("buffers", {}).items():
+            buffers[name].copy_(buffer)
+    try:
+        for optimizer, kept in zip(optimizers, state["optimizers"], strict=True):
+            peaks = [group["peak"] for group in optimizer.param_groups]
+            optimizer.load_state_dict(kept)
+            for group, peak in zip(optimizer.param_groups, peaks, strict=True):
+                group["peak"] = peak  # the recipe's rate, so that it can be changed between runs
+    except ValueError as error:
+        raise InputError(f"{path}: was made with another optimizer; delete it or choose another output") from error
+    if state["step"] > recipe.steps:
+        raise InputError(f"{path}: is at step {state['step']}, the recipe ends at {recipe.steps}; raise steps")
     return int(state["step"])
 
 

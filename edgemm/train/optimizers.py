@@ -35,9 +35,7 @@ def make_optimizers(parameters: Iterable[tuple[str, nn.Parameter]], recipe: Reci
     ]
     if matrices:
         optimizers.append(
-            torch.optim.Muon(
-                [p for _, p in matrices], lr=recipe.matrix_learning_rate, weight_decay=recipe.weight_decay
-            )
+            torch.optim.Muon([p for _, p in matrices], lr=recipe.matrix_learning_rate, weight_decay=recipe.weight_decay)
         )
     for optimizer in optimizers:
         for group in optimizer.param_groups:
@@ -67,7 +65,8 @@ class Average:
         decay = min(self.decay, (1 + step) / (10 + step))
         named = dict(parameters)
         averages = [self.tensors[name] for name in named]
-        torch._foreach_lerp_(averages, [p.detach() for p in named.values()], 1 - decay)
+        current = [p.detach() for p in named.values()]
+        torch._foreach_lerp_(averages, current, 1 - decay)  # pyright: ignore[reportPrivateImportUsage]
 
     @torch.no_grad()
     def swap(self, parameters: Iterable[tuple[str, nn.Parameter]]) -> None:

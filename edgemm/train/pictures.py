@@ -43,7 +43,7 @@ def load_pictures(dataset: Path, samples: Sequence[Sample], size: int) -> Tensor
 
 
 def batch_rows(count: int, batch: int, seed: int, step: int) -> np.ndarray:
-    """Rows of step's batch: each pass over the data is a new permutation, and a step needs no memory of earlier ones."""
+    """Rows of a step's batch: each pass over the data is a new permutation; a step needs no memory of earlier ones."""
     rows = []
     position = step * batch
     while len(rows) < batch:

@@ -1,4 +1,4 @@
-"""Keys and values of every caption, computed once: the transformer is frozen, so it never runs again while drawing is taught.
+"""Keys and values of every caption, computed once: the transformer is frozen while drawing is taught.
 
 Only the slots after the template's opening are kept, in bfloat16.
 Axes: c captions, g key/value heads, t slots kept, d head width.

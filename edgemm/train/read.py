@@ -1,7 +1,7 @@
 """Teaching to read: the projection behind the frozen eye, and LoRA on the upper layers of the transformer.
 
-Next-token cross-entropy on the answer to a question about a picture, nothing else of the sequence is scored.  The layers
-that the denoiser reads are not touched, so a model that draws goes on drawing exactly as before.
+Next-token cross-entropy on the answer to a question about a picture, nothing else of the sequence is scored.  The
+layers that the denoiser reads are not touched, so a model that draws goes on drawing exactly as before.
 A step's batch is a function of (seed, step) alone.
 Axes: b batch, s tokens of the longest sequence, v views of a picture, m image tokens, f features a token.
 """
@@ -11,17 +11,21 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from edgemm.errors import UsageError
+from edgemm.errors import InputError, UsageError
 from edgemm.model import checkpoint
 from edgemm.model.prompts import TextPrompt, read_prompt, reply_ids
 from edgemm.model.unified import Unified
 from edgemm.train.pictures import batch_rows, load_pictures, pick_samples
 from edgemm.train.recipe import Recipe
+
+if TYPE_CHECKING:
+    from peft import PeftModel
 
 __all__ = ["ReadTask"]
 
@@ -30,12 +34,11 @@ class ReadTask:
     """What the loop trains: projection and adapter; see train/loop.py for the interface."""
 
     def __init__(self, model: Unified, recipe: Recipe) -> None:
-        from peft import LoraConfig, get_peft_model
-
         depth, deepest = model.config.transformer.depth, max(model.config.denoiser.prefix_layers)
-        if recipe.lora_first_layer <= deepest:
+        if not deepest < recipe.lora_first_layer < depth:
             raise UsageError(
-                f"recipe: lora_first_layer {recipe.lora_first_layer} would change layer {deepest}, which the denoiser reads"
+                f"recipe: lora_first_layer is {recipe.lora_first_layer}, expected {deepest + 1} to {depth - 1}: "
+                f"the denoiser reads layers up to {deepest} of {depth}, and they must stay as they are"
             )
         self.model, self.recipe = model, recipe
         dataset, samples = pick_samples(recipe.data, recipe.splits, recipe.groups)
@@ -48,14 +51,14 @@ class ReadTask:
                 prompt = read_prompt(model.config, model.encode, question.question, 1)
                 answer = reply_ids(model.config, model.encode, question.answer)
                 self.questions.setdefault(question.kind, []).append((row_of[question.sample], prompt, answer))
+        if not self.questions:
+            raise InputError(f"{recipe.data}: no question is about the pictures of splits {list(recipe.splits)}")
         self.kinds = [kind for kind in sorted(self.questions) if kind != "label"]
-        self.peft = get_peft_model(
-            model.transformer,  # type: ignore[arg-type]
-            LoraConfig(**recipe.adapter, layers_to_transform=list(range(recipe.lora_first_layer, depth))),
-        )
+        self.peft = adapted(model, recipe)
         projection = {n: m for n, m in model.image_encoder.named_children() if n != "encoder"}
         self.projection = nn.ModuleDict(projection).requires_grad_(True)
-        self.position = model.image_encoder.position.requires_grad_(True)
+        self.position = model.image_encoder.position
+        self.position.requires_grad_(True)
         counts = ", ".join(f"{len(questions)} {kind}" for kind, questions in self.questions.items())
         self.description = f"{len(samples)} pictures, questions: {counts}"
 
@@ -67,13 +70,16 @@ class ReadTask:
             if parameter.requires_grad:
                 yield f"transformer.{name}", parameter
 
+    def named_buffers(self) -> Iterator[tuple[str, Tensor]]:
+        return iter(())
+
     def loss(self, step: int) -> Tensor:
         logits, targets = self._answer_logits(step)
         return nn.functional.cross_entropy(logits.float(), targets)
 
+    @torch.no_grad()
     def measures(self, step: int) -> dict[str, float]:
-        with torch.no_grad():
-            logits, targets = self._answer_logits(step)
+        logits, targets = self._answer_logits(step)
         return {"token_accuracy": (logits.argmax(-1) == targets).float().mean().item()}
 
     def samples(self, model: Unified) -> None:
@@ -82,8 +88,7 @@ class ReadTask:
     def save(self, path: Path) -> None:
         with tempfile.TemporaryDirectory() as folder:
             self.peft.save_pretrained(folder)
-            for leftover in Path(folder).glob("README.md"):
-                leftover.unlink()
+            Path(folder, "README.md").unlink(missing_ok=True)  # PEFT's own empty model card
             checkpoint.save(self.model, path, torch.bfloat16, adapter=Path(folder))
 
     def _answer_logits(self, step: int) -> tuple[Tensor, Tensor]:
@@ -119,6 +124,28 @@ class ReadTask:
             picked.append(questions[random.integers(len(questions))])
         rows, prompts, answers = zip(*picked, strict=True)
         return np.array(rows), list(prompts), list(answers), random
+
+
+def adapted(model: Unified, recipe: Recipe) -> PeftModel:
+    """The transformer with LoRA in place: a new one, or the one that the model's checkpoint came with."""
+    from peft import LoraConfig, PeftModel, get_peft_model
+
+    layers = "|".join(map(str, range(recipe.lora_first_layer, model.config.transformer.depth)))
+    wanted = LoraConfig(
+        r=recipe.lora_rank,
+        lora_alpha=recipe.lora_alpha,
+        target_modules=rf"layers\.({layers})\.\w+\.({'|'.join(recipe.lora_targets)})",
+    )
+    inner: Any = model.transformer  # PEFT takes any module, its types say otherwise
+    if model.adapter is None:
+        peft: Any = get_peft_model(inner, wanted)
+        return peft
+    kept = LoraConfig.from_pretrained(str(model.adapter))
+    for name in ("r", "lora_alpha", "target_modules"):
+        if getattr(kept, name) != getattr(wanted, name):
+            found, asked = getattr(kept, name), getattr(wanted, name)
+            raise InputError(f"{model.adapter}: {name} is {found!r}, the recipe asks for {asked!r}; make them equal")
+    return PeftModel.from_pretrained(inner, str(model.adapter), is_trainable=True)
 
 
 @torch.no_grad()

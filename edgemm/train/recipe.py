@@ -16,6 +16,17 @@ from edgemm.errors import InputError, UsageError
 
 __all__ = ["Recipe", "read_recipe"]
 
+PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+CHOICES = {"task": ("draw", "read"), "optimizer": ("adamw", "muon"), "precision": ("bf16", "fp32")}
+LARGEST = sys.float_info.max  # infinity is out of range too
+RANGES: tuple[tuple[tuple[str, ...], float, float], ...] = (
+    (("steps", "batch", "log_every", "save_every", "sample_every", "views", "lora_rank", "lora_alpha"), 1, LARGEST),
+    (("seed", "threads", "warmup", "lora_first_layer"), 0, LARGEST),
+    (("learning_rate", "matrix_learning_rate", "weight_decay", "time_spread"), 0, LARGEST),
+    (("clip", "loss_floor"), 1e-6, LARGEST),
+    (("drop_prompt", "decay", "ema"), 0, 1),
+)
+
 
 @dataclass(frozen=True)
 class Recipe:
@@ -28,7 +39,7 @@ class Recipe:
     steps: int = 1000
     batch: int = 64
     seed: int = 0
-    optimizer: str = "adamw"  # "adamw" (arXiv:1711.05101); "muon" for matrices with AdamW for the rest (arXiv:2502.16982)
+    optimizer: str = "adamw"  # "adamw" (arXiv:1711.05101); "muon": on matrices, AdamW on the rest (arXiv:2502.16982)
     learning_rate: float = 1e-3
     matrix_learning_rate: float = 0.01  # muon's
     weight_decay: float = 0.01
@@ -57,36 +68,25 @@ class Recipe:
     lora_targets: tuple[str, ...] = ("q_proj", "v_proj", "o_proj", "down_proj")
 
     def __post_init__(self) -> None:
-        for name, allowed in {
-            "task": ("draw", "read"),
-            "optimizer": ("adamw", "muon"),
-            "precision": ("bf16", "fp32"),
-        }.items():
+        for name, allowed in CHOICES.items():
             if getattr(self, name) not in allowed:
                 raise UsageError(f"recipe: {name} is {getattr(self, name)!r}, expected one of: {', '.join(allowed)}")
-        for name in ("steps", "batch", "log_every", "save_every", "sample_every"):
-            if getattr(self, name) < 1:
-                raise UsageError(f"recipe: {name} is {getattr(self, name)}, expected 1 or more")
-        for name in ("drop_prompt", "decay", "ema"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise UsageError(f"recipe: {name} is {getattr(self, name)}, expected 0 to 1")
-
-    @property
-    def adapter(self) -> dict[str, Any]:
-        """Arguments of peft.LoraConfig."""
-        return {
-            "r": self.lora_rank,
-            "lora_alpha": self.lora_alpha,
-            "target_modules": list(self.lora_targets),
-        }
+        for names, low, high in RANGES:
+            for name in names:
+                if not low <= getattr(self, name) <= high:
+                    expected = f"{low} or more" if high == LARGEST else f"{low} to {high}"
+                    raise UsageError(f"recipe: {name} is {getattr(self, name)}, expected {expected}")
+        if not self.lora_targets or not set(self.lora_targets) <= set(PROJECTIONS):
+            found = ", ".join(self.lora_targets) or "empty"
+            raise UsageError(f"recipe: lora_targets is {found}, expected some of: {', '.join(PROJECTIONS)}")
 
 
 def read_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     """The recipe at `path` with `key=value` overrides on top. Raises InputError or UsageError naming the key."""
     try:
         text = Path(path).read_text(encoding="utf-8")
-    except OSError as error:
-        raise InputError(f"{path}: recipe cannot be read: {error.strerror}") from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: recipe cannot be read: {error}") from error
     if sys.version_info >= (3, 11):
         import tomllib
     else:
@@ -96,9 +96,10 @@ def read_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     except tomllib.TOMLDecodeError as error:
         raise InputError(f"{path}: not TOML: {error}") from error
     fields = {field.name: field for field in dataclasses.fields(Recipe)}
-    for key in values:
+    for key, value in values.items():
         if key not in fields:
             raise InputError(f"{path}: unknown key {key!r}; known: {', '.join(fields)}")
+        values[key] = _checked(path, key, value, str(fields[key].type))
     for override in overrides:
         key, separator, raw = override.partition("=")
         if not separator or key not in fields:
@@ -107,7 +108,19 @@ def read_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     missing = [name for name in ("task", "data", "output") if name not in values]
     if missing:
         raise InputError(f"{path}: {missing[0]} is missing")
-    return Recipe(**{key: tuple(value) if isinstance(value, list) else value for key, value in values.items()})
+    return Recipe(**values)
+
+
+def _checked(path: str | Path, key: str, value: Any, kind: str) -> Any:
+    """A value of the TOML file as the field's type."""
+    strings = isinstance(value, list) and all(isinstance(item, str) for item in value)
+    if kind.startswith("tuple") and strings:
+        return tuple(value)
+    if kind == "float" and type(value) is int:
+        return float(value)
+    if type(value).__name__ != kind:
+        raise InputError(f"{path}: {key} is {value!r}, expected {'a list of strings' if 'tuple' in kind else kind}")
+    return value
 
 
 def _parse(key: str, raw: str, kind: str) -> Any:
