@@ -1,0 +1,11 @@
+"""How well a model reads and draws: a torch checkpoint or an exported bundle, by the same code, with the same numbers.
+
+subject.py             what is evaluated, as a protocol; checkpoint_subject.py and bundle_subject.py fulfil it
+read_suite.py          questions about pictures of a style the model never saw
+draw_suite.py          drawings of emoji, judged by LabelScorer and by KID-Lite0
+shapes_suite.py        drawings of shapes, judged exactly
+label_scorer.py        names a picture; trained on other artists' pictures (scorer_cache.py keeps it)
+eye.py                 EfficientNet-Lite0's features, what the judge looks with
+answers.py metrics.py  when a reply is right, and the numbers: pure functions
+draw_sheet.py          the drawings beside the real pictures, as one PNG
+"""

@@ -1,0 +1,55 @@
+"""A torch checkpoint under test; noise, picture preparation and decoding are those of the runtime."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from edgemm.evaluate.subject import MAX_NEW_TOKENS, DrawSettings
+from edgemm.model.checkpoint import load
+from edgemm.picture import load_picture
+from edgemm.runtimes.schedule import initial_noise
+
+__all__ = ["CheckpointSubject"]
+
+
+class CheckpointSubject:
+    kind = "checkpoint"
+
+    def __init__(self, path: Path, settings: DrawSettings, threads: int | None) -> None:
+        if threads:
+            torch.set_num_threads(threads)
+        self.model = load(path)
+        self.name = self.model.config.name
+        self.sha256 = weights_hash(path)
+        chosen = {name: value for name, value in dataclasses.asdict(settings).items() if value is not None}
+        self.sampler = self.model.with_sampler(**chosen)
+
+    @property
+    def drawing_size(self) -> int:
+        return self.model.config.image_tokens.image_size
+
+    def draw(self, prompts: Sequence[str], seeds: Sequence[int]) -> np.ndarray:
+        tokens = self.model.config.image_tokens
+        noise = np.stack([initial_noise(seed, tokens.token_count, tokens.token_width) for seed in seeds])
+        pixels = self.model.draw(prompts, torch.from_numpy(noise), self.sampler).numpy()  # (b, 3, H, W)
+        return np.rint(pixels * 255).clip(0, 255).astype(np.uint8).transpose(0, 2, 3, 1).copy()
+
+    def read(self, picture: np.ndarray, question: str) -> str:
+        config = self.model.config
+        pixels = torch.from_numpy(load_picture(picture, config.vision.image_size, config.background))[None]
+        ids, _ = self.model.generate(question, pixels, max_new_tokens=MAX_NEW_TOKENS)
+        return self.model.tokenizer.decode(ids, skip_special_tokens=True)
+
+
+def weights_hash(path: Path) -> str:
+    """SHA-256 over every weights file of a checkpoint folder, adapters included."""
+    digest = hashlib.sha256()
+    for file in sorted(path.rglob("*.safetensors")):
+        digest.update(file.relative_to(path).as_posix().encode() + b"\0" + file.read_bytes())
+    return digest.hexdigest()

@@ -1,0 +1,63 @@
+"""What is evaluated: something that draws prompts and reads pictures, whatever runs it.
+
+A folder with config.json is a torch checkpoint, one with manifest.json a bundle.  Both draw from the same noise and both
+answer greedily, so their scores may be compared sample by sample.  torch is imported for a checkpoint only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+
+from edgemm.errors import InputError
+
+__all__ = ["MAX_NEW_TOKENS", "DrawSettings", "Subject", "open_subject"]
+
+MAX_NEW_TOKENS = 32  # the longest label is about 20 tokens
+
+
+@dataclass(frozen=True)
+class DrawSettings:
+    """Where None, the model's own default."""
+
+    num_inference_steps: int | None = None
+    guidance_scale: float | None = None
+
+
+class Subject(Protocol):
+    """A model under test."""
+
+    name: str
+    kind: str  # "checkpoint" or "bundle"
+    sha256: str  # of the checkpoint's weights, or of the bundle's manifest, which holds the hash of all else
+
+    @property
+    def drawing_size(self) -> int:
+        """Pixels a side of what it draws."""
+        ...
+
+    def draw(self, prompts: Sequence[str], seeds: Sequence[int]) -> np.ndarray:
+        """uint8 (b, H, W, 3), one picture a prompt, each a function of its prompt and seed alone."""
+        ...
+
+    def read(self, picture: np.ndarray, question: str) -> str:
+        """The greedy reply to a question about a picture, uint8 (H, W, 3)."""
+        ...
+
+
+def open_subject(path: Path, settings: DrawSettings, device: str = "auto", threads: int | None = None) -> Subject:
+    """The adapter that fits the folder. Raises InputError when it is neither a checkpoint nor a bundle."""
+    if (path / "manifest.json").is_file():
+        from edgemm.evaluate.bundle_subject import BundleSubject
+
+        return BundleSubject(path, settings, device, threads)
+    if (path / "config.json").is_file():
+        from edgemm.evaluate.checkpoint_subject import CheckpointSubject
+
+        return CheckpointSubject(path, settings, threads)
+    what = "has neither config.json nor manifest.json" if path.is_dir() else "is not a folder"
+    raise InputError(f"{path}: {what}; give a checkpoint that `edgemm train` wrote or a bundle that `edgemm export` wrote")
