@@ -50,6 +50,9 @@ class DrawTask:
     def named_buffers(self) -> Iterator[tuple[str, Tensor]]:
         return self.trained.named_buffers()
 
+    def prepare(self) -> None:
+        """The whitening was fitted with the prompts; nothing else comes before the first step."""
+
     def loss(self, step: int) -> Tensor:
         tokens, noise, time, caption = self._batch(step)
         return flow.velocity_loss(

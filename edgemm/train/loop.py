@@ -40,6 +40,7 @@ class Task(Protocol):
 
     def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]: ...
     def named_buffers(self) -> Iterator[tuple[str, Tensor]]: ...  # computed from the data once, kept for a resume
+    def prepare(self) -> None: ...
     def loss(self, step: int) -> Tensor: ...
     def measures(self, step: int) -> dict[str, float]: ...
     def samples(self, model: Unified) -> Tensor | None: ...
@@ -51,6 +52,8 @@ def run_loop(model: Unified, task: Task, recipe: Recipe) -> None:
     folder = Path(recipe.output)
     (folder / "samples").mkdir(parents=True, exist_ok=True)
     optimizers = make_optimizers(task.named_parameters(), recipe)
+    if not (folder / "state.pt").exists():
+        task.prepare()
     average = Average(task.named_parameters(), recipe.ema)
     start = _resume(folder / "state.pt", task, optimizers, average, recipe)
     _cut_log(folder / "log.jsonl", start)

@@ -21,6 +21,7 @@ from edgemm.errors import InputError, UsageError
 from edgemm.model import checkpoint
 from edgemm.model.prompts import TextPrompt, read_prompt, reply_ids
 from edgemm.model.unified import Unified
+from edgemm.train.align import align_projection
 from edgemm.train.pictures import batch_rows, load_pictures, pick_samples
 from edgemm.train.recipe import Recipe
 
@@ -44,6 +45,7 @@ class ReadTask:
         dataset, samples = pick_samples(recipe.data, recipe.splits, recipe.groups)
         pixels = load_pictures(Path(recipe.data), samples, model.config.vision.image_size)
         self.features = eye_features(model, pixels, recipe.views, recipe.seed)  # (pictures, v, m, f)
+        self.labels = [sample.label for sample in samples]
         row_of = {sample.id: row for row, sample in enumerate(samples)}
         self.questions: dict[str, list[tuple[int, TextPrompt, list[int]]]] = {}
         for question in dataset.questions:
@@ -72,6 +74,10 @@ class ReadTask:
 
     def named_buffers(self) -> Iterator[tuple[str, Tensor]]:
         return iter(())
+
+    def prepare(self) -> None:
+        if self.recipe.align_steps:
+            align_projection(self.model, self.features, self.labels, self.recipe.align_steps, self.recipe.seed)
 
     def loss(self, step: int) -> Tensor:
         logits, targets = self._answer_logits(step)
