@@ -115,7 +115,9 @@ def _write_component(
     contrib = any(opset.domain == "com.microsoft" for opset in lowered.opset_import)
     kinds = {torch.int64: "int64", torch.float32: "float32", torch.bool: "bool"}
     inputs = tuple(TensorSpec(key, kinds[tensor.dtype], graph.axes[key]) for key, tensor in graph.inputs.items())
-    outputs = tuple(TensorSpec(key, "bool" if key == "prefix_mask" else "float32", graph.axes[key]) for key in graph.outputs)
+    outputs = tuple(
+        TensorSpec(key, "bool" if key == "prefix_mask" else "float32", graph.axes[key]) for key in graph.outputs
+    )
     record = Variant(
         graph=f"components/{name}/{path.name}",
         data=f"components/{name}/{data.name}" if data else None,

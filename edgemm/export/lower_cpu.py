@@ -132,7 +132,11 @@ def _touches_pixels(node: onnx.NodeProto, model: ModelProto) -> bool:
     """Products next to the picture's own numbers (and the pooled prompt's whitening) keep their precision."""
     last = [n for n in model.graph.node if n.op_type in ("MatMul", "Gemm")][-1]
     first = "noisy_tokens" in node.input
-    return first or any("whiten" in name for name in node.input) or (node.name == last.name and "prediction" in _made(model))
+    return (
+        first
+        or any("whiten" in name for name in node.input)
+        or (node.name == last.name and "prediction" in _made(model))
+    )
 
 
 def _made(model: ModelProto) -> set[str]:

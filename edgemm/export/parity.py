@@ -72,7 +72,9 @@ def compare_component(name: str, precision: str, path: Path, graph: ComponentGra
         return Comparison(f"{name} ({precision})", "max_difference", float("inf"), COMPONENT_TOLERANCE, False)
     if precision == "fp32":
         worst = max(float(np.abs(a - b).max() / max(1.0, np.abs(b).max())) for a, b in pairs)
-        return Comparison(f"{name} (fp32)", "max_difference", worst, COMPONENT_TOLERANCE, bool(worst <= COMPONENT_TOLERANCE))
+        return Comparison(
+            f"{name} (fp32)", "max_difference", worst, COMPONENT_TOLERANCE, bool(worst <= COMPONENT_TOLERANCE)
+        )
     worst = min(_signal_db(a, b) for a, b in pairs)
     limit = SIGNAL_FLOOR_DB[precision]
     return Comparison(f"{name} ({precision})", "signal_db", worst, limit, bool(worst >= limit))
@@ -112,4 +114,6 @@ def require(comparisons: Sequence[Comparison]) -> None:
     failed = [c for c in comparisons if not c.passed]
     if failed:
         more = f" and {len(failed) - 1} more" if len(failed) > 1 else ""
-        raise CheckFailedError(f"the bundle differs from the model: {failed[0].line()[5:]}{more}; no bundle was written")
+        raise CheckFailedError(
+            f"the bundle differs from the model: {failed[0].line()[5:]}{more}; no bundle was written"
+        )

@@ -77,8 +77,6 @@ def recorded_cases(bundle: Bundle) -> tuple[int, list[TextCase], list[tuple[Draw
 def to_json(texts: Sequence[TextCase], draws: Sequence[DrawCase], max_new_tokens: int) -> dict[str, Any]:
     return {
         "max_new_tokens": max_new_tokens,
-        "text_cases": [
-            {"prompt": c.prompt, "picture_seed": c.picture_seed, "tokens": list(c.tokens)} for c in texts
-        ],
+        "text_cases": [{"prompt": c.prompt, "picture_seed": c.picture_seed, "tokens": list(c.tokens)} for c in texts],
         "draw_cases": [{"prompt": c.prompt, "seed": c.seed, "steps": c.steps} for c in draws],
     }

@@ -17,7 +17,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--output", required=True, metavar="BUNDLE", help="folder to write")
     parser.add_argument("--target", default="cpu", help="where it will run: cpu")
     parser.add_argument("--precision", default="fp32", help="fp32, int8 or int4")
-    parser.add_argument("--max-context", type=int, default=2048, metavar="SLOTS", help="longest conversation, in tokens")
+    parser.add_argument(
+        "--max-context", type=int, default=2048, metavar="SLOTS", help="longest conversation, in tokens"
+    )
     parser.add_argument("--overwrite", action="store_true", help="replace a bundle that stands there")
 
 

@@ -16,16 +16,25 @@ from edgemm.measure.packages import installed_version
 from edgemm.runtimes.backends import Choice
 from edgemm.runtimes.threads import ThreadPlan
 
-__all__ = ["commit", "make_card"]
+__all__ = ["commit", "machine_card", "make_card"]
 
-LIBRARIES = ("numpy", "onnxruntime", "onnxruntime-gpu", "openvino", "tensorrt", "tensorrt-rtx", "tokenizers")
+LIBRARIES = (
+    "numpy",
+    "onnxruntime",
+    "onnxruntime-gpu",
+    "openvino",
+    "tensorrt",
+    "tensorrt-rtx",
+    "tokenizers",
+    "torch",
+    "transformers",
+)
 
 
 def make_card(bundle: Bundle, choice: Choice, threads: ThreadPlan) -> dict[str, Any]:
     """Plain values; null where something could not be read."""
-    manifest, machine, board = bundle.manifest, read_machine(), read_board()
+    manifest = bundle.manifest
     chosen = manifest.targets[choice.target]
-    versions = {name: installed_version(name) for name in LIBRARIES}
     return {
         "bundle": manifest.name,
         "bundle_sha256": hashlib.sha256(bundle.file("manifest.json").read_bytes()).hexdigest(),
@@ -36,6 +45,15 @@ def make_card(bundle: Bundle, choice: Choice, threads: ThreadPlan) -> dict[str, 
         "backend": f"{choice.backend} {choice.provider}",
         "threads": threads.count,
         "threads_spin": threads.spinning,  # answer faster, at the price of a busy core
+        **machine_card(),
+    }
+
+
+def machine_card() -> dict[str, Any]:
+    """The half of a card that any measurement has: machine, versions, commit."""
+    machine, board = read_machine(), read_board()
+    versions = {name: installed_version(name) for name in LIBRARIES}
+    return {
         "board": board.model if board else None,
         "power_mode": board.power_mode if board else None,
         "cpu": machine.cpu,
