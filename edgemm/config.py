@@ -153,6 +153,13 @@ class SamplerConfig:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "guidance_interval", tuple(self.guidance_interval))
+        _check_positive("sampler", self, "num_inference_steps")
+        low, high = self.guidance_interval
+        if not (0 <= low <= high <= 1 and self.shift > 0 and self.guidance_scale >= 0):
+            raise ValueError(
+                f"sampler guidance_interval {low:g} to {high:g}, shift {self.shift:g}, guidance_scale "
+                f"{self.guidance_scale:g}: expected 0 <= low <= high <= 1, shift above 0, guidance_scale 0 or more"
+            )
 
 
 @dataclass(frozen=True)

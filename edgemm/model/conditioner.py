@@ -82,15 +82,15 @@ class Conditioner(nn.Module):
 
         Directions with less than 1e-3 of the mean variance are damped, not blown up: they are noise for unseen prompts.
         """
-        mean, spread = pooled.mean(0), pooled.std(0, correction=0).clamp(min=1e-6)
-        scaled = (pooled - mean) / spread
-        _, singular, directions = torch.linalg.svd(scaled, full_matrices=False)
+        mean, spread = pooled.mean(0), pooled.std(0, correction=0)
+        scale = torch.where(spread > 1e-6, 1 / spread, 0.0)  # what never varied says nothing
+        _, singular, directions = torch.linalg.svd((pooled - mean) * scale, full_matrices=False)
         kept = min(self.whiten_matrix.shape[1], directions.shape[0])
         variance = singular**2 / len(pooled)
-        gains = (variance[:kept] + 1e-3 * variance.mean()).rsqrt()
+        gains = (variance[:kept] + 1e-3 * variance.mean()).clamp(min=1e-12).rsqrt()
         self.whiten_mean.copy_(mean)
         self.whiten_matrix.zero_()
-        self.whiten_matrix[:, :kept] = directions[:kept].T * gains / spread[:, None]
+        self.whiten_matrix[:, :kept] = directions[:kept].T * gains * scale[:, None]
 
     def forward(self, cached: KeyValues, prompt_mask: Tensor, prefix_length: Tensor) -> Prefix:
         """Keys and values (b, g, T, d) of the prefix layers, prompt_mask (b, T) float, prefix_length (b) -> Prefix."""
