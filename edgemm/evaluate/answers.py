@@ -1,9 +1,9 @@
 """When a reply is right.
 
-Both sides are lower-cased; accents, punctuation and a leading "a", "an" or "the" go; spaces are evened: "A red apple." is
-"red apple".  A label is right when it is the sample's label, word for word; the second, kinder count accepts any of its
-tags too.  Every other kind has one right answer, written out in the question.  Where that is yes or no, the first word
-of the reply counts (as in POPE, arXiv:2305.10355), so "Yes, it is." is a yes.
+Both sides are lower-cased; accents, punctuation and a leading "a", "an" or "the" go; spaces are evened: "A red apple."
+is "red apple".  A label is right when it is the sample's label, word for word; the second, kinder count accepts any of
+its tags too.  Every other kind has one right answer, that of the question.  Where it is yes or no, the first word of
+the reply counts (as in POPE, arXiv:2305.10355), so "Yes, it is." is a yes.
 """
 
 from __future__ import annotations

@@ -45,9 +45,9 @@ class YesNoScores:
     unclear: int  # replies that are neither; they count as wrong
 
 
-def share(right: Sequence[bool]) -> Share:
+def share(right: Sequence[bool] | np.ndarray) -> Share:
     """The share of True with Wilson's interval, which stays inside [0, 1] at any count."""
-    count, hits = len(right), sum(map(bool, right))
+    count, hits = len(right), int(np.count_nonzero(right))
     if not count:
         return Share(math.nan, math.nan, math.nan, 0)
     z2, p = NORMAL_95**2, hits / count
@@ -56,8 +56,8 @@ def share(right: Sequence[bool]) -> Share:
     return Share(p, max(0.0, middle - reach), min(1.0, middle + reach), count)
 
 
-def ratio_of_means(top: Sequence[float], bottom: Sequence[float], seed: int = 0) -> Interval:
-    """mean(top) / mean(bottom) over the same samples, with a paired bootstrap: both values of a sample stay together."""
+def ratio_of_means(top: Sequence[float] | np.ndarray, bottom: Sequence[float] | np.ndarray, seed: int = 0) -> Interval:
+    """mean(top) / mean(bottom) over the same samples, with a bootstrap that keeps both values of a sample together."""
     above, below = np.asarray(top, dtype=np.float64), np.asarray(bottom, dtype=np.float64)
     if len(above) != len(below):
         raise ValueError(f"{len(above)} values over {len(below)}: the pairs must belong together")

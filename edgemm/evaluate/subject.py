@@ -1,6 +1,6 @@
 """What is evaluated: something that draws prompts and reads pictures, whatever runs it.
 
-A folder with config.json is a torch checkpoint, one with manifest.json a bundle.  Both draw from the same noise and both
+A folder with config.json is a torch checkpoint, one with manifest.json a bundle.  Both draw from the same noise and
 answer greedily, so their scores may be compared sample by sample.  torch is imported for a checkpoint only.
 """
 
@@ -60,4 +60,6 @@ def open_subject(path: Path, settings: DrawSettings, device: str = "auto", threa
 
         return CheckpointSubject(path, settings, threads)
     what = "has neither config.json nor manifest.json" if path.is_dir() else "is not a folder"
-    raise InputError(f"{path}: {what}; give a checkpoint that `edgemm train` wrote or a bundle that `edgemm export` wrote")
+    raise InputError(
+        f"{path}: {what}; give a checkpoint that `edgemm train` wrote or a bundle that `edgemm export` wrote"
+    )

@@ -1,0 +1,122 @@
+"""Drawings of emoji: would a judge who knows only other artists name them as it names the real pictures?
+
+    seen pairs       label and style were trained together
+    held-out pairs   the label was trained in another style, the style with other labels; this picture was withheld
+
+The prompt names label and style.  Each drawing is judged beside the real picture of the same sample at the same size;
+the ratio of the two shares says how much of what can be recognised is there.  KID-Lite0 compares both sets' features.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from edgemm.data.format import Dataset
+from edgemm.errors import InputError
+from edgemm.evaluate.drawing import DRAWN_SPLITS, Drawings, draw_samples
+from edgemm.evaluate.eye import Eye
+from edgemm.evaluate.metrics import Interval, Share, kid, ratio_of_means, share
+from edgemm.evaluate.pictures import some
+from edgemm.evaluate.scorer_cache import Judge, open_judge
+from edgemm.evaluate.subject import Subject
+
+__all__ = ["DrawResult", "DrawnPart", "JudgeCard", "run_draw_suite"]
+
+
+@dataclass(frozen=True)
+class JudgeCard:
+    """Who judged."""
+
+    styles: tuple[str, ...]
+    pictures: int
+    candidates: int
+    chance: float  # of naming a picture rightly without looking
+    sha256: str
+
+
+@dataclass(frozen=True)
+class DrawnPart:
+    """The scores of one split."""
+
+    drawn_top1: Share
+    real_top1: Share
+    top1_ratio: Interval  # drawn over real
+    drawn_top5: Share
+    real_top5: Share
+    kid_lite0: float  # drawings against real pictures
+    kid_lite0_real_halves: float  # one half of the real pictures against the other: what "no difference" looks like
+
+
+@dataclass(frozen=True, eq=False)
+class DrawResult:
+    judge: JudgeCard
+    parts: dict[str, DrawnPart]  # split -> scores
+    drawings: dict[str, Drawings]  # split -> what was judged
+    records: list[dict[str, Any]]  # one a drawing
+
+
+def run_draw_suite(
+    subject: Subject, dataset: Dataset, limit: int | None, cache: Path, groups: Collection[str] = ()
+) -> DrawResult:
+    """At most `limit` drawings a split, of samples in `groups` (none: all).
+
+    A model that was trained on some groups only has seen no other pair, so it is judged on those.  Raises InputError
+    when there is nothing that the judge could name.
+    """
+    eye = Eye()
+    judge = open_judge(dataset, subject.drawing_size, eye, cache)
+    parts, drawings, records = {}, {}, []
+    for split, what in DRAWN_SPLITS.items():
+        samples = [sample for sample in dataset.split(split) if not groups or sample.group in groups]
+        samples = [sample for sample in samples if sample.label in judge.candidates]
+        if not samples:
+            continue
+        drawings[split] = draw_samples(subject, dataset, some(samples, limit, "id"), -1, what)
+        parts[split], rows = _judge(drawings[split], judge, eye)
+        records += rows
+    if not parts:
+        known = ", ".join(sorted({sample.group for sample in dataset.split(*DRAWN_SPLITS)}))
+        raise InputError(
+            f"{dataset.path}: no picture of {' or '.join(DRAWN_SPLITS)} is in groups {', '.join(groups) or 'at all'} "
+            f"with a label that the judge knows; groups: {known}"
+        )
+    count = len(judge.candidates)
+    return DrawResult(JudgeCard(judge.styles, judge.pictures, count, 1 / count, judge.sha256), parts, drawings, records)
+
+
+def _judge(drawings: Drawings, judge: Judge, eye: Eye) -> tuple[DrawnPart, list[dict[str, Any]]]:
+    looks = {"drawn": eye.look(drawings.drawn, "judging"), "real": eye.look(drawings.real, "judging")}
+    labels = [sample.label for sample in drawings.samples]
+    ranks = {name: judge.scorer.ranks(seen.grids, labels, judge.candidates) for name, seen in looks.items()}
+    half = len(labels) // 2
+    part = DrawnPart(
+        drawn_top1=share(ranks["drawn"] == 0),
+        real_top1=share(ranks["real"] == 0),
+        top1_ratio=ratio_of_means(ranks["drawn"] == 0, ranks["real"] == 0),
+        drawn_top5=share(ranks["drawn"] < 5),
+        real_top5=share(ranks["real"] < 5),
+        kid_lite0=kid(looks["drawn"].pooled, looks["real"].pooled),
+        kid_lite0_real_halves=kid(looks["real"].pooled[:half], looks["real"].pooled[half:]),
+    )
+    return part, _records(drawings, ranks)
+
+
+def _records(drawings: Drawings, ranks: Mapping[str, np.ndarray]) -> list[dict[str, Any]]:
+    return [
+        {
+            "sample": sample.id,
+            "split": sample.split,
+            "prompt": prompt,
+            "seed": seed,
+            "drawn_rank": int(drawn),  # 0: the judge named it rightly
+            "real_rank": int(real),
+        }
+        for sample, prompt, seed, drawn, real in zip(
+            drawings.samples, drawings.prompts, drawings.seeds, ranks["drawn"], ranks["real"]
+        )
+    ]

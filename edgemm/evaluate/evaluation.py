@@ -1,0 +1,150 @@
+"""One evaluation from beginning to end: a model, a dataset, the suites, and everything that was found as one document.
+
+    eval.json        the scores, what they were measured on and with
+    reading.jsonl    one question a line, with the reply
+    drawing.jsonl    one drawing a line, with the judge's verdict
+    drawings.png     drawings beside the real pictures
+
+Two runs of the same model and settings write the same scores, whichever runtime drew and read.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import math
+from collections import defaultdict
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import edgemm
+from edgemm.data.format import Dataset, read_dataset
+from edgemm.data.sources import default_cache
+from edgemm.errors import InputError
+from edgemm.evaluate.draw_sheet import Cell, Section, as_png, draw_sheet
+from edgemm.evaluate.drawing import DRAWN_SPLITS, Drawings
+from edgemm.evaluate.read_suite import ReadResult, default_split, run_read_suite
+from edgemm.evaluate.subject import DrawSettings, Subject, open_subject
+from edgemm.measure.card import commit
+
+__all__ = ["SUITES", "Evaluation", "Plan", "evaluate"]
+
+SUITES = ("read", "draw")
+SHEET_CELLS = 24  # a section
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is asked for."""
+
+    suites: tuple[str, ...] = SUITES
+    limit: int | None = None  # of questions a kind and of drawings a split; None: all
+    splits: tuple[str, ...] = ()  # read; none: the strictest that the dataset holds
+    groups: tuple[str, ...] = ()  # draw; none: all
+    settings: DrawSettings = field(default_factory=DrawSettings)
+    cache: Path | None = None  # where the judge is kept; None: the user's cache
+    device: str = "auto"  # bundles only
+    threads: int | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Evaluation:
+    document: dict[str, Any]  # plain values; null where there was nothing to count
+    records: dict[str, list[dict[str, Any]]]  # "reading", "drawing"
+    sheet: bytes | None  # a PNG
+
+    def save(self, folder: Path) -> list[Path]:
+        """Write the files into a folder, made if need be; returns them."""
+        folder.mkdir(parents=True, exist_ok=True)
+        written = [folder / "eval.json"]
+        for name, rows in self.records.items():
+            lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+            (folder / f"{name}.jsonl").write_text(lines, encoding="utf-8")
+            written.append(folder / f"{name}.jsonl")
+        if self.sheet:
+            (folder / "drawings.png").write_bytes(self.sheet)
+            written.append(folder / "drawings.png")
+        written[0].write_text(json.dumps(self.document, indent=2) + "\n", encoding="utf-8")  # last: all of it is there
+        return written
+
+
+def evaluate(model: Path, data: Path, plan: Plan) -> Evaluation:
+    dataset = read_dataset(data)
+    subject = open_subject(model, plan.settings, plan.device, plan.threads)
+    document: dict[str, Any] = {
+        "edgemm": edgemm.__version__,
+        "commit": commit(Path(edgemm.__file__).parent),
+        "model": {"name": subject.name, "kind": subject.kind, "sha256": subject.sha256},
+        "data": {"kind": dataset.kind, "size": dataset.size, "sha256": _data_hash(dataset)},
+        "settings": {"limit": plan.limit, "groups": plan.groups, **dataclasses.asdict(plan.settings)},
+    }
+    records: dict[str, list[dict[str, Any]]] = {}
+    sheet = None
+    if "read" in plan.suites:
+        read = _read(subject, dataset, plan)
+        document["read"], records["reading"] = read.parts, read.records
+    if "draw" in plan.suites:
+        document["draw"], records["drawing"], drawings = _draw(subject, dataset, plan)
+        sheet = as_png(draw_sheet(_sections(drawings)))
+    return Evaluation(_plain(document), records, sheet)
+
+
+def _read(subject: Subject, dataset: Dataset, plan: Plan) -> ReadResult:
+    return run_read_suite(subject, dataset, plan.splits or [default_split(dataset)], plan.limit)
+
+
+def _draw(subject: Subject, dataset: Dataset, plan: Plan) -> tuple[dict[str, Any], list[dict[str, Any]], dict]:
+    """Scores, records and drawings, by the judge that fits the kind of dataset."""
+    if dataset.kind == "shapes":
+        from edgemm.evaluate.shapes_suite import run_shapes_suite
+
+        exact = run_shapes_suite(subject, dataset, plan.limit)
+        return {"judge": "shapes checker", "parts": exact.parts}, exact.records, exact.drawings
+    if dataset.kind != "emoji":
+        raise InputError(f"{dataset.path}: no judge for drawings of {dataset.kind}; give an emoji or shapes dataset")
+    from edgemm.evaluate.draw_suite import run_draw_suite
+
+    cache = plan.cache or default_cache()
+    cache.mkdir(parents=True, exist_ok=True)
+    result = run_draw_suite(subject, dataset, plan.limit, cache, plan.groups)
+    return {"judge": result.judge, "parts": result.parts}, result.records, result.drawings
+
+
+def _sections(drawings: dict[str, Drawings]) -> list[Section]:
+    return [
+        Section(DRAWN_SPLITS[split].capitalize(), "the real picture above, the drawing below", _cells(drawn))
+        for split, drawn in drawings.items()
+    ]
+
+
+def _cells(drawings: Drawings) -> list[Cell]:
+    """The first ones of each group in turn, so that every kind of thing is shown; nothing is picked for its looks."""
+    by_group: defaultdict[str, list[int]] = defaultdict(list)
+    for row, sample in enumerate(drawings.samples):
+        by_group[sample.group].append(row)
+    turns = sorted((place, group, row) for group, rows in by_group.items() for place, row in enumerate(rows))
+    return [
+        Cell(drawings.samples[row].label, drawings.real[row], drawings.drawn[row]) for _, _, row in turns[:SHEET_CELLS]
+    ]
+
+
+def _data_hash(dataset: Dataset) -> str:
+    digest = hashlib.sha256()
+    for name in ("samples.jsonl", "questions.jsonl"):
+        digest.update((dataset.path / name).read_bytes())
+    return digest.hexdigest()
+
+
+def _plain(value: Any) -> Any:
+    """Dataclasses to dicts, tuples to lists, floats to six digits and nan to None: what JSON can hold."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {item.name: _plain(getattr(value, item.name)) for item in dataclasses.fields(value)}
+    if isinstance(value, dict):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    if isinstance(value, float):
+        return round(value, 6) if math.isfinite(value) else None
+    return value

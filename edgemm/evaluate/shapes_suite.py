@@ -1,0 +1,80 @@
+"""Drawings of coloured shapes, judged exactly, by GenEval's six kinds of task (arXiv:2310.11513).
+
+The prompt is the short caption, which claims no more than the checker asks for (data/shapes_checker.py).  The real
+pictures are checked too: they say what the checker itself would miss.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from edgemm.data.format import Dataset
+from edgemm.data.shapes import TASKS
+from edgemm.data.shapes_checker import check_scene
+from edgemm.errors import InputError
+from edgemm.evaluate.drawing import DRAWN_SPLITS, Drawings, draw_samples
+from edgemm.evaluate.metrics import Share, share
+from edgemm.evaluate.pictures import some
+from edgemm.evaluate.subject import Subject
+
+__all__ = ["ShapesPart", "ShapesResult", "run_shapes_suite"]
+
+
+@dataclass(frozen=True)
+class ShapesPart:
+    """The scores of one split."""
+
+    tasks: dict[str, Share]
+    mean_of_tasks: float  # GenEval's overall score
+    real: Share  # real pictures that pass
+
+
+@dataclass(frozen=True, eq=False)
+class ShapesResult:
+    parts: dict[str, ShapesPart]  # split -> scores
+    drawings: dict[str, Drawings]
+    records: list[dict[str, Any]]  # one a drawing
+
+
+def run_shapes_suite(subject: Subject, dataset: Dataset, limit: int | None) -> ShapesResult:
+    """At most `limit` drawings a split."""
+    parts, drawings, records = {}, {}, []
+    for split, what in DRAWN_SPLITS.items():
+        samples = dataset.split(split)
+        if not samples:
+            continue
+        drawings[split] = draw_samples(subject, dataset, some(samples, limit, "id"), 0, what)
+        rows = _records(drawings[split])
+        parts[split] = _scores(rows, drawings[split])
+        records += rows
+    if not parts:
+        raise InputError(f"{dataset.path}: no picture in {' or '.join(DRAWN_SPLITS)}")
+    return ShapesResult(parts, drawings, records)
+
+
+def _scores(records: list[dict[str, Any]], drawings: Drawings) -> ShapesPart:
+    passed = {task: [row["passed"] for row in records if row["task"] == task] for task in TASKS}
+    tasks = {task: share(found) for task, found in passed.items() if found}
+    real = [check_scene(picture, sample.scene or {}).passed for picture, sample in zip(drawings.real, drawings.samples)]
+    return ShapesPart(tasks, float(np.mean([found.value for found in tasks.values()])), share(real))
+
+
+def _records(drawings: Drawings) -> list[dict[str, Any]]:
+    rows = []
+    for sample, prompt, seed, picture in zip(drawings.samples, drawings.prompts, drawings.seeds, drawings.drawn):
+        verdict, scene = check_scene(picture, sample.scene or {}), sample.scene or {}
+        rows.append(
+            {
+                "sample": sample.id,
+                "split": sample.split,
+                "task": scene["task"],
+                "prompt": prompt,
+                "seed": seed,
+                "passed": verdict.passed,
+                "reason": verdict.reason,
+            }
+        )
+    return rows
