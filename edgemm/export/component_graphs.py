@@ -22,6 +22,9 @@ from edgemm.model.unified import Unified
 
 __all__ = ["ComponentGraph", "component_graphs"]
 
+EXAMPLE_TEXT = "Once upon a time a painter lived by the sea. What did she see from her window every morning?"
+EXAMPLE_DRAWINGS = ("red heart", "dog face, noto style")
+
 
 @dataclass(frozen=True)
 class ComponentGraph:
@@ -134,11 +137,12 @@ def component_graphs(model: Unified, seed: int = 0) -> dict[str, ComponentGraph]
     def normal(*shape: int) -> Tensor:
         return torch.randn(*shape, generator=random)
 
+    conditioner = _conditioner(model)
     return {
         "image_encoder": _image_encoder(model, torch.rand(2, 3, *[config.vision.image_size] * 2, generator=random)),
         "transformer": _transformer(model, normal),
-        "conditioner": _conditioner(model, normal),
-        "denoiser": _denoiser(model, normal),
+        "conditioner": conditioner,
+        "denoiser": _denoiser(model, normal, conditioner.inputs),
         "image_decoder": _image_decoder(model, normal),
     }
 
@@ -163,8 +167,18 @@ def _transformer(model: Unified, normal: Any) -> ComponentGraph:
     write_index = torch.tensor([3, 8])
     own = write_index[:, None] + torch.arange(s)
     limit = torch.tensor([[own[0, 0], own[0, 3], own[0, 3], own[0, 3], own[0, 4]], own[1].tolist()])
+    said, asked = model.encode(EXAMPLE_TEXT)[: 2 * b * s], model.encode(EXAMPLE_TEXT)[-b * s :]
+    before = torch.tensor([said[:8]] * b)
+    zeros = [(torch.zeros(b, config.kv_heads, slots, config.head_width),) * 2] * config.depth
+    with torch.no_grad():  # a cache that a real text left: random numbers are nothing a transformer ever meets
+        _, past = model.transformer(
+            model.transformer.embed_tokens(before),
+            torch.arange(8).expand(b, -1),
+            zeros,
+            torch.zeros(b, dtype=torch.long),
+        )
     inputs = {
-        "input_ids": torch.arange(b * s).reshape(b, s) % config.vocab_size,
+        "input_ids": torch.tensor(asked).reshape(b, s),
         "image_tokens": normal(b, rows, config.width) * 0.1,
         "image_index": index,
         "write_index": write_index,
@@ -183,26 +197,22 @@ def _transformer(model: Unified, normal: Any) -> ComponentGraph:
     }
     outputs = ["logits"]
     for layer in range(config.depth):
-        for part in ("key", "value"):
-            inputs[f"past_{part}.{layer}"] = normal(b, config.kv_heads, slots, config.head_width)
+        for which, part in enumerate(("key", "value")):
+            inputs[f"past_{part}.{layer}"] = past[layer][which]
             outputs.append(f"present_{part}.{layer}")
             axes |= {f"past_{part}.{layer}": cache_axes, f"present_{part}.{layer}": cache_axes}
     return ComponentGraph(TransformerGraph(model), inputs, axes, tuple(outputs))
 
 
-def _conditioner(model: Unified, normal: Any) -> ComponentGraph:
-    source, expert, skip = model.config.transformer, model.config.denoiser, model.conditioner.skip
-    b, slots = 2, skip + 9
+def _conditioner(model: Unified) -> ComponentGraph:
+    source, expert = model.config.transformer, model.config.denoiser
     inputs, axes = {}, {}
-    for layer in expert.prefix_layers:
-        for part in ("key", "value"):
-            name = f"past_{part}.{layer}"
-            inputs[name] = normal(b, source.kv_heads, slots, source.head_width)
-            axes[name] = ("b", source.kv_heads, "T", source.head_width)
-    mask = torch.zeros(b, slots)
-    mask[0, skip : skip + 4] = 1
-    mask[1, skip : skip + 6] = 1
-    inputs |= {"prompt_mask": mask, "prefix_length": torch.tensor([skip + 6, skip + 8])}
+    cached, prompt_mask, prefix_length = model.prompt_cache(EXAMPLE_DRAWINGS)
+    for layer, pair in zip(expert.prefix_layers, cached, strict=True):
+        for part, tensor in zip(("key", "value"), pair, strict=True):
+            inputs[f"past_{part}.{layer}"] = tensor
+            axes[f"past_{part}.{layer}"] = ("b", source.kv_heads, "T", source.head_width)
+    inputs |= {"prompt_mask": prompt_mask, "prefix_length": prefix_length}
     axes |= {"prompt_mask": ("b", "T"), "prefix_length": ("b",)}
     prefix_axes = _prefix_axes(model)
     return ComponentGraph(ConditionerGraph(model), inputs, axes | prefix_axes, tuple(prefix_axes))
@@ -221,18 +231,16 @@ def _prefix_axes(model: Unified) -> dict[str, tuple[str | int, ...]]:
     return axes
 
 
-def _denoiser(model: Unified, normal: Any) -> ComponentGraph:
+def _denoiser(model: Unified, normal: Any, conditioner_inputs: dict[str, Tensor]) -> ComponentGraph:
     tokens = model.config.image_tokens
-    b, t = 2, 6
     prefix_axes = _prefix_axes(model)
-    sizes = {"b": b, "t": t}
     inputs = {
-        "noisy_tokens": normal(b, tokens.token_count, tokens.token_width),
+        "noisy_tokens": normal(2, tokens.token_count, tokens.token_width),
         "time": torch.tensor([0.2, 0.7]),
     }
-    for name, shape in prefix_axes.items():
-        inputs[name] = normal(*[sizes.get(axis, axis) for axis in shape])
-    inputs["prefix_mask"] = torch.arange(t)[None] < torch.tensor([[6], [4]])
+    with torch.no_grad():
+        prefix = ConditionerGraph(model)(*conditioner_inputs.values())
+    inputs |= dict(zip(prefix_axes, prefix, strict=True))
     picture = ("b", tokens.token_count, tokens.token_width)
     axes = {"noisy_tokens": picture, "time": ("b",), "prediction": picture} | prefix_axes
     return ComponentGraph(DenoiserGraph(model), inputs, axes, ("prediction",))
