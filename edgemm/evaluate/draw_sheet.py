@@ -24,9 +24,10 @@ WIDTH = 1200  # of the sheet, in pixels
 COLUMNS = 8
 MARGIN, GAP, LINE = 28, 16, 22  # around everything; between cells; height of a label
 HEADING = 64
-ENLARGED = 2
-INK, FAINT, PAPER = "#1f2328", "#656d76", "#ffffff"
 BETWEEN = 20  # sections
+SIDE = 128  # of a picture: twice what the default model draws
+ROW = 2 * SIDE + LINE + GAP
+INK, FAINT, RULE, PAPER = "#1f2328", "#656d76", "#d0d7de", "#ffffff"
 LARGEST_BYTES = 400_000  # what a page may load; above it the sheet gets a palette, and a smaller one
 PALETTES = (256, 128, 64)
 
@@ -48,10 +49,8 @@ class Section:
 def draw_sheet(sections: Sequence[Section]) -> Image:
     """Sections below one another, eight cells a row; a section without cells is left out."""
     sections = [section for section in sections if section.cells]
-    side = (WIDTH - 2 * MARGIN - (COLUMNS - 1) * GAP) // COLUMNS
-    size = min(side, ENLARGED * max(len(cell.real) for section in sections for cell in section.cells))
     rows = [-(-len(section.cells) // COLUMNS) for section in sections]
-    height = 2 * MARGIN + sum(HEADING + count * _row_height(size) + BETWEEN for count in rows) - GAP - BETWEEN
+    height = 2 * MARGIN + sum(HEADING + count * ROW + BETWEEN for count in rows) - GAP - BETWEEN
     sheet = pillow().new("RGB", (WIDTH, height), PAPER)
     top = MARGIN
     for section, count in zip(sections, rows):
@@ -59,8 +58,8 @@ def draw_sheet(sections: Sequence[Section]) -> Image:
         for index, cell in enumerate(section.cells):
             row, column = divmod(index, COLUMNS)
             left = MARGIN + column * (WIDTH - 2 * MARGIN + GAP) // COLUMNS
-            _paste(sheet, cell, left, top + HEADING + row * _row_height(size), size)
-        top += HEADING + count * _row_height(size) + BETWEEN
+            _paste(sheet, cell, left, top + HEADING + row * ROW)
+        top += HEADING + count * ROW + BETWEEN
     return sheet
 
 
@@ -73,25 +72,21 @@ def as_png(sheet: Image) -> bytes:
     return encoded
 
 
-def _row_height(size: int) -> int:
-    return 2 * size + LINE + GAP
-
-
-def _paste(sheet: Image, cell: Cell, left: int, top: int, size: int) -> None:
+def _paste(sheet: Image, cell: Cell, left: int, top: int) -> None:
     pil = pillow()
-    for picture, below in ((cell.real, 0), (cell.drawn, size)):
-        sheet.paste(pil.fromarray(picture).resize((size, size), pil.Resampling.LANCZOS), (left, top + below))
+    for picture, below in ((cell.real, 0), (cell.drawn, SIDE)):
+        sheet.paste(pil.fromarray(picture).resize((SIDE, SIDE), pil.Resampling.LANCZOS), (left, top + below))
     font = _font(13)
-    label = _shortened(cell.label, font, size + GAP - 4)
-    x = left + (size - font.getlength(label)) / 2
-    _pen(sheet).text((x, top + 2 * size + 3), label, fill=INK, font=font)
+    label = _shortened(cell.label, font, SIDE + GAP - 4)
+    x = left + (SIDE - font.getlength(label)) / 2
+    _pen(sheet).text((x, top + 2 * SIDE + 3), label, fill=INK, font=font)
 
 
 def _write_heading(sheet: Image, section: Section, top: int) -> None:
     pen, font = _pen(sheet), _font(24)
     pen.text((MARGIN, top), section.heading, fill=INK, font=font)
     pen.text((MARGIN + font.getlength(section.heading) + 14, top + 8), section.remark, fill=FAINT, font=_font(15))
-    pen.line((MARGIN, top + 40, WIDTH - MARGIN, top + 40), fill="#d0d7de", width=1)
+    pen.line((MARGIN, top + 40, WIDTH - MARGIN, top + 40), fill=RULE, width=1)
 
 
 def _shortened(text: str, font: Any, width: float) -> str:

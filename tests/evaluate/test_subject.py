@@ -1,0 +1,82 @@
+"""A checkpoint and a bundle look the same from outside."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+import edgemm
+from edgemm.errors import InputError
+from edgemm.evaluate.pictures import real_pictures
+from edgemm.evaluate.subject import DrawSettings, open_subject
+from tests.runtimes.tiny_bundle import build
+from tests.runtimes.tiny_weights import Weights
+
+
+@pytest.fixture(scope="module")
+def bundle_path(tmp_path_factory):
+    return build(tmp_path_factory.mktemp("bundles") / "tiny.bundle", Weights())
+
+
+def test_a_folder_of_neither_kind_is_refused(tmp_path):
+    with pytest.raises(InputError, match=r"has neither config\.json nor manifest\.json; give a checkpoint"):
+        open_subject(tmp_path, DrawSettings())
+    with pytest.raises(InputError, match="is not a folder"):
+        open_subject(tmp_path / "none", DrawSettings())
+
+
+def test_a_drawing_depends_on_its_prompt_and_seed_alone(micro_checkpoint):
+    subject = open_subject(micro_checkpoint, DrawSettings(num_inference_steps=3))
+    together = subject.draw(["red heart, noto style", "dog", "dog"], [0, 1, 2])
+    alone = subject.draw(["dog"], [1])
+    assert together.shape == (3, 32, 32, 3) and together.dtype == np.uint8
+    assert together.std() > 20  # not grey
+    # Float sums may differ in the last bit with the batch, so a pixel may round the other way.
+    assert np.abs(together[1].astype(int) - alone[0]).max() <= 1
+    assert np.abs(together[1].astype(int) - together[2]).max() > 10
+
+
+def test_settings_change_the_drawing_of_a_checkpoint(micro_checkpoint):
+    drawn = [
+        open_subject(micro_checkpoint, settings).draw(["dog"], [0])
+        for settings in (DrawSettings(3, 1.0), DrawSettings(3, 4.0), DrawSettings(2, 1.0))
+    ]
+    assert not np.array_equal(drawn[0], drawn[1]) and not np.array_equal(drawn[0], drawn[2])
+
+
+def test_a_bundle_draws_and_reads_what_the_runtime_does(bundle_path, emoji64):
+    subject = open_subject(bundle_path, DrawSettings(num_inference_steps=2), device="cpu", threads=1)
+    picture = real_pictures(emoji64, emoji64.samples[:1], 64)[0]
+    with edgemm.load(bundle_path, device="cpu", threads=1) as model:
+        expected = model.generate_image("a cat", num_inference_steps=2, seed=5).image.to_array()
+        text = model.generate_text("What?", images=[picture], max_new_tokens=32).text
+    assert np.array_equal(subject.draw(["a dog", "a cat"], [4, 5])[1], expected)
+    assert subject.read(picture, "What?") == text
+    assert subject.kind == "bundle" and subject.drawing_size == len(expected)
+
+
+def test_a_bundle_is_read_without_torch(bundle_path):
+    code = (
+        "import sys, pathlib, numpy as np; from edgemm.evaluate import evaluation; "
+        "from edgemm.evaluate.subject import DrawSettings, open_subject; "
+        f"subject = open_subject(pathlib.Path({str(bundle_path)!r}), DrawSettings(), 'cpu', 1); "
+        "subject.read(np.zeros((8, 8, 3), np.uint8), 'What?'); sys.exit('torch' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True).returncode == 0
+
+
+@pytest.mark.slow
+def test_a_checkpoint_and_its_bundle_score_the_same(micro_checkpoint, emoji64, tmp_path, cache):
+    from edgemm.evaluate.evaluation import Plan, evaluate
+    from edgemm.export.bundle_export import export_bundle
+
+    export_bundle(micro_checkpoint, tmp_path / "micro.bundle", "cpu", "fp32", False, 128)
+    plan = Plan(limit=8, settings=DrawSettings(num_inference_steps=4), cache=cache, device="cpu", threads=1)
+    torch_run, bundle_run = (
+        evaluate(path, emoji64.path, plan) for path in (micro_checkpoint, tmp_path / "micro.bundle")
+    )
+    assert torch_run.document["read"] == bundle_run.document["read"]
+    assert torch_run.records == bundle_run.records

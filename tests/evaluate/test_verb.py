@@ -1,0 +1,71 @@
+"""The whole verb, on a random model and real pictures."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from PIL import Image
+
+from edgemm.cli import main
+from tests.evaluate.conftest import FIXTURE
+
+
+@pytest.fixture
+def evaluated(micro_checkpoint, cache, tmp_path, capsys):
+    def run(*words: str) -> tuple[int, list[str], str]:
+        model, given = str(micro_checkpoint), ["--data", str(FIXTURE), "--cache", str(cache), "--limit", "3"]
+        code = main(["eval", model, *given, "--num-inference-steps", "2", "--output", str(tmp_path / "out"), *words])
+        captured = capsys.readouterr()
+        return code, captured.out.splitlines(), captured.err
+
+    return run
+
+
+def test_all_suites_print_tables_and_one_json_line(evaluated, tmp_path):
+    code, lines, _ = evaluated("--json")
+    assert code == 0
+    document = json.loads(lines[-1])
+    assert "Reading: held-out-style" in "\n".join(lines) and "held-out pairs" in "\n".join(lines)
+    assert document["model"]["kind"] == "checkpoint" and document["settings"]["num_inference_steps"] == 2
+    assert document["draw"]["judge"]["candidates"] == 85
+    assert document["draw"]["parts"]["held-out-pair"]["drawn_top1"]["count"] == 3
+    assert document["read"]["held-out-style"]["kinds"]["label"]["accuracy"]["count"] == 3
+    out = tmp_path / "out"
+    assert json.loads((out / "eval.json").read_text()) == document
+    assert len((out / "reading.jsonl").read_text().splitlines()) == 12  # four kinds
+    assert len((out / "drawing.jsonl").read_text().splitlines()) == 6  # two splits
+    assert Image.open(out / "drawings.png").size[0] == 1200
+
+
+def test_one_suite_leaves_the_other_alone(evaluated, tmp_path):
+    code, lines, _ = evaluated("--suite", "read")
+    assert code == 0
+    assert "draw" not in json.loads((tmp_path / "out" / "eval.json").read_text())
+    assert not (tmp_path / "out" / "drawings.png").exists()
+    assert lines[-1].startswith("Wrote eval.json, reading.jsonl to ")
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "said"),
+    [
+        (["--limit", "0"], 2, "--limit is 0, expected at least 1"),
+        (["--num-inference-steps", "-1"], 2, "--num-inference-steps is -1"),
+        (["--guidance-scale", "nan"], 2, "--guidance-scale is nan"),
+        (["--suite", "sing"], 2, "invalid choice: 'sing'"),
+        (["--splits", "scorer", "--suite", "read"], 3, "no question in split 'scorer'"),
+        (["--data", "nowhere"], 3, "no dataset folder at nowhere"),
+    ],
+)
+def test_what_makes_no_sense_is_one_line(evaluated, tmp_path, words, code, said):
+    found, _, error = evaluated(*words)
+    assert found == code and said in error and len(error.splitlines()) == 1
+    assert not (tmp_path / "out").exists()
+
+
+def test_help_brings_no_torch():
+    import subprocess
+    import sys
+
+    code = "import sys, edgemm.evaluate.verb, edgemm.evaluate.evaluation; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
