@@ -35,6 +35,7 @@ class Verb:
 VERBS = {
     "data": Verb("edgemm.data.verb", "data", "build image-text sets with pinned hashes"),
     "train": Verb("edgemm.train.verb", "train", "train a checkpoint from a recipe; goes on where it was stopped"),
+    "join": Verb("edgemm.train.join_verb", "train", "a checkpoint that draws and one that reads, joined"),
     "export": Verb("edgemm.export.verb", "export", "checkpoint to bundle; fails when the bundle differs"),
     "verify": Verb("edgemm.runtimes.verify_verb", "ort", "check a bundle: hashes, graphs, and what they compute"),
     "chat": Verb("edgemm.runtimes.chat_verb", "ort", "ask a bundle, with pictures or without"),
@@ -42,6 +43,7 @@ VERBS = {
     "inspect": Verb("edgemm.runtimes.inspect_verb", "ort", "what is in a bundle"),
     "doctor": Verb("edgemm.measure.doctor_verb", "ort", "what this machine can run and what to install"),
     "bench": Verb("edgemm.measure.bench_verb", "ort", "latency, throughput and memory of a bundle"),
+    "estimate": Verb("edgemm.measure.estimate_verb", "export", "time and memory on a device that is not here"),
     "eval": Verb("edgemm.evaluate.verb", "train", "how well a bundle reads and draws"),
 }
 
