@@ -1,17 +1,19 @@
 """A cheap start for reading: pull each picture's image tokens towards the embedding of its name.
 
-Before the transformer is run once, the projection learns that the mean of a picture's tokens should point where the mean
-of its label's token embeddings points, against all other labels (a contrastive loss as in arXiv:2103.00020, over fixed
-targets).  Minutes instead of hours: image tokens start as soft words that the transformer nearly understands.
+Before the transformer is run once, the projection learns that the mean of a picture's tokens should point where the
+mean of its label's token embeddings points, against all other labels (a contrastive loss as in arXiv:2103.00020, over
+fixed targets).  Minutes instead of hours: image tokens start as soft words that the transformer nearly understands.
 Axes: c labels, v views, m image tokens, f features, w transformer width.
 """
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
+from tqdm import tqdm
 
 from edgemm.model.unified import Unified
 
@@ -43,7 +45,7 @@ def align_projection(model: Unified, features: Tensor, labels: Sequence[str], st
     )
     random = torch.Generator().manual_seed(seed)
     loss = torch.zeros(())
-    for step in range(steps):
+    for step in tqdm(range(steps), "align", unit="step", file=sys.stderr, mininterval=1.0, disable=None):
         for group in optimizer.param_groups:
             group["lr"] = RATE * min(1.0, (step + 1) / 50) * (1 - step / steps)
         rows = torch.randint(len(features), (BATCH,), generator=random)

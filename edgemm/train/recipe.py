@@ -21,7 +21,7 @@ CHOICES = {"task": ("draw", "read"), "optimizer": ("adamw", "muon"), "precision"
 LARGEST = sys.float_info.max  # infinity is out of range too
 RANGES: tuple[tuple[tuple[str, ...], float, float], ...] = (
     (("steps", "batch", "log_every", "save_every", "sample_every", "views", "lora_rank", "lora_alpha"), 1, LARGEST),
-    (("seed", "threads", "warmup", "lora_first_layer"), 0, LARGEST),
+    (("seed", "threads", "warmup", "align_steps", "lora_first_layer"), 0, LARGEST),
     (("learning_rate", "matrix_learning_rate", "weight_decay", "time_spread"), 0, LARGEST),
     (("clip", "loss_floor"), 1e-6, LARGEST),
     (("drop_prompt", "decay", "ema"), 0, 1),

@@ -26,7 +26,7 @@ def random_micro(config: ModelConfig | None = None, seed: int = 0) -> Unified:
         for tensor in [*model.conditioner.buffers(), *model.denoiser.parameters(), *model.image_encoder.parameters()]:
             if not tensor.any():
                 tensor.copy_(torch.randn(tensor.shape, generator=random) * 0.1)
-        model.transformer.embed_tokens.weight.mul_(50)  # to a spread of 1: attention then looks at what it sees
+        model.transformer.embed_tokens.weight.mul_(10)  # to a spread of 1: attention then looks at what it sees
     return model.requires_grad_(False)
 
 

@@ -1,0 +1,51 @@
+"""A small dataset of shapes, a micro model that learned to draw it, and one that learned to read after that."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from edgemm.data.shapes import build_shapes
+from edgemm.data.writer import new_folder
+from edgemm.train.recipe import Recipe, read_recipe
+from edgemm.train.run import train
+
+ROOT = Path(__file__).resolve().parents[2]
+EMOJI = ROOT / "tests" / "fixtures" / "emoji64"
+
+
+def recipe(name: str, output: Path, **changes: Any) -> Recipe:
+    """A recipe of recipes/ with changes, on one thread."""
+    changes = {"output": output, "threads": 1, **changes}
+    return read_recipe(ROOT / "recipes" / f"{name}.toml", [f"{key}={value}" for key, value in changes.items()])
+
+
+def read_log(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+
+
+@pytest.fixture(scope="session")
+def shapes(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("data") / "shapes"
+    with new_folder(folder, force=False) as inside:
+        build_shapes(inside, size=64, count=200, seed=0)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def drawn(tmp_path_factory, shapes) -> Path:
+    """The run folder of a micro that draws shapes."""
+    output = tmp_path_factory.mktemp("runs") / "draw"
+    train(recipe("micro-shapes", output, data=shapes, steps=150))
+    return output
+
+
+@pytest.fixture(scope="session")
+def read(tmp_path_factory, drawn) -> Path:
+    """The run folder of that micro after it was also taught to read emoji."""
+    output = tmp_path_factory.mktemp("runs") / "read"
+    train(recipe("micro-read", output, data=EMOJI, start=drawn / "checkpoint", steps=30, batch=12, log_every=1))
+    return output

@@ -1,0 +1,75 @@
+"""`edgemm train` as a user has it: a run killed at any moment, started again, and its messages."""
+
+from __future__ import annotations
+
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file
+
+from edgemm.cli import main
+from edgemm.train.run import train
+from tests.train.conftest import ROOT, read_log, recipe
+
+CHANGES = {"steps": 40, "batch": 8, "log_every": 1, "save_every": 3, "sample_every": 1000}
+
+
+def command(output: Path, shapes: Path) -> list[str]:
+    changes = {**CHANGES, "threads": 1, "data": shapes, "output": output}
+    words = ["train", "--config", str(ROOT / "recipes" / "micro-shapes.toml")]
+    return words + [word for key, value in changes.items() for word in ("--set", f"{key}={value}")]
+
+
+def losses(folder: Path) -> list[tuple[int, float]]:
+    return [(line["step"], line["loss"]) for line in read_log(folder)]
+
+
+def test_a_run_killed_at_any_step_goes_on_with_the_same_losses_to_the_same_weights(tmp_path, shapes):
+    train(recipe("micro-shapes", tmp_path / "whole", data=shapes, **CHANGES))
+    moment = random.SystemRandom().randint(1, 20)
+    words = [sys.executable, "-m", "edgemm", *command(tmp_path / "killed", shapes)]
+    log = tmp_path / "killed" / "log.jsonl"
+    with subprocess.Popen(words, cwd=ROOT, stderr=subprocess.PIPE) as process:
+        while process.poll() is None and not (log.exists() and log.read_text().count("\n") >= moment):
+            time.sleep(0.005)
+        process.kill()
+    assert process.returncode == -signal.SIGKILL, f"it was over before step {moment}"
+    assert len(log.read_text().splitlines()) < CHANGES["steps"]
+
+    ran = subprocess.run(words, cwd=ROOT, capture_output=True, text=True)
+    assert ran.returncode == 0, ran.stderr
+    assert losses(tmp_path / "killed") == losses(tmp_path / "whole"), f"killed after {moment} lines"
+    weights = [load_file(tmp_path / run / "checkpoint" / "model.safetensors") for run in ("killed", "whole")]
+    assert all((weights[0][name] == tensor).all() for name, tensor in weights[1].items())
+
+    result = tmp_path / "killed" / "checkpoint"
+    assert ran.stdout == f"Wrote {result}; export it: edgemm export {result}\n"
+    assert not list((tmp_path / "killed").glob("*.tmp"))
+
+
+@pytest.mark.parametrize(
+    ("change", "code", "message"),
+    [
+        ("data=/nowhere", 3, "no dataset folder at /nowhere"),
+        ("start=/nowhere", 3, "/nowhere: not a folder; a checkpoint is a folder with config.json"),
+        ("splits=test", 3, "no picture is in splits ['test']"),
+        ("learning_rate=1e30", 1, "first not finite"),
+        ("stesp=1", 2, "--set stesp=1: expected key=value"),
+    ],
+)
+def test_what_cannot_work_is_one_line_and_an_exit_code(tmp_path, shapes, capsys, change, code, message):
+    words = [*command(tmp_path / "run", shapes), "--set", "clip=1e30", "--set", "precision=fp32", "--set", change]
+    assert main(words) == code
+    lines = [line for line in capsys.readouterr().err.splitlines() if "error" in line]
+    assert len(lines) == 1
+    assert message in lines[0]
+
+
+def test_a_recipe_that_is_not_there_is_named(capsys):
+    assert main(["train", "--config", "recipes/none.toml"]) == 3
+    assert "recipes/none.toml" in capsys.readouterr().err

@@ -1,0 +1,116 @@
+"""Drawing, taught: the loss falls, the words decide what is drawn, and guidance makes them decide more."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from edgemm.model import checkpoint
+from edgemm.train.draw import DrawTask
+from edgemm.train.prompt_store import PromptStore
+from edgemm.train.run import train
+from tests.model.tiny import tokens_of
+from tests.train.conftest import EMOJI, read_log, recipe
+
+CHANNEL = {"red": 0, "green": 1, "blue": 2}
+
+
+@pytest.fixture(scope="module")
+def model(drawn):
+    return checkpoint.load(drawn / "checkpoint")
+
+
+@pytest.fixture(scope="module")
+def task(shapes, tmp_path_factory):
+    start = checkpoint.build("micro").requires_grad_(False)
+    return DrawTask(start, recipe("micro-shapes", tmp_path_factory.mktemp("task"), data=shapes))
+
+
+def squares(model, colour: str, **sampler) -> torch.Tensor:
+    """Eight drawings, (8, 3, H, W)."""
+    return model.draw([f"a {colour} square"] * 8, tokens_of(model, 8, seed=1), model.with_sampler(**sampler))
+
+
+def test_training_lowers_the_loss(drawn):
+    losses = [line["loss"] for line in read_log(drawn)]
+    assert np.mean(losses[-3:]) < 0.5 * losses[0]
+
+
+def test_the_prompts_of_other_pictures_raise_the_loss(drawn):
+    lines = read_log(drawn)
+    assert lines[0]["shuffled_over_right"] < 1.05
+    assert np.mean([line["shuffled_over_right"] for line in lines[-3:]]) > 1.1
+
+
+@pytest.mark.parametrize("colour", CHANNEL)
+def test_the_word_decides_the_colour(model, colour):
+    brightest = squares(model, colour).mean(dim=(2, 3)).argmax(dim=1)
+    assert brightest.tolist() == [CHANNEL[colour]] * 8
+
+
+def test_guidance_makes_the_colour_stronger(model):
+    def redness(pictures):
+        red, green, blue = pictures.mean(dim=(0, 2, 3))
+        return (red - (green + blue) / 2).item()
+
+    plain, guided = (
+        redness(squares(model, "red", guidance_scale=1.0)),
+        redness(squares(model, "red", guidance_scale=3.0)),
+    )
+    assert guided > 1.2 * plain > 0
+
+
+def test_the_run_leaves_a_checkpoint_and_a_grid_of_samples(model, drawn):
+    with Image.open(drawn / "samples" / "000150.png") as grid:
+        assert grid.size == (8 * 32, 2 * 32)
+        assert np.asarray(grid).std() > 10
+    assert sorted(path.name for path in (drawn / "checkpoint").iterdir()) == sorted(checkpoint.FORMAT_FILES)
+    assert model.conditioner.whiten_matrix.any()
+
+
+def test_the_transformer_stays_as_it_was(model):
+    """Frozen: in bfloat16, as it was stored, it is the transformer that the seed gives."""
+    start = checkpoint.build("micro", seed=0).transformer.state_dict()
+    assert all(
+        torch.equal(tensor, start[name].bfloat16().float()) for name, tensor in model.transformer.state_dict().items()
+    )
+
+
+def test_a_step_is_a_function_of_seed_and_step_alone(task):
+    first = task.loss(3).item()
+    task.loss(4)
+    assert task.loss(3).item() == first
+    assert task.loss(4).item() != first
+
+
+def test_the_right_share_of_prompts_is_dropped(task):
+    captions = torch.cat([task._batch(step)[3] for step in range(60)])
+    assert (captions == 0).float().mean().item() == pytest.approx(0.1, abs=0.02)  # 1,920 samples: 3 sigma
+
+
+def test_stored_prompts_are_the_models_own_to_bfloat16(task):
+    prompts = ["", "a red circle", "two green squares", "a star left of a blue cross"]
+    store = PromptStore(task.model, prompts)
+    rows = torch.tensor([3, 0, 1])
+    found = task.model.conditioner.adapt(*store.rows(rows))
+    expected = task.model.prefix([prompts[row] for row in rows])
+    assert torch.equal(found.mask, expected.mask)
+    used = expected.mask[:, None, :, None]
+    for one, other in zip((*found.keys, *found.values), (*expected.keys, *expected.values), strict=True):
+        torch.testing.assert_close(one * used, other * used, atol=0.02, rtol=0.02)
+    torch.testing.assert_close(found.prompt_vector, expected.prompt_vector, atol=0.03, rtol=0.03)
+
+
+def test_rows_of_the_store_have_one_shape_when_they_are_not_cut(task):
+    shapes = {task.store.rows(torch.tensor([row]), cut=False)[0][0][0].shape for row in range(4)}
+    assert len(shapes) == 1
+    cut = task.store.rows(torch.tensor([0]))[0][0][0]
+    assert cut.shape[2] == task.store.length[0] < shapes.pop()[2]
+
+
+def test_drawing_emoji_lowers_the_loss_too(tmp_path):
+    train(recipe("micro-shapes", tmp_path, data=EMOJI, steps=30, batch=16, log_every=1))
+    losses = [line["loss"] for line in read_log(tmp_path)]
+    assert np.mean(losses[-5:]) < 0.8 * np.mean(losses[:5])

@@ -1,0 +1,44 @@
+"""Batches that need no memory of earlier ones, and pictures as they are on disk."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from edgemm.errors import InputError
+from edgemm.train.pictures import batch_rows, load_pictures, pick_samples
+from tests.train.conftest import EMOJI
+
+
+@pytest.mark.parametrize(("count", "batch"), [(10, 4), (7, 7), (3, 8), (5, 1)])
+def test_every_pass_over_the_data_takes_every_row_once(count, batch):
+    steps = 3 * count  # a whole number of passes
+    rows = np.concatenate([batch_rows(count, batch, seed=0, step=step) for step in range(steps)])
+    assert len(rows) == steps * batch
+    passes = rows.reshape(-1, count)
+    assert (np.sort(passes, axis=1) == np.arange(count)).all()
+    if count > 3:
+        assert len({tuple(order) for order in passes.tolist()}) > 1  # each in an order of its own
+
+
+def test_a_batch_is_a_function_of_seed_and_step():
+    assert batch_rows(100, 8, 1, 5).tolist() == batch_rows(100, 8, 1, 5).tolist()
+    assert batch_rows(100, 8, 1, 5).tolist() != batch_rows(100, 8, 2, 5).tolist()
+    assert batch_rows(100, 8, 1, 5).tolist() != batch_rows(100, 8, 1, 6).tolist()
+
+
+def test_pictures_are_the_files_pixels():
+    dataset, samples = pick_samples(EMOJI, ["train"], [])
+    pictures = load_pictures(EMOJI, samples[:3], 64)
+    for picture, sample in zip(pictures, samples, strict=False):
+        expected = np.asarray(Image.open(dataset.image_path(sample)).convert("RGB")).transpose(2, 0, 1)
+        assert (picture.numpy() == expected).all()
+
+
+def test_splits_and_groups_pick_and_nothing_left_names_the_groups():
+    _, samples = pick_samples(EMOJI, ["train"], ["food-drink"])
+    assert {sample.group for sample in samples} == {"food-drink"}
+    assert {sample.split for sample in samples} == {"train"}
+    with pytest.raises(InputError, match=r"groups: .*food-drink"):
+        pick_samples(EMOJI, ["train"], ["food"])
