@@ -17,6 +17,7 @@ from edgemm.bundle import open_bundle
 from edgemm.errors import UsageError
 from edgemm.manifest import Manifest
 from edgemm.measure.card import make_card
+from edgemm.measure.energy.meter import Meter, open_meter
 from edgemm.measure.fresh_process import measure_fresh
 from edgemm.measure.rows import ROWS
 from edgemm.measure.samples import summarise, warnings_about
@@ -68,7 +69,8 @@ def run_bench(path: Path, plan: Plan, progress: Progress = lambda done, of, what
     card = make_card(bundle, model.choice, model.threads)
     found = {name: value for name, value in (fresh.value or {}).items() if name in ROWS}
     samples: Samples = {name: [float(value)] for name, value in found.items()}
-    counts = _take_turns(model, bundle.manifest, plan, progress, samples)
+    with open_meter(model.choice.device) as meter:
+        counts = _take_turns(model, bundle.manifest, plan, progress, samples, meter)
     return {
         "schema_version": SCHEMA_VERSION,
         "card": card,
@@ -76,24 +78,29 @@ def run_bench(path: Path, plan: Plan, progress: Progress = lambda done, of, what
         "measured": {name: max(values) for name, values in counts.items()},
         "first_call_ms": fresh.value["first_call_ms"] if fresh.value else None,
         "rows": _rows(samples),
+        "energy": meter.report(),
         "warnings": [*_remarks(samples, counts, plan), *([f"fresh process {fresh.problem}"] if fresh.problem else [])],
     }
 
 
-def _take_turns(model: Model, manifest: Manifest, plan: Plan, progress: Progress, samples: Samples) -> Counts:
+def _take_turns(
+    model: Model, manifest: Manifest, plan: Plan, progress: Progress, samples: Samples, meter: Meter
+) -> Counts:
     """Fills `samples` row by row; what comes back is how much work each run really was."""
     counts: Counts = {}
     prompt = fit_prompt(lambda text: _prompt_tokens(model, text), plan.prompt_tokens) if manifest.loops.text else ""
     for index in range(plan.rounds):
         kept = index >= plan.warmup
         into: Samples = samples if kept else {}
+        if index == plan.warmup:
+            meter.forget()
         progress(index + 1, plan.rounds + 1, "measuring" if kept else "warming up")
         if manifest.loops.text:
-            _measure_writing(model, prompt, plan, into, counts)
+            _measure_writing(model, prompt, plan, into, counts, meter)
         if _reads_pictures(manifest):
             _measure_reading(model, into)
         if manifest.loops.denoise:
-            _measure_drawing(model, plan, index, into, counts)
+            _measure_drawing(model, plan, index, into, counts, meter)
     return counts
 
 
@@ -121,8 +128,10 @@ def _prompt_tokens(model: Model, text: str) -> int:
     return model.generate_text(text, max_new_tokens=1).metrics.prompt_tokens
 
 
-def _measure_writing(model: Model, prompt: str, plan: Plan, into: Samples, counts: Counts) -> None:
-    metrics = model.generate_text(prompt, max_new_tokens=plan.new_tokens).metrics
+def _measure_writing(model: Model, prompt: str, plan: Plan, into: Samples, counts: Counts, meter: Meter) -> None:
+    with meter.work("token") as work:
+        metrics = model.generate_text(prompt, max_new_tokens=plan.new_tokens).metrics
+        work.units = metrics.new_tokens
     counts.setdefault("prompt_tokens", []).append(metrics.prompt_tokens)
     counts.setdefault("new_tokens", []).append(metrics.new_tokens)
     _note(into, "time_to_first_token_ms", metrics.time_to_first_token_ms)
@@ -138,8 +147,10 @@ def _measure_reading(model: Model, into: Samples) -> None:
     _note(into, "time_to_first_token_with_image_ms", metrics.time_to_first_token_ms)
 
 
-def _measure_drawing(model: Model, plan: Plan, index: int, into: Samples, counts: Counts) -> None:
-    metrics = model.generate_image(**_drawing(plan, index)).metrics
+def _measure_drawing(model: Model, plan: Plan, index: int, into: Samples, counts: Counts, meter: Meter) -> None:
+    with meter.work("image") as work:
+        metrics = model.generate_image(**_drawing(plan, index)).metrics
+        work.units = 1
     counts.setdefault("steps", []).append(metrics.steps)
     _note(into, "draw_prefill_ms", metrics.prefill_ms)
     _note(into, "conditioner_ms", metrics.conditioner_ms)

@@ -14,7 +14,15 @@ COLUMNS = ("", "mean ± sd", "p50", "p90", "p99", "n", "what is timed")
 
 def render_page(result: dict[str, Any]) -> str:
     """Markdown, readable as it is."""
-    lines = ["=== Performance summary ===", "", *_card_lines(result), "", *_table(result["rows"])]
+    lines = [
+        "=== Performance summary ===",
+        "",
+        *_card_lines(result),
+        "",
+        *_table(result["rows"]),
+        "",
+        *_energy_lines(result["energy"]),
+    ]
     if result["warnings"]:
         lines += ["", *(f"warning: {warning}" for warning in result["warnings"])]
     return "\n".join(lines)
@@ -33,6 +41,22 @@ def _card_lines(result: dict[str, Any]) -> list[str]:
         f"versions edgemm {card['edgemm']} at {card['commit'] or 'no commit'}, Python {card['python']}, {versions}",
         f"work     {work}; warm-up runs, thrown away: {result['plan']['warmup']}",
     ]
+
+
+def _energy_lines(energy: dict[str, Any]) -> list[str]:
+    """A machine without sensors gives a line with the reason."""
+    covers = "; ".join(f"{sensor['source']}: {sensor['covers']}" for sensor in energy["sensors"])
+    idle = _three_digits(energy["idle_w"])
+    lines = [f"energy   {covers}, {energy['rate_hz']:g} samples a second, idle {idle} W"] if covers else []
+    for name, figure in energy["per"].items():
+        gross, above = (figure[key]["p50"] if figure[key] else None for key in ("gross_j", "above_idle_j"))
+        told = f"gross, {_three_digits(above)} J above idle: {figure['timed']}" if gross else f"({figure['reason']})"
+        lines.append(f"energy   {_three_digits(gross)} J a{'n' if name[0] in 'aeiou' else ''} {name} {told}")
+    heat = energy["heat"]["zones"] or {}
+    if heat:
+        hottest = max(heat, key=lambda name: heat[name]["highest_c"])
+        lines.append(f"heat     {hottest} reached {heat[hottest]['highest_c']:.0f} °C")
+    return lines + [f"warning: energy: {problem}" for problem in energy["problems"]]
 
 
 def _table(rows: dict[str, Any]) -> list[str]:
