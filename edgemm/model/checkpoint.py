@@ -185,7 +185,7 @@ def save(
         (temporary / "tokenizer.json").write_text(model.tokenizer_json, encoding="utf-8")
         save_file(state, temporary / "model.safetensors", metadata={"format": "pt"})
         if adapter := adapter or model.adapter:
-            shutil.copytree(adapter, temporary / ADAPTER)
+            _copy_adapter(adapter, temporary / ADAPTER, dtype)
         if (destination / "README.md").is_file():
             shutil.copy2(destination / "README.md", temporary / "README.md")
         for file in temporary.rglob("*.safetensors"):
@@ -211,6 +211,18 @@ def ran_out_of_disk(error: Exception, folder: Path, size_bytes: int) -> bool:
         or "No space left on device" in str(error)  # safetensors
         or (isinstance(error, RuntimeError) and shutil.disk_usage(folder).free < size_bytes)  # torch.save
     )
+
+
+def _copy_adapter(source: Path, destination: Path, dtype: torch.dtype | None) -> None:
+    """PEFT's two files, the numbers as `dtype` if given."""
+    from safetensors.torch import load_file, save_file
+
+    destination.mkdir()
+    shutil.copyfile(source / "adapter_config.json", destination / "adapter_config.json")
+    tensors = load_file(source / "adapter_model.safetensors")
+    if dtype is not None:
+        tensors = {name: tensor.to(dtype) for name, tensor in tensors.items()}
+    save_file(tensors, destination / "adapter_model.safetensors", metadata={"format": "pt"})
 
 
 def _take_the_name(temporary: Path, destination: Path) -> None:
