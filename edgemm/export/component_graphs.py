@@ -1,7 +1,7 @@
 """The five components as torch modules with exactly the bundle's inputs and outputs (docs/bundle.md).
 
-Each is what gets traced and also what its graph is held against.  The transformer is written with the standard operators
-of opset 24 (Attention, RotaryEmbedding, RMSNormalization, TensorScatter): the static cache goes in, comes out, and a
+Each is what gets traced and also what its graph is held against.  The transformer is written with standard operators of
+opset 24 (Attention, RotaryEmbedding, RMSNormalization, TensorScatter): the static cache goes in, comes out, and a
 runtime may bind one buffer to both.  No files, no quantization here.
 Axes: b batch, s new tokens, T cache slots, m image tokens, n drawing tokens, t prefix slots; see docs/bundle.md.
 """
@@ -9,11 +9,11 @@ Axes: b batch, s new tokens, T cache slots, m image tokens, n drawing tokens, t 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from edgemm.components import COMPONENTS, TensorSpec, pattern
 from edgemm.model.attention import RMSNorm, rotary_tables, visible_up_to
 from edgemm.model.conditioner import Prefix
 from edgemm.model.image_tokens import tokens_to_pixels
@@ -22,18 +22,17 @@ from edgemm.model.unified import Unified
 
 __all__ = ["ComponentGraph", "component_graphs"]
 
-EXAMPLE_TEXT = "Once upon a time a painter lived by the sea. What did she see from her window every morning?"
-EXAMPLE_DRAWINGS = ("red heart", "dog face, noto style")
+Shape = tuple[int | str, ...]
 
 
 @dataclass(frozen=True)
 class ComponentGraph:
-    """A component ready to trace: module, example inputs by name, axis names of each input, output specs."""
+    """A component ready to trace: a module that takes and gives these tensors, in this order."""
 
+    name: str
     module: nn.Module
-    inputs: dict[str, Tensor]
-    axes: dict[str, tuple[str | int, ...]]  # input or output name -> axis names or sizes
-    outputs: tuple[str, ...]
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
 
 
 class TransformerGraph(nn.Module):
@@ -92,32 +91,30 @@ class ConditionerGraph(nn.Module):
     def __init__(self, model: Unified) -> None:
         super().__init__()
         self.conditioner = model.conditioner
+        self.prefix_layers = model.config.denoiser.prefix_layers  # several denoiser layers may read the same one
+        self.has_layout = model.config.denoiser.layout_width > 0
 
     def forward(self, *tensors: Tensor) -> tuple[Tensor, ...]:
-        *cached, prompt_mask, prefix_length = tensors
-        prefix = self.conditioner(list(zip(cached[::2], cached[1::2], strict=True)), prompt_mask, prefix_length)
+        *past, prompt_mask, prefix_length = tensors
+        by_layer = dict(zip(dict.fromkeys(self.prefix_layers), zip(past[::2], past[1::2], strict=True), strict=True))
+        prefix = self.conditioner([by_layer[layer] for layer in self.prefix_layers], prompt_mask, prefix_length)
         pairs = [tensor for pair in zip(prefix.keys, prefix.values, strict=True) for tensor in pair]
-        return prefix.prompt_vector, prefix.layout, prefix.mask, *pairs
+        layout = [prefix.layout] if self.has_layout else []
+        return prefix.prompt_vector, *layout, prefix.mask, *pairs
 
 
 class DenoiserGraph(nn.Module):
     def __init__(self, model: Unified) -> None:
         super().__init__()
         self.denoiser = model.denoiser
+        self.has_layout = model.config.denoiser.layout_width > 0
 
     def forward(self, *tensors: Tensor) -> Tensor:
-        noisy_tokens, time, prompt_vector, layout, prefix_mask, *pairs = tensors
+        noisy_tokens, time, prompt_vector, *rest = tensors
+        layout = rest.pop(0) if self.has_layout else noisy_tokens[:, :, :0]
+        prefix_mask, *pairs = rest
         prefix = Prefix(list(pairs[::2]), list(pairs[1::2]), prefix_mask, prompt_vector, layout)
         return self.denoiser(noisy_tokens, time, prefix)
-
-
-class ImageEncoderGraph(nn.Module):
-    def __init__(self, model: Unified) -> None:
-        super().__init__()
-        self.image_encoder = model.image_encoder
-
-    def forward(self, pixels: Tensor) -> Tensor:
-        return self.image_encoder(pixels)
 
 
 class ImageDecoderGraph(nn.Module):
@@ -129,131 +126,86 @@ class ImageDecoderGraph(nn.Module):
         return tokens_to_pixels(tokens, self.config)
 
 
-def component_graphs(model: Unified, seed: int = 0) -> dict[str, ComponentGraph]:
-    """Every component of the model, with example inputs drawn from the seed."""
-    random = torch.Generator().manual_seed(seed)
-    config = model.config
-
-    def normal(*shape: int) -> Tensor:
-        return torch.randn(*shape, generator=random)
-
-    conditioner = _conditioner(model)
-    return {
-        "image_encoder": _image_encoder(model, torch.rand(2, 3, *[config.vision.image_size] * 2, generator=random)),
-        "transformer": _transformer(model, normal),
-        "conditioner": conditioner,
-        "denoiser": _denoiser(model, normal, conditioner.inputs),
-        "image_decoder": _image_decoder(model, normal),
-    }
-
-
-def _image_encoder(model: Unified, pixels: Tensor) -> ComponentGraph:
-    vision = model.config.vision
-    return ComponentGraph(
-        ImageEncoderGraph(model),
-        {"pixels": pixels},
-        {
-            "pixels": ("b", 3, vision.image_size, vision.image_size),
-            "image_tokens": ("b", vision.token_count, model.config.transformer.width),
-        },
-        ("image_tokens",),
+def component_graphs(model: Unified) -> dict[str, ComponentGraph]:
+    """Every component of the model by its name in the bundle."""
+    graphs = (
+        _image_encoder(model),
+        _transformer(model),
+        _conditioner(model),
+        _denoiser(model),
+        _image_decoder(model),
     )
+    return {graph.name: graph for graph in graphs}
 
 
-def _transformer(model: Unified, normal: Any) -> ComponentGraph:
+def _graph(name: str, module: nn.Module, inputs: dict[str, Shape], outputs: dict[str, Shape]) -> ComponentGraph:
+    types = {stem: dtype for side in COMPONENTS[name] for stem, (dtype, _) in side.items()}
+    sides = (
+        tuple(TensorSpec(key, types[pattern(key)], shape) for key, shape in side.items()) for side in (inputs, outputs)
+    )
+    return ComponentGraph(name, module.eval(), *sides)
+
+
+def _image_encoder(model: Unified) -> ComponentGraph:
+    vision = model.config.vision
+    pixels = ("b", 3, vision.image_size, vision.image_size)
+    tokens = ("b", vision.token_count, model.config.transformer.width)
+    return _graph("image_encoder", model.image_encoder, {"pixels": pixels}, {"image_tokens": tokens})
+
+
+def _transformer(model: Unified) -> ComponentGraph:
     config = model.config.transformer
-    b, s, slots, rows = 2, 5, 19, 7
-    index = torch.tensor([[-1, 0, 1, 2, -1], [-1, -1, 6, -1, -1]])
-    write_index = torch.tensor([3, 8])
-    own = write_index[:, None] + torch.arange(s)
-    limit = torch.tensor([[own[0, 0], own[0, 3], own[0, 3], own[0, 3], own[0, 4]], own[1].tolist()])
-    said, asked = model.encode(EXAMPLE_TEXT)[: 2 * b * s], model.encode(EXAMPLE_TEXT)[-b * s :]
-    before = torch.tensor([said[:8]] * b)
-    zeros = [(torch.zeros(b, config.kv_heads, slots, config.head_width),) * 2] * config.depth
-    with torch.no_grad():  # a cache that a real text left: random numbers are nothing a transformer ever meets
-        _, past = model.transformer(
-            model.transformer.embed_tokens(before),
-            torch.arange(8).expand(b, -1),
-            zeros,
-            torch.zeros(b, dtype=torch.long),
-        )
-    inputs = {
-        "input_ids": torch.tensor(asked).reshape(b, s),
-        "image_tokens": normal(b, rows, config.width) * 0.1,
-        "image_index": index,
-        "write_index": write_index,
-        "attention_limit": limit,
-        "logits_index": torch.tensor([4, 2]),
-    }
-    cache_axes = ("b", config.kv_heads, "T", config.head_width)
-    axes: dict[str, tuple[str | int, ...]] = {
+    cache = ("b", config.kv_heads, "T", config.head_width)
+    layers = [f"{part}.{layer}" for layer in range(config.depth) for part in ("key", "value")]
+    inputs: dict[str, Shape] = {
         "input_ids": ("b", "s"),
         "image_tokens": ("b", "m", config.width),
         "image_index": ("b", "s"),
         "write_index": ("b",),
         "attention_limit": ("b", "s"),
         "logits_index": ("b",),
-        "logits": ("b", config.vocab_size),
     }
-    outputs = ["logits"]
-    for layer in range(config.depth):
-        for which, part in enumerate(("key", "value")):
-            inputs[f"past_{part}.{layer}"] = past[layer][which]
-            outputs.append(f"present_{part}.{layer}")
-            axes |= {f"past_{part}.{layer}": cache_axes, f"present_{part}.{layer}": cache_axes}
-    return ComponentGraph(TransformerGraph(model), inputs, axes, tuple(outputs))
+    outputs: dict[str, Shape] = {"logits": ("b", config.vocab_size)}
+    return _graph(
+        "transformer",
+        TransformerGraph(model),
+        inputs | {f"past_{layer}": cache for layer in layers},
+        outputs | {f"present_{layer}": cache for layer in layers},
+    )
 
 
 def _conditioner(model: Unified) -> ComponentGraph:
-    source, expert = model.config.transformer, model.config.denoiser
-    inputs, axes = {}, {}
-    cached, prompt_mask, prefix_length = model.prompt_cache(EXAMPLE_DRAWINGS)
-    for layer, pair in zip(expert.prefix_layers, cached, strict=True):
-        for part, tensor in zip(("key", "value"), pair, strict=True):
-            inputs[f"past_{part}.{layer}"] = tensor
-            axes[f"past_{part}.{layer}"] = ("b", source.kv_heads, "T", source.head_width)
-    inputs |= {"prompt_mask": prompt_mask, "prefix_length": prefix_length}
-    axes |= {"prompt_mask": ("b", "T"), "prefix_length": ("b",)}
-    prefix_axes = _prefix_axes(model)
-    return ComponentGraph(ConditionerGraph(model), inputs, axes | prefix_axes, tuple(prefix_axes))
+    source = model.config.transformer
+    inputs: dict[str, Shape] = {}
+    for layer in model.config.denoiser.prefix_layers:
+        for part in ("key", "value"):
+            inputs[f"past_{part}.{layer}"] = ("b", source.kv_heads, "T", source.head_width)
+    inputs |= {"prompt_mask": ("b", "T"), "prefix_length": ("b",)}
+    return _graph("conditioner", ConditionerGraph(model), inputs, _prefix_shapes(model))
 
 
-def _prefix_axes(model: Unified) -> dict[str, tuple[str | int, ...]]:
+def _denoiser(model: Unified) -> ComponentGraph:
+    tokens = model.config.image_tokens
+    picture = ("b", tokens.token_count, tokens.token_width)
+    inputs: dict[str, Shape] = {"noisy_tokens": picture, "time": ("b",), **_prefix_shapes(model)}
+    return _graph("denoiser", DenoiserGraph(model), inputs, {"prediction": picture})
+
+
+def _prefix_shapes(model: Unified) -> dict[str, Shape]:
+    """What the conditioner gives and the denoiser takes, in the order of both modules."""
     expert, tokens = model.config.denoiser, model.config.image_tokens
-    axes: dict[str, tuple[str | int, ...]] = {
-        "prompt_vector": ("b", expert.conditioning),
-        "layout": ("b", tokens.token_count, expert.layout_width),
-        "prefix_mask": ("b", "t"),
-    }
+    shapes: dict[str, Shape] = {"prompt_vector": ("b", expert.conditioning)}
+    if expert.layout_width:
+        shapes["layout"] = ("b", tokens.token_count, expert.layout_width)
+    shapes["prefix_mask"] = ("b", "t")
     for layer in range(expert.depth):
         for part in ("key", "value"):
-            axes[f"prefix_{part}.{layer}"] = ("b", expert.heads, "t", expert.head_width)
-    return axes
+            shapes[f"prefix_{part}.{layer}"] = ("b", expert.heads, "t", expert.head_width)
+    return shapes
 
 
-def _denoiser(model: Unified, normal: Any, conditioner_inputs: dict[str, Tensor]) -> ComponentGraph:
+def _image_decoder(model: Unified) -> ComponentGraph:
     tokens = model.config.image_tokens
-    prefix_axes = _prefix_axes(model)
-    inputs = {
-        "noisy_tokens": normal(2, tokens.token_count, tokens.token_width),
-        "time": torch.tensor([0.2, 0.7]),
-    }
-    with torch.no_grad():
-        prefix = ConditionerGraph(model)(*conditioner_inputs.values())
-    inputs |= dict(zip(prefix_axes, prefix, strict=True))
-    picture = ("b", tokens.token_count, tokens.token_width)
-    axes = {"noisy_tokens": picture, "time": ("b",), "prediction": picture} | prefix_axes
-    return ComponentGraph(DenoiserGraph(model), inputs, axes, ("prediction",))
-
-
-def _image_decoder(model: Unified, normal: Any) -> ComponentGraph:
-    tokens = model.config.image_tokens
-    return ComponentGraph(
-        ImageDecoderGraph(model),
-        {"tokens": normal(2, tokens.token_count, tokens.token_width)},
-        {
-            "tokens": ("b", tokens.token_count, tokens.token_width),
-            "pixels": ("b", 3, tokens.image_size, tokens.image_size),
-        },
-        ("pixels",),
-    )
+    drawn = ("b", tokens.token_count, tokens.token_width)
+    pixels = ("b", 3, tokens.image_size, tokens.image_size)
+    return _graph("image_decoder", ImageDecoderGraph(model), {"tokens": drawn}, {"pixels": pixels})

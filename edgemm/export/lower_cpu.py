@@ -7,23 +7,22 @@ The eye and the image decoder stay in float.  A component that a precision does 
 
 from __future__ import annotations
 
-import contextlib
-import io
-import logging
 import tempfile
 from pathlib import Path
 
 import numpy as np
 import onnx
-from onnx import ModelProto, TensorProto, helper, numpy_helper
+from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
 from edgemm.errors import UsageError
+from edgemm.export.quiet import quiet
 
 __all__ = ["PRECISIONS", "lower"]
 
 PRECISIONS = ("fp32", "int8", "int4")
 BLOCK = 32
 BITS = {"int8": 8, "int4": 4}
+PRODUCTS = ("MatMul", "Gemm")
 
 
 def lower(component: str, reference: ModelProto, precision: str) -> tuple[ModelProto, str]:
@@ -57,11 +56,9 @@ def _block_quantized(model: ModelProto, bits: int) -> ModelProto:
     quantizer = MatMulNBitsQuantizer(
         copy, bits=bits, block_size=BLOCK, is_symmetric=False, accuracy_level=4, algo_config=config
     )
-    with _quiet():
+    with quiet():
         quantizer.process()
-    lowered = quantizer.model.model
-    assert lowered is not None
-    return lowered
+    return quantizer.model.model  # type: ignore[attr-defined]  # the library's own wrapper
 
 
 def _suits_k_quant(model: ModelProto) -> bool:
@@ -72,19 +69,36 @@ def _suits_k_quant(model: ModelProto) -> bool:
 
 
 def _quantize_embedding(model: ModelProto) -> None:
-    """The tied embedding: rows gathered from 8-bit blocks; the head becomes a MatMul that the block quantizer takes."""
+    """The tied embedding: rows gathered from 8-bit blocks; the head becomes a MatMul that the block quantizer takes.
+
+    A width that is no multiple of a block keeps its rows in float.
+    """
     weights = {tensor.name: tensor for tensor in model.graph.initializer}
     gather = next(n for n in model.graph.node if n.op_type == "Gather" and n.input[0] in weights)
-    head = next(n for n in model.graph.node if n.op_type in ("Gemm", "MatMul") and n.output[0] == "logits")
+    head = next(n for n in model.graph.node if n.op_type in PRODUCTS and n.output[0] == "logits")
     table = numpy_helper.to_array(weights[gather.input[0]])  # (vocab, width)
+    product = helper.make_node("MatMul", [head.input[0], "head_weight"], list(head.output), name="logits_head")
+    model.graph.initializer.append(numpy_helper.from_array(np.ascontiguousarray(table.T), "head_weight"))
+    _replace(model, head, product)
+    if table.shape[1] % BLOCK == 0:
+        _replace(model, gather, _gather_of_blocks(model, gather, table))
+    used = {name for node in model.graph.node for name in node.input}
+    for name, tensor in weights.items():
+        if name not in used:
+            model.graph.initializer.remove(tensor)
+
+
+def _gather_of_blocks(model: ModelProto, gather: NodeProto, table: np.ndarray) -> NodeProto:
     blocks = table.reshape(table.shape[0], -1, BLOCK)
     scale = np.abs(blocks).max(axis=-1) / 127
     scale[scale == 0] = 1
     quantized = (np.rint(blocks / scale[..., None]) + 128).astype(np.uint8).reshape(table.shape)
     zero = np.full(scale.shape, 128, np.uint8)
-    for name, array in {"embedding_q8": quantized, "embedding_scale": scale, "embedding_zero": zero}.items():
-        model.graph.initializer.append(numpy_helper.from_array(array, name))
-    replaced = helper.make_node(
+    arrays = {"embedding_q8": quantized, "embedding_scale": scale, "embedding_zero": zero}
+    model.graph.initializer.extend(numpy_helper.from_array(array, name) for name, array in arrays.items())
+    if not any(opset.domain == "com.microsoft" for opset in model.opset_import):
+        model.opset_import.append(helper.make_opsetid("com.microsoft", 1))
+    return helper.make_node(
         "GatherBlockQuantized",
         ["embedding_q8", gather.input[1], "embedding_scale", "embedding_zero"],
         list(gather.output),
@@ -95,61 +109,35 @@ def _quantize_embedding(model: ModelProto) -> None:
         gather_axis=0,
         quantize_axis=1,
     )
-    product = helper.make_node("MatMul", [head.input[0], "head_weight"], list(head.output), name="logits_head")
-    model.graph.initializer.append(numpy_helper.from_array(np.ascontiguousarray(table.T), "head_weight"))
-    for old, new in ((gather, replaced), (head, product)):
-        position = list(model.graph.node).index(old)
-        model.graph.node.remove(old)
-        model.graph.node.insert(position, new)
-    used = {name for node in model.graph.node for name in node.input}
-    for name, tensor in weights.items():
-        if name not in used:
-            model.graph.initializer.remove(tensor)
-    if not any(opset.domain == "com.microsoft" for opset in model.opset_import):
-        model.opset_import.append(helper.make_opsetid("com.microsoft", 1))
+
+
+def _replace(model: ModelProto, old: NodeProto, new: NodeProto) -> None:
+    position = list(model.graph.node).index(old)
+    model.graph.node.remove(old)
+    model.graph.node.insert(position, new)
 
 
 def _dynamic_int8(model: ModelProto) -> ModelProto:
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
-    kept = [node.name for node in model.graph.node if _touches_pixels(node, model)]
-    with tempfile.TemporaryDirectory() as folder, _quiet():
+    with tempfile.TemporaryDirectory() as folder, quiet():
         source, target = Path(folder) / "float.onnx", Path(folder) / "int8.onnx"
         onnx.save_model(model, str(source))
         quantize_dynamic(
             source,
             target,
-            op_types_to_quantize=["MatMul", "Gemm"],
+            op_types_to_quantize=list(PRODUCTS),
             per_channel=True,
             weight_type=QuantType.QInt8,
-            nodes_to_exclude=kept,
+            nodes_to_exclude=[node.name for node in _kept_in_float(model)],
             extra_options={"DefaultTensorType": TensorProto.FLOAT},
         )
         return onnx.load(str(target))
 
 
-def _touches_pixels(node: onnx.NodeProto, model: ModelProto) -> bool:
-    """Products next to the picture's own numbers (and the pooled prompt's whitening) keep their precision."""
-    last = [n for n in model.graph.node if n.op_type in ("MatMul", "Gemm")][-1]
-    first = "noisy_tokens" in node.input
-    return (
-        first
-        or any("whiten" in name for name in node.input)
-        or (node.name == last.name and "prediction" in _made(model))
-    )
-
-
-def _made(model: ModelProto) -> set[str]:
-    return {output.name for output in model.graph.output}
-
-
-@contextlib.contextmanager
-def _quiet():
-    """ONNX Runtime's quantizers log to the root logger and draw a progress bar of their own on stdout."""
-    level = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        with contextlib.redirect_stdout(io.StringIO()):
-            yield
-    finally:
-        logging.disable(level)
+def _kept_in_float(model: ModelProto) -> list[NodeProto]:
+    """The products next to the picture's own numbers, and the pooled prompt's whitening."""
+    products = [node for node in model.graph.node if node.op_type in PRODUCTS]
+    kept = [n for n in products if "noisy_tokens" in n.input or any("whiten" in name for name in n.input)]
+    draws = any(output.name == "prediction" for output in model.graph.output)
+    return kept + (products[-1:] if draws else [])

@@ -1,107 +1,82 @@
-"""Trace a component once, in float32, to its reference graph: opset 24, named axes, weights in one external file.
+"""Trace a component once, in float32, to its reference graph: opset 24, the contract's axis names, weights inside.
 
-Lowering it for a target comes after (lower_cpu.py).
+Lowering it for a target comes after (lower_cpu.py), writing it after that (graph_file.py).
 """
 
 from __future__ import annotations
 
-import contextlib
-import io
-import logging
-import warnings
-from pathlib import Path
-
-import onnx
 import torch
-from onnx import ModelProto
+from onnx import ModelProto, ValueInfoProto
+from torch import Tensor, nn
 
+from edgemm.components import TensorSpec
+from edgemm.errors import CheckFailedError
 from edgemm.export.component_graphs import ComponentGraph
+from edgemm.export.quiet import quiet
 
-__all__ = ["OPSET", "save_graph", "trace"]
+__all__ = ["OPSET", "trace"]
 
 OPSET = 24
+SIZES = {"b": 2, "s": 5, "m": 7, "t": 6, "T": 256}  # of what it is traced with: no 0 or 1, no two alike
+LONGEST = 1 << 20
+
+
+class _Positional(nn.Module):
+    """One signature for every component, so that axes are given to the tracer in one way."""
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.module = module
+
+    def forward(self, *tensors: Tensor) -> Tensor | tuple[Tensor, ...]:
+        return self.module(*tensors)
 
 
 def trace(graph: ComponentGraph) -> ModelProto:
-    """The component as an ONNX model, weights inside."""
-    names = list(graph.inputs)
-    dims: dict[str, torch.export.Dim] = {}
-    shapes = tuple(
-        {
-            axis: dims.setdefault(name, torch.export.Dim(f"{name}_", min=1, max=1 << 20))
-            for axis, name in enumerate(graph.axes[input_name])
-            if isinstance(name, str)
-        }
-        for input_name in names
+    """The component as an ONNX model.
+
+    Raises CheckFailedError when the tracer took the size of a named axis for a constant.
+    """
+    dims = {name: torch.export.Dim(f"{name}_", min=1, max=LONGEST) for name in SIZES}
+    axes = tuple(
+        {axis: dims[entry] for axis, entry in enumerate(spec.shape) if isinstance(entry, str)} for spec in graph.inputs
     )
-    takes_star = graph.module.forward.__code__.co_flags & 0x04
-    module = graph.module.eval()
-    with warnings.catch_warnings(), _quiet():
-        warnings.simplefilter("ignore")
+    with quiet():
         program = torch.onnx.export(
-            module,
-            tuple(graph.inputs.values()),
-            input_names=names,
-            output_names=list(graph.outputs),
+            _Positional(graph.module).eval(),
+            tuple(_example(spec) for spec in graph.inputs),
+            input_names=[spec.name for spec in graph.inputs],
+            output_names=[spec.name for spec in graph.outputs],
             opset_version=OPSET,
             dynamo=True,
-            dynamic_shapes=(shapes,) if takes_star else shapes,
+            dynamic_shapes=(axes,),
             optimize=True,
             verbose=False,
         )
     assert program is not None
     model = program.model_proto
-    _name_axes(model, graph)
+    for specs, values in ((graph.inputs, model.graph.input), (graph.outputs, model.graph.output)):
+        for spec, value in zip(specs, values, strict=True):
+            _name_axes(graph.name, spec, value)
     return model
 
 
-@contextlib.contextmanager
-def _quiet():
-    """The tracer's chatter is for its developers."""
-    level = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        with contextlib.redirect_stdout(io.StringIO()):
-            yield
-    finally:
-        logging.disable(level)
+def _example(spec: TensorSpec) -> Tensor:
+    """Zeros: only shapes and types leave a trace."""
+    shape = [entry if isinstance(entry, int) else SIZES[entry] for entry in spec.shape]
+    return torch.zeros(shape, dtype=getattr(torch, spec.dtype))
 
 
-def _name_axes(model: ModelProto, graph: ComponentGraph) -> None:
-    """Write the contract's axis names over the tracer's, and drop the debugging notes that name local files."""
-    for value in (*model.graph.input, *model.graph.output):
-        shape = value.type.tensor_type.shape
-        del shape.dim[:]
-        for axis in graph.axes[value.name]:
-            dim = shape.dim.add()
-            if isinstance(axis, str):
-                dim.dim_param = axis
-            else:
-                dim.dim_value = axis
-    del model.graph.value_info[:]
-    model.producer_name, model.producer_version = "edgemm", ""
-    for node in model.graph.node:
-        del node.metadata_props[:]
-        node.doc_string = ""
-    for part in (model.graph.initializer, model.graph.input, model.graph.output):
-        for value in part:
-            value.doc_string = ""
-            if hasattr(value, "metadata_props"):
-                del value.metadata_props[:]
-    del model.metadata_props[:]
-
-
-def save_graph(model: ModelProto, path: Path) -> Path | None:
-    """Write the graph and, beside it, one file with its weights. Returns the weights' path, None if it has none of size."""
-    data = path.with_name(path.name + ".data")
-    data.unlink(missing_ok=True)
-    onnx.save_model(
-        model,
-        str(path),
-        save_as_external_data=True,
-        all_tensors_to_one_file=True,
-        location=data.name,
-        size_threshold=1024,
-        convert_attribute=False,
-    )
-    return data if data.exists() else None
+def _name_axes(component: str, spec: TensorSpec, value: ValueInfoProto) -> None:
+    """Write the contract's axis names over the tracer's."""
+    assert value.name == spec.name
+    shape = value.type.tensor_type.shape
+    for dim, entry in zip(shape.dim, spec.shape, strict=True):
+        fixed = dim.dim_value if dim.HasField("dim_value") else None
+        if fixed is not None and fixed != entry:
+            raise CheckFailedError(f"{component}: tracing fixed axis {entry!r} of {spec.name} at {fixed}")
+        dim.Clear()
+        if isinstance(entry, str):
+            dim.dim_param = entry
+        else:
+            dim.dim_value = entry

@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 
 from edgemm.errors import MissingError
+from edgemm.export.status_line import StatusLine
 
 __all__ = ["HELP", "add_arguments", "run"]
 
@@ -15,22 +16,34 @@ HELP = "turn a checkpoint into a bundle; fails, and leaves nothing, when the bun
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("checkpoint", help="checkpoint folder: config.json, tokenizer.json, model.safetensors")
     parser.add_argument("--output", required=True, metavar="BUNDLE", help="folder to write")
-    parser.add_argument("--target", default="cpu", help="where it will run: cpu")
-    parser.add_argument("--precision", default="fp32", help="fp32, int8 or int4")
+    parser.add_argument("--target", default="cpu", help="where it will run: cpu (default)")
+    parser.add_argument("--precision", default="fp32", help="fp32 (default), int8 or int4")
     parser.add_argument(
-        "--max-context", type=int, default=2048, metavar="SLOTS", help="longest conversation, in tokens"
+        "--max-context",
+        type=int,
+        metavar="SLOTS",
+        help="longest conversation, in tokens (default: 2048, or what the transformer was trained for)",
     )
     parser.add_argument("--overwrite", action="store_true", help="replace a bundle that stands there")
 
 
 def run(args: argparse.Namespace) -> int:
-    try:
-        from edgemm.export.bundle_export import export_bundle
-    except ImportError as error:
-        raise MissingError(f"export needs {error.name}: pip install 'edgemm[export,ort]'") from error
-    manifest = export_bundle(
-        Path(args.checkpoint), Path(args.output), args.target, args.precision, args.overwrite, args.max_context
-    )
+    with StatusLine() as status:
+        status.say("loading torch")
+        try:
+            from edgemm.export.bundle_export import export_bundle
+        except ImportError as error:
+            raise MissingError(f"export needs {error.name or error}: pip install 'edgemm[export,ort]'") from error
+        manifest = export_bundle(
+            Path(args.checkpoint),
+            Path(args.output),
+            args.target,
+            args.precision,
+            args.overwrite,
+            args.max_context,
+            report=status.print,
+            status=status.say,
+        )
     size = sum(record.size_bytes for record in manifest.files.values()) / 1e6
     print(
         f"Wrote {args.output} ({size:.0f} MB, {args.precision}, every comparison passed); "

@@ -6,31 +6,21 @@ Needs no torch: the answers are in the bundle.  Hashes and graph rules come firs
 from __future__ import annotations
 
 from edgemm.bundle import Bundle
-from edgemm.errors import CheckFailedError
-from edgemm.export import recorded
+from edgemm.export.parity import require
+from edgemm.export.recorded import read_recorded
+from edgemm.runtimes.backends import select
+from edgemm.runtimes.threads import plan_threads
 
 __all__ = ["check_bundle"]
 
 
 def check_bundle(bundle: Bundle) -> list[str]:
     """One line a comparison. Raises CheckFailedError when this machine's answers differ from the recorded ones."""
-    from edgemm.export.parity import compare_pictures, compare_tokens
-    from edgemm.runtimes.backends import select
+    from edgemm.export.loop_parity import compare_loops
     from edgemm.runtimes.model import Model
-    from edgemm.runtimes.threads import plan_threads
 
-    count, texts, draws, document = recorded.recorded_cases(bundle)
-    precision = document["precision"]
+    recorded = read_recorded(bundle)
     with Model(bundle, select("auto", bundle.manifest.targets), plan_threads()) as model:
-        comparisons = [
-            compare_tokens(f"text loop, {c.prompt!r}", precision, recorded.reply_tokens(model, c, count), c.tokens)
-            for c in texts
-        ]
-        comparisons += [
-            compare_pictures(f"denoise loop, {c.prompt!r}", precision, recorded.draw_pixels(model, c), pixels)
-            for c, pixels in draws
-        ]
-    failed = [c for c in comparisons if not c.passed]
-    if failed:
-        raise CheckFailedError(f"{bundle.path}: {failed[0].line()[5:]}; {len(failed)} of {len(comparisons)} differ")
-    return [c.line() for c in comparisons]
+        comparisons = list(compare_loops(model, recorded))
+    require(comparisons, f"{bundle.path}: not what was recorded at export")
+    return [comparison.line() for comparison in comparisons]

@@ -1,0 +1,98 @@
+"""What each component is compared on: numbers it really meets, in other shapes than it was traced with.
+
+Random numbers would be easier, and judge a quantized graph by inputs that no transformer has ever seen.  So prompts and
+pictures are read by torch, and every component gets what the ones before it made of them.
+Axes: b batch, s new tokens, T cache slots, m image tokens, n drawing tokens, p numbers in one.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+
+from edgemm.export.recorded import seeded_picture
+from edgemm.model.image_tokens import pixels_to_tokens
+from edgemm.model.prompts import read_prompt
+from edgemm.model.transformer import KeyValues
+from edgemm.model.unified import Unified
+
+__all__ = ["example_inputs"]
+
+QUESTION = "What do you see, and which colours does it have?"
+DRAWINGS = ("red heart", "dog face, noto style", "three small boats on a lake")
+TIMES = (0.1, 0.5, 0.9)
+SPARE_SLOTS = 5  # of the cache, never written: they must not matter
+
+Named = dict[str, Tensor]
+
+
+@torch.no_grad()
+def example_inputs(model: Unified) -> dict[str, Named]:
+    """component -> its inputs by name, b = 3 everywhere."""
+    tokens = model.config.image_tokens
+    noise = torch.randn(
+        len(DRAWINGS), tokens.token_count, tokens.token_width, generator=torch.Generator().manual_seed(0)
+    )
+    clean = pixels_to_tokens(_pictures(tokens.image_size), tokens)
+    time = torch.tensor(TIMES)
+    noisy = time[:, None, None] * clean + (1 - time)[:, None, None] * noise
+    return {
+        "image_encoder": {"pixels": _pictures(model.config.vision.image_size)},
+        "transformer": _transformer(model),
+        "conditioner": _conditioner(model),
+        "denoiser": {"noisy_tokens": noisy, "time": time, **_prefix(model)},
+        "image_decoder": {"tokens": noisy},
+    }
+
+
+def _pictures(size: int) -> Tensor:
+    """(3, 3, size, size) in [0, 1]."""
+    pictures = np.stack([seeded_picture(seed, size) for seed in range(len(DRAWINGS))])
+    return torch.from_numpy(pictures).permute(0, 3, 1, 2).float() / 255
+
+
+def _transformer(model: Unified) -> Named:
+    """The rest of a prompt, each row with a picture of its own, after the tokens before the picture were read."""
+    config, pictures = model.config.transformer, _pictures(model.config.vision.image_size)
+    b = len(pictures)
+    prompt = read_prompt(model.config, model.encode, QUESTION, pictures=1)
+    before, length = prompt.image_index.index(0), len(prompt.ids)
+    ids, index, limit = (torch.tensor([row] * b) for row in (prompt.ids, prompt.image_index, prompt.attention_limit))
+    start = torch.zeros(b, dtype=torch.long)
+    empty = torch.zeros(b, config.kv_heads, length + SPARE_SLOTS, config.head_width)
+    past: KeyValues = [(empty, empty)] * config.depth
+    if before:
+        _, past = model.transformer(model.transformer.embed_tokens(ids[:, :before]), limit[:, :before], past, start)
+    inputs = {
+        "input_ids": ids[:, before:],
+        "image_tokens": model.image_encoder(pictures),
+        "image_index": index[:, before:],
+        "write_index": start + before,
+        "attention_limit": limit[:, before:],
+        "logits_index": length - before - 1 - 2 * torch.arange(b),
+    }
+    for layer, pair in enumerate(past):
+        inputs |= {f"past_{part}.{layer}": tensor for part, tensor in zip(("key", "value"), pair, strict=True)}
+    return inputs
+
+
+def _conditioner(model: Unified) -> Named:
+    cached, prompt_mask, prefix_length = model.prompt_cache(DRAWINGS)
+    inputs: Named = {}
+    for layer, pair in zip(model.config.denoiser.prefix_layers, cached, strict=True):
+        for part, tensor in zip(("key", "value"), pair, strict=True):
+            inputs[f"past_{part}.{layer}"] = pad(tensor, (0, 0, 0, SPARE_SLOTS))
+    inputs |= {"prompt_mask": pad(prompt_mask, (0, SPARE_SLOTS)), "prefix_length": prefix_length}
+    return inputs
+
+
+def _prefix(model: Unified) -> Named:
+    prefix = model.prefix(DRAWINGS)
+    inputs = {"prompt_vector": prefix.prompt_vector, "prefix_mask": prefix.mask}
+    if prefix.layout.shape[-1]:
+        inputs["layout"] = prefix.layout
+    for layer, (keys, values) in enumerate(zip(prefix.keys, prefix.values, strict=True)):
+        inputs |= {f"prefix_key.{layer}": keys, f"prefix_value.{layer}": values}
+    return inputs

@@ -1,0 +1,77 @@
+"""Run the whole loops of an opened bundle, here and now, and compare them with what torch said and drew at export.
+
+Needs the thin runtime only: `edgemm export` calls it before a bundle gets its name, `edgemm verify` on any machine.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from edgemm.errors import BundleError, CheckFailedError, EdgemmError
+from edgemm.export.parity import Comparison, compare_choices, compare_pictures, compare_replies
+from edgemm.export.recorded import DrawCase, Recorded, TextCase, seeded_picture
+from edgemm.loops import TextLoop
+from edgemm.picture import load_picture
+from edgemm.runtimes.kv_cache import CachedTransformer
+from edgemm.runtimes.model import Model
+from edgemm.runtimes.prompt import as_messages, chat_prompt
+
+__all__ = ["compare_loops"]
+
+
+def compare_loops(model: Model, recorded: Recorded) -> Iterator[Comparison]:
+    """Raises CheckFailedError when a loop breaks down, on NaN for example."""
+    try:
+        for case in recorded.texts:
+            yield from _compare_text(model, case, recorded.precision)
+        for case, wanted in zip(recorded.draws, recorded.pixels):
+            drawn = model.generate_image(case.prompt, num_inference_steps=case.steps, seed=case.seed)
+            yield compare_pictures(_name_drawing(case), recorded.precision, drawn.pixels, wanted)
+    except EdgemmError as error:
+        if type(error) is EdgemmError:  # the runtime's own word for an answer that cannot be right
+            raise CheckFailedError(str(error)) from error
+        raise
+
+
+def _name_drawing(case: DrawCase) -> str:
+    return f"denoise loop, {case.prompt!r}, {case.steps} steps"
+
+
+def _compare_text(model: Model, case: TextCase, precision: str) -> Iterator[Comparison]:
+    loop = model.manifest.loops.text
+    if loop is None:
+        raise BundleError(f"{model.manifest.name} has recorded replies and no text loop")
+    images = [] if case.picture_seed is None else [seeded_picture(case.picture_seed, loop.image_size)]
+    name = f"{case.prompt!r} with a picture" if images else f"{case.prompt!r}"
+    chosen = _choices(model, case, loop, images)
+    yield compare_choices(f"next tokens, {name}", precision, chosen, case.tokens)
+    reply = model.generate_text(case.prompt, images=images, max_new_tokens=len(case.tokens)).token_ids
+    yield compare_replies(f"text loop, {name}", precision, reply, _up_to_stop(case.tokens, loop))
+
+
+def _choices(model: Model, case: TextCase, loop: TextLoop, images: list[np.ndarray]) -> list[int]:
+    """The likeliest token after the prompt and after each of torch's tokens."""
+    prompt = chat_prompt(as_messages(case.prompt, images), loop, model.tokenizer)
+    image_tokens = _read(model, images[0], loop) if images else None
+    transformer = CachedTransformer(model.engine("transformer"), model.manifest.limits.max_context)
+    found = [int(transformer.prefill(prompt, image_tokens).argmax())]
+    for token in case.tokens[:-1]:
+        found.append(int(transformer.step(token).argmax()))
+    return found
+
+
+def _read(model: Model, image: np.ndarray, loop: TextLoop) -> np.ndarray:
+    """A picture's tokens (1, m, w)."""
+    encoder = model.engine("image_encoder")
+    pixels = load_picture(image, loop.image_size, loop.background, model.manifest.limits.max_image_pixels)[None]
+    width = encoder.outputs["image_tokens"].fixed(2, "width")
+    tokens = np.zeros((1, loop.image_token_count, width), dtype=np.float32)
+    encoder.bind({"pixels": pixels}, {"image_tokens": tokens}).run()
+    return tokens
+
+
+def _up_to_stop(tokens: tuple[int, ...], loop: TextLoop) -> tuple[int, ...]:
+    stops = [place for place, token in enumerate(tokens) if token in loop.stop_token_ids]
+    return tokens[: stops[0]] if stops else tokens

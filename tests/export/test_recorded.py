@@ -1,0 +1,85 @@
+"""parity.json and recorded.safetensors: written once, read on any machine, and refused when they make no sense."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+
+from edgemm.bundle import Bundle
+from edgemm.errors import BundleError
+from edgemm.export.parity import compare_pictures
+from edgemm.export.recorded import (
+    PARITY_FILE,
+    PIXELS_FILE,
+    DrawCase,
+    Recorded,
+    TextCase,
+    parity_document,
+    read_recorded,
+    seeded_picture,
+)
+
+PIXELS = np.linspace(0, 1, 12, dtype=np.float32).reshape(3, 2, 2)
+RECORDED = Recorded(
+    "int8", (TextCase("Why?", None, (1, 2)), TextCase("What?", 3, ())), (DrawCase("heart ♥", 1, 8),), (PIXELS,)
+)
+
+
+@pytest.fixture
+def write(tmp_path):
+    def run(document=None, pixels=None) -> Bundle:
+        text = parity_document(RECORDED, [compare_pictures("it", "int8", PIXELS, PIXELS)])
+        (tmp_path / PARITY_FILE).write_text(text if document is None else document)
+        save_file({"draw.0": PIXELS} if pixels is None else pixels, tmp_path / PIXELS_FILE)
+        return Bundle(tmp_path, None)  # type: ignore[arg-type]
+
+    return run
+
+
+def test_what_was_recorded_is_read_back(write):
+    found = read_recorded(write())
+    assert dataclasses.replace(found, pixels=()) == dataclasses.replace(RECORDED, pixels=())
+    assert np.array_equal(found.pixels[0], PIXELS)
+
+
+def changed(**changes):
+    return json.dumps(json.loads(parity_document(RECORDED, [])) | changes)
+
+
+@pytest.mark.parametrize(
+    ("document", "message"),
+    [
+        ("{", "parity.json"),
+        (changed(precision="fp8"), "precision is 'fp8', expected one of: fp32, int8, int4"),
+        (changed(precision=None), "precision is None"),
+        (changed(text_cases=None), "text_cases: null, expected a list"),
+        (changed(text_cases=[{"prompt": "x", "tokens": []}]), "picture_seed: missing"),
+        (changed(draw_cases=[{"prompt": "x", "seed": "1", "steps": 8}]), "seed: '1', expected a whole number"),
+    ],
+)
+def test_a_malformed_record_names_its_field(write, document, message):
+    with pytest.raises(BundleError, match=message):
+        read_recorded(write(document))
+
+
+def test_missing_pixels_are_named(write):
+    with pytest.raises(BundleError, match=r"recorded\.safetensors: 'draw\.0' is missing"):
+        read_recorded(write(pixels={"other": PIXELS}))
+
+
+def test_a_bundle_without_a_record_says_so(tmp_path: Path):
+    with pytest.raises(BundleError, match=r"parity\.json: missing"):
+        read_recorded(Bundle(tmp_path, None))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("size", [1, 3, 4, 18, 128])
+def test_a_seeded_picture_has_any_size_and_never_changes(size):
+    picture = seeded_picture(1, size)
+    assert picture.shape == (size, size, 3) and picture.dtype == np.uint8
+    assert picture[0, 0].tolist() == [255, 228, 34]
+    assert (seeded_picture(2, size) != picture).any()
