@@ -27,7 +27,9 @@ def compare_loops(model: Model, recorded: Recorded) -> Iterator[Comparison]:
         for case in recorded.texts:
             yield from _compare_text(model, case, recorded.precision)
         for case, wanted in zip(recorded.draws, recorded.pixels):
-            drawn = model.generate_image(case.prompt, num_inference_steps=case.steps, seed=case.seed)
+            drawn = model.generate_image(
+                case.prompt, num_inference_steps=case.steps, guidance_scale=case.guidance, seed=case.seed
+            )
             yield compare_pictures(_name_drawing(case), recorded.precision, drawn.pixels, wanted)
     except EdgemmError as error:
         if type(error) is EdgemmError:  # the runtime's own word for an answer that cannot be right
@@ -36,7 +38,7 @@ def compare_loops(model: Model, recorded: Recorded) -> Iterator[Comparison]:
 
 
 def _name_drawing(case: DrawCase) -> str:
-    return f"denoise loop, {case.prompt!r}, {case.steps} steps"
+    return f"denoise loop, {case.prompt!r}, {case.steps} steps, guidance {case.guidance:g}"
 
 
 def _compare_text(model: Model, case: TextCase, precision: str) -> Iterator[Comparison]:

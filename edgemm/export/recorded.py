@@ -35,11 +35,12 @@ class TextCase:
 
 @dataclass(frozen=True)
 class DrawCase:
-    """A drawing with the bundle's own defaults but for the steps."""
+    """A drawing; guidance is named, so that the unconditional half is compared whatever the model's default."""
 
     prompt: str
     seed: int
     steps: int
+    guidance: float
 
 
 @dataclass(frozen=True)

@@ -15,14 +15,14 @@ from edgemm.runtimes import schedule
 __all__ = ["longest_prompt", "torch_answers"]
 
 TEXTS = (("What is the capital of France?", None), ("Count from one to ten.", None), ("What is this?", 1))
-DRAWS = (("red heart", 1), ("dog, noto style", 2))
+DRAWS = (("red heart", 1, 2.0), ("dog face, noto style", 2, 1.0))  # prompt, seed, guidance
 MOST_STEPS = 8
 
 
 def longest_prompt(model: Unified) -> int:
     """Cache slots that the longest recorded prompt takes."""
     asked = [read_prompt(model.config, model.encode, text, int(seed is not None)).ids for text, seed in TEXTS]
-    drawn = [draw_prompt(model.config, model.encode, text).ids for text, _ in DRAWS]
+    drawn = [draw_prompt(model.config, model.encode, text).ids for text, _, _ in DRAWS]
     return max(map(len, asked + drawn))
 
 
@@ -33,7 +33,7 @@ def torch_answers(model: Unified, precision: str, new_tokens: int) -> Recorded:
         tokens, _ = model.generate(prompt, pixels, new_tokens, stop=False)
         texts.append(TextCase(prompt, seed, tuple(tokens)))
     steps = min(MOST_STEPS, model.config.sampler.num_inference_steps)
-    draws = tuple(DrawCase(prompt, seed, steps) for prompt, seed in DRAWS)
+    draws = tuple(DrawCase(prompt, seed, steps, guidance) for prompt, seed, guidance in DRAWS)
     return Recorded(precision, tuple(texts), draws, tuple(_drawing(model, case) for case in draws))
 
 
@@ -46,5 +46,5 @@ def _picture(model: Unified, seed: int) -> Tensor:
 def _drawing(model: Unified, case: DrawCase) -> np.ndarray:
     tokens = model.config.image_tokens
     noise = schedule.initial_noise(case.seed, tokens.token_count, tokens.token_width)
-    sampler = model.with_sampler(num_inference_steps=case.steps)
+    sampler = model.with_sampler(num_inference_steps=case.steps, guidance_scale=case.guidance)
     return model.draw([case.prompt], torch.from_numpy(noise)[None], sampler)[0].numpy()

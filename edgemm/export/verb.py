@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
+import signal
+from collections.abc import Iterator
 from pathlib import Path
+from typing import NoReturn
 
 from edgemm.errors import MissingError
 from edgemm.export.status_line import StatusLine
@@ -28,7 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    with StatusLine() as status:
+    with StatusLine() as status, ended_like_ctrl_c():
         status.say("loading torch")
         try:
             from edgemm.export.bundle_export import export_bundle
@@ -50,3 +54,18 @@ def run(args: argparse.Namespace) -> int:
         f"try it: edgemm draw {args.output} --prompt 'red heart' --output heart.png"
     )
     return 0
+
+
+@contextlib.contextmanager
+def ended_like_ctrl_c() -> Iterator[None]:
+    """A closed terminal, or a `timeout` that is over, takes the half-written bundle away too."""
+
+    def leave(number: int, frame: object) -> NoReturn:
+        raise SystemExit(128 + number)
+
+    before = {number: signal.signal(number, leave) for number in (signal.SIGTERM, signal.SIGHUP)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

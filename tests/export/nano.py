@@ -57,6 +57,7 @@ def random_nano(config: ModelConfig | None = None) -> Unified:
 def open_graph(bundle: Path, variant: Variant) -> onnxruntime.InferenceSession:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
+    options.log_severity_level = 3  # else it tells every copy of a cache that is not bound in place
     return onnxruntime.InferenceSession(str(bundle / variant.graph), options, providers=["CPUExecutionProvider"])
 
 

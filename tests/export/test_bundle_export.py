@@ -306,7 +306,7 @@ def test_a_wrong_unconditional_prefix_leaves_no_bundle(fails, monkeypatch, tmp_p
     """Every component is right, and what stands around them is not."""
     stored = bundle_export.stored_prefix
     monkeypatch.setattr(bundle_export, "stored_prefix", lambda model, prompt: stored(model, "x"))
-    assert "not kept: denoise loop, 'red heart', 6 steps: values not close enough" in fails(7)
+    assert "not kept: denoise loop, 'red heart', 6 steps, guidance 2: values not close enough" in fails(7)
     assert left_behind(tmp_path) == []
 
 
@@ -323,6 +323,16 @@ def test_a_wrong_template_leaves_no_bundle(fails, monkeypatch, tmp_path):
     monkeypatch.setattr(bundle_export, "manifest_of", mistaken)
     assert "not kept: next tokens, 'What is this?' with a picture: values not close enough" in fails(7)
     assert left_behind(tmp_path) == []
+
+
+@needs_opset_24
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_time_limit_or_a_closed_terminal_leaves_nothing(checkpoint_path, monkeypatch, tmp_path, number):
+    monkeypatch.setattr(bundle_export, "trace", lambda graph: signal.raise_signal(number))
+    before = signal.getsignal(number)
+    assert main(["export", str(checkpoint_path), "--output", str(tmp_path / "x.bundle")]) == 128 + number
+    assert left_behind(tmp_path) == []
+    assert signal.getsignal(number) is before
 
 
 @needs_opset_24

@@ -32,7 +32,8 @@ def test_the_tolerance_shrinks_with_the_values():
 
 
 @pytest.mark.parametrize(
-    ("precision", "noise", "passed"), [("int8", 0.08, True), ("int8", 0.2, False), ("int4", 0.2, True)]
+    ("precision", "noise", "passed"),
+    [("int8", 0.08, True), ("int8", 0.2, False), ("int4", 0.6, True), ("int4", 0.7, False)],
 )
 def test_quantized_outputs_have_a_floor_in_decibel(precision, noise, passed):
     spread = float(np.sqrt(np.square(WANTED).mean()))
