@@ -266,6 +266,7 @@ def _small() -> ModelConfig:
             prompt_width=384,
             layout_width=64,
         ),
+        sampler=SamplerConfig(num_inference_steps=12, guidance_scale=1.0),
     )
 
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from edgemm.config import ModelConfig
-from edgemm.model.attention import attend
+from edgemm.model.attention import RMSNorm, attend
 from edgemm.model.conditioner import Prefix
 
 __all__ = ["Denoiser"]
@@ -34,8 +34,8 @@ class Block(nn.Module):
         self.heads, self.head_width = heads, width // heads
         self.norm_attention = nn.LayerNorm(width, elementwise_affine=False)
         self.qkv_proj = nn.Linear(width, 3 * width, bias=False)
-        self.query_norm = nn.RMSNorm(self.head_width)
-        self.key_norm = nn.RMSNorm(self.head_width)
+        self.query_norm = RMSNorm(self.head_width, eps=2**-23)
+        self.key_norm = RMSNorm(self.head_width, eps=2**-23)
         self.o_proj = nn.Linear(width, width, bias=False)
         self.norm_ffn = nn.LayerNorm(width, elementwise_affine=False)
         self.up_proj = nn.Linear(width, ffn_width)

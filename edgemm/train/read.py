@@ -58,26 +58,38 @@ class ReadTask:
         self.kinds = [kind for kind in sorted(self.questions) if kind != "label"]
         self.peft = adapted(model, recipe)
         projection = {n: m for n, m in model.image_encoder.named_children() if n != "encoder"}
-        self.projection = nn.ModuleDict(projection).requires_grad_(True)
+        self.projection = nn.ModuleDict(projection)
         self.position = model.image_encoder.position
-        self.position.requires_grad_(True)
+        self._teach_projection(recipe.train_projection)
         counts = ", ".join(f"{len(questions)} {kind}" for kind, questions in self.questions.items())
         self.description = f"{len(samples)} pictures, questions: {counts}"
 
     def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
-        yield "position", self.position
-        for name, parameter in self.projection.named_parameters():
-            yield f"projection.{name}", parameter
+        if self.recipe.train_projection:
+            yield from self._projection_parameters()
         for name, parameter in self.peft.named_parameters():
             if parameter.requires_grad:
                 yield f"transformer.{name}", parameter
 
     def named_buffers(self) -> Iterator[tuple[str, Tensor]]:
-        return iter(())
+        """An aligned projection that training leaves alone: a resume does not align again."""
+        if not self.recipe.train_projection:
+            yield from self._projection_parameters()
 
     def prepare(self) -> None:
         if self.recipe.align_steps:
+            self._teach_projection(True)
             align_projection(self.model, self.features, self.labels, self.recipe.align_steps, self.recipe.seed)
+            self._teach_projection(self.recipe.train_projection)
+
+    def _projection_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
+        yield "position", self.position
+        for name, parameter in self.projection.named_parameters():
+            yield f"projection.{name}", parameter
+
+    def _teach_projection(self, taught: bool) -> None:
+        for _, parameter in self._projection_parameters():
+            parameter.requires_grad_(taught)
 
     def loss(self, step: int) -> Tensor:
         logits, targets = self._answer_logits(step)

@@ -63,6 +63,7 @@ class Recipe:
     # reading
     views: int = 4  # changed views of each picture, computed once
     align_steps: int = 0  # steps of pulling image tokens to their labels' embeddings, before the first step (align.py)
+    train_projection: bool = True  # false keeps the aligned projection and trains the adapter alone
     lora_rank: int = 32
     lora_alpha: int = 64
     lora_first_layer: int = 15  # layers below stay as they are: the denoiser reads them

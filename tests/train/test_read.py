@@ -60,7 +60,8 @@ def test_what_is_loaded_says_what_the_trained_model_said(drawn, tmp_path):
     with torch.no_grad():
         for name, parameter in trained.named_parameters():
             if "lora_" in name:
-                parameter.copy_(torch.randn(parameter.shape, generator=torch.Generator().manual_seed(0)) * 0.05)
+                random = torch.randn(parameter.shape, generator=torch.Generator().manual_seed(0)) * 0.05
+                parameter.copy_(random.bfloat16())  # what the checkpoint can hold, so that nothing is rounded
     trained.save(tmp_path / "checkpoint")
     pixels = torch.rand(1, 3, 32, 32, generator=torch.Generator().manual_seed(1)).bfloat16().float()
     loaded = checkpoint.load(tmp_path / "checkpoint")
@@ -85,6 +86,29 @@ def test_reading_goes_on_with_the_adapter_it_came_with(read, after, tmp_path):
     again = checkpoint.load(tmp_path / "checkpoint").state_dict()
     expected = after.state_dict()
     assert {name for name in expected if not torch.equal(again[name], expected[name])} == set()
+
+
+def test_an_adapter_that_was_stored_in_bfloat16_is_trained_in_float32(read, tmp_path):
+    start = checkpoint.load(read / "checkpoint", merge=False).requires_grad_(False)
+    task = ReadTask(start, recipe("micro-read", tmp_path, data=EMOJI))
+    stored = load_file(read / "checkpoint" / checkpoint.ADAPTER / "adapter_model.safetensors")
+    assert {tensor.dtype for tensor in stored.values()} == {torch.bfloat16}
+    assert {parameter.dtype for _, parameter in task.named_parameters()} == {torch.float32}
+
+
+def test_a_projection_that_is_not_taught_stays_as_it_was_aligned_over_a_resume(drawn, tmp_path):
+    changes = {"data": EMOJI, "start": drawn / "checkpoint", "batch": 4, "align_steps": 3, "train_projection": "false"}
+
+    def projection(name: str, steps: int) -> torch.Tensor:
+        train(recipe("micro-read", tmp_path / name, **changes, steps=steps))
+        return checkpoint.load(tmp_path / name / "checkpoint").image_encoder.up_proj.weight
+
+    aligned = projection("stopped", 1)
+    before = checkpoint.load(drawn / "checkpoint").image_encoder.up_proj.weight
+    assert not torch.equal(aligned, before)
+    assert torch.equal(projection("stopped", 3), aligned)  # neither trained nor aligned again
+    projection("whole", 3)
+    assert [line["loss"] for line in read_log(tmp_path / "stopped")][-1] == read_log(tmp_path / "whole")[-1]["loss"]
 
 
 @pytest.mark.parametrize(("change", "name"), [("lora_rank=4", "r is 8"), ("lora_targets=k_proj", "target_modules is")])
