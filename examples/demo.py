@@ -16,8 +16,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 CHECKPOINT = ROOT / "checkpoints" / "sticker-small"
 PICTURE = (
-    ROOT / "tests" / "fixtures" / "emoji64" / "images" / "noto-v1" / "1f355.png"
-)  # a pizza, in a style never trained on
+    ROOT / "tests" / "fixtures" / "emoji64" / "images" / "noto-v1" / "2764.png"
+)  # a red heart, by an artist never trained on
 PROMPTS = ("red heart", "pizza, noto style", "rocket")
 
 

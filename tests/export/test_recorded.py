@@ -59,7 +59,10 @@ def changed(**changes):
         (changed(precision=None), "precision is None"),
         (changed(text_cases=None), "text_cases: null, expected a list"),
         (changed(text_cases=[{"prompt": "x", "tokens": []}]), "picture_seed: missing"),
-        (changed(draw_cases=[{"prompt": "x", "seed": "1", "steps": 8, "guidance": 1.0}]), "seed: '1', expected a whole number"),
+        (
+            changed(draw_cases=[{"prompt": "x", "seed": "1", "steps": 8, "guidance": 1.0}]),
+            "seed: '1', expected a whole number",
+        ),
     ],
 )
 def test_a_malformed_record_names_its_field(write, document, message):
