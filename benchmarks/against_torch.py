@@ -1,11 +1,11 @@
 """Speed and memory of bundles beside plain `transformers` + torch on the same checkpoint, in one run.
 
-    python benchmarks/against_torch.py checkpoints/sticker-small --bundle demo/sticker-int8.bundle [more bundles]
+    python benchmarks/against_torch.py checkpoints/sticker-small --bundle demo/sticker-int8.bundle
 
-Text: greedy tokens after a short prompt (prefill apart); transformers' own Llama with its cache, the same merged weights.
-Drawing: the model's default steps with guidance; torch with the prompt's prefix computed once, as in the runtime.
-Each contestant is a fresh process, in turns, medians over all rounds; peak memory is the process's high-water mark after
-doing both.  Prints a table, then one JSON line.
+Text: greedy tokens after a short prompt (prefill apart); transformers' own Llama with its cache, the same weights.
+Drawing: the model's default sampler; torch with the prompt's prefix computed once, as in the runtime.
+Each contestant is a fresh process, in turns, medians over all rounds; peak memory is its high-water mark after both.
+Prints a table, then one JSON line.
 """
 
 from __future__ import annotations

@@ -2,8 +2,8 @@
 
     python benchmarks/parity.py checkpoints/sticker-small --precision fp32 int8
 
-64 greedy tokens for 8 prompts, half of them about a picture, and 4 drawings from the same noise with the model's default
-steps and guidance.  Prints a table, then one JSON line.
+64 greedy tokens for 8 prompts, half of them about a picture, and 4 drawings from the same noise with the model's
+default sampler.  Prints a table, then one JSON line.
 """
 
 from __future__ import annotations

@@ -47,9 +47,7 @@ def main() -> None:
     for number, prompt in enumerate(PROMPTS, start=1):
         edgemm("draw", bundle, "--prompt", prompt, "--output", output / f"{number}.png", "--seed", str(number))
     edgemm("bench", bundle, "-r", "3")
-    print(
-        f"\nAll of it took {time.perf_counter() - started:.0f} s. The pictures are demo/1.png to demo/{len(PROMPTS)}.png."
-    )
+    print(f"\nAll of it took {time.perf_counter() - started:.0f} s; the pictures are demo/1.png to {len(PROMPTS)}.png.")
 
 
 if __name__ == "__main__":
