@@ -128,7 +128,7 @@ def _cut_log(path: Path, start: int) -> None:
         with suppress(ValueError, KeyError, TypeError):  # the kill may have cut a line short
             if json.loads(line)["step"] <= start:
                 kept.append(line + "\n")
-    temporary = path.with_suffix(f".{os.getpid()}.tmp")
+    temporary = path.with_suffix(".tmp")  # one name, so what a killed run left is written over
     temporary.write_text("".join(kept), encoding="utf-8")
     os.replace(temporary, path)
 
@@ -144,7 +144,7 @@ def _save_state(
         "average": average.tensors,
         "optimizers": [optimizer.state_dict() for optimizer in optimizers],
     }
-    temporary = path.with_suffix(f".{os.getpid()}.tmp")
+    temporary = path.with_suffix(".tmp")  # one name, so what a killed run left is written over
     try:
         torch.save(state, temporary)
         os.replace(temporary, path)
