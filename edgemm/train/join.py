@@ -26,6 +26,10 @@ def join(drawing: Path, reading: Path, output: Path, name: str = "") -> None:
     ours, theirs = (dataclasses.replace(m.config, name="", sampler=draws.config.sampler) for m in (draws, reads))
     if ours != theirs:
         raise CheckpointError(f"{reading}: config.json differs from that of {drawing}; only one model can be joined")
+    if draws.tokenizer_json != reads.tokenizer_json:
+        raise CheckpointError(f"{reading}: tokenizer.json differs from that of {drawing}; only one model can be joined")
+    if not torch.equal(draws.transformer.embed_tokens.weight, reads.transformer.embed_tokens.weight):
+        raise CheckpointError(f"{reading}: the transformer's embedding differs from {drawing}, and drawing reads it")
     deepest = max(draws.config.denoiser.prefix_layers)
     for index in range(deepest + 1):
         both = (m.transformer.layers[index].parameters() for m in (draws, reads))

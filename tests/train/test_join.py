@@ -49,3 +49,20 @@ def test_a_reading_that_changed_what_drawing_reads_is_refused(tmp_path: Path) ->
     with pytest.raises(CheckpointError, match="layer 0 differs"):
         join(drawing, reading, tmp_path / "both")
     assert not (tmp_path / "both").exists()
+
+
+def test_a_reading_with_another_embedding_is_refused(tmp_path: Path) -> None:
+    drawing, reading = trained_apart(tmp_path)
+    model = checkpoint.load(reading)
+    model.transformer.embed_tokens.weight.data[7] += 1
+    checkpoint.save(model, reading)
+    with pytest.raises(CheckpointError, match="embedding differs"):
+        join(drawing, reading, tmp_path / "both")
+
+
+def test_a_reading_with_another_tokenizer_is_refused(tmp_path: Path) -> None:
+    drawing, reading = trained_apart(tmp_path)
+    file = reading / "tokenizer.json"
+    file.write_text(file.read_text().replace("<|reserved_4|>", "<|another|>"))
+    with pytest.raises(CheckpointError, match=r"tokenizer\.json differs"):
+        join(drawing, reading, tmp_path / "both")
