@@ -123,15 +123,16 @@ def _check_context(model: Unified, asked: int | None) -> tuple[int, int]:
 def _write_components(
     model: Unified, writer: BundleWriter, target: str, precision: str, report: Say, status: Say
 ) -> tuple[dict[str, Component], list[Comparison]]:
-    graphs = component_graphs(model)
-    inputs = example_inputs(model)
+    graphs, inputs = component_graphs(model), example_inputs(model)
+    drawing_depth = max(model.config.denoiser.prefix_layers) + 1
     components, comparisons = {}, []
     for number, (name, graph) in enumerate(graphs.items(), start=1):
         here = f"{name}, {number} of {len(graphs)}"
         status(f"{here}: tracing")
         reference = trace(graph)
         status(f"{here}: lowering and writing")
-        variant_name, variant = _write_graph(graph, *lower(name, reference, precision), writer, target)
+        lowered, real = lower(name, reference, precision, drawing_depth)
+        variant_name, variant = _write_graph(graph, lowered, real, writer, target)
         status(f"{here}: comparing")
         comparisons.append(compare_component(writer.folder, graph, variant, inputs[name]))
         components[name] = Component({variant_name: variant})

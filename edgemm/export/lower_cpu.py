@@ -1,13 +1,16 @@
 """Lowering for x86 and ARM CPUs: ONNX Runtime's own block-quantized and dynamic int8 products.
 
 Weights of the transformer in blocks of 32 (MatMulNBits, accuracy level 4: int8 arithmetic), 8 bits or 4; its embedding
-in 8 bits (GatherBlockQuantized).  Conditioner and denoiser in dynamic int8 with their first and last products in float.
-The eye and the image decoder stay in float.  A component that a precision does not touch keeps its reference graph.
+in 8 bits (GatherBlockQuantized).  In int4 what makes keys and values keeps 8 bits in the layers that drawing reads: the
+denoiser looks at them at every step.  Conditioner and denoiser in dynamic int8 with their first and last products in
+float.  The eye and the image decoder stay in float.  What a precision does not touch keeps its reference graph.
 """
 
 from __future__ import annotations
 
+import re
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -25,18 +28,35 @@ BITS = {"int8": 8, "int4": 4}
 PRODUCTS = ("MatMul", "Gemm")
 
 
-def lower(component: str, reference: ModelProto, precision: str) -> tuple[ModelProto, str]:
-    """The component's graph for CPUs and the precision it really has."""
+def lower(component: str, reference: ModelProto, precision: str, drawing_depth: int = 0) -> tuple[ModelProto, str]:
+    """The component's graph for CPUs and the precision it really has; drawing reads layers below `drawing_depth`."""
     if precision not in PRECISIONS:
         raise UsageError(f"precision {precision!r} is none of: {', '.join(PRECISIONS)}")
     if precision == "fp32" or component in ("image_encoder", "image_decoder"):
         return reference, "fp32"
     if component == "transformer":
-        return _block_quantized(reference, BITS[precision]), precision
+        return _block_quantized(reference, BITS[precision], drawing_depth), precision
     return _dynamic_int8(reference), "int8"
 
 
-def _block_quantized(model: ModelProto, bits: int) -> ModelProto:
+def _block_quantized(model: ModelProto, bits: int, drawing_depth: int) -> ModelProto:
+    copy = ModelProto()
+    copy.CopyFrom(model)
+    fine = [node.name for node in copy.graph.node if _makes_keys_or_values(node, drawing_depth)]
+    _quantize_embedding(copy)
+    if bits == 8:
+        return _in_blocks(copy, 8)
+    return _in_blocks(_in_blocks(copy, bits, left_out=fine), 8)
+
+
+def _makes_keys_or_values(node: NodeProto, drawing_depth: int) -> bool:
+    """Of a layer below the depth; the products that feed the residual stream of the next layer's too."""
+    scopes = {prop.key: prop.value for prop in node.metadata_props}.get("pkg.torch.onnx.name_scopes", "")
+    found = re.search(r"layers\.(\d+)\.(?:self_attn\.[kv]_proj|mlp\.down_proj)\b", scopes)
+    return node.op_type in PRODUCTS and found is not None and int(found[1]) < drawing_depth
+
+
+def _in_blocks(model: ModelProto, bits: int, left_out: Sequence[str] = ()) -> ModelProto:
     from onnxruntime.quantization.matmul_nbits_quantizer import (
         DefaultWeightOnlyQuantConfig,
         KQuantWeightOnlyQuantConfig,
@@ -44,17 +64,20 @@ def _block_quantized(model: ModelProto, bits: int) -> ModelProto:
         QuantFormat,
     )
 
-    copy = ModelProto()
-    copy.CopyFrom(model)
-    _quantize_embedding(copy)
-    if bits == 4 and _suits_k_quant(copy):
+    if bits == 4 and _suits_k_quant(model):
         config = KQuantWeightOnlyQuantConfig()
     else:
         config = DefaultWeightOnlyQuantConfig(
             block_size=BLOCK, is_symmetric=False, accuracy_level=4, bits=bits, quant_format=QuantFormat.QOperator
         )
     quantizer = MatMulNBitsQuantizer(
-        copy, bits=bits, block_size=BLOCK, is_symmetric=False, accuracy_level=4, algo_config=config
+        model,
+        bits=bits,
+        block_size=BLOCK,
+        is_symmetric=False,
+        accuracy_level=4,
+        nodes_to_exclude=list(left_out),
+        algo_config=config,
     )
     with quiet():
         quantizer.process()

@@ -119,7 +119,7 @@ def test_fewer_bits_take_less_room(bundles):
     def size(precision, component):
         return sum(path.stat().st_size for path in (bundles[precision] / "components" / component).iterdir())
 
-    assert size("int4", "transformer") < 0.7 * size("int8", "transformer") < 0.35 * size("fp32", "transformer")
+    assert size("int4", "transformer") < 0.8 * size("int8", "transformer") < 0.4 * size("fp32", "transformer")
     for component in ("conditioner", "denoiser"):
         assert size("int8", component) < 0.5 * size("fp32", component)
 
@@ -277,8 +277,8 @@ def scaled(model, output, factor):
 def test_a_component_that_differs_leaves_no_bundle(fails, monkeypatch, tmp_path, component, output, precision, factor):
     from edgemm.export.lower_cpu import lower
 
-    def lower_wrongly(name, reference, wanted):
-        graph, real = lower(name, reference, wanted)
+    def lower_wrongly(name, *how):
+        graph, real = lower(name, *how)
         return (scaled(graph, output, factor) if name == component else graph), real
 
     monkeypatch.setattr(bundle_export, "lower", lower_wrongly)
@@ -291,8 +291,8 @@ def test_a_component_that_differs_leaves_no_bundle(fails, monkeypatch, tmp_path,
 def test_a_graph_that_cannot_be_run_leaves_no_bundle(fails, monkeypatch, tmp_path):
     from edgemm.export.lower_cpu import lower
 
-    def lower_wrongly(name, reference, wanted):
-        graph, real = lower(name, reference, wanted)
+    def lower_wrongly(name, *how):
+        graph, real = lower(name, *how)
         graph.graph.node[-1].op_type = "NoSuchOperator"
         return graph, real
 

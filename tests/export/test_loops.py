@@ -80,7 +80,7 @@ def test_guidance_changes_the_pixels_as_it_does_in_torch(runtimes, drawn, scale)
     np.testing.assert_allclose(found, wanted, atol=2 * PIXEL_TOLERANCE)
 
 
-@pytest.mark.parametrize(("precision", "psnr_db", "alike"), [("int8", 35, 0.95), ("int4", 22, 0.5)])
+@pytest.mark.parametrize(("precision", "psnr_db", "alike"), [("int8", 35, 0.95), ("int4", 24, 0.6)])
 def test_quantized_bundles_draw_nearly_the_same_and_still_listen(runtimes, drawn, precision, psnr_db, alike):
     """The change that another prompt or guidance makes points the same way (its cosine to torch's) as in torch."""
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 import numpy as np
 import onnxruntime
 import pytest
@@ -39,16 +41,27 @@ def attribute(node, name):
     return next(helper.get_attribute_value(a) for a in node.attribute if a.name == name)
 
 
-@pytest.mark.parametrize(("precision", "bits"), [("int8", 8), ("int4", 4)])
-def test_every_product_of_the_transformer_is_in_blocks(lowered, model, precision, bits):
+@pytest.mark.parametrize(("precision", "bits"), [("int8", {8: 15}), ("int4", {4: 15})])
+def test_every_product_of_the_transformer_is_in_blocks(lowered, precision, bits):
+    """q, k, v, o, gate, up and down of two layers, and the head."""
     graph, real = lowered("transformer", precision)
     products = nodes(graph, "MatMulNBits")
     assert real == precision
-    assert len(products) == 7 * model.config.transformer.depth + 1  # q, k, v, o, gate, up, down; the head
-    assert {(attribute(n, "bits"), attribute(n, "block_size")) for n in products} == {(bits, 32)}
-    assert {attribute(n, "accuracy_level") for n in products} == {4}, "without it the arithmetic is in float: slow"
+    assert Counter(attribute(node, "bits") for node in products) == bits
+    assert {attribute(node, "block_size") for node in products} == {32}
+    assert {attribute(node, "accuracy_level") for node in products} == {4}, "else the arithmetic is in float: slow"
     assert float_products_with_weights(graph) == []
     assert len(nodes(graph, "GatherBlockQuantized")) == 1
+
+
+@pytest.mark.parametrize(("depth", "fine"), [(1, 3), (2, 6)])
+def test_in_int4_keys_and_values_that_drawing_reads_keep_8_bits(references, graphs, depth, fine):
+    graph, real = lower("transformer", references(graphs["transformer"]), "int4", depth)
+    products = nodes(graph, "MatMulNBits")
+    assert real == "int4"
+    assert Counter(attribute(node, "bits") for node in products) == {8: fine, 4: 15 - fine}
+    shapes = Counter((attribute(node, "K"), attribute(node, "N")) for node in products if attribute(node, "bits") == 8)
+    assert shapes == {(64, 32): 2 * depth, (128, 64): depth}  # k and v, down
 
 
 @pytest.mark.parametrize("precision", ["int8", "int4"])

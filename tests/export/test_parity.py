@@ -91,7 +91,14 @@ def test_one_near_tie_does_not_judge_a_quantized_reply():
 
 @pytest.mark.parametrize(
     ("precision", "difference", "passed"),
-    [("fp32", 9e-4, True), ("fp32", 2e-3, False), ("int8", 0.05, True), ("int8", 0.2, False)],
+    [
+        ("fp32", 9e-4, True),
+        ("fp32", 2e-3, False),
+        ("int8", 0.09, True),
+        ("int8", 0.11, False),
+        ("int4", 0.19, True),
+        ("int4", 0.21, False),
+    ],
 )
 def test_pictures(precision, difference, passed):
     assert compare_pictures("it", precision, PIXELS + difference, PIXELS).passed is passed
