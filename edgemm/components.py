@@ -10,11 +10,21 @@ from dataclasses import dataclass
 
 from edgemm.errors import BundleError
 
-__all__ = ["COMPONENTS", "DTYPES", "TensorSpec", "check_component", "handed_over", "layers_of"]
+__all__ = [
+    "COMPONENTS",
+    "DTYPES",
+    "KEYS_AND_VALUES",
+    "TensorSpec",
+    "check_component",
+    "handed_over",
+    "layers_of",
+    "pattern",
+]
 
-DTYPES = ("float32", "int64", "bool")
+DTYPES = ("float32", "float16", "int64", "bool")
 
 OPTIONAL = ("layout",)  # a denoiser may do without
+KEYS_AND_VALUES = tuple(f"{stem}_{part}.*" for stem in ("past", "present", "prefix") for part in ("key", "value"))
 
 Signature = dict[str, tuple[str, int]]  # name -> (dtype, rank); "past_key.*" stands for one tensor a layer
 
@@ -109,7 +119,8 @@ def _check_side(side: str, expected: Signature, specs: tuple[TensorSpec, ...]) -
         if pattern(spec.name) not in expected:
             raise BundleError(f"{side}: unknown tensor {spec.name!r}, expected: {', '.join(expected)}")
         dtype, rank = expected[pattern(spec.name)]
-        if (spec.dtype, len(spec.shape)) != (dtype, rank):
+        may_be_half = pattern(spec.name) in KEYS_AND_VALUES and spec.dtype == "float16"
+        if (spec.dtype != dtype and not may_be_half) or len(spec.shape) != rank:
             raise BundleError(
                 f"{side}: {spec.name!r} is {spec.dtype} of rank {len(spec.shape)}, expected {dtype} of rank {rank}"
             )

@@ -195,11 +195,24 @@ class Manifest:
         if missing:
             raise BundleError(f"targets.{target}: component {missing[0]!r} is missing, the loops need it")
         if self.loops.denoise:
-            given = {spec.name for spec in self.variant("conditioner", target).outputs}
-            taken = {spec.name for spec in handed_over(self.variant("denoiser", target).inputs)}
-            if given != taken:
-                name = sorted(given ^ taken)[0]
+            given = {spec.name: spec.dtype for spec in self.variant("conditioner", target).outputs}
+            taken = {spec.name: spec.dtype for spec in handed_over(self.variant("denoiser", target).inputs)}
+            if given.keys() != taken.keys():
+                name = sorted(given.keys() ^ taken.keys())[0]
                 raise BundleError(f"targets.{target}: {name!r} is not on both sides of conditioner and denoiser")
+            self._check_types(target, given, taken, "conditioner", "denoiser")
+            cached = {spec.name: spec.dtype for spec in self.variant("transformer", target).inputs}
+            read = {spec.name: spec.dtype for spec in self.variant("conditioner", target).inputs}
+            self._check_types(target, cached, read, "transformer", "conditioner")
+
+    @staticmethod
+    def _check_types(target: str, given: dict[str, str], taken: dict[str, str], giver: str, taker: str) -> None:
+        """What one component hands another has one type on both sides."""
+        for name in given.keys() & taken.keys():
+            if given[name] != taken[name]:
+                raise BundleError(
+                    f"targets.{target}: {name!r} is {given[name]} in {giver} and {taken[name]} in {taker}"
+                )
 
     def _named_files(self) -> list[tuple[str, str]]:
         named = [(self.tokenizer, "tokenizer")]

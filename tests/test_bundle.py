@@ -230,7 +230,24 @@ def test_a_component_with_other_tensors_is_refused(bundle, side):
     change(bundle, *VARIANT, side, to=[{**tensors[0], "dtype": "int64"}, *tensors[1:]])
     refuse(bundle, f"{side}: '{tensors[0]['name']}' is int64 of rank 3, expected float32 of rank 3")
     change(bundle, *VARIANT, side, to=[{**tensors[0], "dtype": "float16"}, *tensors[1:]])
-    refuse(bundle, "is 'float16', expected one of: float32, int64, bool")
+    refuse(bundle, f"{side}: '{tensors[0]['name']}' is float16 of rank 3, expected float32 of rank 3")
+    change(bundle, *VARIANT, side, to=[{**tensors[0], "dtype": "float64"}, *tensors[1:]])
+    refuse(bundle, "is 'float64', expected one of: float32, float16, int64, bool")
+
+
+def in_half(tensors, stem):
+    return [{**spec, "dtype": "float16"} if spec["name"].startswith(stem) else spec for spec in tensors]
+
+
+def test_keys_and_values_may_be_half_on_both_sides_of_a_hand_over_only(bundle):
+    components = json.loads((bundle / "manifest.json").read_text())["components"]
+    denoiser = components["denoiser"]["variants"]["cpu-fp32"]["inputs"]
+    change(bundle, *VARIANT, "inputs", to=in_half(denoiser, "prefix_key"))
+    refuse(bundle, "'prefix_key.0' is float32 in conditioner and float16 in denoiser")
+    conditioner = ("components", "conditioner", "variants", "cpu-fp32")
+    given = components["conditioner"]["variants"]["cpu-fp32"]["outputs"]
+    change(bundle, *conditioner, "outputs", to=in_half(given, "prefix_key"))
+    open_bundle(bundle, verify=False)
 
 
 @pytest.mark.parametrize(

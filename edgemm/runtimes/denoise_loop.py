@@ -115,13 +115,20 @@ def read_prompt(prompt: Prompt, loop: DenoiseLoop, engines: DrawEngines, clock: 
     """Prefill, then the conditioner, which writes the row that the denoiser reads."""
     room = fixed_slots(engines.denoiser.inputs) or unconditional_slots(engines.unconditional)  # t
     transformer = CachedTransformer(engines.transformer, engines.max_context, BLOCK)
+    fixed = engines.conditioner.inputs["prompt_mask"].shape[1]  # T of a conditioner that was exported for one
+    if isinstance(fixed, int) and len(prompt) > fixed:
+        raise InputError(f"the drawing prompt takes {len(prompt)} tokens, this bundle draws from at most {fixed}")
     start = time.perf_counter()
     transformer.prefill(prompt, slots=room + loop.skip)
     clock.prefill_s = time.perf_counter() - start
-    cache = transformer.cache
-    prefix = PromptPrefix(engines.denoiser.inputs, engines.unconditional, cache.slots - loop.skip)
-    inputs = {name: buffer for name, buffer in cache.past.items() if name in engines.conditioner.inputs}
-    mask = np.zeros((1, cache.slots), dtype=np.float32)
+    slots = fixed if isinstance(fixed, int) else transformer.cache.slots
+    prefix = PromptPrefix(engines.denoiser.inputs, engines.unconditional, slots - loop.skip)
+    inputs = {
+        name: np.ascontiguousarray(buffer[:, :, :slots])  # the cache itself where it has as many
+        for name, buffer in transformer.cache.past.items()
+        if name in engines.conditioner.inputs
+    }
+    mask = np.zeros((1, slots), dtype=np.float32)
     mask[0, : len(prompt)] = prompt.users_own
     inputs |= {"prompt_mask": mask, "prefix_length": np.array([len(prompt)], dtype=np.int64)}
     start = time.perf_counter()

@@ -38,7 +38,7 @@ class KVCache:
         old, self.buffers = self.buffers, {}
         for name, spec in self.specs.items():
             heads, width = spec.fixed(1, "K/V heads"), spec.fixed(3, "head width")
-            self.buffers[name] = np.zeros((1, heads, self.slots, width), dtype=np.float32)
+            self.buffers[name] = np.zeros((1, heads, self.slots, width), dtype=spec.dtype)
             if name in old:
                 self.buffers[name][:, :, : self.used] = old.pop(name)[:, :, : self.used]
         return True

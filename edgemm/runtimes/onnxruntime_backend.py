@@ -22,7 +22,7 @@ from edgemm.runtimes.threads import ThreadPlan
 
 __all__ = ["OrtBinding", "OrtEngine", "open_engine", "providers", "version"]
 
-ORT_TYPES = {"tensor(float)": "float32", "tensor(int64)": "int64", "tensor(bool)": "bool"}
+ORT_TYPES = {"tensor(float)": "float32", "tensor(float16)": "float16", "tensor(int64)": "int64", "tensor(bool)": "bool"}
 ERRORS_ONLY = 3
 
 

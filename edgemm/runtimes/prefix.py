@@ -39,7 +39,7 @@ class PromptPrefix:
             raise BundleError(f"the unconditional prefix has no {name}")
         given = unconditional[name]
         used = tuple(slice(given.shape[i] if i == axis else None) for i in range(min(given.ndim, row.ndim)))
-        if given.dtype != row.dtype or row[used].shape != given.shape:
+        if given.dtype.kind != row.dtype.kind or row[used].shape != given.shape:
             raise BundleError(
                 f"{name} of the unconditional prefix is {given.dtype} {given.shape}, expected {row.shape}"
             )
