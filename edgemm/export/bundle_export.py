@@ -6,38 +6,34 @@ the manifest says about the model in manifest_of.py.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import dataclasses
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
-from onnx import ModelProto
 from safetensors.numpy import save
 
-from edgemm.bundle import UNCONDITIONAL, Bundle, BundleWriter, Component, Manifest, Variant
+from edgemm.bundle import UNCONDITIONAL, Bundle, BundleWriter, Manifest
 from edgemm.errors import MissingError, UsageError
-from edgemm.export.component_graphs import ComponentGraph, component_graphs
-from edgemm.export.component_parity import compare_component
-from edgemm.export.example_inputs import example_inputs
-from edgemm.export.graph_file import save_graph
-from edgemm.export.loop_parity import compare_loops
-from edgemm.export.lower_cpu import PRECISIONS, lower
+from edgemm.export.loop_parity import compare_loops, precision_of
 from edgemm.export.manifest_of import manifest_of, papers_of
 from edgemm.export.parity import Comparison, require
 from edgemm.export.recorded import PARITY_FILE, PIXELS_FILE, Recorded, parity_document
 from edgemm.export.reference import OPSET, trace
+from edgemm.export.targets import Plan, read_plans
 from edgemm.export.torch_answers import longest_prompt, torch_answers
+from edgemm.export.variants import write_components
 from edgemm.model import checkpoint
 from edgemm.model.unified import Unified
-from edgemm.runtimes.backends import select
+from edgemm.runtimes.backends import Choice
 from edgemm.runtimes.model import Model
 from edgemm.runtimes.threads import plan_threads
 
-__all__ = ["MAX_CONTEXT", "TARGETS", "export_bundle"]
+__all__ = ["MAX_CONTEXT", "export_bundle"]
 
-TARGETS = ("cpu",)
 MAX_CONTEXT = 2048  # cache slots when nobody says otherwise, where the transformer was trained for as many
 MAX_NEW_TOKENS = 32  # of a recorded reply
-LEAST_BYTES = {"fp32": 4.0, "int8": 1.0, "int4": 0.5}  # a parameter
+LEAST_BYTES = {"fp32": 4.0, "fp16": 2.0, "int8": 1.0, "int4": 0.5}  # a parameter
 
 Say = Callable[[str], None]
 
@@ -46,43 +42,41 @@ def export_bundle(
     source: Path,
     output: Path,
     target: str = "cpu",
-    precision: str = "fp32",
+    precision: str | None = None,
     overwrite: bool = False,
     max_context: int | None = None,
     report: Say = print,
     status: Say = lambda text: None,
 ) -> Manifest:
-    """Write the bundle of the checkpoint folder `source`.
+    """Write the bundle of the checkpoint folder `source` for one target or several, as targets.py reads the words.
 
     `report` gets a line for each comparison, `status` what is being done in between.  Raises CheckFailedError, and
     leaves nothing, when a component or a loop differs from torch.
     """
-    if target not in TARGETS:
-        raise UsageError(f"target {target!r} is not built yet; built: {', '.join(TARGETS)}")
-    if precision not in PRECISIONS:
-        raise UsageError(f"precision {precision!r} is none of: {', '.join(PRECISIONS)}")
+    plans = read_plans(target, precision)
     _check_runtime()
     source = source.resolve()
     status(f"loading {source.name}")
     model = checkpoint.load(source)
     slots, new_tokens = _check_context(model, max_context)
     parameters = sum(parameter.numel() for parameter in model.parameters())
-    report(
-        f"{source.name}: family {model.config.family}, {parameters / 1e6:.1f}M parameters; target {target}, {precision}"
-    )
-    with BundleWriter(output, overwrite, int(LEAST_BYTES[precision] * parameters)) as writer, torch.no_grad():
-        components, comparisons = _write_components(model, writer, target, precision, report, status)
+    asked = ", ".join(f"target {plan.target}, {plan.precision}" for plan in plans)
+    report(f"{source.name}: family {model.config.family}, {parameters / 1e6:.1f}M parameters; {asked}")
+    least_bytes = sum(LEAST_BYTES[precision] for precision in {plan.precision for plan in plans}) * parameters
+    with BundleWriter(output, overwrite, int(least_bytes)) as writer, torch.no_grad():
+        written = write_components(model, writer, plans, slots, trace, report, status)
+        comparisons = written.comparisons
         require(comparisons, "the bundle differs from the model, and was not kept")
-        manifest = manifest_of(model, source, components, target, precision, slots)
+        manifest = manifest_of(model, source, written.components, written.targets, slots)
         writer.add_bytes(manifest.tokenizer, model.tokenizer_json.encode())
         for name, content in papers_of(source, manifest).items():
             writer.add_bytes(name, content)
         writer.add_bytes(UNCONDITIONAL, stored_prefix(model, ""))
         status("loops: asking torch")
-        recorded = torch_answers(model, precision, new_tokens)
-        status("loops: comparing")
-        with Model(Bundle(writer.folder, manifest), select(target, (target,)), plan_threads()) as runtime:
-            for comparison in compare_loops(runtime, recorded):
+        recorded = torch_answers(model, precision_of(manifest, plans[0].target), new_tokens)
+        for plan in _different(plans):
+            status(f"loops: comparing {plan.target}")
+            for comparison in _run_loops(Bundle(writer.folder, manifest), plan, recorded, len(plans) > 1):
                 comparisons.append(comparison)
                 report(comparison.line())
         require(comparisons, "the bundle differs from the model, and was not kept")
@@ -120,41 +114,19 @@ def _check_context(model: Unified, asked: int | None) -> tuple[int, int]:
     return slots, min(MAX_NEW_TOKENS, slots - prompts)
 
 
-def _write_components(
-    model: Unified, writer: BundleWriter, target: str, precision: str, report: Say, status: Say
-) -> tuple[dict[str, Component], list[Comparison]]:
-    graphs, inputs = component_graphs(model), example_inputs(model)
-    drawing_depth = max(model.config.denoiser.prefix_layers) + 1
-    components, comparisons = {}, []
-    for number, (name, graph) in enumerate(graphs.items(), start=1):
-        here = f"{name}, {number} of {len(graphs)}"
-        status(f"{here}: tracing")
-        reference = trace(graph)
-        status(f"{here}: lowering and writing")
-        lowered, real = lower(name, reference, precision, drawing_depth)
-        variant_name, variant = _write_graph(graph, lowered, real, writer, target)
-        status(f"{here}: comparing")
-        comparisons.append(compare_component(writer.folder, graph, variant, inputs[name]))
-        components[name] = Component({variant_name: variant})
-        report(comparisons[-1].line())
-    return components, comparisons
+def _different(plans: tuple[Plan, ...]) -> list[Plan]:
+    """One plan of those that share every graph."""
+    return list({(plan.dialect, plan.precision): plan for plan in reversed(plans)}.values())[::-1]
 
 
-def _write_graph(
-    graph: ComponentGraph, lowered: ModelProto, precision: str, writer: BundleWriter, target: str
-) -> tuple[str, Variant]:
-    name = f"{target}-{precision}"
-    path = f"components/{graph.name}/{name}.onnx"
-    data = save_graph(lowered, writer.file(path))
-    contrib = any(opset.domain == "com.microsoft" for opset in lowered.opset_import)
-    return name, Variant(
-        graph=path,
-        data=f"components/{graph.name}/{data.name}" if data else None,
-        dialect=f"opset{OPSET}" + ("+com.microsoft" if contrib else ""),
-        precision=precision,
-        inputs=graph.inputs,
-        outputs=graph.outputs,
-    )
+def _run_loops(bundle: Bundle, plan: Plan, recorded: Recorded, named: bool) -> Iterator[Comparison]:
+    """Whatever a target's own engine is, its graphs are ONNX, and ONNX Runtime's CPU says what they compute."""
+    choice = Choice("cpu", "onnxruntime", plan.target, "CPUExecutionProvider", "compared before it is shipped")
+    precise = dataclasses.replace(recorded, precision=precision_of(bundle.manifest, plan.target))
+    with Model(bundle, choice, plan_threads()) as runtime:
+        for comparison in compare_loops(runtime, precise):
+            what = f"{plan.target}: {comparison.what}" if named else comparison.what
+            yield dataclasses.replace(comparison, what=what)
 
 
 def stored_prefix(model: Unified, prompt: str) -> bytes:

@@ -9,8 +9,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from edgemm.components import TensorSpec
 from edgemm.errors import BundleError, CheckFailedError, EdgemmError
 from edgemm.export.component_graphs import ComponentGraph
+from edgemm.export.dialects import DIALECTS
 from edgemm.export.parity import Comparison, compare_arrays
 from edgemm.manifest import Variant
 from edgemm.runtimes.onnxruntime_backend import open_engine
@@ -27,16 +29,30 @@ def compare_component(folder: Path, graph: ComponentGraph, variant: Variant, inp
     """
     answer = graph.module(*(inputs[spec.name] for spec in graph.inputs))
     wanted = [tensor.contiguous().numpy() for tensor in ((answer,) if isinstance(answer, Tensor) else answer)]
-    found = [np.zeros_like(array) for array in wanted]
+    found = [np.zeros_like(_fitted(array, spec)) for array, spec in zip(wanted, variant.outputs, strict=True)]
     data = folder / variant.data if variant.data else None
     try:
         engine = open_engine(
             graph.name, folder / variant.graph, data, variant, "CPUExecutionProvider", plan_threads(), threading.Lock()
         )
-        given = {name: tensor.contiguous().numpy() for name, tensor in inputs.items()}
-        engine.bind(given, {spec.name: array for spec, array in zip(graph.outputs, found, strict=True)}).run()
+        given = {spec.name: _fitted(inputs[spec.name].numpy(), spec) for spec in variant.inputs}
+        engine.bind(given, {spec.name: array for spec, array in zip(variant.outputs, found, strict=True)}).run()
     except EdgemmError as error:
         if isinstance(error, BundleError) or type(error) is EdgemmError:
-            raise CheckFailedError(f"{graph.name} ({variant.precision}) does not run: {error}") from error
+            raise CheckFailedError(f"{_named(graph, variant)} does not run: {error}") from error
         raise
-    return compare_arrays(f"{graph.name} ({variant.precision})", variant.precision, found, wanted)
+    same_part = [array[tuple(map(slice, other.shape))] for array, other in zip(found, wanted, strict=True)]
+    return compare_arrays(_named(graph, variant), variant.precision, same_part, wanted)
+
+
+def _named(graph: ComponentGraph, variant: Variant) -> str:
+    own = f"{variant.dialect}, " if variant.dialect in DIALECTS else ""
+    return f"{graph.name} ({own}{variant.precision})"
+
+
+def _fitted(array: np.ndarray, spec: TensorSpec) -> np.ndarray:
+    """In the variant's type, with empty slots up to the size that it fixes."""
+    sizes = [entry if isinstance(entry, int) else size for entry, size in zip(spec.shape, array.shape, strict=True)]
+    fitted = np.zeros(sizes, dtype=spec.dtype)
+    fitted[tuple(map(slice, array.shape))] = array
+    return fitted

@@ -10,15 +10,22 @@ from collections.abc import Iterator
 import numpy as np
 
 from edgemm.errors import BundleError, CheckFailedError, EdgemmError
-from edgemm.export.parity import Comparison, compare_choices, compare_pictures, compare_replies
+from edgemm.export.parity import CHOICE_FLOOR, Comparison, compare_choices, compare_pictures, compare_replies
 from edgemm.export.recorded import DrawCase, Recorded, TextCase, seeded_picture
 from edgemm.loops import TextLoop
+from edgemm.manifest import Manifest
 from edgemm.picture import load_picture
 from edgemm.runtimes.kv_cache import CachedTransformer
 from edgemm.runtimes.model import Model
 from edgemm.runtimes.prompt import as_messages, chat_prompt
 
-__all__ = ["compare_loops"]
+__all__ = ["compare_loops", "precision_of"]
+
+
+def precision_of(manifest: Manifest, target: str) -> str:
+    """The coarsest precision among a target's components: it decides how close the whole can come."""
+    found = {manifest.variant(component, target).precision for component in manifest.targets[target]}
+    return max(found, key=list(CHOICE_FLOOR).index)
 
 
 def compare_loops(model: Model, recorded: Recorded) -> Iterator[Comparison]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 from importlib import resources
 from pathlib import Path
+from typing import Any
 
 import edgemm
 from edgemm.bundle import (
@@ -37,23 +38,24 @@ CHUNK_BYTES = 1 << 20
 
 
 def manifest_of(
-    model: Unified, source: Path, components: dict[str, Component], target: str, precision: str, max_context: int
+    model: Unified,
+    source: Path,
+    components: dict[str, Component],
+    targets: dict[str, dict[str, str]],  # target -> component -> variant
+    max_context: int,
 ) -> Manifest:
     """`files` is left for the writer to fill."""
-    chosen = {name: next(iter(component.variants.items())) for name, component in components.items()}
     return Manifest(
         name=model.config.name,
         family=model.config.family,
         edgemm_version=edgemm.__version__,
         source=Source(source.name, _hash_of(source)),
         components=components,
-        targets={target: {name: variant_name for name, (variant_name, _) in chosen.items()}},
+        targets=targets,
         loops=Loops(_text_loop(model), _denoise_loop(model)),
         limits=Limits(max_context, MAX_IMAGE_PIXELS, MAX_STEPS),
         tokenizer="tokenizer.json",
-        quantization=None
-        if precision == "fp32"
-        else {name: variant.precision for name, (_, variant) in chosen.items()},
+        quantization=_precisions(components, targets),
         licences=_licences(model, source),
         files={},
     )
@@ -96,6 +98,17 @@ def _licence_in(card: Path) -> str:
             if key.strip() == "license" and value.strip():
                 return value.strip().strip("\"'")
     return f"see {MODEL_CARD}"
+
+
+def _precisions(components: dict[str, Component], targets: dict[str, dict[str, str]]) -> Any:
+    """component -> precision, one such table a target where there are several, None where all is float32."""
+    tables = {
+        target: {name: components[name].variants[variant].precision for name, variant in chosen.items()}
+        for target, chosen in targets.items()
+    }
+    if all(precision == "fp32" for table in tables.values() for precision in table.values()):
+        return None
+    return tables if len(tables) > 1 else next(iter(tables.values()))
 
 
 def _text_loop(model: Unified) -> TextLoop:

@@ -20,9 +20,18 @@ __all__ = ["Comparison", "compare_arrays", "compare_choices", "compare_pictures"
 COMPONENT_TOLERANCE = 1e-4  # of an output's largest value, float graphs: sums of thousands of terms in another order
 SMALLEST_SCALE = 1e-3  # outputs below it are as good as zero
 PIXEL_TOLERANCE = 1e-3  # after all steps, float graphs
-SIGNAL_FLOOR_DB = {"int8": 20.0, "int4": 4.0}  # of a component's outputs; SmolLM2-135M in int4 has 7, a broken graph 0
-PSNR_FLOOR_DB = {"int8": 20.0, "int4": 14.0}  # of a drawn picture; another prompt's is 8 to 12 away
-CHOICE_FLOOR = {"fp32": 1.0, "int8": 0.75, "int4": 0.4}  # of tokens chosen as torch did, after what torch said
+SIGNAL_FLOOR_DB = {
+    "fp16": 40.0,
+    "int8": 20.0,
+    "int4": 4.0,
+}  # of a component's outputs; SmolLM2-135M in int4 has 7, a broken graph 0
+PSNR_FLOOR_DB = {"fp16": 40.0, "int8": 20.0, "int4": 14.0}  # of a drawn picture; another prompt's is 8 to 12 away
+CHOICE_FLOOR = {
+    "fp32": 1.0,
+    "fp16": 0.9,
+    "int8": 0.75,
+    "int4": 0.4,
+}  # finest first; of tokens chosen as torch did, after what torch said
 
 WORDS = {  # measure -> (the value, the limit)
     "max_difference": ("max diff", "atol"),

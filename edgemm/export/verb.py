@@ -20,8 +20,17 @@ HELP = "turn a checkpoint into a bundle; fails, and leaves nothing, when the bun
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("checkpoint", help="checkpoint folder: config.json, tokenizer.json, model.safetensors")
     parser.add_argument("--output", required=True, metavar="BUNDLE", help="folder to write")
-    parser.add_argument("--target", default="cpu", help="where it will run: cpu (default)")
-    parser.add_argument("--precision", default="fp32", help="fp32 (default), int8 or int4")
+    parser.add_argument(
+        "--target",
+        default="cpu",
+        metavar="TARGET,...",
+        help="where it runs, with commas: cpu (default), cuda, rtx, jetson-orin-jp6, jetson-orin, jetson-thor",
+    )
+    parser.add_argument(
+        "--precision",
+        metavar="PRECISION",
+        help="cpu: fp32 (default), int8 or int4; the others: fp16 (default) or fp32; or one each: cpu=int8,rtx=fp16",
+    )
     parser.add_argument(
         "--max-context",
         type=int,
@@ -49,10 +58,12 @@ def run(args: argparse.Namespace) -> int:
             status=status.say,
         )
     size = sum(record.size_bytes for record in manifest.files.values()) / 1e6
-    print(
-        f"Wrote {args.output} ({size:.0f} MB, {args.precision}, every comparison passed); "
-        f"try it: edgemm draw {args.output} --prompt 'red heart' --output heart.png"
-    )
+    targets = ", ".join(manifest.targets)
+    if "cpu" in manifest.targets:
+        hint = f"try it: edgemm draw {args.output} --prompt 'red heart' --output heart.png"
+    else:
+        hint = f"build its engines on the device: edgemm build {args.output}"
+    print(f"Wrote {args.output} ({size:.0f} MB for {targets}, every comparison passed); {hint}")
     return 0
 
 

@@ -5,6 +5,8 @@ Needs no torch: the answers are in the bundle.  Hashes and graph rules come firs
 
 from __future__ import annotations
 
+import dataclasses
+
 from edgemm.bundle import Bundle
 from edgemm.export.parity import require
 from edgemm.export.recorded import read_recorded
@@ -16,11 +18,13 @@ __all__ = ["check_bundle"]
 
 def check_bundle(bundle: Bundle) -> list[str]:
     """One line a comparison. Raises CheckFailedError when this machine's answers differ from the recorded ones."""
-    from edgemm.export.loop_parity import compare_loops
+    from edgemm.export.loop_parity import compare_loops, precision_of
     from edgemm.runtimes.model import Model
 
     recorded = read_recorded(bundle)
-    with Model(bundle, select("auto", bundle.manifest.targets), plan_threads()) as model:
+    choice = select("auto", bundle.manifest.targets)
+    recorded = dataclasses.replace(recorded, precision=precision_of(bundle.manifest, choice.target))
+    with Model(bundle, choice, plan_threads()) as model:
         comparisons = list(compare_loops(model, recorded))
     require(comparisons, f"{bundle.path}: not what was recorded at export")
     return [comparison.line() for comparison in comparisons]

@@ -22,7 +22,7 @@ import pytest
 from edgemm.bundle import open_bundle
 from edgemm.cli import main
 from edgemm.errors import UsageError
-from edgemm.export import bundle_export
+from edgemm.export import bundle_export, variants
 from edgemm.runtimes.onnx_external_data import external_locations
 from tests.export.nano import PRECISIONS, left_behind, needs_opset_24
 from tests.export.test_reference import COMPONENTS, specs_of
@@ -173,8 +173,11 @@ def test_the_command_line_gives_the_same_graphs_in_a_process_of_its_own(checkpoi
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--target", "jetson"], "target 'jetson' is not built yet; built: cpu"),
-        (["--precision", "fp8"], "precision 'fp8' is none of: fp32, int8, int4"),
+        (["--target", "jetson"], "target 'jetson' is none of: cpu, cuda, rtx"),
+        (["--precision", "fp8"], "precision 'fp8' is none of what target cpu has: fp32, int8, int4"),
+        (["--target", "cpu,rtx", "--precision", "int8"], "target rtx has: fp16, fp32; one a target: --precision cpu="),
+        (["--target", "rtx", "--precision", "cpu=int8"], "precision is given for 'cpu', and the targets are: rtx"),
+        (["--target", ","], "no target is named"),
     ],
 )
 def test_an_unknown_choice_names_those_there_are(fails, tmp_path, words, message):
@@ -281,7 +284,7 @@ def test_a_component_that_differs_leaves_no_bundle(fails, monkeypatch, tmp_path,
         graph, real = lower(name, *how)
         return (scaled(graph, output, factor) if name == component else graph), real
 
-    monkeypatch.setattr(bundle_export, "lower", lower_wrongly)
+    monkeypatch.setattr(variants, "lower_cpu", lower_wrongly)
     line = fails(7, "--precision", precision)
     assert f"the bundle differs from the model, and was not kept: {component} (" in line
     assert left_behind(tmp_path) == []
@@ -296,7 +299,7 @@ def test_a_graph_that_cannot_be_run_leaves_no_bundle(fails, monkeypatch, tmp_pat
         graph.graph.node[-1].op_type = "NoSuchOperator"
         return graph, real
 
-    monkeypatch.setattr(bundle_export, "lower", lower_wrongly)
+    monkeypatch.setattr(variants, "lower_cpu", lower_wrongly)
     assert "image_encoder (fp32) does not run: " in fails(7)
     assert left_behind(tmp_path) == []
 
@@ -336,9 +339,10 @@ def test_a_time_limit_or_a_closed_terminal_leaves_nothing(checkpoint_path, monke
 
 
 @needs_opset_24
-@pytest.mark.parametrize("stage", ["trace", "lower", "compare_component", "torch_answers", "parity_document"])
+@pytest.mark.parametrize("stage", ["trace", "lower_cpu", "compare_component", "torch_answers", "parity_document"])
 def test_ctrl_c_at_any_stage_leaves_nothing(fails, monkeypatch, tmp_path, stage):
-    monkeypatch.setattr(bundle_export, stage, lambda *_: signal.raise_signal(signal.SIGINT))
+    module = variants if hasattr(variants, stage) else bundle_export
+    monkeypatch.setattr(module, stage, lambda *_: signal.raise_signal(signal.SIGINT))
     assert fails(130) == "edgemm: interrupted"
     assert left_behind(tmp_path) == []
 

@@ -31,5 +31,5 @@ def older_opset(model: ModelProto, opset: int) -> bool:
         if not schema.min_input <= len(node.input) <= schema.max_input:
             raise ValueError(f"{node.name}: {node.op_type} of opset {opset} does not take {len(node.input)} inputs")
     model.opset_import[0].version = opset
-    model.ir_version = IR_VERSIONS[opset]
+    model.ir_version = min(model.ir_version, IR_VERSIONS[opset])
     return given != opset

@@ -1,0 +1,68 @@
+"""Lowering for NVIDIA without quantizing: sizes of caches fixed, float16 with its islands, then the target's dialect.
+
+Keys and values are float16 where the rest is: they go from transformer to conditioner to denoiser as they are.
+Axes: T cache slots, t prefix slots.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from onnx import ModelProto, NodeProto, TensorProto, ValueInfoProto
+
+from edgemm.components import KEYS_AND_VALUES, TensorSpec, pattern
+from edgemm.export.dialects import in_dialect
+from edgemm.export.passes.fixed_axes import fixed_axes
+from edgemm.export.passes.half_precision import half_precision
+
+__all__ = ["fixed_sizes", "graph_specs", "lower_float"]
+
+DRAWING_SLOTS = 128  # T of the conditioner: a drawing prompt is short, and every slot costs the denoiser at every step
+PRODUCTS = ("MatMul", "Gemm", "Conv")
+DTYPES: dict[int, str] = {
+    TensorProto.FLOAT: "float32",
+    TensorProto.FLOAT16: "float16",
+    TensorProto.INT64: "int64",
+    TensorProto.BOOL: "bool",
+}
+
+
+def fixed_sizes(max_context: int, skip: int) -> dict[str, dict[str, int]]:
+    """component -> named axis -> its size, for engines that want caches of one size."""
+    drawing = min(DRAWING_SLOTS, max_context)
+    return {
+        "transformer": {"T": max_context},
+        "conditioner": {"T": drawing, "t": drawing - skip},
+        "denoiser": {"t": drawing - skip},
+    }
+
+
+def lower_float(
+    component: str, reference: ModelProto, precision: str, dialect: str, sizes: dict[str, dict[str, int]]
+) -> tuple[ModelProto, str]:
+    """The component's graph, and the precision it really has: without products there is nothing to gain from half."""
+    model = ModelProto()
+    model.CopyFrom(reference)
+    fixed_axes(model, sizes.get(component, {}))
+    if not any(node.op_type in PRODUCTS for node in model.graph.node):
+        precision = "fp32"
+    if precision == "fp16":
+        half_precision(model, lambda name: pattern(name) in KEYS_AND_VALUES, _whitens)
+    return in_dialect(model, dialect), precision
+
+
+def _whitens(node: NodeProto) -> bool:
+    """The pooled prompt's whitening divides by spreads that float16 would blur; it runs once a prompt."""
+    return any("whiten" in name for name in node.input)
+
+
+def graph_specs(values: Sequence[ValueInfoProto]) -> tuple[TensorSpec, ...]:
+    """Inputs or outputs of a lowered graph, for the manifest."""
+    return tuple(
+        TensorSpec(
+            value.name,
+            DTYPES[value.type.tensor_type.elem_type],
+            tuple(dim.dim_param or dim.dim_value for dim in value.type.tensor_type.shape.dim),
+        )
+        for value in values
+    )

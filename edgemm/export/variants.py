@@ -1,0 +1,108 @@
+"""Every variant of every component that a bundle's plans ask for: traced once, lowered, written, run and compared.
+
+What a plan is stands in targets.py, what a lowering does in lower_*.py.  Targets that take the same graph share it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from onnx import ModelProto
+
+from edgemm.bundle import BundleWriter, Component, Variant
+from edgemm.errors import UsageError
+from edgemm.export.component_graphs import ComponentGraph, component_graphs
+from edgemm.export.component_parity import compare_component
+from edgemm.export.example_inputs import example_inputs
+from edgemm.export.lower_cpu import lower as lower_cpu
+from edgemm.export.lower_float import fixed_sizes, graph_specs, lower_float
+from edgemm.export.parity import Comparison
+from edgemm.export.reference import OPSET
+from edgemm.export.stored_weights import StoredWeights
+from edgemm.export.targets import Plan
+from edgemm.model.unified import Unified
+
+__all__ = ["Components", "write_components"]
+
+Say = Callable[[str], None]
+Trace = Callable[[ComponentGraph], ModelProto]
+
+
+@dataclass(frozen=True)
+class Components:
+    """What was written, and how close it came to torch."""
+
+    components: dict[str, Component]
+    targets: dict[str, dict[str, str]]  # target -> component -> variant
+    comparisons: list[Comparison]
+
+
+def write_components(
+    model: Unified, writer: BundleWriter, plans: Sequence[Plan], slots: int, trace: Trace, report: Say, status: Say
+) -> Components:
+    """`slots` is the longest context, in tokens."""
+    graphs, inputs = component_graphs(model), example_inputs(model)
+    sizes = fixed_sizes(slots, model.conditioner.skip)
+    drawing_depth = max(model.config.denoiser.prefix_layers) + 1
+    written = Components({}, {plan.target: {} for plan in plans}, [])
+    for number, (name, graph) in enumerate(graphs.items(), start=1):
+        here = f"{name}, {number} of {len(graphs)}"
+        status(f"{here}: tracing")
+        reference = trace(graph)
+        variants: dict[str, Variant] = {}
+        stored = StoredWeights()
+        done: dict[tuple[str, str], str] = {}  # dialect and precision -> variant
+        for plan in plans:
+            kind = (plan.dialect, plan.precision)
+            if kind not in done:
+                status(f"{here}: lowering and writing for {plan.target}")
+                if plan.dialect == "cpu":
+                    lowered, real = lower_cpu(name, _copied(reference), plan.precision, drawing_depth)
+                else:
+                    lowered, real = _lower_float(name, reference, plan, sizes)
+                done[kind] = f"{plan.dialect}-{real}"
+                if done[kind] not in variants:
+                    variants[done[kind]] = _write_graph(name, lowered, real, plan, writer, stored)
+                    status(f"{here}: comparing")
+                    variant = variants[done[kind]]
+                    comparison = compare_component(writer.folder, graph, variant, inputs[name])
+                    written.comparisons.append(comparison)
+                    report(comparison.line())
+            written.targets[plan.target][name] = done[kind]
+        written.components[name] = Component(variants)
+    return written
+
+
+def _copied(reference: ModelProto) -> ModelProto:
+    """What is saved gives its weights away, and the next plan wants them too."""
+    copy = ModelProto()
+    copy.CopyFrom(reference)
+    return copy
+
+
+def _lower_float(
+    name: str, reference: ModelProto, plan: Plan, sizes: dict[str, dict[str, int]]
+) -> tuple[ModelProto, str]:
+    try:
+        return lower_float(name, reference, plan.precision, plan.dialect, sizes)
+    except ValueError as error:
+        raise UsageError(f"{name} cannot be written for {plan.target} in {plan.precision}: {error}") from error
+
+
+def _write_graph(
+    component: str, lowered: ModelProto, precision: str, plan: Plan, writer: BundleWriter, stored: StoredWeights
+) -> Variant:
+    path = f"components/{component}/{plan.dialect}-{precision}.onnx"
+    inputs, outputs = graph_specs(lowered.graph.input), graph_specs(lowered.graph.output)
+    contrib = any(opset.domain == "com.microsoft" for opset in lowered.opset_import)
+    dialect = f"opset{OPSET}" + ("+com.microsoft" if contrib else "") if plan.dialect == "cpu" else plan.dialect
+    data = stored.save(lowered, writer.file(path))
+    return Variant(
+        graph=path,
+        data=f"components/{component}/{data.name}" if data else None,
+        dialect=dialect,
+        precision=precision,
+        inputs=inputs,
+        outputs=outputs,
+    )

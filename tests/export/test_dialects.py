@@ -1,0 +1,142 @@
+"""Both NVIDIA dialects say what torch says: run by ONNX Runtime's CPU, because no GPU is needed to know that."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+import pytest
+import torch
+
+from edgemm.bundle import open_bundle
+from edgemm.errors import InputError
+from edgemm.export.dialects import DIALECTS, in_dialect
+from edgemm.export.recorded import seeded_picture
+from edgemm.picture import load_picture
+from edgemm.runtimes import schedule
+from edgemm.runtimes.backends import Choice
+from edgemm.runtimes.kv_cache import CachedTransformer
+from edgemm.runtimes.model import Model
+from edgemm.runtimes.prompt import as_messages, chat_prompt
+from edgemm.runtimes.threads import plan_threads
+from tests.export.nano import needs_opset_24
+from tests.export.passes.one_op import one_op, ops
+
+pytestmark = needs_opset_24
+
+PRECISIONS = {"cpu": "fp32", "rtx": "fp32", "jetson-orin-jp6": "fp32", "jetson-orin": "fp16", "cuda": "fp16"}
+DIALECT = {"rtx": "standard-24", "jetson-orin-jp6": "portable-21", "jetson-orin": "standard-24"}
+NEW_TOKENS = 64
+NEWER_OPS = {"Attention", "RotaryEmbedding", "RMSNormalization", "TensorScatter"}
+
+
+@pytest.fixture(scope="module")
+def lines():
+    return []
+
+
+@pytest.fixture(scope="module")
+def bundle(export, tmp_path_factory, lines):
+    words = ",".join(f"{target}={precision}" for target, precision in PRECISIONS.items())
+    path = tmp_path_factory.mktemp("dialects") / "nano.bundle"
+    return open_bundle(export(path, target=",".join(PRECISIONS), precision=words, report=lines.append))
+
+
+@pytest.fixture(scope="module")
+def opened(bundle):
+    """target -> its graphs, run on this machine's CPU."""
+    plan = plan_threads(1)
+    models = {
+        t: Model(bundle, Choice("cpu", "onnxruntime", t, "CPUExecutionProvider", "a test"), plan) for t in DIALECT
+    }
+    yield models
+    for model in models.values():
+        model.close()
+
+
+def graph(bundle, component, target):
+    return onnx.load(str(bundle.path / bundle.manifest.variant(component, target).graph), load_external_data=False)
+
+
+def test_each_dialect_has_the_operators_it_is_named_after(bundle):
+    for target, dialect in DIALECT.items():
+        transformer = graph(bundle, "transformer", target)
+        assert bundle.manifest.variant("transformer", target).dialect == dialect
+        assert [(o.domain, o.version) for o in transformer.opset_import] == [("", int(dialect[-2:]))]
+        assert NEWER_OPS & ops(transformer) == (NEWER_OPS if dialect == "standard-24" else set())
+
+
+def test_weights_are_stored_once_a_precision(bundle):
+    """Float32 for cpu, rtx and JetPack 6, float16 for both others: two files a component, not five."""
+    for component in ("image_encoder", "transformer", "conditioner", "denoiser"):
+        variants = {target: bundle.manifest.variant(component, target) for target in PRECISIONS}
+        files = {path.name for path in (bundle.path / "components" / component).glob("*.data")}
+        assert len(files) == 2, files
+        assert variants["jetson-orin"] == variants["cuda"]
+        assert variants["cpu"].data == variants["rtx"].data == variants["jetson-orin-jp6"].data
+        assert variants["cuda"].data != variants["rtx"].data
+
+
+def test_caches_have_one_size_and_are_half_where_the_graph_is(bundle):
+    for target, precision in (("rtx", "float32"), ("jetson-orin", "float16")):
+        past = [s for s in bundle.manifest.variant("transformer", target).inputs if s.name.startswith("past_")]
+        assert {(spec.dtype, spec.shape[2]) for spec in past} == {(precision, bundle.manifest.limits.max_context)}
+        prefix = [s for s in bundle.manifest.variant("denoiser", target).inputs if s.name.startswith("prefix_key")]
+        assert all(spec.dtype == precision and isinstance(spec.shape[2], int) for spec in prefix)
+        edges = [s.dtype for s in bundle.manifest.variant("denoiser", target).inputs if s.name == "noisy_tokens"]
+        assert edges == ["float32"]
+
+
+def test_export_compared_every_variant_and_every_loop(lines):
+    passed = [line for line in lines if line.startswith("-[✓]")]
+    for dialect in DIALECTS:
+        for component in ("image_encoder", "transformer", "conditioner", "denoiser", "image_decoder"):
+            assert any(f"{component} ({dialect}, fp32)" in line for line in passed)
+    for target in ("rtx", "jetson-orin-jp6"):
+        assert sum(f"{target}: " in line and "loop" in line for line in passed) == 5  # three replies, two pictures
+
+
+@pytest.mark.parametrize("target", ["rtx", "jetson-orin-jp6"])
+@pytest.mark.parametrize("pictures", [0, 1])
+def test_sixty_four_greedy_tokens_are_torchs(opened, model, target, pictures):
+    size = model.config.vision.image_size
+    images = [seeded_picture(seed, size) for seed in range(pictures)]
+    pixels = [torch.from_numpy(load_picture(image, size, model.config.background, 10**6)) for image in images]
+    wanted, _ = model.generate("What is this?", torch.stack(pixels) if pixels else None, NEW_TOKENS, stop=False)
+    assert choices(opened[target], "What is this?", images, wanted) == list(wanted)
+    assert len(set(wanted)) > NEW_TOKENS // 4, "a model that repeats itself would prove nothing"
+
+
+def choices(runtime, text, images, tokens):
+    """The likeliest token after the prompt and after each of torch's own."""
+    prompt = chat_prompt(as_messages(text, images), runtime.manifest.loops.text, runtime.tokenizer)
+    loop = runtime.manifest.loops.text
+    pictures = [load_picture(image, loop.image_size, loop.background, 10**6) for image in images]
+    seen = runtime._encode(runtime.engine("image_encoder"), pictures, loop) if images else None
+    transformer = CachedTransformer(runtime.engine("transformer"), runtime.manifest.limits.max_context)
+    found = [int(transformer.prefill(prompt, seen).argmax())]
+    return found + [int(transformer.step(token).argmax()) for token in tokens[:-1]]
+
+
+@pytest.mark.parametrize(("target", "atol"), [("rtx", 1e-4), ("jetson-orin-jp6", 1e-4), ("jetson-orin", 2e-2)])
+@pytest.mark.parametrize("guidance", [1.0, 2.0])
+def test_whole_drawings_are_torchs(opened, model, target, atol, guidance):
+    """Float32 within 1e-4 after all steps; float16 within what six steps of it make of rounding."""
+    tokens = model.config.image_tokens
+    noise = schedule.initial_noise(1, tokens.token_count, tokens.token_width)
+    sampler = model.with_sampler(guidance_scale=guidance)
+    wanted = model.draw(["red heart"], torch.from_numpy(noise)[None], sampler)[0].numpy()
+    found = opened[target].generate_image("red heart", guidance_scale=guidance, seed=1).pixels
+    np.testing.assert_allclose(found, wanted, atol=atol)
+
+
+def test_a_prompt_longer_than_the_conditioner_is_refused(opened):
+    with pytest.raises(InputError, match=r"takes \d+ tokens, this bundle draws from at most 128"):
+        opened["rtx"].generate_image("a red heart and " * 20)
+
+
+def test_a_node_that_a_dialect_cannot_say_is_named():
+    side = {"x": (np.float32, [4])}
+    swish = one_op("Swish", side, {"y": side["x"]})
+    assert in_dialect(swish, "standard-24") == swish
+    with pytest.raises(ValueError, match="swish: Swish is newer than opset 21"):
+        in_dialect(swish, "portable-21")
