@@ -104,11 +104,13 @@ class Model:
         seed: int | None = None,
         stop: Sequence[str] = (),
         timeout_s: float | None = None,
+        ignore_eos: bool = False,
     ) -> Iterator[TextChunk]:
         """The reply in pieces as they come; arguments are checked and pictures read before the first is asked for.
 
         `prompt` is a string or a list of {"role", "content", "images"}; `images` belong to the last message.  After
-        `timeout_s` the reply ends with the reason "cancelled" and keeps what it has.
+        `timeout_s` the reply ends with the reason "cancelled" and keeps what it has.  With `ignore_eos` the model's own
+        stop tokens end nothing, so that a benchmark times every token it asked for.
         """
         clock = Clock()
         self._check_open()
@@ -118,7 +120,8 @@ class Model:
         sampling = Sampling(temperature, top_k, top_p, min_p, repetition_penalty, seed)
         tokens = chat_prompt(messages, loop, self.tokenizer)
         self._check_length(len(tokens))
-        request = TextRequest(tokens, sampling, max_new_tokens, tuple(_not_a_string(stop)), loop.stop_token_ids)
+        stop_ids = () if ignore_eos else loop.stop_token_ids
+        request = TextRequest(tokens, sampling, max_new_tokens, tuple(_not_a_string(stop)), stop_ids)
         pictures = [self._picture(image, loop) for message in messages for image in message.images]
         return self._call(lambda cancelled: self._write(request, pictures, loop, cancelled, clock), timeout_s)
 
@@ -260,6 +263,12 @@ class Model:
                     component, graph, data, variant, self.choice.provider, self.threads, self._running
                 )
             return self._engines[component]
+
+    def watch_engines(self, watch: Callable[[Engine], Engine]) -> None:
+        """Loads every engine and puts `watch(engine)` in its place: for measuring, between calls."""
+        watched = {component: watch(self.engine(component)) for component in self._components}
+        with self._loading:
+            self._engines.update(watched)
 
     def _timed_engines(self, components: Sequence[str]) -> tuple[dict[str, Engine], float]:
         start = time.perf_counter()

@@ -100,6 +100,35 @@ def test_a_stop_token_ends_a_reply_and_is_no_part_of_it(tmp_path, weights, model
     assert result.token_ids == free[: free.index(stop)]
 
 
+def test_ignoring_stop_tokens_gives_every_token_that_was_asked_for(tmp_path, weights, model):
+    expected = reference.greedy(weights, tokens_of(model, "hello"), None, 24)
+    loops = Loops(dataclasses.replace(text_loop(), stop_token_ids=(expected[3],)), None)
+    with edgemm.load(build(tmp_path / "b", weights, loops), device="cpu") as stopping:
+        assert len(stopping.generate_text("hello", max_new_tokens=24).token_ids) < 24
+        whole = stopping.generate_text("hello", max_new_tokens=24, ignore_eos=True)
+    assert list(whole.token_ids) == expected and whole.finish_reason == "length"
+
+
+def test_a_watched_engine_is_the_one_that_runs(bundle_path):
+    with edgemm.load(bundle_path, device="cpu", threads=1) as watched:
+        bound = []
+
+        class Watch:
+            def __init__(self, engine):
+                self.engine = engine
+
+            def __getattr__(self, name):
+                return getattr(self.engine, name)
+
+            def bind(self, inputs, outputs):
+                bound.append(self.engine.component)
+                return self.engine.bind(inputs, outputs)
+
+        watched.watch_engines(Watch)
+        watched.generate_text("hello", max_new_tokens=2, ignore_eos=True)
+        assert set(bound) == {"transformer"}
+
+
 def test_a_stop_string_ends_a_reply_before_itself(model):
     whole = model.generate_text("hello", max_new_tokens=40).text
     stop = whole[10:12]

