@@ -31,7 +31,7 @@ from edgemm.model.pretrained import load_transformer_weights, write_tokenizer
 from edgemm.model.prompts import byte_tokenizer_json
 from edgemm.model.unified import Unified
 
-__all__ = ["ADAPTER", "FORMAT_FILES", "build", "load", "ran_out_of_disk", "save", "stored_state"]
+__all__ = ["ADAPTER", "FORMAT_FILES", "build", "load", "ran_out_of_disk", "save", "stored_state", "take_the_name"]
 
 FORMAT_FILES = ("config.json", "tokenizer.json", "model.safetensors")
 ADAPTER = "transformer_adapter"
@@ -190,7 +190,7 @@ def save(
             shutil.copy2(destination / "README.md", temporary / "README.md")
         for file in temporary.rglob("*.safetensors"):
             file.chmod(0o644)  # the library makes them readable by their owner alone
-        _take_the_name(temporary, destination)
+        take_the_name(temporary, destination)
     except Exception as error:
         size = sum(tensor.numel() * tensor.element_size() for tensor in state.values())
         shutil.rmtree(temporary, ignore_errors=True)
@@ -225,7 +225,8 @@ def _copy_adapter(source: Path, destination: Path, dtype: torch.dtype | None) ->
     save_file(tensors, destination / "adapter_model.safetensors", metadata={"format": "pt"})
 
 
-def _take_the_name(temporary: Path, destination: Path) -> None:
+def take_the_name(temporary: Path, destination: Path) -> None:
+    """Rename a finished folder to where it belongs, in place of what stood there."""
     if not destination.exists():
         temporary.rename(destination)
         return

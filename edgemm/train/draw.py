@@ -28,7 +28,7 @@ class DrawTask:
 
     def __init__(self, model: Unified, recipe: Recipe) -> None:
         self.model, self.recipe = model, recipe
-        _, samples = pick_samples(recipe.data, recipe.splits, recipe.groups)
+        _, samples = pick_samples(recipe.data, recipe.splits, recipe.groups, recipe.pictures)
         tokens = model.config.image_tokens
         self.pixels = load_pictures(Path(recipe.data), samples, tokens.image_size)
         captions = sorted({caption for sample in samples for caption in sample.captions})

@@ -18,13 +18,20 @@ from edgemm.errors import InputError
 __all__ = ["batch_rows", "load_pictures", "pick_samples"]
 
 
-def pick_samples(path: str | Path, splits: Sequence[str], groups: Sequence[str]) -> tuple[Dataset, list[Sample]]:
-    """The samples of the splits and groups (none: all). Raises InputError when nothing is left."""
+def pick_samples(
+    path: str | Path, splits: Sequence[str], groups: Sequence[str], count: int = 0
+) -> tuple[Dataset, list[Sample]]:
+    """The samples of the splits and groups (none: all), or `count` of them, spread evenly over the list.
+
+    Raises InputError when nothing is left.
+    """
     dataset = read_dataset(path)
     samples = [s for s in dataset.samples if s.split in splits and (not groups or s.group in groups)]
     if not samples:
         known = sorted({s.group for s in dataset.samples})
         raise InputError(f"{path}: no picture is in splits {list(splits)} and groups {list(groups)}; groups: {known}")
+    if 0 < count < len(samples):
+        samples = [samples[row] for row in np.linspace(0, len(samples) - 1, count).round().astype(int)]
     return dataset, samples
 
 

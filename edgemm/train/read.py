@@ -34,7 +34,8 @@ __all__ = ["ReadTask"]
 class ReadTask:
     """What the loop trains: projection and adapter; see train/loop.py for the interface."""
 
-    def __init__(self, model: Unified, recipe: Recipe) -> None:
+    def __init__(self, model: Unified, recipe: Recipe, peft: PeftModel | None = None) -> None:
+        """`peft` is the transformer with an adapter already in place; without it the recipe says which."""
         depth, deepest = model.config.transformer.depth, max(model.config.denoiser.prefix_layers)
         if not deepest < recipe.lora_first_layer < depth:
             raise UsageError(
@@ -42,7 +43,7 @@ class ReadTask:
                 f"the denoiser reads layers up to {deepest} of {depth}, and they must stay as they are"
             )
         self.model, self.recipe = model, recipe
-        dataset, samples = pick_samples(recipe.data, recipe.splits, recipe.groups)
+        dataset, samples = pick_samples(recipe.data, recipe.splits, recipe.groups, recipe.pictures)
         pixels = load_pictures(Path(recipe.data), samples, model.config.vision.image_size)
         self.features = eye_features(model, pixels, recipe.views, recipe.seed)  # (pictures, v, m, f)
         self.labels = [sample.label for sample in samples]
@@ -56,7 +57,7 @@ class ReadTask:
         if not self.questions:
             raise InputError(f"{recipe.data}: no question is about the pictures of splits {list(recipe.splits)}")
         self.kinds = [kind for kind in sorted(self.questions) if kind != "label"]
-        self.peft = adapted(model, recipe)
+        self.peft = peft if peft is not None else adapted(model, recipe)
         projection = {n: m for n, m in model.image_encoder.named_children() if n != "encoder"}
         self.projection = nn.ModuleDict(projection)
         self.position = model.image_encoder.position

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from edgemm.errors import InputError, UsageError
 
@@ -21,7 +21,7 @@ CHOICES = {"task": ("draw", "read"), "optimizer": ("adamw", "muon"), "precision"
 LARGEST = sys.float_info.max  # infinity is out of range too
 RANGES: tuple[tuple[tuple[str, ...], float, float], ...] = (
     (("steps", "batch", "log_every", "save_every", "sample_every", "views", "lora_rank", "lora_alpha"), 1, LARGEST),
-    (("seed", "threads", "warmup", "align_steps", "lora_first_layer"), 0, LARGEST),
+    (("seed", "threads", "warmup", "align_steps", "lora_first_layer", "pictures"), 0, LARGEST),
     (("learning_rate", "matrix_learning_rate", "weight_decay", "time_spread"), 0, LARGEST),
     (("clip", "loss_floor"), 1e-6, LARGEST),
     (("drop_prompt", "decay", "ema"), 0, 1),
@@ -55,6 +55,7 @@ class Recipe:
     sample_every: int = 1000
     groups: tuple[str, ...] = ()  # emoji groups to train on; none means all
     splits: tuple[str, ...] = ("train",)
+    pictures: int = 0  # train on so many of them, spread evenly; 0 means all
     # drawing
     drop_prompt: float = 0.1  # share of samples that see the unconditional prompt (arXiv:2207.12598)
     time_mean: float = -0.8  # of the logit-normal time; lower trains more on noisy pictures
@@ -83,10 +84,16 @@ class Recipe:
             raise UsageError(f"recipe: lora_targets is {found}, expected some of: {', '.join(PROJECTIONS)}")
 
 
-def read_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
-    """The recipe at `path` with `key=value` overrides on top. Raises InputError or UsageError naming the key."""
+R = TypeVar("R", bound=Recipe)
+
+
+def read_recipe(path: str | Path | None, overrides: Sequence[str] = (), kind: type[R] = Recipe) -> R:
+    """The recipe of a kind at `path` (None: its defaults) with `key=value` overrides on top.
+
+    Raises InputError or UsageError naming the key.
+    """
     try:
-        text = Path(path).read_text(encoding="utf-8")
+        text = "" if path is None else Path(path).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: recipe cannot be read: {error}") from error
     if sys.version_info >= (3, 11):
@@ -97,7 +104,7 @@ def read_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
         values = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         raise InputError(f"{path}: not TOML: {error}") from error
-    fields = {field.name: field for field in dataclasses.fields(Recipe)}
+    fields = {field.name: field for field in dataclasses.fields(kind)}
     for key, value in values.items():
         if key not in fields:
             raise InputError(f"{path}: unknown key {key!r}; known: {', '.join(fields)}")
@@ -110,7 +117,7 @@ def read_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     missing = [name for name in ("task", "data", "output") if name not in values]
     if missing:
         raise InputError(f"{path}: {missing[0]} is missing")
-    return Recipe(**values)
+    return kind(**values)
 
 
 def _checked(path: str | Path, key: str, value: Any, kind: str) -> Any:

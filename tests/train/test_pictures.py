@@ -42,3 +42,10 @@ def test_splits_and_groups_pick_and_nothing_left_names_the_groups():
     assert {sample.split for sample in samples} == {"train"}
     with pytest.raises(InputError, match=r"groups: .*food-drink"):
         pick_samples(EMOJI, ["train"], ["food"])
+
+
+def test_so_many_pictures_are_spread_over_the_whole_list():
+    _, every = pick_samples(EMOJI, ["train"], [])
+    _, some = pick_samples(EMOJI, ["train"], [], 5)
+    assert len(some) == 5 and some[0] == every[0] and some[-1] == every[-1]
+    assert pick_samples(EMOJI, ["train"], [], 10_000)[1] == every
