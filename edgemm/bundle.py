@@ -16,7 +16,7 @@ from pathlib import Path
 from edgemm.bundle_writer import BundleWriter
 from edgemm.components import COMPONENTS, TensorSpec
 from edgemm.errors import BundleError
-from edgemm.loops import DenoiseLoop, DenoiseTemplate, Limits, Loops, TextLoop, TextTemplate
+from edgemm.loops import DenoiseLoop, DenoiseTemplate, ImageTokensLoop, Limits, Loops, TextLoop, TextTemplate
 from edgemm.manifest import (
     SCHEMA_VERSION,
     UNCONDITIONAL,
@@ -39,6 +39,7 @@ __all__ = [
     "DenoiseLoop",
     "DenoiseTemplate",
     "FileRecord",
+    "ImageTokensLoop",
     "Licence",
     "Limits",
     "Loops",

@@ -1,4 +1,4 @@
-"""The five components of a bundle: what goes into each graph and what comes out, as docs/bundle.md says.
+"""The components a bundle may have: what goes into each graph and what comes out, as docs/bundle.md says.
 
 It knows names, types and ranks of tensors, never files or weights.
 Axes: b batch, s new tokens, T cache slots, t prefix slots, m/n image tokens read/drawn, g/h heads, d head width.
@@ -23,7 +23,7 @@ __all__ = [
 
 DTYPES = ("float32", "float16", "int64", "bool")
 
-OPTIONAL = ("layout",)  # a denoiser may do without
+OPTIONAL = ("layout", "logits", "hidden")  # a denoiser may do without a layout; a transformer gives one of the others
 KEYS_AND_VALUES = tuple(f"{stem}_{part}.*" for stem in ("past", "present", "prefix") for part in ("key", "value"))
 
 Signature = dict[str, tuple[str, int]]  # name -> (dtype, rank); "past_key.*" stands for one tensor a layer
@@ -44,8 +44,19 @@ COMPONENTS: dict[str, tuple[Signature, Signature]] = {  # component -> (inputs, 
             "past_key.*": ("float32", 4),
             "past_value.*": ("float32", 4),
         },
-        {"logits": ("float32", 2), "present_key.*": ("float32", 4), "present_value.*": ("float32", 4)},
+        {
+            "logits": ("float32", 2),
+            "hidden": ("float32", 2),
+            "present_key.*": ("float32", 4),
+            "present_value.*": ("float32", 4),
+        },
     ),
+    # A transformer whose text and picture tokens have heads of their own gives `hidden`, and these two read it.
+    "text_head": ({"hidden": ("float32", 2)}, {"logits": ("float32", 2)}),
+    "image_head": ({"hidden": ("float32", 2)}, {"logits": ("float32", 2)}),
+    "image_embedder": ({"codes": ("int64", 2)}, {"image_tokens": ("float32", 3)}),
+    "vq_encoder": ({"pixels": ("float32", 4)}, {"token_ids": ("int64", 2)}),
+    "vq_decoder": ({"codes": ("int64", 2)}, {"pixels": ("float32", 4)}),
     "conditioner": (
         {
             "past_key.*": ("float32", 4),
@@ -124,6 +135,8 @@ def _check_side(side: str, expected: Signature, specs: tuple[TensorSpec, ...]) -
             raise BundleError(
                 f"{side}: {spec.name!r} is {spec.dtype} of rank {len(spec.shape)}, expected {dtype} of rank {rank}"
             )
+    if {"logits", "hidden"} & expected.keys() and not {"logits", "hidden"} & set(found):
+        raise BundleError(f"{side}: neither 'logits' nor 'hidden' is there")
     for name in expected:
         if name not in OPTIONAL and name not in {pattern(item) for item in found}:
             raise BundleError(f"{side}: {name!r} is missing")

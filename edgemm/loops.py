@@ -1,7 +1,7 @@
 """The loops a bundle asks for: numbers and strings that make one runtime serve every family.
 
-They are fields of manifest.json (docs/bundle.md), never code; runtimes/text_loop.py and runtimes/denoise_loop.py run
-them.
+They are fields of manifest.json (docs/bundle.md), never code; runtimes/text_loop.py, runtimes/image_tokens_loop.py and
+runtimes/denoise_loop.py run them.
 """
 
 from __future__ import annotations
@@ -10,7 +10,17 @@ from dataclasses import dataclass
 
 from edgemm.errors import BundleError
 
-__all__ = ["DenoiseLoop", "DenoiseTemplate", "Limits", "Loops", "TextLoop", "TextTemplate", "check_range"]
+__all__ = [
+    "DenoiseLoop",
+    "DenoiseTemplate",
+    "ImageTokensLoop",
+    "Limits",
+    "Loops",
+    "TextLoop",
+    "TextTemplate",
+    "check_one_of",
+    "check_range",
+]
 
 
 def check_range(name: str, value: float, low: float, high: float) -> None:
@@ -19,9 +29,14 @@ def check_range(name: str, value: float, low: float, high: float) -> None:
         raise BundleError(f"{name} is {value:g}, expected {low:g} to {high:g}")
 
 
+def check_one_of(name: str, value: str, *known: str) -> None:
+    if value not in known:
+        raise BundleError(f"{name} is {value!r}, this edgemm knows: {', '.join(known)}")
+
+
 @dataclass(frozen=True)
 class TextTemplate:
-    """Strings around each message; each piece is tokenized alone."""
+    """Strings around each message."""
 
     user_open: str
     user_close: str
@@ -30,6 +45,9 @@ class TextTemplate:
     system_open: str
     system_close: str
     system_default: str  # the system message when none is given; "" leaves it out
+    opening: str = ""  # starts a conversation that has no system message
+    reply_open: str | None = None  # starts the reply that is asked for; None: the same as assistant_open
+    takes_system: bool = True  # False: a system message is refused
 
 
 @dataclass(frozen=True)
@@ -42,8 +60,17 @@ class TextLoop:
     image_token_count: int  # rows that image_encoder gives for one picture
     background: tuple[int, int, int]  # RGB that transparent pictures are laid on
     stop_token_ids: tuple[int, ...]
+    joined: bool = False  # True: the whole conversation is tokenized as one string, False: each piece alone
+    image_token: str = ""  # joined: the token that stands, image_token_count times, for a picture
+    image_open: str = ""  # joined: before each picture's tokens
+    image_end: str = ""  # joined: after each picture's tokens
+    image_fit: str = "pad"  # "pad": all of it on the background; "crop": the middle square; "stretch": squeezed
+    image_resample: str = "bicubic"  # Pillow's name of the filter
+    strip: bool = False  # messages lose the blanks around them
 
     def __post_init__(self) -> None:
+        check_one_of("image_fit", self.image_fit, "pad", "crop", "stretch")
+        check_one_of("image_resample", self.image_resample, "nearest", "bilinear", "bicubic", "lanczos")
         for name in ("image_size", "image_token_count"):
             check_range(name, getattr(self, name), 1, 65_536)
         for channel in self.background:
@@ -92,11 +119,51 @@ class DenoiseLoop:
 
 
 @dataclass(frozen=True)
+class ImageTokensLoop:
+    """Token after token of a picture, row by row, with guidance; then vq_decoder makes pixels of their codes."""
+
+    open: str  # the prompt stands between the two, tokenized as one string
+    close: str
+    rows: int  # of codes
+    columns: int
+    image_height: int  # pixels
+    image_width: int
+    code_ids: str | None  # file whose tensor `ids` gives the token id of each code; None: image_head knows only codes
+    row_end: int | None  # token id that the model reads after each row but the last
+    unconditional: str  # "pad": the prompt with pad_id in place of all but kept_ids; "prompt": another prompt
+    pad_id: int
+    kept_ids: tuple[int, ...]
+    negative_prompt: str  # of "prompt", when the caller names none
+    guidance: str  # of "logits" or of "log_probabilities"
+    guidance_scale: float
+    temperature: float
+    top_k: int | None
+    top_p: float | None
+    strip: bool = False
+
+    def __post_init__(self) -> None:
+        check_one_of("unconditional", self.unconditional, "pad", "prompt")
+        check_one_of("guidance", self.guidance, "logits", "log_probabilities")
+        for name in ("rows", "columns", "image_height", "image_width"):
+            check_range(name, getattr(self, name), 1, 65_536)
+        for token in (self.pad_id, *self.kept_ids, *(() if self.row_end is None else (self.row_end,))):
+            check_range("pad_id, kept_ids, row_end", token, 0, 2**31)
+        check_range("guidance_scale", self.guidance_scale, 0, 1000)
+        check_range("temperature", self.temperature, 0, 100)
+
+    @property
+    def length(self) -> int:
+        """Tokens the model reads and writes for one picture."""
+        return self.rows * self.columns + (0 if self.row_end is None else self.rows - 1)
+
+
+@dataclass(frozen=True)
 class Loops:
     """What the bundle can do; None where it cannot."""
 
     text: TextLoop | None = None
     denoise: DenoiseLoop | None = None
+    image_tokens: ImageTokensLoop | None = None
 
 
 @dataclass(frozen=True)

@@ -113,7 +113,7 @@ class Manifest:
 
     def __post_init__(self) -> None:
         if self.loops == Loops():
-            raise BundleError("loops is empty, expected text, denoise or both")
+            raise BundleError("loops is empty, expected text, denoise, image_tokens or several of them")
         if not self.targets:
             raise BundleError("targets is empty, expected at least one")
         check_bundle_path(self.tokenizer, "tokenizer")
@@ -130,8 +130,13 @@ class Manifest:
     @property
     def needed(self) -> tuple[str, ...]:
         """The components that the loops cannot run without."""
-        draws = ("transformer", "conditioner", "denoiser", "image_decoder") if self.loops.denoise else ()
-        return draws or (("transformer",) if self.loops.text else ())
+        needed = ["transformer"]
+        if self.loops.denoise:
+            needed += ["conditioner", "denoiser", "image_decoder"]
+        if self.loops.image_tokens:
+            own_head = self.loops.image_tokens.code_ids is None
+            needed += ["vq_decoder", *(("image_head", "image_embedder") if own_head else ())]
+        return tuple(needed)
 
     def variant(self, component: str, target: str) -> Variant:
         return self.components[component].variants[self.targets[target][component]]
@@ -194,6 +199,9 @@ class Manifest:
         missing = [component for component in self.needed if component not in chosen]
         if missing:
             raise BundleError(f"targets.{target}: component {missing[0]!r} is missing, the loops need it")
+        gives = {spec.name for spec in self.variant("transformer", target).outputs}
+        if self.loops.text and "logits" not in gives and "text_head" not in chosen:
+            raise BundleError(f"targets.{target}: the transformer gives no logits and there is no text_head")
         if self.loops.denoise:
             given = {spec.name: spec.dtype for spec in self.variant("conditioner", target).outputs}
             taken = {spec.name: spec.dtype for spec in handed_over(self.variant("denoiser", target).inputs)}
@@ -218,6 +226,8 @@ class Manifest:
         named = [(self.tokenizer, "tokenizer")]
         if self.loops.denoise:
             named.append((UNCONDITIONAL, "loops.denoise"))
+        if self.loops.image_tokens and self.loops.image_tokens.code_ids is not None:
+            named.append((self.loops.image_tokens.code_ids, "loops.image_tokens.code_ids"))
         for name, component in self.components.items():
             for variant_name, variant in component.variants.items():
                 where = f"components.{name}.variants.{variant_name}"

@@ -2,7 +2,8 @@
 
 The size in the header is checked before a pixel is decoded.  Then: EXIF orientation, transparency laid on the
 background, the longer side resized to S with Pillow's antialiased bicubic filter, the rest filled with the background:
-nothing of the picture is cut off, nothing is squeezed.  It knows pixels, never models: Pillow and numpy only.
+nothing of the picture is cut off, nothing is squeezed.  Models that others trained may want the middle square, or all
+of it squeezed, or another filter: `fit` and `resample`.  It knows pixels, never models: Pillow and numpy only.
 Axes: S side of the square; H, W of the picture as given.
 """
 
@@ -31,10 +32,15 @@ PictureSource = Union[str, "os.PathLike[str]", "Image", np.ndarray]
 
 
 def load_picture(
-    source: PictureSource, size: int, background: tuple[int, int, int] = WHITE, max_pixels: int = MAX_PIXELS
+    source: PictureSource,
+    size: int,
+    background: tuple[int, int, int] = WHITE,
+    max_pixels: int = MAX_PIXELS,
+    fit: str = "pad",
+    resample: str = "bicubic",
 ) -> np.ndarray:
     """A path, a PIL image or an array (H, W), (H, W, 3) or (H, W, 4) -> float32 (3, S, S) in [0, 1]."""
-    square = fit_square(open_picture(source, max_pixels), size, background)
+    square = fit_square(open_picture(source, max_pixels), size, background, fit, resample)
     pixels = np.asarray(square, dtype=np.float32) / np.float32(255)  # (S, S, 3)
     return np.ascontiguousarray(pixels.transpose(2, 0, 1))
 
@@ -67,20 +73,39 @@ def open_picture(source: PictureSource, max_pixels: int = MAX_PIXELS) -> Image:
             raise InputError(f"{path}: damaged picture: {error}") from error
 
 
-def fit_square(picture: Image, size: int, background: tuple[int, int, int] = WHITE) -> Image:
-    """An RGB square of side `size`: the whole picture, centred on the background."""
+def fit_square(
+    picture: Image,
+    size: int,
+    background: tuple[int, int, int] = WHITE,
+    fit: str = "pad",
+    resample: str = "bicubic",
+) -> Image:
+    """An RGB square of side `size`: all of it on the background, its middle ("crop"), or squeezed ("stretch")."""
     pil = pillow()
     flat = pil.new("RGB", picture.size, background)
     flat.paste(picture, mask=picture if picture.mode == "RGBA" else None)
-    longer = max(picture.size)
-    width, height = (max(1, round(side * size / longer)) for side in picture.size)
+    width, height = _sides(*picture.size, size, fit)
     if (width, height) != flat.size:
-        flat = flat.resize((width, height), pil.Resampling.BICUBIC)
+        flat = flat.resize((width, height), pil.Resampling[resample.upper()])
     if width == height:
         return flat
+    if fit == "crop":
+        left, top = (width - size) // 2, (height - size) // 2
+        return flat.crop((left, top, left + size, top + size))
     square = pil.new("RGB", (size, size), background)
     square.paste(flat, ((size - width) // 2, (size - height) // 2))
     return square
+
+
+def _sides(width: int, height: int, size: int, fit: str) -> tuple[int, int]:
+    """Width and height after the resize."""
+    if fit == "stretch":
+        return size, size
+    if fit == "crop":  # the longer side is cut to whole pixels, as image processors do
+        shorter = min(width, height)
+        return size * width // shorter, size * height // shorter
+    longer = max(width, height)
+    return max(1, round(width * size / longer)), max(1, round(height * size / longer))
 
 
 def pillow() -> Any:

@@ -49,6 +49,10 @@ class Tokenizer:
             self._inner.encode_special_tokens = not special
             return self._inner.encode(text, add_special_tokens=False).ids
 
+    def spells_special(self, text: str) -> bool:
+        """Whether a special token's own spelling stands somewhere in a user's text."""
+        return self.encode(text) != self.encode(text, special=True)
+
     def decode(self, ids: Sequence[int]) -> str:
         """Special tokens are left out; always valid UTF-8."""
         return self._inner.decode(list(ids), skip_special_tokens=True)

@@ -181,7 +181,7 @@ VARIANT = ("components", "denoiser", "variants", "cpu-fp32")
         (("loops", "denoise", "prefix_layers"), [0, 1, 1], r"prefix_key of layers \[0, 1\], expected \[0, 1, 2\]"),
         (("loops", "text", "background"), [0, 0, 256], "loops.text.background is 256, expected 0 to 255"),
         (("loops", "text", "stop_token_ids"), ["x"], r"stop_token_ids\[0\]: 'x', expected a whole number"),
-        (("loops",), {}, "loops is empty, expected text, denoise or both"),
+        (("loops",), {}, "loops is empty, expected text, denoise, image_tokens or several"),
         (("components", "upscaler"), {"variants": {}}, "components.upscaler.variants is empty"),
         (("components", "conditioner"), None, "targets.cpu.conditioner: no such component"),
         (("targets", "cpu", "conditioner"), None, "targets.cpu: component 'conditioner' is missing, the loops need it"),

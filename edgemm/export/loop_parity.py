@@ -15,7 +15,6 @@ from edgemm.export.recorded import DrawCase, Recorded, TextCase, seeded_picture
 from edgemm.loops import TextLoop
 from edgemm.manifest import Manifest
 from edgemm.picture import load_picture
-from edgemm.runtimes.kv_cache import CachedTransformer
 from edgemm.runtimes.model import Model
 from edgemm.runtimes.prompt import as_messages, chat_prompt
 
@@ -64,7 +63,7 @@ def _choices(model: Model, case: TextCase, loop: TextLoop, images: list[np.ndarr
     """The likeliest token after the prompt and after each of torch's tokens."""
     prompt = chat_prompt(as_messages(case.prompt, images), loop, model.tokenizer)
     image_tokens = _read(model, images[0], loop) if images else None
-    transformer = CachedTransformer(model.engine("transformer"), model.manifest.limits.max_context)
+    transformer = model.conversation()
     found = [int(transformer.prefill(prompt, image_tokens).argmax())]
     for token in case.tokens[:-1]:
         found.append(int(transformer.step(token).argmax()))

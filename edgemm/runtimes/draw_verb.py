@@ -34,6 +34,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--seed", type=int, default=0, help="the same seed gives the same picture (default %(default)s)"
     )
     parser.add_argument("--num-images", type=int, default=1, metavar="N", help="files x-0.png, x-1.png, ...")
+    parser.add_argument("--temperature", type=float, help="of models that draw token by token; 0 takes the likeliest")
+    parser.add_argument("--top-k", type=int, metavar="K", help="keep the K likeliest tokens")
+    parser.add_argument("--top-p", type=float, metavar="P", help="keep the likeliest tokens of this probability")
+    parser.add_argument("--negative-prompt", metavar="TEXT", help="what to guide away from, where the model can")
     parser.add_argument("--show-progress", action="store_true", help="a bar on stderr (always there on a terminal)")
     parser.add_argument("--timeout-s", type=float, metavar="S", help="give up after so many seconds")
 
@@ -52,6 +56,10 @@ def run(args: argparse.Namespace) -> int:
             seed=args.seed,
             num_images=args.num_images,
             timeout_s=args.timeout_s,
+            temperature=args.temperature,
+            top_k=args.top_k,
+            top_p=args.top_p,
+            negative_prompt=args.negative_prompt,
         )
         result = _follow(stream, args)
     if result.finish_reason != "stop":

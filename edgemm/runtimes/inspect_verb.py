@@ -42,12 +42,19 @@ def describe(bundle: Bundle) -> Iterable[str]:
         yield f"target {target}: " + ", ".join(f"{component} {variant}" for component, variant in chosen.items())
     text, draws = manifest.loops.text, manifest.loops.denoise
     if text:
-        reads = f", reads pictures at {text.image_size} px" if "image_encoder" in manifest.components else ""
+        eyes = {"image_encoder", "vq_encoder"} & manifest.components.keys()
+        reads = f", reads pictures at {text.image_size} px" if eyes else ""
         yield f"talks{reads}; at most {manifest.limits.max_context} tokens"
     if draws:
         yield (
             f"draws {draws.image_size} x {draws.image_size} px in {draws.num_inference_steps} steps "
             f"(at most {manifest.limits.max_steps}), guidance {draws.guidance_scale:g}"
+        )
+    codes = manifest.loops.image_tokens
+    if codes:
+        yield (
+            f"draws {codes.image_width} x {codes.image_height} px, {codes.rows} x {codes.columns} tokens one by one, "
+            f"guidance {codes.guidance_scale:g}"
         )
     yield "licences: " + ("; ".join(f"{entry.what}: {entry.licence}" for entry in manifest.licences) or "none given")
 

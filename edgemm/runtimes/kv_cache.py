@@ -2,10 +2,14 @@
 
 The only place that knows slots.  The buffers are static and the graph writes them in place (the same memory is bound as
 past and as present); when they are full they are copied into larger ones, a block at a time, up to the bundle's limit.
-Axes: b batch (1), s new tokens, T cache slots, m image tokens, g K/V heads, d head width, v vocabulary.
+Several rows go on side by side, each from its own length: a shorter prompt is padded, and what its padding left in the
+cache is overwritten before anything may look at it.
+Axes: b batch (rows), s new tokens, T cache slots, m image tokens, g K/V heads, d head width, v vocabulary.
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -19,9 +23,10 @@ BLOCK = 256  # slots a cache grows by
 
 
 class KVCache:
-    """Zeroed K/V buffers (1, g, T, d), one a layer, named as the graph's past inputs."""
+    """Zeroed K/V buffers (b, g, T, d), one a layer, named as the graph's past inputs."""
 
-    def __init__(self, engine: Engine, max_slots: int, block: int = BLOCK) -> None:
+    def __init__(self, engine: Engine, max_slots: int, block: int = BLOCK, rows: int = 1) -> None:
+        self.rows = rows
         self.specs = {name: spec for name, spec in engine.inputs.items() if name.startswith("past_")}
         sizes = {spec.shape[2] for spec in self.specs.values() if isinstance(spec.shape[2], int)}
         self.max_slots = min([max_slots, *sizes])
@@ -38,7 +43,7 @@ class KVCache:
         old, self.buffers = self.buffers, {}
         for name, spec in self.specs.items():
             heads, width = spec.fixed(1, "K/V heads"), spec.fixed(3, "head width")
-            self.buffers[name] = np.zeros((1, heads, self.slots, width), dtype=spec.dtype)
+            self.buffers[name] = np.zeros((self.rows, heads, self.slots, width), dtype=spec.dtype)
             if name in old:
                 self.buffers[name][:, :, : self.used] = old.pop(name)[:, :, : self.used]
         return True
@@ -54,20 +59,32 @@ class KVCache:
 
 
 class CachedTransformer:
-    """One conversation with the transformer: it remembers what it has read."""
+    """One conversation with the transformer, or several side by side: it remembers what it has read.
 
-    def __init__(self, engine: Engine, max_context: int, block: int = BLOCK) -> None:
+    `head` makes logits of its hidden states where the transformer has none of its own.
+    """
+
+    def __init__(
+        self, engine: Engine, max_context: int, block: int = BLOCK, head: Engine | None = None, rows: int = 1
+    ) -> None:
         self.engine = engine
-        self.cache = KVCache(engine, max_context, block)
-        self.logits = np.zeros((1, engine.outputs["logits"].fixed(1, "vocabulary")), dtype=np.float32)
-        self._no_picture = np.zeros((1, 1, engine.inputs["image_tokens"].fixed(2, "width")), dtype=np.float32)
+        self.cache = KVCache(engine, max_context, block, rows)
+        self.lengths = np.zeros(rows, dtype=np.int64)  # tokens read, a row
+        said = (head or engine).outputs["logits"]
+        self.logits = np.zeros((rows, said.fixed(1, "vocabulary")), dtype=np.float32)
+        self._outputs, self._head = {"logits": self.logits}, None
+        if head is not None:
+            self._outputs = {"hidden": np.zeros((rows, engine.outputs["hidden"].fixed(1, "width")), dtype=np.float32)}
+            self._head = head.bind(self._outputs, {"logits": self.logits})
+        width = engine.inputs["image_tokens"].fixed(2, "width")
+        self._no_picture = np.zeros((rows, 1, width), dtype=np.float32)
         self._step_inputs = {
-            "input_ids": np.zeros((1, 1), dtype=np.int64),
-            "image_tokens": self._no_picture,
-            "image_index": np.full((1, 1), -1, dtype=np.int64),
-            "write_index": np.zeros(1, dtype=np.int64),
-            "attention_limit": np.zeros((1, 1), dtype=np.int64),
-            "logits_index": np.zeros(1, dtype=np.int64),
+            "input_ids": np.zeros((rows, 1), dtype=np.int64),
+            "image_tokens": np.zeros((rows, 1, width), dtype=np.float32),
+            "image_index": np.full((rows, 1), -1, dtype=np.int64),
+            "write_index": np.zeros(rows, dtype=np.int64),
+            "attention_limit": np.zeros((rows, 1), dtype=np.int64),
+            "logits_index": np.zeros(rows, dtype=np.int64),
         }
         self._step: Binding | None = None
 
@@ -80,34 +97,63 @@ class CachedTransformer:
 
         `slots` asks for that much room at once.
         """
-        cache = self.cache
-        if len(prompt) > cache.max_slots:
-            raise InputError(f"the prompt takes {len(prompt)} tokens, this bundle holds at most {cache.max_slots}")
-        if cache.reserve(max(slots, len(prompt))):
+        return self.prefill_rows([prompt], image_tokens, slots)[0]
+
+    def prefill_rows(
+        self, prompts: Sequence[Prompt], image_tokens: np.ndarray | None = None, slots: int = 0
+    ) -> np.ndarray:
+        """A prompt a row, with pictures (b, m, width); gives the logits (b, v) of their last tokens."""
+        cache, longest = self.cache, max(map(len, prompts))
+        if longest > cache.max_slots:
+            raise InputError(f"the prompt takes {longest} tokens, this bundle holds at most {cache.max_slots}")
+        if cache.reserve(max(slots, longest)):
             self._step = None
+        self.lengths[:] = [len(prompt) for prompt in prompts]
         inputs = {
-            "input_ids": prompt.input_ids[None],
+            "input_ids": _side_by_side([prompt.input_ids for prompt in prompts], longest),
             "image_tokens": self._no_picture if image_tokens is None else image_tokens,
-            "image_index": prompt.image_index[None],
-            "write_index": np.zeros(1, dtype=np.int64),
-            "attention_limit": prompt.attention_limit[None],
-            "logits_index": np.array([len(prompt) - 1], dtype=np.int64),
+            "image_index": _side_by_side([prompt.image_index for prompt in prompts], longest, -1),
+            "write_index": np.zeros(len(prompts), dtype=np.int64),
+            "attention_limit": _side_by_side([prompt.attention_limit for prompt in prompts], longest),
+            "logits_index": self.lengths - 1,
         }
-        self.engine.bind({**inputs, **cache.past}, {"logits": self.logits, **cache.present}).run()
-        cache.used = len(prompt)
-        check_finite(self.logits, f"transformer, logits after the prompt of {len(prompt)} tokens")
-        return self.logits[0]
+        self.engine.bind({**inputs, **cache.past}, {**self._outputs, **cache.present}).run()
+        cache.used = longest
+        return self._said(f"after the prompt of {longest} tokens")
 
     def step(self, token: int) -> np.ndarray:
         """Reads one token; gives the logits (v) of the next.  Ask `full` first."""
-        slot = self.cache.used
-        if self.cache.reserve(slot + 1) or self._step is None:
-            outputs = {"logits": self.logits, **self.cache.present}
+        return self.step_rows(np.array([token], dtype=np.int64))[0]
+
+    def step_rows(self, tokens: np.ndarray | None = None, image_tokens: np.ndarray | None = None) -> np.ndarray:
+        """Reads one more a row, ids (b) or a picture's (b, 1, width); gives the logits (b, v) of the next."""
+        slots = int(self.lengths.max()) + 1
+        if self.cache.reserve(slots) or self._step is None:
+            outputs = {**self._outputs, **self.cache.present}
             self._step = self.engine.bind({**self._step_inputs, **self.cache.past}, outputs)
-        self._step_inputs["input_ids"][:] = token
-        self._step_inputs["write_index"][:] = slot
-        self._step_inputs["attention_limit"][:] = slot
+        inputs = self._step_inputs
+        inputs["image_index"][:] = -1 if image_tokens is None else 0
+        if image_tokens is not None:
+            inputs["image_tokens"][:] = image_tokens
+        if tokens is not None:
+            inputs["input_ids"][:, 0] = tokens
+        inputs["write_index"][:] = self.lengths
+        inputs["attention_limit"][:, 0] = self.lengths
         self._step.run()
-        self.cache.used = slot + 1
-        check_finite(self.logits, f"transformer, logits at token {slot + 1}")
-        return self.logits[0]
+        self.lengths += 1
+        self.cache.used = slots
+        return self._said(f"at token {slots}")
+
+    def _said(self, where: str) -> np.ndarray:
+        if self._head is not None:
+            self._head.run()
+        check_finite(self.logits, f"transformer, logits {where}")
+        return self.logits
+
+
+def _side_by_side(rows: Sequence[np.ndarray], longest: int, filling: int = 0) -> np.ndarray:
+    """Rows of unequal length as one array (b, s)."""
+    padded = np.full((len(rows), longest), filling, dtype=np.int64)
+    for row, numbers in zip(padded, rows):
+        row[: len(numbers)] = numbers
+    return padded

@@ -1,11 +1,12 @@
 """An opened bundle that talks and draws: what `edgemm.load` gives back.
 
 It turns a caller's words, pictures and options into requests, loads engines when they are first needed, and hands both
-to the loops (text_loop.py, denoise_loop.py).  It knows no graph, no sampling and no schedule.
+to the loops (text_loop.py, image_tokens_loop.py, denoise_loop.py).  It knows no graph, no sampling and no schedule.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import os
 import secrets
@@ -19,16 +20,24 @@ import numpy as np
 
 from edgemm.bundle import UNCONDITIONAL, Bundle, open_bundle
 from edgemm.errors import BundleError, EdgemmError, InputError, UsageError
-from edgemm.loops import DenoiseLoop, TextLoop
+from edgemm.loops import DenoiseLoop, ImageTokensLoop, TextLoop
 from edgemm.picture import PictureSource, load_picture
 from edgemm.runtimes import schedule
 from edgemm.runtimes.backends import Choice, load_backend, select
 from edgemm.runtimes.denoise_loop import DrawClock, DrawEngines, DrawRequest, check_noise, draw
 from edgemm.runtimes.engine import Arrays, Engine, check_finite
 from edgemm.runtimes.events import DenoiseProgress, TextChunk
+from edgemm.runtimes.image_tokens_loop import CodesClock, CodesEngines, CodesRequest, draw_codes
 from edgemm.runtimes.kv_cache import CachedTransformer
 from edgemm.runtimes.onnx_external_data import check_external_data
-from edgemm.runtimes.prompt import as_messages, chat_prompt, drawing_prompt
+from edgemm.runtimes.prompt import (
+    as_messages,
+    chat_prompt,
+    drawing_prompt,
+    image_prompt,
+    unconditional_prompt,
+    with_picture_ids,
+)
 from edgemm.runtimes.results import ImageResult, TextResult
 from edgemm.runtimes.sampling import Sampling
 from edgemm.runtimes.tensor_file import read_tensors
@@ -133,13 +142,31 @@ class Model:
         cancelled: Callable[[], bool],
         clock: Clock,
     ) -> Iterator[TextChunk]:
-        names = ("transformer", *(("image_encoder",) if pictures else ()))
+        eyes = ("image_encoder", "vq_encoder") if pictures else ()
+        names = [name for name in ("transformer", "text_head", *eyes) if name in self._components]
         engines, clock.load_s = self._timed_engines(names)
         start = time.perf_counter()
-        image_tokens = self._encode(engines["image_encoder"], pictures, loop) if pictures else None
+        image_tokens = None
+        if "image_encoder" in engines:
+            image_tokens = self._encode(engines["image_encoder"], pictures, loop)
+        elif "vq_encoder" in engines:
+            prompt = with_picture_ids(request.prompt, self._as_ids(engines["vq_encoder"], pictures, loop))
+            request = dataclasses.replace(request, prompt=prompt)
         clock.image_encode_s = time.perf_counter() - start
-        transformer = CachedTransformer(engines["transformer"], self.manifest.limits.max_context)
+        transformer = self.conversation()
         yield from write_reply(request, image_tokens, transformer, self.tokenizer, cancelled, clock)
+
+    def conversation(self) -> CachedTransformer:
+        """The transformer with an empty memory, for one reply."""
+        head = self.engine("text_head") if "text_head" in self._components else None
+        return CachedTransformer(self.engine("transformer"), self.manifest.limits.max_context, head=head)
+
+    def _as_ids(self, encoder: Engine, pictures: list[np.ndarray], loop: TextLoop) -> np.ndarray:
+        """Pictures (3, S, S) -> token ids (m), one picture after the other."""
+        ids = np.zeros((len(pictures), loop.image_token_count), dtype=np.int64)
+        for index, picture in enumerate(pictures):
+            encoder.bind({"pixels": picture[None]}, {"token_ids": ids[index : index + 1]}).run()
+        return ids.reshape(-1)
 
     def _encode(self, encoder: Engine, pictures: list[np.ndarray], loop: TextLoop) -> np.ndarray:
         """Pictures (3, S, S) -> tokens (1, m, width), one picture after the other."""
@@ -169,22 +196,36 @@ class Model:
         noise: np.ndarray | None = None,
         preview: bool = False,
         timeout_s: float | None = None,
+        temperature: float | None = None,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        negative_prompt: str | None = None,
     ) -> Iterator[DenoiseProgress | ImageResult]:
         """Progress after every step, with previews when asked for, and at last the ImageResult.
 
         What is None is the bundle's own default.  Picture number i has the seed `seed + i`; `noise`, (n, p) or
         (num_images, n, p), takes the place of the seeds' noise.  Guidance 1 leaves the unconditional half out.
+        Models that draw by denoising take steps, noise and previews; those that draw token by token take temperature,
+        top_k and top_p, and some a negative_prompt.
         """
-        clock = DrawClock()
         self._check_open()
+        _check_whole("seed", seed, 0, 2**64 - 1)
+        _check_whole("num_images", num_images, 1, MOST_PICTURES)
+        if self.manifest.loops.image_tokens is not None:
+            _refuse(
+                "draws token by token", num_inference_steps=num_inference_steps, noise=noise, preview=preview or None
+            )
+            sampling = (temperature, top_k, top_p)
+            return self._stream_codes(prompt, guidance_scale, seed, num_images, sampling, negative_prompt, timeout_s)
+        _refuse(
+            "draws by denoising", temperature=temperature, top_k=top_k, top_p=top_p, negative_prompt=negative_prompt
+        )
+        clock = DrawClock()
         loop = self._denoise_loop()
         steps = loop.num_inference_steps if num_inference_steps is None else num_inference_steps
         scale = loop.guidance_scale if guidance_scale is None else guidance_scale
         _check_whole("num_inference_steps", steps, 1, self.manifest.limits.max_steps)
-        _check_whole("seed", seed, 0, 2**64 - 1)
-        _check_whole("num_images", num_images, 1, MOST_PICTURES)
-        if not (math.isfinite(scale) and 0 <= scale <= LARGEST_GUIDANCE):
-            raise UsageError(f"guidance_scale is {scale}, expected 0 to {LARGEST_GUIDANCE:g}")
+        _check_guidance(scale)
         tokens = drawing_prompt(prompt, loop.template, self.tokenizer)
         self._check_length(len(tokens))
         seeds = tuple(int(seed) + index for index in range(num_images))
@@ -203,6 +244,58 @@ class Model:
             self._unconditional = read_tensors(self.bundle.file(UNCONDITIONAL))
         engines = DrawEngines(**loaded, unconditional=self._unconditional, max_context=self.manifest.limits.max_context)
         yield from draw(request, loop, engines, cancelled, clock)
+
+    def _stream_codes(
+        self,
+        prompt: str,
+        guidance_scale: float | None,
+        seed: int,
+        num_images: int,
+        sampling: tuple[float | None, int | None, float | None],
+        negative_prompt: str | None,
+        timeout_s: float | None,
+    ) -> Iterator[DenoiseProgress | ImageResult]:
+        clock, loop = CodesClock(), self.manifest.loops.image_tokens
+        assert loop is not None
+        scale = loop.guidance_scale if guidance_scale is None else guidance_scale
+        _check_guidance(scale)
+        own = (loop.temperature, loop.top_k, loop.top_p)
+        temperature, top_k, top_p = (mine if asked is None else asked for asked, mine in zip(sampling, own))
+        tokens = image_prompt(prompt, loop, self.tokenizer)
+        blank = None if scale == 1 else unconditional_prompt(tokens, negative_prompt, loop, self.tokenizer)
+        self._check_length(max(len(tokens), len(blank or ())) + loop.length)
+        request = CodesRequest(
+            tokens,
+            blank,
+            float(scale),
+            Sampling(temperature or 0.0, top_k, top_p),
+            tuple(int(seed) + index for index in range(num_images)),
+        )
+        return self._call(lambda cancelled: self._draw_codes(request, loop, cancelled, clock), timeout_s)
+
+    def _draw_codes(
+        self, request: CodesRequest, loop: ImageTokensLoop, cancelled: Callable[[], bool], clock: CodesClock
+    ) -> Iterator[DenoiseProgress | ImageResult]:
+        start = time.perf_counter()
+        engines = self.codes_engines(loop)
+        clock.load_s = time.perf_counter() - start
+        yield from draw_codes(request, loop, engines, cancelled, clock)
+
+    def codes_engines(self, loop: ImageTokensLoop) -> CodesEngines:
+        """What draws token by token."""
+        code_ids, own_head = None, loop.code_ids is None
+        if loop.code_ids is not None:
+            code_ids = read_tensors(self.bundle.file(loop.code_ids)).get("ids")
+            if code_ids is None or code_ids.dtype != np.int64 or code_ids.ndim != 1:
+                raise BundleError(f"{loop.code_ids}: expected a tensor `ids` of whole numbers, one a code")
+        return CodesEngines(
+            self.engine("transformer"),
+            self.engine("vq_decoder"),
+            self.engine("image_head") if own_head else None,
+            self.engine("image_embedder") if own_head else None,
+            code_ids,
+            self.manifest.limits.max_context,
+        )
 
     # Life
 
@@ -279,9 +372,10 @@ class Model:
         return self.bundle.file(variant.graph), None if variant.data is None else self.bundle.file(variant.data)
 
     def _picture(self, image: PictureSource, loop: TextLoop) -> np.ndarray:
-        if "image_encoder" not in self._components:
+        if not {"image_encoder", "vq_encoder"} & self._components.keys():
             raise InputError(f"bundle {self.manifest.name} does not read pictures: it has no image_encoder")
-        return load_picture(image, loop.image_size, loop.background, self.manifest.limits.max_image_pixels)
+        most = self.manifest.limits.max_image_pixels
+        return load_picture(image, loop.image_size, loop.background, most, loop.image_fit, loop.image_resample)
 
     def _text_loop(self) -> TextLoop:
         if self.manifest.loops.text is None:
@@ -290,7 +384,9 @@ class Model:
 
     def _denoise_loop(self) -> DenoiseLoop:
         if self.manifest.loops.denoise is None:
-            raise BundleError(f"bundle {self.manifest.name} does not draw: it has no denoise loop")
+            raise BundleError(
+                f"bundle {self.manifest.name} does not draw: it has no denoise loop and no image_tokens loop"
+            )
         return self.manifest.loops.denoise
 
     def _check_length(self, tokens: int) -> None:
@@ -308,6 +404,18 @@ class Model:
 def _check_whole(name: str, value: Any, low: int, high: int) -> None:
     if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or not low <= value <= high:
         raise UsageError(f"{name} is {value!r}, expected a whole number from {low} to {high}")
+
+
+def _check_guidance(scale: float) -> None:
+    if not (math.isfinite(scale) and 0 <= scale <= LARGEST_GUIDANCE):
+        raise UsageError(f"guidance_scale is {scale}, expected 0 to {LARGEST_GUIDANCE:g}")
+
+
+def _refuse(how: str, **options: Any) -> None:
+    """Options that mean nothing to this bundle's way of drawing."""
+    given = [name for name, value in options.items() if value is not None]
+    if given:
+        raise UsageError(f"{', '.join(given)}: this bundle {how} and has no such option")
 
 
 def _not_a_string(stop: Sequence[str]) -> Sequence[str]:

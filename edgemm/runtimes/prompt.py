@@ -1,23 +1,33 @@
 """Messages to the token row that the transformer reads: ids, picture rows, and who may see whom.
 
 It knows templates and token counts, never cache slots, engines or pixels.  Each piece (a template's string, a user's
-text) is tokenized alone, as in training; only the template's own strings may hold special tokens.
+text) is tokenized alone, as in training, or all of them as one string, where the model was trained so (`joined`).  Only
+the template's own strings may hold special tokens.
 Axes: s tokens.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 
 from edgemm.errors import UsageError
-from edgemm.loops import DenoiseTemplate, TextLoop
+from edgemm.loops import DenoiseTemplate, ImageTokensLoop, TextLoop
 from edgemm.tokenizer import Tokenizer
 
-__all__ = ["Message", "Prompt", "as_messages", "chat_prompt", "drawing_prompt"]
+__all__ = [
+    "Message",
+    "Prompt",
+    "as_messages",
+    "chat_prompt",
+    "drawing_prompt",
+    "image_prompt",
+    "unconditional_prompt",
+    "with_picture_ids",
+]
 
 ROLES = ("system", "user", "assistant")
 PICTURE_ID = 0  # stands where a picture's row does; the transformer never looks at it
@@ -45,6 +55,9 @@ class Prompt:
     @property
     def text_ids(self) -> list[int]:
         return self.input_ids[self.image_index < 0].tolist()
+
+
+Pieces = list[tuple[str, bool]]  # a string, and whether it is the user's own
 
 
 @dataclass
@@ -118,6 +131,10 @@ def _checked(messages: tuple[Message, ...]) -> tuple[Message, ...]:
 
 def chat_prompt(messages: Sequence[Message], loop: TextLoop, tokenizer: Tokenizer) -> Prompt:
     """The whole conversation, up to where the reply starts."""
+    if messages[0].role == "system" and not loop.template.takes_system:
+        raise UsageError("this model was trained without system messages: say it in the first message")
+    if loop.joined:
+        return _joined_chat(messages, loop, tokenizer)
     builder, template = _Builder(tokenizer), loop.template
     system = messages[0].content if messages[0].role == "system" else template.system_default
     if system:
@@ -150,3 +167,75 @@ def drawing_prompt(prompt: str, template: DenoiseTemplate, tokenizer: Tokenizer)
     builder.text(" " + prompt, own=True)
     builder.text(template.close)
     return builder.build()
+
+
+def image_prompt(prompt: str, loop: ImageTokensLoop, tokenizer: Tokenizer) -> Prompt:
+    """What the first token of a picture follows."""
+    if not isinstance(prompt, str) or not prompt.strip():
+        raise UsageError("prompt is empty, expected some text")
+    return _around(prompt, loop, tokenizer)
+
+
+def unconditional_prompt(prompt: Prompt, negative: str | None, loop: ImageTokensLoop, tokenizer: Tokenizer) -> Prompt:
+    """The other half of guidance: the same prompt blotted out, or one that says what is not wanted."""
+    if loop.unconditional == "prompt":
+        return _around(loop.negative_prompt if negative is None else negative, loop, tokenizer)
+    if negative is not None:
+        raise UsageError("negative_prompt is given, but this model guides away from a blotted-out prompt")
+    kept = np.isin(prompt.input_ids, loop.kept_ids)
+    return _causal(np.where(kept, prompt.input_ids, loop.pad_id))
+
+
+def with_picture_ids(prompt: Prompt, token_ids: np.ndarray) -> Prompt:
+    """The prompt with token ids (m) where its pictures stand, for models that read pictures as tokens."""
+    pictured = prompt.image_index >= 0
+    ids = prompt.input_ids.copy()
+    ids[pictured] = token_ids[prompt.image_index[pictured]]
+    return replace(prompt, input_ids=ids, image_index=np.full_like(prompt.image_index, -1))
+
+
+def _around(prompt: str, loop: ImageTokensLoop, tokenizer: Tokenizer) -> Prompt:
+    own = prompt.strip() if loop.strip else prompt
+    return _causal(_joined_ids([(loop.open, False), (own, True), (loop.close, False)], tokenizer))
+
+
+def _joined_chat(messages: Sequence[Message], loop: TextLoop, tokenizer: Tokenizer) -> Prompt:
+    template, rest = loop.template, list(messages)
+    pieces: Pieces = [(template.opening, False)]
+    if rest[0].role == "system":
+        content = rest.pop(0).content
+        pieces = [(template.system_open, False), (content, True), (template.system_close, False)]
+    for message in rest:
+        if message.role == "user":
+            picture = loop.image_open + loop.image_token * loop.image_token_count + loop.image_end
+            pieces += [(template.user_open, False), (picture * len(message.images), False)]
+            pieces += [(loop.image_close if message.images else "", False), (message.content, True)]
+            pieces.append((template.user_close, False))
+        else:
+            pieces += [(template.assistant_open, False), (message.content, True), (template.assistant_close, False)]
+    pieces.append((template.assistant_open if template.reply_open is None else template.reply_open, False))
+    ids = _joined_ids([(piece.strip() if own and loop.strip else piece, own) for piece, own in pieces], tokenizer)
+    return _causal(ids, _picture_rows(ids, sum(len(message.images) for message in rest), loop, tokenizer))
+
+
+def _picture_rows(ids: np.ndarray, pictures: int, loop: TextLoop, tokenizer: Tokenizer) -> np.ndarray:
+    """image_index of each position."""
+    pictured = ids == (tokenizer.token_id(loop.image_token) if loop.image_token else -1)
+    if pictured.sum() != pictures * loop.image_token_count:
+        raise UsageError(f"the prompt spells {loop.image_token!r}, which stands for pictures alone; leave it out")
+    return np.where(pictured, np.cumsum(pictured) - 1, -1)
+
+
+def _joined_ids(pieces: Pieces, tokenizer: Tokenizer) -> np.ndarray:
+    """Ids of all pieces as one string; each piece alone where a user's own text spells a special token."""
+    if any(own and tokenizer.spells_special(piece) for piece, own in pieces):
+        ids = [token for piece, own in pieces for token in tokenizer.encode(piece, special=not own)]
+    else:
+        ids = tokenizer.encode("".join(piece for piece, _ in pieces), special=True)
+    return np.array(ids, dtype=np.int64)
+
+
+def _causal(ids: np.ndarray, image_index: np.ndarray | None = None) -> Prompt:
+    """Every token sees those before it, a picture's too."""
+    rows = np.full_like(ids, -1) if image_index is None else image_index.astype(np.int64)
+    return Prompt(ids, rows, np.arange(len(ids), dtype=np.int64), np.zeros(len(ids), dtype=np.float32))
