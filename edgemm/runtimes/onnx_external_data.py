@@ -1,8 +1,8 @@
 """Where an ONNX graph says its weights are, read without the onnx package, before a runtime follows it.
 
-A reader of the protobuf wire format that looks at nothing but the paths of external data: graph, nested graphs, local
-functions, training graphs, tensors in attributes, sparse tensors.  A graph may name one file only, the one the manifest
-declares beside it; anything else (another folder, a link out, a second file) is refused.
+It looks at nothing but the paths of external data: graph, nested graphs, local functions, training graphs, tensors in
+attributes, sparse tensors.  A graph may name one file only, the one the manifest declares beside it; anything else
+(another folder, a link out, a second file) is refused.  The wire format is read by protobuf_wire.py.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from edgemm.errors import BundleError
+from edgemm.runtimes.protobuf_wire import fields
 
 __all__ = ["check_external_data", "external_locations"]
 
@@ -27,7 +28,6 @@ CHILDREN = {  # message -> field number -> message that stands there (onnx.proto
     "entry": {},
 }
 DEEPEST = 64
-VARINT, FIXED64, BYTES, FIXED32 = 0, 1, 2, 5
 
 
 def check_external_data(graph: Path, data: Path | None) -> None:
@@ -58,51 +58,17 @@ def _locations(message: memoryview, kind: str, depth: int) -> Iterator[bytes]:
         yield from _entry_locations(message)
         return
     children = CHILDREN[kind]
-    for number, content in _fields(message):
+    for number, content in fields(message):
         child = children.get(number)
-        if child is not None and content is not None:
+        if child is not None and isinstance(content, memoryview):
             yield from _locations(content, child, depth + 1)
 
 
 def _entry_locations(message: memoryview) -> Iterator[bytes]:
     """StringStringEntryProto: key = 1, value = 2.  A field given twice counts twice: nothing hides behind the last."""
     keys, values = [], []
-    for number, content in _fields(message):
-        if content is not None and number in (1, 2):
+    for number, content in fields(message):
+        if isinstance(content, memoryview) and number in (1, 2):
             (keys if number == 1 else values).append(bytes(content))
     if b"location" in keys:
         yield from values or [b""]
-
-
-def _fields(message: memoryview) -> Iterator[tuple[int, memoryview | None]]:
-    """(field number, content) of each field; content is None for numbers."""
-    at, end = 0, len(message)
-    while at < end:
-        tag, at = _varint(message, at)
-        number, wire_type = tag >> 3, tag & 7
-        content = None
-        if wire_type == VARINT:
-            _, at = _varint(message, at)
-        elif wire_type in (FIXED64, FIXED32):
-            at += 8 if wire_type == FIXED64 else 4
-        elif wire_type == BYTES:
-            length, at = _varint(message, at)
-            content = message[at : at + length]
-            at += length
-        else:
-            raise BundleError(f"wire type {wire_type} at byte {at}")
-        if at > end:
-            raise BundleError(f"a field runs {at - end} bytes past its message")
-        yield number, content
-
-
-def _varint(message: memoryview, at: int) -> tuple[int, int]:
-    value = shift = 0
-    while shift < 70:
-        byte = message[at]
-        at += 1
-        value |= (byte & 0x7F) << shift
-        if byte < 0x80:
-            return value, at
-        shift += 7
-    raise BundleError(f"a number of more than 10 bytes at byte {at}")

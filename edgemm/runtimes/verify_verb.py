@@ -1,6 +1,6 @@
 """`edgemm verify BUNDLE`: is every file the one that was exported, and may every graph be opened?
 
-Hashes, the shape of every graph's inputs and outputs, and the paths that graphs read weights from: all without torch.
+Hashes, the paths that graphs read weights from, and what each target cannot take: all without torch.
 What the graphs compute is compared by edgemm.export, where that is installed: the function that PARITY names takes the
 Bundle, gives lines to print, and raises CheckFailedError.
 """
@@ -15,10 +15,12 @@ from collections.abc import Callable
 from edgemm.bundle import Bundle, altered_files, open_bundle
 from edgemm.errors import CheckFailedError, MissingError
 from edgemm.manifest import Manifest
+from edgemm.runtimes.graph_rules import RULES, broken_rules
 from edgemm.runtimes.onnx_external_data import check_external_data
+from edgemm.runtimes.onnx_outline import read_outline
 from edgemm.runtimes.progress_bar import ProgressBar
 
-__all__ = ["HELP", "PARITY", "add_arguments", "check_graphs", "check_hashes", "run"]
+__all__ = ["HELP", "PARITY", "add_arguments", "check_graphs", "check_hashes", "check_rules", "run"]
 
 HELP = "check a bundle: hashes, graphs, and what they compute"
 PARITY = ("edgemm.export.verify_verb", "check_bundle")  # module and function
@@ -38,6 +40,7 @@ def run(args: argparse.Namespace) -> int:
     bundle = open_bundle(args.bundle, verify=False)
     check_hashes(bundle)
     graphs = check_graphs(bundle)
+    check_rules(bundle)
     lines = _compare(bundle, args.parity)
     if args.json:
         files = len(bundle.manifest.files)
@@ -67,6 +70,20 @@ def check_graphs(bundle: Bundle) -> int:
     for graph, data in variants:
         check_external_data(bundle.file(graph), bundle.file(data) if data else None)
     return len(variants)
+
+
+def check_rules(bundle: Bundle) -> None:
+    """CheckFailedError that names the first node, of each graph, which its target cannot take."""
+    problems = []
+    for target, chosen in bundle.manifest.targets.items():
+        for component in chosen if target in RULES else ():
+            graph = bundle.file(bundle.manifest.variant(component, target).graph)
+            found = list(broken_rules(read_outline(graph), RULES[target]))
+            if found:
+                more = f" (and {len(found) - 1} more)" if len(found) > 1 else ""
+                problems.append(f"target {target}, {component}: {found[0]}{more}")
+    if problems:
+        raise CheckFailedError("; ".join(problems))
 
 
 def _variants(manifest: Manifest) -> list[tuple[str, str | None]]:

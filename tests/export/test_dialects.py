@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import json
+import shutil
+
 import numpy as np
 import onnx
 import pytest
 import torch
 
 from edgemm.bundle import open_bundle
+from edgemm.cli import main
 from edgemm.errors import InputError
 from edgemm.export.dialects import DIALECTS, in_dialect
 from edgemm.export.recorded import seeded_picture
@@ -132,6 +136,19 @@ def test_whole_drawings_are_torchs(opened, model, target, atol, guidance):
 def test_a_prompt_longer_than_the_conditioner_is_refused(opened):
     with pytest.raises(InputError, match=r"takes \d+ tokens, this bundle draws from at most 128"):
         opened["rtx"].generate_image("a red heart and " * 20)
+
+
+def test_verify_names_the_node_that_a_target_cannot_take(bundle, tmp_path, capsys):
+    copy = tmp_path / "copy.bundle"
+    shutil.copytree(bundle.path, copy)
+    assert main(["verify", str(copy), "--no-parity"]) == 0
+    document = json.loads((copy / "manifest.json").read_text())
+    document["targets"]["jetson-orin-jp6"]["transformer"] = "standard-24-fp32"
+    (copy / "manifest.json").write_text(json.dumps(document))
+    capsys.readouterr()
+    assert main(["verify", str(copy), "--no-parity"]) == 7
+    line = capsys.readouterr().err
+    assert "target jetson-orin-jp6, transformer: the graph is of opset 24, expected at most 21 (and" in line
 
 
 def test_a_node_that_a_dialect_cannot_say_is_named():
