@@ -6,40 +6,26 @@ refused when it is of another bundle or another board, or faster than the memory
 
 from __future__ import annotations
 
-import json
 from hashlib import sha256
 from pathlib import Path
-from typing import Any
 
 from edgemm.bundle import Bundle
 from edgemm.errors import InputError
 from edgemm.measure.calibration import Calibration, Observation
 from edgemm.measure.devices import Device, PowerMode
 from edgemm.measure.estimate import Run, Workload, runs_of
+from edgemm.measure.result_file import read_result
 
-__all__ = ["observations_of", "read_bench"]
+__all__ = ["observations_of"]
 
 TIMED = {"token": "time_per_output_token_ms", "step": "denoise_step_ms"}
-
-
-def read_bench(path: Path) -> dict[str, Any]:
-    """The JSON document on the last line of what `edgemm bench` printed."""
-    try:
-        lines = path.read_text(encoding="utf-8").strip().splitlines()
-        document = json.loads(lines[-1])
-        for field in ("card", "plan", "rows", "measured"):
-            if not isinstance(document[field], dict):
-                raise TypeError(field)
-    except (IndexError, KeyError, TypeError, ValueError) as error:
-        raise InputError(f"{path}: its last line is not the JSON document that `edgemm bench` prints") from error
-    return document
 
 
 def observations_of(
     path: Path, bundle: Bundle, name: str, device: Device, mode: PowerMode, before: Calibration
 ) -> tuple[Observation, ...]:
     """Timed runs of this bundle; `before` is what the device was taken for until now."""
-    document = read_bench(path)
+    document = read_result(path)
     card, rows, measured = document["card"], document["rows"], document["measured"]
     found = card.get("bundle_sha256")
     wanted = sha256(bundle.file("manifest.json").read_bytes()).hexdigest()

@@ -9,7 +9,7 @@ from typing import Any
 
 __all__ = ["render_page"]
 
-COLUMNS = ("", "mean ± sd", "p50", "p90", "p99", "n", "what is timed")
+COLUMNS = ("", "mean ± sd", "p50", "p90", "p95", "p99", "n", "what is timed")
 
 
 def render_page(result: dict[str, Any]) -> str:
@@ -21,6 +21,8 @@ def render_page(result: dict[str, Any]) -> str:
         "",
         *_table(result["rows"]),
         "",
+        *_part_lines(result),
+        *_memory_lines(result["memory"]),
         *_energy_lines(result["energy"]),
     ]
     if result["warnings"]:
@@ -41,6 +43,25 @@ def _card_lines(result: dict[str, Any]) -> list[str]:
         f"versions edgemm {card['edgemm']} at {card['commit'] or 'no commit'}, Python {card['python']}, {versions}",
         f"work     {work}; warm-up runs, thrown away: {result['plan']['warmup']}",
     ]
+
+
+def _part_lines(result: dict[str, Any]) -> list[str]:
+    """What takes the time of a reply and of a picture; and the first calls, which no row holds."""
+    lines = []
+    for whole, parts in result["parts"].items():
+        told = ", ".join(f"{part['part'].replace('_', ' ')} {part['share']:.0%}" for part in parts)
+        lines += [f"{'parts':<9}of a{'n' if whole[0] in 'aeiou' else ''} {whole}: {told}"] if told else []
+    first = ", ".join(f"{name} {_three_digits(ms)} ms" for name, ms in (result["first_call_ms"] or {}).items())
+    return [*lines, f"first    calls of a fresh process, in no row above: {first}"] if first else lines
+
+
+def _memory_lines(memory: dict[str, Any]) -> list[str]:
+    told = []
+    if memory["kv_bytes"]:
+        told.append(f"keys and values {memory['kv_bytes'] / 1e6:.3g} MB ({memory['kv_bytes_a_token']} bytes a token)")
+    if memory["device_bytes"]:
+        told.append(f"the card held {memory['device_bytes'] / 1e6:.0f} MB, other programs' share included")
+    return [f"memory   {'; '.join(told)}"] if told else []
 
 
 def _energy_lines(energy: dict[str, Any]) -> list[str]:
@@ -77,7 +98,7 @@ def _pad(line: list[str], widths: list[int]) -> list[str]:
 def _cells(name: str, row: dict[str, Any]) -> list[str]:
     show = _megabytes if name.endswith("_bytes") else _three_digits
     mean = show(row["mean"]) + (f" ± {show(row['sd'])}" if row["sd"] is not None else "")
-    figures = [show(row[key]) for key in ("p50", "p90", "p99")]
+    figures = [show(row[key]) for key in ("p50", "p90", "p95", "p99")]
     return [mean, *figures, str(row["count"]), row["timed"]]
 
 

@@ -17,6 +17,7 @@ from edgemm.errors import UsageError
 from edgemm.measure.calibration import Calibration, Speed
 from edgemm.measure.devices import Device, PowerMode
 from edgemm.measure.graph_costs import GraphCosts, read_graph_costs
+from edgemm.measure.kv_bytes import cache_bytes_a_slot, row_bytes
 
 __all__ = [
     "JUDGED",
@@ -34,7 +35,6 @@ __all__ = [
 SCHEMA_VERSION = 1
 JUDGED = "decode: judged by leaving out models among published rows of other models (benchmarks/estimator.py)"
 NOT_JUDGED = "not judged against any device"
-CACHE_BYTES = 4  # K/V is float32 at a component's edge
 RUNTIME_BYTES = (0, 600e6, 1200e6)  # what CUDA and the engine take besides weights: low, middle, high
 WEIGHTS_IN_MEMORY = (1.0, 1.18, 1.5)  # times their size on disk; both fitted by hand to published peaks on Orin
 
@@ -204,14 +204,13 @@ def _denoiser(bundle: Bundle, target: str, costs: GraphCosts, prompt_tokens: int
     run = _rows(costs, loop.token_count, images)
     widths = sum(spec.fixed(1, "heads") * spec.fixed(3, "head width") for spec in keys)  # of all layers
     attention = 4.0 * images * widths * loop.token_count * (prefix + loop.token_count)
-    cache = 2 * images * widths * prefix * CACHE_BYTES
+    values = [spec for spec in specs if spec.name.startswith("prefix_value.")]
+    cache = images * prefix * row_bytes([*keys, *values])
     return Run(run.read_bytes + cache, run.operations + attention, run.layers, run.int8)
 
 
 def _cache_bytes(bundle: Bundle, target: str, context: int) -> int:
-    specs = bundle.manifest.variant("transformer", target).inputs
-    caches = [spec for spec in specs if spec.name.startswith(("past_key.", "past_value."))]
-    return sum(spec.fixed(1, "K/V heads") * spec.fixed(3, "head width") for spec in caches) * context * CACHE_BYTES
+    return cache_bytes_a_slot(bundle.manifest.variant("transformer", target)) * context
 
 
 def _memory(bundle: Bundle, target: str) -> Interval:

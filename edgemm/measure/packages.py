@@ -20,6 +20,7 @@ EXTRAS = {
     "data": ("resvg_py", "cairosvg", "pillow"),
     "train": ("torch", "transformers", "accelerate", "peft", "safetensors", "tokenizers", "gguf", "pillow", "tqdm"),
     "quantize": ("bitsandbytes",),
+    "loadgen": ("mlcommons-loadgen",),
     "export": (
         "onnx",
         "onnxscript",

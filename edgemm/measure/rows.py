@@ -29,11 +29,15 @@ ROWS = {
     "prefill_tokens_per_s": Row("prompt tokens over the transformer's prefill alone", more_is_better=True),
     "decode_tokens_per_s": Row("tokens after the first, sampling included", more_is_better=True, judged=False),
     "time_per_output_token_ms": Row("(end to end - time to first token) / (tokens - 1)"),
+    "inter_token_ms": Row(
+        "from one token to the next as the stream hands them out; every gap is a sample", judged=False
+    ),
     "image_encode_ms": Row("one picture through the image encoder, already decoded and resized"),
     "time_to_first_token_with_image_ms": Row("as above, with one picture and a short question"),
     "draw_prefill_ms": Row("the drawing prompt through the transformer, once a picture"),
     "conditioner_ms": Row("once a picture"),
     "denoise_step_ms": Row("one step, guidance included; mean over the steps of a picture"),
+    "inter_step_ms": Row("from the end of one step to that of the next; every gap is a sample", judged=False),
     "image_decode_ms": Row("tokens to pixels"),
     "image_s": Row("one picture, from the call to pixels"),
 }

@@ -30,6 +30,7 @@ class Summary:
     minimum: float
     p50: float
     p90: float
+    p95: float
     p99: float | None  # None below SAMPLES_FOR_P99
     maximum: float
 
@@ -43,7 +44,7 @@ def summarise(values: Sequence[float], more_is_better: bool = False) -> Summary 
     if not len(values):
         return None
     array = np.asarray(values, dtype=np.float64)  # (n,)
-    p50, p90, p99 = np.percentile(array, [50, 10, 1] if more_is_better else [50, 90, 99])
+    p50, p90, p95, p99 = np.percentile(array, [50, 10, 5, 1] if more_is_better else [50, 90, 95, 99])
     return Summary(
         count=array.size,
         mean=float(array.mean()),
@@ -51,6 +52,7 @@ def summarise(values: Sequence[float], more_is_better: bool = False) -> Summary 
         minimum=float(array.min()),
         p50=float(p50),
         p90=float(p90),
+        p95=float(p95),
         p99=float(p99) if array.size >= SAMPLES_FOR_P99 else None,
         maximum=float(array.max()),
     )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from types import SimpleNamespace
 
 from edgemm.bundle import (
     UNCONDITIONAL,
@@ -22,7 +21,8 @@ from edgemm.bundle import (
 )
 from edgemm.components import COMPONENTS
 from edgemm.runtimes.backends import Choice
-from edgemm.runtimes.results import ImageMetrics, TextMetrics
+from edgemm.runtimes.events import DenoiseProgress, TextChunk
+from edgemm.runtimes.results import ImageMetrics, ImageResult, TextMetrics, TextResult
 from edgemm.runtimes.threads import ThreadPlan
 
 WEIGHTS_BYTES = 1000  # of each component
@@ -77,14 +77,27 @@ class PaperModel:
     choice = Choice("cpu", "onnxruntime", "cpu", "CPUExecutionProvider", "it was asked for")
     threads = ThreadPlan(2, False, "no other work in sight")
 
-    def __init__(self, reply_tokens: int = 64) -> None:
-        self.reply_tokens = reply_tokens
+    def __init__(self, reply_tokens: int = 64, cache_tokens: int = 10_000) -> None:
+        self.reply_tokens = reply_tokens  # before it would stop by itself
+        self.cache_tokens = cache_tokens  # that there is room for
         self.drawn: list[dict] = []
         self.read: list[dict] = []
 
-    def generate_text(self, prompt, images=(), max_new_tokens=128):
-        self.read.append({"prompt": prompt, "images": images, "max_new_tokens": max_new_tokens})
-        tokens = min(self.reply_tokens, max_new_tokens)
+    def watch_engines(self, watch):
+        """Paper has none."""
+
+    def generate_text(self, prompt, **options):
+        return list(self.stream_text(prompt, **options))[-1].result
+
+    def generate_image(self, prompt, **options):
+        return list(self.stream_image(prompt, **options))[-1]
+
+    def stream_text(self, prompt, images=(), max_new_tokens=128, ignore_eos=False):
+        self.read.append({"prompt": prompt, "images": images, "max_new_tokens": max_new_tokens, "ignored": ignore_eos})
+        tokens = max_new_tokens if ignore_eos else min(self.reply_tokens, max_new_tokens)
+        tokens = min(tokens, self.cache_tokens)
+        for token in range(tokens):
+            yield TextChunk((token,), "x")
         metrics = TextMetrics(
             prompt_tokens=31 + len(prompt.split()),
             new_tokens=tokens,
@@ -93,12 +106,14 @@ class PaperModel:
             time_to_first_token_ms=65.0,
             decode_tokens_per_s=50.0 if tokens > 1 else 0.0,
             load_ms=0.0,
-            total_ms=1000.0,
+            total_ms=65.0 + 20.0 * (tokens - 1),
         )
-        return SimpleNamespace(metrics=metrics)
+        yield TextChunk((), "", True, "length", TextResult("x", tuple(range(tokens)), "length", None, metrics))
 
-    def generate_image(self, prompt, num_inference_steps=None, seed=0):
+    def stream_image(self, prompt, num_inference_steps=None, seed=0):
         self.drawn.append({"prompt": prompt, "steps": num_inference_steps, "seed": seed})
         steps = num_inference_steps or DENOISE.num_inference_steps
+        for step in range(steps):
+            yield DenoiseProgress(step + 1, steps, (step + 1) / steps, 0)
         metrics = ImageMetrics(20, 5.0, 1.0, steps, 2.0, 4.0, 0.0, 10.0 + 2.0 * steps)
-        return SimpleNamespace(metrics=metrics)
+        yield ImageResult((), "stop", metrics)

@@ -25,14 +25,16 @@ def bundle(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def result(bundle):
-    return run_bench(bundle, Plan(prompt_tokens=100, new_tokens=4, steps=3, repetitions=2, device="cpu", threads=1))
+    return run_bench(
+        bundle, Plan(prompt_tokens=100, new_tokens=4, steps=3, repetitions=2, warmup=1, device="cpu", threads=1)
+    )
 
 
 def test_every_row_is_measured(result):
     from edgemm.measure.rows import ROWS
 
     rows = result["rows"]
-    assert set(rows) == set(ROWS) or result["measured"]["new_tokens"] < 2  # a random model may stop at once
+    assert set(rows) == set(ROWS)
     assert all(sample > 0 for row in rows.values() for sample in row["samples"])
     assert {rows[name]["count"] for name in ("image_s", "time_to_first_token_ms", "image_encode_ms")} == {2}
 

@@ -13,7 +13,7 @@ from typing import Any
 from edgemm.errors import MissingError
 from edgemm.measure.energy.sensor import Sensor
 
-__all__ = ["THROTTLE_REASONS", "open_nvml", "throttle_reasons"]
+__all__ = ["THROTTLE_REASONS", "memory_used_bytes", "open_nvml", "throttle_reasons"]
 
 LIBRARY = "libnvidia-ml.so.1"
 NOT_SUPPORTED = 3  # nvmlReturn_t
@@ -57,6 +57,21 @@ def throttle_reasons(index: int = 0, load: Load = ctypes.CDLL) -> tuple[str, ...
     device = _device(library, index)
     bits = _ask(library, "nvmlDeviceGetCurrentClocksThrottleReasons", device, ctypes.c_ulonglong())
     return tuple(name for bit, name in THROTTLE_REASONS.items() if bits & bit)
+
+
+class _Memory(ctypes.Structure):
+    """nvmlMemory_t"""
+
+    _fields_ = [(name, ctypes.c_ulonglong) for name in ("total", "free", "used")]
+
+
+def memory_used_bytes(index: int = 0, load: Load = ctypes.CDLL) -> int:
+    """What the whole card's memory holds now, other programs' share included."""
+    library = _start(load)
+    memory = _Memory()
+    status = library.nvmlDeviceGetMemoryInfo(_device(library, index), ctypes.byref(memory))
+    _check(library, "nvmlDeviceGetMemoryInfo", status)
+    return int(memory.used)
 
 
 def _start(load: Load) -> Any:

@@ -21,13 +21,13 @@ REPLY_J, PICTURE_J = 32.0, 5.0
 class HungryModel(PaperModel):
     joules = 0.0
 
-    def generate_text(self, prompt, images=(), max_new_tokens=128):
+    def stream_text(self, prompt, images=(), max_new_tokens=128, ignore_eos=False):
         self.joules += REPLY_J
-        return super().generate_text(prompt, images, max_new_tokens)
+        yield from super().stream_text(prompt, images, max_new_tokens, ignore_eos)
 
-    def generate_image(self, prompt, num_inference_steps=None, seed=0):
+    def stream_image(self, prompt, num_inference_steps=None, seed=0):
         self.joules += PICTURE_J
-        return super().generate_image(prompt, num_inference_steps, seed)
+        yield from super().stream_image(prompt, num_inference_steps, seed)
 
 
 def bench_with(monkeypatch, path, found):

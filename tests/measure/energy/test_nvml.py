@@ -7,7 +7,7 @@ import ctypes
 import pytest
 
 from edgemm.errors import MissingError
-from edgemm.measure.energy.nvml import open_nvml, throttle_reasons
+from edgemm.measure.energy.nvml import memory_used_bytes, open_nvml, throttle_reasons
 
 NOT_SUPPORTED, GPU_IS_LOST = 3, 15
 
@@ -83,3 +83,12 @@ def test_a_card_that_falls_off_the_bus_is_told():
 def test_only_reasons_that_slow_work_down_are_named(bits, reasons):
     library = PaperLibrary(nvmlDeviceGetCurrentClocksThrottleReasons=bits)
     assert throttle_reasons(load=lambda name: library) == reasons
+
+
+def test_a_cards_memory_is_what_it_holds_now():
+    class Library(PaperLibrary):
+        def nvmlDeviceGetMemoryInfo(self, device, answer):
+            answer._obj.total, answer._obj.free, answer._obj.used = 80, 70, 10
+            return 0
+
+    assert memory_used_bytes(load=lambda name: Library()) == 10
