@@ -35,6 +35,8 @@ class Verb:
 VERBS = {
     "data": Verb("edgemm.data.verb", "data", "build image-text sets with pinned hashes"),
     "train": Verb("edgemm.train.verb", "train", "train a checkpoint from a recipe; goes on where it was stopped"),
+    "finetune": Verb("edgemm.train.finetune_verb", "train", "teach a checkpoint a style or a topic with an adapter"),
+    "merge": Verb("edgemm.train.merge_verb", "train", "merge an adapter into a copy of its checkpoint"),
     "join": Verb("edgemm.train.join_verb", "train", "a checkpoint that draws and one that reads, joined"),
     "export": Verb("edgemm.export.verb", "export", "checkpoint to bundle; fails when the bundle differs"),
     "verify": Verb("edgemm.runtimes.verify_verb", "ort", "check a bundle: hashes, graphs, and what they compute"),

@@ -202,6 +202,7 @@ class ModelConfig:
     draw: DrawTemplate = field(default_factory=DrawTemplate)
     family: str = "mot"
     base: str = ""  # where the transformer's own weights come from; "" keeps them in the checkpoint
+    origin: str = ""  # the base that weights kept in the checkpoint were once trained from: its licence still holds
     background: tuple[int, int, int] = (255, 255, 255)  # what transparent pictures are laid on
     schema_version: int = 1
 

@@ -78,7 +78,7 @@ def _licences(model: Unified, source: Path) -> tuple[Licence, ...]:
     """The trained weights are their trainer's: only the model card knows their licence."""
     found = [Licence(f"weights of {model.config.name}", _licence_in(source / MODEL_CARD), f"checkpoint {source.name}")]
     for table, key, what in (
-        (TRANSFORMERS, model.config.base, "transformer"),
+        (TRANSFORMERS, model.config.base or model.config.origin, "transformer"),
         (EYES, model.config.vision.encoder, "eye"),
     ):
         if key in table:

@@ -31,7 +31,19 @@ from edgemm.model.pretrained import load_transformer_weights, write_tokenizer
 from edgemm.model.prompts import byte_tokenizer_json
 from edgemm.model.unified import Unified
 
-__all__ = ["ADAPTER", "FORMAT_FILES", "build", "load", "ran_out_of_disk", "save", "stored_state", "take_the_name"]
+__all__ = [
+    "ADAPTER",
+    "FORMAT_FILES",
+    "adapter_scale",
+    "build",
+    "load",
+    "merge_adapter",
+    "ran_out_of_disk",
+    "read_adapter",
+    "save",
+    "stored_state",
+    "take_the_name",
+]
 
 FORMAT_FILES = ("config.json", "tokenizer.json", "model.safetensors")
 ADAPTER = "transformer_adapter"
@@ -120,15 +132,15 @@ def load(path: str | os.PathLike[str], merge: bool = True) -> Unified:
     model.load_state_dict({name: tensor.float() for name, tensor in state.items()}, strict=False)
     if (folder / ADAPTER).is_dir():
         if merge:
-            _merge_adapter(model, folder / ADAPTER)
+            merge_adapter(model, folder / ADAPTER)
         if config.base or not merge:  # else the merged weights are the checkpoint's own: saving stores them
             model.adapter = folder / ADAPTER
     return model.eval()
 
 
-def _merge_adapter(model: Unified, folder: Path) -> None:
+def merge_adapter(model: Unified, folder: Path) -> None:
     """Add a LoRA adapter's product to the base weights, in float32: W + scale * B A (arXiv:2106.09685)."""
-    document, tensors = _read_adapter(folder)
+    document, tensors = read_adapter(folder)
     weights = dict(model.transformer.named_parameters())
     for name, down in tensors.items():
         target = name.removeprefix("base_model.model.").removesuffix(".lora_A.weight")
@@ -140,13 +152,17 @@ def _merge_adapter(model: Unified, folder: Path) -> None:
         if (up.shape[0], down.shape[1], up.shape[1]) != (*weight.shape, down.shape[0]):
             shapes = f"{tuple(up.shape)} x {tuple(down.shape)}"
             raise CheckpointError(f"{folder}: {target} is {shapes}, the transformer's weight is {tuple(weight.shape)}")
-        rank, alpha = down.shape[0], document["lora_alpha"]
-        scale = alpha / rank**0.5 if document.get("use_rslora") else alpha / rank
         with torch.no_grad():
-            weight += scale * (up.float() @ down.float())
+            weight += adapter_scale(document, down.shape[0]) * (up.float() @ down.float())
 
 
-def _read_adapter(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+def adapter_scale(document: dict[str, Any], rank: int) -> float:
+    """What an adapter multiplies B A with; divided by the rank's root where it asks for that (arXiv:2312.03732)."""
+    return document["lora_alpha"] / (rank**0.5 if document.get("use_rslora") else rank)
+
+
+def read_adapter(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """PEFT's two files of a plain LoRA. Raises CheckpointError where it is anything else."""
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 

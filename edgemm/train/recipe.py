@@ -108,7 +108,7 @@ def read_recipe(path: str | Path | None, overrides: Sequence[str] = (), kind: ty
     for key, value in values.items():
         if key not in fields:
             raise InputError(f"{path}: unknown key {key!r}; known: {', '.join(fields)}")
-        values[key] = _checked(path, key, value, str(fields[key].type))
+        values[key] = _checked(path or "recipe", key, value, str(fields[key].type))
     for override in overrides:
         key, separator, raw = override.partition("=")
         if not separator or key not in fields:

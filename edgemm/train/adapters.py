@@ -1,0 +1,120 @@
+"""LoRA and its kin around a part of a model, through PEFT, in PEFT's own files.
+
+    adapters/NAME/transformer/   adapter_config.json, adapter_model.safetensors
+    adapters/NAME/denoiser/      the same; either may be absent
+
+It knows modules and folders, never losses or data.
+"""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from torch import nn
+
+from edgemm.errors import CheckpointError, UsageError
+from edgemm.model.checkpoint import take_the_name
+from edgemm.model.unified import Unified
+from edgemm.train.finetune_recipe import FinetuneRecipe
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+
+__all__ = ["add_adapter", "merge_part", "parts_of", "save_adapter", "target_modules"]
+
+USUAL = {
+    "transformer": ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"),
+    "denoiser": ("qkv_proj", "o_proj", "up_proj", "down_proj"),
+}
+FILES = ("adapter_config.json", "adapter_model.safetensors")
+
+
+def target_modules(model: Unified, part: str, recipe: FinetuneRecipe) -> str:
+    """A pattern of the part's linear layers that get an adapter; names that the part lacks are the other part's.
+
+    Raises UsageError naming what the part has.
+    """
+    module: nn.Module = getattr(model, part)
+    leaves = (name.rpartition(".")[2] for name, child in module.named_modules() if isinstance(child, nn.Linear))
+    known = sorted({leaf for leaf in leaves if not leaf.isdigit()})
+    wanted = [name for name in recipe.target_modules or USUAL[part] if name in known]
+    elsewhere = {leaf.rpartition(".")[2] for leaf, _ in model.named_modules()} if recipe.parts == "both" else set()
+    unknown = [name for name in recipe.target_modules if name not in known and name not in elsewhere]
+    if unknown or not wanted:
+        found = ", ".join(unknown or recipe.target_modules)
+        raise UsageError(f"target_modules: {found} is no linear layer of the {part}, which has: {', '.join(known)}")
+    names = "|".join(wanted)
+    if part == "denoiser":
+        return rf"(.*\.)?({names})"
+    layers = "|".join(map(str, range(recipe.lora_first_layer, model.config.transformer.depth)))
+    return rf"layers\.({layers})\.\w+\.({names})"
+
+
+def add_adapter(model: Unified, part: str, recipe: FinetuneRecipe) -> PeftModel:
+    """The part with a new adapter in place, which changes nothing yet; its own weights are frozen."""
+    from peft import LoraConfig, get_peft_model
+
+    config = LoraConfig(
+        r=recipe.lora_rank,
+        lora_alpha=recipe.lora_alpha,
+        target_modules=target_modules(model, part, recipe),
+        use_rslora=recipe.method == "rslora",
+        use_dora=recipe.method == "dora",
+    )
+    inner: Any = getattr(model, part)  # PEFT takes any module, its types say otherwise
+    adapted: Any = get_peft_model(inner, config)
+    return adapted
+
+
+def save_adapter(parts: Mapping[str, PeftModel], folder: Path) -> None:
+    """Write the adapter's folder, all parts or nothing."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=".tmp", dir=folder.parent))
+    try:
+        temporary.chmod(0o755)
+        for part, adapted in parts.items():
+            adapted.save_pretrained(str(temporary / part))
+            (temporary / part / "README.md").unlink(missing_ok=True)  # PEFT's own empty model card
+            (temporary / part / FILES[1]).chmod(0o644)  # the library makes it readable by its owner alone
+        take_the_name(temporary, folder)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def parts_of(folder: Path) -> list[str]:
+    """The parts that an adapter's folder holds. Raises CheckpointError when it is none."""
+    parts = [part for part in USUAL if (folder / part).is_dir()]
+    if not parts:
+        raise CheckpointError(
+            f"{folder}: no adapter; its folder holds {' or '.join(USUAL)}, each with PEFT's two files"
+        )
+    for part in parts:
+        for name in FILES:
+            if not (folder / part / name).is_file():
+                raise CheckpointError(f"{folder / part}: {name} is missing; an adapter holds {', '.join(FILES)}")
+    return parts
+
+
+def merge_part(module: nn.Module, folder: Path) -> None:
+    """Add an adapter's part to a module's own weights, in their precision, and leave the module plain."""
+    from peft import PeftModel, get_peft_model_state_dict
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    inner: Any = module
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # PEFT only warns where a tensor is missing: that is an error below
+            adapted: Any = PeftModel.from_pretrained(inner, str(folder))
+        found, wanted = set(load_file(folder / FILES[1])), set(get_peft_model_state_dict(adapted))
+        if found != wanted:
+            raise ValueError(f"tensor {sorted(found ^ wanted)[0]} is in only one of the two")
+        adapted.merge_and_unload()
+    except (ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
+        reason = " ".join(str(error).split())
+        raise CheckpointError(f"{folder}: does not fit this checkpoint: {reason[:300]}") from error

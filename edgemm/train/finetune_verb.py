@@ -1,0 +1,66 @@
+"""`edgemm finetune CHECKPOINT --data DIR --output RUN`: an adapter in PEFT's layout, resumable."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from edgemm.errors import MissingError
+from edgemm.train.finetune_recipe import METHODS, PARTS, FinetuneRecipe
+from edgemm.train.recipe import read_recipe
+
+__all__ = ["HELP", "add_arguments", "run"]
+
+HELP = "teach a checkpoint a style or a topic with a small adapter; goes on where it was stopped"
+FLAGS = {  # flag -> line of the recipe
+    "data": "data",
+    "output": "output",
+    "method": "method",
+    "parts": "parts",
+    "target_modules": "target_modules",
+    "rank": "lora_rank",
+    "alpha": "lora_alpha",
+    "name": "name",
+    "steps": "steps",
+    "pictures": "pictures",
+    "learning_rate": "learning_rate",
+}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("checkpoint", metavar="CHECKPOINT", help="what to start from; it stays as it is")
+    parser.add_argument(
+        "--config", metavar="RECIPE.toml", help="a recipe, see recipes/style-lora.toml; flags go on top"
+    )
+    parser.add_argument("--data", metavar="DIR", help="a dataset made by `edgemm data`")
+    parser.add_argument("--output", metavar="RUN", help="run folder; the adapter is RUN/adapters/NAME")
+    parser.add_argument("--name", help="the adapter's name (default: adapter)")
+    parser.add_argument("--method", choices=METHODS, help="default: lora")
+    parser.add_argument("--parts", choices=PARTS, help="how it draws, how it reads, or both (default: denoiser)")
+    parser.add_argument("--target-modules", nargs="+", metavar="LAYER", help="linear layers by name: q_proj, qkv_proj")
+    parser.add_argument("--rank", type=int, metavar="R", help="default: 16")
+    parser.add_argument("--alpha", type=int, metavar="A", help="default: twice the rank")
+    parser.add_argument("--steps", type=int, metavar="N", help="default: 300")
+    parser.add_argument("--pictures", type=int, metavar="N", help="train on so many of the data's pictures")
+    parser.add_argument("--learning-rate", type=float, metavar="RATE", help="default: 1e-3")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="set any line of the recipe")
+
+
+def run(args: argparse.Namespace) -> int:
+    if args.rank is not None and args.alpha is None:
+        args.alpha = 2 * args.rank
+    changes = [f"start={args.checkpoint}"]
+    for flag, key in FLAGS.items():
+        value = getattr(args, flag)
+        if value is not None:
+            changes.append(f"{key}={','.join(value) if isinstance(value, list) else value}")
+    recipe = read_recipe(args.config, ["task=draw", *changes, *args.set], FinetuneRecipe)
+    try:
+        from edgemm.train.finetune import finetune
+    except ImportError as error:
+        raise MissingError(f"finetuning needs {error.name}: pip install 'edgemm[train]'") from error
+    folder = finetune(recipe)
+    print(
+        f"Wrote {folder}; merge it: edgemm merge {args.checkpoint} {folder} --output {Path(recipe.output) / 'merged'}"
+    )
+    return 0
