@@ -1,0 +1,58 @@
+"""A graph that TensorRT for RTX builds in a second or two, and what an engine of it depends on."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from importlib import metadata
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+from edgemm.build.builder import Limits
+from edgemm.build.engine_spec import EngineSpec, Place
+from edgemm.build.profiles import Profile
+
+__all__ = ["LIMITS", "needs_rtx", "spec_of", "write_graph"]
+
+LIMITS = Limits(memory_bytes=4 << 30, timeout_s=600)
+WIDTH = 64
+
+
+def rtx_version() -> str:
+    try:
+        return metadata.version("tensorrt-rtx")
+    except metadata.PackageNotFoundError:
+        return ""
+
+
+needs_rtx = pytest.mark.skipif(not rtx_version(), reason="pip install tensorrt-rtx: the real builder, needs no GPU")
+
+
+def write_graph(path: Path, op_type: str = "MatMul") -> Path:
+    sides = [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["b", WIDTH]) for name in ("x", "y")]
+    weight = numpy_helper.from_array(np.eye(WIDTH, dtype=np.float32), "w")
+    inputs = ["x", "w"] if op_type == "MatMul" else ["x"]
+    nodes = [helper.make_node(op_type, inputs, ["y"], name="product")]
+    graph = helper.make_graph(nodes, "tiny", sides[:1], sides[1:], [weight])
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10), path)
+    return path
+
+
+def spec_of(graph: Path, **changes) -> EngineSpec:
+    shapes = {"x": ((1, WIDTH), (2, WIDTH), (8, WIDTH))}
+    spec = EngineSpec(
+        component="product",
+        graph_sha256=hashlib.sha256(graph.read_bytes()).hexdigest(),
+        data_sha256="",
+        tensorrt="tensorrt_rtx",
+        version=rtx_version(),
+        place=Place("8.6", here=False),
+        profiles=(Profile("run", shapes),),
+        opt_level=3,
+        workspace_bytes=256 << 20,
+    )
+    return dataclasses.replace(spec, **changes)
