@@ -18,7 +18,7 @@ from PIL import Image
 
 from edgemm.data.colours import dominant_colour
 from edgemm.data.format import Sample
-from edgemm.data.icons import name_codes, read_icons
+from edgemm.data.icons import name_codes, read_icons, run_together_names
 from edgemm.data.labels import Label, read_labels
 from edgemm.data.progress import progress
 from edgemm.data.questions import emoji_questions
@@ -29,6 +29,7 @@ from edgemm.data.writer import DatasetWriter
 
 __all__ = ["Drawing", "build_emoji", "distinct", "draw_emoji", "packages_of"]
 
+SPELLED_LIKE = {"noto-v1": "noto", "fluent-color": "fluent"}  # without chars.json, named as another style's icons are
 SAME_DRAWING = 2.0  # mean difference in grey levels; three noto-v1 drawings are below it, the next is at 2.7
 
 
@@ -63,14 +64,19 @@ def packages_of(styles: Sequence[str]) -> list[Package]:
 
 def draw_emoji(size: int, styles: Sequence[str], cache: Path, *, offline: bool = False) -> list[tuple[Sample, Drawing]]:
     """Every distinct drawing of the styles, in the styles' and Unicode's order."""
-    extra = ["noto"] if "noto-v1" in styles and "noto" not in styles else []  # noto-v1's names are read off noto's
+    extra = [SPELLED_LIKE[style] for style in styles if SPELLED_LIKE.get(style, style) not in styles]
     tarballs = {name: fetch(PACKAGES[name], cache, offline=offline) for name in (LABELS, *styles, *extra)}
     labels = read_labels(tarballs[LABELS])
-    names = name_codes(labels, read_json(tarballs["noto"], "chars.json")) if "noto" in tarballs else {}
+
+    def names_of(style: str) -> dict[str, str]:
+        if style not in SPELLED_LIKE:
+            return run_together_names(labels)
+        return name_codes(labels, read_json(tarballs[SPELLED_LIKE[style]], "chars.json"))
+
     icons = [
         (style, labels[code], svg)
         for style in styles
-        for code, svg in read_icons(tarballs[style], labels, names).items()
+        for code, svg in read_icons(tarballs[style], labels, names_of(style)).items()
     ]
     drawings = distinct([_draw(*icon, size) for icon in progress(icons, len(icons), "drawing")])
     splits = assign_splits((drawing.style, drawing.label.hexcode, drawing.label.family) for drawing in drawings)

@@ -1,11 +1,15 @@
 """Which drawing stands for which emoji: an icon set joined to Unicode code points, as SVG text.
 
-Three sets say so in chars.json; noto-v1 has none and is matched by name.  Skin tones and other variants are left out
+Most sets say so in chars.json; the others are matched by name, spelled as another set spells it (noto-v1, fluent-color)
+or as Unicode names the character, run together (fxemoji: "alarmclock").  Skin tones and other variants are left out
 because the labels know only the default drawing.  Labels and families are in labels.py, pixels in rasterise.py.
 """
 
 from __future__ import annotations
 
+import unicodedata
+from collections import defaultdict
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +17,7 @@ from edgemm.data.labels import Label, bare_hexcode, slug
 from edgemm.data.sources import read_json
 from edgemm.errors import InputError
 
-__all__ = ["match_by_name", "name_codes", "read_icons", "svg_of"]
+__all__ = ["match_by_name", "name_codes", "read_icons", "run_together_names", "svg_of"]
 
 
 def read_icons(tarball: Path, labels: dict[str, Label], names: dict[str, str]) -> dict[str, str]:
@@ -40,17 +44,36 @@ def match_by_name(icons: dict[str, Any], names: dict[str, str]) -> dict[str, str
 
 def name_codes(labels: dict[str, Label], chars: dict[str, str]) -> dict[str, str]:
     """icon name -> hexcode, from another set's chars.json and from the labels; a name with two meanings is dropped."""
-    names: dict[str, str] = {}
-    ambiguous: set[str] = set()
-    for code, label in labels.items():
-        name = slug(label.text)
-        if name in names:
-            ambiguous.add(name)
-        names[name] = code
+    spelled = [(slug(label.text), code) for code, label in labels.items()]
+    names = _unambiguous(spelled)
+    taken = {name for name, _ in spelled}
     for code, name in chars.items():
-        if bare_hexcode(code) in labels:
+        if bare_hexcode(code) in labels and name not in taken:
             names.setdefault(name, bare_hexcode(code))
-    return {name: code for name, code in names.items() if name not in ambiguous}
+    return names
+
+
+def run_together_names(labels: dict[str, Label]) -> dict[str, str]:
+    """icon name -> hexcode by Unicode's names of single characters, then by labels; letters and digits alone.
+
+    Unicode's name goes first: its "grinning face with smiling eyes" is another emoji than the label's.
+    """
+    single = [(_run_together(unicodedata.name(chr(int(code, 16)), "")), code) for code in labels if "-" not in code]
+    named = _unambiguous([pair for pair in single if pair[0]])
+    labelled = _unambiguous([(_run_together(label.text), code) for code, label in labels.items()])
+    return {**labelled, **named}
+
+
+def _run_together(name: str) -> str:
+    return "".join(filter(str.isalnum, name.lower()))
+
+
+def _unambiguous(spelled: Iterable[tuple[str, str]]) -> dict[str, str]:
+    """name -> hexcode, without the names that stand for two."""
+    codes: defaultdict[str, list[str]] = defaultdict(list)
+    for name, code in spelled:
+        codes[name].append(code)
+    return {name: found[0] for name, found in codes.items() if len(found) == 1}
 
 
 def svg_of(icons: dict[str, Any], name: str) -> str:

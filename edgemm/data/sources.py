@@ -81,6 +81,22 @@ PACKAGES: dict[str, Package] = {
         "Apache-2.0.txt",
         "Google Inc",
     ),
+    "fluent-color": Package(  # the drawings of "fluent" with shading: more to read, nothing new to draw
+        "@iconify-json/fluent-emoji",
+        "1.2.7",
+        "D8G6bKAyIsyxP1rzZtIWr/gg/fO4Rg1+DyCWlfqKK4h8W+4Em/Y0P6QYgJUQTlUcagzJvSyg+9OBv4hz4Hc/QA==",
+        "MIT",
+        "MIT-fluent-emoji.txt",
+        "Microsoft Corporation",
+    ),
+    "fxemoji": Package(
+        "@iconify-json/fxemoji",
+        "1.2.2",
+        "UAasRaxzFUKfIGSmLwnoarsssA4LX0VLLuEmplIqM6ZNQqIQRtav8tZ4H1neTlBreXuMQyAifr5jP4kn78DpiQ==",
+        "Apache-2.0",
+        "Apache-2.0.txt",
+        "Mozilla",
+    ),
     "twemoji": Package(
         "@iconify-json/twemoji",
         "1.2.5",

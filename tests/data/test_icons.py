@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from edgemm.data.icons import match_by_name, name_codes, svg_of
+from edgemm.data.icons import match_by_name, name_codes, run_together_names, svg_of
 from edgemm.data.labels import Label
 from edgemm.data.rasterise import on_white, rasterise
 from edgemm.errors import InputError
@@ -64,3 +64,15 @@ def test_names_match_labels_and_another_sets_icons():
 
 def test_aliases_do_not_match_by_name():
     assert match_by_name(ICONS, {"cricket": "1f997", "cricket-game": "1f3cf"}) == {"1f3cf": "cricket-game"}
+
+
+def test_a_run_together_name_is_unicodes_before_it_is_a_labels():
+    labels = {
+        "1f601": label("1f601", "beaming face with smiling eyes"),
+        "1f604": label("1f604", "grinning face with smiling eyes"),
+        "1f1e6-1f1fa": label("1f1e6-1f1fa", "flag: Australia"),
+    }
+    names = run_together_names(labels)
+    assert names["grinningfacewithsmilingeyes"] == "1f601"  # what Unicode calls it
+    assert names["smilingfacewithopenmouthandsmilingeyes"] == "1f604"
+    assert names["flagaustralia"] == "1f1e6-1f1fa"
