@@ -28,6 +28,10 @@ __all__ = [
 ]
 
 
+# EfficientNet-Lite0's later blocks and their channels (arXiv:1905.11946, without the 1280 of its head).
+LITE0_CHANNELS = {5: 80, 6: 80, 7: 80, 8: 112, 9: 112, 10: 112, 11: 192, 12: 192, 13: 192, 14: 192, 15: 320}
+
+
 def _check_positive(part: str, config: Any, *names: str) -> None:
     for name in names:
         if getattr(config, name) < 1:
@@ -60,30 +64,49 @@ class TransformerConfig:
 
 @dataclass(frozen=True)
 class VisionConfig:
-    """How a picture becomes clean image tokens for reading."""
+    """How a picture becomes clean image tokens for reading: a grid of features, and the visual word it looks like."""
 
-    encoder: str  # "lite0": EfficientNet-Lite0's last feature map; "patch": linear patches
+    encoder: str  # "lite0": EfficientNet-Lite0's feature maps; "patch": linear patches
     image_size: int  # side of the square the encoder reads, in pixels
     stride: int  # pixels a token covers along one side
-    feature_width: int  # numbers a token has before the projection
+    feature_width: int  # numbers a square of the grid has before the projection
     hidden_width: int  # inside the projection
+    blocks: tuple[int, ...] = ()  # of lite0, whose maps are averaged onto the grid beside the last one
+    words: int = 0  # visual words the encoder knows; 0 leaves them out
+    word_tokens: int = 0  # image tokens that spell one visual word
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "blocks", tuple(self.blocks))
         if self.encoder not in ("lite0", "patch"):
             raise ValueError(f"vision encoder {self.encoder!r} is none of: lite0, patch")
         _check_positive("vision", self, "image_size", "stride", "feature_width", "hidden_width")
         if self.image_size % self.stride:
             raise ValueError(f"vision image_size {self.image_size} is not a multiple of stride {self.stride}")
-        stride, width = (32, 1280) if self.encoder == "lite0" else (self.stride, 3 * self.stride**2)
+        if unknown := [block for block in self.blocks if block not in LITE0_CHANNELS or self.encoder != "lite0"]:
+            raise ValueError(f"vision block {unknown[0]} of encoder {self.encoder}: lite0 has {list(LITE0_CHANNELS)}")
+        stride, width = (32, 1280 + self.middle_width) if self.encoder == "lite0" else (self.stride, 3 * self.stride**2)
         if (self.stride, self.feature_width) != (stride, width):
             raise ValueError(
                 f"vision encoder {self.encoder} gives feature_width {width} at stride {stride}, "
                 f"not {self.feature_width} at {self.stride}"
             )
+        if min(self.words, self.word_tokens) < 0 or (self.words > 0) != (self.word_tokens > 0):
+            raise ValueError(f"vision words {self.words} and word_tokens {self.word_tokens}: both or neither")
+
+    @property
+    def middle_width(self) -> int:
+        """Numbers of a square that come from the middle blocks; they stand first."""
+        return sum(LITE0_CHANNELS[block] for block in self.blocks)
+
+    @property
+    def grid_count(self) -> int:
+        """Squares of the feature map."""
+        return (self.image_size // self.stride) ** 2
 
     @property
     def token_count(self) -> int:
-        return (self.image_size // self.stride) ** 2
+        """Image tokens of one picture: its grid, then what spells its visual word."""
+        return self.grid_count + self.word_tokens
 
 
 @dataclass(frozen=True)
@@ -256,7 +279,16 @@ def _small() -> ModelConfig:
             rope_theta=100_000.0,
             max_context=8192,
         ),
-        vision=VisionConfig(encoder="lite0", image_size=128, stride=32, feature_width=1280, hidden_width=1152),
+        vision=VisionConfig(
+            encoder="lite0",
+            image_size=128,
+            stride=32,
+            feature_width=1280 + 80 + 112 + 192,
+            hidden_width=1152,
+            blocks=(7, 10, 14),
+            words=1600,
+            word_tokens=6,
+        ),
         image_tokens=ImageTokensConfig(kind="patch", image_size=64, patch=8),
         denoiser=DenoiserConfig(
             width=320,

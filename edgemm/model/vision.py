@@ -1,7 +1,8 @@
-"""Pixels to clean image tokens for reading: an encoder's feature map, projected into the transformer's residual stream.
+"""Pixels to clean image tokens for reading: an encoder's feature maps, projected into the residual stream.
 
-Two encoders: EfficientNet-Lite0's last feature map (lite0.py, pretrained and frozen) and plain linear patches.
-Axes: b batch, S side in pixels, m image tokens in row-major order, f features a token, w transformer width.
+Two encoders: EfficientNet-Lite0 (lite0.py, pretrained and frozen) and plain linear patches.  The grid comes first, in
+row-major order; a model with visual words (visual_words.py) lets the word that the picture looks like follow.
+Axes: b batch, S side in pixels, m squares of the grid, f features a square, j slots of a word, w transformer width.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 
 from edgemm.config import ModelConfig, VisionConfig
 from edgemm.model.lite0 import Lite0
+from edgemm.model.visual_words import VisualWords
 
 __all__ = ["ImageEncoder", "PatchStem"]
 
@@ -28,17 +30,18 @@ class PatchStem(nn.Module):
 
 
 class ImageEncoder(nn.Module):
-    """pixels (b, 3, S, S) in [0, 1] -> image tokens (b, m, w), spread like the transformer's own embeddings."""
+    """pixels (b, 3, S, S) in [0, 1] -> image tokens (b, m + j, w), spread like the transformer's own embeddings."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         vision, width = config.vision, config.transformer.width
-        self.encoder = Lite0() if vision.encoder == "lite0" else PatchStem(vision)
-        self.position = nn.Parameter(torch.zeros(vision.token_count, vision.hidden_width))
+        self.encoder = Lite0(vision.blocks) if vision.encoder == "lite0" else PatchStem(vision)
+        self.position = nn.Parameter(torch.zeros(vision.grid_count, vision.hidden_width))
         self.norm_in = nn.LayerNorm(vision.feature_width)
         self.up_proj = nn.Linear(vision.feature_width, vision.hidden_width)
         self.down_proj = nn.Linear(vision.hidden_width, width)
         self.norm_out = nn.LayerNorm(width)
+        self.words = VisualWords(vision, width) if vision.words else None
 
     def match_embeddings(self, embeddings: Tensor) -> None:
         """Start the output's scale at the spread of the transformer's embeddings (vocab, w)."""
@@ -48,9 +51,15 @@ class ImageEncoder(nn.Module):
         """What the frozen encoder gives, (b, m, f): computed once a picture when the projection alone is trained."""
         return self.encoder(pixels)
 
-    def project(self, features: Tensor) -> Tensor:
+    def project_grid(self, features: Tensor) -> Tensor:
+        """(b, m, f) -> (b, m, w)."""
         hidden = nn.functional.gelu(self.up_proj(self.norm_in(features)) + self.position)
         return self.norm_out(self.down_proj(hidden))
+
+    def project(self, features: Tensor) -> Tensor:
+        """(b, m, f) -> (b, m + j, w)."""
+        grid = self.project_grid(features)
+        return grid if self.words is None else torch.cat([grid, self.words(features)], dim=1)
 
     def forward(self, pixels: Tensor) -> Tensor:
         return self.project(self.features(pixels))

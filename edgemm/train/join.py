@@ -23,7 +23,8 @@ def join(drawing: Path, reading: Path, output: Path, name: str = "") -> None:
     Raises CheckpointError when the two are not the same model or the reading one changed layers that drawing reads.
     """
     draws, reads = checkpoint.load(drawing), checkpoint.load(reading)
-    ours, theirs = (dataclasses.replace(m.config, name="", sampler=draws.config.sampler) for m in (draws, reads))
+    of_reading = {"name": "", "sampler": draws.config.sampler, "vision": reads.config.vision}
+    ours, theirs = (dataclasses.replace(m.config, **of_reading) for m in (draws, reads))
     if ours != theirs:
         raise CheckpointError(f"{reading}: config.json differs from that of {drawing}; only one model can be joined")
     if draws.tokenizer_json != reads.tokenizer_json:
@@ -37,5 +38,5 @@ def join(drawing: Path, reading: Path, output: Path, name: str = "") -> None:
             raise CheckpointError(f"{reading}: transformer layer {index} differs from {drawing}, and drawing reads it")
     reads.conditioner.load_state_dict(draws.conditioner.state_dict())
     reads.denoiser.load_state_dict(draws.denoiser.state_dict())
-    reads.config = dataclasses.replace(draws.config, name=name or output.name)
+    reads.config = dataclasses.replace(draws.config, name=name or output.name, vision=reads.config.vision)
     checkpoint.save(reads, output, torch.bfloat16)

@@ -17,7 +17,7 @@ import shutil
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import nullcontext, suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -60,7 +60,7 @@ def run_loop(model: Unified, task: Task, recipe: Recipe) -> None:
     if start == recipe.steps:  # stopped after its last step, perhaps before its result was written
         _write_result(model, task, average, folder, start)
     bar = _progress(recipe.steps, start)
-    precision = torch.autocast("cpu", torch.bfloat16) if recipe.precision == "bf16" else nullcontext()
+    precision = autocast(recipe.precision)
     clock, last_logged = time.perf_counter(), start
     with open(folder / "log.jsonl", "a", encoding="utf-8") as log:
         for step in range(start, recipe.steps):
@@ -93,6 +93,19 @@ def run_loop(model: Unified, task: Task, recipe: Recipe) -> None:
                 _write_result(model, task, average, folder, done)
             clock += time.perf_counter() - paused  # writing is not part of a step
     bar.close()
+
+
+def autocast(precision: str) -> AbstractContextManager[object]:
+    """The precision of a recipe; "auto" is bfloat16 only where the CPU has instructions for it.
+
+    Without them a bfloat16 product takes four to five times as long as a float32 one (measured, AVX-512 VNNI only).
+    """
+    fast = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    return (
+        torch.autocast("cpu", torch.bfloat16)
+        if precision == "bf16" or (precision == "auto" and fast)
+        else nullcontext()
+    )
 
 
 def _write_result(model: Unified, task: Task, average: Average, folder: Path, step: int) -> None:

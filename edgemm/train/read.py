@@ -1,7 +1,8 @@
 """Teaching to read: the projection behind the frozen eye, and LoRA on the upper layers of the transformer.
 
-Next-token cross-entropy on the answer to a question about a picture, nothing else of the sequence is scored.  The
-layers that the denoiser reads are not touched, so a model that draws goes on drawing exactly as before.
+Next-token cross-entropy on the answer to a question about a picture, and on the model's own earlier replies to text
+(replies.py), so that it goes on talking; nothing else of a sequence is scored.  The layers that the denoiser reads are
+not touched, so a model that draws goes on drawing exactly as before.
 A step's batch is a function of (seed, step) alone.
 Axes: b batch, s tokens of the longest sequence, v views of a picture, m image tokens, f features a token.
 """
@@ -10,6 +11,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,9 +23,11 @@ from edgemm.errors import InputError, UsageError
 from edgemm.model import checkpoint
 from edgemm.model.prompts import TextPrompt, read_prompt, reply_ids
 from edgemm.model.unified import Unified
-from edgemm.train.align import align_projection
+from edgemm.train.align import align_projection, learn_words
 from edgemm.train.pictures import batch_rows, load_pictures, pick_samples
 from edgemm.train.recipe import Recipe
+from edgemm.train.replies import own_replies, prompts_about
+from edgemm.train.views import eye_features, features_key, kept_features, may_be_mirrored
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -45,7 +49,12 @@ class ReadTask:
         self.model, self.recipe = model, recipe
         dataset, samples = pick_samples(recipe.data, recipe.splits, recipe.groups, recipe.pictures)
         pixels = load_pictures(Path(recipe.data), samples, model.config.vision.image_size)
-        self.features = eye_features(model, pixels, recipe.views, recipe.seed)  # (pictures, v, m, f)
+        mirrored = torch.tensor([may_be_mirrored(sample) for sample in samples])
+        self.features = kept_features(  # (pictures, v, m, f)
+            Path(recipe.output) / "features.safetensors",
+            features_key(recipe, samples, model.config.vision),
+            lambda: eye_features(model, pixels, mirrored, recipe.views, recipe.seed),
+        )
         self.labels = [sample.label for sample in samples]
         row_of = {sample.id: row for row, sample in enumerate(samples)}
         self.questions: dict[str, list[tuple[int, TextPrompt, list[int]]]] = {}
@@ -57,6 +66,11 @@ class ReadTask:
         if not self.questions:
             raise InputError(f"{recipe.data}: no question is about the pictures of splits {list(recipe.splits)}")
         self.kinds = [kind for kind in sorted(self.questions) if kind != "label"]
+        counts = np.array([len(self.questions[kind]) for kind in self.kinds])
+        self.kind_shares = np.sqrt(counts) / np.sqrt(counts).sum()  # the rare are asked more often than they come
+        messages = prompts_about(sorted(set(self.labels)), recipe.replies)
+        with peft.disable_adapter() if peft is not None else nullcontext():
+            self.replies = own_replies(model, messages, recipe.reply_tokens)
         self.peft = peft if peft is not None else adapted(model, recipe)
         projection = {n: m for n, m in model.image_encoder.named_children() if n != "encoder"}
         self.projection = nn.ModuleDict(projection)
@@ -73,15 +87,19 @@ class ReadTask:
                 yield f"transformer.{name}", parameter
 
     def named_buffers(self) -> Iterator[tuple[str, Tensor]]:
-        """An aligned projection that training leaves alone: a resume does not align again."""
+        """What alignment made and training leaves alone: a resume does not align again."""
         if not self.recipe.train_projection:
             yield from self._projection_parameters()
+        for name, buffer in self.projection.named_buffers():
+            yield f"projection.{name}", buffer
 
     def prepare(self) -> None:
-        if self.recipe.align_steps:
-            self._teach_projection(True)
-            align_projection(self.model, self.features, self.labels, self.recipe.align_steps, self.recipe.seed)
-            self._teach_projection(self.recipe.train_projection)
+        """Alignment, where the recipe asks for it."""
+        self._teach_projection(True)
+        for steps, teach in ((self.recipe.align_steps, align_projection), (self.recipe.word_steps, learn_words)):
+            if steps:
+                teach(self.model, self.features, self.labels, steps, self.recipe.seed)
+        self._teach_projection(self.recipe.train_projection)
 
     def _projection_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
         yield "position", self.position
@@ -93,13 +111,18 @@ class ReadTask:
             parameter.requires_grad_(taught)
 
     def loss(self, step: int) -> Tensor:
-        logits, targets = self._answer_logits(step)
-        return nn.functional.cross_entropy(logits.float(), targets)
+        """Mean over the answers' tokens, and over the replies' with a weight of their own: replies are longer."""
+        logits, targets, pictured = self._scored(step)
+        losses = nn.functional.cross_entropy(logits.float(), targets, reduction="none")
+        loss = losses[pictured].mean()
+        return loss if pictured.all() else loss + self.recipe.reply_weight * losses[~pictured].mean()
 
     @torch.no_grad()
     def measures(self, step: int) -> dict[str, float]:
-        logits, targets = self._answer_logits(step)
-        return {"token_accuracy": (logits.argmax(-1) == targets).float().mean().item()}
+        logits, targets, pictured = self._scored(step)
+        right = (logits.argmax(-1) == targets).float()
+        found = {"token_accuracy": right[pictured].mean().item()}
+        return found if pictured.all() else {**found, "reply_accuracy": right[~pictured].mean().item()}
 
     def samples(self, model: Unified) -> None:
         return None
@@ -110,8 +133,8 @@ class ReadTask:
             Path(folder, "README.md").unlink(missing_ok=True)  # PEFT's own empty model card
             checkpoint.save(self.model, path, torch.bfloat16, adapter=Path(folder))
 
-    def _answer_logits(self, step: int) -> tuple[Tensor, Tensor]:
-        """Logits (answer tokens of the batch, vocab) and their targets."""
+    def _scored(self, step: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Logits (scored tokens of the batch, vocab), their targets, and which of them answer a picture's question."""
         rows, prompts, answers, random = self._batch(step)
         views = random.integers(self.features.shape[1], size=len(rows))
         image_tokens = self.model.image_encoder.project(self.features[rows, views].float())  # (b, m, w)
@@ -128,18 +151,20 @@ class ReadTask:
         x = self.model.transformer.embed(ids, image_tokens, index)
         hidden, _ = self.model.transformer(x, limit)
         scored = targets >= 0
-        return self.model.transformer.logits(hidden[scored]), targets[scored]
+        pictured = torch.tensor([max(prompt.image_index) >= 0 for prompt in prompts])[:, None].expand_as(scored)
+        return self.model.transformer.logits(hidden[scored]), targets[scored], pictured[scored]
 
     def _batch(self, step: int) -> tuple[np.ndarray, list[TextPrompt], list[list[int]], np.random.Generator]:
-        """Half of the samples ask what it is, the others ask each other kind of question equally often."""
+        """Some text without a picture; of the others half ask what it is, half the other kinds of question."""
         random = np.random.default_rng([self.recipe.seed, step, 2])
-        picked = []
-        naming = self.questions.get("label", [])
-        share = self.recipe.batch // 2 if self.kinds and naming else (self.recipe.batch if naming else 0)
+        texts = round(self.recipe.batch * self.recipe.reply_share) if self.replies else 0
+        picked = [(0, *self.replies[row]) for row in random.integers(max(1, len(self.replies)), size=texts)]
+        naming, left = self.questions.get("label", []), self.recipe.batch - texts
+        share = left // 2 if self.kinds and naming else (left if naming else 0)
         if share:
             picked += [naming[row] for row in batch_rows(len(naming), share, self.recipe.seed, step)]
         while len(picked) < self.recipe.batch:
-            questions = self.questions[self.kinds[random.integers(len(self.kinds))]]
+            questions = self.questions[self.kinds[random.choice(len(self.kinds), p=self.kind_shares)]]
             picked.append(questions[random.integers(len(questions))])
         rows, prompts, answers = zip(*picked, strict=True)
         return np.array(rows), list(prompts), list(answers), random
@@ -165,42 +190,3 @@ def adapted(model: Unified, recipe: Recipe) -> PeftModel:
             found, asked = getattr(kept, name), getattr(wanted, name)
             raise InputError(f"{model.adapter}: {name} is {found!r}, the recipe asks for {asked!r}; make them equal")
     return PeftModel.from_pretrained(inner, str(model.adapter), is_trainable=True)
-
-
-@torch.no_grad()
-def eye_features(model: Unified, pixels: Tensor, views: int, seed: int) -> Tensor:
-    """The frozen encoder's features (pictures, v, m, f), bfloat16, of each picture and of changed views of it.
-
-    A view is mirrored, moved, scaled and tinted a little, so that another artist's hand looks less new.
-    """
-    features = [model.image_encoder.features(chunk.float() / 255).bfloat16() for chunk in pixels.split(64)]
-    stacked = [torch.cat(features)]
-    for view in range(1, views):
-        random = torch.Generator().manual_seed(seed * 1000 + view)
-        features = [
-            model.image_encoder.features(changed_view(chunk.float() / 255, random)).bfloat16()
-            for chunk in pixels.split(64)
-        ]
-        stacked.append(torch.cat(features))
-    return torch.stack(stacked, dim=1)
-
-
-def changed_view(pixels: Tensor, random: torch.Generator) -> Tensor:
-    """pixels (b, 3, S, S) in [0, 1], each mirrored (half of them), turned, scaled, moved and tinted on white."""
-    b = len(pixels)
-
-    def uniform(low: float, high: float, *shape: int) -> Tensor:
-        return torch.rand(b, *shape, generator=random) * (high - low) + low
-
-    angle, scale = uniform(-0.25, 0.25), uniform(0.85, 1.25)
-    mirror = (torch.rand(b, generator=random) < 0.5).float() * 2 - 1
-    cos, sin, shift = angle.cos() * scale, angle.sin() * scale, uniform(-0.15, 0.15, 2)
-    matrix = torch.stack(
-        [torch.stack([cos * mirror, -sin, shift[:, 0]], -1), torch.stack([sin * mirror, cos, shift[:, 1]], -1)], 1
-    )
-    grid = nn.functional.affine_grid(matrix, list(pixels.shape), align_corners=False)
-    moved = 1 + nn.functional.grid_sample(pixels - 1, grid, align_corners=False)  # white outside
-    gain, lift = uniform(0.8, 1.2, 3, 1, 1), uniform(-0.05, 0.05, 3, 1, 1)
-    tinted = 1 - (1 - moved) * gain + lift * (moved < 0.98)
-    grey = tinted.mean(dim=1, keepdim=True)
-    return (grey + (tinted - grey) * uniform(0.5, 1.3, 1, 1, 1)).clamp(0, 1)

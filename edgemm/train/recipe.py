@@ -17,12 +17,14 @@ from edgemm.errors import InputError, UsageError
 __all__ = ["Recipe", "read_recipe"]
 
 PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
-CHOICES = {"task": ("draw", "read"), "optimizer": ("adamw", "muon"), "precision": ("bf16", "fp32")}
+CHOICES = {"task": ("draw", "read"), "optimizer": ("adamw", "muon"), "precision": ("auto", "bf16", "fp32")}
 LARGEST = sys.float_info.max  # infinity is out of range too
 RANGES: tuple[tuple[tuple[str, ...], float, float], ...] = (
-    (("steps", "batch", "log_every", "save_every", "sample_every", "views", "lora_rank", "lora_alpha"), 1, LARGEST),
-    (("seed", "threads", "warmup", "align_steps", "lora_first_layer", "pictures"), 0, LARGEST),
-    (("learning_rate", "matrix_learning_rate", "weight_decay", "time_spread"), 0, LARGEST),
+    (("steps", "batch", "log_every", "save_every", "sample_every"), 1, LARGEST),
+    (("views", "reply_tokens", "lora_rank", "lora_alpha"), 1, LARGEST),
+    (("seed", "threads", "warmup", "align_steps", "word_steps", "replies", "lora_first_layer", "pictures"), 0, LARGEST),
+    (("learning_rate", "matrix_learning_rate", "weight_decay", "time_spread", "reply_weight"), 0, LARGEST),
+    (("reply_share",), 0, 0.9),
     (("clip", "loss_floor"), 1e-6, LARGEST),
     (("drop_prompt", "decay", "ema"), 0, 1),
 )
@@ -47,7 +49,7 @@ class Recipe:
     decay: float = 0.3  # last share of the steps, in which the rate falls to a hundredth (cosine)
     clip: float = 1.0  # largest norm of the gradient
     ema: float = 0.999  # decay of the averaged weights; 0 leaves them out
-    precision: str = "bf16"  # autocast; "fp32" switches it off
+    precision: str = "auto"  # autocast to "bf16", "fp32" without; auto is bf16 where this CPU multiplies it faster
     compile: bool = False  # torch.compile the denoiser: worth a minute of start-up on long runs, needs a C++ compiler
     threads: int = 0  # torch threads; 0 leaves them alone
     log_every: int = 20
@@ -64,7 +66,12 @@ class Recipe:
     # reading
     views: int = 4  # changed views of each picture, computed once
     align_steps: int = 0  # steps of pulling image tokens to their labels' embeddings, before the first step (align.py)
+    word_steps: int = 0  # steps of teaching visual words their labels, before the first step; needs vision words
     train_projection: bool = True  # false keeps the aligned projection and trains the adapter alone
+    replies: int = 0  # own earlier replies to text that are kept up, so that the model goes on talking (replies.py)
+    reply_tokens: int = 32  # longest of them
+    reply_share: float = 0.125  # of a batch
+    reply_weight: float = 0.5  # of their loss beside that of the answers
     lora_rank: int = 32
     lora_alpha: int = 64
     lora_first_layer: int = 15  # layers below stay as they are: the denoiser reads them

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 import torch
 
+from edgemm.config import PRESETS
+from edgemm.errors import InputError
 from edgemm.model import checkpoint
-from edgemm.train.align import align_projection, label_directions
+from edgemm.train.align import align_projection, label_directions, learn_words, spell_words
 from edgemm.train.run import train
 from tests.train.conftest import EMOJI, read_log, recipe
 
@@ -68,3 +72,49 @@ def test_a_recipe_aligns_before_its_first_step(tmp_path):
         assert len(read_log(tmp_path / run)) == 1
     assert torch.equal(*found)
     assert not torch.equal(found[0], start)
+
+
+@pytest.fixture
+def wordy():
+    """A micro with 64 visual words of twelve bytes."""
+    config = PRESETS["micro"]()
+    vision = dataclasses.replace(config.vision, words=64, word_tokens=12)
+    return checkpoint.build(dataclasses.replace(config, vision=vision)).requires_grad_(False)
+
+
+def test_a_taught_picture_is_spelled_as_its_label(wordy, features):
+    words = wordy.image_encoder.words
+    words.requires_grad_(True)
+    learn_words(wordy, features, LABELS, steps=100, seed=0)
+    with torch.no_grad():
+        chances = words.logits(features[:, 0]).softmax(-1)
+        spelled = wordy.image_encoder.project(features[:, 0])[:, -12:]  # (4, j, w), behind the grid
+    assert chances[:, 4:].sum() == 0  # words without a meaning are never seen
+    table = wordy.transformer.embed_tokens.weight
+    for row, label in enumerate(LABELS):
+        assert chances[row].max() > 0.8
+        ids = wordy.encode(f" {label}") + wordy.encode("\n") * 12
+        nearest = torch.cdist(spelled[row], table).argmin(-1).tolist()
+        assert nearest == ids[:12]
+
+
+def test_pictures_between_two_words_are_a_mixture_of_both(wordy, features):
+    wordy.image_encoder.words.requires_grad_(True)
+    learn_words(wordy, features, LABELS, steps=100, seed=0)
+    between = torch.lerp(features[0, 0], features[2, 0], torch.linspace(0.2, 0.8, 7)[:, None, None])
+    with torch.no_grad():
+        chances = wordy.image_encoder.words.logits(between).softmax(-1)
+    known = sorted(LABELS)  # each as common as the others
+    cat, pizza = known.index("cat"), known.index("pizza")
+    assert (chances[:, cat].diff() < 0).all()
+    assert (chances[:, pizza].diff() > 0).all()
+
+
+def test_more_labels_than_words_are_refused(wordy):
+    with pytest.raises(InputError, match="65 labels of 12 tokens do not fit vision words 64"):
+        spell_words(wordy, [f"{i}" for i in range(65)])
+
+
+def test_a_model_without_words_cannot_learn_them(model, features):
+    with pytest.raises(InputError, match="has no visual words"):
+        learn_words(model, features, LABELS, steps=1, seed=0)

@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 from edgemm.errors import InputError, UsageError
 from edgemm.model import checkpoint
 from edgemm.model.prompts import read_prompt, reply_ids
-from edgemm.train.read import ReadTask, changed_view
+from edgemm.train.read import ReadTask
 from edgemm.train.run import train
 from tests.model.tiny import tokens_of
 from tests.train.conftest import EMOJI, read_log, recipe
@@ -128,7 +128,7 @@ def test_drawing_taught_after_reading_keeps_what_was_learned(read, after, shapes
 def test_only_the_answer_is_scored_and_each_token_from_the_one_before(task):
     """One question, step by step: the scored rows are the logits of `generate` while it says the answer."""
     rows, prompts, answers, _ = task._batch(0)
-    logits, targets = task._answer_logits(0)
+    logits, targets, _ = task._scored(0)
     assert targets.tolist() == [token for answer in answers for token in answer]
     picture = task.features[rows[0], task._batch(0)[3].integers(task.features.shape[1], size=len(rows))[0]]
     tokens = task.model.image_encoder.project(picture[None].float())
@@ -150,6 +150,21 @@ def test_half_of_the_questions_ask_for_the_name(task):
         assert sum(asked) == 4
 
 
+def test_text_replies_are_scored_apart_and_with_their_own_weight(drawn, tmp_path):
+    """An eighth of the batch is text; its share of the loss is the mean of its tokens times the weight."""
+    start = checkpoint.load(drawn / "checkpoint").requires_grad_(False)
+    settings = {"data": EMOJI, "batch": 16, "replies": 8, "reply_tokens": 5, "reply_weight": 0.25}
+    task = ReadTask(start, recipe("micro-read", tmp_path, **settings))
+    _, prompts, _, _ = task._batch(0)
+    assert [max(prompt.image_index) for prompt in prompts[:3]] == [-1, -1, 15]
+    logits, targets, pictured = task._scored(0)
+    losses = torch.nn.functional.cross_entropy(logits, targets, reduction="none")
+    assert (~pictured).sum() == sum(len(answer) for answer in task._batch(0)[2][:2])
+    expected = losses[pictured].mean() + 0.25 * losses[~pictured].mean()
+    torch.testing.assert_close(task.loss(0), expected)
+    assert set(task.measures(0)) == {"token_accuracy", "reply_accuracy"}
+
+
 def test_prompts_and_answers_are_those_of_the_dataset(task):
     row, prompt, answer = task.questions["label"][0]
     assert row == 0
@@ -161,17 +176,6 @@ def test_the_first_view_is_the_picture_itself_and_the_others_are_changed(task):
     views = task.features.float()
     assert views.shape[1] == 2
     assert (views[:, 0] - views[:, 1]).abs().amax(dim=(1, 2)).min() > 0.05
-
-
-def test_a_changed_view_stays_a_picture_on_white():
-    pixels = torch.ones(4, 3, 32, 32)
-    assert torch.equal(changed_view(pixels, torch.Generator().manual_seed(0)), pixels)
-    pixels[:, :, 12:20, 12:20] = torch.tensor([0.9, 0.1, 0.1])[:, None, None]
-    changed = changed_view(pixels, torch.Generator().manual_seed(0))
-    assert changed.min() >= 0
-    assert changed.max() <= 1
-    assert (changed[:, :, 0] == 1).all()  # nothing but background at the edge
-    assert ((1 - changed).sum(dim=(1, 2, 3)) > 20).all()  # and the square is still in it
 
 
 def test_a_split_without_questions_is_refused(before, tmp_path, monkeypatch):
