@@ -77,7 +77,7 @@ def test_a_wrong_line_is_refused_with_its_key(write, line, message):
         ("learning_rate=fast", "--set learning_rate=fast: expected float"),
         ("task=sing", "task is 'sing', expected one of: draw, read"),
         ("optimizer=sgd", "optimizer is 'sgd', expected one of: adamw, muon"),
-        ("precision=fp16", "precision is 'fp16', expected one of: bf16, fp32"),
+        ("precision=fp16", "precision is 'fp16', expected one of: auto, bf16, fp32"),
         ("steps=0", "steps is 0, expected 1 or more"),
         ("batch=-1", "batch is -1"),
         ("seed=-1", "seed is -1, expected 0 or more"),
