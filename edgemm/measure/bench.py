@@ -19,7 +19,7 @@ from edgemm.manifest import Manifest
 from edgemm.measure.card import make_card
 from edgemm.measure.clock_watch import ClockWatch
 from edgemm.measure.energy.meter import Meter, open_meter
-from edgemm.measure.engine_clock import EngineClock
+from edgemm.measure.engine_clock import EngineClock, EngineRun
 from edgemm.measure.fresh_process import measure_fresh
 from edgemm.measure.growth import growth_of_prefill, growth_of_tokens
 from edgemm.measure.kv_bytes import cache_bytes_a_slot
@@ -86,20 +86,25 @@ class _Run:
     """What is gathered on the way."""
 
     watch: ClockWatch
-    clock: EngineClock = field(default_factory=EngineClock)
+    clock: EngineClock
     rounds: list[Round] = field(default_factory=list)
     other: tuple[dict[str, Any], list[str]] = field(default_factory=lambda: report_other_work(None, None))
 
 
-def run_bench(path: Path, plan: Plan, progress: Progress = lambda done, of, what: None) -> dict[str, Any]:
-    """The result as one JSON document; its fields are those of the last line that `edgemm bench` prints."""
+def run_bench(
+    path: Path, plan: Plan, progress: Progress = lambda done, of, what: None, clock: EngineClock | None = None
+) -> dict[str, Any]:
+    """The result as one JSON document; its fields are those of the last line that `edgemm bench` prints.
+
+    `clock` is filled with every run of an engine, for a timeline.
+    """
     bundle = open_bundle(path, verify=False)  # edgemm.load verifies
     manifest = bundle.manifest
     progress(0, plan.rounds + 1, "loading in a fresh process")
     fresh = measure_fresh(_fresh_request(path, plan, manifest), FRESH_TIMEOUT_S)
     model = edgemm.load(path, device=plan.device, threads=plan.threads)
     card = make_card(bundle, model.choice, model.threads)
-    run = _Run(ClockWatch())
+    run = _Run(ClockWatch(), clock or EngineClock())
     model.watch_engines(run.clock.watch)
     with MemoryWatch(model.choice.device) as memory, open_meter(model.choice.device) as meter:
         _take_turns(model, manifest, plan, progress, run, meter)
@@ -139,6 +144,7 @@ def _take_turns(model: Model, manifest: Manifest, plan: Plan, progress: Progress
         progress(min(index + 1, plan.rounds), plan.rounds + 1, "measuring" if kept else "warming up")
         done = _one_round(model, manifest, plan, index, prompt, meter)
         run.watch.look()
+        run.clock.works += _named(done)
         if kept:
             run.rounds.append(done)
         index += 1
@@ -158,6 +164,11 @@ def _one_round(model: Model, manifest: Manifest, plan: Plan, index: int, prompt:
             done.picture = draw(model, DRAWING, plan.steps, plan.seed + index)
             work.units = 1
     return done
+
+
+def _named(done: Round) -> list[EngineRun]:
+    works = {"reply": done.reply, "read a picture": done.picture_read, "draw": done.picture}
+    return [EngineRun(name, "", work.start_s, work.end_s) for name, work in works.items() if work]
 
 
 def prompt_of(model: Model, manifest: Manifest, plan: Plan) -> str:

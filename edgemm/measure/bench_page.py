@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from edgemm.measure.operator_profile import render_operators
+
 __all__ = ["render_page"]
 
 COLUMNS = ("", "mean ± sd", "p50", "p90", "p95", "p99", "n", "what is timed")
@@ -21,9 +23,10 @@ def render_page(result: dict[str, Any]) -> str:
         "",
         *_table(result["rows"]),
         "",
-        *_part_lines(result),
-        *_memory_lines(result["memory"]),
-        *_energy_lines(result["energy"]),
+        *(_part_lines(result) if "parts" in result else []),
+        *(_memory_lines(result["memory"]) if "memory" in result else []),
+        *(_energy_lines(result["energy"]) if "energy" in result else []),
+        *_operator_lines(result.get("operators", {})),
     ]
     if result["warnings"]:
         lines += ["", *(f"warning: {warning}" for warning in result["warnings"])]
@@ -32,17 +35,23 @@ def render_page(result: dict[str, Any]) -> str:
 
 def _card_lines(result: dict[str, Any]) -> list[str]:
     card, measured = result["card"], result["measured"]
+    cores = f"{card['cores_usable']:g} core{'' if card['cores_usable'] == 1 else 's'}"
     precision = ", ".join(f"{name} {kind}" for name, kind in card["precision"].items())
     versions = ", ".join(f"{name} {version}" for name, version in card["versions"].items())
     board = f"{card['board']} ({card['power_mode'] or 'unknown power mode'}), " if card["board"] else ""
     work = ", ".join(f"{count} {name.replace('_', ' ')}" for name, count in measured.items())
     return [
         f"bundle   {card['bundle']} ({card['bundle_sha256'][:12]}), target {card['target']}: {precision}",
-        f"device   {card['device']} with {card['backend']} on {board}{card['cpu']}, {card['cores_usable']:g} cores, "
-        f"{card['threads']} threads, load average {card['load_average']:g}",
+        f"device   {card['device']} with {card['backend']} on {board}{card['cpu']}, {cores}, "
+        f"{card['threads']} thread{'' if card['threads'] == 1 else 's'}, load average {card['load_average']:g}",
         f"versions edgemm {card['edgemm']} at {card['commit'] or 'no commit'}, Python {card['python']}, {versions}",
         f"work     {work}; warm-up runs, thrown away: {result['plan']['warmup']}",
     ]
+
+
+def _operator_lines(operators: dict[str, Any]) -> list[str]:
+    pages = [render_operators(table, name) for name, table in operators.items()]
+    return ["\n\n".join(pages)] if pages else []
 
 
 def _part_lines(result: dict[str, Any]) -> list[str]:

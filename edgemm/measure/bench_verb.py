@@ -5,44 +5,94 @@ from __future__ import annotations
 import argparse
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from edgemm.errors import EdgemmError, UsageError
 
+if TYPE_CHECKING:
+    from edgemm.measure.bench import Plan, Progress
+
 __all__ = ["add_arguments", "run"]
+
+SCENARIOS = ("single-stream", "offline", "server")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("bundle", metavar="BUNDLE", type=Path, nargs="?")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, ... (default: auto)")
     parser.add_argument("--threads", type=int, help="CPU threads (default: the cores this process may use)")
-    parser.add_argument("-p", "--prompt-tokens", type=int, default=128, help="tokens to read (default: 128)")
-    parser.add_argument("-n", "--new-tokens", type=int, default=64, help="tokens to write (default: 64)")
-    parser.add_argument("--steps", type=int, help="denoising steps (default: the bundle's own)")
-    parser.add_argument("-r", "--repetitions", type=int, default=20, help="runs that count, at least (default: 20)")
-    parser.add_argument("--warmup", type=int, default=3, help="runs before, thrown away (default: 3)")
-    parser.add_argument("--duration", type=float, default=10.0, metavar="S", help="and at least so long (default: 10)")
+    work = parser.add_argument_group("work")
+    work.add_argument("-p", "--prompt-tokens", type=int, default=128, help="tokens to read (default: 128)")
+    work.add_argument("-n", "--new-tokens", type=int, default=64, help="tokens to write (default: 64)")
+    work.add_argument("--steps", type=int, help="denoising steps (default: the bundle's own)")
+    work.add_argument("-r", "--repetitions", type=int, default=20, help="runs that count, at least (default: 20)")
+    work.add_argument("--warmup", type=int, default=3, help="runs before, thrown away (default: 3)")
+    work.add_argument("--duration", type=float, default=10.0, metavar="S", help="and at least so long (default: 10)")
+    kind = parser.add_argument_group("kind of measurement (default: one request after the other)")
+    kind.add_argument("--scenario", choices=SCENARIOS, default="single-stream", help="offline: all requests at once")
+    kind.add_argument(
+        "--rate", type=float, metavar="N", help="server: requests a second (default: half of what it can)"
+    )
+    kind.add_argument("--component", metavar="NAME", help="one component alone, on arrays of real work")
+    kind.add_argument("--profile", action="store_true", help="with --component: by operator, too")
+    kind.add_argument("--compare", nargs=2, metavar=("A.json", "B.json"), type=Path, help="two results, B over A")
     parser.add_argument("-o", "--output-format", choices=("md", "json", "jsonl", "csv"), default="md")
     parser.add_argument("--json", dest="output_format", action="store_const", const="json", help="same as -o json")
     parser.add_argument("--result", metavar="FILE", type=Path, help="keep the JSON document there")
+    parser.add_argument("--trace", metavar="FILE", type=Path, help="keep a timeline for Chrome or Perfetto there")
 
 
 def run(args: argparse.Namespace) -> int:
-    from edgemm.measure.bench import run_bench
-
-    if args.bundle is None:
-        raise UsageError("give a BUNDLE to measure")
-    result = run_bench(args.bundle, _plan(args), _show if sys.stderr.isatty() else lambda done, of, what: None)
+    if args.compare:
+        return _compare(args)
+    _check(args)
+    result, files = _measure(args, _show if sys.stderr.isatty() else lambda done, of, what: None)
     if sys.stderr.isatty():
         sys.stderr.write("\r\033[K")
-    problem = _keep(args, result)
-    print(_rendered(result, args.output_format))  # even when no file could be kept: it took minutes
+    problem = _keep(files)
+    print(_rendered(result, args.output_format))  # even when a file could not be kept: it took minutes
     if problem:
         raise problem
     return 0
 
 
-def _plan(args: argparse.Namespace) -> Any:
+def _check(args: argparse.Namespace) -> None:
+    if args.bundle is None:
+        raise UsageError("give a BUNDLE to measure, or --compare A.json B.json")
+    if args.profile and not args.component:
+        raise UsageError("--profile needs --component: operators are told one component at a time")
+    if args.trace and args.scenario != "single-stream":
+        raise UsageError("--trace is for one request after the other: leave --scenario out")
+    if args.trace and args.component and not args.profile:
+        raise UsageError("--trace of a component needs --profile")
+
+
+def _measure(args: argparse.Namespace, progress: Progress) -> tuple[dict[str, Any], dict[Path, str]]:
+    """The result, and the text of every file that was asked for."""
+    from edgemm.measure.bench_formats import as_json
+
+    trace: Any = None
+    if args.component:
+        from edgemm.measure.component_bench import bench_component
+
+        result, trace = bench_component(args.bundle, args.component, _plan(args), args.profile, progress)
+    elif args.scenario != "single-stream":
+        from edgemm.measure.scenarios import run_scenario
+
+        result = run_scenario(args.bundle, args.scenario, _plan(args), args.rate, progress)
+    else:
+        from edgemm.measure.bench import run_bench
+        from edgemm.measure.chrome_trace import trace_document
+        from edgemm.measure.engine_clock import EngineClock
+
+        clock = EngineClock()
+        result = run_bench(args.bundle, _plan(args), progress, clock)
+        trace = trace_document(clock.works, clock.runs)
+    files = {args.result: as_json(result) + "\n"} if args.result else {}
+    return result, files | ({args.trace: as_json(trace) + "\n"} if args.trace else {})
+
+
+def _plan(args: argparse.Namespace) -> Plan:
     from edgemm.measure.bench import Plan
 
     return Plan(
@@ -57,17 +107,31 @@ def _plan(args: argparse.Namespace) -> Any:
     )
 
 
-def _keep(args: argparse.Namespace, result: dict[str, Any]) -> EdgemmError | None:
-    """Writes the files that were asked for; what goes wrong is told after the result."""
+def _compare(args: argparse.Namespace) -> int:
     from edgemm.measure.bench_formats import as_json
+    from edgemm.measure.comparison import compare, render_comparison
+    from edgemm.measure.result_file import read_result, write_whole
+
+    a, b = args.compare
+    found = compare(read_result(a), read_result(b))
+    if args.result:
+        write_whole(args.result, as_json(found) + "\n")
+    page = render_comparison(found, str(a), str(b)) + "\n\n" if args.output_format == "md" else ""
+    print(page + as_json(found))
+    return 0
+
+
+def _keep(files: dict[Path, str]) -> EdgemmError | None:
+    """Writes the files that were asked for; what goes wrong is told after the result."""
     from edgemm.measure.result_file import write_whole
 
-    try:
-        if args.result:
-            write_whole(args.result, as_json(result) + "\n")
-    except EdgemmError as error:
-        return error
-    return None
+    problem = None
+    for path, text in files.items():
+        try:
+            write_whole(path, text)
+        except EdgemmError as error:
+            problem = error
+    return problem
 
 
 def _rendered(result: dict[str, Any], form: str) -> str:

@@ -41,6 +41,7 @@ class Bound:
 class EngineClock:
     now: Callable[[], float] = time.perf_counter
     runs: list[EngineRun] = field(default_factory=list)
+    works: list[EngineRun] = field(default_factory=list)  # what the caller did meanwhile, for a timeline
     bound: dict[tuple[str, str], Bound] = field(default_factory=dict)  # the newest of each component and shape
 
     def watch(self, engine: Engine) -> Engine:

@@ -16,6 +16,7 @@ from edgemm.runtimes.results import ImageMetrics, TextMetrics
 __all__ = ["HOST_BOUND", "host_warning", "parts_of_pictures", "parts_of_replies"]
 
 HOST_BOUND = 0.2  # of a run outside of every engine
+SMALLEST = 0.0005  # share of a part worth a line
 
 
 def parts_of_replies(found: Sequence[TextMetrics]) -> list[dict[str, Any]]:
@@ -55,5 +56,7 @@ def _shares(parts: dict[str, list[float]], whole: list[float]) -> list[dict[str,
     total = float(np.median(whole))
     medians = {name: float(np.median(times)) for name, times in {**parts, "rest": rest}.items()}
     return [
-        {"part": name, "ms": float(f"{ms:.6g}"), "share": round(ms / total, 4)} for name, ms in medians.items() if ms
+        {"part": name, "ms": float(f"{ms:.6g}"), "share": round(ms / total, 4)}
+        for name, ms in medians.items()
+        if abs(ms) >= SMALLEST * total
     ]
