@@ -23,7 +23,7 @@ from edgemm.measure.engine_clock import EngineClock, EngineRun
 from edgemm.measure.fresh_process import measure_fresh
 from edgemm.measure.growth import growth_of_prefill, growth_of_tokens
 from edgemm.measure.kv_bytes import cache_bytes_a_slot
-from edgemm.measure.memory_watch import MemoryWatch
+from edgemm.measure.memory_watch import MemoryWatch, thinned
 from edgemm.measure.other_work import read_cpu_times, report_other_work
 from edgemm.measure.parts import host_warning, parts_of_pictures, parts_of_replies
 from edgemm.measure.rows import ROWS
@@ -39,6 +39,7 @@ __all__ = ["SCHEMA_VERSION", "Plan", "Progress", "Round", "Samples", "measured_r
 SCHEMA_VERSION = 1  # bench.schema.json
 FRESH_TIMEOUT_S = 1800.0
 MOST_ROUNDS = 10_000
+MOST_ENGINE_RUNS = 600  # in the timeline
 
 Samples = dict[str, list[float]]
 Progress = Callable[[int, int, str], None]  # done, of how many, what comes next
@@ -124,6 +125,7 @@ def run_bench(
         },
         "memory": {**memory.report(), **_cache_memory(manifest, model.choice.target, run.rounds)},
         "growth": {"token_ms": growth_of_tokens([r.reply for r in run.rounds if r.reply]), "prefill_ms": prefill},
+        "timeline": _timeline(run),
         "energy": meter.report(),
         "other_work": run.other[0],
         "warnings": [*_remarks(samples, run, plan), *([f"fresh process {fresh.problem}"] if fresh.problem else [])],
@@ -169,6 +171,22 @@ def _one_round(model: Model, manifest: Manifest, plan: Plan, index: int, prompt:
 def _named(done: Round) -> list[EngineRun]:
     works = {"reply": done.reply, "read a picture": done.picture_read, "draw": done.picture}
     return [EngineRun(name, "", work.start_s, work.end_s) for name, work in works.items() if work]
+
+
+def _timeline(run: _Run) -> dict[str, list[list[Any]]] | None:
+    """[name, start ms, length ms] of the last round's works, and of the engines meanwhile."""
+    works = _named(run.rounds[-1]) if run.rounds else []
+    if not works:
+        return None
+    start_s, end_s = works[0].start_s, works[-1].end_s
+    inside = [run for run in run.clock.runs if run.start_s >= start_s and run.end_s <= end_s]
+
+    def told(runs: list[EngineRun]) -> list[list[Any]]:
+        return [
+            [r.component, round((r.start_s - start_s) * 1e3, 3), round((r.end_s - r.start_s) * 1e3, 3)] for r in runs
+        ]
+
+    return {"works": told(works), "engines": told(thinned(inside, MOST_ENGINE_RUNS))}
 
 
 def prompt_of(model: Model, manifest: Manifest, plan: Plan) -> str:

@@ -9,7 +9,7 @@ from typing import Any
 
 from edgemm.measure.operator_profile import render_operators
 
-__all__ = ["render_page"]
+__all__ = ["card_lines", "render_page", "show_figure"]
 
 COLUMNS = ("", "mean ± sd", "p50", "p90", "p95", "p99", "n", "what is timed")
 
@@ -19,7 +19,7 @@ def render_page(result: dict[str, Any]) -> str:
     lines = [
         "=== Performance summary ===",
         "",
-        *_card_lines(result),
+        *card_lines(result),
         "",
         *_table(result["rows"]),
         "",
@@ -33,7 +33,7 @@ def render_page(result: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _card_lines(result: dict[str, Any]) -> list[str]:
+def card_lines(result: dict[str, Any]) -> list[str]:
     card, measured = result["card"], result["measured"]
     cores = f"{card['cores_usable']:g} core{'' if card['cores_usable'] == 1 else 's'}"
     precision = ", ".join(f"{name} {kind}" for name, kind in card["precision"].items())
@@ -105,10 +105,14 @@ def _pad(line: list[str], widths: list[int]) -> list[str]:
 
 
 def _cells(name: str, row: dict[str, Any]) -> list[str]:
-    show = _megabytes if name.endswith("_bytes") else _three_digits
-    mean = show(row["mean"]) + (f" ± {show(row['sd'])}" if row["sd"] is not None else "")
-    figures = [show(row[key]) for key in ("p50", "p90", "p95", "p99")]
+    mean = show_figure(name, row["mean"]) + (f" ± {show_figure(name, row['sd'])}" if row["sd"] is not None else "")
+    figures = [show_figure(name, row[key]) for key in ("p50", "p90", "p95", "p99")]
     return [mean, *figures, str(row["count"]), row["timed"]]
+
+
+def show_figure(name: str, value: float | None) -> str:
+    """By the unit that the row's name ends in."""
+    return (_megabytes if name.endswith("_bytes") else _three_digits)(value)
 
 
 def _three_digits(value: float | None) -> str:

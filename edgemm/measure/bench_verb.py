@@ -36,13 +36,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     kind.add_argument("--component", metavar="NAME", help="one component alone, on arrays of real work")
     kind.add_argument("--profile", action="store_true", help="with --component: by operator, too")
     kind.add_argument("--compare", nargs=2, metavar=("A.json", "B.json"), type=Path, help="two results, B over A")
+    kind.add_argument("--schema", action="store_true", help="print the JSON Schema of a result, and measure nothing")
     parser.add_argument("-o", "--output-format", choices=("md", "json", "jsonl", "csv"), default="md")
     parser.add_argument("--json", dest="output_format", action="store_const", const="json", help="same as -o json")
     parser.add_argument("--result", metavar="FILE", type=Path, help="keep the JSON document there")
+    parser.add_argument("--report", metavar="FILE.html", type=Path, help="keep a page with plots there; takes longer")
     parser.add_argument("--trace", metavar="FILE", type=Path, help="keep a timeline for Chrome or Perfetto there")
 
 
 def run(args: argparse.Namespace) -> int:
+    if args.schema:
+        print((Path(__file__).parent / "bench.schema.json").read_text(encoding="utf-8"), end="")
+        return 0
     if args.compare:
         return _compare(args)
     _check(args)
@@ -63,6 +68,8 @@ def _check(args: argparse.Namespace) -> None:
         raise UsageError("--profile needs --component: operators are told one component at a time")
     if args.trace and args.scenario != "single-stream":
         raise UsageError("--trace is for one request after the other: leave --scenario out")
+    if args.report and (args.component or args.scenario != "single-stream"):
+        raise UsageError("--report is for one request after the other: leave --scenario and --component out")
     if args.trace and args.component and not args.profile:
         raise UsageError("--trace of a component needs --profile")
 
@@ -88,8 +95,22 @@ def _measure(args: argparse.Namespace, progress: Progress) -> tuple[dict[str, An
         clock = EngineClock()
         result = run_bench(args.bundle, _plan(args), progress, clock)
         trace = trace_document(clock.works, clock.runs)
+        if args.report:
+            result["roofline"] = _roofline(args.bundle, result, progress)
     files = {args.result: as_json(result) + "\n"} if args.result else {}
+    if args.report:
+        from edgemm.measure.report.page import render_report
+
+        files[args.report] = render_report(result)
     return result, files | ({args.trace: as_json(trace) + "\n"} if args.trace else {})
+
+
+def _roofline(bundle: Path, result: dict[str, Any], progress: Progress) -> dict[str, Any]:
+    from edgemm.bundle import open_bundle
+    from edgemm.measure.roofline import roofline
+
+    progress(0, 1, "measuring this machine's ceilings")
+    return roofline(open_bundle(bundle, verify=False), result)
 
 
 def _plan(args: argparse.Namespace) -> Plan:
@@ -104,6 +125,7 @@ def _plan(args: argparse.Namespace) -> Plan:
         duration_s=args.duration,
         device=args.device,
         threads=args.threads,
+        growth=bool(args.report),
     )
 
 

@@ -6,25 +6,35 @@ Field numbers are those of onnx.proto.
 
 from __future__ import annotations
 
-__all__ = ["OLDEST_OPSET", "SIDE", "one_node_model"]
+__all__ = ["OLDEST_OPSET", "SIDE", "one_integer_node_model", "one_node_model"]
 
 SIDE = 4
 IR_VERSION, OLDEST_OPSET = 8, 13  # old enough for every runtime that edgemm meets
-FLOAT = 1  # TensorProto.DataType
+FLOAT, UINT8, INT8, INT32 = 1, 2, 3, 6  # TensorProto.DataType
 
 
-def one_node_model(opset: int = OLDEST_OPSET) -> bytes:
-    """ModelProto with input x and output y, both float32 (SIDE, SIDE)."""
-    node = _text(1, "x") + _text(1, "x") + _text(2, "y") + _text(4, "MatMul")
-    graph = _bytes(1, node) + _text(2, "one_node") + _bytes(11, _value("x")) + _bytes(12, _value("y"))
+def one_node_model(opset: int = OLDEST_OPSET, side: int = SIDE) -> bytes:
+    """ModelProto with input x and output y, both float32 (side, side)."""
+    return _model("MatMul", {"x": FLOAT}, ("x", "x"), FLOAT, opset, side)
+
+
+def one_integer_node_model(side: int = SIDE) -> bytes:
+    """y = x @ w, uint8 times int8 added up in int32, all (side, side)."""
+    return _model("MatMulInteger", {"x": UINT8, "w": INT8}, ("x", "w"), INT32, OLDEST_OPSET, side)
+
+
+def _model(operator: str, inputs: dict[str, int], taken: tuple[str, ...], output: int, opset: int, side: int) -> bytes:
+    node = b"".join(_text(1, name) for name in taken) + _text(2, "y") + _text(4, operator)
+    given = b"".join(_bytes(11, _value(name, kind, side)) for name, kind in inputs.items())
+    graph = _bytes(1, node) + _text(2, "one_node") + given + _bytes(12, _value("y", output, side))
     operators = _text(1, "") + _number(2, opset)
     return _number(1, IR_VERSION) + _bytes(7, graph) + _bytes(8, operators)
 
 
-def _value(name: str) -> bytes:
+def _value(name: str, kind: int, side: int) -> bytes:
     """ValueInfoProto: a name, and a tensor type with its element type and its shape."""
-    side = _bytes(1, _number(1, SIDE))
-    tensor = _number(1, FLOAT) + _bytes(2, side + side)
+    length = _bytes(1, _number(1, side))
+    tensor = _number(1, kind) + _bytes(2, length + length)
     return _text(1, name) + _bytes(2, _bytes(1, tensor))
 
 

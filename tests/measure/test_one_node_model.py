@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from edgemm.measure.one_node_model import SIDE, one_node_model
+from edgemm.measure.one_node_model import SIDE, one_integer_node_model, one_node_model
 
 onnx = pytest.importorskip("onnx")
 
@@ -15,3 +15,14 @@ def test_onnx_accepts_the_hand_written_bytes():
     assert [node.op_type for node in model.graph.node] == ["MatMul"]
     (given,) = model.graph.input
     assert [axis.dim_value for axis in given.type.tensor_type.shape.dim] == [SIDE, SIDE]
+
+
+def test_the_integer_product_is_numpys():
+    import numpy as np
+
+    ort = pytest.importorskip("onnxruntime")
+    onnx.checker.check_model(onnx.load_model_from_string(one_integer_node_model(8)), full_check=True)
+    x = np.arange(64, dtype=np.uint8).reshape(8, 8)
+    w = (np.arange(64) - 32).astype(np.int8).reshape(8, 8)
+    session = ort.InferenceSession(one_integer_node_model(8), providers=["CPUExecutionProvider"])
+    np.testing.assert_array_equal(session.run(None, {"x": x, "w": w})[0], x.astype(int) @ w.astype(int))

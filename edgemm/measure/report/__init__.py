@@ -1,0 +1,1 @@
+"""A result as one HTML file that needs nothing else: svg.py draws, plots.py says what, page.py writes it."""
