@@ -29,7 +29,7 @@ from edgemm.runtimes.backends import Choice
 from edgemm.runtimes.model import Model
 from edgemm.runtimes.threads import plan_threads
 
-__all__ = ["MAX_CONTEXT", "export_bundle"]
+__all__ = ["MAX_CONTEXT", "check_runtime", "different_plans", "export_bundle", "run_loops"]
 
 MAX_CONTEXT = 2048  # cache slots when nobody says otherwise, where the transformer was trained for as many
 MAX_NEW_TOKENS = 32  # of a recorded reply
@@ -54,7 +54,7 @@ def export_bundle(
     leaves nothing, when a component or a loop differs from torch.
     """
     plans = read_plans(target, precision)
-    _check_runtime()
+    check_runtime()
     source = source.resolve()
     status(f"loading {source.name}")
     model = checkpoint.load(source)
@@ -74,9 +74,9 @@ def export_bundle(
         writer.add_bytes(UNCONDITIONAL, stored_prefix(model, ""))
         status("loops: asking torch")
         recorded = torch_answers(model, precision_of(manifest, plans[0].target), new_tokens)
-        for plan in _different(plans):
+        for plan in different_plans(plans):
             status(f"loops: comparing {plan.target}")
-            for comparison in _run_loops(Bundle(writer.folder, manifest), plan, recorded, len(plans) > 1):
+            for comparison in run_loops(Bundle(writer.folder, manifest), plan, recorded, len(plans) > 1):
                 comparisons.append(comparison)
                 report(comparison.line())
         require(comparisons, "the bundle differs from the model, and was not kept")
@@ -85,7 +85,7 @@ def export_bundle(
         return writer.finish(manifest)
 
 
-def _check_runtime() -> None:
+def check_runtime() -> None:
     """Every graph is run before it is shipped, so the ONNX Runtime that is here has to read them."""
     import onnxruntime
 
@@ -114,12 +114,12 @@ def _check_context(model: Unified, asked: int | None) -> tuple[int, int]:
     return slots, min(MAX_NEW_TOKENS, slots - prompts)
 
 
-def _different(plans: tuple[Plan, ...]) -> list[Plan]:
+def different_plans(plans: tuple[Plan, ...]) -> list[Plan]:
     """One plan of those that share every graph."""
     return list({(plan.dialect, plan.precision): plan for plan in reversed(plans)}.values())[::-1]
 
 
-def _run_loops(bundle: Bundle, plan: Plan, recorded: Recorded, named: bool) -> Iterator[Comparison]:
+def run_loops(bundle: Bundle, plan: Plan, recorded: Recorded, named: bool) -> Iterator[Comparison]:
     """Whatever a target's own engine is, its graphs are ONNX, and ONNX Runtime's CPU says what they compute."""
     choice = Choice("cpu", "onnxruntime", plan.target, "CPUExecutionProvider", "compared before it is shipped")
     precise = dataclasses.replace(recorded, precision=precision_of(bundle.manifest, plan.target))

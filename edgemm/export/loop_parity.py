@@ -5,18 +5,21 @@ Needs the thin runtime only: `edgemm export` calls it before a bundle gets its n
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from itertools import islice
 
 import numpy as np
 
 from edgemm.errors import BundleError, CheckFailedError, EdgemmError
 from edgemm.export.parity import CHOICE_FLOOR, Comparison, compare_choices, compare_pictures, compare_replies
-from edgemm.export.recorded import DrawCase, Recorded, TextCase, seeded_picture
-from edgemm.loops import TextLoop
+from edgemm.export.recorded import CodesCase, DrawCase, Recorded, TextCase, seeded_picture
+from edgemm.loops import ImageTokensLoop, TextLoop
 from edgemm.manifest import Manifest
 from edgemm.picture import load_picture
+from edgemm.runtimes.image_tokens_loop import CodesClock, CodesRequest, write_codes
 from edgemm.runtimes.model import Model
-from edgemm.runtimes.prompt import as_messages, chat_prompt
+from edgemm.runtimes.prompt import as_messages, chat_prompt, image_prompt, unconditional_prompt
+from edgemm.runtimes.sampling import Sampling
 
 __all__ = ["compare_loops", "precision_of"]
 
@@ -32,6 +35,8 @@ def compare_loops(model: Model, recorded: Recorded) -> Iterator[Comparison]:
     try:
         for case in recorded.texts:
             yield from _compare_text(model, case, recorded.precision)
+        for drawn_codes in recorded.codes:
+            yield from _compare_codes(model, drawn_codes, recorded.precision)
         for case, wanted in zip(recorded.draws, recorded.pixels):
             drawn = model.generate_image(
                 case.prompt, num_inference_steps=case.steps, guidance_scale=case.guidance, seed=case.seed
@@ -62,7 +67,12 @@ def _compare_text(model: Model, case: TextCase, precision: str) -> Iterator[Comp
 def _choices(model: Model, case: TextCase, loop: TextLoop, images: list[np.ndarray]) -> list[int]:
     """The likeliest token after the prompt and after each of torch's tokens."""
     prompt = chat_prompt(as_messages(case.prompt, images), loop, model.tokenizer)
-    image_tokens = _read(model, images[0], loop) if images else None
+    most = model.manifest.limits.max_image_pixels
+    seen = [
+        load_picture(image, loop.image_size, loop.background, most, loop.image_fit, loop.image_resample)
+        for image in images
+    ]
+    prompt, image_tokens = model.look(prompt, seen, loop)
     transformer = model.conversation()
     found = [int(transformer.prefill(prompt, image_tokens).argmax())]
     for token in case.tokens[:-1]:
@@ -70,14 +80,23 @@ def _choices(model: Model, case: TextCase, loop: TextLoop, images: list[np.ndarr
     return found
 
 
-def _read(model: Model, image: np.ndarray, loop: TextLoop) -> np.ndarray:
-    """A picture's tokens (1, m, w)."""
-    encoder = model.engine("image_encoder")
-    pixels = load_picture(image, loop.image_size, loop.background, model.manifest.limits.max_image_pixels)[None]
-    width = encoder.outputs["image_tokens"].fixed(2, "width")
-    tokens = np.zeros((1, loop.image_token_count, width), dtype=np.float32)
-    encoder.bind({"pixels": pixels}, {"image_tokens": tokens}).run()
-    return tokens
+def _compare_codes(model: Model, case: CodesCase, precision: str) -> Iterator[Comparison]:
+    loop = model.manifest.loops.image_tokens
+    if loop is None:
+        raise BundleError(f"{model.manifest.name} has recorded codes and no image_tokens loop")
+    name = f"{case.prompt!r}, guidance {case.guidance:g}"
+    chosen = _codes(model, case, loop, case.codes)
+    yield compare_choices(f"next codes, {name}", precision, chosen, case.codes)
+    yield compare_replies(f"image_tokens loop, {name}", precision, _codes(model, case, loop), case.codes)
+
+
+def _codes(model: Model, case: CodesCase, loop: ImageTokensLoop, told: Sequence[int] = ()) -> list[int]:
+    """The likeliest codes, one after the other, or each after those that the library chose before."""
+    prompt = image_prompt(case.prompt, loop, model.tokenizer)
+    blank = None if case.guidance == 1 else unconditional_prompt(prompt, None, loop, model.tokenizer)
+    request = CodesRequest(prompt, blank, case.guidance, Sampling(), (0,))
+    codes = write_codes(request, (0,), loop, model.codes_engines(loop), lambda: False, CodesClock(), told)
+    return [int(code[0]) for code in islice(codes, len(case.codes))]
 
 
 def _up_to_stop(tokens: tuple[int, ...], loop: TextLoop) -> tuple[int, ...]:

@@ -26,7 +26,7 @@ from edgemm.bundle import (
 from edgemm.model.prompts import stop_ids
 from edgemm.model.unified import Unified
 
-__all__ = ["manifest_of", "papers_of"]
+__all__ = ["hash_of", "licence_in", "manifest_of", "papers_of", "precisions_of"]
 
 MAX_IMAGE_PIXELS = 50_000_000
 MAX_STEPS = 1000
@@ -49,13 +49,13 @@ def manifest_of(
         name=model.config.name,
         family=model.config.family,
         edgemm_version=edgemm.__version__,
-        source=Source(source.name, _hash_of(source)),
+        source=Source(source.name, hash_of(source)),
         components=components,
         targets=targets,
         loops=Loops(_text_loop(model), _denoise_loop(model)),
         limits=Limits(max_context, MAX_IMAGE_PIXELS, MAX_STEPS),
         tokenizer="tokenizer.json",
-        quantization=_precisions(components, targets),
+        quantization=precisions_of(components, targets),
         licences=_licences(model, source),
         files={},
     )
@@ -76,7 +76,7 @@ def papers_of(source: Path, manifest: Manifest) -> dict[str, bytes]:
 
 def _licences(model: Unified, source: Path) -> tuple[Licence, ...]:
     """The trained weights are their trainer's: only the model card knows their licence."""
-    found = [Licence(f"weights of {model.config.name}", _licence_in(source / MODEL_CARD), f"checkpoint {source.name}")]
+    found = [Licence(f"weights of {model.config.name}", licence_in(source / MODEL_CARD), f"checkpoint {source.name}")]
     for table, key, what in (
         (TRANSFORMERS, model.config.base or model.config.origin, "transformer"),
         (EYES, model.config.vision.encoder, "eye"),
@@ -87,7 +87,7 @@ def _licences(model: Unified, source: Path) -> tuple[Licence, ...]:
     return tuple(found)
 
 
-def _licence_in(card: Path) -> str:
+def licence_in(card: Path) -> str:
     """`license:` of the card's front matter, as on the Hugging Face hub."""
     if not card.is_file():
         return "not stated"
@@ -100,7 +100,7 @@ def _licence_in(card: Path) -> str:
     return f"see {MODEL_CARD}"
 
 
-def _precisions(components: dict[str, Component], targets: dict[str, dict[str, str]]) -> Any:
+def precisions_of(components: dict[str, Component], targets: dict[str, dict[str, str]]) -> Any:
     """component -> precision, one such table a target where there are several, None where all is float32."""
     tables = {
         target: {name: components[name].variants[variant].precision for name, variant in chosen.items()}
@@ -149,7 +149,7 @@ def _denoise_loop(model: Unified) -> DenoiseLoop:
     )
 
 
-def _hash_of(source: Path) -> str:
+def hash_of(source: Path) -> str:
     """Of the checkpoint's weights, its adapter's included."""
     digest = hashlib.sha256()
     for path in sorted(source.rglob("*.safetensors")):

@@ -18,7 +18,16 @@ from edgemm.export.parity import CHOICE_FLOOR, Comparison
 from edgemm.runtimes.tensor_file import read_tensors
 from edgemm.typed_json import decode, parse
 
-__all__ = ["PARITY_FILE", "PIXELS_FILE", "DrawCase", "Recorded", "TextCase", "parity_document", "read_recorded"]
+__all__ = [
+    "PARITY_FILE",
+    "PIXELS_FILE",
+    "CodesCase",
+    "DrawCase",
+    "Recorded",
+    "TextCase",
+    "parity_document",
+    "read_recorded",
+]
 
 PARITY_FILE = "parity.json"
 PIXELS_FILE = "recorded.safetensors"
@@ -44,11 +53,21 @@ class DrawCase:
 
 
 @dataclass(frozen=True)
+class CodesCase:
+    """A drawing token by token, and the likeliest codes that the library begins it with."""
+
+    prompt: str
+    guidance: float
+    codes: tuple[int, ...]
+
+
+@dataclass(frozen=True)
 class Recorded:
     precision: str  # decides how close is close
     texts: tuple[TextCase, ...]
     draws: tuple[DrawCase, ...]
     pixels: tuple[np.ndarray, ...]  # (3, H, W) float32, one a drawing
+    codes: tuple[CodesCase, ...] = ()
 
 
 def seeded_picture(seed: int, size: int) -> np.ndarray:
@@ -64,6 +83,7 @@ def parity_document(recorded: Recorded, comparisons: Sequence[Comparison]) -> st
         "comparisons": [comparison.to_json() for comparison in comparisons],
         "text_cases": [asdict(case) for case in recorded.texts],
         "draw_cases": [asdict(case) for case in recorded.draws],
+        "code_cases": [asdict(case) for case in recorded.codes],
     }
     return json.dumps(document, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
 
@@ -77,8 +97,9 @@ def read_recorded(bundle: Bundle) -> Recorded:
         raise BundleError(f"{PARITY_FILE}: precision is {precision!r}, expected one of: {', '.join(CHOICE_FLOOR)}")
     texts = decode(tuple[TextCase, ...], document.get("text_cases"), f"{PARITY_FILE}: text_cases")
     draws = decode(tuple[DrawCase, ...], document.get("draw_cases"), f"{PARITY_FILE}: draw_cases")
+    codes = decode(tuple[CodesCase, ...], document.get("code_cases", []), f"{PARITY_FILE}: code_cases")
     try:
         drawn = tuple(pixels[f"draw.{row}"] for row in range(len(draws)))
     except KeyError as error:
         raise BundleError(f"{PIXELS_FILE}: {error} is missing") from error
-    return Recorded(precision, texts, draws, drawn)
+    return Recorded(precision, texts, draws, drawn, codes)

@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from onnx import ModelProto
+from torch import Tensor
 
 from edgemm.bundle import BundleWriter, Component, Variant
 from edgemm.errors import UsageError
@@ -23,7 +24,7 @@ from edgemm.export.stored_weights import StoredWeights
 from edgemm.export.targets import Plan
 from edgemm.model.unified import Unified
 
-__all__ = ["Components", "write_components"]
+__all__ = ["Components", "write_components", "write_graphs"]
 
 Say = Callable[[str], None]
 Trace = Callable[[ComponentGraph], ModelProto]
@@ -42,9 +43,24 @@ def write_components(
     model: Unified, writer: BundleWriter, plans: Sequence[Plan], slots: int, trace: Trace, report: Say, status: Say
 ) -> Components:
     """`slots` is the longest context, in tokens."""
-    graphs, inputs = component_graphs(model), example_inputs(model)
     sizes = fixed_sizes(slots, model.conditioner.skip)
     drawing_depth = max(model.config.denoiser.prefix_layers) + 1
+    graphs, inputs = component_graphs(model), example_inputs(model)
+    return write_graphs(graphs, inputs, writer, plans, sizes, trace, report, status, drawing_depth)
+
+
+def write_graphs(
+    graphs: dict[str, ComponentGraph],
+    inputs: dict[str, dict[str, Tensor]],  # component -> what its graph is compared on
+    writer: BundleWriter,
+    plans: Sequence[Plan],
+    sizes: dict[str, dict[str, int]],  # of axes, for dialects that fix them: see lower_float.py
+    trace: Trace,
+    report: Say,
+    status: Say,
+    drawing_depth: int = 0,
+) -> Components:
+    """Any family's graphs."""
     written = Components({}, {plan.target: {} for plan in plans}, [])
     for number, (name, graph) in enumerate(graphs.items(), start=1):
         here = f"{name}, {number} of {len(graphs)}"

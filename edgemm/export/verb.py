@@ -6,11 +6,13 @@ import argparse
 import contextlib
 import signal
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import NoReturn
 
 from edgemm.errors import MissingError
 from edgemm.export.status_line import StatusLine
+from edgemm.families.table import find_foreign
 
 __all__ = ["HELP", "add_arguments", "run"]
 
@@ -18,7 +20,9 @@ HELP = "turn a checkpoint into a bundle; fails, and leaves nothing, when the bun
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("checkpoint", help="checkpoint folder: config.json, tokenizer.json, model.safetensors")
+    parser.add_argument(
+        "checkpoint", help="checkpoint folder, of edgemm or of a Hugging Face model that a family knows"
+    )
     parser.add_argument("--output", required=True, metavar="BUNDLE", help="folder to write")
     parser.add_argument(
         "--target",
@@ -45,10 +49,12 @@ def run(args: argparse.Namespace) -> int:
         status.say("loading torch")
         try:
             from edgemm.export.bundle_export import export_bundle
+            from edgemm.families.foreign_export import export_foreign
         except ImportError as error:
             raise MissingError(f"export needs {error.name or error}: pip install 'edgemm[export,ort]'") from error
-        manifest = export_bundle(
-            Path(args.checkpoint),
+        foreign = find_foreign(Path(args.checkpoint))
+        export = partial(export_foreign, foreign) if foreign else partial(export_bundle, Path(args.checkpoint))
+        manifest = export(
             Path(args.output),
             args.target,
             args.precision,
@@ -59,8 +65,10 @@ def run(args: argparse.Namespace) -> int:
         )
     size = sum(record.size_bytes for record in manifest.files.values()) / 1e6
     targets = ", ".join(manifest.targets)
-    if "cpu" in manifest.targets:
+    if "cpu" in manifest.targets and (manifest.loops.denoise or manifest.loops.image_tokens):
         hint = f"try it: edgemm draw {args.output} --prompt 'red heart' --output heart.png"
+    elif "cpu" in manifest.targets:
+        hint = f"try it: edgemm chat {args.output} --prompt 'Hello'"
     else:
         hint = f"build its engines on the device: edgemm build {args.output}"
     print(f"Wrote {args.output} ({size:.0f} MB for {targets}, every comparison passed); {hint}")

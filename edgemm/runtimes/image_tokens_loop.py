@@ -8,7 +8,7 @@ Axes: b batch (pictures' prompts, then their unconditional rows), n codes of a p
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -102,8 +102,12 @@ def write_codes(
     engines: CodesEngines,
     cancelled: Callable[[], bool],
     clock: CodesClock,
+    told: Sequence[int] = (),
 ) -> Iterator[np.ndarray]:
-    """The next code of every picture (pictures), again and again; ends early when it is cancelled."""
+    """The next code of every picture (pictures), again and again; ends early when it is cancelled.
+
+    Where codes are `told`, for comparison, it says what it would have chosen and goes on with those.
+    """
     generators = [np.random.Generator(np.random.PCG64(seed)) for seed in seeds]
     prompts = [request.prompt] * len(seeds)
     if request.unconditional is not None:
@@ -127,6 +131,7 @@ def write_codes(
         chosen = np.array([next_token(row, (), request.sampling, g) for row, g in zip(scores, generators)])
         clock.steps_s.append(time.perf_counter() - start)
         yield chosen
+        chosen = np.full_like(chosen, told[place]) if place < len(told) else chosen
         if cancelled():
             return
 

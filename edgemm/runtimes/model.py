@@ -31,6 +31,7 @@ from edgemm.runtimes.image_tokens_loop import CodesClock, CodesEngines, CodesReq
 from edgemm.runtimes.kv_cache import CachedTransformer
 from edgemm.runtimes.onnx_external_data import check_external_data
 from edgemm.runtimes.prompt import (
+    Prompt,
     as_messages,
     chat_prompt,
     drawing_prompt,
@@ -144,17 +145,19 @@ class Model:
     ) -> Iterator[TextChunk]:
         eyes = ("image_encoder", "vq_encoder") if pictures else ()
         names = [name for name in ("transformer", "text_head", *eyes) if name in self._components]
-        engines, clock.load_s = self._timed_engines(names)
+        _, clock.load_s = self._timed_engines(names)
         start = time.perf_counter()
-        image_tokens = None
-        if "image_encoder" in engines:
-            image_tokens = self._encode(engines["image_encoder"], pictures, loop)
-        elif "vq_encoder" in engines:
-            prompt = with_picture_ids(request.prompt, self._as_ids(engines["vq_encoder"], pictures, loop))
-            request = dataclasses.replace(request, prompt=prompt)
+        prompt, image_tokens = self.look(request.prompt, pictures, loop)
+        request = dataclasses.replace(request, prompt=prompt)
         clock.image_encode_s = time.perf_counter() - start
         transformer = self.conversation()
         yield from write_reply(request, image_tokens, transformer, self.tokenizer, cancelled, clock)
+
+    def look(self, prompt: Prompt, pictures: list[np.ndarray], loop: TextLoop) -> tuple[Prompt, np.ndarray | None]:
+        """Pictures (3, S, S) as what the transformer reads: token ids in the prompt, or tokens (1, m, width) beside."""
+        if pictures and "vq_encoder" in self._components:
+            return with_picture_ids(prompt, self._as_ids(self.engine("vq_encoder"), pictures, loop)), None
+        return prompt, self._encode(self.engine("image_encoder"), pictures, loop) if pictures else None
 
     def conversation(self) -> CachedTransformer:
         """The transformer with an empty memory, for one reply."""

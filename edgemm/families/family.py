@@ -1,0 +1,61 @@
+"""What a family says about a model of its architecture, and what every family may use to say it.
+
+A family's module has
+    CANNOT                        what this export leaves out, for the user to read before it starts
+    pieces(model)                 component -> modules and parameters in it: sizes, also on paper (meta device)
+    parts(checkpoint)             the graphs, their example inputs and the loops
+and, where it draws,
+    draw_codes(checkpoint, prompt, guidance, count)     the library's own likeliest codes, for comparison
+Everything a runtime has to know goes into loops and tables: it never learns a family's name for more than a label.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from edgemm.components import COMPONENTS, TensorSpec, pattern
+from edgemm.export.component_graphs import ComponentGraph
+from edgemm.loops import ImageTokensLoop, TextLoop
+
+__all__ = ["CODE_IDS", "Named", "Parts", "Pieces", "Shape", "component", "without_copies"]
+
+CODE_IDS = "tables/code_ids.safetensors"
+
+Named = dict[str, Tensor]
+Pieces = Mapping[str, Sequence[nn.Module | nn.Parameter]]
+Shape = tuple[int | str, ...]
+
+
+@dataclass(frozen=True)
+class Parts:
+    """A model, cut up for a bundle."""
+
+    graphs: dict[str, ComponentGraph]
+    inputs: dict[str, Named]  # component -> what its graph is compared on
+    text: TextLoop | None
+    image_tokens: ImageTokensLoop | None = None
+    most_context: int = 2048  # positions the model was trained for
+    tables: dict[str, bytes] = field(default_factory=dict)  # path in the bundle -> content
+
+
+def component(name: str, module: nn.Module, inputs: dict[str, Shape], outputs: dict[str, Shape]) -> ComponentGraph:
+    """A component's graph; types of its tensors are the contract's."""
+    types = {stem: dtype for side in COMPONENTS[name] for stem, (dtype, _) in side.items()}
+    sides = (
+        tuple(TensorSpec(key, types[pattern(key)], shape) for key, shape in side.items()) for side in (inputs, outputs)
+    )
+    return ComponentGraph(name, module.eval(), *sides)
+
+
+def without_copies(pieces: Sequence[Any]) -> int:
+    """Numbers in modules and parameters, each counted once however often it is used."""
+    found: dict[int, torch.Tensor] = {}
+    for piece in pieces:
+        for tensor in [piece] if isinstance(piece, torch.Tensor) else piece.parameters():
+            found[id(tensor)] = tensor
+    return sum(tensor.numel() for tensor in found.values())

@@ -1,0 +1,147 @@
+"""A Hugging Face folder, opened by the library that wrote it: the weights to export, and the oracle to compare with.
+
+Nothing is fetched, no code of the folder is run (trust_remote_code is never given), and only safetensors are read:
+a pickle may hold a program.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from edgemm.errors import CheckpointError, MissingError
+from edgemm.export.quiet import quiet
+from edgemm.families.table import Found
+
+__all__ = ["Checkpoint", "greedy", "open_checkpoint", "skeleton"]
+
+PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A loaded model, float32, and the tokenizer and processor beside it."""
+
+    folder: Path
+    architecture: str
+    model: Any
+
+    @property
+    def config(self) -> Any:
+        return self.model.config
+
+    @cached_property
+    def processor(self) -> Any:
+        """Tokenizer and picture rules together; for models that read pictures."""
+        from transformers import AutoProcessor
+
+        with complaints(self.folder, "its processor cannot be read"), quiet():
+            return AutoProcessor.from_pretrained(self.folder, trust_remote_code=False, local_files_only=True)
+
+    @cached_property
+    def tokenizer(self) -> Any:
+        from transformers import AutoTokenizer
+
+        with complaints(self.folder, "its tokenizer cannot be read"), quiet():
+            found = AutoTokenizer.from_pretrained(self.folder, trust_remote_code=False, local_files_only=True)
+        if not hasattr(found, "backend_tokenizer"):
+            raise CheckpointError(f"{self.folder}: a tokenizer without a tokenizer.json; the runtime reads no other")
+        return found
+
+    @property
+    def tokenizer_json(self) -> bytes:
+        return self.tokenizer.backend_tokenizer.to_str().encode()
+
+    @property
+    def stop_token_ids(self) -> tuple[int, ...]:
+        """What ends a reply: generation_config.json's word, else the text model's."""
+        text = self.config.get_text_config()
+        for found in (self.model.generation_config.eos_token_id, text.eos_token_id, self.tokenizer.eos_token_id):
+            if found is not None:
+                return tuple(found) if isinstance(found, (list, tuple)) else (int(found),)
+        return ()
+
+
+def open_checkpoint(found: Found) -> Checkpoint:
+    if not list(found.folder.glob("*.safetensors")):
+        pickles = sorted(path.name for kind in PICKLES for path in found.folder.glob(kind))
+        what = f"only {pickles[0]}, a pickle, which may hold a program" if pickles else "no weights"
+        raise CheckpointError(f"{found.folder}: {what}; expected *.safetensors (convert it where you trust it)")
+    with complaints(found.folder, "the library cannot load it"), quiet(), _without_bars():
+        model = _class_of(found).from_pretrained(
+            found.folder,
+            dtype=torch.float32,
+            use_safetensors=True,
+            trust_remote_code=False,
+            local_files_only=True,
+            attn_implementation="eager",
+            output_loading_info=True,
+        )
+    model, loading = model
+    if missing := sorted(loading["missing_keys"]):
+        raise CheckpointError(f"{found.folder}: {len(missing)} tensors are missing, for example {missing[0]}")
+    if wrong := sorted(loading.get("mismatched_keys") or ()):
+        raise CheckpointError(f"{found.folder}: {wrong[0]} has another shape than config.json says")
+    return Checkpoint(found.folder, found.architecture, model.eval())
+
+
+def skeleton(found: Found) -> Any:
+    """The model without its weights (meta device): every shape, no memory."""
+    from transformers import AutoConfig
+
+    with complaints(found.folder, "config.json cannot be read"), quiet():
+        config = AutoConfig.from_pretrained(found.folder, trust_remote_code=False, local_files_only=True)
+        with torch.device("meta"):
+            return _class_of(found)(config)
+
+
+def _class_of(found: Found) -> Any:
+    try:
+        import transformers
+    except ImportError as error:
+        raise MissingError(f"{found.architecture} needs transformers: pip install 'edgemm[families,ort]'") from error
+    if not hasattr(transformers, found.architecture):
+        raise MissingError(f"transformers {transformers.__version__} has no {found.architecture}: install a newer one")
+    return getattr(transformers, found.architecture)
+
+
+@contextlib.contextmanager
+def _without_bars() -> Iterator[None]:
+    from transformers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
+
+
+@contextlib.contextmanager
+def complaints(folder: Path, what: str) -> Iterator[None]:
+    """The library's many kinds of errors about a folder, as one of ours."""
+    try:
+        yield
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
+        raise CheckpointError(f"{folder}: {what}: {' '.join(str(error).split())[:300]}") from error
+
+
+@torch.no_grad()
+def greedy(model: Any, inputs: dict[str, Tensor], count: int) -> list[int]:
+    """The library's likeliest tokens, nothing stopping it, whatever its generation_config would rather do."""
+    answer = model(**inputs, use_cache=True)
+    tokens: list[int] = []
+    while True:
+        tokens.append(int(answer.logits[0, -1].argmax()))
+        if len(tokens) == count:
+            return tokens
+        step = torch.tensor([tokens[-1:]])
+        answer = model(input_ids=step, past_key_values=answer.past_key_values, use_cache=True)

@@ -1,0 +1,73 @@
+"""Sizes of a foreign model on paper: parameters, bundle bytes, K/V bytes, from config.json alone.
+
+No weight is read and none is allocated (meta device).  Used by `edgemm export` before it starts, and by
+`edgemm inspect FOLDER --estimate`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from edgemm.families.family import without_copies
+from edgemm.families.hf_checkpoint import skeleton
+from edgemm.families.table import Found, load_family
+
+__all__ = ["Paper", "describe", "measure"]
+
+BITS = {"fp32": 32.0, "int8": 8.5, "int4": 4.6}  # a weight: blocks of 32 carry a 16-bit scale, 4 bits also a zero-point
+ALWAYS_FLOAT = ("image_encoder", "image_embedder", "vq_encoder", "vq_decoder")  # as export/lower_cpu.py leaves them
+PRECISIONS = tuple(BITS)
+
+
+@dataclass(frozen=True)
+class Paper:
+    name: str
+    architecture: str
+    family: str
+    cannot: str
+    parameters: int  # of the whole checkpoint, shared ones once
+    components: dict[str, int]  # component -> parameters
+    kv_numbers: int  # a token
+
+    def bundle_bytes(self, precision: str) -> int:
+        return sum(
+            int(count * (BITS["fp32"] if name in ALWAYS_FLOAT else BITS[precision]) / 8)
+            for name, count in self.components.items()
+        )
+
+    def kv_bytes(self, tokens: int = 1, bytes_each: int = 4) -> int:
+        return self.kv_numbers * bytes_each * tokens
+
+
+def measure(found: Found) -> Paper:
+    family, model = load_family(found), skeleton(found)
+    text = model.config.get_text_config()
+    head = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
+    heads = getattr(text, "num_key_value_heads", None) or text.num_attention_heads
+    return Paper(
+        name=found.folder.resolve().name,
+        architecture=found.architecture,
+        family=family.__name__.rpartition(".")[2],
+        cannot=family.CANNOT,
+        parameters=without_copies([model]),
+        components={name: without_copies(pieces) for name, pieces in family.pieces(model).items()},
+        kv_numbers=2 * text.num_hidden_layers * heads * head,
+    )
+
+
+def describe(paper: Paper) -> Iterator[str]:
+    yield f"{paper.name}: {paper.architecture}, family {paper.family}, {paper.parameters / 1e6:.1f}M parameters"
+    for name, count in paper.components.items():
+        yield f"  {name:<16}{count / 1e6:>10.1f}M"
+    sizes = ", ".join(f"{precision} {_bytes(paper.bundle_bytes(precision))}" for precision in PRECISIONS)
+    yield f"bundle, estimated: {sizes}"
+    yield f"keys and values: {_bytes(paper.kv_bytes())} a token, {_bytes(paper.kv_bytes(2048))} for 2048"
+    yield f"leaves out: {paper.cannot}"
+
+
+def _bytes(count: float) -> str:
+    for unit, size in (("GB", 1e9), ("MB", 1e6), ("KB", 1e3)):
+        if count >= size:
+            return f"{count / size:.1f} {unit}"
+    return f"{count:.0f} B"

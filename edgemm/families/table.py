@@ -1,0 +1,67 @@
+"""Which file knows an architecture: config.json's `architectures` -> family.  Read by `edgemm export` and `inspect`.
+
+A family is one module with the names that family.py lists; docs/families.md shows how to write one.  No torch here.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from edgemm.errors import CheckpointError, MissingError
+
+__all__ = ["FAMILIES", "NOT_BUILT", "Found", "find_foreign", "load_family"]
+
+FAMILIES = {  # architecture -> module
+    "LlamaForCausalLM": "edgemm.families.llama",
+    "MistralForCausalLM": "edgemm.families.llama",
+    "Qwen2ForCausalLM": "edgemm.families.llama",
+    "Qwen3ForCausalLM": "edgemm.families.llama",
+    "LlavaForConditionalGeneration": "edgemm.families.llava",
+}
+
+NOT_BUILT = {  # known, and what is in the way
+    "GlmImageForConditionalGeneration": "its prior tokens go through a diffusion transformer of another folder",
+    "Cosmos3OmniForConditionalGeneration": "two sets of weights and a vision tower whose shapes depend on its data",
+}
+
+HOW = "docs/families.md shows how to write one"
+
+
+@dataclass(frozen=True)
+class Found:
+    """What config.json says that a folder holds."""
+
+    folder: Path
+    architecture: str
+    config: dict[str, Any]
+
+
+def find_foreign(folder: Path) -> Found | None:
+    """None where it is no Hugging Face model: then it may be a checkpoint of edgemm's own."""
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None  # the native loader says what is wrong
+    if not isinstance(config, dict) or not config.keys() & {"architectures", "model_type"}:
+        return None
+    names = config.get("architectures") or [f"(none named, model_type {config.get('model_type')!r})"]
+    return Found(folder, str(names[0]), config)
+
+
+def load_family(found: Found) -> ModuleType:
+    """Raises CheckpointError with the list of families where none knows this architecture."""
+    name, where = found.architecture, found.folder
+    if name in NOT_BUILT:
+        raise CheckpointError(f"{where}: {name} is known but not built: {NOT_BUILT[name]}; {HOW}")
+    if name not in FAMILIES:
+        known = ", ".join(FAMILIES)
+        raise CheckpointError(f"{where}: no family knows the architecture {name}; known: {known}; {HOW}")
+    try:
+        return importlib.import_module(FAMILIES[name])
+    except ImportError as error:
+        raise MissingError(f"{name} needs {error.name or error}: pip install 'edgemm[families,ort]'") from error

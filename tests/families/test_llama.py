@@ -1,0 +1,64 @@
+"""Llama-shaped text models: the runtime and the library read the same tokens and say the same."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoTokenizer, LlamaForCausalLM
+
+from edgemm.errors import UsageError
+from edgemm.runtimes.prompt import as_messages, chat_prompt
+from tests.families.tiny import SPOKEN
+
+TALK = [
+    {"role": "system", "content": "Be brief."},
+    {"role": "user", "content": SPOKEN[0]},
+    {"role": "assistant", "content": "a small boat"},
+    {"role": "user", "content": SPOKEN[2]},
+]
+
+
+def ids_of(model, messages) -> list[int]:
+    return chat_prompt(as_messages(messages), model.manifest.loops.text, model.tokenizer).input_ids.tolist()
+
+
+def reply_of_library(folder, ids, count: int) -> tuple[list[int], np.ndarray]:
+    library = LlamaForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    given = torch.tensor([ids])
+    said = library.generate(given, max_new_tokens=count, do_sample=False, eos_token_id=-1, pad_token_id=0)
+    return said[0, len(ids) :].tolist(), library(given).logits[0, -1].detach().numpy()
+
+
+def check_same(folder, model, prompt, ids) -> None:
+    """Prompt ids, the logits after them, and the likeliest reply."""
+    assert ids_of(model, prompt) == ids
+    wanted, logits = reply_of_library(folder, ids, 24)
+    tokens = chat_prompt(as_messages(prompt), model.manifest.loops.text, model.tokenizer)
+    assert np.abs(model.conversation().prefill(tokens) - logits).max() <= 1e-4 * max(1, np.abs(logits).max())
+    reply = model.generate_text(prompt, max_new_tokens=24, ignore_eos=True)
+    assert list(reply.token_ids) == wanted
+    assert len(set(wanted)) > 3, "weights that always say the same prove nothing"
+
+
+def test_a_conversation_is_tokenized_and_answered_as_by_the_library(exported):
+    folder, model = exported("llama")
+    for talk in (TALK, TALK[1:], TALK[1:2]):
+        theirs = AutoTokenizer.from_pretrained(folder).apply_chat_template(talk, add_generation_prompt=True)
+        check_same(folder, model, talk, list(theirs["input_ids"]))
+
+
+def test_a_special_token_that_a_user_spells_out_stays_text(exported):
+    _, model = exported("llama")
+    ids = ids_of(model, "end<|im_end|>")
+    assert ids.count(model.tokenizer.token_id("<|im_end|>")) == 1  # the template's own
+    assert "<|im_end|>" in model.tokenizer.decode(ids)
+
+
+@pytest.mark.slow
+def test_without_a_chat_template_the_prompt_is_continued(exported):
+    """Sizes that no other test has; <s> comes from the tokenizer; head and embedding are two."""
+    folder, model = exported("llama", chat=False, seed=3, hidden_size=80, num_hidden_layers=3, num_key_value_heads=1)
+    check_same(folder, model, SPOKEN[1], AutoTokenizer.from_pretrained(folder)(SPOKEN[1])["input_ids"])
+    with pytest.raises(UsageError, match="without system messages"):
+        model.generate_text(TALK)
