@@ -78,14 +78,13 @@ def check_llama_shaped(config: Any, folder: Any, most_context: int) -> None:
     if kind not in FIXED_ROTARY:
         raise CheckpointError(f"{folder}: rotary embedding {kind!r}, this export knows: {', '.join(FIXED_ROTARY)}")
     window = getattr(config, "sliding_window", None)
-    sliding = window is not None and getattr(config, "use_sliding_window", True)
-    if sliding and window < most_context:
+    if window is not None and getattr(config, "use_sliding_window", True) and window < most_context:
         raise CheckpointError(
             f"{folder}: sees {window} tokens back only, and {most_context} are asked for: --max-context {window}"
         )
 
 
-def transformer_component(text: Any, head: nn.Module | None) -> ComponentGraph:
+def transformer_component(text: Any, head: Any) -> ComponentGraph:
     """With `head` it gives logits, without it hidden states."""
     graph = LlamaGraph(text, head)
     attention = text.layers[0].self_attn
@@ -100,7 +99,7 @@ def transformer_component(text: Any, head: nn.Module | None) -> ComponentGraph:
         "attention_limit": ("b", "s"),
         "logits_index": ("b",),
     }
-    said: dict[str, Shape] = {"hidden": ("b", width)} if head is None else {"logits": ("b", head.weight.shape[0])}
+    said: dict[str, Shape] = {"logits": ("b", head.out_features)} if head is not None else {"hidden": ("b", width)}
     return component(
         "transformer",
         graph,
@@ -127,7 +126,7 @@ def example_tokens(graph: ComponentGraph, ids: list[int], image_tokens: Tensor |
     if image_tokens is not None:
         index[:, 1:4] = torch.tensor([0, pictures.shape[1] - 1, pictures.shape[1] // 2])[: max(0, min(3, s - 1))]
     empty = {
-        name: torch.zeros(b, *(len(ids) + SPARE_SLOTS if entry == "T" else entry for entry in shape[1:]))
+        name: torch.zeros([b, *(entry if isinstance(entry, int) else len(ids) + SPARE_SLOTS for entry in shape[1:])])
         for name, shape in shapes.items()
         if name.startswith("past_")
     }

@@ -51,7 +51,7 @@ def picture_rule(processor: Any, folder: Any, pads: bool = False, size: int | No
     if found["height"] != found["width"] or not found["height"]:
         raise CheckpointError(f"{folder}: pictures become {found}; this export reads squares")
     return PictureRule(
-        size or found["height"],
+        int(size or found["height"]),
         fit,
         FILTERS[int(settings.get("resample", 3))],
         background,  # type: ignore[arg-type]

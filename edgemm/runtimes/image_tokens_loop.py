@@ -160,7 +160,8 @@ def _scores(
 ) -> np.ndarray:
     """Guided scores (pictures, codes)."""
     if request.unconditional is not None:
-        logits = guide(*np.split(logits, 2), request.guidance_scale, loop.guidance)
+        conditional, unconditional = np.split(logits, 2)
+        logits = guide(conditional, unconditional, request.guidance_scale, loop.guidance)
     return logits if code_ids is None else logits[:, code_ids]
 
 

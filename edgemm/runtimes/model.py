@@ -262,8 +262,7 @@ class Model:
         assert loop is not None
         scale = loop.guidance_scale if guidance_scale is None else guidance_scale
         _check_guidance(scale)
-        own = (loop.temperature, loop.top_k, loop.top_p)
-        temperature, top_k, top_p = (mine if asked is None else asked for asked, mine in zip(sampling, own))
+        asked_temperature, asked_k, asked_p = sampling
         tokens = image_prompt(prompt, loop, self.tokenizer)
         blank = None if scale == 1 else unconditional_prompt(tokens, negative_prompt, loop, self.tokenizer)
         self._check_length(max(len(tokens), len(blank or ())) + loop.length)
@@ -271,7 +270,11 @@ class Model:
             tokens,
             blank,
             float(scale),
-            Sampling(temperature or 0.0, top_k, top_p),
+            Sampling(
+                loop.temperature if asked_temperature is None else asked_temperature,
+                loop.top_k if asked_k is None else asked_k,
+                loop.top_p if asked_p is None else asked_p,
+            ),
             tuple(int(seed) + index for index in range(num_images)),
         )
         return self._call(lambda cancelled: self._draw_codes(request, loop, cancelled, clock), timeout_s)
