@@ -9,9 +9,10 @@
 
 Splits: `train`; `held-out-style` (a family seen in training, drawn by a style that is not); `held-out-family` (a family
 withheld from every style); `held-out-pair` (a label trained in another style and withheld from this one); `scorer`
-(pictures for training an independent judge: never train on them, never report on them).
+(pictures for training an independent judge: never train on them, never report on them); `test` (what the owner of other
+pictures withheld).
 
-Writing is in writer.py, what goes in is in emoji.py, compose.py and shapes.py.  Nothing here needs Pillow.
+Writing is in writer.py, what goes in is in emoji.py, compose.py, shapes.py and, for other people's, collect.py.  Nothing here needs Pillow.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from edgemm.errors import InputError
 __all__ = ["SCHEMA_VERSION", "SPLITS", "Dataset", "Question", "Sample", "Source", "dump_line", "read_dataset"]
 
 SCHEMA_VERSION = 1
-SPLITS = ("train", "held-out-style", "held-out-family", "held-out-pair", "scorer")
+SPLITS = ("train", "held-out-style", "held-out-family", "held-out-pair", "scorer", "test")
 
 
 @dataclass(frozen=True)
@@ -83,7 +84,7 @@ class Dataset:
     """A dataset folder, read and checked."""
 
     path: Path
-    kind: str  # "emoji", "compose", "shapes"
+    kind: str  # "emoji", "compose", "shapes", "edits", "pictures"
     size: int  # pixels a side
     styles: tuple[str, ...]
     sources: tuple[Source, ...]

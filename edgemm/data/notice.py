@@ -11,16 +11,17 @@ from pathlib import Path
 
 from edgemm.data.sources import Package
 
-__all__ = ["write_notice"]
+__all__ = ["OURS", "write_notice"]
 
+OURS = "The pictures were drawn by edgemm itself and carry edgemm's licence."
 TEXTS = Path(__file__).with_name("licences")
 
 
-def write_notice(folder: Path, packages: Sequence[Package]) -> None:
-    """NOTICE and LICENSES/ for the packages a dataset was made from; a procedural set needs neither."""
+def write_notice(folder: Path, packages: Sequence[Package], terms: str = OURS) -> None:
+    """NOTICE and LICENSES/ for the packages a dataset was made from, or the `terms` of one made from none."""
     lines = ["Pictures and labels in this folder", ""]
     if not packages:
-        lines.append("The pictures were drawn by edgemm itself and carry edgemm's licence.")
+        lines.append(terms)
     for package in packages:
         what = "labels and tags taken" if package.name == "emojibase-data" else "drawings rasterised on white"
         lines.append(f"- {what} from the npm package {package.name} {package.version}")

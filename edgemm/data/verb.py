@@ -14,12 +14,14 @@ from edgemm.errors import EdgemmError, UsageError
 
 __all__ = ["HELP", "add_arguments", "run"]
 
-HELP = "build the image-text sets: emoji, scenes composed of emoji, procedural shapes"
+HELP = "build the image-text sets: emoji, scenes composed of emoji, procedural shapes, edits, your own pictures"
 KINDS = {
     "emoji": "every emoji of the chosen styles, with labels and questions",
     "compose": "two to four emoji on a canvas, with exact captions: counts and relations",
     "shapes": "coloured shapes, with a checker that needs no model",
+    "pictures": "your own: a folder with metadata.jsonl, .tar shards, or a Hugging Face dataset on disk",
 }
+WITH_SOURCE = ("compose", "pictures")
 SIZES = (64, 128)
 DEFAULT_COUNT = 4000
 
@@ -32,21 +34,26 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--styles", nargs="+", choices=STYLES, default=["fluent", "noto", "noto-v1"],
         help="icon sets to draw (default: %(default)s; twemoji is CC BY 4.0 and goes to the scorer split)",
     )  # fmt: skip
-    parser.add_argument("--count", type=int, default=DEFAULT_COUNT, help="scenes to make (default %(default)s)")
+    parser.add_argument("--count", type=int, help="scenes to make (default 4000), of pictures at most (default: all)")
     parser.add_argument("--seed", type=int, default=0, help="for questions and scenes (default %(default)s)")
-    parser.add_argument("--source", type=Path, metavar="DIR", help="compose: take the emoji from this emoji dataset")
+    parser.add_argument(
+        "--source", type=Path, metavar="DIR", help="compose: an emoji dataset to take the emoji from; pictures: yours"
+    )
     parser.add_argument("--cache", type=Path, metavar="DIR", help="where packages are kept (default ~/.cache/edgemm)")
     parser.add_argument("--offline", action="store_true", help="use only what the cache holds")
     parser.add_argument("--force", action="store_true", help="replace a folder that is not empty")
 
 
 def run(args: argparse.Namespace) -> int:
-    if args.count < 1:
+    if args.count is not None and args.count < 1:
         raise UsageError(f"--count {args.count} makes nothing; give at least 1")
+    scenes = args.count or DEFAULT_COUNT
     if args.seed < 0:
         raise UsageError(f"--seed {args.seed} is negative; give 0 or more")
-    if args.source and args.kind != "compose":
-        raise UsageError(f"--source is for compose only, not for {args.kind}")
+    if args.source and args.kind not in WITH_SOURCE:
+        raise UsageError(f"--source is for {' and '.join(WITH_SOURCE)} only, not for {args.kind}")
+    if args.kind == "pictures" and not args.source:
+        raise UsageError("--source is missing: the folder, or the .tar, that holds your pictures")
     from edgemm.data.writer import new_folder
 
     styles = list(dict.fromkeys(args.styles))
@@ -60,15 +67,19 @@ def run(args: argparse.Namespace) -> int:
             from edgemm.data.compose import build_compose
 
             count = build_compose(
-                folder, args.size, styles, args.count, args.seed, cache, source=args.source, offline=args.offline
+                folder, args.size, styles, scenes, args.seed, cache, source=args.source, offline=args.offline
             )
+        elif args.kind == "pictures":
+            from edgemm.data.collect import build_pictures
+
+            count = build_pictures(folder, args.size, args.source, args.count)
         else:
             from edgemm.data.shapes import build_shapes
 
-            count = build_shapes(folder, args.size, args.count, args.seed)
+            count = build_shapes(folder, args.size, scenes, args.seed)
     print(
         f"Wrote {count} pictures to {args.output}; look at {args.output / 'contact_sheet.png'}, "
-        f"then train with: edgemm train --data {args.output}"
+        f"then train with: edgemm train --config RECIPE.toml --set data={args.output}"
     )
     return 0
 

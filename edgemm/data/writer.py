@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 from edgemm.data.baselines import majority_baselines
 from edgemm.data.contact_sheet import contact_sheet
 from edgemm.data.format import SCHEMA_VERSION, SPLITS, Question, Sample, dump_line
-from edgemm.data.notice import write_notice
+from edgemm.data.notice import OURS, write_notice
 from edgemm.data.sources import Package
 from edgemm.errors import EdgemmError, ResourceError, UsageError
 
@@ -47,7 +47,7 @@ class DatasetWriter:
         picture.save(file, optimize=True)
         self.samples.append(sample)
 
-    def finish(self, questions: Sequence[Question], packages: Sequence[Package]) -> None:
+    def finish(self, questions: Sequence[Question], packages: Sequence[Package], terms: str = OURS) -> None:
         counts = Counter(sample.split for sample in self.samples)
         header = {
             "schema_version": SCHEMA_VERSION,
@@ -67,7 +67,7 @@ class DatasetWriter:
                 lines.writelines(dump_line(record) for record in records)
         sheet = contact_sheet(self.folder, self.samples, self.size).quantize(256)  # for the eye: a third of the bytes
         sheet.save(self.folder / "contact_sheet.png", optimize=True)
-        write_notice(self.folder, packages)
+        write_notice(self.folder, packages, terms)
 
 
 @contextmanager

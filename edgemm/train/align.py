@@ -43,16 +43,17 @@ def align_projection(model: Unified, features: Tensor, labels: Sequence[str], st
     known = sorted(set(labels))
     directions = label_directions(model, known)
     targets = torch.tensor([known.index(label) for label in labels])
+    device = directions.device
     centre = model.transformer.embed_tokens.weight.detach().mean(0)
-    scale = nn.Parameter(torch.tensor(START_SCALE).log())
+    scale = nn.Parameter(torch.tensor(START_SCALE, device=device).log())
     taught = [p for name, p in model.image_encoder.named_parameters() if not name.startswith(("encoder.", "words."))]
 
     def loss(rows: Tensor, picked: Tensor) -> Tensor:
         picked = picked + FEATURE_NOISE * picked.std() * torch.randn(picked.shape, generator=random)
-        tokens = model.image_encoder.project_grid(picked)
+        tokens = model.image_encoder.project_grid(picked.to(device))
         pooled = nn.functional.normalize(tokens.float().mean(1) - centre, dim=-1)  # (batch, w)
         return nn.functional.cross_entropy(
-            pooled @ directions.T * scale.exp(), targets[rows], label_smoothing=SMOOTHING
+            pooled @ directions.T * scale.exp(), targets[rows].to(device), label_smoothing=SMOOTHING
         )
 
     random = torch.Generator().manual_seed(seed)
@@ -87,6 +88,7 @@ def learn_words(model: Unified, features: Tensor, labels: Sequence[str], steps: 
     words = _words(model)
     known = spell_words(model, labels)
     targets = torch.tensor([known.index(label) for label in labels])
+    device = words.centre.device
     seen = words.seen(features[:, 0].float())
     words.centre.copy_(seen.mean(0))
     words.spread.copy_(seen.std(0) + 0.01 * seen.std())  # what hardly differs between pictures is not blown up
@@ -94,9 +96,10 @@ def learn_words(model: Unified, features: Tensor, labels: Sequence[str], steps: 
     random = torch.Generator().manual_seed(seed)
 
     def loss(rows: Tensor, picked: Tensor) -> Tensor:
-        standard = words.standard(picked)
-        logits = words.proj(standard + noise * torch.randn(standard.shape, generator=random))[:, : len(known)]
-        return nn.functional.cross_entropy(logits, targets[rows], label_smoothing=WORD_SMOOTHING)
+        standard = words.standard(picked.to(device))
+        strayed = standard + noise * torch.randn(standard.shape, generator=random).to(device)
+        logits = words.proj(strayed)[:, : len(known)]
+        return nn.functional.cross_entropy(logits, targets[rows].to(device), label_smoothing=WORD_SMOOTHING)
 
     groups = [{"params": list(words.parameters()), "weight_decay": 0.05}]
     last = _descend("words", groups, features, loss, steps, random)
@@ -125,6 +128,7 @@ def _descend(
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
+    optimizer.zero_grad()  # or the first step of training would add these gradients to its own
     return loss.item()
 
 

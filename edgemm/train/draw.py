@@ -1,7 +1,7 @@
 """Teaching to draw: the conditioner and the denoiser over a frozen transformer.
 
-Flow matching with x-prediction; see model/flow.py.  A step's batch, noise and times are functions of (seed, step)
-alone, so a run that was killed goes on as if it had not been.
+Flow matching with x-prediction; see model/flow.py.  A sample's caption, noise and time are functions of (seed, step,
+place in the batch) alone: a run that was killed goes on as if it had not been, and many processes take a share each.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from edgemm.model.image_tokens import pixels_to_tokens
 from edgemm.model.unified import Unified
 from edgemm.train.pictures import batch_rows, load_pictures, pick_samples
 from edgemm.train.prompt_store import PromptStore
+from edgemm.train.ranks import Share
 from edgemm.train.recipe import Recipe
 
 __all__ = ["DrawTask"]
@@ -26,8 +27,8 @@ __all__ = ["DrawTask"]
 class DrawTask:
     """What the loop trains: parameters, a loss a step, and pictures to look at."""
 
-    def __init__(self, model: Unified, recipe: Recipe) -> None:
-        self.model, self.recipe = model, recipe
+    def __init__(self, model: Unified, recipe: Recipe, share: Share | None = None) -> None:
+        self.model, self.recipe, self.share = model, recipe, share or Share()
         _, samples = pick_samples(recipe.data, recipe.splits, recipe.groups, recipe.pictures)
         tokens = model.config.image_tokens
         self.pixels = load_pictures(Path(recipe.data), samples, tokens.image_size)
@@ -73,7 +74,7 @@ class DrawTask:
         """Pictures (16, 3, H, W) of the same prompts and noise each time."""
         tokens = model.config.image_tokens
         noise = torch.randn(16, tokens.token_count, tokens.token_width, generator=torch.Generator().manual_seed(0))
-        return model.draw(self.shown, noise)
+        return model.draw(self.shown, noise.to(self.device))
 
     def save(self, path: Path) -> None:
         checkpoint.save(self.model, path, torch.bfloat16)
@@ -82,14 +83,24 @@ class DrawTask:
         prefix = self.model.conditioner.adapt(*self.store.rows(caption, cut=not self.recipe.compile))
         return self.denoise(flow.noised(tokens, noise, time), time, prefix)
 
+    @property
+    def device(self) -> torch.device:
+        return self.model.denoiser.position.device
+
     def _batch(self, step: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        recipe = self.recipe
-        rows = batch_rows(len(self.pixels), recipe.batch, recipe.seed, step)
-        random = np.random.default_rng([recipe.seed, step, 1])
-        captions = np.array([self.captions_of[row][random.integers(len(self.captions_of[row]))] for row in rows])
-        captions[random.random(recipe.batch) < recipe.drop_prompt] = 0
-        tokens = pixels_to_tokens(self.pixels[rows].float() / 255, self.model.config.image_tokens)
-        noise = torch.from_numpy(random.standard_normal(tuple(tokens.shape), dtype=np.float32))
-        normal = torch.from_numpy(random.standard_normal(recipe.batch, dtype=np.float32))
-        time = flow.logit_normal_times(normal, recipe.time_mean, recipe.time_spread)
-        return tokens, noise, time, torch.from_numpy(captions)
+        """This process's tokens and noise (b, n, p), times (b) and rows of captions (b)."""
+        recipe, config = self.recipe, self.model.config.image_tokens
+        mine = self.share.of(recipe.batch)
+        rows = batch_rows(len(self.pixels), recipe.batch, recipe.seed, step)[mine]
+        noise = np.empty((len(rows), config.token_count, config.token_width), dtype=np.float32)
+        normal, captions = np.empty(len(rows), dtype=np.float32), np.zeros(len(rows), dtype=np.int64)
+        for place, row in enumerate(rows):
+            random = np.random.default_rng([recipe.seed, step, 1, mine.start + place])
+            known = self.captions_of[row]
+            caption = known[random.integers(len(known))]
+            captions[place] = caption if random.random() >= recipe.drop_prompt else 0
+            normal[place] = random.standard_normal(dtype=np.float32)
+            random.standard_normal(dtype=np.float32, out=noise[place])
+        time = flow.logit_normal_times(torch.from_numpy(normal), recipe.time_mean, recipe.time_spread)
+        tokens = pixels_to_tokens(self.pixels[rows].to(self.device).float() / 255, config)
+        return tokens, torch.from_numpy(noise).to(self.device), time.to(self.device), torch.from_numpy(captions)

@@ -23,6 +23,7 @@ from edgemm.train.adapters import add_adapter, save_adapter
 from edgemm.train.draw import DrawTask
 from edgemm.train.finetune_recipe import FinetuneRecipe
 from edgemm.train.loop import run_loop
+from edgemm.train.ranks import Ranks, Share
 from edgemm.train.read import ReadTask
 
 if TYPE_CHECKING:
@@ -35,11 +36,14 @@ def finetune(recipe: FinetuneRecipe) -> Path:
     """Train the adapter to the end; returns its folder."""
     if recipe.threads:
         torch.set_num_threads(recipe.threads)
-    model = checkpoint.load(recipe.start).requires_grad_(False)
+    ranks = Ranks()
+    model = checkpoint.load(recipe.start).requires_grad_(False).to(ranks.device)
     torch.manual_seed(recipe.seed)  # what the adapter starts from
-    task = AdapterTask(model, recipe)
-    print(f"finetune: {task.description}; {recipe.output}", file=sys.stderr)
-    run_loop(model, task, recipe)
+    with ranks.accelerator.main_process_first():
+        task = AdapterTask(model, recipe, ranks.share)
+    if ranks.is_first:
+        print(f"finetune: {task.description}; {recipe.output}", file=sys.stderr)
+    run_loop(model, task, recipe, ranks)
     return adapter_folder(Path(recipe.output), recipe)
 
 
@@ -50,7 +54,7 @@ def adapter_folder(output: Path, recipe: FinetuneRecipe) -> Path:
 class AdapterTask:
     """What the loop trains; see train/loop.py for the interface."""
 
-    def __init__(self, model: Unified, recipe: FinetuneRecipe) -> None:
+    def __init__(self, model: Unified, recipe: FinetuneRecipe, share: Share | None = None) -> None:
         first = recipe.lora_first_layer or max(model.config.denoiser.prefix_layers) + 1
         recipe = dataclasses.replace(recipe, lora_first_layer=first, train_projection=False, align_steps=0)
         self.recipe = recipe
@@ -60,7 +64,7 @@ class AdapterTask:
         if recipe.draws:
             if not model.conditioner.whiten_matrix.any():
                 raise CheckpointError(f"{recipe.start}: has not learned to draw yet; see: edgemm train")
-            self.drawing = DrawTask(model, recipe)  # reads every prompt, before anything below is rounded
+            self.drawing = DrawTask(model, recipe, share)  # reads every prompt, before anything below is rounded
             self.drawing.trained.requires_grad_(False)
             self.peft["denoiser"] = add_adapter(model, "denoiser", recipe)
         if recipe.reads:
@@ -70,7 +74,7 @@ class AdapterTask:
                 to_nf4(model.transformer.layers)
                 model.transformer.is_loaded_in_4bit = True  # type: ignore[assignment]  # PEFT asks the whole
             self.peft["transformer"] = add_adapter(model, "transformer", recipe)
-            self.reading = ReadTask(model, recipe, self.peft["transformer"])
+            self.reading = ReadTask(model, recipe, self.peft["transformer"], share)
         count = sum(parameter.numel() for _, parameter in self.named_parameters())
         about = "; ".join(task.description for task in (self.drawing, self.reading) if task)
         self.description = f"{recipe.method} on {' and '.join(self.peft)}, {count} parameters; {about}"

@@ -5,7 +5,8 @@ Run folder:
     state.pt             everything that a resume needs; written beside and renamed
     samples/STEP.png     pictures to look at
     checkpoint/          the result, with averaged weights
-A task gives parameters, a loss a step and samples; the loop knows nothing of pictures or prompts.
+A task gives parameters, a loss a step and samples; the loop knows nothing of pictures or prompts.  With several
+processes (ranks.py) all of them run this loop and the first one alone writes.
 """
 
 from __future__ import annotations
@@ -13,7 +14,6 @@ from __future__ import annotations
 import json
 import math
 import os
-import shutil
 import sys
 import time
 from collections.abc import Iterator
@@ -24,13 +24,14 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from edgemm.errors import EdgemmError, InputError, ResourceError
-from edgemm.model.checkpoint import ran_out_of_disk
+from edgemm.errors import EdgemmError, InputError
 from edgemm.model.unified import Unified
 from edgemm.train.optimizers import Average, make_optimizers, rate
+from edgemm.train.ranks import Ranks, full, sharded_like
 from edgemm.train.recipe import Recipe
+from edgemm.train.shortage import refusing_full_disk, refusing_out_of_memory
 
-__all__ = ["Task", "run_loop"]
+__all__ = ["Step", "Task", "run_loop"]
 
 
 class Task(Protocol):
@@ -47,27 +48,45 @@ class Task(Protocol):
     def save(self, path: Path) -> None: ...
 
 
-def run_loop(model: Unified, task: Task, recipe: Recipe) -> None:
+class Step(nn.Module):
+    """A task's loss as a module that holds every parameter: what DDP and FSDP wrap."""
+
+    def __init__(self, model: Unified, task: Task) -> None:
+        super().__init__()
+        self.model = model
+        self.task = task  # no module: its parameters are the model's
+
+    def forward(self, step: int) -> Tensor:
+        return self.task.loss(step)
+
+
+def run_loop(model: Unified, task: Task, recipe: Recipe, ranks: Ranks | None = None) -> None:
     """Train to recipe.steps, going on from the run folder's state if there is one."""
+    ranks = ranks or Ranks()
     folder = Path(recipe.output)
     (folder / "samples").mkdir(parents=True, exist_ok=True)
-    optimizers = make_optimizers(task.named_parameters(), recipe)
     if not (folder / "state.pt").exists():
         task.prepare()
+    loss_of = ranks.wrap(Step(model, task))
+    optimizers = make_optimizers(task.named_parameters(), recipe)
     average = Average(task.named_parameters(), recipe.ema)
     start = _resume(folder / "state.pt", task, optimizers, average, recipe)
-    _cut_log(folder / "log.jsonl", start)
+    ranks.check_same(start, str(folder / "state.pt"))
+    if ranks.is_first:
+        _cut_log(folder / "log.jsonl", start)
     if start == recipe.steps:  # stopped after its last step, perhaps before its result was written
-        _write_result(model, task, average, folder, start)
-    bar = _progress(recipe.steps, start)
-    precision = autocast(recipe.precision)
+        _write_result(model, task, average, folder, start, ranks)
+    bar = _progress(recipe.steps, start, ranks.is_first)
+    precision = autocast(recipe.precision, ranks.device)
     clock, last_logged = time.perf_counter(), start
-    with open(folder / "log.jsonl", "a", encoding="utf-8") as log:
+    with open(folder / "log.jsonl" if ranks.is_first else os.devnull, "ab", buffering=0) as log:
         for step in range(start, recipe.steps):
             share, done = rate(step, recipe), step + 1
-            with precision:
-                loss = task.loss(step)
-            loss.backward()
+            with refusing_out_of_memory(done, recipe.batch, ranks.share.count, ranks.device):
+                with precision:
+                    loss = loss_of(step)
+                loss.backward()
+            loss = ranks.mean(loss)
             norm = _clip(task, recipe.clip, done, loss)
             for optimizer in optimizers:
                 for group in optimizer.param_groups:
@@ -80,50 +99,60 @@ def run_loop(model: Unified, task: Task, recipe: Recipe) -> None:
                 now = time.perf_counter()
                 line: dict[str, Any] = {"step": done, "loss": loss.item(), "gradient_norm": norm, "rate": share}
                 line["seconds_a_step"] = (now - clock) / (done - last_logged)
-                with precision:
-                    line |= task.measures(step)
-                log.write(json.dumps({key: _short(value) for key, value in line.items()}) + "\n")
-                log.flush()
+                with precision, ranks.whole():
+                    line |= {name: ranks.mean(torch.tensor(v)).item() for name, v in task.measures(step).items()}
+                text = json.dumps({key: _short(value) for key, value in line.items()}) + "\n"
+                with refusing_full_disk(folder / "log.jsonl", done, len(text)):
+                    log.write(text.encode())
                 bar.set_postfix(loss=f"{line['loss']:.4f}")
                 clock, last_logged = time.perf_counter(), done
             paused = time.perf_counter()
             if done % recipe.save_every == 0 or done == recipe.steps:
-                _save_state(folder / "state.pt", done, task, optimizers, average, recipe)
+                _save_state(folder / "state.pt", done, task, optimizers, average, recipe, ranks)
             if done % recipe.sample_every == 0 or done == recipe.steps:
-                _write_result(model, task, average, folder, done)
+                _write_result(model, task, average, folder, done, ranks)
             clock += time.perf_counter() - paused  # writing is not part of a step
     bar.close()
+    ranks.wait()
 
 
-def autocast(precision: str) -> AbstractContextManager[object]:
-    """The precision of a recipe; "auto" is bfloat16 only where the CPU has instructions for it.
+def autocast(precision: str, device: torch.device) -> AbstractContextManager[object]:
+    """The precision of a recipe; "auto" is bfloat16 only where the device has instructions for it.
 
-    Without them a bfloat16 product takes four to five times as long as a float32 one (measured, AVX-512 VNNI only).
+    A CPU without them takes four to five times as long for a bfloat16 product as for a float32 one (measured, AVX-512
+    VNNI only).
     """
-    fast = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
-    return (
-        torch.autocast("cpu", torch.bfloat16)
-        if precision == "bf16" or (precision == "auto" and fast)
-        else nullcontext()
-    )
+    if device.type == "cpu":
+        fast = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    else:
+        fast = device.type != "cuda" or torch.cuda.is_bf16_supported()
+    if precision == "bf16" or (precision == "auto" and fast):
+        return torch.autocast(device.type, torch.bfloat16)
+    return nullcontext()
 
 
-def _write_result(model: Unified, task: Task, average: Average, folder: Path, step: int) -> None:
+def _write_result(model: Unified, task: Task, average: Average, folder: Path, step: int, ranks: Ranks) -> None:
     """Samples and checkpoint, with averaged weights."""
     average.swap(task.named_parameters())
-    pictures = task.samples(model)
-    if pictures is not None:
-        _write_grid(pictures, folder / "samples" / f"{step:06d}.png")
-    task.save(folder / "checkpoint")
+    with ranks.whole():
+        if ranks.is_first:
+            pictures = task.samples(model)
+            if pictures is not None:
+                grid = folder / "samples" / f"{step:06d}.png"
+                with refusing_full_disk(grid, step, pictures.numel()):
+                    _write_grid(pictures.cpu(), grid)
+            task.save(folder / "checkpoint")
     average.swap(task.named_parameters())
 
 
 def _clip(task: Task, largest: float, step: int, loss: Tensor) -> float:
     named = [(name, p) for name, p in task.named_parameters() if p.grad is not None]
     gradients = [p.grad for _, p in named if p.grad is not None]
-    norm = torch.nn.utils.get_total_norm(gradients)
+    norm = full(torch.nn.utils.get_total_norm(gradients))
     if not (math.isfinite(norm.item()) and math.isfinite(loss.item())):
-        bad = [name for (name, _), gradient in zip(named, gradients, strict=True) if not gradient.isfinite().all()]
+        bad = [
+            name for (name, _), gradient in zip(named, gradients, strict=True) if not full(gradient).isfinite().all()
+        ]
         raise EdgemmError(
             f"step {step}: the loss is {loss.item():.6g}, the gradient's norm {norm.item():.6g}, first not finite: "
             f"{bad[0] if bad else 'the sum'}; lower learning_rate or clip; the last state was kept"
@@ -147,36 +176,39 @@ def _cut_log(path: Path, start: int) -> None:
 
 
 def _save_state(
-    path: Path, step: int, task: Task, optimizers: list[torch.optim.Optimizer], average: Average, recipe: Recipe
+    path: Path,
+    step: int,
+    task: Task,
+    optimizers: list[torch.optim.Optimizer],
+    average: Average,
+    recipe: Recipe,
+    ranks: Ranks,
 ) -> None:
     state = {
         "step": step,
         "task": recipe.task,
-        "parameters": {name: parameter.detach() for name, parameter in task.named_parameters()},
-        "buffers": dict(task.named_buffers()),
-        "average": average.tensors,
-        "optimizers": [optimizer.state_dict() for optimizer in optimizers],
+        "parameters": full({name: parameter.detach() for name, parameter in task.named_parameters()}),
+        "buffers": full(dict(task.named_buffers())),
+        "average": full(average.tensors),
+        "optimizers": full([optimizer.state_dict() for optimizer in optimizers]),
     }
+    if not ranks.is_first:
+        return
     temporary = path.with_suffix(".tmp")  # one name, so what a killed run left is written over
+    needed = 4 * sum(p.numel() * p.element_size() for p in state["parameters"].values())  # with AdamW's two moments
     try:
-        torch.save(state, temporary)
-        os.replace(temporary, path)
-    except (OSError, RuntimeError) as error:
+        with refusing_full_disk(path, step, needed):
+            torch.save(state, temporary)
+            os.replace(temporary, path)
+    finally:
         temporary.unlink(missing_ok=True)
-        needed = 4 * sum(p.numel() * p.element_size() for _, p in task.named_parameters())  # with AdamW's two moments
-        if ran_out_of_disk(error, path.parent, needed):
-            free = shutil.disk_usage(path.parent).free
-            raise ResourceError(
-                f"{path}: disk full at step {step}: needs {needed} bytes, {free} are free; the last state was kept"
-            ) from error
-        raise
 
 
 def _resume(path: Path, task: Task, optimizers: list[torch.optim.Optimizer], average: Average, recipe: Recipe) -> int:
     if not path.exists():
         return 0
     try:
-        state = torch.load(path, weights_only=True)
+        state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
         raise InputError(f"{path}: cannot be read: {error}; delete it to start again") from error
     parameters, buffers = dict(task.named_parameters()), dict(task.named_buffers())
@@ -187,14 +219,16 @@ def _resume(path: Path, task: Task, optimizers: list[torch.optim.Optimizer], ave
         for name, parameter in parameters.items():
             if parameter.shape != state["parameters"][name].shape:
                 raise InputError(f"{path}: {name} has another shape; delete it or choose another output")
-            parameter.copy_(state["parameters"][name])
-            average.tensors[name].copy_(state["average"][name])
+            parameter.copy_(sharded_like(state["parameters"][name], parameter))
+            average.tensors[name].copy_(sharded_like(state["average"][name], parameter))
         for name, buffer in state.get("buffers", {}).items():
             buffers[name].copy_(buffer)
     try:
         for optimizer, kept in zip(optimizers, state["optimizers"], strict=True):
             peaks = [group["peak"] for group in optimizer.param_groups]
             optimizer.load_state_dict(kept)
+            for parameter, values in optimizer.state.items():  # the moments, cut as their parameter is
+                values.update({name: sharded_like(value, parameter) for name, value in values.items()})
             for group, peak in zip(optimizer.param_groups, peaks, strict=True):
                 group["peak"] = peak  # the recipe's rate, so that it can be changed between runs
     except ValueError as error:
@@ -217,7 +251,8 @@ def _short(value: Any) -> Any:
     return float(f"{value:.6g}") if isinstance(value, float) else value
 
 
-def _progress(steps: int, start: int) -> Any:
+def _progress(steps: int, start: int, shown: bool) -> Any:
     from tqdm import tqdm
 
-    return tqdm(total=steps, initial=start, unit="step", file=sys.stderr, mininterval=1.0, disable=None)
+    disable = None if shown else True  # None: where there is no terminal
+    return tqdm(total=steps, initial=start, unit="step", file=sys.stderr, mininterval=1.0, disable=disable)

@@ -28,9 +28,10 @@ class PromptStore:
         longest = max(len(model.encode(" " + caption)) for caption in captions)
         slots = longest + len(model.encode(model.config.draw.close))
         g, d = model.config.transformer.kv_heads, model.config.transformer.head_width
-        self.cached = torch.zeros(layers, 2, len(captions), g, slots, d, dtype=torch.bfloat16)
-        self.mask = torch.zeros(len(captions), slots)
-        self.length = torch.zeros(len(captions), dtype=torch.long)
+        self.device = model.denoiser.position.device
+        self.cached = torch.zeros(layers, 2, len(captions), g, slots, d, dtype=torch.bfloat16, device=self.device)
+        self.mask = torch.zeros(len(captions), slots, device=self.device)
+        self.length = torch.zeros(len(captions), dtype=torch.long, device=self.device)
         for start in range(0, len(captions), CHUNK):
             chunk = slice(start, start + CHUNK)
             cached, mask, length = model.prompt_cache(captions[chunk])
@@ -43,12 +44,13 @@ class PromptStore:
 
     def pooled(self) -> Tensor:
         """(c, features) of all captions, for fitting the conditioner's whitening."""
-        used = torch.arange(self.mask.shape[1]) < self.length[:, None]
+        used = torch.arange(self.mask.shape[1], device=self.device) < self.length[:, None]
         return pool_prompt([self.cached[layer, 1] for layer in range(len(self.cached))], self.mask, used)
 
     def rows(self, rows: Tensor, cut: bool = True) -> tuple[KeyValues, Tensor, Tensor]:
         """Keys and values, prompt mask and length of some captions, cut to the longest among them (a compiled denoiser
         wants the same shape every time instead)."""
+        rows = rows.to(self.device)
         slots = int(self.length[rows].max()) if cut else self.mask.shape[1]
         cached = self.cached[:, :, rows, :, :slots]
         return [(layer[0], layer[1]) for layer in cached], self.mask[rows, :slots], self.length[rows]

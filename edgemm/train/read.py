@@ -3,7 +3,7 @@
 Next-token cross-entropy on the answer to a question about a picture, and on the model's own earlier replies to text
 (replies.py), so that it goes on talking; nothing else of a sequence is scored.  The layers that the denoiser reads are
 not touched, so a model that draws goes on drawing exactly as before.
-A step's batch is a function of (seed, step) alone.
+A step's batch is a function of (seed, step) alone, of which many processes take a share each.
 Axes: b batch, s tokens of the longest sequence, v views of a picture, m image tokens, f features a token.
 """
 
@@ -25,6 +25,7 @@ from edgemm.model.prompts import TextPrompt, read_prompt, reply_ids
 from edgemm.model.unified import Unified
 from edgemm.train.align import align_projection, learn_words
 from edgemm.train.pictures import batch_rows, load_pictures, pick_samples
+from edgemm.train.ranks import Share
 from edgemm.train.recipe import Recipe
 from edgemm.train.replies import own_replies, prompts_about
 from edgemm.train.views import eye_features, features_key, kept_features, may_be_mirrored
@@ -38,7 +39,9 @@ __all__ = ["ReadTask"]
 class ReadTask:
     """What the loop trains: projection and adapter; see train/loop.py for the interface."""
 
-    def __init__(self, model: Unified, recipe: Recipe, peft: PeftModel | None = None) -> None:
+    def __init__(
+        self, model: Unified, recipe: Recipe, peft: PeftModel | None = None, share: Share | None = None
+    ) -> None:
         """`peft` is the transformer with an adapter already in place; without it the recipe says which."""
         depth, deepest = model.config.transformer.depth, max(model.config.denoiser.prefix_layers)
         if not deepest < recipe.lora_first_layer < depth:
@@ -46,7 +49,7 @@ class ReadTask:
                 f"recipe: lora_first_layer is {recipe.lora_first_layer}, expected {deepest + 1} to {depth - 1}: "
                 f"the denoiser reads layers up to {deepest} of {depth}, and they must stay as they are"
             )
-        self.model, self.recipe = model, recipe
+        self.model, self.recipe, self.share = model, recipe, share or Share()
         dataset, samples = pick_samples(recipe.data, recipe.splits, recipe.groups, recipe.pictures)
         pixels = load_pictures(Path(recipe.data), samples, model.config.vision.image_size)
         mirrored = torch.tensor([may_be_mirrored(sample) for sample in samples])
@@ -74,7 +77,6 @@ class ReadTask:
         self.peft = peft if peft is not None else adapted(model, recipe)
         projection = {n: m for n, m in model.image_encoder.named_children() if n != "encoder"}
         self.projection = nn.ModuleDict(projection)
-        self.position = model.image_encoder.position
         self._teach_projection(recipe.train_projection)
         counts = ", ".join(f"{len(questions)} {kind}" for kind, questions in self.questions.items())
         self.description = f"{len(samples)} pictures, questions: {counts}"
@@ -102,7 +104,7 @@ class ReadTask:
         self._teach_projection(self.recipe.train_projection)
 
     def _projection_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
-        yield "position", self.position
+        yield "position", self.model.image_encoder.position
         for name, parameter in self.projection.named_parameters():
             yield f"projection.{name}", parameter
 
@@ -111,18 +113,24 @@ class ReadTask:
             parameter.requires_grad_(taught)
 
     def loss(self, step: int) -> Tensor:
-        """Mean over the answers' tokens, and over the replies' with a weight of their own: replies are longer."""
+        """Mean over the answers' tokens, and over the replies' with a weight of their own: replies are longer.
+
+        With many processes these are means over all of their tokens: it is the mean of what each of them returns.
+        """
         logits, targets, pictured = self._scored(step)
         losses = nn.functional.cross_entropy(logits.float(), targets, reduction="none")
-        loss = losses[pictured].mean()
-        return loss if pictured.all() else loss + self.recipe.reply_weight * losses[~pictured].mean()
+        answers, replies = (max(1, count) / self.share.count for count in self._token_counts(step))
+        return losses[pictured].sum() / answers + self.recipe.reply_weight * losses[~pictured].sum() / replies
 
     @torch.no_grad()
     def measures(self, step: int) -> dict[str, float]:
         logits, targets, pictured = self._scored(step)
         right = (logits.argmax(-1) == targets).float()
-        found = {"token_accuracy": right[pictured].mean().item()}
-        return found if pictured.all() else {**found, "reply_accuracy": right[~pictured].mean().item()}
+        answers, replies = self._token_counts(step)
+        found = {"token_accuracy": right[pictured].sum().item() * self.share.count / answers}
+        if replies:
+            found["reply_accuracy"] = right[~pictured].sum().item() * self.share.count / replies
+        return found
 
     def samples(self, model: Unified) -> None:
         return None
@@ -134,10 +142,13 @@ class ReadTask:
             checkpoint.save(self.model, path, torch.bfloat16, adapter=Path(folder))
 
     def _scored(self, step: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Logits (scored tokens of the batch, vocab), their targets, and which of them answer a picture's question."""
+        """Logits (scored tokens of this process's share, vocab), their targets, and which answer a picture's question."""
         rows, prompts, answers, random = self._batch(step)
         views = random.integers(self.features.shape[1], size=len(rows))
-        image_tokens = self.model.image_encoder.project(self.features[rows, views].float())  # (b, m, w)
+        mine = self.share.of(len(rows))
+        rows, views, prompts, answers = rows[mine], views[mine], prompts[mine], answers[mine]
+        device = self.model.image_encoder.position.device
+        image_tokens = self.model.image_encoder.project(self.features[rows, views].to(device).float())  # (b, m, w)
         length = max(len(p.ids) + len(a) for p, a in zip(prompts, answers, strict=True)) - 1
         ids = torch.zeros(len(rows), length, dtype=torch.long)
         index, limit = torch.full_like(ids, -1), torch.arange(length).repeat(len(rows), 1)
@@ -148,11 +159,18 @@ class ReadTask:
             index[row, :asked] = torch.tensor(prompt.image_index)
             limit[row, :asked] = torch.tensor(prompt.attention_limit)
             targets[row, asked - 1 : len(whole) - 1] = torch.tensor(answer)
+        scored, pictured = targets >= 0, torch.tensor([is_pictured(prompt) for prompt in prompts])
+        pictured = pictured[:, None].expand_as(scored).to(device)
+        ids, index, limit, targets, scored = (t.to(device) for t in (ids, index, limit, targets, scored))
         x = self.model.transformer.embed(ids, image_tokens, index)
         hidden, _ = self.model.transformer(x, limit)
-        scored = targets >= 0
-        pictured = torch.tensor([max(prompt.image_index) >= 0 for prompt in prompts])[:, None].expand_as(scored)
         return self.model.transformer.logits(hidden[scored]), targets[scored], pictured[scored]
+
+    def _token_counts(self, step: int) -> tuple[int, int]:
+        """Scored tokens of answers about pictures and of replies to text, in the batch of all processes."""
+        _, prompts, answers, _ = self._batch(step)
+        counts = [len(answer) if is_pictured(prompt) else 0 for prompt, answer in zip(prompts, answers, strict=True)]
+        return sum(counts), sum(map(len, answers)) - sum(counts)
 
     def _batch(self, step: int) -> tuple[np.ndarray, list[TextPrompt], list[list[int]], np.random.Generator]:
         """Some text without a picture; of the others half ask what it is, half the other kinds of question."""
@@ -168,6 +186,10 @@ class ReadTask:
             picked.append(questions[random.integers(len(questions))])
         rows, prompts, answers = zip(*picked, strict=True)
         return np.array(rows), list(prompts), list(answers), random
+
+
+def is_pictured(prompt: TextPrompt) -> bool:
+    return max(prompt.image_index) >= 0
 
 
 def adapted(model: Unified, recipe: Recipe) -> PeftModel:

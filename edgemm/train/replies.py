@@ -54,13 +54,16 @@ def own_replies(model: Unified, messages: Sequence[str], new_tokens: int) -> lis
 
 def _greedy(model: Unified, prompts: Sequence[TextPrompt], new_tokens: int) -> list[list[int]]:
     stops = set(stop_ids(model.config, model.encode))
-    lengths = torch.tensor([len(prompt.ids) for prompt in prompts])
+    device = model.denoiser.position.device
+    lengths = torch.tensor([len(prompt.ids) for prompt in prompts], device=device)
     longest, config = int(lengths.max()), model.config.transformer
-    ids = torch.tensor([prompt.ids + [0] * (longest - len(prompt.ids)) for prompt in prompts])
+    ids = torch.tensor([prompt.ids + [0] * (longest - len(prompt.ids)) for prompt in prompts], device=device)
     shape = (len(prompts), config.kv_heads, longest + new_tokens, config.head_width)
-    past: KeyValues = [(torch.zeros(shape), torch.zeros(shape)) for _ in model.transformer.layers]
-    limit = torch.arange(longest).expand(len(prompts), -1)
-    write_index, last = torch.zeros(len(prompts), dtype=torch.long), lengths - 1
+    past: KeyValues = [
+        (torch.zeros(shape, device=device), torch.zeros(shape, device=device)) for _ in model.transformer.layers
+    ]
+    limit = torch.arange(longest, device=device).expand(len(prompts), -1)
+    write_index, last = torch.zeros(len(prompts), dtype=torch.long, device=device), lengths - 1
     said: list[list[int]] = [[] for _ in prompts]
     for _ in range(new_tokens):
         hidden, past = model.transformer(model.transformer.embed_tokens(ids), limit, past, write_index)
@@ -77,4 +80,4 @@ def _greedy(model: Unified, prompts: Sequence[TextPrompt], new_tokens: int) -> l
 
 def _last(model: Unified, hidden: Tensor, last: Tensor) -> Tensor:
     """Logits (b, vocab) behind position `last` (b) of hidden (b, s, w)."""
-    return model.transformer.logits(hidden[torch.arange(len(last)), last])
+    return model.transformer.logits(hidden[torch.arange(len(last), device=last.device), last])

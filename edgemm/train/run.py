@@ -12,20 +12,27 @@ from edgemm.model import checkpoint
 from edgemm.model.unified import Unified
 from edgemm.train.draw import DrawTask
 from edgemm.train.loop import Task, run_loop
+from edgemm.train.ranks import Ranks
 from edgemm.train.recipe import Recipe
 
 __all__ = ["train"]
 
 
-def train(recipe: Recipe) -> None:
-    """Train recipe.task to the end; the result is recipe.output/checkpoint."""
+def train(recipe: Recipe) -> bool:
+    """Train recipe.task to the end; the result is recipe.output/checkpoint. True in the process that wrote it."""
     if recipe.threads:
         torch.set_num_threads(recipe.threads)
+    ranks = Ranks()
+    ranks.share.of(recipe.batch)  # refuses a batch that cannot be shared, before anything is computed
     model = _start(recipe)
     model.requires_grad_(False)
-    task = _task(model, recipe)
-    print(f"{recipe.task}: {task.description}; {Path(recipe.output)}", file=sys.stderr)
-    run_loop(model, task, recipe)
+    model.to(ranks.device)
+    task = _task(model, recipe, ranks)
+    if ranks.is_first:
+        where = f"{ranks.share.count} x {ranks.device.type}{', sharded' if ranks.sharded else ''}"
+        print(f"{recipe.task}: {task.description}; {where}; {Path(recipe.output)}", file=sys.stderr)
+    run_loop(model, task, recipe, ranks)
+    return ranks.is_first
 
 
 def _start(recipe: Recipe) -> Unified:
@@ -36,9 +43,10 @@ def _start(recipe: Recipe) -> Unified:
     return checkpoint.load(recipe.start, merge=recipe.task != "read")  # reading goes on with an adapter as it is
 
 
-def _task(model: Unified, recipe: Recipe) -> Task:
+def _task(model: Unified, recipe: Recipe, ranks: Ranks) -> Task:
     if recipe.task == "read":
         from edgemm.train.read import ReadTask
 
-        return ReadTask(model, recipe)
-    return DrawTask(model, recipe)
+        with ranks.accelerator.main_process_first():  # it keeps what the eye sees in a file that the others then read
+            return ReadTask(model, recipe, share=ranks.share)
+    return DrawTask(model, recipe, ranks.share)

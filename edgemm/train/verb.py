@@ -24,6 +24,8 @@ def run(args: argparse.Namespace) -> int:
         from edgemm.train.run import train
     except ImportError as error:
         raise MissingError(f"training needs {error.name}: pip install 'edgemm[train]'") from error
-    train(recipe)
-    print(f"Wrote {Path(recipe.output) / 'checkpoint'}; export it: edgemm export {Path(recipe.output) / 'checkpoint'}")
+    if train(recipe):  # of many processes the first one speaks
+        print(
+            f"Wrote {Path(recipe.output) / 'checkpoint'}; export it: edgemm export {Path(recipe.output) / 'checkpoint'}"
+        )
     return 0

@@ -41,14 +41,14 @@ def eye_features(model: Unified, pixels: Tensor, mirrored: Tensor, views: int, s
 
     mirrored (b) says which of them may be mirrored.
     """
-    stacked = []
+    stacked, device = [], model.image_encoder.position.device
     for view in tqdm(range(views), "looking", unit="view", file=sys.stderr, disable=None):
         random = torch.Generator().manual_seed(seed * 1000 + view)
         seen = []
         for chunk, may in zip(pixels.split(CHUNK), mirrored.split(CHUNK), strict=True):
             shown = chunk.float() / 255
             shown = changed_view(shown, may, random) if view else shown
-            seen.append(model.image_encoder.features(shown).bfloat16())
+            seen.append(model.image_encoder.features(shown.to(device)).bfloat16().cpu())
         stacked.append(torch.cat(seen))
     return torch.stack(stacked, dim=1)
 

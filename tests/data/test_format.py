@@ -110,4 +110,4 @@ def test_an_answer_is_among_its_choices():
 def test_a_sample_has_a_known_split(make_sample):
     assert isinstance(make_sample("a/b"), Sample)
     with pytest.raises(ValueError, match="is not one of train"):
-        make_sample("a/b", split="test")
+        make_sample("a/b", split="exam")

@@ -35,7 +35,7 @@ def test_the_verb_loads_no_heavy_library():
 def test_shapes_are_written_and_the_last_line_says_what_next(tmp_path, capsys):
     assert run("shapes", "--output", tmp_path / "set", "--count", "12") == 0
     last = capsys.readouterr().out.strip().splitlines()[-1]
-    assert last.startswith("Wrote 12 pictures to") and "edgemm train --data" in last
+    assert last.startswith("Wrote 12 pictures to") and "edgemm train --config" in last
     assert len(read_dataset(tmp_path / "set").samples) == 12
 
 
@@ -51,7 +51,7 @@ def test_same_seed_same_bytes(tmp_path):
     [
         (("--count", "0"), "--count 0 makes nothing"),
         (("--seed", "-1"), "--seed -1 is negative"),
-        (("--source", "x"), "--source is for compose only"),
+        (("--source", "x"), "--source is for compose and pictures only"),
     ],
 )
 def test_impossible_calls_are_refused(tmp_path, arguments, message):

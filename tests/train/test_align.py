@@ -59,6 +59,7 @@ def test_nothing_but_the_projection_moves(model, features):
     moved = {name for name, tensor in model.state_dict().items() if not torch.equal(tensor, before[name])}
     assert moved
     assert all(name.startswith("image_encoder.") for name in moved)
+    assert all(parameter.grad is None for parameter in model.parameters())  # nothing is left for the first step
 
 
 def test_a_recipe_aligns_before_its_first_step(tmp_path):

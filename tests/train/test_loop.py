@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections import namedtuple
 from pathlib import Path
@@ -211,6 +212,34 @@ def test_a_full_disk_is_told_as_one_and_the_old_state_kept(tmp_path, monkeypatch
     monkeypatch.undo()
     assert torch.load(tmp_path / "state.pt", weights_only=True)["step"] == 4
     assert not list(tmp_path.glob("*.tmp"))
+    run(TwoNumbers(), settings(tmp_path))  # with room again it goes on
+    assert [line["step"] for line in read_log(tmp_path)] == list(range(1, 13))
+
+
+@pytest.mark.skipif(not Path("/dev/full").is_char_device(), reason="no device that is always full")
+def test_a_log_that_cannot_grow_is_told_with_its_step(tmp_path):
+    def fill_the_disk(task, step):
+        full = os.open("/dev/full", os.O_WRONLY)
+        for handle in Path("/proc/self/fd").iterdir():
+            if os.path.realpath(handle) == os.path.realpath(tmp_path / "log.jsonl"):
+                os.dup2(full, int(handle.name))
+        os.close(full)
+
+    with pytest.raises(ResourceError, match=r"log.jsonl: disk full at step 1: needs \d+ bytes, \d+ are free"):
+        run(TwoNumbers(fill_the_disk), settings(tmp_path))
+
+
+def too_much(task, step):
+    if step == 4:
+        torch.empty(2**50, dtype=torch.uint8)  # what the operating system refuses
+
+
+def test_out_of_memory_is_told_with_its_numbers_and_the_old_state_kept(tmp_path):
+    message = r"out of memory on cpu at step 5: batch 64 asked for 1073741824 MiB, \d+ of \d+ MiB are free; lower batch"
+    with pytest.raises(ResourceError, match=message) as stop:
+        run(TwoNumbers(too_much), settings(tmp_path))
+    assert stop.value.exit_code == 5
+    assert torch.load(tmp_path / "state.pt", weights_only=True)["step"] == 4
     run(TwoNumbers(), settings(tmp_path))  # with room again it goes on
     assert [line["step"] for line in read_log(tmp_path)] == list(range(1, 13))
 
