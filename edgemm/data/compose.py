@@ -32,7 +32,7 @@ from edgemm.data.words import NUMBERS, is_countable, plural, with_article
 from edgemm.data.writer import DatasetWriter
 from edgemm.errors import InputError
 
-__all__ = ["build_compose"]
+__all__ = ["Emoji", "build_compose", "emoji_of", "is_fit", "two_kinds"]
 
 GROUPS = ("animals-nature", "food-drink", "travel-places", "activities", "objects")
 SUBGROUPS = ("heart",)  # of the other groups
@@ -68,10 +68,10 @@ def build_compose(
     offline: bool = False,
 ) -> int:
     """Write `count` scenes into `folder`, shared among styles and splits by how many emoji each has."""
-    emoji, packages = _from_dataset(source, styles) if source else _from_packages(size, styles, cache, offline)
+    emoji, packages = emoji_of(source, styles) if source else _from_packages(size, styles, cache, offline)
     pools: defaultdict[tuple[str, str], list[Emoji]] = defaultdict(list)
     for one in emoji:
-        if _is_fit(one.sample):
+        if is_fit(one.sample):
             pools[one.sample.style, one.sample.split].append(one)
     names = sorted(name for name, pool in pools.items() if len(pool) >= FEWEST)
     if not names:
@@ -89,7 +89,7 @@ def build_compose(
 
 def _compose(index: int, pool: Sequence[Emoji], size: int, rng: random.Random) -> tuple[Sample, Image.Image]:
     task = rng.choice(TASKS)
-    one, other = _two_kinds(pool, rng)
+    one, other = two_kinds(pool, rng)
     numbers = rng.choice(HOW_MANY[task])
     things = [one] * numbers[0] + [other] * numbers[1]
     relation = rng.choice(RELATIONS) if task == "relation" else None
@@ -105,7 +105,7 @@ def _compose(index: int, pool: Sequence[Emoji], size: int, rng: random.Random) -
     return _sample(index, caption, [one, other] if other in things else [one], scene), canvas
 
 
-def _two_kinds(pool: Sequence[Emoji], rng: random.Random) -> tuple[Emoji, Emoji]:
+def two_kinds(pool: Sequence[Emoji], rng: random.Random) -> tuple[Emoji, Emoji]:
     while True:
         one, other = rng.sample(pool, 2)
         if surely_differ(one.sample, other.sample):
@@ -160,13 +160,13 @@ def _ink_box(picture: Image.Image, left: int, top: int) -> Box:
     return (left + int(columns[0]), top + int(rows[0]), left + int(columns[-1]) + 1, top + int(rows[-1]) + 1)
 
 
-def _is_fit(sample: Sample) -> bool:
+def is_fit(sample: Sample) -> bool:
     topic = (sample.group in GROUPS or sample.subgroup in SUBGROUPS) and sample.subgroup not in UNFIT
     words = sample.label.split()
     return topic and len(words) <= LONGEST_LABEL and is_countable(sample.label) and not names_gender(sample.label)
 
 
-def _from_dataset(source: Path, styles: Sequence[str]) -> tuple[list[Emoji], list[Package]]:
+def emoji_of(source: Path, styles: Sequence[str]) -> tuple[list[Emoji], list[Package]]:
     dataset = read_dataset(source)
     if dataset.kind != "emoji":
         raise InputError(f"{source} is a dataset of kind {dataset.kind}; --source wants one made by: edgemm data emoji")

@@ -3,6 +3,7 @@
     DIR/dataset.json       kind, size, sources with sha512 and licence, counts and majority baselines per split
     DIR/samples.jsonl      one picture a line: `Sample`
     DIR/questions.jsonl    one question a line: `Question`
+    DIR/edits.jsonl        one edit a line, where there are any: `Edit`
     DIR/images/...         RGB PNGs on white, all `size` x `size`
     DIR/contact_sheet.png  a look at it
     DIR/LICENSES/ NOTICE   who drew it, and under which terms
@@ -25,7 +26,7 @@ from typing import Any, TypeVar
 
 from edgemm.errors import InputError
 
-__all__ = ["SCHEMA_VERSION", "SPLITS", "Dataset", "Question", "Sample", "Source", "dump_line", "read_dataset"]
+__all__ = ["SCHEMA_VERSION", "SPLITS", "Dataset", "Edit", "Question", "Sample", "Source", "dump_line", "read_dataset"]
 
 SCHEMA_VERSION = 1
 SPLITS = ("train", "held-out-style", "held-out-family", "held-out-pair", "scorer", "test")
@@ -70,6 +71,17 @@ class Question:
 
 
 @dataclass(frozen=True)
+class Edit:
+    """A picture, what to do with it, and how it then looks."""
+
+    source: str  # Sample.id
+    instruction: str  # "make the circle blue"
+    target: str  # Sample.id
+    kind: str  # "style", "colour", "add"
+    split: str  # of the two samples' splits the stricter one
+
+
+@dataclass(frozen=True)
 class Source:
     """A package the pictures or the words came from."""
 
@@ -91,6 +103,7 @@ class Dataset:
     baselines: dict[str, dict[str, dict[str, Any]]]  # kind -> split -> {majority_answer, accuracy, questions}
     samples: tuple[Sample, ...] = field(repr=False)
     questions: tuple[Question, ...] = field(repr=False)
+    edits: tuple[Edit, ...] = field(default=(), repr=False)
 
     def image_path(self, sample: Sample) -> Path:
         return self.path / sample.image
@@ -100,7 +113,7 @@ class Dataset:
         return [sample for sample in self.samples if sample.split in names]
 
 
-def dump_line(record: Sample | Question) -> str:
+def dump_line(record: Sample | Question | Edit) -> str:
     """One line of JSON, the same bytes every time."""
     return json.dumps(asdict(record), ensure_ascii=False, separators=(",", ":")) + "\n"
 
@@ -117,13 +130,14 @@ def read_dataset(path: str | Path) -> Dataset:
         raise InputError(f"{path / 'dataset.json'} lacks or garbles {error}; rebuild it with: edgemm data") from error
     samples = tuple(_read_lines(path / "samples.jsonl", Sample))
     questions = tuple(_read_lines(path / "questions.jsonl", Question))
+    edits = tuple(_read_lines(path / "edits.jsonl", Edit)) if (path / "edits.jsonl").is_file() else ()
     expected = sum(counts.values())
     if len(samples) != expected:
         raise InputError(
             f"{path} has {len(samples)} samples, dataset.json says {expected}; rebuild it with: edgemm data"
         )
-    _check_references(path, samples, questions)
-    return Dataset(path, kind, size, styles, sources, baselines, samples, questions)
+    _check_references(path, samples, questions, edits)
+    return Dataset(path, kind, size, styles, sources, baselines, samples, questions, edits)
 
 
 def _read_header(path: Path) -> dict[str, Any]:
@@ -142,7 +156,7 @@ def _read_header(path: Path) -> dict[str, Any]:
     return header
 
 
-Record = TypeVar("Record", Sample, Question)
+Record = TypeVar("Record", Sample, Question, Edit)
 
 
 def _read_lines(file: Path, record: type[Record]) -> Iterable[Record]:
@@ -166,7 +180,9 @@ def _tuples(values: Mapping[str, Any], names: set[str]) -> dict[str, Any]:
     }
 
 
-def _check_references(path: Path, samples: tuple[Sample, ...], questions: tuple[Question, ...]) -> None:
+def _check_references(
+    path: Path, samples: tuple[Sample, ...], questions: tuple[Question, ...], edits: tuple[Edit, ...]
+) -> None:
     splits = {sample.id: sample.split for sample in samples}
     if len(splits) != len(samples):
         raise InputError(f"{path / 'samples.jsonl'} names a sample twice; rebuild the dataset with: edgemm data")
@@ -175,4 +191,11 @@ def _check_references(path: Path, samples: tuple[Sample, ...], questions: tuple[
             raise InputError(
                 f"{path / 'questions.jsonl'}: a question of split {question.split!r} is about {question.sample!r}, "
                 f"which is {splits.get(question.sample, 'not there')!r}"
+            )
+    for edit in edits:
+        ends = [splits.get(edit.source, "not there"), splits.get(edit.target, "not there")]
+        if "not there" in ends or edit.split not in ends:
+            raise InputError(
+                f"{path / 'edits.jsonl'}: an edit of split {edit.split!r} goes from {edit.source!r} to {edit.target!r}, "
+                f"which are {ends[0]!r} and {ends[1]!r}"
             )

@@ -26,7 +26,7 @@ from edgemm.data.scene_questions import count_questions, existence_questions, re
 from edgemm.data.words import NUMBERS, plural, with_article
 from edgemm.data.writer import DatasetWriter
 
-__all__ = ["COLOURS", "SHAPES", "TASKS", "WITHHELD", "build_shapes", "draw_scene", "draw_shape", "make_scene"]
+__all__ = ["COLOURS", "SHAPES", "TASKS", "WITHHELD", "build_shapes", "draw_scene", "draw_shape", "make_scene", "scene_sample"]
 
 SHAPES = ("circle", "square", "triangle", "star", "diamond", "cross")
 COLOURS: dict[str, tuple[int, int, int]] = {
@@ -61,7 +61,7 @@ def build_shapes(folder: Path, size: int, count: int, seed: int) -> int:
     writer, rng = DatasetWriter(folder, "shapes", size), random.Random(seed)
     for index in progress(range(count), count, "drawing"):
         scene = make_scene(TASKS[index % len(TASKS)], size, rng, withheld=rng.random() < HELD_OUT_SHARE)
-        writer.add(_sample(index, scene), draw_scene(scene, rng))
+        writer.add(scene_sample(index, scene), draw_scene(scene, rng))
     questions = [question for sample in writer.samples for question in _questions(sample, rng)]
     questions += [*count_questions(writer.samples, rng), *relation_questions(writer.samples)]
     questions += existence_questions(writer.samples, lambda asked, present: asked != present, rng)
@@ -146,7 +146,7 @@ def _kinds(number: int, rng: random.Random, withheld: bool) -> list[tuple[str, s
     return kinds
 
 
-def _sample(index: int, scene: dict[str, Any]) -> Sample:
+def scene_sample(index: int, scene: dict[str, Any]) -> Sample:
     name = f"shapes/{index:06d}"
     pairs = sorted({(item["colour"], item["name"]) for item in scene["objects"]})
     short, full = _caption(scene, with_colours=False), _caption(scene, with_colours=True)

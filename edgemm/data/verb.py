@@ -19,9 +19,10 @@ KINDS = {
     "emoji": "every emoji of the chosen styles, with labels and questions",
     "compose": "two to four emoji on a canvas, with exact captions: counts and relations",
     "shapes": "coloured shapes, with a checker that needs no model",
+    "edits": "pairs of pictures and what turns one into the other: style, colour, one thing more",
     "pictures": "your own: a folder with metadata.jsonl, .tar shards, or a Hugging Face dataset on disk",
 }
-WITH_SOURCE = ("compose", "pictures")
+WITH_SOURCE = ("compose", "edits", "pictures")
 SIZES = (64, 128)
 DEFAULT_COUNT = 4000
 
@@ -37,7 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--count", type=int, help="scenes to make (default 4000), of pictures at most (default: all)")
     parser.add_argument("--seed", type=int, default=0, help="for questions and scenes (default %(default)s)")
     parser.add_argument(
-        "--source", type=Path, metavar="DIR", help="compose: an emoji dataset to take the emoji from; pictures: yours"
+        "--source", type=Path, metavar="DIR", help="compose, edits: an emoji dataset to take the emoji from (edits without: shapes); pictures: yours"
     )
     parser.add_argument("--cache", type=Path, metavar="DIR", help="where packages are kept (default ~/.cache/edgemm)")
     parser.add_argument("--offline", action="store_true", help="use only what the cache holds")
@@ -51,7 +52,7 @@ def run(args: argparse.Namespace) -> int:
     if args.seed < 0:
         raise UsageError(f"--seed {args.seed} is negative; give 0 or more")
     if args.source and args.kind not in WITH_SOURCE:
-        raise UsageError(f"--source is for {' and '.join(WITH_SOURCE)} only, not for {args.kind}")
+        raise UsageError(f"--source is for {', '.join(WITH_SOURCE)} only, not for {args.kind}")
     if args.kind == "pictures" and not args.source:
         raise UsageError("--source is missing: the folder, or the .tar, that holds your pictures")
     from edgemm.data.writer import new_folder
@@ -69,6 +70,10 @@ def run(args: argparse.Namespace) -> int:
             count = build_compose(
                 folder, args.size, styles, scenes, args.seed, cache, source=args.source, offline=args.offline
             )
+        elif args.kind == "edits":
+            from edgemm.data.edits import build_edits
+
+            count = build_edits(folder, args.size, scenes, args.seed, args.source, styles)
         elif args.kind == "pictures":
             from edgemm.data.collect import build_pictures
 

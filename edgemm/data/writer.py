@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 
 from edgemm.data.baselines import majority_baselines
 from edgemm.data.contact_sheet import contact_sheet
-from edgemm.data.format import SCHEMA_VERSION, SPLITS, Question, Sample, dump_line
+from edgemm.data.format import SCHEMA_VERSION, SPLITS, Edit, Question, Sample, dump_line
 from edgemm.data.notice import OURS, write_notice
 from edgemm.data.sources import Package
 from edgemm.errors import EdgemmError, ResourceError, UsageError
@@ -35,6 +35,7 @@ class DatasetWriter:
     def __init__(self, folder: Path, kind: str, size: int) -> None:
         self.folder, self.kind, self.size = folder, kind, size
         self.samples: list[Sample] = []
+        self.edits: list[Edit] = []
         self._made: set[Path] = set()
 
     def add(self, sample: Sample, picture: Image.Image) -> None:
@@ -59,10 +60,14 @@ class DatasetWriter:
             "questions": dict(Counter(question.kind for question in questions)),
             "baselines": majority_baselines(questions),
         }
+        if self.edits:
+            header["edits"] = dict(Counter(edit.kind for edit in self.edits))
         (self.folder / "dataset.json").write_text(
             json.dumps(header, indent=2, ensure_ascii=False) + "\n", encoding="utf-8"
         )
-        for name, records in (("samples.jsonl", self.samples), ("questions.jsonl", questions)):
+        tables: dict[str, Sequence[Sample | Question | Edit]] = {"samples.jsonl": self.samples}
+        tables |= {"questions.jsonl": questions} | ({"edits.jsonl": self.edits} if self.edits else {})
+        for name, records in tables.items():
             with (self.folder / name).open("w", encoding="utf-8") as lines:
                 lines.writelines(dump_line(record) for record in records)
         sheet = contact_sheet(self.folder, self.samples, self.size).quantize(256)  # for the eye: a third of the bytes

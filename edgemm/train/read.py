@@ -142,7 +142,7 @@ class ReadTask:
             checkpoint.save(self.model, path, torch.bfloat16, adapter=Path(folder))
 
     def _scored(self, step: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Logits (scored tokens of this process's share, vocab), their targets, and which answer a picture's question."""
+        """This process's logits (scored tokens, vocab), their targets, and which answer a question about a picture."""
         rows, prompts, answers, random = self._batch(step)
         views = random.integers(self.features.shape[1], size=len(rows))
         mine = self.share.of(len(rows))

@@ -51,7 +51,7 @@ def test_same_seed_same_bytes(tmp_path):
     [
         (("--count", "0"), "--count 0 makes nothing"),
         (("--seed", "-1"), "--seed -1 is negative"),
-        (("--source", "x"), "--source is for compose and pictures only"),
+        (("--source", "x"), "--source is for compose, edits, pictures only"),
     ],
 )
 def test_impossible_calls_are_refused(tmp_path, arguments, message):
