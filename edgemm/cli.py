@@ -40,6 +40,7 @@ VERBS = {
     "join": Verb("edgemm.train.join_verb", "train", "a checkpoint that draws and one that reads, joined"),
     "export": Verb("edgemm.export.verb", "export", "checkpoint to bundle; fails when the bundle differs"),
     "verify": Verb("edgemm.runtimes.verify_verb", "ort", "check a bundle: hashes, graphs, and what they compute"),
+    "build": Verb("edgemm.build.verb", "tensorrt-rtx", "TensorRT engines of a bundle, for this device or for others"),
     "chat": Verb("edgemm.runtimes.chat_verb", "ort", "ask a bundle, with pictures or without"),
     "draw": Verb("edgemm.runtimes.draw_verb", "ort", "draw a picture with a bundle"),
     "inspect": Verb("edgemm.runtimes.inspect_verb", "ort", "what is in a bundle"),

@@ -22,13 +22,14 @@ from edgemm.runtimes.kv_cache import CachedTransformer
 from edgemm.runtimes.model import Model
 from edgemm.runtimes.prompt import as_messages, chat_prompt
 from edgemm.runtimes.threads import plan_threads
+from tests.build.tiny_engines import needs_rtx
 from tests.export.nano import needs_opset_24
 from tests.export.passes.one_op import one_op, ops
 
 pytestmark = needs_opset_24
 
-PRECISIONS = {"cpu": "fp32", "rtx": "fp32", "jetson-orin-jp6": "fp32", "jetson-orin": "fp16", "cuda": "fp16"}
-DIALECT = {"rtx": "standard-24", "jetson-orin-jp6": "portable-21", "jetson-orin": "standard-24"}
+PRECISIONS = {"cpu": "fp32", "jetson-orin": "fp32", "jetson-orin-jp6": "fp32", "rtx": "fp16", "cuda": "fp16"}
+DIALECT = {"jetson-orin": "standard-24", "jetson-orin-jp6": "portable-21", "rtx": "standard-24"}
 NEW_TOKENS = 64
 NEWER_OPS = {"Attention", "RotaryEmbedding", "RMSNormalization", "TensorScatter"}
 
@@ -70,18 +71,18 @@ def test_each_dialect_has_the_operators_it_is_named_after(bundle):
 
 
 def test_weights_are_stored_once_a_precision(bundle):
-    """Float32 for cpu, rtx and JetPack 6, float16 for both others: two files a component, not five."""
+    """Float32 for cpu and both Orins, float16 for both others: two files a component, not five."""
     for component in ("image_encoder", "transformer", "conditioner", "denoiser"):
         variants = {target: bundle.manifest.variant(component, target) for target in PRECISIONS}
         files = {path.name for path in (bundle.path / "components" / component).glob("*.data")}
         assert len(files) == 2, files
-        assert variants["jetson-orin"] == variants["cuda"]
-        assert variants["cpu"].data == variants["rtx"].data == variants["jetson-orin-jp6"].data
-        assert variants["cuda"].data != variants["rtx"].data
+        assert variants["rtx"] == variants["cuda"]
+        assert variants["cpu"].data == variants["jetson-orin"].data == variants["jetson-orin-jp6"].data
+        assert variants["cuda"].data != variants["jetson-orin"].data
 
 
 def test_caches_have_one_size_and_are_half_where_the_graph_is(bundle):
-    for target, precision in (("rtx", "float32"), ("jetson-orin", "float16")):
+    for target, precision in (("jetson-orin", "float32"), ("rtx", "float16")):
         past = [s for s in bundle.manifest.variant("transformer", target).inputs if s.name.startswith("past_")]
         assert {(spec.dtype, spec.shape[2]) for spec in past} == {(precision, bundle.manifest.limits.max_context)}
         prefix = [s for s in bundle.manifest.variant("denoiser", target).inputs if s.name.startswith("prefix_key")]
@@ -95,11 +96,11 @@ def test_export_compared_every_variant_and_every_loop(lines):
     for dialect in DIALECTS:
         for component in ("image_encoder", "transformer", "conditioner", "denoiser", "image_decoder"):
             assert any(f"{component} ({dialect}, fp32)" in line for line in passed)
-    for target in ("rtx", "jetson-orin-jp6"):
+    for target in ("jetson-orin", "jetson-orin-jp6"):
         assert sum(f"{target}: " in line and "loop" in line for line in passed) == 5  # three replies, two pictures
 
 
-@pytest.mark.parametrize("target", ["rtx", "jetson-orin-jp6"])
+@pytest.mark.parametrize("target", ["jetson-orin", "jetson-orin-jp6"])
 @pytest.mark.parametrize("pictures", [0, 1])
 def test_sixty_four_greedy_tokens_are_torchs(opened, model, target, pictures):
     size = model.config.vision.image_size
@@ -121,7 +122,7 @@ def choices(runtime, text, images, tokens):
     return found + [int(transformer.step(token).argmax()) for token in tokens[:-1]]
 
 
-@pytest.mark.parametrize(("target", "atol"), [("rtx", 1e-4), ("jetson-orin-jp6", 1e-4), ("jetson-orin", 2e-2)])
+@pytest.mark.parametrize(("target", "atol"), [("jetson-orin", 1e-4), ("jetson-orin-jp6", 1e-4), ("rtx", 2e-2)])
 @pytest.mark.parametrize("guidance", [1.0, 2.0])
 def test_whole_drawings_are_torchs(opened, model, target, atol, guidance):
     """Float32 within 1e-4 after all steps; float16 within what six steps of it make of rounding."""
@@ -133,9 +134,25 @@ def test_whole_drawings_are_torchs(opened, model, target, atol, guidance):
     np.testing.assert_allclose(found, wanted, atol=atol)
 
 
+@needs_rtx
+def test_every_component_builds_with_tensorrt_for_rtx(bundle, tmp_path, capsys):
+    """The whole way: `edgemm build` and NVIDIA's own parser and builder, with no GPU; and what they recognise."""
+    words = ["build", str(bundle.path), "--target", "rtx", "--sm", "89", "--json", "--cache", str(tmp_path / "engines")]
+    assert main(words) == 0
+    engines = {row["component"]: row for row in json.loads(capsys.readouterr().out)["engines"]}
+    assert engines.keys() == bundle.manifest.components.keys()
+    assert all(row["fresh"] and row["rung"] == "as asked" and row["size_bytes"] > 1000 for row in engines.values())
+    depth = 2
+    layers = engines["transformer"]["layers"]
+    assert layers["KV_CACHE_UPDATE"] == 2 * depth and layers["ROTARY_EMBEDDING"] == 2 * depth
+    assert layers["ATTENTION_INPUT"] == layers["ATTENTION_OUTPUT"] == depth
+    assert main(words) == 0
+    assert not any(row["fresh"] for row in json.loads(capsys.readouterr().out)["engines"])
+
+
 def test_a_prompt_longer_than_the_conditioner_is_refused(opened):
     with pytest.raises(InputError, match=r"takes \d+ tokens, this bundle draws from at most 128"):
-        opened["rtx"].generate_image("a red heart and " * 20)
+        opened["jetson-orin"].generate_image("a red heart and " * 20)
 
 
 def test_verify_names_the_node_that_a_target_cannot_take(bundle, tmp_path, capsys):
