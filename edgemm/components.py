@@ -23,7 +23,8 @@ __all__ = [
 
 DTYPES = ("float32", "float16", "int64", "bool")
 
-OPTIONAL = ("layout", "logits", "hidden")  # a denoiser may do without a layout; a transformer gives one of the others
+# a denoiser may do without a layout or a step size; a transformer gives one of logits and hidden
+OPTIONAL = ("layout", "step_size", "logits", "hidden")
 KEYS_AND_VALUES = tuple(f"{stem}_{part}.*" for stem in ("past", "present", "prefix") for part in ("key", "value"))
 
 Signature = dict[str, tuple[str, int]]  # name -> (dtype, rank); "past_key.*" stands for one tensor a layer
@@ -76,6 +77,7 @@ COMPONENTS: dict[str, tuple[Signature, Signature]] = {  # component -> (inputs, 
         {
             "noisy_tokens": ("float32", 3),
             "time": ("float32", 1),
+            "step_size": ("float32", 1),
             "prompt_vector": ("float32", 2),
             "layout": ("float32", 3),
             "prefix_mask": ("bool", 2),
@@ -154,5 +156,5 @@ def layers_of(stem: str, specs: tuple[TensorSpec, ...]) -> tuple[int, ...]:
 
 
 def handed_over(denoiser_inputs: tuple[TensorSpec, ...]) -> tuple[TensorSpec, ...]:
-    """What the conditioner gives the denoiser: everything but the picture in the making and its time."""
-    return tuple(spec for spec in denoiser_inputs if spec.name not in ("noisy_tokens", "time"))
+    """What the conditioner gives the denoiser: everything but the picture in the making, its time and its step."""
+    return tuple(spec for spec in denoiser_inputs if spec.name not in ("noisy_tokens", "time", "step_size"))

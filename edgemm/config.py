@@ -145,6 +145,7 @@ class DenoiserConfig:
     prompt_width: int  # numbers of the whitened, pooled prompt
     layout_width: int  # numbers a token gets from the conditioner's layout; 0 leaves it out
     condition_width: int = 0  # width of the time-and-prompt vector; 0 means `width`
+    step_size: bool = False  # whether it is told how far the next step goes: few-step students are (arXiv:2410.12557)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "prefix_layers", tuple(self.prefix_layers))
@@ -225,12 +226,16 @@ class ModelConfig:
     draw: DrawTemplate = field(default_factory=DrawTemplate)
     family: str = "mot"
     base: str = ""  # where the transformer's own weights come from; "" keeps them in the checkpoint
+    base_layers: tuple[int, ...] = ()  # of the base, those that the transformer keeps; none: all
     origin: str = ""  # the base that weights kept in the checkpoint were once trained from: its licence still holds
     background: tuple[int, int, int] = (255, 255, 255)  # what transparent pictures are laid on
     schema_version: int = 1
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "background", tuple(self.background))
+        object.__setattr__(self, "base_layers", tuple(self.base_layers))
+        if self.base_layers and len(self.base_layers) != self.transformer.depth:
+            raise ValueError(f"base_layers are {len(self.base_layers)}, the transformer has {self.transformer.depth}")
         deepest = max(self.denoiser.prefix_layers)
         if deepest >= self.transformer.depth:
             raise ValueError(f"prefix layer {deepest} is beyond the transformer's {self.transformer.depth} layers")

@@ -108,13 +108,16 @@ class DenoiserGraph(nn.Module):
         super().__init__()
         self.denoiser = model.denoiser
         self.has_layout = model.config.denoiser.layout_width > 0
+        self.has_step_size = model.config.denoiser.step_size
 
     def forward(self, *tensors: Tensor) -> Tensor:
-        noisy_tokens, time, prompt_vector, *rest = tensors
+        noisy_tokens, time, *rest = tensors
+        step_size = rest.pop(0) if self.has_step_size else None
+        prompt_vector = rest.pop(0)
         layout = rest.pop(0) if self.has_layout else noisy_tokens[:, :, :0]
         prefix_mask, *pairs = rest
         prefix = Prefix(list(pairs[::2]), list(pairs[1::2]), prefix_mask, prompt_vector, layout)
-        return self.denoiser(noisy_tokens, time, prefix)
+        return self.denoiser(noisy_tokens, time, prefix, step_size)
 
 
 class ImageDecoderGraph(nn.Module):
@@ -187,7 +190,8 @@ def _conditioner(model: Unified) -> ComponentGraph:
 def _denoiser(model: Unified) -> ComponentGraph:
     tokens = model.config.image_tokens
     picture = ("b", tokens.token_count, tokens.token_width)
-    inputs: dict[str, Shape] = {"noisy_tokens": picture, "time": ("b",), **_prefix_shapes(model)}
+    steps: dict[str, Shape] = {"step_size": ("b",)} if model.config.denoiser.step_size else {}
+    inputs: dict[str, Shape] = {"noisy_tokens": picture, "time": ("b",), **steps, **_prefix_shapes(model)}
     return _graph("denoiser", DenoiserGraph(model), inputs, {"prediction": picture})
 
 

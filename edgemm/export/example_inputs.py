@@ -38,11 +38,12 @@ def example_inputs(model: Unified) -> dict[str, Named]:
     clean = pixels_to_tokens(_pictures(tokens.image_size), tokens)
     time = torch.tensor(TIMES)
     noisy = time[:, None, None] * clean + (1 - time)[:, None, None] * noise
+    steps = {"step_size": (1 - time) / 2} if model.config.denoiser.step_size else {}
     return {
         "image_encoder": {"pixels": _pictures(model.config.vision.image_size)},
         "transformer": _transformer(model),
         "conditioner": _conditioner(model),
-        "denoiser": {"noisy_tokens": noisy, "time": time, **_prefix(model)},
+        "denoiser": {"noisy_tokens": noisy, "time": time, **steps, **_prefix(model)},
         "image_decoder": {"tokens": noisy},
     }
 

@@ -72,11 +72,28 @@ def _load_bases(model: Unified) -> None:
     config = model.config
     if config.base:
         try:
-            model.transformer.load_state_dict(load_transformer_weights(config.base, config.transformer))
+            weights = load_transformer_weights(config.base, config.transformer)
+            model.transformer.load_state_dict(_kept(weights, config.base_layers))
         except RuntimeError as error:  # names every tensor that is missing, unknown or of another shape
             raise CheckpointError(f"base {config.base}: {error}") from error
     if config.vision.encoder == "lite0":
         model.image_encoder.encoder.load_state_dict(lite0_weights())
+
+
+def _kept(weights: dict[str, Tensor], layers: tuple[int, ...]) -> dict[str, Tensor]:
+    """A base's weights without the layers that were pruned, the others renumbered in order."""
+    if not layers:
+        return weights
+    number = {str(old): str(new) for new, old in enumerate(layers)}
+    found = {}
+    for name, tensor in weights.items():
+        part, _, rest = name.partition(".")
+        layer, _, rest = rest.partition(".")
+        if part != "layers":
+            found[name] = tensor
+        elif layer in number:
+            found[f"layers.{number[layer]}.{rest}"] = tensor
+    return found
 
 
 def stored_state(model: Unified) -> dict[str, Tensor]:

@@ -2,7 +2,8 @@
 
 A diffusion transformer with adaptive layer norm (arXiv:2212.09748) that shares only attention with the language model:
 image queries attend to [the prompt's prefix ; the image's own keys], as in mixtures of transformers (arXiv:2411.04996).
-Time and the pooled prompt enter through the norms only, so the prefix is the same at every step.
+Time and the pooled prompt enter through the norms only, so the prefix is the same at every step; a model for few steps
+is also told the size of the step that its prediction is for (arXiv:2410.12557).
 It predicts x, the clean picture, rather than noise or velocity (arXiv:2511.13720).
 Axes: b batch, n image tokens, p numbers a token, w width, h heads, d head width, t prefix slots, c conditioning.
 """
@@ -71,6 +72,15 @@ class Denoiser(nn.Module):
             nn.SiLU(),
             nn.Linear(expert.conditioning, expert.conditioning),
         )
+        self.step_mlp: nn.Sequential | None = None
+        if expert.step_size:
+            self.step_mlp = nn.Sequential(
+                nn.Linear(self.time_width, expert.conditioning),
+                nn.SiLU(),
+                nn.Linear(expert.conditioning, expert.conditioning),
+            )
+            nn.init.zeros_(self.step_mlp[2].weight)  # at birth any step is predicted for as one of no size
+            nn.init.zeros_(self.step_mlp[2].bias)
         self.blocks = nn.ModuleList(
             Block(expert.width, expert.heads, expert.ffn_width, expert.conditioning) for _ in range(expert.depth)
         )
@@ -81,11 +91,19 @@ class Denoiser(nn.Module):
             nn.init.zeros_(layer.weight)
             nn.init.zeros_(layer.bias)
 
-    def forward(self, noisy_tokens: Tensor, time: Tensor, prefix: Prefix) -> Tensor:
-        """noisy_tokens (b, n, p) at time (b) in [0, 1), over the prefix -> the clean tokens (b, n, p) it expects."""
+    def forward(self, noisy_tokens: Tensor, time: Tensor, prefix: Prefix, step_size: Tensor | None = None) -> Tensor:
+        """noisy_tokens (b, n, p) at time (b) in [0, 1), over the prefix -> the clean tokens (b, n, p) it expects.
+
+        step_size (b) is how far the next step goes; a model without that input ignores it.
+        """
         x = self.embed(noisy_tokens) + self.layout_proj(prefix.layout) + self.position
         features = time_features(time, self.time_width).to(noisy_tokens.dtype)
-        condition = nn.functional.silu(self.time_mlp(features) + prefix.prompt_vector)
+        embedded = self.time_mlp(features)
+        if self.step_mlp is not None:
+            if step_size is None:
+                raise ValueError("this denoiser has to be told the step size")
+            embedded = embedded + self.step_mlp(time_features(step_size, self.time_width).to(noisy_tokens.dtype))
+        condition = nn.functional.silu(embedded + prefix.prompt_vector)
         own = torch.ones(x.shape[0], x.shape[1], dtype=torch.bool, device=x.device)
         mask = torch.cat((prefix.mask, own), dim=1)[:, None, None]  # (b, 1, 1, t + n)
         for block, keys, values in zip(self.blocks, prefix.keys, prefix.values, strict=True):

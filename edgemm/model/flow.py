@@ -16,7 +16,9 @@ from torch import Tensor
 
 from edgemm.config import SamplerConfig
 
-__all__ = ["logit_normal_times", "noised", "sample", "schedule", "velocity_loss"]
+__all__ = ["Predict", "logit_normal_times", "noised", "sample", "schedule", "velocity_loss"]
+
+Predict = Callable[[Tensor, Tensor, Tensor], Tensor]  # tokens (b, n, p), time (b), step size (b) -> clean tokens
 
 
 def logit_normal_times(uniform_normal: Tensor, mean: float, spread: float) -> Tensor:
@@ -43,21 +45,22 @@ def schedule(steps: int, shift: float) -> list[float]:
 
 @torch.no_grad()
 def sample(
-    predict: Callable[[Tensor, Tensor], Tensor],
-    predict_unconditional: Callable[[Tensor, Tensor], Tensor],
+    predict: Predict,
+    predict_unconditional: Predict,
     noise: Tensor,
     sampler: SamplerConfig,
 ) -> Tensor:
     """Euler steps from noise (b, n, p) to tokens (b, n, p), with classifier-free guidance (arXiv:2207.12598) inside the
-    interval (arXiv:2404.07724). Each predict takes (tokens, time (b)) and returns the clean tokens it expects."""
+    interval (arXiv:2404.07724). Each predict returns the clean tokens it expects."""
     x = noise
     times = schedule(sampler.num_inference_steps, sampler.shift)
     low, high = sampler.guidance_interval
     for now, later in pairwise(times):
         t = torch.full((len(x),), now, dtype=torch.float32, device=x.device)
-        clean = predict(x, t).float()
+        size = torch.full_like(t, later - now)
+        clean = predict(x, t, size).float()
         if sampler.guidance_scale != 1 and low <= now <= high:
-            free = predict_unconditional(x, t).float()
+            free = predict_unconditional(x, t, size).float()
             clean = free + sampler.guidance_scale * (clean - free)
         x = clean if later >= 1 else x + (later - now) / (1 - now) * (clean - x)
     return x

@@ -78,8 +78,8 @@ class Unified(nn.Module):
         """Pictures (b, 3, H, W) in [0, 1] from noise (b, n, p), one a prompt."""
         prefix, free = self.prefix(prompts), self.prefix([""] * len(prompts))
         tokens = flow.sample(
-            lambda x, t: self.denoiser(x, t, prefix),
-            lambda x, t: self.denoiser(x, t, free),
+            lambda x, t, size: self.denoiser(x, t, prefix, size),
+            lambda x, t, size: self.denoiser(x, t, free, size),
             noise,
             sampler or self.config.sampler,
         )

@@ -98,7 +98,7 @@ def draw(
                 finished = False
                 break
             start = time.perf_counter()
-            clean = denoiser.predict(x, now, request.guidance_scale)
+            clean = denoiser.predict(x, now, later, request.guidance_scale)
             check_finite(clean, f"denoiser, step {k + 1} of {request.steps}")
             x = schedule.step(x, clean, now, later)
             clock.steps_s.append(time.perf_counter() - start)
@@ -146,14 +146,16 @@ class _Denoiser:
         self.engine, self.prefix, self.loop = engine, prefix, loop
         self.noisy = np.zeros((2, loop.token_count, loop.token_width), dtype=np.float32)
         self.time = np.zeros(2, dtype=np.float32)
+        self.step_size = np.zeros(2, dtype=np.float32)
         self.prediction = np.zeros_like(self.noisy)
         self._bindings: dict[int, Binding] = {}
 
-    def predict(self, x: np.ndarray, now: float, guidance_scale: float) -> np.ndarray:
+    def predict(self, x: np.ndarray, now: float, later: float, guidance_scale: float) -> np.ndarray:
         """The clean tokens (n, p) that the denoiser expects behind x."""
         guided = schedule.is_guided(now, guidance_scale, self.loop.guidance_interval)
         self.noisy[:] = x
         self.time[:] = now
+        self.step_size[:] = later - now
         self._binding(2 if guided else 1).run()
         if guided:
             return schedule.guide(self.prediction[0], self.prediction[1], guidance_scale)
@@ -163,6 +165,8 @@ class _Denoiser:
         if b not in self._bindings:
             rows = self.prefix.both if b == 2 else self.prefix.prompt
             inputs = {"noisy_tokens": self.noisy[:b], "time": self.time[:b], **rows}
+            if "step_size" in self.engine.inputs:
+                inputs["step_size"] = self.step_size[:b]
             self._bindings[b] = self.engine.bind(inputs, {"prediction": self.prediction[:b]})
         return self._bindings[b]
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 import torch
 
@@ -68,3 +70,16 @@ def test_time_changes_the_prediction(model, prefix):
 def test_a_new_denoiser_predicts_the_mean_picture():
     model = checkpoint.build(micro())
     assert not predict(model, model.prefix(["a", "b"])).any()
+
+
+def test_a_denoiser_that_is_told_the_step_starts_as_one_that_is_not_and_can_learn_to_heed_it(prefix, model):
+    told = checkpoint.build(micro(denoiser=dataclasses.replace(micro().denoiser, step_size=True))).denoiser
+    told.load_state_dict(model.denoiser.state_dict(), strict=False)
+    x, time = tokens_of(model, 2), torch.full((2,), 0.3)
+    with pytest.raises(ValueError, match="has to be told the step size"):
+        told(x, time, prefix)
+    short, long = (told(x, time, prefix, torch.full((2,), size)) for size in (0.1, 0.5))
+    assert torch.equal(short, predict(model, prefix)) and torch.equal(long, short)
+    torch.nn.init.normal_(told.step_mlp[2].weight, std=0.1)
+    short, long = (told(x, time, prefix, torch.full((2,), size)) for size in (0.1, 0.5))
+    assert (short - long).abs().max() > 1e-3

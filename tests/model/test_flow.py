@@ -50,18 +50,19 @@ def test_the_schedule_is_the_runtimes(shift):
 
 @pytest.mark.parametrize("sampler", [SamplerConfig(1), SamplerConfig(6, 3.0, (0.2, 0.7), 2.0), SamplerConfig(5, 1.0)])
 def test_sampling_walks_the_runtimes_steps(sampler):
-    def right(x, t):
-        return x * 0.5 + t[:, None, None]
+    def right(x, t, size):
+        return x * 0.5 + t[:, None, None] + 3 * size[:, None, None]
 
-    def free(x, t):
-        return x * -0.25
+    def free(x, t, size):
+        return x * -0.25 + size[:, None, None]
 
     x = noise = random(2, 3, 4)
     times = runtime.times(sampler.num_inference_steps, sampler.shift)
     for now, later in pairwise(times):
-        clean = right(x, torch.full((2,), now))
+        size = torch.full((2,), later - now)
+        clean = right(x, torch.full((2,), now), size)
         if runtime.is_guided(now, sampler.guidance_scale, sampler.guidance_interval):
-            clean = runtime.guide(clean, free(x, None), sampler.guidance_scale)
+            clean = runtime.guide(clean, free(x, None, size), sampler.guidance_scale)
         x = runtime.step(x, clean, now, later)
     torch.testing.assert_close(flow.sample(right, free, noise, sampler), x, atol=1e-5, rtol=1e-5)
 
@@ -72,16 +73,17 @@ def test_sampling_walks_the_runtimes_steps(sampler):
 def test_without_guidance_the_unconditional_prompt_costs_nothing(scale, interval, calls):
     asked = []
 
-    def free(x, t):
+    def free(x, t, size):
         asked.append(t[0].item())
         return x
 
-    flow.sample(lambda x, t: x, free, random(1, 2, 3), SamplerConfig(4, scale, interval))
+    flow.sample(lambda x, t, size: x, free, random(1, 2, 3), SamplerConfig(4, scale, interval))
     assert len(asked) == calls
 
 
 def test_the_last_step_returns_what_the_network_expects():
     clean = random(1, 2, 3)
     assert torch.equal(
-        flow.sample(lambda x, t: clean, lambda x, t: clean, random(1, 2, 3, seed=1), SamplerConfig(3)), clean
+        flow.sample(lambda x, t, size: clean, lambda x, t, size: clean, random(1, 2, 3, seed=1), SamplerConfig(3)),
+        clean,
     )

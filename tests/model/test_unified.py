@@ -21,7 +21,7 @@ def drawn_the_long_way(model: Unified, prompt: str, noise: torch.Tensor) -> torc
     config, slots = model.config, 64
 
     def predict(text: str):
-        def at(x: torch.Tensor, time: torch.Tensor) -> torch.Tensor:
+        def at(x: torch.Tensor, time: torch.Tensor, size: torch.Tensor) -> torch.Tensor:
             ids = draw_prompt(config, model.encode, text)
             shape = (1, config.transformer.kv_heads, slots, config.transformer.head_width)
             past = [(torch.full(shape, 2.0), torch.full(shape, -2.0)) for _ in model.transformer.layers]
