@@ -42,8 +42,17 @@ __all__ = [
 __version__ = "0.1.0"
 
 
-def load(path: str | os.PathLike[str], device: str = "auto", threads: int | None = None, verify: bool = True) -> Model:
-    """Opens a bundle, checks every file's hash, and says in `model.choice` what it runs on and why."""
+def load(
+    path: str | os.PathLike[str],
+    device: str = "auto",
+    threads: int | None = None,
+    verify: bool = True,
+    memory_limit_mb: float | None = None,
+) -> Model:
+    """Opens a bundle, checks every file's hash, and says in `model.choice` what it runs on and why.
+
+    With `memory_limit_mb` the weights and all conversations together stay below it; `model.memory` says what fits.
+    """
     from edgemm.runtimes.model import Model
 
-    return Model.load(path, device=device, threads=threads, verify=verify)
+    return Model.load(path, device=device, threads=threads, verify=verify, memory_limit_mb=memory_limit_mb)

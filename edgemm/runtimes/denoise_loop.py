@@ -17,6 +17,7 @@ import numpy as np
 from edgemm.errors import InputError
 from edgemm.loops import DenoiseLoop
 from edgemm.runtimes import schedule
+from edgemm.runtimes.cache_budget import UNLIMITED, CacheBudget
 from edgemm.runtimes.engine import Arrays, Binding, Engine, check_finite
 from edgemm.runtimes.events import DenoiseProgress
 from edgemm.runtimes.kv_cache import CachedTransformer
@@ -24,7 +25,7 @@ from edgemm.runtimes.prefix import PromptPrefix, fixed_slots, unconditional_slot
 from edgemm.runtimes.prompt import Prompt
 from edgemm.runtimes.results import ImageMetrics, ImageResult, Picture
 
-__all__ = ["DrawClock", "DrawEngines", "DrawRequest", "check_noise", "draw", "read_prompt"]
+__all__ = ["DrawClock", "DrawEngines", "DrawRequest", "check_noise", "draw", "read_prompts"]
 
 BLOCK = 16  # slots a drawing prompt is padded to: every one costs the denoiser time, at every step
 
@@ -39,6 +40,7 @@ class DrawRequest:
     seeds: tuple[int, ...]  # one a picture
     noises: tuple[np.ndarray, ...]  # (n, p) float32, one a picture
     preview: bool
+    negative: Prompt | None = None  # what guidance leads away from; None is the empty prompt
 
 
 @dataclass(frozen=True)
@@ -49,6 +51,7 @@ class DrawEngines:
     image_decoder: Engine
     unconditional: Arrays  # the conditioner's outputs for the empty prompt
     max_context: int
+    budget: CacheBudget = UNLIMITED
 
 
 @dataclass
@@ -86,7 +89,7 @@ def draw(
     if cancelled():
         yield ImageResult((), "cancelled", clock.metrics(len(request.prompt)))
         return
-    prefix = read_prompt(request.prompt, loop, engines, clock)
+    prefix = read_prompts(request, loop, engines, clock)
     denoiser = _Denoiser(engines.denoiser, prefix, loop)
     decoder = _Decoder(engines.image_decoder, loop, clock)
     times = schedule.times(request.steps, loop.shift)
@@ -111,32 +114,45 @@ def draw(
     yield ImageResult(tuple(pictures), "stop" if finished else "cancelled", clock.metrics(len(request.prompt)))
 
 
-def read_prompt(prompt: Prompt, loop: DenoiseLoop, engines: DrawEngines, clock: DrawClock) -> PromptPrefix:
-    """Prefill, then the conditioner, which writes the row that the denoiser reads."""
+def read_prompts(request: DrawRequest, loop: DenoiseLoop, engines: DrawEngines, clock: DrawClock) -> PromptPrefix:
+    """Prefill, then the conditioner, which writes the rows that the denoiser reads."""
+    prompts = [request.prompt] if request.negative is None else [request.prompt, request.negative]
+    longest = max(map(len, prompts))
     room = fixed_slots(engines.denoiser.inputs) or unconditional_slots(engines.unconditional)  # t
-    transformer = CachedTransformer(engines.transformer, engines.max_context, BLOCK)
     fixed = engines.conditioner.inputs["prompt_mask"].shape[1]  # T of a conditioner that was exported for one
-    if isinstance(fixed, int) and len(prompt) > fixed:
-        raise InputError(f"the drawing prompt takes {len(prompt)} tokens, this bundle draws from at most {fixed}")
-    start = time.perf_counter()
-    transformer.prefill(prompt, slots=room + loop.skip)
-    clock.prefill_s = time.perf_counter() - start
-    slots = fixed if isinstance(fixed, int) else transformer.cache.slots
-    prefix = PromptPrefix(engines.denoiser.inputs, engines.unconditional, slots - loop.skip)
+    if isinstance(fixed, int) and longest > fixed:
+        raise InputError(f"the drawing prompt takes {longest} tokens, this bundle draws from at most {fixed}")
+    prefix: PromptPrefix | None = None
+    for row, prompt in enumerate(prompts):
+        transformer = CachedTransformer(engines.transformer, engines.max_context, BLOCK, budget=engines.budget)
+        start = time.perf_counter()
+        transformer.prefill(prompt, slots=max(longest, room + loop.skip))
+        clock.prefill_s += time.perf_counter() - start
+        slots = fixed if isinstance(fixed, int) else transformer.cache.slots
+        if prefix is None:
+            prefix = PromptPrefix(engines.denoiser.inputs, engines.unconditional, slots - loop.skip)
+        start = time.perf_counter()
+        _condition(prompt, transformer, slots, engines.conditioner, prefix.negative if row else prefix.prompt)
+        clock.conditioner_s += time.perf_counter() - start
+    assert prefix is not None
+    return prefix
+
+
+def _condition(
+    prompt: Prompt, transformer: CachedTransformer, slots: int, conditioner: Engine, outputs: Arrays
+) -> None:
+    """What the transformer has read of a prompt, as the denoiser reads it, written into its row."""
     inputs = {
         name: np.ascontiguousarray(buffer[:, :, :slots])  # the cache itself where it has as many
         for name, buffer in transformer.cache.past.items()
-        if name in engines.conditioner.inputs
+        if name in conditioner.inputs
     }
     mask = np.zeros((1, slots), dtype=np.float32)
     mask[0, : len(prompt)] = prompt.users_own
     inputs |= {"prompt_mask": mask, "prefix_length": np.array([len(prompt)], dtype=np.int64)}
-    start = time.perf_counter()
-    engines.conditioner.bind(inputs, prefix.prompt).run()
-    clock.conditioner_s = time.perf_counter() - start
-    for name, row in prefix.prompt.items():
+    conditioner.bind(inputs, outputs).run()
+    for name, row in outputs.items():
         check_finite(row, f"conditioner, {name}")
-    return prefix
 
 
 class _Denoiser:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from edgemm.runtimes.results import FinishReason, Picture, TextResult
+from edgemm.runtimes.results import FinishReason, Picture, TextResult, TokenLogprob
 
 __all__ = ["DenoiseProgress", "TextChunk"]
 
@@ -21,6 +21,7 @@ class TextChunk:
     finished: bool = False
     finish_reason: FinishReason | None = None  # set on the last chunk
     result: TextResult | None = None  # set on the last chunk, unless the reason is "error"
+    logprobs: tuple[TokenLogprob, ...] = ()  # of these tokens, when asked for
 
 
 @dataclass(frozen=True)

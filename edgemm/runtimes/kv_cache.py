@@ -1,4 +1,4 @@
-"""The transformer and its K/V cache: prefill a prompt, then one token at a time.
+"""The transformer and its K/V cache: read prompts, then one token at a time; fork it, rewind it.
 
 The only place that knows slots.  The buffers are static and the graph writes them in place (the same memory is bound as
 past and as present); when they are full they are copied into larger ones, a block at a time, up to the bundle's limit.
@@ -14,6 +14,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from edgemm.errors import InputError
+from edgemm.runtimes.cache_budget import UNLIMITED, CacheBudget
 from edgemm.runtimes.engine import Arrays, Binding, Engine, check_finite
 from edgemm.runtimes.prompt import Prompt
 
@@ -25,21 +26,27 @@ BLOCK = 256  # slots a cache grows by
 class KVCache:
     """Zeroed K/V buffers (b, g, T, d), one a layer, named as the graph's past inputs."""
 
-    def __init__(self, engine: Engine, max_slots: int, block: int = BLOCK, rows: int = 1) -> None:
-        self.rows = rows
+    def __init__(
+        self, engine: Engine, max_slots: int, block: int = BLOCK, budget: CacheBudget = UNLIMITED, rows: int = 1
+    ) -> None:
+        self.rows = rows  # b
         self.specs = {name: spec for name, spec in engine.inputs.items() if name.startswith("past_")}
         sizes = {spec.shape[2] for spec in self.specs.values() if isinstance(spec.shape[2], int)}
         self.max_slots = min([max_slots, *sizes])
         self.block = self.max_slots if sizes else block  # a graph of one fixed size starts with it
+        self.budget = budget
         self.used = 0
         self.slots = 0
         self.buffers: dict[str, np.ndarray] = {}
+        self._lease = budget.lease(self)  # gives its bytes back when the cache is gone
 
     def reserve(self, slots: int) -> bool:
         """Makes room for so many slots in all; True when the buffers are new, so bindings to the old ones are void."""
         if slots <= self.slots:
             return False
-        self.slots = min(-(-slots // self.block) * self.block, self.max_slots)
+        wanted = self._rounded(slots)
+        self._lease.grow(wanted * self.slot_bytes)
+        self.slots = wanted
         old, self.buffers = self.buffers, {}
         for name, spec in self.specs.items():
             heads, width = spec.fixed(1, "K/V heads"), spec.fixed(3, "head width")
@@ -47,6 +54,31 @@ class KVCache:
             if name in old:
                 self.buffers[name][:, :, : self.used] = old.pop(name)[:, :, : self.used]
         return True
+
+    def has_room(self, slots: int) -> bool:
+        """Whether reserve(slots) would succeed."""
+        if slots > self.max_slots:
+            return False
+        return slots <= self.slots or self._lease.can_grow(self._rounded(slots) * self.slot_bytes)
+
+    @property
+    def slot_bytes(self) -> int:
+        """What one more token a row takes in all layers."""
+        return self.rows * sum(
+            spec.fixed(1, "K/V heads") * spec.fixed(3, "head width") * np.dtype(spec.dtype).itemsize
+            for spec in self.specs.values()
+        )
+
+    def copy_of(self, other: KVCache) -> None:
+        """Takes over what another cache of the same engine has read."""
+        if other.used:
+            self.reserve(other.used)
+        self.used = other.used
+        for name, buffer in self.buffers.items():
+            buffer[:, :, : self.used] = other.buffers[name][:, :, : self.used]
+
+    def _rounded(self, slots: int) -> int:
+        return min(-(-slots // self.block) * self.block, self.max_slots)
 
     @property
     def past(self) -> Arrays:
@@ -65,10 +97,17 @@ class CachedTransformer:
     """
 
     def __init__(
-        self, engine: Engine, max_context: int, block: int = BLOCK, head: Engine | None = None, rows: int = 1
+        self,
+        engine: Engine,
+        max_context: int,
+        block: int = BLOCK,
+        head: Engine | None = None,
+        rows: int = 1,
+        budget: CacheBudget = UNLIMITED,
     ) -> None:
         self.engine = engine
-        self.cache = KVCache(engine, max_context, block, rows)
+        self.cache = KVCache(engine, max_context, block, budget, rows)
+        self._made_with = (engine, max_context, block, head, rows, budget)
         self.lengths = np.zeros(rows, dtype=np.int64)  # tokens read, a row
         said = (head or engine).outputs["logits"]
         self.logits = np.zeros((rows, said.fixed(1, "vocabulary")), dtype=np.float32)
@@ -90,14 +129,52 @@ class CachedTransformer:
 
     @property
     def full(self) -> bool:
-        return self.cache.used >= self.cache.max_slots
+        return not self.cache.has_room(self.cache.used + 1)
 
-    def prefill(self, prompt: Prompt, image_tokens: np.ndarray | None = None, slots: int = 0) -> np.ndarray:
-        """Reads a prompt, with pictures (1, m, width); gives the logits (v) of its last token.
+    def prefill(
+        self, prompt: Prompt, image_tokens: np.ndarray | None = None, slots: int = 0, row: int = 0
+    ) -> np.ndarray:
+        """Reads a prompt after what the row has read already, with pictures (1, m, width); its last token's logits (v).
 
         `slots` asks for that much room at once.
         """
-        return self.prefill_rows([prompt], image_tokens, slots)[0]
+        cache, first, alone = self.cache, int(self.lengths[row]), slice(row, row + 1)
+        length = first + len(prompt)
+        after = f" after {first}" if first else ""
+        if length > cache.max_slots:
+            raise InputError(
+                f"the prompt takes {len(prompt)} tokens{after}, this bundle holds at most {cache.max_slots}"
+            )
+        if cache.reserve(max(slots, length)):
+            self._step = None
+        inputs = {
+            "input_ids": prompt.input_ids[None],
+            "image_tokens": self._no_picture[:1] if image_tokens is None else image_tokens,
+            "image_index": prompt.image_index[None],
+            "write_index": np.array([first], dtype=np.int64),
+            "attention_limit": prompt.attention_limit[None] + first,
+            "logits_index": np.array([len(prompt) - 1], dtype=np.int64),
+        }
+        past, present, outputs = (
+            {name: buffer[alone] for name, buffer in side.items()}
+            for side in (cache.past, cache.present, self._outputs)
+        )
+        self.engine.bind({**inputs, **past}, {**outputs, **present}).run()
+        self.lengths[row] = length
+        cache.used = max(cache.used, length)
+        return self._said(f"after the prompt of {len(prompt)} tokens{after}", alone)[row]
+
+    def rewind(self, slots: int) -> None:
+        """Forgets all but the first `slots` tokens; what comes next overwrites them."""
+        self.lengths = np.minimum(self.lengths, slots)
+        self.cache.used = int(self.lengths.max())
+
+    def fork(self) -> CachedTransformer:
+        """Another conversation that has read the same, in memory of its own."""
+        twin = CachedTransformer(*self._made_with)
+        twin.cache.copy_of(self.cache)
+        twin.lengths[:] = self.lengths
+        return twin
 
     def prefill_rows(
         self, prompts: Sequence[Prompt], image_tokens: np.ndarray | None = None, slots: int = 0
@@ -127,7 +204,10 @@ class CachedTransformer:
 
     def step_rows(self, tokens: np.ndarray | None = None, image_tokens: np.ndarray | None = None) -> np.ndarray:
         """Reads one more a row, ids (b) or a picture's (b, 1, width); gives the logits (b, v) of the next."""
-        slots = int(self.lengths.max()) + 1
+        written = np.minimum(
+            self.lengths, self.cache.max_slots - 1
+        )  # of a row that has ended, and is looked at no more
+        slots = int(written.max()) + 1
         if self.cache.reserve(slots) or self._step is None:
             outputs = {**self._outputs, **self.cache.present}
             self._step = self.engine.bind({**self._step_inputs, **self.cache.past}, outputs)
@@ -137,17 +217,17 @@ class CachedTransformer:
             inputs["image_tokens"][:] = image_tokens
         if tokens is not None:
             inputs["input_ids"][:, 0] = tokens
-        inputs["write_index"][:] = self.lengths
-        inputs["attention_limit"][:, 0] = self.lengths
+        inputs["write_index"][:] = written
+        inputs["attention_limit"][:, 0] = written
         self._step.run()
         self.lengths += 1
         self.cache.used = slots
         return self._said(f"at token {slots}")
 
-    def _said(self, where: str) -> np.ndarray:
+    def _said(self, where: str, rows: slice = slice(None)) -> np.ndarray:
         if self._head is not None:
             self._head.run()
-        check_finite(self.logits, f"transformer, logits {where}")
+        check_finite(self.logits[rows], f"transformer, logits {where}")
         return self.logits
 
 

@@ -9,10 +9,9 @@ from __future__ import annotations
 import dataclasses
 import math
 import os
-import secrets
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import TracebackType
 from typing import Any, TypeVar
 
@@ -24,13 +23,18 @@ from edgemm.loops import DenoiseLoop, ImageTokensLoop, TextLoop
 from edgemm.picture import PictureSource, load_picture
 from edgemm.runtimes import schedule
 from edgemm.runtimes.backends import Choice, load_backend, select
+from edgemm.runtimes.cache_budget import CacheBudget, MemoryPlan, plan_memory
+from edgemm.runtimes.calls import Calls
+from edgemm.runtimes.constraint import ConstraintMaker
 from edgemm.runtimes.denoise_loop import DrawClock, DrawEngines, DrawRequest, check_noise, draw
 from edgemm.runtimes.engine import Arrays, Engine, check_finite
 from edgemm.runtimes.events import DenoiseProgress, TextChunk
 from edgemm.runtimes.image_tokens_loop import CodesClock, CodesEngines, CodesRequest, draw_codes
+from edgemm.runtimes.interleaved import DRAW_MARKS, InterleavedResult, check_marks, write_interleaved
 from edgemm.runtimes.kv_cache import CachedTransformer
 from edgemm.runtimes.onnx_external_data import check_external_data
 from edgemm.runtimes.prompt import (
+    Message,
     Prompt,
     as_messages,
     chat_prompt,
@@ -41,8 +45,11 @@ from edgemm.runtimes.prompt import (
 )
 from edgemm.runtimes.results import ImageResult, TextResult
 from edgemm.runtimes.sampling import Sampling
+from edgemm.runtimes.session import Session
 from edgemm.runtimes.tensor_file import read_tensors
+from edgemm.runtimes.text_batch import write_replies
 from edgemm.runtimes.text_loop import Clock, TextRequest, write_reply
+from edgemm.runtimes.text_options import TextOptions
 from edgemm.runtimes.threads import ThreadPlan, plan_threads
 from edgemm.tokenizer import Tokenizer
 
@@ -62,30 +69,38 @@ class Model:
     keeps what it has.  Closing one stream ends that call alone.  Use it as a context manager, or `close()` it.
     """
 
-    def __init__(self, bundle: Bundle, choice: Choice, plan: ThreadPlan) -> None:
+    def __init__(self, bundle: Bundle, choice: Choice, plan: ThreadPlan, memory_limit_mb: float | None = None) -> None:
         self.bundle = bundle
         self.manifest = bundle.manifest
         self.choice = choice  # what it runs on, and why
         self.threads = plan
+        self.memory: MemoryPlan = plan_memory(self.manifest, choice.target, memory_limit_mb)
+        self.budget = CacheBudget(self.memory.cache_bytes)  # of all conversations together
         self._components = self.manifest.targets[choice.target]
         self._engines: dict[str, Engine] = {}
         self._loading = threading.Lock()
         self._running = threading.Lock()
-        self._calls: set[threading.Event] = set()
+        self._calls = Calls()
         self._closed = False
         self._unconditional: Arrays | None = None
         self.tokenizer = Tokenizer(bundle.file(self.manifest.tokenizer))
+        self.constraints = self._constraint_maker()
         for component in self._components:
             check_external_data(*self._files(component))
 
     @classmethod
     def load(
-        cls, path: str | os.PathLike[str], device: str = "auto", threads: int | None = None, verify: bool = True
+        cls,
+        path: str | os.PathLike[str],
+        device: str = "auto",
+        threads: int | None = None,
+        verify: bool = True,
+        memory_limit_mb: float | None = None,
     ) -> Model:
         """Opens a bundle; nothing is run before every file's hash was checked (`verify`)."""
         plan = plan_threads(threads)
         bundle = open_bundle(path, verify=verify)
-        return cls(bundle, select(device, bundle.manifest.targets), plan)
+        return cls(bundle, select(device, bundle.manifest.targets), plan, memory_limit_mb)
 
     # Text
 
@@ -113,45 +128,129 @@ class Model:
         repetition_penalty: float = 1.0,
         seed: int | None = None,
         stop: Sequence[str] = (),
+        logprobs: int | None = None,
+        json_schema: Mapping[str, Any] | str | None = None,
+        grammar: str | None = None,
         timeout_s: float | None = None,
         ignore_eos: bool = False,
     ) -> Iterator[TextChunk]:
         """The reply in pieces as they come; arguments are checked and pictures read before the first is asked for.
 
-        `prompt` is a string or a list of {"role", "content", "images"}; `images` belong to the last message.  After
-        `timeout_s` the reply ends with the reason "cancelled" and keeps what it has.  With `ignore_eos` the model's own
-        stop tokens end nothing, so that a benchmark times every token it asked for.
+        `prompt` is a string or a list of {"role", "content", "images"}; `images` belong to the last message.  With
+        `logprobs` each token tells how likely it was, and so many of the likeliest beside it.  With `json_schema`, or
+        `grammar` in Lark's notation, the reply can be nothing else.  After `timeout_s` the reply ends with the reason
+        "cancelled" and keeps what it has.  With `ignore_eos` the model's own stop tokens end nothing, so that a
+        benchmark times every token it asked for.
         """
-        clock = Clock()
+        options = TextOptions(
+            max_new_tokens,
+            temperature,
+            top_k,
+            top_p,
+            min_p,
+            repetition_penalty,
+            seed,
+            stop,
+            logprobs,
+            json_schema,
+            grammar,
+            timeout_s,
+            ignore_eos,
+        )
+        return Session(self).stream_text(prompt, images, **vars(options))
+
+    def session(self, system: str | None = None) -> Session:
+        """A conversation that keeps its K/V cache between turns; `system` is its system message."""
+        return Session(self, () if system is None else (Message("system", system),))
+
+    def generate_texts(
+        self,
+        prompts: Sequence[str | Sequence[dict[str, Any]]],
+        images: Sequence[Sequence[PictureSource]] | None = None,
+        **options: Any,
+    ) -> list[TextResult]:
+        """A reply to each prompt, written side by side; `images` are a list a prompt, `options` as in stream_text.
+
+        Every reply is the one that its prompt would get alone, with the same seed.
+        """
+        began = time.perf_counter()
+        chosen, loop = TextOptions(**options), self._text_loop()
         self._check_open()
-        loop = self._text_loop()
+        if isinstance(prompts, str) or not prompts:
+            raise UsageError("prompts is empty or a string, expected a list of prompts")
+        given = [()] * len(prompts) if images is None else images
+        if len(given) != len(prompts):
+            raise UsageError(f"images has {len(given)} lists, expected one for each of {len(prompts)} prompts")
+        requests, pictures = [], []
+        for prompt, own in zip(prompts, given):
+            messages = as_messages(prompt, own)
+            tokens = chat_prompt(messages, loop, self.tokenizer)
+            self._check_length(len(tokens))
+            requests.append(chosen.request(tokens, loop, self.constraints))
+            pictures.append([self._picture(image, loop) for message in messages for image in message.images])
+
+        def write(cancelled: Callable[[], bool]) -> Iterator[list[TextResult]]:
+            clocks = [Clock(began) for _ in requests]
+            seen = [self._timed_look(r.prompt, own, clock) for r, own, clock in zip(requests, pictures, clocks)]
+            asked = [dataclasses.replace(r, prompt=prompt) for r, (prompt, _) in zip(requests, seen)]
+            transformer = self.conversation(rows=len(asked))
+            yield write_replies(asked, [tokens for _, tokens in seen], transformer, self.tokenizer, cancelled, clocks)
+
+        return next(self._call(write, chosen.timeout_s))
+
+    def generate(
+        self,
+        prompt: str | Sequence[dict[str, Any]],
+        images: Sequence[PictureSource] = (),
+        drawing: Mapping[str, Any] | None = None,
+        draw_marks: tuple[str, str] = DRAW_MARKS,
+        max_images: int = 4,
+        **options: Any,
+    ) -> Iterator[TextChunk | DenoiseProgress | ImageResult | InterleavedResult]:
+        """Text and pictures in one reply, as they come, and at last the whole InterleavedResult.
+
+        What the model writes between `draw_marks` is drawn, with the options `drawing` (those of stream_image), and the
+        picture is read back before the reply goes on; `options` are those of stream_text.
+        """
+        self._check_open()
+        chosen, loop, marks = TextOptions(**options), self._text_loop(), check_marks(draw_marks)
+        _check_whole("max_images", max_images, 1, MOST_PICTURES)
+        drawing = dict(drawing or {})
+        self._drawing("the options are checked before anything is written", **drawing)
+        if loop.joined:
+            raise InputError("this model reads a conversation as one string, in which no drawn picture can be put")
         messages = as_messages(prompt, images)
-        seed = secrets.randbits(32) if seed is None and temperature else seed
-        sampling = Sampling(temperature, top_k, top_p, min_p, repetition_penalty, seed)
         tokens = chat_prompt(messages, loop, self.tokenizer)
         self._check_length(len(tokens))
-        stop_ids = () if ignore_eos else loop.stop_token_ids
-        request = TextRequest(tokens, sampling, max_new_tokens, tuple(_not_a_string(stop)), stop_ids)
+        request = chosen.request(tokens, loop, self.constraints)
         pictures = [self._picture(image, loop) for message in messages for image in message.images]
-        return self._call(lambda cancelled: self._write(request, pictures, loop, cancelled, clock), timeout_s)
+        return self._call(
+            lambda cancelled: write_interleaved(self, request, pictures, marks, max_images, drawing, cancelled),
+            chosen.timeout_s,
+        )
 
     def _write(
         self,
         request: TextRequest,
-        pictures: list[np.ndarray],
-        loop: TextLoop,
+        image_tokens: np.ndarray | None,
         cancelled: Callable[[], bool],
         clock: Clock,
+        transformer: CachedTransformer,
     ) -> Iterator[TextChunk]:
-        eyes = ("image_encoder", "vq_encoder") if pictures else ()
-        names = [name for name in ("transformer", "text_head", *eyes) if name in self._components]
-        _, clock.load_s = self._timed_engines(names)
-        start = time.perf_counter()
-        prompt, image_tokens = self.look(request.prompt, pictures, loop)
-        request = dataclasses.replace(request, prompt=prompt)
-        clock.image_encode_s = time.perf_counter() - start
-        transformer = self.conversation()
         yield from write_reply(request, image_tokens, transformer, self.tokenizer, cancelled, clock)
+
+    def conversation(self, rows: int = 1) -> CachedTransformer:
+        """The transformer with an empty memory, for one reply or several side by side."""
+        head = self.engine("text_head") if "text_head" in self._components else None
+        most = self.manifest.limits.max_context
+        return CachedTransformer(self.engine("transformer"), most, head=head, rows=rows, budget=self.budget)
+
+    def _timed_conversation(self, clock: Clock) -> CachedTransformer:
+        """A conversation; what its engines take to load is told apart."""
+        start = time.perf_counter()
+        made = self.conversation()
+        clock.load_s += time.perf_counter() - start
+        return made
 
     def look(self, prompt: Prompt, pictures: list[np.ndarray], loop: TextLoop) -> tuple[Prompt, np.ndarray | None]:
         """Pictures (3, S, S) as what the transformer reads: token ids in the prompt, or tokens (1, m, width) beside."""
@@ -159,10 +258,14 @@ class Model:
             return with_picture_ids(prompt, self._as_ids(self.engine("vq_encoder"), pictures, loop)), None
         return prompt, self._encode(self.engine("image_encoder"), pictures, loop) if pictures else None
 
-    def conversation(self) -> CachedTransformer:
-        """The transformer with an empty memory, for one reply."""
-        head = self.engine("text_head") if "text_head" in self._components else None
-        return CachedTransformer(self.engine("transformer"), self.manifest.limits.max_context, head=head)
+    def _timed_look(self, prompt: Prompt, pictures: list[np.ndarray], clock: Clock) -> tuple[Prompt, np.ndarray | None]:
+        """The same; what its engines take to load is told apart."""
+        eyes = [name for name in ("image_encoder", "vq_encoder") if pictures and name in self._components]
+        clock.load_s += self._timed_engines(eyes)[1]
+        start = time.perf_counter()
+        seen = self.look(prompt, pictures, self._text_loop())
+        clock.image_encode_s += time.perf_counter() - start
+        return seen
 
     def _as_ids(self, encoder: Engine, pictures: list[np.ndarray], loop: TextLoop) -> np.ndarray:
         """Pictures (3, S, S) -> token ids (m), one picture after the other."""
@@ -203,41 +306,99 @@ class Model:
         top_k: int | None = None,
         top_p: float | None = None,
         negative_prompt: str | None = None,
+        image: PictureSource | None = None,
     ) -> Iterator[DenoiseProgress | ImageResult]:
         """Progress after every step, with previews when asked for, and at last the ImageResult.
 
         What is None is the bundle's own default.  Picture number i has the seed `seed + i`; `noise`, (n, p) or
-        (num_images, n, p), takes the place of the seeds' noise.  Guidance 1 leaves the unconditional half out.
-        Models that draw by denoising take steps, noise and previews; those that draw token by token take temperature,
-        top_k and top_p, and some a negative_prompt.
+        (num_images, n, p), takes the place of the seeds' noise.  Guidance leads away from `negative_prompt`, or from
+        the empty prompt; guidance 1 leaves that half out.  `image` is a picture to edit, for bundles that can.  Models
+        that draw by denoising take steps, noise and previews; those that draw token by token take temperature, top_k
+        and top_p.
         """
+        start = self._drawing(
+            prompt,
+            num_inference_steps,
+            guidance_scale,
+            seed,
+            num_images,
+            noise,
+            preview,
+            temperature,
+            top_k,
+            top_p,
+            negative_prompt,
+            image,
+        )
+        return self._call(start, timeout_s)
+
+    def _drawing(
+        self,
+        prompt: str,
+        num_inference_steps: int | None = None,
+        guidance_scale: float | None = None,
+        seed: int = 0,
+        num_images: int = 1,
+        noise: np.ndarray | None = None,
+        preview: bool = False,
+        temperature: float | None = None,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        negative_prompt: str | None = None,
+        image: PictureSource | None = None,
+    ) -> Callable[[Callable[[], bool]], Iterator[DenoiseProgress | ImageResult]]:
+        """What draws, given a `cancelled`; options are checked now."""
         self._check_open()
         _check_whole("seed", seed, 0, 2**64 - 1)
         _check_whole("num_images", num_images, 1, MOST_PICTURES)
-        if self.manifest.loops.image_tokens is not None:
+        if image is not None:
+            raise InputError(
+                f"bundle {self.manifest.name} does not edit pictures: its model was trained to draw from words alone; "
+                "leave `image` out, or ask about the picture with generate_text"
+            )
+        loop = self.manifest.loops.image_tokens
+        if loop is not None:
             _refuse(
                 "draws token by token", num_inference_steps=num_inference_steps, noise=noise, preview=preview or None
             )
             sampling = (temperature, top_k, top_p)
-            return self._stream_codes(prompt, guidance_scale, seed, num_images, sampling, negative_prompt, timeout_s)
-        _refuse(
-            "draws by denoising", temperature=temperature, top_k=top_k, top_p=top_p, negative_prompt=negative_prompt
+            codes = self._codes_request(prompt, guidance_scale, seed, num_images, sampling, negative_prompt, loop)
+            return lambda cancelled: self._draw_codes(codes, loop, cancelled, CodesClock())
+        _refuse("draws by denoising", temperature=temperature, top_k=top_k, top_p=top_p)
+        clock, denoise = DrawClock(), self._denoise_loop()
+        request = self._draw_request(
+            prompt, num_inference_steps, guidance_scale, seed, num_images, noise, preview, negative_prompt, denoise
         )
-        clock = DrawClock()
-        loop = self._denoise_loop()
+        return lambda cancelled: self._draw(request, denoise, cancelled, clock)
+
+    def _draw_request(
+        self,
+        prompt: str,
+        num_inference_steps: int | None,
+        guidance_scale: float | None,
+        seed: int,
+        num_images: int,
+        noise: np.ndarray | None,
+        preview: bool,
+        negative_prompt: str | None,
+        loop: DenoiseLoop,
+    ) -> DrawRequest:
         steps = loop.num_inference_steps if num_inference_steps is None else num_inference_steps
         scale = loop.guidance_scale if guidance_scale is None else guidance_scale
         _check_whole("num_inference_steps", steps, 1, self.manifest.limits.max_steps)
         _check_guidance(scale)
-        tokens = drawing_prompt(prompt, loop.template, self.tokenizer)
-        self._check_length(len(tokens))
+        tokens, negative = drawing_prompt(prompt, loop.template, self.tokenizer), None
+        if negative_prompt is not None:
+            if scale == 1:
+                raise UsageError("negative_prompt needs guidance, guidance_scale is 1")
+            negative = drawing_prompt(negative_prompt, loop.template, self.tokenizer)
+        self._check_length(max(len(tokens), len(negative or ())))
         seeds = tuple(int(seed) + index for index in range(num_images))
         if noise is None:
             noises = tuple(schedule.initial_noise(each, loop.token_count, loop.token_width) for each in seeds)
         else:
             noises = check_noise(noise, num_images, loop)
-        request = DrawRequest(tokens, steps, float(scale), seeds, noises, preview)
-        return self._call(lambda cancelled: self._draw(request, loop, cancelled, clock), timeout_s)
+        return DrawRequest(tokens, steps, float(scale), seeds, noises, preview, negative)
 
     def _draw(
         self, request: DrawRequest, loop: DenoiseLoop, cancelled: Callable[[], bool], clock: DrawClock
@@ -245,10 +406,15 @@ class Model:
         loaded, clock.load_s = self._timed_engines(("transformer", "conditioner", "denoiser", "image_decoder"))
         if self._unconditional is None:
             self._unconditional = read_tensors(self.bundle.file(UNCONDITIONAL))
-        engines = DrawEngines(**loaded, unconditional=self._unconditional, max_context=self.manifest.limits.max_context)
+        engines = DrawEngines(
+            **loaded,
+            unconditional=self._unconditional,
+            max_context=self.manifest.limits.max_context,
+            budget=self.budget,
+        )
         yield from draw(request, loop, engines, cancelled, clock)
 
-    def _stream_codes(
+    def _codes_request(
         self,
         prompt: str,
         guidance_scale: float | None,
@@ -256,17 +422,15 @@ class Model:
         num_images: int,
         sampling: tuple[float | None, int | None, float | None],
         negative_prompt: str | None,
-        timeout_s: float | None,
-    ) -> Iterator[DenoiseProgress | ImageResult]:
-        clock, loop = CodesClock(), self.manifest.loops.image_tokens
-        assert loop is not None
+        loop: ImageTokensLoop,
+    ) -> CodesRequest:
         scale = loop.guidance_scale if guidance_scale is None else guidance_scale
         _check_guidance(scale)
         asked_temperature, asked_k, asked_p = sampling
         tokens = image_prompt(prompt, loop, self.tokenizer)
         blank = None if scale == 1 else unconditional_prompt(tokens, negative_prompt, loop, self.tokenizer)
         self._check_length(max(len(tokens), len(blank or ())) + loop.length)
-        request = CodesRequest(
+        return CodesRequest(
             tokens,
             blank,
             float(scale),
@@ -277,7 +441,6 @@ class Model:
             ),
             tuple(int(seed) + index for index in range(num_images)),
         )
-        return self._call(lambda cancelled: self._draw_codes(request, loop, cancelled, clock), timeout_s)
 
     def _draw_codes(
         self, request: CodesRequest, loop: ImageTokensLoop, cancelled: Callable[[], bool], clock: CodesClock
@@ -307,8 +470,7 @@ class Model:
 
     def cancel(self) -> None:
         """Ends every call in progress, from any thread; each keeps what it has."""
-        for call in tuple(self._calls):
-            call.set()
+        self._calls.cancel()
 
     def close(self) -> None:
         """Ends every call and lets the engines go; a closed model answers nothing more."""
@@ -330,23 +492,12 @@ class Model:
 
     def _call(self, start: Callable[[Callable[[], bool]], Iterator[T]], timeout_s: float | None) -> Iterator[T]:
         """Runs a loop with a `cancelled` that hears cancel(), close() and the clock."""
-        if timeout_s is not None and not timeout_s > 0:
-            raise UsageError(f"timeout_s is {timeout_s}, expected above 0")
-        deadline = math.inf if timeout_s is None else time.monotonic() + timeout_s
-        cancel = threading.Event()
 
-        def cancelled() -> bool:
-            return cancel.is_set() or time.monotonic() >= deadline
-
-        def run() -> Iterator[T]:
+        def begin(cancelled: Callable[[], bool]) -> Iterator[T]:
             self._check_open()
-            self._calls.add(cancel)
-            try:
-                yield from start(cancelled)
-            finally:
-                self._calls.discard(cancel)
+            return start(cancelled)
 
-        return run()
+        return self._calls.run(begin, timeout_s)
 
     def engine(self, component: str) -> Engine:
         """A component's engine, loaded when first asked for."""
@@ -382,6 +533,16 @@ class Model:
             raise InputError(f"bundle {self.manifest.name} does not read pictures: it has no image_encoder")
         most = self.manifest.limits.max_image_pixels
         return load_picture(image, loop.image_size, loop.background, most, loop.image_fit, loop.image_resample)
+
+    def _constraint_maker(self) -> ConstraintMaker:
+        text, names = self.manifest.loops.text, self._components
+        size = 0
+        speaker = "text_head" if "text_head" in names else "transformer"
+        if speaker in names:
+            outputs = self.manifest.variant(speaker, self.choice.target).outputs
+            size = next((spec.fixed(1, "vocabulary") for spec in outputs if spec.name == "logits"), 0)
+        stops = () if text is None else text.stop_token_ids
+        return ConstraintMaker(self.bundle.file(self.manifest.tokenizer), size, stops)
 
     def _text_loop(self) -> TextLoop:
         if self.manifest.loops.text is None:
@@ -422,9 +583,3 @@ def _refuse(how: str, **options: Any) -> None:
     given = [name for name, value in options.items() if value is not None]
     if given:
         raise UsageError(f"{', '.join(given)}: this bundle {how} and has no such option")
-
-
-def _not_a_string(stop: Sequence[str]) -> Sequence[str]:
-    if isinstance(stop, str):
-        raise UsageError(f"stop is {stop!r}, expected a list of strings")
-    return stop

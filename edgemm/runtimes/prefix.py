@@ -1,7 +1,8 @@
 """The prompt as the denoiser reads it, at every step the same: two rows, the prompt and the empty prompt.
 
 The conditioner writes row 0 in place, and with guidance the denoiser reads both rows, without it row 0 alone: the same
-memory, no copy.  Row 1 is the unconditional prefix that the bundle ships, padded with slots that the mask hides.
+memory, no copy.  Row 1 is the unconditional prefix that the bundle ships, padded with slots that the mask hides; a
+negative prompt's own prefix takes its place.
 Axes: t prefix slots, h heads, d head width, c conditioning, n image tokens, l layout.
 """
 
@@ -32,6 +33,7 @@ class PromptPrefix:
             self.both[spec.name] = np.zeros((2, *shape), dtype=spec.dtype)
             self._fill(spec.name, axis, unconditional)
         self.prompt = {name: buffer[PROMPT : PROMPT + 1] for name, buffer in self.both.items()}
+        self.negative = {name: buffer[UNCONDITIONAL:] for name, buffer in self.both.items()}  # what guidance leaves
 
     def _fill(self, name: str, axis: int | None, unconditional: Arrays) -> None:
         row = self.both[name][UNCONDITIONAL : UNCONDITIONAL + 1]

@@ -25,6 +25,8 @@ __all__ = [
     "chat_prompt",
     "drawing_prompt",
     "image_prompt",
+    "picture_in_reply",
+    "turn_prompt",
     "unconditional_prompt",
     "with_picture_ids",
 ]
@@ -75,6 +77,13 @@ class _Builder:
         self.ids += ids
         self.rows += [-1] * len(ids)
         self.own += [float(own)] * len(ids)
+
+    def tokens(self, ids: Sequence[int]) -> None:
+        """Ids that the model wrote itself."""
+        self.limits += range(len(self.ids), len(self.ids) + len(ids))
+        self.ids += ids
+        self.rows += [-1] * len(ids)
+        self.own += [0.0] * len(ids)
 
     def picture(self, count: int) -> None:
         """`count` tokens that see one another."""
@@ -143,19 +152,47 @@ def chat_prompt(messages: Sequence[Message], loop: TextLoop, tokenizer: Tokenize
         builder.text(template.system_close)
     for message in messages:
         if message.role == "user":
-            builder.text(template.user_open)
-            for _ in message.images:
-                builder.picture(loop.image_token_count)
-            if message.images:
-                builder.text(loop.image_close)
-            builder.text(message.content, own=True)
-            builder.text(template.user_close)
+            _user(builder, message, loop)
         elif message.role == "assistant":
             builder.text(template.assistant_open)
             builder.text(message.content, own=True)
             builder.text(template.assistant_close)
     builder.text(template.assistant_open)
     return builder.build()
+
+
+def turn_prompt(message: Message, unread: Sequence[int], loop: TextLoop, tokenizer: Tokenizer) -> Prompt:
+    """What follows a reply: its last tokens that were written and not yet read, its end, and the next message."""
+    if loop.joined:
+        raise UsageError(
+            "this model reads a conversation as one string, so a session has one turn; "
+            "give all messages to generate_text"
+        )
+    builder = _Builder(tokenizer)
+    builder.tokens(unread)
+    builder.text(loop.template.assistant_close)
+    _user(builder, message, loop)
+    builder.text(loop.template.assistant_open)
+    return builder.build()
+
+
+def picture_in_reply(unread: Sequence[int], loop: TextLoop, tokenizer: Tokenizer) -> Prompt:
+    """A picture that the model drew, in the middle of its reply."""
+    builder = _Builder(tokenizer)
+    builder.tokens(unread)
+    builder.picture(loop.image_token_count)
+    builder.text(loop.image_close)
+    return builder.build()
+
+
+def _user(builder: _Builder, message: Message, loop: TextLoop) -> None:
+    builder.text(loop.template.user_open)
+    for _ in message.images:
+        builder.picture(loop.image_token_count)
+    if message.images:
+        builder.text(loop.image_close)
+    builder.text(message.content, own=True)
+    builder.text(loop.template.user_close)
 
 
 def drawing_prompt(prompt: str, template: DenoiseTemplate, tokenizer: Tokenizer) -> Prompt:

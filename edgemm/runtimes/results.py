@@ -20,7 +20,7 @@ from edgemm.picture import pillow
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-__all__ = ["FinishReason", "ImageMetrics", "ImageResult", "Picture", "TextMetrics", "TextResult"]
+__all__ = ["FinishReason", "ImageMetrics", "ImageResult", "Picture", "TextMetrics", "TextResult", "TokenLogprob"]
 
 FinishReason = Literal["stop", "length", "cancelled", "error"]
 
@@ -38,12 +38,23 @@ class TextMetrics:
 
 
 @dataclass(frozen=True)
+class TokenLogprob:
+    """How likely a token was, before temperature and filters: the natural logarithm of its probability."""
+
+    token_id: int
+    token: str
+    logprob: float
+    top: tuple[tuple[int, str, float], ...] = ()  # (id, text, logprob) of the likeliest, best first, when asked for
+
+
+@dataclass(frozen=True)
 class TextResult:
     text: str
     token_ids: tuple[int, ...]  # without the stop token
     finish_reason: FinishReason
     seed: int | None  # what makes this reply come again; None when nothing was drawn at random
     metrics: TextMetrics
+    logprobs: tuple[TokenLogprob, ...] | None = None  # one a token, when asked for
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ import numpy as np
 
 from edgemm.errors import UsageError
 
-__all__ = ["Sampling", "filtered", "next_token", "penalised"]
+__all__ = ["Sampling", "filtered", "log_probabilities", "next_token", "penalised"]
 
 
 @dataclass(frozen=True)
@@ -83,6 +83,12 @@ def filtered(scores: np.ndarray, sampling: Sampling) -> np.ndarray:
     if sampling.min_p:
         scores = np.where(scores < scores.max() + math.log(sampling.min_p), -np.inf, scores)
     return scores
+
+
+def log_probabilities(logits: np.ndarray) -> np.ndarray:
+    """The model's own distribution over (v), as natural logarithms in float64."""
+    shifted = logits.astype(np.float64) - logits.max()
+    return shifted - np.log(np.exp(shifted).sum())
 
 
 def _softmax(scores: np.ndarray) -> np.ndarray:

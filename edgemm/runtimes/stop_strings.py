@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from edgemm.errors import UsageError
 
-__all__ = ["StopStrings"]
+__all__ = ["StopStrings", "overlap"]
 
 
 class StopStrings:
@@ -27,7 +27,7 @@ class StopStrings:
         if found:
             self.hit = True
             return text[: min(found)]
-        held = max((_overlap(text, stop) for stop in self._stops), default=0)
+        held = max((overlap(text, stop) for stop in self._stops), default=0)
         self._held = text[len(text) - held :]
         return text[: len(text) - held]
 
@@ -37,6 +37,6 @@ class StopStrings:
         return text
 
 
-def _overlap(text: str, stop: str) -> int:
+def overlap(text: str, stop: str) -> int:
     """Length of the longest end of `text` that begins `stop`."""
     return next((n for n in range(min(len(text), len(stop) - 1), 0, -1) if text.endswith(stop[:n])), 0)

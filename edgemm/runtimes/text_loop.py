@@ -12,15 +12,18 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from edgemm.errors import EdgemmError, UsageError
+from edgemm.runtimes.constraint import Constraint
 from edgemm.runtimes.events import TextChunk
 from edgemm.runtimes.kv_cache import CachedTransformer
 from edgemm.runtimes.prompt import Prompt
-from edgemm.runtimes.results import FinishReason, TextMetrics, TextResult
-from edgemm.runtimes.sampling import Sampling, next_token
+from edgemm.runtimes.results import FinishReason, TextMetrics, TextResult, TokenLogprob
+from edgemm.runtimes.sampling import Sampling, log_probabilities, next_token
 from edgemm.runtimes.stop_strings import StopStrings
 from edgemm.tokenizer import StreamDecoder, Tokenizer
 
-__all__ = ["Clock", "TextRequest", "write_reply"]
+__all__ = ["Clock", "Reply", "TextRequest", "write_reply"]
+
+MOST_LOGPROBS = 100  # beside each token
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,8 +35,13 @@ class TextRequest:
     max_new_tokens: int
     stop: tuple[str, ...]
     stop_token_ids: tuple[int, ...]
+    logprobs: int | None = None  # how many of the likeliest tokens to tell beside each chosen one; None tells nothing
+    constraint: Constraint | None = None  # what may come next
+    history: tuple[int, ...] = ()  # text ids of earlier turns, for the repetition penalty
 
     def __post_init__(self) -> None:
+        if self.logprobs is not None and not 0 <= self.logprobs <= MOST_LOGPROBS:
+            raise UsageError(f"logprobs is {self.logprobs}, expected 0 to {MOST_LOGPROBS}")
         if self.max_new_tokens < 1:
             raise UsageError(f"max_new_tokens is {self.max_new_tokens}, expected at least 1")
         StopStrings(self.stop)
@@ -55,6 +63,65 @@ class Clock:
         return time.perf_counter() - self.began - self.load_s
 
 
+class Reply:
+    """One reply in the making: what it has, and why it ended once it has."""
+
+    def __init__(self, request: TextRequest, tokenizer: Tokenizer) -> None:
+        self.request = request
+        self.reason: FinishReason | None = None
+        self._tokenizer = tokenizer
+        self._generator = np.random.Generator(np.random.PCG64(request.sampling.seed))
+        self._history = [*request.history, *request.prompt.text_ids]
+        self._ids: list[int] = []
+        self._texts: list[str] = []
+        self._logprobs: list[TokenLogprob] = []
+        self._decoder, self._stops = StreamDecoder(tokenizer), StopStrings(request.stop)
+
+    def choose(self, logits: np.ndarray) -> int:
+        """The next token, from logits (v)."""
+        constraint, sampling = self.request.constraint, self.request.sampling
+        if constraint is None:
+            return next_token(logits, self._history, sampling, self._generator)
+        token = next_token(constraint.allowed(logits), self._history, sampling, self._generator)
+        constraint.accept(token)
+        return token
+
+    def add(self, token: int, logits: np.ndarray) -> TextChunk | None:
+        """Takes a token in; None when it is one that ends the reply and is no part of it."""
+        request = self.request
+        if token in request.stop_token_ids:
+            self.reason = "stop"
+            return None
+        self._ids.append(token)
+        self._history.append(token)
+        self._texts.append(self._stops.push(self._decoder.push(token)))
+        told = () if request.logprobs is None else (_logprob(token, logits, request.logprobs, self._tokenizer),)
+        self._logprobs += told
+        if self._stops.hit or (request.constraint and request.constraint.complete):
+            self.reason = "stop"
+        elif len(self._ids) == request.max_new_tokens:
+            self.reason = "length"
+        return TextChunk((token,), self._texts[-1], logprobs=told)
+
+    def end(self, clock: Clock) -> TextChunk:
+        """The last chunk, with what was held back and the whole result."""
+        assert self.reason is not None
+        last = ""
+        if not self._stops.hit:
+            last = self._stops.push(self._decoder.flush())
+            last += "" if self._stops.hit else self._stops.flush()
+        request = self.request
+        result = TextResult(
+            text="".join([*self._texts, last]),
+            token_ids=tuple(self._ids),
+            finish_reason=self.reason,
+            seed=request.sampling.seed if request.sampling.temperature else None,
+            metrics=_metrics(request, clock, len(self._ids)),
+            logprobs=None if request.logprobs is None else tuple(self._logprobs),
+        )
+        return TextChunk((), last, finished=True, finish_reason=self.reason, result=result)
+
+
 def write_reply(
     request: TextRequest,
     image_tokens: np.ndarray | None,  # (1, m, width)
@@ -67,58 +134,46 @@ def write_reply(
 
     When numbers go wrong the last chunk has the reason "error" and no result, and then the error is raised.
     """
-    ids: list[int] = []
-    texts: list[str] = []
-    decoder, stops = StreamDecoder(tokenizer), StopStrings(request.stop)
+    reply, step = Reply(request, tokenizer), 0
+    if cancelled():
+        reply.reason = "cancelled"
+        yield reply.end(clock)
+        return
     try:
-        tokens = _tokens(request, image_tokens, transformer, clock)
-        reason: FinishReason | None = "cancelled" if cancelled() else None
-        while reason is None:
-            token = next(tokens)
-            if token in request.stop_token_ids:
-                reason = "stop"
-                break
-            ids.append(token)
-            texts.append(stops.push(decoder.push(token)))
-            yield TextChunk((token,), texts[-1])
-            if stops.hit:
-                reason = "stop"
-            elif len(ids) == request.max_new_tokens or transformer.full:
-                reason = "length"
-            elif cancelled():
-                reason = "cancelled"
+        start = time.perf_counter()
+        logits = transformer.prefill(request.prompt, image_tokens)
+        clock.prefill_s = time.perf_counter() - start
+        if cancelled():
+            reply.reason = "cancelled"
+        while reply.reason is None:
+            token = reply.choose(logits)
+            if step == 0:
+                clock.first_token_s = clock.since_began()
+            else:
+                clock.decode_s += time.perf_counter() - start
+                clock.decode_steps += 1
+            chunk = reply.add(token, logits)
+            if chunk is not None:
+                yield chunk
+            if reply.reason is None and transformer.full:
+                reply.reason = "length"
+            elif reply.reason is None and cancelled():
+                reply.reason = "cancelled"
+            elif reply.reason is None:
+                start = time.perf_counter()
+                logits = transformer.step(token)
+                step += 1
     except EdgemmError:
         yield TextChunk((), "", finished=True, finish_reason="error")
         raise
-    if not stops.hit:
-        texts.append(stops.push(decoder.flush()))
-        texts[-1] += "" if stops.hit else stops.flush()
-    result = TextResult("".join(texts), tuple(ids), reason, _seed(request), _metrics(request, clock, len(ids)))
-    yield TextChunk((), texts[-1] if not stops.hit else "", finished=True, finish_reason=reason, result=result)
+    yield reply.end(clock)
 
 
-def _tokens(
-    request: TextRequest, image_tokens: np.ndarray | None, transformer: CachedTransformer, clock: Clock
-) -> Iterator[int]:
-    """Token after token, without end, each computed when it is asked for."""
-    generator = np.random.Generator(np.random.PCG64(request.sampling.seed))
-    history = request.prompt.text_ids
-    start = time.perf_counter()
-    logits = transformer.prefill(request.prompt, image_tokens)
-    clock.prefill_s = time.perf_counter() - start
-    token = next_token(logits, history, request.sampling, generator)
-    clock.first_token_s = clock.since_began()
-    while True:
-        yield token
-        start = time.perf_counter()
-        history.append(token)
-        token = next_token(transformer.step(token), history, request.sampling, generator)
-        clock.decode_s += time.perf_counter() - start
-        clock.decode_steps += 1
-
-
-def _seed(request: TextRequest) -> int | None:
-    return request.sampling.seed if request.sampling.temperature else None
+def _logprob(token: int, logits: np.ndarray, count: int, tokenizer: Tokenizer) -> TokenLogprob:
+    logprobs = log_probabilities(logits)  # (v)
+    likeliest = np.argsort(-logprobs, kind="stable")[:count]
+    top = tuple((int(i), tokenizer.decode([int(i)]), float(logprobs[i])) for i in likeliest)
+    return TokenLogprob(token, tokenizer.decode([token]), float(logprobs[token]), top)
 
 
 def _metrics(request: TextRequest, clock: Clock, new_tokens: int) -> TextMetrics:

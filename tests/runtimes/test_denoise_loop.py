@@ -111,8 +111,8 @@ def test_without_guidance_the_denoiser_runs_one_row(model, monkeypatch):
 
 def test_one_prompt_is_read_once_for_many_pictures(model, monkeypatch):
     reads = []
-    read = loop_module.read_prompt
-    monkeypatch.setattr(loop_module, "read_prompt", lambda *arguments: reads.append(1) or read(*arguments))
+    read = loop_module.read_prompts
+    monkeypatch.setattr(loop_module, "read_prompts", lambda *arguments: reads.append(1) or read(*arguments))
     result = model.generate_image("a red heart", num_images=3, seed=7)
     assert len(reads) == 1
     assert [picture.seed for picture in result.images] == [7, 8, 9]
@@ -228,3 +228,32 @@ def test_a_cache_smaller_than_a_block_is_enough_to_draw(tmp_path, weights, model
     whole = model.generate_image("a red heart").pixels
     with edgemm.load(build(tmp_path / "small.bundle", weights, limits=limits), device="cpu", threads=1) as small:
         assert np.abs(small.generate_image("a red heart").pixels - whole).max() < TOLERANCE
+
+
+def test_guidance_leads_away_from_the_negative_prompt(model):
+    plain = model.generate_image("a red heart", seed=3).pixels
+    away = model.generate_image("a red heart", seed=3, negative_prompt="a blue fish with a long tail").pixels
+    assert not np.array_equal(plain, away)
+    # With guidance w the prediction is n + w (c - n): the prompt itself as its negative is no guidance at all.
+    unguided = model.generate_image("a red heart", seed=3, guidance_scale=1.0).pixels
+    itself = model.generate_image("a red heart", seed=3, guidance_scale=7.0, negative_prompt="a red heart").pixels
+    assert np.abs(itself - unguided).max() < 1e-4
+    assert np.abs(away - unguided).max() > 1e-3
+
+
+def test_a_negative_prompt_longer_than_the_prompt_is_read_whole(model):
+    longer = "a blue fish " * 12
+    one, other = (
+        model.generate_image("a heart", seed=3, negative_prompt=text).pixels for text in (longer, longer + "x")
+    )
+    assert not np.array_equal(one, other)
+
+
+def test_a_negative_prompt_without_guidance_is_refused(model):
+    with pytest.raises(UsageError, match="negative_prompt needs guidance"):
+        model.stream_image("a heart", guidance_scale=1, negative_prompt="fish")
+
+
+def test_a_bundle_that_cannot_edit_says_so(model):
+    with pytest.raises(InputError, match="tiny does not edit pictures"):
+        model.stream_image("a heart", image=np.zeros((4, 4, 3), dtype=np.uint8))

@@ -1,0 +1,120 @@
+"""How much memory the K/V caches of one model may take together, and what a bundle needs before anything is loaded.
+
+Computed from the manifest alone, so that a limit is honoured before the first byte is allocated.  It counts weights
+and caches, which grow with a model and its conversations; WORK_BYTES stands for the rest.
+"""
+
+from __future__ import annotations
+
+import threading
+import weakref
+from dataclasses import dataclass
+
+import numpy as np
+
+from edgemm.errors import ResourceError, UsageError
+from edgemm.manifest import Manifest
+
+__all__ = ["UNLIMITED", "CacheBudget", "MemoryPlan", "plan_memory"]
+
+MB = 1_000_000
+WORK_BYTES = 96 * MB  # Python, the backend's code, and what a step computes with
+
+
+@dataclass(frozen=True)
+class MemoryPlan:
+    """What a bundle takes on a target, and what a limit leaves for conversations."""
+
+    limit_bytes: int | None
+    weights_bytes: int  # every component of the target
+    slot_bytes: int  # K/V of one token
+    max_context: int  # of the bundle
+
+    @property
+    def cache_bytes(self) -> int | None:
+        """For all caches together; None without a limit."""
+        return None if self.limit_bytes is None else self.limit_bytes - self.weights_bytes - WORK_BYTES
+
+    @property
+    def cache_slots(self) -> int | None:
+        """Tokens that all conversations may hold together; None without a limit."""
+        return None if self.cache_bytes is None or not self.slot_bytes else self.cache_bytes // self.slot_bytes
+
+    def __str__(self) -> str:
+        weights = f"weights {self.weights_bytes / MB:.0f} MB, {self.slot_bytes / 1e3:.1f} kB a token of conversation"
+        if self.limit_bytes is None:
+            return f"{weights}, {self.slot_bytes * self.max_context / MB:.0f} MB at its longest; no limit"
+        return f"{weights}; a limit of {self.limit_bytes / MB:.0f} MB leaves room for {self.cache_slots} tokens"
+
+
+def plan_memory(manifest: Manifest, target: str, limit_mb: float | None = None) -> MemoryPlan:
+    """Raises ResourceError when the limit does not even hold the weights and one short conversation."""
+    if limit_mb is not None and not limit_mb > 0:
+        raise UsageError(f"memory_limit_mb is {limit_mb}, expected above 0")
+    weights = 0
+    for component in manifest.targets[target]:
+        variant = manifest.variant(component, target)
+        named = (manifest.files.get(name) for name in (variant.graph, variant.data) if name)
+        weights += sum(record.size_bytes for record in named if record)  # none while a bundle is being written
+    slot = 0
+    if "transformer" in manifest.targets[target]:
+        for spec in manifest.variant("transformer", target).inputs:
+            if spec.name.startswith("past_"):
+                slot += spec.fixed(1, "K/V heads") * spec.fixed(3, "head width") * np.dtype(spec.dtype).itemsize
+    limit = None if limit_mb is None else int(limit_mb * MB)
+    plan = MemoryPlan(limit, weights, slot, manifest.limits.max_context)
+    least = weights + WORK_BYTES + slot * min(256, plan.max_context)
+    if limit is not None and limit < least:
+        raise ResourceError(
+            f"memory_limit_mb is {limit_mb:g}, this bundle needs at least {-(-least // MB)}: {weights / MB:.0f} MB of "
+            f"weights, {WORK_BYTES / MB:.0f} to work, and a conversation of {min(256, plan.max_context)} tokens; "
+            "export it smaller (--precision int4) or allow more"
+        )
+    return plan
+
+
+class CacheBudget:
+    """Bytes that caches share; each holds a lease, which ends with the cache."""
+
+    def __init__(self, most_bytes: int | None = None) -> None:
+        self.most_bytes = most_bytes
+        self.taken_bytes = 0
+        self._lock = threading.RLock()  # the collector may end a lease while one grows
+
+    def lease(self, holder: object) -> Lease:
+        lease = Lease(self)
+        weakref.finalize(holder, lease.end).atexit = False
+        return lease
+
+
+class Lease:
+    """What one cache has of the budget."""
+
+    def __init__(self, budget: CacheBudget) -> None:
+        self._budget = budget
+        self._bytes = 0
+
+    def can_grow(self, size_bytes: int) -> bool:
+        most = self._budget.most_bytes
+        return most is None or self._budget.taken_bytes - self._bytes + size_bytes <= most
+
+    def grow(self, size_bytes: int) -> None:
+        """To so many bytes in all; ResourceError when that is more than there is."""
+        budget = self._budget
+        with budget._lock:
+            if not self.can_grow(size_bytes):
+                left = (budget.most_bytes or 0) - budget.taken_bytes + self._bytes
+                raise ResourceError(
+                    f"a conversation of this length takes {size_bytes / MB:.1f} MB, the memory limit leaves "
+                    f"{left / MB:.1f}; close other sessions, shorten it, or allow more"
+                )
+            budget.taken_bytes += size_bytes - self._bytes
+            self._bytes = size_bytes
+
+    def end(self) -> None:
+        with self._budget._lock:
+            self._budget.taken_bytes -= self._bytes
+            self._bytes = 0
+
+
+UNLIMITED = CacheBudget()

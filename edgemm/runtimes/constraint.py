@@ -1,0 +1,97 @@
+"""Replies that follow a JSON schema or a grammar, through llguidance: at every token, what may come next.
+
+The library knows grammars and the tokenizer, this file knows logits.  It is imported when a constraint is asked for.
+Axes: v vocabulary.
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from edgemm.errors import EdgemmError, MissingError, UsageError
+
+__all__ = ["Constraint", "ConstraintMaker"]
+
+CURE = "pip install 'edgemm[constrained]'"
+COMPACT = {"whitespace_flexible": False}  # a small model that may write blanks writes blanks
+
+
+class ConstraintMaker:
+    """Makes constraints for one tokenizer; the vocabulary is prepared once, when the first is asked for."""
+
+    def __init__(self, tokenizer_path: Path, vocab_size: int, stop_token_ids: tuple[int, ...]) -> None:
+        self._path = tokenizer_path
+        self._vocab_size = vocab_size
+        self._stops = stop_token_ids
+        self._prepared: Any = None
+        self._lock = threading.Lock()
+
+    def make(self, json_schema: Mapping[str, Any] | str | None, grammar: str | None) -> Constraint:
+        """From a JSON schema (a dict or its text) or a grammar in Lark's notation."""
+        if json_schema is not None and grammar is not None:
+            raise UsageError("json_schema and grammar are both given, expected one of them")
+        try:
+            import llguidance
+        except ImportError as error:
+            raise MissingError(f"json_schema and grammar need the package llguidance: {CURE}") from error
+        matcher = llguidance.LLMatcher
+        if grammar is not None:
+            source, name = matcher.grammar_from_lark(grammar), "grammar"
+        else:
+            source, name = matcher.grammar_from_json_schema(_schema_text(json_schema), defaults=COMPACT), "json_schema"
+        with self._lock:
+            if self._prepared is None:
+                text = self._path.read_text(encoding="utf-8")
+                stops = list(self._stops) or None
+                self._prepared = llguidance.LLTokenizer(text, n_vocab=self._vocab_size, eos_token=stops)
+        made = matcher(self._prepared, source, log_level=0)
+        if made.is_error():
+            raise UsageError(f"{name} cannot be used: {' '.join(made.get_error().split())}")
+        return Constraint(made)
+
+
+def _schema_text(schema: Any) -> str:
+    if isinstance(schema, str):
+        try:
+            schema = json.loads(schema)
+        except json.JSONDecodeError as error:
+            raise UsageError(f"json_schema is not JSON: {error}") from error
+    if not isinstance(schema, Mapping):
+        raise UsageError(f"json_schema is {type(schema).__name__}, expected an object")
+    try:
+        return json.dumps(schema)
+    except (TypeError, ValueError) as error:
+        raise UsageError(f"json_schema is not JSON: {error}") from error
+
+
+class Constraint:
+    """Where one reply stands in its grammar."""
+
+    def __init__(self, matcher: Any) -> None:
+        self._matcher = matcher
+
+    def allowed(self, logits: np.ndarray) -> np.ndarray:
+        """Logits (v) with -inf where the grammar has no such token now."""
+        bias = np.frombuffer(self._matcher.compute_logit_bias(), dtype=np.uint8)[: len(logits)]
+        self._check()
+        return np.where(bias != 0, logits, np.float32(-np.inf))
+
+    def accept(self, token: int) -> None:
+        """The reply goes on with this token."""
+        self._matcher.consume_token(token)
+        self._check()
+
+    @property
+    def complete(self) -> bool:
+        """The grammar is satisfied and nothing can follow."""
+        return self._matcher.is_stopped()
+
+    def _check(self) -> None:
+        if self._matcher.is_error():
+            raise EdgemmError(f"the reply left its grammar: {' '.join(self._matcher.get_error().split())}")

@@ -1,0 +1,144 @@
+"""Text and pictures in one reply: what the model writes between two marks is drawn, and it reads what was drawn.
+
+    Here is your heart: <draw>a red heart</draw> Do you like it?
+
+The marks are taken out of the text; the picture goes back into the conversation as clean image tokens, and the reply
+goes on.  Whether a model uses the marks by itself is a matter of its training; `grammar` makes any model use them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from edgemm.errors import UsageError
+from edgemm.runtimes.events import DenoiseProgress, TextChunk
+from edgemm.runtimes.prompt import picture_in_reply
+from edgemm.runtimes.results import FinishReason, ImageResult, Picture, TextResult
+from edgemm.runtimes.stop_strings import overlap
+from edgemm.runtimes.text_loop import Clock, TextRequest
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from edgemm.runtimes.model import Model
+
+__all__ = ["DRAW_MARKS", "InterleavedResult", "MarkedText", "check_marks", "write_interleaved"]
+
+DRAW_MARKS = ("<draw>", "</draw>")
+
+
+@dataclass(frozen=True, eq=False)
+class InterleavedResult:
+    """One reply, in its order."""
+
+    parts: tuple[str | Picture, ...]
+    prompts: tuple[str, ...]  # what each picture was drawn from
+    token_ids: tuple[int, ...]  # of the text, marks included
+    finish_reason: FinishReason
+
+    @property
+    def text(self) -> str:
+        return "".join(part for part in self.parts if isinstance(part, str))
+
+    @property
+    def images(self) -> tuple[Picture, ...]:
+        return tuple(part for part in self.parts if isinstance(part, Picture))
+
+
+class MarkedText:
+    """Text in, text out, up to the opening mark; what follows it is the prompt of a picture."""
+
+    def __init__(self, opening: str) -> None:
+        self._opening = opening
+        self._held = ""
+        self.prompt: str | None = None  # None as long as there was no mark
+
+    def push(self, text: str) -> str:
+        """What is safe to show now."""
+        if self.prompt is not None:
+            self.prompt += text
+            return ""
+        before, mark, after = (self._held + text).partition(self._opening)
+        self._held = ""
+        if mark:
+            self.prompt = after
+            return before
+        held = overlap(before, self._opening)
+        self._held = before[len(before) - held :]
+        return before[: len(before) - held]
+
+    def flush(self) -> str:
+        """What was held back and was no mark after all."""
+        held, self._held = self._held, ""
+        return held
+
+
+def write_interleaved(
+    model: Model,
+    request: TextRequest,
+    pictures: list[np.ndarray],
+    marks: tuple[str, str],
+    max_images: int,
+    drawing: Mapping[str, Any],
+    cancelled: Callable[[], bool],
+) -> Iterator[TextChunk | DenoiseProgress | ImageResult | InterleavedResult]:
+    """Text chunks, steps and pictures as they come, then the whole reply; `drawing` as in Model.stream_image."""
+    clock, loop = Clock(), model._text_loop()
+    transformer = model._timed_conversation(clock)
+    seen, image_tokens = model._timed_look(request.prompt, pictures, clock)
+    request = replace(request, prompt=seen)
+    parts: list[str | Picture] = []
+    prompts: list[str] = []
+    ids: list[int] = []
+    left, reason = request.max_new_tokens, None
+    while reason is None:
+        marked, shown, written, used = MarkedText(marks[0]), "", [], transformer.cache.used
+        run = replace(request, max_new_tokens=left, stop=(*request.stop, marks[1]))
+        result: TextResult | None = None
+        for chunk in model._write(run, image_tokens, cancelled, clock, transformer):
+            written += chunk.token_ids
+            text = marked.push(chunk.text) + (marked.flush() if chunk.finished else "")
+            shown += text
+            result = chunk.result
+            if text or chunk.token_ids:
+                yield TextChunk(chunk.token_ids, text, logprobs=chunk.logprobs)
+        assert result is not None  # an error would have been raised
+        ids += written
+        parts += [shown] if shown else []
+        left -= len(written)
+        prompt = (marked.prompt or "").strip()
+        if result.finish_reason != "stop" or not prompt or marks[1] not in model.tokenizer.decode(written):
+            reason = result.finish_reason
+            break
+        picture = None
+        for event in model._drawing(prompt, **drawing)(cancelled):
+            yield event
+            if isinstance(event, ImageResult) and event.images:
+                picture = event.images[0]
+                if event.finish_reason != "stop":
+                    reason = event.finish_reason
+        if picture is None:
+            reason = "cancelled"
+            break
+        parts.append(picture)
+        prompts.append(prompt)
+        read = transformer.cache.used - used - len(request.prompt)
+        again = picture_in_reply(written[read:], loop, model.tokenizer)
+        room = model.manifest.limits.max_context - transformer.cache.used
+        if reason is None and request.constraint and request.constraint.complete:
+            reason = "stop"
+        elif reason is None and (left < 1 or len(prompts) >= max_images or len(again) > room):
+            reason = "length"
+        history = (*request.history, *request.prompt.text_ids, *written)
+        again, image_tokens = model._timed_look(again, [model._picture(picture.to_array(), loop)], clock)
+        request = replace(request, prompt=again, history=history)
+    yield InterleavedResult(tuple(parts), tuple(prompts), tuple(ids), reason)
+
+
+def check_marks(marks: tuple[str, str]) -> tuple[str, str]:
+    """Two different strings that are not empty."""
+    if isinstance(marks, str) or len(marks) != 2 or not all(marks) or marks[0] == marks[1]:
+        raise UsageError(f"draw_marks is {marks!r}, expected two different strings, as {DRAW_MARKS}")
+    return marks

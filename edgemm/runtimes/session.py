@@ -1,0 +1,198 @@
+"""A conversation that keeps its K/V cache between turns: only what is new is read.
+
+It knows turns and what the cache holds of them; sampling and stepping are in text_loop.py, slots in kv_cache.py.  The
+conversation is what the model really read and wrote, token for token: a reply that was cut stays as far as it came.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+from edgemm.errors import EdgemmError, InputError, UsageError
+from edgemm.picture import PictureSource
+from edgemm.runtimes.events import TextChunk
+from edgemm.runtimes.kv_cache import CachedTransformer
+from edgemm.runtimes.prompt import Message, Prompt, as_messages, chat_prompt, turn_prompt
+from edgemm.runtimes.results import TextResult
+from edgemm.runtimes.text_loop import Clock, TextRequest
+from edgemm.runtimes.text_options import TextOptions
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from edgemm.runtimes.model import Model
+
+__all__ = ["Session"]
+
+
+@dataclass(frozen=True)
+class _Place:
+    """How far a conversation had come."""
+
+    used: int = 0  # slots
+    unread: tuple[int, ...] = ()  # written by the model, not in the cache yet
+    history: tuple[int, ...] = ()  # every text id
+    messages: tuple[Message, ...] = ()
+
+
+@dataclass(eq=False)
+class Session:
+    """One conversation with a model; made by Model.session().
+
+    One reply at a time: another call while one is being written is refused; fork() for a second line of thought.
+    Different sessions may be used from different threads.
+    """
+
+    _model: Model
+    _opening: tuple[Message, ...] = ()  # a system message, or nothing
+    _transformer: CachedTransformer | None = None
+    _place: _Place = field(default_factory=_Place)
+    _earlier: list[_Place] = field(default_factory=list)  # before each turn
+    _busy: threading.Lock = field(default_factory=threading.Lock)
+
+    def generate_text(
+        self, content: str | Sequence[dict[str, Any]], images: Sequence[PictureSource] = (), **options: Any
+    ) -> TextResult:
+        """The reply to the next message; `options` are those of Model.stream_text.
+
+        A session may begin with a list of messages, as Model.generate_text takes it.
+        """
+        for chunk in self.stream_text(content, images, **options):
+            if chunk.result is not None:
+                return chunk.result
+        raise EdgemmError("the reply ended without a result")
+
+    def stream_text(
+        self, content: str | Sequence[dict[str, Any]], images: Sequence[PictureSource] = (), **options: Any
+    ) -> Iterator[TextChunk]:
+        """The reply to the next message in pieces; see Model.stream_text."""
+        clock, chosen = Clock(), TextOptions(**options)
+        messages = as_messages(content, images)
+        request, pictures = self._request(messages, chosen)
+        place = self._place
+        return self._model._call(
+            lambda cancelled: self._turn(place, request, pictures, messages, cancelled, clock), chosen.timeout_s
+        )
+
+    @property
+    def tokens(self) -> int:
+        """How many the conversation holds, pictures included."""
+        return self._place.used + len(self._place.unread)
+
+    @property
+    def room(self) -> int:
+        """How many more it can hold."""
+        return self._model.manifest.limits.max_context - self.tokens
+
+    @property
+    def messages(self) -> list[dict[str, Any]]:
+        """What was said, as Model.generate_text takes it."""
+        said = (*self._opening, *self._place.messages)
+        return [{"role": m.role, "content": m.content, "images": list(m.images)} for m in said]
+
+    def fork(self) -> Session:
+        """A conversation that begins where this one stands and goes its own way, in memory of its own."""
+        with self._alone():
+            twin = None if self._transformer is None else self._transformer.fork()
+            return Session(self._model, self._opening, twin, self._place, list(self._earlier))
+
+    def rewind(self, turns: int = 1) -> None:
+        """Takes back the last questions and their replies; nothing is computed."""
+        if not 1 <= turns <= len(self._earlier):
+            raise UsageError(f"turns is {turns}, expected 1 to {len(self._earlier)}, the turns of this session")
+        with self._alone():
+            self._return_to(self._earlier[-turns])
+            del self._earlier[-turns:]
+
+    def close(self) -> None:
+        """Gives the memory back; the conversation starts anew if it is used again."""
+        with self._alone():
+            self._transformer, self._place, self._earlier = None, _Place(), []
+
+    def __enter__(self) -> Session:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _request(self, messages: tuple[Message, ...], options: TextOptions) -> tuple[TextRequest, list[np.ndarray]]:
+        model, loop = self._model, self._model._text_loop()
+        model._check_open()
+        if self._place.used:
+            if len(messages) != 1 or messages[0].role != "user":
+                raise UsageError("the session has begun, expected the next message and not a list of them")
+            prompt = turn_prompt(messages[0], self._place.unread, loop, model.tokenizer)
+        else:
+            prompt = chat_prompt((*self._opening, *messages), loop, model.tokenizer)
+        self._check_room(prompt)
+        request = options.request(prompt, loop, model.constraints, self._place.history)
+        return request, [model._picture(image, loop) for message in messages for image in message.images]
+
+    def _check_room(self, prompt: Prompt) -> None:
+        most = self._model.manifest.limits.max_context
+        if self._place.used + len(prompt) > most:
+            after = f" after {self._place.used}; rewind() or begin another session" if self._place.used else ""
+            raise InputError(f"the prompt takes {len(prompt)} tokens, this bundle holds at most {most}{after}")
+
+    def _turn(
+        self,
+        place: _Place,
+        request: TextRequest,
+        pictures: list[np.ndarray],
+        messages: tuple[Message, ...],
+        cancelled: Callable[[], bool],
+        clock: Clock,
+    ) -> Iterator[TextChunk]:
+        ids: list[int] = []
+        texts: list[str] = []
+        with self._alone():
+            if self._place is not place:
+                raise UsageError("the session has moved on since this reply was asked for; ask again")
+            if self._transformer is None:
+                self._transformer = self._model._timed_conversation(clock)
+            try:
+                prompt, image_tokens = self._model._timed_look(request.prompt, pictures, clock)
+                request = replace(request, prompt=prompt)
+                for chunk in self._model._write(request, image_tokens, cancelled, clock, self._transformer):
+                    ids += chunk.token_ids
+                    texts.append(chunk.text)
+                    yield chunk
+            except EdgemmError:
+                self._return_to(place)
+                raise
+            finally:
+                read = self._transformer.cache.used - place.used
+                if read:  # else nothing happened: cancelled before it began, or an error
+                    reply = Message("assistant", "".join(texts))
+                    self._earlier.append(place)
+                    self._place = _Place(
+                        place.used + read,
+                        tuple(ids[read - len(request.prompt) :]),
+                        (*place.history, *request.prompt.text_ids[len(place.unread) :], *ids),
+                        (*place.messages, *messages, reply),
+                    )
+
+    def _return_to(self, place: _Place) -> None:
+        self._place = place
+        if self._transformer is not None:
+            self._transformer.rewind(place.used)
+
+    def _alone(self) -> _Alone:
+        return _Alone(self._busy)
+
+
+class _Alone:
+    """Holds a session for one caller; a second one is refused, not made to wait."""
+
+    def __init__(self, lock: threading.Lock) -> None:
+        self._lock = lock
+
+    def __enter__(self) -> None:
+        if not self._lock.acquire(blocking=False):
+            raise UsageError("this session is writing a reply; wait for its end, or fork() before you ask")
+
+    def __exit__(self, *_: object) -> None:
+        self._lock.release()

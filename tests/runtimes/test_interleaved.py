@@ -1,0 +1,78 @@
+"""Text and pictures in one reply: what stands between the marks is drawn, read back, and the reply goes on."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from edgemm.errors import UsageError
+from edgemm.runtimes.events import DenoiseProgress, TextChunk
+from edgemm.runtimes.interleaved import InterleavedResult, MarkedText
+from edgemm.runtimes.results import ImageResult, Picture
+
+GRAMMAR = 'start: "Here: <draw>" /[a-c]{4}/ "</draw>" /[a-z ]{6}/ "<draw>dd</draw>!"'
+
+
+def test_marks_are_found_in_text_that_comes_in_pieces():
+    marked, shown = MarkedText("<draw>"), []
+    for piece in ("a < b <d", "r", "aw>red", " heart"):
+        shown.append(marked.push(piece))
+    assert ("".join(shown), marked.prompt, marked.flush()) == ("a < b ", "red heart", "")
+    never = MarkedText("<draw>")
+    assert never.push("a <dra") + never.flush() == "a <dra" and never.prompt is None
+
+
+class TestWithTheLibrary:
+    @pytest.fixture(autouse=True)
+    def library(self):
+        pytest.importorskip("llguidance")
+
+    def test_text_and_pictures_come_in_the_order_of_the_reply(self, model):
+        drawing = {"seed": 7, "num_inference_steps": 2}
+        *events, last = model.generate("hello", grammar=GRAMMAR, drawing=drawing)
+        assert isinstance(last, InterleavedResult)
+        kinds = [type(part).__name__ for part in last.parts]
+        assert kinds == ["str", "Picture", "str", "Picture", "str"]
+        assert last.finish_reason == "stop"
+        assert last.text.startswith("Here: ") and last.text.endswith("!") and "draw" not in last.text
+        assert last.prompts[1] == "dd" and len(last.prompts[0]) == 4
+        for prompt, picture in zip(last.prompts, last.images):
+            assert np.array_equal(picture.pixels, model.generate_image(prompt, **drawing).pixels)
+        assert "".join(event.text for event in events if isinstance(event, TextChunk)) == last.text
+        assert sum(isinstance(event, DenoiseProgress) for event in events) == 4
+        assert sum(isinstance(event, ImageResult) for event in events) == 2
+
+    def test_the_reply_goes_on_from_what_was_drawn(self, model):
+        """Another picture, another continuation: its tokens really stand in the conversation."""
+        grammar = 'start: "<draw>aa</draw>" /[a-z]{12}/'
+        texts = {list(model.generate("hello", grammar=grammar, drawing={"seed": seed}))[-1].text for seed in range(4)}
+        assert len(texts) > 1
+        again = [list(model.generate("hello", grammar=grammar, drawing={"seed": 1}))[-1] for _ in range(2)]
+        assert again[0].text == again[1].text
+
+    def test_at_most_so_many_pictures(self, model):
+        last = list(model.generate("hello", grammar=GRAMMAR, max_images=1))[-1]
+        assert (len(last.images), last.finish_reason) == (1, "length")
+
+    def test_cancel_while_drawing_keeps_the_text_and_the_unfinished_picture(self, model):
+        stream = model.generate("hello", grammar=GRAMMAR, drawing={"num_inference_steps": 20})
+        for event in stream:
+            if isinstance(event, DenoiseProgress):
+                break
+        model.cancel()
+        last = list(stream)[-1]
+        assert last.finish_reason == "cancelled"
+        assert last.text == "Here: " and isinstance(last.parts[1], Picture)
+
+
+def test_a_reply_without_marks_is_only_text(model):
+    last = list(model.generate("hello", max_new_tokens=8))[-1]
+    plain = model.generate_text("hello", max_new_tokens=8)
+    assert (last.text, last.token_ids, last.finish_reason) == (plain.text, plain.token_ids, plain.finish_reason)
+
+
+def test_options_are_checked_before_anything_is_written(model):
+    with pytest.raises(UsageError, match="num_inference_steps is 0"):
+        model.generate("hello", drawing={"num_inference_steps": 0})
+    with pytest.raises(UsageError, match="two different strings"):
+        model.generate("hello", draw_marks=("<x>", "<x>"))

@@ -1,0 +1,63 @@
+"""A memory limit: what fits is computed from the manifest, told, and kept."""
+
+from __future__ import annotations
+
+import gc
+
+import pytest
+
+import edgemm
+from edgemm.errors import ResourceError, UsageError
+from edgemm.runtimes.cache_budget import WORK_BYTES, plan_memory
+from tests.runtimes.tiny_weights import TINY
+
+SLOT = 2 * TINY.layers * TINY.kv_heads * TINY.head_width * 4  # keys and values, float32
+
+
+def weights_bytes(path):
+    return sum(file.stat().st_size for file in (path / "components").rglob("*.onnx*"))
+
+
+def limit_mb(path, slots):
+    return (weights_bytes(path) + WORK_BYTES + slots * SLOT) / 1e6
+
+
+def test_the_plan_is_what_the_files_and_the_cache_take(bundle_path, model):
+    plan = plan_memory(model.manifest, "cpu")
+    assert (plan.weights_bytes, plan.slot_bytes, plan.cache_slots) == (weights_bytes(bundle_path), SLOT, None)
+    assert model.memory == plan and "no limit" in str(plan)
+
+
+def test_a_reply_ends_with_length_where_the_memory_does(bundle_path):
+    with edgemm.load(bundle_path, device="cpu", threads=1, memory_limit_mb=limit_mb(bundle_path, 300)) as model:
+        assert model.memory.cache_slots == 300
+        assert "leaves room for 300 tokens" in str(model.memory)
+        result = model.generate_text("hello", max_new_tokens=1000)
+        assert result.finish_reason == "length"
+        assert result.metrics.prompt_tokens + result.metrics.new_tokens == 257  # one block, not two
+        gc.collect()
+        assert model.budget.taken_bytes == 0
+        with pytest.raises(ResourceError, match="the memory limit leaves"):
+            model.generate_text("x" * 400)
+
+
+def test_sessions_share_the_limit_and_give_back_what_they_had(bundle_path):
+    with edgemm.load(bundle_path, device="cpu", threads=1, memory_limit_mb=limit_mb(bundle_path, 520)) as model:
+        chats = [model.session() for _ in range(3)]
+        for chat in chats[:2]:
+            chat.generate_text("hello", max_new_tokens=2)
+        with pytest.raises(ResourceError, match="close other sessions"):
+            chats[2].generate_text("hello")
+        chats[0].close()
+        gc.collect()
+        assert chats[2].generate_text("hello", max_new_tokens=2).finish_reason == "length"
+        del chats, chat
+        gc.collect()
+        assert model.budget.taken_bytes == 0
+
+
+def test_a_limit_that_does_not_hold_the_weights_is_refused_before_anything_is_loaded(bundle_path):
+    with pytest.raises(ResourceError, match=r"memory_limit_mb is 1, this bundle needs at least \d+: "):
+        edgemm.load(bundle_path, device="cpu", memory_limit_mb=1)
+    with pytest.raises(UsageError, match="memory_limit_mb is 0, expected above 0"):
+        edgemm.load(bundle_path, device="cpu", memory_limit_mb=0)
