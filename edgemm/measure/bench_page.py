@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from edgemm.measure.loadgen import render_loadgen
 from edgemm.measure.operator_profile import render_operators
 
 __all__ = ["card_lines", "render_page", "show_figure"]
@@ -26,6 +27,7 @@ def render_page(result: dict[str, Any]) -> str:
         *(_part_lines(result) if "parts" in result else []),
         *(_memory_lines(result["memory"]) if "memory" in result else []),
         *(_energy_lines(result["energy"]) if "energy" in result else []),
+        *(render_loadgen(result["loadgen"]) if "loadgen" in result else []),
         *_operator_lines(result.get("operators", {})),
     ]
     if result["warnings"]:

@@ -35,6 +35,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     kind.add_argument("--component", metavar="NAME", help="one component alone, on arrays of real work")
     kind.add_argument("--profile", action="store_true", help="with --component: by operator, too")
+    kind.add_argument("--loadgen", action="store_true", help="MLPerf's LoadGen asks: its harness, not a submission")
+    kind.add_argument("--loadgen-logs", metavar="FOLDER", type=Path, help="keep LoadGen's own logs there")
     kind.add_argument("--compare", nargs=2, metavar=("A.json", "B.json"), type=Path, help="two results, B over A")
     kind.add_argument("--schema", action="store_true", help="print the JSON Schema of a result, and measure nothing")
     parser.add_argument("-o", "--output-format", choices=("md", "json", "jsonl", "csv"), default="md")
@@ -64,12 +66,15 @@ def run(args: argparse.Namespace) -> int:
 def _check(args: argparse.Namespace) -> None:
     if args.bundle is None:
         raise UsageError("give a BUNDLE to measure, or --compare A.json B.json")
+    if args.component and args.loadgen:
+        raise UsageError("--component and --loadgen are two kinds of measurement: leave one out")
     if args.profile and not args.component:
         raise UsageError("--profile needs --component: operators are told one component at a time")
-    if args.trace and args.scenario != "single-stream":
-        raise UsageError("--trace is for one request after the other: leave --scenario out")
-    if args.report and (args.component or args.scenario != "single-stream"):
-        raise UsageError("--report is for one request after the other: leave --scenario and --component out")
+    other_kind = args.loadgen or args.scenario != "single-stream"
+    if args.trace and other_kind:
+        raise UsageError("--trace is for one request after the other: leave --scenario and --loadgen out")
+    if args.report and (args.component or other_kind):
+        raise UsageError("--report is for one request after the other: leave the other kinds of measurement out")
     if args.trace and args.component and not args.profile:
         raise UsageError("--trace of a component needs --profile")
 
@@ -83,6 +88,10 @@ def _measure(args: argparse.Namespace, progress: Progress) -> tuple[dict[str, An
         from edgemm.measure.component_bench import bench_component
 
         result, trace = bench_component(args.bundle, args.component, _plan(args), args.profile, progress)
+    elif args.loadgen:
+        from edgemm.measure.loadgen import run_loadgen
+
+        result = run_loadgen(args.bundle, _plan(args), args.loadgen_logs, progress=progress)
     elif args.scenario != "single-stream":
         from edgemm.measure.scenarios import run_scenario
 

@@ -96,7 +96,9 @@ def test_the_verb_prints_operators_and_keeps_a_trace(bundle, tmp_path, capsys):
     [
         ([], "give a BUNDLE"),
         (["b", "--profile"], "--profile needs --component"),
-        (["b", "--scenario", "offline", "--trace", "t"], "leave --scenario out"),
+        (["b", "--scenario", "offline", "--trace", "t"], "leave --scenario and --loadgen out"),
+        (["b", "--loadgen", "--report", "r.html"], "leave the other kinds of measurement out"),
+        (["b", "--loadgen", "--component", "denoiser"], "leave one out"),
     ],
 )
 def test_flags_that_make_no_sense_together_are_refused(words, told, capsys):
