@@ -21,7 +21,7 @@ TILES = (  # row, words, figure that is quoted
     ("denoise_step_ms", "ms a step", "p50"),
     ("image_encode_ms", "ms to read a picture", "p50"),
     ("load_warm_ms", "ms to load, warm", "p50"),
-    ("peak_memory_bytes", "at most", "p50"),
+    ("peak_memory_bytes", "resident at most", "p50"),
 )
 COLUMNS = ("mean", "sd", "coefficient_of_variance", "p50", "p90", "p95", "p99", "count")
 STYLE = """
@@ -35,8 +35,8 @@ body { margin:0 auto; max-width:1100px; padding:28px 20px 60px; background:var(-
 h1 { font-size:26px; margin:0; } h2 { font-size:16px; margin:0; } h3 { font-size:13px; margin:10px 0 4px; }
 p { margin:4px 0; } .sub,figcaption,.legend,td.timed { color:var(--soft); font-size:13px; }
 .tiles { display:flex; flex-wrap:wrap; gap:10px; margin:20px 0; }
-.tile { background:var(--card); border-radius:10px; padding:12px 16px; flex:1 1 125px; }
-.tile b { display:block; font-size:24px; font-weight:600; font-variant-numeric:tabular-nums; }
+.tile { background:var(--card); border-radius:10px; padding:12px 14px; flex:1 1 112px; }
+.tile b { display:block; font-size:22px; font-weight:600; font-variant-numeric:tabular-nums; }
 .warn { background:var(--warn); border-radius:10px; padding:10px 16px; margin:16px 0; }
 .figures { display:grid; grid-template-columns:repeat(auto-fit,minmax(430px,1fr)); gap:14px; margin:22px 0; }
 figure { margin:0; background:var(--card); border-radius:10px; padding:14px 16px; } figure.wide { grid-column:1/-1; }

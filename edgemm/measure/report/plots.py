@@ -26,7 +26,9 @@ def histogram(result: Result, name: str, label: str) -> str | None:
     if low == high:
         low, high = low * 0.99, high * 1.01
     counts, edges = np.histogram(samples, bins=min(BINS, max(5, round(len(samples) ** 0.5))), range=(low, high))
-    plot = Plot(f"Histogram of {name}", Axis(label, low, high), Axis("samples", 0, float(counts.max()) * 1.15))
+    plot = Plot(
+        f"Histogram of {name}", Axis(label, low, high), Axis("samples", 0, float(counts.max()) * 1.15, whole=True)
+    )
     for count, left, right in zip(counts, edges, edges[1:]):
         plot.box(left, right, 0, count, "s0", f"{count} from {short(left)} to {short(right)}")
     for order, key in enumerate(key for key in ("p50", "p90", "p99") if row[key] is not None):
@@ -46,7 +48,7 @@ def steadiness(result: Result) -> str | None:
     longest = max(map(len, lines.values()))
     plot = Plot(
         "Every sample over its row's median",
-        Axis("round", 0, longest - 1),
+        Axis("round", 0, longest - 1, whole=True),
         Axis("over the median", low - pad, high + pad),
     )
     for index, values in enumerate(lines.values()):
@@ -84,11 +86,11 @@ def parts(result: Result) -> str | None:
         total = sum(part["share"] for part in positive) or 1.0
         pieces = "".join(
             f'<span class="s{index}" style="width:{100 * part["share"] / total:.2f}%" '
-            f'title="{escape(part["part"])}: {part["ms"]:.3g} ms"></span>'
+            f'title="{escape(part["part"])}: {short(part["ms"])} ms"></span>'
             for index, part in enumerate(positive)
         )
         words = ", ".join(
-            f"{part['part'].replace('_', ' ')} {part['ms']:.3g} ms ({part['share']:.0%})" for part in found
+            f"{part['part'].replace('_', ' ')} {short(part['ms'])} ms ({part['share']:.0%})" for part in found
         )
         if pieces:
             names = [part["part"].replace("_", " ") for part in positive]

@@ -13,14 +13,15 @@ from html import escape
 __all__ = ["Axis", "Plot", "nice_ticks", "short"]
 
 LEFT, RIGHT, TOP, BOTTOM = 62, 14, 12, 44  # margins, pixels
+LETTER = 6.2  # width of one, pixels
 
 
 def short(value: float) -> str:
-    """Three digits, with the unit's prefix where that is shorter: 31G, 0.25, 1.2k."""
+    """Three digits, with a prefix from ten thousand on: 31G, 0.25, 1200."""
     for limit, letter in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
-        if abs(value) >= limit:
+        if abs(value) >= max(limit, 1e4):
             return f"{value / limit:.3g}{letter}"
-    return f"{value:.3g}"
+    return f"{value:.0f}" if abs(value) >= 100 else f"{value:.3g}"
 
 
 def nice_ticks(low: float, high: float, about: int = 5) -> list[float]:
@@ -40,6 +41,7 @@ class Axis:
     low: float
     high: float
     log: bool = False
+    whole: bool = False  # its values are counts
 
     def __post_init__(self) -> None:
         if not (math.isfinite(self.low) and math.isfinite(self.high)) or self.high <= self.low:
@@ -57,7 +59,8 @@ class Axis:
 
     def ticks(self) -> list[float]:
         if not self.log:
-            return nice_ticks(self.low, self.high)
+            ticks = nice_ticks(self.low, self.high)
+            return [tick for tick in ticks if tick == round(tick)] if self.whole else ticks
         powers = range(math.ceil(math.log10(self.low) - 1e-9), math.floor(math.log10(self.high) + 1e-9) + 1)
         return [10.0**power for power in powers]
 
@@ -73,6 +76,10 @@ class Plot:
     height: int = 260
     y_names: Sequence[str] | None = None  # words in the place of the y axis's numbers, from 0 upwards
     marks: list[str] = field(default_factory=list)
+
+    @property
+    def left(self) -> float:
+        return max(LEFT, 14 + LETTER * max(map(len, self.y_names))) if self.y_names else LEFT
 
     def line(self, points: Sequence[tuple[float, float]], kind: str) -> None:
         path = " ".join(f"{self._x(x):.1f},{self._y(y):.1f}" for x, y in points)
@@ -125,11 +132,11 @@ class Plot:
         for tick, name in names:
             at = self._y(tick)
             if not self.y_names:
-                parts.append(f'<line class="grid" x1="{LEFT}" x2="{right}" y1="{at:.1f}" y2="{at:.1f}"/>')
+                parts.append(f'<line class="grid" x1="{self.left:.0f}" x2="{right}" y1="{at:.1f}" y2="{at:.1f}"/>')
             parts.append(
-                f'<text class="tick" x="{LEFT - 6}" y="{at + 3.5:.1f}" text-anchor="end">{escape(name)}</text>'
+                f'<text class="tick" x="{self.left - 6:.0f}" y="{at + 3.5:.1f}" text-anchor="end">{escape(name)}</text>'
             )
-        middle = (LEFT + right) / 2
+        middle = (self.left + right) / 2
         parts.append(
             f'<text class="axis" x="{middle:.0f}" y="{self.height - 8}" text-anchor="middle">'
             f"{escape(self.x.label)}</text>"
@@ -139,11 +146,11 @@ class Plot:
                 f'<text class="axis" transform="translate(13 {(TOP + bottom) / 2:.0f}) rotate(-90)" '
                 f'text-anchor="middle">{escape(self.y.label)}</text>'
             )
-        parts.append(f'<line class="frame" x1="{LEFT}" x2="{right}" y1="{bottom}" y2="{bottom}"/>')
+        parts.append(f'<line class="frame" x1="{self.left:.0f}" x2="{right}" y1="{bottom}" y2="{bottom}"/>')
         return parts
 
     def _x(self, value: float) -> float:
-        return LEFT + self.x.place(value) * (self.width - LEFT - RIGHT)
+        return self.left + self.x.place(value) * (self.width - self.left - RIGHT)
 
     def _y(self, value: float) -> float:
         return self.height - BOTTOM - self.y.place(value) * (self.height - TOP - BOTTOM)
