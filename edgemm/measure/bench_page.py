@@ -40,11 +40,12 @@ def card_lines(result: dict[str, Any]) -> list[str]:
     cores = f"{card['cores_usable']:g} core{'' if card['cores_usable'] == 1 else 's'}"
     precision = ", ".join(f"{name} {kind}" for name, kind in card["precision"].items())
     versions = ", ".join(f"{name} {version}" for name, version in card["versions"].items())
-    board = f"{card['board']} ({card['power_mode'] or 'unknown power mode'}), " if card["board"] else ""
+    board = f"{card['board']}, " if card["board"] else ""
     work = ", ".join(f"{count} {name.replace('_', ' ')}" for name, count in measured.items())
     return [
         f"bundle   {card['bundle']} ({card['bundle_sha256'][:12]}), target {card['target']}: {precision}",
-        f"device   {card['device']} with {card['backend']} on {board}{card['cpu']}, {cores}, "
+        f"device   {card['device']} with {card['backend']} on {board}{card['cpu']}, {cores} "
+        f"({card['power_mode'] or 'power mode unknown'}), "
         f"{card['threads']} thread{'' if card['threads'] == 1 else 's'}, load average {card['load_average']:g}",
         f"versions edgemm {card['edgemm']} at {card['commit'] or 'no commit'}, Python {card['python']}, {versions}",
         f"work     {work}; warm-up runs, thrown away: {result['plan']['warmup']}",

@@ -55,7 +55,7 @@ def machine_card() -> dict[str, Any]:
     versions = {name: installed_version(name) for name in LIBRARIES}
     return {
         "board": board.model if board else None,
-        "power_mode": board.power_mode if board else None,
+        "power_mode": board.power_mode if board else machine.governor,
         "cpu": machine.cpu,
         "cores_usable": machine.cores_usable,
         "memory_bytes": machine.memory_bytes,

@@ -19,9 +19,29 @@ from edgemm.measure.packages import EXTRAS, Extra, read_extra
 from edgemm.measure.providers import Provider, probe_providers
 from edgemm.measure.targets import Findings, Verdict, judge
 
-__all__ = ["BundleFit", "Report", "examine", "report_json", "report_text"]
+__all__ = ["BundleFit", "Report", "TargetFit", "examine", "report_json", "report_text"]
 
-WORKSHOP = ("ort", "openvino", "data", "train", "quantize", "export")  # the other extras are a target's engine
+WORKSHOP = (
+    "ort",
+    "openvino",
+    "data",
+    "train",
+    "quantize",
+    "export",
+    "loadgen",
+)  # the other extras are a target's engine
+
+
+@dataclass(frozen=True)
+class TargetFit:
+    """What one target of a bundle would do here."""
+
+    target: str
+    engine: str  # what would run it; "" when nothing does
+    precision: dict[str, str]  # of each component
+    weights_bytes: int
+    problem: str  # "" when it runs
+    cure: str  # what to do about it; "" when nothing on this machine would help
 
 
 @dataclass(frozen=True)
@@ -33,6 +53,7 @@ class BundleFit:
     runs: tuple[str, ...]  # of them, those that run here
     weights_bytes: int  # of its largest target: graphs and their weights, without caches and buffers
     problem: str  # "" when it runs
+    each: tuple[TargetFit, ...] = ()  # target by target
 
 
 @dataclass(frozen=True)
@@ -74,7 +95,19 @@ def fit_bundle(bundle: Bundle, verdicts: tuple[Verdict, ...], machine: Machine) 
     weights = max(_weights_bytes(bundle, target) for target in runs or targets)
     told = "; ".join(f"{target}: {problem}" for target, problem in problems.items())
     problem = "" if runs else told or f"exported for {', '.join(targets)}, which this edgemm does not know"
-    return BundleFit(bundle.manifest.name, targets, runs, weights, problem)
+    each = tuple(_target_fit(bundle, target, here.get(target), problems.get(target, "")) for target in targets)
+    return BundleFit(bundle.manifest.name, targets, runs, weights, problem, each)
+
+
+def _target_fit(bundle: Bundle, target: str, verdict: Verdict | None, problem: str) -> TargetFit:
+    return TargetFit(
+        target=target,
+        engine=verdict.engine if verdict and not problem else "",
+        precision={name: bundle.manifest.variant(name, target).precision for name in bundle.manifest.targets[target]},
+        weights_bytes=_weights_bytes(bundle, target),
+        problem=problem if verdict else "this edgemm does not know that target",
+        cure=verdict.cure if verdict and problem else "",
+    )
 
 
 def _problem(bundle: Bundle, verdict: Verdict, machine: Machine) -> str:
@@ -111,10 +144,12 @@ def report_text(report: Report) -> str:
     lines += ["", "extras", *_extra_lines(report.extras)]
     if report.bundle:
         fit = report.bundle
-        lines += [
-            "",
-            f"bundle {fit.name}: made for {', '.join(fit.targets)}; {_size(fit.weights_bytes)} of weights",
-        ]
+        lines += ["", f"bundle {fit.name}: what each of its targets would do here"]
+        for each in fit.each:
+            kinds = ", ".join(f"{name} {kind}" for name, kind in each.precision.items())
+            lines.append(f"  {'[x]' if each.problem else '[✓]'} {each.target:<16} {each.engine or each.problem}")
+            lines.append(f"{'':23}{_size(each.weights_bytes)} of weights: {kinds}")
+            lines += [f"{'':23}{each.cure}"] if each.cure else []
     return "\n".join([*lines, "", _last_line(report)])
 
 
@@ -127,15 +162,31 @@ def _machine_lines(report: Report) -> list[str]:
         "cores": f"{machine.cores_usable:g} of {machine.cores} usable",
         "memory": f"{_size(machine.memory_bytes)}, {_size(machine.memory_available_bytes)} free",
         "disk": f"{_size(machine.disk_free_bytes)} free",
+        "power mode": _power_mode(report),
         "board": None,
         "gpu": "; ".join(f"{gpu.name}, SM {gpu.compute_capability}, {_size(gpu.memory_bytes)}" for gpu in cuda.gpus),
         "cuda": f"driver runs up to CUDA {cuda.version}" if cuda.version else cuda.problem,
     }
     if board:
         rows["board"] = f"{board.model}, Linux for Tegra {board.l4t or '?'} (JetPack {board.jetpack or '?'})"
-        rows["power mode"] = board.power_mode or "unknown"
+    rows["tensorrt"] = _tensorrt(report.extras)
     rows["providers"] = ", ".join(f"{p.name} {'works' if p.usable else 'does not work'}" for p in report.providers)
     return [f"{name:<11}{value}" for name, value in rows.items() if value]
+
+
+def _power_mode(report: Report) -> str:
+    """nvpmodel's name on a Jetson, elsewhere what governs the clocks."""
+    if report.board:
+        return report.board.power_mode or "unknown"
+    return f"governor {report.machine.governor}" if report.machine.governor else "not told to this machine"
+
+
+def _tensorrt(extras: Mapping[str, Extra]) -> str:
+    packages = {"tensorrt": "TensorRT", "tensorrt-rtx": "TensorRT for RTX"}
+    found = [
+        f"{title} {extras[name].versions[name]}" for name, title in packages.items() if name in extras[name].versions
+    ]
+    return ", ".join(found) or "not installed"
 
 
 def _extra_lines(extras: Mapping[str, Extra]) -> list[str]:

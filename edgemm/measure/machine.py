@@ -35,6 +35,7 @@ class Machine:
     memory_limit_bytes: int | None  # of this process's control group; None when it has none
     memory_available_bytes: int | None
     disk_free_bytes: int | None  # where the bundle is, or here
+    governor: str | None = None  # of the cores' clocks: "performance", "schedutil"; a guest often is not told
 
 
 def read_machine(root: Path = Path("/"), disk: Path = Path(".")) -> Machine:
@@ -57,6 +58,7 @@ def read_machine(root: Path = Path("/"), disk: Path = Path(".")) -> Machine:
         memory_limit_bytes=limit,
         memory_available_bytes=available,
         disk_free_bytes=_disk_free(disk),
+        governor=read_text(root / "sys/devices/system/cpu/cpu0/cpufreq/scaling_governor") or None,
     )
 
 

@@ -26,13 +26,14 @@ from edgemm.runtimes.results import ImageMetrics, ImageResult, TextMetrics, Text
 from edgemm.runtimes.threads import ThreadPlan
 
 WEIGHTS_BYTES = 1000  # of each component
+DRAWS = ("image_encoder", "transformer", "conditioner", "denoiser", "image_decoder")
 SIZES = {1: (1,), 2: (1, 2), 3: (1, 2, 3), 4: (1, 2, 3, 4)}
 TEXT = TextLoop(TextTemplate("<u>", "</u>", "<a>", "</a>", "<s>", "</s>", ""), "\n", 32, 16, (255, 255, 255), (0,))
 DENOISE = DenoiseLoop(DenoiseTemplate("Draw", "."), (0,), 1, "x", 2, 3, 32, 10, 2.0, (0.0, 1.0), 1.0)
 
 
 def write_paper_bundle(path: Path, target: str = "cpu", draws: bool = True, dialect: str = "opset21") -> Path:
-    names = tuple(COMPONENTS) if draws else ("image_encoder", "transformer")
+    names = DRAWS if draws else ("image_encoder", "transformer")
     with BundleWriter(path) as writer:
         for name in names:
             writer.add_bytes(f"components/{name}/fp32.onnx", b"graph")

@@ -19,6 +19,17 @@ from tests.measure.recorded import ORIN_NANO, lay_out
 RUNS = (Verdict("cpu", "ONNX Runtime", "", ""), Verdict("jetson-thor", "", "this machine is no Jetson", ""))
 
 
+@pytest.fixture(autouse=True, scope="module")
+def one_look():
+    """Asking every provider takes seconds and child processes: one answer serves every test here."""
+    from edgemm.measure import doctor as module
+
+    with pytest.MonkeyPatch.context() as patch:
+        found = module.probe_providers()
+        patch.setattr(module, "probe_providers", lambda: found)
+        yield
+
+
 def doctor(*words: str) -> int:
     parser = argparse.ArgumentParser()
     doctor_verb.add_arguments(parser)
@@ -76,3 +87,19 @@ def test_weights_larger_than_the_free_memory_are_told(tmp_path):
     bundle = open_bundle(write_paper_bundle(tmp_path / "b"))
     fit = fit_bundle(bundle, RUNS, read_machine(lay_out(tmp_path / "root", small)))
     assert "memory are free" in fit.problem
+
+
+def test_every_target_of_a_bundle_is_told_with_its_precision_and_its_problem(tmp_path):
+    bundle = open_bundle(write_paper_bundle(tmp_path / "b", target="jetson-thor"))
+    verdict = Verdict("jetson-thor", "", "TensorRT's Python module is not there", "sudo apt-get install nvidia-jetpack")
+    (each,) = fit_bundle(bundle, (verdict,), read_machine()).each
+    assert (each.target, each.engine, each.problem) == ("jetson-thor", "", "TensorRT's Python module is not there")
+    assert each.cure.startswith("sudo apt-get") and set(each.precision.values()) == {"fp32"}
+    assert each.weights_bytes == 5 * WEIGHTS_BYTES
+
+
+def test_a_page_tells_the_power_mode_tensorrt_and_each_target(tmp_path, monkeypatch):
+    root = lay_out(tmp_path / "root", {"sys/devices/system/cpu/cpu0/cpufreq/scaling_governor": "powersave\n"})
+    page = report_text(examine(write_paper_bundle(tmp_path / "b"), root))
+    assert "power mode governor powersave" in page and "tensorrt   " in page
+    assert "bundle paper: what each of its targets would do here" in page and "denoiser fp32" in page

@@ -147,7 +147,7 @@ def test_numbers_are_three_digits_with_a_prefix():
         "0.25",
         "7",
         "999",
-        "1.2k",
+        "1200",
         "31G",
         "476G",
     ]
