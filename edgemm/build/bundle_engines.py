@@ -9,16 +9,17 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from edgemm.build.builder import Built, Limits, build_engine
-from edgemm.build.devices import Destination
-from edgemm.build.engine_cache import EngineCache
+from edgemm.build.devices import PACKAGES, Destination, choose_destinations
+from edgemm.build.engine_cache import EngineCache, default_folder
 from edgemm.build.engine_spec import EngineSpec
 from edgemm.build.graph_gate import checked_graph
 from edgemm.build.profiles import profiles_of
-from edgemm.bundle import Bundle
-from edgemm.errors import ResourceError
+from edgemm.bundle import Bundle, open_bundle
+from edgemm.errors import BundleError, ResourceError
+from edgemm.manifest import Variant
 from edgemm.measure.machine import read_machine
 
-__all__ = ["OPT_LEVEL", "TIMEOUT_S", "bundle_specs", "build_bundle", "default_memory_bytes"]
+__all__ = ["OPT_LEVEL", "TIMEOUT_S", "bundle_specs", "build_bundle", "default_memory_bytes", "engine_for"]
 
 OPT_LEVEL = 3  # TensorRT's own default
 TIMEOUT_S = 3600.0
@@ -31,6 +32,23 @@ Say = Callable[[str], None]
 def default_memory_bytes(disk: Path = Path(".")) -> int:
     free = read_machine(disk=disk).memory_available_bytes
     return int(SHARE_OF_FREE * free) if free else 4 << 30
+
+
+def engine_for(folder: Path, component: str, package: str, variant: Variant, say: Say) -> Path:
+    """The engine of one component for this machine's first GPU, built when the cache has none; for a backend."""
+    bundle = open_bundle(folder, verify=False)  # the backend's caller has checked the hashes
+    fitting = [t for t, p in PACKAGES.items() if p == package and t in bundle.manifest.targets]
+    target = next((t for t in fitting if bundle.manifest.variant(component, t) == variant), None)
+    if target is None:
+        raise BundleError(f"{folder}: {component} has no graph that {package} builds")
+    (destination,) = choose_destinations((target,), target, None, None)
+    limits = Limits(default_memory_bytes(folder), TIMEOUT_S)
+    spec, graph = next(
+        pair
+        for pair in bundle_specs(bundle, destination, OPT_LEVEL, limits.memory_bytes)
+        if pair[0].component == component
+    )
+    return build_engine(spec, graph, EngineCache(default_folder()), limits, say).entry.path
 
 
 def bundle_specs(

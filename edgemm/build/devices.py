@@ -17,6 +17,7 @@ from edgemm.errors import BundleError, MissingError, UsageError
 from edgemm.measure.board import Board, read_board
 from edgemm.measure.cuda_driver import CudaDriver, probe_cuda
 from edgemm.measure.packages import installed_version
+from edgemm.measure.targets import find_system_tensorrt
 
 __all__ = ["Destination", "choose_destinations", "install_line"]
 
@@ -108,7 +109,7 @@ def install_line(package: str, board: Board | None, root: Path = Path("/")) -> s
     if package == "tensorrt_rtx" or board is None:
         return f"pip install 'edgemm[{package.replace('_', '-')}]'"
     environment = "python3 -m venv --system-site-packages .venv"
-    systems = sorted((root / "usr/lib").glob("python3*/dist-packages/tensorrt"))
-    if systems:
-        return f"JetPack's is in {systems[0].parent}, where this environment does not look: make it with {environment}"
+    system = find_system_tensorrt(root)
+    if system:
+        return f"JetPack's is in {system.parent}, where this environment does not look: make it with {environment}"
     return f"sudo apt-get install nvidia-jetpack, then make the environment with: {environment}"

@@ -17,7 +17,7 @@ from edgemm.measure.cuda_driver import CudaDriver, probe_cuda
 from edgemm.measure.machine import Machine, read_machine
 from edgemm.measure.packages import EXTRAS, Extra, read_extra
 from edgemm.measure.providers import Provider, probe_providers
-from edgemm.measure.targets import Findings, Verdict, judge
+from edgemm.measure.targets import Findings, Verdict, find_system_tensorrt, judge
 
 __all__ = ["BundleFit", "Report", "TargetFit", "examine", "report_json", "report_text"]
 
@@ -82,7 +82,7 @@ def examine(bundle: Path | None = None, root: Path = Path("/")) -> Report:
         probe_providers(),
     )
     extras = {name: read_extra(name) for name in EXTRAS}
-    verdicts = judge(Findings(board, cuda, providers, extras))
+    verdicts = judge(Findings(board, cuda, providers, extras, find_system_tensorrt(root)))
     fit = fit_bundle(opened, verdicts, machine) if opened else None
     return Report(machine, board, cuda, providers, extras, verdicts, fit)
 

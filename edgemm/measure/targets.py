@@ -9,19 +9,27 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.util import find_spec
+from pathlib import Path
 
 from edgemm.measure.board import Board
 from edgemm.measure.cuda_driver import CudaDriver
 from edgemm.measure.packages import Extra
 from edgemm.measure.providers import Provider
 
-__all__ = ["Findings", "Verdict", "judge"]
+__all__ = ["Findings", "Verdict", "find_system_tensorrt", "judge"]
 
 TENSORRT_BACKEND = "edgemm.runtimes.tensorrt_backend"
 ON_JETSON = (
     "sudo apt-get install nvidia-jetpack, then make the environment with: python3 -m venv --system-site-packages"
 )
 RTX_OLDEST = (7, 5)  # compute capability
+TENSORRT_OLDEST = {"jetson-orin-jp6": (10, 3), "jetson-orin": (10, 15), "jetson-thor": (10, 15)}  # for the dialect
+NOT_TRIED = "not tried on a device yet"
+
+
+def find_system_tensorrt(root: Path = Path("/")) -> Path | None:
+    """JetPack installs it for the system's own Python; an environment sees it when it was made to."""
+    return next(iter(sorted((root / "usr/lib").glob("python3*/dist-packages/tensorrt"))), None)
 
 
 @dataclass(frozen=True)
@@ -30,6 +38,7 @@ class Findings:
     cuda: CudaDriver
     providers: tuple[Provider, ...]
     extras: dict[str, Extra]
+    system_tensorrt: Path | None = None  # where JetPack put TensorRT's Python module, seen from here or not
 
 
 @dataclass(frozen=True)
@@ -84,9 +93,16 @@ def _jetson(target: str, found: Findings) -> Verdict:
         fits = f"this board takes {found.board.target}" if found.board.target else "no target is made for this board"
         return Verdict(target, "", fits, "")
     version = found.extras["tensorrt"].versions.get("tensorrt")
+    if version is None and found.system_tensorrt:
+        problem = f"this environment does not look into {found.system_tensorrt.parent}, where JetPack's TensorRT is"
+        return Verdict(target, "", problem, "python3 -m venv --system-site-packages .venv, and install edgemm there")
     if version is None:
         return Verdict(target, "", "TensorRT's Python module is not there", ON_JETSON)
-    return _with_backend(Verdict(target, f"TensorRT {version}", "", ""))
+    oldest = TENSORRT_OLDEST[target]
+    if tuple(map(int, version.split(".")[:2])) < oldest:
+        problem = f"TensorRT {version} is here, {target} needs {'.'.join(map(str, oldest))} or newer"
+        return Verdict(target, "", problem, "a newer JetPack brings it")
+    return _with_backend(Verdict(target, f"TensorRT {version}, {NOT_TRIED}", "", ""))
 
 
 def _rtx(target: str, found: Findings) -> Verdict:
@@ -96,7 +112,7 @@ def _rtx(target: str, found: Findings) -> Verdict:
         return Verdict(target, "", found.cuda.problem or "no RTX GPU (compute capability 7.5 or newer)", "")
     if extra.missing:
         return Verdict(target, "", f"missing: {', '.join(extra.missing)}", extra.cure)
-    return _with_backend(Verdict(target, f"TensorRT for RTX {extra.versions['tensorrt-rtx']}", "", ""))
+    return _with_backend(Verdict(target, f"TensorRT for RTX {extra.versions['tensorrt-rtx']}, {NOT_TRIED}", "", ""))
 
 
 def _with_backend(verdict: Verdict) -> Verdict:

@@ -17,6 +17,9 @@ __all__ = ["BACKENDS", "DEVICES", "Choice", "load_backend", "select"]
 
 BACKENDS = {  # backend -> (module, how to get it)
     "onnxruntime": ("edgemm.runtimes.onnxruntime_backend", "pip install 'edgemm[ort]'"),
+    "ort_cuda": ("edgemm.runtimes.ort_cuda_backend", "pip install 'edgemm[cuda]' and an NVIDIA driver"),
+    "tensorrt": ("edgemm.runtimes.tensorrt_backend", "comes with JetPack: sudo apt-get install nvidia-jetpack"),
+    "tensorrt_rtx": ("edgemm.runtimes.tensorrt_rtx_backend", "pip install 'edgemm[tensorrt-rtx]'"),
 }
 
 
@@ -28,8 +31,15 @@ class Device:
     cure: str
 
 
+ON_JETSON = "on a Jetson TensorRT comes with JetPack (sudo apt-get install nvidia-jetpack)"
+
 DEVICES = {  # `auto` takes the first that works and that the bundle was exported for
-    "cuda": Device("onnxruntime", "cuda", "CUDAExecutionProvider", "pip install 'edgemm[cuda]' and an NVIDIA driver"),
+    **{
+        name: Device("tensorrt", name, "TensorRT", ON_JETSON)
+        for name in ("jetson-thor", "jetson-orin", "jetson-orin-jp6")
+    },
+    "rtx": Device("tensorrt_rtx", "rtx", "TensorRT-RTX", "pip install 'edgemm[tensorrt-rtx]' and an NVIDIA driver"),
+    "cuda": Device("ort_cuda", "cuda", "CUDAExecutionProvider", "pip install 'edgemm[cuda]' and an NVIDIA driver"),
     "cpu": Device("onnxruntime", "cpu", "CPUExecutionProvider", "pip install 'edgemm[ort]'"),
 }
 
@@ -88,6 +98,8 @@ def _problem(row: Device) -> str:
         backend = load_backend(row.backend)
     except MissingError as error:
         return str(error)
+    if hasattr(backend, "problem"):  # it knows better than a list of names
+        return str(backend.problem(row.target))
     providers = backend.providers()
     return "" if row.provider in providers else f"{row.backend} here has {', '.join(providers)} and no {row.provider}"
 

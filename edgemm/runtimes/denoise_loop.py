@@ -18,7 +18,7 @@ from edgemm.errors import InputError
 from edgemm.loops import DenoiseLoop
 from edgemm.runtimes import schedule
 from edgemm.runtimes.cache_budget import UNLIMITED, CacheBudget
-from edgemm.runtimes.engine import Arrays, Binding, Engine, check_finite
+from edgemm.runtimes.engine import Arrays, Binding, Engine, allocator, check_finite
 from edgemm.runtimes.events import DenoiseProgress
 from edgemm.runtimes.kv_cache import CachedTransformer
 from edgemm.runtimes.prefix import PromptPrefix, fixed_slots, unconditional_slots
@@ -130,7 +130,8 @@ def read_prompts(request: DrawRequest, loop: DenoiseLoop, engines: DrawEngines, 
         clock.prefill_s += time.perf_counter() - start
         slots = fixed if isinstance(fixed, int) else transformer.cache.slots
         if prefix is None:
-            prefix = PromptPrefix(engines.denoiser.inputs, engines.unconditional, slots - loop.skip)
+            zeros = allocator(engines.denoiser)
+            prefix = PromptPrefix(engines.denoiser.inputs, engines.unconditional, slots - loop.skip, zeros)
         start = time.perf_counter()
         _condition(prompt, transformer, slots, engines.conditioner, prefix.negative if row else prefix.prompt)
         clock.conditioner_s += time.perf_counter() - start

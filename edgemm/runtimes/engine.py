@@ -6,15 +6,15 @@ and one engine's output may be another's input (the prefix) without a copy.  Bac
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Protocol
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol
 
 import numpy as np
 
 from edgemm.components import TensorSpec
 from edgemm.errors import EdgemmError
 
-__all__ = ["Arrays", "Binding", "Engine", "check_arrays", "check_finite"]
+__all__ = ["Arrays", "Binding", "Engine", "allocator", "check_arrays", "check_finite"]
 
 Arrays = Mapping[str, np.ndarray]
 
@@ -37,6 +37,14 @@ class Engine(Protocol):
     def bind(self, inputs: Arrays, outputs: Arrays) -> Binding:
         """Every input and output has to be given, contiguous, and of the shape that its spec allows."""
         ...
+
+
+def allocator(engine: Engine) -> Callable[[tuple[int, ...], Any], np.ndarray]:
+    """What makes zeroed arrays that the engine needs not copy at every run: its own way, or numpy's.
+
+    For what is large and bound again and again: caches, the prefix.  numpy may read and write them between runs.
+    """
+    return getattr(engine, "zeros", np.zeros)
 
 
 def check_arrays(component: str, specs: Mapping[str, TensorSpec], arrays: Arrays, axes: dict[str, int]) -> None:

@@ -15,7 +15,7 @@ import numpy as np
 
 from edgemm.errors import InputError
 from edgemm.runtimes.cache_budget import UNLIMITED, CacheBudget
-from edgemm.runtimes.engine import Arrays, Binding, Engine, check_finite
+from edgemm.runtimes.engine import Arrays, Binding, Engine, allocator, check_finite
 from edgemm.runtimes.prompt import Prompt
 
 __all__ = ["BLOCK", "CachedTransformer", "KVCache"]
@@ -29,7 +29,7 @@ class KVCache:
     def __init__(
         self, engine: Engine, max_slots: int, block: int = BLOCK, budget: CacheBudget = UNLIMITED, rows: int = 1
     ) -> None:
-        self.rows = rows  # b
+        self.rows, self._zeros = rows, allocator(engine)
         self.specs = {name: spec for name, spec in engine.inputs.items() if name.startswith("past_")}
         sizes = {spec.shape[2] for spec in self.specs.values() if isinstance(spec.shape[2], int)}
         self.max_slots = min([max_slots, *sizes])
@@ -50,7 +50,7 @@ class KVCache:
         old, self.buffers = self.buffers, {}
         for name, spec in self.specs.items():
             heads, width = spec.fixed(1, "K/V heads"), spec.fixed(3, "head width")
-            self.buffers[name] = np.zeros((self.rows, heads, self.slots, width), dtype=spec.dtype)
+            self.buffers[name] = self._zeros((self.rows, heads, self.slots, width), spec.dtype)
             if name in old:
                 self.buffers[name][:, :, : self.used] = old.pop(name)[:, :, : self.used]
         return True

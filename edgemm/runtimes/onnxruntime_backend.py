@@ -20,7 +20,16 @@ from edgemm.runtimes.engine import Arrays, check_arrays
 from edgemm.runtimes.onnx_external_data import check_external_data
 from edgemm.runtimes.threads import ThreadPlan
 
-__all__ = ["OrtBinding", "OrtEngine", "open_engine", "providers", "version"]
+__all__ = [
+    "OrtBinding",
+    "OrtEngine",
+    "compare_io",
+    "explained",
+    "open_engine",
+    "providers",
+    "session_options",
+    "version",
+]
 
 ORT_TYPES = {"tensor(float)": "float32", "tensor(float16)": "float16", "tensor(int64)": "int64", "tensor(bool)": "bool"}
 ERRORS_ONLY = 3
@@ -49,13 +58,13 @@ def open_engine(
     if provider not in ort.get_available_providers():
         raise MissingError(f"{component}: ONNX Runtime {ort.__version__} has no {provider}")
     try:
-        session = ort.InferenceSession(str(graph), _options(plan), providers=[provider])
+        session = ort.InferenceSession(str(graph), session_options(plan), providers=[provider])
     except Exception as error:  # its errors share no base but Exception
-        raise _explained(error, f"{graph}: ONNX Runtime {ort.__version__} cannot load it", BundleError) from error
+        raise explained(error, f"{graph}: ONNX Runtime {ort.__version__} cannot load it", BundleError) from error
     if session.get_providers()[0] != provider:
         raise MissingError(f"{component}: asked ONNX Runtime for {provider}, it uses {session.get_providers()[0]}")
-    _compare(graph, "input", variant.inputs, session.get_inputs())
-    _compare(graph, "output", variant.outputs, session.get_outputs())
+    compare_io(graph, "input", variant.inputs, session.get_inputs())
+    compare_io(graph, "output", variant.outputs, session.get_outputs())
     return OrtEngine(component, variant, session, lock)
 
 
@@ -94,10 +103,10 @@ class OrtBinding:
             with engine.lock:
                 engine.session.run_with_iobinding(self._io)
         except Exception as error:
-            raise _explained(error, f"{engine.component}: ONNX Runtime failed", EdgemmError) from error
+            raise explained(error, f"{engine.component}: ONNX Runtime failed", EdgemmError) from error
 
 
-def _options(plan: ThreadPlan) -> ort.SessionOptions:
+def session_options(plan: ThreadPlan) -> ort.SessionOptions:
     options = ort.SessionOptions()
     options.intra_op_num_threads = plan.count
     options.inter_op_num_threads = 1
@@ -107,7 +116,7 @@ def _options(plan: ThreadPlan) -> ort.SessionOptions:
     return options
 
 
-def _compare(graph: Path, side: str, specs: tuple[TensorSpec, ...], found: Sequence[Any]) -> None:
+def compare_io(graph: Path, side: str, specs: tuple[TensorSpec, ...], found: Sequence[Any]) -> None:
     """The manifest and the graph have to name the same tensors."""
     nodes = {node.name: node for node in found}
     if nodes.keys() != {spec.name for spec in specs}:
@@ -123,7 +132,7 @@ def _compare(graph: Path, side: str, specs: tuple[TensorSpec, ...], found: Seque
             )
 
 
-def _explained(error: Exception, what: str, kind: type[EdgemmError]) -> EdgemmError:
+def explained(error: Exception, what: str, kind: type[EdgemmError]) -> EdgemmError:
     first_line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
     if isinstance(error, MemoryError) or "bad_alloc" in first_line or "Failed to allocate memory" in first_line:
         return ResourceError(f"{what}: out of memory: {first_line}")

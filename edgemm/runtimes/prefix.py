@@ -8,7 +8,8 @@ Axes: t prefix slots, h heads, d head width, c conditioning, n image tokens, l l
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import numpy as np
 
@@ -25,12 +26,18 @@ PROMPT, UNCONDITIONAL = 0, 1
 class PromptPrefix:
     """Buffers (2, ...) for everything that the conditioner hands to the denoiser."""
 
-    def __init__(self, denoiser_inputs: Mapping[str, TensorSpec], unconditional: Arrays, slots: int) -> None:
+    def __init__(
+        self,
+        denoiser_inputs: Mapping[str, TensorSpec],
+        unconditional: Arrays,
+        slots: int,
+        zeros: Callable[[tuple[int, ...], Any], np.ndarray] = np.zeros,
+    ) -> None:
         self.both: dict[str, np.ndarray] = {}
         for spec in handed_over(tuple(denoiser_inputs.values())):
             axis = SLOT_AXIS.get(pattern(spec.name))
             shape = [slots if i == axis else spec.fixed(i, "one size") for i in range(1, len(spec.shape))]
-            self.both[spec.name] = np.zeros((2, *shape), dtype=spec.dtype)
+            self.both[spec.name] = zeros((2, *shape), spec.dtype)
             self._fill(spec.name, axis, unconditional)
         self.prompt = {name: buffer[PROMPT : PROMPT + 1] for name, buffer in self.both.items()}
         self.negative = {name: buffer[UNCONDITIONAL:] for name, buffer in self.both.items()}  # what guidance leaves

@@ -9,17 +9,19 @@ from edgemm.measure.board import read_board
 from edgemm.measure.cuda_driver import CudaDriver, Gpu
 from edgemm.measure.packages import EXTRAS, Extra
 from edgemm.measure.providers import Provider
-from edgemm.measure.targets import Findings, judge
-from tests.measure.recorded import ORIN_NANO, THOR, lay_out
+from edgemm.measure.targets import Findings, find_system_tensorrt, judge
+from tests.measure.recorded import AGX_ORIN, ORIN_NANO, THOR, lay_out
 
 NO_DRIVER = CudaDriver(None, (), "no CUDA driver")
 RTX_4090 = CudaDriver("13.0", (Gpu("NVIDIA GeForce RTX 4090", "8.9", 24 << 30),), "")
 CPU = Provider("CPUExecutionProvider", "")
 
 
-def extras(*present: str) -> dict[str, Extra]:
+def extras(*present: str, version: str = "10.16.2") -> dict[str, Extra]:
     return {
-        name: Extra(name, {p: "1" for p in packages if p in present}, tuple(p for p in packages if p not in present))
+        name: Extra(
+            name, {p: version for p in packages if p in present}, tuple(p for p in packages if p not in present)
+        )
         for name, packages in EXTRAS.items()
     }
 
@@ -58,6 +60,44 @@ def test_a_gpu_with_a_broken_provider_does_not_run_cuda_bundles():
 def test_a_gpu_without_its_onnxruntime_gets_the_line():
     cuda = verdicts(cuda=RTX_4090, providers=[CPU])["cuda"]
     assert not cuda.runs and cuda.cure == "pip install 'edgemm[cuda]'"
+
+
+def test_every_board_is_told_what_it_lacks_and_gets_its_target_when_it_has_it(tmp_path):
+    """From the files of an Orin Nano, an AGX Orin and a Thor to a verdict, with the backend that is really here."""
+    for name, files, target in (
+        ("nano", ORIN_NANO, "jetson-orin-jp6"),
+        ("agx", AGX_ORIN, "jetson-orin"),
+        ("thor", THOR, "jetson-thor"),
+    ):
+        root = lay_out(tmp_path / name, files)
+        board = read_board(root)
+        bare = verdicts(board)
+        assert "nvidia-jetpack" in bare[target].cure and not any(verdict.runs for verdict in bare.values())
+        system = root / "usr/lib/python3.10/dist-packages/tensorrt"
+        system.mkdir(parents=True)
+        unseen = judge(Findings(board, NO_DRIVER, (), extras(), find_system_tensorrt(root)))
+        (verdict,) = [verdict for verdict in unseen if verdict.target == target]
+        assert str(system.parent) in verdict.problem and "--system-site-packages" in verdict.cure
+        found = verdicts(board, present=("tensorrt", "tokenizers", "pillow"))
+        assert [name for name, verdict in found.items() if verdict.runs] == [target]
+        assert found[target].engine == "TensorRT 10.16.2, not tried on a device yet"
+
+
+@pytest.mark.parametrize(
+    ("files", "target", "version", "runs"),
+    [
+        (ORIN_NANO, "jetson-orin-jp6", "10.3.0", True),
+        (ORIN_NANO, "jetson-orin-jp6", "8.6.2", False),
+        (AGX_ORIN, "jetson-orin", "10.3.0", False),
+        (THOR, "jetson-thor", "10.13.3", False),
+        (THOR, "jetson-thor", "11.4.1", True),
+    ],
+)
+def test_a_tensorrt_older_than_the_dialect_is_told(tmp_path, files, target, version, runs):
+    board = read_board(lay_out(tmp_path, files))
+    findings = Findings(board, NO_DRIVER, (), extras("tensorrt", version=version))
+    (verdict,) = [verdict for verdict in judge(findings) if verdict.target == target]
+    assert verdict.runs == runs and (runs or f"TensorRT {version} is here, {target} needs 10." in verdict.problem)
 
 
 @pytest.mark.parametrize(("files", "target"), [(ORIN_NANO, "jetson-orin-jp6"), (THOR, "jetson-thor")])

@@ -28,7 +28,10 @@ def test_a_device_that_is_not_there_is_an_error_with_its_cure(bundle_path, monke
 
 
 def test_an_unknown_device_lists_the_known_ones(bundle_path):
-    with pytest.raises(UsageError, match="device is 'abacus', expected one of: auto, cuda, cpu"):
+    with pytest.raises(
+        UsageError,
+        match="device is 'abacus', expected one of: auto, jetson-thor, jetson-orin, jetson-orin-jp6, rtx, cuda, cpu",
+    ):
         edgemm.load(bundle_path, device="abacus")
 
 
@@ -36,7 +39,7 @@ def test_auto_says_what_it_passed_over(monkeypatch):
     monkeypatch.setattr("onnxruntime.get_available_providers", lambda: ["CPUExecutionProvider"])
     choice = backends.select("auto", ["cpu", "cuda"])
     assert (choice.device, choice.target) == ("cpu", "cpu")
-    assert "not cuda, because onnxruntime here has CPUExecutionProvider" in choice.why
+    assert "not cuda, because ort_cuda here has CPUExecutionProvider" in choice.why
 
 
 def test_a_bundle_for_another_target_says_so():

@@ -1,0 +1,184 @@
+"""TensorRT's bookkeeping, with stand-ins for driver and engine; and every name of it that we use, in NVIDIA's bindings.
+
+No device has run this: see docs/nvidia.md.
+"""
+
+from __future__ import annotations
+
+import ast
+import gc
+import threading
+from importlib.util import find_spec
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from edgemm.components import TensorSpec
+from edgemm.errors import EdgemmError, InputError, MissingError, ResourceError
+from edgemm.manifest import Variant
+from edgemm.runtimes import backends, tensorrt_backend
+from edgemm.runtimes.cuda_memory import Cuda
+from edgemm.runtimes.engine import allocator
+from edgemm.runtimes.tensorrt_engine import TensorRTEngine
+from tests.runtimes.standin_cuda import TRT, Driver, Engine
+
+CACHE = (1, 2, 3, 4)
+VARIANT = Variant(
+    "g.onnx",
+    None,
+    "standard-24",
+    "fp16",
+    (TensorSpec("x", "float32", ("b", "s")), TensorSpec("past_key.0", "float16", CACHE)),
+    (TensorSpec("y", "float32", ("b", "s")), TensorSpec("present_key.0", "float16", CACHE)),
+)
+NARROW, WIDE = ((1, 4), (1, 4), (1, 4)), ((1, 1), (1, 8), (1, 64))
+
+
+def opened(driver=None, **options):
+    driver = driver or Driver()
+    cuda = Cuda(driver)
+    return TensorRTEngine(TRT, "transformer", VARIANT, (None, None, Engine(driver, **options)), cuda, threading.Lock())
+
+
+def bound(engine, shared=True, width=4):
+    zeros = engine.zeros if shared else np.zeros
+    arrays = {"x": np.arange(width, dtype=np.float32)[None], "y": np.zeros((1, width), np.float32)}
+    cache = zeros(CACHE, np.float16)
+    inputs, outputs = {"x": arrays["x"], "past_key.0": cache}, {"y": arrays["y"], "present_key.0": cache}
+    return engine.bind(inputs, outputs), arrays["x"], arrays["y"], cache
+
+
+@pytest.mark.parametrize("aliased", [True, False], ids=["in place", "copied back"])
+@pytest.mark.parametrize("shared", [True, False], ids=["shared memory", "staged"])
+def test_every_run_reads_inputs_as_they_are_and_goes_on_from_the_cache(aliased, shared):
+    binding, x, y, cache = bound(opened(aliased=aliased), shared)
+    for run in range(1, 6):  # the second one captures, the later ones replay
+        x += 1
+        binding.run()
+        np.testing.assert_array_equal(y, x + 10)
+        np.testing.assert_array_equal(cache, np.full(CACHE, run))
+
+
+def test_what_numpy_writes_between_runs_counts():
+    binding, _, _, cache = bound(opened())
+    binding.run()
+    cache[:] = 7
+    binding.run()
+    assert (cache == 8).all()
+
+
+def test_one_buffer_where_the_engine_updates_in_place_and_two_where_it_cannot():
+    for aliased in (True, False):
+        engine = opened(aliased=aliased)
+        _, _, _, cache = bound(engine)
+        addresses = engine.engine.contexts[0].addresses
+        assert addresses["past_key.0"] == cache.ctypes.data
+        assert (addresses["present_key.0"] == cache.ctypes.data) == aliased
+
+
+def test_the_second_run_is_captured_and_the_third_is_one_launch():
+    driver = Driver()
+    binding, *_ = bound(opened(driver))
+    binding.run()
+    assert "cuStreamBeginCapture_v2" not in driver.log
+    binding.run()
+    del driver.log[:]
+    binding.run()
+    assert [call for call in driver.log if call != "cuCtxSetCurrent"] == ["cuGraphLaunch", "cuStreamSynchronize"]
+
+
+def test_an_engine_that_cannot_be_captured_goes_on_as_before():
+    driver = Driver()
+    binding, x, y, _ = bound(opened(driver))
+    driver.fails["cuStreamEndCapture"] = 901
+    for _ in range(3):
+        x += 1
+        binding.run()
+        np.testing.assert_array_equal(y, x + 10)
+    assert "cuGraphLaunch" not in driver.log
+
+
+def test_the_narrowest_profile_that_fits_is_taken():
+    engine = opened(profiles=(WIDE, NARROW))
+    bound(engine, width=4)
+    bound(engine, width=60)
+    assert [context.profile for context in engine.engine.contexts] == [1, 0]
+    with pytest.raises(InputError, match=r"no profile for \{'x': \(1, 65\)\}"):
+        bound(engine, width=65)
+
+
+def test_a_view_of_shared_memory_is_shared_and_freed_memory_is_not():
+    driver = Driver()
+    cuda = Cuda(driver)
+    array = cuda.zeros((4, 8), np.float32)
+    assert not array.any() and cuda.shared.holds(array) and cuda.shared.holds(array[1:2])
+    assert not cuda.shared.holds(np.zeros((4, 8), np.float32))
+    row = array[1:2]
+    del array
+    gc.collect()
+    assert cuda.shared.holds(row), "the view keeps it alive"
+    del row
+    gc.collect()
+    assert driver.log[-1] == "cuMemFree_v2"
+
+
+def test_what_the_driver_says_becomes_an_error_of_ours():
+    driver = Driver()
+    cuda = Cuda(driver)
+    driver.fails["cuMemAllocManaged"] = 2
+    with pytest.raises(ResourceError, match="out of GPU memory in cuMemAllocManaged"):
+        cuda.zeros((1,), np.float32)
+    driver.fails["cuMemAllocManaged"] = 700
+    with pytest.raises(EdgemmError, match=r"cuMemAllocManaged returns 700"):
+        cuda.zeros((1,), np.float32)
+
+
+def test_an_engine_that_has_no_memory_of_its_own_gets_numpys():
+    assert allocator(object()) is np.zeros
+    engine = opened()
+    assert allocator(engine) == engine.zeros
+
+
+@pytest.mark.parametrize("device", ["rtx", "jetson-orin-jp6", "jetson-thor"])
+def test_a_device_that_is_not_there_is_exit_4_with_this_platforms_line(device, monkeypatch):
+    monkeypatch.setattr(tensorrt_backend, "find_spec", lambda name: None)
+    with pytest.raises(
+        MissingError, match=r"was asked for: .*(pip install 'edgemm\[tensorrt-rtx\]'|no such Jetson)"
+    ) as told:
+        backends.select(device, [device])
+    assert told.value.exit_code == 4
+
+
+NAMES = {  # variable in our code -> class of the bindings
+    "builder": "Builder",
+    "network": "INetworkDefinition",
+    "config": "IBuilderConfig",
+    "profile": "IOptimizationProfile",
+    "parser": "OnnxParser",
+    "error": "ParserError",
+    "layer": "ILayer",
+    "runtime": "Runtime",
+    "engine.engine": "ICudaEngine",
+    "self.engine": "ICudaEngine",
+    "context": "IExecutionContext",
+    "self._context": "IExecutionContext",
+}
+
+
+@pytest.mark.skipif(find_spec("tensorrt_rtx") is None, reason="pip install tensorrt-rtx")
+@pytest.mark.parametrize("module", ["edgemm/build/child.py", "edgemm/runtimes/tensorrt_engine.py"])
+def test_every_name_that_we_use_is_in_nvidias_bindings(module):
+    import tensorrt_rtx as trt
+
+    classes = {name: getattr(trt, kind) for name, kind in NAMES.items()} | {"trt": trt}
+    used = {
+        (ast.unparse(node.value), node.attr)
+        for node in ast.walk(ast.parse((Path(__file__).resolve().parents[2] / module).read_text()))
+        if isinstance(node, ast.Attribute) and ast.unparse(node.value) in classes
+    }
+    looked_for = {("layer", "attention"), ("layer", "__class__"), ("error", "errno"), ("error", "filename"),
+                  ("error", "strerror"), ("engine.engine", "contexts")}  # fmt: skip
+    missing = {f"{name}.{attr}" for name, attr in used - looked_for if not hasattr(classes[name], attr)}
+    assert len(used) > 5 and not missing
+    assert hasattr(trt.IAttentionInputLayer, "attention")
