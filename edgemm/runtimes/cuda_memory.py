@@ -78,7 +78,7 @@ class Cuda:
         ctypes.memset(address, 0, size)
         self.shared.add(address, size)
         weakref.finalize(memory, self._free, address, free)
-        return np.frombuffer(memory, dtype=dtype, count=math.prod(shape)).reshape(shape)
+        return np.frombuffer(memoryview(memory), dtype=dtype, count=math.prod(shape)).reshape(shape)
 
     def _free(self, address: int, free: str) -> None:
         self.shared.remove(address)
