@@ -34,7 +34,7 @@ from edgemm.measure.works import Drawn, Written, draw, read_picture, write_reply
 if TYPE_CHECKING:
     from edgemm.runtimes.model import Model
 
-__all__ = ["SCHEMA_VERSION", "Plan", "Progress", "Round", "Samples", "measured_rows", "prompt_of", "run_bench"]
+__all__ = ["SCHEMA_VERSION", "Plan", "Progress", "Round", "Samples", "draws", "measured_rows", "prompt_of", "run_bench"]
 
 SCHEMA_VERSION = 1  # bench.schema.json
 FRESH_TIMEOUT_S = 1800.0
@@ -161,7 +161,7 @@ def _one_round(model: Model, manifest: Manifest, plan: Plan, index: int, prompt:
             work.units = done.reply.metrics.new_tokens
     if _reads_pictures(manifest):
         done.picture_read = read_picture(model)
-    if manifest.loops.denoise:
+    if draws(manifest):
         with meter.work("image") as work:
             done.picture = draw(model, DRAWING, plan.steps, plan.seed + index)
             work.units = 1
@@ -217,8 +217,11 @@ def measured_rows(rounds: list[Round], watch: ClockWatch) -> Samples:
         if done.picture:
             m = done.picture.metrics
             found["draw_prefill_ms"].append(m.prefill_ms)
-            found["conditioner_ms"].append(m.conditioner_ms)
-            found["denoise_step_ms"].append(m.step_ms)
+            if m.conditioner_ms:
+                found["conditioner_ms"].append(m.conditioner_ms)
+                found["denoise_step_ms"].append(m.step_ms)
+            else:  # what has no conditioner draws token by token
+                found["image_token_ms"].append(m.step_ms)
             found["inter_step_ms"] += done.picture.gaps_ms
             found["image_decode_ms"].append(m.decode_ms)
             found["image_s"].append(m.total_ms / 1e3)
@@ -248,9 +251,7 @@ def _cache_memory(manifest: Manifest, target: str, rounds: list[Round]) -> dict[
 
 def _fresh_request(path: Path, plan: Plan, manifest: Manifest) -> dict[str, Any]:
     text = {"prompt": QUESTION, "max_new_tokens": plan.new_tokens, "ignore_eos": True} if manifest.loops.text else None
-    image = (
-        {"prompt": DRAWING, "num_inference_steps": plan.steps, "seed": plan.seed} if manifest.loops.denoise else None
-    )
+    image = {"prompt": DRAWING, "num_inference_steps": plan.steps, "seed": plan.seed} if draws(manifest) else None
     return {
         "bundle": os.path.abspath(path),
         "device": plan.device,
@@ -259,6 +260,11 @@ def _fresh_request(path: Path, plan: Plan, manifest: Manifest) -> dict[str, Any]
         "text": text,
         "image": image,
     }
+
+
+def draws(manifest: Manifest) -> bool:
+    """By denoising, or token by token."""
+    return manifest.loops.denoise is not None or manifest.loops.image_tokens is not None
 
 
 def _reads_pictures(manifest: Manifest) -> bool:

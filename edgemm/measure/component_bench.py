@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import edgemm
 from edgemm.bundle import open_bundle
 from edgemm.errors import InputError
-from edgemm.measure.bench import SCHEMA_VERSION, Plan, Progress, prompt_of
+from edgemm.measure.bench import SCHEMA_VERSION, Plan, Progress, draws, prompt_of
 from edgemm.measure.card import make_card
 from edgemm.measure.clock_watch import ClockWatch
 from edgemm.measure.engine_clock import Bound, EngineClock
@@ -69,18 +69,18 @@ def bench_component(
 def _bound_by_real_work(model: Model, component: str, plan: Plan) -> list[Bound]:
     clock = EngineClock()
     model.watch_engines(clock.watch)
-    if model.manifest.loops.text and component in ("transformer", "image_encoder"):
-        if component == "transformer":
+    if model.manifest.loops.text and component in ("transformer", "text_head", "image_encoder"):
+        if component != "image_encoder":
             write_reply(model, prompt_of(model, model.manifest, plan), plan.new_tokens)
         else:
             read_picture(model)
-    elif model.manifest.loops.denoise:
+    elif draws(model.manifest):
         draw(model, DRAWING, plan.steps, plan.seed)
     found = [bound for (name, _), bound in clock.bound.items() if name == component]
     if not found:
         raise InputError(f"{component} is not used by anything that this bundle was asked to do here")
     if component == "transformer":  # fitting the prompt bound other lengths before
-        ran = {run.shape for run in clock.runs[-plan.new_tokens :]}
+        ran = {run.shape for run in [run for run in clock.runs if run.component == component][-plan.new_tokens :]}
         found = [bound for bound in found if bound.shape in ran]
     return found
 

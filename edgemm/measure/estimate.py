@@ -108,6 +108,8 @@ def estimate(
     figures["memory_gb"] = Figure(memory, "GB", NOT_JUDGED)
     room = device.memory_gb - device.system_gb
     remarks = [f"{device.title}, {mode.name}: {calibration.note}"]
+    if manifest.loops.image_tokens:
+        remarks.append("it draws token by token, and drawing of that kind is not estimated")
     if chosen != device.target:
         remarks.append(
             f"counted in the graphs for {chosen}, the bundle has none for {device.target}: "
@@ -130,9 +132,11 @@ def runs_of(bundle: Bundle, target: str, work: Workload) -> dict[str, Run]:
     costs = {name: _costs(bundle, name, target) for name in manifest.targets[target]}
     found: dict[str, Run] = {}
     if "transformer" in costs:
-        if manifest.loops.text:
+        if manifest.loops.text:  # the head, where it is a graph of its own, runs once a token
             context = work.prompt_tokens + work.new_tokens // 2  # halfway through the reply
             found["token"] = _transformer(bundle, target, costs["transformer"], 1, context)
+            if "text_head" in costs:
+                found["token"] = _together(found["token"], _rows(costs["text_head"], 1))
         found["prefill"] = _transformer(bundle, target, costs["transformer"], work.prompt_tokens, work.prompt_tokens)
     if "image_encoder" in costs and manifest.loops.text:
         found["image_encode"] = _rows(costs["image_encoder"], manifest.loops.text.image_token_count)
@@ -183,6 +187,12 @@ def _costs(bundle: Bundle, component: str, target: str) -> GraphCosts:
 def _rows(costs: GraphCosts, rows: int, images: int = 1) -> Run:
     operations = images * (rows * costs.operations_a_row + costs.operations_a_call)
     return Run(costs.read_bytes, operations, costs.layers, costs.int8)
+
+
+def _together(one: Run, other: Run) -> Run:
+    return Run(
+        one.read_bytes + other.read_bytes, one.operations + other.operations, one.layers + other.layers, one.int8
+    )
 
 
 def _transformer(bundle: Bundle, target: str, costs: GraphCosts, tokens: int, context: int) -> Run:

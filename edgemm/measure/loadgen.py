@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 import edgemm
 from edgemm.bundle import open_bundle
 from edgemm.errors import MissingError
-from edgemm.measure.bench import SCHEMA_VERSION, Plan, Progress, prompt_of
+from edgemm.measure.bench import SCHEMA_VERSION, Plan, Progress, draws, prompt_of
 from edgemm.measure.card import make_card
 from edgemm.measure.clock_watch import ClockWatch
 from edgemm.measure.other_work import read_cpu_times, report_other_work
@@ -112,7 +112,7 @@ def _tests(model: Model, plan: Plan) -> dict[str, tuple[Answer, str, bool]]:
         found["reply-single-stream"] = (reply, "SingleStream", False)
         found["reply-offline"] = (reply, "Offline", False)
         found["reply-tokens"] = (reply, "SingleStream", True)
-    if model.manifest.loops.denoise:
+    if draws(model.manifest):
 
         def picture(index: int, first_token: FirstToken) -> int:
             model.generate_image(DRAWING, num_inference_steps=plan.steps, seed=plan.seed + index)

@@ -94,7 +94,11 @@ def _copy(threads: int) -> Callable[[], None]:
     source, target = np.ones(COPY_BYTES // 8), np.zeros(COPY_BYTES // 8)
     slices = [slice(i * source.size // threads, (i + 1) * source.size // threads) for i in range(threads)]
     pool = ThreadPoolExecutor(threads)  # numpy lets other threads run while it copies
-    return lambda: list(pool.map(lambda part: np.copyto(target[part], source[part]), slices)).clear()
+
+    def run() -> None:
+        list(pool.map(lambda part: np.copyto(target[part], source[part]), slices))
+
+    return run
 
 
 def _product(threads: int, integer: bool) -> Callable[[], None]:
@@ -110,4 +114,8 @@ def _product(threads: int, integer: bool) -> Callable[[], None]:
     inputs: dict[str, np.ndarray] = {"x": np.ones((SIDE, SIDE), np.uint8 if integer else np.float32)}
     if integer:
         inputs["w"] = np.ones((SIDE, SIDE), np.int8)
-    return lambda: session.run(None, inputs).clear()
+
+    def run() -> None:
+        session.run(None, inputs)
+
+    return run

@@ -37,6 +37,7 @@ ROWS = {
     "draw_prefill_ms": Row("the drawing prompt through the transformer, once a picture"),
     "conditioner_ms": Row("once a picture"),
     "denoise_step_ms": Row("one step, guidance included; mean over the steps of a picture"),
+    "image_token_ms": Row("one token of a picture, guidance included; mean over the tokens of a picture"),
     "inter_step_ms": Row("from the end of one step to that of the next; every gap is a sample", judged=False),
     "image_decode_ms": Row("tokens to pixels"),
     "image_s": Row("one picture, from the call to pixels"),

@@ -19,7 +19,7 @@ import numpy as np
 import edgemm
 from edgemm.bundle import open_bundle
 from edgemm.errors import UsageError
-from edgemm.measure.bench import SCHEMA_VERSION, Plan, Progress, prompt_of
+from edgemm.measure.bench import SCHEMA_VERSION, Plan, Progress, draws, prompt_of
 from edgemm.measure.card import make_card
 from edgemm.measure.clock_watch import ClockWatch
 from edgemm.measure.other_work import read_cpu_times, report_other_work
@@ -102,7 +102,7 @@ def _requests(model: Model, plan: Plan) -> dict[str, Callable[[int], int]]:
     if model.manifest.loops.text:
         prompt = prompt_of(model, model.manifest, plan)
         found["reply"] = lambda i: write_reply(model, prompt, plan.new_tokens).metrics.new_tokens
-    if model.manifest.loops.denoise:
+    if draws(model.manifest):
         found["image"] = lambda i: _picture(model, plan, i)
     return found
 

@@ -13,10 +13,12 @@ import pytest
 import edgemm
 from edgemm.errors import BundleError, ResourceError, UsageError
 from edgemm.measure import bench, bench_verb
-from edgemm.measure.bench import Plan, run_bench
+from edgemm.measure.bench import Plan, Round, measured_rows, run_bench
 from edgemm.measure.child import Answer
 from edgemm.measure.clock_watch import ClockWatch
 from edgemm.measure.result_file import read_result
+from edgemm.measure.works import Drawn
+from edgemm.runtimes.results import ImageMetrics
 from tests.measure.paper_bundle import PaperModel, write_paper_bundle
 
 FRESH = {
@@ -110,6 +112,14 @@ def test_runs_are_added_until_the_duration_is_reached(tmp_path, model, monkeypat
     monkeypatch.setattr(bench, "ClockWatch", lambda: ClockWatch(*[lambda: float(next(seconds))] * 3))
     result = run_bench(write_paper_bundle(tmp_path / "b"), Plan(repetitions=2, warmup=1, duration_s=60))
     assert 2 < result["measured"]["rounds"] < 60
+
+
+def test_a_model_that_draws_token_by_token_has_tokens_and_no_steps():
+    metrics = ImageMetrics(20, 5.0, 0.0, 64, 2.0, 4.0, 0.0, 137.0)
+    watch = ClockWatch()
+    rows = measured_rows([Round(picture=Drawn(metrics, 0.0, 0.137, (2.0,) * 63))] * 2, watch)
+    assert rows["image_token_ms"] == [2.0, 2.0] and not {"conditioner_ms", "denoise_step_ms"} & set(rows)
+    assert watch.problems() == []
 
 
 def test_a_full_cache_ends_a_reply_and_is_told(tmp_path, model):

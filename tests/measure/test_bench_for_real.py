@@ -34,7 +34,7 @@ def test_every_row_is_measured(result):
     from edgemm.measure.rows import ROWS
 
     rows = result["rows"]
-    assert set(rows) == set(ROWS)
+    assert set(rows) == set(ROWS) - {"image_token_ms"}  # it draws by denoising
     assert all(sample > 0 for row in rows.values() for sample in row["samples"])
     assert {rows[name]["count"] for name in ("image_s", "time_to_first_token_ms", "image_encode_ms")} == {2}
 
