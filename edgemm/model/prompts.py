@@ -19,9 +19,11 @@ Encode = Callable[..., list[int]]  # Unified.encode: a string, and whether speci
 
 @dataclass(frozen=True)
 class DrawPrompt:
-    ids: list[int]
+    ids: list[int]  # 0 where an image token stands
     skip: int  # tokens of the template's opening
     prompt_mask: list[int]  # 1 on the user's own tokens
+    image_index: list[int]  # -1 for text, else the row of the image tokens
+    attention_limit: list[int]  # last position each token may see
 
 
 @dataclass(frozen=True)
@@ -31,12 +33,20 @@ class TextPrompt:
     attention_limit: list[int]  # last position each token may see
 
 
-def draw_prompt(config: ModelConfig, encode: Encode, prompt: str) -> DrawPrompt:
-    """Ids of `open`, " " + prompt (nothing for the empty, unconditional prompt), `close`."""
+def draw_prompt(config: ModelConfig, encode: Encode, prompt: str, pictures: int = 0) -> DrawPrompt:
+    """Ids of `open`, the tokens of `pictures` pictures to draw from, " " + prompt (nothing for the empty, unconditional
+    prompt), `close`."""
     opening, closing = encode(config.draw.open), encode(config.draw.close)
     own = encode(" " + prompt, special=False) if prompt else []
-    mask = [0] * len(opening) + [1] * len(own) + [0] * len(closing)
-    return DrawPrompt(opening + own + closing, len(opening), mask)
+    block, first = config.vision.token_count, len(opening)
+    seen = pictures * block
+    ids = opening + [0] * seen + own + closing
+    mask = [0] * (first + seen) + [1] * len(own) + [0] * len(closing)
+    index = [-1] * first + list(range(seen)) + [-1] * (len(own) + len(closing))
+    limit = list(range(len(ids)))
+    for position in range(first, first + seen):  # a picture's tokens see one another
+        limit[position] = first + ((position - first) // block + 1) * block - 1
+    return DrawPrompt(ids, first, mask, index, limit)
 
 
 def read_prompt(config: ModelConfig, encode: Encode, text: str, pictures: int) -> TextPrompt:

@@ -51,32 +51,58 @@ class Unified(nn.Module):
 
     # --- drawing ------------------------------------------------------------------------------------------------
 
-    @torch.no_grad()
-    def prompt_cache(self, prompts: Sequence[str]) -> tuple[KeyValues, Tensor, Tensor]:
-        """K/V of the prefix layers (b, g, s, d), prompt_mask (b, s) float and prefix_length (b) of drawing prompts."""
-        built = [draw_prompt(self.config, self.encode, prompt) for prompt in prompts]
-        longest = max(len(prompt.ids) for prompt in built)
-        device = self.denoiser.position.device
-        ids = torch.tensor([prompt.ids + [0] * (longest - len(prompt.ids)) for prompt in built], device=device)
-        mask = torch.tensor(
-            [prompt.prompt_mask + [0] * (longest - len(prompt.ids)) for prompt in built],
-            dtype=torch.float32,
-            device=device,
-        )
+    def prompt_cache(
+        self, prompts: Sequence[str], pictures: Sequence[Tensor | None] | None = None, learn: bool = False
+    ) -> tuple[KeyValues, Tensor, Tensor]:
+        """K/V of the prefix layers (b, g, s, d), prompt_mask (b, s) float and prefix_length (b) of drawing prompts.
+
+        A picture (3, S, S) to draw from may stand before a prompt's words. `learn` keeps what a gradient needs.
+        """
+        with torch.set_grad_enabled(learn and torch.is_grad_enabled()):
+            return self._prompt_cache(prompts, pictures or [None] * len(prompts))
+
+    def _prompt_cache(
+        self, prompts: Sequence[str], pictures: Sequence[Tensor | None]
+    ) -> tuple[KeyValues, Tensor, Tensor]:
+        built = [
+            draw_prompt(self.config, self.encode, prompt, int(picture is not None))
+            for prompt, picture in zip(prompts, pictures, strict=True)
+        ]
+        longest, device = max(len(prompt.ids) for prompt in built), self.denoiser.position.device
+
+        def padded(rows: Sequence[list[int]], filling: int) -> Tensor:
+            return torch.tensor([row + [filling] * (longest - len(row)) for row in rows], device=device)
+
+        ids, mask = padded([one.ids for one in built], 0), padded([one.prompt_mask for one in built], 0).float()
         length = torch.tensor([len(prompt.ids) for prompt in built], device=device)
-        limit = torch.arange(longest, device=device).expand(len(built), -1)
+        steps = torch.arange(longest, device=device)
+        limit = torch.maximum(padded([one.attention_limit for one in built], 0), steps)
+        seen = [row for row, picture in enumerate(pictures) if picture is not None]
+        if seen:
+            clean = self.image_encoder(torch.stack([pictures[row] for row in seen]).to(device))  # type: ignore[misc]
+            rows = torch.tensor(seen, device=device)
+            image_tokens = clean.new_zeros(len(built), *clean.shape[1:]).index_copy(0, rows, clean)  # (b, m, w)
+            x = self.transformer.embed(ids, image_tokens, padded([one.image_index for one in built], -1))
+        else:
+            x = self.transformer.embed_tokens(ids)
         layers = self.config.denoiser.prefix_layers
-        _, cached = self.transformer(self.transformer.embed_tokens(ids), limit, depth=max(layers) + 1)
+        _, cached = self.transformer(x, limit, depth=max(layers) + 1)
         return [cached[layer] for layer in layers], mask, length
 
-    def prefix(self, prompts: Sequence[str]) -> Prefix:
+    def prefix(self, prompts: Sequence[str], pictures: Sequence[Tensor | None] | None = None) -> Prefix:
         """Everything about the prompts that the denoiser reads; "" is the unconditional prompt."""
-        return self.conditioner(*self.prompt_cache(prompts))
+        return self.conditioner(*self.prompt_cache(prompts, pictures))
 
     @torch.no_grad()
-    def draw(self, prompts: Sequence[str], noise: Tensor, sampler: SamplerConfig | None = None) -> Tensor:
-        """Pictures (b, 3, H, W) in [0, 1] from noise (b, n, p), one a prompt."""
-        prefix, free = self.prefix(prompts), self.prefix([""] * len(prompts))
+    def draw(
+        self,
+        prompts: Sequence[str],
+        noise: Tensor,
+        sampler: SamplerConfig | None = None,
+        pictures: Sequence[Tensor | None] | None = None,
+    ) -> Tensor:
+        """Pictures (b, 3, H, W) in [0, 1] from noise (b, n, p), one a prompt, each from a picture if one is given."""
+        prefix, free = self.prefix(prompts, pictures), self.prefix([""] * len(prompts))
         tokens = flow.sample(
             lambda x, t, size: self.denoiser(x, t, prefix, size),
             lambda x, t, size: self.denoiser(x, t, free, size),

@@ -1,4 +1,4 @@
-"""Teaching to draw: the conditioner and the denoiser over a frozen transformer.
+"""Teaching to draw: the conditioner and the denoiser, over a frozen transformer or one that learns along.
 
 Flow matching with x-prediction; see model/flow.py.  A sample's caption, noise and time are functions of (seed, step,
 place in the batch) alone: a run that was killed goes on as if it had not been, and many processes take a share each.
@@ -6,7 +6,7 @@ place in the batch) alone: a run that was killed goes on as if it had not been, 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -14,93 +14,138 @@ import torch
 from torch import Tensor, nn
 
 from edgemm.model import checkpoint, flow
+from edgemm.model.conditioner import Prefix, pool_prompt
 from edgemm.model.image_tokens import pixels_to_tokens
 from edgemm.model.unified import Unified
+from edgemm.train.parts import trained_parts
 from edgemm.train.pictures import batch_rows, load_pictures, pick_samples
 from edgemm.train.prompt_store import PromptStore
 from edgemm.train.ranks import Share
 from edgemm.train.recipe import Recipe
 
-__all__ = ["DrawTask"]
+__all__ = ["DrawTask", "spread"]
+
+FITTED = 2048  # prompts that the whitening is fitted to when they are not all stored
 
 
 class DrawTask:
     """What the loop trains: parameters, a loss a step, and pictures to look at."""
 
+    default_parts = ("conditioner", "denoiser")
+
     def __init__(self, model: Unified, recipe: Recipe, share: Share | None = None) -> None:
         self.model, self.recipe, self.share = model, recipe, share or Share()
-        _, samples = pick_samples(recipe.data, recipe.splits, recipe.groups, recipe.pictures)
-        tokens = model.config.image_tokens
-        self.pixels = load_pictures(Path(recipe.data), samples, tokens.image_size)
-        captions = sorted({caption for sample in samples for caption in sample.captions})
-        row_of = {caption: row + 1 for row, caption in enumerate(captions)}  # row 0 is the unconditional prompt
-        self.captions_of = [[row_of[caption] for caption in sample.captions] for sample in samples]
-        self.store = PromptStore(model, ["", *captions])
+        self.trained = trained_parts(model, recipe.train or self.default_parts)
+        self.load()
+        learned = "transformer" in self.trained  # then prompts are read anew at every step
+        self.store = None if learned or self.draws_from_pictures else PromptStore(model, self.prompts)
         if not model.conditioner.whiten_matrix.any():
-            model.conditioner.fit_whitening(self.store.pooled()[1:])
-        self.trained = nn.ModuleDict({"conditioner": model.conditioner, "denoiser": model.denoiser})
+            model.conditioner.fit_whitening(self._pooled())
         self.trained.requires_grad_(True)
+        model.image_encoder.encoder.requires_grad_(False)  # the eye itself is never taught
         self.denoise = torch.compile(model.denoiser) if recipe.compile else model.denoiser
-        spread = np.linspace(0, len(samples) - 1, 16).astype(int)
-        self.shown = [samples[row].captions[-1] for row in spread]
+
+    draws_from_pictures = False
+
+    def load(self) -> None:
+        """Pictures to draw, prompts, and which prompts each picture has; row 0 of the prompts is the unconditional."""
+        recipe = self.recipe
+        _, samples = pick_samples(recipe.data, recipe.splits, recipe.groups, recipe.pictures)
+        self.pixels = load_pictures(Path(recipe.data), samples, self.model.config.image_tokens.image_size)
+        captions = sorted({caption for sample in samples for caption in sample.captions})
+        self.prompts = ["", *captions]
+        row_of = {caption: row for row, caption in enumerate(self.prompts)}
+        self.prompts_of = [[row_of[caption] for caption in sample.captions] for sample in samples]
+        self.shown = [row_of[samples[row].captions[-1]] for row in spread(len(samples))]
         self.description = f"{len(samples)} pictures, {len(captions)} captions"
 
     def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
-        return self.trained.named_parameters()
+        return ((name, parameter) for name, parameter in self.trained.named_parameters() if parameter.requires_grad)
 
     def named_buffers(self) -> Iterator[tuple[str, Tensor]]:
-        return self.trained.named_buffers()
+        return self.model.conditioner.named_buffers(prefix="conditioner")
 
     def prepare(self) -> None:
         """The whitening was fitted with the prompts; nothing else comes before the first step."""
 
     def loss(self, step: int) -> Tensor:
-        tokens, noise, time, caption = self._batch(step)
+        tokens, noise, time, prompts = self._batch(step)
         return flow.velocity_loss(
-            self._predict(tokens, noise, time, caption), tokens, time, self.recipe.loss_floor
+            self._predict(tokens, noise, time, self.prefix(prompts)), tokens, time, self.recipe.loss_floor
         ).mean()
 
     @torch.no_grad()
     def measures(self, step: int) -> dict[str, float]:
         """How much the prompt matters: the loss with other pictures' prompts, over the loss with the right ones."""
-        tokens, noise, time, caption = self._batch(step)
-        losses = []
-        for rows in (caption, caption.roll(1)):
-            prediction = self._predict(tokens, noise, time, rows)
-            losses.append(flow.velocity_loss(prediction, tokens, time, self.recipe.loss_floor).mean().item())
-        return {"shuffled_over_right": losses[1] / losses[0]}
+        tokens, noise, time, prompts = self._batch(step)
+        right, shuffled = (
+            flow.velocity_loss(self._predict(tokens, noise, time, prefix), tokens, time, self.recipe.loss_floor).mean()
+            for prefix in (self.prefix(prompts), self.prefix(prompts.roll(1)))
+        )
+        return {"shuffled_over_right": (shuffled / right).item()}
 
     def samples(self, model: Unified) -> Tensor:
         """Pictures (16, 3, H, W) of the same prompts and noise each time."""
         tokens = model.config.image_tokens
         noise = torch.randn(16, tokens.token_count, tokens.token_width, generator=torch.Generator().manual_seed(0))
-        return model.draw(self.shown, noise.to(self.device))
+        pictures = self.pictures(self.shown)
+        return model.draw([self.prompts[row] for row in self.shown], noise.to(self.device), pictures=pictures)
 
     def save(self, path: Path) -> None:
         checkpoint.save(self.model, path, torch.bfloat16)
 
-    def _predict(self, tokens: Tensor, noise: Tensor, time: Tensor, caption: Tensor) -> Tensor:
-        prefix = self.model.conditioner.adapt(*self.store.rows(caption, cut=not self.recipe.compile))
-        return self.denoise(flow.noised(tokens, noise, time), time, prefix)
+    def prefix(self, rows: Tensor) -> Prefix:
+        """What the denoiser reads of some prompts."""
+        if self.store is not None:
+            return self.model.conditioner.adapt(*self.store.rows(rows, cut=not self.recipe.compile))
+        known = rows.tolist()
+        prompts, pictures = [self.prompts[row] for row in known], self.pictures(known)
+        return self.model.conditioner(*self.model.prompt_cache(prompts, pictures, learn=True))
+
+    def pictures(self, rows: Sequence[int]) -> Sequence[Tensor | None] | None:
+        """The pictures (3, S, S) that some prompts draw from."""
+        return None
 
     @property
     def device(self) -> torch.device:
         return self.model.denoiser.position.device
 
+    def _predict(self, tokens: Tensor, noise: Tensor, time: Tensor, prefix: Prefix) -> Tensor:
+        return self.denoise(flow.noised(tokens, noise, time), time, prefix)
+
+    @torch.no_grad()
+    def _pooled(self) -> Tensor:
+        if self.store is not None:
+            return self.store.pooled()[1:]
+        rows = np.linspace(1, len(self.prompts) - 1, min(FITTED, len(self.prompts) - 1)).astype(int).tolist()
+        chunks = [rows[start : start + 64] for start in range(0, len(rows), 64)]
+        return torch.cat([self._pooled_of(chunk) for chunk in chunks])
+
+    def _pooled_of(self, rows: Sequence[int]) -> Tensor:
+        cached, mask, length = self.model.prompt_cache([self.prompts[row] for row in rows], self.pictures(rows))
+        skip = self.model.conditioner.skip
+        used = torch.arange(skip, mask.shape[1], device=mask.device) < length[:, None]
+        return pool_prompt([values[:, :, skip:] for _, values in cached], mask[:, skip:], used)
+
     def _batch(self, step: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """This process's tokens and noise (b, n, p), times (b) and rows of captions (b)."""
+        """This process's tokens and noise (b, n, p), times (b) and rows of prompts (b)."""
         recipe, config = self.recipe, self.model.config.image_tokens
         mine = self.share.of(recipe.batch)
         rows = batch_rows(len(self.pixels), recipe.batch, recipe.seed, step)[mine]
         noise = np.empty((len(rows), config.token_count, config.token_width), dtype=np.float32)
-        normal, captions = np.empty(len(rows), dtype=np.float32), np.zeros(len(rows), dtype=np.int64)
+        normal, prompts = np.empty(len(rows), dtype=np.float32), np.zeros(len(rows), dtype=np.int64)
         for place, row in enumerate(rows):
             random = np.random.default_rng([recipe.seed, step, 1, mine.start + place])
-            known = self.captions_of[row]
-            caption = known[random.integers(len(known))]
-            captions[place] = caption if random.random() >= recipe.drop_prompt else 0
+            known = self.prompts_of[row]
+            prompt = known[random.integers(len(known))]
+            prompts[place] = prompt if random.random() >= recipe.drop_prompt else 0
             normal[place] = random.standard_normal(dtype=np.float32)
             random.standard_normal(dtype=np.float32, out=noise[place])
         time = flow.logit_normal_times(torch.from_numpy(normal), recipe.time_mean, recipe.time_spread)
         tokens = pixels_to_tokens(self.pixels[rows].to(self.device).float() / 255, config)
-        return tokens, torch.from_numpy(noise).to(self.device), time.to(self.device), torch.from_numpy(captions)
+        return tokens, torch.from_numpy(noise).to(self.device), time.to(self.device), torch.from_numpy(prompts)
+
+
+def spread(count: int) -> list[int]:
+    """16 rows to look at, spread evenly."""
+    return np.linspace(0, count - 1, 16).astype(int).tolist()

@@ -21,7 +21,7 @@ def make_optimizers(parameters: Iterable[tuple[str, nn.Parameter]], recipe: Reci
     named = [(name, parameter) for name, parameter in parameters if parameter.requires_grad]
     matrices = []
     if recipe.optimizer == "muon":
-        matrices = [(name, p) for name, p in named if p.ndim == 2 and ".blocks." in name and "modulation" not in name]
+        matrices = [(name, p) for name, p in named if p.ndim == 2 and _is_repeated(name)]
     chosen = {name for name, _ in matrices}
     rest = [p for name, p in named if name not in chosen]
     decayed, free = [p for p in rest if p.ndim > 1], [p for p in rest if p.ndim <= 1]
@@ -41,6 +41,12 @@ def make_optimizers(parameters: Iterable[tuple[str, nn.Parameter]], recipe: Reci
         for group in optimizer.param_groups:
             group["peak"] = group["lr"]
     return optimizers
+
+
+def _is_repeated(name: str) -> bool:
+    """A matrix of the denoiser's blocks or of the transformer's layers, which Muon's equal steps suit."""
+    block, layer = ".blocks." in name and "modulation" not in name, ".layers." in name and "lora_" not in name
+    return block or layer
 
 
 def rate(step: int, recipe: Recipe) -> float:

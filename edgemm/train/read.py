@@ -44,7 +44,8 @@ class ReadTask:
     ) -> None:
         """`peft` is the transformer with an adapter already in place; without it the recipe says which."""
         depth, deepest = model.config.transformer.depth, max(model.config.denoiser.prefix_layers)
-        if not deepest < recipe.lora_first_layer < depth:
+        self.whole = "transformer" in recipe.train  # every weight of it learns, and drawing has to learn along
+        if not self.whole and not deepest < recipe.lora_first_layer < depth:
             raise UsageError(
                 f"recipe: lora_first_layer is {recipe.lora_first_layer}, expected {deepest + 1} to {depth - 1}: "
                 f"the denoiser reads layers up to {deepest} of {depth}, and they must stay as they are"
@@ -74,7 +75,9 @@ class ReadTask:
         messages = prompts_about(sorted(set(self.labels)), recipe.replies)
         with peft.disable_adapter() if peft is not None else nullcontext():
             self.replies = own_replies(model, messages, recipe.reply_tokens)
-        self.peft = peft if peft is not None else adapted(model, recipe)
+        self.peft = peft if peft is not None or self.whole else adapted(model, recipe)
+        if self.whole:
+            model.transformer.requires_grad_(True)
         projection = {n: m for n, m in model.image_encoder.named_children() if n != "encoder"}
         self.projection = nn.ModuleDict(projection)
         self._teach_projection(recipe.train_projection)
@@ -84,7 +87,7 @@ class ReadTask:
     def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
         if self.recipe.train_projection:
             yield from self._projection_parameters()
-        for name, parameter in self.peft.named_parameters():
+        for name, parameter in (self.peft or self.model.transformer).named_parameters():
             if parameter.requires_grad:
                 yield f"transformer.{name}", parameter
 
@@ -136,6 +139,9 @@ class ReadTask:
         return None
 
     def save(self, path: Path) -> None:
+        if self.peft is None:
+            checkpoint.save(self.model, path, torch.bfloat16)
+            return
         with tempfile.TemporaryDirectory() as folder:
             self.peft.save_pretrained(folder)
             Path(folder, "README.md").unlink(missing_ok=True)  # PEFT's own empty model card

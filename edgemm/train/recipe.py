@@ -14,16 +14,25 @@ from typing import Any, TypeVar
 
 from edgemm.errors import InputError, UsageError
 
-__all__ = ["Recipe", "read_recipe"]
+__all__ = ["Recipe", "read_recipe", "read_stages"]
 
 PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
-CHOICES = {"task": ("draw", "read"), "optimizer": ("adamw", "muon"), "precision": ("auto", "bf16", "fp32")}
+PARTS = ("conditioner", "denoiser", "projection", "transformer")
+CHOICES = {
+    "task": ("draw", "read", "edit", "joint"),
+    "optimizer": ("adamw", "muon"),
+    "precision": ("auto", "bf16", "fp32"),
+}
 LARGEST = sys.float_info.max  # infinity is out of range too
 RANGES: tuple[tuple[tuple[str, ...], float, float], ...] = (
     (("steps", "batch", "log_every", "save_every", "sample_every"), 1, LARGEST),
     (("views", "reply_tokens", "lora_rank", "lora_alpha"), 1, LARGEST),
     (("seed", "threads", "warmup", "align_steps", "word_steps", "replies", "lora_first_layer", "pictures"), 0, LARGEST),
-    (("learning_rate", "matrix_learning_rate", "weight_decay", "time_spread", "reply_weight"), 0, LARGEST),
+    (
+        ("learning_rate", "matrix_learning_rate", "weight_decay", "time_spread", "reply_weight", "flow_weight"),
+        0,
+        LARGEST,
+    ),
     (("reply_share",), 0, 0.9),
     (("clip", "loss_floor"), 1e-6, LARGEST),
     (("drop_prompt", "decay", "ema"), 0, 1),
@@ -34,7 +43,9 @@ RANGES: tuple[tuple[tuple[str, ...], float, float], ...] = (
 class Recipe:
     """One stage of training. Paths are relative to where the command runs."""
 
-    task: str  # "draw": the image expert over a frozen transformer; "read": projection and LoRA
+    # "draw": the image expert over a frozen transformer; "read": projection and LoRA; "edit": drawing from a picture in
+    # the prefix; "joint": both losses on the same pictures, cross-entropy + flow_weight * flow
+    task: str
     data: str  # dataset folder as `edgemm data` writes it
     output: str  # run folder: state, log, samples; output/checkpoint is the result
     start: str = "small"  # preset, or checkpoint folder to go on from
@@ -58,6 +69,10 @@ class Recipe:
     groups: tuple[str, ...] = ()  # emoji groups to train on; none means all
     splits: tuple[str, ...] = ("train",)
     pictures: int = 0  # train on so many of them, spread evenly; 0 means all
+    train: tuple[
+        str, ...
+    ] = ()  # parts that learn, of PARTS; none means the task's own; "transformer" is all its weights
+    flow_weight: float = 1.0  # of drawing's loss beside that of the answers, in joint training
     # drawing
     drop_prompt: float = 0.1  # share of samples that see the unconditional prompt (arXiv:2207.12598)
     time_mean: float = -0.8  # of the logit-normal time; lower trains more on noisy pictures
@@ -86,6 +101,8 @@ class Recipe:
                 if not low <= getattr(self, name) <= high:
                     expected = f"{low} or more" if high == LARGEST else f"{low} to {high}"
                     raise UsageError(f"recipe: {name} is {getattr(self, name)}, expected {expected}")
+        if not set(self.train) <= set(PARTS):
+            raise UsageError(f"recipe: train is {', '.join(self.train)}, expected some of: {', '.join(PARTS)}")
         if not self.lora_targets or not set(self.lora_targets) <= set(PROJECTIONS):
             found = ", ".join(self.lora_targets) or "empty"
             raise UsageError(f"recipe: lora_targets is {found}, expected some of: {', '.join(PROJECTIONS)}")
@@ -99,19 +116,44 @@ def read_recipe(path: str | Path | None, overrides: Sequence[str] = (), kind: ty
 
     Raises InputError or UsageError naming the key.
     """
-    try:
-        text = "" if path is None else Path(path).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: recipe cannot be read: {error}") from error
-    if sys.version_info >= (3, 11):
-        import tomllib
-    else:
-        import tomli as tomllib
-    try:
-        values = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
-        raise InputError(f"{path}: not TOML: {error}") from error
+    values = _document(path)
+    return _recipe(path, values, overrides, kind)
+
+
+def read_stages(path: str | Path, overrides: Sequence[str] = ()) -> list[Recipe]:
+    """The recipe's `[[stages]]` in order, each with its own lines over the file's; one recipe where it has none.
+
+    A stage needs a name, writes to output/NAME and starts from the checkpoint of the stage before, if it does not say
+    otherwise.  An override goes to every stage, or to one of them as `name.key=value`.
+    """
+    values = _document(path)
+    if "stages" not in values:
+        return [_recipe(path, values, overrides, Recipe)]
+    stages = values.pop("stages")
+    if not isinstance(stages, list) or not stages or not all(isinstance(stage, dict) for stage in stages):
+        raise InputError(f"{path}: stages is {stages!r}, expected tables: [[stages]]")
+    names = [stage.pop("name", None) for stage in stages]
+    if not all(isinstance(name, str) and name.isidentifier() for name in names) or len(set(names)) < len(names):
+        raise InputError(f"{path}: names of stages are {names}, expected a different plain word for each")
+    if written := [name for name, stage in zip(names, stages, strict=True) if "output" in stage]:
+        raise InputError(
+            f"{path}: {written[0]}.output: a stage writes below the recipe's output, to a folder of its own name"
+        )
+    recipes: list[Recipe] = []
+    for name, stage in zip(names, stages, strict=True):
+        common = [word for word in overrides if word.partition("=")[0].partition(".")[0] not in names]
+        own = [word.removeprefix(f"{name}.") for word in overrides if word.startswith(f"{name}.")]
+        recipe = _recipe(path, {**values, **stage}, [*common, *own], Recipe)
+        changes = {"output": str(Path(recipe.output) / name)}
+        if recipes and "start" not in stage and not any(word.startswith("start=") for word in own):
+            changes["start"] = str(Path(recipes[-1].output) / "checkpoint")
+        recipes.append(dataclasses.replace(recipe, **changes))
+    return recipes
+
+
+def _recipe(path: str | Path | None, values: dict[str, Any], overrides: Sequence[str], kind: type[R]) -> R:
     fields = {field.name: field for field in dataclasses.fields(kind)}
+    values = dict(values)
     for key, value in values.items():
         if key not in fields:
             raise InputError(f"{path}: unknown key {key!r}; known: {', '.join(fields)}")
@@ -125,6 +167,22 @@ def read_recipe(path: str | Path | None, overrides: Sequence[str] = (), kind: ty
     if missing:
         raise InputError(f"{path}: {missing[0]} is missing")
     return kind(**values)
+
+
+def _document(path: str | Path | None) -> dict[str, Any]:
+    """The TOML file's own lines, unchecked."""
+    try:
+        text = "" if path is None else Path(path).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: recipe cannot be read: {error}") from error
+    if sys.version_info >= (3, 11):
+        import tomllib
+    else:
+        import tomli as tomllib
+    try:
+        return tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise InputError(f"{path}: not TOML: {error}") from error
 
 
 def _checked(path: str | Path, key: str, value: Any, kind: str) -> Any:

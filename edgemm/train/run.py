@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -12,10 +13,26 @@ from edgemm.model import checkpoint
 from edgemm.model.unified import Unified
 from edgemm.train.draw import DrawTask
 from edgemm.train.loop import Task, run_loop
+from edgemm.train.parts import own_the_transformer
 from edgemm.train.ranks import Ranks
 from edgemm.train.recipe import Recipe
 
-__all__ = ["train"]
+__all__ = ["train", "train_stages"]
+
+
+def train_stages(stages: Sequence[Recipe]) -> bool:
+    """Train one stage after the other; a finished one is not touched again. True in the process that wrote them."""
+    speaks = True
+    for number, recipe in enumerate(stages, start=1):
+        following = stages[number:]
+        if following and Path(following[0].output, "state.pt").exists() and following[0].start == _result(recipe):
+            continue  # the next stage has begun from its result
+        speaks = train(recipe)
+    return speaks
+
+
+def _result(recipe: Recipe) -> str:
+    return str(Path(recipe.output) / "checkpoint")
 
 
 def train(recipe: Recipe) -> bool:
@@ -39,14 +56,27 @@ def _start(recipe: Recipe) -> Unified:
     """The preset or the checkpoint; whatever a task adds to it is initialised from the seed too."""
     torch.manual_seed(recipe.seed)
     if recipe.start in PRESETS:
-        return checkpoint.build(recipe.start, recipe.seed)
-    return checkpoint.load(recipe.start, merge=recipe.task != "read")  # reading goes on with an adapter as it is
+        model = checkpoint.build(recipe.start, recipe.seed)
+    else:  # reading goes on with an adapter as it is, unless all weights learn
+        adapts = recipe.task in ("read", "joint") and "transformer" not in recipe.train
+        model = checkpoint.load(recipe.start, merge=not adapts)
+    if "transformer" in recipe.train:
+        own_the_transformer(model)
+    return model
 
 
 def _task(model: Unified, recipe: Recipe, ranks: Ranks) -> Task:
-    if recipe.task == "read":
-        from edgemm.train.read import ReadTask
+    if recipe.task == "edit":
+        from edgemm.train.edit import EditTask
 
-        with ranks.accelerator.main_process_first():  # it keeps what the eye sees in a file that the others then read
+        return EditTask(model, recipe, ranks.share)
+    if recipe.task == "draw":
+        return DrawTask(model, recipe, ranks.share)
+    with ranks.accelerator.main_process_first():  # it keeps what the eye sees in a file that the others then read
+        if recipe.task == "read":
+            from edgemm.train.read import ReadTask
+
             return ReadTask(model, recipe, share=ranks.share)
-    return DrawTask(model, recipe, ranks.share)
+        from edgemm.train.joint import JointTask
+
+        return JointTask(model, recipe, ranks.share)

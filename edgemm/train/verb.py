@@ -1,4 +1,4 @@
-"""`edgemm train --config RECIPE`: one stage of training, resumable."""
+"""`edgemm train --config RECIPE`: training in one stage or several, resumable."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 
 from edgemm.errors import MissingError
-from edgemm.train.recipe import read_recipe
+from edgemm.train.recipe import read_stages
 
 __all__ = ["HELP", "add_arguments", "run"]
 
@@ -15,17 +15,22 @@ HELP = "train a checkpoint from a recipe; goes on where it was stopped"
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--config", required=True, metavar="RECIPE.toml", help="the recipe, see recipes/")
-    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override a line of the recipe")
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="override a line of the recipe; NAME.KEY=VALUE: of one of its stages",
+    )
 
 
 def run(args: argparse.Namespace) -> int:
-    recipe = read_recipe(args.config, args.set)
+    stages = read_stages(args.config, args.set)
     try:
-        from edgemm.train.run import train
+        from edgemm.train.run import train_stages
     except ImportError as error:
         raise MissingError(f"training needs {error.name}: pip install 'edgemm[train]'") from error
-    if train(recipe):  # of many processes the first one speaks
-        print(
-            f"Wrote {Path(recipe.output) / 'checkpoint'}; export it: edgemm export {Path(recipe.output) / 'checkpoint'}"
-        )
+    if train_stages(stages):  # of many processes the first one speaks
+        result = Path(stages[-1].output) / "checkpoint"
+        print(f"Wrote {result}; export it: edgemm export {result}")
     return 0

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from edgemm.errors import InputError, UsageError
-from edgemm.train.recipe import Recipe, read_recipe
+from edgemm.train.recipe import Recipe, read_recipe, read_stages
 
 ROOT = Path(__file__).resolve().parents[2]
 WHOLE = 'task = "draw"\ndata = "d"\noutput = "o"\n'
@@ -26,7 +26,7 @@ def write(tmp_path):
 
 @pytest.mark.parametrize("path", sorted((ROOT / "recipes").glob("*.toml")), ids=lambda path: path.stem)
 def test_every_recipe_of_the_repository_is_valid(path):
-    read_recipe(path)
+    assert read_stages(path)
 
 
 def test_what_a_recipe_leaves_out_has_its_default(write):
@@ -75,7 +75,9 @@ def test_a_wrong_line_is_refused_with_its_key(write, line, message):
         ("steps=1.5", "--set steps=1.5: expected int"),
         ("compile=yes", "--set compile=yes: expected bool"),
         ("learning_rate=fast", "--set learning_rate=fast: expected float"),
-        ("task=sing", "task is 'sing', expected one of: draw, read"),
+        ("task=sing", "task is 'sing', expected one of: draw, read, edit, joint"),
+        ("train=denoiser,eye", "train is denoiser, eye, expected some of: conditioner, denoiser"),
+        ("flow_weight=-1", "flow_weight is -1"),
         ("optimizer=sgd", "optimizer is 'sgd', expected one of: adamw, muon"),
         ("precision=fp16", "precision is 'fp16', expected one of: auto, bf16, fp32"),
         ("steps=0", "steps is 0, expected 1 or more"),
@@ -97,6 +99,46 @@ def test_a_wrong_line_is_refused_with_its_key(write, line, message):
 def test_a_wrong_override_is_refused_with_its_key(write, override, message):
     with pytest.raises(UsageError, match=message):
         read_recipe(write(WHOLE), [override])
+
+
+STAGES = """data = "d"
+output = "o"
+steps = 9
+[[stages]]
+name = "first"
+task = "draw"
+[[stages]]
+name = "second"
+task = "joint"
+train = ["conditioner", "denoiser", "transformer"]
+flow_weight = 2
+"""
+
+
+def test_stages_follow_one_another_and_overrides_reach_all_or_one(write):
+    first, second = read_stages(write(STAGES), ["start=small", "second.steps=3", "batch=5"])
+    assert (first.task, first.output, first.start, first.steps, first.batch) == ("draw", "o/first", "small", 9, 5)
+    assert (second.task, second.output, second.start) == ("joint", "o/second", "o/first/checkpoint")
+    assert (second.steps, second.batch, second.flow_weight) == (3, 5, 2.0)
+    assert second.train == ("conditioner", "denoiser", "transformer")
+    assert read_stages(write(STAGES), ["second.start=x"])[1].start == "x"
+    assert read_stages(write(WHOLE)) == [read_recipe(write(WHOLE))]
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ('name = "second"', 'name = "first"', "names of stages are"),
+        ('name = "second"', "", "names of stages are"),
+        ('name = "second"', 'name = "a/b"', "names of stages are"),
+        ("flow_weight = 2", 'output = "x"', "second.output: a stage writes below the recipe's output"),
+        ("flow_weight = 2", "stesp = 2", "unknown key 'stesp'"),
+        (STAGES, WHOLE + "stages = 3\n", "stages is 3, expected tables"),
+    ],
+)
+def test_a_wrong_stage_is_refused(write, old, new, message):
+    with pytest.raises(InputError, match=message):
+        read_stages(write(STAGES.replace(old, new)))
 
 
 @pytest.mark.parametrize("key", ["task", "data", "output"])

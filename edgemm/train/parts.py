@@ -1,0 +1,29 @@
+"""Which parts of a model a stage trains, by the names a recipe uses."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+from torch import nn
+
+from edgemm.model.unified import Unified
+
+__all__ = ["own_the_transformer", "trained_parts"]
+
+
+def trained_parts(model: Unified, names: Sequence[str]) -> nn.ModuleDict:
+    """The named parts, which train.recipe.PARTS lists."""
+    parts: dict[str, nn.Module] = {
+        "conditioner": model.conditioner,
+        "denoiser": model.denoiser,
+        "projection": model.image_encoder,  # the eye in it, if it has a pretrained one, stays frozen
+        "transformer": model.transformer,
+    }
+    return nn.ModuleDict({name: parts[name] for name in names if name in parts})
+
+
+def own_the_transformer(model: Unified) -> None:
+    """A transformer that learns is stored in the checkpoint: it is no longer its base's."""
+    if model.config.base:
+        model.config = dataclasses.replace(model.config, base="", origin=model.config.base)
