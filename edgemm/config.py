@@ -66,7 +66,7 @@ class TransformerConfig:
 class VisionConfig:
     """How a picture becomes clean image tokens for reading: a grid of features, and the visual word it looks like."""
 
-    encoder: str  # "lite0": EfficientNet-Lite0's feature maps; "patch": linear patches
+    encoder: str  # "lite0": EfficientNet-Lite0's feature maps; "patch": linear patches; "dual": both side by side
     image_size: int  # side of the square the encoder reads, in pixels
     stride: int  # pixels a token covers along one side
     feature_width: int  # numbers a square of the grid has before the projection
@@ -77,14 +77,15 @@ class VisionConfig:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "blocks", tuple(self.blocks))
-        if self.encoder not in ("lite0", "patch"):
-            raise ValueError(f"vision encoder {self.encoder!r} is none of: lite0, patch")
+        if self.encoder not in ("lite0", "patch", "dual"):
+            raise ValueError(f"vision encoder {self.encoder!r} is none of: lite0, patch, dual")
         _check_positive("vision", self, "image_size", "stride", "feature_width", "hidden_width")
         if self.image_size % self.stride:
             raise ValueError(f"vision image_size {self.image_size} is not a multiple of stride {self.stride}")
-        if unknown := [block for block in self.blocks if block not in LITE0_CHANNELS or self.encoder != "lite0"]:
+        if unknown := [block for block in self.blocks if block not in LITE0_CHANNELS or not self.sees]:
             raise ValueError(f"vision block {unknown[0]} of encoder {self.encoder}: lite0 has {list(LITE0_CHANNELS)}")
-        stride, width = (32, 1280 + self.middle_width) if self.encoder == "lite0" else (self.stride, 3 * self.stride**2)
+        stride, width = (32, 1280 + self.middle_width) if self.sees else (self.stride, 0)
+        width += 0 if self.encoder == "lite0" else 3 * stride**2
         if (self.stride, self.feature_width) != (stride, width):
             raise ValueError(
                 f"vision encoder {self.encoder} gives feature_width {width} at stride {stride}, "
@@ -92,6 +93,11 @@ class VisionConfig:
             )
         if min(self.words, self.word_tokens) < 0 or (self.words > 0) != (self.word_tokens > 0):
             raise ValueError(f"vision words {self.words} and word_tokens {self.word_tokens}: both or neither")
+
+    @property
+    def sees(self) -> bool:
+        """Whether EfficientNet-Lite0 is in it."""
+        return self.encoder in ("lite0", "dual")
 
     @property
     def middle_width(self) -> int:
@@ -111,18 +117,26 @@ class VisionConfig:
 
 @dataclass(frozen=True)
 class ImageTokensConfig:
-    """How a picture is cut for drawing: `patch` draws pixels directly, no autoencoder (arXiv:2511.13720)."""
+    """How a picture is cut for drawing: `patch` draws its pixels (arXiv:2511.13720), `ae` an autoencoder's latents."""
 
     kind: str
     image_size: int
-    patch: int
+    patch: int  # pixels a token covers along one side
+    channels: int = 0  # of ae: numbers of a token
+    hidden: int = 0  # of ae: channels inside its convolutions
 
     def __post_init__(self) -> None:
-        if self.kind != "patch":
-            raise ValueError(f"image tokens {self.kind!r}: only 'patch' is built")
+        if self.kind not in ("patch", "ae"):
+            raise ValueError(f"image tokens {self.kind!r} are none of: patch, ae")
         _check_positive("image_tokens", self, "image_size", "patch")
         if self.image_size % self.patch:
             raise ValueError(f"image_size {self.image_size} is not a multiple of patch {self.patch}")
+        if self.kind == "ae":
+            _check_positive("image_tokens", self, "channels", "hidden")
+            if self.patch & (self.patch - 1):
+                raise ValueError(f"image_tokens patch {self.patch} is no power of two: an autoencoder halves")
+        elif self.channels or self.hidden:
+            raise ValueError(f"image_tokens channels {self.channels} and hidden {self.hidden} are for kind 'ae' only")
 
     @property
     def token_count(self) -> int:
@@ -130,7 +144,7 @@ class ImageTokensConfig:
 
     @property
     def token_width(self) -> int:
-        return 3 * self.patch**2
+        return self.channels if self.kind == "ae" else 3 * self.patch**2
 
 
 @dataclass(frozen=True)
@@ -225,6 +239,7 @@ class ModelConfig:
     chat: ChatTemplate = field(default_factory=ChatTemplate)
     draw: DrawTemplate = field(default_factory=DrawTemplate)
     family: str = "mot"
+    experts: str = "mot"  # "dense": the denoiser has no layers of its own, it uses the transformer's
     base: str = ""  # where the transformer's own weights come from; "" keeps them in the checkpoint
     base_layers: tuple[int, ...] = ()  # of the base, those that the transformer keeps; none: all
     origin: str = ""  # the base that weights kept in the checkpoint were once trained from: its licence still holds
@@ -236,9 +251,29 @@ class ModelConfig:
         object.__setattr__(self, "base_layers", tuple(self.base_layers))
         if self.base_layers and len(self.base_layers) != self.transformer.depth:
             raise ValueError(f"base_layers are {len(self.base_layers)}, the transformer has {self.transformer.depth}")
+        if self.experts not in ("mot", "dense"):
+            raise ValueError(f"experts {self.experts!r} is none of: mot, dense")
+        if self.experts == "dense":
+            mine, theirs = self.denoiser, self.transformer
+            found = (mine.width, mine.depth, mine.prefix_layers, mine.conditioning, mine.step_size)
+            wanted = (theirs.width, theirs.depth, tuple(range(theirs.depth)), theirs.width, False)
+            if found != wanted:
+                raise ValueError(
+                    f"dense experts: denoiser width, depth, prefix_layers, conditioning and step_size are {found}, the "
+                    f"transformer's layers want {wanted}"
+                )
         deepest = max(self.denoiser.prefix_layers)
         if deepest >= self.transformer.depth:
             raise ValueError(f"prefix layer {deepest} is beyond the transformer's {self.transformer.depth} layers")
+
+    @property
+    def prefix_heads(self) -> int:
+        """Key and value heads of the prefix that the denoiser reads."""
+        return self.transformer.kv_heads if self.experts == "dense" else self.denoiser.heads
+
+    @property
+    def prefix_head_width(self) -> int:
+        return self.transformer.head_width if self.experts == "dense" else self.denoiser.head_width
 
     def to_json(self) -> dict[str, Any]:
         return dataclasses.asdict(self)

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -56,11 +56,11 @@ OVERSAMPLING = 4
 SHADE = 10  # how far a colour strays in each channel
 
 
-def build_shapes(folder: Path, size: int, count: int, seed: int) -> int:
-    """Write `count` scenes into `folder`, the six tasks in turn."""
+def build_shapes(folder: Path, size: int, count: int, seed: int, tasks: Sequence[str] = TASKS) -> int:
+    """Write `count` scenes into `folder`, the tasks in turn."""
     writer, rng = DatasetWriter(folder, "shapes", size), random.Random(seed)
     for index in progress(range(count), count, "drawing"):
-        scene = make_scene(TASKS[index % len(TASKS)], size, rng, withheld=rng.random() < HELD_OUT_SHARE)
+        scene = make_scene(tasks[index % len(tasks)], size, rng, withheld=rng.random() < HELD_OUT_SHARE)
         writer.add(scene_sample(index, scene), draw_scene(scene, rng))
     questions = [question for sample in writer.samples for question in _questions(sample, rng)]
     questions += [*count_questions(writer.samples, rng), *relation_questions(writer.samples)]

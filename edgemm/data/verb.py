@@ -25,6 +25,7 @@ KINDS = {
 WITH_SOURCE = ("compose", "edits", "pictures")
 SIZES = (64, 128)
 DEFAULT_COUNT = 4000
+SHAPE_TASKS = ("single-object", "two-objects", "counting", "colours", "position", "attribute-binding")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -36,6 +37,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="icon sets to draw (default: %(default)s; twemoji is CC BY 4.0 and goes to the scorer split)",
     )  # fmt: skip
     parser.add_argument("--count", type=int, help="scenes to make (default 4000), of pictures at most (default: all)")
+    parser.add_argument(
+        "--tasks", nargs="+", choices=SHAPE_TASKS, default=SHAPE_TASKS, metavar="TASK",
+        help="shapes: kinds of scenes (default: all; one and two objects: all but counting)",
+    )  # fmt: skip
     parser.add_argument("--seed", type=int, default=0, help="for questions and scenes (default %(default)s)")
     parser.add_argument(
         "--source", type=Path, metavar="DIR", help="compose, edits: an emoji dataset to take the emoji from (edits without: shapes); pictures: yours"
@@ -81,7 +86,9 @@ def run(args: argparse.Namespace) -> int:
         else:
             from edgemm.data.shapes import build_shapes
 
-            count = build_shapes(folder, args.size, scenes, args.seed)
+            count = build_shapes(
+                folder, args.size, scenes, args.seed, [task.replace("-", " ") for task in args.tasks]
+            )
     print(
         f"Wrote {count} pictures to {args.output}; look at {args.output / 'contact_sheet.png'}, "
         f"then train with: edgemm train --config RECIPE.toml --set data={args.output}"

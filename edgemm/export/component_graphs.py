@@ -107,6 +107,8 @@ class DenoiserGraph(nn.Module):
     def __init__(self, model: Unified) -> None:
         super().__init__()
         self.denoiser = model.denoiser
+        if model.config.experts == "dense":
+            self.transformer = model.transformer  # whose layers the denoiser uses: the exporter has to see them
         self.has_layout = model.config.denoiser.layout_width > 0
         self.has_step_size = model.config.denoiser.step_size
 
@@ -123,9 +125,12 @@ class DenoiserGraph(nn.Module):
 class ImageDecoderGraph(nn.Module):
     def __init__(self, model: Unified) -> None:
         super().__init__()
+        self.autoencoder = model.autoencoder
         self.config = model.config.image_tokens
 
     def forward(self, tokens: Tensor) -> Tensor:
+        if self.autoencoder is not None:
+            return self.autoencoder.decode(tokens).clamp(0, 1)
         return tokens_to_pixels(tokens, self.config)
 
 
@@ -204,7 +209,7 @@ def _prefix_shapes(model: Unified) -> dict[str, Shape]:
     shapes["prefix_mask"] = ("b", "t")
     for layer in range(expert.depth):
         for part in ("key", "value"):
-            shapes[f"prefix_{part}.{layer}"] = ("b", expert.heads, "t", expert.head_width)
+            shapes[f"prefix_{part}.{layer}"] = ("b", model.config.prefix_heads, "t", model.config.prefix_head_width)
     return shapes
 
 

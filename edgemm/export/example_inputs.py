@@ -13,7 +13,6 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from edgemm.export.recorded import seeded_picture
-from edgemm.model.image_tokens import pixels_to_tokens
 from edgemm.model.prompts import read_prompt
 from edgemm.model.transformer import KeyValues
 from edgemm.model.unified import Unified
@@ -35,7 +34,7 @@ def example_inputs(model: Unified) -> dict[str, Named]:
     noise = torch.randn(
         len(DRAWINGS), tokens.token_count, tokens.token_width, generator=torch.Generator().manual_seed(0)
     )
-    clean = pixels_to_tokens(_pictures(tokens.image_size), tokens)
+    clean = model.to_tokens(_pictures(tokens.image_size))
     time = torch.tensor(TIMES)
     noisy = time[:, None, None] * clean + (1 - time)[:, None, None] * noise
     steps = {"step_size": (1 - time) / 2} if model.config.denoiser.step_size else {}

@@ -79,7 +79,7 @@ def _licences(model: Unified, source: Path) -> tuple[Licence, ...]:
     found = [Licence(f"weights of {model.config.name}", licence_in(source / MODEL_CARD), f"checkpoint {source.name}")]
     for table, key, what in (
         (TRANSFORMERS, model.config.base or model.config.origin, "transformer"),
-        (EYES, model.config.vision.encoder, "eye"),
+        (EYES, "lite0" if model.config.vision.sees else "", "eye"),
     ):
         if key in table:
             name, package = table[key]

@@ -30,6 +30,7 @@ from edgemm.model.lite0 import lite0_weights
 from edgemm.model.pretrained import load_transformer_weights, write_tokenizer
 from edgemm.model.prompts import byte_tokenizer_json
 from edgemm.model.unified import Unified
+from edgemm.model.vision import DualEye
 
 __all__ = [
     "ADAPTER",
@@ -76,8 +77,9 @@ def _load_bases(model: Unified) -> None:
             model.transformer.load_state_dict(_kept(weights, config.base_layers))
         except RuntimeError as error:  # names every tensor that is missing, unknown or of another shape
             raise CheckpointError(f"base {config.base}: {error}") from error
-    if config.vision.encoder == "lite0":
-        model.image_encoder.encoder.load_state_dict(lite0_weights())
+    if config.vision.sees:
+        encoder = model.image_encoder.encoder
+        (encoder.eye if isinstance(encoder, DualEye) else encoder).load_state_dict(lite0_weights())
 
 
 def _kept(weights: dict[str, Tensor], layers: tuple[int, ...]) -> dict[str, Tensor]:
@@ -102,7 +104,7 @@ def stored_state(model: Unified) -> dict[str, Tensor]:
     While PEFT has its adapter in the transformer, that stays out too, and the weights go by their own names.
     """
     left_out = ("transformer.",) if model.config.base else ()
-    if model.config.vision.encoder == "lite0":
+    if model.config.vision.sees:
         left_out += ("image_encoder.encoder.",)
     return {
         name.replace(".base_layer.", "."): tensor

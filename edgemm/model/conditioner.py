@@ -59,10 +59,11 @@ class Conditioner(nn.Module):
         self.layout_width = expert.layout_width
         raw = source.kv_heads * source.head_width
         pooled = 2 * expert.depth * raw
-        self.key_norms = nn.ModuleList(RMSNorm(raw) for _ in expert.prefix_layers)
-        self.value_norms = nn.ModuleList(RMSNorm(raw) for _ in expert.prefix_layers)
-        self.key_projs = nn.ModuleList(nn.Linear(raw, expert.width, bias=False) for _ in expert.prefix_layers)
-        self.value_projs = nn.ModuleList(nn.Linear(raw, expert.width, bias=False) for _ in expert.prefix_layers)
+        adapted = expert.prefix_layers if config.experts == "mot" else ()  # dense layers read their own cache as it is
+        self.key_norms = nn.ModuleList(RMSNorm(raw) for _ in adapted)
+        self.value_norms = nn.ModuleList(RMSNorm(raw) for _ in adapted)
+        self.key_projs = nn.ModuleList(nn.Linear(raw, expert.width, bias=False) for _ in adapted)
+        self.value_projs = nn.ModuleList(nn.Linear(raw, expert.width, bias=False) for _ in adapted)
         self.register_buffer("whiten_mean", torch.zeros(pooled))
         self.register_buffer("whiten_matrix", torch.zeros(pooled, expert.prompt_width))
         self.prompt_mlp = nn.Sequential(
@@ -104,6 +105,9 @@ class Conditioner(nn.Module):
         whitened = ((pooled - self.whiten_mean) @ self.whiten_matrix).to(self._dtype)
         whitened = whitened * (prompt_mask.sum(1, keepdim=True) > 0)  # the empty prompt stands at the origin
         layout = self.layout_mlp(whitened).unflatten(1, (self.token_count, self.layout_width))
+        if not self.key_projs:
+            raw_keys, raw_values = ([pair[i] for pair in cached] for i in (0, 1))
+            return Prefix(raw_keys, raw_values, used, self.prompt_mlp(whitened), layout)
         keys, values = [], []
         for index, (raw_keys, raw_values) in enumerate(cached):
             keys.append(self._split(self.key_projs[index](self.key_norms[index](self._join(raw_keys)))))
@@ -112,7 +116,7 @@ class Conditioner(nn.Module):
 
     @property
     def _dtype(self) -> torch.dtype:
-        return next(self.key_projs.parameters()).dtype
+        return self.prompt_mlp[0].weight.dtype  # type: ignore[return-value]
 
     def _join(self, x: Tensor) -> Tensor:
         return x.transpose(1, 2).flatten(2).to(self._dtype)  # (b, t, g*d)

@@ -1,4 +1,4 @@
-"""The whole model of family `mot` in torch: it reads and it draws, and every bundle is held against it.
+"""The whole model of family `mot` or `dense` in torch: it reads and it draws, and every bundle is held against it.
 
 Training, export and evaluation meet here.  Loading and saving are in checkpoint.py, losses in flow.py and train/.
 Axes: b batch, s tokens, m image tokens for reading, n image tokens for drawing, w transformer width.
@@ -15,9 +15,11 @@ from torch import Tensor, nn
 
 from edgemm.config import ModelConfig, SamplerConfig
 from edgemm.model import flow
+from edgemm.model.autoencoder import Autoencoder
 from edgemm.model.conditioner import Conditioner, Prefix
 from edgemm.model.denoiser import Denoiser
-from edgemm.model.image_tokens import tokens_to_pixels
+from edgemm.model.dense import DenseDenoiser
+from edgemm.model.image_tokens import pixels_to_tokens, tokens_to_pixels
 from edgemm.model.prompts import draw_prompt, read_prompt, stop_ids
 from edgemm.model.transformer import KeyValues, Transformer
 from edgemm.model.vision import ImageEncoder
@@ -42,7 +44,12 @@ class Unified(nn.Module):
         self.transformer = Transformer(config.transformer)
         self.image_encoder = ImageEncoder(config)
         self.conditioner = Conditioner(config, skip=len(self.encode(config.draw.open)))
-        self.denoiser = Denoiser(config)
+        self.denoiser = (
+            DenseDenoiser(config, self.transformer, self.conditioner.skip)
+            if config.experts == "dense"
+            else Denoiser(config)
+        )
+        self.autoencoder = Autoencoder(config.image_tokens) if config.image_tokens.kind == "ae" else None
 
     def encode(self, text: str, special: bool = True) -> list[int]:
         """Ids of one piece; `special` lets <|im_end|> and its like be one token."""
@@ -109,7 +116,19 @@ class Unified(nn.Module):
             noise,
             sampler or self.config.sampler,
         )
-        return tokens_to_pixels(tokens, self.config.image_tokens)
+        return self.to_pixels(tokens)
+
+    def to_tokens(self, pixels: Tensor) -> Tensor:
+        """Pictures (b, 3, H, W) in [0, 1] as drawing tokens (b, n, p)."""
+        if self.autoencoder is None:
+            return pixels_to_tokens(pixels, self.config.image_tokens)
+        return self.autoencoder.encode(pixels)
+
+    def to_pixels(self, tokens: Tensor) -> Tensor:
+        """Drawing tokens (b, n, p) as pictures (b, 3, H, W), clipped to [0, 1]."""
+        if self.autoencoder is None:
+            return tokens_to_pixels(tokens, self.config.image_tokens)
+        return self.autoencoder.decode(tokens).clamp(0, 1)
 
     # --- reading ------------------------------------------------------------------------------------------------
 

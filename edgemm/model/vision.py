@@ -1,7 +1,7 @@
 """Pixels to clean image tokens for reading: an encoder's feature maps, projected into the residual stream.
 
-Two encoders: EfficientNet-Lite0 (lite0.py, pretrained and frozen) and plain linear patches.  The grid comes first, in
-row-major order; a model with visual words (visual_words.py) lets the word that the picture looks like follow.
+EfficientNet-Lite0 (lite0.py, pretrained and frozen), plain linear patches, or both side by side.  The grid comes first,
+in row-major order; a model with visual words (visual_words.py) lets the word that the picture looks like follow.
 Axes: b batch, S side in pixels, m squares of the grid, f features a square, j slots of a word, w transformer width.
 """
 
@@ -29,13 +29,30 @@ class PatchStem(nn.Module):
         return patches.flatten(2).transpose(1, 2)  # (b, m, f)
 
 
+class DualEye(nn.Module):
+    """What EfficientNet-Lite0 makes of a square and the square's own pixels, side by side."""
+
+    def __init__(self, config: VisionConfig) -> None:
+        super().__init__()
+        self.eye, self.patches = Lite0(config.blocks), PatchStem(config)
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        return torch.cat([self.eye(pixels), self.patches(pixels)], dim=-1)  # (b, m, f)
+
+
+def make_encoder(config: VisionConfig) -> Lite0 | PatchStem | DualEye:
+    if config.encoder == "lite0":
+        return Lite0(config.blocks)
+    return DualEye(config) if config.encoder == "dual" else PatchStem(config)
+
+
 class ImageEncoder(nn.Module):
     """pixels (b, 3, S, S) in [0, 1] -> image tokens (b, m + j, w), spread like the transformer's own embeddings."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         vision, width = config.vision, config.transformer.width
-        self.encoder = Lite0(vision.blocks) if vision.encoder == "lite0" else PatchStem(vision)
+        self.encoder = make_encoder(vision)
         self.position = nn.Parameter(torch.zeros(vision.grid_count, vision.hidden_width))
         self.norm_in = nn.LayerNorm(vision.feature_width)
         self.up_proj = nn.Linear(vision.feature_width, vision.hidden_width)

@@ -15,9 +15,8 @@ from torch import Tensor, nn
 
 from edgemm.model import checkpoint, flow
 from edgemm.model.conditioner import Prefix, pool_prompt
-from edgemm.model.image_tokens import pixels_to_tokens
 from edgemm.model.unified import Unified
-from edgemm.train.parts import trained_parts
+from edgemm.train.parts import parts_of, trained_parts
 from edgemm.train.pictures import batch_rows, load_pictures, pick_samples
 from edgemm.train.prompt_store import PromptStore
 from edgemm.train.ranks import Share
@@ -35,7 +34,7 @@ class DrawTask:
 
     def __init__(self, model: Unified, recipe: Recipe, share: Share | None = None) -> None:
         self.model, self.recipe, self.share = model, recipe, share or Share()
-        self.trained = trained_parts(model, recipe.train or self.default_parts)
+        self.trained = trained_parts(model, parts_of(recipe, model.config, self.default_parts))
         self.load()
         learned = "transformer" in self.trained  # then prompts are read anew at every step
         self.store = None if learned or self.draws_from_pictures else PromptStore(model, self.prompts)
@@ -142,7 +141,8 @@ class DrawTask:
             normal[place] = random.standard_normal(dtype=np.float32)
             random.standard_normal(dtype=np.float32, out=noise[place])
         time = flow.logit_normal_times(torch.from_numpy(normal), recipe.time_mean, recipe.time_spread)
-        tokens = pixels_to_tokens(self.pixels[rows].to(self.device).float() / 255, config)
+        with torch.no_grad():  # an autoencoder, if there is one, is not taught here
+            tokens = self.model.to_tokens(self.pixels[rows].to(self.device).float() / 255)
         return tokens, torch.from_numpy(noise).to(self.device), time.to(self.device), torch.from_numpy(prompts)
 
 

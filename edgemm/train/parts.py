@@ -7,9 +7,11 @@ from collections.abc import Sequence
 
 from torch import nn
 
+from edgemm.config import ModelConfig
 from edgemm.model.unified import Unified
+from edgemm.train.recipe import Recipe
 
-__all__ = ["own_the_transformer", "trained_parts"]
+__all__ = ["own_the_transformer", "parts_of", "trained_parts"]
 
 
 def trained_parts(model: Unified, names: Sequence[str]) -> nn.ModuleDict:
@@ -21,6 +23,14 @@ def trained_parts(model: Unified, names: Sequence[str]) -> nn.ModuleDict:
         "transformer": model.transformer,
     }
     return nn.ModuleDict({name: parts[name] for name in names if name in parts})
+
+
+def parts_of(recipe: Recipe, config: ModelConfig, default: Sequence[str] = ()) -> tuple[str, ...]:
+    """What a stage trains; a dense model cannot learn to draw without its transformer."""
+    names = recipe.train or tuple(default)
+    if config.experts == "dense" and recipe.task != "read" and "transformer" not in names:
+        names = (*names, "transformer")
+    return names
 
 
 def own_the_transformer(model: Unified) -> None:

@@ -58,8 +58,9 @@ class Ranks:
             return self.accelerator.prepare_model(module)
         from torch.distributed.fsdp import fully_shard
 
-        self._module = fully_shard(module.to(self.device))
-        return self._module
+        fully_shard(module.to(self.device))  # in place
+        self._module = module
+        return module
 
     @contextmanager
     def whole(self) -> Iterator[None]:

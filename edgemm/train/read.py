@@ -24,6 +24,7 @@ from edgemm.model import checkpoint
 from edgemm.model.prompts import TextPrompt, read_prompt, reply_ids
 from edgemm.model.unified import Unified
 from edgemm.train.align import align_projection, learn_words
+from edgemm.train.parts import parts_of
 from edgemm.train.pictures import batch_rows, load_pictures, pick_samples
 from edgemm.train.ranks import Share
 from edgemm.train.recipe import Recipe
@@ -44,7 +45,14 @@ class ReadTask:
     ) -> None:
         """`peft` is the transformer with an adapter already in place; without it the recipe says which."""
         depth, deepest = model.config.transformer.depth, max(model.config.denoiser.prefix_layers)
-        self.whole = "transformer" in recipe.train  # every weight of it learns, and drawing has to learn along
+        self.whole = "transformer" in parts_of(
+            recipe, model.config
+        )  # every weight of it learns, and drawing has to learn along
+        if not self.whole and deepest == depth - 1:
+            raise UsageError(
+                f"recipe: drawing reads all {depth} layers of this model, so none is left for an adapter; "
+                'give train = ["projection", "transformer"], and draw jointly'
+            )
         if not self.whole and not deepest < recipe.lora_first_layer < depth:
             raise UsageError(
                 f"recipe: lora_first_layer is {recipe.lora_first_layer}, expected {deepest + 1} to {depth - 1}: "

@@ -11,9 +11,10 @@ import torch
 from edgemm.config import PRESETS
 from edgemm.model import checkpoint
 from edgemm.model.unified import Unified
+from edgemm.model.variants import variant
 from edgemm.train.draw import DrawTask
 from edgemm.train.loop import Task, run_loop
-from edgemm.train.parts import own_the_transformer
+from edgemm.train.parts import own_the_transformer, parts_of
 from edgemm.train.ranks import Ranks
 from edgemm.train.recipe import Recipe
 
@@ -56,16 +57,21 @@ def _start(recipe: Recipe) -> Unified:
     """The preset or the checkpoint; whatever a task adds to it is initialised from the seed too."""
     torch.manual_seed(recipe.seed)
     if recipe.start in PRESETS:
-        model = checkpoint.build(recipe.start, recipe.seed)
+        config = variant(PRESETS[recipe.start](), recipe.experts, recipe.vision, recipe.image_tokens)
+        model = checkpoint.build(config, recipe.seed)
     else:  # reading goes on with an adapter as it is, unless all weights learn
         adapts = recipe.task in ("read", "joint") and "transformer" not in recipe.train
         model = checkpoint.load(recipe.start, merge=not adapts)
-    if "transformer" in recipe.train:
+    if "transformer" in parts_of(recipe, model.config):
         own_the_transformer(model)
     return model
 
 
 def _task(model: Unified, recipe: Recipe, ranks: Ranks) -> Task:
+    if recipe.task == "autoencode":
+        from edgemm.train.autoencode import AutoencodeTask
+
+        return AutoencodeTask(model, recipe, ranks.share)
     if recipe.task == "edit":
         from edgemm.train.edit import EditTask
 

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 
 from edgemm.errors import MissingError
-from edgemm.train.recipe import read_stages
+from edgemm.train.recipe import DESIGNS, read_stages
 
 __all__ = ["HELP", "add_arguments", "run"]
 
@@ -22,10 +22,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="KEY=VALUE",
         help="override a line of the recipe; NAME.KEY=VALUE: of one of its stages",
     )
+    for name, choices in DESIGNS.items():
+        flag = name.replace("_", "-")
+        parser.add_argument(f"--{flag}", choices=choices, help=f"design of a new model, as --set {name}=...")
 
 
 def run(args: argparse.Namespace) -> int:
-    stages = read_stages(args.config, args.set)
+    chosen = [f"{name}={getattr(args, name)}" for name in DESIGNS if getattr(args, name)]
+    stages = read_stages(args.config, [*args.set, *chosen])
     try:
         from edgemm.train.run import train_stages
     except ImportError as error:

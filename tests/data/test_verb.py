@@ -12,6 +12,7 @@ import pytest
 
 from edgemm.data import verb
 from edgemm.data.format import read_dataset
+from edgemm.data.shapes import TASKS
 from edgemm.errors import MissingError, UsageError
 
 
@@ -44,6 +45,12 @@ def test_same_seed_same_bytes(tmp_path):
         run("shapes", "--output", tmp_path / name, "--count", "24", "--seed", str(seed))
     assert digest(tmp_path / "a") == digest(tmp_path / "b")
     assert digest(tmp_path / "a") != digest(tmp_path / "c")
+
+
+def test_shapes_of_chosen_tasks(tmp_path):
+    run("shapes", "--output", tmp_path / "set", "--count", "12", "--tasks", "colours", "attribute-binding")
+    assert {s.subgroup for s in read_dataset(tmp_path / "set").samples} == {"colours", "attribute binding"}
+    assert {task.replace("-", " ") for task in verb.SHAPE_TASKS} == set(TASKS)
 
 
 @pytest.mark.parametrize(
