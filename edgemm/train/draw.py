@@ -37,7 +37,7 @@ class DrawTask:
         self.trained = trained_parts(model, parts_of(recipe, model.config, self.default_parts))
         self.load()
         learned = "transformer" in self.trained  # then prompts are read anew at every step
-        self.store = None if learned or self.draws_from_pictures else PromptStore(model, self.prompts)
+        self.store = None if learned or self.draws_from_pictures else PromptStore(model, self.captions)
         if not model.conditioner.whiten_matrix.any():
             model.conditioner.fit_whitening(self._pooled())
         self.trained.requires_grad_(True)
@@ -52,9 +52,9 @@ class DrawTask:
         _, samples = pick_samples(recipe.data, recipe.splits, recipe.groups, recipe.pictures)
         self.pixels = load_pictures(Path(recipe.data), samples, self.model.config.image_tokens.image_size)
         captions = sorted({caption for sample in samples for caption in sample.captions})
-        self.prompts = ["", *captions]
-        row_of = {caption: row for row, caption in enumerate(self.prompts)}
-        self.prompts_of = [[row_of[caption] for caption in sample.captions] for sample in samples]
+        self.captions = ["", *captions]
+        row_of = {caption: row for row, caption in enumerate(self.captions)}
+        self.captions_of = [[row_of[caption] for caption in sample.captions] for sample in samples]
         self.shown = [row_of[samples[row].captions[-1]] for row in spread(len(samples))]
         self.description = f"{len(samples)} pictures, {len(captions)} captions"
 
@@ -70,7 +70,7 @@ class DrawTask:
     def loss(self, step: int) -> Tensor:
         tokens, noise, time, prompts = self._batch(step)
         return flow.velocity_loss(
-            self._predict(tokens, noise, time, self.prefix(prompts)), tokens, time, self.recipe.loss_floor
+            self._predict(tokens, noise, time, prompts), tokens, time, self.recipe.loss_floor
         ).mean()
 
     @torch.no_grad()
@@ -78,8 +78,8 @@ class DrawTask:
         """How much the prompt matters: the loss with other pictures' prompts, over the loss with the right ones."""
         tokens, noise, time, prompts = self._batch(step)
         right, shuffled = (
-            flow.velocity_loss(self._predict(tokens, noise, time, prefix), tokens, time, self.recipe.loss_floor).mean()
-            for prefix in (self.prefix(prompts), self.prefix(prompts.roll(1)))
+            flow.velocity_loss(self._predict(tokens, noise, time, rows), tokens, time, self.recipe.loss_floor).mean()
+            for rows in (prompts, prompts.roll(1))
         )
         return {"shuffled_over_right": (shuffled / right).item()}
 
@@ -88,7 +88,7 @@ class DrawTask:
         tokens = model.config.image_tokens
         noise = torch.randn(16, tokens.token_count, tokens.token_width, generator=torch.Generator().manual_seed(0))
         pictures = self.pictures(self.shown)
-        return model.draw([self.prompts[row] for row in self.shown], noise.to(self.device), pictures=pictures)
+        return model.draw([self.captions[row] for row in self.shown], noise.to(self.device), pictures=pictures)
 
     def save(self, path: Path) -> None:
         checkpoint.save(self.model, path, torch.bfloat16)
@@ -98,7 +98,7 @@ class DrawTask:
         if self.store is not None:
             return self.model.conditioner.adapt(*self.store.rows(rows, cut=not self.recipe.compile))
         known = rows.tolist()
-        prompts, pictures = [self.prompts[row] for row in known], self.pictures(known)
+        prompts, pictures = [self.captions[row] for row in known], self.pictures(known)
         return self.model.conditioner(*self.model.prompt_cache(prompts, pictures, learn=True))
 
     def pictures(self, rows: Sequence[int]) -> Sequence[Tensor | None] | None:
@@ -109,19 +109,20 @@ class DrawTask:
     def device(self) -> torch.device:
         return self.model.denoiser.position.device
 
-    def _predict(self, tokens: Tensor, noise: Tensor, time: Tensor, prefix: Prefix) -> Tensor:
-        return self.denoise(flow.noised(tokens, noise, time), time, prefix)
+    def _predict(self, tokens: Tensor, noise: Tensor, time: Tensor, rows: Tensor) -> Tensor:
+        """The clean tokens (b, n, p) that the denoiser expects, for prompts by their rows."""
+        return self.denoise(flow.noised(tokens, noise, time), time, self.prefix(rows))
 
     @torch.no_grad()
     def _pooled(self) -> Tensor:
         if self.store is not None:
             return self.store.pooled()[1:]
-        rows = np.linspace(1, len(self.prompts) - 1, min(FITTED, len(self.prompts) - 1)).astype(int).tolist()
+        rows = np.linspace(1, len(self.captions) - 1, min(FITTED, len(self.captions) - 1)).astype(int).tolist()
         chunks = [rows[start : start + 64] for start in range(0, len(rows), 64)]
         return torch.cat([self._pooled_of(chunk) for chunk in chunks])
 
     def _pooled_of(self, rows: Sequence[int]) -> Tensor:
-        cached, mask, length = self.model.prompt_cache([self.prompts[row] for row in rows], self.pictures(rows))
+        cached, mask, length = self.model.prompt_cache([self.captions[row] for row in rows], self.pictures(rows))
         skip = self.model.conditioner.skip
         used = torch.arange(skip, mask.shape[1], device=mask.device) < length[:, None]
         return pool_prompt([values[:, :, skip:] for _, values in cached], mask[:, skip:], used)
@@ -135,7 +136,7 @@ class DrawTask:
         normal, prompts = np.empty(len(rows), dtype=np.float32), np.zeros(len(rows), dtype=np.int64)
         for place, row in enumerate(rows):
             random = np.random.default_rng([recipe.seed, step, 1, mine.start + place])
-            known = self.prompts_of[row]
+            known = self.captions_of[row]
             prompt = known[random.integers(len(known))]
             prompts[place] = prompt if random.random() >= recipe.drop_prompt else 0
             normal[place] = random.standard_normal(dtype=np.float32)

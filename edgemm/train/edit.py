@@ -39,8 +39,8 @@ class EditTask(DrawTask):
         self.source_of = [row_of[edit.source] for edit in edits]
         drawn = load_pictures(Path(recipe.data), samples, config.image_tokens.image_size)
         self.pixels = drawn[[row_of[edit.target] for edit in edits]]
-        self.prompts = ["", *(edit.instruction for edit in edits)]
-        self.prompts_of = [[row + 1] for row in range(len(edits))]
+        self.captions = ["", *(edit.instruction for edit in edits)]
+        self.captions_of = [[row + 1] for row in range(len(edits))]
         self.shown = [row + 1 for row in spread(len(edits))]
         self.description = f"{len(edits)} edits of {len(samples)} pictures"
 
@@ -56,7 +56,7 @@ class EditTask(DrawTask):
         strange = [self.pictures([other])[0] if row else None for row, other in zip(known, others, strict=True)]
         losses = []
         for pictures in (self.pictures(known), strange):
-            cached = self.model.prompt_cache([self.prompts[row] for row in known], pictures)
-            prediction = self._predict(tokens, noise, time, self.model.conditioner(*cached))
+            cached = self.model.prompt_cache([self.captions[row] for row in known], pictures)
+            prediction = self.denoise(flow.noised(tokens, noise, time), time, self.model.conditioner(*cached))
             losses.append(flow.velocity_loss(prediction, tokens, time, self.recipe.loss_floor).mean().item())
         return {**found, "other_picture_over_right": losses[1] / losses[0]}
