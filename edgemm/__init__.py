@@ -24,6 +24,8 @@ from edgemm.errors import (
 )
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from edgemm.runtimes.model import Model
 
 __all__ = [
@@ -48,11 +50,15 @@ def load(
     threads: int | None = None,
     verify: bool = True,
     memory_limit_mb: float | None = None,
+    backend: str | Mapping[str, str] | None = None,
 ) -> Model:
     """Opens a bundle, checks every file's hash, and says in `model.choice` what it runs on and why.
 
     With `memory_limit_mb` the weights and all conversations together stay below it; `model.memory` says what fits.
+    `backend` gives components to other libraries: {"denoiser": "openvino-bf16"}; `model.choices` says who runs what.
     """
     from edgemm.runtimes.model import Model
 
-    return Model.load(path, device=device, threads=threads, verify=verify, memory_limit_mb=memory_limit_mb)
+    return Model.load(
+        path, device=device, threads=threads, verify=verify, memory_limit_mb=memory_limit_mb, backend=backend
+    )

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from edgemm.errors import BundleError
 
 __all__ = [
+    "ADAPTER_PREFIX",
     "COMPONENTS",
     "DTYPES",
     "KEYS_AND_VALUES",
@@ -25,6 +26,7 @@ DTYPES = ("float32", "float16", "int64", "bool")
 
 # a denoiser may do without a layout or a step size; a transformer gives one of logits and hidden
 OPTIONAL = ("layout", "step_size", "logits", "hidden")
+ADAPTER_PREFIX = "adapter."  # inputs of a transformer or a denoiser: low-rank factors (i, r) and (r, o) of a module
 KEYS_AND_VALUES = tuple(f"{stem}_{part}.*" for stem in ("past", "present", "prefix") for part in ("key", "value"))
 
 Signature = dict[str, tuple[str, int]]  # name -> (dtype, rank); "past_key.*" stands for one tensor a layer
@@ -119,8 +121,14 @@ class TensorSpec:
 def check_component(component: str, inputs: tuple[TensorSpec, ...], outputs: tuple[TensorSpec, ...]) -> None:
     """Refuses tensors that the contract does not know, lacks, or knows with another type or rank."""
     expected_inputs, expected_outputs = COMPONENTS[component]
+    if component in ("transformer", "denoiser"):
+        inputs = tuple(spec for spec in inputs if not _is_factor(spec))
     _check_side("inputs", expected_inputs, inputs)
     _check_side("outputs", expected_outputs, outputs)
+
+
+def _is_factor(spec: TensorSpec) -> bool:
+    return spec.name.startswith(ADAPTER_PREFIX) and (spec.dtype, len(spec.shape)) == ("float32", 2)
 
 
 def _check_side(side: str, expected: Signature, specs: tuple[TensorSpec, ...]) -> None:
@@ -157,4 +165,5 @@ def layers_of(stem: str, specs: tuple[TensorSpec, ...]) -> tuple[int, ...]:
 
 def handed_over(denoiser_inputs: tuple[TensorSpec, ...]) -> tuple[TensorSpec, ...]:
     """What the conditioner gives the denoiser: everything but the picture in the making, its time and its step."""
-    return tuple(spec for spec in denoiser_inputs if spec.name not in ("noisy_tokens", "time", "step_size"))
+    own = ("noisy_tokens", "time", "step_size")
+    return tuple(spec for spec in denoiser_inputs if spec.name not in own and not _is_factor(spec))

@@ -18,6 +18,7 @@ from edgemm.errors import MissingError, UsageError
 from edgemm.export.loop_parity import compare_loops, precision_of
 from edgemm.export.manifest_of import manifest_of, papers_of
 from edgemm.export.parity import Comparison, require
+from edgemm.export.passes.adapter_inputs import ADAPTABLE
 from edgemm.export.recorded import PARITY_FILE, PIXELS_FILE, Recorded, parity_document
 from edgemm.export.reference import OPSET, trace
 from edgemm.export.targets import Plan, read_plans
@@ -47,13 +48,17 @@ def export_bundle(
     max_context: int | None = None,
     report: Say = print,
     status: Say = lambda text: None,
+    adapters: tuple[str, ...] | None = None,
 ) -> Manifest:
     """Write the bundle of the checkpoint folder `source` for one target or several, as targets.py reads the words.
+
+    `adapters` names the linear layers that take low-rank adapters at run time, () all usual ones, None none.
 
     `report` gets a line for each comparison, `status` what is being done in between.  Raises CheckFailedError, and
     leaves nothing, when a component or a loop differs from torch.
     """
     plans = read_plans(target, precision)
+    _check_adapters(adapters, plans)
     check_runtime()
     source = source.resolve()
     status(f"loading {source.name}")
@@ -64,7 +69,7 @@ def export_bundle(
     report(f"{source.name}: family {model.config.family}, {parameters / 1e6:.1f}M parameters; {asked}")
     least_bytes = sum(LEAST_BYTES[precision] for precision in {plan.precision for plan in plans}) * parameters
     with BundleWriter(output, overwrite, int(least_bytes)) as writer, torch.no_grad():
-        written = write_components(model, writer, plans, slots, trace, report, status)
+        written = write_components(model, writer, plans, slots, trace, report, status, adapters)
         comparisons = written.comparisons
         require(comparisons, "the bundle differs from the model, and was not kept")
         manifest = manifest_of(model, source, written.components, written.targets, slots)
@@ -83,6 +88,16 @@ def export_bundle(
         _write_recorded(recorded, comparisons, writer)
         status("hashing")
         return writer.finish(manifest)
+
+
+def _check_adapters(names: tuple[str, ...] | None, plans: tuple[Plan, ...]) -> None:
+    known = sorted({name for layers in ADAPTABLE.values() for name in layers})
+    for name in names or ():
+        if name not in known:
+            raise UsageError(f"adapters names {name!r}, expected some of: {', '.join(known)}")
+    elsewhere = [plan.target for plan in plans if plan.dialect != "cpu"]
+    if names is not None and elsewhere:
+        raise UsageError(f"adapters are inputs of graphs for cpu only, not for {', '.join(elsewhere)}: merge there")
 
 
 def check_runtime() -> None:

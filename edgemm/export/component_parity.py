@@ -9,12 +9,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from edgemm.components import TensorSpec
+from edgemm.components import ADAPTER_PREFIX, TensorSpec
 from edgemm.errors import BundleError, CheckFailedError, EdgemmError
 from edgemm.export.component_graphs import ComponentGraph
 from edgemm.export.dialects import DIALECTS
 from edgemm.export.parity import Comparison, compare_arrays
 from edgemm.manifest import Variant
+from edgemm.runtimes.adapters import zero_factors
 from edgemm.runtimes.onnxruntime_backend import open_engine
 from edgemm.runtimes.threads import plan_threads
 
@@ -35,7 +36,9 @@ def compare_component(folder: Path, graph: ComponentGraph, variant: Variant, inp
         engine = open_engine(
             graph.name, folder / variant.graph, data, variant, "CPUExecutionProvider", plan_threads(), threading.Lock()
         )
-        given = {spec.name: _fitted(inputs[spec.name].numpy(), spec) for spec in variant.inputs}
+        given = {spec.name: _fitted(inputs[spec.name].numpy(), spec) for spec in variant.inputs if spec.name in inputs}
+        factors = {spec.name: spec for spec in variant.inputs if spec.name.startswith(ADAPTER_PREFIX)}
+        given |= zero_factors(factors)  # without an adapter the graph is the module
         engine.bind(given, {spec.name: array for spec, array in zip(variant.outputs, found, strict=True)}).run()
     except EdgemmError as error:
         if isinstance(error, BundleError) or type(error) is EdgemmError:

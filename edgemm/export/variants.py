@@ -19,6 +19,7 @@ from edgemm.export.example_inputs import example_inputs
 from edgemm.export.lower_cpu import lower as lower_cpu
 from edgemm.export.lower_float import fixed_sizes, graph_specs, lower_float
 from edgemm.export.parity import Comparison
+from edgemm.export.passes.adapter_inputs import adapter_inputs, adapter_points
 from edgemm.export.reference import OPSET
 from edgemm.export.stored_weights import StoredWeights
 from edgemm.export.targets import Plan
@@ -40,13 +41,20 @@ class Components:
 
 
 def write_components(
-    model: Unified, writer: BundleWriter, plans: Sequence[Plan], slots: int, trace: Trace, report: Say, status: Say
+    model: Unified,
+    writer: BundleWriter,
+    plans: Sequence[Plan],
+    slots: int,
+    trace: Trace,
+    report: Say,
+    status: Say,
+    adapters: tuple[str, ...] | None = None,
 ) -> Components:
-    """`slots` is the longest context, in tokens."""
+    """`slots` is the longest context, in tokens; `adapters` names linear layers that take one, () all usual ones."""
     sizes = fixed_sizes(slots, model.conditioner.skip)
     drawing_depth = max(model.config.denoiser.prefix_layers) + 1
     graphs, inputs = component_graphs(model), example_inputs(model)
-    return write_graphs(graphs, inputs, writer, plans, sizes, trace, report, status, drawing_depth)
+    return write_graphs(graphs, inputs, writer, plans, sizes, trace, report, status, drawing_depth, adapters)
 
 
 def write_graphs(
@@ -59,6 +67,7 @@ def write_graphs(
     report: Say,
     status: Say,
     drawing_depth: int = 0,
+    adapters: tuple[str, ...] | None = None,
 ) -> Components:
     """Any family's graphs."""
     written = Components({}, {plan.target: {} for plan in plans}, [])
@@ -75,6 +84,9 @@ def write_graphs(
                 status(f"{here}: lowering and writing for {plan.target}")
                 if plan.dialect == "cpu":
                     lowered, real = lower_cpu(name, _copied(reference), plan.precision, drawing_depth)
+                    if adapters is not None:
+                        lowered = _copied(lowered)
+                        adapter_inputs(lowered, adapter_points(name, reference, adapters))
                 else:
                     lowered, real = _lower_float(name, reference, plan, sizes)
                 done[kind] = f"{plan.dialect}-{real}"

@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import NoReturn
 
-from edgemm.errors import MissingError
+from edgemm.errors import MissingError, UsageError
 from edgemm.export.status_line import StatusLine
 from edgemm.families.table import find_foreign
 
@@ -41,6 +41,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="SLOTS",
         help="longest conversation, in tokens (default: 2048, or what the transformer was trained for)",
     )
+    parser.add_argument(
+        "--adapters",
+        nargs="?",
+        const="",
+        metavar="LAYER,...",
+        help="low-rank adapters may be swapped at run time, in these linear layers (default: all usual ones)",
+    )
     parser.add_argument("--overwrite", action="store_true", help="replace a bundle that stands there")
 
 
@@ -53,6 +60,11 @@ def run(args: argparse.Namespace) -> int:
         except ImportError as error:
             raise MissingError(f"export needs {error.name or error}: pip install 'edgemm[export,ort]'") from error
         foreign = find_foreign(Path(args.checkpoint))
+        options = {}
+        if args.adapters is not None:
+            if foreign:
+                raise UsageError("--adapters is for edgemm's own checkpoints; merge the adapter before you export")
+            options["adapters"] = tuple(filter(None, args.adapters.split(",")))
         export = partial(export_foreign, foreign) if foreign else partial(export_bundle, Path(args.checkpoint))
         manifest = export(
             Path(args.output),
@@ -62,6 +74,7 @@ def run(args: argparse.Namespace) -> int:
             args.max_context,
             report=status.print,
             status=status.say,
+            **options,
         )
     size = sum(record.size_bytes for record in manifest.files.values()) / 1e6
     targets = ", ".join(manifest.targets)

@@ -7,19 +7,27 @@ asked for and is not there is an error; only `auto` may choose another.
 from __future__ import annotations
 
 import importlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from types import ModuleType
 
 from edgemm.errors import BundleError, MissingError, UsageError
 
-__all__ = ["BACKENDS", "DEVICES", "Choice", "load_backend", "select"]
+__all__ = ["BACKENDS", "DEVICES", "ON_CPU", "Choice", "assign", "load_backend", "select"]
 
 BACKENDS = {  # backend -> (module, how to get it)
     "onnxruntime": ("edgemm.runtimes.onnxruntime_backend", "pip install 'edgemm[ort]'"),
     "ort_cuda": ("edgemm.runtimes.ort_cuda_backend", "pip install 'edgemm[cuda]' and an NVIDIA driver"),
     "tensorrt": ("edgemm.runtimes.tensorrt_backend", "comes with JetPack: sudo apt-get install nvidia-jetpack"),
     "tensorrt_rtx": ("edgemm.runtimes.tensorrt_rtx_backend", "pip install 'edgemm[tensorrt-rtx]'"),
+    "openvino": ("edgemm.runtimes.openvino_backend", "pip install 'edgemm[openvino]'"),
+    "openvino-bf16": ("edgemm.runtimes.openvino_backend", "pip install 'edgemm[openvino]'"),
+}
+
+ON_CPU = {  # backends that a component may be given by hand, and what each calls the CPU
+    "onnxruntime": "CPUExecutionProvider",
+    "openvino": "CPU f32",
+    "openvino-bf16": "CPU bf16",  # products in bfloat16, on CPUs that have it
 }
 
 
@@ -102,6 +110,23 @@ def _problem(row: Device) -> str:
         return str(backend.problem(row.target))
     providers = backend.providers()
     return "" if row.provider in providers else f"{row.backend} here has {', '.join(providers)} and no {row.provider}"
+
+
+def assign(choice: Choice, components: Iterable[str], asked: str | Mapping[str, str] | None) -> dict[str, Choice]:
+    """component -> what it runs on; `asked` is a backend for all, or {component: backend} for some."""
+    names = tuple(components)
+    wanted = dict.fromkeys(names, asked) if isinstance(asked, str) else dict(asked or {})
+    for component, backend in wanted.items():
+        if component not in names:
+            raise UsageError(f"backend names component {component!r}, expected some of: {', '.join(names)}")
+        if backend not in ON_CPU:
+            raise UsageError(f"backend of {component} is {backend!r}, expected one of: {', '.join(ON_CPU)}")
+        if choice.device != "cpu":
+            raise UsageError(f"backend {backend!r} runs on the CPU, the device is {choice.device}: say device='cpu'")
+        load_backend(backend)
+    why = "it was asked for"
+    by_hand = {c: Choice("cpu", backend, choice.target, ON_CPU[backend], why) for c, backend in wanted.items()}
+    return {component: by_hand.get(component, choice) for component in names}
 
 
 def load_backend(name: str) -> ModuleType:

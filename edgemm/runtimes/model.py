@@ -12,6 +12,7 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 from types import TracebackType
 from typing import Any, TypeVar
 
@@ -22,7 +23,8 @@ from edgemm.errors import BundleError, EdgemmError, InputError, UsageError
 from edgemm.loops import DenoiseLoop, ImageTokensLoop, TextLoop
 from edgemm.picture import PictureSource, load_picture
 from edgemm.runtimes import schedule
-from edgemm.runtimes.backends import Choice, load_backend, select
+from edgemm.runtimes.adapters import AdaptedEngine, Adapter, Adapters
+from edgemm.runtimes.backends import Choice, assign, load_backend, select
 from edgemm.runtimes.cache_budget import CacheBudget, MemoryPlan, plan_memory
 from edgemm.runtimes.calls import Calls
 from edgemm.runtimes.constraint import ConstraintMaker
@@ -39,6 +41,7 @@ from edgemm.runtimes.prompt import (
     as_messages,
     chat_prompt,
     drawing_prompt,
+    empty_drawing_prompt,
     image_prompt,
     unconditional_prompt,
     with_picture_ids,
@@ -69,7 +72,14 @@ class Model:
     keeps what it has.  Closing one stream ends that call alone.  Use it as a context manager, or `close()` it.
     """
 
-    def __init__(self, bundle: Bundle, choice: Choice, plan: ThreadPlan, memory_limit_mb: float | None = None) -> None:
+    def __init__(
+        self,
+        bundle: Bundle,
+        choice: Choice,
+        plan: ThreadPlan,
+        memory_limit_mb: float | None = None,
+        backend: str | Mapping[str, str] | None = None,
+    ) -> None:
         self.bundle = bundle
         self.manifest = bundle.manifest
         self.choice = choice  # what it runs on, and why
@@ -77,6 +87,7 @@ class Model:
         self.memory: MemoryPlan = plan_memory(self.manifest, choice.target, memory_limit_mb)
         self.budget = CacheBudget(self.memory.cache_bytes)  # of all conversations together
         self._components = self.manifest.targets[choice.target]
+        self.choices = assign(choice, self._components, backend)  # what each component runs on
         self._engines: dict[str, Engine] = {}
         self._loading = threading.Lock()
         self._running = threading.Lock()
@@ -85,6 +96,9 @@ class Model:
         self._unconditional: Arrays | None = None
         self.tokenizer = Tokenizer(bundle.file(self.manifest.tokenizer))
         self.constraints = self._constraint_maker()
+        self.adapters = Adapters(
+            {component: self.manifest.variant(component, choice.target).inputs for component in self._components}
+        )
         for component in self._components:
             check_external_data(*self._files(component))
 
@@ -96,11 +110,12 @@ class Model:
         threads: int | None = None,
         verify: bool = True,
         memory_limit_mb: float | None = None,
+        backend: str | Mapping[str, str] | None = None,
     ) -> Model:
         """Opens a bundle; nothing is run before every file's hash was checked (`verify`)."""
         plan = plan_threads(threads)
         bundle = open_bundle(path, verify=verify)
-        return cls(bundle, select(device, bundle.manifest.targets), plan, memory_limit_mb)
+        return cls(bundle, select(device, bundle.manifest.targets), plan, memory_limit_mb, backend)
 
     # Text
 
@@ -403,7 +418,11 @@ class Model:
     def _draw(
         self, request: DrawRequest, loop: DenoiseLoop, cancelled: Callable[[], bool], clock: DrawClock
     ) -> Iterator[DenoiseProgress | ImageResult]:
-        loaded, clock.load_s = self._timed_engines(("transformer", "conditioner", "denoiser", "image_decoder"))
+        adapter = self.adapters.active
+        names = ("transformer", "conditioner", "denoiser", "image_decoder")
+        loaded, clock.load_s = self._timed_engines(names, adapter)
+        if "transformer" in adapter.touched and request.negative is None:  # the bundle's own was made without it
+            request = dataclasses.replace(request, negative=empty_drawing_prompt(loop.template, self.tokenizer))
         if self._unconditional is None:
             self._unconditional = read_tensors(self.bundle.file(UNCONDITIONAL))
         engines = DrawEngines(
@@ -466,6 +485,20 @@ class Model:
             self.manifest.limits.max_context,
         )
 
+    # Adapters
+
+    def load_adapter(self, name: str, path: str | os.PathLike[str]) -> None:
+        """Reads an adapter in PEFT's layout; set_adapter makes it the one that calls take."""
+        self.adapters.load(name, Path(path))
+
+    def set_adapter(self, name: str | None) -> None:
+        """The adapter of every call and session that begins from now on; None for none.  Takes no copy."""
+        self.adapters.set(name)
+
+    def unload_adapter(self, name: str) -> None:
+        """Forgets an adapter; calls that began with it keep it to their end."""
+        self.adapters.unload(name)
+
     # Life
 
     def cancel(self) -> None:
@@ -499,8 +532,8 @@ class Model:
 
         return self._calls.run(begin, timeout_s)
 
-    def engine(self, component: str) -> Engine:
-        """A component's engine, loaded when first asked for."""
+    def engine(self, component: str, adapter: Adapter | None = None) -> Engine:
+        """A component's engine, loaded when first asked for, with the active adapter or the one given."""
         if component not in self._components:
             raise InputError(f"this bundle has no {component} for target {self.choice.target}")
         with self._loading:
@@ -508,11 +541,13 @@ class Model:
             if component not in self._engines:
                 graph, data = self._files(component)
                 variant = self.manifest.variant(component, self.choice.target)
-                backend = load_backend(self.choice.backend)
-                self._engines[component] = backend.open_engine(
-                    component, graph, data, variant, self.choice.provider, self.threads, self._running
+                choice = self.choices[component]
+                self._engines[component] = load_backend(choice.backend).open_engine(
+                    component, graph, data, variant, choice.provider, self.threads, self._running
                 )
-            return self._engines[component]
+            engine = self._engines[component]
+        factors = (adapter or self.adapters.active).factors.get(component)
+        return engine if factors is None else AdaptedEngine(engine, factors)
 
     def watch_engines(self, watch: Callable[[Engine], Engine]) -> None:
         """Loads every engine and puts `watch(engine)` in its place: for measuring, between calls."""
@@ -520,9 +555,11 @@ class Model:
         with self._loading:
             self._engines.update(watched)
 
-    def _timed_engines(self, components: Sequence[str]) -> tuple[dict[str, Engine], float]:
-        start = time.perf_counter()
-        return {component: self.engine(component) for component in components}, time.perf_counter() - start
+    def _timed_engines(
+        self, components: Sequence[str], adapter: Adapter | None = None
+    ) -> tuple[dict[str, Engine], float]:
+        start, adapter = time.perf_counter(), adapter or self.adapters.active
+        return {component: self.engine(component, adapter) for component in components}, time.perf_counter() - start
 
     def _files(self, component: str) -> tuple[Any, Any]:
         variant = self.manifest.variant(component, self.choice.target)

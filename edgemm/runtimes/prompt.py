@@ -24,6 +24,7 @@ __all__ = [
     "as_messages",
     "chat_prompt",
     "drawing_prompt",
+    "empty_drawing_prompt",
     "image_prompt",
     "picture_in_reply",
     "turn_prompt",
@@ -202,6 +203,14 @@ def drawing_prompt(prompt: str, template: DenoiseTemplate, tokenizer: Tokenizer)
     builder = _Builder(tokenizer)
     builder.text(template.open)
     builder.text(" " + prompt, own=True)
+    builder.text(template.close)
+    return builder.build()
+
+
+def empty_drawing_prompt(template: DenoiseTemplate, tokenizer: Tokenizer) -> Prompt:
+    """What guidance leads away from, when nothing else is said: the template around nothing."""
+    builder = _Builder(tokenizer)
+    builder.text(template.open)
     builder.text(template.close)
     return builder.build()
 

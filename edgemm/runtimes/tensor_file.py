@@ -1,7 +1,7 @@
 """Read a safetensors file into numpy arrays: eight bytes of header length, a JSON header, then the numbers.
 
-The format is https://github.com/huggingface/safetensors; a bundle needs three of its types, so the runtime reads them
-itself and stays on numpy alone.
+The format is https://github.com/huggingface/safetensors; a bundle and its adapters need five of its types, so the
+runtime reads them itself and stays on numpy alone.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from edgemm.typed_json import parse
 
 __all__ = ["read_tensors"]
 
-DTYPES = {"F32": np.float32, "I64": np.int64, "BOOL": np.bool_}
+DTYPES = {"F32": np.float32, "F16": np.float16, "I64": np.int64, "BOOL": np.bool_, "BF16": np.uint16}
 LARGEST_HEADER_BYTES = 1_000_000
 
 
@@ -38,6 +38,9 @@ def _tensor(path: Path, name: str, entry: object, numbers: bytes) -> np.ndarray:
         dtype, shape, (start, stop) = entry["dtype"], entry["shape"], entry["data_offsets"]  # type: ignore[index]
         if not 0 <= start <= stop <= len(numbers):
             raise ValueError(f"bytes {start} to {stop} of {len(numbers)}")
-        return np.frombuffer(numbers[start:stop], dtype=DTYPES[dtype]).reshape(shape).copy()
+        array = np.frombuffer(numbers[start:stop], dtype=DTYPES[dtype]).reshape(shape)
+        if dtype == "BF16":  # the upper half of a float32
+            return (array.astype(np.uint32) << 16).view(np.float32)
+        return array.copy()
     except (KeyError, TypeError, ValueError) as error:
         raise BundleError(f"{path}: tensor {name!r} cannot be read: {error}") from error

@@ -1,0 +1,195 @@
+"""Adapters that change what a model says and draws without touching its weights: PEFT's files, bound as graph inputs.
+
+    adapters/NAME/transformer/   adapter_config.json, adapter_model.safetensors
+    adapters/NAME/denoiser/      the same; either may be absent
+
+A bundle has the inputs when it was exported with --adapters.  Switching binds other arrays and costs no copy.  A call,
+and a session, keeps the adapter that it began with.
+Axes: i in, o out, r rank.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import threading
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from edgemm.components import ADAPTER_PREFIX, TensorSpec
+from edgemm.errors import InputError, UsageError
+from edgemm.runtimes.engine import Arrays, Binding, Engine
+from edgemm.runtimes.tensor_file import read_tensors
+
+__all__ = ["AdaptedEngine", "Adapter", "Adapters", "zero_factors"]
+
+FILES = ("adapter_config.json", "adapter_model.safetensors")
+PLAIN = {  # what a config may ask for that is more than two factors, and what it has to be here
+    "use_dora": False,
+    "lora_bias": False,
+    "bias": "none",
+    "fan_in_fan_out": False,
+    "modules_to_save": None,
+    "layer_replication": None,
+    "trainable_token_indices": None,
+}
+
+
+@dataclass(frozen=True, eq=False)
+class Adapter:
+    """component -> input name -> factor; every component that takes adapters is there, with zeros if need be."""
+
+    name: str | None  # None: no adapter
+    factors: dict[str, dict[str, np.ndarray]]
+    touched: frozenset[str]  # components that it really changes
+
+
+class AdaptedEngine:
+    """An engine with one adapter's factors always bound; loops see the component without them."""
+
+    def __init__(self, engine: Engine, factors: Arrays) -> None:
+        self.component, self.outputs = engine.component, engine.outputs
+        self.inputs = {name: spec for name, spec in engine.inputs.items() if not name.startswith(ADAPTER_PREFIX)}
+        self._engine, self._factors = engine, factors
+
+    def bind(self, inputs: Arrays, outputs: Arrays) -> Binding:
+        return self._engine.bind({**inputs, **self._factors}, outputs)
+
+
+class Adapters:
+    """Those that a model has loaded, and the one that the next call takes."""
+
+    def __init__(self, inputs: Mapping[str, tuple[TensorSpec, ...]]) -> None:
+        self._specs = {component: _adapter_specs(specs) for component, specs in inputs.items()}
+        self._specs = {component: specs for component, specs in self._specs.items() if specs}
+        none = {component: zero_factors(specs) for component, specs in self._specs.items()}
+        self._none = Adapter(None, none, frozenset())
+        self._loaded: dict[str, Adapter] = {}
+        self._lock = threading.Lock()
+        self.active = self._none
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return tuple(self._loaded)
+
+    def load(self, name: str, folder: Path) -> None:
+        """Reads an adapter's folder; it changes nothing until it is set."""
+        if not self._specs:
+            raise InputError("this bundle takes no adapters: export it again with --adapters")
+        parts = {part: folder / part for part in self._specs if (folder / part).is_dir()}
+        if not parts and (folder / FILES[0]).is_file():  # one part alone, in PEFT's own layout
+            parts = {self._owner(folder): folder}
+        if not parts:
+            kinds = " or ".join(f"{part}/" for part in self._specs)
+            raise InputError(f"{folder}: no adapter; it holds {kinds}, each with {' and '.join(FILES)}")
+        factors = dict(self._none.factors)
+        for part, path in parts.items():
+            factors[part] = read_factors(path, self._specs[part])
+        with self._lock:
+            self._loaded[name] = Adapter(name, factors, frozenset(parts))
+
+    def set(self, name: str | None) -> None:
+        """The adapter of every call that begins from now on; None for none."""
+        with self._lock:
+            if name is not None and name not in self._loaded:
+                known = ", ".join(self._loaded) or "none is"
+                raise UsageError(f"adapter {name!r} is not loaded; loaded: {known}")
+            self.active = self._none if name is None else self._loaded[name]
+
+    def unload(self, name: str) -> None:
+        """Forgets an adapter; when it is the active one, none is."""
+        with self._lock:
+            if name not in self._loaded:
+                raise UsageError(f"adapter {name!r} is not loaded")
+            if self.active is self._loaded.pop(name):
+                self.active = self._none
+
+    def _owner(self, folder: Path) -> str:
+        modules = {module for module, _ in _tensors(folder)}
+        owners = [part for part, specs in self._specs.items() if modules & {_split(name)[0] for name in specs}]
+        if len(owners) != 1:
+            raise InputError(f"{folder}: its modules are those of no part, or of several: {sorted(modules)[:3]}")
+        return owners[0]
+
+
+def zero_factors(specs: Mapping[str, TensorSpec], rank: int = 1) -> dict[str, np.ndarray]:
+    """Factors that change nothing; those of one shape are one array."""
+    shapes = {name: tuple(rank if isinstance(e, str) else e for e in spec.shape) for name, spec in specs.items()}
+    zeros = {shape: np.zeros(shape, dtype=np.float32) for shape in set(shapes.values())}
+    return {name: zeros[shape] for name, shape in shapes.items()}
+
+
+def read_factors(folder: Path, specs: Mapping[str, TensorSpec]) -> dict[str, np.ndarray]:
+    """A part's A (i, r) and B (r, o), the scale in B, all of one rank; InputError when they do not fit."""
+    config, tensors = _config(folder), _tensors(folder)
+    rank = max((array.shape[0] for (_, kind), array in tensors.items() if kind == "a"), default=0)
+    known = {_split(name)[0] for name in specs}
+    unknown = sorted({module for module, _ in tensors} - known)
+    if unknown or not rank:
+        raise InputError(f"{folder}: {unknown[0] if unknown else 'no module'} takes no adapter in this bundle")
+    factors = zero_factors(specs, rank)
+    for (module, kind), array in tensors.items():
+        if (module, "b" if kind == "a" else "a") not in tensors:
+            raise InputError(f"{folder}: {module} has only one of its two factors")
+        name, own = f"{ADAPTER_PREFIX}{module}.{kind}", array.shape[0 if kind == "a" else 1]
+        factor = array.T * np.float32(1.0 if kind == "a" else _scale(config, module, own))
+        padded = np.zeros_like(factors[name])
+        sizes = tuple(own if isinstance(entry, str) else entry for entry in specs[name].shape)
+        if factor.shape != sizes:
+            raise InputError(f"{folder}: {module} is {factor.shape} for this bundle's {sizes}")
+        padded[: factor.shape[0], : factor.shape[1]] = factor
+        if not np.isfinite(padded).all():
+            raise InputError(f"{folder}: {module} holds NaN or infinity")
+        factors[name] = padded
+    return factors
+
+
+def _adapter_specs(specs: tuple[TensorSpec, ...]) -> dict[str, TensorSpec]:
+    return {spec.name: spec for spec in specs if spec.name.startswith(ADAPTER_PREFIX)}
+
+
+def _split(name: str) -> tuple[str, str]:
+    module, _, kind = name.removeprefix(ADAPTER_PREFIX).rpartition(".")
+    return module, kind
+
+
+def _config(folder: Path) -> dict[str, Any]:
+    path = folder / FILES[0]
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(config, dict) or config.get("peft_type") != "LORA":
+            raise ValueError("no LoRA adapter of PEFT")
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path}: cannot be read: {error}") from error
+    odd = [key for key, plain in PLAIN.items() if config.get(key, plain) not in (plain, [] if plain is None else plain)]
+    if odd:
+        raise InputError(f"{path}: {odd[0]} is {config[odd[0]]!r}; merge such an adapter before you export")
+    return config
+
+
+def _scale(config: dict[str, Any], module: str, rank: int) -> float:
+    """alpha / r (or / sqrt(r)), with PEFT's own patterns by module name."""
+    alpha = config.get("lora_alpha", 8)
+    for pattern, value in (config.get("alpha_pattern") or {}).items():
+        if re.match(rf"(.*\.)?({pattern})$", module):
+            alpha = value
+            break
+    return alpha / (rank**0.5 if config.get("use_rslora") else rank)
+
+
+def _tensors(folder: Path) -> dict[tuple[str, str], np.ndarray]:
+    """(module, "a" or "b") -> PEFT's array: A (r, i), B (o, r)."""
+    path = folder / FILES[1]
+    if not path.is_file():
+        raise InputError(f"{path}: missing; an adapter holds {' and '.join(FILES)}")
+    found = {}
+    for name, array in read_tensors(path).items():
+        match = re.fullmatch(r"base_model\.model\.([\w.]+)\.lora_([AB])\.weight", name)
+        if match is None or array.ndim != 2:
+            raise InputError(f"{path}: {name} is no factor of a linear layer")
+        found[match[1], match[2].lower()] = array.astype(np.float32)
+    return found

@@ -1,0 +1,191 @@
+"""Adapters that are swapped at run time: what PEFT merges into torch, bound to a bundle, whatever its precision."""
+
+from __future__ import annotations
+
+import copy
+import json
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+import edgemm
+from edgemm.errors import InputError, UsageError
+from edgemm.runtimes import schedule
+from tests.export.nano import needs_opset_24
+
+pytestmark = needs_opset_24
+
+PROMPT = "What is this?"
+TARGETS = {"transformer": r"layers\.\d+\.\w+\.(q_proj|v_proj|down_proj)", "denoiser": r"(.*\.)?(qkv_proj|up_proj)"}
+
+
+def peft_adapter(model, folder, seed, rank, parts=("transformer", "denoiser")):
+    """Random factors, written by PEFT, and the model that PEFT merges them into."""
+    from peft import LoraConfig, get_peft_model
+
+    merged = copy.deepcopy(model)
+    torch.manual_seed(seed)
+    for part in parts:
+        config = LoraConfig(r=rank, lora_alpha=24, target_modules=TARGETS[part], init_lora_weights=False)
+        adapted = get_peft_model(getattr(merged, part), config)
+        adapted.save_pretrained(str(folder / part))
+        setattr(merged, part, adapted.merge_and_unload())
+    return merged.eval()
+
+
+@pytest.fixture(scope="module")
+def adapters(model, tmp_path_factory):
+    """name -> (folder, merged model); "words" is a transformer's alone, and its folder is PEFT's own."""
+    root = tmp_path_factory.mktemp("adapters")
+    made = {
+        name: (root / name, peft_adapter(model, root / name, seed, rank))
+        for name, seed, rank in (("a", 1, 4), ("b", 2, 8))
+    }
+    words = peft_adapter(model, root / "words", 3, 4, ("transformer",))
+    return made | {"words": (root / "words" / "transformer", words)}
+
+
+@pytest.fixture(scope="module")
+def opened(export, tmp_path_factory, adapters):
+    """precision -> an open bundle with every adapter loaded."""
+    root, models = tmp_path_factory.mktemp("adaptable"), {}
+    for precision in ("fp32", "int8"):
+        models[precision] = edgemm.load(export(root / precision, precision=precision, adapters=()), device="cpu")
+        for name, (folder, _) in adapters.items():
+            models[precision].load_adapter(name, folder)
+    yield models
+    for each in models.values():
+        each.close()
+
+
+@pytest.fixture(autouse=True)
+def plain_again(opened):
+    yield
+    for each in opened.values():
+        each.set_adapter(None)
+
+
+def torch_draws(model, seed=1):
+    tokens = model.config.image_tokens
+    noise = torch.from_numpy(schedule.initial_noise(seed, tokens.token_count, tokens.token_width))[None]
+    with torch.no_grad():
+        return model.draw(["red heart"], noise, model.config.sampler)[0].numpy()
+
+
+def answers(runtime):
+    words = runtime.generate_text(PROMPT, max_new_tokens=16, logprobs=3)
+    return words.token_ids, words.logprobs, runtime.generate_image("red heart", seed=1).pixels
+
+
+def equal(one, other):
+    return one[:2] == other[:2] and np.array_equal(one[2], other[2])
+
+
+@pytest.mark.parametrize("name", ["a", "b", "words"])
+def test_both_modes_are_those_of_the_merged_model(opened, adapters, model, name):
+    runtime, merged = opened["fp32"], adapters[name][1]
+    runtime.set_adapter(name)
+    found = answers(runtime)
+    with torch.no_grad():
+        assert found[0] == tuple(merged.generate(PROMPT, None, 16)[0])
+    np.testing.assert_allclose(found[2], torch_draws(merged), atol=2e-4)
+    assert np.abs(torch_draws(merged) - torch_draws(model)).max() > 0.05, (
+        "an adapter that changes nothing proves nothing"
+    )
+
+
+@pytest.mark.parametrize("precision", ["fp32", "int8"])
+def test_a_b_a_is_a_bit_for_bit_and_without_one_the_bundle_is_itself(opened, bundles, precision):
+    runtime, seen = opened[precision], []
+    for name in (None, "a", "b", "a", None):
+        runtime.set_adapter(name)
+        seen.append(answers(runtime))
+    assert equal(seen[1], seen[3]) and equal(seen[0], seen[4])
+    assert not equal(seen[0], seen[1]) and not equal(seen[1], seen[2])
+    with edgemm.load(bundles[precision], device="cpu") as plain:
+        assert equal(answers(plain), seen[0])
+
+
+def test_a_call_and_a_session_keep_the_adapter_they_began_with(opened):
+    runtime = opened["fp32"]
+    runtime.set_adapter("a")
+    wanted = runtime.generate_text(PROMPT, max_new_tokens=12).token_ids
+    chat = runtime.session()
+    stream = chat.stream_text(PROMPT, max_new_tokens=12)
+    chunks = [next(stream)]
+    runtime.set_adapter("b")
+    chunks += stream
+    assert chunks[-1].result.token_ids == wanted
+    chat.rewind()
+    assert chat.generate_text(PROMPT, max_new_tokens=12).token_ids == wanted
+    assert runtime.generate_text(PROMPT, max_new_tokens=12).token_ids != wanted
+
+
+def test_unloading_the_active_one_leaves_none(opened, adapters):
+    runtime = opened["fp32"]
+    plain = answers(runtime)
+    runtime.load_adapter("again", adapters["a"][0])
+    runtime.set_adapter("again")
+    assert not equal(answers(runtime), plain)
+    runtime.unload_adapter("again")
+    assert equal(answers(runtime), plain) and "again" not in runtime.adapters.names
+    with pytest.raises(UsageError, match="adapter 'again' is not loaded; loaded: a, b, words"):
+        runtime.set_adapter("again")
+
+
+def test_an_adapter_that_does_not_fit_says_where(opened, adapters, bundles, tmp_path):
+    runtime, folder = opened["fp32"], tmp_path / "bad"
+    with pytest.raises(InputError, match="no adapter; it holds transformer/ or denoiser/"):
+        runtime.load_adapter("bad", tmp_path)
+    folder.mkdir()
+    config = json.loads((adapters["words"][0] / "adapter_config.json").read_text())
+    tensors = load_file(adapters["words"][0] / "adapter_model.safetensors")
+
+    def write(config, tensors):
+        (folder / "adapter_config.json").write_text(json.dumps(config))
+        save_file(tensors, folder / "adapter_model.safetensors")
+        runtime.load_adapter("bad", folder)
+
+    key = "base_model.model.layers.0.self_attn.q_proj.lora_A.weight"
+    cases = [
+        (config | {"use_dora": True}, tensors, "use_dora is True; merge such an adapter"),
+        (config, {name: tensor for name, tensor in tensors.items() if name != key}, "only one of its two factors"),
+        (config, tensors | {key: tensors[key][:, :-1].contiguous()}, "q_proj is .* for this bundle's"),
+        (config, tensors | {key: tensors[key] * float("nan")}, "holds NaN"),
+        (
+            config,
+            tensors | {key.replace("q_proj", "z_proj"): tensors[key].clone()},
+            "z_proj takes no adapter in this bundle",
+        ),
+    ]
+    for changed, arrays, message in cases:
+        with pytest.raises(InputError, match=message):
+            write(changed, arrays)
+    assert "bad" not in runtime.adapters.names
+    with edgemm.load(bundles["fp32"], device="cpu") as plain:
+        with pytest.raises(InputError, match="takes no adapters: export it again with --adapters"):
+            plain.load_adapter("a", adapters["a"][0])
+
+
+def test_half_precision_factors_are_read(opened, adapters, tmp_path):
+    runtime, source = opened["fp32"], adapters["words"][0]
+    tensors = load_file(source / "adapter_model.safetensors")
+    for name, dtype in (("bf16", torch.bfloat16), ("fp16", torch.float16)):
+        folder = tmp_path / name
+        folder.mkdir()
+        (folder / "adapter_config.json").write_bytes((source / "adapter_config.json").read_bytes())
+        save_file({key: tensor.to(dtype) for key, tensor in tensors.items()}, folder / "adapter_model.safetensors")
+        runtime.load_adapter(name, folder)
+        for key, factor in runtime.adapters._loaded[name].factors["transformer"].items():
+            exact = runtime.adapters._loaded["words"].factors["transformer"][key]
+            np.testing.assert_allclose(factor, exact, rtol=1e-2, atol=1e-6)
+        runtime.unload_adapter(name)
+
+
+def test_export_refuses_layers_and_targets_that_take_none(export, tmp_path):
+    with pytest.raises(UsageError, match="adapters names 'z_proj', expected some of: down_proj"):
+        export(tmp_path / "x", adapters=("z_proj",))
+    with pytest.raises(UsageError, match="for cpu only, not for rtx"):
+        export(tmp_path / "x", target="rtx", adapters=())
