@@ -5,7 +5,7 @@
 
 Prints sizes of engines, seconds and memory of each build, and the layers that TensorRT recognised; the last line is one
 JSON document.  Fails (exit 7) when a node is refused, when a build came down the ladder, or when attention, rotary
-embedding or cache update of the transformer were not recognised.  An engine that builds is built, not tried: nothing
+embedding or cache update were not recognised.  An engine that builds is built, not tried: nothing
 here runs one.
 """
 
@@ -96,6 +96,10 @@ def problems_of(bundle: Bundle, row: dict) -> list[str]:
         for kind, count in wanted.items():
             if row["layers"].get(kind, 0) != count:
                 found.append(f"{name} has {row['layers'].get(kind, 0)} layers of {kind}, expected {count}")
+    if row["component"] == "denoiser":
+        depth = len(layers_of("prefix_key", bundle.manifest.variant("denoiser", "rtx").inputs))
+        if row["layers"].get("attention", 0) != depth:
+            found.append(f"{name} has {row['layers'].get('attention', 0)} layers of attention, expected {depth}")
     return found
 
 

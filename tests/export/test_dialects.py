@@ -146,6 +146,7 @@ def test_every_component_builds_with_tensorrt_for_rtx(bundle, tmp_path, capsys):
     layers = engines["transformer"]["layers"]
     assert layers["KV_CACHE_UPDATE"] == 2 * depth and layers["ROTARY_EMBEDDING"] == 2 * depth
     assert layers["ATTENTION_INPUT"] == layers["ATTENTION_OUTPUT"] == depth
+    assert engines["denoiser"]["layers"]["ATTENTION_INPUT"] == depth
     assert main(words) == 0
     assert not any(row["fresh"] for row in json.loads(capsys.readouterr().out)["engines"])
 
