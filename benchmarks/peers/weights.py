@@ -15,7 +15,7 @@ import sys
 from pathlib import Path
 
 GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
-PROMPT_TOKENS, TEXT_TOKENS = 128, 400
+TEXT_TOKENS = 400
 
 
 def main() -> None:
@@ -30,13 +30,16 @@ def main() -> None:
     folder.mkdir(parents=True, exist_ok=True)
     shutil.copyfile(source / GGUF, folder / GGUF)
     tokenizer = AutoTokenizer.from_pretrained(str(source), gguf_file=GGUF)
-    model = AutoModelForCausalLM.from_pretrained(str(source), gguf_file=GGUF, dtype=torch.float32)
+    read = AutoModelForCausalLM.from_pretrained(str(source), gguf_file=GGUF, dtype=torch.float32)
+    if hasattr(read.config, "quantization_config"):  # what was read is float32 now, and only a plain model can be saved
+        del read.config.quantization_config
+    model = AutoModelForCausalLM.from_config(read.config, dtype=torch.float32)
+    model.load_state_dict(read.state_dict())
     model.save_pretrained(folder / "float32")
     tokenizer.save_pretrained(folder / "float32")
     text = " ".join((Path(__file__).parent / "text.txt").read_text().split())
     ids = tokenizer(text, add_special_tokens=False)["input_ids"]
-    request = {"prompt_ids": ids[:PROMPT_TOKENS], "text_ids": ids[:TEXT_TOKENS], "new_tokens": 64}
-    (folder / "request.json").write_text(json.dumps(request))
+    (folder / "text_ids.json").write_text(json.dumps(ids[:TEXT_TOKENS]))
     print(f"{len(ids)} tokens of text, {model.num_parameters():,} parameters")
 
 

@@ -1,0 +1,47 @@
+"""edgemm: the bundle that `edgemm export` made of the same folder, by the runtime's own conversation."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import numpy as np
+from job import main
+
+from edgemm.runtimes.model import Model
+from edgemm.runtimes.prompt import Prompt
+
+
+class Edgemm:
+    def __init__(self, folder: Path, threads: int) -> None:
+        self.model = Model.load(folder, device="cpu", threads=threads)
+        self.model.prepare()
+
+    def reply(self, ids: list[int], new_tokens: int) -> tuple[float, float, list[int]]:
+        start = time.perf_counter()
+        talk = self.model.conversation()
+        tokens = [int(np.argmax(talk.prefill(_prompt(ids))))]
+        first = time.perf_counter()
+        while len(tokens) < new_tokens:
+            tokens.append(int(np.argmax(talk.step(tokens[-1]))))
+        return first - start, time.perf_counter() - first, tokens
+
+    def logits(self, ids: list[int]) -> np.ndarray:
+        talk = self.model.conversation()
+        rows = [np.array(talk.prefill(_prompt(ids[:1])))]
+        rows += [np.array(talk.step(token)).reshape(-1) for token in ids[1:]]
+        return np.stack(rows)
+
+
+def _prompt(ids: list[int]) -> Prompt:
+    count = len(ids)
+    return Prompt(
+        input_ids=np.array(ids, dtype=np.int64),
+        image_index=np.full(count, -1, dtype=np.int64),
+        attention_limit=np.arange(count, dtype=np.int64),
+        users_own=np.ones(count, dtype=np.float32),
+    )
+
+
+if __name__ == "__main__":
+    main(Edgemm)

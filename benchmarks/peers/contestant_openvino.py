@@ -1,0 +1,50 @@
+"""openvino-genai: LLMPipeline on what it read from the GGUF file once; its own counters say what a token took.
+
+For the quality the same model is run by OpenVINO itself, all positions at once.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import openvino as ov
+import openvino_genai as genai
+from job import main
+
+
+class OpenVino:
+    def __init__(self, folder: Path, threads: int) -> None:
+        self.folder, self.threads = folder, threads
+        if not (folder / "openvino_model.xml").exists():  # made by the first process; medians pass over its load
+            genai.LLMPipeline(str(next(folder.glob("*.gguf"))), "CPU", enable_save_ov_model=True)
+        self.pipeline = genai.LLMPipeline(str(folder), "CPU", INFERENCE_NUM_THREADS=threads)
+
+    def reply(self, ids: list[int], new_tokens: int) -> tuple[float, float, list[int]]:
+        config = genai.GenerationConfig()
+        config.max_new_tokens = config.min_new_tokens = new_tokens
+        config.ignore_eos = True
+        config.do_sample = False
+        config.apply_chat_template = False
+        given = np.array([ids], dtype=np.int64)
+        result = self.pipeline.generate(genai.TokenizedInputs(ov.Tensor(given), ov.Tensor(np.ones_like(given))), config)
+        metrics = result.perf_metrics
+        rest_ms = metrics.get_tpot().mean * (new_tokens - 1)
+        return metrics.get_ttft().mean / 1e3, rest_ms / 1e3, [int(token) for token in result.tokens[0]]
+
+    def logits(self, ids: list[int]) -> np.ndarray:
+        model = ov.Core().compile_model(
+            str(self.folder / "openvino_model.xml"), "CPU", {"INFERENCE_NUM_THREADS": self.threads}
+        )
+        given = np.array([ids], dtype=np.int64)
+        inputs = {
+            "input_ids": given,
+            "attention_mask": np.ones_like(given),
+            "position_ids": np.arange(len(ids), dtype=np.int64)[None],
+            "beam_idx": np.zeros(1, dtype=np.int32),
+        }
+        return np.asarray(model(inputs)[0])[0]
+
+
+if __name__ == "__main__":
+    main(OpenVino)
