@@ -53,6 +53,7 @@ def build_engine(
             return Built(entry, fresh=False)
         if problem:
             say(f"{spec}: the engine in the cache is not used, because {problem}; it is built again")
+        status(f"{spec}: building, once for this device; minutes are usual")
         return Built(_build(spec, graph, cache, limits, say, status), fresh=True)
 
 

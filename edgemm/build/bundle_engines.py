@@ -34,7 +34,7 @@ def default_memory_bytes(disk: Path = Path(".")) -> int:
     return int(SHARE_OF_FREE * free) if free else 4 << 30
 
 
-def engine_for(folder: Path, component: str, package: str, variant: Variant, say: Say) -> Path:
+def engine_for(folder: Path, component: str, package: str, variant: Variant, say: Say, status: Say) -> Path:
     """The engine of one component for this machine's first GPU, built when the cache has none; for a backend."""
     bundle = open_bundle(folder, verify=False)  # the backend's caller has checked the hashes
     fitting = [t for t, p in PACKAGES.items() if p == package and t in bundle.manifest.targets]
@@ -48,7 +48,7 @@ def engine_for(folder: Path, component: str, package: str, variant: Variant, say
         for pair in bundle_specs(bundle, destination, OPT_LEVEL, limits.memory_bytes)
         if pair[0].component == component
     )
-    return build_engine(spec, graph, EngineCache(default_folder()), limits, say).entry.path
+    return build_engine(spec, graph, EngineCache(default_folder()), limits, say, status).entry.path
 
 
 def bundle_specs(

@@ -5,8 +5,6 @@ from __future__ import annotations
 import argparse
 import json
 import re
-import sys
-import time
 from pathlib import Path
 
 from edgemm.errors import UsageError
@@ -15,7 +13,6 @@ __all__ = ["HELP", "add_arguments", "parse_bytes", "run"]
 
 HELP = "build a bundle's TensorRT engines: for this device, or with --target rtx --sm 86,89 for others, without a GPU"
 UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
-HEARTBEAT_S = 20.0
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -61,6 +58,7 @@ def run(args: argparse.Namespace) -> int:
     from edgemm.build.bundle_engines import build_bundle, bundle_specs, default_memory_bytes
     from edgemm.build.devices import choose_destinations
     from edgemm.build.engine_cache import EngineCache, default_folder
+    from edgemm.build.heartbeat import Heartbeat
     from edgemm.build.trtexec import trtexec_command
     from edgemm.bundle import open_bundle
 
@@ -99,36 +97,3 @@ def run(args: argparse.Namespace) -> int:
     else:
         print(f"{len(rows)} engines are in {cache.folder}")
     return 0
-
-
-class Heartbeat:
-    """What is being done: on a terminal one line that the next replaces, in a log a line now and then."""
-
-    def __init__(self) -> None:
-        self.live, self.next_s = sys.stderr.isatty(), time.monotonic() + HEARTBEAT_S
-
-    def status(self, text: str) -> None:
-        if self.live:
-            sys.stderr.write(f"\r\033[K{text}")
-            sys.stderr.flush()
-        elif time.monotonic() >= self.next_s:
-            self.next_s = time.monotonic() + HEARTBEAT_S
-            self.say(text)
-
-    def say(self, line: str) -> None:
-        self._clear()
-        print(line, file=sys.stderr, flush=True)
-
-    def print(self, line: str) -> None:
-        self._clear()
-        print(line, flush=True)
-
-    def _clear(self) -> None:
-        if self.live:
-            sys.stderr.write("\r\033[K")
-
-    def __enter__(self) -> Heartbeat:
-        return self
-
-    def __exit__(self, *how: object) -> None:
-        self._clear()

@@ -7,7 +7,6 @@ before any TensorRT object exists.
 from __future__ import annotations
 
 import importlib
-import sys
 import threading
 from functools import cache
 from importlib.util import find_spec
@@ -68,6 +67,7 @@ def open_engine(
 def open_engine_of(package: str, component: str, graph: Path, variant: Variant, lock: threading.Lock) -> TensorRTEngine:
     """Builds what is not in the cache, telling it on stderr: minutes of silence look like a hang."""
     from edgemm.build.bundle_engines import engine_for
+    from edgemm.build.heartbeat import Heartbeat
 
     cuda = _cuda()
     try:
@@ -75,7 +75,8 @@ def open_engine_of(package: str, component: str, graph: Path, variant: Variant, 
     except ImportError as error:
         raise MissingError(f"backend {package} is not installed ({error})") from error
     folder = _bundle_of(graph, variant)
-    path = engine_for(folder, component, package, variant, lambda line: print(line, file=sys.stderr, flush=True))
+    with Heartbeat() as heartbeat:
+        path = engine_for(folder, component, package, variant, heartbeat.say, heartbeat.status)
     return load_engine(trt, component, path, variant, cuda, lock)
 
 

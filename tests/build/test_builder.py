@@ -79,7 +79,8 @@ def test_an_engine_is_built_once_and_says_what_it_is_made_of(graph, cache):
     assert built.fresh and built.entry.path.stat().st_size == built.entry.record["size_bytes"] > 1000
     assert built.entry.record["layers"] == {"CONSTANT": 1, "MATRIX_MULTIPLY": 1}
     assert built.entry.record["rung"] == "as asked" and built.entry.record["largest"] == {"run": {"x": (8, 64)}}
-    assert any("parsing" in line for line in said) and "so far, at most 600 s" in said[0]
+    assert "building, once for this device" in said[0] and "so far, at most 600 s" in said[1]
+    assert any("parsing" in line for line in said)
     again = build_engine(spec, graph, cache, LIMITS)
     assert not again.fresh and again.entry.path == built.entry.path
     assert left_in(cache) == [spec.key]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 
@@ -10,11 +11,12 @@ import onnx
 import pytest
 import torch
 
-from edgemm.bundle import open_bundle
+from edgemm.bundle import Bundle, open_bundle
 from edgemm.cli import main
 from edgemm.errors import InputError
 from edgemm.export.dialects import DIALECTS, in_dialect
 from edgemm.export.recorded import seeded_picture
+from edgemm.export.verify_verb import check_bundle
 from edgemm.picture import load_picture
 from edgemm.runtimes import schedule
 from edgemm.runtimes.backends import Choice
@@ -167,6 +169,13 @@ def test_verify_names_the_node_that_a_target_cannot_take(bundle, tmp_path, capsy
     assert main(["verify", str(copy), "--no-parity"]) == 7
     line = capsys.readouterr().err
     assert "target jetson-orin-jp6, transformer: the graph is of opset 24, expected at most 21 (and" in line
+
+
+def test_a_bundle_that_runs_nowhere_here_is_compared_by_the_cpu(bundle):
+    """On a workstation a Jetson's bundle can be checked, though not run."""
+    targets = {"jetson-orin-jp6": bundle.manifest.targets["jetson-orin-jp6"]}
+    for_a_jetson = Bundle(bundle.path, dataclasses.replace(bundle.manifest, targets=targets))
+    assert len(check_bundle(for_a_jetson)) == 8
 
 
 def test_a_node_that_a_dialect_cannot_say_is_named():
