@@ -1,0 +1,98 @@
+"""The examples run as they stand, on a tiny bundle."""
+
+from __future__ import annotations
+
+import asyncio
+import importlib.util
+import io
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests.runtimes.tiny_bundle import build
+from tests.runtimes.tiny_weights import TINY
+
+FOLDER = Path(__file__).resolve().parents[2] / "examples"
+
+
+def example(name):
+    spec = importlib.util.spec_from_file_location(f"example_{name}", FOLDER / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory):
+    return build(tmp_path_factory.mktemp("examples") / "tiny.bundle")
+
+
+@pytest.fixture(scope="module")
+def model(bundle):
+    import edgemm
+
+    with edgemm.load(bundle, device="cpu", threads=1) as opened:
+        yield opened
+
+
+def picture(path, seed):
+    pixels = np.random.default_rng(seed).integers(0, 256, (12, 12, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(path)
+    return path
+
+
+def test_the_camera_says_one_line_a_frame(bundle, model, tmp_path, capsys):
+    for number in range(3):
+        picture(tmp_path / f"{number}.png", number)
+    example("camera").main([str(bundle), "--frames", str(tmp_path / "*.png")])
+    lines = capsys.readouterr().out.splitlines()
+    wanted = model.generate_text("What is this?", images=[tmp_path / "0.png"], max_new_tokens=12).text.strip()
+    assert len(lines) >= 3 and wanted.splitlines()[0] in lines[0]
+
+
+def test_the_chat_keeps_its_session_shows_and_draws(bundle, model, tmp_path, monkeypatch, capsys):
+    shown = picture(tmp_path / "shown.png", 7)
+    lines = iter(["hello", str(shown), "what is it?", "/back", "/draw a heart"])
+    monkeypatch.setattr("builtins.input", lambda prompt: next(lines, None) or (_ for _ in ()).throw(EOFError))
+    example("chat").main([str(bundle)])
+    said = capsys.readouterr().out
+    chat = model.session()
+    for content, images in (("hello", []), ("what is it?", [shown])):
+        assert chat.generate_text(content, images).text in said
+    assert "▀" in said
+
+
+def ask(application, path, query=b""):
+    sent = []
+
+    async def send(message):
+        sent.append(message)
+
+    scope = {"type": "http", "path": path, "query_string": query}
+    asyncio.run(application(scope, None, send))
+    return sent[0]["status"], b"".join(message.get("body", b"") for message in sent[1:]), len(sent)
+
+
+def test_the_web_handler_streams_text_draws_and_refuses(model):
+    application = example("web_handler").application(model)
+    status, body, messages = ask(application, "/say", b"prompt=hello")
+    assert (status, body.decode()) == (200, model.generate_text("hello", max_new_tokens=64).text) and messages > 20
+    status, body, _ = ask(application, "/draw", b"prompt=a+heart")
+    assert status == 200
+    drawn = np.asarray(Image.open(io.BytesIO(body)))
+    assert np.array_equal(drawn, model.generate_image("a heart").image.to_array())
+    assert ask(application, "/draw")[:2] == (400, b"prompt is empty, expected some text\n")
+    assert ask(application, "/nothing")[0] == 404
+
+
+def test_the_sticker_sheet_has_a_row_an_idea(bundle, model, tmp_path):
+    (tmp_path / "ideas.txt").write_text("a heart\n\na fish\n")
+    out = tmp_path / "sheet.png"
+    example("stickers").main([str(bundle), str(tmp_path / "ideas.txt"), "--output", str(out), "--each", "3"])
+    sheet = np.asarray(Image.open(out))
+    size = TINY.draw_size
+    assert sheet.shape == (4 + 2 * (size + 4), 4 + 3 * (size + 4), 3)
+    second = sheet[4 : 4 + size, 8 + size : 8 + 2 * size]
+    assert np.array_equal(second, model.generate_image("a heart", seed=1).image.to_array())
