@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from edgemm.errors import InputError
 from edgemm.model import checkpoint
 from edgemm.model.unified import Unified
-from edgemm.train.pictures import batch_rows, load_pictures, pick_samples
+from edgemm.train.pictures import batch_rows, pick_samples, pictures_of
 from edgemm.train.ranks import Share
 from edgemm.train.recipe import Recipe
 
@@ -36,7 +36,7 @@ class AutoencodeTask:
         self.model, self.recipe, self.share = model, recipe, share or Share()
         self.autoencoder = model.autoencoder.requires_grad_(True)
         _, samples = pick_samples(recipe.data, recipe.splits, recipe.groups, recipe.pictures)
-        self.pixels = load_pictures(Path(recipe.data), samples, model.config.image_tokens.image_size)
+        self.pixels = pictures_of(Path(recipe.data), samples, model.config.image_tokens.image_size)
         self.description = f"{len(samples)} pictures"
 
     def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:

@@ -17,8 +17,8 @@ from edgemm.model import checkpoint, flow
 from edgemm.model.conditioner import Prefix, pool_prompt
 from edgemm.model.unified import Unified
 from edgemm.train.parts import parts_of, trained_parts
-from edgemm.train.pictures import batch_rows, load_pictures, pick_samples
-from edgemm.train.prompt_store import PromptStore
+from edgemm.train.pictures import PicturesOnDisk, batch_rows, pick_samples, pictures_of
+from edgemm.train.prompt_store import PromptStore, fits_in_memory
 from edgemm.train.ranks import Share
 from edgemm.train.recipe import Recipe
 
@@ -36,8 +36,10 @@ class DrawTask:
         self.model, self.recipe, self.share = model, recipe, share or Share()
         self.trained = trained_parts(model, parts_of(recipe, model.config, self.default_parts))
         self.load()
-        learned = "transformer" in self.trained  # then prompts are read anew at every step
-        self.store = None if learned or self.draws_from_pictures else PromptStore(model, self.captions)
+        anew = "transformer" in self.trained or self.draws_from_pictures  # prompts are read again at every step
+        self.store: PromptStore | None = None
+        if not anew and fits_in_memory(model, self.captions):
+            self.store = PromptStore(model, self.captions)
         if not model.conditioner.whiten_matrix.any():
             model.conditioner.fit_whitening(self._pooled())
         self.trained.requires_grad_(True)
@@ -50,7 +52,9 @@ class DrawTask:
         """Pictures to draw, prompts, and which prompts each picture has; row 0 of the prompts is the unconditional."""
         recipe = self.recipe
         _, samples = pick_samples(recipe.data, recipe.splits, recipe.groups, recipe.pictures)
-        self.pixels = load_pictures(Path(recipe.data), samples, self.model.config.image_tokens.image_size)
+        self.pixels: Tensor | PicturesOnDisk = pictures_of(
+            Path(recipe.data), samples, self.model.config.image_tokens.image_size
+        )
         captions = sorted({caption for sample in samples for caption in sample.captions})
         self.captions = ["", *captions]
         row_of = {caption: row for row, caption in enumerate(self.captions)}

@@ -15,7 +15,9 @@ from torch import Tensor
 from edgemm.data.format import Dataset, Sample, read_dataset
 from edgemm.errors import InputError
 
-__all__ = ["batch_rows", "load_pictures", "pick_samples"]
+__all__ = ["PicturesOnDisk", "batch_rows", "load_pictures", "pick_samples", "pictures_of"]
+
+IN_MEMORY_BYTES = 4 << 30  # of pictures, in each process
 
 
 def pick_samples(
@@ -47,6 +49,26 @@ def load_pictures(dataset: Path, samples: Sequence[Sample], size: int) -> Tensor
                 picture = picture.resize((size, size), Image.Resampling.BICUBIC)
             pictures[row] = np.asarray(picture).transpose(2, 0, 1)
     return torch.from_numpy(pictures)
+
+
+class PicturesOnDisk:
+    """More pictures than memory should hold: indexed like the tensor of all of them, read when a batch asks."""
+
+    def __init__(self, dataset: Path, samples: Sequence[Sample], size: int) -> None:
+        self.dataset, self.samples, self.size = dataset, samples, size
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def __getitem__(self, rows: Sequence[int] | np.ndarray) -> Tensor:
+        return load_pictures(self.dataset, [self.samples[row] for row in rows], self.size)
+
+
+def pictures_of(dataset: Path, samples: Sequence[Sample], size: int) -> Tensor | PicturesOnDisk:
+    """All pictures, uint8 (count, 3, size, size): in memory where they fit."""
+    if len(samples) * 3 * size * size > IN_MEMORY_BYTES:
+        return PicturesOnDisk(dataset, samples, size)
+    return load_pictures(dataset, samples, size)
 
 
 def batch_rows(count: int, batch: int, seed: int, step: int) -> np.ndarray:

@@ -15,9 +15,17 @@ from edgemm.model.conditioner import pool_prompt
 from edgemm.model.transformer import KeyValues
 from edgemm.model.unified import Unified
 
-__all__ = ["PromptStore"]
+__all__ = ["PromptStore", "fits_in_memory"]
 
 CHUNK = 64
+STORED_BYTES = 8 << 30  # of prompts, in each process
+
+
+def fits_in_memory(model: Unified, captions: Sequence[str]) -> bool:
+    """Whether all prompts may be stored; more of them are read anew at every step."""
+    source, layers = model.config.transformer, len(model.config.denoiser.prefix_layers)
+    slots = max(len(model.encode(" " + caption)) for caption in captions)
+    return 4 * layers * source.kv_heads * source.head_width * slots * len(captions) <= STORED_BYTES
 
 
 class PromptStore:

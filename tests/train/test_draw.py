@@ -110,6 +110,22 @@ def test_rows_of_the_store_have_one_shape_when_they_are_not_cut(task):
     assert cut.shape[2] == task.store.length[0] < shapes.pop()[2]
 
 
+def test_more_pictures_and_prompts_than_memory_holds_give_the_same_batches(task, shapes, tmp_path, monkeypatch):
+    from edgemm.train import pictures, prompt_store
+
+    monkeypatch.setattr(pictures, "IN_MEMORY_BYTES", 0)
+    monkeypatch.setattr(prompt_store, "STORED_BYTES", 0)
+    model = checkpoint.build("micro").requires_grad_(False)
+    other = DrawTask(model, recipe("micro-shapes", tmp_path, data=shapes))
+    assert other.store is None and not isinstance(other.pixels, torch.Tensor)
+    for one, two in zip(other._batch(7), task._batch(7), strict=True):
+        assert torch.equal(one, two)
+    with torch.no_grad():  # stored prompts are bfloat16, and whiten what they were fitted to
+        model.conditioner.load_state_dict(task.model.conditioner.state_dict())
+        found, expected = (one.prefix(torch.tensor([3, 0, 9])) for one in (other, task))
+    torch.testing.assert_close(found.prompt_vector, expected.prompt_vector, atol=0.03, rtol=0.03)
+
+
 def test_drawing_emoji_lowers_the_loss_too(tmp_path):
     train(recipe("micro-shapes", tmp_path, data=EMOJI, steps=30, batch=16, log_every=1))
     losses = [line["loss"] for line in read_log(tmp_path)]
