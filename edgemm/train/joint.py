@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
+import torch
 from torch import Tensor, nn
 
 from edgemm.model.unified import Unified
@@ -49,6 +50,7 @@ class JointTask:
     def loss(self, step: int) -> Tensor:
         return self.reading.loss(step) + self.recipe.flow_weight * self.drawing.loss(step)
 
+    @torch.no_grad()
     def measures(self, step: int) -> dict[str, float]:
         """Each loss by itself too: their sum says little."""
         found = {"flow": self.drawing.loss(step).item(), "cross_entropy": self.reading.loss(step).item()}
