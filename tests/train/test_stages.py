@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from edgemm.data.edits import build_edits
 
+from edgemm.data.edits import build_edits
 from edgemm.data.writer import new_folder
 from edgemm.errors import InputError
 from edgemm.model import checkpoint
