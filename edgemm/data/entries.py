@@ -1,0 +1,193 @@
+"""Other people's layouts of pictures and words, read one entry at a time.
+
+    a folder       metadata.jsonl or metadata.csv beside the pictures, with `file_name` (Hugging Face's ImageFolder);
+                   or cat.jpg with its words in cat.txt; or cats/1.jpg, where the folder's name is the label;
+                   train/, validation/ and test/ above them are splits
+    .tar shards    WebDataset: 0001.jpg, 0001.txt and 0001.json are one entry; read in order, never unpacked
+    save_to_disk   a Hugging Face `datasets` folder, when that library is installed
+
+What becomes of the fields is in collect.py.  A tar is read as a stream and a path of a metadata file may not leave its
+folder, so data from strangers is data.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import tarfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING, Any
+
+from edgemm.errors import InputError, MissingError
+from edgemm.picture import FORMATS, open_picture, pillow
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+__all__ = ["Entry", "read_entries"]
+
+PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff")
+WORDS = (".txt", ".caption")
+SPLIT_FOLDERS = {"train": "train", "validation": "test", "valid": "test", "val": "test", "dev": "test", "test": "test"}
+LARGEST_WORDS = 1 << 20  # bytes of an entry's text
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One picture and what its owner wrote about it."""
+
+    where: str  # for messages: file, or shard and member
+    picture: Image
+    fields: dict[str, Any]  # caption, label, questions, ...
+    split: str
+
+
+def read_entries(source: Path) -> Iterator[Entry]:
+    """Every entry below `source`, in a fixed order. Raises InputError naming the file that cannot be used."""
+    if source.suffix == ".tar" and source.is_file():
+        return _tar(source, "train")
+    if not source.is_dir():
+        raise InputError(f"{source}: no folder and no .tar; give a folder of pictures, of .tar shards or of `datasets`")
+    if (source / "dataset_dict.json").is_file() or (source / "state.json").is_file():
+        return _saved_dataset(source)
+    shards = sorted(source.rglob("*.tar"))
+    if shards:
+        return (entry for shard in shards for entry in _tar(shard, _split_of(shard.relative_to(source))))
+    return _folder(source)
+
+
+def _split_of(path: Path) -> str:
+    """From the folders above a file, or from a shard's name: "train-0001.tar"."""
+    names = [*path.parent.parts, path.stem.split("-")[0]]
+    return next((SPLIT_FOLDERS[name.lower()] for name in names if name.lower() in SPLIT_FOLDERS), "train")
+
+
+def _folder(source: Path) -> Iterator[Entry]:
+    tables = sorted([*source.rglob("metadata.jsonl"), *source.rglob("metadata.csv")])
+    if tables:
+        for table in tables:
+            yield from _table(table, _split_of(table.relative_to(source)))
+        return
+    for file in sorted(source.rglob("*")):
+        if file.suffix.lower() not in PICTURES or not file.is_file():
+            continue
+        below = file.relative_to(source)
+        words = next((file.with_suffix(end) for end in WORDS if file.with_suffix(end).is_file()), None)
+        folders = [name for name in below.parts[:-1] if name.lower() not in SPLIT_FOLDERS]
+        if words is not None:
+            fields = {"text": words.read_text(encoding="utf-8")}
+        elif folders:
+            fields = {"label": folders[-1].replace("_", " ")}
+        else:
+            raise InputError(
+                f"{file}: no words; expected metadata.jsonl with file_name, {file.stem}.txt beside it, or a folder "
+                "named like its label"
+            )
+        yield Entry(str(file), open_picture(file), fields, _split_of(below))
+
+
+def _table(table: Path, split: str) -> Iterator[Entry]:
+    for number, fields in _rows(table):
+        name = fields.pop("file_name", None)
+        if not isinstance(name, str):
+            raise InputError(f"{table}, line {number}: file_name is {name!r}, expected a path beside the table")
+        file = (table.parent / name).resolve()
+        if table.parent.resolve() not in file.parents:
+            raise InputError(f"{table}, line {number}: file_name {name!r} leaves the folder")
+        yield Entry(f"{table}, line {number}", open_picture(file), fields, str(fields.pop("split", split)))
+
+
+def _rows(table: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    with table.open(encoding="utf-8", newline="") as lines:
+        if table.suffix == ".csv":
+            for number, row in enumerate(csv.DictReader(lines), start=2):
+                yield number, {key: value for key, value in row.items() if value}
+            return
+        for number, line in enumerate(lines, start=1):
+            if line.strip():
+                yield number, _object(line, f"{table}, line {number}")
+
+
+def _tar(shard: Path, split: str) -> Iterator[Entry]:
+    """Members that share everything before the first dot of their name are one entry; they stand side by side."""
+    try:
+        with tarfile.open(shard, "r|*") as members:
+            key, group = None, {}
+            for member in members:
+                path = PurePosixPath(member.name)
+                stem, _, end = path.name.partition(".")
+                if not member.isreg() or not end or path.name.startswith("."):
+                    continue
+                here = str(path.with_name(stem))
+                if here != key and group:
+                    yield _grouped(shard, key, group, split)
+                    group = {}
+                key = here
+                data = members.extractfile(member)
+                is_picture = f".{end.lower()}" in PICTURES
+                if data is not None and (is_picture or member.size <= LARGEST_WORDS):
+                    group["picture" if is_picture else end.lower()] = data.read()
+            if group:
+                yield _grouped(shard, key, group, split)
+    except (tarfile.TarError, EOFError, OSError) as error:
+        raise InputError(f"{shard}: not a whole tar: {error}") from error
+
+
+def _grouped(shard: Path, key: str | None, group: dict[str, bytes], split: str) -> Entry:
+    where = f"{shard}: {key}"
+    if "picture" not in group:
+        raise InputError(f"{where} has no picture; an entry is a picture with words of the same name")
+    fields: dict[str, Any] = {}
+    try:
+        words = {end: group[end].decode("utf-8") for end in ("json", "txt", "caption", "cls") if end in group}
+    except UnicodeDecodeError as error:
+        raise InputError(f"{where}: words are not UTF-8: {error}") from error
+    if "json" in words:
+        fields |= _object(words["json"], where)
+    if text := words.get("txt", words.get("caption")):
+        fields["text"] = text
+    if "cls" in words:
+        fields.setdefault("label", words["cls"].strip())
+    return Entry(where, _decoded(group["picture"], where), fields, str(fields.pop("split", split)))
+
+
+def _decoded(data: bytes, where: str) -> Image:
+    try:
+        picture = pillow().open(io.BytesIO(data), formats=FORMATS)
+    except Exception as error:  # a hostile header makes decoders raise nearly anything
+        raise InputError(f"{where}: not a picture that edgemm reads: {error}") from error
+    try:
+        return open_picture(picture)
+    except InputError as error:
+        raise InputError(f"{where}: {error}") from error
+
+
+def _saved_dataset(source: Path) -> Iterator[Entry]:
+    try:
+        import datasets  # type: ignore[import-not-found]
+    except ImportError as error:
+        raise MissingError(f"{source} is a Hugging Face dataset: pip install datasets") from error
+    loaded = datasets.load_from_disk(str(source))
+    parts = loaded.items() if isinstance(loaded, dict) else [("train", loaded)]
+    for name, part in parts:
+        picture = next((key for key, kind in part.features.items() if isinstance(kind, datasets.Image)), None)
+        if picture is None:
+            raise InputError(f"{source}: {name} has no column of pictures; columns: {', '.join(part.features)}")
+        named = {key: kind for key, kind in part.features.items() if isinstance(kind, datasets.ClassLabel)}
+        for number, row in enumerate(part):
+            fields = {key: named[key].int2str(value) if key in named else value for key, value in row.items()}
+            where = f"{source}: {name}, row {number}"
+            yield Entry(where, open_picture(fields.pop(picture)), fields, SPLIT_FOLDERS.get(name, "train"))
+
+
+def _object(text: str, where: str) -> dict[str, Any]:
+    try:
+        document = json.loads(text)
+    except ValueError as error:
+        raise InputError(f"{where}: not JSON: {error}") from error
+    if not isinstance(document, dict):
+        raise InputError(f"{where}: holds a {type(document).__name__}, expected an object")
+    return document
