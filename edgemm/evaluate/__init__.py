@@ -6,6 +6,9 @@ draw_suite.py          drawings of emoji, judged by LabelScorer and by KID-Lite0
 shapes_suite.py        drawings of shapes, judged exactly
 label_scorer.py        names a picture; trained on other artists' pictures (scorer_cache.py keeps it)
 eye.py                 EfficientNet-Lite0's features, what the judge looks with
-answers.py metrics.py  when a reply is right, and the numbers: pure functions
+answers.py vqa.py      when a reply is right: word for word, and by VQAv2's rule
+circular.py            multiple choice in every order of the options
+metrics.py compare.py  the numbers, and the difference of two models: pure functions
 draw_sheet.py          the drawings beside the real pictures, as one PNG
+html_report.py         all of it on one page
 """

@@ -4,6 +4,7 @@
     reading.jsonl    one question a line, with the reply
     drawing.jsonl    one drawing a line, with the judge's verdict
     drawings.png     drawings beside the real pictures
+    report.html      all of it on one page
 
 Two runs of the same model and settings write the same scores, whichever runtime drew and read.
 """
@@ -23,13 +24,15 @@ import edgemm
 from edgemm.data.format import Dataset, read_dataset
 from edgemm.data.sources import default_cache
 from edgemm.errors import InputError
+from edgemm.evaluate.compare import compare_records
 from edgemm.evaluate.draw_sheet import Cell, Section, as_png, draw_sheet
 from edgemm.evaluate.drawing import DRAWN_SPLITS, Drawings
+from edgemm.evaluate.html_report import html_report
 from edgemm.evaluate.read_suite import ReadResult, default_split, run_read_suite
 from edgemm.evaluate.subject import DrawSettings, Subject, open_subject
 from edgemm.measure.card import commit
 
-__all__ = ["SUITES", "Evaluation", "Plan", "evaluate"]
+__all__ = ["SUITES", "Evaluation", "Plan", "compared", "evaluate"]
 
 SUITES = ("read", "draw")
 SHEET_CELLS = 24  # a section
@@ -43,6 +46,7 @@ class Plan:
     limit: int | None = None  # of questions a kind and of drawings a split; None: all
     splits: tuple[str, ...] = ()  # read; none: the strictest that the dataset holds
     groups: tuple[str, ...] = ()  # draw; none: all
+    circular: bool = False  # read: ask choices again in every order of the options
     settings: DrawSettings = field(default_factory=DrawSettings)
     cache: Path | None = None  # where the judge is kept; None: the user's cache
     device: str = "auto"  # bundles only
@@ -66,6 +70,9 @@ class Evaluation:
         if self.sheet:
             (folder / "drawings.png").write_bytes(self.sheet)
             written.append(folder / "drawings.png")
+        page = folder / "report.html"
+        page.write_text(html_report(self.document, self.sheet), encoding="utf-8")
+        written.append(page)
         written[0].write_text(json.dumps(self.document, indent=2) + "\n", encoding="utf-8")  # last: all of it is there
         return written
 
@@ -78,7 +85,12 @@ def evaluate(model: Path, data: Path, plan: Plan) -> Evaluation:
         "commit": commit(Path(edgemm.__file__).parent),
         "model": {"name": subject.name, "kind": subject.kind, "sha256": subject.sha256},
         "data": {"kind": dataset.kind, "size": dataset.size, "sha256": _data_hash(dataset)},
-        "settings": {"limit": plan.limit, "groups": plan.groups, **dataclasses.asdict(plan.settings)},
+        "settings": {
+            "limit": plan.limit,
+            "groups": plan.groups,
+            "circular": plan.circular,
+            **dataclasses.asdict(plan.settings),
+        },
     }
     records: dict[str, list[dict[str, Any]]] = {}
     sheet = None
@@ -91,8 +103,15 @@ def evaluate(model: Path, data: Path, plan: Plan) -> Evaluation:
     return Evaluation(_plain(document), records, sheet)
 
 
+def compared(first: Evaluation, second: Evaluation) -> Evaluation:
+    """The first, with what the second does better and worse; both were asked the same."""
+    differences = compare_records(first.records, second.records)
+    compare = {"model": second.document["model"], "differences": differences}
+    return dataclasses.replace(first, document={**first.document, "compare": _plain(compare)})
+
+
 def _read(subject: Subject, dataset: Dataset, plan: Plan) -> ReadResult:
-    return run_read_suite(subject, dataset, plan.splits or [default_split(dataset)], plan.limit)
+    return run_read_suite(subject, dataset, plan.splits or [default_split(dataset)], plan.limit, plan.circular)
 
 
 def _draw(subject: Subject, dataset: Dataset, plan: Plan) -> tuple[dict[str, Any], list[dict[str, Any]], dict]:

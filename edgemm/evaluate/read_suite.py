@@ -17,9 +17,11 @@ from edgemm.data.format import Dataset, Question, Sample
 from edgemm.data.progress import progress
 from edgemm.errors import InputError
 from edgemm.evaluate.answers import is_any_of, is_right, is_yes_no, said_yes
-from edgemm.evaluate.metrics import Share, YesNoScores, share, yes_no_scores
+from edgemm.evaluate.circular import chosen, circular_prompts, has_choices
+from edgemm.evaluate.metrics import Interval, Share, YesNoScores, ratio_of_means, share, yes_no_scores
 from edgemm.evaluate.pictures import real_pictures, some
 from edgemm.evaluate.subject import Subject
+from edgemm.evaluate.vqa import vqa_accuracy
 
 __all__ = ["KindScore", "ReadPart", "ReadResult", "default_split", "run_read_suite"]
 
@@ -41,6 +43,8 @@ class ReadPart:
     any_tag: Share | None  # of the label questions, with tags accepted
     balanced: KindScore | None  # every question but the labels, together
     yes_no: YesNoScores | None  # over all questions that have yes or no for an answer
+    vqa: Interval  # VQAv2's accuracy over everything (vqa.py)
+    circular: dict[str, Share] | None  # of choices, right in every order (circular.py); None where it was not asked
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,8 +62,10 @@ def default_split(dataset: Dataset) -> str:
     raise InputError(f"{dataset.path}: no question in {', '.join(PREFERRED_SPLITS)}; rebuild it with: edgemm data")
 
 
-def run_read_suite(subject: Subject, dataset: Dataset, splits: Sequence[str], limit: int | None) -> ReadResult:
-    """At most `limit` questions of each kind and split."""
+def run_read_suite(
+    subject: Subject, dataset: Dataset, splits: Sequence[str], limit: int | None, circular: bool = False
+) -> ReadResult:
+    """At most `limit` questions of each kind and split; `circular` asks choices again in every order."""
     parts, records = {}, []
     for split in splits:
         questions = [question for question in dataset.questions if question.split == split]
@@ -70,8 +76,9 @@ def run_read_suite(subject: Subject, dataset: Dataset, splits: Sequence[str], li
             q for kind in kinds for q in some((q for q in questions if q.kind == kind), limit, "sample", "question")
         ]
         replies = _ask(subject, dataset, asked)
-        parts[split] = _scores(dataset, asked, replies)
-        records += [_record(question, reply) for question, reply in zip(asked, replies)]
+        always = _ask_around(subject, dataset, asked) if circular else [None] * len(asked)
+        parts[split] = _scores(dataset, asked, replies, always)
+        records += [_record(question, reply, every) for question, reply, every in zip(asked, replies, always)]
     return ReadResult(parts, records)
 
 
@@ -84,11 +91,32 @@ def _ask(subject: Subject, dataset: Dataset, questions: Sequence[Question]) -> l
     return replies
 
 
-def _scores(dataset: Dataset, questions: Sequence[Question], replies: Sequence[str]) -> ReadPart:
+def _ask_around(subject: Subject, dataset: Dataset, questions: Sequence[Question]) -> list[bool | None]:
+    """Whether the answer was chosen in every order of the options; None for what has no options."""
+    samples = _by_id(dataset)
+    always: list[bool | None] = []
+    for question in progress(questions, len(questions), "asking in every order"):
+        if not has_choices(question):
+            always.append(None)
+            continue
+        picture = real_pictures(dataset, [samples[question.sample]], dataset.size)[0]
+        prompts = circular_prompts(question)
+        always.append(all(chosen(subject.read(picture, text), options) == question.answer for text, options in prompts))
+    return always
+
+
+def _scores(
+    dataset: Dataset, questions: Sequence[Question], replies: Sequence[str], always: Sequence[bool | None]
+) -> ReadPart:
     samples = _by_id(dataset)
     asked = list(zip(questions, replies))
     labels = [(question, reply) for question, reply in asked if question.kind == "label"]
     others = [(question, reply) for question, reply in asked if question.kind != "label"]
+    agreed = [vqa_accuracy(reply, [question.answer]) for question, reply in asked]
+    turned: dict[str, list[bool]] = {}
+    for question, every in zip(questions, always):
+        if every is not None:
+            turned.setdefault(question.kind, []).append(every)
     yes_no = [(question.answer == "yes", said_yes(reply)) for question, reply in others if is_yes_no(question)]
     return ReadPart(
         pictures=len({question.sample for question in questions}),
@@ -99,6 +127,8 @@ def _scores(dataset: Dataset, questions: Sequence[Question], replies: Sequence[s
         any_tag=share([_is_any_word(samples[q.sample], q, reply) for q, reply in labels]) if labels else None,
         balanced=_kind_score(dataset, others) if others else None,
         yes_no=yes_no_scores(*zip(*yes_no)) if yes_no else None,
+        vqa=ratio_of_means(agreed, [1.0] * len(agreed)),
+        circular={kind: share(right) for kind, right in sorted(turned.items())} or None,
     )
 
 
@@ -120,7 +150,7 @@ def _by_id(dataset: Dataset) -> dict[str, Sample]:
     return {sample.id: sample for sample in dataset.samples}
 
 
-def _record(question: Question, reply: str) -> dict[str, Any]:
+def _record(question: Question, reply: str, circular: bool | None) -> dict[str, Any]:
     return {
         "sample": question.sample,
         "split": question.split,
@@ -129,4 +159,5 @@ def _record(question: Question, reply: str) -> dict[str, Any]:
         "answer": question.answer,
         "reply": reply,
         "right": is_right(question, reply),
+        "circular": circular,
     }

@@ -23,7 +23,30 @@ def render(document: dict[str, Any]) -> str:
         lines += ["", "Drawing, judged exactly", *_shapes(draw["parts"])]
     elif draw:
         lines += ["", "Drawing, named by a judge beside the real pictures", *_drawing(draw["parts"]), *_judge(draw)]
+    if "compare" in document:
+        other = document["compare"]["model"]
+        lines += [
+            "",
+            f"Against {other['name']} ({other['kind']} {other['sha256'][:12]})",
+            *_compare(document["compare"]),
+        ]
     return "\n".join(lines)
+
+
+def _compare(compare: dict[str, Any]) -> Iterable[str]:
+    rows: list[tuple[str, ...]] = [("", "this", "other", "difference", "95 %", "p", "changed")]
+    for score, found in compare["differences"].items():
+        values = (_number(found[part]) for part in ("first", "second", "value"))
+        rows.append(
+            (
+                score,
+                *values,
+                f"{_number(found['low'])} to {_number(found['high'])}",
+                _number(found["p_value"]),
+                f"{found['changed']} of {found['count']}",
+            )
+        )
+    yield from _table(rows)
 
 
 def _reading(part: dict[str, Any]) -> Iterable[str]:
@@ -34,7 +57,11 @@ def _reading(part: dict[str, Any]) -> Iterable[str]:
             rows.append(("label or tag", *_share(part["any_tag"]), "", _count(part["any_tag"])))
     if part["balanced"]:
         rows.append(("all but label", *_score(part["balanced"])))
+    for kind, found in (part.get("circular") or {}).items():
+        rows.append((f"{kind}, every order", *_share(found), "", _count(found)))
     yield from _table(rows)
+    if part.get("vqa"):
+        yield f"VQAv2 accuracy over all: {_number(part['vqa']['value'])}"
     if part["yes_no"]:
         scores = part["yes_no"]
         yield (

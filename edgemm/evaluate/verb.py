@@ -1,4 +1,4 @@
-"""`edgemm eval MODEL --suite draw|read|all --data DIR`: scores as tables, or as one JSON line after them."""
+"""`edgemm eval MODEL [--compare OTHER] --data DIR`: scores as tables, or as one JSON line after them."""
 
 from __future__ import annotations
 
@@ -25,17 +25,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--groups", nargs="+", default=(), metavar="GROUP", help="draw: only these, as in the model's recipe"
     )
+    parser.add_argument("--circular", action="store_true", help="read: choices in every order of the options too")
+    parser.add_argument("--compare", type=Path, metavar="MODEL", help="another one, on the same questions and prompts")
     parser.add_argument("--num-inference-steps", type=int, metavar="N", help="default: the model's own")
     parser.add_argument("--guidance-scale", type=float, metavar="W", help="default: the model's own; 1 switches it off")
     parser.add_argument("--device", default="auto", help="of a bundle: auto, cpu or cuda (default: %(default)s)")
     parser.add_argument("--threads", type=int, metavar="N", help="default: one a core that may be used")
     parser.add_argument("--cache", type=Path, metavar="DIR", help="where the judge is kept (default: ~/.cache/edgemm)")
-    parser.add_argument("--output", type=Path, metavar="DIR", help="write eval.json, every reply and a sheet there")
+    parser.add_argument("--output", type=Path, metavar="DIR", help="write eval.json, every reply, a sheet and a page")
     parser.add_argument("--json", action="store_true", help="one JSON document as the last line")
 
 
 def run(args: argparse.Namespace) -> int:
-    from edgemm.evaluate.evaluation import SUITES, Plan, evaluate
+    from edgemm.evaluate.evaluation import SUITES, Plan, compared, evaluate
     from edgemm.evaluate.report import render
     from edgemm.evaluate.subject import DrawSettings
 
@@ -45,12 +47,15 @@ def run(args: argparse.Namespace) -> int:
         limit=args.limit,
         splits=tuple(args.splits),
         groups=tuple(args.groups),
+        circular=args.circular,
         settings=DrawSettings(args.num_inference_steps, args.guidance_scale),
         cache=args.cache,
         device=args.device,
         threads=args.threads,
     )
     evaluation = evaluate(args.model, args.data, plan)
+    if args.compare:
+        evaluation = compared(evaluation, evaluate(args.compare, args.data, plan))
     print(render(evaluation.document), end="\n\n")
     if args.output:
         names = ", ".join(path.name for path in evaluation.save(args.output))

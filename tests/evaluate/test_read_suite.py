@@ -66,10 +66,23 @@ def test_a_tag_is_right_in_the_kinder_count_only(emoji64):
 def test_every_reply_is_kept(emoji64):
     records = run_read_suite(reader(lambda *_: "Hm?"), emoji64, [SPLIT], 2).records
     assert len(records) == 8
-    assert records[0].keys() == {"sample", "split", "kind", "question", "answer", "reply", "right"}
+    assert records[0].keys() == {"sample", "split", "kind", "question", "answer", "reply", "right", "circular"}
     assert {record["reply"] for record in records} == {"Hm?"}
 
 
 def test_a_split_without_questions_is_refused(emoji64):
     with pytest.raises(InputError, match="no question in split 'scorer'; try 'held-out-style'"):
         run_read_suite(reader(lambda *_: ""), emoji64, ["scorer"], None)
+
+
+def test_who_takes_the_first_option_is_right_in_one_order_and_never_in_all(emoji64, truth):
+    def first(picture, question):
+        return question.splitlines()[1] if "\n" in question else truth[picture.tobytes(), question]
+
+    blind, seeing = (
+        run_read_suite(reader(reply), emoji64, [SPLIT], 3, circular=True).parts[SPLIT]
+        for reply in (first, lambda picture, question: truth[picture.tobytes(), question.split("\n")[0]])
+    )
+    assert {kind: found.value for kind, found in blind.circular.items()} == {"colour": 0, "group": 0}
+    assert {kind: found.value for kind, found in seeing.circular.items()} == {"colour": 1, "group": 1}
+    assert seeing.vqa.value == 1

@@ -43,7 +43,7 @@ def test_one_suite_leaves_the_other_alone(evaluated, tmp_path):
     assert code == 0
     assert "draw" not in json.loads((tmp_path / "out" / "eval.json").read_text())
     assert not (tmp_path / "out" / "drawings.png").exists()
-    assert lines[-1].startswith("Wrote eval.json, reading.jsonl to ")
+    assert lines[-1].startswith("Wrote eval.json, reading.jsonl, report.html to ")
 
 
 @pytest.mark.parametrize(
@@ -69,3 +69,15 @@ def test_help_brings_no_torch():
 
     code = "import sys, edgemm.evaluate.verb, edgemm.evaluate.evaluation; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+def test_a_model_compared_with_itself_differs_in_nothing_and_the_page_says_so(evaluated, micro_checkpoint, tmp_path):
+    code, lines, _ = evaluated("--suite", "read", "--compare", str(micro_checkpoint), "--circular", "--json")
+    assert code == 0
+    document = json.loads(lines[-1])
+    differences = document["compare"]["differences"].values()
+    assert differences and all(found["value"] == 0 == found["changed"] for found in differences)
+    part = document["read"]["held-out-style"]
+    assert set(part["circular"]) == {"colour", "group"} and 0 <= part["vqa"]["value"] <= 1
+    assert any(line.startswith("Against micro (checkpoint") for line in lines)
+    assert "<svg" in (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
