@@ -35,6 +35,7 @@ class Verb:
 VERBS = {
     "data": Verb("edgemm.data.verb", "data", "build image-text sets with pinned hashes"),
     "train": Verb("edgemm.train.verb", "train", "train a checkpoint from a recipe; goes on where it was stopped"),
+    "distill": Verb("edgemm.train.distill_verb", "train", "make a smaller student, or one that draws in few steps"),
     "finetune": Verb("edgemm.train.finetune_verb", "train", "teach a checkpoint a style or a topic with an adapter"),
     "merge": Verb("edgemm.train.merge_verb", "train", "merge an adapter into a copy of its checkpoint"),
     "join": Verb("edgemm.train.join_verb", "train", "a checkpoint that draws and one that reads, joined"),

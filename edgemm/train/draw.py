@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from edgemm.errors import CheckpointError
 from edgemm.model import checkpoint, flow
 from edgemm.model.conditioner import Prefix, pool_prompt
 from edgemm.model.unified import Unified
@@ -33,6 +34,11 @@ class DrawTask:
     default_parts = ("conditioner", "denoiser")
 
     def __init__(self, model: Unified, recipe: Recipe, share: Share | None = None) -> None:
+        if model.config.denoiser.step_size:
+            raise CheckpointError(
+                f"{model.config.name} draws in few steps and learns from its teacher only: train the teacher, "
+                "then distil again"
+            )
         self.model, self.recipe, self.share = model, recipe, share or Share()
         self.trained = trained_parts(model, parts_of(recipe, model.config, self.default_parts))
         self.load()

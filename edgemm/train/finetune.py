@@ -25,6 +25,7 @@ from edgemm.train.finetune_recipe import FinetuneRecipe
 from edgemm.train.loop import run_loop
 from edgemm.train.ranks import Ranks, Share
 from edgemm.train.read import ReadTask
+from edgemm.train.two_tasks import TwoTasks
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -51,7 +52,7 @@ def adapter_folder(output: Path, recipe: FinetuneRecipe) -> Path:
     return output / "adapters" / recipe.name
 
 
-class AdapterTask:
+class AdapterTask(TwoTasks):
     """What the loop trains; see train/loop.py for the interface."""
 
     def __init__(self, model: Unified, recipe: FinetuneRecipe, share: Share | None = None) -> None:
@@ -59,8 +60,6 @@ class AdapterTask:
         recipe = dataclasses.replace(recipe, lora_first_layer=first, train_projection=False, align_steps=0)
         self.recipe = recipe
         self.peft: dict[str, PeftModel] = {}
-        self.drawing: DrawTask | None = None
-        self.reading: ReadTask | None = None
         if recipe.draws:
             if not model.conditioner.whiten_matrix.any():
                 raise CheckpointError(f"{recipe.start}: has not learned to draw yet; see: edgemm train")
@@ -76,7 +75,7 @@ class AdapterTask:
             self.peft["transformer"] = add_adapter(model, "transformer", recipe)
             self.reading = ReadTask(model, recipe, self.peft["transformer"], share)
         count = sum(parameter.numel() for _, parameter in self.named_parameters())
-        about = "; ".join(task.description for task in (self.drawing, self.reading) if task)
+        about = "; ".join(task.description for task in self.tasks)
         self.description = f"{recipe.method} on {' and '.join(self.peft)}, {count} parameters; {about}"
 
     def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
@@ -90,19 +89,6 @@ class AdapterTask:
 
     def prepare(self) -> None:
         """The checkpoint is finished; nothing comes before the first step."""
-
-    def loss(self, step: int) -> Tensor:
-        losses = [task.loss(step) for task in (self.drawing, self.reading) if task]
-        return torch.stack(losses).sum()
-
-    def measures(self, step: int) -> dict[str, float]:
-        found: dict[str, float] = {}
-        for task in (self.drawing, self.reading):
-            found |= task.measures(step) if task else {}
-        return found
-
-    def samples(self, model: Unified) -> Tensor | None:
-        return self.drawing.samples(model) if self.drawing else None
 
     def save(self, path: Path) -> None:
         """`path` is where a checkpoint would go; an adapter is none, and goes beside it."""

@@ -50,7 +50,9 @@ def merge(source: Path, adapter: Path, output: Path, onto: str = "float", name: 
                     to_dense(model.transformer.layers)
                 merge_part(model.transformer, adapter / "transformer")
                 base = model.config.base
-                model.config = dataclasses.replace(model.config, base="", origin=base or model.config.origin)
+                model.config = dataclasses.replace(
+                    model.config, base="", base_layers=(), origin=base or model.config.origin
+                )
                 model.adapter = None
         model.config = dataclasses.replace(model.config, name=name or output.name)
         checkpoint.save(model, output, _precision_of(source))

@@ -157,12 +157,17 @@ class ReadTask:
 
     def _scored(self, step: int) -> tuple[Tensor, Tensor, Tensor]:
         """This process's logits (scored tokens, vocab), their targets, and which answer a question about a picture."""
+        hidden, targets, pictured = self.last_hidden(self.model, step)
+        return self.model.transformer.logits(hidden), targets, pictured
+
+    def last_hidden(self, model: Unified, step: int) -> tuple[Tensor, Tensor, Tensor]:
+        """The same as hidden states (scored tokens, w), of this model or of a teacher with the same eye."""
         rows, prompts, answers, random = self._batch(step)
         views = random.integers(self.features.shape[1], size=len(rows))
         mine = self.share.of(len(rows))
         rows, views, prompts, answers = rows[mine], views[mine], prompts[mine], answers[mine]
-        device = self.model.image_encoder.position.device
-        image_tokens = self.model.image_encoder.project(self.features[rows, views].to(device).float())  # (b, m, w)
+        device = model.image_encoder.position.device
+        image_tokens = model.image_encoder.project(self.features[rows, views].to(device).float())  # (b, m, w)
         length = max(len(p.ids) + len(a) for p, a in zip(prompts, answers, strict=True)) - 1
         ids = torch.zeros(len(rows), length, dtype=torch.long)
         index, limit = torch.full_like(ids, -1), torch.arange(length).repeat(len(rows), 1)
@@ -176,9 +181,8 @@ class ReadTask:
         scored, pictured = targets >= 0, torch.tensor([is_pictured(prompt) for prompt in prompts])
         pictured = pictured[:, None].expand_as(scored).to(device)
         ids, index, limit, targets, scored = (t.to(device) for t in (ids, index, limit, targets, scored))
-        x = self.model.transformer.embed(ids, image_tokens, index)
-        hidden, _ = self.model.transformer(x, limit)
-        return self.model.transformer.logits(hidden[scored]), targets[scored], pictured[scored]
+        hidden, _ = model.transformer(model.transformer.embed(ids, image_tokens, index), limit)
+        return hidden[scored], targets[scored], pictured[scored]
 
     def _token_counts(self, step: int) -> tuple[int, int]:
         """Scored tokens of answers about pictures and of replies to text, in the batch of all processes."""

@@ -1,0 +1,200 @@
+"""Distillation: a smaller student cut from its teacher, or one that draws in few steps; or the second from the first.
+
+Run folder, beside what train/loop.py writes:
+    start/     the student as it was cut, before its first step
+    teacher/   what the teacher said and drew
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+import tempfile
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from edgemm.config import ModelConfig
+from edgemm.errors import CheckpointError, UsageError
+from edgemm.model import checkpoint
+from edgemm.model.unified import Unified
+from edgemm.train.distill_recipe import DistillRecipe
+from edgemm.train.distill_tasks import DistillDraw, DistillRead
+from edgemm.train.few_steps import FewStepTask, record
+from edgemm.train.loop import run_loop
+from edgemm.train.pictures import load_pictures, pick_samples
+from edgemm.train.ranks import Ranks, Share
+from edgemm.train.recipe import PROJECTIONS
+from edgemm.train.shrink import block_influence, nano_depths, shrink, spread_over, student_expert
+from edgemm.train.teacher_cache import TeacherCache
+from edgemm.train.two_tasks import TwoTasks
+
+__all__ = ["distill"]
+
+QUESTIONS = 64  # that the influence of layers is measured on
+
+
+def distill(recipe: DistillRecipe) -> None:
+    """Train the student to the end; the result is recipe.output/checkpoint."""
+    if recipe.threads:
+        torch.set_num_threads(recipe.threads)
+    ranks = Ranks()
+    ranks.share.of(recipe.batch)  # refuses a batch that cannot be shared, before anything is computed
+    if recipe.few:
+        _few_steps(recipe, ranks)
+    else:
+        _smaller(recipe, ranks)
+
+
+def _few_steps(recipe: DistillRecipe, ranks: Ranks) -> None:
+    start = recipe.student or recipe.teacher
+    if not Path(start).is_dir():
+        raise UsageError(f"--steps goes on from a checkpoint: distil --student {start} first, then give its checkpoint")
+    teacher = checkpoint.load(recipe.teacher).requires_grad_(False).to(ranks.device)
+    asked = ("data", "splits", "groups", "pictures", "seed", "guidance", "few", "teacher_steps", "trajectories")
+    with ranks.accelerator.main_process_first():  # it draws what the others then read
+        taught = record(teacher, recipe, _cache(recipe, asked))
+    del teacher
+    model = checkpoint.load(start).requires_grad_(False).to(ranks.device)
+    model.config = dataclasses.replace(model.config, name=recipe.name or Path(recipe.output).name)
+    torch.manual_seed(recipe.seed)
+    task = FewStepTask(model, recipe, taught, ranks.share)
+    if ranks.is_first:
+        print(f"distill: {task.description}; {recipe.output}", file=sys.stderr)
+    run_loop(model, task, recipe, ranks)
+
+
+def _smaller(recipe: DistillRecipe, ranks: Ranks) -> None:
+    teacher = checkpoint.load(recipe.teacher).requires_grad_(False)
+    if teacher.config.denoiser.step_size:
+        raise CheckpointError(f"{recipe.teacher}: draws in few steps; cut a student from its own teacher instead")
+    start = Path(recipe.output) / "start"
+    with ranks.accelerator.main_process_first():
+        if not start.is_dir():
+            _cut(teacher, recipe, start)
+    reads = recipe.parts in ("transformer", "both")
+    student = checkpoint.load(start, merge=not reads).requires_grad_(False).to(ranks.device)
+    torch.manual_seed(recipe.seed)
+    with ranks.accelerator.main_process_first():  # it keeps what the eye sees in a file that the others then read
+        task = StudentTask(student, teacher.to(ranks.device), _as_started(student, recipe), ranks.share)
+    if ranks.is_first:
+        print(f"distill: {task.description}; {recipe.output}", file=sys.stderr)
+    run_loop(student, task, recipe, ranks)
+
+
+class StudentTask(TwoTasks):
+    """What the loop trains; see train/loop.py for the interface."""
+
+    def __init__(self, student: Unified, teacher: Unified, recipe: DistillRecipe, share: Share | None = None) -> None:
+        if recipe.parts in ("denoiser", "both"):
+            self.drawing = DistillDraw(student, teacher, recipe, share)
+        if recipe.parts in ("transformer", "both"):
+            asked = ("data", "splits", "groups", "pictures", "seed", "batch", "views", "temperature", "top_words")
+            asked += ("replies", "reply_tokens", "reply_share")
+            self.reading = DistillRead(student, teacher, recipe, _cache(recipe, asked), share)
+        config = student.config
+        self.description = (
+            f"student of {config.transformer.depth} + {config.denoiser.depth} layers, teacher of "
+            f"{teacher.config.transformer.depth} + {teacher.config.denoiser.depth}; "
+            + "; ".join(task.description for task in self.tasks)
+        )
+
+    def save(self, path: Path) -> None:
+        (self.reading or self.tasks[0]).save(path)  # either stores the whole model, reading its adapter too
+
+
+def _cut(teacher: Unified, recipe: DistillRecipe, start: Path) -> None:
+    """Choose the student's layers and write it as a checkpoint."""
+    config = teacher.config
+    if recipe.student == "nano":
+        depth, blocks = nano_depths(teacher)
+        expert = student_expert(config, recipe.denoiser_layers or blocks)
+    elif Path(recipe.student).is_file():
+        wanted = ModelConfig.read(Path(recipe.student))
+        same = dataclasses.replace(wanted.transformer, depth=config.transformer.depth)
+        if same != config.transformer or wanted.image_tokens != config.image_tokens:
+            raise CheckpointError(f"{recipe.student}: only depth and denoiser may differ from the teacher's config")
+        depth, expert = wanted.transformer.depth, wanted.denoiser
+    else:
+        raise UsageError(f"--student {recipe.student}: expected nano or a config.json (a checkpoint goes with --steps)")
+    captions, influence = _calibrate(teacher, recipe)
+    name = recipe.name or Path(recipe.output).name
+    student, kept = shrink(teacher, recipe.transformer_layers or depth, expert, influence, captions, name)
+    scale = recipe.guidance or config.sampler.guidance_scale
+    if scale != 1:  # the targets are guided
+        student.config = dataclasses.replace(
+            student.config, sampler=dataclasses.replace(config.sampler, guidance_scale=1.0)
+        )
+    with tempfile.TemporaryDirectory() as folder:
+        adapter = None
+        if teacher.adapter and config.base:
+            adapter = Path(folder)
+            _renumber_adapter(teacher.adapter, adapter, kept, max(config.denoiser.prefix_layers))
+        checkpoint.save(student, start, torch.bfloat16, adapter=adapter)
+    shown = ", ".join(f"{layer}{'' if layer in kept else '-'} {value:.3f}" for layer, value in enumerate(influence))
+    print(f"distill: keeps layers {', '.join(map(str, kept))}; influence (- goes): {shown}", file=sys.stderr)
+
+
+def _calibrate(teacher: Unified, recipe: DistillRecipe) -> tuple[list[str], list[float]]:
+    """Captions of the data, and each layer's influence on questions about it."""
+    dataset, samples = pick_samples(recipe.data, recipe.splits, recipe.groups, recipe.pictures)
+    row_of = {sample.id: row for row, sample in enumerate(samples)}
+    asked = [question for question in dataset.questions if question.sample in row_of]
+    if not asked:
+        raise UsageError(f"{recipe.data}: no question is about the pictures of splits {list(recipe.splits)}")
+    asked = [asked[row] for row in spread_over(min(QUESTIONS, len(asked)), len(asked))]
+    pictures = [samples[row_of[question.sample]] for question in asked]
+    pixels = load_pictures(Path(recipe.data), pictures, teacher.config.vision.image_size).float() / 255
+    influence = block_influence(teacher, [q.question for q in asked], [q.answer for q in asked], pixels)
+    return sorted({caption for sample in samples for caption in sample.captions}), influence
+
+
+def _renumber_adapter(source: Path, output: Path, kept: list[int], deepest: int) -> None:
+    """The teacher's adapter on the layers that were kept, under their new numbers."""
+    from peft import LoraConfig
+    from safetensors.torch import save_file
+
+    document, tensors = checkpoint.read_adapter(source)
+    found: dict[str, Tensor] = {}
+    for name, tensor in tensors.items():
+        head, _, tail = name.partition("layers.")
+        layer, _, rest = tail.partition(".")
+        if int(layer) in kept:
+            found[f"{head}layers.{kept.index(int(layer))}.{rest}"] = tensor
+    names = [name for name in PROJECTIONS if any(f".{name}." in key for key in found)]
+    first = sum(layer <= deepest for layer in kept)
+    LoraConfig(
+        r=document["r"],
+        lora_alpha=document["lora_alpha"],
+        use_rslora=bool(document.get("use_rslora")),
+        target_modules=rf"layers\.({'|'.join(map(str, range(first, len(kept))))})\.\w+\.({'|'.join(names)})",
+    ).save_pretrained(str(output))
+    save_file(found, output / "adapter_model.safetensors", metadata={"format": "pt"})
+
+
+def _as_started(student: Unified, recipe: DistillRecipe) -> DistillRecipe:
+    """The recipe with the adapter that the student came with, or a new one above what its denoiser reads."""
+    first = max(student.config.denoiser.prefix_layers) + 1
+    if student.adapter is None:
+        return dataclasses.replace(recipe, lora_first_layer=first)
+    document, tensors = checkpoint.read_adapter(student.adapter)
+    numbers = sorted({int(name.partition("layers.")[2].partition(".")[0]) for name in tensors})
+    return dataclasses.replace(
+        recipe,
+        lora_rank=document["r"],
+        lora_alpha=document["lora_alpha"],
+        lora_first_layer=numbers[0],
+        lora_targets=tuple(name for name in PROJECTIONS if any(f".{name}." in key for key in tensors)),
+    )
+
+
+def _cache(recipe: DistillRecipe, asked: tuple[str, ...]) -> TeacherCache:
+    """The teacher's answers to this recipe, known by the teacher's weights and the lines that shape the questions."""
+    import hashlib
+
+    digest = hashlib.sha256()
+    for path in sorted(Path(recipe.teacher).rglob("*.safetensors")):
+        digest.update(path.read_bytes())
+    key = {"teacher": digest.hexdigest()} | {line: getattr(recipe, line) for line in asked}
+    return TeacherCache(Path(recipe.output) / "teacher", key)

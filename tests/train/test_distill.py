@@ -1,0 +1,194 @@
+"""Students: the smaller one comes nearer to its teacher, and the fast one lands where its teacher arrives."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from edgemm.cli import main
+from edgemm.errors import InputError
+from edgemm.model import checkpoint
+from edgemm.train.distill import distill
+from edgemm.train.distill_recipe import DistillRecipe
+from edgemm.train.few_steps import tell_step_size
+from edgemm.train.recipe import read_recipe
+from edgemm.train.teacher_cache import TeacherCache
+from tests.model.tiny import random_micro, tokens_of
+from tests.train.conftest import EMOJI, read_log
+
+PROMPTS = [f"a {colour} {shape}" for colour in ("red", "green", "blue") for shape in ("circle", "square")]
+
+
+def settings(teacher: Path, output: Path, **changes) -> DistillRecipe:
+    given = {"teacher": teacher, "data": EMOJI, "output": output, "threads": 1, "batch": 8, "views": 1, "log_every": 1}
+    given |= {"warmup": 2, "ema": 0.9, "pictures": 32, "lora_rank": 8, "precision": "fp32"}
+    return read_recipe(
+        None, [f"{key}={value}" for key, value in {"task": "draw", **given, **changes}.items()], DistillRecipe
+    )
+
+
+@pytest.fixture(scope="module")
+def teacher(tmp_path_factory) -> Path:
+    """Its layers weigh more than its embeddings: a tied head would else say the last word over and over."""
+    folder = tmp_path_factory.mktemp("teacher") / "micro"
+    model = random_micro()
+    with torch.no_grad():
+        model.transformer.embed_tokens.weight.mul_(0.3)
+        for weight in model.transformer.layers.parameters():
+            weight.mul_(3 if weight.dim() == 2 else 1)
+    checkpoint.save(model, folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def nano(teacher, tmp_path_factory) -> Path:
+    """The run folder of a student of both halves, stopped after 10 steps and gone on with."""
+    output = tmp_path_factory.mktemp("runs") / "nano"
+    for steps in (10, 30):
+        recipe = settings(
+            teacher, output, student="nano", transformer_layers=4, steps=steps, decay=0, learning_rate=3e-3
+        )
+        distill(recipe)
+    return output
+
+
+def few(teacher: Path, shapes: Path, output: Path, **changes) -> Path:
+    """The run folder of a micro that learned to draw in 4, 2 and 1 steps what its teacher draws in guided ones."""
+    given = {"few": "4,2,1", "guidance": 2.0, "data": shapes, "pictures": 0, "learning_rate": 2e-3, **changes}
+    distill(settings(teacher, output, **given))
+    return output
+
+
+@pytest.fixture(scope="module")
+def fast(drawn, shapes, tmp_path_factory) -> Path:
+    """Long enough to see the error fall on what it was taught, no longer."""
+    output = tmp_path_factory.mktemp("runs") / "fast"
+    return few(drawn / "checkpoint", shapes, output, teacher_steps=8, trajectories=32, steps=25, batch=16)
+
+
+@pytest.mark.parametrize("measure", ["loss", "from_teacher_drawing", "from_teacher_reading"])
+def test_a_student_comes_nearer_to_its_teacher(nano, measure):
+    values = [line[measure] for line in read_log(nano)]
+    assert len(values) == 30 and np.mean(values[-5:]) < 0.85 * np.mean(values[:5])
+
+
+def test_a_student_is_a_checkpoint_with_fewer_layers_that_reads_and_draws(nano, teacher):
+    student, whole = checkpoint.load(nano / "checkpoint"), checkpoint.load(teacher)
+    assert (student.config.transformer.depth, student.config.denoiser.depth) == (4, 2)
+    assert student.config.name == "nano" and student.config.sampler.guidance_scale == 1.0
+    assert len(student.config.denoiser.prefix_layers) == 2 and max(student.config.denoiser.prefix_layers) < 3
+    assert student.draw(PROMPTS[:2], tokens_of(student, 2)).std() > 0.01
+    ids, _ = student.generate("What is this?", torch.rand(1, 3, 32, 32), 4, stop=False)
+    assert len(ids) == 4
+    assert torch.equal(
+        student.transformer.embed_tokens.weight, whole.transformer.embed_tokens.weight.bfloat16().float()
+    )
+
+
+def test_what_the_teacher_said_is_on_disk_once_a_step_and_is_not_asked_for_again(nano, teacher, monkeypatch):
+    files = sorted((nano / "teacher").glob("reading-*.safetensors"))
+    assert len(files) == 30
+    assert set(load_file(files[0])) == {"words", "log_probabilities", "features"}
+    times = [file.stat().st_mtime_ns for file in files]
+    monkeypatch.setattr("edgemm.train.distill_tasks.kept_words", None)  # it would be called to ask the teacher
+    distill(settings(teacher, nano, student="nano", transformer_layers=4, steps=30, decay=0, learning_rate=3e-3))
+    assert [file.stat().st_mtime_ns for file in files] == times
+    with pytest.raises(InputError, match="holds answers of another teacher or recipe"):
+        distill(settings(teacher, nano, student="nano", transformer_layers=4, steps=31, temperature=1.0))
+
+
+def test_a_cut_short_answer_is_never_taken_for_a_whole_one(tmp_path):
+    cache = TeacherCache(tmp_path, {"a": 1})
+    with pytest.raises(KeyboardInterrupt):
+        cache.get("one", lambda: (_ for _ in ()).throw(KeyboardInterrupt))
+    assert [path.name for path in tmp_path.iterdir()] == ["teacher.json"]
+    assert cache.get("one", lambda: {"x": torch.ones(2)})["x"].tolist() == [1, 1]
+    assert cache.get("one", lambda: {"x": torch.zeros(2)})["x"].tolist() == [1, 1]
+
+
+@pytest.mark.slow
+def test_four_steps_come_nearer_to_fifty_guided_ones_than_the_teachers_own_four(drawn, shapes, tmp_path):
+    """Prompts the student was taught, noise that it never saw."""
+    longer = {"teacher_steps": 12, "trajectories": 1024, "steps": 200, "batch": 32, "log_every": 50}
+    fast = few(drawn / "checkpoint", shapes, tmp_path / "fast", **longer)
+    teacher, student = checkpoint.load(drawn / "checkpoint"), checkpoint.load(fast / "checkpoint")
+    noise = tokens_of(teacher, len(PROMPTS), seed=99)
+
+    def drawing(model, steps: int, guidance: float) -> torch.Tensor:
+        return model.draw(PROMPTS, noise, model.with_sampler(num_inference_steps=steps, guidance_scale=guidance))
+
+    wanted = drawing(teacher, 50, 2.0)
+
+    def distance(model, steps: int, guidance: float) -> float:
+        return (drawing(model, steps, guidance) - wanted).square().mean().item()
+
+    assert distance(student, 4, 1.0) < min(distance(teacher, 4, 2.0), distance(teacher, 4, 1.0))
+    assert distance(student, 1, 1.0) < 0.8 * min(distance(teacher, 1, 2.0), distance(teacher, 1, 1.0))
+
+
+@pytest.mark.parametrize("count", [4, 2, 1])
+def test_a_fast_student_walks_ever_nearer_to_where_its_teacher_arrived(fast, count):
+    values = [line[f"from_teacher_in_{count}"] for line in read_log(fast)]
+    assert np.mean(values[-3:]) < 0.8 * values[0]
+
+
+def test_a_fast_student_says_how_it_is_to_be_run(fast):
+    config = checkpoint.load(fast / "checkpoint").config
+    assert (config.sampler.num_inference_steps, config.sampler.guidance_scale) == (4, 1.0)
+    assert config.denoiser.step_size and config.name == "fast"
+
+
+def test_a_fast_student_is_no_start_for_other_training(fast, shapes, tmp_path, capsys):
+    words = ["--data", str(shapes), "--output", str(tmp_path / "run")]
+    assert main(["finetune", str(fast / "checkpoint"), *words]) == 3
+    assert "fast draws in few steps and learns from its teacher only" in capsys.readouterr().err
+    assert main(["distill", "--teacher", str(fast / "checkpoint"), "--student", "nano", *words]) == 3
+    assert "cut a student from its own teacher instead" in capsys.readouterr().err
+
+
+def test_telling_the_step_size_changes_nothing_at_first():
+    model = random_micro()
+    noise, sampler = tokens_of(model, 2), model.with_sampler(num_inference_steps=3, guidance_scale=1.0)
+    before = model.draw(PROMPTS[:2], noise, sampler)
+    tell_step_size(model, 4)
+    assert torch.equal(model.draw(PROMPTS[:2], noise, sampler), before)
+
+
+@pytest.mark.slow
+def test_a_smaller_student_becomes_a_fast_one_and_a_bundle(nano, teacher, tmp_path, capsys):
+    """Both jobs, one after the other, from the command line; export's own parity check judges the bundle."""
+    run, bundle = str(tmp_path / "fast"), tmp_path / "fast.bundle"
+    words = ["distill", "--teacher", str(teacher), "--student", str(nano / "checkpoint"), "--steps", "2,1"]
+    words += ["--data", str(EMOJI), "--output", run, "--train-steps", "2", "--set", "trajectories=8"]
+    assert main([*words, "--set", "teacher_steps=4", "--set", "batch=4", "--set", "threads=1"]) == 0
+    assert f"Wrote {run}/checkpoint; export it: edgemm export" in capsys.readouterr().out
+    assert main(["export", f"{run}/checkpoint", "--output", str(bundle), "--precision", "fp32"]) == 0
+    manifest = json.loads((bundle / "manifest.json").read_text())
+    loop = manifest["loops"]["denoise"]
+    assert (loop["num_inference_steps"], loop["guidance_scale"]) == (2, 1.0)
+    assert loop["prefix_layers"] == list(checkpoint.load(nano / "checkpoint").config.denoiser.prefix_layers)
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "message"),
+    [
+        ([], 2, "nothing to distil: give --student nano, --steps 4,2,1"),
+        (["--student", "giant"], 2, "--student giant: expected nano or a config.json"),
+        (["--steps", "4,3"], 2, "each must divide the largest"),
+        (["--steps", "4,x"], 2, "few is 4, x, expected whole numbers"),
+        (["--steps", "5"], 2, "a teacher's 48"),
+        (["--student", "nano", "--steps", "4"], 2, "distil --student nano first, then give its checkpoint"),
+        (["--student", "nano", "--transformer-layers", "1"], 2, "a student of 1 transformer layers: expected 2 to 6"),
+        (["--student", "nano", "--denoiser-layers", "5"], 2, "a student of 5 denoiser layers: expected 1 to 4"),
+    ],
+)
+def test_what_cannot_be_distilled_is_one_line(teacher, tmp_path, capsys, words, code, message):
+    given = ["distill", "--teacher", str(teacher), "--data", str(EMOJI), "--output", str(tmp_path / "run"), *words]
+    assert main([*given, "--set", "threads=1", "--set", "pictures=8"]) == code
+    errors = [line for line in capsys.readouterr().err.splitlines() if "error" in line]
+    assert len(errors) == 1 and message in errors[0]
