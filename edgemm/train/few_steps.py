@@ -22,7 +22,6 @@ from torch import Tensor, nn
 from edgemm.config import SamplerConfig
 from edgemm.model import checkpoint, flow
 from edgemm.model.denoiser import Denoiser
-from edgemm.model.image_tokens import tokens_to_pixels
 from edgemm.model.unified import Unified
 from edgemm.train.distill_recipe import DistillRecipe
 from edgemm.train.pictures import batch_rows, pick_samples
@@ -155,7 +154,7 @@ class FewStepTask:
         rows = torch.arange(min(8, len(self.taught.captions)))
         prefix = self.model.conditioner.adapt(*self.store.rows(self.caption_of[rows], cut=not self.recipe.compile))
         noise, last = (self.taught.states[rows, at].to(self.device).float() for at in (0, -1))
-        drawn = self._pixels(last)
+        drawn = self.model.to_pixels(last)
         found = {}
         for count in self.counts:
             x = noise
@@ -163,15 +162,12 @@ class FewStepTask:
                 time = torch.full((len(rows),), now, device=self.device)
                 clean = self.denoise(x, time, prefix, torch.full_like(time, later - now)).float()
                 x = clean if later >= 1 else x + (later - now) / (1 - now) * (clean - x)
-            found[f"from_teacher_in_{count}"] = (self._pixels(x) - drawn).square().mean().item()
+            found[f"from_teacher_in_{count}"] = (self.model.to_pixels(x) - drawn).square().mean().item()
         return found
 
     @property
     def device(self) -> torch.device:
         return self.model.denoiser.position.device
-
-    def _pixels(self, tokens: Tensor) -> Tensor:
-        return tokens_to_pixels(tokens, self.model.config.image_tokens)
 
     def samples(self, model: Unified) -> Tensor:
         """Eight pictures of the student below the teacher's."""
@@ -179,7 +175,7 @@ class FewStepTask:
         rows = [row % count for row in range(8)]
         noise, last = (self.taught.states[rows, at].to(self.device).float() for at in (0, -1))
         drawn = model.draw([self.taught.captions[row] for row in rows], noise)
-        return torch.cat((self._pixels(last), drawn))
+        return torch.cat((self.model.to_pixels(last), drawn))
 
     def save(self, path: Path) -> None:
         checkpoint.save(self.model, path, torch.bfloat16)

@@ -31,10 +31,14 @@ def nano_depths(teacher: Unified) -> tuple[int, int]:
     """Layers of transformer and denoiser of a `nano`: half of the blocks that draw, and as many layers of the
     transformer as keep both together within half of the teacher's weights, the embedding included."""
     transformer, denoiser = (_count(part) for part in (teacher.transformer, teacher.denoiser))
-    layer, block = _count(teacher.transformer.layers[0]), _count(teacher.denoiser.blocks[0])
+    layer, block = (_count(next(iter(layers.children()))) for layers in (teacher.transformer.layers, _blocks(teacher)))
     depth, blocks = teacher.config.transformer.depth, max(1, teacher.config.denoiser.depth // 2)
     fixed = transformer - depth * layer + denoiser - (teacher.config.denoiser.depth - blocks) * block
     return max(2, ((transformer + denoiser) // 2 - fixed) // layer), blocks
+
+
+def _blocks(model: Unified) -> nn.Module:
+    return model.denoiser.get_submodule("blocks")
 
 
 def _count(module: nn.Module) -> int:
@@ -113,6 +117,8 @@ def shrink(
     student = Unified(config, teacher.tokenizer_json)
     _copy(student.transformer, _renumbered(teacher.transformer.state_dict(), "layers", kept))
     student.image_encoder.load_state_dict(teacher.image_encoder.state_dict())
+    if student.autoencoder is not None and teacher.autoencoder is not None:
+        student.autoencoder.load_state_dict(teacher.autoencoder.state_dict())
     _copy(student.denoiser, _renumbered(teacher.denoiser.state_dict(), "blocks", blocks))
     state = teacher.conditioner.state_dict()
     for part in ("key_norms", "value_norms", "key_projs", "value_projs"):

@@ -112,7 +112,7 @@ def test_a_cut_short_answer_is_never_taken_for_a_whole_one(tmp_path):
 
 
 @pytest.mark.slow
-def test_four_steps_come_nearer_to_fifty_guided_ones_than_the_teachers_own_four(drawn, shapes, tmp_path):
+def test_few_steps_come_nearer_to_fifty_guided_ones_than_as_many_of_the_teachers_own(drawn, shapes, tmp_path):
     """Prompts the student was taught, noise that it never saw."""
     longer = {"teacher_steps": 12, "trajectories": 1024, "steps": 200, "batch": 32, "log_every": 50}
     fast = few(drawn / "checkpoint", shapes, tmp_path / "fast", **longer)
@@ -127,8 +127,9 @@ def test_four_steps_come_nearer_to_fifty_guided_ones_than_the_teachers_own_four(
     def distance(model, steps: int, guidance: float) -> float:
         return (drawing(model, steps, guidance) - wanted).square().mean().item()
 
-    assert distance(student, 4, 1.0) < min(distance(teacher, 4, 2.0), distance(teacher, 4, 1.0))
-    assert distance(student, 1, 1.0) < 0.8 * min(distance(teacher, 1, 2.0), distance(teacher, 1, 1.0))
+    assert distance(student, 4, 1.0) < 0.7 * distance(teacher, 4, 1.0)  # as many evaluations of the network
+    assert distance(student, 2, 1.0) < distance(teacher, 2, 2.0)  # half as many
+    assert distance(student, 1, 1.0) < 0.7 * distance(teacher, 1, 2.0)
 
 
 @pytest.mark.parametrize("count", [4, 2, 1])
