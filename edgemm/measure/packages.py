@@ -14,7 +14,7 @@ __all__ = ["EXTRAS", "Extra", "installed_version", "read_extra"]
 EXTRAS = {
     "ort": ("onnxruntime", "tokenizers", "pillow"),
     "cuda": ("onnxruntime-gpu", "tokenizers", "pillow"),
-    "openvino": ("openvino", "tokenizers", "pillow"),
+    "openvino": ("openvino", "onnxruntime", "tokenizers", "pillow"),
     "tensorrt": ("tensorrt", "tokenizers", "pillow"),
     "tensorrt-rtx": ("tensorrt-rtx", "tokenizers", "pillow"),
     "data": ("resvg_py", "cairosvg", "pillow"),
