@@ -1,7 +1,7 @@
 """When a build fails: what to try next, and how the story is told.
 
-Less scratch memory, then a lower optimization level, then smaller shapes; attention without a kernel of its own is
-taken apart.  What a graph is refused for, and a full disk, no rung cures.
+Less scratch memory, then one profile for all phases, a lower optimization level, smaller shapes; attention without a
+kernel of its own is taken apart.  What a graph is refused for, and a full disk, no rung cures.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from edgemm.build.attempt import Outcome
-from edgemm.build.profiles import Profile, smaller
+from edgemm.build.profiles import Profile, merged, smaller
 from edgemm.errors import BundleError, EdgemmError, ResourceError
 
 __all__ = ["Rung", "climb"]
@@ -59,6 +59,8 @@ def _next(rung: Rung, kind: str) -> Rung | None:
     if rung.workspace_bytes > LEAST_WORKSPACE_BYTES and kind != "time":
         less = max(LEAST_WORKSPACE_BYTES, rung.workspace_bytes // 8)
         return replace(rung, workspace_bytes=less, what=f"a workspace of {less >> 20} MiB")
+    if len(rung.profiles) > 1 and kind != "time":
+        return replace(rung, profiles=merged(rung.profiles), what="one profile for all phases")
     if rung.opt_level > LOW_LEVEL:
         return replace(rung, opt_level=LOW_LEVEL, what=f"optimization level {LOW_LEVEL}")
     shrunk = tuple(map(smaller, rung.profiles))

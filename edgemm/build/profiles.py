@@ -13,7 +13,7 @@ from edgemm.components import TensorSpec
 from edgemm.errors import BundleError
 from edgemm.manifest import Manifest
 
-__all__ = ["Profile", "profiles_of", "smaller"]
+__all__ = ["Profile", "merged", "profiles_of", "smaller"]
 
 Range = tuple[int, int, int]  # least, usual, largest
 Shapes = tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]
@@ -57,6 +57,22 @@ def _profile(phase: str, axes: dict[str, Range], inputs: tuple[TensorSpec, ...])
         return tuple(size(spec, entry, which) for entry in spec.shape)
 
     return Profile(phase, {spec.name: (shape(spec, 0), shape(spec, 1), shape(spec, 2)) for spec in inputs})
+
+
+def merged(profiles: tuple[Profile, ...]) -> tuple[Profile, ...]:
+    """One profile for all phases, tuned for the last: TensorRT for RTX stores the weights once a profile."""
+    first, last = profiles[0], profiles[-1]
+    if len(profiles) == 1:
+        return profiles
+
+    def over_all(name: str) -> Shapes:
+        ranges = [profile.shapes[name] for profile in profiles]
+        least = tuple(map(min, *(shapes[0] for shapes in ranges)))
+        most = tuple(map(max, *(shapes[2] for shapes in ranges)))
+        return least, last.shapes[name][1], most
+
+    phase = "+".join(profile.phase for profile in profiles)
+    return (Profile(phase, {name: over_all(name) for name in first.shapes}),)
 
 
 def smaller(profile: Profile) -> Profile:

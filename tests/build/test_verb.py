@@ -7,13 +7,15 @@ from pathlib import Path
 
 import pytest
 
+from edgemm.build.attempt import Outcome
 from edgemm.build.engine_spec import EngineSpec, Place
-from edgemm.build.profiles import Profile, profiles_of, smaller
+from edgemm.build.ladder import Rung, climb
+from edgemm.build.profiles import Profile, merged, profiles_of, smaller
 from edgemm.build.trtexec import trtexec_command
 from edgemm.build.verb import parse_bytes
 from edgemm.bundle import open_bundle
 from edgemm.cli import main
-from edgemm.errors import UsageError
+from edgemm.errors import ResourceError, UsageError
 from tests.runtimes.tiny_bundle import build
 
 PROFILES = (
@@ -72,6 +74,28 @@ def test_a_phase_is_a_profile_with_shapes_of_the_manifest(bundle):
 def test_a_smaller_profile_keeps_the_least_and_takes_less():
     assert smaller(PROFILES[0]).shapes["ids"] == ((1, 1), (1, 128), (1, 512))
     assert smaller(PROFILES[1]) == PROFILES[1]
+
+
+def test_one_profile_for_all_phases_takes_what_each_takes():
+    (one,) = merged(PROFILES)
+    assert one == Profile("prefill+decode", {"ids": ((1, 1), (1, 1), (1, 2048))})
+    assert merged(PROFILES[:1]) == PROFILES[:1]
+
+
+def test_the_ladder_goes_down_one_rung_at_a_time_and_ends():
+    """Outcomes of a builder that always runs out of memory."""
+    tried = []
+
+    def fail(rung):
+        tried.append(rung)
+        return Outcome(None, "memory", "too large")
+
+    with pytest.raises(ResourceError, match="no engine after 5 attempts: as asked: too large; "):
+        climb(Rung(64 << 20, 3, PROFILES), fail, lambda line: None, "transformer")
+    assert [rung.what for rung in tried[1:]] == [
+        "a workspace of 16 MiB", "one profile for all phases", "optimization level 1", "smaller shapes"
+    ]  # fmt: skip
+    assert tried[-1].profiles[0].shapes["ids"][2] == (1, 512) and tried[-1].opt_level == 1
 
 
 def test_trtexec_of_each_version_gets_the_flags_that_it_knows():
