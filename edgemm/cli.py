@@ -39,6 +39,9 @@ VERBS = {
     "finetune": Verb("edgemm.train.finetune_verb", "train", "teach a checkpoint a style or a topic with an adapter"),
     "merge": Verb("edgemm.train.merge_verb", "train", "merge an adapter into a copy of its checkpoint"),
     "join": Verb("edgemm.train.join_verb", "train", "a checkpoint that draws and one that reads, joined"),
+    "quantize": Verb(
+        "edgemm.quantize.verb", "export", "decide how a checkpoint is quantized; reading and drawing apart"
+    ),
     "export": Verb("edgemm.export.verb", "export", "checkpoint to bundle; fails when the bundle differs"),
     "verify": Verb("edgemm.runtimes.verify_verb", "ort", "check a bundle: hashes, graphs, and what they compute"),
     "build": Verb("edgemm.build.verb", "tensorrt-rtx", "TensorRT engines of a bundle, for this device or for others"),

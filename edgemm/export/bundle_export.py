@@ -25,7 +25,11 @@ from edgemm.export.targets import Plan, read_plans
 from edgemm.export.torch_answers import longest_prompt, torch_answers
 from edgemm.export.variants import write_components
 from edgemm.model import checkpoint
+from edgemm.model.checkpoint import weights_hash
 from edgemm.model.unified import Unified
+from edgemm.quantize.quantized_linear import check_layers
+from edgemm.quantize.smoothing import fold_all
+from edgemm.quantize.spec import JSON_FILE, Spec, read_spec
 from edgemm.runtimes.backends import Choice
 from edgemm.runtimes.model import Model
 from edgemm.runtimes.threads import plan_threads
@@ -46,6 +50,7 @@ def export_bundle(
     precision: str | None = None,
     overwrite: bool = False,
     max_context: int | None = None,
+    quant: Path | None = None,
     report: Say = print,
     status: Say = lambda text: None,
     adapters: tuple[str, ...] | None = None,
@@ -53,29 +58,37 @@ def export_bundle(
     """Write the bundle of the checkpoint folder `source` for one target or several, as targets.py reads the words.
 
     `adapters` names the linear layers that take low-rank adapters at run time, () all usual ones, None none.
+    `quant` is a spec that `edgemm quantize` wrote; precision then speaks of what stays in float.
 
     `report` gets a line for each comparison, `status` what is being done in between.  Raises CheckFailedError, and
     leaves nothing, when a component or a loop differs from torch.
     """
     plans = read_plans(target, precision)
     _check_adapters(adapters, plans)
+    if quant and any(plan.precision.startswith("int") for plan in plans):
+        raise UsageError("--precision int8 and int4 quantize by themselves: give that or --quant, not both")
+    if quant and adapters is not None:
+        raise UsageError("--quant and --adapters do not go together yet: give one of them")
     check_runtime()
     source = source.resolve()
     status(f"loading {source.name}")
     model = checkpoint.load(source)
+    spec = _read_quant(quant, model, source) if quant else None
     slots, new_tokens = _check_context(model, max_context)
     parameters = sum(parameter.numel() for parameter in model.parameters())
     asked = ", ".join(f"target {plan.target}, {plan.precision}" for plan in plans)
     report(f"{source.name}: family {model.config.family}, {parameters / 1e6:.1f}M parameters; {asked}")
     least_bytes = sum(LEAST_BYTES[precision] for precision in {plan.precision for plan in plans}) * parameters
     with BundleWriter(output, overwrite, int(least_bytes)) as writer, torch.no_grad():
-        written = write_components(model, writer, plans, slots, trace, report, status, adapters)
+        written = write_components(model, writer, plans, slots, trace, report, status, adapters, spec)
         comparisons = written.comparisons
         require(comparisons, "the bundle differs from the model, and was not kept")
         manifest = manifest_of(model, source, written.components, written.targets, slots)
         writer.add_bytes(manifest.tokenizer, model.tokenizer_json.encode())
         for name, content in papers_of(source, manifest).items():
             writer.add_bytes(name, content)
+        if spec:
+            writer.add_bytes(JSON_FILE, spec.to_json().encode())
         writer.add_bytes(UNCONDITIONAL, stored_prefix(model, ""))
         status("loops: asking torch")
         recorded = torch_answers(model, precision_of(manifest, plans[0].target), new_tokens)
@@ -115,6 +128,15 @@ def check_runtime() -> None:
             f"bundles are written in ONNX opset {OPSET}, which ONNX Runtime {onnxruntime.__version__} does not read: "
             "pip install 'onnxruntime>=1.24' (Python 3.11 or newer)"
         ) from error
+
+
+def _read_quant(quant: Path, model: Unified, source: Path) -> Spec:
+    """What it smooths is folded into `model`, which computes the same as before."""
+    spec = read_spec(quant)
+    spec.require_checkpoint(weights_hash(source), source.name)
+    check_layers(model, spec)
+    fold_all(model, spec)
+    return spec
 
 
 def _check_context(model: Unified, asked: int | None) -> tuple[int, int]:

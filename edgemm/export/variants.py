@@ -18,12 +18,15 @@ from edgemm.export.component_parity import compare_component
 from edgemm.export.example_inputs import example_inputs
 from edgemm.export.lower_cpu import lower as lower_cpu
 from edgemm.export.lower_float import fixed_sizes, graph_specs, lower_float
+from edgemm.export.lower_ort_cpu import lower_ort_cpu
+from edgemm.export.lower_tensorrt import lower_tensorrt
 from edgemm.export.parity import Comparison
 from edgemm.export.passes.adapter_inputs import adapter_inputs, adapter_points
 from edgemm.export.reference import OPSET
 from edgemm.export.stored_weights import StoredWeights
 from edgemm.export.targets import Plan
 from edgemm.model.unified import Unified
+from edgemm.quantize.spec import Spec
 
 __all__ = ["Components", "write_components", "write_graphs"]
 
@@ -49,12 +52,13 @@ def write_components(
     report: Say,
     status: Say,
     adapters: tuple[str, ...] | None = None,
+    spec: Spec | None = None,
 ) -> Components:
     """`slots` is the longest context, in tokens; `adapters` names linear layers that take one, () all usual ones."""
     sizes = fixed_sizes(slots, model.conditioner.skip)
     drawing_depth = max(model.config.denoiser.prefix_layers) + 1
     graphs, inputs = component_graphs(model), example_inputs(model)
-    return write_graphs(graphs, inputs, writer, plans, sizes, trace, report, status, drawing_depth, adapters)
+    return write_graphs(graphs, inputs, writer, plans, sizes, trace, report, status, drawing_depth, adapters, spec)
 
 
 def write_graphs(
@@ -68,8 +72,9 @@ def write_graphs(
     status: Say,
     drawing_depth: int = 0,
     adapters: tuple[str, ...] | None = None,
+    spec: Spec | None = None,
 ) -> Components:
-    """Any family's graphs."""
+    """Any family's graphs; a spec says how all targets are quantized."""
     written = Components({}, {plan.target: {} for plan in plans}, [])
     for number, (name, graph) in enumerate(graphs.items(), start=1):
         here = f"{name}, {number} of {len(graphs)}"
@@ -82,7 +87,9 @@ def write_graphs(
             kind = (plan.dialect, plan.precision)
             if kind not in done:
                 status(f"{here}: lowering and writing for {plan.target}")
-                if plan.dialect == "cpu":
+                if spec is not None:
+                    lowered, real = _lower_spec(name, reference, plan, spec, sizes)
+                elif plan.dialect == "cpu":
                     lowered, real = lower_cpu(name, _copied(reference), plan.precision, drawing_depth)
                     if adapters is not None:
                         lowered = _copied(lowered)
@@ -107,6 +114,19 @@ def _copied(reference: ModelProto) -> ModelProto:
     copy = ModelProto()
     copy.CopyFrom(reference)
     return copy
+
+
+def _lower_spec(
+    name: str, reference: ModelProto, plan: Plan, spec: Spec, sizes: dict[str, dict[str, int]]
+) -> tuple[ModelProto, str]:
+    if plan.dialect == "cpu":
+        return lower_ort_cpu(name, _copied(reference), spec)
+    if plan.target == "cuda":
+        raise UsageError("--quant has no target cuda yet: its lowering is built and no GPU has run it; take rtx or cpu")
+    try:
+        return lower_tensorrt(name, reference, spec, plan.precision, plan.dialect, sizes)
+    except ValueError as error:
+        raise UsageError(f"{name} cannot be quantized for {plan.target}: {error}") from error
 
 
 def _lower_float(

@@ -8,7 +8,7 @@ import signal
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from edgemm.errors import MissingError, UsageError
 from edgemm.export.status_line import StatusLine
@@ -48,6 +48,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="LAYER,...",
         help="low-rank adapters may be swapped at run time, in these linear layers (default: all usual ones)",
     )
+    parser.add_argument("--quant", metavar="SPEC", help="how to quantize: a folder that `edgemm quantize` wrote")
     parser.add_argument("--overwrite", action="store_true", help="replace a bundle that stands there")
 
 
@@ -60,7 +61,11 @@ def run(args: argparse.Namespace) -> int:
         except ImportError as error:
             raise MissingError(f"export needs {error.name or error}: pip install 'edgemm[export,ort]'") from error
         foreign = find_foreign(Path(args.checkpoint))
-        options = {}
+        options: dict[str, Any] = {}
+        if foreign and args.quant:
+            raise UsageError("--quant is for edgemm's own checkpoints; this one takes --precision int8 or int4")
+        if args.quant:
+            options["quant"] = Path(args.quant)
         if args.adapters is not None:
             if foreign:
                 raise UsageError("--adapters is for edgemm's own checkpoints; merge the adapter before you export")

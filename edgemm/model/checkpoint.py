@@ -13,6 +13,7 @@ Saving writes beside the destination and renames, so whatever goes wrong the fol
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
@@ -274,3 +275,15 @@ def take_the_name(temporary: Path, destination: Path) -> None:
         aside.rename(destination)
         raise
     shutil.rmtree(aside, ignore_errors=True)
+
+
+def weights_hash(source: Path) -> str:
+    """SHA-256 of a checkpoint folder's weights, its adapter's included; a quantization spec in it is none of them."""
+    digest = hashlib.sha256()
+    for path in sorted(source.rglob("*.safetensors")):
+        if path.name == "quant.safetensors":
+            continue
+        with open(path, "rb") as stream:
+            while chunk := stream.read(1 << 20):
+                digest.update(chunk)
+    return digest.hexdigest()

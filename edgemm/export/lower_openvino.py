@@ -1,0 +1,35 @@
+"""Lowering of a spec for OpenVINO: float32 ONNX of opset 21, DequantizeLinear on weights, QDQ on static activations.
+
+OpenVINO keeps such weights compressed and multiplies in int8 where both sides are.  Ranges found while running are
+its own business (its CPU plugin rounds inputs of compressed weights by itself), so a spec cannot ask for them.
+"""
+
+from __future__ import annotations
+
+from onnx import ModelProto
+
+from edgemm.errors import InputError
+from edgemm.export.dialects import in_dialect
+from edgemm.export.products import Product, Writer, rewrite_products
+from edgemm.export.quantized_weights import write_qdq
+from edgemm.quantize.spec import HEAD, Spec
+
+__all__ = ["lower_openvino"]
+
+
+def lower_openvino(component: str, reference: ModelProto, spec: Spec) -> tuple[ModelProto, str]:
+    """The component's graph with the spec's numbers, and the precision to call it by.  Changes `reference` itself."""
+    rewrite_products(reference, lambda writer, product: _write(writer, product, spec))
+    return in_dialect(reference, "portable-21"), spec.coarsest(component)
+
+
+def _write(writer: Writer, product: Product, spec: Spec) -> str | None:
+    layer = spec.layer(product.layer)
+    if layer.bits is None or product.layer == HEAD:
+        return None
+    if layer.activations not in ("float", "static"):
+        raise InputError(
+            f"{product.layer}: OpenVINO takes no {layer.activations!r} activations: quantize with --portable, whose "
+            "ranges are static"
+        )
+    return write_qdq(writer, product, spec)

@@ -1,0 +1,175 @@
+"""Lowering of a spec for ONNX Runtime on x86 and ARM CPUs: its own block-quantized and integer products.
+
+    activations    product
+    block, float   MatMulNBits on the spec's own numbers, accuracy level 4 (int8 arithmetic) or 1 (float)
+    tensor         DynamicQuantizeLinear, MatMulInteger: ONNX Runtime makes one kernel of them when it loads the graph
+    token, static  MatMulInteger, on rows or ranges rounded by primitives
+The embedding is looked up in the same 8-bit blocks that the head multiplies with: they are stored once.
+Axes: n output channels, k input channels, g groups of k.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from onnx import ModelProto, TensorProto, helper
+
+from edgemm.errors import InputError
+from edgemm.export.products import Product, Writer, rewrite_products
+from edgemm.quantize.integers import Integers
+from edgemm.quantize.spec import HEAD, Layer, Spec
+
+__all__ = ["CONTRIB", "lower_ort_cpu", "write_blocks"]
+
+BLOCK = 32  # what a scale an output channel is spread to, where a product wants blocks
+SMALLEST_BLOCK = 16
+CONTRIB = "com.microsoft"
+
+
+def lower_ort_cpu(component: str, reference: ModelProto, spec: Spec) -> tuple[ModelProto, str]:
+    """The component's graph with the spec's numbers, and the precision to call it by.  Changes `reference` itself."""
+    precision = spec.coarsest(component)
+    if precision == "fp32":
+        return reference, precision
+    rewrite_products(reference, lambda writer, product: _write(writer, product, spec))
+    if all(opset.domain != CONTRIB for opset in reference.opset_import):
+        reference.opset_import.append(helper.make_opsetid(CONTRIB, 1))
+    return reference, precision
+
+
+def _write(writer: Writer, product: Product, spec: Spec) -> str | None:
+    layer = spec.layer(product.layer)
+    if layer.bits is None:
+        return None
+    numbers = spec.integers(product.layer)
+    if product.is_lookup:
+        return _lookup(writer, product, layer, numbers)
+    if layer.activations in ("block", "float"):
+        return write_blocks(writer, product, spec)
+    y = _integers(writer, product, layer, numbers, spec.tensors.get(f"{product.layer}.range"))
+    return _beside(writer, product, spec, y)
+
+
+def write_blocks(writer: Writer, product: Product, spec: Spec) -> str:
+    """MatMulNBits, its branch and its bias, in the type of the weight."""
+    y = _blocks(writer, product, spec.layer(product.layer), spec.integers(product.layer))
+    return _beside(writer, product, spec, y)
+
+
+def _beside(writer: Writer, product: Product, spec: Spec, y: str) -> str:
+    """The product with what is added to it."""
+    branch = spec.low_rank(product.layer)
+    if branch:
+        real = helper.tensor_dtype_to_np_dtype(product.dtype)
+        down, up = (
+            writer.constant(f"{product.layer}.{side}", array.T.astype(real))
+            for side, array in zip(("down", "up"), branch)
+        )
+        (narrow,) = writer.add("MatMul", product.x, down)
+        (y,) = writer.add("Add", y, *writer.add("MatMul", narrow, up))
+    if product.bias:
+        (y,) = writer.add("Add", y, product.bias)
+    return y
+
+
+def _blocks(writer: Writer, product: Product, layer: Layer, numbers: Integers) -> str:
+    """MatMulNBits: codes (n, g, bytes of a group), scales (n, g), zero-points (n, bytes of g)."""
+    numbers, size = _in_blocks(product.layer, numbers)
+    n, k = numbers.codes.shape
+    codes = _padded(numbers, size)
+    if layer.bits == 4:
+        codes = codes[..., ::2] | (codes[..., 1::2] << 4)
+    name = product.layer
+    scales = numbers.scales.numpy().astype(helper.tensor_dtype_to_np_dtype(product.dtype))
+    inputs = [product.x, writer.constant(f"{name}.codes", codes), writer.constant(f"{name}.scales", scales)]
+    if not layer.symmetric:
+        inputs.append(writer.constant(f"{name}.zeros", _packed_zeros(numbers.zeros.numpy(), numbers.bits)))
+    level = 4 if layer.activations == "block" else 1
+    return writer.add(
+        "MatMulNBits", *inputs, domain=CONTRIB, K=k, N=n, bits=layer.bits, block_size=size, accuracy_level=level
+    )[0]
+
+
+def _in_blocks(name: str, numbers: Integers) -> tuple[Integers, int]:
+    """One scale a channel says the same in blocks, each with that scale."""
+    if numbers.group:
+        if numbers.group < SMALLEST_BLOCK or numbers.group & (numbers.group - 1):
+            raise InputError(f"{name}: ONNX Runtime's MatMulNBits takes groups of 16, 32, 64, ..., not {numbers.group}")
+        return numbers, numbers.group
+    g = -(-numbers.codes.shape[1] // BLOCK)
+    scales, zeros = (values.expand(-1, g).contiguous() for values in (numbers.scales, numbers.zeros))
+    return Integers(numbers.codes, scales, zeros, numbers.bits, BLOCK), BLOCK
+
+
+def _padded(numbers: Integers, size: int) -> np.ndarray:
+    """Codes (n, g, size); what fills up the last group means zero."""
+    codes = numbers.codes.numpy()
+    n, k = codes.shape
+    whole = np.repeat(numbers.zeros.numpy(), size, axis=1)
+    whole[:, :k] = codes
+    return whole.reshape(n, -1, size)
+
+
+def _packed_zeros(zeros: np.ndarray, bits: int) -> np.ndarray:
+    if bits == 8:
+        return zeros
+    even = np.pad(zeros, ((0, 0), (0, zeros.shape[1] % 2)))
+    return even[:, ::2] | (even[:, 1::2] << 4)
+
+
+def _lookup(writer: Writer, product: Product, layer: Layer, numbers: Integers) -> str:
+    """Rows of the embedding out of the head's own codes, as (vocab, g, size)."""
+    if layer.bits != 8 or not layer.symmetric or not layer.group or numbers.codes.shape[1] % layer.group:
+        raise InputError(f"{HEAD}: ONNX Runtime looks up whole symmetric groups of 8 bits, the spec has {layer}")
+    width = numbers.codes.shape[1]
+    codes = writer.constant(f"{HEAD}.codes", _padded(numbers, layer.group))
+    scales = writer.constant(f"{HEAD}.row_scales", numbers.scales.numpy()[..., None])
+    zeros = writer.constant(f"{HEAD}.row_zeros", numbers.zeros.numpy()[..., None])
+    (rows,) = writer.add(
+        "GatherBlockQuantized",
+        *(codes, product.x, scales, zeros),
+        domain=CONTRIB,
+        bits=8,
+        block_size=layer.group,
+        gather_axis=0,
+        quantize_axis=2,
+    )  # (..., g, size)
+    flat = writer.constant(f"{HEAD}.row_shape", np.array([0, 0, width], np.int64))
+    return writer.add("Reshape", rows, flat)[0]
+
+
+def _integers(writer: Writer, product: Product, layer: Layer, numbers: Integers, ranges: np.ndarray | None) -> str:
+    """x rounded to uint8, times codes [k, n] as int8, back to float."""
+    name = product.layer
+    if layer.bits != 8 or layer.group or not layer.symmetric:
+        raise InputError(
+            f"{name}: ONNX Runtime's MatMulInteger takes symmetric 8-bit weights with one scale a channel, "
+            f"the spec has {layer.bits} bits in groups of {layer.group} with {layer.activations} activations"
+        )
+    codes, scale, zero = _rounded(writer, product.x, layer.activations, name, ranges)
+    weight = writer.constant(f"{name}.codes", (numbers.codes.numpy().astype(np.int16) - 128).astype(np.int8).T)
+    scales = writer.constant(f"{name}.scales", numbers.scales.numpy()[:, 0])
+    signed = writer.constant("int8_zero", np.zeros((), np.int8))
+    (summed,) = writer.add("MatMulInteger", codes, weight, zero, signed)
+    (real,) = writer.add("Cast", summed, to=TensorProto.FLOAT)
+    if layer.activations == "token":  # ONNX Runtime 1.32 would take the rows' scales for one, and a bias with it
+        return writer.add("Mul", *writer.add("Mul", real, scales), scale)[0]
+    return writer.add("Mul", real, *writer.add("Mul", scale, scales))[0]
+
+
+def _rounded(writer: Writer, x: str, kind: str, name: str, ranges: np.ndarray | None) -> tuple[str, str, str]:
+    """Codes of x, their scale and zero-point."""
+    if kind == "tensor":
+        codes, scale, zero = writer.add("DynamicQuantizeLinear", x, outputs=3)
+        return codes, scale, zero
+    middle = writer.constant("uint8_middle", np.array(128, np.uint8))
+    if kind == "static":
+        assert ranges is not None  # read_spec saw to it
+        scale = writer.constant(f"{name}.input_scale", np.array(ranges.max() / 127, np.float32))
+        return writer.add("QuantizeLinear", x, scale, middle)[0], scale, middle
+    last = writer.constant("last_axis", np.array([-1], np.int64))
+    (largest,) = writer.add("ReduceMax", *writer.add("Abs", x), last)
+    (safe,) = writer.add("Max", largest, writer.constant("tiny", np.array(1e-10, np.float32)))
+    (scale,) = writer.add("Div", safe, writer.constant("levels", np.array(127, np.float32)))
+    (whole,) = writer.add("Round", *writer.add("Div", x, scale))
+    (shifted,) = writer.add("Add", whole, writer.constant("middle", np.array(128, np.float32)))
+    return writer.add("Cast", shifted, to=TensorProto.UINT8)[0], scale, middle

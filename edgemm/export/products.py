@@ -1,0 +1,137 @@
+"""Products with weights in a traced graph, by the torch layer that they come from, and how to put other nodes there.
+
+What the other nodes are is each lowering's own: lower_*.py.
+Axes: n output channels, k input channels.
+"""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
+
+from edgemm.quantize.spec import HEAD
+
+__all__ = ["Product", "Writer", "rewrite_products"]
+
+PRODUCTS = ("MatMul", "Gemm")
+SCOPES = "pkg.torch.onnx.name_scopes"
+
+
+@dataclass(frozen=True)
+class Product:
+    """A MatMul or Gemm of an activation with a constant, or the embedding's Gather."""
+
+    node: NodeProto
+    layer: str  # torch's name: transformer.layers.3.mlp.down_proj
+    x: str  # the activation, or the ids that are looked up
+    bias: str | None
+    dtype: int  # TensorProto.FLOAT or FLOAT16, of the weight
+
+    @property
+    def is_lookup(self) -> bool:
+        return self.node.op_type == "Gather"
+
+
+class Writer:
+    """Adds nodes and constants to a graph that is being rewritten; equal ones are made once."""
+
+    def __init__(self, model: ModelProto) -> None:
+        self.model = model
+        self.nodes: list[NodeProto] = []
+        self.made: dict[tuple[object, ...], tuple[str, ...]] = {}
+        self.taken = {name for node in model.graph.node for name in node.output}
+        self.taken |= {tensor.name for tensor in model.graph.initializer}
+
+    def constant(self, name: str, array: np.ndarray | TensorProto) -> str:
+        """A weight under a name of its own."""
+        if ("constant", name) not in self.made:
+            tensor = array if isinstance(array, TensorProto) else numpy_helper.from_array(np.ascontiguousarray(array))
+            tensor.name = self._fresh(name)
+            self.model.graph.initializer.append(tensor)
+            self.made["constant", name] = (tensor.name,)
+        return self.made["constant", name][0]
+
+    def add(self, op_type: str, *inputs: str, outputs: int = 1, domain: str = "", **attributes: Any) -> list[str]:
+        key = (op_type, inputs, repr(sorted(attributes.items())))
+        if key not in self.made:
+            base = next(filter(None, inputs)) if inputs else op_type
+            names = tuple(self._fresh(f"{base}/{op_type}") for _ in range(outputs))
+            node = helper.make_node(op_type, list(inputs), list(names), name=names[0], domain=domain, **attributes)
+            self.nodes.append(node)
+            self.made[key] = names
+        return list(self.made[key])
+
+    def _fresh(self, name: str) -> str:
+        free, number = name, 0
+        while free in self.taken:
+            number += 1
+            free = f"{name}_{number}"
+        self.taken.add(free)
+        return free
+
+
+def rewrite_products(model: ModelProto, write: Callable[[Writer, Product], str | None]) -> None:
+    """In `model` itself: `write` answers with the value that stands for the product (bias included), None to leave it.
+
+    Weights that nobody reads any more are dropped.
+    """
+    found = {id(product.node): product for product in _products(model)}
+    writer = Writer(model)
+    before = list(model.graph.node)
+    for node in before:
+        product = found.get(id(node))
+        value = write(writer, product) if product else None
+        if value is None:
+            writer.nodes.append(node)
+        else:
+            _rename_output(writer.nodes, value, node.output[0])
+            writer.made = {key: names for key, names in writer.made.items() if value not in names}
+    nodes = [_copied(node) for node in writer.nodes]
+    del model.graph.node[:]
+    model.graph.node.extend(nodes)
+    _drop_unused(model)
+
+
+def _products(model: ModelProto) -> Iterator[Product]:
+    weights = {tensor.name: tensor for tensor in model.graph.initializer}
+    for node in model.graph.node:
+        if node.op_type == "Gather" and "embed_tokens.weight" in node.input[0] and node.input[0] in weights:
+            yield Product(node, HEAD, node.input[1], None, weights[node.input[0]].data_type)
+        elif node.op_type in PRODUCTS and node.input[1] in weights and len(weights[node.input[1]].dims) == 2:
+            bias = node.input[2] if len(node.input) > 2 and node.input[2] else None
+            yield Product(node, _layer_of(node), node.input[0], bias, weights[node.input[1]].data_type)
+
+
+def _layer_of(node: NodeProto) -> str:
+    if "embed_tokens.weight" in node.input[1]:
+        return HEAD
+    scopes = {prop.key: prop.value for prop in node.metadata_props}.get(SCOPES, "[]")
+    names: Sequence[str] = [name for name in ast.literal_eval(scopes) if str(name).startswith("module.")]
+    return names[-1].removeprefix("module.") if names else ""
+
+
+def _rename_output(nodes: list[NodeProto], value: str, name: str) -> None:
+    """The last node that was written makes what others know by `name`."""
+    for node in nodes:
+        for names in (node.input, node.output):
+            for place, found in enumerate(names):
+                if found == value:
+                    names[place] = name
+
+
+def _copied(node: NodeProto) -> NodeProto:
+    copy = NodeProto()
+    copy.CopyFrom(node)
+    return copy
+
+
+def _drop_unused(model: ModelProto) -> None:
+    used = {name for node in model.graph.node for name in node.input}
+    used |= {value.name for value in model.graph.output}
+    for tensor in [tensor for tensor in model.graph.initializer if tensor.name not in used]:
+        model.graph.initializer.remove(tensor)

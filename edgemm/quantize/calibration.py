@@ -1,0 +1,117 @@
+"""The data that numbers are chosen on: pieces of text and prompts to draw, and running them through the model.
+
+    nothing named          the text and the prompts that edgemm ships (texts/)
+    FILE.txt               your text, and the shipped prompts
+    a dataset folder       its training captions as prompts (made by `edgemm data`), and the shipped text
+
+The text that perplexity is measured on (texts/evaluation.txt) is another book, and never calibrated on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib import resources
+from itertools import count
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from edgemm.data.format import read_dataset
+from edgemm.errors import InputError, UsageError
+from edgemm.model import flow
+from edgemm.model.unified import Unified
+from edgemm.quantize.inputs import Inputs
+
+__all__ = ["Calibration", "observe", "read_calibration", "shipped_text"]
+
+PIECE = 128  # tokens
+BATCH = 8
+FEWEST = 2
+MOST = 128  # samples when nobody says otherwise
+
+
+@dataclass(frozen=True)
+class Calibration:
+    texts: Tensor  # (pieces, PIECE) token ids
+    prompts: tuple[str, ...]
+    name: str  # for the spec
+
+
+def shipped_text(name: str) -> str:
+    return (resources.files("edgemm.quantize") / "texts" / name).read_text(encoding="utf-8")
+
+
+def read_calibration(source: Path | None, model: Unified, samples: int | None = None) -> Calibration:
+    """`samples` pieces of text and as many prompts, or all there are, up to MOST.  Raises InputError for too few."""
+    if samples is not None and samples < FEWEST:
+        raise UsageError(f"--samples {samples} is too few to calibrate on, expected {FEWEST} or more")
+    text, prompts = shipped_text("calibration.txt"), shipped_text("prompts.txt").splitlines()
+    where = "the shipped data" if source is None else str(source)
+    if source is not None and source.is_dir():
+        prompts = [sample.captions[0] for sample in read_dataset(source).split("train")]
+        prompts = prompts[:: max(1, len(prompts) // (samples or MOST))]  # of all groups, not the first
+    elif source is not None:
+        text = _read_text(source)
+    ids = model.encode(text, special=False)
+    pieces = [ids[start : start + PIECE] for start in range(0, len(ids) - PIECE + 1, PIECE)]
+    _require_enough(where, samples, source, len(pieces), len(prompts))
+    most = samples or MOST
+    pieces, prompts = pieces[:most], prompts[:most]
+    name = f"{where}: {len(pieces)} pieces of {PIECE} tokens, {len(prompts)} prompts"
+    return Calibration(torch.tensor(pieces), tuple(prompts), name)
+
+
+def _require_enough(where: str, samples: int | None, source: Path | None, pieces: int, prompts: int) -> None:
+    """Of what the caller brought as many as were asked for; what is shipped fills up the rest as far as it goes."""
+    own_prompts = source is not None and source.is_dir()
+    for found, what, own in (
+        (pieces, f"pieces of {PIECE} tokens", not own_prompts),
+        (prompts, "prompts", own_prompts or source is None),
+    ):
+        wanted = samples if own and samples else FEWEST
+        if found < wanted:
+            raise InputError(f"{where} holds {found} {what}, expected {wanted} or more")
+
+
+def _read_text(path: Path) -> str:
+    if not path.is_file():
+        raise InputError(f"{path}: no such file or dataset folder to calibrate on")
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path}: not text: byte {error.start} is no UTF-8") from error
+
+
+@torch.no_grad()
+def observe(model: Unified, data: Calibration, inputs: Inputs, text: bool, draw: bool, steps: int) -> Inputs:
+    """Run what is needed and let `inputs` see it."""
+    with inputs.watching(model):
+        if text:
+            for batch in data.texts.split(BATCH):
+                limit = torch.arange(batch.shape[1]).expand(len(batch), -1)
+                model.transformer(model.transformer.embed_tokens(batch), limit)
+        for prompts, noise in _drawings(model, data.prompts) if draw else ():
+            _draw(model, prompts, noise, inputs, steps)
+    return inputs
+
+
+def _drawings(model: Unified, prompts: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], Tensor]]:
+    tokens = model.config.image_tokens
+    random = torch.Generator().manual_seed(0)
+    for start in range(0, len(prompts), BATCH):
+        part = prompts[start : start + BATCH]
+        yield part, torch.randn(len(part), tokens.token_count, tokens.token_width, generator=random)
+
+
+def _draw(model: Unified, prompts: tuple[str, ...], noise: Tensor, inputs: Inputs, steps: int) -> None:
+    prefix, numbers = model.prefix(prompts), count()
+
+    def predict(x: Tensor, t: Tensor, size: Tensor) -> Tensor:
+        inputs.step = next(numbers)
+        return model.denoiser(x, t, prefix, size)
+
+    sampler = model.with_sampler(num_inference_steps=steps, guidance_scale=1.0)
+    flow.sample(predict, predict, noise, sampler)
+    inputs.step = 0

@@ -1,0 +1,132 @@
+"""Two judges of one spec: a text that the model never calibrated on, and drawings from the same noise.
+
+They score the torch model before any export; its second copy holds the spec's numbers (quantized_linear.py).
+Axes: s tokens of a piece, b pictures, (3, H, W) pixels in [0, 1].
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from edgemm.model.unified import Unified
+from edgemm.quantize.calibration import shipped_text
+from edgemm.quantize.quantized_linear import quantizable
+from edgemm.quantize.spec import Spec
+
+__all__ = ["Answers", "Scores", "ask", "compare", "layer_signals", "psnr_db", "ssim"]
+
+PIECE = 512  # tokens read at a time
+PROMPTS = ("red heart", "dog face, noto style", "rocket, fluent style", "pizza", "owl, noto style", "sunflower")
+SEED = 1000  # of the noise; calibration draws from another
+MOST_DB = 100.0  # equal pictures
+
+
+@dataclass(frozen=True)
+class Answers:
+    """What a model says and draws."""
+
+    perplexity: float
+    choices: Tensor  # the likeliest token at every position of the text
+    pictures: Tensor  # (b, 3, H, W)
+
+
+@dataclass(frozen=True)
+class Scores:
+    """A quantized model beside the float one."""
+
+    perplexity_float: float
+    perplexity: float
+    token_agreement: float  # share of positions with the same likeliest token
+    psnr_db: float  # mean over the pictures
+    psnr_worst_db: float
+    ssim: float
+
+    @property
+    def perplexity_percent(self) -> float:
+        """How much higher it is than the float model's."""
+        return 100 * (self.perplexity / self.perplexity_float - 1)
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self) | {"perplexity_percent": self.perplexity_percent}
+
+
+@torch.no_grad()
+def ask(model: Unified, steps: int, text: str | None = None, guidance: float | None = None) -> Answers:
+    """`text` is the shipped chapter when nobody brings another."""
+    perplexity, choices = _read(model, shipped_text("evaluation.txt") if text is None else text)
+    tokens = model.config.image_tokens
+    noise = torch.randn(
+        len(PROMPTS), tokens.token_count, tokens.token_width, generator=torch.Generator().manual_seed(SEED)
+    )
+    changes: dict[str, Any] = {"num_inference_steps": steps}
+    sampler = model.with_sampler(**changes if guidance is None else {**changes, "guidance_scale": guidance})
+    return Answers(perplexity, choices, model.draw(PROMPTS, noise, sampler).clamp(0, 1))
+
+
+def _read(model: Unified, text: str) -> tuple[float, Tensor]:
+    """exp of the mean negative log-likelihood of each token after those before it in its piece."""
+    ids = torch.tensor(model.encode(text, special=False))
+    total, choices = 0.0, []
+    for start in range(0, len(ids) - 1, PIECE):
+        piece = ids[start : start + PIECE + 1]
+        seen, wanted = piece[None, :-1], piece[1:]
+        hidden, _ = model.transformer(model.transformer.embed_tokens(seen), torch.arange(len(wanted))[None])
+        logits = model.transformer.logits(hidden)[0]
+        total -= float(logits.log_softmax(-1).gather(1, wanted[:, None]).sum(dtype=torch.float64))
+        choices.append(logits.argmax(-1))
+    return math.exp(total / (len(ids) - 1)), torch.cat(choices)
+
+
+def compare(plain: Answers, quantized: Answers) -> Scores:
+    each = [psnr_db(a, b) for a, b in zip(quantized.pictures, plain.pictures, strict=True)]
+    return Scores(
+        plain.perplexity,
+        quantized.perplexity,
+        float((plain.choices == quantized.choices).float().mean()),
+        sum(each) / len(each),
+        min(each),
+        ssim(quantized.pictures, plain.pictures),
+    )
+
+
+def psnr_db(found: Tensor, wanted: Tensor) -> float:
+    noise = float((found - wanted).square().mean())
+    return min(MOST_DB, 10 * math.log10(1 / noise)) if noise else MOST_DB
+
+
+def ssim(found: Tensor, wanted: Tensor) -> float:
+    """Mean structural similarity (Wang et al. 2004) of pictures (b, 3, H, W), Gaussian window of 11, sigma 1.5."""
+    offsets = torch.arange(11.0) - 5
+    bell = (-(offsets**2) / (2 * 1.5**2)).exp()
+    window = (bell[:, None] * bell / bell.sum() ** 2).expand(3, 1, 11, 11)
+
+    def blurred(x: Tensor) -> Tensor:
+        return torch.nn.functional.conv2d(x, window, groups=3)
+
+    a, b = blurred(found), blurred(wanted)
+    spread = blurred(found * found) - a * a + blurred(wanted * wanted) - b * b
+    together = blurred(found * wanted) - a * b
+    steady, sure = 0.01**2, 0.03**2
+    value = (2 * a * b + steady) * (2 * together + sure) / ((a * a + b * b + steady) * (spread + sure))
+    return float(value.mean())
+
+
+@torch.no_grad()
+def layer_signals(model: Unified, spec: Spec) -> dict[str, float]:
+    """Layer -> dB of its weight over what rounding it added; of the smoothed float model, before the swap."""
+    layers, found = quantizable(model), {}
+    for name, layer in spec.document.layers.items():
+        if layer.bits is not None:
+            weight: Tensor = layers[name].weight  # type: ignore[assignment]
+            said = spec.integers(name).dequantized()
+            branch = spec.low_rank(name)
+            if branch:
+                said = said + torch.from_numpy(branch[1]) @ torch.from_numpy(branch[0])
+            noise = (said - weight).square().sum() / weight.square().sum().clamp(min=1e-20)
+            found[name] = min(MOST_DB, float(-10 * torch.log10(noise.clamp(min=1e-12))))
+    return found

@@ -1,0 +1,183 @@
+"""From layers that say what they shall be to a spec that has their numbers.
+
+A method is words joined by +: at most one that smooths (awq, smoothquant), one that branches (svd) and one that rounds
+(rtn, kquant, gptq); left out, 4 bits are rounded by kquant and 8 by rtn.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+import edgemm
+from edgemm.errors import InputError, UsageError
+from edgemm.model.unified import Unified
+from edgemm.quantize.awq import awq_factors
+from edgemm.quantize.gptq import gptq
+from edgemm.quantize.inputs import Inputs
+from edgemm.quantize.integers import Integers
+from edgemm.quantize.kquant import kquant
+from edgemm.quantize.rtn import rtn
+from edgemm.quantize.smoothing import Site, fold, sites
+from edgemm.quantize.smoothquant import smoothquant_factors
+from edgemm.quantize.spec import HEAD, SCHEMA_VERSION, Document, Layer, Spec, tensors_hash
+from edgemm.quantize.svd import low_rank_branch
+
+__all__ = ["METHODS", "Method", "make_spec", "read_method", "smooth"]
+
+METHODS = {
+    "awq": "smooths",
+    "smoothquant": "smooths",
+    "svd": "branches",
+    "rtn": "rounds",
+    "kquant": "rounds",
+    "gptq": "rounds",
+}
+RANK = 16
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Method:
+    smooths: str = ""
+    branches: str = ""
+    rounds: str = ""
+
+    def __str__(self) -> str:
+        return "+".join(filter(None, (self.smooths, self.branches, self.rounds)))
+
+    @property
+    def needs_data(self) -> bool:
+        return bool(self.smooths or self.branches or self.rounds == "gptq")
+
+
+def read_method(words: str) -> Method:
+    found: dict[str, str] = {}
+    for word in filter(None, words.split("+")):
+        if word not in METHODS:
+            raise UsageError(f"method {word!r} is none of: {', '.join(METHODS)}")
+        if METHODS[word] in found:
+            raise UsageError(f"method {words!r}: {found[METHODS[word]]} and {word} are two ways to do one thing")
+        found[METHODS[word]] = word
+    return Method(**found)
+
+
+@torch.no_grad()
+def smooth(
+    model: Unified, layers: Mapping[str, Layer], methods: Mapping[str, Method], inputs: Inputs
+) -> dict[str, Tensor]:
+    """Folds the factors into `model` itself, and answers with them: site -> factors (k)."""
+    found: dict[str, Tensor] = {}
+    for name, site in sites(model).items():
+        method = methods[_side(name)]
+        if not method.smooths or not any(layers.get(reader, Layer(None)).bits for reader in site.readers):
+            continue
+        factors = _factors(model, site, layers, method, inputs)
+        if not torch.isfinite(factors).all():
+            raise InputError(f"{name}: smoothing gave factors that are not finite")
+        fold(model, site, factors)
+        found[name] = factors
+    return found
+
+
+def _factors(model: nn.Module, site: Site, layers: Mapping[str, Layer], method: Method, inputs: Inputs) -> Tensor:
+    record = inputs.of(site.readers[0])
+    weights = [model.get_submodule(reader).weight for reader in site.readers]
+    if method.smooths == "awq":
+        wanted = [layers.get(reader, Layer(None)) for reader in site.readers]
+        return awq_factors(weights, wanted, record.gram())  # type: ignore[arg-type]
+    return smoothquant_factors(weights, record.largest)  # type: ignore[arg-type]
+
+
+@torch.no_grad()
+def make_spec(
+    model: Unified,
+    layers: Mapping[str, Layer],
+    methods: Mapping[str, Method],  # "text" and "draw"
+    inputs: Inputs | None = None,  # seen after smoothing
+    smoothed: Mapping[str, Tensor] | None = None,
+    asked: tuple[str, str] = ("", ""),
+    checkpoint: tuple[str, str] = ("", ""),
+    calibration: str = "",
+    rank: int = RANK,
+    status: Say = lambda text: None,
+) -> Spec:
+    """The numbers of the model's weights as they are now; `asked` is the text and the draw word, `checkpoint` its name
+    and hash."""
+    tensors: dict[str, np.ndarray] = {f"{site}.smooth": factors.numpy() for site, factors in (smoothed or {}).items()}
+    made: dict[str, Layer] = {}
+    for number, (name, layer) in enumerate(layers.items(), start=1):
+        status(f"{name}, {number} of {len(layers)}")
+        if layer.bits is None:
+            made[name] = layer
+            continue
+        made[name] = _make_layer(model, name, layer, methods[_side(name)], inputs, rank, tensors)
+    document = Document(
+        SCHEMA_VERSION,
+        edgemm.__version__,
+        *checkpoint,
+        *asked,
+        calibration,
+        made,
+        tuple(smoothed or ()),
+        tensors_hash(tensors),
+    )
+    return Spec(document, tensors)
+
+
+def _side(name: str) -> str:
+    return "text" if name.startswith("transformer.") else "draw"
+
+
+def _make_layer(
+    model: nn.Module,
+    name: str,
+    layer: Layer,
+    method: Method,
+    inputs: Inputs | None,
+    rank: int,
+    tensors: dict[str, np.ndarray],
+) -> Layer:
+    weight: Tensor = model.get_submodule(name).weight.detach().float()  # type: ignore[assignment]
+    if not torch.isfinite(weight).all():
+        raise InputError(f"{name}: its weight is not finite")
+    if method.branches and layer.bits == 4:
+        down, up = low_rank_branch(weight, _need(inputs, name).of(name).squares(), rank)
+        weight = weight - up @ down
+        layer = dataclasses.replace(layer, rank=len(down))
+        tensors |= {f"{name}.low_rank_down": down.numpy(), f"{name}.low_rank_up": up.contiguous().numpy()}
+    rounds = method.rounds or ("kquant" if layer.bits == 4 else "rtn")
+    if rounds == "gptq" and name == HEAD:
+        rounds = "rtn"  # an embedding's rows are looked up too: its errors must not lean on the head's inputs
+    numbers = _round(rounds, weight, layer, name, inputs)
+    tensors |= {
+        f"{name}.codes": numbers.codes.numpy(),
+        f"{name}.scales": numbers.scales.numpy(),
+        f"{name}.zeros": numbers.zeros.numpy(),
+    }
+    if layer.activations == "static":
+        steps = _need(inputs, name).of(name).by_step
+        tensors[f"{name}.range"] = np.array([steps[step] for step in sorted(steps)], np.float32)
+    smooths = method.smooths if f"{name}.codes" in tensors and name != HEAD else ""
+    return dataclasses.replace(layer, method=str(Method(smooths, method.branches if layer.rank else "", rounds)))
+
+
+def _round(rounds: str, weight: Tensor, layer: Layer, name: str, inputs: Inputs | None) -> Integers:
+    assert layer.bits is not None
+    if rounds == "gptq":
+        return gptq(weight, _need(inputs, name).of(name).gram(), layer.bits, layer.group, layer.symmetric)
+    if rounds == "kquant":
+        return kquant(weight, layer.bits, layer.group, layer.symmetric)
+    return rtn(weight, layer.bits, layer.group, layer.symmetric)
+
+
+def _need(inputs: Inputs | None, name: str) -> Inputs:
+    if inputs is None:
+        raise UsageError(f"{name}: this method or static ranges need calibration data")
+    return inputs

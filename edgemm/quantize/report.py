@@ -1,0 +1,113 @@
+"""What a spec costs, for people and programs: one HTML page with the pictures in it, and the same numbers as JSON."""
+
+from __future__ import annotations
+
+import base64
+import html
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from edgemm.quantize.judges import Answers, Scores
+from edgemm.quantize.spec import Spec
+
+__all__ = ["document_of", "write_report"]
+
+STYLE = """body { font: 15px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem }
+table { border-collapse: collapse } td, th { padding: .15rem .8rem .15rem 0; text-align: left }
+td.number { text-align: right; font-variant-numeric: tabular-nums } img { width: 128px; image-rendering: pixelated }"""
+
+
+def document_of(spec: Spec, scores: Scores, signals: dict[str, float], steps: int) -> dict[str, Any]:
+    told = spec.document
+    return {
+        "checkpoint": told.checkpoint,
+        "checkpoint_sha256": told.checkpoint_sha256,
+        "text": told.text,
+        "draw": told.draw,
+        "calibration": told.calibration,
+        "steps": steps,
+        "size_bytes": size_bytes(spec),
+        "scores": scores.to_json(),
+        "layers": {
+            name: {
+                "bits": layer.bits,
+                "method": layer.method,
+                "signal_db": signals.get(name),
+                "reason": layer.reason,
+            }
+            for name, layer in told.layers.items()
+        },
+    }
+
+
+def size_bytes(spec: Spec) -> int:
+    """Of the quantized weights with their scales, zero-points and branches; what stays in float is not counted."""
+    sizes = {name: array.nbytes for name, array in spec.tensors.items() if not name.endswith((".smooth", ".range"))}
+    for name, layer in spec.document.layers.items():
+        if layer.bits == 4:
+            sizes[f"{name}.codes"] //= 2
+    return sum(sizes.values())
+
+
+def write_report(path: Path, document: dict[str, Any], plain: Answers, quantized: Answers) -> None:
+    """`path` is the page; the JSON lies beside it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.with_suffix(".json").write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+    path.write_text(_page(document, plain.pictures, quantized.pictures), encoding="utf-8")
+
+
+def _page(document: dict[str, Any], plain: Tensor, quantized: Tensor) -> str:
+    title = f"{document['checkpoint']}: text {document['text']}, draw {document['draw']}"
+    scores = document["scores"]
+    rows = [
+        ("perplexity, float", f"{scores['perplexity_float']:.3f}"),
+        ("perplexity", f"{scores['perplexity']:.3f} ({scores['perplexity_percent']:+.2f} %)"),
+        ("same likeliest token", f"{100 * scores['token_agreement']:.1f} %"),
+        ("PSNR of drawings, mean and worst", f"{scores['psnr_db']:.1f} and {scores['psnr_worst_db']:.1f} dB"),
+        ("SSIM of drawings", f"{scores['ssim']:.4f}"),
+        ("quantized weights", f"{document['size_bytes'] / 1e6:.1f} MB"),
+        ("calibrated on", document["calibration"] or "nothing"),
+        ("denoising steps", str(document["steps"])),
+    ]
+    layers = [
+        (name, "float" if layer["bits"] is None else str(layer["bits"]), _number(layer["signal_db"]), layer["method"])
+        + (layer["reason"],)
+        for name, layer in document["layers"].items()
+    ]
+    return f"""<!doctype html>
+<html lang="en"><meta charset="utf-8"><title>{html.escape(title)}</title><style>{STYLE}</style>
+<h1>{html.escape(title)}</h1>
+{_table((), rows)}
+<h2>The same noise, in float and quantized</h2>
+<p>{_images(plain)}<br>{_images(quantized)}</p>
+<h2>Layers</h2>
+{_table(("layer", "bits", "signal dB", "method", "why"), layers)}
+</html>
+"""
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None else f"{value:.1f}"
+
+
+def _table(heads: tuple[str, ...], rows: list[Any]) -> str:
+    top = "".join(f"<th>{html.escape(head)}" for head in heads)
+    body = "".join("<tr>" + "".join(f"<td>{html.escape(cell)}" for cell in row) + "\n" for row in rows)
+    return f"<table>{'<tr>' + top if heads else ''}\n{body}</table>"
+
+
+def _images(pictures: Tensor) -> str:
+    return " ".join(f'<img alt="" src="data:image/png;base64,{_png(picture)}">' for picture in pictures)
+
+
+def _png(picture: Tensor) -> str:
+    from PIL import Image
+
+    pixels = (picture.permute(1, 2, 0) * 255).round().byte().numpy()
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, "PNG")
+    return base64.b64encode(file.getvalue()).decode()

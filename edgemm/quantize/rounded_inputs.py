@@ -1,0 +1,38 @@
+"""What a target does to the inputs of a quantized product, in float: to a grid of 8 bits and back.
+
+`rounded` is one pure function a kind of spec.ACTIVATIONS.  Axes: ... any, k input channels.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+
+__all__ = ["rounded"]
+
+BLOCK = 32
+
+
+def rounded(x: Tensor, kind: str, largest: Tensor | None = None) -> Tensor:
+    """x (..., k) as the product sees it; `largest` is the range of static inputs."""
+    if kind == "float":
+        return x
+    if kind == "static":
+        assert largest is not None
+        return _symmetric(x, largest)
+    if kind == "token":
+        return _symmetric(x, x.abs().amax(-1, keepdim=True))
+    if kind == "block":
+        k = x.shape[-1]
+        blocks = pad(x, (0, -k % BLOCK)).unflatten(-1, (-1, BLOCK))
+        return _symmetric(blocks, blocks.abs().amax(-1, keepdim=True)).flatten(-2)[..., :k]
+    low, high = x.amin().clamp(max=0), x.amax().clamp(min=0)  # as ONNX's DynamicQuantizeLinear
+    scale = ((high - low) / 255).clamp(min=1e-12)
+    zero = torch.round(-low / scale).clamp(0, 255)
+    return (torch.round(x / scale) + zero).clamp(0, 255).sub(zero).mul(scale)
+
+
+def _symmetric(x: Tensor, largest: Tensor) -> Tensor:
+    scale = (largest / 127).clamp(min=1e-12)
+    return torch.round(x / scale).clamp(-127, 127) * scale

@@ -1,0 +1,230 @@
+"""The spec: how every weight of a checkpoint is quantized, as numbers, for any target to be lowered from.
+
+    quant.json           what each layer is (Layer below), from which checkpoint, by which method; hash of the tensors
+    quant.safetensors    NAME.codes (n, k) uint8, two a byte when they have 4 bits; NAME.scales, NAME.zeros (n, g);
+                         NAME.low_rank_down (r, k), NAME.low_rank_up (n, r); NAME.range (steps,), the largest input at
+                         each denoising step; SITE.smooth (k,), what smoothing.py divides a site's output by
+
+Numbers are those of the smoothed weights.  A spec knows no graph and no operator: edgemm/export/lower_*.py do, and
+refuse what their target cannot take.  `transformer.embed_tokens` is the embedding and the head, which share it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from edgemm.errors import CheckFailedError, InputError
+from edgemm.quantize.destination import JSON_FILE, check_destination
+from edgemm.quantize.integers import Integers, group_size
+from edgemm.typed_json import decode, encode, parse
+
+__all__ = [
+    "ACTIVATIONS",
+    "HEAD",
+    "JSON_FILE",
+    "SCHEMA_VERSION",
+    "TENSOR_FILE",
+    "Document",
+    "Layer",
+    "Spec",
+    "read_spec",
+    "tensors_hash",
+]
+
+SCHEMA_VERSION = 1
+HEAD = "transformer.embed_tokens"  # the embedding; as a product it is the head
+TENSOR_FILE = "quant.safetensors"
+
+ACTIVATIONS = {  # what the inputs of a product are rounded to, and when
+    "float": "not at all",
+    "block": "int8, symmetric, each row's blocks of 32 channels while it runs",
+    "token": "int8, symmetric, each row while it runs",
+    "tensor": "uint8, asymmetric, the whole tensor while it runs",
+    "static": "int8, symmetric, by ranges seen in calibration",
+}
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One linear layer."""
+
+    bits: int | None  # of its weight: 4, 8, or None where it stays in float
+    group: int = 0  # input channels that share a scale; 0: a scale an output channel
+    symmetric: bool = True
+    activations: str = "float"  # a row of ACTIVATIONS
+    rank: int = 0  # of the branch in float beside it; 0: none
+    method: str = ""  # how the numbers were chosen
+    reason: str = ""  # why it is finer than what was asked for
+
+    def __post_init__(self) -> None:
+        if self.bits not in (None, 4, 8):
+            raise InputError(f"bits is {self.bits}, expected 4, 8 or null")
+        if self.activations not in ACTIVATIONS:
+            raise InputError(f"activations is {self.activations!r}, expected one of: {', '.join(ACTIVATIONS)}")
+        if self.group < 0 or self.rank < 0:
+            raise InputError(f"group {self.group} and rank {self.rank} cannot be negative")
+
+
+@dataclass(frozen=True)
+class Document:
+    """quant.json."""
+
+    schema_version: int
+    edgemm_version: str
+    checkpoint: str
+    checkpoint_sha256: str
+    text: str  # what was asked for
+    draw: str
+    calibration: str  # what the numbers were chosen on; "" for none
+    layers: dict[str, Layer]
+    smoothed: tuple[str, ...]  # sites of smoothing.py
+    tensors_sha256: str
+
+    def __post_init__(self) -> None:
+        if self.schema_version != SCHEMA_VERSION:
+            raise InputError(f"schema_version is {self.schema_version}, this edgemm reads {SCHEMA_VERSION}")
+
+
+@dataclass(frozen=True)
+class Spec:
+    document: Document
+    tensors: dict[str, np.ndarray]  # by the names above, codes one a byte
+
+    def layer(self, name: str) -> Layer:
+        """A layer that the spec says nothing of stays in float."""
+        return self.document.layers.get(name, Layer(None))
+
+    def integers(self, name: str) -> Integers:
+        layer = self.layer(name)
+        assert layer.bits is not None, name
+        codes, scales, zeros = (torch.from_numpy(self.tensors[f"{name}.{part}"]) for part in PARTS)
+        return Integers(codes, scales, zeros, layer.bits, layer.group)
+
+    def low_rank(self, name: str) -> tuple[np.ndarray, np.ndarray] | None:
+        """down (r, k) and up (n, r)."""
+        if not self.layer(name).rank:
+            return None
+        return self.tensors[f"{name}.low_rank_down"], self.tensors[f"{name}.low_rank_up"]
+
+    def coarsest(self, component: str) -> str:
+        """The precision to call a component by: that of its coarsest layer."""
+        bits = [
+            layer.bits
+            for name, layer in self.document.layers.items()
+            if layer.bits and name.startswith(f"{component}.")
+        ]
+        return f"int{min(bits)}" if bits else "fp32"
+
+    def require_checkpoint(self, sha256: str, name: str) -> None:
+        if self.document.checkpoint_sha256 != sha256:
+            raise InputError(
+                f"the spec was made from checkpoint {self.document.checkpoint}, "
+                f"{self.document.checkpoint_sha256[:12]}; {name} is {sha256[:12]}: quantize it anew"
+            )
+
+    def to_json(self) -> str:
+        return json.dumps(encode(self.document), indent=1) + "\n"
+
+    def save(self, path: Path, overwrite: bool = False) -> None:
+        """Both files into the folder `path`, or nothing."""
+        from safetensors.numpy import save_file
+
+        check_destination(path, overwrite)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".partial", dir=path.parent))
+        try:
+            temporary.chmod(0o755)
+            save_file({name: np.ascontiguousarray(t) for name, t in self._packed().items()}, temporary / TENSOR_FILE)
+            (temporary / TENSOR_FILE).chmod(0o644)
+            (temporary / JSON_FILE).write_text(self.to_json(), encoding="utf-8")
+            if path.exists():
+                shutil.rmtree(path)
+            temporary.rename(path)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+
+    def _packed(self) -> dict[str, np.ndarray]:
+        return {name: _pack(t) if self._is_packed(name) else t for name, t in self.tensors.items()}
+
+    def _is_packed(self, tensor: str) -> bool:
+        layer, _, part = tensor.rpartition(".")
+        return part == "codes" and self.layer(layer).bits == 4
+
+
+PARTS = ("codes", "scales", "zeros")
+
+
+def tensors_hash(tensors: dict[str, np.ndarray]) -> str:
+    """Of names, types, shapes and numbers: the same tensors in another file hash alike."""
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        array = np.ascontiguousarray(tensors[name])
+        digest.update(f"{name} {array.dtype} {array.shape}\n".encode())
+        digest.update(array.data if array.size else b"")
+    return digest.hexdigest()
+
+
+def read_spec(path: Path) -> Spec:
+    """The spec in the folder `path`; every tensor is there, whole and of the shape that its layer has."""
+    from safetensors import SafetensorError
+    from safetensors.numpy import load_file
+
+    for name in (JSON_FILE, TENSOR_FILE):
+        if not (path / name).is_file():
+            raise InputError(f"{path}: {name} is missing; a spec is a folder with {JSON_FILE} and {TENSOR_FILE}")
+    where = str(path / JSON_FILE)
+    document = decode(Document, parse((path / JSON_FILE).read_bytes(), where), where)
+    try:
+        tensors = load_file(path / TENSOR_FILE)
+    except (SafetensorError, OSError) as error:
+        raise InputError(f"{path / TENSOR_FILE}: {error}") from error
+    spec = Spec(document, tensors)
+    for name, layer in document.layers.items():
+        if layer.bits is not None:
+            _check_layer(name, layer, tensors)
+            if layer.bits == 4:
+                k = _inputs_of(layer, tensors[f"{name}.codes"])
+                tensors[f"{name}.codes"] = _unpack(tensors[f"{name}.codes"], k)
+    found = tensors_hash(tensors)
+    if found != document.tensors_sha256:
+        raise CheckFailedError(
+            f"{path / TENSOR_FILE}: hash is {found[:12]}, {JSON_FILE} says {document.tensors_sha256[:12]}"
+        )
+    return spec
+
+
+def _check_layer(name: str, layer: Layer, tensors: dict[str, np.ndarray]) -> None:
+    wanted = [f"{name}.{part}" for part in PARTS]
+    wanted += [f"{name}.low_rank_{side}" for side in ("down", "up") if layer.rank]
+    wanted += [f"{name}.range"] if layer.activations == "static" else []
+    for tensor in wanted:
+        if tensor not in tensors:
+            raise InputError(f"{TENSOR_FILE}: {tensor} is missing")
+    codes, scales, zeros = (tensors[tensor] for tensor in wanted[:3])
+    k = _inputs_of(layer, codes)
+    shape = (codes.shape[0], -(-k // group_size(k, layer.group)))
+    if scales.shape != shape or zeros.shape != shape or codes.dtype != np.uint8 or zeros.dtype != np.uint8:
+        raise InputError(f"{name}: scales {scales.shape} and zeros {zeros.shape}, expected {shape} of uint8 codes")
+    if not (np.isfinite(scales).all() and (scales > 0).all()):
+        raise InputError(f"{name}: a scale is not a positive number")
+
+
+def _inputs_of(layer: Layer, codes: np.ndarray) -> int:
+    return codes.shape[1] * (2 if layer.bits == 4 else 1)
+
+
+def _pack(codes: np.ndarray) -> np.ndarray:
+    """Two codes a byte, the first in the low half."""
+    return codes[:, ::2] | (codes[:, 1::2] << 4)
+
+
+def _unpack(packed: np.ndarray, k: int) -> np.ndarray:
+    return np.stack((packed & 15, packed >> 4), axis=-1).reshape(len(packed), k)

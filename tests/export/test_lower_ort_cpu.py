@@ -1,0 +1,217 @@
+"""Quantized graphs compute with the spec's own numbers, hold the products they should, and are not too large."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import Counter
+
+import numpy as np
+import onnxruntime
+import pytest
+import torch
+from onnx import ModelProto, TensorProto, helper, numpy_helper
+
+from edgemm.errors import InputError
+from edgemm.export.lower_ort_cpu import lower_ort_cpu
+from edgemm.quantize.integers import Integers
+from edgemm.quantize.kquant import kquant
+from edgemm.quantize.quantization import quick_spec
+from edgemm.quantize.quantized_linear import QuantizedLinear
+from edgemm.quantize.rtn import rtn
+from edgemm.quantize.spec import HEAD, SCHEMA_VERSION, Document, Layer, Spec, tensors_hash
+
+COMPONENTS = ("image_encoder", "transformer", "conditioner", "denoiser", "image_decoder")
+
+
+@pytest.fixture(scope="module")
+def specs(model):
+    return {precision: quick_spec(model, precision) for precision in ("int8", "int4")}
+
+
+@pytest.fixture(scope="module")
+def lowered(references, graphs, specs):
+    made: dict[tuple[str, str], tuple[ModelProto, str]] = {}
+
+    def get(component: str, precision: str) -> tuple[ModelProto, str]:
+        key = component, precision
+        if key not in made:
+            made[key] = lower_ort_cpu(component, references(graphs[component]), specs[precision])
+        return made[key]
+
+    return get
+
+
+def nodes(model, *kinds):
+    return [node for node in model.graph.node if node.op_type in kinds]
+
+
+def float_products_with_weights(model):
+    weights = {tensor.name for tensor in model.graph.initializer}
+    return [node for node in nodes(model, "MatMul", "Gemm") if node.input[1] in weights]
+
+
+def attribute(node, name):
+    return next(helper.get_attribute_value(a) for a in node.attribute if a.name == name)
+
+
+@pytest.mark.parametrize(("precision", "bits"), [("int8", {8: 15}), ("int4", {8: 7, 4: 8})])
+def test_every_product_of_the_transformer_is_in_blocks(lowered, precision, bits):
+    """q, k, v, o, gate, up and down of two layers, and the head.  Drawing reads both layers: k, v and down keep 8 bits,
+    and so does the head, which is the embedding."""
+    graph, real = lowered("transformer", precision)
+    products = nodes(graph, "MatMulNBits")
+    assert real == precision
+    assert Counter(attribute(node, "bits") for node in products) == bits
+    assert {attribute(node, "block_size") for node in products} == {32}
+    assert {attribute(node, "accuracy_level") for node in products} == {4}, "else the arithmetic is in float: slow"
+    assert float_products_with_weights(graph) == []
+
+
+def test_head_and_embedding_are_stored_once(lowered):
+    graph, _ = lowered("transformer", "int8")
+    (lookup,) = nodes(graph, "GatherBlockQuantized")
+    (head,) = [node for node in nodes(graph, "MatMulNBits") if node.output[0] == "logits"]
+    assert lookup.input[0] == head.input[1]
+    large = [tensor for tensor in graph.graph.initializer if 264 in tensor.dims and 64 in tensor.dims]
+    assert large == []
+
+
+@pytest.mark.parametrize("precision", ["int8", "int4"])
+@pytest.mark.parametrize("component", ["conditioner", "denoiser"])
+def test_conditioner_and_denoiser_multiply_whole_numbers(lowered, component, precision):
+    graph, real = lowered(component, precision)
+    assert real == "int8"
+    assert len(nodes(graph, "MatMulInteger")) == {"conditioner": 8, "denoiser": 14}[component]
+
+
+def test_layers_that_read_the_same_activation_round_it_once(lowered):
+    """The condition goes to both blocks' modulation and the last one's; the prompt's whitened vector to two layers."""
+    assert len(nodes(lowered("denoiser", "int8")[0], "DynamicQuantizeLinear")) == 12
+    assert len(nodes(lowered("conditioner", "int8")[0], "DynamicQuantizeLinear")) == 7
+
+
+def test_what_touches_the_pictures_own_numbers_stays_in_float(lowered):
+    first, last = float_products_with_weights(lowered("denoiser", "int8")[0])
+    assert first.input[0] == "noisy_tokens"
+    adding = [n for n in lowered("denoiser", "int8")[0].graph.node if last.output[0] in n.input]
+    assert [out for node in adding for out in node.output] == ["prediction"]
+
+
+def test_the_whitening_stays_in_float(lowered):
+    (product,) = float_products_with_weights(lowered("conditioner", "int8")[0])
+    assert "whiten_matrix" in product.input[1]
+
+
+@pytest.mark.parametrize("component", ["image_encoder", "image_decoder"])
+def test_eye_and_decoder_stay_as_they_are(lowered, references, graphs, component):
+    graph, real = lowered(component, "int4")
+    assert real == "fp32"
+    assert graph == references(graphs[component])
+
+
+def test_the_embedding_is_off_by_half_a_step_at_most(model, specs):
+    table = model.transformer.embed_tokens.weight
+    numbers = specs["int8"].integers(HEAD)
+    off = (numbers.dequantized() - table).abs()
+    assert (off <= numbers.scales.repeat_interleave(32, dim=1) * 0.501).all()
+
+
+@pytest.mark.parametrize("component", COMPONENTS)
+def test_lowering_twice_gives_the_same_bytes(references, graphs, lowered, specs, component):
+    again = lower_ort_cpu(component, references(graphs[component]), specs["int8"])[0]
+    assert again.SerializeToString() == lowered(component, "int8")[0].SerializeToString()
+
+
+LAYER = "transformer.layers.0.mlp.up_proj"
+
+
+def one_product(k: int, n: int, bias: bool = False) -> tuple[ModelProto, torch.nn.Linear]:
+    """x @ W + b as the tracer writes it, in an opset that every ONNX Runtime reads."""
+    torch.manual_seed(0)
+    linear = torch.nn.Linear(k, n, bias=bias).requires_grad_(False)
+    node = helper.make_node("MatMul", ["x", "w"], ["product" if bias else "y"], name="product")
+    node.metadata_props.add(key="pkg.torch.onnx.name_scopes", value=f"['', 'module', 'module.{LAYER}', 'linear']")
+    weights = [numpy_helper.from_array(np.ascontiguousarray(linear.weight.numpy().T), "w")]
+    nodes = [node]
+    if bias:
+        weights.append(numpy_helper.from_array(linear.bias.numpy(), "b"))
+        nodes.append(helper.make_node("Add", ["product", "b"], ["y"]))
+    graph = helper.make_graph(
+        nodes,
+        "one",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["r", k])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["r", n])],
+        weights,
+    )
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10), linear
+
+
+def spec_of(numbers: Integers, layer: Layer, **more: np.ndarray) -> Spec:
+    parts = {"codes": numbers.codes, "scales": numbers.scales, "zeros": numbers.zeros}
+    tensors = {f"{LAYER}.{part}": tensor.numpy() for part, tensor in parts.items()}
+    tensors |= {f"{LAYER}.{part}": array for part, array in more.items()}
+    hashed = tensors_hash(tensors)
+    return Spec(Document(SCHEMA_VERSION, "0", "c", "0", "", "", "", {LAYER: layer}, (), hashed), tensors)
+
+
+def answers(k: int, layer: Layer, numbers: Integers, bias: bool = False, **more: np.ndarray):
+    """What ONNX Runtime computes with the spec, and what the swapped torch module does."""
+    graph, linear = one_product(k, 24, bias)
+    spec = spec_of(numbers, layer, **more)
+    lowered, _ = lower_ort_cpu("transformer", graph, spec)
+    session = onnxruntime.InferenceSession(lowered.SerializeToString(), providers=["CPUExecutionProvider"])
+    x = torch.randn(7, k, generator=torch.Generator().manual_seed(1))
+    (found,) = session.run(None, {"x": x.numpy()})
+    return np.asarray(found), QuantizedLinear(linear, layer, spec, LAYER)(x).numpy()
+
+
+@pytest.mark.parametrize("activations", ["block", "float"])
+@pytest.mark.parametrize("symmetric", [True, False])
+@pytest.mark.parametrize(("bits", "group", "k"), [(4, 32, 96), (4, 32, 80), (4, 64, 128), (8, 32, 96), (8, 0, 80)])
+def test_onnx_runtime_and_the_swapped_module_agree_on_blocks(activations, symmetric, bits, group, k):
+    """Odd numbers of blocks, widths that are no whole blocks, every kind of zero-point."""
+    weight = one_product(k, 24)[1].weight
+    numbers = kquant(weight, bits, group, symmetric)
+    found, wanted = answers(k, Layer(bits, group, symmetric, activations), numbers)
+    tolerance = 1e-5 if activations == "float" else 0.02  # the kernel rounds x where we do, ties may differ
+    assert np.abs(found - wanted).max() <= tolerance * np.abs(wanted).max()
+
+
+@pytest.mark.parametrize("activations", ["tensor", "token", "static"])
+@pytest.mark.parametrize("bias", [True, False])
+def test_onnx_runtime_and_the_swapped_module_agree_on_whole_numbers(activations, bias):
+    numbers = rtn(one_product(80, 24)[1].weight, 8, 0, True)
+    more = {"range": np.array([1.0, 2.5], np.float32)} if activations == "static" else {}
+    found, wanted = answers(80, Layer(8, activations=activations), numbers, bias, **more)
+    assert np.abs(found - wanted).max() <= 1e-2 * np.abs(wanted).max()  # one rounding that falls the other way
+
+
+def test_a_low_rank_branch_is_added(rank=4):
+    random = np.random.default_rng(0)
+    down, up = random.standard_normal((rank, 64), np.float32), random.standard_normal((24, rank), np.float32)
+    numbers = rtn(one_product(64, 24)[1].weight, 4, 32, False)
+    layer = Layer(4, 32, False, "float", rank=rank)
+    found, wanted = answers(64, layer, numbers, low_rank_down=down, low_rank_up=up)
+    np.testing.assert_allclose(found, wanted, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("layer", "construct"),
+    [
+        (Layer(4, 32, False, "tensor"), "MatMulInteger takes symmetric 8-bit weights"),
+        (Layer(8, 0, False, "tensor"), "MatMulInteger takes symmetric 8-bit weights"),
+        (Layer(4, 24, False, "block"), "groups of 16, 32, 64, ..., not 24"),
+    ],
+)
+def test_what_the_target_cannot_take_is_refused_with_its_name(layer, construct):
+    graph, linear = one_product(96, 24)
+    spec = spec_of(rtn(linear.weight, layer.bits or 8, layer.group, layer.symmetric), layer)
+    with pytest.raises(InputError, match=f"{LAYER}.*{construct}"):
+        lower_ort_cpu("transformer", graph, spec)
+
+
+def test_a_layer_left_in_float_keeps_its_node(references, graphs, specs):
+    spec = specs["int8"]
+    document = dataclasses.replace(spec.document, layers=spec.document.layers | {LAYER: Layer(None, reason="asked")})
+    graph, _ = lower_ort_cpu("transformer", references(graphs["transformer"]), Spec(document, spec.tensors))
+    assert len(float_products_with_weights(graph)) == 1
