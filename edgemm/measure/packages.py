@@ -21,6 +21,7 @@ EXTRAS = {
     "train": ("torch", "transformers", "accelerate", "peft", "safetensors", "tokenizers", "gguf", "pillow", "tqdm"),
     "quantize": ("bitsandbytes",),
     "loadgen": ("mlcommons-loadgen",),
+    "constrained": ("llguidance",),
     "export": (
         "onnx",
         "onnxscript",
