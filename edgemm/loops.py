@@ -64,9 +64,11 @@ class TextLoop:
     image_token: str = ""  # joined: the token that stands, image_token_count times, for a picture
     image_open: str = ""  # joined: before each picture's tokens
     image_end: str = ""  # joined: after each picture's tokens
+    image_between: str = ""  # joined: between two pictures; image_close comes after the last
     image_fit: str = "pad"  # "pad": all of it on the background; "crop": the middle square; "stretch": squeezed
     image_resample: str = "bicubic"  # Pillow's name of the filter
     strip: bool = False  # messages lose the blanks around them
+    silent_ids: str | None = None  # file whose tensor `ids` names tokens that a reply never has
 
     def __post_init__(self) -> None:
         check_one_of("image_fit", self.image_fit, "pad", "crop", "stretch")

@@ -228,6 +228,8 @@ class Manifest:
             named.append((UNCONDITIONAL, "loops.denoise"))
         if self.loops.image_tokens and self.loops.image_tokens.code_ids is not None:
             named.append((self.loops.image_tokens.code_ids, "loops.image_tokens.code_ids"))
+        if self.loops.text and self.loops.text.silent_ids is not None:
+            named.append((self.loops.text.silent_ids, "loops.text.silent_ids"))
         for name, component in self.components.items():
             for variant_name, variant in component.variants.items():
                 where = f"components.{name}.variants.{variant_name}"

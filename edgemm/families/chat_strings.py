@@ -22,7 +22,7 @@ Render = Callable[[list[dict[str, Any]]], str]  # messages -> the string, up to 
 @dataclass(frozen=True)
 class ChatStrings:
     template: TextTemplate
-    image_end: str  # after each picture's place
+    image_between: str  # between two pictures' places
     image_close: str  # between the last picture's place and the text
     strip: bool
 
@@ -85,8 +85,8 @@ def _cut(render: Render, place: str | None, q: str, answer: str, other: str, sys
         takes_system=takes_system,
     )
     strip = f" {q} " not in render([_says("user", f" {q} ")])
-    image_end, image_close = _around_pictures(render, place, before, ask, q) if place else ("", "")
-    return ChatStrings(template, image_end, image_close, strip)
+    image_between, image_close = _around_pictures(render, place, before, ask, q) if place else ("", "")
+    return ChatStrings(template, image_between, image_close, strip)
 
 
 def _around_pictures(render: Render, place: str, before: str, ask: str, q: str) -> tuple[str, str]:
@@ -94,11 +94,7 @@ def _around_pictures(render: Render, place: str, before: str, ask: str, q: str) 
     if not (whole.startswith(before + place) and whole.endswith(q + ask)):
         raise ValueError("pictures do not come right before the text of their message")
     _, between, rest = whole[: len(whole) - len(q + ask)].split(place)
-    return between, rest.removeprefix(between) if rest.startswith(between) else _refuse(between, rest)
-
-
-def _refuse(between: str, rest: str) -> str:
-    raise ValueError(f"after a picture come {between!r} and then {rest!r}")
+    return between, rest
 
 
 def _try_out(render: Render, found: ChatStrings, place: str | None, folder: Any) -> None:
@@ -109,7 +105,7 @@ def _try_out(render: Render, found: ChatStrings, place: str | None, folder: Any)
             messages = [_says("system", system)] if system else []
             messages += [_says("user", "Who?", pictures), _says("assistant", "Me."), _says("user", "Why?")]
             messages += [_says("assistant", "So."), _says("user", "And then?")]
-            seen = ((place or "") + found.image_end) * pictures + (found.image_close if pictures else "")
+            seen = found.image_between.join([place or ""] * pictures) + (found.image_close if pictures else "")
             ours = t.system_open + system + t.system_close if system else t.opening
             ours += t.user_open + seen + "Who?" + t.user_close + t.assistant_open + "Me." + t.assistant_close
             ours += t.user_open + "Why?" + t.user_close + t.assistant_open + "So." + t.assistant_close

@@ -63,7 +63,7 @@ def parts(checkpoint: Checkpoint) -> Parts:
         stop_token_ids=checkpoint.stop_token_ids,
         joined=True,
         image_token=place,
-        image_end=found.image_end,
+        image_between=found.image_between,
         image_fit=rule.fit,
         image_resample=rule.resample,
         strip=found.strip,
@@ -77,10 +77,10 @@ def parts(checkpoint: Checkpoint) -> Parts:
     )
 
 
-def processor_strings(checkpoint: Checkpoint, place: str) -> ChatStrings:
-    """The processor's chat template, and the special tokens that the tokenizer adds to what it renders."""
+def processor_strings(checkpoint: Checkpoint, place: str, around: tuple[str, str] | None = None) -> ChatStrings:
+    """The processor's chat template, in the special tokens that the tokenizer adds, or `around` says."""
     processor, tokenizer = checkpoint.processor, checkpoint.tokenizer
-    before, after = added_around(tokenizer)
+    before, after = around or added_around(tokenizer)
     if not processor.chat_template:
         return plain_strings(before, after)
 

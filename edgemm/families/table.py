@@ -22,6 +22,9 @@ FAMILIES = {  # architecture -> module
     "Qwen2ForCausalLM": "edgemm.families.llama",
     "Qwen3ForCausalLM": "edgemm.families.llama",
     "LlavaForConditionalGeneration": "edgemm.families.llava",
+    "JanusForConditionalGeneration": "edgemm.families.janus",
+    "ChameleonForConditionalGeneration": "edgemm.families.chameleon",
+    "Emu3ForConditionalGeneration": "edgemm.families.emu3",
 }
 
 NOT_BUILT = {  # known, and what is in the way

@@ -93,7 +93,8 @@ class KVCache:
 class CachedTransformer:
     """One conversation with the transformer, or several side by side: it remembers what it has read.
 
-    `head` makes logits of its hidden states where the transformer has none of its own.
+    `head` makes logits of its hidden states where the transformer has none of its own; `silent` are token ids that are
+    never to be said.
     """
 
     def __init__(
@@ -104,10 +105,12 @@ class CachedTransformer:
         head: Engine | None = None,
         rows: int = 1,
         budget: CacheBudget = UNLIMITED,
+        silent: np.ndarray | None = None,
     ) -> None:
         self.engine = engine
+        self._silent = silent
         self.cache = KVCache(engine, max_context, block, budget, rows)
-        self._made_with = (engine, max_context, block, head, rows, budget)
+        self._made_with = (engine, max_context, block, head, rows, budget, silent)
         self.lengths = np.zeros(rows, dtype=np.int64)  # tokens read, a row
         said = (head or engine).outputs["logits"]
         self.logits = np.zeros((rows, said.fixed(1, "vocabulary")), dtype=np.float32)
@@ -228,6 +231,8 @@ class CachedTransformer:
         if self._head is not None:
             self._head.run()
         check_finite(self.logits[rows], f"transformer, logits {where}")
+        if self._silent is not None:
+            self.logits[:, self._silent] = -np.inf
         return self.logits
 
 

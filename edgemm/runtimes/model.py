@@ -257,8 +257,10 @@ class Model:
     def conversation(self, rows: int = 1) -> CachedTransformer:
         """The transformer with an empty memory, for one reply or several side by side."""
         head = self.engine("text_head") if "text_head" in self._components else None
-        most = self.manifest.limits.max_context
-        return CachedTransformer(self.engine("transformer"), most, head=head, rows=rows, budget=self.budget)
+        loop, most = self.manifest.loops.text, self.manifest.limits.max_context
+        silent = self._ids(loop.silent_ids) if loop and loop.silent_ids else None
+        engine = self.engine("transformer")
+        return CachedTransformer(engine, most, head=head, rows=rows, budget=self.budget, silent=silent)
 
     def _timed_conversation(self, clock: Clock) -> CachedTransformer:
         """A conversation; what its engines take to load is told apart."""
@@ -281,6 +283,13 @@ class Model:
         seen = self.look(prompt, pictures, self._text_loop())
         clock.image_encode_s += time.perf_counter() - start
         return seen
+
+    def _ids(self, path: str) -> np.ndarray:
+        """A table of token ids in the bundle."""
+        ids = read_tensors(self.bundle.file(path)).get("ids")
+        if ids is None or ids.dtype != np.int64 or ids.ndim != 1:
+            raise BundleError(f"{path}: expected a tensor `ids` of whole numbers")
+        return ids
 
     def _as_ids(self, encoder: Engine, pictures: list[np.ndarray], loop: TextLoop) -> np.ndarray:
         """Pictures (3, S, S) -> token ids (m), one picture after the other."""
@@ -471,17 +480,13 @@ class Model:
 
     def codes_engines(self, loop: ImageTokensLoop) -> CodesEngines:
         """What draws token by token."""
-        code_ids, own_head = None, loop.code_ids is None
-        if loop.code_ids is not None:
-            code_ids = read_tensors(self.bundle.file(loop.code_ids)).get("ids")
-            if code_ids is None or code_ids.dtype != np.int64 or code_ids.ndim != 1:
-                raise BundleError(f"{loop.code_ids}: expected a tensor `ids` of whole numbers, one a code")
+        own_head = loop.code_ids is None
         return CodesEngines(
             self.engine("transformer"),
             self.engine("vq_decoder"),
             self.engine("image_head") if own_head else None,
             self.engine("image_embedder") if own_head else None,
-            code_ids,
+            None if loop.code_ids is None else self._ids(loop.code_ids),
             self.manifest.limits.max_context,
         )
 

@@ -254,7 +254,8 @@ def _joined_chat(messages: Sequence[Message], loop: TextLoop, tokenizer: Tokeniz
     for message in rest:
         if message.role == "user":
             picture = loop.image_open + loop.image_token * loop.image_token_count + loop.image_end
-            pieces += [(template.user_open, False), (picture * len(message.images), False)]
+            pictures = loop.image_between.join([picture] * len(message.images))
+            pieces += [(template.user_open, False), (pictures, False)]
             pieces += [(loop.image_close if message.images else "", False), (message.content, True)]
             pieces.append((template.user_close, False))
         else:

@@ -5,6 +5,7 @@ Weights are drawn so wide that tokens vary: a model that always says the same wo
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,23 @@ import numpy as np
 import torch
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import (
+    ChameleonConfig,
+    ChameleonForConditionalGeneration,
+    ChameleonProcessor,
+    ChameleonVQVAEConfig,
     CLIPVisionConfig,
+    Emu3Config,
+    Emu3ForConditionalGeneration,
+    Emu3ImageProcessor,
+    Emu3Processor,
+    Emu3TextConfig,
+    Emu3VQVAEConfig,
+    GenerationConfig,
+    JanusConfig,
+    JanusForConditionalGeneration,
+    JanusProcessor,
+    JanusVisionConfig,
+    JanusVQVAEConfig,
     LlamaConfig,
     LlamaForCausalLM,
     LlavaConfig,
@@ -20,9 +37,22 @@ from transformers import (
     LlavaProcessor,
     PreTrainedTokenizerFast,
 )
+from transformers.models.chameleon.image_processing_pil_chameleon import ChameleonImageProcessorPil
+from transformers.models.janus.image_processing_pil_janus import JanusImageProcessorPil
 from transformers.models.llava.image_processing_pil_llava import LlavaImageProcessorPil
 
-__all__ = ["SPOKEN", "llama_folder", "llava_folder", "picture", "spread", "tokenizer", "unspaced"]
+__all__ = [
+    "SPOKEN",
+    "chameleon_folder",
+    "emu3_folder",
+    "janus_folder",
+    "llama_folder",
+    "llava_folder",
+    "picture",
+    "spread",
+    "tokenizer",
+    "unspaced",
+]
 
 SPOKEN = ("What is the capital of France?", "Describe the red heart, please.", "naïve café 日本 🎈")
 CORPUS = [*SPOKEN, "a small boat on a lake. The quick brown fox jumps over the lazy dog, user assistant system"] * 8
@@ -35,6 +65,13 @@ VICUNA = (
     "{% else %}{{ m['role'].upper() + ': ' }}{% for c in m['content'] %}{% if c['type'] == 'image' %}{{ '<image>\n' }}"
     "{% else %}{{ c['text'] }}{% endif %}{% endfor %}{{ ' ' if m['role'] == 'user' else '</s>' }}{% endif %}"
     "{% endfor %}{% if add_generation_prompt %}{{ 'ASSISTANT:' }}{% endif %}"
+)
+
+JANUS = (  # blank lines and blanks where Janus-Pro's own has them
+    "{% for m in messages %}{{ {'user': '<|User|>: ', 'assistant': '<|Assistant|>: '}.get(m['role'], 'System: ') }}"
+    "{% for c in m['content'] %}{% if c['type'] == 'image' %}{{ '' if loop.first else '\n' }}<image_placeholder>"
+    "{{ '' if loop.last else '\n' }}{% else %}{{ c['text'] | trim }}{% endif %}{% endfor %}"
+    "{{ '\n\n' if m['role'] == 'user' else '</s>' }}{% endfor %}{% if add_generation_prompt %}<|Assistant|>:{% endif %}"
 )
 
 
@@ -156,4 +193,169 @@ def llava_folder(path: Path, seed: int = 0, side: int = 24, patch: int = 8, **ch
         num_additional_image_tokens=1,
     )
     processor.save_pretrained(path)
+    return path
+
+
+def janus_folder(path: Path, seed: int = 0, side: int = 16, patch: int = 4, codes: int = 40, **changes: Any) -> Path:
+    """A picture is `side` pixels wide and drawn with (side / patch)**2 codes."""
+    image = {"image_token": "<image_placeholder>", "boi_token": "<begin_of_image>", "eoi_token": "<end_of_image>"}
+    specials = ["<pad>", *image.values(), "<|User|>", "<|Assistant|>"]
+    words = unspaced(specials, pad_token="<pad>", extra_special_tokens=image)
+    text = LlamaConfig(
+        **{
+            "vocab_size": len(words),
+            "hidden_size": 32,
+            "intermediate_size": 64,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 4,
+            "num_key_value_heads": 2,
+            "max_position_embeddings": 512,
+            "pad_token_id": words.pad_token_id,
+            "eos_token_id": words.eos_token_id,
+            **changes,
+        }
+    )
+    width = text.hidden_size
+    config = JanusConfig(
+        text_config=text,
+        vision_config=JanusVisionConfig(
+            hidden_size=24,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            image_size=side,
+            patch_size=patch,
+            projection_dim=width,
+            num_image_tokens=(side // patch) ** 2,
+        ),
+        vq_config=JanusVQVAEConfig(
+            embed_dim=6,
+            num_embeddings=codes,
+            latent_channels=8,
+            base_channels=32,
+            channel_multiplier=[1, 1],
+            num_res_blocks=1,
+            projection_dim=width,
+            image_token_embed_dim=width,
+        ),
+        image_token_id=words.convert_tokens_to_ids("<image_placeholder>"),
+        tie_word_embeddings=False,
+    )
+    model = spread(JanusForConditionalGeneration(config), seed)
+    model.generation_config = GenerationConfig(
+        bos_token_id=words.bos_token_id,
+        eos_token_id=words.eos_token_id,
+        pad_token_id=words.pad_token_id,
+        guidance_scale=5,
+        generation_kwargs={"boi_token_id": words.convert_tokens_to_ids("<begin_of_image>")},
+    )
+    model.save_pretrained(path)
+    eye = JanusImageProcessorPil(size={"height": side, "width": side}, image_mean=[0.5] * 3, image_std=[0.4, 0.5, 0.6])
+    count = (side // patch) ** 2
+    JanusProcessor(eye, words, chat_template=JANUS, num_image_tokens=count).save_pretrained(path)
+    return path
+
+
+def chameleon_folder(path: Path, seed: int = 0, side: int = 16, codes: int = 24, **changes: Any) -> Path:
+    """Codes stand in the vocabulary in no order: the name of each spells it, A for 0 to J for 9."""
+    spelled = ["".join("ABCDEFGHIJ"[int(digit)] for digit in str(code)) for code in range(codes)]
+    names = [f"IMGIMG{letters}Z" for letters in np.random.RandomState(seed).permutation(spelled)]
+    image = {"image_token": "<image>", "boi_token": "<racm3:break>", "eoi_token": "<eoss>"}
+    words = unspaced(
+        ["<reserved>", *image.values(), *names], sep_token="<reserved>", extra_special_tokens=image, pad_token="<unk>"
+    )
+    grid = side // 2
+    config = ChameleonConfig(
+        **{
+            "vocab_size": len(words),
+            "hidden_size": 32,
+            "intermediate_size": 64,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 4,
+            "num_key_value_heads": 2,
+            "max_position_embeddings": 512,
+            "pad_token_id": 0,
+            "bos_token_id": 1,
+            "eos_token_id": 2,
+            **changes,
+        },
+        vq_config=ChameleonVQVAEConfig(
+            embed_dim=6,
+            num_embeddings=codes,
+            latent_channels=8,
+            base_channels=32,
+            channel_multiplier=[1, 1],
+            num_res_blocks=1,
+            resolution=side,
+            attn_resolutions=None,
+        ),
+        vocabulary_map=words.get_vocab(),
+        tie_word_embeddings=False,
+    )
+    spread(ChameleonForConditionalGeneration(config), seed).save_pretrained(path)
+    eye = ChameleonImageProcessorPil(size={"shortest_edge": side}, crop_size={"height": side, "width": side})
+    ChameleonProcessor(eye, words, image_seq_length=grid * grid).save_pretrained(path)
+    return path
+
+
+EMU3 = (
+    "{% for m in messages %}{% if m['role'] == 'system' %}{{ m['content'][0]['text'] }}{% else %}"
+    "{% if loop.first %}{{ 'A helpful assistant. ' }}{% endif %}{{ ' ' + m['role'].upper() + ': ' }}"
+    "{% for c in m['content'] %}{{ '<image>' if c['type'] == 'image' else c['text'] }}{% endfor %}{% endif %}"
+    "{% endfor %}{% if add_generation_prompt %}{{ ' ASSISTANT:' }}{% endif %}"
+)
+
+
+def emu3_folder(
+    path: Path, seed: int = 0, side: int = 32, ratio: str = "3:2", area: int = 24 * 16, codes: int = 30, **changes: Any
+) -> Path:
+    """Reads squares of `side` pixels; draws pictures of `area` pixels, eight by eight a code."""
+    image = {
+        "image_token": "<image>",
+        "boi_token": "<|image start|>",
+        "eoi_token": "<|image end|>",
+        "image_wrapper_token": "<|image token|>",
+        "eof_token": "<|extra_201|>",
+    }
+    visual = [f"<|visual token {code:06d}|>" for code in np.random.RandomState(seed).permutation(codes)]
+    words = tokenizer(
+        ["<pad>", "<bos>", "<eos>", "<|extra_200|>", *image.values(), *visual],
+        bos_token="<bos>",
+        eos_token="<eos>",
+        pad_token="<pad>",
+        extra_special_tokens=image,
+    )
+    text = Emu3TextConfig(
+        **{
+            "vocab_size": len(words),
+            "hidden_size": 32,
+            "intermediate_size": 64,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 4,
+            "num_key_value_heads": 2,
+            "max_position_embeddings": 512,
+            "bos_token_id": words.bos_token_id,
+            "eos_token_id": words.eos_token_id,
+            "pad_token_id": words.pad_token_id,
+            **changes,
+        }
+    )
+    config = Emu3Config(
+        text_config=text,
+        vq_config=Emu3VQVAEConfig(
+            codebook_size=codes,
+            base_channels=32,
+            channel_multiplier=[1, 1, 1, 1],
+            num_res_blocks=1,
+            attn_resolutions=[],
+            hidden_size=32,
+        ),
+        vocabulary_map=words.get_vocab(),
+    )
+    model = spread(Emu3ForConditionalGeneration(config), seed)
+    model.generation_config.eos_token_id = words.eos_token_id
+    model.save_pretrained(path)
+    eye = Emu3ImageProcessor(min_pixels=side * side, max_pixels=4 * side * side)
+    Emu3Processor(eye, words, chat_template=EMU3).save_pretrained(path)
+    said = json.loads((path / "processor_config.json").read_text())
+    (path / "processor_config.json").write_text(json.dumps({**said, "ratio": ratio, "image_area": area}))
     return path
