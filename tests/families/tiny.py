@@ -249,7 +249,9 @@ def janus_folder(path: Path, seed: int = 0, side: int = 16, patch: int = 4, code
         generation_kwargs={"boi_token_id": words.convert_tokens_to_ids("<begin_of_image>")},
     )
     model.save_pretrained(path)
-    eye = JanusImageProcessorPil(size={"height": side, "width": side}, image_mean=[0.5] * 3, image_std=[0.4, 0.5, 0.6])
+    eye = JanusImageProcessorPil(
+        size={"height": side, "width": side}, min_size=1, image_mean=[0.5] * 3, image_std=[0.4, 0.5, 0.6]
+    )
     count = (side // patch) ** 2
     JanusProcessor(eye, words, chat_template=JANUS, num_image_tokens=count).save_pretrained(path)
     return path
