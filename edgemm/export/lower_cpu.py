@@ -1,9 +1,10 @@
 """Lowering for x86 and ARM CPUs: ONNX Runtime's own block-quantized and dynamic int8 products.
 
-Weights of the transformer in blocks of 32 (MatMulNBits, accuracy level 4: int8 arithmetic), 8 bits or 4; its embedding
-in 8 bits (GatherBlockQuantized).  In int4 what makes keys and values keeps 8 bits in the layers that drawing reads: the
-denoiser looks at them at every step.  Conditioner and denoiser in dynamic int8 with their first and last products in
-float.  The eye and the image decoder stay in float.  What a precision does not touch keeps its reference graph.
+Weights of the transformer, and of heads apart from it, in blocks of 32 (MatMulNBits, accuracy level 4: int8
+arithmetic), 8 bits or 4; its embedding in 8 bits (GatherBlockQuantized).  In int4 what makes keys and values keeps 8
+bits in the layers that drawing reads: the denoiser looks at them at every step.  Conditioner and denoiser in dynamic
+int8 with their first and last products in float.  Eyes, tokenizers of pictures and the image decoder stay in float.
+What a precision does not touch keeps its reference graph.
 """
 
 from __future__ import annotations
@@ -25,6 +26,8 @@ __all__ = ["PRECISIONS", "lower"]
 PRECISIONS = ("fp32", "int8", "int4")
 BLOCK = 32
 BITS = {"int8": 8, "int4": 4}
+IN_FLOAT = ("image_encoder", "image_decoder", "image_embedder", "vq_encoder", "vq_decoder")
+HEADS = ("text_head", "image_head")
 PRODUCTS = ("MatMul", "Gemm")
 
 
@@ -32,8 +35,12 @@ def lower(component: str, reference: ModelProto, precision: str, drawing_depth: 
     """The component's graph for CPUs and the precision it really has; drawing reads layers below `drawing_depth`."""
     if precision not in PRECISIONS:
         raise UsageError(f"precision {precision!r} is none of: {', '.join(PRECISIONS)}")
-    if precision == "fp32" or component in ("image_encoder", "image_decoder"):
+    if precision == "fp32" or component in IN_FLOAT:
         return reference, "fp32"
+    if component in HEADS:
+        copy = ModelProto()
+        copy.CopyFrom(reference)
+        return _in_blocks(_with_plain_weights(copy), BITS[precision]), precision
     if component == "transformer":
         return _block_quantized(reference, BITS[precision], drawing_depth), precision
     return _dynamic_int8(reference), "int8"
@@ -92,19 +99,46 @@ def _suits_k_quant(model: ModelProto) -> bool:
 
 
 def _quantize_embedding(model: ModelProto) -> None:
-    """The tied embedding: rows gathered from 8-bit blocks; the head becomes a MatMul that the block quantizer takes.
+    """The embedding: rows gathered from 8-bit blocks; a head, tied or not, becomes a MatMul that the quantizer takes.
 
     A width that is no multiple of a block keeps its rows in float.
     """
     weights = {tensor.name: tensor for tensor in model.graph.initializer}
     gather = next(n for n in model.graph.node if n.op_type == "Gather" and n.input[0] in weights)
-    head = next(n for n in model.graph.node if n.op_type in PRODUCTS and n.output[0] == "logits")
     table = numpy_helper.to_array(weights[gather.input[0]])  # (vocab, width)
-    product = helper.make_node("MatMul", [head.input[0], "head_weight"], list(head.output), name="logits_head")
-    model.graph.initializer.append(numpy_helper.from_array(np.ascontiguousarray(table.T), "head_weight"))
-    _replace(model, head, product)
+    _with_plain_weights(model)
     if table.shape[1] % BLOCK == 0:
         _replace(model, gather, _gather_of_blocks(model, gather, table))
+    _drop_unused(model, {tensor.name: tensor for tensor in model.graph.initializer})
+
+
+def _with_plain_weights(model: ModelProto) -> ModelProto:
+    """Products of weights stored the other way round (Gemm, or a Transpose before) as the MatMul that is quantized."""
+    weights = {tensor.name: tensor for tensor in model.graph.initializer}
+    turned = {n.output[0]: n.input[0] for n in model.graph.node if n.op_type == "Transpose" and n.input[0] in weights}
+    for number, node in enumerate([n for n in model.graph.node if n.op_type in PRODUCTS]):
+        name = turned.get(node.input[1], node.input[1])
+        across = node.input[1] in turned or any(a.name == "transB" and a.i for a in node.attribute)
+        if name not in weights or not across:
+            continue
+        plain, bias = f"head_weight_{number}", node.input[2:3]
+        table = numpy_helper.to_array(weights[name])  # (out, in)
+        model.graph.initializer.append(numpy_helper.from_array(np.ascontiguousarray(table.T), plain))
+        said = f"{node.output[0]}_product" if bias else node.output[0]
+        product = helper.make_node("MatMul", [node.input[0], plain], [said], name=f"head_{number}")
+        position = list(model.graph.node).index(node)
+        _replace(model, node, product)
+        if bias:
+            model.graph.node.insert(position + 1, helper.make_node("Add", [said, *bias], list(node.output)))
+    _drop_unused(model, weights)
+    return model
+
+
+def _drop_unused(model: ModelProto, weights: dict[str, TensorProto]) -> None:
+    read = {name for node in model.graph.node for name in node.input}
+    for node in [n for n in model.graph.node if n.op_type == "Transpose" and n.input[0] in weights]:
+        if node.output[0] not in read:
+            model.graph.node.remove(node)
     used = {name for node in model.graph.node for name in node.input}
     for name, tensor in weights.items():
         if name not in used:

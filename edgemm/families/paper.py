@@ -8,12 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 from edgemm.families.family import without_copies
 from edgemm.families.hf_checkpoint import skeleton
 from edgemm.families.table import Found, load_family
 
-__all__ = ["Paper", "describe", "measure"]
+__all__ = ["Paper", "as_json", "describe", "measure"]
 
 BITS = {"fp32": 32.0, "int8": 8.5, "int4": 4.6}  # a weight: blocks of 32 carry a 16-bit scale, 4 bits also a zero-point
 ALWAYS_FLOAT = ("image_encoder", "image_embedder", "vq_encoder", "vq_decoder")  # as export/lower_cpu.py leaves them
@@ -57,13 +58,30 @@ def measure(found: Found) -> Paper:
 
 
 def describe(paper: Paper) -> Iterator[str]:
-    yield f"{paper.name}: {paper.architecture}, family {paper.family}, {paper.parameters / 1e6:.1f}M parameters"
+    yield f"{paper.name}: {paper.architecture}, family {paper.family}, {_count(paper.parameters)} parameters"
     for name, count in paper.components.items():
-        yield f"  {name:<16}{count / 1e6:>10.1f}M"
+        yield f"  {name:<16}{_count(count):>10}"
     sizes = ", ".join(f"{precision} {_bytes(paper.bundle_bytes(precision))}" for precision in PRECISIONS)
     yield f"bundle, estimated: {sizes}"
     yield f"keys and values: {_bytes(paper.kv_bytes())} a token, {_bytes(paper.kv_bytes(2048))} for 2048"
     yield f"leaves out: {paper.cannot}"
+
+
+def as_json(paper: Paper) -> dict[str, Any]:
+    return {
+        "name": paper.name,
+        "architecture": paper.architecture,
+        "family": paper.family,
+        "parameters": paper.parameters,
+        "components": paper.components,
+        "bundle_bytes": {precision: paper.bundle_bytes(precision) for precision in PRECISIONS},
+        "kv_bytes_per_token": paper.kv_bytes(),
+        "estimated": True,
+    }
+
+
+def _count(numbers: float) -> str:
+    return f"{numbers / 1e6:.1f}M" if numbers >= 1e6 else f"{numbers / 1e3:.1f}K"
 
 
 def _bytes(count: float) -> str:

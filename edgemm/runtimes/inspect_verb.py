@@ -1,11 +1,17 @@
-"""`edgemm inspect BUNDLE`: what is in a bundle, from its manifest alone; nothing is hashed or run."""
+"""`edgemm inspect BUNDLE`: what is in a bundle, from its manifest alone; nothing is hashed or run.
+
+With --estimate it takes the folder of a foreign checkpoint, and says from config.json how large its bundle would be.
+"""
 
 from __future__ import annotations
 
 import argparse
+import json
 from collections.abc import Iterable
+from pathlib import Path
 
 from edgemm.bundle import Bundle, open_bundle
+from edgemm.errors import InputError, MissingError
 
 __all__ = ["HELP", "add_arguments", "describe", "run"]
 
@@ -15,11 +21,33 @@ HELP = "what is in a bundle"
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("bundle", metavar="BUNDLE", help="the folder that `edgemm export` wrote")
     parser.add_argument("--json", action="store_true", help="print the manifest")
+    parser.add_argument(
+        "--estimate",
+        action="store_true",
+        help="BUNDLE is a Hugging Face folder: parameters, bundle and cache sizes, from its config.json alone",
+    )
 
 
 def run(args: argparse.Namespace) -> int:
+    if args.estimate:
+        return _estimate(Path(args.bundle), args.json)
     bundle = open_bundle(args.bundle, verify=False)
     print(bundle.manifest.to_json() if args.json else "\n".join(describe(bundle)), end="" if args.json else "\n")
+    return 0
+
+
+def _estimate(folder: Path, as_json: bool) -> int:
+    from edgemm.families.table import find_foreign
+
+    found = find_foreign(folder)
+    if found is None:
+        raise InputError(f"{folder}: no config.json of a Hugging Face model; --estimate reads nothing else")
+    try:
+        from edgemm.families import paper
+    except ImportError as error:
+        raise MissingError(f"--estimate needs {error.name or error}: pip install 'edgemm[families,ort]'") from error
+    measured = paper.measure(found)
+    print(json.dumps(paper.as_json(measured)) if as_json else "\n".join(paper.describe(measured)))
     return 0
 
 

@@ -26,7 +26,7 @@ def drawn_by_library(model, library, processor, guidance: float, seed: int, nega
     area = {"image_area": rows * columns * 64, "ratio": f"{columns}:{rows}"}
     asked = {"return_for_image_generation": True, "return_tensors": "pt", **area}
     inputs, blank = processor(text=PROMPT, **asked), processor(text=negative, **asked)
-    assert inputs.pop("image_sizes")[0].tolist() == [rows, columns]
+    assert [int(size) for size in inputs.pop("image_sizes")[0]] == [rows, columns]
     start, ids_of = inputs["input_ids"].shape[1], processor.tokenizer.convert_tokens_to_ids
     ends = [ids_of("<|extra_201|>"), ids_of("<|image end|>"), ids_of("<eos>")]
 

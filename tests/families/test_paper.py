@@ -1,0 +1,91 @@
+"""Sizes on paper: published checkpoints, from their configs alone, beside the counts that their makers publish."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("transformers")
+
+from transformers import ChameleonConfig, Emu3Config, JanusConfig, LlamaConfig, LlavaConfig
+
+from edgemm.cli import main
+from edgemm.families.paper import measure
+from edgemm.families.table import find_foreign
+
+VOCABULARY = {"<image>": 4, "<|extra_200|>": 5}
+
+
+def janus(width: int, ffn: int, depth: int, heads: int) -> JanusConfig:
+    """Janus-Pro as published: SigLIP-L, a VQ tokenizer of 16,384 codes, and a DeepSeek-LLM in Llama's shape."""
+    text = LlamaConfig(
+        vocab_size=102_400,
+        hidden_size=width,
+        intermediate_size=ffn,
+        num_hidden_layers=depth,
+        num_attention_heads=heads,
+        num_key_value_heads=heads,
+    )
+    joined = {"projection_dim": width}
+    return JanusConfig(
+        text_config=text.to_dict(),
+        vision_config={"projection_dim": width},
+        vq_config={**joined, "image_token_embed_dim": width},
+        tie_word_embeddings=False,
+    )
+
+
+SMOL = LlamaConfig(
+    vocab_size=49_152,
+    hidden_size=576,
+    intermediate_size=1536,
+    num_hidden_layers=30,
+    num_attention_heads=9,
+    num_key_value_heads=3,
+    tie_word_embeddings=True,
+)
+
+PUBLISHED = {  # name -> config, architecture, parameters in billions as its maker counts, K/V numbers a token
+    "smollm2-135m": (SMOL, "LlamaForCausalLM", 0.1345, 2 * 30 * 3 * 64),
+    "llava-1.5-7b": (LlavaConfig(), "LlavaForConditionalGeneration", 7.06, 2 * 32 * 32 * 128),
+    "janus-pro-1b": (janus(2048, 5632, 24, 16), "JanusForConditionalGeneration", 2.09, 2 * 24 * 16 * 128),
+    "janus-pro-7b": (janus(4096, 11_008, 30, 32), "JanusForConditionalGeneration", 7.42, 2 * 30 * 32 * 128),
+    "chameleon-7b": (
+        ChameleonConfig(vocabulary_map=VOCABULARY),
+        "ChameleonForConditionalGeneration",
+        7.04,
+        2 * 32 * 32 * 128,
+    ),
+    "emu3": (Emu3Config(vocabulary_map=VOCABULARY), "Emu3ForConditionalGeneration", 8.76, 2 * 32 * 8 * 128),
+}
+
+
+def folder_of(path: Path, name: str) -> Path:
+    config, architecture, *_ = PUBLISHED[name]
+    folder = path / name
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps({**config.to_dict(), "architectures": [architecture]}))
+    return folder
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_parameters_and_cache_are_what_the_makers_publish(tmp_path, name):
+    _, _, billions, kv_numbers = PUBLISHED[name]
+    found = find_foreign(folder_of(tmp_path, name))
+    assert found is not None
+    paper = measure(found)
+    assert paper.parameters / 1e9 == pytest.approx(billions, rel=0.01)
+    assert paper.kv_bytes() == 4 * kv_numbers
+    assert paper.bundle_bytes("fp32") <= 4.04 * paper.parameters + 1
+    assert paper.bundle_bytes("int4") < paper.bundle_bytes("int8") < paper.bundle_bytes("fp32")
+
+
+def test_inspect_estimates_a_folder_without_weights(tmp_path, capsys):
+    folder = folder_of(tmp_path, "smollm2-135m")
+    assert main(["inspect", str(folder), "--estimate"]) == 0
+    assert "134.5M parameters" in capsys.readouterr().out
+    assert main(["inspect", str(folder), "--estimate", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["kv_bytes_per_token"] == 46_080
+    assert main(["inspect", str(tmp_path), "--estimate"]) == 3
