@@ -52,16 +52,21 @@ def check_reading(
 
 
 @contextlib.contextmanager
-def drawn_by_lot(*seeds: int) -> Iterator[None]:
-    """torch.multinomial as the runtime draws: one number of PCG64(seed) a row, in the order of the tokens."""
+def drawn_by_lot(*seeds: int, order: list[int] | None = None) -> Iterator[None]:
+    """torch.multinomial as the runtime draws: one number of PCG64(seed) a row, in the order of codes.
+
+    `order` gives the token id of each code, where codes are tokens of the vocabulary.
+    """
     generators = [np.random.Generator(np.random.PCG64(seed)) for seed in seeds]
 
     def multinomial(probabilities: torch.Tensor, num_samples: int) -> torch.Tensor:
         assert num_samples == 1 and len(probabilities) == len(generators)
         chosen = []
         for row, generator in zip(probabilities.double().numpy(), generators):
-            sums = np.cumsum(row)
-            chosen.append(int(np.searchsorted(sums, generator.random() * sums[-1], side="right").clip(0, len(row) - 1)))
+            ids = np.arange(len(row)) if order is None else np.array(order)
+            sums = np.cumsum(row[ids])
+            place = np.searchsorted(sums, generator.random() * sums[-1], side="right").clip(0, len(ids) - 1)
+            chosen.append(int(ids[place]))
         return torch.tensor(chosen)[:, None]
 
     with pytest.MonkeyPatch.context() as patch:

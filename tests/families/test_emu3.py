@@ -36,7 +36,8 @@ def drawn_by_library(model, library, processor, guidance: float, seed: int, nega
             return [ends[place - rows * (columns + 1)]]
         return [mapping.eol_token_id] if place % (columns + 1) == columns else mapping.image_tokens
 
-    with drawn_by_lot(seed), pytest.MonkeyPatch.context() as patch:
+    order = [mapping.img2bpe[code] for code in range(len(mapping.img2bpe))]
+    with drawn_by_lot(seed, order=order), pytest.MonkeyPatch.context() as patch:
         lot = torch.multinomial
 
         def lot_where_there_is_a_choice(chances: torch.Tensor, num_samples: int) -> torch.Tensor:
