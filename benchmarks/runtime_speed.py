@@ -26,6 +26,7 @@ import numpy as np
 import edgemm
 from edgemm.measure.card import machine_card
 from edgemm.runtimes.model import Model
+from edgemm.runtimes.model_arguments import read_backend
 
 PROMPT = "red heart, fluent style"
 WORDS = "The quick brown fox jumps over the lazy dog and runs home. "
@@ -112,11 +113,6 @@ def start(path: Path, rounds: int) -> dict[str, float]:
         if Path(str(file.locate())).is_file()
     )
     return {"import_s": round(imported, 3), "load_s": round(loaded, 3), "installed_mb": round(installed / 1e6)}
-
-
-def read_backend(words: str) -> dict[str, str] | str:
-    """ "openvino" for all components, or "denoiser=openvino,..." for some."""
-    return dict(pair.split("=", 1) for pair in words.split(",")) if "=" in words else words
 
 
 def main(words: list[str] | None = None) -> int:

@@ -10,6 +10,7 @@ import dataclasses
 import json
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgemm.errors import InputError, UsageError
@@ -40,6 +41,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--repetition-penalty", type=float, default=1.0, help="above 1 repeats less (default 1)")
     parser.add_argument("--seed", type=int, help="the same seed gives the same reply")
     parser.add_argument("--stop", action="append", default=[], metavar="TEXT", help="end there; may be repeated")
+    parser.add_argument("--json-schema", metavar="FILE", help="the reply is JSON of the schema in this file")
     parser.add_argument("--timeout-s", type=float, metavar="S", help="end the reply after so many seconds")
 
 
@@ -72,6 +74,7 @@ def _reply(
         repetition_penalty=args.repetition_penalty,
         seed=args.seed,
         stop=args.stop,
+        json_schema=Path(args.json_schema).read_text(encoding="utf-8") if args.json_schema else None,
         timeout_s=args.timeout_s,
     )
     result = None

@@ -9,13 +9,20 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from edgemm.runtimes.model import Model
 
-__all__ = ["add_model_arguments", "open_model"]
+__all__ = ["add_model_arguments", "open_model", "read_backend"]
 
 
 def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("bundle", metavar="BUNDLE", help="the folder that `edgemm export` wrote")
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda (default %(default)s)")
     parser.add_argument("--threads", type=int, metavar="N", help="default: one a core that may be used")
+    parser.add_argument(
+        "--backend",
+        metavar="COMPONENT=BACKEND,...",
+        help="other libraries on the CPU, for example denoiser=openvino-bf16; one name alone is for all components",
+    )
+    parser.add_argument("--memory-limit-mb", type=float, metavar="MB", help="weights and conversations together")
+    parser.add_argument("--adapter", metavar="FOLDER", help="a LoRA adapter, for bundles exported with --adapters")
     parser.add_argument("--no-verify", action="store_true", help="trust the files: skip their hashes")
     parser.add_argument("--verbose", action="store_true", help="say what it runs on and how long it took, on stderr")
     parser.add_argument("--json", action="store_true", help="print one JSON document")
@@ -24,10 +31,32 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
 def open_model(args: argparse.Namespace) -> Model:
     import edgemm
 
-    model = edgemm.load(args.bundle, device=args.device, threads=args.threads, verify=not args.no_verify)
+    model = edgemm.load(
+        args.bundle,
+        device=args.device,
+        threads=args.threads,
+        verify=not args.no_verify,
+        memory_limit_mb=args.memory_limit_mb,
+        backend=read_backend(args.backend),
+    )
+    if args.adapter:
+        model.load_adapter("adapter", args.adapter)
+        model.set_adapter("adapter")
     if args.verbose:
         threads = model.threads
         spinning = "spinning" if threads.spinning else "not spinning"
         print(f"running on {model.choice}", file=sys.stderr)
+        for component, choice in model.choices.items():
+            if choice != model.choice:
+                print(f"{component} on {choice}", file=sys.stderr)
+        print(model.memory, file=sys.stderr)
         print(f"{threads.count} threads, {spinning}: {threads.why}", file=sys.stderr)
     return model
+
+
+def read_backend(words: str | None) -> str | dict[str, str] | None:
+    """`openvino` for all components, or `denoiser=openvino,image_decoder=openvino` for some."""
+    if words is None or "=" not in words:
+        return words
+    pairs = [pair.partition("=") for pair in words.split(",")]
+    return {component.strip(): backend.strip() for component, _, backend in pairs}
