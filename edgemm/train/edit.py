@@ -52,8 +52,10 @@ class EditTask(DrawTask):
         """How much the picture matters: the loss with other pictures and the right instructions, over the right one."""
         found = super().measures(step)
         tokens, noise, time, rows = self._batch(step)
-        known, others = rows.tolist(), rows.roll(1).tolist()
-        strange = [self.pictures([other])[0] if row else None for row, other in zip(known, others, strict=True)]
+        known = rows.tolist()
+        pictured = [row for row in known if row]  # the others are unconditional, and draw from nothing
+        another = iter(self.pictures(pictured[1:] + pictured[:1]))
+        strange = [next(another) if row else None for row in known]
         losses = []
         for pictures in (self.pictures(known), strange):
             cached = self.model.prompt_cache([self.captions[row] for row in known], pictures)

@@ -106,16 +106,9 @@ def test_a_dataset_without_edits_is_refused(tmp_path, shapes):
 
 
 @pytest.mark.slow
-def test_a_model_that_sees_the_picture_edits_better_than_one_that_does_not(tmp_path, monkeypatch):
-    """The same recipe twice, once with every source picture replaced by a white one."""
-    data = edits_of(tmp_path / "edits", 600)
-    changes = {"data": data, "task": "edit", "start": "micro", "steps": 300, "batch": 32}
-    train(recipe("micro-shapes", tmp_path / "seeing", **changes))
-    look = EditTask.pictures
-    monkeypatch.setattr(
-        EditTask, "pictures", lambda task, rows: [p if p is None else p * 0 + 1 for p in look(task, rows)]
-    )
-    train(recipe("micro-shapes", tmp_path / "blind", **changes))
-    seeing, blind = (np.mean([line["loss"] for line in read_log(tmp_path / name)[-5:]]) for name in ("seeing", "blind"))
-    assert seeing < 0.8 * blind
-    assert np.mean([line["other_picture_over_right"] for line in read_log(tmp_path / "seeing")[-5:]]) > 1.2
+def test_a_model_learns_to_look_at_the_picture(tmp_path):
+    """Somebody else's picture with the right instruction is worse than the right one: at birth it is the same."""
+    changes = {"data": edits_of(tmp_path / "edits", 600), "task": "edit", "start": "micro", "log_every": 20, "ema": 0.9}
+    train(recipe("micro-shapes", tmp_path / "run", **changes, steps=240, batch=16))
+    worth = [line["other_picture_over_right"] for line in read_log(tmp_path / "run")]
+    assert np.mean(worth[-5:]) > 1.015 > np.mean(worth[:3])
