@@ -13,7 +13,7 @@ import tempfile
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import nn
 
 from edgemm.config import ModelConfig
 from edgemm.errors import CheckpointError, UsageError
@@ -30,7 +30,7 @@ from edgemm.train.shrink import block_influence, nano_depths, shrink, spread_ove
 from edgemm.train.teacher_cache import TeacherCache
 from edgemm.train.two_tasks import TwoTasks
 
-__all__ = ["distill"]
+__all__ = ["distill", "healing_adapter"]
 
 QUESTIONS = 64  # that the influence of layers is measured on
 
@@ -133,7 +133,8 @@ def _cut(teacher: Unified, recipe: DistillRecipe, start: Path) -> None:
         adapter = None
         if teacher.adapter and config.base:
             adapter = Path(folder)
-            _renumber_adapter(teacher.adapter, adapter, kept, max(config.denoiser.prefix_layers))
+            first = sum(layer <= max(config.denoiser.prefix_layers) for layer in kept)
+            healing_adapter(student, teacher.adapter, kept, first, recipe, adapter)
         checkpoint.save(student, start, torch.bfloat16, adapter=adapter)
     shown = ", ".join(f"{layer}{'' if layer in kept else '-'} {value:.3f}" for layer, value in enumerate(influence))
     print(f"distill: keeps layers {', '.join(map(str, kept))}; influence (- goes): {shown}", file=sys.stderr)
@@ -153,26 +154,37 @@ def _calibrate(teacher: Unified, recipe: DistillRecipe) -> tuple[list[str], list
     return sorted({caption for sample in samples for caption in sample.captions}), influence
 
 
-def _renumber_adapter(source: Path, output: Path, kept: list[int], deepest: int) -> None:
-    """The teacher's adapter on the layers that were kept, under their new numbers."""
+def healing_adapter(
+    student: Unified, source: Path, kept: list[int], first: int, recipe: DistillRecipe, output: Path
+) -> None:
+    """The teacher's adapter on the layers that were kept, under their new numbers, with room to learn.
+
+    It gets the recipe's rank and target layers where those are more: what is new adds nothing yet.
+    """
     from peft import LoraConfig
     from safetensors.torch import save_file
 
-    document, tensors = checkpoint.read_adapter(source)
-    found: dict[str, Tensor] = {}
-    for name, tensor in tensors.items():
-        head, _, tail = name.partition("layers.")
-        layer, _, rest = tail.partition(".")
-        if int(layer) in kept:
-            found[f"{head}layers.{kept.index(int(layer))}.{rest}"] = tensor
-    names = [name for name in PROJECTIONS if any(f".{name}." in key for key in found)]
-    first = sum(layer <= deepest for layer in kept)
-    LoraConfig(
-        r=document["r"],
-        lora_alpha=document["lora_alpha"],
-        use_rslora=bool(document.get("use_rslora")),
-        target_modules=rf"layers\.({'|'.join(map(str, range(first, len(kept))))})\.\w+\.({'|'.join(names)})",
-    ).save_pretrained(str(output))
+    document, known = checkpoint.read_adapter(source)
+    rank, old = max(recipe.lora_rank, document["r"]), document["r"]
+    scale = checkpoint.adapter_scale(document, old) / 2  # the new one has alpha = 2 rank
+    targets = {name for name in PROJECTIONS if any(f".{name}." in key for key in known)} | set(recipe.lora_targets)
+    random, found = torch.Generator().manual_seed(recipe.seed), {}
+    for number, layer in enumerate(kept[first:], first):
+        for name, module in student.transformer.layers[number].named_modules():
+            if name.rpartition(".")[2] in targets and isinstance(module, nn.Linear):
+                down = torch.randn(rank, module.in_features, generator=random) * module.in_features**-0.5
+                up = torch.zeros(module.out_features, rank)
+                stem = f"base_model.model.layers.{layer}.{name}"
+                if f"{stem}.lora_A.weight" in known:
+                    down[:old] = known[f"{stem}.lora_A.weight"].float()
+                    up[:, :old] = known[f"{stem}.lora_B.weight"].float() * scale
+                stem = f"base_model.model.layers.{number}.{name}"
+                found |= {f"{stem}.lora_A.weight": down, f"{stem}.lora_B.weight": up}
+    names = "|".join(name for name in PROJECTIONS if name in targets)
+    layers = "|".join(map(str, range(first, len(kept))))
+    LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=rf"layers\.({layers})\.\w+\.({names})").save_pretrained(
+        str(output)
+    )
     save_file(found, output / "adapter_model.safetensors", metadata={"format": "pt"})
 
 

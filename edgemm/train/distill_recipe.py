@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from edgemm.errors import UsageError
-from edgemm.train.recipe import Recipe
+from edgemm.train.recipe import PROJECTIONS, Recipe
 
 __all__ = ["DistillRecipe"]
 
@@ -30,6 +30,9 @@ class DistillRecipe(Recipe):
     top_words: int = 64  # of the teacher's distribution that are kept on disk; the rest is one word
     data_weight: float = 0.2  # of the losses against the data itself, beside those against the teacher
     feature_weight: float = 0.5  # of the last features' angle to the teacher's
+    lora_rank: int = 64  # of the adapter that heals the upper layers; the teacher's own is kept in it
+    lora_alpha: int = 128
+    lora_targets: tuple[str, ...] = PROJECTIONS
     # few steps
     few: tuple[str, ...] = ()  # numbers of steps that the student shall draw well in; each divides the largest
     teacher_steps: int = 48  # of the teacher's drawings; a multiple of the largest of `few`

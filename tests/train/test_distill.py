@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from edgemm.cli import main
 from edgemm.errors import InputError
 from edgemm.model import checkpoint
-from edgemm.train.distill import distill
+from edgemm.train.distill import distill, healing_adapter
 from edgemm.train.distill_recipe import DistillRecipe
 from edgemm.train.few_steps import tell_step_size
 from edgemm.train.recipe import read_recipe
@@ -26,7 +26,7 @@ PROMPTS = [f"a {colour} {shape}" for colour in ("red", "green", "blue") for shap
 
 def settings(teacher: Path, output: Path, **changes) -> DistillRecipe:
     given = {"teacher": teacher, "data": EMOJI, "output": output, "threads": 1, "batch": 8, "views": 1, "log_every": 1}
-    given |= {"warmup": 2, "ema": 0.9, "pictures": 32, "lora_rank": 8, "precision": "fp32"}
+    given |= {"warmup": 2, "ema": 0.9, "pictures": 32, "lora_rank": 8, "lora_alpha": 16, "precision": "fp32"}
     return read_recipe(
         None, [f"{key}={value}" for key, value in {"task": "draw", **given, **changes}.items()], DistillRecipe
     )
@@ -100,6 +100,37 @@ def test_what_the_teacher_said_is_on_disk_once_a_step_and_is_not_asked_for_again
     assert [file.stat().st_mtime_ns for file in files] == times
     with pytest.raises(InputError, match="holds answers of another teacher or recipe"):
         distill(settings(teacher, nano, student="nano", transformer_layers=4, steps=31, temperature=1.0))
+
+
+def test_an_adapter_keeps_what_it_says_of_the_layers_that_stay_and_gets_room(teacher, tmp_path):
+    from peft import LoraConfig, get_peft_model
+
+    from edgemm.train.shrink import shrink, student_expert
+
+    model = checkpoint.load(teacher)
+    before = {name: tensor.clone() for name, tensor in model.transformer.state_dict().items()}
+    config = LoraConfig(r=2, lora_alpha=3, use_rslora=True, target_modules=r"layers\.[45]\.\w+\.(q_proj|down_proj)")
+    peft = get_peft_model(model.transformer, config)
+    for index, (name, parameter) in enumerate(peft.named_parameters()):
+        if "lora_" in name:
+            parameter.data = torch.randn(parameter.shape, generator=torch.Generator().manual_seed(index)) * 0.1
+    peft.save_pretrained(tmp_path / "old")
+    merged = peft.merge_and_unload().state_dict()
+    plain = checkpoint.load(teacher)
+    expert = student_expert(plain.config, 2)
+    student, kept = shrink(plain, 4, expert, [0.9, 0.1, 0.1, 0.6, 0.1, 0.5], PROMPTS, "cut")
+    assert kept[-1] == 5 and 4 not in kept
+    first = len([layer for layer in kept if layer <= 3])
+    recipe = settings(teacher, tmp_path / "run", student="nano", lora_rank=8)
+    healing_adapter(student, tmp_path / "old", kept, first, recipe, tmp_path)
+    checkpoint.merge_adapter(student, tmp_path)
+    ours = student.transformer.state_dict()
+    last = len(kept) - 1
+    for name in ("self_attn.q_proj", "mlp.down_proj", "mlp.up_proj"):
+        found, wanted = ours[f"layers.{last}.{name}.weight"], merged[f"layers.5.{name}.weight"]
+        torch.testing.assert_close(found, wanted, atol=1e-5, rtol=1e-5)
+    assert not torch.equal(merged["layers.5.mlp.down_proj.weight"], before["layers.5.mlp.down_proj.weight"])
+    assert len(load_file(tmp_path / "adapter_model.safetensors")) == 2 * 7 * (len(kept) - first)
 
 
 def test_a_cut_short_answer_is_never_taken_for_a_whole_one(tmp_path):
