@@ -37,7 +37,7 @@ def parts(checkpoint: Checkpoint) -> Parts:
     model, config, processor = checkpoint.model, checkpoint.config, checkpoint.processor
     if config.swin_norm:
         raise CheckpointError(f"{checkpoint.folder}: norms after each part (swin_norm, Chameleon-30B) are not built")
-    check_llama_shaped(config, checkpoint.folder, config.max_position_embeddings)
+    most = check_llama_shaped(config, checkpoint.folder)
     rule = picture_rule(processor.image_processor, checkpoint.folder)
     vq, mapping = model.model.vqmodel, model.model.vocabulary_mapping
     table = mapping.img2bpe_mapping_tensor.long()
@@ -74,6 +74,6 @@ def parts(checkpoint: Checkpoint) -> Parts:
         graphs={encoder.name: encoder, transformer.name: transformer},
         inputs={encoder.name: {"pixels": pictures}, transformer.name: example_tokens(transformer, ids)},
         text=text,
-        most_context=config.max_position_embeddings,
+        most_context=most,
         tables={CODE_IDS: id_table([int(token) for token in torch.tensor(mapping.image_tokens)])},
     )

@@ -51,8 +51,7 @@ class CodeDecoder(nn.Module):
 
 def parts(checkpoint: Checkpoint) -> Parts:
     model, config, processor = checkpoint.model, checkpoint.config, checkpoint.processor
-    most = config.text_config.max_position_embeddings
-    check_llama_shaped(config.text_config, checkpoint.folder, most)
+    most = check_llama_shaped(config.text_config, checkpoint.folder)
     vq, mapping, factor = model.model.vqmodel, model.model.vocabulary_mapping, model.model.vqmodel.vision_spatial_factor
     if factor != processor.downsample_ratio:
         raise CheckpointError(f"{checkpoint.folder}: a code covers {factor} pixels, not {processor.downsample_ratio}")

@@ -62,8 +62,7 @@ class CodeDecoder(nn.Module):
 def parts(checkpoint: Checkpoint) -> Parts:
     model, config = checkpoint.model, checkpoint.config
     whole, width = model.model, config.text_config.hidden_size
-    most = config.text_config.max_position_embeddings
-    check_llama_shaped(config.text_config, checkpoint.folder, most)
+    most = check_llama_shaped(config.text_config, checkpoint.folder)
     rule = picture_rule(checkpoint.processor.image_processor, checkpoint.folder, pads=True)
     eye = Eye(rule, lambda x: whole.aligner(whole.vision_model(x).last_hidden_state), whole.vision_model, whole.aligner)
     pictures, side = example_pictures(rule.size), config.vq_config.num_patches

@@ -22,13 +22,13 @@ def pieces(model: Any) -> Pieces:
 
 def parts(checkpoint: Checkpoint) -> Parts:
     model, config = checkpoint.model, checkpoint.config
-    check_llama_shaped(config, checkpoint.folder, config.max_position_embeddings)
+    most = check_llama_shaped(config, checkpoint.folder)
     graph = transformer_component(model.model, model.lm_head)
     return Parts(
         graphs={graph.name: graph},
         inputs={graph.name: example_tokens(graph, checkpoint.tokenizer(EXAMPLE)["input_ids"])},
         text=_text_loop(checkpoint),
-        most_context=config.max_position_embeddings,
+        most_context=most,
     )
 
 

@@ -72,16 +72,14 @@ def rms(norm: Any, x: Tensor) -> Tensor:
     return nn.functional.rms_norm(x, (x.shape[-1],), norm.weight, norm.variance_epsilon)
 
 
-def check_llama_shaped(config: Any, folder: Any, most_context: int) -> None:
-    """Refuses what this graph would get wrong."""
+def check_llama_shaped(config: Any, folder: Any) -> int:
+    """Refuses what this graph would get wrong; gives the longest context for which it is right."""
     kind = (config.rope_parameters or {}).get("rope_type", "default")
     if kind not in FIXED_ROTARY:
         raise CheckpointError(f"{folder}: rotary embedding {kind!r}, this export knows: {', '.join(FIXED_ROTARY)}")
     window = getattr(config, "sliding_window", None)
-    if window is not None and getattr(config, "use_sliding_window", True) and window < most_context:
-        raise CheckpointError(
-            f"{folder}: sees {window} tokens back only, and {most_context} are asked for: --max-context {window}"
-        )
+    slides = window is not None and getattr(config, "use_sliding_window", True)
+    return min(config.max_position_embeddings, window) if slides else config.max_position_embeddings
 
 
 def transformer_component(text: Any, head: Any) -> ComponentGraph:

@@ -31,7 +31,7 @@ def pieces(model: Any) -> Pieces:
 
 def parts(checkpoint: Checkpoint) -> Parts:
     model, config = checkpoint.model, checkpoint.config
-    check_llama_shaped(config.text_config, checkpoint.folder, config.text_config.max_position_embeddings)
+    most = check_llama_shaped(config.text_config, checkpoint.folder)
     rule = picture_rule(checkpoint.processor.image_processor, checkpoint.folder)
     pictures = example_pictures(rule.size)
 
@@ -73,7 +73,7 @@ def parts(checkpoint: Checkpoint) -> Parts:
         graphs={encoder.name: encoder, transformer.name: transformer},
         inputs={encoder.name: {"pixels": pictures}, transformer.name: example_tokens(transformer, ids, tokens)},
         text=text,
-        most_context=config.text_config.max_position_embeddings,
+        most_context=most,
     )
 
 

@@ -47,11 +47,11 @@ def picture_rule(processor: Any, folder: Any, pads: bool = False, size: int | No
         if side["shortest_edge"] != found["height"]:
             raise CheckpointError(f"{folder}: pictures are resized to {side} and cut to {found}; expected one size")
     else:
-        found = side if "height" in side else {"height": size, "width": size}
-    if found["height"] != found["width"] or not found["height"]:
+        found = {"height": size, "width": size} if size else side
+    if not found.get("height") or found["height"] != found.get("width"):
         raise CheckpointError(f"{folder}: pictures become {found}; this export reads squares")
     return PictureRule(
-        int(size or found["height"]),
+        int(found["height"] or 0),
         fit,
         FILTERS[int(settings.get("resample", 3))],
         background,  # type: ignore[arg-type]
