@@ -1,7 +1,7 @@
 """What the judges look with: EfficientNet-Lite0, frozen, as it was trained on photographs.
 
 Three depths are kept, because they see different things: the outline of a drawing, its parts, and what it is.  Each
-feature map is averaged onto a 4 x 4 grid.  The last layer's mean is what KID-Lite0 compares.
+feature map is averaged onto a 4 x 4 grid, that of the last one.  The last layer's mean is what KID-Lite0 compares.
 torch is needed here; label_scorer.py, which judges, is numpy alone.
 Axes: b pictures, S side.
 """
@@ -12,8 +12,8 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch.nn.functional import adaptive_avg_pool2d, relu6
 
+from edgemm.config import LITE0_CHANNELS
 from edgemm.data.progress import progress
 from edgemm.evaluate.pictures import resized
 from edgemm.model.lite0 import Lite0, lite0_weights
@@ -21,9 +21,9 @@ from edgemm.model.lite0 import Lite0, lite0_weights
 __all__ = ["GRID_WIDTHS", "Eye", "Looks"]
 
 SIDE = 128  # pixels; smaller pictures are enlarged: Lite0 was made for 224 and sees little in 64
-GRID = 4
-CHANNELS = {7: 80, 10: 112, 14: 192}  # the last block of three stages -> its channels
-GRID_WIDTHS = tuple(channels * GRID**2 for channels in CHANNELS.values())  # columns of `grids`, a depth after the other
+DEPTHS = (7, 10, 14)  # the last block of three stages
+SQUARES = (SIDE // 32) ** 2
+GRID_WIDTHS = tuple(LITE0_CHANNELS[depth] * SQUARES for depth in DEPTHS)  # columns of `grids`, a depth after the other
 BATCH = 32
 
 
@@ -37,7 +37,7 @@ class Looks:
 
 class Eye:
     def __init__(self) -> None:
-        self.net = Lite0().eval()
+        self.net = Lite0(DEPTHS).eval()
         self.net.load_state_dict(lite0_weights())
 
     def look(self, pictures: np.ndarray, what: str = "looking") -> Looks:
@@ -51,10 +51,6 @@ class Eye:
 
     @torch.no_grad()
     def _look(self, pixels: torch.Tensor) -> tuple[np.ndarray, np.ndarray]:
-        x, grids = relu6(self.net.stem((pixels * 255 - 127) / 128)), []
-        for index, block in enumerate(self.net.blocks):
-            x = block(x)
-            if index in CHANNELS:
-                grids.append(adaptive_avg_pool2d(x, GRID).flatten(1))
-        pooled = relu6(self.net.head(x)).mean(dim=(2, 3))
-        return torch.cat(grids, dim=1).numpy(), pooled.numpy()
+        features = self.net(pixels).transpose(1, 2)  # (b, channels, squares)
+        middle = sum(LITE0_CHANNELS[depth] for depth in DEPTHS)
+        return features[:, :middle].flatten(1).numpy(), features[:, middle:].mean(-1).numpy()

@@ -40,6 +40,8 @@ def test_reading_has_layers_of_its_own_above_those_the_denoiser_reads(preset):
         ("vision", {"image_size": 30}, "image_size 30 is not a multiple of stride 8"),
         ("vision", {"feature_width": 191}, "gives feature_width 192 at stride 8, not 191 at 8"),
         ("vision", {"encoder": "lite0"}, "gives feature_width 1280 at stride 32, not 192 at 8"),
+        ("vision", {"blocks": (7,)}, "block 7 of encoder patch"),
+        ("vision", {"words": 9}, "words 9 and word_tokens 0: both or neither"),
         ("image_tokens", {"kind": "vq"}, "'vq': only 'patch' is built"),
         ("image_tokens", {"patch": 5}, "image_size 32 is not a multiple of patch 5"),
         ("denoiser", {"heads": 3}, "width 128 is not a multiple of heads 3"),
