@@ -18,6 +18,7 @@ __all__ = ["LENGTH", "NEVER", "VisualWords"]
 
 LENGTH = 30.0  # of a picture's standardised features: steps of 0.001 then move its logits enough
 LIKELIEST = 8  # words that are mixed
+SHARPNESS = 3.0  # of the mixture: words are taught with smoothed targets, and a blend of many is no word to read
 NEVER = -1e4  # bias of a word that is not taught
 
 
@@ -58,4 +59,4 @@ class VisualWords(nn.Module):
         """(b, m, f) -> the mixed spelling (b, j, w)."""
         likeliest, words = self.logits(features).topk(LIKELIEST, dim=-1)  # (b, LIKELIEST)
         spelled = self.letters[self.spelling[words]]  # (b, LIKELIEST, j, w)
-        return (likeliest.softmax(-1)[:, :, None, None] * spelled).sum(1)
+        return ((SHARPNESS * likeliest).softmax(-1)[:, :, None, None] * spelled).sum(1)

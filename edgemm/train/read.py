@@ -164,10 +164,10 @@ class ReadTask:
         """The same as hidden states (scored tokens, w), of this model or of a teacher with the same eye."""
         rows, prompts, answers, random = self._batch(step)
         views = random.integers(self.features.shape[1], size=len(rows))
-        mine = self.share.of(len(rows))
-        rows, views, prompts, answers = rows[mine], views[mine], prompts[mine], answers[mine]
+        features, mine = self._blended(rows, views, random), self.share.of(len(rows))
+        features, rows, prompts, answers = features[mine], rows[mine], prompts[mine], answers[mine]
         device = model.image_encoder.position.device
-        image_tokens = model.image_encoder.project(self.features[rows, views].to(device).float())  # (b, m, w)
+        image_tokens = model.image_encoder.project(features.to(device))  # (b, m, w)
         length = max(len(p.ids) + len(a) for p, a in zip(prompts, answers, strict=True)) - 1
         ids = torch.zeros(len(rows), length, dtype=torch.long)
         index, limit = torch.full_like(ids, -1), torch.arange(length).repeat(len(rows), 1)
@@ -189,6 +189,15 @@ class ReadTask:
         _, prompts, answers, _ = self._batch(step)
         counts = [len(answer) if is_pictured(prompt) else 0 for prompt, answer in zip(prompts, answers, strict=True)]
         return sum(counts), sum(map(len, answers)) - sum(counts)
+
+    def _blended(self, rows: np.ndarray, views: np.ndarray, random: np.random.Generator) -> Tensor:
+        """The views' features (b, m, f), each with a share of another picture's, up to recipe.blend, mixed in."""
+        features = self.features[rows, views].float()
+        if not self.recipe.blend:
+            return features
+        shares = torch.from_numpy(random.uniform(0, self.recipe.blend, len(rows))).float()[:, None, None]
+        others = self.features[random.integers(len(self.features), size=len(rows)), 0].float()
+        return torch.lerp(features, others, shares)
 
     def _batch(self, step: int) -> tuple[np.ndarray, list[TextPrompt], list[list[int]], np.random.Generator]:
         """Some text without a picture; of the others half ask what it is, half the other kinds of question."""

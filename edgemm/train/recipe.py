@@ -35,7 +35,7 @@ RANGES: tuple[tuple[tuple[str, ...], float, float], ...] = (
         0,
         LARGEST,
     ),
-    (("reply_share",), 0, 0.9),
+    (("reply_share", "blend"), 0, 0.9),
     (("clip", "loss_floor"), 1e-6, LARGEST),
     (("drop_prompt", "decay", "ema"), 0, 1),
 )
@@ -86,6 +86,7 @@ class Recipe:
     loss_floor: float = 0.1  # smallest 1 - t in the velocity loss
     # reading
     views: int = 4  # changed views of each picture, computed once
+    blend: float = 0.0  # largest share of another picture in what the eye saw: unseen pictures look like several words
     align_steps: int = 0  # steps of pulling image tokens to their labels' embeddings, before the first step (align.py)
     word_steps: int = 0  # steps of teaching visual words their labels, before the first step; needs vision words
     train_projection: bool = True  # false keeps the aligned projection and trains the adapter alone

@@ -197,3 +197,16 @@ def test_the_stored_adapter_is_in_pefts_own_layout(read):
     tensors = load_file(read / "checkpoint" / checkpoint.ADAPTER / "adapter_model.safetensors")
     assert "base_model.model.layers.4.self_attn.q_proj.lora_A.weight" in tensors
     assert len(tensors) == 2 * 2 * 4  # two layers, four targets, A and B
+
+
+def test_blended_features_keep_at_least_half_of_their_own_picture(drawn, tmp_path):
+    start = checkpoint.load(drawn / "checkpoint").requires_grad_(False)
+    blended = ReadTask(start, recipe("micro-read", tmp_path, data=EMOJI, batch=8, blend=0.5))
+    rows, views = np.arange(8), np.zeros(8, dtype=int)
+    own = blended.features[rows, views].float()
+    found = blended._blended(rows, views, np.random.default_rng(0))
+    again = blended._blended(rows, views, np.random.default_rng(0))
+    assert torch.equal(found, again)
+    distance = (own[:, None] - found[None]).flatten(2).norm(dim=-1)  # (own, found)
+    assert (distance.argmin(0) == torch.arange(8)).all()
+    assert (distance.diagonal() > 0).all()
