@@ -16,8 +16,9 @@ KEY := $(shell (echo "$(TORCH) $(WEIGHTS) $(ORACLES)"; cat pyproject.toml constr
 READY = $(VENV)/ready-$(KEY)
 
 # Tiny models on many threads only wait for one another.  No test may need a network.
-TEST_ENV = OMP_NUM_THREADS=$${OMP_NUM_THREADS:-2} TOKENIZERS_PARALLELISM=false HF_HUB_OFFLINE=1
-PYTEST = $(TEST_ENV) $(VENV)/bin/python -m pytest -q
+TEST_ENV = OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} TOKENIZERS_PARALLELISM=false HF_HUB_OFFLINE=1
+# One process a core, each file in one of them: models that a file trains once are trained once.
+PYTEST = $(TEST_ENV) $(VENV)/bin/python -m pytest -q -n $${WORKERS:-2} --dist loadfile
 
 .PHONY: help demo test test-slow check format setup clean
 .DEFAULT_GOAL := help

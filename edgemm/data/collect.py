@@ -74,9 +74,7 @@ def questions_of(sample: Sample, entry: Entry) -> list[Question]:
     if fields.get("label"):
         made.append(Question(sample.id, "label", "What is this?", sample.label, None, sample.split))
     if any(fields.get(name) for name in CAPTION_FIELDS):
-        made.append(
-            Question(sample.id, "caption", "Describe the picture.", sample.captions[-1], None, sample.split)
-        )
+        made.append(Question(sample.id, "caption", "Describe the picture.", sample.captions[-1], None, sample.split))
     asked = fields.get("questions") or ([fields] if fields.get("question") else [])
     if not isinstance(asked, list):
         raise InputError(f"{entry.where}: questions is a {type(asked).__name__}, expected a list")

@@ -13,7 +13,8 @@ withheld from every style); `held-out-pair` (a label trained in another style an
 (pictures for training an independent judge: never train on them, never report on them); `test` (what the owner of other
 pictures withheld).
 
-Writing is in writer.py, what goes in is in emoji.py, compose.py, shapes.py and, for other people's, collect.py.  Nothing here needs Pillow.
+Writing is in writer.py, what goes in is in emoji.py, compose.py, shapes.py and, for other people's, collect.py.
+Nothing here needs Pillow.
 """
 
 from __future__ import annotations
@@ -196,6 +197,6 @@ def _check_references(
         ends = [splits.get(edit.source, "not there"), splits.get(edit.target, "not there")]
         if "not there" in ends or edit.split not in ends:
             raise InputError(
-                f"{path / 'edits.jsonl'}: an edit of split {edit.split!r} goes from {edit.source!r} to {edit.target!r}, "
-                f"which are {ends[0]!r} and {ends[1]!r}"
+                f"{path / 'edits.jsonl'}: an edit of split {edit.split!r} goes from {edit.source!r} to "
+                f"{edit.target!r}, which are {ends[0]!r} and {ends[1]!r}"
             )

@@ -26,7 +26,17 @@ from edgemm.data.scene_questions import count_questions, existence_questions, re
 from edgemm.data.words import NUMBERS, plural, with_article
 from edgemm.data.writer import DatasetWriter
 
-__all__ = ["COLOURS", "SHAPES", "TASKS", "WITHHELD", "build_shapes", "draw_scene", "draw_shape", "make_scene", "scene_sample"]
+__all__ = [
+    "COLOURS",
+    "SHAPES",
+    "TASKS",
+    "WITHHELD",
+    "build_shapes",
+    "draw_scene",
+    "draw_shape",
+    "make_scene",
+    "scene_sample",
+]
 
 SHAPES = ("circle", "square", "triangle", "star", "diamond", "cross")
 COLOURS: dict[str, tuple[int, int, int]] = {

@@ -43,7 +43,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     parser.add_argument("--seed", type=int, default=0, help="for questions and scenes (default %(default)s)")
     parser.add_argument(
-        "--source", type=Path, metavar="DIR", help="compose, edits: an emoji dataset to take the emoji from (edits without: shapes); pictures: yours"
+        "--source",
+        type=Path,
+        metavar="DIR",
+        help="compose, edits: an emoji dataset to take from (edits without: shapes); pictures: your folder",
     )
     parser.add_argument("--cache", type=Path, metavar="DIR", help="where packages are kept (default ~/.cache/edgemm)")
     parser.add_argument("--offline", action="store_true", help="use only what the cache holds")
@@ -86,9 +89,7 @@ def run(args: argparse.Namespace) -> int:
         else:
             from edgemm.data.shapes import build_shapes
 
-            count = build_shapes(
-                folder, args.size, scenes, args.seed, [task.replace("-", " ") for task in args.tasks]
-            )
+            count = build_shapes(folder, args.size, scenes, args.seed, [task.replace("-", " ") for task in args.tasks])
     print(
         f"Wrote {count} pictures to {args.output}; look at {args.output / 'contact_sheet.png'}, "
         f"then train with: edgemm train --config RECIPE.toml --set data={args.output}"

@@ -84,7 +84,8 @@ def test_words_beside_a_picture_and_names_of_folders_will_do(tmp_path):
 def test_webdataset_shards_are_read_as_a_stream(tmp_path):
     (tmp_path / "in").mkdir()
     about = json.dumps({"label": "stop", "questions": [{"question": "Go?", "answer": "no", "choices": ["yes", "no"]}]})
-    tar(tmp_path / "in" / "train-000.tar", {"x/1.png": png("red"), "x/1.txt": b"a red light", "x/1.json": about.encode()})
+    members = {"x/1.png": png("red"), "x/1.txt": b"a red light", "x/1.json": about.encode()}
+    tar(tmp_path / "in" / "train-000.tar", members)
     tar(tmp_path / "in" / "val-000.tar", {"2.cls": b"go", "2.png": png("green")})
     dataset = build(tmp_path / "in", tmp_path / "set")
     assert [(s.label, s.captions, s.split) for s in dataset.samples] == [
