@@ -14,6 +14,7 @@ __all__ = [
     "ADAPTER_PREFIX",
     "COMPONENTS",
     "DTYPES",
+    "OPTIONAL",
     "KEYS_AND_VALUES",
     "TensorSpec",
     "check_component",

@@ -216,7 +216,7 @@ class Manifest:
     @staticmethod
     def _check_types(target: str, given: dict[str, str], taken: dict[str, str], giver: str, taker: str) -> None:
         """What one component hands another has one type on both sides."""
-        for name in given.keys() & taken.keys():
+        for name in sorted(given.keys() & taken.keys()):
             if given[name] != taken[name]:
                 raise BundleError(
                     f"targets.{target}: {name!r} is {given[name]} in {giver} and {taken[name]} in {taker}"

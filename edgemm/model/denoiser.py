@@ -74,13 +74,10 @@ class Denoiser(nn.Module):
         )
         self.step_mlp: nn.Sequential | None = None
         if expert.step_size:
-            self.step_mlp = nn.Sequential(
-                nn.Linear(self.time_width, expert.conditioning),
-                nn.SiLU(),
-                nn.Linear(expert.conditioning, expert.conditioning),
-            )
-            nn.init.zeros_(self.step_mlp[2].weight)  # at birth any step is predicted for as one of no size
-            nn.init.zeros_(self.step_mlp[2].bias)
+            last = nn.Linear(expert.conditioning, expert.conditioning)
+            nn.init.zeros_(last.weight)  # at birth any step is predicted for as one of no size
+            nn.init.zeros_(last.bias)
+            self.step_mlp = nn.Sequential(nn.Linear(self.time_width, expert.conditioning), nn.SiLU(), last)
         self.blocks = nn.ModuleList(
             Block(expert.width, expert.heads, expert.ffn_width, expert.conditioning) for _ in range(expert.depth)
         )

@@ -19,7 +19,6 @@ from edgemm.errors import EdgemmError, MissingError, UsageError
 __all__ = ["Constraint", "ConstraintMaker"]
 
 CURE = "pip install 'edgemm[constrained]'"
-COMPACT = {"whitespace_flexible": False}  # a small model that may write blanks writes blanks
 
 
 class ConstraintMaker:
@@ -44,7 +43,11 @@ class ConstraintMaker:
         if grammar is not None:
             source, name = matcher.grammar_from_lark(grammar), "grammar"
         else:
-            source, name = matcher.grammar_from_json_schema(_schema_text(json_schema), defaults=COMPACT), "json_schema"
+            # A small model that may write blanks writes blanks.
+            compact = matcher.grammar_from_json_schema(
+                _schema_text(json_schema), defaults={"whitespace_flexible": False}
+            )
+            source, name = compact, "json_schema"
         with self._lock:
             if self._prepared is None:
                 text = self._path.read_text(encoding="utf-8")

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from edgemm.components import COMPONENTS, pattern
+from edgemm.components import COMPONENTS, OPTIONAL, pattern
 from edgemm.config import DenoiserConfig
 from edgemm.export.component_graphs import component_graphs
 from edgemm.export.example_inputs import example_inputs
@@ -94,10 +94,12 @@ def test_a_model_without_a_layout_hands_none_over():
 
 
 def test_every_component_is_what_the_contract_says(graphs):
-    assert list(graphs) == list(COMPONENTS)
-    for name, (inputs, outputs) in COMPONENTS.items():
-        for expected, specs in ((inputs, graphs[name].inputs), (outputs, graphs[name].outputs)):
-            assert {pattern(spec.name): (spec.dtype, len(spec.shape)) for spec in specs} == expected
+    assert list(graphs) == ["image_encoder", "transformer", "conditioner", "denoiser", "image_decoder"]
+    for name, graph in graphs.items():
+        for allowed, specs in zip(COMPONENTS[name], (graph.inputs, graph.outputs), strict=True):
+            found = {pattern(spec.name): (spec.dtype, len(spec.shape)) for spec in specs}
+            assert found == {stem: kind for stem, kind in allowed.items() if stem in found}
+            assert not allowed.keys() - found.keys() - set(OPTIONAL)
 
 
 def test_examples_have_shapes_of_their_own(model, graphs):

@@ -42,7 +42,7 @@ def test_reading_has_layers_of_its_own_above_those_the_denoiser_reads(preset):
         ("vision", {"encoder": "lite0"}, "gives feature_width 1280 at stride 32, not 192 at 8"),
         ("vision", {"blocks": (7,)}, "block 7 of encoder patch"),
         ("vision", {"words": 9}, "words 9 and word_tokens 0: both or neither"),
-        ("image_tokens", {"kind": "vq"}, "'vq': only 'patch' is built"),
+        ("image_tokens", {"kind": "vq"}, "'vq' are none of: patch, ae"),
         ("image_tokens", {"patch": 5}, "image_size 32 is not a multiple of patch 5"),
         ("denoiser", {"heads": 3}, "width 128 is not a multiple of heads 3"),
         ("denoiser", {"prefix_layers": (0, 1)}, "depth 4 needs as many prefix_layers, not 2"),
