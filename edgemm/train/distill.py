@@ -21,6 +21,7 @@ from edgemm.model import checkpoint
 from edgemm.model.unified import Unified
 from edgemm.train.distill_recipe import DistillRecipe
 from edgemm.train.distill_tasks import DistillDraw, DistillRead
+from edgemm.train.draw import FITTED
 from edgemm.train.few_steps import FewStepTask, record
 from edgemm.train.loop import run_loop
 from edgemm.train.pictures import load_pictures, pick_samples
@@ -141,7 +142,7 @@ def _cut(teacher: Unified, recipe: DistillRecipe, start: Path) -> None:
 
 
 def _calibrate(teacher: Unified, recipe: DistillRecipe) -> tuple[list[str], list[float]]:
-    """Captions of the data, and each layer's influence on questions about it."""
+    """Captions of the data to fit the whitening to, and each layer's influence on questions about it."""
     dataset, samples = pick_samples(recipe.data, recipe.splits, recipe.groups, recipe.pictures)
     row_of = {sample.id: row for row, sample in enumerate(samples)}
     asked = [question for question in dataset.questions if question.sample in row_of]
@@ -151,7 +152,8 @@ def _calibrate(teacher: Unified, recipe: DistillRecipe) -> tuple[list[str], list
     pictures = [samples[row_of[question.sample]] for question in asked]
     pixels = load_pictures(Path(recipe.data), pictures, teacher.config.vision.image_size).float() / 255
     influence = block_influence(teacher, [q.question for q in asked], [q.answer for q in asked], pixels)
-    return sorted({caption for sample in samples for caption in sample.captions}), influence
+    captions = sorted({caption for sample in samples for caption in sample.captions})
+    return [captions[row] for row in spread_over(min(FITTED, len(captions)), len(captions))], influence
 
 
 def healing_adapter(

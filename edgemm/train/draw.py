@@ -23,9 +23,9 @@ from edgemm.train.prompt_store import PromptStore, fits_in_memory
 from edgemm.train.ranks import Share
 from edgemm.train.recipe import Recipe
 
-__all__ = ["DrawTask", "spread"]
+__all__ = ["FITTED", "DrawTask", "spread"]
 
-FITTED = 2048  # prompts that the whitening is fitted to when they are not all stored
+FITTED = 2048  # prompts that the whitening is fitted to where reading them all would take minutes
 
 
 class DrawTask:

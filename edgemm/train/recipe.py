@@ -182,14 +182,19 @@ def _document(path: str | Path | None) -> dict[str, Any]:
         text = "" if path is None else Path(path).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: recipe cannot be read: {error}") from error
+    try:
+        return _toml(text)
+    except ValueError as error:
+        raise InputError(f"{path}: not TOML: {error}") from error
+
+
+def _toml(text: str) -> dict[str, Any]:
+    """Raises ValueError where the text is not TOML."""
     if sys.version_info >= (3, 11):
         import tomllib
     else:
         import tomli as tomllib
-    try:
-        return tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
-        raise InputError(f"{path}: not TOML: {error}") from error
+    return tomllib.loads(text)
 
 
 def _checked(path: str | Path, key: str, value: Any, kind: str) -> Any:
@@ -209,6 +214,8 @@ def _parse(key: str, raw: str, kind: str) -> Any:
         if kind == "bool":
             return {"true": True, "false": False}[raw.lower()]
         if kind.startswith("tuple"):
+            if raw.startswith("["):  # as in the file
+                return tuple(str(item) for item in _toml(f"{key} = {raw}")[key])
             return tuple(item for item in raw.split(",") if item)
         return {"int": int, "float": float}.get(kind, str)(raw)
     except (KeyError, ValueError) as error:

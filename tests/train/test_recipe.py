@@ -45,6 +45,7 @@ def test_overrides_win_and_have_the_fields_types(write):
     recipe = read_recipe(write(WHOLE + "steps = 5\n"), overrides)
     assert (recipe.steps, recipe.learning_rate, recipe.compile, recipe.start) == (7, 1e-4, True, "x=y")
     assert (recipe.groups, recipe.lora_targets) == (("a-b", "c"), ("k_proj",))
+    assert read_recipe(write(WHOLE), ['groups=["a-b", "c"]']).groups == ("a-b", "c")
 
 
 def test_whole_numbers_may_stand_for_fractions_and_lists_for_tuples(write):
@@ -101,6 +102,7 @@ def test_a_wrong_line_is_refused_with_its_key(write, line, message):
         ("lora_rank=0", "lora_rank is 0"),
         ("lora_targets=q_proj,head", "lora_targets is q_proj, head, expected some of: q_proj, k_proj"),
         ("lora_targets=", "lora_targets is empty"),
+        ("groups=[a", "--set groups=.a: expected tuple"),
     ],
 )
 def test_a_wrong_override_is_refused_with_its_key(write, override, message):
