@@ -19,6 +19,7 @@ from edgemm.export.loop_parity import compare_loops, precision_of
 from edgemm.export.manifest_of import manifest_of, papers_of
 from edgemm.export.parity import Comparison, require
 from edgemm.export.passes.adapter_inputs import ADAPTABLE
+from edgemm.export.plan_specs import plan_specs
 from edgemm.export.recorded import PARITY_FILE, PIXELS_FILE, Recorded, parity_document
 from edgemm.export.reference import OPSET, trace
 from edgemm.export.targets import Plan, read_plans
@@ -80,7 +81,9 @@ def export_bundle(
     report(f"{source.name}: family {model.config.family}, {parameters / 1e6:.1f}M parameters; {asked}")
     least_bytes = sum(LEAST_BYTES[precision] for precision in {plan.precision for plan in plans}) * parameters
     with BundleWriter(output, overwrite, int(least_bytes)) as writer, torch.no_grad():
-        written = write_components(model, writer, plans, slots, trace, report, status, adapters, spec)
+        known = (source.name, weights_hash(source))
+        specs = plan_specs(model, plans, spec, known, status)
+        written = write_components(model, writer, plans, slots, trace, report, status, adapters, specs)
         comparisons = written.comparisons
         require(comparisons, "the bundle differs from the model, and was not kept")
         manifest = manifest_of(model, source, written.components, written.targets, slots)
@@ -92,7 +95,7 @@ def export_bundle(
         writer.add_bytes(UNCONDITIONAL, stored_prefix(model, ""))
         status("loops: asking torch")
         recorded = torch_answers(model, precision_of(manifest, plans[0].target), new_tokens)
-        for plan in different_plans(plans):
+        for plan in different_plans(plans, manifest):
             status(f"loops: comparing {plan.target}")
             for comparison in run_loops(Bundle(writer.folder, manifest), plan, recorded, len(plans) > 1):
                 comparisons.append(comparison)
@@ -151,9 +154,10 @@ def _check_context(model: Unified, asked: int | None) -> tuple[int, int]:
     return slots, min(MAX_NEW_TOKENS, slots - prompts)
 
 
-def different_plans(plans: tuple[Plan, ...]) -> list[Plan]:
+def different_plans(plans: tuple[Plan, ...], manifest: Manifest) -> list[Plan]:
     """One plan of those that share every graph."""
-    return list({(plan.dialect, plan.precision): plan for plan in reversed(plans)}.values())[::-1]
+    graphs = {tuple(sorted(manifest.targets[plan.target].items())): plan for plan in reversed(plans)}
+    return list(graphs.values())[::-1]
 
 
 def run_loops(bundle: Bundle, plan: Plan, recorded: Recorded, named: bool) -> Iterator[Comparison]:

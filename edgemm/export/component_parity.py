@@ -49,7 +49,8 @@ def compare_component(folder: Path, graph: ComponentGraph, variant: Variant, inp
 
 
 def _named(graph: ComponentGraph, variant: Variant) -> str:
-    own = f"{variant.dialect}, " if variant.dialect in DIALECTS else ""
+    dialect = variant.dialect.partition("+")[0]
+    own = f"{dialect}, " if dialect in DIALECTS else ""
     return f"{graph.name} ({own}{variant.precision})"
 
 

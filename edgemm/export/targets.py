@@ -16,7 +16,7 @@ class Target:
     reads: str  # what runs the graphs
 
 
-NVIDIA = ("fp16", "fp32")
+NVIDIA = ("fp16", "fp32", "int8", "int4")
 
 TARGETS = {
     "cpu": Target("cpu", ("fp32", "int8", "int4"), "ONNX Runtime"),
@@ -38,6 +38,16 @@ class Plan:
     @property
     def dialect(self) -> str:
         return TARGETS[self.target].dialect
+
+    @property
+    def quantizes(self) -> bool:
+        """By a spec: a CPU's int8 and int4 are a lowering of its own."""
+        return self.dialect != "cpu" and self.precision.startswith("int")
+
+    @property
+    def real(self) -> str:
+        """The precision of what is not quantized."""
+        return "fp16" if self.quantizes else self.precision
 
 
 def read_plans(targets: str, precision: str | None) -> tuple[Plan, ...]:

@@ -5,8 +5,10 @@ What a plan is stands in targets.py, what a lowering does in lower_*.py.  Target
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import PurePosixPath
+from types import MappingProxyType
 
 from onnx import ModelProto
 from torch import Tensor
@@ -15,10 +17,12 @@ from edgemm.bundle import BundleWriter, Component, Variant
 from edgemm.errors import UsageError
 from edgemm.export.component_graphs import ComponentGraph, component_graphs
 from edgemm.export.component_parity import compare_component
+from edgemm.export.dialects import in_dialect
 from edgemm.export.example_inputs import example_inputs
 from edgemm.export.lower_cpu import lower as lower_cpu
 from edgemm.export.lower_float import fixed_sizes, graph_specs, lower_float
-from edgemm.export.lower_ort_cpu import lower_ort_cpu
+from edgemm.export.lower_ort_cpu import CONTRIB, lower_ort_cpu
+from edgemm.export.lower_ort_cuda import lower_ort_cuda
 from edgemm.export.lower_tensorrt import lower_tensorrt
 from edgemm.export.parity import Comparison
 from edgemm.export.passes.adapter_inputs import adapter_inputs, adapter_points
@@ -32,6 +36,7 @@ __all__ = ["Components", "write_components", "write_graphs"]
 
 Say = Callable[[str], None]
 Trace = Callable[[ComponentGraph], ModelProto]
+NO_SPECS: Mapping[str, Spec] = MappingProxyType({})
 
 
 @dataclass(frozen=True)
@@ -52,13 +57,13 @@ def write_components(
     report: Say,
     status: Say,
     adapters: tuple[str, ...] | None = None,
-    spec: Spec | None = None,
+    specs: Mapping[str, Spec] = NO_SPECS,
 ) -> Components:
     """`slots` is the longest context, in tokens; `adapters` names linear layers that take one, () all usual ones."""
     sizes = fixed_sizes(slots, model.conditioner.skip)
     drawing_depth = max(model.config.denoiser.prefix_layers) + 1
     graphs, inputs = component_graphs(model), example_inputs(model)
-    return write_graphs(graphs, inputs, writer, plans, sizes, trace, report, status, drawing_depth, adapters, spec)
+    return write_graphs(graphs, inputs, writer, plans, sizes, trace, report, status, drawing_depth, adapters, specs)
 
 
 def write_graphs(
@@ -72,9 +77,9 @@ def write_graphs(
     status: Say,
     drawing_depth: int = 0,
     adapters: tuple[str, ...] | None = None,
-    spec: Spec | None = None,
+    specs: Mapping[str, Spec] = NO_SPECS,
 ) -> Components:
-    """Any family's graphs; a spec says how all targets are quantized."""
+    """Any family's graphs; `specs` says how targets are quantized, those that plan_specs.py tells."""
     written = Components({}, {plan.target: {} for plan in plans}, [])
     for number, (name, graph) in enumerate(graphs.items(), start=1):
         here = f"{name}, {number} of {len(graphs)}"
@@ -82,13 +87,14 @@ def write_graphs(
         reference = trace(graph)
         variants: dict[str, Variant] = {}
         stored = StoredWeights()
-        done: dict[tuple[str, str], str] = {}  # dialect and precision -> variant
+        done: dict[tuple[str, str], str] = {}  # lowering and precision -> variant
         for plan in plans:
-            kind = (plan.dialect, plan.precision)
+            lowering = "cuda" if plan.target == "cuda" and plan.target in specs else plan.dialect
+            kind = (lowering, plan.precision)
             if kind not in done:
                 status(f"{here}: lowering and writing for {plan.target}")
-                if spec is not None:
-                    lowered, real = _lower_spec(name, reference, plan, spec, sizes)
+                if plan.target in specs:
+                    lowered, real = _lower_spec(name, reference, plan, specs[plan.target], sizes)
                 elif plan.dialect == "cpu":
                     lowered, real = lower_cpu(name, _copied(reference), plan.precision, drawing_depth)
                     if adapters is not None:
@@ -96,9 +102,10 @@ def write_graphs(
                         adapter_inputs(lowered, adapter_points(name, reference, adapters))
                 else:
                     lowered, real = _lower_float(name, reference, plan, sizes)
-                done[kind] = f"{plan.dialect}-{real}"
+                done[kind] = f"{lowering if _has_contrib(lowered) else plan.dialect}-{real}"
                 if done[kind] not in variants:
-                    variants[done[kind]] = _write_graph(name, lowered, real, plan, writer, stored)
+                    path = f"components/{name}/{done[kind]}.onnx"
+                    variants[done[kind]] = _write_graph(path, lowered, real, plan, writer, stored)
                     status(f"{here}: comparing")
                     variant = variants[done[kind]]
                     comparison = compare_component(writer.folder, graph, variant, inputs[name])
@@ -121,10 +128,10 @@ def _lower_spec(
 ) -> tuple[ModelProto, str]:
     if plan.dialect == "cpu":
         return lower_ort_cpu(name, _copied(reference), spec)
-    if plan.target == "cuda":
-        raise UsageError("--quant has no target cuda yet: its lowering is built and no GPU has run it; take rtx or cpu")
     try:
-        return lower_tensorrt(name, reference, spec, plan.precision, plan.dialect, sizes)
+        if plan.target == "cuda":
+            return lower_ort_cuda(name, in_dialect(reference, plan.dialect), spec, plan.real, sizes)
+        return lower_tensorrt(name, reference, spec, plan.real, plan.dialect, sizes)
     except ValueError as error:
         raise UsageError(f"{name} cannot be quantized for {plan.target}: {error}") from error
 
@@ -138,17 +145,21 @@ def _lower_float(
         raise UsageError(f"{name} cannot be written for {plan.target} in {plan.precision}: {error}") from error
 
 
+def _has_contrib(lowered: ModelProto) -> bool:
+    """Operators of ONNX Runtime's own."""
+    return any(opset.domain == CONTRIB for opset in lowered.opset_import)
+
+
 def _write_graph(
-    component: str, lowered: ModelProto, precision: str, plan: Plan, writer: BundleWriter, stored: StoredWeights
+    path: str, lowered: ModelProto, precision: str, plan: Plan, writer: BundleWriter, stored: StoredWeights
 ) -> Variant:
-    path = f"components/{component}/{plan.dialect}-{precision}.onnx"
     inputs, outputs = graph_specs(lowered.graph.input), graph_specs(lowered.graph.output)
-    contrib = any(opset.domain == "com.microsoft" for opset in lowered.opset_import)
-    dialect = f"opset{OPSET}" + ("+com.microsoft" if contrib else "") if plan.dialect == "cpu" else plan.dialect
+    dialect = f"opset{OPSET}" if plan.dialect == "cpu" else plan.dialect
+    dialect += f"+{CONTRIB}" if _has_contrib(lowered) else ""
     data = stored.save(lowered, writer.file(path))
     return Variant(
         graph=path,
-        data=f"components/{component}/{data.name}" if data else None,
+        data=str(PurePosixPath(path).with_name(data.name)) if data else None,
         dialect=dialect,
         precision=precision,
         inputs=inputs,

@@ -33,7 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--precision",
         metavar="PRECISION",
-        help="cpu: fp32 (default), int8 or int4; the others: fp16 (default) or fp32; or one each: cpu=int8,rtx=fp16",
+        help="fp32 (cpu's default), fp16 (the default of the others), int8 or int4; or one each: cpu=int8,rtx=fp16",
     )
     parser.add_argument(
         "--max-context",

@@ -62,6 +62,11 @@ def export_foreign(
 ) -> Manifest:
     """As export_bundle does for edgemm's own checkpoints: parity with the library, or nothing is left."""
     plans = read_plans(target, precision)
+    quantized = [plan.target for plan in plans if plan.quantizes]
+    if quantized:
+        raise UsageError(
+            f"int8 and int4 for {quantized[0]} are for edgemm's own checkpoints; this one takes fp16 or fp32"
+        )
     check_runtime()
     family = load_family(found)
     paper = measure(found)
@@ -85,7 +90,7 @@ def export_foreign(
         status("loops: asking the library")
         bundle = Bundle(writer.folder, manifest)
         recorded = _recorded(checkpoint, family, parts, bundle, precision_of(manifest, plans[0].target))
-        for plan in different_plans(plans):
+        for plan in different_plans(plans, manifest):
             status(f"loops: comparing {plan.target}")
             for comparison in run_loops(bundle, plan, recorded, len(plans) > 1):
                 written.comparisons.append(comparison)

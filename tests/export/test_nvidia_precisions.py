@@ -1,0 +1,112 @@
+"""`--precision int8|int4` for NVIDIA: what each target's graphs hold, run by ONNX Runtime's CPU, built by NVIDIA's own
+builder."""
+
+from __future__ import annotations
+
+import json
+
+import onnx
+import pytest
+from onnx import TensorProto
+
+from edgemm.bundle import Bundle, open_bundle
+from edgemm.cli import main
+from edgemm.errors import UsageError
+from edgemm.export.targets import read_plans
+from tests.build.tiny_engines import needs_rtx
+from tests.export.nano import needs_opset_24
+
+pytestmark = needs_opset_24
+
+TARGETS = ("rtx", "jetson-orin-jp6", "cuda")
+QUANTIZED = {"int8": {"transformer": "int8"}, "int4": {"transformer": "int4"}}
+DEPTH = 2
+
+
+@pytest.fixture(scope="module")
+def lines() -> list[str]:
+    return []
+
+
+@pytest.fixture(scope="module")
+def bundles(export, tmp_path_factory, lines) -> dict[str, Bundle]:
+    """Export's own gate runs every graph and every loop."""
+    folder = tmp_path_factory.mktemp("precisions")
+    return {
+        precision: open_bundle(
+            export(folder / f"{precision}.bundle", target=",".join(TARGETS), precision=precision, report=lines.append)
+        )
+        for precision in QUANTIZED
+    }
+
+
+def graph(bundle: Bundle, component: str, target: str) -> onnx.ModelProto:
+    return onnx.load(str(bundle.path / bundle.manifest.variant(component, target).graph), load_external_data=False)
+
+
+def codes(model: onnx.ModelProto) -> list[int]:
+    """The types of the weights that are dequantized."""
+    kinds = {tensor.name: tensor.data_type for tensor in model.graph.initializer}
+    return [kinds[n.input[0]] for n in model.graph.node if n.op_type == "DequantizeLinear" and n.input[0] in kinds]
+
+
+@pytest.mark.parametrize("precision", QUANTIZED)
+def test_engines_get_qdq_and_onnx_runtime_its_own_blocks(bundles, precision):
+    bundle = bundles[precision]
+    for target in ("rtx", "jetson-orin-jp6"):
+        transformer, denoiser = (graph(bundle, component, target) for component in ("transformer", "denoiser"))
+        assert (TensorProto.INT4 in codes(transformer)) == (precision == "int4")
+        assert set(codes(denoiser)) == {TensorProto.INT8}
+        assert "QuantizeLinear" in {node.op_type for node in denoiser.graph.node}, "its inputs are int8 too"
+        assert {opset.domain for opset in transformer.opset_import} == {""}
+    cuda = graph(bundle, "transformer", "cuda")
+    bits = [
+        attr.i for n in cuda.graph.node if n.op_type == "MatMulNBits" for attr in n.attribute if attr.name == "bits"
+    ]
+    assert len(bits) == 7 * DEPTH and min(bits) == int(precision[-1])
+    assert bundle.manifest.variant("transformer", "cuda").dialect == "standard-24+com.microsoft"
+    assert bundle.manifest.variant("denoiser", "cuda").precision == "fp16"
+    assert "Attention" in {node.op_type for node in graph(bundle, "denoiser", "cuda").graph.node}
+
+
+@pytest.mark.parametrize("precision", QUANTIZED)
+def test_what_is_not_quantized_is_float16_and_dialects_share_their_weights(bundles, precision):
+    bundle = bundles[precision]
+    for component in ("transformer", "denoiser"):
+        rtx, orin = (bundle.manifest.variant(component, target) for target in ("rtx", "jetson-orin-jp6"))
+        assert rtx.graph != orin.graph and rtx.data == orin.data
+        assert {s.dtype for s in rtx.inputs if s.name.startswith(("past_", "prefix_key"))} == {"float16"}
+    assert bundle.manifest.variant("image_encoder", "rtx").precision == "fp16"
+
+
+def test_every_loop_of_every_target_was_compared(bundles, lines):
+    for target in TARGETS:
+        passed = [line for line in lines if line.startswith("-[✓]") and f"{target}: " in line and "loop" in line]
+        assert len(passed) == 5 * len(bundles), "three replies and two pictures a bundle"
+
+
+@pytest.mark.parametrize("precision", QUANTIZED)
+def test_verify_takes_every_target(bundles, precision):
+    assert main(["verify", str(bundles[precision].path), "--no-parity"]) == 0
+
+
+@needs_rtx
+@pytest.mark.parametrize("precision", QUANTIZED)
+def test_every_component_builds_and_attention_is_recognised(bundles, precision, tmp_path, capsys):
+    words = ["build", str(bundles[precision].path), "--target", "rtx", "--sm", "86", "--json", "--opt-level", "0"]
+    assert main([*words, "--cache", str(tmp_path)]) == 0
+    engines = {row["component"]: row for row in json.loads(capsys.readouterr().out)["engines"]}
+    assert engines.keys() == bundles[precision].manifest.components.keys()
+    assert {row["rung"] for row in engines.values()} == {"as asked"}
+    layers = engines["transformer"]["layers"]
+    assert layers["DEQUANTIZE"] == 7 * DEPTH and layers["ATTENTION_INPUT"] == DEPTH
+    assert layers["KV_CACHE_UPDATE"] == layers["ROTARY_EMBEDDING"] == 2 * DEPTH
+    assert engines["denoiser"]["layers"]["QUANTIZE"] >= 4 * DEPTH
+    assert engines["denoiser"]["layers"]["ATTENTION_INPUT"] == DEPTH
+
+
+def test_one_precision_a_target_and_the_cpus_own():
+    cpu, rtx = read_plans("cpu,rtx", "int8")
+    assert (cpu.quantizes, rtx.quantizes, rtx.real) == (False, True, "fp16")
+    with pytest.raises(UsageError, match="precision 'fp8' is none of what target rtx has: fp16, fp32, int8, int4"):
+        read_plans("rtx", "fp8")
