@@ -1,7 +1,7 @@
 """The loop that turns noise into pictures, step by step, over a constant prefix.
 
 The prompt is read once by the transformer, adapted once by the conditioner, and then only the denoiser runs.  It knows
-tokens and time, never strings, files or devices: see prompt.py and model.py.
+tokens and time, never strings, files or devices: see prompt.py and drawing.py.
 Axes: b batch (row 0 the prompt, row 1 unconditional), n image tokens, p numbers in one, T cache slots, t prefix slots.
 """
 
@@ -32,7 +32,7 @@ BLOCK = 16  # slots a drawing prompt is padded to: every one costs the denoiser 
 
 @dataclass(frozen=True, eq=False)
 class DrawRequest:
-    """A prompt and how it is to be drawn; checked by model.py."""
+    """A prompt and how it is to be drawn; checked by drawing_options.py."""
 
     prompt: Prompt
     steps: int

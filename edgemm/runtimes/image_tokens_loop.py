@@ -1,7 +1,7 @@
 """The loop that draws a picture token after token, row by row, with guidance, and then decodes their codes.
 
 Every picture has two rows in the transformer's batch, the prompt and the unconditional one, and both read the token
-that their guided logits gave.  It knows codes and token ids, never strings, files or devices: see prompt.py, model.py.
+that their guided logits gave.  It knows codes and token ids, never strings, files or devices; see prompt.py.
 Axes: b batch (pictures' prompts, then their unconditional rows), n codes of a picture, v what can be said at a place.
 """
 
@@ -29,7 +29,7 @@ BLOCK = 64  # slots a cache grows by
 
 @dataclass(frozen=True, eq=False)
 class CodesRequest:
-    """A prompt and how it is to be drawn; checked by model.py."""
+    """A prompt and how it is to be drawn; checked by drawing_options.py."""
 
     prompt: Prompt
     unconditional: Prompt | None  # None: no guidance

@@ -8,11 +8,12 @@ goes on.  Whether a model uses the marks by itself is a matter of its training; 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from edgemm.errors import UsageError
+from edgemm.runtimes.drawing_options import DrawingOptions
 from edgemm.runtimes.events import DenoiseProgress, TextChunk
 from edgemm.runtimes.prompt import picture_in_reply
 from edgemm.runtimes.results import FinishReason, ImageResult, Picture, TextResult
@@ -81,13 +82,13 @@ def write_interleaved(
     pictures: list[np.ndarray],
     marks: tuple[str, str],
     max_images: int,
-    drawing: Mapping[str, Any],
+    options: DrawingOptions,
     cancelled: Callable[[], bool],
 ) -> Iterator[TextChunk | DenoiseProgress | ImageResult | InterleavedResult]:
-    """Text chunks, steps and pictures as they come, then the whole reply; `drawing` as in Model.stream_image."""
-    clock, loop = Clock(), model._text_loop()
-    transformer = model._timed_conversation(clock)
-    seen, image_tokens = model._timed_look(request.prompt, pictures, clock)
+    """Text chunks, steps and pictures as they come, then the whole reply."""
+    clock, talking = Clock(), model.talking
+    transformer = talking.timed_conversation(clock)
+    seen, image_tokens = talking.look(request.prompt, pictures, clock)
     request = replace(request, prompt=seen)
     parts: list[str | Picture] = []
     prompts: list[str] = []
@@ -97,7 +98,7 @@ def write_interleaved(
         marked, shown, written, used = MarkedText(marks[0]), "", [], transformer.cache.used
         run = replace(request, max_new_tokens=left, stop=(*request.stop, marks[1]))
         result: TextResult | None = None
-        for chunk in model._write(run, image_tokens, cancelled, clock, transformer):
+        for chunk in talking.write(run, image_tokens, cancelled, clock, transformer):
             written += chunk.token_ids
             text = marked.push(chunk.text) + (marked.flush() if chunk.finished else "")
             shown += text
@@ -113,7 +114,7 @@ def write_interleaved(
             reason = result.finish_reason
             break
         picture = None
-        for event in model._drawing(prompt, **drawing)(cancelled):
+        for event in model.drawing.start(prompt, options)(cancelled):
             yield event
             if isinstance(event, ImageResult) and event.images:
                 picture = event.images[0]
@@ -125,14 +126,14 @@ def write_interleaved(
         parts.append(picture)
         prompts.append(prompt)
         read = transformer.cache.used - used - len(request.prompt)
-        again = picture_in_reply(written[read:], loop, model.tokenizer)
+        again = picture_in_reply(written[read:], talking.loop, model.tokenizer)
         room = model.manifest.limits.max_context - transformer.cache.used
         if reason is None and request.constraint and request.constraint.complete:
             reason = "stop"
         elif reason is None and (left < 1 or len(prompts) >= max_images or len(again) > room):
             reason = "length"
         history = (*request.history, *request.prompt.text_ids, *written)
-        again, image_tokens = model._timed_look(again, [model._picture(picture.to_array(), loop)], clock)
+        again, image_tokens = talking.look(again, [talking.picture(picture.to_array())], clock)
         request = replace(request, prompt=again, history=history)
     yield InterleavedResult(tuple(parts), tuple(prompts), tuple(ids), reason)
 

@@ -14,8 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from edgemm.errors import UsageError
-from edgemm.loops import DenoiseTemplate, ImageTokensLoop, TextLoop
+from edgemm.errors import InputError, UsageError
+from edgemm.loops import DenoiseTemplate, ImageTokensLoop, Limits, TextLoop
 from edgemm.tokenizer import Tokenizer
 
 __all__ = [
@@ -23,6 +23,7 @@ __all__ = [
     "Prompt",
     "as_messages",
     "chat_prompt",
+    "check_length",
     "drawing_prompt",
     "empty_drawing_prompt",
     "image_prompt",
@@ -160,6 +161,14 @@ def chat_prompt(messages: Sequence[Message], loop: TextLoop, tokenizer: Tokenize
             builder.text(template.assistant_close)
     builder.text(template.assistant_open)
     return builder.build()
+
+
+def check_length(tokens: int, limits: Limits) -> None:
+    """Refuses what no empty cache of this bundle has room for."""
+    if tokens > limits.max_context:
+        raise InputError(
+            f"the prompt takes {tokens} tokens, this bundle holds at most {limits.max_context}; shorten it"
+        )
 
 
 def turn_prompt(message: Message, unread: Sequence[int], loop: TextLoop, tokenizer: Tokenizer) -> Prompt:

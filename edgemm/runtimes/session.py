@@ -73,7 +73,7 @@ class Session:
         messages = as_messages(content, images)
         request, pictures = self._request(messages, chosen)
         place = self._place
-        return self._model._call(
+        return self._model.call(
             lambda cancelled: self._turn(place, request, pictures, messages, cancelled, clock), chosen.timeout_s
         )
 
@@ -119,8 +119,9 @@ class Session:
         self.close()
 
     def _request(self, messages: tuple[Message, ...], options: TextOptions) -> tuple[TextRequest, list[np.ndarray]]:
-        model, loop = self._model, self._model._text_loop()
-        model._check_open()
+        model, talking = self._model, self._model.talking
+        loop = talking.loop
+        model.engines.check_open()
         if self._place.used:
             if len(messages) != 1 or messages[0].role != "user":
                 raise UsageError("the session has begun, expected the next message and not a list of them")
@@ -128,8 +129,8 @@ class Session:
         else:
             prompt = chat_prompt((*self._opening, *messages), loop, model.tokenizer)
         self._check_room(prompt)
-        request = options.request(prompt, loop, model.constraints, self._place.history)
-        return request, [model._picture(image, loop) for message in messages for image in message.images]
+        request = options.request(prompt, loop, talking.constraints, self._place.history)
+        return request, talking.pictures(messages)
 
     def _check_room(self, prompt: Prompt) -> None:
         most = self._model.manifest.limits.max_context
@@ -148,15 +149,16 @@ class Session:
     ) -> Iterator[TextChunk]:
         ids: list[int] = []
         texts: list[str] = []
+        talking = self._model.talking
         with self._alone():
             if self._place is not place:
                 raise UsageError("the session has moved on since this reply was asked for; ask again")
             if self._transformer is None:
-                self._transformer = self._model._timed_conversation(clock)
+                self._transformer = talking.timed_conversation(clock)
             try:
-                prompt, image_tokens = self._model._timed_look(request.prompt, pictures, clock)
+                prompt, image_tokens = talking.look(request.prompt, pictures, clock)
                 request = replace(request, prompt=prompt)
-                for chunk in self._model._write(request, image_tokens, cancelled, clock, self._transformer):
+                for chunk in talking.write(request, image_tokens, cancelled, clock, self._transformer):
                     ids += chunk.token_ids
                     texts.append(chunk.text)
                     yield chunk

@@ -1,6 +1,6 @@
 """The loop that writes a reply: prefill, then sample and step until something ends it.
 
-It knows ids, logits and text, never files, devices, messages or pixels: see prompt.py and model.py.
+It knows ids, logits and text, never files, devices, messages or pixels: see prompt.py and talking.py.
 """
 
 from __future__ import annotations

@@ -1,0 +1,97 @@
+"""The engines of one opened bundle: each component loaded when it is first asked for, and what each of them runs on.
+
+It knows components, backends and adapters, never prompts, options or loops.  Runs of all engines take turns.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from edgemm.bundle import Bundle
+from edgemm.errors import BundleError, InputError, UsageError
+from edgemm.runtimes.adapters import AdaptedEngine, Adapter, Adapters
+from edgemm.runtimes.backends import Choice, assign, load_backend
+from edgemm.runtimes.engine import Engine
+from edgemm.runtimes.onnx_external_data import check_external_data
+from edgemm.runtimes.tensor_file import read_tensors
+from edgemm.runtimes.threads import ThreadPlan
+
+__all__ = ["Engines"]
+
+
+class Engines:
+    """A bundle's components for one target, on this device."""
+
+    def __init__(
+        self, bundle: Bundle, choice: Choice, plan: ThreadPlan, backend: str | Mapping[str, str] | None
+    ) -> None:
+        self.bundle = bundle
+        self.target = choice.target
+        self.components = bundle.manifest.targets[choice.target]
+        self.choices = assign(choice, self.components, backend)
+        self.adapters = Adapters(
+            {component: bundle.manifest.variant(component, self.target).inputs for component in self.components}
+        )
+        self._plan = plan
+        self._loaded: dict[str, Engine] = {}
+        self._loading = threading.Lock()
+        self._running = threading.Lock()
+        self._closed = False
+        for component in self.components:
+            check_external_data(*self._files(component))
+
+    def __contains__(self, component: object) -> bool:
+        return component in self.components
+
+    def get(self, component: str, adapter: Adapter | None = None) -> Engine:
+        """A component's engine, with the active adapter or the one given."""
+        if component not in self.components:
+            raise InputError(f"this bundle has no {component} for target {self.target}")
+        with self._loading:
+            self.check_open()
+            if component not in self._loaded:
+                graph, data = self._files(component)
+                variant = self.bundle.manifest.variant(component, self.target)
+                choice = self.choices[component]
+                self._loaded[component] = load_backend(choice.backend).open_engine(
+                    component, graph, data, variant, choice.provider, self._plan, self._running
+                )
+            engine = self._loaded[component]
+        factors = (adapter or self.adapters.active).factors.get(component)
+        return engine if factors is None else AdaptedEngine(engine, factors)
+
+    def timed(self, components: Sequence[str], adapter: Adapter | None = None) -> tuple[dict[str, Engine], float]:
+        """Several at once, and the seconds that loading them took."""
+        start, adapter = time.perf_counter(), adapter or self.adapters.active
+        return {component: self.get(component, adapter) for component in components}, time.perf_counter() - start
+
+    def watch(self, watch: Callable[[Engine], Engine]) -> None:
+        """Loads every engine and puts `watch(engine)` in its place."""
+        watched = {component: watch(self.get(component)) for component in self.components}
+        with self._loading:
+            self._loaded.update(watched)
+
+    def ids(self, path: str) -> np.ndarray:
+        """A table of token ids in the bundle."""
+        ids = read_tensors(self.bundle.file(path)).get("ids")
+        if ids is None or ids.dtype != np.int64 or ids.ndim != 1:
+            raise BundleError(f"{path}: expected a tensor `ids` of whole numbers")
+        return ids
+
+    def check_open(self) -> None:
+        if self._closed:
+            raise UsageError("the model is closed")
+
+    def close(self) -> None:
+        """Lets every engine go; none is loaded again."""
+        self._closed = True
+        self._loaded.clear()
+
+    def _files(self, component: str) -> tuple[Path, Path | None]:
+        variant = self.bundle.manifest.variant(component, self.target)
+        return self.bundle.file(variant.graph), None if variant.data is None else self.bundle.file(variant.data)
