@@ -9,22 +9,35 @@ from __future__ import annotations
 
 import ctypes
 import math
+import os
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import cache
 from typing import Any
 
 import numpy as np
 
 from edgemm.errors import EdgemmError, MissingError, ResourceError
 
-__all__ = ["Cuda", "Shared", "open_cuda"]
+__all__ = ["Cuda", "Shared", "cuda_graphs_wanted", "open_cuda", "shared_cuda"]
 
 OUT_OF_MEMORY = 2
 ATTACH_GLOBAL = 1
 HOST_MAPPED = 0x02 | 0x01  # CU_MEMHOSTALLOC_DEVICEMAP, and portable
 CAPTURE_THREAD_LOCAL = 1
 Shape = tuple[int, ...]
+
+
+def cuda_graphs_wanted() -> bool:
+    """EDGEMM_CUDA_GRAPHS=0 runs every step node by node, to find out whose fault something is."""
+    return os.environ.get("EDGEMM_CUDA_GRAPHS", "1") != "0"
+
+
+@cache
+def shared_cuda() -> Cuda:
+    """One context and one stream for all engines of the process: they take turns anyway."""
+    return open_cuda()
 
 
 def open_cuda(number: int = 0) -> Cuda:

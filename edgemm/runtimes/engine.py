@@ -14,7 +14,7 @@ import numpy as np
 from edgemm.components import TensorSpec
 from edgemm.errors import EdgemmError
 
-__all__ = ["Arrays", "Binding", "Engine", "allocator", "check_arrays", "check_finite"]
+__all__ = ["Arrays", "Binding", "Engine", "allocator", "check_arrays", "check_binding", "check_finite"]
 
 Arrays = Mapping[str, np.ndarray]
 
@@ -45,6 +45,13 @@ def allocator(engine: Engine) -> Callable[[tuple[int, ...], Any], np.ndarray]:
     For what is large and bound again and again: caches, the prefix.  numpy may read and write them between runs.
     """
     return getattr(engine, "zeros", np.zeros)
+
+
+def check_binding(engine: Engine, inputs: Arrays, outputs: Arrays) -> None:
+    """What every backend asks of arrays before it takes their addresses: an axis has one size on both sides."""
+    axes: dict[str, int] = {}
+    check_arrays(engine.component, engine.inputs, inputs, axes)
+    check_arrays(engine.component, engine.outputs, outputs, axes)
 
 
 def check_arrays(component: str, specs: Mapping[str, TensorSpec], arrays: Arrays, axes: dict[str, int]) -> None:

@@ -7,16 +7,18 @@ It follows any external data path, so the graph is read first (onnx_external_dat
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
+import numpy as np
 import onnxruntime as ort
 
 from edgemm.components import TensorSpec
 from edgemm.errors import BundleError, EdgemmError, MissingError, ResourceError
 from edgemm.manifest import Variant
-from edgemm.runtimes.engine import Arrays, check_arrays
+from edgemm.runtimes.engine import Arrays, check_binding
 from edgemm.runtimes.onnx_external_data import check_external_data
 from edgemm.runtimes.threads import ThreadPlan
 
@@ -26,6 +28,7 @@ __all__ = [
     "compare_io",
     "explained",
     "open_engine",
+    "open_session",
     "providers",
     "session_options",
     "version",
@@ -33,6 +36,7 @@ __all__ = [
 
 ORT_TYPES = {"tensor(float)": "float32", "tensor(float16)": "float16", "tensor(int64)": "int64", "tensor(bool)": "bool"}
 ERRORS_ONLY = 3
+NO_OPTIONS: Mapping[str, str] = MappingProxyType({})
 
 
 def version() -> str:
@@ -54,22 +58,35 @@ def open_engine(
     lock: threading.Lock,
 ) -> OrtEngine:
     """Loads one component; `lock` is shared by the engines of a model, so that runs take turns."""
+    return OrtEngine(component, variant, open_session(component, graph, data, variant, provider, plan), lock)
+
+
+def open_session(
+    component: str,
+    graph: Path,
+    data: Path | None,
+    variant: Variant,
+    provider: str,
+    plan: ThreadPlan,
+    options: Mapping[str, str] = NO_OPTIONS,
+) -> ort.InferenceSession:
+    """`options` are the provider's own.  The session has the tensors of the manifest, and uses what was asked for."""
     check_external_data(graph, data)
     if provider not in ort.get_available_providers():
         raise MissingError(f"{component}: ONNX Runtime {ort.__version__} has no {provider}")
     try:
-        session = ort.InferenceSession(str(graph), session_options(plan), providers=[provider])
+        session = ort.InferenceSession(str(graph), session_options(plan), providers=[(provider, dict(options))])
     except Exception as error:  # its errors share no base but Exception
         raise explained(error, f"{graph}: ONNX Runtime {ort.__version__} cannot load it", BundleError) from error
     if session.get_providers()[0] != provider:
         raise MissingError(f"{component}: asked ONNX Runtime for {provider}, it uses {session.get_providers()[0]}")
     compare_io(graph, "input", variant.inputs, session.get_inputs())
     compare_io(graph, "output", variant.outputs, session.get_outputs())
-    return OrtEngine(component, variant, session, lock)
+    return session
 
 
 class OrtEngine:
-    """A loaded component; see engine.py."""
+    """A loaded component; see engine.py.  What another provider does differently, its engine overrides."""
 
     def __init__(self, component: str, variant: Variant, session: Any, lock: threading.Lock) -> None:
         self.component = component
@@ -79,10 +96,16 @@ class OrtEngine:
         self.lock = lock
 
     def bind(self, inputs: Arrays, outputs: Arrays) -> OrtBinding:
-        axes: dict[str, int] = {}
-        check_arrays(self.component, self.inputs, inputs, axes)
-        check_arrays(self.component, self.outputs, outputs, axes)
+        check_binding(self, inputs, outputs)
         return OrtBinding(self, inputs, outputs)
+
+    def place(self, array: np.ndarray) -> str:
+        """Where the memory of an array is, in ONNX Runtime's words."""
+        return "cpu"
+
+    def run(self, io: Any, options: ort.RunOptions | None) -> None:
+        """With the lock held."""
+        self.session.run_with_iobinding(io, options)
 
 
 class OrtBinding:
@@ -93,15 +116,15 @@ class OrtBinding:
         self._kept_alive = (*inputs.values(), *outputs.values())
         self._io = engine.session.io_binding()
         for name, array in inputs.items():
-            self._io.bind_input(name, "cpu", 0, array.dtype.type, array.shape, array.ctypes.data)
+            self._io.bind_input(name, engine.place(array), 0, array.dtype.type, array.shape, array.ctypes.data)
         for name, array in outputs.items():
-            self._io.bind_output(name, "cpu", 0, array.dtype.type, array.shape, array.ctypes.data)
+            self._io.bind_output(name, engine.place(array), 0, array.dtype.type, array.shape, array.ctypes.data)
 
-    def run(self) -> None:
+    def run(self, options: ort.RunOptions | None = None) -> None:
         engine = self._engine
         try:
             with engine.lock:
-                engine.session.run_with_iobinding(self._io)
+                engine.run(self._io, options)
         except Exception as error:
             raise explained(error, f"{engine.component}: ONNX Runtime failed", EdgemmError) from error
 

@@ -20,7 +20,7 @@ from openvino.frontend.onnx import ConversionExtension
 from edgemm.components import TensorSpec
 from edgemm.errors import BundleError, EdgemmError, MissingError, ResourceError
 from edgemm.manifest import Variant
-from edgemm.runtimes.engine import Arrays, check_arrays
+from edgemm.runtimes.engine import Arrays, check_binding
 from edgemm.runtimes.onnx_external_data import check_external_data
 from edgemm.runtimes.threads import ThreadPlan
 
@@ -85,9 +85,7 @@ class OpenVinoEngine:
         self.lock = lock
 
     def bind(self, inputs: Arrays, outputs: Arrays) -> OpenVinoBinding:
-        axes: dict[str, int] = {}
-        check_arrays(self.component, self.inputs, inputs, axes)
-        check_arrays(self.component, self.outputs, outputs, axes)
+        check_binding(self, inputs, outputs)
         return OpenVinoBinding(self, inputs, outputs)
 
 

@@ -1,30 +1,37 @@
 """ONNX Runtime's CUDA provider as a backend: the same sessions, with the cache on the GPU.  Not tried on a device yet.
 
 Arrays in shared memory (a K/V cache, the prefix) are bound as GPU memory where they are, and updated in place; the
-small rest is left to ONNX Runtime to copy.  It falls back to the CPU without a word, so what it uses is asked for.
+small rest is left to ONNX Runtime to copy.  Where every node is on the GPU, a binding is one captured CUDA graph from
+its second run on; then the small rest goes through memory that both see, because a captured graph knows addresses only.
+EDGEMM_CUDA_GRAPHS=0 captures nothing.
 """
 
 from __future__ import annotations
 
+import itertools
+import re
+import sys
 import threading
-from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnxruntime as ort
 
-from edgemm.errors import BundleError, EdgemmError, MissingError
+from edgemm.errors import BundleError
 from edgemm.manifest import Variant
-from edgemm.runtimes.cuda_memory import Cuda, open_cuda
-from edgemm.runtimes.engine import Arrays, check_arrays
-from edgemm.runtimes.onnx_external_data import check_external_data
-from edgemm.runtimes.onnxruntime_backend import compare_io, explained, providers, session_options, version
+from edgemm.runtimes.cuda_memory import Cuda, cuda_graphs_wanted, shared_cuda
+from edgemm.runtimes.engine import Arrays, Binding, check_binding
+from edgemm.runtimes.onnxruntime_backend import OrtBinding, OrtEngine, open_session, providers, version
 from edgemm.runtimes.threads import ThreadPlan
 
-__all__ = ["OrtCudaBinding", "OrtCudaEngine", "open_engine", "providers", "version"]
+__all__ = ["GraphBinding", "OrtCudaEngine", "open_engine", "providers", "version"]
 
 PROVIDER = "CUDAExecutionProvider"
+DEVICE = {"device_id": "0"}
+GRAPHS = {"enable_cuda_graph": "1"}
+REFUSES_GRAPHS = r"cannot use the (graph capture|CUDA Graph) feature"  # in ONNX Runtime's words
+NOT_CAPTURED = -1
 
 
 def open_engine(
@@ -36,66 +43,80 @@ def open_engine(
     plan: ThreadPlan,
     lock: threading.Lock,
 ) -> OrtCudaEngine:
-    check_external_data(graph, data)
-    if PROVIDER not in ort.get_available_providers():
-        raise MissingError(f"{component}: ONNX Runtime {ort.__version__} has no {PROVIDER}")
-    cuda = _cuda()
-    options = session_options(plan)
+    cuda, graphs = shared_cuda(), cuda_graphs_wanted()
+    options = DEVICE | (GRAPHS if graphs else {})
     try:
-        session = ort.InferenceSession(str(graph), options, providers=[(PROVIDER, {"device_id": "0"})])
-    except Exception as error:  # its errors share no base but Exception
-        raise explained(error, f"{graph}: ONNX Runtime {ort.__version__} cannot load it", BundleError) from error
-    if session.get_providers()[0] != PROVIDER:
-        raise MissingError(f"{component}: asked ONNX Runtime for {PROVIDER}, it uses {session.get_providers()[0]}")
-    compare_io(graph, "input", variant.inputs, session.get_inputs())
-    compare_io(graph, "output", variant.outputs, session.get_outputs())
-    return OrtCudaEngine(component, variant, session, cuda, lock)
+        session = open_session(component, graph, data, variant, PROVIDER, plan, options)
+    except BundleError as error:
+        if not (graphs and re.search(REFUSES_GRAPHS, str(error))):
+            raise
+        print(f"{component}: ONNX Runtime runs some of its nodes on the CPU, so no CUDA graph", file=sys.stderr)
+        graphs, session = False, open_session(component, graph, data, variant, PROVIDER, plan, DEVICE)
+    return OrtCudaEngine(component, variant, session, lock, cuda, graphs)
 
 
-@cache
-def _cuda() -> Cuda:
-    return open_cuda()
-
-
-class OrtCudaEngine:
+class OrtCudaEngine(OrtEngine):
     """See engine.py."""
 
-    def __init__(self, component: str, variant: Variant, session: Any, cuda: Cuda, lock: threading.Lock) -> None:
-        self.component, self.session, self.cuda, self.lock = component, session, cuda, lock
-        self.inputs = {spec.name: spec for spec in variant.inputs}
-        self.outputs = {spec.name: spec for spec in variant.outputs}
+    def __init__(
+        self, component: str, variant: Variant, session: Any, lock: threading.Lock, cuda: Cuda, graphs: bool
+    ) -> None:
+        super().__init__(component, variant, session, lock)
+        self.cuda, self.graphs = cuda, graphs
+        self.numbers = itertools.count(1)  # of captured graphs
 
     def zeros(self, shape: tuple[int, ...], dtype: Any) -> np.ndarray:
         return self.cuda.zeros(shape, dtype)
 
-    def bind(self, inputs: Arrays, outputs: Arrays) -> OrtCudaBinding:
-        axes: dict[str, int] = {}
-        check_arrays(self.component, self.inputs, inputs, axes)
-        check_arrays(self.component, self.outputs, outputs, axes)
-        return OrtCudaBinding(self, inputs, outputs)
+    def bind(self, inputs: Arrays, outputs: Arrays) -> Binding:
+        if not self.graphs:
+            return super().bind(inputs, outputs)
+        check_binding(self, inputs, outputs)
+        return GraphBinding(self, inputs, outputs)
+
+    def place(self, array: np.ndarray) -> str:
+        return "cuda" if self.cuda.shared.holds(array) else "cpu"
+
+    def run(self, io: Any, options: ort.RunOptions | None) -> None:
+        """Waits for the result: managed memory may not be touched before."""
+        super().run(io, options)
+        io.synchronize_outputs()
 
 
-class OrtCudaBinding:
-    """Arrays tied to a session by address; they are kept alive here."""
+class GraphBinding:
+    """A binding that ONNX Runtime captures in its second run and launches as one from then on.
+
+    It keeps captured graphs for each thread, so a run in another thread than the one before is not captured.
+    """
 
     def __init__(self, engine: OrtCudaEngine, inputs: Arrays, outputs: Arrays) -> None:
-        self._engine = engine
-        self._kept_alive = (*inputs.values(), *outputs.values())
-        self._io = engine.session.io_binding()
-        for name, array in inputs.items():
-            self._io.bind_input(name, self._place(array), 0, array.dtype.type, array.shape, array.ctypes.data)
-        for name, array in outputs.items():
-            self._io.bind_output(name, self._place(array), 0, array.dtype.type, array.shape, array.ctypes.data)
+        shared, copies = engine.cuda.shared, {}
 
-    def _place(self, array: np.ndarray) -> str:
-        return "cuda" if self._engine.cuda.shared.holds(array) else "cpu"
+        def seen(array: np.ndarray) -> np.ndarray:
+            """By the GPU; an array that is an input and an output is one array there, too."""
+            if shared.holds(array):
+                return array
+            return copies.setdefault(array.ctypes.data, engine.zeros(array.shape, array.dtype))
+
+        given = {name: seen(array) for name, array in inputs.items()}
+        gotten = {name: seen(array) for name, array in outputs.items()}
+        self._before = [(given[name], array) for name, array in inputs.items() if given[name] is not array]
+        self._after = [(array, gotten[name]) for name, array in outputs.items() if gotten[name] is not array]
+        self._binding = OrtBinding(engine, given, gotten)
+        self._captured, self._plain = (_options(number) for number in (next(engine.numbers), NOT_CAPTURED))
+        self._thread: int | None = None  # of the last run
 
     def run(self) -> None:
-        """Waits for the result: managed memory may not be touched before."""
-        engine = self._engine
-        try:
-            with engine.lock:
-                engine.session.run_with_iobinding(self._io)
-                self._io.synchronize_outputs()
-        except Exception as error:
-            raise explained(error, f"{engine.component}: ONNX Runtime failed", EdgemmError) from error
+        for copy, array in self._before:
+            np.copyto(copy, array)
+        here = threading.get_ident()
+        self._binding.run(self._captured if here == self._thread else self._plain)
+        self._thread = here
+        for array, copy in self._after:
+            np.copyto(array, copy)
+
+
+def _options(number: int) -> ort.RunOptions:
+    options = ort.RunOptions()
+    options.add_run_config_entry("gpu_graph_id", str(number))
+    return options

@@ -16,8 +16,8 @@ import numpy as np
 
 from edgemm.errors import BundleError, EdgemmError, InputError
 from edgemm.manifest import Variant
-from edgemm.runtimes.cuda_memory import Cuda
-from edgemm.runtimes.engine import Arrays, check_arrays
+from edgemm.runtimes.cuda_memory import Cuda, cuda_graphs_wanted
+from edgemm.runtimes.engine import Arrays, check_binding
 
 __all__ = ["TensorRTBinding", "TensorRTEngine", "load_engine"]
 
@@ -58,9 +58,7 @@ class TensorRTEngine:
         return self.cuda.zeros(shape, dtype)
 
     def bind(self, inputs: Arrays, outputs: Arrays) -> TensorRTBinding:
-        axes: dict[str, int] = {}
-        check_arrays(self.component, self.inputs, inputs, axes)
-        check_arrays(self.component, self.outputs, outputs, axes)
+        check_binding(self, inputs, outputs)
         self.cuda.enter()
         return TensorRTBinding(self, inputs, outputs, self._profile(inputs))
 
@@ -154,7 +152,7 @@ class TensorRTBinding:
             for staging, array in self._before:
                 np.copyto(staging, array)
             self._runs += 1
-            if self._runs == 2:  # the first run may still set up what cannot be captured
+            if self._runs == 2 and cuda_graphs_wanted():  # the first run may still set up what cannot be captured
                 self._capture()
             if self._launch:
                 self._launch[0]()

@@ -17,7 +17,7 @@ import pytest
 from edgemm.components import TensorSpec
 from edgemm.errors import EdgemmError, InputError, MissingError, ResourceError
 from edgemm.manifest import Variant
-from edgemm.runtimes import backends, tensorrt_backend
+from edgemm.runtimes import backends, tensorrt_door
 from edgemm.runtimes.cuda_memory import Cuda
 from edgemm.runtimes.engine import allocator
 from edgemm.runtimes.tensorrt_engine import TensorRTEngine
@@ -142,7 +142,7 @@ def test_an_engine_that_has_no_memory_of_its_own_gets_numpys():
 
 @pytest.mark.parametrize("device", ["rtx", "jetson-orin-jp6", "jetson-thor"])
 def test_a_device_that_is_not_there_is_exit_4_with_this_platforms_line(device, monkeypatch):
-    monkeypatch.setattr(tensorrt_backend, "find_spec", lambda name: None)
+    monkeypatch.setattr(tensorrt_door, "find_spec", lambda name: None)
     with pytest.raises(
         MissingError, match=r"was asked for: .*(pip install 'edgemm\[tensorrt-rtx\]'|no such Jetson)"
     ) as told:
