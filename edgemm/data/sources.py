@@ -105,6 +105,14 @@ PACKAGES: dict[str, Package] = {
         "CC-BY-4.0-twemoji.txt",
         "Twitter, Inc. and other contributors",
     ),
+    "openmoji": Package(  # share-alike: for adapters of one's own, never for weights that are released
+        "@iconify-json/openmoji",
+        "1.2.29",
+        "vXdhkqcXVSO6suy+m9LbcUM3OdVyuNOtpV8/als/WqfkQIRxevL5Geb/g+6GH/Qwnq1OqksEmaDGTCmZ5nFKJQ==",
+        "CC-BY-SA-4.0",
+        "CC-BY-SA-4.0-openmoji.txt",
+        "OpenMoji, HfG Schwäbisch Gmünd",
+    ),
 }
 STYLES = tuple(name for name in PACKAGES if name != LABELS)
 

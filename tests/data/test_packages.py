@@ -43,9 +43,10 @@ def test_styles_hold_what_we_counted_by_hand(cache):
     labels = read_labels(fetch(PACKAGES[LABELS], cache))
     assert len(labels) == 1914
     counts = {
-        style: len(read_icons(fetch(PACKAGES[style], cache), labels, {})) for style in ("fluent", "noto", "twemoji")
+        style: len(read_icons(fetch(PACKAGES[style], cache), labels, {}))
+        for style in ("fluent", "noto", "twemoji", "openmoji")
     }
-    assert counts == {"fluent": 1594, "noto": 1652, "twemoji": 1914}
+    assert counts == {"fluent": 1594, "noto": 1652, "twemoji": 1914, "openmoji": 1914}
     assert len({label.family for label in labels.values()}) == 1570
 
 
