@@ -7,14 +7,13 @@ and other work fall on every row alike; warm-up runs are thrown away, every othe
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import edgemm
 from edgemm.bundle import open_bundle
-from edgemm.errors import UsageError
 from edgemm.manifest import Manifest
 from edgemm.measure.card import make_card
 from edgemm.measure.clock_watch import ClockWatch
@@ -24,62 +23,23 @@ from edgemm.measure.fresh_process import measure_fresh
 from edgemm.measure.growth import growth_of_prefill, growth_of_tokens
 from edgemm.measure.kv_bytes import cache_bytes_a_slot
 from edgemm.measure.memory_watch import MemoryWatch, thinned
-from edgemm.measure.other_work import read_cpu_times, report_other_work
-from edgemm.measure.parts import host_warning, parts_of_pictures, parts_of_replies
+from edgemm.measure.other_work import other_cores, read_cpu_times
+from edgemm.measure.parts import parts_of_pictures, parts_of_replies
+from edgemm.measure.plan import Plan, Progress
+from edgemm.measure.pooled import pool
+from edgemm.measure.rounds import Round, measured_rows, measured_work, named_works
 from edgemm.measure.rows import ROWS
-from edgemm.measure.samples import summarise, warnings_about
 from edgemm.measure.workload import DRAWING, QUESTION, fit_prompt
 from edgemm.measure.works import Drawn, Written, draw, read_picture, write_reply
 
 if TYPE_CHECKING:
     from edgemm.runtimes.model import Model
 
-__all__ = ["SCHEMA_VERSION", "Plan", "Progress", "Round", "Samples", "draws", "measured_rows", "prompt_of", "run_bench"]
+__all__ = ["draws", "measure_once", "prompt_of", "run_bench"]
 
-SCHEMA_VERSION = 1  # bench.schema.json
 FRESH_TIMEOUT_S = 1800.0
 MOST_ROUNDS = 10_000
 MOST_ENGINE_RUNS = 600  # in the timeline
-
-Samples = dict[str, list[float]]
-Progress = Callable[[int, int, str], None]  # done, of how many, what comes next
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What is measured, and how often."""
-
-    prompt_tokens: int = 128  # template included
-    new_tokens: int = 64
-    steps: int | None = None  # denoising steps; None takes the bundle's own number
-    repetitions: int = 20
-    warmup: int = 3
-    duration_s: float = 0.0  # runs are added until they took so long together
-    device: str = "auto"
-    threads: int | None = None
-    seed: int = 0  # of the first picture; each run draws another one
-    growth: bool = False  # also how prefill grows with the prompt
-
-    def __post_init__(self) -> None:
-        for name, low in (("prompt_tokens", 1), ("new_tokens", 2), ("steps", 1), ("repetitions", 1), ("warmup", 0)):
-            value = getattr(self, name)
-            if value is not None and value < low:
-                raise UsageError(f"{name} is {value}, expected at least {low}")
-        if not 0 <= self.duration_s <= 86_400:
-            raise UsageError(f"duration_s is {self.duration_s}, expected 0 to a day")
-
-    @property
-    def rounds(self) -> int:
-        return self.warmup + self.repetitions
-
-
-@dataclass
-class Round:
-    """Everything that was done once; None where the bundle cannot."""
-
-    reply: Written | None = None
-    picture_read: Written | None = None
-    picture: Drawn | None = None
 
 
 @dataclass
@@ -89,16 +49,23 @@ class _Run:
     watch: ClockWatch
     clock: EngineClock
     rounds: list[Round] = field(default_factory=list)
-    other: tuple[dict[str, Any], list[str]] = field(default_factory=lambda: report_other_work(None, None))
+    other_cores: float | None = None
 
 
 def run_bench(
     path: Path, plan: Plan, progress: Progress = lambda done, of, what: None, clock: EngineClock | None = None
 ) -> dict[str, Any]:
-    """The result as one JSON document; its fields are those of the last line that `edgemm bench` prints.
+    """The result of this process as one JSON document; for several processes see processes.py.
 
     `clock` is filled with every run of an engine, for a timeline.
     """
+    return pool([measure_once(path, plan, progress, clock)], plan)
+
+
+def measure_once(
+    path: Path, plan: Plan, progress: Progress = lambda done, of, what: None, clock: EngineClock | None = None
+) -> dict[str, Any]:
+    """What this process saw, unjudged: plain values, so that a child can tell them."""
     bundle = open_bundle(path, verify=False)  # edgemm.load verifies
     manifest = bundle.manifest
     progress(0, plan.rounds + 1, "loading in a fresh process")
@@ -111,24 +78,24 @@ def run_bench(
         _take_turns(model, manifest, plan, progress, run, meter)
         prefill = growth_of_prefill(model, manifest) if plan.growth and manifest.loops.text else None
     loaded = {name: [float(value)] for name, value in (fresh.value or {}).items() if name in ROWS}
-    samples = loaded | measured_rows(run.rounds, run.watch)
+    replies, pictures = [r.reply for r in run.rounds if r.reply], [r.picture for r in run.rounds if r.picture]
     return {
-        "schema_version": SCHEMA_VERSION,
         "card": card,
-        "plan": asdict(plan),
-        "measured": _measured(run.rounds),
+        "measured": measured_work(run.rounds),
         "first_call_ms": fresh.value["first_call_ms"] if fresh.value else None,
-        "rows": _rows(samples),
+        "samples": loaded | measured_rows(run.rounds, run.watch),
         "parts": {
-            "reply": parts_of_replies([r.reply.metrics for r in run.rounds if r.reply]),
-            "image": parts_of_pictures([r.picture.metrics for r in run.rounds if r.picture]),
+            "reply": parts_of_replies([reply.metrics for reply in replies]),
+            "image": parts_of_pictures([picture.metrics for picture in pictures]),
         },
+        "outside": {"reply": _outside(replies, run.clock), "picture": _outside(pictures, run.clock)},
+        "shortest_reply": min((reply.metrics.new_tokens for reply in replies), default=None),
         "memory": {**memory.report(), **_cache_memory(manifest, model.choice.target, run.rounds)},
-        "growth": {"token_ms": growth_of_tokens([r.reply for r in run.rounds if r.reply]), "prefill_ms": prefill},
+        "growth": {"token_ms": growth_of_tokens(replies), "prefill_ms": prefill},
         "timeline": _timeline(run),
         "energy": meter.report(),
-        "other_work": run.other[0],
-        "warnings": [*_remarks(samples, run, plan), *([f"fresh process {fresh.problem}"] if fresh.problem else [])],
+        "other_cores": run.other_cores,
+        "problems": [*run.watch.problems(), *([f"fresh process {fresh.problem}"] if fresh.problem else [])],
     }
 
 
@@ -146,11 +113,12 @@ def _take_turns(model: Model, manifest: Manifest, plan: Plan, progress: Progress
         progress(min(index + 1, plan.rounds), plan.rounds + 1, "measuring" if kept else "warming up")
         done = _one_round(model, manifest, plan, index, prompt, meter)
         run.watch.look()
-        run.clock.works += _named(done)
+        run.clock.works += named_works(done)
         if kept:
             run.rounds.append(done)
         index += 1
-    run.other = report_other_work(before, read_cpu_times(run.watch.look()))
+    after = read_cpu_times(run.watch.look())
+    run.other_cores = other_cores(before, after) if before and after else None
 
 
 def _one_round(model: Model, manifest: Manifest, plan: Plan, index: int, prompt: str, meter: Meter) -> Round:
@@ -168,14 +136,9 @@ def _one_round(model: Model, manifest: Manifest, plan: Plan, index: int, prompt:
     return done
 
 
-def _named(done: Round) -> list[EngineRun]:
-    works = {"reply": done.reply, "read a picture": done.picture_read, "draw": done.picture}
-    return [EngineRun(name, "", work.start_s, work.end_s) for name, work in works.items() if work]
-
-
 def _timeline(run: _Run) -> dict[str, list[list[Any]]] | None:
     """[name, start ms, length ms] of the last round's works, and of the engines meanwhile."""
-    works = _named(run.rounds[-1]) if run.rounds else []
+    works = named_works(run.rounds[-1]) if run.rounds else []
     if not works:
         return None
     start_s, end_s = works[0].start_s, works[-1].end_s
@@ -189,6 +152,12 @@ def _timeline(run: _Run) -> dict[str, list[list[Any]]] | None:
     return {"works": told(works), "engines": told(thinned(inside, MOST_ENGINE_RUNS))}
 
 
+def _outside(works: Sequence[Written | Drawn], clock: EngineClock) -> list[float]:
+    """Share of each run that no engine had; empty where no engine was watched."""
+    spans = [(work.start_s, work.end_s) for work in works if work.end_s > work.start_s and clock.runs]
+    return [1 - clock.spent_s(start, end) / (end - start) for start, end in spans]
+
+
 def prompt_of(model: Model, manifest: Manifest, plan: Plan) -> str:
     if not manifest.loops.text:
         return ""
@@ -197,48 +166,6 @@ def prompt_of(model: Model, manifest: Manifest, plan: Plan) -> str:
         return model.generate_text(text, max_new_tokens=1).metrics.prompt_tokens
 
     return fit_prompt(count, plan.prompt_tokens)
-
-
-def measured_rows(rounds: list[Round], watch: ClockWatch) -> Samples:
-    """Samples by row, in the order of ROWS; what the clock cannot have seen is left out, and told by `watch`."""
-    found: dict[str, list[float]] = {name: [] for name in ROWS}
-    for done in rounds:
-        if done.reply:
-            m = done.reply.metrics
-            found["time_to_first_token_ms"].append(m.time_to_first_token_ms)
-            found["prefill_tokens_per_s"].append(m.prompt_tokens / m.prefill_ms * 1e3 if m.prefill_ms else 0.0)
-            if m.new_tokens > 1:  # a reply may end before its second token, when the cache is full
-                found["decode_tokens_per_s"].append(m.decode_tokens_per_s)
-                found["time_per_output_token_ms"].append(1e3 / m.decode_tokens_per_s if m.decode_tokens_per_s else 0.0)
-            found["inter_token_ms"] += done.reply.gaps_ms
-        if done.picture_read:
-            found["image_encode_ms"].append(done.picture_read.metrics.image_encode_ms)
-            found["time_to_first_token_with_image_ms"].append(done.picture_read.metrics.time_to_first_token_ms)
-        if done.picture:
-            m = done.picture.metrics
-            found["draw_prefill_ms"].append(m.prefill_ms)
-            if m.conditioner_ms:
-                found["conditioner_ms"].append(m.conditioner_ms)
-                found["denoise_step_ms"].append(m.step_ms)
-            else:  # what has no conditioner draws token by token
-                found["image_token_ms"].append(m.step_ms)
-            found["inter_step_ms"] += done.picture.gaps_ms
-            found["image_decode_ms"].append(m.decode_ms)
-            found["image_s"].append(m.total_ms / 1e3)
-    believed = {name: [value for value in values if not watch.refuse(value)] for name, values in found.items()}
-    return {name: [float(f"{value:.6g}") for value in values] for name, values in believed.items() if values}
-
-
-def _measured(rounds: list[Round]) -> dict[str, int]:
-    """How much work a run really was: the most of any."""
-    counts: dict[str, list[int]] = {}
-    for done in rounds:
-        if done.reply:
-            counts.setdefault("prompt_tokens", []).append(done.reply.metrics.prompt_tokens)
-            counts.setdefault("new_tokens", []).append(done.reply.metrics.new_tokens)
-        if done.picture:
-            counts.setdefault("steps", []).append(done.picture.metrics.steps)
-    return {name: max(values) for name, values in counts.items()} | {"rounds": len(rounds)}
 
 
 def _cache_memory(manifest: Manifest, target: str, rounds: list[Round]) -> dict[str, int | None]:
@@ -269,27 +196,3 @@ def draws(manifest: Manifest) -> bool:
 
 def _reads_pictures(manifest: Manifest) -> bool:
     return manifest.loops.text is not None and "image_encoder" in manifest.components
-
-
-def _rows(samples: Samples) -> dict[str, Any]:
-    rows = {}
-    for name, row in ROWS.items():
-        summary = summarise(samples.get(name, []), row.more_is_better)
-        if summary:
-            variance = summary.coefficient_of_variance
-            kept = {"timed": row.timed, "more_is_better": row.more_is_better, "samples": samples[name]}
-            rows[name] = {**asdict(summary), "coefficient_of_variance": variance, **kept}
-    return rows
-
-
-def _remarks(samples: Samples, run: _Run, plan: Plan) -> list[str]:
-    found = warnings_about({name: samples[name] for name, row in ROWS.items() if row.judged and name in samples})
-    found += run.other[1] + run.watch.problems()
-    for name, works in (("reply", [r.reply for r in run.rounds]), ("picture", [r.picture for r in run.rounds])):
-        spans = [(work.start_s, work.end_s) for work in works if work]
-        outside = [1 - run.clock.spent_s(start, end) / (end - start) for start, end in spans if end > start]
-        found += host_warning(name, outside) if run.clock.runs else []
-    shortest = min((r.reply.metrics.new_tokens for r in run.rounds if r.reply), default=plan.new_tokens)
-    if shortest < plan.new_tokens:
-        found.append(f"the cache was full after {shortest} of {plan.new_tokens} tokens; rates are over those")
-    return found

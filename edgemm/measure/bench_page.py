@@ -41,7 +41,7 @@ def card_lines(result: dict[str, Any]) -> list[str]:
     precision = ", ".join(f"{name} {kind}" for name, kind in card["precision"].items())
     versions = ", ".join(f"{name} {version}" for name, version in card["versions"].items())
     board = f"{card['board']}, " if card["board"] else ""
-    work = ", ".join(f"{count} {name.replace('_', ' ')}" for name, count in measured.items())
+    work = ", ".join(_counted(count, name.replace("_", " ")) for name, count in measured.items())
     return [
         f"bundle   {card['bundle']} ({card['bundle_sha256'][:12]}), target {card['target']}: {precision}",
         f"device   {card['device']} with {card['backend']} on {board}{card['cpu']}, {cores} "
@@ -50,6 +50,11 @@ def card_lines(result: dict[str, Any]) -> list[str]:
         f"versions edgemm {card['edgemm']} at {card['commit'] or 'no commit'}, Python {card['python']}, {versions}",
         f"work     {work}; warm-up runs, thrown away: {result['plan']['warmup']}",
     ]
+
+
+def _counted(count: int, name: str) -> str:
+    """Names are in the plural: 64 new tokens, 1 process."""
+    return f"{count} {name if count != 1 else name.removesuffix('es' if name.endswith('sses') else 's')}"
 
 
 def _operator_lines(operators: dict[str, Any]) -> list[str]:
@@ -109,8 +114,10 @@ def _pad(line: list[str], widths: list[int]) -> list[str]:
 
 def _cells(name: str, row: dict[str, Any]) -> list[str]:
     mean = show_figure(name, row["mean"]) + (f" ± {show_figure(name, row['sd'])}" if row["sd"] is not None else "")
-    figures = [show_figure(name, row[key]) for key in ("p50", "p90", "p95", "p99")]
-    return [mean, *figures, str(row["count"]), row["timed"]]
+    p50, *figures = (show_figure(name, row[key]) for key in ("p50", "p90", "p95", "p99"))
+    if row["p50_interval"]:
+        p50 += f" ({' to '.join(show_figure(name, end) for end in row['p50_interval'])})"
+    return [mean, p50, *figures, str(row["count"]), row["timed"]]
 
 
 def show_figure(name: str, value: float | None) -> str:

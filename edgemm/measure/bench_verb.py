@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING, Any
 from edgemm.errors import EdgemmError, UsageError
 
 if TYPE_CHECKING:
-    from edgemm.measure.bench import Plan, Progress
+    from edgemm.measure.plan import Plan, Progress
 
 __all__ = ["add_arguments", "run"]
 
 SCENARIOS = ("single-stream", "offline", "server")
+PAIRS = 6  # processes a side, when two bundles take turns
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -25,9 +26,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     work.add_argument("-p", "--prompt-tokens", type=int, default=128, help="tokens to read (default: 128)")
     work.add_argument("-n", "--new-tokens", type=int, default=64, help="tokens to write (default: 64)")
     work.add_argument("--steps", type=int, help="denoising steps (default: the bundle's own)")
-    work.add_argument("-r", "--repetitions", type=int, default=20, help="runs that count, at least (default: 20)")
+    work.add_argument(
+        "-r", "--repetitions", type=int, help="runs that count, at least (default: 20; 5 in each process)"
+    )
     work.add_argument("--warmup", type=int, default=3, help="runs before, thrown away (default: 3)")
-    work.add_argument("--duration", type=float, default=10.0, metavar="S", help="and at least so long (default: 10)")
+    work.add_argument(
+        "--duration", type=float, metavar="S", help="and at least so long (default: 10; 0 in each process)"
+    )
+    work.add_argument(
+        "--processes", type=int, metavar="N", help="start anew N times: an interval needs it (default: 1; --against: 6)"
+    )
     kind = parser.add_argument_group("kind of measurement (default: one request after the other)")
     kind.add_argument("--scenario", choices=SCENARIOS, default="single-stream", help="offline: all requests at once")
     kind.add_argument(
@@ -37,8 +45,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     kind.add_argument("--profile", action="store_true", help="with --component: by operator, too")
     kind.add_argument("--loadgen", action="store_true", help="MLPerf's LoadGen asks: its harness, not a submission")
     kind.add_argument("--loadgen-logs", metavar="FOLDER", type=Path, help="keep LoadGen's own logs there")
+    kind.add_argument("--against", metavar="B", type=Path, help="two bundles in turns, B over BUNDLE")
     kind.add_argument("--compare", nargs=2, metavar=("A.json", "B.json"), type=Path, help="two results, B over A")
-    kind.add_argument("--schema", action="store_true", help="print the JSON Schema of a result, and measure nothing")
+    kind.add_argument(
+        "--schema",
+        nargs="?",
+        const="bench",
+        choices=("bench", "comparison"),
+        help="print the JSON Schema of a result, and measure nothing",
+    )
     parser.add_argument("-o", "--output-format", choices=("md", "json", "jsonl", "csv"), default="md")
     parser.add_argument("--json", dest="output_format", action="store_const", const="json", help="same as -o json")
     parser.add_argument("--result", metavar="FILE", type=Path, help="keep the JSON document there")
@@ -48,12 +63,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     if args.schema:
-        print((Path(__file__).parent / "bench.schema.json").read_text(encoding="utf-8"), end="")
+        print((Path(__file__).parent / f"{args.schema}.schema.json").read_text(encoding="utf-8"), end="")
         return 0
     if args.compare:
         return _compare(args)
     _check(args)
-    result, files = _measure(args, _show if sys.stderr.isatty() else lambda done, of, what: None)
+    progress: Progress = _show if sys.stderr.isatty() else lambda done, of, what: None
+    if args.against:
+        return _against(args, progress)
+    result, files = _measure(args, progress)
     if sys.stderr.isatty():
         sys.stderr.write("\r\033[K")
     problem = _keep(files)
@@ -71,6 +89,10 @@ def _check(args: argparse.Namespace) -> None:
     if args.profile and not args.component:
         raise UsageError("--profile needs --component: operators are told one component at a time")
     other_kind = args.loadgen or args.scenario != "single-stream"
+    if (args.against or (args.processes or 1) > 1) and (other_kind or args.component or args.trace):
+        raise UsageError("--processes and --against are for one request after the other, without --trace")
+    if args.against and (args.report or args.output_format in ("jsonl", "csv")):
+        raise UsageError("--against gives a comparison: -o md or -o json, and no --report")
     if args.trace and other_kind:
         raise UsageError("--trace is for one request after the other: leave --scenario and --loadgen out")
     if args.report and (args.component or other_kind):
@@ -96,6 +118,10 @@ def _measure(args: argparse.Namespace, progress: Progress) -> tuple[dict[str, An
         from edgemm.measure.scenarios import run_scenario
 
         result = run_scenario(args.bundle, args.scenario, _plan(args), args.rate, progress)
+    elif args.processes and args.processes > 1:
+        from edgemm.measure.processes import run_processes
+
+        result = run_processes(args.bundle, _plan(args), progress)
     else:
         from edgemm.measure.bench import run_bench
         from edgemm.measure.chrome_trace import trace_document
@@ -104,8 +130,8 @@ def _measure(args: argparse.Namespace, progress: Progress) -> tuple[dict[str, An
         clock = EngineClock()
         result = run_bench(args.bundle, _plan(args), progress, clock)
         trace = trace_document(clock.works, clock.runs)
-        if args.report:
-            result["roofline"] = _roofline(args.bundle, result, progress)
+    if args.report:
+        result["roofline"] = _roofline(args.bundle, result, progress)
     files = {args.result: as_json(result) + "\n"} if args.result else {}
     if args.report:
         from edgemm.measure.report.page import render_report
@@ -123,32 +149,50 @@ def _roofline(bundle: Path, result: dict[str, Any], progress: Progress) -> dict[
 
 
 def _plan(args: argparse.Namespace) -> Plan:
-    from edgemm.measure.bench import Plan
+    from edgemm.measure.plan import Plan
 
+    processes = (PAIRS if args.against else 1) if args.processes is None else args.processes
     return Plan(
         prompt_tokens=args.prompt_tokens,
         new_tokens=args.new_tokens,
         steps=args.steps,
-        repetitions=args.repetitions,
+        repetitions=(20 if processes == 1 else 5) if args.repetitions is None else args.repetitions,
         warmup=args.warmup,
-        duration_s=args.duration,
+        duration_s=(10.0 if processes == 1 else 0.0) if args.duration is None else args.duration,
         device=args.device,
         threads=args.threads,
         growth=bool(args.report),
+        processes=processes,
     )
 
 
+def _against(args: argparse.Namespace, progress: Progress) -> int:
+    from edgemm.measure.comparison import compare
+    from edgemm.measure.processes import run_in_turns
+
+    a, b = run_in_turns(args.bundle, args.against, _plan(args), progress)
+    if sys.stderr.isatty():
+        sys.stderr.write("\r\033[K")
+    found = {**compare(a, b, took_turns=True), "results": {"a": a, "b": b}}
+    return _tell(found, str(args.bundle), str(args.against), args)
+
+
 def _compare(args: argparse.Namespace) -> int:
-    from edgemm.measure.bench_formats import as_json
-    from edgemm.measure.comparison import compare, render_comparison
-    from edgemm.measure.result_file import read_result, write_whole
+    from edgemm.measure.comparison import compare
+    from edgemm.measure.result_file import read_result
 
     a, b = args.compare
-    found = compare(read_result(a), read_result(b))
-    if args.result:
-        write_whole(args.result, as_json(found) + "\n")
-    page = render_comparison(found, str(a), str(b)) + "\n\n" if args.output_format == "md" else ""
-    print(page + as_json(found))
+    return _tell(compare(read_result(a), read_result(b)), str(a), str(b), args)
+
+
+def _tell(found: dict[str, Any], a: str, b: str, args: argparse.Namespace) -> int:
+    from edgemm.measure.bench_formats import as_json
+    from edgemm.measure.comparison import render_comparison
+
+    problem = _keep({args.result: as_json(found) + "\n"} if args.result else {})
+    print((render_comparison(found, a, b) + "\n\n" if args.output_format == "md" else "") + as_json(found))
+    if problem:
+        raise problem
     return 0
 
 

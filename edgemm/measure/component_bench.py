@@ -13,13 +13,16 @@ from typing import TYPE_CHECKING, Any
 import edgemm
 from edgemm.bundle import open_bundle
 from edgemm.errors import InputError
-from edgemm.measure.bench import SCHEMA_VERSION, Plan, Progress, draws, prompt_of
+from edgemm.measure.bench import draws, prompt_of
 from edgemm.measure.card import make_card
 from edgemm.measure.clock_watch import ClockWatch
 from edgemm.measure.engine_clock import Bound, EngineClock
 from edgemm.measure.operator_profile import by_operator, profile
 from edgemm.measure.other_work import read_cpu_times, report_other_work
-from edgemm.measure.samples import summarise, warnings_about
+from edgemm.measure.plan import Plan, Progress
+from edgemm.measure.pooled import SCHEMA_VERSION
+from edgemm.measure.rows import Row, make_row
+from edgemm.measure.samples import warnings_about
 from edgemm.measure.workload import DRAWING
 from edgemm.measure.works import draw, read_picture, write_reply
 
@@ -30,6 +33,7 @@ __all__ = ["bench_component"]
 
 PROFILED_RUNS = 10
 MOST_RUNS = 100_000
+ALONE = Row("one run of the engine alone, in ms")
 
 
 def bench_component(
@@ -58,7 +62,7 @@ def bench_component(
         "card": card,
         "plan": asdict(plan),
         "measured": {"rounds": max(map(len, samples.values()))},
-        "rows": {name: _row(values) for name, values in samples.items()},
+        "rows": {name: make_row(ALONE, values) for name, values in samples.items()},
         "operators": {name: by_operator(events) for name, events in profiles.items()},
         "other_work": other,
         "warnings": [*warnings_about(samples), *busy, *watch.problems()],
@@ -102,10 +106,3 @@ def _run_alone(bound: Bound, plan: Plan, watch: ClockWatch, progress: Progress) 
 
 def _name(bound: Bound) -> str:
     return f"{bound.component} {bound.shape}".strip()
-
-
-def _row(values: list[float]) -> dict[str, Any]:
-    summary = summarise(values)
-    assert summary is not None  # there is at least one repetition
-    kept = {"timed": "one run of the engine alone, in ms", "more_is_better": False, "samples": values}
-    return {**asdict(summary), "coefficient_of_variance": summary.coefficient_of_variance, **kept}

@@ -20,11 +20,13 @@ from typing import TYPE_CHECKING, Any
 import edgemm
 from edgemm.bundle import open_bundle
 from edgemm.errors import MissingError
-from edgemm.measure.bench import SCHEMA_VERSION, Plan, Progress, draws, prompt_of
+from edgemm.measure.bench import draws, prompt_of
 from edgemm.measure.card import make_card
 from edgemm.measure.clock_watch import ClockWatch
 from edgemm.measure.other_work import read_cpu_times, report_other_work
-from edgemm.measure.samples import summarise
+from edgemm.measure.plan import Plan, Progress
+from edgemm.measure.pooled import SCHEMA_VERSION
+from edgemm.measure.rows import Row, make_row
 from edgemm.measure.workload import DRAWING
 from edgemm.runtimes.events import TextChunk
 
@@ -34,6 +36,7 @@ if TYPE_CHECKING:
 __all__ = ["LABEL", "parse_summary", "render_loadgen", "run_loadgen"]
 
 LABEL = "LoadGen harness, not a submission"
+QUERY = Row("one query, as the runtime answered it")
 ENOUGH_FOR_P90 = 64  # queries: with fewer LoadGen cannot say a 90th percentile, and calls the run INVALID
 OFFLINE_MARGIN = 2.0  # asked for more than it can: a guess that is too low ends before its time, and is INVALID
 SUMMARY = "mlperf_log_summary.txt"
@@ -81,7 +84,7 @@ def run_loadgen(
                 "token_latencies": tokens,
                 **parse_summary((home / SUMMARY).read_text()),
             }
-            rows[f"{name} query_ms"] = _row(latencies)
+            rows[f"{name} query_ms"] = make_row(QUERY, latencies)
         other, busy = report_other_work(before, read_cpu_times(watch.look()))
     invalid = [
         f"LoadGen calls {name} INVALID: {run['why'] or 'see its log'}" for name, run in runs.items() if not run["valid"]
@@ -204,13 +207,6 @@ def parse_summary(text: str) -> dict[str, Any]:
     _, _, advice = results.partition("Recommendations:")
     why = re.findall(r"^ \* (.*)$", advice.partition("Early Stopping")[0], re.MULTILINE)
     return {"valid": "Result is : VALID" in text, "why": " ".join(why), "figures": figures}
-
-
-def _row(values: list[float]) -> dict[str, Any]:
-    summary = summarise(values)
-    assert summary is not None
-    kept = {"timed": "one query, as the runtime answered it", "more_is_better": False, "samples": values}
-    return {**asdict(summary), "coefficient_of_variance": summary.coefficient_of_variance, **kept}
 
 
 def render_loadgen(found: dict[str, Any]) -> list[str]:

@@ -14,7 +14,7 @@ from typing import Any
 
 from edgemm.measure.machine import read_text
 
-__all__ = ["BUSY_CORES", "CpuTimes", "other_cores", "read_cpu_times", "report_other_work"]
+__all__ = ["BUSY_CORES", "CpuTimes", "other_cores", "read_cpu_times", "report_other_work", "tell_other_work"]
 
 BUSY_CORES = 0.15  # more than a system's housekeeping
 
@@ -50,7 +50,10 @@ def other_cores(before: CpuTimes, after: CpuTimes) -> float | None:
 
 def report_other_work(before: CpuTimes | None, after: CpuTimes | None) -> tuple[dict[str, Any], list[str]]:
     """Plain values for the result, and warnings."""
-    cores = other_cores(before, after) if before and after else None
+    return tell_other_work(other_cores(before, after) if before and after else None)
+
+
+def tell_other_work(cores: float | None) -> tuple[dict[str, Any], list[str]]:
     if cores is None:
         return {"cores": None, "reason": "no /proc/stat on this machine, or no time passed"}, []
     warning = (

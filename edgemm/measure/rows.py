@@ -5,9 +5,16 @@ A name ends in its unit, so that a number cannot be read without it.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
 
-__all__ = ["ROWS", "Row"]
+import numpy as np
+
+from edgemm.measure.ratio import median_interval
+from edgemm.measure.samples import summarise
+
+__all__ = ["ROWS", "Row", "make_row", "medians_by_process"]
 
 
 @dataclass(frozen=True)
@@ -42,3 +49,26 @@ ROWS = {
     "image_decode_ms": Row("tokens to pixels"),
     "image_s": Row("one picture, from the call to pixels"),
 }
+
+
+def make_row(row: Row, values: Sequence[float], per_process: Sequence[int] | None = None) -> dict[str, Any]:
+    """A row of a result, plain values; `per_process` counts each process's values, in order; None: all are of one."""
+    summary = summarise(values, row.more_is_better)
+    assert summary is not None, "a row without samples is left out, not made"
+    made: dict[str, Any] = {"samples": list(values), "per_process": list(per_process or [len(values)])}
+    interval = median_interval([median for median in medians_by_process(made) if median is not None])
+    return {
+        **asdict(summary),
+        "coefficient_of_variance": summary.coefficient_of_variance,
+        "p50_interval": [float(f"{end:.6g}") for end in interval] if interval else None,
+        "timed": row.timed,
+        "more_is_better": row.more_is_better,
+        **made,
+    }
+
+
+def medians_by_process(row: dict[str, Any]) -> list[float | None]:
+    """In order, None where a process gave no sample; a result of schema version 1 was of one process."""
+    samples = np.asarray(row["samples"], dtype=np.float64)
+    ends = np.cumsum(row.get("per_process", [samples.size]))
+    return [float(np.median(part)) if part.size else None for part in np.split(samples, ends[:-1])]

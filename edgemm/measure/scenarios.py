@@ -19,12 +19,13 @@ import numpy as np
 import edgemm
 from edgemm.bundle import open_bundle
 from edgemm.errors import UsageError
-from edgemm.measure.bench import SCHEMA_VERSION, Plan, Progress, draws, prompt_of
+from edgemm.measure.bench import draws, prompt_of
 from edgemm.measure.card import make_card
 from edgemm.measure.clock_watch import ClockWatch
 from edgemm.measure.other_work import read_cpu_times, report_other_work
-from edgemm.measure.rows import Row
-from edgemm.measure.samples import summarise
+from edgemm.measure.plan import Plan, Progress
+from edgemm.measure.pooled import SCHEMA_VERSION
+from edgemm.measure.rows import Row, make_row
 from edgemm.measure.workload import DRAWING
 from edgemm.measure.works import draw, write_reply
 
@@ -143,14 +144,7 @@ def _rows(kind: str, answers: list[_Answer]) -> dict[str, Any]:
     samples["replies_per_s" if kind == "reply" else "images_per_s"] = [len(answers) / took_s]
     if kind == "reply":
         samples["new_tokens_per_s"] = [sum(a.tokens for a in answers) / took_s]
-    rows = {}
-    for name, values in samples.items():
-        row, rounded = ROWS[name], [float(f"{value:.6g}") for value in values]
-        summary = summarise(rounded, row.more_is_better)
-        assert summary is not None
-        kept = {"timed": row.timed, "more_is_better": row.more_is_better, "samples": rounded}
-        rows[name] = {**asdict(summary), "coefficient_of_variance": summary.coefficient_of_variance, **kept}
-    return rows
+    return {name: make_row(ROWS[name], [float(f"{value:.6g}") for value in values]) for name, values in samples.items()}
 
 
 def _overload(rows: dict[str, Any], rates: dict[str, float]) -> list[str]:

@@ -13,10 +13,12 @@ import pytest
 import edgemm
 from edgemm.errors import BundleError, ResourceError, UsageError
 from edgemm.measure import bench, bench_verb
-from edgemm.measure.bench import Plan, Round, measured_rows, run_bench
+from edgemm.measure.bench import run_bench
 from edgemm.measure.child import Answer
 from edgemm.measure.clock_watch import ClockWatch
+from edgemm.measure.plan import Plan
 from edgemm.measure.result_file import read_result
+from edgemm.measure.rounds import Round, measured_rows
 from edgemm.measure.works import Drawn
 from edgemm.runtimes.results import ImageMetrics
 from tests.measure.paper_bundle import PaperModel, write_paper_bundle
@@ -64,7 +66,7 @@ def test_warm_up_runs_do_not_count_and_every_other_sample_is_kept(tmp_path, mode
     assert len(model.drawn) == 5
     assert len(result["rows"]["image_s"]["samples"]) == result["rows"]["image_s"]["count"] == 3
     assert result["rows"]["load_cold_ms"]["count"] == 1
-    assert result["measured"] == {"prompt_tokens": 128, "new_tokens": 64, "steps": 4, "rounds": 3}
+    assert result["measured"] == {"prompt_tokens": 128, "new_tokens": 64, "steps": 4, "rounds": 3, "processes": 1}
 
 
 def test_every_picture_has_its_own_seed(tmp_path, model):
@@ -175,7 +177,7 @@ def test_the_page_is_a_card_a_table_and_one_json_line(tmp_path, model, capsys):
 @pytest.mark.parametrize("flags", [["--json"], ["-o", "json"]])
 def test_json_alone_is_one_line(tmp_path, model, capsys, flags):
     (line,) = run_verb(capsys, str(write_paper_bundle(tmp_path / "b")), "-r", "1", "--duration", "0", *flags)
-    assert json.loads(line)["schema_version"] == 1
+    assert json.loads(line)["schema_version"] == 2
 
 
 def test_every_row_is_a_line_of_jsonl_and_of_csv(tmp_path, model, capsys):

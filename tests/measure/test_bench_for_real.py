@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 from packaging.version import Version
 
-from edgemm.measure.bench import Plan, run_bench
+from edgemm.measure.bench import run_bench
 from edgemm.measure.doctor import examine
+from edgemm.measure.plan import Plan
 
 onnxruntime = pytest.importorskip("onnxruntime")
 pytest.importorskip("safetensors")

@@ -11,9 +11,11 @@ import pytest
 import edgemm
 from edgemm.cli import main
 from edgemm.measure import bench
-from edgemm.measure.bench import SCHEMA_VERSION, Plan, run_bench
+from edgemm.measure.bench import run_bench
 from edgemm.measure.child import Answer
 from edgemm.measure.component_bench import bench_component
+from edgemm.measure.plan import Plan
+from edgemm.measure.pooled import SCHEMA_VERSION
 from edgemm.measure.scenarios import run_scenario
 from tests.measure.paper_bundle import PaperModel, write_paper_bundle
 from tests.runtimes.tiny_bundle import build
@@ -51,9 +53,10 @@ def test_results_that_really_ran_are_what_the_schema_says(tmp_path, monkeypatch)
 @pytest.mark.parametrize(
     "spoil",
     [
-        lambda document: document.update(schema_version=2),
+        lambda document: document.update(schema_version=1),
         lambda document: document["rows"]["image_s"].update(p99=1.0),  # from two samples
         lambda document: document["rows"]["image_s"].pop("samples"),
+        lambda document: document["rows"]["image_s"].pop("per_process"),
         lambda document: document["card"].pop("cpu"),
         lambda document: document["memory"].update(device_bytes=0),  # 0 is not what could not be measured
         lambda document: document["other_work"].pop("cores"),
@@ -69,3 +72,5 @@ def test_a_document_that_is_wrong_is_refused(result, spoil):
 def test_the_schema_is_had_from_the_command_line(capsys):
     assert main(["bench", "--schema"]) == 0
     assert json.loads(capsys.readouterr().out) == SCHEMA
+    assert main(["bench", "--schema", "comparison"]) == 0
+    assert json.loads(capsys.readouterr().out)["$id"] == "urn:edgemm:comparison:2"

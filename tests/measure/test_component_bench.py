@@ -9,9 +9,9 @@ import pytest
 
 from edgemm.cli import main
 from edgemm.errors import InputError
-from edgemm.measure.bench import Plan
 from edgemm.measure.component_bench import bench_component
 from edgemm.measure.operator_profile import by_operator, render_operators
+from edgemm.measure.plan import Plan
 from edgemm.measure.scenarios import arrivals, run_scenario
 from tests.runtimes.tiny_bundle import build
 

@@ -11,7 +11,7 @@ import pytest
 import edgemm
 from edgemm.errors import MissingError
 from edgemm.measure import bench
-from edgemm.measure.bench import Plan, run_bench
+from edgemm.measure.bench import run_bench
 from edgemm.measure.bench_page import render_page
 from edgemm.measure.child import Answer
 from edgemm.measure.clock_watch import ClockWatch
@@ -21,6 +21,7 @@ from edgemm.measure.energy.meter import Meter
 from edgemm.measure.energy.sensor import Sensor
 from edgemm.measure.memory_watch import MemoryWatch, thinned
 from edgemm.measure.other_work import CpuTimes, other_cores, read_cpu_times, report_other_work
+from edgemm.measure.plan import Plan
 from tests.measure.paper_bundle import PaperModel, write_paper_bundle
 
 STAT = "cpu  1000 50 250 90000 30 10 20 70 0 0\ncpu0 500 25 125 45000 15 5 10 35 0 0\n"

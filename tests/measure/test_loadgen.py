@@ -10,9 +10,9 @@ import pytest
 from edgemm.cli import main
 from edgemm.errors import EdgemmError, MissingError
 from edgemm.measure import loadgen
-from edgemm.measure.bench import Plan
 from edgemm.measure.bench_page import render_page
 from edgemm.measure.loadgen import LABEL, parse_summary, run_loadgen
+from edgemm.measure.plan import Plan
 from tests.runtimes.tiny_bundle import build
 
 pytest.importorskip("mlperf_loadgen")

@@ -6,13 +6,14 @@ import pytest
 
 import edgemm
 from edgemm.measure import bench
-from edgemm.measure.bench import Plan, run_bench
+from edgemm.measure.bench import run_bench
 from edgemm.measure.bench_page import render_page
 from edgemm.measure.child import Answer
 from edgemm.measure.energy.find_sensors import Found
 from edgemm.measure.energy.heat import Heat
 from edgemm.measure.energy.meter import Meter
 from edgemm.measure.energy.sensor import Sensor
+from edgemm.measure.plan import Plan
 from tests.measure.paper_bundle import PaperModel, write_paper_bundle
 
 REPLY_J, PICTURE_J = 32.0, 5.0

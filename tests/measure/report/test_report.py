@@ -11,8 +11,9 @@ import pytest
 
 import edgemm
 from edgemm.measure import bench, roofline
-from edgemm.measure.bench import Plan, run_bench
+from edgemm.measure.bench import run_bench
 from edgemm.measure.child import Answer
+from edgemm.measure.plan import Plan
 from edgemm.measure.report.page import render_report
 from edgemm.measure.report.plots import FIGURES
 from edgemm.measure.report.svg import Axis, Plot, nice_ticks, short
