@@ -34,7 +34,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--size", type=int, choices=SIZES, default=SIZES[0], help="pixels a side (default %(default)s)")
     parser.add_argument(
         "--styles", nargs="+", choices=STYLES, default=["fluent", "noto", "noto-v1"],
-        help="icon sets to draw (default: %(default)s; twemoji is CC BY 4.0 and goes to the scorer split, openmoji is CC BY-SA 4.0)",
+        help="icon sets to draw (default: %(default)s); twemoji is CC BY 4.0 and goes to the scorer split, "
+        "openmoji is CC BY-SA 4.0",
     )  # fmt: skip
     parser.add_argument("--count", type=int, help="scenes to make (default 4000), of pictures at most (default: all)")
     parser.add_argument(
