@@ -104,6 +104,7 @@ class DenoiseLoop:
     guidance_scale: float
     guidance_interval: tuple[float, float]  # guidance applies where low <= t <= high
     shift: float
+    edits: bool = False  # the model was taught to draw from a picture that stands before the prompt
 
     def __post_init__(self) -> None:
         if self.prediction != "x":

@@ -199,6 +199,8 @@ class Manifest:
         missing = [component for component in self.needed if component not in chosen]
         if missing:
             raise BundleError(f"targets.{target}: component {missing[0]!r} is missing, the loops need it")
+        if self.loops.denoise and self.loops.denoise.edits and not (self.loops.text and "image_encoder" in chosen):
+            raise BundleError(f"targets.{target}: pictures to edit need an image_encoder and the text loop's sizes")
         gives = {spec.name for spec in self.variant("transformer", target).outputs}
         if self.loops.text and "logits" not in gives and "text_head" not in chosen:
             raise BundleError(f"targets.{target}: the transformer gives no logits and there is no text_head")

@@ -39,7 +39,11 @@ def compare_loops(model: Model, recorded: Recorded) -> Iterator[Comparison]:
             yield from _compare_codes(model, drawn_codes, recorded.precision)
         for case, wanted in zip(recorded.draws, recorded.pixels):
             drawn = model.generate_image(
-                case.prompt, num_inference_steps=case.steps, guidance_scale=case.guidance, seed=case.seed
+                case.prompt,
+                num_inference_steps=case.steps,
+                guidance_scale=case.guidance,
+                seed=case.seed,
+                image=_source(model, case),
             )
             yield compare_pictures(_name_drawing(case), recorded.precision, drawn.pixels, wanted)
     except EdgemmError as error:
@@ -49,7 +53,15 @@ def compare_loops(model: Model, recorded: Recorded) -> Iterator[Comparison]:
 
 
 def _name_drawing(case: DrawCase) -> str:
-    return f"denoise loop, {case.prompt!r}, {case.steps} steps, guidance {case.guidance:g}"
+    source = "" if case.picture_seed is None else " from a picture"
+    return f"denoise loop, {case.prompt!r}{source}, {case.steps} steps, guidance {case.guidance:g}"
+
+
+def _source(model: Model, case: DrawCase) -> np.ndarray | None:
+    """The picture that a drawing begins with."""
+    if case.picture_seed is None:
+        return None
+    return seeded_picture(case.picture_seed, model.talking.loop.image_size)
 
 
 def _compare_text(model: Model, case: TextCase, precision: str) -> Iterator[Comparison]:

@@ -145,6 +145,7 @@ def _denoise_loop(model: Unified) -> DenoiseLoop:
         guidance_scale=sampler.guidance_scale,
         guidance_interval=sampler.guidance_interval,
         shift=sampler.shift,
+        edits=config.edits,
     )
 
 

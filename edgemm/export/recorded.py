@@ -50,6 +50,7 @@ class DrawCase:
     seed: int
     steps: int
     guidance: float
+    picture_seed: int | None = None  # of models that edit: drawn from a picture of seeded coloured blocks
 
 
 @dataclass(frozen=True)

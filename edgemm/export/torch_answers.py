@@ -16,6 +16,7 @@ __all__ = ["longest_prompt", "torch_answers"]
 
 TEXTS = (("What is the capital of France?", None), ("Count from one to ten.", None), ("What is this?", 1))
 DRAWS = (("red heart", 1, 2.0), ("dog face, noto style", 2, 1.0))  # prompt, seed, guidance
+EDIT = ("make it blue", 3, 2.0, 1)  # of models that edit; and the picture's seed
 MOST_STEPS = 8
 
 
@@ -23,6 +24,7 @@ def longest_prompt(model: Unified) -> int:
     """Cache slots that the longest recorded prompt takes."""
     asked = [read_prompt(model.config, model.encode, text, int(seed is not None)).ids for text, seed in TEXTS]
     drawn = [draw_prompt(model.config, model.encode, text).ids for text, _, _ in DRAWS]
+    drawn.append(draw_prompt(model.config, model.encode, EDIT[0], int(model.config.edits)).ids)
     return max(map(len, asked + drawn))
 
 
@@ -34,6 +36,9 @@ def torch_answers(model: Unified, precision: str, new_tokens: int) -> Recorded:
         texts.append(TextCase(prompt, seed, tuple(tokens)))
     steps = min(MOST_STEPS, model.config.sampler.num_inference_steps)
     draws = tuple(DrawCase(prompt, seed, steps, guidance) for prompt, seed, guidance in DRAWS)
+    if model.config.edits:
+        prompt, seed, guidance, picture_seed = EDIT
+        draws += (DrawCase(prompt, seed, steps, guidance, picture_seed),)
     return Recorded(precision, tuple(texts), draws, tuple(_drawing(model, case) for case in draws))
 
 
@@ -47,4 +52,5 @@ def _drawing(model: Unified, case: DrawCase) -> np.ndarray:
     tokens = model.config.image_tokens
     noise = schedule.initial_noise(case.seed, tokens.token_count, tokens.token_width)
     sampler = model.with_sampler(num_inference_steps=case.steps, guidance_scale=case.guidance)
-    return model.draw([case.prompt], torch.from_numpy(noise)[None], sampler)[0].numpy()
+    picture = None if case.picture_seed is None else _picture(model, case.picture_seed)[0]
+    return model.draw([case.prompt], torch.from_numpy(noise)[None], sampler, [picture])[0].numpy()

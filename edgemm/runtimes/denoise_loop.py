@@ -41,6 +41,7 @@ class DrawRequest:
     noises: tuple[np.ndarray, ...]  # (n, p) float32, one a picture
     preview: bool
     negative: Prompt | None = None  # what guidance leads away from; None is the empty prompt
+    image_tokens: np.ndarray | None = None  # (1, m, width): the picture that the prompt edits
 
 
 @dataclass(frozen=True)
@@ -60,6 +61,7 @@ class DrawClock:
 
     began: float = field(default_factory=time.perf_counter)
     load_s: float = 0.0
+    image_encode_s: float = 0.0
     prefill_s: float = 0.0
     conditioner_s: float = 0.0
     steps_s: list[float] = field(default_factory=list)
@@ -75,6 +77,7 @@ class DrawClock:
             decode_ms=1e3 * self.decode_s,
             load_ms=1e3 * self.load_s,
             total_ms=1e3 * (time.perf_counter() - self.began - self.load_s),
+            image_encode_ms=1e3 * self.image_encode_s,
         )
 
 
@@ -126,7 +129,7 @@ def read_prompts(request: DrawRequest, loop: DenoiseLoop, engines: DrawEngines, 
     for row, prompt in enumerate(prompts):
         transformer = CachedTransformer(engines.transformer, engines.max_context, BLOCK, budget=engines.budget)
         start = time.perf_counter()
-        transformer.prefill(prompt, slots=max(longest, room + loop.skip))
+        transformer.prefill(prompt, None if row else request.image_tokens, slots=max(longest, room + loop.skip))
         clock.prefill_s += time.perf_counter() - start
         slots = fixed if isinstance(fixed, int) else transformer.cache.slots
         if prefix is None:

@@ -25,6 +25,7 @@ HELP = "draw a picture with a bundle"
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_model_arguments(parser)
     parser.add_argument("--prompt", required=True, help="what to draw")
+    parser.add_argument("--image", metavar="FILE", help="a picture to edit, for bundles whose model was taught to")
     parser.add_argument("--output", required=True, type=Path, metavar="FILE", help="for example heart.png")
     parser.add_argument("--num-inference-steps", type=int, metavar="N", help="default: the bundle's own")
     parser.add_argument(
@@ -60,6 +61,7 @@ def run(args: argparse.Namespace) -> int:
             top_k=args.top_k,
             top_p=args.top_p,
             negative_prompt=args.negative_prompt,
+            image=args.image,
         )
         result = _follow(stream, args)
     if result.finish_reason != "stop":

@@ -11,6 +11,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import cached_property
 
+import numpy as np
+
 from edgemm.bundle import UNCONDITIONAL
 from edgemm.errors import BundleError, InputError
 from edgemm.loops import DenoiseLoop, ImageTokensLoop
@@ -23,11 +25,13 @@ from edgemm.runtimes.events import DenoiseProgress
 from edgemm.runtimes.image_tokens_loop import CodesClock, CodesEngines, CodesRequest, draw_codes
 from edgemm.runtimes.prompt import empty_drawing_prompt
 from edgemm.runtimes.results import ImageResult
+from edgemm.runtimes.sight import Sight
 from edgemm.runtimes.tensor_file import read_tensors
 from edgemm.tokenizer import Tokenizer
 
 __all__ = ["Drawing", "Drawn"]
 
+PARTS = ("transformer", "conditioner", "denoiser", "image_decoder")
 Cancelled = Callable[[], bool]
 Drawn = Iterator[DenoiseProgress | ImageResult]
 
@@ -35,14 +39,15 @@ Drawn = Iterator[DenoiseProgress | ImageResult]
 class Drawing:
     """The drawing half of a model."""
 
-    def __init__(self, engines: Engines, tokenizer: Tokenizer, budget: CacheBudget) -> None:
-        self._engines, self._tokenizer, self._budget = engines, tokenizer, budget
+    def __init__(self, engines: Engines, sight: Sight, tokenizer: Tokenizer, budget: CacheBudget) -> None:
+        self._engines, self._sight, self._tokenizer, self._budget = engines, sight, tokenizer, budget
         self._manifest = engines.bundle.manifest
 
     def start(self, prompt: str, options: DrawingOptions) -> Callable[[Cancelled], Drawn]:
         """What draws, given a `cancelled`; prompt and options are checked now."""
         name, loops, limits = self._manifest.name, self._manifest.loops, self._manifest.limits
-        if options.image is not None:
+        edits = loops.denoise is not None and loops.denoise.edits
+        if options.image is not None and not edits:
             raise InputError(
                 f"bundle {name} does not edit pictures: its model was trained to draw from words alone; "
                 "leave `image` out, or ask about the picture with generate_text"
@@ -53,9 +58,12 @@ class Drawing:
             return lambda cancelled: self._draw_codes(codes, codes_loop, cancelled, codes_clock)
         if loops.denoise is None:
             raise BundleError(f"bundle {name} does not draw: it has no denoise loop and no image_tokens loop")
-        loop, clock = loops.denoise, DrawClock()
-        request = options.denoise_request(prompt, loop, limits, self._tokenizer)
-        return lambda cancelled: self._denoise(request, loop, cancelled, clock)
+        loop, clock, picture, count = loops.denoise, DrawClock(), None, 0
+        if options.image is not None:
+            assert loops.text is not None  # manifest.py saw to it
+            picture, count = self._sight.picture(options.image, loops.text), loops.text.image_token_count
+        request = options.denoise_request(prompt, loop, limits, self._tokenizer, count)
+        return lambda cancelled: self._denoise(request, picture, loop, cancelled, clock)
 
     def codes_engines(self, loop: ImageTokensLoop) -> CodesEngines:
         """What draws token by token."""
@@ -69,10 +77,18 @@ class Drawing:
             self._manifest.limits.max_context,
         )
 
-    def _denoise(self, request: DrawRequest, loop: DenoiseLoop, cancelled: Cancelled, clock: DrawClock) -> Drawn:
+    def _denoise(
+        self,
+        request: DrawRequest,
+        picture: np.ndarray | None,  # (3, S, S)
+        loop: DenoiseLoop,
+        cancelled: Cancelled,
+        clock: DrawClock,
+    ) -> Drawn:
         adapter = self._engines.adapters.active
-        names = ("transformer", "conditioner", "denoiser", "image_decoder")
-        loaded, clock.load_s = self._engines.timed(names, adapter)
+        loaded, clock.load_s = self._engines.timed(PARTS, adapter)
+        if picture is not None:
+            request = replace(request, image_tokens=self._seen(picture, clock))
         if "transformer" in adapter.touched and request.negative is None:  # the bundle's own was made without it
             request = replace(request, negative=empty_drawing_prompt(loop.template, self._tokenizer))
         engines = DrawEngines(
@@ -82,6 +98,15 @@ class Drawing:
             budget=self._budget,
         )
         yield from draw(request, loop, engines, cancelled, clock)
+
+    def _seen(self, picture: np.ndarray, clock: DrawClock) -> np.ndarray:
+        """The picture that is edited, as image tokens."""
+        clock.load_s += self._engines.timed(("image_encoder",))[1]
+        start, text = time.perf_counter(), self._manifest.loops.text
+        assert text is not None
+        tokens = self._sight.encode([picture], text)
+        clock.image_encode_s = time.perf_counter() - start
+        return tokens
 
     def _draw_codes(
         self, request: CodesRequest, loop: ImageTokensLoop, cancelled: Cancelled, clock: CodesClock

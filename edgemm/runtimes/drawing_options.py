@@ -45,13 +45,15 @@ class DrawingOptions:
         check_whole("seed", self.seed, 0, 2**64 - 1)
         check_whole("num_images", self.num_images, 1, MOST_PICTURES)
 
-    def denoise_request(self, prompt: str, loop: DenoiseLoop, limits: Limits, tokenizer: Tokenizer) -> DrawRequest:
-        """What the denoise loop wants; raises UsageError by the option's name."""
+    def denoise_request(
+        self, prompt: str, loop: DenoiseLoop, limits: Limits, tokenizer: Tokenizer, picture: int = 0
+    ) -> DrawRequest:
+        """What the denoise loop wants, or UsageError; `picture` is how many tokens the one to edit takes."""
         self._refuse("draws by denoising", "temperature", "top_k", "top_p")
         steps = loop.num_inference_steps if self.num_inference_steps is None else self.num_inference_steps
         check_whole("num_inference_steps", steps, 1, limits.max_steps)
         scale = self._guidance(loop.guidance_scale)
-        tokens, negative = drawing_prompt(prompt, loop.template, tokenizer), None
+        tokens, negative = drawing_prompt(prompt, loop.template, tokenizer, picture), None
         if self.negative_prompt is not None:
             if scale == 1:
                 raise UsageError("negative_prompt needs guidance, guidance_scale is 1")

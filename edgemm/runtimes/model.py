@@ -73,7 +73,7 @@ class Model:
         self.engines = Engines(bundle, choice, plan, backend)
         self.sight = Sight(self.engines)
         self.talking = Talking(self.engines, self.sight, self.tokenizer, self.budget)
-        self.drawing = Drawing(self.engines, self.tokenizer, self.budget)
+        self.drawing = Drawing(self.engines, self.sight, self.tokenizer, self.budget)
         self._calls = Calls()
 
     @classmethod

@@ -205,12 +205,14 @@ def _user(builder: _Builder, message: Message, loop: TextLoop) -> None:
     builder.text(loop.template.user_close)
 
 
-def drawing_prompt(prompt: str, template: DenoiseTemplate, tokenizer: Tokenizer) -> Prompt:
-    """What the denoiser's prefix is made of."""
+def drawing_prompt(prompt: str, template: DenoiseTemplate, tokenizer: Tokenizer, picture: int = 0) -> Prompt:
+    """What the denoiser's prefix is made of; `picture` is how many tokens a picture to edit takes."""
     if not isinstance(prompt, str) or not prompt.strip():
         raise UsageError("prompt is empty, expected some text")
     builder = _Builder(tokenizer)
     builder.text(template.open)
+    if picture:
+        builder.picture(picture)
     builder.text(" " + prompt, own=True)
     builder.text(template.close)
     return builder.build()

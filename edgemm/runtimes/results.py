@@ -67,6 +67,7 @@ class ImageMetrics:
     decode_ms: float  # over all pictures
     load_ms: float
     total_ms: float
+    image_encode_ms: float = 0.0  # of the picture that was edited
 
 
 @dataclass(frozen=True, eq=False)

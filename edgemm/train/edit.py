@@ -6,6 +6,7 @@ into image tokens learns along, through the frozen transformer.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -42,6 +43,7 @@ class EditTask(DrawTask):
         self.captions = ["", *(edit.instruction for edit in edits)]
         self.captions_of = [[row + 1] for row in range(len(edits))]
         self.shown = [row + 1 for row in spread(len(edits))]
+        self.model.config = dataclasses.replace(config, edits=True)
         self.description = f"{len(edits)} edits of {len(samples)} pictures"
 
     def pictures(self, rows: Sequence[int]) -> Sequence[Tensor | None]:

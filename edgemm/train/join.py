@@ -23,7 +23,7 @@ def join(drawing: Path, reading: Path, output: Path, name: str = "") -> None:
     Raises CheckpointError when the two are not the same model or the reading one changed layers that drawing reads.
     """
     draws, reads = checkpoint.load(drawing), checkpoint.load(reading)
-    of_reading = {"name": "", "sampler": draws.config.sampler, "vision": reads.config.vision}
+    of_reading = {"name": "", "sampler": draws.config.sampler, "vision": reads.config.vision, "edits": False}
     ours, theirs = (dataclasses.replace(m.config, **of_reading) for m in (draws, reads))
     if ours != theirs:
         raise CheckpointError(f"{reading}: config.json differs from that of {drawing}; only one model can be joined")
@@ -38,5 +38,11 @@ def join(drawing: Path, reading: Path, output: Path, name: str = "") -> None:
             raise CheckpointError(f"{reading}: transformer layer {index} differs from {drawing}, and drawing reads it")
     reads.conditioner.load_state_dict(draws.conditioner.state_dict())
     reads.denoiser.load_state_dict(draws.denoiser.state_dict())
-    reads.config = dataclasses.replace(draws.config, name=name or output.name, vision=reads.config.vision)
+    edits = draws.config.edits and _same(draws.image_encoder.state_dict(), reads.image_encoder.state_dict())
+    reads.config = dataclasses.replace(draws.config, name=name or output.name, vision=reads.config.vision, edits=edits)
     checkpoint.save(reads, output, torch.bfloat16)
+
+
+def _same(mine: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
+    """Editing was taught with one projection of pictures, and is lost with another."""
+    return mine.keys() == other.keys() and all(torch.equal(mine[name], other[name]) for name in mine)

@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
+import shutil
+
 import numpy as np
 import pytest
 import torch
 
+import edgemm
+from edgemm.export import manifest_of
+from edgemm.export.loop_parity import compare_loops
 from edgemm.export.recorded import seeded_picture
+from edgemm.export.torch_answers import torch_answers
 from edgemm.picture import load_picture
 from edgemm.runtimes import schedule
 from tests.export.nano import needs_opset_24
@@ -102,3 +110,24 @@ def test_quantized_bundles_choose_mostly_the_same_tokens(runtimes, model, precis
     recorded = read_recorded(runtimes[precision].bundle)
     shares = [c.value for c in compare_loops(runtimes[precision], recorded) if c.measure == "choices"]
     assert len(shares) == 3 and np.mean(shares) > floor
+
+
+def test_an_edit_is_torchs_and_is_part_of_the_gate(bundles, model, tmp_path, monkeypatch):
+    """The graphs are those of a model that only draws; what is new is the prefix: the flag alone makes the bundle."""
+    path = shutil.copytree(bundles["fp32"], tmp_path / "edits.bundle")
+    document = json.loads((path / "manifest.json").read_text())
+    document["loops"]["denoise"]["edits"] = True
+    (path / "manifest.json").write_text(json.dumps(document))
+    monkeypatch.setattr(model, "config", dataclasses.replace(model.config, edits=True))
+    assert manifest_of._denoise_loop(model).edits
+    recorded = torch_answers(model, "fp32", 2)
+    assert recorded.draws[-1].picture_seed is not None
+    with edgemm.load(path, device="cpu", threads=1) as runtime:
+        compared = {comparison.what: comparison for comparison in compare_loops(runtime, recorded)}
+        edit = next(comparison for what, comparison in compared.items() if "from a picture" in what)
+        assert edit.passed and all(comparison.passed for comparison in compared.values())
+        case, picture = recorded.draws[-1], seeded_picture(7, 16)
+        other = runtime.generate_image(
+            case.prompt, num_inference_steps=case.steps, guidance_scale=case.guidance, seed=case.seed, image=picture
+        )
+    assert np.abs(other.pixels - recorded.pixels[-1]).max() > 1e-3, "another picture, another drawing"

@@ -108,14 +108,14 @@ def image_decoder(tokens):  # (n, p) -> (3, H, W)
     return 1 / (1 + np.exp(-pixels))
 
 
-def prefix(weights: Weights, prompt, skip):
-    _, cache = transformer(weights, prompt.input_ids, prompt.image_index, prompt.attention_limit, None)
+def prefix(weights: Weights, prompt, skip, image_tokens=None):
+    _, cache = transformer(weights, prompt.input_ids, prompt.image_index, prompt.attention_limit, image_tokens)
     return conditioner(weights, cache, prompt.users_own, skip)
 
 
-def draw(weights: Weights, prompt, empty, skip, noise, steps, scale, interval, shift):
+def draw(weights: Weights, prompt, empty, skip, noise, steps, scale, interval, shift, image_tokens=None):
     """Pixels (3, H, W), straight from the formulas of docs/bundle.md."""
-    conditional, unconditional = prefix(weights, prompt, skip), prefix(weights, empty, skip)
+    conditional, unconditional = prefix(weights, prompt, skip, image_tokens), prefix(weights, empty, skip)
     x = noise.astype(np.float64)
     for k in range(steps):
         now, later = (u / (u + shift * (1 - u)) for u in (k / steps, (k + 1) / steps))

@@ -252,8 +252,3 @@ def test_a_negative_prompt_longer_than_the_prompt_is_read_whole(model):
 def test_a_negative_prompt_without_guidance_is_refused(model):
     with pytest.raises(UsageError, match="negative_prompt needs guidance"):
         model.stream_image("a heart", guidance_scale=1, negative_prompt="fish")
-
-
-def test_a_bundle_that_cannot_edit_says_so(model):
-    with pytest.raises(InputError, match="tiny does not edit pictures"):
-        model.stream_image("a heart", image=np.zeros((4, 4, 3), dtype=np.uint8))

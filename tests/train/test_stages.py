@@ -91,6 +91,7 @@ def test_an_edit_is_drawn_from_its_picture_and_resumes(tmp_path, edits):
     assert [line["loss"] for line in whole] == [line["loss"] for line in parts]
     assert "other_picture_over_right" in whole[-1]
     model = checkpoint.load(tmp_path / "whole" / "checkpoint")
+    assert model.config.edits
     task = EditTask(model.requires_grad_(False), recipe("micro-shapes", tmp_path / "whole", **settings))
     noise = torch.zeros(2, model.config.image_tokens.token_count, model.config.image_tokens.token_width)
     one, other = task.pictures([1])[0], task.pictures([3])[0]
