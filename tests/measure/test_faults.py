@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import itertools
+import json
+import shutil
 import subprocess
 import sys
+import time
 
 import pytest
 
 import edgemm
+from edgemm.cli import main
 from edgemm.errors import MissingError
 from edgemm.measure import bench
 from edgemm.measure.bench import run_bench
@@ -17,12 +21,14 @@ from edgemm.measure.child import Answer
 from edgemm.measure.clock_watch import ClockWatch
 from edgemm.measure.energy.find_sensors import Found
 from edgemm.measure.energy.heat import Heat
-from edgemm.measure.energy.meter import Meter
+from edgemm.measure.energy.meter import Meter, open_meter
 from edgemm.measure.energy.sensor import Sensor
 from edgemm.measure.memory_watch import MemoryWatch, thinned
 from edgemm.measure.other_work import CpuTimes, other_cores, read_cpu_times, report_other_work
 from edgemm.measure.plan import Plan
+from tests.measure.energy.layouts import NANO_POWER
 from tests.measure.paper_bundle import PaperModel, write_paper_bundle
+from tests.measure.recorded import lay_out
 
 STAT = "cpu  1000 50 250 90000 30 10 20 70 0 0\ncpu0 500 25 125 45000 15 5 10 35 0 0\n"
 
@@ -62,8 +68,6 @@ def test_a_machine_that_does_not_say_is_told_and_not_taken_for_idle(tmp_path):
 
 @pytest.mark.slow
 def test_a_process_that_burns_a_core_is_seen_by_the_real_kernel():
-    import time
-
     burn = subprocess.Popen([sys.executable, "-c", "while True: pass"])
     try:
         time.sleep(0.3)
@@ -77,6 +81,23 @@ def test_a_process_that_burns_a_core_is_seen_by_the_real_kernel():
         pytest.skip("this machine has no /proc/stat")
     _, warnings = report_other_work(before, after)
     assert warnings and "unstable" in warnings[0]
+
+
+@pytest.mark.slow
+def test_a_run_beside_a_process_that_burns_a_core_is_called_unstable(tmp_path):
+    from tests.runtimes.tiny_bundle import build
+
+    bundle = build(tmp_path / "tiny.bundle")
+    burn = subprocess.Popen([sys.executable, "-c", "while True: pass"])
+    try:
+        plan = Plan(60, 8, 2, repetitions=3, warmup=0, duration_s=2.0, device="cpu", threads=1)
+        result = run_bench(bundle, plan)
+    finally:
+        burn.kill()
+        burn.wait()
+    if result["other_work"]["cores"] is None:
+        pytest.skip("this machine has no /proc/stat")
+    assert any("unstable: other work" in warning for warning in result["warnings"])
 
 
 # Clocks
@@ -105,6 +126,15 @@ def test_a_clock_that_jumps_is_told(jumps, told):
         watch.look()
     problems = " ".join(watch.problems())
     assert told in problems if told else not problems
+
+
+def test_a_date_that_jumps_in_the_middle_reaches_the_page_and_moves_no_time(path, monkeypatch):
+    dates = itertools.accumulate(itertools.chain([0.0] * 4, [3600.0], itertools.repeat(0.0)))
+    start = time.perf_counter()
+    monkeypatch.setattr(bench, "ClockWatch", lambda: ClockWatch(date=lambda: next(dates) + time.perf_counter() - start))
+    result = run_bench(path, Plan(repetitions=5))
+    assert "warning: clock: the date jumped (+3600.0 s)" in render_page(result)
+    assert max(result["rows"]["inter_token_ms"]["samples"]) < 60_000
 
 
 def test_a_duration_that_cannot_be_is_no_sample(path, monkeypatch):
@@ -140,6 +170,29 @@ def test_a_power_sensor_that_vanishes_leaves_null_and_the_reason(path, monkeypat
     energy = run_bench(path, Plan(repetitions=5, warmup=0))["energy"]
     assert energy["per"]["image"]["gross_j"] is None and "does not exist" in energy["per"]["image"]["reason"]
     assert any("readings failed" in problem for problem in energy["problems"])
+
+
+def test_a_boards_power_monitor_that_is_unbound_in_the_middle_leaves_null_and_the_reason(path, monkeypatch, tmp_path):
+    """Orin Nano's own layout; its driver goes away while pictures are drawn."""
+    root = lay_out(tmp_path / "root", NANO_POWER)
+    monkeypatch.setattr(bench, "open_meter", lambda device: open_meter("cuda", root, idle_s=0.0))
+    drawn = itertools.count()
+    draw = bench.draw
+
+    def draw_and_unbind(*args):
+        if next(drawn) == 2:
+            shutil.rmtree(root / "sys/bus/i2c/devices/1-0040")
+        time.sleep(0.12)  # two readings at twenty a second
+        return draw(*args)
+
+    monkeypatch.setattr(bench, "draw", draw_and_unbind)
+    result = run_bench(path, Plan(repetitions=6, warmup=0))
+    energy = result["energy"]
+    image = energy["per"]["image"]
+    assert image["gross_j"] is None or image["gross_j"]["count"] < 6
+    assert all(joules > 0 for joules in (image["gross_j"] or {"samples": []})["samples"])
+    assert any("readings failed" in problem for problem in energy["problems"])
+    assert "warning: energy:" in render_page(result)
 
 
 def test_a_thermal_zone_that_vanishes_is_told(path, monkeypatch):
@@ -178,3 +231,30 @@ def test_a_card_reports_its_most():
 def test_thinning_keeps_both_ends():
     assert thinned(list(range(1000)), 5) == [0, 250, 500, 749, 999]
     assert thinned([1, 2, 3], 5) == [1, 2, 3]
+
+
+# Disk
+
+
+@pytest.fixture
+def full_disk(tmp_path):
+    """A file system of two pages that really is full; it needs the right to mount one."""
+    place = tmp_path / "full"
+    place.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=8k", "edgemm-test", str(place)]
+    if shutil.which("mount") is None or subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("mounting a file system is not allowed here")
+    try:
+        (place / "others").write_bytes(b"x" * 4096)
+        yield place
+    finally:
+        subprocess.run(["umount", str(place)], check=True)
+
+
+@pytest.mark.parametrize("flag", ["--result", "--trace"])
+def test_a_disk_that_is_full_ends_with_5_and_the_result_is_on_the_screen(path, full_disk, capsys, flag):
+    words = ["-r", "20", "--duration", "0", "--json", flag, str(full_disk / "kept.json")]
+    assert main(["bench", str(path), *words]) == 5
+    said = capsys.readouterr()
+    assert "the disk is full" in said.err and json.loads(said.out)["measured"]["rounds"] == 20
+    assert [entry.name for entry in full_disk.iterdir()] == ["others"]
