@@ -16,7 +16,15 @@ import numpy as np
 from edgemm.measure.devices import Device, PowerMode, find_device
 from edgemm.measure.published_rows import ROWS, PublishedRow
 
-__all__ = ["Calibration", "Observation", "Speed", "calibrate", "leave_one_out", "published_observations"]
+__all__ = [
+    "Calibration",
+    "Observation",
+    "Speed",
+    "calibrate",
+    "leave_device_out",
+    "leave_one_out",
+    "published_observations",
+]
 
 PRIOR_WEIGHT = 0.2  # one row counts as much as a distance of 1 / PRIOR_WEIGHT times its relative error
 LEAST_SPREAD = 0.10  # intervals are never narrower, however well the rows agree
@@ -116,6 +124,17 @@ def leave_one_out(observations: Sequence[Observation]) -> list[tuple[Observation
         others = [o for o in observations if o.model != observation.model]
         mode = find_device(observation.device).mode(observation.mode)
         found.append((observation, _predict(observation, mode, others)))
+    return found
+
+
+def leave_device_out(observations: Sequence[Observation]) -> list[tuple[Observation, float]]:
+    """Every run predicted from other models on other devices of its architecture; left out where there are none."""
+    found = []
+    for observation in observations:
+        device = find_device(observation.device)
+        others = [o for o in observations if o.device != observation.device and o.model != observation.model]
+        if any(find_device(o.device).architecture == device.architecture for o in others):
+            found.append((observation, _predict(observation, device.mode(observation.mode), others)))
     return found
 
 

@@ -13,7 +13,15 @@ from onnx import TensorProto, helper, numpy_helper
 
 from edgemm.bundle import open_bundle
 from edgemm.cli import main
-from edgemm.measure.calibration import Observation, Speed, calibrate, leave_one_out, published_observations
+from edgemm.measure.calibration import (
+    UNSEEN_SPREAD,
+    Observation,
+    Speed,
+    calibrate,
+    leave_device_out,
+    leave_one_out,
+    published_observations,
+)
 from edgemm.measure.devices import DEVICES, PowerMode
 from edgemm.measure.estimate import JUDGED, NOT_JUDGED, Run, Workload, estimate, runs_of, seconds
 from edgemm.measure.graph_costs import read_graph_costs
@@ -113,6 +121,13 @@ def test_shapes_have_the_parameters_of_the_published_models():
 def test_models_left_out_are_predicted_within_the_bars():
     errors = [abs(predicted / run.seconds - 1) for run, predicted in leave_one_out(published_observations())]
     assert np.median(errors) <= 0.10 and max(errors) <= 0.25
+
+
+def test_a_device_without_rows_of_its_own_is_predicted_within_what_its_estimate_promises():
+    judged = leave_device_out(published_observations())
+    assert {observation.device for observation, _ in judged} == {"orin-nano-8gb", "orin-nx-16gb", "agx-orin-64gb"}
+    errors = [abs(predicted / observation.seconds - 1) for observation, predicted in judged]
+    assert max(errors) <= UNSEEN_SPREAD and np.median(errors) <= 0.10
 
 
 def test_a_model_left_out_does_not_help_to_predict_itself():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import replace
 
 import pytest
 
@@ -87,6 +88,18 @@ class TestRealLoadGen:
         page = render_page(result)
         assert LABEL in page and "loadgen  reply-single-stream: VALID; ms at p90" in page
         json.dumps(result, allow_nan=False)
+
+    def test_a_warm_up_beside_other_work_does_not_make_the_run_invalid(self, bundle, monkeypatch):
+        """A system that answers 1.8 times as fast as it did when it was asked to say how fast it is."""
+        warm_up = loadgen._warm_up
+        monkeypatch.setattr(loadgen, "_warm_up", lambda answer, count: 1.8 * warm_up(answer, 5))
+        tests = loadgen._tests
+        monkeypatch.setattr(loadgen, "_tests", lambda *a: {k: v for k, v in tests(*a).items() if k.startswith("image")})
+        runs = run_loadgen(bundle, replace(PLAN, duration_s=1.0))["loadgen"]["runs"]
+        assert {name: run["valid"] for name, run in runs.items()} == {
+            "image-single-stream": True,
+            "image-offline": True,
+        }
 
     def test_an_error_in_an_answer_ends_the_run_with_that_error(self, bundle, monkeypatch):
         def broken(*arguments):
