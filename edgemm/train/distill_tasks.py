@@ -10,6 +10,7 @@ import dataclasses
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -18,6 +19,7 @@ from edgemm.model.unified import Unified
 from edgemm.train.distill_losses import feature_loss, kept_words, word_loss
 from edgemm.train.distill_recipe import DistillRecipe
 from edgemm.train.draw import DrawTask
+from edgemm.train.on_policy import jensen_shannon, own_answers
 from edgemm.train.prompt_store import PromptStore
 from edgemm.train.ranks import Share
 from edgemm.train.read import ReadTask
@@ -86,6 +88,8 @@ class DistillRead(ReadTask):
         self.replies = own_replies(teacher, messages, recipe.reply_tokens)  # the teacher's: a cut student talks badly
 
     def loss(self, step: int) -> Tensor:
+        if np.random.default_rng([self.recipe.seed, step, 6]).random() < self.weights.on_policy:
+            return self._on_policy(step)
         hidden, targets, _ = self.last_hidden(self.model, step)
         taught, weights = self._teach(step), self.weights
         logits = self.model.transformer.logits(hidden)
@@ -100,6 +104,18 @@ class DistillRead(ReadTask):
         agree = (logits.argmax(-1) == taught["words"][:, 0]).float().mean().item()
         far = word_loss(logits, taught["words"].long(), taught["log_probabilities"], self.weights.temperature).item()
         return super().measures(step) | {"from_teacher_reading": far, "same_word_as_teacher": agree}
+
+    def _on_policy(self, step: int) -> Tensor:
+        """The teacher on the student's own answer, which no file can know before."""
+        features, prompts, _ = self.asked(step)
+        seed = int(np.random.default_rng([self.recipe.seed, step, self.share.rank, 7]).integers(2**62))
+        answers = own_answers(self, self.model, features, prompts, self.recipe.reply_tokens, seed)
+        hidden, _, _ = self.answered(self.model, features, prompts, answers)
+        with torch.no_grad():
+            theirs, _, _ = self.answered(self.teacher, features, prompts, answers)
+            judged = self.teacher.transformer.logits(theirs)
+        loss = jensen_shannon(self.model.transformer.logits(hidden), judged, self.weights.temperature)
+        return loss + self.weights.feature_weight * feature_loss(hidden, theirs)
 
     def _teach(self, step: int) -> dict[str, Tensor]:
         @torch.no_grad()

@@ -10,7 +10,7 @@ Axes: b batch, s tokens of the longest sequence, v views of a picture, m image t
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -162,15 +162,25 @@ class ReadTask:
 
     def last_hidden(self, model: Unified, step: int) -> tuple[Tensor, Tensor, Tensor]:
         """The same as hidden states (scored tokens, w), of this model or of a teacher with the same eye."""
+        return self.answered(model, *self.asked(step))
+
+    def asked(self, step: int) -> tuple[Tensor, list[TextPrompt], list[list[int]]]:
+        """This process's features (b, m, f), prompts and answers of a step."""
         rows, prompts, answers, random = self._batch(step)
         views = random.integers(self.features.shape[1], size=len(rows))
-        features, mine = self._blended(rows, views, random), self.share.of(len(rows))
-        features, rows, prompts, answers = features[mine], rows[mine], prompts[mine], answers[mine]
+        mine = self.share.of(len(rows))
+        return self._blended(rows, views, random)[mine], prompts[mine], answers[mine]
+
+    def answered(
+        self, model: Unified, features: Tensor, prompts: Sequence[TextPrompt], answers: Sequence[list[int]]
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Last hidden states (scored tokens, w) before each token of the answers, row by row, the tokens, and which of
+        them answer a question about a picture."""
         device = model.image_encoder.position.device
         image_tokens = model.image_encoder.project(features.to(device))  # (b, m, w)
         length = max(len(p.ids) + len(a) for p, a in zip(prompts, answers, strict=True)) - 1
-        ids = torch.zeros(len(rows), length, dtype=torch.long)
-        index, limit = torch.full_like(ids, -1), torch.arange(length).repeat(len(rows), 1)
+        ids = torch.zeros(len(prompts), length, dtype=torch.long)
+        index, limit = torch.full_like(ids, -1), torch.arange(length).repeat(len(prompts), 1)
         targets = torch.full_like(ids, -1)
         for row, (prompt, answer) in enumerate(zip(prompts, answers, strict=True)):
             asked, whole = len(prompt.ids), prompt.ids + answer

@@ -30,6 +30,16 @@ def random_micro(config: ModelConfig | None = None, seed: int = 0) -> Unified:
     return model.requires_grad_(False)
 
 
+def varied_micro() -> Unified:
+    """Its layers weigh more than its embeddings: a tied head would else say the last word over and over."""
+    model = random_micro()
+    with torch.no_grad():
+        model.transformer.embed_tokens.weight.mul_(0.3)
+        for weight in model.transformer.layers.parameters():
+            weight.mul_(3 if weight.dim() == 2 else 1)
+    return model
+
+
 def tokens_of(model: Unified, count: int, seed: int = 0) -> torch.Tensor:
     """Noise for `count` pictures, (count, n, p)."""
     tokens = model.config.image_tokens
