@@ -66,26 +66,30 @@ class TransformerConfig:
 class VisionConfig:
     """How a picture becomes clean image tokens for reading: a grid of features, and the visual word it looks like."""
 
-    encoder: str  # "lite0": EfficientNet-Lite0's feature maps; "patch": linear patches; "dual": both side by side
+    # "lite0": EfficientNet-Lite0's feature maps; "patch": linear patches; "dual": both side by side; "vq": the
+    # codes that are drawn, as tokens of the vocabulary
+    encoder: str
     image_size: int  # side of the square the encoder reads, in pixels
     stride: int  # pixels a token covers along one side
-    feature_width: int  # numbers a square of the grid has before the projection
-    hidden_width: int  # inside the projection
+    feature_width: int  # numbers a square of the grid has before the projection; codes have none, 0
+    hidden_width: int  # inside the projection; codes have none, 0
     blocks: tuple[int, ...] = ()  # of lite0, whose maps are averaged onto the grid beside the last one
     words: int = 0  # visual words the encoder knows; 0 leaves them out
     word_tokens: int = 0  # image tokens that spell one visual word
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "blocks", tuple(self.blocks))
-        if self.encoder not in ("lite0", "patch", "dual"):
-            raise ValueError(f"vision encoder {self.encoder!r} is none of: lite0, patch, dual")
-        _check_positive("vision", self, "image_size", "stride", "feature_width", "hidden_width")
+        if self.encoder not in ("lite0", "patch", "dual", "vq"):
+            raise ValueError(f"vision encoder {self.encoder!r} is none of: lite0, patch, dual, vq")
+        _check_positive("vision", self, "image_size", "stride")
+        if self.encoder != "vq":
+            _check_positive("vision", self, "feature_width", "hidden_width")
         if self.image_size % self.stride:
             raise ValueError(f"vision image_size {self.image_size} is not a multiple of stride {self.stride}")
         if unknown := [block for block in self.blocks if block not in LITE0_CHANNELS or not self.sees]:
             raise ValueError(f"vision block {unknown[0]} of encoder {self.encoder}: lite0 has {list(LITE0_CHANNELS)}")
         stride, width = (32, 1280 + self.middle_width) if self.sees else (self.stride, 0)
-        width += 0 if self.encoder == "lite0" else 3 * stride**2
+        width += 0 if self.encoder in ("lite0", "vq") else 3 * stride**2
         if (self.stride, self.feature_width) != (stride, width):
             raise ValueError(
                 f"vision encoder {self.encoder} gives feature_width {width} at stride {stride}, "
@@ -117,26 +121,32 @@ class VisionConfig:
 
 @dataclass(frozen=True)
 class ImageTokensConfig:
-    """How a picture is cut for drawing: `patch` draws its pixels (arXiv:2511.13720), `ae` an autoencoder's latents."""
+    """How a picture is cut for drawing: `patch` draws its pixels (arXiv:2511.13720), `ae` an autoencoder's latents,
+    `vq` entries of a codebook (arXiv:1711.00937)."""
 
     kind: str
     image_size: int
     patch: int  # pixels a token covers along one side
-    channels: int = 0  # of ae: numbers of a token
-    hidden: int = 0  # of ae: channels inside its convolutions
+    channels: int = 0  # of ae: numbers of a token; of vq: numbers of a code
+    hidden: int = 0  # of ae and vq: channels inside the convolutions
+    codes: int = 0  # of vq: entries of the codebook
 
     def __post_init__(self) -> None:
-        if self.kind not in ("patch", "ae"):
-            raise ValueError(f"image tokens {self.kind!r} are none of: patch, ae")
+        if self.kind not in ("patch", "ae", "vq"):
+            raise ValueError(f"image tokens {self.kind!r} are none of: patch, ae, vq")
         _check_positive("image_tokens", self, "image_size", "patch")
         if self.image_size % self.patch:
             raise ValueError(f"image_size {self.image_size} is not a multiple of patch {self.patch}")
-        if self.kind == "ae":
+        if self.kind != "patch":
             _check_positive("image_tokens", self, "channels", "hidden")
             if self.patch & (self.patch - 1):
                 raise ValueError(f"image_tokens patch {self.patch} is no power of two: an autoencoder halves")
         elif self.channels or self.hidden:
-            raise ValueError(f"image_tokens channels {self.channels} and hidden {self.hidden} are for kind 'ae' only")
+            raise ValueError(
+                f"image_tokens channels {self.channels} and hidden {self.hidden} are for kind 'ae' or 'vq' only"
+            )
+        if (self.codes > 1) != (self.kind == "vq"):
+            raise ValueError(f"image_tokens codes is {self.codes}: kind 'vq' has 2 or more, the others 0")
 
     @property
     def token_count(self) -> int:
@@ -144,25 +154,27 @@ class ImageTokensConfig:
 
     @property
     def token_width(self) -> int:
-        return self.channels if self.kind == "ae" else 3 * self.patch**2
+        return 3 * self.patch**2 if self.kind == "patch" else self.channels
 
 
 @dataclass(frozen=True)
 class DenoiserConfig:
-    """The image expert, and the conditioner that feeds it once a prompt."""
+    """The image expert, and the conditioner that feeds it once a prompt.  All zero: the model has none."""
 
-    width: int
-    depth: int
-    heads: int
-    ffn_width: int
-    prefix_layers: tuple[int, ...]  # transformer layer whose K/V denoiser layer i attends to
-    prompt_width: int  # numbers of the whitened, pooled prompt
-    layout_width: int  # numbers a token gets from the conditioner's layout; 0 leaves it out
+    width: int = 0
+    depth: int = 0
+    heads: int = 0
+    ffn_width: int = 0
+    prefix_layers: tuple[int, ...] = ()  # transformer layer whose K/V denoiser layer i attends to
+    prompt_width: int = 0  # numbers of the whitened, pooled prompt
+    layout_width: int = 0  # numbers a token gets from the conditioner's layout; 0 leaves it out
     condition_width: int = 0  # width of the time-and-prompt vector; 0 means `width`
     step_size: bool = False  # whether it is told how far the next step goes: few-step students are (arXiv:2410.12557)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "prefix_layers", tuple(self.prefix_layers))
+        if not any(dataclasses.astuple(self)):
+            return
         _check_positive("denoiser", self, "width", "depth", "heads", "ffn_width", "prompt_width")
         if self.width % self.heads:
             raise ValueError(f"denoiser width {self.width} is not a multiple of heads {self.heads}")
@@ -188,10 +200,18 @@ class SamplerConfig:
     guidance_scale: float = 2.0
     guidance_interval: tuple[float, float] = (0.0, 1.0)
     shift: float = 1.0
+    temperature: float = 1.0  # this and the next two: how codes are drawn, where pictures are codes
+    top_k: int | None = None
+    top_p: float | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "guidance_interval", tuple(self.guidance_interval))
         _check_positive("sampler", self, "num_inference_steps")
+        if not (0 <= self.temperature <= 100 and (self.top_k or 1) >= 1 and 0 < (self.top_p or 1) <= 1):
+            raise ValueError(
+                f"sampler temperature {self.temperature:g}, top_k {self.top_k}, top_p {self.top_p}: expected 0 to 100, "
+                "1 or more, above 0 and at most 1"
+            )
         low, high = self.guidance_interval
         if not (0 <= low <= high <= 1 and self.shift > 0 and self.guidance_scale >= 0):
             raise ValueError(
@@ -234,12 +254,13 @@ class ModelConfig:
     transformer: TransformerConfig
     vision: VisionConfig
     image_tokens: ImageTokensConfig
-    denoiser: DenoiserConfig
+    denoiser: DenoiserConfig  # of no layers where the objective is "ar"
     sampler: SamplerConfig = field(default_factory=SamplerConfig)
     chat: ChatTemplate = field(default_factory=ChatTemplate)
     draw: DrawTemplate = field(default_factory=DrawTemplate)
     family: str = "mot"
     experts: str = "mot"  # "dense": the denoiser has no layers of its own, it uses the transformer's
+    objective: str = "flow"  # "ar": pictures are codes, which the transformer says one after the other; no denoiser
     base: str = ""  # where the transformer's own weights come from; "" keeps them in the checkpoint
     base_layers: tuple[int, ...] = ()  # of the base, those that the transformer keeps; none: all
     origin: str = ""  # the base that weights kept in the checkpoint were once trained from: its licence still holds
@@ -254,6 +275,11 @@ class ModelConfig:
             raise ValueError(f"base_layers are {len(self.base_layers)}, the transformer has {self.transformer.depth}")
         if self.experts not in ("mot", "dense"):
             raise ValueError(f"experts {self.experts!r} is none of: mot, dense")
+        if self.objective not in ("flow", "ar"):
+            raise ValueError(f"objective {self.objective!r} is none of: flow, ar")
+        self._check_codes()
+        if self.objective == "ar":
+            return
         if self.experts == "dense":
             mine, theirs = self.denoiser, self.transformer
             found = (mine.width, mine.depth, mine.prefix_layers, mine.conditioning, mine.step_size)
@@ -266,6 +292,28 @@ class ModelConfig:
         deepest = max(self.denoiser.prefix_layers)
         if deepest >= self.transformer.depth:
             raise ValueError(f"prefix layer {deepest} is beyond the transformer's {self.transformer.depth} layers")
+
+    def _check_codes(self) -> None:
+        """Codes are drawn, read and said as tokens, or not at all."""
+        drawn, read = self.image_tokens, self.vision
+        found = (drawn.kind == "vq", read.encoder == "vq", self.denoiser.depth == 0)
+        if set(found) != {self.objective == "ar"}:
+            raise ValueError(
+                f"objective {self.objective!r} with image tokens {drawn.kind!r}, vision encoder {read.encoder!r} and a "
+                f"denoiser of depth {self.denoiser.depth}: 'ar' goes with vq, vq and 0, 'flow' with none of them"
+            )
+        if self.objective == "ar" and (drawn.image_size, drawn.patch) != (read.image_size, read.stride):
+            raise ValueError(
+                f"codes are drawn at {drawn.image_size} pixels, {drawn.patch} a code, and read at {read.image_size}, "
+                f"{read.stride} a code: both have to be the same"
+            )
+        if drawn.codes >= self.transformer.vocab_size:
+            raise ValueError(f"{drawn.codes} codes do not fit in a vocabulary of {self.transformer.vocab_size}")
+
+    @property
+    def first_code(self) -> int:
+        """Token id of code 0: codes are the vocabulary's last ids."""
+        return self.transformer.vocab_size - self.image_tokens.codes
 
     @property
     def prefix_heads(self) -> int:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from edgemm.components import TensorSpec
 from edgemm.errors import BundleError
 from edgemm.manifest import Manifest
+from edgemm.runtimes.image_tokens_loop import SIDE_BY_SIDE
 
 __all__ = ["Profile", "merged", "profiles_of", "smaller"]
 
@@ -31,15 +32,22 @@ def profiles_of(manifest: Manifest, component: str, target: str) -> tuple[Profil
     seen = min(manifest.loops.text.image_token_count if manifest.loops.text else 1, context)
     one: Range = (1, 1, 1)
     slots: Range = (1, context, context)
+    pictures = 2 * SIDE_BY_SIDE  # each beside its unconditional row
+    rows: Range = (1, 2, pictures) if manifest.loops.image_tokens else one
     phases: dict[str, dict[str, dict[str, Range]]] = {
         "transformer": {
-            "prefill": {"b": one, "s": (1, min(USUAL_PROMPT, context), context), "m": (1, seen, context), "T": slots},
-            "decode": {"b": one, "s": one, "m": one, "T": slots},
+            "prefill": {"b": rows, "s": (1, min(USUAL_PROMPT, context), context), "m": (1, seen, context), "T": slots},
+            "decode": {"b": rows, "s": one, "m": one, "T": slots},
         },
         "conditioner": {"condition": {"b": one, "T": slots, "t": slots}},
         "denoiser": {"denoise": {"b": (1, 2, 2), "t": slots}},
         "image_encoder": {"encode": {"b": one}},
         "image_decoder": {"decode": {"b": one}},
+        "text_head": {"say": {"b": rows}},
+        "image_head": {"say": {"b": rows}},
+        "image_embedder": {"embed": {"b": rows, "s": one}},
+        "vq_encoder": {"encode": {"b": one}},
+        "vq_decoder": {"decode": {"b": one}},
     }
     inputs = manifest.variant(component, target).inputs
     return tuple(_profile(phase, axes, inputs) for phase, axes in phases[component].items())

@@ -26,10 +26,12 @@ class BundleSubject:
 
     @property
     def drawing_size(self) -> int:
-        loop = self.model.manifest.loops.denoise
-        if loop is None:
-            raise InputError(f"bundle {self.name} does not draw; ask for --suite read")
-        return loop.image_size
+        loops = self.model.manifest.loops
+        if loops.denoise is not None:
+            return loops.denoise.image_size
+        if loops.image_tokens is not None:
+            return loops.image_tokens.image_height
+        raise InputError(f"bundle {self.name} does not draw; ask for --suite read")
 
     def draw(self, prompts: Sequence[str], seeds: Sequence[int]) -> np.ndarray:
         steps, scale = self.settings.num_inference_steps, self.settings.guidance_scale

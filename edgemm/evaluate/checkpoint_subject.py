@@ -9,13 +9,17 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from torch import Tensor
 
+from edgemm.config import SamplerConfig
 from edgemm.evaluate.subject import MAX_NEW_TOKENS, DrawSettings
 from edgemm.model.checkpoint import load
+from edgemm.model.codes import Choose
 from edgemm.picture import load_picture
+from edgemm.runtimes.sampling import Sampling, next_token
 from edgemm.runtimes.schedule import initial_noise
 
-__all__ = ["CheckpointSubject"]
+__all__ = ["CheckpointSubject", "by_lot"]
 
 
 class CheckpointSubject:
@@ -35,9 +39,12 @@ class CheckpointSubject:
         return self.model.config.image_tokens.image_size
 
     def draw(self, prompts: Sequence[str], seeds: Sequence[int]) -> np.ndarray:
-        tokens = self.model.config.image_tokens
-        noise = np.stack([initial_noise(seed, tokens.token_count, tokens.token_width) for seed in seeds])
-        pixels = self.model.draw(prompts, torch.from_numpy(noise), self.sampler).numpy()  # (b, 3, H, W)
+        if self.model.config.objective == "ar":
+            pixels = self.model.draw_codes(prompts, self.sampler, by_lot(self.sampler, seeds)).numpy()
+        else:
+            tokens = self.model.config.image_tokens
+            noise = np.stack([initial_noise(seed, tokens.token_count, tokens.token_width) for seed in seeds])
+            pixels = self.model.draw(prompts, torch.from_numpy(noise), self.sampler).numpy()  # (b, 3, H, W)
         return np.rint(pixels * 255).clip(0, 255).astype(np.uint8).transpose(0, 2, 3, 1).copy()
 
     def read(self, picture: np.ndarray, question: str) -> str:
@@ -45,6 +52,18 @@ class CheckpointSubject:
         pixels = torch.from_numpy(load_picture(picture, config.vision.image_size, config.background))[None]
         ids, _ = self.model.generate(question, pixels, max_new_tokens=MAX_NEW_TOKENS)
         return self.model.tokenizer.decode(ids, skip_special_tokens=True)
+
+
+def by_lot(sampler: SamplerConfig, seeds: Sequence[int]) -> Choose:
+    """Codes as the runtime picks them: picture number i takes one number of PCG64(seeds[i]) a code."""
+    sampling = Sampling(sampler.temperature, sampler.top_k, sampler.top_p)
+    generators = [np.random.Generator(np.random.PCG64(seed)) for seed in seeds]
+
+    def choose(scores: Tensor) -> Tensor:
+        rows = zip(scores.numpy(), generators, strict=True)
+        return torch.tensor([next_token(row, (), sampling, generator) for row, generator in rows])
+
+    return choose
 
 
 def weights_hash(path: Path) -> str:

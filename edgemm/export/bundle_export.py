@@ -15,6 +15,7 @@ from safetensors.numpy import save
 
 from edgemm.bundle import UNCONDITIONAL, Bundle, BundleWriter, Manifest
 from edgemm.errors import MissingError, UsageError
+from edgemm.export.code_ids import CODE_IDS, id_table
 from edgemm.export.loop_parity import compare_loops, precision_of
 from edgemm.export.manifest_of import manifest_of, papers_of
 from edgemm.export.parity import Comparison, require
@@ -92,7 +93,10 @@ def export_bundle(
             writer.add_bytes(name, content)
         if spec:
             writer.add_bytes(JSON_FILE, spec.to_json().encode())
-        writer.add_bytes(UNCONDITIONAL, stored_prefix(model, ""))
+        if model.config.objective == "ar":
+            writer.add_bytes(CODE_IDS, id_table(range(model.config.first_code, model.config.transformer.vocab_size)))
+        else:
+            writer.add_bytes(UNCONDITIONAL, stored_prefix(model, ""))
         status("loops: asking torch")
         recorded = torch_answers(model, precision_of(manifest, plans[0].target), new_tokens)
         for plan in different_plans(plans, manifest):

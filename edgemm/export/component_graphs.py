@@ -1,4 +1,4 @@
-"""The five components as torch modules with exactly the bundle's inputs and outputs (docs/bundle.md).
+"""The native components as torch modules with exactly the bundle's inputs and outputs (docs/bundle.md).
 
 Each is what gets traced and also what its graph is held against.  The transformer is written with standard operators of
 opset 24 (Attention, RotaryEmbedding, RMSNormalization, TensorScatter): the static cache goes in, comes out, and a
@@ -134,15 +134,38 @@ class ImageDecoderGraph(nn.Module):
         return tokens_to_pixels(tokens, self.config)
 
 
+class VqEncoderGraph(nn.Module):
+    def __init__(self, model: Unified) -> None:
+        super().__init__()
+        self.vq, self.first_code = model.vq, model.config.first_code
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        assert self.vq is not None
+        return self.vq.encode(pixels) + self.first_code
+
+
+class VqDecoderGraph(nn.Module):
+    def __init__(self, model: Unified) -> None:
+        super().__init__()
+        self.vq = model.vq
+
+    def forward(self, codes: Tensor) -> Tensor:
+        assert self.vq is not None
+        return self.vq.decode(codes).clamp(0, 1)
+
+
 def component_graphs(model: Unified) -> dict[str, ComponentGraph]:
     """Every component of the model by its name in the bundle."""
-    graphs = (
-        _image_encoder(model),
-        _transformer(model),
-        _conditioner(model),
-        _denoiser(model),
-        _image_decoder(model),
-    )
+    if model.config.objective == "ar":
+        graphs = (_vq_encoder(model), _transformer(model), _vq_decoder(model))
+    else:
+        graphs = (
+            _image_encoder(model),
+            _transformer(model),
+            _conditioner(model),
+            _denoiser(model),
+            _image_decoder(model),
+        )
     return {graph.name: graph for graph in graphs}
 
 
@@ -218,3 +241,15 @@ def _image_decoder(model: Unified) -> ComponentGraph:
     drawn = ("b", tokens.token_count, tokens.token_width)
     pixels = ("b", 3, tokens.image_size, tokens.image_size)
     return _graph("image_decoder", ImageDecoderGraph(model), {"tokens": drawn}, {"pixels": pixels})
+
+
+def _vq_encoder(model: Unified) -> ComponentGraph:
+    tokens = model.config.image_tokens
+    pixels = ("b", 3, tokens.image_size, tokens.image_size)
+    return _graph("vq_encoder", VqEncoderGraph(model), {"pixels": pixels}, {"token_ids": ("b", tokens.token_count)})
+
+
+def _vq_decoder(model: Unified) -> ComponentGraph:
+    tokens = model.config.image_tokens
+    pixels = ("b", 3, tokens.image_size, tokens.image_size)
+    return _graph("vq_decoder", VqDecoderGraph(model), {"codes": ("b", tokens.token_count)}, {"pixels": pixels})

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from edgemm.export.recorded import seeded_picture
-from edgemm.model.prompts import read_prompt
+from edgemm.model.prompts import read_prompt, with_codes
 from edgemm.model.transformer import KeyValues
 from edgemm.model.unified import Unified
 
@@ -30,6 +30,14 @@ Named = dict[str, Tensor]
 @torch.no_grad()
 def example_inputs(model: Unified) -> dict[str, Named]:
     """component -> its inputs by name, b = 3 everywhere."""
+    if model.vq is not None:
+        pictures = _pictures(model.config.image_tokens.image_size)
+        codes = model.vq.encode(pictures)
+        return {
+            "vq_encoder": {"pixels": pictures},
+            "transformer": _transformer(model),
+            "vq_decoder": {"codes": (codes + torch.arange(len(codes))[:, None]) % model.config.image_tokens.codes},
+        }
     tokens = model.config.image_tokens
     noise = torch.randn(
         len(DRAWINGS), tokens.token_count, tokens.token_width, generator=torch.Generator().manual_seed(0)
@@ -59,7 +67,14 @@ def _transformer(model: Unified) -> Named:
     b = len(pictures)
     prompt = read_prompt(model.config, model.encode, QUESTION, pictures=1)
     before, length = prompt.image_index.index(0), len(prompt.ids)
-    ids, index, limit = (torch.tensor([row] * b) for row in (prompt.ids, prompt.image_index, prompt.attention_limit))
+    if model.vq is None:
+        prompts, image_tokens = [prompt] * b, model.image_encoder(pictures)
+    else:
+        codes = model.vq.encode(pictures) + model.config.first_code
+        prompts, image_tokens = [with_codes(prompt, row) for row in codes.tolist()], torch.zeros(b, 1, config.width)
+    ids = torch.tensor([one.ids for one in prompts])
+    index = torch.tensor([one.image_index for one in prompts])
+    limit = torch.tensor([one.attention_limit for one in prompts])
     start = torch.zeros(b, dtype=torch.long)
     empty = torch.zeros(b, config.kv_heads, length + SPARE_SLOTS, config.head_width)
     past: KeyValues = [(empty, empty)] * config.depth
@@ -67,7 +82,7 @@ def _transformer(model: Unified) -> Named:
         _, past = model.transformer(model.transformer.embed_tokens(ids[:, :before]), limit[:, :before], past, start)
     inputs = {
         "input_ids": ids[:, before:],
-        "image_tokens": model.image_encoder(pictures),
+        "image_tokens": image_tokens,
         "image_index": index[:, before:],
         "write_index": start + before,
         "attention_limit": limit[:, before:],

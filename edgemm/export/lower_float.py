@@ -19,6 +19,7 @@ __all__ = ["fixed_sizes", "graph_specs", "in_precision", "lower_float"]
 
 DRAWING_SLOTS = 128  # T of the conditioner: a drawing prompt is short, and every slot costs the denoiser at every step
 PRODUCTS = ("MatMul", "Gemm", "Conv")
+IN_FLOAT = ("vq_encoder",)  # gives ids: float16 would choose other codes where two are nearly as near
 DTYPES: dict[int, str] = {
     TensorProto.FLOAT: "float32",
     TensorProto.FLOAT16: "float16",
@@ -52,7 +53,7 @@ def in_precision(
     model = ModelProto()
     model.CopyFrom(reference)
     fixed_axes(model, sizes.get(component, {}))
-    if not any(node.op_type in PRODUCTS for node in model.graph.node):
+    if component in IN_FLOAT or not any(node.op_type in PRODUCTS for node in model.graph.node):
         precision = "fp32"
     if precision == "fp16":
         half_precision(model, lambda name: pattern(name) in KEYS_AND_VALUES, _whitens)

@@ -14,6 +14,7 @@ from edgemm.bundle import (
     Component,
     DenoiseLoop,
     DenoiseTemplate,
+    ImageTokensLoop,
     Licence,
     Limits,
     Loops,
@@ -22,6 +23,7 @@ from edgemm.bundle import (
     TextLoop,
     TextTemplate,
 )
+from edgemm.export.code_ids import CODE_IDS
 from edgemm.model.checkpoint import weights_hash
 from edgemm.model.prompts import stop_ids
 from edgemm.model.unified import Unified
@@ -51,7 +53,7 @@ def manifest_of(
         source=Source(source.name, hash_of(source)),
         components=components,
         targets=targets,
-        loops=Loops(_text_loop(model), _denoise_loop(model)),
+        loops=_loops(model),
         limits=Limits(max_context, MAX_IMAGE_PIXELS, MAX_STEPS),
         tokenizer="tokenizer.json",
         quantization=precisions_of(components, targets),
@@ -110,6 +112,12 @@ def precisions_of(components: dict[str, Component], targets: dict[str, dict[str,
     return tables if len(tables) > 1 else next(iter(tables.values()))
 
 
+def _loops(model: Unified) -> Loops:
+    if model.config.objective == "ar":
+        return Loops(_text_loop(model), image_tokens=_image_tokens_loop(model))
+    return Loops(_text_loop(model), _denoise_loop(model))
+
+
 def _text_loop(model: Unified) -> TextLoop:
     chat, vision = model.config.chat, model.config.vision
     template = TextTemplate(
@@ -128,6 +136,31 @@ def _text_loop(model: Unified) -> TextLoop:
         image_token_count=vision.token_count,
         background=model.config.background,
         stop_token_ids=tuple(stop_ids(model.config, model.encode)),
+        silent_ids=CODE_IDS if model.config.image_tokens.codes else None,
+    )
+
+
+def _image_tokens_loop(model: Unified) -> ImageTokensLoop:
+    config, sampler, tokens = model.config, model.config.sampler, model.config.image_tokens
+    side = tokens.image_size // tokens.patch
+    return ImageTokensLoop(
+        open=config.draw.open + " ",
+        close=config.draw.close,
+        rows=side,
+        columns=side,
+        image_height=tokens.image_size,
+        image_width=tokens.image_size,
+        code_ids=CODE_IDS,
+        row_end=None,
+        unconditional="prompt",
+        pad_id=0,
+        kept_ids=(),
+        negative_prompt="",
+        guidance="logits",
+        guidance_scale=sampler.guidance_scale,
+        temperature=sampler.temperature,
+        top_k=sampler.top_k,
+        top_p=sampler.top_p,
     )
 
 

@@ -60,8 +60,9 @@ def write_components(
     specs: Mapping[str, Spec] = NO_SPECS,
 ) -> Components:
     """`slots` is the longest context, in tokens; `adapters` names linear layers that take one, () all usual ones."""
-    sizes = fixed_sizes(slots, model.conditioner.skip)
-    drawing_depth = max(model.config.denoiser.prefix_layers) + 1
+    draws_codes = model.config.objective == "ar"
+    sizes = {"transformer": {"T": slots}} if draws_codes else fixed_sizes(slots, model.conditioner.skip)
+    drawing_depth = max(model.config.denoiser.prefix_layers, default=-1) + 1
     graphs, inputs = component_graphs(model), example_inputs(model)
     return write_graphs(graphs, inputs, writer, plans, sizes, trace, report, status, drawing_depth, adapters, specs)
 

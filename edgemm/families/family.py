@@ -15,18 +15,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
 import torch
-from safetensors.numpy import save
 from torch import Tensor, nn
 
 from edgemm.components import COMPONENTS, TensorSpec, pattern
+from edgemm.export.code_ids import CODE_IDS, id_table
 from edgemm.export.component_graphs import ComponentGraph
 from edgemm.loops import ImageTokensLoop, TextLoop
 
 __all__ = ["CODE_IDS", "Named", "Parts", "Pieces", "Shape", "component", "id_table", "without_copies"]
-
-CODE_IDS = "tables/code_ids.safetensors"
 
 Named = dict[str, Tensor]
 Pieces = Mapping[str, Sequence[nn.Module | nn.Parameter]]
@@ -52,11 +49,6 @@ def component(name: str, module: nn.Module, inputs: dict[str, Shape], outputs: d
         tuple(TensorSpec(key, types[pattern(key)], shape) for key, shape in side.items()) for side in (inputs, outputs)
     )
     return ComponentGraph(name, module.eval(), *sides)
-
-
-def id_table(ids: Sequence[int]) -> bytes:
-    """Token ids as a file of the bundle."""
-    return save({"ids": np.array(ids, dtype=np.int64)})
 
 
 def without_copies(pieces: Sequence[Any]) -> int:

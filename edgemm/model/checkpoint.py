@@ -66,7 +66,8 @@ def build(config: ModelConfig | str, seed: int = 0) -> Unified:
         # The output head shares it: a spread of 1 is sure of everything at birth, one of 0.02 never can be.
         torch.nn.init.normal_(model.transformer.embed_tokens.weight, std=0.1)
     _load_bases(model)
-    model.image_encoder.match_embeddings(model.transformer.embed_tokens.weight)
+    if config.objective == "flow":
+        model.image_encoder.match_embeddings(model.transformer.embed_tokens.weight)
     return model.eval()
 
 

@@ -12,7 +12,17 @@ from dataclasses import dataclass
 
 from edgemm.config import ModelConfig
 
-__all__ = ["DrawPrompt", "TextPrompt", "byte_tokenizer_json", "draw_prompt", "read_prompt", "reply_ids", "stop_ids"]
+__all__ = [
+    "DrawPrompt",
+    "TextPrompt",
+    "byte_tokenizer_json",
+    "codes_prompt",
+    "draw_prompt",
+    "read_prompt",
+    "reply_ids",
+    "stop_ids",
+    "with_codes",
+]
 
 Encode = Callable[..., list[int]]  # Unified.encode: a string, and whether special tokens are special in it
 
@@ -47,6 +57,21 @@ def draw_prompt(config: ModelConfig, encode: Encode, prompt: str, pictures: int 
     for position in range(first, first + seen):  # a picture's tokens see one another
         limit[position] = first + ((position - first) // block + 1) * block - 1
     return DrawPrompt(ids, first, mask, index, limit)
+
+
+def codes_prompt(config: ModelConfig, encode: Encode, prompt: str) -> list[int]:
+    """Ids that a picture's first code follows: `open`, " ", the prompt ("" is the unconditional one) and `close` as one
+    string; each alone where the prompt spells a special token."""
+    pieces = (config.draw.open + " ", prompt, config.draw.close)
+    if encode(prompt) != encode(prompt, special=False):
+        return [*encode(pieces[0]), *encode(prompt, special=False), *encode(pieces[2])]
+    return encode("".join(pieces))
+
+
+def with_codes(prompt: TextPrompt, ids: list[int]) -> TextPrompt:
+    """The prompt with token ids in place of its image tokens: pictures that are read as codes."""
+    placed = [token if row < 0 else ids[row] for token, row in zip(prompt.ids, prompt.image_index, strict=True)]
+    return TextPrompt(placed, [-1] * len(placed), prompt.attention_limit)
 
 
 def read_prompt(config: ModelConfig, encode: Encode, text: str, pictures: int) -> TextPrompt:

@@ -1,4 +1,4 @@
-"""The whole model of family `mot` or `dense` in torch: it reads and it draws, and every bundle is held against it.
+"""The whole model of a native family in torch: it reads and it draws, and every bundle is held against it.
 
 Training, export and evaluation meet here.  Loading and saving are in checkpoint.py, losses in flow.py and train/.
 Axes: b batch, s tokens, m image tokens for reading, n image tokens for drawing, w transformer width.
@@ -14,21 +14,31 @@ import torch
 from torch import Tensor, nn
 
 from edgemm.config import ModelConfig, SamplerConfig
-from edgemm.model import flow
+from edgemm.model import codes, flow
 from edgemm.model.autoencoder import Autoencoder
 from edgemm.model.conditioner import Conditioner, Prefix
 from edgemm.model.denoiser import Denoiser
 from edgemm.model.dense import DenseDenoiser
 from edgemm.model.image_tokens import pixels_to_tokens, tokens_to_pixels
-from edgemm.model.prompts import draw_prompt, read_prompt, stop_ids
+from edgemm.model.prompts import draw_prompt, read_prompt, stop_ids, with_codes
 from edgemm.model.transformer import KeyValues, Transformer
 from edgemm.model.vision import ImageEncoder
+from edgemm.model.vq import VqTokenizer
 
 __all__ = ["Unified"]
 
 
 class Unified(nn.Module):
-    """transformer, image_encoder, conditioner and denoiser, with the strings that go around prompts."""
+    """transformer, image_encoder, conditioner and denoiser, with the strings that go around prompts.
+
+    Where the objective is "ar" there is a VQ tokenizer in place of the last three.
+    """
+
+    image_encoder: ImageEncoder  # this and the next two: of objective "flow" only
+    conditioner: Conditioner
+    denoiser: Denoiser | DenseDenoiser
+    autoencoder: Autoencoder | None
+    vq: VqTokenizer | None
 
     def __init__(self, config: ModelConfig, tokenizer_json: str) -> None:
         from tokenizers import Tokenizer
@@ -42,6 +52,11 @@ class Unified(nn.Module):
         if tokens > rows:
             raise ValueError(f"the tokenizer has {tokens} tokens, the transformer's embedding {rows} rows")
         self.transformer = Transformer(config.transformer)
+        kind = config.image_tokens.kind
+        self.autoencoder = Autoencoder(config.image_tokens) if kind == "ae" else None
+        self.vq = VqTokenizer(config.image_tokens) if kind == "vq" else None
+        if config.objective == "ar":
+            return
         self.image_encoder = ImageEncoder(config)
         self.conditioner = Conditioner(config, skip=len(self.encode(config.draw.open)))
         self.denoiser = (
@@ -49,7 +64,10 @@ class Unified(nn.Module):
             if config.experts == "dense"
             else Denoiser(config)
         )
-        self.autoencoder = Autoencoder(config.image_tokens) if config.image_tokens.kind == "ae" else None
+
+    @property
+    def device(self) -> torch.device:
+        return self.transformer.embed_tokens.weight.device
 
     def encode(self, text: str, special: bool = True) -> list[int]:
         """Ids of one piece; `special` lets <|im_end|> and its like be one token."""
@@ -75,7 +93,7 @@ class Unified(nn.Module):
             draw_prompt(self.config, self.encode, prompt, int(picture is not None))
             for prompt, picture in zip(prompts, pictures, strict=True)
         ]
-        longest, device = max(len(prompt.ids) for prompt in built), self.denoiser.position.device
+        longest, device = max(len(prompt.ids) for prompt in built), self.device
 
         def padded(rows: Sequence[list[int]], filling: int) -> Tensor:
             return torch.tensor([row + [filling] * (longest - len(row)) for row in rows], device=device)
@@ -118,6 +136,15 @@ class Unified(nn.Module):
         )
         return self.to_pixels(tokens)
 
+    @torch.no_grad()
+    def draw_codes(
+        self, prompts: Sequence[str], sampler: SamplerConfig | None = None, choose: codes.Choose = codes.likeliest
+    ) -> Tensor:
+        """Pictures (b, 3, H, W) in [0, 1], one a prompt, of a model whose pictures are codes."""
+        assert self.vq is not None
+        guidance = (sampler or self.config.sampler).guidance_scale
+        return self.vq.decode(codes.write_codes(self, prompts, guidance, choose)).clamp(0, 1)
+
     def to_tokens(self, pixels: Tensor) -> Tensor:
         """Pictures (b, 3, H, W) in [0, 1] as drawing tokens (b, n, p)."""
         if self.autoencoder is None:
@@ -140,14 +167,16 @@ class Unified(nn.Module):
         behind each and behind the one that stopped it. The cache is static, as on a device."""
         pictures = 0 if pixels is None else len(pixels)
         prompt = read_prompt(self.config, self.encode, text, pictures)
-        slots = len(prompt.ids) + max_new_tokens
-        device = self.denoiser.position.device
+        slots, device = len(prompt.ids) + max_new_tokens, self.device
         shape = (1, self.config.transformer.kv_heads, slots, self.config.transformer.head_width)
         past: KeyValues = [
             (torch.zeros(shape, device=device), torch.zeros(shape, device=device)) for _ in self.transformer.layers
         ]
         image_tokens = torch.zeros(1, 1, self.config.transformer.width, device=device)
-        if pixels is not None:
+        if pixels is not None and self.vq is not None:
+            seen = self.vq.encode(pixels.to(device)).flatten() + self.config.first_code
+            prompt = with_codes(prompt, seen.tolist())
+        elif pixels is not None:
             image_tokens = self.image_encoder(pixels.to(device)).flatten(0, 1)[None]  # (1, pictures * m, w)
         stops = set(stop_ids(self.config, self.encode)) if stop else set()
         ids, index, limit = ([list(row)] for row in (prompt.ids, prompt.image_index, prompt.attention_limit))
@@ -159,7 +188,9 @@ class Unified(nn.Module):
                 torch.tensor(ids, device=device), image_tokens, torch.tensor(index, device=device)
             )
             hidden, past = self.transformer(x, torch.tensor(limit, device=device), past, write_index)
-            rows.append(self.transformer.logits(hidden[:, -1])[0])
+            logits = self.transformer.logits(hidden[:, -1])[0]
+            logits[self.config.first_code :] = float("-inf")  # a reply says words only
+            rows.append(logits)
             token = int(rows[-1].argmax())
             if token in stops:
                 break

@@ -65,6 +65,10 @@ def run(args: argparse.Namespace) -> int:
         source, output = Path(args.checkpoint).resolve(), Path(args.output)
         check_destination(output, args.overwrite)
         model = checkpoint.load(source)
+        if model.config.objective == "ar":
+            raise UsageError(
+                f"{source.name} draws code by code: it is quantized by `edgemm export --precision int8` or int4 alone"
+            )
         steps = args.steps or model.config.sampler.num_inference_steps
         judged = bool(budgets or args.report)
         if judged:

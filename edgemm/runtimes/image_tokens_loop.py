@@ -21,7 +21,7 @@ from edgemm.runtimes.prompt import Prompt
 from edgemm.runtimes.results import ImageMetrics, ImageResult, Picture
 from edgemm.runtimes.sampling import Sampling, next_token
 
-__all__ = ["CodesClock", "CodesEngines", "CodesRequest", "draw_codes", "guide", "write_codes"]
+__all__ = ["SIDE_BY_SIDE", "CodesClock", "CodesEngines", "CodesRequest", "draw_codes", "guide", "write_codes"]
 
 SIDE_BY_SIDE = 4  # pictures drawn in one batch: each weight is read once for all of them
 BLOCK = 64  # slots a cache grows by

@@ -42,9 +42,9 @@ def distill(recipe: DistillRecipe) -> None:
         torch.set_num_threads(recipe.threads)
     ranks = Ranks()
     ranks.share.of(recipe.batch)  # refuses a batch that cannot be shared, before anything is computed
-    experts = ModelConfig.read(Path(recipe.teacher) / "config.json").experts
-    if experts != "mot":
-        raise CheckpointError(f"{recipe.teacher}: its experts are {experts}; students are built for mot only")
+    family = ModelConfig.read(Path(recipe.teacher) / "config.json").family
+    if family != "mot":
+        raise CheckpointError(f"{recipe.teacher}: its family is {family}; students are built for mot only")
     if recipe.few:
         _few_steps(recipe, ranks)
     else:

@@ -56,8 +56,8 @@ class AdapterTask(TwoTasks):
     """What the loop trains; see train/loop.py for the interface."""
 
     def __init__(self, model: Unified, recipe: FinetuneRecipe, share: Share | None = None) -> None:
-        if model.config.experts != "mot":  # one set of weights: no half could stay as it is
-            raise CheckpointError(f"{recipe.start}: its experts are {model.config.experts}; adapters are built for mot")
+        if model.config.family != "mot":  # one set of weights, or none to draw with: no half could stay as it is
+            raise CheckpointError(f"{recipe.start}: its family is {model.config.family}; adapters are built for mot")
         first = recipe.lora_first_layer or max(model.config.denoiser.prefix_layers) + 1
         recipe = dataclasses.replace(recipe, lora_first_layer=first, train_projection=False, align_steps=0)
         self.recipe = recipe

@@ -23,6 +23,8 @@ def join(drawing: Path, reading: Path, output: Path, name: str = "") -> None:
     Raises CheckpointError when the two are not the same model or the reading one changed layers that drawing reads.
     """
     draws, reads = checkpoint.load(drawing), checkpoint.load(reading)
+    if draws.config.objective == "ar":
+        raise CheckpointError(f"{drawing}: one transformer reads and draws codes, there are no halves to join")
     of_reading = {"name": "", "sampler": draws.config.sampler, "vision": reads.config.vision, "edits": False}
     ours, theirs = (dataclasses.replace(m.config, **of_reading) for m in (draws, reads))
     if ours != theirs:

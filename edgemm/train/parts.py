@@ -16,19 +16,18 @@ __all__ = ["own_the_transformer", "parts_of", "trained_parts"]
 
 def trained_parts(model: Unified, names: Sequence[str]) -> nn.ModuleDict:
     """The named parts, which train.recipe.PARTS lists."""
-    parts: dict[str, nn.Module] = {
-        "conditioner": model.conditioner,
-        "denoiser": model.denoiser,
-        "projection": model.image_encoder,  # the eye in it, if it has a pretrained one, stays frozen
-        "transformer": model.transformer,
-    }
+    parts: dict[str, nn.Module] = {"transformer": model.transformer}
+    if model.config.objective == "flow":
+        parts |= {"conditioner": model.conditioner, "denoiser": model.denoiser}
+        parts["projection"] = model.image_encoder  # the eye in it, if it has a pretrained one, stays frozen
     return nn.ModuleDict({name: parts[name] for name in names if name in parts})
 
 
 def parts_of(recipe: Recipe, config: ModelConfig, default: Sequence[str] = ()) -> tuple[str, ...]:
-    """What a stage trains; a dense model cannot learn to draw without its transformer."""
+    """What a stage trains; a dense model cannot learn to draw without its transformer, a model of codes nothing."""
     names = recipe.train or tuple(default)
-    if config.experts == "dense" and recipe.task != "read" and "transformer" not in names:
+    needed = config.objective == "ar" or (config.experts == "dense" and recipe.task != "read")
+    if needed and recipe.task != "autoencode" and "transformer" not in names:
         names = (*names, "transformer")
     return names
 

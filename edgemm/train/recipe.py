@@ -18,7 +18,12 @@ __all__ = ["DESIGNS", "PARTS", "Recipe", "read_recipe", "read_stages"]
 
 PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 PARTS = ("conditioner", "denoiser", "projection", "transformer")
-DESIGNS = {"experts": ("mot", "dense"), "vision": ("single", "dual"), "image_tokens": ("patch", "ae")}
+DESIGNS = {
+    "experts": ("mot", "dense"),
+    "vision": ("single", "dual"),
+    "image_tokens": ("patch", "ae", "vq"),
+    "objective": ("flow", "ar"),
+}
 CHOICES = {
     **DESIGNS,
     "task": ("draw", "read", "edit", "joint", "autoencode"),
@@ -47,14 +52,15 @@ class Recipe:
 
     # "draw": the image expert over a frozen transformer; "read": projection and LoRA; "edit": drawing from a picture in
     # the prefix; "joint": both losses on the same pictures, cross-entropy + flow_weight * flow; "autoencode": the
-    # latents that image_tokens = "ae" draws
+    # latents that image_tokens = "ae" draws, or the codes of "vq"
     task: str
     data: str  # dataset folder as `edgemm data` writes it
     output: str  # run folder: state, log, samples; output/checkpoint is the result
     start: str = "small"  # preset, or checkpoint folder to go on from
     experts: str = "mot"  # designs of a new model (model/variants.py): "dense" has one set of weights for both
     vision: str = "single"  # "dual": pixels beside EfficientNet-Lite0's features
-    image_tokens: str = "patch"  # "ae": latents of an autoencoder
+    image_tokens: str = "patch"  # "ae": latents of an autoencoder; "vq": entries of a codebook
+    objective: str = "flow"  # "ar": the transformer says a picture's codes, of image_tokens "vq", one after the other
     steps: int = 1000
     batch: int = 64
     seed: int = 0

@@ -57,7 +57,7 @@ def _start(recipe: Recipe) -> Unified:
     """The preset or the checkpoint; whatever a task adds to it is initialised from the seed too."""
     torch.manual_seed(recipe.seed)
     if recipe.start in PRESETS:
-        config = variant(PRESETS[recipe.start](), recipe.experts, recipe.vision, recipe.image_tokens)
+        config = variant(PRESETS[recipe.start](), recipe.experts, recipe.vision, recipe.image_tokens, recipe.objective)
         model = checkpoint.build(config, recipe.seed)
     else:  # reading goes on with an adapter as it is, unless all weights learn
         adapts = recipe.task in ("read", "joint") and "transformer" not in recipe.train
@@ -68,6 +68,8 @@ def _start(recipe: Recipe) -> Unified:
 
 
 def _task(model: Unified, recipe: Recipe, ranks: Ranks) -> Task:
+    if model.config.objective == "ar":
+        return _task_of_codes(model, recipe, ranks)
     if recipe.task == "autoencode":
         from edgemm.train.autoencode import AutoencodeTask
 
@@ -86,3 +88,14 @@ def _task(model: Unified, recipe: Recipe, ranks: Ranks) -> Task:
         from edgemm.train.joint import JointTask
 
         return JointTask(model, recipe, ranks.share)
+
+
+def _task_of_codes(model: Unified, recipe: Recipe, ranks: Ranks) -> Task:
+    """Of a model whose pictures are codes."""
+    if recipe.task == "autoencode":
+        from edgemm.train.vq import VqTask
+
+        return VqTask(model, recipe, ranks.share)
+    from edgemm.train.codes import CodesTask
+
+    return CodesTask(model, recipe, ranks.share)
