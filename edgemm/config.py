@@ -207,7 +207,9 @@ class SamplerConfig:
     def __post_init__(self) -> None:
         object.__setattr__(self, "guidance_interval", tuple(self.guidance_interval))
         _check_positive("sampler", self, "num_inference_steps")
-        if not (0 <= self.temperature <= 100 and (self.top_k or 1) >= 1 and 0 < (self.top_p or 1) <= 1):
+        if not (
+            0 <= self.temperature <= 100 and (self.top_k is None or self.top_k >= 1) and 0 < (self.top_p or 1) <= 1
+        ):
             raise ValueError(
                 f"sampler temperature {self.temperature:g}, top_k {self.top_k}, top_p {self.top_p}: expected 0 to 100, "
                 "1 or more, above 0 and at most 1"

@@ -120,7 +120,7 @@ def test_what_a_design_cannot_do_is_refused(tmp_path, shapes, changes, error, me
     ("part", "changes", "message"),
     [
         ("image_tokens", {"kind": "ae"}, "image_tokens channels is 0, expected 1 or more"),
-        ("image_tokens", {"channels": 4}, "are for kind 'ae' only"),
+        ("image_tokens", {"channels": 4}, "are for kind 'ae' or 'vq' only"),
         ("image_tokens", {"kind": "ae", "channels": 4, "hidden": 4, "patch": 32 // 3}, "not a multiple of patch 10"),
         ("vision", {"encoder": "dual"}, "gives feature_width 4352 at stride 32, not 192 at 8"),
     ],
