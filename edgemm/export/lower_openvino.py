@@ -19,13 +19,13 @@ __all__ = ["lower_openvino"]
 
 def lower_openvino(component: str, reference: ModelProto, spec: Spec) -> tuple[ModelProto, str]:
     """The component's graph with the spec's numbers, and the precision to call it by.  Changes `reference` itself."""
-    rewrite_products(reference, lambda writer, product: _write(writer, product, spec))
+    rewrite_products(reference, lambda writer, product: _write(writer, product, spec), component)
     return in_dialect(reference, "portable-21"), spec.coarsest(component)
 
 
 def _write(writer: Writer, product: Product, spec: Spec) -> str | None:
     layer = spec.layer(product.layer)
-    if layer.bits is None or product.layer == HEAD:
+    if layer.bits is None or product.layer == HEAD or not product.is_plain:
         return None
     if layer.activations not in ("float", "static"):
         raise InputError(

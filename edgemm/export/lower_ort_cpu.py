@@ -4,14 +4,16 @@
     block, float   MatMulNBits on the spec's own numbers, accuracy level 4 (int8 arithmetic) or 1 (float)
     tensor         DynamicQuantizeLinear, MatMulInteger: ONNX Runtime makes one kernel of them when it loads the graph
     token, static  MatMulInteger, on rows or ranges rounded by primitives
-The embedding is looked up in the same 8-bit blocks that the head multiplies with: they are stored once.
+The embedding is looked up in the same blocks that the head multiplies with: they are stored once.  What a kernel wants
+in float and a file need not hold so (scales of blocks, filters, tables of letters) is stored in fewer bits with the
+nodes that unfold it; ONNX Runtime computes them once, when it loads the graph.
 Axes: n output channels, k input channels, g groups of k.
 """
 
 from __future__ import annotations
 
 import numpy as np
-from onnx import ModelProto, TensorProto, helper
+from onnx import ModelProto, TensorProto, helper, numpy_helper
 
 from edgemm.errors import InputError
 from edgemm.export.products import Product, Writer, rewrite_products
@@ -30,7 +32,9 @@ def lower_ort_cpu(component: str, reference: ModelProto, spec: Spec) -> tuple[Mo
     precision = spec.coarsest(component)
     if precision == "fp32":
         return reference, precision
-    rewrite_products(reference, lambda writer, product: _write(writer, product, spec))
+    rewrite_products(reference, lambda writer, product: _write(writer, product, spec), component)
+    if component == "image_encoder":
+        _halve_tables(reference)
     if all(opset.domain != CONTRIB for opset in reference.opset_import):
         reference.opset_import.append(helper.make_opsetid(CONTRIB, 1))
     return reference, precision
@@ -43,6 +47,8 @@ def _write(writer: Writer, product: Product, spec: Spec) -> str | None:
     numbers = spec.integers(product.layer)
     if product.is_lookup:
         return _lookup(writer, product, layer, numbers)
+    if product.is_filter:
+        return _filter(writer, product, layer, numbers)
     if layer.activations in ("block", "float"):
         return write_blocks(writer, product, spec)
     y = _integers(writer, product, layer, numbers, spec.tensors.get(f"{product.layer}.range"))
@@ -75,12 +81,10 @@ def _blocks(writer: Writer, product: Product, layer: Layer, numbers: Integers) -
     """MatMulNBits: codes (n, g, bytes of a group), scales (n, g), zero-points (n, bytes of g)."""
     numbers, size = _in_blocks(product.layer, numbers)
     n, k = numbers.codes.shape
-    codes = _padded(numbers, size)
-    if layer.bits == 4:
-        codes = codes[..., ::2] | (codes[..., 1::2] << 4)
+    codes = _block_codes(numbers, size)
     name = product.layer
-    scales = numbers.scales.numpy().astype(helper.tensor_dtype_to_np_dtype(product.dtype))
-    inputs = [product.x, writer.constant(f"{name}.codes", codes), writer.constant(f"{name}.scales", scales)]
+    scales = _scales(writer, name, numbers.scales.numpy(), product.dtype)
+    inputs = [product.x, writer.constant(f"{name}.codes", codes), scales]
     if not layer.symmetric:
         inputs.append(writer.constant(f"{name}.zeros", _packed_zeros(numbers.zeros.numpy(), numbers.bits)))
     level = 4 if layer.activations == "block" else 1
@@ -100,6 +104,12 @@ def _in_blocks(name: str, numbers: Integers) -> tuple[Integers, int]:
     return Integers(numbers.codes, scales, zeros, numbers.bits, BLOCK), BLOCK
 
 
+def _block_codes(numbers: Integers, size: int) -> np.ndarray:
+    """(n, g, bytes of a group), two 4-bit codes a byte."""
+    codes = _padded(numbers, size)
+    return codes if numbers.bits == 8 else codes[..., ::2] | (codes[..., 1::2] << 4)
+
+
 def _padded(numbers: Integers, size: int) -> np.ndarray:
     """Codes (n, g, size); what fills up the last group means zero."""
     codes = numbers.codes.numpy()
@@ -116,25 +126,58 @@ def _packed_zeros(zeros: np.ndarray, bits: int) -> np.ndarray:
     return even[:, ::2] | (even[:, 1::2] << 4)
 
 
+def _scales(writer: Writer, name: str, scales: np.ndarray, kind: int) -> str:
+    """Scales of groups (n, g), in float16 where it can say them."""
+    half = scales.astype(np.float16)
+    if kind == TensorProto.FLOAT and np.array_equal(half.astype(np.float32), scales):
+        return writer.add("Cast", writer.constant(f"{name}.scales", half), to=TensorProto.FLOAT)[0]
+    return writer.constant(f"{name}.scales", scales.astype(helper.tensor_dtype_to_np_dtype(kind)))
+
+
 def _lookup(writer: Writer, product: Product, layer: Layer, numbers: Integers) -> str:
-    """Rows of the embedding out of the head's own codes, as (vocab, g, size)."""
-    if layer.bits != 8 or not layer.symmetric or not layer.group or numbers.codes.shape[1] % layer.group:
-        raise InputError(f"{HEAD}: ONNX Runtime looks up whole symmetric groups of 8 bits, the spec has {layer}")
-    width = numbers.codes.shape[1]
-    codes = writer.constant(f"{HEAD}.codes", _padded(numbers, layer.group))
-    scales = writer.constant(f"{HEAD}.row_scales", numbers.scales.numpy()[..., None])
-    zeros = writer.constant(f"{HEAD}.row_zeros", numbers.zeros.numpy()[..., None])
+    """Rows of the embedding out of the head's own codes, (vocab, g, bytes of a group); no zero-point is the middle."""
+    n, width = numbers.codes.shape
+    if not layer.symmetric or not layer.group or width % layer.group:
+        raise InputError(f"{HEAD}: ONNX Runtime looks up whole symmetric groups, the spec has {layer}")
+    codes = writer.constant(f"{HEAD}.codes", _block_codes(numbers, layer.group))
+    shape = writer.constant(f"{HEAD}.scale_shape", np.array([n, -1, 1], np.int64))
+    scales = writer.add("Reshape", _scales(writer, HEAD, numbers.scales.numpy(), product.dtype), shape)[0]
     (rows,) = writer.add(
         "GatherBlockQuantized",
-        *(codes, product.x, scales, zeros),
+        *(codes, product.x, scales),
         domain=CONTRIB,
-        bits=8,
+        bits=layer.bits,
         block_size=layer.group,
         gather_axis=0,
         quantize_axis=2,
     )  # (..., g, size)
     flat = writer.constant(f"{HEAD}.row_shape", np.array([0, 0, width], np.int64))
     return writer.add("Reshape", rows, flat)[0]
+
+
+def _filter(writer: Writer, product: Product, layer: Layer, numbers: Integers) -> str:
+    """A Conv on weights that are whole numbers in the file and float in memory."""
+    name, node = product.layer, product.node
+    if layer.bits != 8 or layer.group or not layer.symmetric or layer.activations != "float":
+        raise InputError(f"{name}: filters are stored in symmetric 8 bits, a scale a channel, the spec has {layer}")
+    shape = tuple(product.stored.dims)
+    codes = (numbers.codes.numpy().astype(np.int16) - 128).astype(np.int8).reshape(shape)
+    scales = numbers.scales.numpy().reshape(-1, *[1] * (len(shape) - 1))
+    (whole,) = writer.add("Cast", writer.constant(f"{name}.codes", codes), to=TensorProto.FLOAT)
+    (weight,) = writer.add("Mul", whole, writer.constant(f"{name}.scales", scales))
+    inputs = [product.x, weight, *([product.bias] if product.bias else [])]
+    attributes = {attribute.name: helper.get_attribute_value(attribute) for attribute in node.attribute}
+    return writer.add("Conv", *inputs, **attributes)[0]
+
+
+def _halve_tables(model: ModelProto) -> None:
+    """Rows that are looked up, in float16: the letters that visual words are spelled with."""
+    tables = {n.input[0] for n in model.graph.node if n.op_type == "Gather"}
+    for tensor in model.graph.initializer:
+        if tensor.name in tables and tensor.data_type == TensorProto.FLOAT and len(tensor.dims) == 2:
+            name, half = tensor.name, numpy_helper.to_array(tensor).astype(np.float16)
+            tensor.CopyFrom(numpy_helper.from_array(half, f"{name}.half"))
+            model.graph.node.insert(0, helper.make_node("Cast", [tensor.name], [name], to=TensorProto.FLOAT))
 
 
 def _integers(writer: Writer, product: Product, layer: Layer, numbers: Integers, ranges: np.ndarray | None) -> str:

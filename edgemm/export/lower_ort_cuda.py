@@ -24,14 +24,14 @@ def lower_ort_cuda(
     found = spec.coarsest(component)
     if found == "fp32":
         return model, real
-    rewrite_products(model, lambda writer, product: _write(writer, product, spec))
+    rewrite_products(model, lambda writer, product: _write(writer, product, spec), component)
     model.opset_import.append(helper.make_opsetid(CONTRIB, 1))
     return model, found
 
 
 def _write(writer: Writer, product: Product, spec: Spec) -> str | None:
     layer = spec.layer(product.layer)
-    if layer.bits is None or product.layer == HEAD:
+    if layer.bits is None or product.layer == HEAD or not product.is_plain:
         return None
     if layer.activations not in ("float", "block"):
         raise InputError(

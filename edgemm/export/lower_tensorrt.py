@@ -26,7 +26,7 @@ def lower_tensorrt(
 ) -> tuple[ModelProto, str]:
     """The component's graph in the dialect; `precision` is that of what stays in float: fp16 or fp32."""
     model, real = in_precision(component, reference, precision, sizes)
-    rewrite_products(model, lambda writer, product: _write(writer, product, spec))
+    rewrite_products(model, lambda writer, product: _write(writer, product, spec), component)
     found = spec.coarsest(component)
     return in_dialect(model, dialect), real if found == "fp32" else found
 
@@ -48,7 +48,7 @@ def refusal(layer: Layer) -> str | None:
 
 def _write(writer: Writer, product: Product, spec: Spec) -> str | None:
     layer = spec.layer(product.layer)
-    if layer.bits is None or product.layer == HEAD:
+    if layer.bits is None or product.layer == HEAD or not product.is_plain:
         return None
     construct = refusal(layer)
     if construct:

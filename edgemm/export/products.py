@@ -1,4 +1,4 @@
-"""Products with weights in a traced graph, by the torch layer that they come from, and how to put other nodes there.
+"""Products with weights in a traced graph, by the layer that they come from, and how to put other nodes there.
 
 What the other nodes are is each lowering's own: lower_*.py.
 Axes: n output channels, k input channels.
@@ -14,9 +14,10 @@ from typing import Any
 import numpy as np
 from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
+from edgemm.components import COMPONENTS
 from edgemm.quantize.spec import HEAD
 
-__all__ = ["Product", "Writer", "rewrite_products"]
+__all__ = ["Product", "Writer", "products_of", "rewrite_products"]
 
 PRODUCTS = ("MatMul", "Gemm")
 SCOPES = "pkg.torch.onnx.name_scopes"
@@ -24,17 +25,32 @@ SCOPES = "pkg.torch.onnx.name_scopes"
 
 @dataclass(frozen=True)
 class Product:
-    """A MatMul or Gemm of an activation with a constant, or the embedding's Gather."""
+    """A MatMul or Gemm of an activation with a constant, a filter's Conv, or the embedding's Gather."""
 
     node: NodeProto
     layer: str  # torch's name: transformer.layers.3.mlp.down_proj
     x: str  # the activation, or the ids that are looked up
     bias: str | None
     dtype: int  # TensorProto.FLOAT or FLOAT16, of the weight
+    stored: TensorProto  # the constant
+    across: bool = False  # it lies (n, k), not [k, n]
 
     @property
     def is_lookup(self) -> bool:
         return self.node.op_type == "Gather"
+
+    @property
+    def is_filter(self) -> bool:
+        return self.node.op_type == "Conv"
+
+    @property
+    def is_plain(self) -> bool:
+        return self.node.op_type in PRODUCTS
+
+    def weight(self) -> np.ndarray:
+        """(n, k)."""
+        array = numpy_helper.to_array(self.stored)
+        return array.reshape(len(array), -1) if self.across else array.T
 
 
 class Writer:
@@ -75,12 +91,14 @@ class Writer:
         return free
 
 
-def rewrite_products(model: ModelProto, write: Callable[[Writer, Product], str | None]) -> None:
+def rewrite_products(
+    model: ModelProto, write: Callable[[Writer, Product], str | None], component: str = "transformer"
+) -> None:
     """In `model` itself: `write` answers with the value that stands for the product (bias included), None to leave it.
 
     Weights that nobody reads any more are dropped.
     """
-    found = {id(product.node): product for product in _products(model)}
+    found = {id(product.node): product for product in products_of(model, component)}
     writer = Writer(model)
     before = list(model.graph.node)
     for node in before:
@@ -97,22 +115,32 @@ def rewrite_products(model: ModelProto, write: Callable[[Writer, Product], str |
     _drop_unused(model)
 
 
-def _products(model: ModelProto) -> Iterator[Product]:
+def products_of(model: ModelProto, component: str) -> Iterator[Product]:
+    """In the graph's order; a layer whose name does not begin with a component's gets this one's."""
     weights = {tensor.name: tensor for tensor in model.graph.initializer}
-    for node in model.graph.node:
+    turned = {n.output[0]: n.input[0] for n in model.graph.node if n.op_type == "Transpose" and n.input[0] in weights}
+    for number, node in enumerate(model.graph.node):
         if node.op_type == "Gather" and "embed_tokens.weight" in node.input[0] and node.input[0] in weights:
-            yield Product(node, HEAD, node.input[1], None, weights[node.input[0]].data_type)
-        elif node.op_type in PRODUCTS and node.input[1] in weights and len(weights[node.input[1]].dims) == 2:
+            table = weights[node.input[0]]
+            yield Product(node, HEAD, node.input[1], None, table.data_type, table, True)
+        elif node.op_type in (*PRODUCTS, "Conv"):
+            name = turned.get(node.input[1], node.input[1])
+            if name not in weights or (node.op_type in PRODUCTS and len(weights[name].dims) != 2):
+                continue
             bias = node.input[2] if len(node.input) > 2 and node.input[2] else None
-            yield Product(node, _layer_of(node), node.input[0], bias, weights[node.input[1]].data_type)
+            flagged = any(a.name == "transB" and a.i for a in node.attribute)
+            across = node.op_type == "Conv" or flagged != (node.input[1] in turned)
+            layer = _layer_of(node, name, component) or f"{component}.product_{number}"
+            yield Product(node, layer, node.input[0], bias, weights[name].data_type, weights[name], across)
 
 
-def _layer_of(node: NodeProto) -> str:
-    if "embed_tokens.weight" in node.input[1]:
+def _layer_of(node: NodeProto, weight: str, component: str) -> str:
+    if "embed_tokens.weight" in weight:
         return HEAD
     scopes = {prop.key: prop.value for prop in node.metadata_props}.get(SCOPES, "[]")
     names: Sequence[str] = [name for name in ast.literal_eval(scopes) if str(name).startswith("module.")]
-    return names[-1].removeprefix("module.") if names else ""
+    layer = names[-1].removeprefix("module.") if names else ""
+    return layer if not layer or layer.partition(".")[0] in COMPONENTS else f"{component}.{layer}"
 
 
 def _rename_output(nodes: list[NodeProto], value: str, name: str) -> None:
@@ -131,6 +159,11 @@ def _copied(node: NodeProto) -> NodeProto:
 
 
 def _drop_unused(model: ModelProto) -> None:
+    read = {name for node in model.graph.node for name in node.input} | {value.name for value in model.graph.output}
+    weights = {tensor.name for tensor in model.graph.initializer}
+    for node in [node for node in model.graph.node if node.op_type == "Transpose" and node.input[0] in weights]:
+        if node.output[0] not in read:
+            model.graph.node.remove(node)
     used = {name for node in model.graph.node for name in node.input}
     used |= {value.name for value in model.graph.output}
     for tensor in [tensor for tensor in model.graph.initializer if tensor.name not in used]:

@@ -22,6 +22,7 @@ from edgemm.quantize.gptq import gptq
 from edgemm.quantize.inputs import Inputs
 from edgemm.quantize.integers import Integers
 from edgemm.quantize.kquant import kquant
+from edgemm.quantize.recipe import side_of
 from edgemm.quantize.rtn import rtn
 from edgemm.quantize.smoothing import Site, fold, sites
 from edgemm.quantize.smoothquant import smoothquant_factors
@@ -75,7 +76,7 @@ def smooth(
     """Folds the factors into `model` itself, and answers with them: site -> factors (k)."""
     found: dict[str, Tensor] = {}
     for name, site in sites(model).items():
-        method = methods[_side(name)]
+        method = _method(methods, name)
         if not method.smooths or not any(layers.get(reader, Layer(None)).bits for reader in site.readers):
             continue
         factors = _factors(model, site, layers, method, inputs)
@@ -97,7 +98,7 @@ def _factors(model: nn.Module, site: Site, layers: Mapping[str, Layer], method: 
 
 @torch.no_grad()
 def make_spec(
-    model: Unified,
+    weights: Mapping[str, Tensor],  # (n, k), all that layers name
     layers: Mapping[str, Layer],
     methods: Mapping[str, Method],  # "text" and "draw"
     inputs: Inputs | None = None,  # seen after smoothing
@@ -108,8 +109,8 @@ def make_spec(
     rank: int = RANK,
     status: Say = lambda text: None,
 ) -> Spec:
-    """The numbers of the model's weights as they are now; `asked` is the text and the draw word, `checkpoint` its name
-    and hash."""
+    """The numbers of the weights as they are now; `asked` is the text and the draw word, `checkpoint` its name and
+    hash."""
     tensors: dict[str, np.ndarray] = {f"{site}.smooth": factors.numpy() for site, factors in (smoothed or {}).items()}
     made: dict[str, Layer] = {}
     for number, (name, layer) in enumerate(layers.items(), start=1):
@@ -117,7 +118,7 @@ def make_spec(
         if layer.bits is None:
             made[name] = layer
             continue
-        made[name] = _make_layer(model, name, layer, methods[_side(name)], inputs, rank, tensors)
+        made[name] = _make_layer(weights[name], name, layer, _method(methods, name), inputs, rank, tensors)
     document = Document(
         SCHEMA_VERSION,
         edgemm.__version__,
@@ -131,12 +132,13 @@ def make_spec(
     return Spec(document, tensors)
 
 
-def _side(name: str) -> str:
-    return "text" if name.startswith("transformer.") else "draw"
+def _method(methods: Mapping[str, Method], name: str) -> Method:
+    """The calibration data holds no pictures, so what sees them is rounded without."""
+    return methods.get(side_of(name), Method())
 
 
 def _make_layer(
-    model: nn.Module,
+    weight: Tensor,
     name: str,
     layer: Layer,
     method: Method,
@@ -144,7 +146,7 @@ def _make_layer(
     rank: int,
     tensors: dict[str, np.ndarray],
 ) -> Layer:
-    weight: Tensor = model.get_submodule(name).weight.detach().float()  # type: ignore[assignment]
+    weight = weight.detach().float()
     if not torch.isfinite(weight).all():
         raise InputError(f"{name}: its weight is not finite")
     if method.branches and layer.bits == 4:

@@ -9,24 +9,15 @@ from edgemm.model.unified import Unified
 from edgemm.quantize.calibration import Calibration, observe, read_calibration
 from edgemm.quantize.inputs import Inputs
 from edgemm.quantize.make import RANK, Method, make_spec, read_method, smooth
-from edgemm.quantize.recipe import layers_of
+from edgemm.quantize.quantized_linear import quantizable
+from edgemm.quantize.recipe import layers_of, side_of
 from edgemm.quantize.spec import HEAD, Layer, Spec
 
-__all__ = ["DEFAULT_METHODS", "quick_spec", "quantize"]
+__all__ = ["DEFAULT_METHODS", "quantize"]
 
 DEFAULT_METHODS = {"text": "awq+gptq", "draw": "smoothquant"}
-QUICK = {"int8": ("int8", "int8"), "int4": ("int4", "int8")}  # --precision -> the text and the draw word
 
 Say = Callable[[str], None]
-
-
-def quick_spec(
-    model: Unified, precision: str, checkpoint: tuple[str, str] = ("", ""), status: Say = lambda text: None
-) -> Spec:
-    """What `--precision int8|int4` means: no data, no smoothing, so that the model stays as it is."""
-    asked = QUICK[precision]
-    layers, methods = layers_of(model, *asked), {"text": Method(), "draw": Method()}
-    return make_spec(model, layers, methods, asked=asked, checkpoint=checkpoint, status=status)
 
 
 def quantize(
@@ -46,10 +37,7 @@ def quantize(
     """The spec.  Smoothing is folded into `model` itself, which computes the same as before."""
     chosen = layers_of(model, text, draw, portable) if layers is None else layers
     read = {side: read_method(words) for side, words in methods.items()}
-    sides = {
-        side: any(layer.bits for name, layer in chosen.items() if (side == "text") == name.startswith("transformer."))
-        for side in read
-    }
+    sides = {side: any(layer.bits for name, layer in chosen.items() if side_of(name) == side) for side in read}
     static = any(layer.activations == "static" for layer in chosen.values())
     needs_data = static or any(method.needs_data and sides[side] for side, method in read.items())
     data = read_calibration(calibration, model, samples) if needs_data else None
@@ -64,7 +52,8 @@ def quantize(
     if data is not None:
         seen = _observe(model, chosen, read, data, sides, steps, {s for s in read if read[s].rounds == "gptq"}, status)
     name = data.name if data else ""
-    return make_spec(model, chosen, read, seen, smoothed, (text, draw), checkpoint, name, rank, status)
+    weights = {name: part.weight.flatten(1) for name, part in quantizable(model).items()}  # type: ignore[operator]
+    return make_spec(weights, chosen, read, seen, smoothed, (text, draw), checkpoint, name, rank, status)
 
 
 def _observe(
@@ -78,6 +67,6 @@ def _observe(
     status: Say,
 ) -> Inputs:
     status("running the calibration data")
-    wanted = [name for name, layer in layers.items() if layer.bits is not None and name != HEAD]
-    gram = [name for name in wanted if ("text" if name.startswith("transformer.") else "draw") in with_gram]
+    wanted = [name for name, layer in layers.items() if layer.bits is not None and name != HEAD and side_of(name)]
+    gram = [name for name in wanted if side_of(name) in with_gram]
     return observe(model, data, Inputs(wanted, gram), sides["text"], sides["draw"], steps)

@@ -33,8 +33,9 @@ class QuantizedLinear(nn.Module):
 
 
 def quantizable(model: nn.Module) -> dict[str, nn.Module]:
-    """Layers that a spec may name: every linear layer, and the embedding that the head shares."""
-    return {name: part for name, part in model.named_modules() if isinstance(part, (nn.Linear, nn.Embedding))}
+    """Layers that a spec may name: every linear layer, every filter, and the embedding that the head shares."""
+    kinds = (nn.Linear, nn.Embedding, nn.Conv2d)
+    return {name: part for name, part in model.named_modules() if isinstance(part, kinds)}
 
 
 def check_layers(model: nn.Module, spec: Spec) -> None:
@@ -44,7 +45,8 @@ def check_layers(model: nn.Module, spec: Spec) -> None:
         if name not in layers:
             raise InputError(f"the spec has a layer {name}, the model has none of that name")
         if layer.bits is not None:
-            shape, wanted = tuple(spec.tensors[f"{name}.codes"].shape), tuple(layers[name].weight.shape)  # type: ignore
+            weight: Tensor = layers[name].weight  # type: ignore[assignment]
+            shape, wanted = tuple(spec.tensors[f"{name}.codes"].shape), tuple(weight.flatten(1).shape)
             if shape != wanted:
                 raise InputError(f"{name}: the spec has {shape} codes, the model's weight is {wanted}")
 
@@ -59,8 +61,8 @@ def swap(model: nn.Module, spec: Spec, folded: bool = False) -> None:
         if layer.bits is None:
             continue
         found = layers[name]
-        if isinstance(found, nn.Embedding):
-            found.weight.data = spec.integers(name).dequantized()
+        if isinstance(found, (nn.Embedding, nn.Conv2d)):
+            found.weight.data = spec.integers(name).dequantized().view_as(found.weight)
         elif isinstance(found, nn.Linear):
             parent, _, child = name.rpartition(".")
             setattr(model.get_submodule(parent), child, QuantizedLinear(found, layer, spec, name))

@@ -1,23 +1,23 @@
 """From a caller's words to what each layer shall be: bits, groups, inputs, and what stays finer and why.
 
-TEXT words are about the transformer, DRAW words about conditioner and denoiser.  What the numbers are is not decided
-here.  The eye and the image decoder stay in float: they run once a picture and are small.
+TEXT words are about the transformer and the image encoder, DRAW words about conditioner and denoiser.  What the numbers
+are is not decided here, and nothing here knows more of a model than names and shapes of its weights, so that the same
+recipe serves a torch model and a traced graph.  The image decoder stays in float.
+Axes: n output channels, k input channels.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Iterator
-
-from torch import nn
+from collections.abc import Iterator, Mapping
 
 from edgemm.errors import UsageError
 from edgemm.model.unified import Unified
 from edgemm.quantize.quantized_linear import quantizable
 from edgemm.quantize.spec import HEAD, Layer
 
-__all__ = ["DRAW", "TEXT", "layers_of"]
+__all__ = ["DRAW", "QUICK", "TEXT", "choose_layers", "layers_of", "side_of"]
 
 BLOCK = 32  # channels a scale covers, as CPU kernels like it
 PORTABLE_BLOCK = 64  # as NVIDIA's builders take it
@@ -33,6 +33,11 @@ DRAW = {
     "int8": Layer(8, 0, activations="tensor"),
     "w4a8": Layer(4, BLOCK, symmetric=False, activations="block"),
 }
+READING = ("transformer", "text_head", "image_head")  # the heads of transformers that have several
+EYE = Layer(8, BLOCK, activations="block", reason="it runs once a picture")
+EYE_HEADS = re.compile(r"image_encoder\.(words\.proj|up_proj|down_proj)$")
+EYE_FILTERS = re.compile(r"image_encoder\.encoder\.")
+QUICK = {"int8": ("int8", "int8"), "int4": ("int4", "int8")}  # --precision -> the text and the draw word
 PORTABLE = {  # forms that every target takes: no zero-points, ranges known beforehand
     "int8": Layer(8, 0),
     "w8a8": Layer(8, 0, activations="static"),
@@ -41,13 +46,27 @@ PORTABLE = {  # forms that every target takes: no zero-points, ranges known befo
 PORTABLE_DRAW = {"int8": Layer(8, 0, activations="static")}
 
 
+def side_of(name: str) -> str:
+    """Whose methods and calibration data a layer's numbers come from: text, draw, or "" for what sees pictures."""
+    component = name.partition(".")[0]
+    return "text" if component in READING else "draw" if component in ("conditioner", "denoiser") else ""
+
+
 def layers_of(model: Unified, text: str, draw: str, portable: bool = False) -> dict[str, Layer]:
     """Layer name -> what it shall be, methods still unnamed; layers that stay in float say why."""
+    shapes = {name: tuple(part.weight.flatten(1).shape) for name, part in quantizable(model).items()}  # type: ignore
+    return choose_layers(shapes, text, draw, max(model.config.denoiser.prefix_layers) + 1, portable)
+
+
+def choose_layers(
+    shapes: Mapping[str, tuple[int, int]], text: str, draw: str, drawing_depth: int = 0, portable: bool = False
+) -> dict[str, Layer]:
+    """The same for weights (n, k) by name; drawing reads keys and values of layers below `drawing_depth`."""
     asked = (
         _read(text, "text", TEXT, PORTABLE if portable else {}),
         _read(draw, "draw", DRAW, PORTABLE_DRAW if portable else {}),
     )
-    return dict(_decide(model, *asked, portable))
+    return dict(_decide(shapes, *asked, drawing_depth, portable))
 
 
 def _read(word: str, side: str, table: dict[str, Layer], portable: dict[str, Layer]) -> Layer:
@@ -56,22 +75,26 @@ def _read(word: str, side: str, table: dict[str, Layer], portable: dict[str, Lay
     return portable.get(word, table[word])
 
 
-def _decide(model: Unified, text: Layer, draw: Layer, portable: bool) -> Iterator[tuple[str, Layer]]:
-    drawing_depth = max(model.config.denoiser.prefix_layers) + 1
-    for name, part in quantizable(model).items():
-        component = name.partition(".")[0]
-        if component == "transformer" and text.bits is not None:
+def _decide(
+    shapes: Mapping[str, tuple[int, int]], text: Layer, draw: Layer, drawing_depth: int, portable: bool
+) -> Iterator[tuple[str, Layer]]:
+    for name, (_, width) in shapes.items():
+        if side_of(name) == "text" and text.bits is not None:
             if name == HEAD and portable:
                 yield name, Layer(None, reason="looked up and multiplied with: it stays in the target's own float")
             else:
-                yield name, _text_layer(name, part, text, drawing_depth)
-        elif component in ("conditioner", "denoiser") and draw.bits is not None:
+                yield name, _text_layer(name, width, text, drawing_depth)
+        elif name.startswith("image_encoder.") and text.bits is not None and not portable:
+            if EYE_HEADS.match(name):
+                yield name, EYE
+            elif EYE_FILTERS.match(name):
+                yield name, Layer(8, reason="stored so, used in float")
+        elif side_of(name) == "draw" and draw.bits is not None:
             yield name, _draw_layer(name, draw)
 
 
-def _text_layer(name: str, part: nn.Module, asked: Layer, drawing_depth: int) -> Layer:
+def _text_layer(name: str, width: int, asked: Layer, drawing_depth: int) -> Layer:
     if name == HEAD:
-        width = part.weight.shape[1]  # type: ignore[union-attr]
         if width % BLOCK:
             return Layer(None, reason=f"its width {width} is no multiple of {BLOCK}")
         return Layer(8, BLOCK, activations="block", reason="the embedding is the head: a coarse one costs twice")

@@ -106,7 +106,7 @@ def test_precisions_are_what_they_are_called(bundles):
         p: {c: open_bundle(bundles[p], verify=False).manifest.variant(c, "cpu").precision for c in COMPONENTS}
         for p in PRECISIONS
     }
-    float_parts = {"image_encoder": "fp32", "image_decoder": "fp32"}
+    float_parts = {"image_decoder": "fp32"}
     assert real["fp32"] == dict.fromkeys(COMPONENTS, "fp32")
     assert real["int8"] == dict.fromkeys(COMPONENTS, "int8") | float_parts
     assert real["int4"] == real["int8"] | {"transformer": "int4"}

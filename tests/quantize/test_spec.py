@@ -11,7 +11,7 @@ import torch
 
 from edgemm.errors import CheckFailedError, EdgemmError, InputError, UsageError
 from edgemm.model.unified import Unified
-from edgemm.quantize.quantization import quantize, quick_spec
+from edgemm.quantize.quantization import quantize
 from edgemm.quantize.quantized_linear import swap
 from edgemm.quantize.recipe import layers_of
 from edgemm.quantize.smoothing import fold, sites
@@ -136,7 +136,7 @@ def test_another_checkpoints_spec_is_refused(spec):
 
 
 def test_a_layer_that_the_model_has_not_is_named(model):
-    found = quick_spec(random_nano(), "int8")
+    found = quantize(random_nano(), "int8", "int8", {"text": "", "draw": ""})
     found.document.layers["transformer.layers.9.mlp.up_proj"] = found.document.layers[
         "transformer.layers.1.mlp.up_proj"
     ]
