@@ -15,7 +15,7 @@ from edgemm.export.lower_ort_cpu import lower_ort_cpu
 from edgemm.export.products import products_of
 from edgemm.quantize.make import Method, make_spec
 from edgemm.quantize.recipe import QUICK, choose_layers
-from edgemm.quantize.spec import Spec
+from edgemm.quantize.spec import REST, Spec
 
 __all__ = ["PRECISIONS", "lower", "quick_spec"]
 
@@ -39,5 +39,6 @@ def quick_spec(component: str, reference: ModelProto, precision: str, drawing_de
     found = {product.layer: product for product in products_of(reference, component) if "." in product.layer}
     shapes = {name: product.weight().shape for name, product in found.items()}
     layers = choose_layers(shapes, *QUICK[precision], drawing_depth)
-    weights = {name: torch.from_numpy(found[name].weight().copy()) for name, layer in layers.items() if layer.bits}
+    wanted = {name.removesuffix(REST) for name, layer in layers.items() if layer.bits}
+    weights = {name: torch.from_numpy(found[name].weight().copy()) for name in wanted}
     return make_spec(weights, layers, {"text": Method(), "draw": Method()}, asked=QUICK[precision])

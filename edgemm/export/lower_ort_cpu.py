@@ -12,13 +12,15 @@ Axes: n output channels, k input channels, g groups of k.
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 from onnx import ModelProto, TensorProto, helper, numpy_helper
 
 from edgemm.errors import InputError
 from edgemm.export.products import Product, Writer, rewrite_products
 from edgemm.quantize.integers import Integers
-from edgemm.quantize.spec import HEAD, Layer, Spec
+from edgemm.quantize.spec import HEAD, REST, Layer, Spec
 
 __all__ = ["CONTRIB", "lower_ort_cpu", "write_blocks"]
 
@@ -44,9 +46,9 @@ def _write(writer: Writer, product: Product, spec: Spec) -> str | None:
     layer = spec.layer(product.layer)
     if layer.bits is None:
         return None
+    if product.layer == HEAD:
+        return _lookup(writer, product, spec) if product.is_lookup else _head(writer, product, spec)
     numbers = spec.integers(product.layer)
-    if product.is_lookup:
-        return _lookup(writer, product, layer, numbers)
     if product.is_filter:
         return _filter(writer, product, layer, numbers)
     if layer.activations in ("block", "float"):
@@ -134,17 +136,46 @@ def _scales(writer: Writer, name: str, scales: np.ndarray, kind: int) -> str:
     return writer.constant(f"{name}.scales", scales.astype(helper.tensor_dtype_to_np_dtype(kind)))
 
 
-def _lookup(writer: Writer, product: Product, layer: Layer, numbers: Integers) -> str:
-    """Rows of the embedding out of the head's own codes, (vocab, g, bytes of a group); no zero-point is the middle."""
+def _head(writer: Writer, product: Product, spec: Spec) -> str:
+    """Frequent tokens' logits, and then the others'."""
+    layer = spec.layer(HEAD)
+    y = _blocks(writer, product, layer, spec.integers(HEAD))
+    if layer.rows:
+        rest = dataclasses.replace(product, layer=HEAD + REST)
+        (y,) = writer.add(
+            "Concat", y, _blocks(writer, rest, spec.layer(rest.layer), spec.integers(rest.layer)), axis=-1
+        )
+    if product.bias:
+        (y,) = writer.add("Add", y, product.bias)
+    return y
+
+
+def _lookup(writer: Writer, product: Product, spec: Spec) -> str:
+    """Rows of the embedding out of the head's own codes, frequent tokens' and the others'."""
+    ids, rows = product.x, spec.layer(HEAD).rows
+    if not rows:
+        return _rows_of(writer, HEAD, ids, product.dtype, spec)
+    first, last = (writer.constant(f"{HEAD}.{n}", np.array(n, np.int64)) for n in (rows, rows - 1))
+    (low,) = writer.add("Min", ids, last)
+    (high,) = writer.add("Max", *writer.add("Sub", ids, first), writer.constant("zero", np.array(0, np.int64)))
+    axis = writer.constant("last_axis", np.array([-1], np.int64))
+    (frequent,) = writer.add("Unsqueeze", *writer.add("Less", ids, first), axis)
+    found = [_rows_of(writer, name, index, product.dtype, spec) for name, index in ((HEAD, low), (HEAD + REST, high))]
+    return writer.add("Where", frequent, *found)[0]
+
+
+def _rows_of(writer: Writer, name: str, ids: str, dtype: int, spec: Spec) -> str:
+    """GatherBlockQuantized on (rows, g, bytes of a group); having no zero-points means the middle."""
+    layer, numbers = spec.layer(name), spec.integers(name)
     n, width = numbers.codes.shape
     if not layer.symmetric or not layer.group or width % layer.group:
-        raise InputError(f"{HEAD}: ONNX Runtime looks up whole symmetric groups, the spec has {layer}")
-    codes = writer.constant(f"{HEAD}.codes", _block_codes(numbers, layer.group))
-    shape = writer.constant(f"{HEAD}.scale_shape", np.array([n, -1, 1], np.int64))
-    scales = writer.add("Reshape", _scales(writer, HEAD, numbers.scales.numpy(), product.dtype), shape)[0]
+        raise InputError(f"{name}: ONNX Runtime looks up whole symmetric groups, the spec has {layer}")
+    codes = writer.constant(f"{name}.codes", _block_codes(numbers, layer.group))
+    shape = writer.constant(f"{name}.scale_shape", np.array([n, -1, 1], np.int64))
+    scales = writer.add("Reshape", _scales(writer, name, numbers.scales.numpy(), dtype), shape)[0]
     (rows,) = writer.add(
         "GatherBlockQuantized",
-        *(codes, product.x, scales),
+        *(codes, ids, scales),
         domain=CONTRIB,
         bits=layer.bits,
         block_size=layer.group,

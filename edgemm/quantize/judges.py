@@ -16,7 +16,7 @@ from torch import Tensor
 from edgemm.model.unified import Unified
 from edgemm.quantize.calibration import shipped_text
 from edgemm.quantize.quantized_linear import quantizable
-from edgemm.quantize.spec import Spec
+from edgemm.quantize.spec import REST, Spec
 
 __all__ = ["Answers", "Scores", "ask", "compare", "layer_signals", "psnr_db", "ssim"]
 
@@ -121,9 +121,9 @@ def layer_signals(model: Unified, spec: Spec) -> dict[str, float]:
     """Layer -> dB of its weight over what rounding it added; of the smoothed float model, before the swap."""
     layers, found = quantizable(model), {}
     for name, layer in spec.document.layers.items():
-        if layer.bits is not None:
+        if layer.bits is not None and not name.endswith(REST):
             weight: Tensor = layers[name].weight  # type: ignore[assignment]
-            said = spec.integers(name).dequantized()
+            said = spec.dequantized(name).view_as(weight)
             branch = spec.low_rank(name)
             if branch:
                 said = said + torch.from_numpy(branch[1]) @ torch.from_numpy(branch[0])

@@ -26,7 +26,7 @@ from edgemm.quantize.recipe import side_of
 from edgemm.quantize.rtn import rtn
 from edgemm.quantize.smoothing import Site, fold, sites
 from edgemm.quantize.smoothquant import smoothquant_factors
-from edgemm.quantize.spec import HEAD, SCHEMA_VERSION, Document, Layer, Spec, tensors_hash
+from edgemm.quantize.spec import HEAD, REST, SCHEMA_VERSION, Document, Layer, Spec, tensors_hash
 from edgemm.quantize.svd import low_rank_branch
 
 __all__ = ["METHODS", "Method", "make_spec", "read_method", "smooth"]
@@ -118,7 +118,9 @@ def make_spec(
         if layer.bits is None:
             made[name] = layer
             continue
-        made[name] = _make_layer(weights[name], name, layer, _method(methods, name), inputs, rank, tensors)
+        made[name] = _make_layer(
+            _rows(weights, name, layers), name, layer, _method(methods, name), inputs, rank, tensors
+        )
     document = Document(
         SCHEMA_VERSION,
         edgemm.__version__,
@@ -132,9 +134,21 @@ def make_spec(
     return Spec(document, tensors)
 
 
+def _rows(weights: Mapping[str, Tensor], name: str, layers: Mapping[str, Layer]) -> Tensor:
+    """What a layer is about: all of a weight, or its first rows, or the rest."""
+    if name.endswith(REST):
+        whole = name.removesuffix(REST)
+        return weights[whole][layers[whole].rows :]
+    return weights[name][: layers[name].rows or None]
+
+
 def _method(methods: Mapping[str, Method], name: str) -> Method:
-    """The calibration data holds no pictures, so what sees them is rounded without."""
-    return methods.get(side_of(name), Method())
+    """The calibration data holds no pictures, so what sees them is rounded without; and an embedding's rows are looked
+    up too, so its errors must not lean on the head's inputs."""
+    method = methods.get(side_of(name), Method())
+    if name.removesuffix(REST) == HEAD:
+        return Method(rounds="" if method.rounds == "gptq" else method.rounds)
+    return method
 
 
 def _make_layer(
@@ -155,8 +169,6 @@ def _make_layer(
         layer = dataclasses.replace(layer, rank=len(down))
         tensors |= {f"{name}.low_rank_down": down.numpy(), f"{name}.low_rank_up": up.contiguous().numpy()}
     rounds = method.rounds or ("kquant" if layer.bits == 4 else "rtn")
-    if rounds == "gptq" and name == HEAD:
-        rounds = "rtn"  # an embedding's rows are looked up too: its errors must not lean on the head's inputs
     numbers = _round(rounds, weight, layer, name, inputs)
     tensors |= {
         f"{name}.codes": numbers.codes.numpy(),
@@ -166,7 +178,7 @@ def _make_layer(
     if layer.activations == "static":
         steps = _need(inputs, name).of(name).by_step
         tensors[f"{name}.range"] = np.array([steps[step] for step in sorted(steps)], np.float32)
-    smooths = method.smooths if f"{name}.codes" in tensors and name != HEAD else ""
+    smooths = method.smooths if f"{name}.codes" in tensors else ""
     return dataclasses.replace(layer, method=str(Method(smooths, method.branches if layer.rank else "", rounds)))
 
 

@@ -67,6 +67,6 @@ def _observe(
     status: Say,
 ) -> Inputs:
     status("running the calibration data")
-    wanted = [name for name, layer in layers.items() if layer.bits is not None and name != HEAD and side_of(name)]
+    wanted = [name for name, layer in layers.items() if layer.bits and not name.startswith(HEAD) and side_of(name)]
     gram = [name for name in wanted if side_of(name) in with_gram]
     return observe(model, data, Inputs(wanted, gram), sides["text"], sides["draw"], steps)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from edgemm.errors import InputError
 from edgemm.quantize.rounded_inputs import rounded
 from edgemm.quantize.smoothing import fold_all
-from edgemm.quantize.spec import Layer, Spec
+from edgemm.quantize.spec import REST, Layer, Spec
 
 __all__ = ["QuantizedLinear", "check_layers", "quantizable", "swap"]
 
@@ -42,11 +42,13 @@ def check_layers(model: nn.Module, spec: Spec) -> None:
     """Raises InputError for a layer that the model has not, or has in another shape."""
     layers = quantizable(model)
     for name, layer in spec.document.layers.items():
-        if name not in layers:
+        if name.removesuffix(REST) not in layers:
             raise InputError(f"the spec has a layer {name}, the model has none of that name")
-        if layer.bits is not None:
+        if layer.bits is not None and not name.endswith(REST):
             weight: Tensor = layers[name].weight  # type: ignore[assignment]
-            shape, wanted = tuple(spec.tensors[f"{name}.codes"].shape), tuple(weight.flatten(1).shape)
+            n, k = spec.tensors[f"{name}.codes"].shape
+            shape = n + (len(spec.tensors[f"{name}{REST}.codes"]) if layer.rows else 0), k
+            wanted = tuple(weight.flatten(1).shape)
             if shape != wanted:
                 raise InputError(f"{name}: the spec has {shape} codes, the model's weight is {wanted}")
 
@@ -58,11 +60,11 @@ def swap(model: nn.Module, spec: Spec, folded: bool = False) -> None:
     check_layers(model, spec)
     layers = quantizable(model)
     for name, layer in spec.document.layers.items():
-        if layer.bits is None:
+        if layer.bits is None or name.endswith(REST):
             continue
         found = layers[name]
         if isinstance(found, (nn.Embedding, nn.Conv2d)):
-            found.weight.data = spec.integers(name).dequantized().view_as(found.weight)
+            found.weight.data = spec.dequantized(name).view_as(found.weight)
         elif isinstance(found, nn.Linear):
             parent, _, child = name.rpartition(".")
             setattr(model.get_submodule(parent), child, QuantizedLinear(found, layer, spec, name))

@@ -15,11 +15,12 @@ from collections.abc import Iterator, Mapping
 from edgemm.errors import UsageError
 from edgemm.model.unified import Unified
 from edgemm.quantize.quantized_linear import quantizable
-from edgemm.quantize.spec import HEAD, Layer
+from edgemm.quantize.spec import HEAD, REST, Layer
 
 __all__ = ["DRAW", "QUICK", "TEXT", "choose_layers", "layers_of", "side_of"]
 
 BLOCK = 32  # channels a scale covers, as CPU kernels like it
+FREQUENT = 16_384  # tokens, the first ones: vocabularies begin with what was merged first
 PORTABLE_BLOCK = 64  # as NVIDIA's builders take it
 
 TEXT = {
@@ -78,12 +79,17 @@ def _read(word: str, side: str, table: dict[str, Layer], portable: dict[str, Lay
 def _decide(
     shapes: Mapping[str, tuple[int, int]], text: Layer, draw: Layer, drawing_depth: int, portable: bool
 ) -> Iterator[tuple[str, Layer]]:
-    for name, (_, width) in shapes.items():
+    for name, (rows, width) in shapes.items():
         if side_of(name) == "text" and text.bits is not None:
             if name == HEAD and portable:
                 yield name, Layer(None, reason="looked up and multiplied with: it stays in the target's own float")
             else:
-                yield name, _text_layer(name, width, text, drawing_depth)
+                layer = _text_layer(name, width, text, drawing_depth)
+                if name == HEAD and layer.bits and drawing_depth and rows > 2 * FREQUENT:
+                    yield name, dataclasses.replace(layer, rows=FREQUENT)
+                    yield name + REST, dataclasses.replace(layer, bits=4, reason="tokens that are seldom said")
+                else:
+                    yield name, layer
         elif name.startswith("image_encoder.") and text.bits is not None and not portable:
             if EYE_HEADS.match(name):
                 yield name, EYE

@@ -6,7 +6,8 @@
                          each denoising step; SITE.smooth (k,), what smoothing.py divides a site's output by
 
 Numbers are those of the smoothed weights.  A spec knows no graph and no operator: edgemm/export/lower_*.py do, and
-refuse what their target cannot take.  `transformer.embed_tokens` is the embedding and the head, which share it.
+refuse what their target cannot take.  `transformer.embed_tokens` is the embedding and the head, which share it; where
+it covers the first rows only, those of frequent tokens, `transformer.embed_tokens.rest` has the others.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ __all__ = [
     "ACTIVATIONS",
     "HEAD",
     "JSON_FILE",
+    "REST",
     "SCHEMA_VERSION",
     "TENSOR_FILE",
     "Document",
@@ -41,6 +43,7 @@ __all__ = [
 
 SCHEMA_VERSION = 1
 HEAD = "transformer.embed_tokens"  # the embedding; as a product it is the head
+REST = ".rest"
 TENSOR_FILE = "quant.safetensors"
 
 ACTIVATIONS = {  # what the inputs of a product are rounded to, and when
@@ -61,6 +64,7 @@ class Layer:
     symmetric: bool = True
     activations: str = "float"  # a row of ACTIVATIONS
     rank: int = 0  # of the branch in float beside it; 0: none
+    rows: int = 0  # output channels that this is about, the first ones; NAME.rest is about the others; 0: all
     method: str = ""  # how the numbers were chosen
     reason: str = ""  # why it is finer than what was asked for
 
@@ -69,8 +73,9 @@ class Layer:
             raise InputError(f"bits is {self.bits}, expected 4, 8 or null")
         if self.activations not in ACTIVATIONS:
             raise InputError(f"activations is {self.activations!r}, expected one of: {', '.join(ACTIVATIONS)}")
-        if self.group < 0 or self.rank < 0:
-            raise InputError(f"group {self.group} and rank {self.rank} cannot be negative")
+        for name in ("group", "rank", "rows"):
+            if getattr(self, name) < 0:
+                raise InputError(f"{name} is {getattr(self, name)}, it cannot be negative")
 
 
 @dataclass(frozen=True)
@@ -107,6 +112,11 @@ class Spec:
         assert layer.bits is not None, name
         codes, scales, zeros = (torch.from_numpy(self.tensors[f"{name}.{part}"]) for part in PARTS)
         return Integers(codes, scales, zeros, layer.bits, layer.group)
+
+    def dequantized(self, name: str) -> torch.Tensor:
+        """(n, k) float32, all rows."""
+        first = self.integers(name).dequantized()
+        return torch.cat([first, self.integers(name + REST).dequantized()]) if self.layer(name).rows else first
 
     def low_rank(self, name: str) -> tuple[np.ndarray, np.ndarray] | None:
         """down (r, k) and up (n, r)."""
@@ -205,6 +215,7 @@ def _check_layer(name: str, layer: Layer, tensors: dict[str, np.ndarray]) -> Non
     wanted = [f"{name}.{part}" for part in PARTS]
     wanted += [f"{name}.low_rank_{side}" for side in ("down", "up") if layer.rank]
     wanted += [f"{name}.range"] if layer.activations == "static" else []
+    wanted += [f"{name}{REST}.codes"] if layer.rows else []
     for tensor in wanted:
         if tensor not in tensors:
             raise InputError(f"{TENSOR_FILE}: {tensor} is missing")

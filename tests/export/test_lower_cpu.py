@@ -12,8 +12,10 @@ from onnx import ModelProto, TensorProto, helper, numpy_helper
 
 from edgemm.errors import UsageError
 from edgemm.export.lower_cpu import lower, quick_spec
+from edgemm.quantize import recipe
 from edgemm.quantize.quantization import quantize
 from edgemm.quantize.recipe import QUICK
+from edgemm.quantize.spec import HEAD, REST
 
 COMPONENTS = ("image_encoder", "transformer", "conditioner", "denoiser", "image_decoder")
 
@@ -110,3 +112,25 @@ def test_any_width_can_be_lowered(precision, width, turned):
     noise = np.sqrt(np.square(logits - wanted).mean() / np.square(wanted).mean())
     assert noise < {"int8": 0.02, "int4": 0.2}[precision]
     assert (np.asarray(logits).argmax(axis=-1) == ids).all()
+
+
+@pytest.mark.parametrize("precision", ["int8", "int4"])
+def test_rare_tokens_have_4_bits_and_every_token_its_own_row(precision, monkeypatch):
+    monkeypatch.setattr(recipe, "FREQUENT", 16)
+    model, table = embedding_and_head(64, turned=False)
+    spec = quick_spec("transformer", model, precision, drawing_depth=1)
+    assert (spec.layer(HEAD).bits, spec.layer(HEAD + REST).bits) == (8, 4)
+    graph, _ = lower("transformer", model, precision, drawing_depth=1)
+    session = onnxruntime.InferenceSession(graph.SerializeToString(), providers=["CPUExecutionProvider"])
+    (logits,) = session.run(None, {"input_ids": np.arange(40)[None]})
+    said = spec.dequantized(HEAD).numpy()
+    assert np.abs(said - table).max() < 0.3
+    np.testing.assert_allclose(logits[0], said @ said.T, atol=0.02 * np.abs(logits).max())
+    codes = sum(np.prod(tensor.dims) for tensor in graph.graph.initializer if tensor.data_type == TensorProto.UINT8)
+    assert codes == 16 * 64 + 24 * 32, "stored once, two rare codes a byte"
+
+
+def test_other_families_keep_pictures_among_their_rare_tokens(monkeypatch):
+    monkeypatch.setattr(recipe, "FREQUENT", 16)
+    spec = quick_spec("transformer", embedding_and_head(64, turned=False)[0], "int8")
+    assert list(spec.document.layers) == [HEAD]

@@ -11,11 +11,12 @@ import torch
 
 from edgemm.errors import CheckFailedError, EdgemmError, InputError, UsageError
 from edgemm.model.unified import Unified
+from edgemm.quantize import recipe
 from edgemm.quantize.quantization import quantize
 from edgemm.quantize.quantized_linear import swap
 from edgemm.quantize.recipe import layers_of
 from edgemm.quantize.smoothing import fold, sites
-from edgemm.quantize.spec import JSON_FILE, TENSOR_FILE, Spec, read_spec
+from edgemm.quantize.spec import HEAD, JSON_FILE, TENSOR_FILE, Spec, read_spec
 from tests.export.nano import random_nano
 from tests.model.tiny import tokens_of
 
@@ -29,6 +30,25 @@ def model() -> Unified:
 def spec(model) -> Spec:
     """Everything that a spec can hold: smoothing, a branch, static ranges."""
     return quantize(copy.deepcopy(model), "int4", "w4a8", {"text": "awq+gptq", "draw": "smoothquant+svd"}, rank=4)
+
+
+@pytest.fixture(scope="module")
+def split(model) -> Spec:
+    """The embedding in two precisions."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(recipe, "FREQUENT", 100)
+        return quantize(copy.deepcopy(model), "int8", "fp16", {"text": "", "draw": ""})
+
+
+def test_an_embedding_in_two_precisions_comes_back_and_is_swapped_in(model, split, tmp_path):
+    split.save(tmp_path / "spec")
+    found = read_spec(tmp_path / "spec")
+    assert found.document == split.document and found.layer(HEAD).rows == 100
+    swapped = copy.deepcopy(model)
+    swap(swapped, found)
+    weight, table = swapped.transformer.embed_tokens.weight, model.transformer.embed_tokens.weight
+    fine, coarse = ((weight - table)[rows].abs().mean() for rows in (slice(0, 100), slice(100, None)))
+    assert 0 < 8 * fine < coarse < 0.2 * table.abs().mean()
 
 
 def answers(model: Unified) -> tuple[torch.Tensor, torch.Tensor]:
