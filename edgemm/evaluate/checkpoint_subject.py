@@ -15,6 +15,7 @@ from edgemm.config import SamplerConfig
 from edgemm.evaluate.subject import MAX_NEW_TOKENS, DrawSettings
 from edgemm.model.checkpoint import load
 from edgemm.model.codes import Choose
+from edgemm.model.unified import Unified
 from edgemm.picture import load_picture
 from edgemm.runtimes.sampling import Sampling, next_token
 from edgemm.runtimes.schedule import initial_noise
@@ -28,9 +29,17 @@ class CheckpointSubject:
     def __init__(self, path: Path, settings: DrawSettings, threads: int | None) -> None:
         if threads:
             torch.set_num_threads(threads)
-        self.model = load(path)
-        self.name = self.model.config.name
-        self.sha256 = weights_hash(path)
+        self._hold(load(path), settings, weights_hash(path))
+
+    @classmethod
+    def of(cls, model: Unified, settings: DrawSettings) -> CheckpointSubject:
+        """A model in memory, which no file's hash stands for."""
+        subject = cls.__new__(cls)
+        subject._hold(model, settings, "")
+        return subject
+
+    def _hold(self, model: Unified, settings: DrawSettings, sha256: str) -> None:
+        self.model, self.name, self.sha256 = model, model.config.name, sha256
         chosen = {name: value for name, value in dataclasses.asdict(settings).items() if value is not None}
         self.sampler = self.model.with_sampler(**chosen)
 

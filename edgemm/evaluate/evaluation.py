@@ -32,7 +32,7 @@ from edgemm.evaluate.read_suite import ReadResult, default_split, run_read_suite
 from edgemm.evaluate.subject import DrawSettings, Subject, open_subject
 from edgemm.measure.card import commit
 
-__all__ = ["SUITES", "Evaluation", "Plan", "compared", "evaluate"]
+__all__ = ["SUITES", "Evaluation", "Plan", "compared", "evaluate", "evaluate_subject"]
 
 SUITES = ("read", "draw")
 SHEET_CELLS = 24  # a section
@@ -78,8 +78,13 @@ class Evaluation:
 
 
 def evaluate(model: Path, data: Path, plan: Plan) -> Evaluation:
+    read_dataset(data)  # refused before a model is loaded
+    return evaluate_subject(open_subject(model, plan.settings, plan.device, plan.threads), data, plan)
+
+
+def evaluate_subject(subject: Subject, data: Path, plan: Plan) -> Evaluation:
+    """The same of whatever reads and draws."""
     dataset = read_dataset(data)
-    subject = open_subject(model, plan.settings, plan.device, plan.threads)
     document: dict[str, Any] = {
         "edgemm": edgemm.__version__,
         "commit": commit(Path(edgemm.__file__).parent),

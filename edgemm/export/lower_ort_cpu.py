@@ -129,11 +129,29 @@ def _packed_zeros(zeros: np.ndarray, bits: int) -> np.ndarray:
 
 
 def _scales(writer: Writer, name: str, scales: np.ndarray, kind: int) -> str:
-    """Scales of groups (n, g), in float16 where it can say them."""
-    half = scales.astype(np.float16)
-    if kind == TensorProto.FLOAT and np.array_equal(half.astype(np.float32), scales):
-        return writer.add("Cast", writer.constant(f"{name}.scales", half), to=TensorProto.FLOAT)[0]
-    return writer.constant(f"{name}.scales", scales.astype(helper.tensor_dtype_to_np_dtype(kind)))
+    """Scales of groups (n, g), for a product of this type of numbers.
+
+    Those of the embedding lie as a lookup wants them, (n, g, 1): OpenVINO takes none there but a constant.
+    """
+    if name.removesuffix(REST) == HEAD:
+        flat = writer.constant(f"{name}.scale_shape", np.array([len(scales), -1], np.int64))
+        (value,) = writer.add("Reshape", _stored_scales(writer, name, scales[..., None]), flat)
+    else:
+        value = _stored_scales(writer, name, scales)
+    stored = TensorProto.FLOAT if _halved(scales) is None else TensorProto.FLOAT16
+    return value if stored == kind else writer.add("Cast", value, to=kind)[0]
+
+
+def _stored_scales(writer: Writer, name: str, scales: np.ndarray) -> str:
+    half = _halved(scales)
+    return writer.constant(f"{name}.scales", scales if half is None else half)
+
+
+def _halved(scales: np.ndarray) -> np.ndarray | None:
+    """In float16, where it can say them."""
+    with np.errstate(over="ignore"):
+        half = scales.astype(np.float16)
+    return half if np.array_equal(half.astype(np.float32), scales) else None
 
 
 def _head(writer: Writer, product: Product, spec: Spec) -> str:
@@ -167,15 +185,14 @@ def _lookup(writer: Writer, product: Product, spec: Spec) -> str:
 def _rows_of(writer: Writer, name: str, ids: str, dtype: int, spec: Spec) -> str:
     """GatherBlockQuantized on (rows, g, bytes of a group); having no zero-points means the middle."""
     layer, numbers = spec.layer(name), spec.integers(name)
-    n, width = numbers.codes.shape
+    width = numbers.codes.shape[1]
     if not layer.symmetric or not layer.group or width % layer.group:
         raise InputError(f"{name}: ONNX Runtime looks up whole symmetric groups, the spec has {layer}")
     codes = writer.constant(f"{name}.codes", _block_codes(numbers, layer.group))
-    shape = writer.constant(f"{name}.scale_shape", np.array([n, -1, 1], np.int64))
-    scales = writer.add("Reshape", _scales(writer, name, numbers.scales.numpy(), dtype), shape)[0]
+    scales = numbers.scales.numpy()[..., None]
     (rows,) = writer.add(
         "GatherBlockQuantized",
-        *(codes, ids, scales),
+        *(codes, ids, _stored_scales(writer, name, scales)),
         domain=CONTRIB,
         bits=layer.bits,
         block_size=layer.group,
@@ -183,7 +200,8 @@ def _rows_of(writer: Writer, name: str, ids: str, dtype: int, spec: Spec) -> str
         quantize_axis=2,
     )  # (..., g, size)
     flat = writer.constant(f"{HEAD}.row_shape", np.array([0, 0, width], np.int64))
-    return writer.add("Reshape", rows, flat)[0]
+    (whole,) = writer.add("Reshape", rows, flat)
+    return whole if _halved(scales) is None else writer.add("Cast", whole, to=dtype)[0]
 
 
 def _filter(writer: Writer, product: Product, layer: Layer, numbers: Integers) -> str:

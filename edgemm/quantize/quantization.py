@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
+
+from torch import Tensor
 
 from edgemm.model.unified import Unified
 from edgemm.quantize.calibration import Calibration, observe, read_calibration
@@ -13,9 +17,15 @@ from edgemm.quantize.quantized_linear import quantizable
 from edgemm.quantize.recipe import layers_of, side_of
 from edgemm.quantize.spec import HEAD, Layer, Spec
 
-__all__ = ["DEFAULT_METHODS", "quantize"]
+__all__ = ["SUITED", "Prepared", "prepare", "quantize", "weights_of"]
 
-DEFAULT_METHODS = {"text": "awq+gptq", "draw": "smoothquant"}
+SUITED = {  # what brings a precision within the project's bars (benchmarks/quantization.py)
+    "fp16": "",
+    "int8": "smoothquant",
+    "w8a8": "smoothquant",
+    "int4": "awq+gptq",
+    "w4a8": "smoothquant+svd",
+}
 
 Say = Callable[[str], None]
 
@@ -24,7 +34,7 @@ def quantize(
     model: Unified,
     text: str,
     draw: str,
-    methods: Mapping[str, str] = DEFAULT_METHODS,
+    methods: Mapping[str, str] | None = None,  # "text" and "draw"; None: what suits the precision
     calibration: Path | None = None,
     samples: int | None = None,
     steps: int | None = None,
@@ -36,24 +46,62 @@ def quantize(
 ) -> Spec:
     """The spec.  Smoothing is folded into `model` itself, which computes the same as before."""
     chosen = layers_of(model, text, draw, portable) if layers is None else layers
+    methods = {"text": SUITED[text], "draw": SUITED[draw]} if methods is None else methods
+    ready = prepare(model, chosen, methods, calibration, samples, steps, status)
+    return make_spec(
+        weights_of(model),
+        chosen,
+        ready.methods,
+        ready.inputs,
+        ready.smoothed,
+        (text, draw),
+        checkpoint,
+        ready.name,
+        rank,
+        status,
+    )
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What was seen of the calibration data, and done before the first number."""
+
+    methods: dict[str, Method]
+    inputs: Inputs | None
+    smoothed: dict[str, Tensor]
+    name: str
+
+
+def prepare(
+    model: Unified,
+    layers: Mapping[str, Layer],
+    methods: Mapping[str, str],
+    calibration: Path | None = None,
+    samples: int | None = None,
+    steps: int | None = None,
+    status: Say = lambda text: None,
+) -> Prepared:
+    """Calibrate, fold the smoothing into `model` itself, calibrate again."""
     read = {side: read_method(words) for side, words in methods.items()}
-    sides = {side: any(layer.bits for name, layer in chosen.items() if side_of(name) == side) for side in read}
-    static = any(layer.activations == "static" for layer in chosen.values())
-    needs_data = static or any(method.needs_data and sides[side] for side, method in read.items())
-    data = read_calibration(calibration, model, samples) if needs_data else None
+    sides = {side: any(layer.bits for name, layer in layers.items() if side_of(name) == side) for side in read}
+    static = any(layer.activations == "static" for layer in layers.values())
+    if not static and not any(method.needs_data and sides[side] for side, method in read.items()):
+        return Prepared(read, None, {}, "")
+    data = read_calibration(calibration, model, samples)
     steps = steps or model.config.sampler.num_inference_steps
-    smoothed = {}
-    if data is not None and any(method.smooths and sides[side] for side, method in read.items()):
-        inputs = _observe(
-            model, chosen, read, data, sides, steps, {s for s in read if read[s].smooths == "awq"}, status
-        )
-        smoothed = smooth(model, chosen, read, inputs)
-    seen = None
-    if data is not None:
-        seen = _observe(model, chosen, read, data, sides, steps, {s for s in read if read[s].rounds == "gptq"}, status)
-    name = data.name if data else ""
-    weights = {name: part.weight.flatten(1) for name, part in quantizable(model).items()}  # type: ignore[operator]
-    return make_spec(weights, chosen, read, seen, smoothed, (text, draw), checkpoint, name, rank, status)
+    smoothed: dict[str, Tensor] = {}
+    if any(method.smooths and sides[side] for side, method in read.items()):
+        with_gram = {side for side in read if read[side].smooths == "awq"}
+        inputs = _observe(model, layers, read, data, sides, steps, with_gram, status)
+        smoothed = smooth(model, layers, read, inputs)
+    with_gram = {side for side in read if read[side].rounds == "gptq"}
+    seen = _observe(model, layers, read, data, sides, steps, with_gram, status)
+    return Prepared(read, seen, smoothed, data.name)
+
+
+def weights_of(model: Unified) -> dict[str, Tensor]:
+    """Layer -> its weight (n, k) as it is now."""
+    return {name: cast(Tensor, part.weight).flatten(1) for name, part in quantizable(model).items()}
 
 
 def _observe(

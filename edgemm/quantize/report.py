@@ -11,6 +11,7 @@ from typing import Any
 
 from torch import Tensor
 
+from edgemm.quantize import pareto
 from edgemm.quantize.judges import Answers, Scores
 from edgemm.quantize.spec import Spec
 
@@ -18,10 +19,19 @@ __all__ = ["document_of", "write_report"]
 
 STYLE = """body { font: 15px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem }
 table { border-collapse: collapse } td, th { padding: .15rem .8rem .15rem 0; text-align: left }
-td.number { text-align: right; font-variant-numeric: tabular-nums } img { width: 128px; image-rendering: pixelated }"""
+td.number { text-align: right; font-variant-numeric: tabular-nums } img { width: 128px; image-rendering: pixelated }
+svg { max-width: 34rem; font-size: 11px } .grid { stroke: #d0d7de } .frame { stroke: #57606a } .dot.s0 { fill: #4c78a8 }
+.dot.s1 { fill: #e45756 } .line { fill: none; stroke: #4c78a8 } figure { margin: 1rem 0 }"""
 
 
-def document_of(spec: Spec, scores: Scores, signals: dict[str, float], steps: int) -> dict[str, Any]:
+def document_of(
+    spec: Spec,
+    scores: Scores,
+    signals: dict[str, float],
+    steps: int,
+    search: dict[str, Any] | None = None,  # as pareto.py makes it
+    tasks: dict[str, Any] | None = None,  # score -> its paired difference, as task_scores.py makes them
+) -> dict[str, Any]:
     told = spec.document
     return {
         "checkpoint": told.checkpoint,
@@ -32,6 +42,8 @@ def document_of(spec: Spec, scores: Scores, signals: dict[str, float], steps: in
         "steps": steps,
         "size_bytes": size_bytes(spec),
         "scores": scores.to_json(),
+        **({"tasks": tasks} if tasks else {}),
+        **({"search": search} if search else {}),
         "layers": {
             name: {
                 "bits": layer.bits,
@@ -84,10 +96,35 @@ def _page(document: dict[str, Any], plain: Tensor, quantized: Tensor) -> str:
 {_table((), rows)}
 <h2>The same noise, in float and quantized</h2>
 <p>{_images(plain)}<br>{_images(quantized)}</p>
-<h2>Layers</h2>
+{_tasks(document.get("tasks"))}{_search(document.get("search"))}<h2>Layers</h2>
 {_table(("layer", "bits", "signal dB", "method", "why"), layers)}
 </html>
 """
+
+
+def _tasks(tasks: dict[str, Any] | None) -> str:
+    """Scores of both models on the same questions and prompts, and the difference with its 95 % interval."""
+    if not tasks:
+        return ""
+    rows = [
+        (score, f"{d['first']:.3f}", f"{d['second']:.3f}", f"{d['value']:+.3f} ({d['low']:+.3f} to {d['high']:+.3f})")
+        + (f"{d['changed']} of {d['count']}",)
+        for score, d in tasks["differences"].items()
+    ]
+    heads = ("", "float", "quantized", "difference (95 %, paired)", "changed")
+    return f"<h2>Tasks: {html.escape(tasks['data'])}</h2>\n{_table(heads, rows)}\n"
+
+
+def _search(search: dict[str, Any] | None) -> str:
+    if not search:
+        return ""
+    asked = ", ".join(search["budgets"].values())
+    figures = "".join(f"<figure>{plot}</figure>" for plot in pareto.plots(search))
+    return (
+        f"<h2>What was tried: the {html.escape(search['goal'])} within {html.escape(asked)}</h2>\n{figures}\n"
+        f"<p>Milliseconds are those of the products alone, one by one, on the machine that searched.</p>\n"
+        f"{_table(pareto.HEADS, pareto.rows(search))}\n"
+    )
 
 
 def _number(value: float | None) -> str:
