@@ -56,7 +56,7 @@ def side_of(name: str) -> str:
 def layers_of(model: Unified, text: str, draw: str, portable: bool = False) -> dict[str, Layer]:
     """Layer name -> what it shall be, methods still unnamed; layers that stay in float say why."""
     shapes = {name: tuple(part.weight.flatten(1).shape) for name, part in quantizable(model).items()}  # type: ignore
-    return choose_layers(shapes, text, draw, max(model.config.denoiser.prefix_layers) + 1, portable)
+    return choose_layers(shapes, text, draw, max(model.config.denoiser.prefix_layers, default=-1) + 1, portable)
 
 
 def choose_layers(
