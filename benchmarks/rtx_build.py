@@ -1,12 +1,12 @@
-"""Every component of a bundle through NVIDIA's own builder, for RTX devices that need not be here.
+"""Every component of a bundle, or of several, through NVIDIA's own builder, for RTX devices that need not be here.
 
-    edgemm export checkpoints/sticker-small --target rtx --output rtx.bundle
-    python benchmarks/rtx_build.py rtx.bundle [--sm 86,89,120]
+    edgemm export checkpoints/sticker-small --target rtx --precision int8 --output int8.bundle    # and fp16, int4
+    python benchmarks/rtx_build.py fp16.bundle int8.bundle int4.bundle [--sm 86,89,120] [--output rtx-build.json]
 
 Prints sizes of engines, seconds and memory of each build, and the layers that TensorRT recognised; the last line is one
-JSON document.  Fails (exit 7) when a node is refused, when a build came down the ladder, or when attention, rotary
-embedding or cache update were not recognised.  An engine that builds is built, not tried: nothing
-here runs one.
+JSON document.  Fails (exit 7) when a node is refused, when a build came down the ladder (attention taken apart is one),
+or when TensorRT recognised fewer attentions, rotary embeddings, cache updates or quantized tensors than the graph has.
+An engine that builds is built, not tried: nothing here runs one.  Seconds of a machine that did other work are marked.
 """
 
 from __future__ import annotations
@@ -15,65 +15,91 @@ import argparse
 import json
 import sys
 import tempfile
+import time
 from collections import Counter
 from pathlib import Path
 
 from edgemm.build.builder import Limits
-from edgemm.build.bundle_engines import build_bundle, default_memory_bytes
+from edgemm.build.bundle_engines import OPT_LEVEL, build_bundle, default_memory_bytes
 from edgemm.build.devices import choose_destinations
 from edgemm.build.engine_cache import EngineCache
 from edgemm.bundle import Bundle, open_bundle
 from edgemm.components import layers_of
 from edgemm.errors import EdgemmError
-from edgemm.measure.card import commit
+from edgemm.measure.card import machine_card
+from edgemm.measure.other_work import read_cpu_times, report_other_work
+from edgemm.measure.result_file import write_whole
+from edgemm.runtimes.onnx_outline import read_outline
 
 ROW = "{component:<14} {sm:>5} {precision:>5} {megabytes:>8} {seconds:>8} {peak:>8}  {layers}"
-KINDS = ("ATTENTION_INPUT", "ROTARY_EMBEDDING", "KV_CACHE_UPDATE", "MATRIX_MULTIPLY", "CONVOLUTION", "NORMALIZATION")
-SHORT = {"ATTENTION_INPUT": "attention", "ROTARY_EMBEDDING": "rotary", "KV_CACHE_UPDATE": "cache update"}
+KINDS = {  # operator of the graph -> layer of TensorRT, and what the table calls it
+    "Attention": ("ATTENTION_INPUT", "attention"),
+    "RotaryEmbedding": ("ROTARY_EMBEDDING", "rotary"),
+    "TensorScatter": ("KV_CACHE_UPDATE", "cache update"),
+    "QuantizeLinear": ("QUANTIZE", "quantize"),
+    "DequantizeLinear": ("DEQUANTIZE", "dequantize"),
+    "MatMul": ("MATRIX_MULTIPLY", "product"),
+    "Conv": ("CONVOLUTION", "convolution"),
+}
+COUNTED = ("Attention", "RotaryEmbedding", "TensorScatter", "QuantizeLinear", "DequantizeLinear")  # one layer a node
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("bundle", type=Path)
+    parser.add_argument("bundles", type=Path, nargs="+", metavar="BUNDLE")
     parser.add_argument("--sm", default="86,89,120")
+    parser.add_argument("--opt-level", type=int, default=OPT_LEVEL)
     parser.add_argument("--timeout", type=float, default=1800, metavar="SECONDS")
+    parser.add_argument("--output", type=Path, metavar="FILE.json", help="write the JSON document there, too")
     args = parser.parse_args()
-    bundle = open_bundle(args.bundle)
-    destinations = choose_destinations(tuple(bundle.manifest.targets), "rtx", args.sm, None)
     head = {"component": "component", "sm": "SM", "precision": "", "megabytes": "MB", "seconds": "s", "peak": "peak MB"}
     print(ROW.format(**head, layers="layers"))
-    rows, problems = [], []
-    limits = Limits(default_memory_bytes(args.bundle), args.timeout)
+    before = read_cpu_times(time.perf_counter())
+    rows, problems, version = [], [], ""
     with tempfile.TemporaryDirectory(prefix="edgemm-engines-") as folder:
-        for destination in destinations:
-            try:
-                for spec, built in build_bundle(bundle, destination, EngineCache(Path(folder)), limits):
-                    rows.append(
-                        row_of(bundle, spec.component, destination.place.compute_capability, built.entry.record)
-                    )
-                    problems += problems_of(bundle, rows[-1])
-            except EdgemmError as error:
-                problems.append(str(error))
+        cache = EngineCache(Path(folder))
+        for bundle in map(open_bundle, args.bundles):
+            limits = Limits(default_memory_bytes(bundle.path), args.timeout)
+            for destination in choose_destinations(tuple(bundle.manifest.targets), "rtx", args.sm, None):
+                version, sm = destination.version, destination.place.compute_capability
+                try:
+                    for spec, built in build_bundle(bundle, destination, cache, limits, args.opt_level):
+                        rows.append(row_of(bundle, spec.component, sm, built.entry.record))
+                        problems += problems_of(bundle, rows[-1])
+                except EdgemmError as error:
+                    problems.append(str(error))
     for problem in problems:
         print(f"[x] {problem}")
-    version = destinations[0].version
+    other, unquiet = report_other_work(before, read_cpu_times(time.perf_counter()))
+    for warning in unquiet:
+        print(warning, file=sys.stderr)
     document = {
-        "bundle": args.bundle.name,
+        "benchmark": "rtx-build",
+        "card": machine_card(),
         "tensorrt_rtx": version,
-        "commit": commit(Path(__file__).parent),
-        "engines": rows,
+        "opt_level": args.opt_level,
+        "state": "built, with no GPU; no engine was run",
+        "seconds_are_quiet": not unquiet and other["cores"] is not None,
+        "other_work": other,
+        "results": rows,
+        "problems": problems,
     }
-    print(json.dumps({**document, "problems": problems}))
+    print(json.dumps(document))
+    if args.output:
+        write_whole(args.output, json.dumps(document) + "\n")
     return 7 if problems else 0
 
 
 def row_of(bundle: Bundle, component: str, sm: str, record: dict) -> dict:
     layers = Counter(record["layers"])
-    kinds = {SHORT.get(kind, kind.lower()): layers[kind] for kind in KINDS if layers[kind]}
+    kinds = {name: layers[kind] for kind, name in KINDS.values() if layers[kind]}
+    variant = bundle.manifest.variant(component, "rtx")
     row = {
+        "bundle": bundle.path.name,
         "component": component,
         "sm": sm,
-        "precision": bundle.manifest.variant(component, "rtx").precision,
+        "precision": variant.precision,
+        "weights_bytes": bundle.manifest.files[variant.data].size_bytes if variant.data else 0,
         "size_bytes": record["size_bytes"],
         "seconds": record["seconds"],
         "peak_bytes": record["peak_bytes"],
@@ -88,18 +114,19 @@ def row_of(bundle: Bundle, component: str, sm: str, record: dict) -> dict:
 
 
 def problems_of(bundle: Bundle, row: dict) -> list[str]:
-    name = f"{row['component']} for SM {row['sm']}"
+    variant = bundle.manifest.variant(row["component"], "rtx")
+    name = f"{row['component']} ({row['precision']}) for SM {row['sm']}"
     found = [] if row["rung"] == "as asked" else [f"{name} was built with {row['rung']}"]
+    nodes = Counter(node.op_type for node in read_outline(bundle.file(variant.graph)).nodes)
+    wanted = {KINDS[op_type][1]: nodes[op_type] for op_type in COUNTED}
     if row["component"] == "transformer":
-        depth = len(layers_of("past_key", bundle.manifest.variant("transformer", "rtx").inputs))
-        wanted = {"attention": depth, "rotary": 2 * depth, "cache update": 2 * depth}
-        for kind, count in wanted.items():
-            if row["layers"].get(kind, 0) != count:
-                found.append(f"{name} has {row['layers'].get(kind, 0)} layers of {kind}, expected {count}")
+        depth = len(layers_of("past_key", variant.inputs))
+        wanted |= {"attention": depth, "rotary": 2 * depth, "cache update": 2 * depth}
     if row["component"] == "denoiser":
-        depth = len(layers_of("prefix_key", bundle.manifest.variant("denoiser", "rtx").inputs))
-        if row["layers"].get("attention", 0) != depth:
-            found.append(f"{name} has {row['layers'].get('attention', 0)} layers of attention, expected {depth}")
+        wanted["attention"] = len(layers_of("prefix_key", variant.inputs))
+    for kind, count in wanted.items():
+        if row["layers"].get(kind, 0) != count:
+            found.append(f"{name} has {row['layers'].get(kind, 0)} layers of {kind}, expected {count}")
     return found
 
 
