@@ -3,7 +3,8 @@
     activations    product
     block, float   MatMulNBits on the spec's own numbers, accuracy level 4 (int8 arithmetic) or 1 (float)
     tensor         DynamicQuantizeLinear, MatMulInteger: ONNX Runtime makes one kernel of them when it loads the graph
-    token, static  MatMulInteger, on rows or ranges rounded by primitives
+    token          the same, on rows that were divided by their largest number: one scale for all is each row's own
+    static         MatMulInteger, on ranges known beforehand
 The embedding is looked up in the same blocks that the head multiplies with: they are stored once.  What a kernel wants
 in float and a file need not hold so (scales of blocks, filters, tables of letters) is stored in fewer bits with the
 nodes that unfold it; ONNX Runtime computes them once, when it loads the graph.
@@ -237,15 +238,23 @@ def _integers(writer: Writer, product: Product, layer: Layer, numbers: Integers,
             f"{name}: ONNX Runtime's MatMulInteger takes symmetric 8-bit weights with one scale a channel, "
             f"the spec has {layer.bits} bits in groups of {layer.group} with {layer.activations} activations"
         )
-    codes, scale, zero = _rounded(writer, product.x, layer.activations, name, ranges)
+    x, size = _rows_alike(writer, product.x) if layer.activations == "token" else (product.x, None)
+    codes, scale, zero = _rounded(writer, x, layer.activations, name, ranges)
     weight = writer.constant(f"{name}.codes", (numbers.codes.numpy().astype(np.int16) - 128).astype(np.int8).T)
     scales = writer.constant(f"{name}.scales", numbers.scales.numpy()[:, 0])
     signed = writer.constant("int8_zero", np.zeros((), np.int8))
     (summed,) = writer.add("MatMulInteger", codes, weight, zero, signed)
     (real,) = writer.add("Cast", summed, to=TensorProto.FLOAT)
-    if layer.activations == "token":  # ONNX Runtime 1.32 would take the rows' scales for one, and a bias with it
-        return writer.add("Mul", *writer.add("Mul", real, scales), scale)[0]
-    return writer.add("Mul", real, *writer.add("Mul", scale, scales))[0]
+    (y,) = writer.add("Mul", real, *writer.add("Mul", scale, scales))
+    return y if size is None else writer.add("Mul", y, size)[0]
+
+
+def _rows_alike(writer: Writer, x: str) -> tuple[str, str]:
+    """Rows within [-1, 1], and what each was divided by; no row depends on its neighbours."""
+    last = writer.constant("last_axis", np.array([-1], np.int64))
+    (largest,) = writer.add("ReduceMax", *writer.add("Abs", x), last)
+    (size,) = writer.add("Max", largest, writer.constant("tiny", np.array(1e-10, np.float32)))
+    return writer.add("Div", x, size)[0], size
 
 
 def _rounded(writer: Writer, x: str, kind: str, name: str, ranges: np.ndarray | None) -> tuple[str, str, str]:
@@ -257,11 +266,15 @@ def _rounded(writer: Writer, x: str, kind: str, name: str, ranges: np.ndarray | 
     if kind == "static":
         assert ranges is not None  # read_spec saw to it
         scale = writer.constant(f"{name}.input_scale", np.array(ranges.max() / 127, np.float32))
-        return writer.add("QuantizeLinear", x, scale, middle)[0], scale, middle
-    last = writer.constant("last_axis", np.array([-1], np.int64))
-    (largest,) = writer.add("ReduceMax", *writer.add("Abs", x), last)
-    (safe,) = writer.add("Max", largest, writer.constant("tiny", np.array(1e-10, np.float32)))
-    (scale,) = writer.add("Div", safe, writer.constant("levels", np.array(127, np.float32)))
-    (whole,) = writer.add("Round", *writer.add("Div", x, scale))
-    (shifted,) = writer.add("Add", whole, writer.constant("middle", np.array(128, np.float32)))
-    return writer.add("Cast", shifted, to=TensorProto.UINT8)[0], scale, middle
+    else:
+        scale = _unfolded(writer, 1 / 127)
+    return writer.add("QuantizeLinear", x, scale, middle)[0], scale, middle
+
+
+def _unfolded(writer: Writer, value: float) -> str:
+    """A scalar that ONNX Runtime 1.32 takes for no constant: else it folds the scales, and finds no kernel for them."""
+    nothing = writer.constant("nothing", np.array([0], np.int64))
+    (shape,) = writer.add("Shape", writer.model.graph.input[0].name)
+    (empty,) = writer.add("Slice", shape, nothing, nothing)
+    fill = helper.make_tensor("value", TensorProto.FLOAT, [1], [value])
+    return writer.add("ConstantOfShape", empty, value=fill)[0]

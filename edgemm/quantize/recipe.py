@@ -26,7 +26,7 @@ PORTABLE_BLOCK = 64  # as NVIDIA's builders take it
 TEXT = {
     "fp16": Layer(None),
     "int8": Layer(8, BLOCK, symmetric=False, activations="block"),
-    "w8a8": Layer(8, 0, activations="tensor"),
+    "w8a8": Layer(8, 0, activations="token"),
     "int4": Layer(4, BLOCK, symmetric=False, activations="block"),
 }
 DRAW = {
@@ -108,8 +108,8 @@ def _text_layer(name: str, width: int, asked: Layer, drawing_depth: int) -> Laye
     if asked.bits == 4 and drawn and int(drawn[1]) < drawing_depth:
         group = 0 if asked.symmetric else asked.group
         return Layer(8, group, asked.symmetric, asked.activations, reason="its keys and values are read at every step")
-    if asked.activations in ("tensor", "static") and name.endswith(".down_proj"):
-        safe = Layer(8, BLOCK, activations="block") if asked.activations == "tensor" else Layer(8)
+    if asked.activations in ("tensor", "token", "static") and name.endswith(".down_proj"):
+        safe = Layer(8, BLOCK, activations="block") if asked.activations != "static" else Layer(8)
         return dataclasses.replace(safe, reason="a few tokens' inputs are thousands of times the others'")
     return asked
 

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import tempfile
 from collections import Counter
 
 import numpy as np
+import onnx
 import onnxruntime
 import pytest
 import torch
@@ -231,6 +233,24 @@ def test_onnx_runtime_and_the_swapped_module_agree_on_whole_numbers(activations,
     more = {"range": np.array([1.0, 2.5], np.float32)} if activations == "static" else {}
     found, wanted = answers(80, Layer(8, activations=activations), numbers, bias, **more)
     assert np.abs(found - wanted).max() <= 1e-2 * np.abs(wanted).max()  # one rounding that falls the other way
+
+
+def test_a_scale_a_token_is_one_kernel_and_no_token_depends_on_another():
+    numbers = rtn(one_product(96, 24)[1].weight, 8, 0, True)
+    graph, _ = one_product(96, 24, False)
+    lowered, _ = lower_ort_cpu("transformer", graph, spec_of(numbers, Layer(8, activations="token")))
+    options = onnxruntime.SessionOptions()
+    with tempfile.TemporaryDirectory() as folder:
+        options.log_severity_level = 3
+        options.optimized_model_filepath = f"{folder}/optimized.onnx"
+        session = onnxruntime.InferenceSession(lowered.SerializeToString(), options)
+        kernels = [node.op_type for node in onnx.load(options.optimized_model_filepath).graph.node]
+    assert "MatMulIntegerToFloat" in kernels and "MatMulInteger" not in kernels
+    x = np.random.default_rng(0).standard_normal((7, 96)).astype(np.float32)
+    x[3] *= 1000  # as some tokens' are
+    together = np.asarray(session.run(None, {"x": x})[0])
+    for row in range(7):
+        assert np.array_equal(session.run(None, {"x": x[row : row + 1]})[0][0], together[row])
 
 
 def test_a_low_rank_branch_is_added(rank=4):
