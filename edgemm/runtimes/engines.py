@@ -39,7 +39,8 @@ class Engines:
         )
         self._plan = plan
         self._loaded: dict[str, Engine] = {}
-        self._loading = threading.Lock()
+        self._loading = {component: threading.Lock() for component in self.components}
+        self._side_by_side = choice.device == "cpu"  # others share a device's memory, or build what they load
         self._running = threading.Lock()
         self._closed = False
         for component in self.components:
@@ -52,7 +53,7 @@ class Engines:
         """A component's engine, with the active adapter or the one given."""
         if component not in self.components:
             raise InputError(f"this bundle has no {component} for target {self.target}")
-        with self._loading:
+        with self._loading[component]:
             self.check_open()
             if component not in self._loaded:
                 graph, data = self._files(component)
@@ -68,13 +69,19 @@ class Engines:
     def timed(self, components: Sequence[str], adapter: Adapter | None = None) -> tuple[dict[str, Engine], float]:
         """Several at once, and the seconds that loading them took."""
         start, adapter = time.perf_counter(), adapter or self.adapters.active
+        missing = [component for component in components if component in self and component not in self._loaded]
+        if self._side_by_side and len(missing) > 1:
+            from concurrent.futures import ThreadPoolExecutor
+
+            with ThreadPoolExecutor(len(missing)) as pool:  # a library loads without Python's lock
+                list(pool.map(self.get, missing))
         return {component: self.get(component, adapter) for component in components}, time.perf_counter() - start
 
     def watch(self, watch: Callable[[Engine], Engine]) -> None:
         """Loads every engine and puts `watch(engine)` in its place."""
-        watched = {component: watch(self.get(component)) for component in self.components}
-        with self._loading:
-            self._loaded.update(watched)
+        self.timed(tuple(self.components))
+        for component in self.components:
+            self._loaded[component] = watch(self._loaded[component])
 
     def ids(self, path: str) -> np.ndarray:
         """A table of token ids in the bundle."""
