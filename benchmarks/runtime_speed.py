@@ -1,22 +1,24 @@
-"""How fast the runtime is with one backend or another, in one run, and how it grows.
+"""How fast the runtime is with one bundle or another, one backend or another, and beside torch, in one run.
 
-    python benchmarks/runtime_speed.py sticker.bundle --backend denoiser=openvino-bf16,image_decoder=openvino
+    python benchmarks/runtime_speed.py int8.bundle w8a8.bundle --backend denoiser=openvino \
+        --checkpoint checkpoints/sticker-small
 
-Every figure is measured with each configuration in turn, round after round, so that what disturbs one disturbs all; the
-table gives medians and their ratio to the first row, which is ONNX Runtime alone.  Beside speed stands how far its
-answers are from the first row's: tokens that differ, and the PSNR of a picture of the same seed.  Peers have scripts of
-their own (benchmarks/peers); what one operator takes is `edgemm bench`.  Prints tables, then one JSON line.
+Configurations are every bundle on ONNX Runtime alone, and the first bundle with each `--backend`.  They take turns,
+round after round, so that what disturbs one disturbs all; the table gives medians and their ratio to the first row.
+Beside speed stands how far answers are from the first row's: tokens that differ, and the PSNR of a picture of one seed.
+A switch of export or quantization is measured as two bundles.  With `--checkpoint` a picture is drawn too as it would
+be without this runtime: the same weights in torch, 50 steps with guidance, the prompt computed again at each step.
+Growth, start and operators have scripts of their own (runtime_growth.py, runtime_start.py, runtime_profile.py); other
+programs are in peers/.  Prints a table, then one JSON line.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
-import importlib.metadata
 import json
-import subprocess
 import sys
-from collections.abc import Callable
+import time
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -25,131 +27,166 @@ import numpy as np
 
 import edgemm
 from edgemm.measure.card import machine_card
+from edgemm.measure.workload import fit_prompt, noise_picture
 from edgemm.runtimes.model import Model
 from edgemm.runtimes.model_arguments import read_backend
 
 PROMPT = "red heart, fluent style"
-WORDS = "The quick brown fox jumps over the lazy dog and runs home. "
+WORDS = "The quick brown fox jumps over the lazy dog and runs home."
 TEXT = {"max_new_tokens": 32, "ignore_eos": True}
-RUNTIME_PACKAGES = ("numpy", "onnxruntime", "tokenizers", "pillow")
-START = """
-import time; began = time.perf_counter()
-import edgemm; imported = time.perf_counter() - began
-model = edgemm.load({path!r}, device="cpu"); model.prepare(); loaded = time.perf_counter() - began - imported
-print(imported, loaded)
-"""
+DRAWING_TOKENS = 77  # of the prompt whose reuse is measured, as drawing models are often given
+TORCH_STEPS, TORCH_GUIDANCE = 50, 2.0
+Figures = dict[str, float]
 
 
-def figures(model: Model, long_prompt: str) -> dict[str, float]:
-    """One sample of everything; milliseconds."""
-    text = model.generate_text("Name a fruit.", **TEXT).metrics
-    read = model.generate_text(long_prompt, max_new_tokens=1).metrics
-    picture = model.generate_image(PROMPT, seed=1).metrics
-    with model.session() as chat:
-        chat.generate_text(long_prompt, max_new_tokens=4)
-        turn = chat.generate_text("And?", max_new_tokens=1).metrics
-    once = picture.prefill_ms + picture.conditioner_ms
-    steps = picture.steps * picture.step_ms
-    return {
-        "decode, a token": 1e3 / text.decode_tokens_per_s,
-        f"prefill, {read.prompt_tokens} tokens": read.prefill_ms,
-        "second turn, first token": turn.time_to_first_token_ms,
-        "denoiser step": picture.step_ms,
-        f"prompt to picture, {picture.steps} steps": picture.total_ms,
-        "  without prefix reuse (from its parts)": picture.total_ms + (picture.steps - 1) * once if steps else 0.0,
-    }
+class Work:
+    """One configuration, and what it is asked to do."""
+
+    def __init__(self, model: Model, prefill_tokens: int) -> None:
+        self.model = model
+        most = model.manifest.limits.max_context - 64
+        self.long = fit_prompt(self._read, min(prefill_tokens, most))
+        self.drawing = fit_prompt(self._drawn_from, min(DRAWING_TOKENS, most))
+
+    def sample(self) -> Figures:
+        """Milliseconds of everything, once."""
+        model = self.model
+        text = model.generate_text("Name a fruit.", **TEXT).metrics
+        read = model.generate_text(self.long, max_new_tokens=1).metrics
+        seen = model.generate_text("What is this?", images=[noise_picture()], max_new_tokens=1).metrics
+        with model.session() as chat:
+            chat.generate_text(self.long, max_new_tokens=4)
+            turn = chat.generate_text("And?", max_new_tokens=1).metrics
+        picture = model.generate_image(PROMPT, seed=1).metrics
+        reused = model.generate_image(self.drawing, guidance_scale=1, seed=1).metrics
+        again = [
+            model.generate_image(self.drawing, guidance_scale=1, seed=1, num_inference_steps=1).metrics
+            for _ in range(reused.steps)
+        ]
+        return {
+            "decode, a token": 1e3 / text.decode_tokens_per_s,
+            f"prefill, {read.prompt_tokens} tokens": read.prefill_ms,
+            "first token about a picture": seen.time_to_first_token_ms,
+            "second turn, first token": turn.time_to_first_token_ms,
+            "denoiser step": picture.step_ms,
+            f"prompt to picture, {picture.steps} steps": picture.total_ms,
+            f"picture of a prompt of {reused.prompt_tokens} tokens": reused.total_ms,
+            "  the same, prompt computed at each step": sum(metrics.total_ms for metrics in again),
+        }
+
+    def adapter(self, name: str) -> Figures:
+        """What swapping costs, and what an adapter costs a step and a token; milliseconds."""
+        model, found = self.model, {}
+        for active in (None, name):
+            start = time.perf_counter()
+            model.set_adapter(active)
+            found[f"swap to {active}"] = 1e3 * (time.perf_counter() - start)
+            found[f"step with {active}"] = model.generate_image(PROMPT, seed=1).metrics.step_ms
+            text = model.generate_text("Name a fruit.", **TEXT).metrics
+            found[f"token with {active}"] = 1e3 / text.decode_tokens_per_s
+        return found
+
+    def _read(self, words: str) -> int:
+        return self.model.generate_text(words, max_new_tokens=1).metrics.prompt_tokens
+
+    def _drawn_from(self, words: str) -> int:
+        return self.model.generate_image(words, num_inference_steps=1, guidance_scale=1).metrics.prompt_tokens
 
 
-def growth(model: Model, rounds: int) -> dict[str, dict[int, float]]:
-    """What grows with what; medians in milliseconds."""
-    most = model.manifest.limits.max_context
-
-    def timed(sizes: tuple[int, ...], run: Callable[[int], float]) -> dict[int, float]:
-        return {size: round(median(run(size) for _ in range(rounds)), 3) for size in sizes}
-
-    def batch(rows: int) -> float:
-        done = model.generate_texts(["Name a fruit."] * rows, **TEXT)[0].metrics
-        return 1e3 / done.decode_tokens_per_s / rows
-
-    def prefill(tokens: int) -> float:
-        return model.generate_text(prompt_of(model, tokens), max_new_tokens=1).metrics.prefill_ms
-
-    lengths = tuple(n for n in (64, 128, 256, 512, 1024, 1536) if n < most)
-    return {
-        "prefill, ms by prompt tokens": timed(lengths, prefill),
-        "batch, ms a token and row": timed((1, 2, 4, 8), batch),
-        "picture, ms by steps": timed(
-            (1, 2, 4, 8, 16), lambda n: model.generate_image(PROMPT, num_inference_steps=n).metrics.total_ms
-        ),
-    }
-
-
-def prompt_of(model: Model, tokens: int) -> str:
-    """Words that take about so many tokens with their template."""
-    each = max(1, len(model.tokenizer.encode(WORDS * 4)) // 4)
-    around = model.generate_text("x", max_new_tokens=1).metrics.prompt_tokens
-    return WORDS * max(1, (tokens - around) // each)
-
-
-def quality(model: Model, first: Model) -> dict[str, float]:
+def quality(model: Model, first: Model) -> Figures:
     """Tokens that differ from the first configuration's, and how near its picture is."""
-    pairs = [[one.generate_text("Name a fruit.", **TEXT).token_ids for one in (model, first)]]
-    pairs += [[one.generate_text(WORDS, **TEXT).token_ids for one in (model, first)]]
+    pairs = [
+        [one.generate_text(words, **TEXT).token_ids for one in (model, first)] for words in ("Name a fruit.", WORDS)
+    ]
     apart = [sum(a != b for a, b in zip(*pair)) / len(pair[1]) for pair in pairs]
     mine, other = (one.generate_image(PROMPT, seed=1).pixels for one in (model, first))
     error = float(np.square(mine - other).mean())
     return {"tokens_apart": round(float(np.mean(apart)), 4), "psnr_db": round(-10 * np.log10(max(error, 1e-12)), 1)}
 
 
-def start(path: Path, rounds: int) -> dict[str, float]:
-    """Import, then load with every engine, each time in a new process; seconds."""
-    command = [sys.executable, "-c", START.format(path=str(path))]
-    runs = [subprocess.run(command, capture_output=True, text=True, check=True).stdout.split() for _ in range(rounds)]
-    imported, loaded = (median(float(run[i]) for run in runs) for i in (0, 1))
-    installed = sum(
-        file.locate().stat().st_size
-        for name in RUNTIME_PACKAGES
-        for file in importlib.metadata.files(name) or ()
-        if Path(str(file.locate())).is_file()
-    )
-    return {"import_s": round(imported, 3), "load_s": round(loaded, 3), "installed_mb": round(installed / 1e6)}
+class Torch:
+    """The checkpoint's own torch model, with nothing of the prompt kept from one step to the next."""
+
+    def __init__(self, checkpoint: Path, threads: int) -> None:
+        import torch
+
+        from edgemm.model import checkpoint as checkpoints
+
+        torch.set_num_threads(threads)
+        self.model = checkpoints.load(checkpoint).requires_grad_(False)
+        self.sampler = self.model.with_sampler(num_inference_steps=TORCH_STEPS, guidance_scale=TORCH_GUIDANCE)
+
+    def picture_ms(self) -> float:
+        import torch
+
+        from edgemm.model import flow
+
+        model, tokens = self.model, self.model.config.image_tokens
+        noise = torch.randn(1, tokens.token_count, tokens.token_width, generator=torch.Generator().manual_seed(1))
+        start = time.perf_counter()
+        with torch.no_grad():
+            drawn = flow.sample(
+                lambda x, t, size: model.denoiser(x, t, model.prefix([PROMPT]), size),
+                lambda x, t, size: model.denoiser(x, t, model.prefix([""]), size),
+                noise,
+                self.sampler,
+            )
+            model.to_pixels(drawn)
+        return 1e3 * (time.perf_counter() - start)
 
 
 def main(words: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("bundle", type=Path)
+    parser.add_argument("bundle", type=Path, nargs="+")
     parser.add_argument("--backend", action="append", default=[], metavar="COMPONENT=BACKEND,...")
+    parser.add_argument("--checkpoint", type=Path, help="the checkpoint of the first bundle, to draw in torch")
+    parser.add_argument("--adapter", type=Path, metavar="FOLDER", help="for a first bundle exported with --adapters")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--prefill-tokens", type=int, default=512)
     parser.add_argument("--threads", type=int)
     args = parser.parse_args(words)
-    asked: dict[str, Any] = {"onnxruntime": None} | {words: read_backend(words) for words in args.backend}
+    asked: dict[str, tuple[Path, Any]] = {str(path): (path, None) for path in args.bundle}
+    asked |= {words: (args.bundle[0], read_backend(words)) for words in args.backend}
+    torch_ms: list[float] = []
+    adapted: list[Figures] = []
     with contextlib.ExitStack() as stack:
-        models = {
-            name: stack.enter_context(edgemm.load(args.bundle, device="cpu", threads=args.threads, backend=backend))
-            for name, backend in asked.items()
-        }
-        first = models["onnxruntime"]
-        long_prompt = prompt_of(first, min(args.prefill_tokens, first.manifest.limits.max_context - 64))
-        samples: dict[str, list[dict[str, float]]] = {name: [] for name in models}
+        works = {}
+        for name, (path, backend) in asked.items():
+            model = stack.enter_context(edgemm.load(path, device="cpu", threads=args.threads, backend=backend))
+            works[name] = Work(model, args.prefill_tokens)
+        first = next(iter(works.values()))
+        torch_model = Torch(args.checkpoint, first.model.threads.count) if args.checkpoint else None
+        if args.adapter:
+            first.model.load_adapter("given", args.adapter)
+        samples: dict[str, list[Figures]] = {name: [] for name in works}
         for number in range(args.rounds + 1):
-            for name, model in models.items():
-                sample = figures(model, long_prompt)
+            for name, work in works.items():
+                sample = work.sample()
                 samples[name] += [sample] if number else []  # the first round only warms up
-        near = {name: quality(model, first) for name, model in models.items()}
-        grown = growth(first, args.rounds)
-    base = {key: median(sample[key] for sample in samples["onnxruntime"]) for key in samples["onnxruntime"][0]}
+            if torch_model and number:
+                torch_ms.append(torch_model.picture_ms())
+            if args.adapter:
+                found = first.adapter("given")
+                first.model.set_adapter(None)
+                adapted += [found] if number else []
+        near = {name: quality(work.model, first.model) for name, work in works.items()}
+    base = {
+        key: median(sample[key] for sample in next(iter(samples.values()))) for key in next(iter(samples.values()))[0]
+    }
     for name, rows in samples.items():
         print(f"\n{name}: {near[name]['tokens_apart']:.1%} of tokens apart, PSNR {near[name]['psnr_db']} dB")
-        for key, reference in base.items():
-            found = median(row[key] for row in rows)
-            print(f"  {key:<42} {found:>9.2f} ms  {reference / found:>5.2f}x")
-    for key, values in grown.items():
-        print(f"\n{key}: " + ", ".join(f"{size}: {value:g}" for size, value in values.items()))
-    begun = start(args.bundle, min(args.rounds, 3))
-    print(f"\nimport {begun['import_s']} s, load {begun['load_s']} s, installed {begun['installed_mb']} MB")
-    document = {"samples": samples, "quality": near, "growth": grown, "start": begun, "machine": machine_card()}
-    print(json.dumps(document, default=str))
+        found = [median(row[key] for row in rows) for key in rows[0]]
+        for (key, reference), value in zip(base.items(), found):
+            print(f"  {key:<42} {value:>9.2f} ms  {reference / value:>5.2f}x")
+        print(f"  {'prefix reuse alone':<42} {found[-1] / found[-2]:>21.2f}x")
+        if torch_ms:
+            print(f"  {'a picture beside torch, 50 steps, guided':<42} {median(torch_ms) / found[-3]:>21.2f}x")
+    if torch_ms:
+        print(f"\ntorch, {TORCH_STEPS} steps, guidance {TORCH_GUIDANCE:g}, prompt each step: {median(torch_ms):.0f} ms")
+    if adapted:
+        print("\nadapter: " + ", ".join(f"{key} {median(each[key] for each in adapted):.3g} ms" for key in adapted[0]))
+    document = {"samples": samples, "quality": near, "torch_ms": torch_ms, "adapter": adapted}
+    print(json.dumps({"benchmark": "runtime_speed", "card": machine_card(), **document}, default=str))
     return 0
 
 
