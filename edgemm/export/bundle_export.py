@@ -17,6 +17,7 @@ from edgemm.bundle import UNCONDITIONAL, Bundle, BundleWriter, Manifest
 from edgemm.errors import MissingError, UsageError
 from edgemm.export.code_ids import CODE_IDS, id_table
 from edgemm.export.loop_parity import compare_loops, precision_of
+from edgemm.export.lower_float import ADAPTER_RANK
 from edgemm.export.manifest_of import manifest_of, papers_of
 from edgemm.export.parity import Comparison, require
 from edgemm.export.passes.adapter_inputs import ADAPTABLE
@@ -56,17 +57,19 @@ def export_bundle(
     report: Say = print,
     status: Say = lambda text: None,
     adapters: tuple[str, ...] | None = None,
+    adapter_rank: int = ADAPTER_RANK,
 ) -> Manifest:
     """Write the bundle of the checkpoint folder `source` for one target or several, as targets.py reads the words.
 
-    `adapters` names the linear layers that take low-rank adapters at run time, () all usual ones, None none.
+    `adapters` names the linear layers that take low-rank adapters at run time, () all usual ones, None none; engines of
+    NVIDIA take those of `adapter_rank` at most.
     `quant` is a spec that `edgemm quantize` wrote; precision then speaks of what stays in float.
 
     `report` gets a line for each comparison, `status` what is being done in between.  Raises CheckFailedError, and
     leaves nothing, when a component or a loop differs from torch.
     """
     plans = read_plans(target, precision)
-    _check_adapters(adapters, plans)
+    _check_adapters(adapters, adapter_rank)
     if quant and any(plan.precision.startswith("int") for plan in plans):
         raise UsageError("--precision int8 and int4 quantize by themselves: give that or --quant, not both")
     if quant and adapters is not None:
@@ -84,7 +87,7 @@ def export_bundle(
     with BundleWriter(output, overwrite, int(least_bytes)) as writer, torch.no_grad():
         known = (source.name, weights_hash(source))
         specs = plan_specs(model, plans, spec, known, status)
-        written = write_components(model, writer, plans, slots, trace, report, status, adapters, specs)
+        written = write_components(model, writer, plans, slots, trace, report, status, adapters, specs, adapter_rank)
         comparisons = written.comparisons
         require(comparisons, "the bundle differs from the model, and was not kept")
         manifest = manifest_of(model, source, written.components, written.targets, slots)
@@ -110,14 +113,13 @@ def export_bundle(
         return writer.finish(manifest)
 
 
-def _check_adapters(names: tuple[str, ...] | None, plans: tuple[Plan, ...]) -> None:
+def _check_adapters(names: tuple[str, ...] | None, rank: int) -> None:
+    if rank < 1:
+        raise UsageError(f"adapter-rank is {rank}, expected 1 or more")
     known = sorted({name for layers in ADAPTABLE.values() for name in layers})
     for name in names or ():
         if name not in known:
             raise UsageError(f"adapters names {name!r}, expected some of: {', '.join(known)}")
-    elsewhere = [plan.target for plan in plans if plan.dialect != "cpu"]
-    if names is not None and elsewhere:
-        raise UsageError(f"adapters are inputs of graphs for cpu only, not for {', '.join(elsewhere)}: merge there")
 
 
 def check_runtime() -> None:

@@ -15,9 +15,10 @@ from edgemm.export.dialects import in_dialect
 from edgemm.export.passes.fixed_axes import fixed_axes
 from edgemm.export.passes.half_precision import half_precision
 
-__all__ = ["fixed_sizes", "graph_specs", "in_precision", "lower_float"]
+__all__ = ["ADAPTER_RANK", "fixed_sizes", "graph_specs", "in_precision", "lower_float"]
 
 DRAWING_SLOTS = 128  # T of the conditioner: a drawing prompt is short, and every slot costs the denoiser at every step
+ADAPTER_RANK = 16  # fixed, as caches are; smaller adapters are filled up with zeros
 PRODUCTS = ("MatMul", "Gemm", "Conv")
 IN_FLOAT = ("vq_encoder",)  # gives ids: float16 would choose other codes where two are nearly as near
 DTYPES: dict[int, str] = {
@@ -28,13 +29,13 @@ DTYPES: dict[int, str] = {
 }
 
 
-def fixed_sizes(max_context: int, skip: int) -> dict[str, dict[str, int]]:
-    """component -> named axis -> its size, for engines that want caches of one size."""
+def fixed_sizes(max_context: int, skip: int, rank: int = ADAPTER_RANK) -> dict[str, dict[str, int]]:
+    """component -> named axis -> its size, for engines that want caches of one size, and adapters of one rank."""
     drawing = min(DRAWING_SLOTS, max_context)
     return {
-        "transformer": {"T": max_context},
+        "transformer": {"T": max_context, "r": rank},
         "conditioner": {"T": drawing, "t": drawing - skip},
-        "denoiser": {"t": drawing - skip},
+        "denoiser": {"t": drawing - skip, "r": rank},
     }
 
 

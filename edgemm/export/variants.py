@@ -20,12 +20,13 @@ from edgemm.export.component_parity import compare_component
 from edgemm.export.dialects import in_dialect
 from edgemm.export.example_inputs import example_inputs
 from edgemm.export.lower_cpu import lower as lower_cpu
-from edgemm.export.lower_float import fixed_sizes, graph_specs, lower_float
+from edgemm.export.lower_float import ADAPTER_RANK, fixed_sizes, graph_specs, lower_float
 from edgemm.export.lower_ort_cpu import CONTRIB, lower_ort_cpu
 from edgemm.export.lower_ort_cuda import lower_ort_cuda
 from edgemm.export.lower_tensorrt import lower_tensorrt
 from edgemm.export.parity import Comparison
 from edgemm.export.passes.adapter_inputs import adapter_inputs, adapter_points
+from edgemm.export.passes.delta_to_residual import delta_to_residual
 from edgemm.export.reference import OPSET
 from edgemm.export.stored_weights import StoredWeights
 from edgemm.export.targets import Plan
@@ -58,10 +59,14 @@ def write_components(
     status: Say,
     adapters: tuple[str, ...] | None = None,
     specs: Mapping[str, Spec] = NO_SPECS,
+    rank: int = ADAPTER_RANK,
 ) -> Components:
-    """`slots` is the longest context, in tokens; `adapters` names linear layers that take one, () all usual ones."""
+    """`slots` is the longest context, in tokens; `adapters` names linear layers that take one, () all usual ones, of
+    `rank` at most where sizes are fixed."""
     draws_codes = model.config.objective == "ar"
-    sizes = {"transformer": {"T": slots}} if draws_codes else fixed_sizes(slots, model.conditioner.skip)
+    sizes = (
+        {"transformer": {"T": slots, "r": rank}} if draws_codes else fixed_sizes(slots, model.conditioner.skip, rank)
+    )
     drawing_depth = max(model.config.denoiser.prefix_layers, default=-1) + 1
     graphs, inputs = component_graphs(model), example_inputs(model)
     return write_graphs(graphs, inputs, writer, plans, sizes, trace, report, status, drawing_depth, adapters, specs)
@@ -86,6 +91,7 @@ def write_graphs(
         here = f"{name}, {number} of {len(graphs)}"
         status(f"{here}: tracing")
         reference = trace(graph)
+        adaptable = _adaptable(name, reference, adapters)
         variants: dict[str, Variant] = {}
         stored = StoredWeights()
         done: dict[tuple[str, str], str] = {}  # lowering and precision -> variant
@@ -95,14 +101,14 @@ def write_graphs(
             if kind not in done:
                 status(f"{here}: lowering and writing for {plan.target}")
                 if plan.target in specs:
-                    lowered, real = _lower_spec(name, reference, plan, specs[plan.target], sizes)
+                    lowered, real = _lower_spec(name, adaptable, plan, specs[plan.target], sizes)
                 elif plan.dialect == "cpu":
                     lowered, real = lower_cpu(name, _copied(reference), plan.precision, drawing_depth)
                     if adapters is not None:
                         lowered = _copied(lowered)
                         adapter_inputs(lowered, adapter_points(name, reference, adapters))
                 else:
-                    lowered, real = _lower_float(name, reference, plan, sizes)
+                    lowered, real = _lower_float(name, adaptable, plan, sizes)
                 done[kind] = f"{lowering if _has_contrib(lowered) else plan.dialect}-{real}"
                 if done[kind] not in variants:
                     path = f"components/{name}/{done[kind]}.onnx"
@@ -115,6 +121,18 @@ def write_graphs(
             written.targets[plan.target][name] = done[kind]
         written.components[name] = Component(variants)
     return written
+
+
+def _adaptable(name: str, reference: ModelProto, adapters: tuple[str, ...] | None) -> ModelProto:
+    """With inputs for low-rank adapters; they take part in the lowering, so a float16 graph casts them itself.  A CPU's
+    own lowering would round such products too, so it gets the inputs after it."""
+    points = [] if adapters is None else adapter_points(name, reference, adapters)
+    if not points:
+        return reference
+    copy = _copied(reference)
+    adapter_inputs(copy, points)
+    delta_to_residual(copy)
+    return copy
 
 
 def _copied(reference: ModelProto) -> ModelProto:

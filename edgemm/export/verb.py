@@ -48,6 +48,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="LAYER,...",
         help="low-rank adapters may be swapped at run time, in these linear layers (default: all usual ones)",
     )
+    parser.add_argument(
+        "--adapter-rank", type=int, metavar="R", help="the largest rank that NVIDIA's engines take (default: 16)"
+    )
     parser.add_argument("--quant", metavar="SPEC", help="how to quantize: a folder that `edgemm quantize` wrote")
     parser.add_argument("--overwrite", action="store_true", help="replace a bundle that stands there")
 
@@ -70,6 +73,10 @@ def run(args: argparse.Namespace) -> int:
             if foreign:
                 raise UsageError("--adapters is for edgemm's own checkpoints; merge the adapter before you export")
             options["adapters"] = tuple(filter(None, args.adapters.split(",")))
+        if args.adapter_rank is not None:
+            if args.adapters is None:
+                raise UsageError("--adapter-rank says how large adapters may be: give --adapters, too")
+            options["adapter_rank"] = args.adapter_rank
         export = partial(export_foreign, foreign) if foreign else partial(export_bundle, Path(args.checkpoint))
         manifest = export(
             Path(args.output),

@@ -14,7 +14,7 @@ import json
 import re
 import threading
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +22,12 @@ import numpy as np
 
 from edgemm.components import ADAPTER_PREFIX, TensorSpec
 from edgemm.errors import InputError, UsageError
-from edgemm.runtimes.engine import Arrays, Binding, Engine
+from edgemm.runtimes.engine import Arrays, Binding, Engine, allocator
 from edgemm.runtimes.tensor_file import read_tensors
 
 __all__ = ["AdaptedEngine", "Adapter", "Adapters", "zero_factors"]
 
+RANK_AXIS = {"a": 1, "b": 0}
 FILES = ("adapter_config.json", "adapter_model.safetensors")
 PLAIN = {  # what a config may ask for that is more than two factors, and what it has to be here
     "use_dora": False,
@@ -46,6 +47,22 @@ class Adapter:
     name: str | None  # None: no adapter
     factors: dict[str, dict[str, np.ndarray]]
     touched: frozenset[str]  # components that it really changes
+    _placed: dict[str, Arrays] = field(default_factory=dict)
+
+    def placed(self, engine: Engine) -> Arrays | None:
+        """The factors of an engine's component, put once where the engine reads them without a copy at every run; None
+        when it takes none."""
+        factors = self.factors.get(engine.component)
+        if factors is None or not hasattr(engine, "zeros"):
+            return factors
+        if engine.component not in self._placed:
+            zeros, copies = allocator(engine), {}
+            for array in factors.values():  # several names may share one array of zeros
+                if id(array) not in copies:
+                    copies[id(array)] = zeros(array.shape, array.dtype)
+                    np.copyto(copies[id(array)], array)
+            self._placed[engine.component] = {name: copies[id(array)] for name, array in factors.items()}
+        return self._placed[engine.component]
 
 
 class AdaptedEngine:
@@ -55,6 +72,10 @@ class AdaptedEngine:
         self.component, self.outputs = engine.component, engine.outputs
         self.inputs = {name: spec for name, spec in engine.inputs.items() if not name.startswith(ADAPTER_PREFIX)}
         self._engine, self._factors = engine, factors
+
+    def __getattr__(self, name: str) -> Any:
+        """Where the loops' arrays should lie is the real engine's word (engine.allocator)."""
+        return getattr(self._engine, name)
 
     def bind(self, inputs: Arrays, outputs: Arrays) -> Binding:
         return self._engine.bind({**inputs, **self._factors}, outputs)
@@ -136,9 +157,14 @@ def read_factors(folder: Path, specs: Mapping[str, TensorSpec]) -> dict[str, np.
         if (module, "b" if kind == "a" else "a") not in tensors:
             raise InputError(f"{folder}: {module} has only one of its two factors")
         name, own = f"{ADAPTER_PREFIX}{module}.{kind}", array.shape[0 if kind == "a" else 1]
+        most = specs[name].shape[RANK_AXIS[kind]]  # a number where sizes are fixed
+        if isinstance(most, int) and own > most:
+            raise InputError(
+                f"{folder}: {module} has rank {own}, this bundle takes {most}: export with --adapter-rank {own}"
+            )
         factor = array.T * np.float32(1.0 if kind == "a" else _scale(config, module, own))
         padded = np.zeros_like(factors[name])
-        sizes = tuple(own if isinstance(entry, str) else entry for entry in specs[name].shape)
+        sizes = tuple(own if axis == RANK_AXIS[kind] else size for axis, size in enumerate(specs[name].shape))
         if factor.shape != sizes:
             raise InputError(f"{folder}: {module} is {factor.shape} for this bundle's {sizes}")
         padded[: factor.shape[0], : factor.shape[1]] = factor

@@ -63,7 +63,7 @@ class Engines:
                     component, graph, data, variant, choice.provider, self._plan, self._running
                 )
             engine = self._loaded[component]
-        factors = (adapter or self.adapters.active).factors.get(component)
+        factors = (adapter or self.adapters.active).placed(engine)
         return engine if factors is None else AdaptedEngine(engine, factors)
 
     def timed(self, components: Sequence[str], adapter: Adapter | None = None) -> tuple[dict[str, Engine], float]:
