@@ -52,12 +52,15 @@ class TransformerConfig:
     rope_theta: float = 10_000.0
     norm_eps: float = 1e-5
     max_context: int = 2048  # positions the weights were trained for
+    queries: int = 0  # learned tokens behind the vocabulary, which are read and never said: of a connector
 
     def __post_init__(self) -> None:
         sizes = ("vocab_size", "width", "depth", "heads", "kv_heads", "head_width", "ffn_width", "max_context")
         _check_positive("transformer", self, *sizes)
         if self.heads % self.kv_heads:
             raise ValueError(f"transformer heads {self.heads} is not a multiple of kv_heads {self.kv_heads}")
+        if self.queries < 0:
+            raise ValueError(f"transformer queries is {self.queries}, expected 0 or more")
         if self.head_width % 2:
             raise ValueError(f"transformer head_width {self.head_width} is odd: rotary embedding turns pairs")
 
@@ -261,7 +264,8 @@ class ModelConfig:
     chat: ChatTemplate = field(default_factory=ChatTemplate)
     draw: DrawTemplate = field(default_factory=DrawTemplate)
     family: str = "mot"
-    experts: str = "mot"  # "dense": the denoiser has no layers of its own, it uses the transformer's
+    # "dense": the denoiser has no layers of its own, it uses the transformer's; "connector": it sees learned queries
+    experts: str = "mot"
     objective: str = "flow"  # "ar": pictures are codes, which the transformer says one after the other; no denoiser
     base: str = ""  # where the transformer's own weights come from; "" keeps them in the checkpoint
     base_layers: tuple[int, ...] = ()  # of the base, those that the transformer keeps; none: all
@@ -275,8 +279,12 @@ class ModelConfig:
         object.__setattr__(self, "base_layers", tuple(self.base_layers))
         if self.base_layers and len(self.base_layers) != self.transformer.depth:
             raise ValueError(f"base_layers are {len(self.base_layers)}, the transformer has {self.transformer.depth}")
-        if self.experts not in ("mot", "dense"):
-            raise ValueError(f"experts {self.experts!r} is none of: mot, dense")
+        if self.experts not in ("mot", "dense", "connector"):
+            raise ValueError(f"experts {self.experts!r} is none of: mot, dense, connector")
+        if (self.experts == "connector") != (self.transformer.queries > 0):
+            raise ValueError(
+                f"experts {self.experts!r} with {self.transformer.queries} queries; a connector has some, others none"
+            )
         if self.objective not in ("flow", "ar"):
             raise ValueError(f"objective {self.objective!r} is none of: flow, ar")
         self._check_codes()

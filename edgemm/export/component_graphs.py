@@ -229,10 +229,11 @@ def _prefix_shapes(model: Unified) -> dict[str, Shape]:
     shapes: dict[str, Shape] = {"prompt_vector": ("b", expert.conditioning)}
     if expert.layout_width:
         shapes["layout"] = ("b", tokens.token_count, expert.layout_width)
-    shapes["prefix_mask"] = ("b", "t")
+    slots = model.config.transformer.queries or "t"
+    shapes["prefix_mask"] = ("b", slots)
     for layer in range(expert.depth):
         for part in ("key", "value"):
-            shapes[f"prefix_{part}.{layer}"] = ("b", model.config.prefix_heads, "t", model.config.prefix_head_width)
+            shapes[f"prefix_{part}.{layer}"] = ("b", model.config.prefix_heads, slots, model.config.prefix_head_width)
     return shapes
 
 

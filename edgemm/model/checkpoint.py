@@ -29,7 +29,7 @@ from edgemm.config import PRESETS, ModelConfig
 from edgemm.errors import CheckpointError, ResourceError
 from edgemm.model.lite0 import lite0_weights
 from edgemm.model.pretrained import load_transformer_weights, write_tokenizer
-from edgemm.model.prompts import byte_tokenizer_json
+from edgemm.model.prompts import byte_tokenizer_json, with_queries
 from edgemm.model.unified import Unified
 from edgemm.model.vision import DualEye
 
@@ -49,6 +49,7 @@ __all__ = [
 
 FORMAT_FILES = ("config.json", "tokenizer.json", "model.safetensors")
 ADAPTER = "transformer_adapter"
+QUERIES = "transformer.queries."  # learned, so stored, whatever the transformer's base
 
 
 def build(config: ModelConfig | str, seed: int = 0) -> Unified:
@@ -61,7 +62,11 @@ def build(config: ModelConfig | str, seed: int = 0) -> Unified:
             path = Path(folder) / "tokenizer.json"
             write_tokenizer(config.base, path)
             tokenizer = path.read_text(encoding="utf-8")
+    if config.transformer.queries:
+        tokenizer = with_queries(tokenizer, config.transformer.vocab_size, config.transformer.queries)
     model = Unified(config, tokenizer)
+    if model.transformer.queries is not None:
+        torch.nn.init.normal_(model.transformer.queries.weight, std=0.1)
     if not config.base:
         # The output head shares it: a spread of 1 is sure of everything at birth, one of 0.02 never can be.
         torch.nn.init.normal_(model.transformer.embed_tokens.weight, std=0.1)
@@ -76,7 +81,10 @@ def _load_bases(model: Unified) -> None:
     if config.base:
         try:
             weights = load_transformer_weights(config.base, config.transformer)
-            model.transformer.load_state_dict(_kept(weights, config.base_layers))
+            weights = _kept(weights, config.base_layers)
+            if model.transformer.queries is not None:  # are no base's
+                weights["queries.weight"] = model.transformer.queries.weight.detach()
+            model.transformer.load_state_dict(weights)
         except RuntimeError as error:  # names every tensor that is missing, unknown or of another shape
             raise CheckpointError(f"base {config.base}: {error}") from error
     if config.vision.sees:
@@ -111,7 +119,7 @@ def stored_state(model: Unified) -> dict[str, Tensor]:
     return {
         name.replace(".base_layer.", "."): tensor
         for name, tensor in model.state_dict().items()
-        if not name.startswith(left_out) and ".lora_" not in name
+        if (not name.startswith(left_out) or name.startswith(QUERIES)) and ".lora_" not in name
     }
 
 

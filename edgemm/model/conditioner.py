@@ -57,9 +57,11 @@ class Conditioner(nn.Module):
         self.heads, self.head_width = expert.heads, expert.head_width
         self.token_count = config.image_tokens.token_count
         self.layout_width = expert.layout_width
-        raw = source.kv_heads * source.head_width
-        pooled = 2 * expert.depth * raw
-        adapted = expert.prefix_layers if config.experts == "mot" else ()  # dense layers read their own cache as it is
+        self.queries = source.queries  # of a connector
+        raw, pooled = source.kv_heads * source.head_width, self.pooled_width(config)
+        adapted = (
+            () if config.experts == "dense" else expert.prefix_layers
+        )  # dense layers read their own cache as it is
         self.key_norms = nn.ModuleList(RMSNorm(raw) for _ in adapted)
         self.value_norms = nn.ModuleList(RMSNorm(raw) for _ in adapted)
         self.key_projs = nn.ModuleList(nn.Linear(raw, expert.width, bias=False) for _ in adapted)
@@ -76,6 +78,16 @@ class Conditioner(nn.Module):
             nn.SiLU(),
             nn.Linear(2 * expert.conditioning, self.token_count * expert.layout_width),
         )
+
+    @staticmethod
+    def pooled_width(config: ModelConfig) -> int:
+        """Numbers of a pooled prompt before whitening."""
+        return 2 * config.denoiser.depth * config.transformer.kv_heads * config.transformer.head_width
+
+    def pool(self, cached: KeyValues, prompt_mask: Tensor, prefix_length: Tensor) -> Tensor:
+        """What the whitening is fitted to, from the arguments of `forward`."""
+        used = torch.arange(self.skip, prompt_mask.shape[1], device=prompt_mask.device) < prefix_length[:, None]
+        return pool_prompt([values[:, :, self.skip :] for _, values in cached], prompt_mask[:, self.skip :], used)
 
     @torch.no_grad()
     def fit_whitening(self, pooled: Tensor) -> None:
@@ -102,8 +114,12 @@ class Conditioner(nn.Module):
         """The same after the opening tokens were dropped (the trainer caches only what is left)."""
         used = torch.arange(prompt_mask.shape[1], device=length.device) < length[:, None]  # (b, t)
         pooled = pool_prompt([values for _, values in cached], prompt_mask, used)
+        return self.project(cached, pooled, used, prompt_mask.sum(1, keepdim=True) > 0)
+
+    def project(self, cached: KeyValues, pooled: Tensor, used: Tensor, asked: Tensor) -> Prefix:
+        """In the denoiser's own terms; `asked` (b, 1) is false for the empty prompt, which stands at the origin."""
         whitened = ((pooled - self.whiten_mean) @ self.whiten_matrix).to(self._dtype)
-        whitened = whitened * (prompt_mask.sum(1, keepdim=True) > 0)  # the empty prompt stands at the origin
+        whitened = whitened * asked
         layout = self.layout_mlp(whitened).unflatten(1, (self.token_count, self.layout_width))
         if not self.key_projs:
             raw_keys, raw_values = ([pair[i] for pair in cached] for i in (0, 1))

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from edgemm.config import ModelConfig
 
 __all__ = [
+    "QUERY",
     "DrawPrompt",
     "TextPrompt",
     "byte_tokenizer_json",
@@ -22,7 +23,10 @@ __all__ = [
     "reply_ids",
     "stop_ids",
     "with_codes",
+    "with_queries",
 ]
+
+QUERY = "<|query_{}|>"  # how a tokenizer spells a connector's learned queries
 
 Encode = Callable[..., list[int]]  # Unified.encode: a string, and whether special tokens are special in it
 
@@ -116,6 +120,18 @@ def stop_ids(config: ModelConfig, encode: Encode) -> list[int]:
         if len(pieces) != 1:
             raise ValueError(f"stop token {token!r} is {len(pieces)} tokens in this tokenizer, it must be one")
     return [pieces[0] for pieces in ids]
+
+
+def with_queries(tokenizer_json: str, vocabulary: int, queries: int) -> str:
+    """A tokenizer.json with a connector's queries as special tokens, right behind the vocabulary."""
+    from tokenizers import AddedToken, Tokenizer
+
+    tokenizer = Tokenizer.from_str(tokenizer_json)
+    if (found := tokenizer.get_vocab_size()) != vocabulary:
+        raise ValueError(f"the tokenizer has {found} tokens, queries come right behind a vocabulary of {vocabulary}")
+    tokens = [AddedToken(QUERY.format(number), special=True, normalized=False) for number in range(queries)]
+    tokenizer.add_special_tokens(tokens)
+    return tokenizer.to_str()
 
 
 def byte_tokenizer_json() -> str:

@@ -80,12 +80,22 @@ class Transformer(nn.Module):
         self.embed_tokens = nn.Embedding(config.vocab_size, config.width)
         self.layers = nn.ModuleList(Layer(config) for _ in range(config.depth))
         self.norm = RMSNorm(config.width, config.norm_eps)
+        self.queries = nn.Embedding(config.queries, config.width) if config.queries else None
+
+    def embed_ids(self, input_ids: Tensor) -> Tensor:
+        """(b, s) ids -> (b, s, w); the ids behind the vocabulary are the learned queries."""
+        if self.queries is None:
+            return self.embed_tokens(input_ids)
+        vocabulary = self.config.vocab_size
+        words = self.embed_tokens(input_ids.clamp(max=vocabulary - 1))
+        asked = self.queries((input_ids - vocabulary).clamp(min=0))
+        return torch.where((input_ids >= vocabulary)[..., None], asked.to(words.dtype), words)
 
     def embed(self, input_ids: Tensor, image_tokens: Tensor, image_index: Tensor) -> Tensor:
         """(b, s) ids, with row image_index (b, s) of image_tokens (b, m, w) wherever it is not -1 -> (b, s, w)."""
         rows = image_index.clamp(min=0)[..., None].expand(-1, -1, image_tokens.shape[-1])
         pictured = image_tokens.gather(1, rows)
-        text = self.embed_tokens(input_ids)
+        text = self.embed_ids(input_ids)
         return torch.where((image_index >= 0)[..., None], pictured.to(text.dtype), text)
 
     def forward(

@@ -17,6 +17,7 @@ from edgemm.config import ModelConfig, SamplerConfig
 from edgemm.model import codes, flow
 from edgemm.model.autoencoder import Autoencoder
 from edgemm.model.conditioner import Conditioner, Prefix
+from edgemm.model.connector import Connector
 from edgemm.model.denoiser import Denoiser
 from edgemm.model.dense import DenseDenoiser
 from edgemm.model.image_tokens import pixels_to_tokens, tokens_to_pixels
@@ -48,7 +49,7 @@ class Unified(nn.Module):
         self.tokenizer_json = tokenizer_json
         self.adapter: Path | None = None  # the PEFT folder whose weights were merged into a base transformer
         self.tokenizer = Tokenizer.from_str(tokenizer_json)
-        tokens, rows = self.tokenizer.get_vocab_size(), config.transformer.vocab_size
+        tokens, rows = self.tokenizer.get_vocab_size(), config.transformer.vocab_size + config.transformer.queries
         if tokens > rows:
             raise ValueError(f"the tokenizer has {tokens} tokens, the transformer's embedding {rows} rows")
         self.transformer = Transformer(config.transformer)
@@ -58,7 +59,8 @@ class Unified(nn.Module):
         if config.objective == "ar":
             return
         self.image_encoder = ImageEncoder(config)
-        self.conditioner = Conditioner(config, skip=len(self.encode(config.draw.open)))
+        kind_of_conditioner = Connector if config.experts == "connector" else Conditioner
+        self.conditioner = kind_of_conditioner(config, skip=len(self.encode(config.draw.open)))
         self.denoiser = (
             DenseDenoiser(config, self.transformer, self.conditioner.skip)
             if config.experts == "dense"
@@ -109,7 +111,7 @@ class Unified(nn.Module):
             image_tokens = clean.new_zeros(len(built), *clean.shape[1:]).index_copy(0, rows, clean)  # (b, m, w)
             x = self.transformer.embed(ids, image_tokens, padded([one.image_index for one in built], -1))
         else:
-            x = self.transformer.embed_tokens(ids)
+            x = self.transformer.embed_ids(ids)
         layers = self.config.denoiser.prefix_layers
         _, cached = self.transformer(x, limit, depth=max(layers) + 1)
         return [cached[layer] for layer in layers], mask, length

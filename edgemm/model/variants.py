@@ -2,6 +2,7 @@
 
 experts        mot     an image expert with its own weights shares attention alone with the transformer
                dense   one set of weights for text and picture
+               connector  the image expert sees what a frozen transformer makes of learned queries, and nothing else
 vision         single  the preset's encoder for reading
                dual    pixels and EfficientNet-Lite0's features of the same square, side by side
 image_tokens   patch   the pixels of a square
@@ -17,11 +18,13 @@ import dataclasses
 
 from edgemm.config import DenoiserConfig, ImageTokensConfig, ModelConfig, VisionConfig
 from edgemm.errors import UsageError
+from edgemm.model.prompts import QUERY
 
 __all__ = ["variant"]
 
 CHANNELS = 16  # numbers of an autoencoder's token
 HIDDEN = 48  # channels inside it
+QUERIES = 16  # of a connector
 CODES, CODE_CHANNELS = 256, 8  # of a codebook: many entries of few numbers are all used (arXiv:2110.04627)
 CODE_GUIDANCE, LIKELIEST_CODES = 3.0, 32  # how they are drawn
 
@@ -49,6 +52,17 @@ def variant(
             prefix_layers=tuple(range(source.depth)), condition_width=0,
         )  # fmt: skip
         changes |= {"experts": "dense", "family": "dense"}
+    if experts == "connector":
+        source, expert = config.transformer, config.denoiser
+        top = tuple(range(source.depth - expert.depth, source.depth))
+        close = config.draw.close + "".join(QUERY.format(number) for number in range(QUERIES))
+        changes |= {
+            "experts": "connector",
+            "family": "connector",
+            "transformer": dataclasses.replace(source, queries=QUERIES),
+            "denoiser": dataclasses.replace(expert, prefix_layers=top),
+            "draw": dataclasses.replace(config.draw, close=close),
+        }
     if vision == "dual":
         before = config.vision
         changes["vision"] = VisionConfig(

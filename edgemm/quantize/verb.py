@@ -67,9 +67,10 @@ def run(args: argparse.Namespace) -> int:
         source, output = Path(args.checkpoint).resolve(), Path(args.output)
         check_destination(output, args.overwrite)
         model = checkpoint.load(source)
-        if model.config.objective == "ar":
+        if model.config.family in ("vq", "connector"):
             raise UsageError(
-                f"{source.name} draws code by code: it is quantized by `edgemm export --precision int8` or int4 alone"
+                f"{source.name} is of family {model.config.family}, which only `edgemm export --precision int8` or "
+                "int4 quantizes so far"
             )
         job = Job(
             source=(source.name, checkpoint.weights_hash(source)),

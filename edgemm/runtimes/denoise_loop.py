@@ -134,7 +134,8 @@ def read_prompts(request: DrawRequest, loop: DenoiseLoop, engines: DrawEngines, 
         slots = fixed if isinstance(fixed, int) else transformer.cache.slots
         if prefix is None:
             zeros = allocator(engines.denoiser)
-            prefix = PromptPrefix(engines.denoiser.inputs, engines.unconditional, slots - loop.skip, zeros)
+            kept = fixed_slots(engines.denoiser.inputs) or slots - loop.skip
+            prefix = PromptPrefix(engines.denoiser.inputs, engines.unconditional, kept, zeros)
         start = time.perf_counter()
         _condition(prompt, transformer, slots, engines.conditioner, prefix.negative if row else prefix.prompt)
         clock.conditioner_s += time.perf_counter() - start

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from edgemm.errors import CheckpointError
 from edgemm.model import checkpoint, flow
-from edgemm.model.conditioner import Prefix, pool_prompt
+from edgemm.model.conditioner import Prefix
 from edgemm.model.unified import Unified
 from edgemm.train.parts import parts_of, trained_parts
 from edgemm.train.pictures import PicturesOnDisk, batch_rows, pick_samples, pictures_of
@@ -42,7 +42,8 @@ class DrawTask:
         self.model, self.recipe, self.share = model, recipe, share or Share()
         self.trained = trained_parts(model, parts_of(recipe, model.config, self.default_parts))
         self.load()
-        anew = "transformer" in self.trained or self.draws_from_pictures  # prompts are read again at every step
+        # Whether prompts are read again at every step.
+        anew = self.draws_from_pictures or bool({"transformer", "queries"} & set(self.trained))
         self.store: PromptStore | None = None
         if not anew and fits_in_memory(model, self.captions):
             self.store = PromptStore(model, self.captions)
@@ -132,10 +133,8 @@ class DrawTask:
         return torch.cat([self._pooled_of(chunk) for chunk in chunks])
 
     def _pooled_of(self, rows: Sequence[int]) -> Tensor:
-        cached, mask, length = self.model.prompt_cache([self.captions[row] for row in rows], self.pictures(rows))
-        skip = self.model.conditioner.skip
-        used = torch.arange(skip, mask.shape[1], device=mask.device) < length[:, None]
-        return pool_prompt([values[:, :, skip:] for _, values in cached], mask[:, skip:], used)
+        prompts = [self.captions[row] for row in rows]
+        return self.model.conditioner.pool(*self.model.prompt_cache(prompts, self.pictures(rows)))
 
     def _batch(self, step: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """This process's tokens and noise (b, n, p), times (b) and rows of prompts (b)."""

@@ -19,6 +19,8 @@ def trained_parts(model: Unified, names: Sequence[str]) -> nn.ModuleDict:
     parts: dict[str, nn.Module] = {"transformer": model.transformer}
     if model.config.objective == "flow":
         parts |= {"conditioner": model.conditioner, "denoiser": model.denoiser}
+        if model.transformer.queries is not None:
+            parts["queries"] = model.transformer.queries
         parts["projection"] = model.image_encoder  # the eye in it, if it has a pretrained one, stays frozen
     return nn.ModuleDict({name: parts[name] for name in names if name in parts})
 
@@ -29,6 +31,8 @@ def parts_of(recipe: Recipe, config: ModelConfig, default: Sequence[str] = ()) -
     needed = config.objective == "ar" or (config.experts == "dense" and recipe.task != "read")
     if needed and recipe.task != "autoencode" and "transformer" not in names:
         names = (*names, "transformer")
+    if config.experts == "connector" and recipe.task in ("draw", "edit", "joint") and "queries" not in names:
+        names = (*names, "queries")
     return names
 
 

@@ -17,9 +17,9 @@ from edgemm.errors import InputError, UsageError
 __all__ = ["DESIGNS", "PARTS", "Recipe", "read_recipe", "read_stages"]
 
 PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
-PARTS = ("conditioner", "denoiser", "projection", "transformer")
+PARTS = ("conditioner", "denoiser", "projection", "queries", "transformer")
 DESIGNS = {
-    "experts": ("mot", "dense"),
+    "experts": ("mot", "dense", "connector"),
     "vision": ("single", "dual"),
     "image_tokens": ("patch", "ae", "vq"),
     "objective": ("flow", "ar"),
@@ -57,7 +57,8 @@ class Recipe:
     data: str  # dataset folder as `edgemm data` writes it
     output: str  # run folder: state, log, samples; output/checkpoint is the result
     start: str = "small"  # preset, or checkpoint folder to go on from
-    experts: str = "mot"  # designs of a new model (model/variants.py): "dense" has one set of weights for both
+    experts: str = "mot"  # designs of a new model (model/variants.py): "dense" has one set of weights for both;
+    # "connector" draws what a frozen transformer makes of learned queries
     vision: str = "single"  # "dual": pixels beside EfficientNet-Lite0's features
     image_tokens: str = "patch"  # "ae": latents of an autoencoder; "vq": entries of a codebook
     objective: str = "flow"  # "ar": the transformer says a picture's codes, of image_tokens "vq", one after the other
