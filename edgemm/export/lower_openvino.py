@@ -25,7 +25,7 @@ def lower_openvino(component: str, reference: ModelProto, spec: Spec) -> tuple[M
 
 def _write(writer: Writer, product: Product, spec: Spec) -> str | None:
     layer = spec.layer(product.layer)
-    if layer.bits is None or product.layer == HEAD or not product.is_plain:
+    if layer.bits is None or product.layer == HEAD:
         return None
     if layer.activations not in ("float", "static"):
         raise InputError(

@@ -6,8 +6,8 @@
     token          the same, on rows that were divided by their largest number: one scale for all is each row's own
     static         MatMulInteger, on ranges known beforehand
 The embedding is looked up in the same blocks that the head multiplies with: they are stored once.  What a kernel wants
-in float and a file need not hold so (scales of blocks, filters, tables of letters) is stored in fewer bits with the
-nodes that unfold it; ONNX Runtime computes them once, when it loads the graph.
+in float32 and a file need not hold so (scales of blocks, filters, tables of letters) is stored in float16 with a Cast,
+which ONNX Runtime runs once, when it loads the graph.
 Axes: n output channels, k input channels, g groups of k.
 """
 
@@ -28,6 +28,7 @@ __all__ = ["CONTRIB", "lower_ort_cpu", "write_blocks"]
 BLOCK = 32  # what a scale an output channel is spread to, where a product wants blocks
 SMALLEST_BLOCK = 16
 CONTRIB = "com.microsoft"
+HALVED = ("Conv", "Gather", "MatMul")  # what they read and no layer owns is stored in float16
 
 
 def lower_ort_cpu(component: str, reference: ModelProto, spec: Spec) -> tuple[ModelProto, str]:
@@ -36,8 +37,8 @@ def lower_ort_cpu(component: str, reference: ModelProto, spec: Spec) -> tuple[Mo
     if precision == "fp32":
         return reference, precision
     rewrite_products(reference, lambda writer, product: _write(writer, product, spec), component)
-    if component == "image_encoder":
-        _halve_tables(reference)
+    if component in ("image_encoder", "conditioner"):
+        _halve_constants(reference)
     if all(opset.domain != CONTRIB for opset in reference.opset_import):
         reference.opset_import.append(helper.make_opsetid(CONTRIB, 1))
     return reference, precision
@@ -50,8 +51,6 @@ def _write(writer: Writer, product: Product, spec: Spec) -> str | None:
     if product.layer == HEAD:
         return _lookup(writer, product, spec) if product.is_lookup else _head(writer, product, spec)
     numbers = spec.integers(product.layer)
-    if product.is_filter:
-        return _filter(writer, product, layer, numbers)
     if layer.activations in ("block", "float"):
         return write_blocks(writer, product, spec)
     y = _integers(writer, product, layer, numbers, spec.tensors.get(f"{product.layer}.range"))
@@ -205,26 +204,11 @@ def _rows_of(writer: Writer, name: str, ids: str, dtype: int, spec: Spec) -> str
     return whole if _halved(scales) is None else writer.add("Cast", whole, to=dtype)[0]
 
 
-def _filter(writer: Writer, product: Product, layer: Layer, numbers: Integers) -> str:
-    """A Conv on weights that are whole numbers in the file and float in memory."""
-    name, node = product.layer, product.node
-    if layer.bits != 8 or layer.group or not layer.symmetric or layer.activations != "float":
-        raise InputError(f"{name}: filters are stored in symmetric 8 bits, a scale a channel, the spec has {layer}")
-    shape = tuple(product.stored.dims)
-    codes = (numbers.codes.numpy().astype(np.int16) - 128).astype(np.int8).reshape(shape)
-    scales = numbers.scales.numpy().reshape(-1, *[1] * (len(shape) - 1))
-    (whole,) = writer.add("Cast", writer.constant(f"{name}.codes", codes), to=TensorProto.FLOAT)
-    (weight,) = writer.add("Mul", whole, writer.constant(f"{name}.scales", scales))
-    inputs = [product.x, weight, *([product.bias] if product.bias else [])]
-    attributes = {attribute.name: helper.get_attribute_value(attribute) for attribute in node.attribute}
-    return writer.add("Conv", *inputs, **attributes)[0]
-
-
-def _halve_tables(model: ModelProto) -> None:
-    """Rows that are looked up, in float16: the letters that visual words are spelled with."""
-    tables = {n.input[0] for n in model.graph.node if n.op_type == "Gather"}
+def _halve_constants(model: ModelProto) -> None:
+    """Filters (8 bits would blind the eye), letters that visual words are spelled with, the prompt's whitening."""
+    wanted = {node.input[0 if node.op_type == "Gather" else 1] for node in model.graph.node if node.op_type in HALVED}
     for tensor in model.graph.initializer:
-        if tensor.name in tables and tensor.data_type == TensorProto.FLOAT and len(tensor.dims) == 2:
+        if tensor.name in wanted and tensor.data_type == TensorProto.FLOAT and len(tensor.dims) > 1:
             name, half = tensor.name, numpy_helper.to_array(tensor).astype(np.float16)
             tensor.CopyFrom(numpy_helper.from_array(half, f"{name}.half"))
             model.graph.node.insert(0, helper.make_node("Cast", [tensor.name], [name], to=TensorProto.FLOAT))

@@ -31,7 +31,7 @@ def lower_ort_cuda(
 
 def _write(writer: Writer, product: Product, spec: Spec) -> str | None:
     layer = spec.layer(product.layer)
-    if layer.bits is None or product.layer == HEAD or not product.is_plain:
+    if layer.bits is None or product.layer == HEAD:
         return None
     if layer.activations not in ("float", "block"):
         raise InputError(

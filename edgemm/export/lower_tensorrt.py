@@ -48,7 +48,7 @@ def refusal(layer: Layer) -> str | None:
 
 def _write(writer: Writer, product: Product, spec: Spec) -> str | None:
     layer = spec.layer(product.layer)
-    if layer.bits is None or product.layer == HEAD or not product.is_plain:
+    if layer.bits is None or product.layer == HEAD:
         return None
     construct = refusal(layer)
     if construct:

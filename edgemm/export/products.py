@@ -25,7 +25,7 @@ SCOPES = "pkg.torch.onnx.name_scopes"
 
 @dataclass(frozen=True)
 class Product:
-    """A MatMul or Gemm of an activation with a constant, a filter's Conv, or the embedding's Gather."""
+    """A MatMul or Gemm of an activation with a constant, or the embedding's Gather."""
 
     node: NodeProto
     layer: str  # torch's name: transformer.layers.3.mlp.down_proj
@@ -39,18 +39,10 @@ class Product:
     def is_lookup(self) -> bool:
         return self.node.op_type == "Gather"
 
-    @property
-    def is_filter(self) -> bool:
-        return self.node.op_type == "Conv"
-
-    @property
-    def is_plain(self) -> bool:
-        return self.node.op_type in PRODUCTS
-
     def weight(self) -> np.ndarray:
         """(n, k)."""
         array = numpy_helper.to_array(self.stored)
-        return array.reshape(len(array), -1) if self.across else array.T
+        return array if self.across else array.T
 
 
 class Writer:
@@ -123,13 +115,13 @@ def products_of(model: ModelProto, component: str) -> Iterator[Product]:
         if node.op_type == "Gather" and "embed_tokens.weight" in node.input[0] and node.input[0] in weights:
             table = weights[node.input[0]]
             yield Product(node, HEAD, node.input[1], None, table.data_type, table, True)
-        elif node.op_type in (*PRODUCTS, "Conv"):
+        elif node.op_type in PRODUCTS:
             name = turned.get(node.input[1], node.input[1])
-            if name not in weights or (node.op_type in PRODUCTS and len(weights[name].dims) != 2):
+            if name not in weights or len(weights[name].dims) != 2:
                 continue
             bias = node.input[2] if len(node.input) > 2 and node.input[2] else None
             flagged = any(a.name == "transB" and a.i for a in node.attribute)
-            across = node.op_type == "Conv" or flagged != (node.input[1] in turned)
+            across = flagged != (node.input[1] in turned)
             layer = _layer_of(node, name, component) or f"{component}.product_{number}"
             yield Product(node, layer, node.input[0], bias, weights[name].data_type, weights[name], across)
 

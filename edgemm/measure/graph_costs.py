@@ -93,8 +93,6 @@ def _weights(graph: GraphProto) -> dict[str, tuple[int, ...]]:
         if node.op_type in PASSED_ON and node.input[0] in found:
             dims = found[node.input[0]]
             found[node.output[0]] = dims[::-1] if node.op_type == "Transpose" else dims
-        elif node.op_type == "Mul" and all(name in found for name in node.input):  # codes times scales
-            found[node.output[0]] = max((found[name] for name in node.input), key=math.prod)
     return found
 
 

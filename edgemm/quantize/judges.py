@@ -123,7 +123,7 @@ def layer_signals(model: Unified, spec: Spec) -> dict[str, float]:
     for name, layer in spec.document.layers.items():
         if layer.bits is not None and not name.endswith(REST):
             weight: Tensor = layers[name].weight  # type: ignore[assignment]
-            said = spec.dequantized(name).view_as(weight)
+            said = spec.dequantized(name)
             branch = spec.low_rank(name)
             if branch:
                 said = said + torch.from_numpy(branch[1]) @ torch.from_numpy(branch[0])

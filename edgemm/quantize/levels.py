@@ -103,9 +103,6 @@ class Levels:
             self._set_rows(name, level)
             return
         plain = self.float[name]
-        if isinstance(plain, nn.Conv2d):
-            plain.weight.data = self.specs[level].dequantized(name).view_as(plain.weight)
-            return
         assert isinstance(plain, nn.Linear)
         if (name, level) not in self._made and level != FLOAT:
             spec = self.specs[level]

@@ -101,7 +101,7 @@ def prepare(
 
 def weights_of(model: Unified) -> dict[str, Tensor]:
     """Layer -> its weight (n, k) as it is now."""
-    return {name: cast(Tensor, part.weight).flatten(1) for name, part in quantizable(model).items()}
+    return {name: cast(Tensor, part.weight) for name, part in quantizable(model).items()}
 
 
 def _observe(

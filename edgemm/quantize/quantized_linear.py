@@ -33,9 +33,8 @@ class QuantizedLinear(nn.Module):
 
 
 def quantizable(model: nn.Module) -> dict[str, nn.Module]:
-    """Layers that a spec may name: every linear layer, every filter, and the embedding that the head shares."""
-    kinds = (nn.Linear, nn.Embedding, nn.Conv2d)
-    return {name: part for name, part in model.named_modules() if isinstance(part, kinds)}
+    """Layers that a spec may name: every linear layer, and the embedding that the head shares."""
+    return {name: part for name, part in model.named_modules() if isinstance(part, (nn.Linear, nn.Embedding))}
 
 
 def check_layers(model: nn.Module, spec: Spec) -> None:
@@ -48,7 +47,7 @@ def check_layers(model: nn.Module, spec: Spec) -> None:
             weight: Tensor = layers[name].weight  # type: ignore[assignment]
             n, k = spec.tensors[f"{name}.codes"].shape
             shape = n + (len(spec.tensors[f"{name}{REST}.codes"]) if layer.rows else 0), k
-            wanted = tuple(weight.flatten(1).shape)
+            wanted = tuple(weight.shape)
             if shape != wanted:
                 raise InputError(f"{name}: the spec has {shape} codes, the model's weight is {wanted}")
 
@@ -63,8 +62,8 @@ def swap(model: nn.Module, spec: Spec, folded: bool = False) -> None:
         if layer.bits is None or name.endswith(REST):
             continue
         found = layers[name]
-        if isinstance(found, (nn.Embedding, nn.Conv2d)):
-            found.weight.data = spec.dequantized(name).view_as(found.weight)
+        if isinstance(found, nn.Embedding):
+            found.weight.data = spec.dequantized(name)
         elif isinstance(found, nn.Linear):
             parent, _, child = name.rpartition(".")
             setattr(model.get_submodule(parent), child, QuantizedLinear(found, layer, spec, name))

@@ -37,7 +37,6 @@ DRAW = {
 READING = ("transformer", "text_head", "image_head")  # the heads of transformers that have several
 EYE = Layer(8, BLOCK, activations="block", reason="it runs once a picture")
 EYE_HEADS = re.compile(r"image_encoder\.(words\.proj|up_proj|down_proj)$")
-EYE_FILTERS = re.compile(r"image_encoder\.encoder\.")
 QUICK = {"int8": ("int8", "int8"), "int4": ("int4", "int8")}  # --precision -> the text and the draw word
 PORTABLE = {  # forms that every target takes: no zero-points, ranges known beforehand
     "int8": Layer(8, 0),
@@ -55,7 +54,7 @@ def side_of(name: str) -> str:
 
 def layers_of(model: Unified, text: str, draw: str, portable: bool = False) -> dict[str, Layer]:
     """Layer name -> what it shall be, methods still unnamed; layers that stay in float say why."""
-    shapes = {name: tuple(part.weight.flatten(1).shape) for name, part in quantizable(model).items()}  # type: ignore
+    shapes = {name: tuple(part.weight.shape) for name, part in quantizable(model).items()}  # type: ignore
     return choose_layers(shapes, text, draw, max(model.config.denoiser.prefix_layers, default=-1) + 1, portable)
 
 
@@ -93,8 +92,6 @@ def _decide(
         elif name.startswith("image_encoder.") and text.bits is not None and not portable:
             if EYE_HEADS.match(name):
                 yield name, EYE
-            elif EYE_FILTERS.match(name):
-                yield name, Layer(8, reason="stored so, used in float")
         elif side_of(name) == "draw" and draw.bits is not None:
             yield name, _draw_layer(name, draw)
 
