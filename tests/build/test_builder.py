@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import pickle
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -43,6 +44,39 @@ except EdgemmError as error:
     sys.exit(print(error) or error.exit_code)
 print("fresh" if built.fresh else "from the cache", built.entry.path)
 """
+
+
+FULL_DISK = """
+import os, pickle, subprocess, sys
+from pathlib import Path
+from edgemm.build.builder import build_engine
+from edgemm.build.engine_cache import EngineCache
+from edgemm.errors import EdgemmError
+old, new, graph, folder, limits = pickle.loads(Path(sys.argv[1]).read_bytes())
+cache = EngineCache(folder)
+engine = build_engine(old, graph, cache, limits).entry.path
+whole = engine.read_bytes()
+filler = open(folder / "filler", "wb", buffering=0)
+try:
+    while filler.write(bytes(4096)):
+        pass
+except OSError as error:
+    print("full:", error.strerror)
+code, story = 0, ""
+try:
+    build_engine(new, graph, cache, limits)
+except EdgemmError as error:
+    code, story = error.exit_code, str(error)
+print(code, story)
+print("intact" if engine.read_bytes() == whole and not build_engine(old, graph, cache, limits).fresh else "damaged")
+print(sorted(path.name for path in folder.iterdir() if path.suffix != ".lock" and path.name != "filler") == [old.key])
+"""
+
+
+def may_mount() -> bool:
+    """A file system of its own, in a process's own view of the machine: most containers and CI machines allow it."""
+    words = ["unshare", "-rm", "mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", "/mnt"]
+    return bool(shutil.which("unshare")) and subprocess.run(words, capture_output=True).returncode == 0
 
 
 @pytest.fixture
@@ -148,6 +182,22 @@ def test_a_full_disk_is_told_and_the_old_engine_stays(graph, cache, call):
     assert "the disk is full" in out and "what stood in the cache is untouched" in out
     assert left_in(cache) == [spec_of(graph).key] and old.path.read_bytes() == before
     assert not build_engine(spec_of(graph), graph, cache, LIMITS).fresh
+
+
+@pytest.mark.skipif(not may_mount(), reason="no file system may be mounted here: unshare -rm, tmpfs")
+def test_a_disk_that_is_really_full_is_told_and_the_old_engine_stays(graph, tmp_path):
+    """ENOSPC from the kernel: a file system of 1 MiB, filled up once the first engine stands on it."""
+    folder, wish = tmp_path / "disk", tmp_path / "wish"
+    folder.mkdir()
+    wish.write_bytes(pickle.dumps((spec_of(graph), spec_of(graph, opt_level=2), graph, folder, LIMITS)))
+    script = 'mount -t tmpfs -o size=1m tmpfs "$1" && exec "$2" -c "$3" "$4"'
+    words = ["unshare", "-rm", "sh", "-c", script, "sh", str(folder), sys.executable, FULL_DISK, str(wish)]
+    ran = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, timeout=BUSY_S)
+    full, told, *left = ran.stdout.splitlines()
+    assert full == "full: No space left on device", ran.stderr
+    assert told.startswith(f"{ResourceError.exit_code} ") and "the disk is full" in told
+    assert "what stood" in told and "untouched" in told
+    assert left == ["intact", "True"]
 
 
 def test_a_cap_that_is_too_small_tells_every_rung(graph, cache):
