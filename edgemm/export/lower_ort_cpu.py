@@ -28,7 +28,12 @@ __all__ = ["CONTRIB", "lower_ort_cpu", "write_blocks"]
 BLOCK = 32  # what a scale an output channel is spread to, where a product wants blocks
 SMALLEST_BLOCK = 16
 CONTRIB = "com.microsoft"
-HALVED = ("Conv", "Gather", "MatMul")  # what they read and no layer owns is stored in float16
+HALVED = {
+    "Conv": 1,
+    "Gather": 0,
+    "GatherND": 0,
+    "MatMul": 1,
+}  # the input that is stored in float16, if no layer owns it
 
 
 def lower_ort_cpu(component: str, reference: ModelProto, spec: Spec) -> tuple[ModelProto, str]:
@@ -206,7 +211,7 @@ def _rows_of(writer: Writer, name: str, ids: str, dtype: int, spec: Spec) -> str
 
 def _halve_constants(model: ModelProto) -> None:
     """Filters (8 bits would blind the eye), letters that visual words are spelled with, the prompt's whitening."""
-    wanted = {node.input[0 if node.op_type == "Gather" else 1] for node in model.graph.node if node.op_type in HALVED}
+    wanted = {node.input[HALVED[node.op_type]] for node in model.graph.node if node.op_type in HALVED}
     for tensor in model.graph.initializer:
         if tensor.name in wanted and tensor.data_type == TensorProto.FLOAT and len(tensor.dims) > 1:
             name, half = tensor.name, numpy_helper.to_array(tensor).astype(np.float16)

@@ -130,12 +130,12 @@ def test_filters_and_letters_are_float16_in_the_file_and_float32_in_memory(specs
     graph = helper.make_graph(
         [
             helper.make_node("Conv", ["x", "w"], ["y"], strides=[2, 2]),
-            helper.make_node("Gather", ["letters", "ids"], ["rows"]),
+            helper.make_node("GatherND", ["letters", "ids"], ["rows"]),
         ],
         "eye",
         [
             helper.make_tensor_value_info("x", TensorProto.FLOAT, ["b", 3, 9, 9]),
-            helper.make_tensor_value_info("ids", TensorProto.INT64, ["n"]),
+            helper.make_tensor_value_info("ids", TensorProto.INT64, ["n", 1]),
         ],
         [
             helper.make_tensor_value_info("y", TensorProto.FLOAT, ["b", 8, 4, 4]),
@@ -148,7 +148,7 @@ def test_filters_and_letters_are_float16_in_the_file_and_float32_in_memory(specs
     assert {tensor.data_type for tensor in found.graph.initializer} == {TensorProto.FLOAT16}
     session = onnxruntime.InferenceSession(found.SerializeToString(), providers=["CPUExecutionProvider"])
     x = torch.randn(2, 3, 9, 9)
-    y, rows = session.run(None, {"x": x.numpy(), "ids": np.array([3, 1])})
+    y, rows = session.run(None, {"x": x.numpy(), "ids": np.array([[3], [1]])})
     wanted = torch.nn.functional.conv2d(x, filters.half().float(), stride=2)
     np.testing.assert_allclose(y, wanted.numpy(), atol=1e-5)
     np.testing.assert_array_equal(rows, letters[[3, 1]].half().float().numpy())
