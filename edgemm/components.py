@@ -1,7 +1,8 @@
 """The components a bundle may have: what goes into each graph and what comes out, as docs/bundle.md says.
 
 It knows names, types and ranks of tensors, never files or weights.
-Axes: b batch, s new tokens, T cache slots, t prefix slots, m/n image tokens read/drawn, g/h heads, d head width.
+Axes: b batch, s new tokens, k drafts, T cache slots, t prefix slots, m/n image tokens read/drawn, g/h heads, d head
+width.
 """
 
 from __future__ import annotations
@@ -25,8 +26,8 @@ __all__ = [
 
 DTYPES = ("float32", "float16", "int64", "bool")
 
-# a denoiser may do without a layout or a step size; a transformer gives one of logits and hidden
-OPTIONAL = ("layout", "step_size", "logits", "hidden")
+# a denoiser may do without a layout or a step size; a transformer gives one of logits and hidden, and perhaps more rows
+OPTIONAL = ("layout", "step_size", "logits", "hidden", "draft_index", "draft_logits")
 ADAPTER_PREFIX = "adapter."  # inputs of a transformer or a denoiser: low-rank factors (i, r) and (r, o) of a module
 KEYS_AND_VALUES = tuple(f"{stem}_{part}.*" for stem in ("past", "present", "prefix") for part in ("key", "value"))
 
@@ -45,12 +46,14 @@ COMPONENTS: dict[str, tuple[Signature, Signature]] = {  # component -> (inputs, 
             "write_index": ("int64", 1),
             "attention_limit": ("int64", 2),
             "logits_index": ("int64", 1),
+            "draft_index": ("int64", 2),
             "past_key.*": ("float32", 4),
             "past_value.*": ("float32", 4),
         },
         {
             "logits": ("float32", 2),
             "hidden": ("float32", 2),
+            "draft_logits": ("float32", 3),
             "present_key.*": ("float32", 4),
             "present_value.*": ("float32", 4),
         },

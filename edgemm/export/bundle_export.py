@@ -58,11 +58,13 @@ def export_bundle(
     status: Say = lambda text: None,
     adapters: tuple[str, ...] | None = None,
     adapter_rank: int = ADAPTER_RANK,
+    drafts: bool = False,
 ) -> Manifest:
     """Write the bundle of the checkpoint folder `source` for one target or several, as targets.py reads the words.
 
     `adapters` names the linear layers that take low-rank adapters at run time, () all usual ones, None none; engines of
     NVIDIA take those of `adapter_rank` at most.
+    With `drafts` the transformer checks several guessed tokens in one run (generate_text's `guess_ahead`), on cpu.
     `quant` is a spec that `edgemm quantize` wrote; precision then speaks of what stays in float.
 
     `report` gets a line for each comparison, `status` what is being done in between.  Raises CheckFailedError, and
@@ -70,6 +72,8 @@ def export_bundle(
     """
     plans = read_plans(target, precision)
     _check_adapters(adapters, adapter_rank)
+    if drafts and any(plan.dialect != "cpu" for plan in plans):
+        raise UsageError("--drafts is for target cpu alone: other runtimes step one token at a time")
     if quant and any(plan.precision.startswith("int") for plan in plans):
         raise UsageError("--precision int8 and int4 quantize by themselves: give that or --quant, not both")
     if quant and adapters is not None:
@@ -87,7 +91,8 @@ def export_bundle(
     with BundleWriter(output, overwrite, int(least_bytes)) as writer, torch.no_grad():
         known = (source.name, weights_hash(source))
         specs = plan_specs(model, plans, spec, known, status)
-        written = write_components(model, writer, plans, slots, trace, report, status, adapters, specs, adapter_rank)
+        options = (adapters, specs, adapter_rank, drafts)
+        written = write_components(model, writer, plans, slots, trace, report, status, *options)
         comparisons = written.comparisons
         require(comparisons, "the bundle differs from the model, and was not kept")
         manifest = manifest_of(model, source, written.components, written.targets, slots)

@@ -36,13 +36,19 @@ class ComponentGraph:
 
 
 class TransformerGraph(nn.Module):
-    def __init__(self, model: Unified) -> None:
+    """With `drafts` it gives logits of more positions than one, so that guesses ahead are checked in one run."""
+
+    def __init__(self, model: Unified, drafts: bool = False) -> None:
         super().__init__()
+        self.drafts = drafts
         self.transformer = model.transformer
         self.config = model.config.transformer
 
     def forward(self, *tensors: Tensor) -> tuple[Tensor, ...]:
         input_ids, image_tokens, image_index, write_index, attention_limit, logits_index, *past = tensors
+        wanted_index = logits_index[:, None]  # (b, 1), or (b, 1 + k)
+        if self.drafts:
+            wanted_index = torch.cat((wanted_index, past.pop(0)), dim=1)
         config = self.config
         b, s = input_ids.shape
         x = self.transformer.embed(input_ids, image_tokens, image_index)
@@ -64,9 +70,13 @@ class TransformerGraph(nn.Module):
             attended = torch.onnx.ops.attention(queries, keys, values, mask)[0]  # (b, h, s, d)
             x = x + attention.output(attended)
             x = x + layer.mlp(_rms(layer.post_attention_layernorm, x))
-        wanted = x.gather(1, logits_index[:, None, None].expand(-1, 1, x.shape[-1]))[:, 0]  # (b, w)
-        hidden = _rms(self.transformer.norm, wanted)
-        return nn.functional.linear(hidden, self.transformer.embed_tokens.weight), *present
+        wanted = x.gather(1, wanted_index[..., None].expand(-1, -1, x.shape[-1]))
+        hidden = _rms(self.transformer.norm, wanted.flatten(0, 1) if self.drafts else wanted[:, 0])
+        logits = nn.functional.linear(hidden, self.transformer.embed_tokens.weight)
+        if not self.drafts:
+            return logits, *present
+        rows = logits.unflatten(0, (b, wanted_index.shape[1]))  # (b, 1 + k, v)
+        return rows[:, 0], rows[:, 1:], *present
 
 
 def scatter(cache: Tensor, update: Tensor, write_index: Tensor) -> Tensor:
@@ -154,14 +164,14 @@ class VqDecoderGraph(nn.Module):
         return self.vq.decode(codes).clamp(0, 1)
 
 
-def component_graphs(model: Unified) -> dict[str, ComponentGraph]:
-    """Every component of the model by its name in the bundle."""
+def component_graphs(model: Unified, drafts: bool = False) -> dict[str, ComponentGraph]:
+    """Every component of the model by its name in the bundle; `drafts` as TransformerGraph has it."""
     if model.config.objective == "ar":
-        graphs = (_vq_encoder(model), _transformer(model), _vq_decoder(model))
+        graphs = (_vq_encoder(model), _transformer(model, drafts), _vq_decoder(model))
     else:
         graphs = (
             _image_encoder(model),
-            _transformer(model),
+            _transformer(model, drafts),
             _conditioner(model),
             _denoiser(model),
             _image_decoder(model),
@@ -184,7 +194,7 @@ def _image_encoder(model: Unified) -> ComponentGraph:
     return _graph("image_encoder", model.image_encoder, {"pixels": pixels}, {"image_tokens": tokens})
 
 
-def _transformer(model: Unified) -> ComponentGraph:
+def _transformer(model: Unified, drafts: bool) -> ComponentGraph:
     config = model.config.transformer
     cache = ("b", config.kv_heads, "T", config.head_width)
     layers = [f"{part}.{layer}" for layer in range(config.depth) for part in ("key", "value")]
@@ -197,9 +207,11 @@ def _transformer(model: Unified) -> ComponentGraph:
         "logits_index": ("b",),
     }
     outputs: dict[str, Shape] = {"logits": ("b", config.vocab_size)}
+    if drafts:
+        inputs["draft_index"], outputs["draft_logits"] = ("b", "k"), ("b", "k", config.vocab_size)
     return _graph(
         "transformer",
-        TransformerGraph(model),
+        TransformerGraph(model, drafts),
         inputs | {f"past_{layer}": cache for layer in layers},
         outputs | {f"present_{layer}": cache for layer in layers},
     )

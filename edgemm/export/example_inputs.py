@@ -28,14 +28,15 @@ Named = dict[str, Tensor]
 
 
 @torch.no_grad()
-def example_inputs(model: Unified) -> dict[str, Named]:
-    """component -> its inputs by name, b = 3 everywhere."""
+def example_inputs(model: Unified, drafts: bool = False) -> dict[str, Named]:
+    """component -> its inputs by name, b = 3 everywhere; with `drafts` for a transformer that takes them."""
+    more = {"draft_index": torch.tensor([[0, 2]] * len(DRAWINGS))} if drafts else {}
     if model.vq is not None:
         pictures = _pictures(model.config.image_tokens.image_size)
         codes = model.vq.encode(pictures)
         return {
             "vq_encoder": {"pixels": pictures},
-            "transformer": _transformer(model),
+            "transformer": _transformer(model) | more,
             "vq_decoder": {"codes": (codes + torch.arange(len(codes))[:, None]) % model.config.image_tokens.codes},
         }
     tokens = model.config.image_tokens
@@ -48,7 +49,7 @@ def example_inputs(model: Unified) -> dict[str, Named]:
     steps = {"step_size": (1 - time) / 2} if model.config.denoiser.step_size else {}
     return {
         "image_encoder": {"pixels": _pictures(model.config.vision.image_size)},
-        "transformer": _transformer(model),
+        "transformer": _transformer(model) | more,
         "conditioner": _conditioner(model),
         "denoiser": {"noisy_tokens": noisy, "time": time, **steps, **_prefix(model)},
         "image_decoder": {"tokens": noisy},

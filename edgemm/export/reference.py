@@ -17,7 +17,7 @@ from edgemm.export.quiet import quiet
 __all__ = ["OPSET", "trace"]
 
 OPSET = 24
-SIZES = {"b": 2, "s": 5, "m": 7, "t": 6, "T": 256}  # of what it is traced with: no 0 or 1, no two alike
+SIZES = {"b": 2, "s": 5, "m": 7, "t": 6, "k": 3, "T": 256}  # of what it is traced with: no 0 or 1, no two alike
 LONGEST = 1 << 20
 
 

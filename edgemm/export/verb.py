@@ -51,6 +51,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--adapter-rank", type=int, metavar="R", help="the largest rank that NVIDIA's engines take (default: 16)"
     )
+    parser.add_argument(
+        "--drafts", action="store_true", help="several guessed tokens may be checked in one run (guess_ahead)"
+    )
     parser.add_argument("--quant", metavar="SPEC", help="how to quantize: a folder that `edgemm quantize` wrote")
     parser.add_argument("--overwrite", action="store_true", help="replace a bundle that stands there")
 
@@ -77,6 +80,10 @@ def run(args: argparse.Namespace) -> int:
             if args.adapters is None:
                 raise UsageError("--adapter-rank says how large adapters may be: give --adapters, too")
             options["adapter_rank"] = args.adapter_rank
+        if args.drafts:
+            if foreign:
+                raise UsageError("--drafts is for edgemm's own checkpoints")
+            options["drafts"] = True
         export = partial(export_foreign, foreign) if foreign else partial(export_bundle, Path(args.checkpoint))
         manifest = export(
             Path(args.output),

@@ -42,6 +42,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seed", type=int, help="the same seed gives the same reply")
     parser.add_argument("--stop", action="append", default=[], metavar="TEXT", help="end there; may be repeated")
     parser.add_argument("--json-schema", metavar="FILE", help="the reply is JSON of the schema in this file")
+    parser.add_argument(
+        "--guess-ahead",
+        type=int,
+        default=0,
+        metavar="N",
+        help="guess up to N tokens, check them in one run: the same reply, sooner where it repeats",
+    )
     parser.add_argument("--timeout-s", type=float, metavar="S", help="end the reply after so many seconds")
 
 
@@ -76,6 +83,7 @@ def _reply(
         stop=args.stop,
         json_schema=Path(args.json_schema).read_text(encoding="utf-8") if args.json_schema else None,
         timeout_s=args.timeout_s,
+        guess_ahead=args.guess_ahead,
     )
     result = None
     for chunk in stream:

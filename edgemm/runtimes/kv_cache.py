@@ -114,7 +114,12 @@ class CachedTransformer:
         self.lengths = np.zeros(rows, dtype=np.int64)  # tokens read, a row
         said = (head or engine).outputs["logits"]
         self.logits = np.zeros((rows, said.fixed(1, "vocabulary")), dtype=np.float32)
-        self._outputs, self._head = {"logits": self.logits}, None
+        self._outputs: dict[str, np.ndarray] = {"logits": self.logits}
+        self._head: Binding | None = None
+        self._more_inputs: dict[str, np.ndarray] = {}  # of a graph that takes drafts, where there are none
+        if self.takes_drafts:
+            self._outputs["draft_logits"] = np.zeros((rows, 1, self.logits.shape[1]), dtype=np.float32)
+            self._more_inputs["draft_index"] = np.zeros((rows, 1), dtype=np.int64)
         if head is not None:
             self._outputs = {"hidden": np.zeros((rows, engine.outputs["hidden"].fixed(1, "width")), dtype=np.float32)}
             self._head = head.bind(self._outputs, {"logits": self.logits})
@@ -127,8 +132,14 @@ class CachedTransformer:
             "write_index": np.zeros(rows, dtype=np.int64),
             "attention_limit": np.zeros((rows, 1), dtype=np.int64),
             "logits_index": np.zeros(rows, dtype=np.int64),
+            **self._more_inputs,
         }
         self._step: Binding | None = None
+
+    @property
+    def takes_drafts(self) -> bool:
+        """Whether one run can give the logits of several positions."""
+        return "draft_index" in self.engine.inputs
 
     @property
     def full(self) -> bool:
@@ -157,6 +168,7 @@ class CachedTransformer:
             "write_index": np.array([first], dtype=np.int64),
             "attention_limit": prompt.attention_limit[None] + first,
             "logits_index": np.array([len(prompt) - 1], dtype=np.int64),
+            **{name: array[alone] for name, array in self._more_inputs.items()},
         }
         past, present, outputs = (
             {name: buffer[alone] for name, buffer in side.items()}
@@ -196,6 +208,7 @@ class CachedTransformer:
             "write_index": np.zeros(len(prompts), dtype=np.int64),
             "attention_limit": _side_by_side([prompt.attention_limit for prompt in prompts], longest),
             "logits_index": self.lengths - 1,
+            **self._more_inputs,
         }
         self.engine.bind({**inputs, **cache.past}, {**self._outputs, **cache.present}).run()
         cache.used = longest
@@ -204,6 +217,38 @@ class CachedTransformer:
     def step(self, token: int) -> np.ndarray:
         """Reads one token; gives the logits (v) of the next.  Ask `full` first."""
         return self.step_rows(np.array([token], dtype=np.int64))[0]
+
+    def read_ahead(self, tokens: Sequence[int]) -> np.ndarray:
+        """Reads one token and guesses after it; gives the logits (r, v) after each.  Only the first counts as read.
+
+        Each guess that proves right is `keep`t; the others' slots are written over.
+        """
+        first, r = int(self.lengths[0]), len(tokens)
+        if self.cache.reserve(first + r):
+            self._step = None
+        where, more = first + np.arange(r), np.zeros((1, r - 1, self.logits.shape[1]), dtype=np.float32)
+        inputs = {
+            "input_ids": np.array([tokens], dtype=np.int64),
+            "image_tokens": self._no_picture,
+            "image_index": np.full((1, r), -1, dtype=np.int64),
+            "write_index": np.array([first], dtype=np.int64),
+            "attention_limit": where[None],
+            "logits_index": np.array([r - 1], dtype=np.int64),
+            "draft_index": np.arange(r - 1)[None],
+        }
+        outputs = {**self._outputs, "draft_logits": more, **self.cache.present}
+        self.engine.bind({**inputs, **self.cache.past}, outputs).run()
+        self.keep()
+        logits = np.concatenate([more[0], self.logits])
+        check_finite(logits, f"transformer, logits at token {first + 1} and {r - 1} guessed after it")
+        if self._silent is not None:
+            logits[:, self._silent] = -np.inf
+        return logits
+
+    def keep(self) -> None:
+        """One more of the tokens that were read ahead is the conversation's."""
+        self.lengths += 1
+        self.cache.used = int(self.lengths[0])
 
     def step_rows(self, tokens: np.ndarray | None = None, image_tokens: np.ndarray | None = None) -> np.ndarray:
         """Reads one more a row, ids (b) or a picture's (b, 1, width); gives the logits (b, v) of the next."""

@@ -117,6 +117,7 @@ class Model:
         grammar: str | None = None,
         timeout_s: float | None = None,
         ignore_eos: bool = False,
+        guess_ahead: int = 0,
     ) -> Iterator[TextChunk]:
         """The reply in pieces as they come; arguments are checked and pictures read before the first is asked for.
 
@@ -124,7 +125,8 @@ class Model:
         `logprobs` each token tells how likely it was, and so many of the likeliest beside it.  With `json_schema`, or
         `grammar` in Lark's notation, the reply can be nothing else.  After `timeout_s` the reply ends with the reason
         "cancelled" and keeps what it has.  With `ignore_eos` the model's own stop tokens end nothing, so that a
-        benchmark times every token it asked for.
+        benchmark times every token it asked for.  With `guess_ahead` up to so many tokens are guessed from what the
+        conversation said before and checked in one run: the same reply, sooner where it repeats (`export --drafts`).
         """
         options = TextOptions(
             max_new_tokens,
@@ -140,6 +142,7 @@ class Model:
             grammar,
             timeout_s,
             ignore_eos,
+            guess_ahead,
         )
         return Session(self).stream_text(prompt, images, **vars(options))
 

@@ -122,6 +122,7 @@ class Session:
         model, talking = self._model, self._model.talking
         loop = talking.loop
         model.engines.check_open()
+        talking.check_guesses(options)
         if self._place.used:
             if len(messages) != 1 or messages[0].role != "user":
                 raise UsageError("the session has begun, expected the next message and not a list of them")

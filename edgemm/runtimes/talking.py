@@ -52,6 +52,7 @@ class Talking:
 
     def request(self, messages: Sequence[Message], options: TextOptions) -> tuple[TextRequest, Pictures]:
         """What the loop wants of a whole conversation, and its pictures; bad options and pictures are refused here."""
+        self.check_guesses(options)
         prompt = chat_prompt(messages, self.loop, self.tokenizer)
         check_length(len(prompt), self._manifest.limits)
         return options.request(prompt, self.loop, self.constraints), self.pictures(messages)
@@ -111,11 +112,18 @@ class Talking:
         self, asked: Sequence[tuple[TextRequest, Pictures]], began: float, cancelled: Callable[[], bool]
     ) -> list[TextResult]:
         """Several replies, side by side."""
+        if any(request.guess_ahead for request, _ in asked):
+            raise UsageError("guess_ahead is for one reply at a time: leave it out, or call generate_text")
         clocks = [Clock(began) for _ in asked]
         seen = [self.look(request.prompt, own, clock) for (request, own), clock in zip(asked, clocks)]
         requests = [replace(request, prompt=prompt) for (request, _), (prompt, _) in zip(asked, seen)]
         transformer = self.conversation(rows=len(requests))
         return write_replies(requests, [tokens for _, tokens in seen], transformer, self.tokenizer, cancelled, clocks)
+
+    def check_guesses(self, options: TextOptions) -> None:
+        inputs = self._manifest.variant("transformer", self._engines.target).inputs
+        if options.guess_ahead and all(spec.name != "draft_index" for spec in inputs):
+            raise InputError("guess_ahead needs a bundle whose transformer checks guesses: export it with --drafts")
 
     def check_interleaving(self) -> None:
         if self.loop.joined:

@@ -15,6 +15,7 @@ from edgemm.errors import EdgemmError, UsageError
 from edgemm.runtimes.constraint import Constraint
 from edgemm.runtimes.events import TextChunk
 from edgemm.runtimes.kv_cache import CachedTransformer
+from edgemm.runtimes.look_ahead import LookAhead
 from edgemm.runtimes.prompt import Prompt
 from edgemm.runtimes.results import FinishReason, TextMetrics, TextResult, TokenLogprob
 from edgemm.runtimes.sampling import Sampling, log_probabilities, next_token
@@ -24,6 +25,7 @@ from edgemm.tokenizer import StreamDecoder, Tokenizer
 __all__ = ["Clock", "Reply", "TextRequest", "write_reply"]
 
 MOST_LOGPROBS = 100  # beside each token
+MOST_GUESSES = 64
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,12 +40,15 @@ class TextRequest:
     logprobs: int | None = None  # how many of the likeliest tokens to tell beside each chosen one; None tells nothing
     constraint: Constraint | None = None  # what may come next
     history: tuple[int, ...] = ()  # text ids of earlier turns, for the repetition penalty
+    guess_ahead: int = 0  # tokens at most that are guessed from what was said, and checked in one run
 
     def __post_init__(self) -> None:
         if self.logprobs is not None and not 0 <= self.logprobs <= MOST_LOGPROBS:
             raise UsageError(f"logprobs is {self.logprobs}, expected 0 to {MOST_LOGPROBS}")
         if self.max_new_tokens < 1:
             raise UsageError(f"max_new_tokens is {self.max_new_tokens}, expected at least 1")
+        if not 0 <= self.guess_ahead <= MOST_GUESSES:
+            raise UsageError(f"guess_ahead is {self.guess_ahead}, expected 0 to {MOST_GUESSES}")
         StopStrings(self.stop)
 
 
@@ -143,6 +148,7 @@ def write_reply(
         start = time.perf_counter()
         logits = transformer.prefill(request.prompt, image_tokens)
         clock.prefill_s = time.perf_counter() - start
+        steps = _steps(request, transformer)
         if cancelled():
             reply.reason = "cancelled"
         while reply.reason is None:
@@ -161,12 +167,19 @@ def write_reply(
                 reply.reason = "cancelled"
             elif reply.reason is None:
                 start = time.perf_counter()
-                logits = transformer.step(token)
+                logits = steps.step(token)
                 step += 1
     except EdgemmError:
         yield TextChunk((), "", finished=True, finish_reason="error")
         raise
     yield reply.end(clock)
+
+
+def _steps(request: TextRequest, transformer: CachedTransformer) -> CachedTransformer | LookAhead:
+    """What gives the logits after each token."""
+    if not request.guess_ahead:
+        return transformer
+    return LookAhead(transformer, [*request.history, *request.prompt.text_ids], request.guess_ahead)
 
 
 def _logprob(token: int, logits: np.ndarray, count: int, tokenizer: Tokenizer) -> TokenLogprob:

@@ -34,6 +34,7 @@ class TextOptions:
     grammar: str | None = None  # the reply is a word of this grammar, in Lark's notation
     timeout_s: float | None = None
     ignore_eos: bool = False  # the model's own stop tokens end nothing
+    guess_ahead: int = 0  # tokens at most that are guessed from the conversation and checked in one run
 
     def request(
         self, prompt: Prompt, loop: TextLoop, constraints: ConstraintMaker, history: tuple[int, ...] = ()
@@ -55,4 +56,5 @@ class TextOptions:
             self.logprobs,
             constraint,
             history,
+            self.guess_ahead,
         )
