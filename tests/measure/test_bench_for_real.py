@@ -5,7 +5,10 @@ from __future__ import annotations
 import pytest
 from packaging.version import Version
 
+import edgemm
+from edgemm.measure import bench
 from edgemm.measure.bench import run_bench
+from edgemm.measure.child import Answer
 from edgemm.measure.doctor import examine
 from edgemm.measure.plan import Plan
 
@@ -51,6 +54,46 @@ def test_the_parts_of_a_picture_are_no_more_than_the_whole(result):
     for index, whole in enumerate(rows["image_s"]["samples"]):
         part = {name: rows[name]["samples"][index] for name in ("draw_prefill_ms", "conditioner_ms", "denoise_step_ms")}
         assert part["draw_prefill_ms"] + part["conditioner_ms"] + 3 * part["denoise_step_ms"] <= whole * 1e3 * 1.001
+
+
+def test_rows_are_what_the_api_itself_told_of_those_very_calls(bundle, monkeypatch):
+    """Every generate call's result.metrics, beside the samples that the benchmark made of the same calls."""
+    replies, pictures = [], []
+
+    def keeping(work, kept):
+        def done(*args):
+            kept.append(work(*args))
+            return kept[-1]
+
+        return done
+
+    monkeypatch.setattr(bench, "measure_fresh", lambda request, timeout_s: Answer(None, "was left out"))
+    monkeypatch.setattr(bench, "write_reply", keeping(bench.write_reply, replies))
+    monkeypatch.setattr(bench, "draw", keeping(bench.draw, pictures))
+    plan = Plan(prompt_tokens=100, new_tokens=4, steps=3, repetitions=3, warmup=0, device="cpu", threads=1)
+    rows = run_bench(bundle, plan)["rows"]
+    told = {
+        "time_to_first_token_ms": [r.metrics.time_to_first_token_ms for r in replies],
+        "decode_tokens_per_s": [r.metrics.decode_tokens_per_s for r in replies],
+        "denoise_step_ms": [p.metrics.step_ms for p in pictures],
+        "image_decode_ms": [p.metrics.decode_ms for p in pictures],
+        "image_s": [p.metrics.total_ms / 1e3 for p in pictures],
+    }
+    for name, values in told.items():
+        assert rows[name]["samples"] == pytest.approx(values, rel=1e-5), name
+    for done in (*replies, *pictures):  # and no call claims more time than passed around it
+        assert 0 < done.metrics.total_ms <= (done.end_s - done.start_s) * 1e3
+
+
+def test_the_metrics_of_generate_are_those_of_its_stream(bundle):
+    with edgemm.load(bundle, device="cpu", threads=1) as model:
+        reply = model.generate_text("hello", max_new_tokens=3, ignore_eos=True).metrics
+        *_, last = model.stream_text("hello", max_new_tokens=3, ignore_eos=True)
+        picture = model.generate_image("a heart", num_inference_steps=2, seed=1).metrics
+        *_, drawn = model.stream_image("a heart", num_inference_steps=2, seed=1)
+    same = ("prompt_tokens", "new_tokens")
+    assert [getattr(reply, name) for name in same] == [getattr(last.result.metrics, name) for name in same]
+    assert (picture.prompt_tokens, picture.steps) == (drawn.metrics.prompt_tokens, drawn.metrics.steps)
 
 
 def test_memory_is_that_of_a_process_with_a_runtime_in_it(result):
