@@ -102,7 +102,8 @@ def main() -> int:
             make_environment(args.folder, name)
         except subprocess.CalledProcessError as error:
             failed.append(name)
-            print(f"{PEERS[name].title} could not be installed (pip ended with {error.returncode})", flush=True)
+            cure = "; it is compiled here, which needs a C++ compiler" if PEERS[name].compiled else ""
+            print(f"{PEERS[name].title} is left out: pip ended with {error.returncode}{cure}", flush=True)
     print(f"ready: {', '.join(name for name in args.only if name not in failed) or 'none'}")
     return 4 if failed else 0
 

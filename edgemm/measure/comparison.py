@@ -9,6 +9,7 @@ intervals of 95 % one misses: a difference is called one when it stands after Ho
 from __future__ import annotations
 
 import math
+from statistics import geometric_mean
 from typing import Any
 
 import numpy as np
@@ -60,14 +61,16 @@ def _row(a: dict[str, Any], b: dict[str, Any], took_turns: bool, seed: int) -> d
         paired = took_turns
         found = ratio_of_medians(*medians, paired)
         ratio, low, high, p_value = found.ratio, found.low, found.high, found.p_value
+        figures = [geometric_mean(side) for side in medians]
     else:
         one, two = np.asarray(a["samples"], dtype=np.float64), np.asarray(b["samples"], dtype=np.float64)
         paired, p_value = one.size == two.size, None
         ratio = float(np.median(two / one)) if paired else float(np.median(two) / np.median(one))
         low, high = _interval(one, two, paired, seed)
+        figures = [a["p50"], b["p50"]]
     return {
-        "a": a["p50"],
-        "b": b["p50"],
+        "a": figures[0],
+        "b": figures[1],
         "ratio": ratio,
         "low": low,
         "high": high,

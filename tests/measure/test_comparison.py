@@ -134,6 +134,7 @@ def test_sides_that_took_turns_do_not_feel_a_machine_that_slowly_changes():
     b["rows"]["row0_ms"] = several(2, step_ms=10.4, between=0.005, machine=machine)["rows"]["row0_ms"]
     turns, apart = compare(a, b, took_turns=True), compare(a, b)
     one, other = turns["rows"]["row0_ms"], apart["rows"]["row0_ms"]
+    assert one["ratio"] == pytest.approx(one["b"] / one["a"])
     assert one["paired"] and one["verdict"] == "b is worse" and one["low"] < 1.04 < one["high"]
     assert not other["paired"] and other["verdict"] == "no difference seen"
     assert not turns["notes"] and "different times" in apart["notes"][0]
