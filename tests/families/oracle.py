@@ -41,7 +41,7 @@ def check_reading(
     wanted = said[0, len(ids) :].tolist()
     reply = model.generate_text(prompt, images=pictures, max_new_tokens=count, ignore_eos=True)
     assert list(reply.token_ids) == wanted
-    assert len(set(wanted)) > 1, "weights that always say the same prove nothing"
+    assert len(set(wanted)) > 3, "weights that always say the same prove nothing"
     with torch.no_grad():
         logits = library(**inputs).logits[0, -1].numpy()
     read, image_tokens = model.look(tokens, [model.talking.picture(picture) for picture in pictures], loop)

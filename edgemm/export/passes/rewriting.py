@@ -125,13 +125,20 @@ def value_shapes(model: ModelProto) -> dict[str, Shape]:
     return _inferred(model)[1]
 
 
+def _told_alike(node: NodeProto) -> NodeProto:
+    """onnx infers nothing through GroupNormalization: a norm of the same inputs, type and shape stands in for it."""
+    if node.op_type != "GroupNormalization" or node.domain:
+        return node
+    return helper.make_node("InstanceNormalization", list(node.input), list(node.output), node.name)
+
+
 def _inferred(model: ModelProto) -> tuple[dict[str, int], dict[str, Shape]]:
     """Inferred on a copy without large weights: they would only be carried about."""
     light = ModelProto()
     light.ir_version = model.ir_version
     light.opset_import.extend(model.opset_import)
     light.graph.name = model.graph.name
-    light.graph.node.extend(model.graph.node)
+    light.graph.node.extend(_told_alike(node) for node in model.graph.node)
     light.graph.input.extend(model.graph.input)
     light.graph.output.extend(model.graph.output)
     for tensor in model.graph.initializer:
