@@ -50,6 +50,9 @@ def main() -> int:
     parser.add_argument("--sm", default="86,89,120")
     parser.add_argument("--opt-level", type=int, default=OPT_LEVEL)
     parser.add_argument("--timeout", type=float, default=1800, metavar="SECONDS")
+    parser.add_argument(
+        "--cache", type=Path, metavar="FOLDER", help="keep engines there, and go on with what an earlier run built"
+    )
     parser.add_argument("--output", type=Path, metavar="FILE.json", help="write the JSON document there, too")
     args = parser.parse_args()
     head = {"component": "component", "sm": "SM", "precision": "", "megabytes": "MB", "seconds": "s", "peak": "peak MB"}
@@ -57,7 +60,7 @@ def main() -> int:
     before = read_cpu_times(time.perf_counter())
     rows, problems, version = [], [], ""
     with tempfile.TemporaryDirectory(prefix="edgemm-engines-") as folder:
-        cache = EngineCache(Path(folder))
+        cache = EngineCache(args.cache or Path(folder))
         for bundle in map(open_bundle, args.bundles):
             limits = Limits(default_memory_bytes(bundle.path), args.timeout)
             for destination in choose_destinations(tuple(bundle.manifest.targets), "rtx", args.sm, None):

@@ -141,6 +141,8 @@ def _scales(writer: Writer, name: str, scales: np.ndarray, kind: int) -> str:
     if name.removesuffix(REST) == HEAD:
         flat = writer.constant(f"{name}.scale_shape", np.array([len(scales), -1], np.int64))
         (value,) = writer.add("Reshape", _stored_scales(writer, name, scales[..., None]), flat)
+    elif kind == TensorProto.FLOAT16:  # of a graph in float16: there is nothing to widen them for
+        return writer.constant(f"{name}.scales", scales.astype(np.float16))
     else:
         value = _stored_scales(writer, name, scales)
     stored = TensorProto.FLOAT if _halved(scales) is None else TensorProto.FLOAT16

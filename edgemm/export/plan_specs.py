@@ -3,7 +3,7 @@
 NVIDIA's targets get forms that their engines have kernels for: 8 bits a channel or 4 bits in blocks, without
 zero-points, and int8 inputs of conditioner and denoiser by ranges seen while the shipped prompts were drawn.  ONNX
 Runtime CUDA multiplies int8 on the CPU only, so there drawing stays in float16.  Nothing is smoothed: the model stays
-as it is.  A CPU's own `--precision` is lower_cpu.py's.
+as it is.  What `--precision` means on a CPU is quick_spec's (quantization.py).
 """
 
 from __future__ import annotations
