@@ -113,6 +113,7 @@ def shrink(
         transformer=dataclasses.replace(teacher.config.transformer, depth=depth),
         denoiser=dataclasses.replace(expert, prefix_layers=tuple(kept.index(layer) for layer in nearest)),
         base_layers=tuple(whole[layer] for layer in kept) if teacher.config.base else (),
+        edits=False,  # nothing that follows teaches it to draw from a picture
     )
     student = Unified(config, teacher.tokenizer_json)
     _copy(student.transformer, _renumbered(teacher.transformer.state_dict(), "layers", kept))
