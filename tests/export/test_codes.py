@@ -123,4 +123,4 @@ def test_every_component_builds_with_tensorrt_for_rtx(saved, tmp_path):
     ran = subprocess.run(command, cwd=root, stdout=subprocess.PIPE, text=True)
     document = json.loads(ran.stdout.splitlines()[-1])
     assert ran.returncode == 0 and document["problems"] == []
-    assert len(document["engines"]) == 3
+    assert len(document["results"]) == 3

@@ -106,4 +106,4 @@ def test_every_component_builds_with_tensorrt_for_rtx(saved, tmp_path):
     ran = subprocess.run(command, cwd=root, stdout=subprocess.PIPE, text=True)
     document = json.loads(ran.stdout.splitlines()[-1])
     assert ran.returncode == 0 and document["problems"] == []
-    assert len(document["engines"]) == 5
+    assert len(document["results"]) == 5
