@@ -60,8 +60,9 @@ def make_levels(
 ) -> Levels:
     """Smoothing is folded into `model` itself, once for both precisions."""
     fine = layers_of(model, "int8", "int8")
-    if HEAD + REST in fine:
-        fine[HEAD + REST] = dataclasses.replace(fine[HEAD + REST], bits=8)
+    for name, layer in layers_of(model, "int4", "int8").items():  # frequent and rare tokens are groups of their own
+        if name.removesuffix(REST) == HEAD:
+            fine[name] = dataclasses.replace(layer, bits=8)
     ready = prepare(model, fine, methods, calibration, samples, steps, status)
     numbers, known = (ready.methods, ready.inputs, ready.smoothed), (checkpoint, ready.name, rank, status)
     specs = [

@@ -84,7 +84,7 @@ def _decide(
                 yield name, Layer(None, reason="looked up and multiplied with: it stays in the target's own float")
             else:
                 layer = _text_layer(name, width, text, drawing_depth)
-                if name == HEAD and layer.bits and drawing_depth and rows > 2 * FREQUENT:
+                if name == HEAD and layer.bits and text.bits == 4 and drawing_depth and rows > 2 * FREQUENT:
                     yield name, dataclasses.replace(layer, rows=FREQUENT)
                     yield name + REST, dataclasses.replace(layer, bits=4, reason="tokens that are seldom said")
                 else:

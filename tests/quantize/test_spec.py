@@ -37,7 +37,7 @@ def split(model) -> Spec:
     """The embedding in two precisions."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(recipe, "FREQUENT", 100)
-        return quantize(copy.deepcopy(model), "int8", "fp16", {"text": "", "draw": ""})
+        return quantize(copy.deepcopy(model), "int4", "fp16", {"text": "", "draw": ""})
 
 
 def test_an_embedding_in_two_precisions_comes_back_and_is_swapped_in(model, split, tmp_path):
