@@ -74,7 +74,7 @@ def make_levels(
 class Levels:
     """`model` is smoothed already, and is changed by `set`."""
 
-    def __init__(self, model: nn.Module, fine: Spec, coarse: Spec) -> None:
+    def __init__(self, model: Unified, fine: Spec, coarse: Spec) -> None:
         self.model = model
         self.specs = {8: fine, 4: coarse}
         self._signals = {FLOAT: {}, 8: layer_signals(model, fine), 4: layer_signals(model, coarse)}

@@ -75,8 +75,8 @@ def plots(search: dict[str, Any]) -> list[str]:
 
 def _plot(search: dict[str, Any], key: str, label: str) -> str:
     spots = [(point["size_bytes"] / 1e6, _value(point, key), point["name"]) for point in search["points"]]
-    axes = [_axis(name, [spot[place] for spot in spots]) for place, name in enumerate(("MB of weights", label))]
-    plot = Plot(f"{label} over size", *axes)
+    across, up = (_axis(name, [spot[place] for spot in spots]) for place, name in enumerate(("MB of weights", label)))
+    plot = Plot(f"{label} over size", across, up)
     line = [spot[:2] for spot in sorted(spots) if spot[2] in search["front"]]
     if len(line) > 1:
         plot.line(line, "s0")
