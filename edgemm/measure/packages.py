@@ -22,6 +22,7 @@ EXTRAS = {
     "quantize": ("bitsandbytes",),
     "loadgen": ("mlcommons-loadgen",),
     "constrained": ("llguidance",),
+    "optimum": ("optimum",),
     "export": (
         "onnx",
         "onnxscript",
