@@ -13,7 +13,21 @@ from torch import Tensor, nn
 
 from edgemm.config import ImageTokensConfig
 
-__all__ = ["Autoencoder"]
+__all__ = ["Autoencoder", "halving_convolutions"]
+
+
+def halving_convolutions(config: ImageTokensConfig) -> tuple[nn.Sequential, nn.Sequential]:
+    """From pixels (b, 3, H, W) to latents (b, c, s, s), and back."""
+    halvings, width = config.patch.bit_length() - 1, config.hidden
+    down: list[nn.Module] = [nn.Conv2d(3, width, 3, padding=1)]
+    up: list[nn.Module] = [nn.Conv2d(config.channels, width, 3, padding=1)]
+    for _ in range(halvings):
+        down += [nn.SiLU(), nn.Conv2d(width, width, 4, stride=2, padding=1)]
+        up += [nn.SiLU(), nn.ConvTranspose2d(width, width, 4, stride=2, padding=1)]
+    return (
+        nn.Sequential(*down, nn.SiLU(), nn.Conv2d(width, config.channels, 3, padding=1)),
+        nn.Sequential(*up, nn.SiLU(), nn.Conv2d(width, 3, 3, padding=1)),
+    )
 
 
 class Autoencoder(nn.Module):
@@ -23,14 +37,7 @@ class Autoencoder(nn.Module):
     def __init__(self, config: ImageTokensConfig) -> None:
         super().__init__()
         self.side = config.image_size // config.patch
-        halvings, width = config.patch.bit_length() - 1, config.hidden
-        down: list[nn.Module] = [nn.Conv2d(3, width, 3, padding=1)]
-        up: list[nn.Module] = [nn.Conv2d(config.channels, width, 3, padding=1)]
-        for _ in range(halvings):
-            down += [nn.SiLU(), nn.Conv2d(width, width, 4, stride=2, padding=1)]
-            up += [nn.SiLU(), nn.ConvTranspose2d(width, width, 4, stride=2, padding=1)]
-        self.down = nn.Sequential(*down, nn.SiLU(), nn.Conv2d(width, config.channels, 3, padding=1))
-        self.up = nn.Sequential(*up, nn.SiLU(), nn.Conv2d(width, 3, 3, padding=1))
+        self.down, self.up = halving_convolutions(config)
         self.register_buffer("mean", torch.zeros(config.channels))
         self.register_buffer("spread", torch.ones(config.channels))
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from edgemm.config import ImageTokensConfig
+from edgemm.model.autoencoder import halving_convolutions
 
 __all__ = ["VqTokenizer"]
 
@@ -20,14 +21,7 @@ class VqTokenizer(nn.Module):
     def __init__(self, config: ImageTokensConfig) -> None:
         super().__init__()
         self.side = config.image_size // config.patch
-        halvings, width = config.patch.bit_length() - 1, config.hidden
-        down: list[nn.Module] = [nn.Conv2d(3, width, 3, padding=1)]
-        up: list[nn.Module] = [nn.Conv2d(config.channels, width, 3, padding=1)]
-        for _ in range(halvings):
-            down += [nn.SiLU(), nn.Conv2d(width, width, 4, stride=2, padding=1)]
-            up += [nn.SiLU(), nn.ConvTranspose2d(width, width, 4, stride=2, padding=1)]
-        self.down = nn.Sequential(*down, nn.SiLU(), nn.Conv2d(width, config.channels, 3, padding=1))
-        self.up = nn.Sequential(*up, nn.SiLU(), nn.Conv2d(width, 3, 3, padding=1))
+        self.down, self.up = halving_convolutions(config)
         self.codebook = nn.Parameter(torch.randn(config.codes, config.channels))
 
     def latents(self, pixels: Tensor) -> Tensor:

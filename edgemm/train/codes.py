@@ -18,13 +18,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from edgemm.data.format import Dataset, Sample
-from edgemm.errors import InputError, UsageError
+from edgemm.data.format import Sample
+from edgemm.errors import UsageError
 from edgemm.model import checkpoint
-from edgemm.model.prompts import TextPrompt, codes_prompt, read_prompt, reply_ids, with_codes
+from edgemm.model.prompts import codes_prompt, with_codes
 from edgemm.model.unified import Unified
 from edgemm.train.draw import spread
 from edgemm.train.pictures import batch_rows, pick_samples, pictures_of
+from edgemm.train.questions import Asked, questions_about
 from edgemm.train.ranks import Share
 from edgemm.train.recipe import Recipe
 
@@ -48,7 +49,9 @@ class CodesTask:
         self.codes = self._codes_of(samples)  # (pictures, n)
         self.captions = [sample.captions for sample in samples]
         self.shown = [samples[row].captions[-1] for row in spread(len(samples))]
-        self.questions = [] if recipe.task == "draw" else self._questions(dataset, samples)
+        self.questions: list[Asked] = []
+        if recipe.task != "draw":
+            self.questions = questions_about(dataset, samples, recipe, model.config, model.encode)
         model.transformer.requires_grad_(True)
         self.description = f"{len(samples)} pictures, {len(self.questions)} questions"
 
@@ -121,9 +124,9 @@ class CodesTask:
         """Questions behind their pictures' codes, and the answers."""
         found: list[Taught] = []
         for which in batch_rows(len(self.questions), self._half, self.recipe.seed + 1, step):
-            row, prompt, answer = self.questions[which]
-            asked = with_codes(prompt, self.codes[row].tolist())
-            found.append((asked.ids, asked.attention_limit, answer))
+            question = self.questions[which]
+            asked = with_codes(question.prompt, self.codes[question.row].tolist())
+            found.append((asked.ids, asked.attention_limit, question.answer))
         return found
 
     @property
@@ -139,22 +142,3 @@ class CodesTask:
         chunks = [np.arange(start, min(start + CHUNK, len(samples))) for start in range(0, len(samples), CHUNK)]
         found = [vq.encode(pixels[rows].to(self.model.device).float() / 255) for rows in chunks]
         return torch.cat(found).cpu() + config.first_code
-
-    def _questions(self, dataset: Dataset, samples: list[Sample]) -> list[tuple[int, TextPrompt, list[int]]]:
-        """(picture, prompt, ids of the answer) of every question about the pictures."""
-        config, encode = self.model.config, self.model.encode
-        row_of = {sample.id: row for row, sample in enumerate(samples)}
-        found = [
-            (
-                row_of[question.sample],
-                read_prompt(config, encode, question.question, 1),
-                reply_ids(config, encode, question.answer),
-            )
-            for question in dataset.questions
-            if question.sample in row_of
-        ]
-        if not found:
-            raise InputError(
-                f"{self.recipe.data}: no question is about the pictures of splits {list(self.recipe.splits)}"
-            )
-        return found

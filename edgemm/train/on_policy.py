@@ -27,7 +27,7 @@ def own_answers(
     """The model's sampled answers to prompts over features (b, m, f): at most `new_tokens` ids each, the one that ends
     it among them."""
     stops = set(stop_ids(model.config, model.encode))
-    random = torch.Generator(model.image_encoder.position.device).manual_seed(seed)
+    random = torch.Generator(model.device).manual_seed(seed)
     said: list[list[int]] = [[] for _ in prompts]
     going = list(range(len(prompts)))
     for _ in range(new_tokens):
@@ -49,5 +49,5 @@ def jensen_shannon(ours: Tensor, theirs: Tensor, temperature: float) -> Tensor:
     ln 2."""
     own, other = ((logits.float() / temperature).log_softmax(dim=-1) for logits in (ours, theirs))
     middle = torch.logaddexp(own, other) - math.log(2)
-    to_middle = (nn.functional.kl_div(middle, one, reduction="batchmean", log_target=True) for one in (own, other))
-    return sum(to_middle, own.new_zeros(())) / 2 * temperature**2
+    one, two = (nn.functional.kl_div(middle, side, reduction="batchmean", log_target=True) for side in (own, other))
+    return (one + two) / 2 * temperature**2

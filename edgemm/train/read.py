@@ -21,11 +21,12 @@ from torch import Tensor, nn
 
 from edgemm.errors import InputError, UsageError
 from edgemm.model import checkpoint
-from edgemm.model.prompts import TextPrompt, read_prompt, reply_ids
+from edgemm.model.prompts import TextPrompt
 from edgemm.model.unified import Unified
 from edgemm.train.align import align_projection, learn_words
 from edgemm.train.parts import parts_of
 from edgemm.train.pictures import batch_rows, load_pictures, pick_samples
+from edgemm.train.questions import questions_about
 from edgemm.train.ranks import Share
 from edgemm.train.recipe import Recipe
 from edgemm.train.replies import own_replies, prompts_about
@@ -68,15 +69,9 @@ class ReadTask:
             lambda: eye_features(model, pixels, mirrored, recipe.views, recipe.seed),
         )
         self.labels = [sample.label for sample in samples]
-        row_of = {sample.id: row for row, sample in enumerate(samples)}
         self.questions: dict[str, list[tuple[int, TextPrompt, list[int]]]] = {}
-        for question in dataset.questions:
-            if question.sample in row_of:
-                prompt = read_prompt(model.config, model.encode, question.question, 1)
-                answer = reply_ids(model.config, model.encode, question.answer)
-                self.questions.setdefault(question.kind, []).append((row_of[question.sample], prompt, answer))
-        if not self.questions:
-            raise InputError(f"{recipe.data}: no question is about the pictures of splits {list(recipe.splits)}")
+        for asked in questions_about(dataset, samples, recipe, model.config, model.encode):
+            self.questions.setdefault(asked.kind, []).append((asked.row, asked.prompt, asked.answer))
         self.kinds = [kind for kind in sorted(self.questions) if kind != "label"]
         counts = np.array([len(self.questions[kind]) for kind in self.kinds])
         self.kind_shares = np.sqrt(counts) / np.sqrt(counts).sum()  # the rare are asked more often than they come

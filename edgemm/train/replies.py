@@ -12,8 +12,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from edgemm.model.batch_decode import BatchDecode
 from edgemm.model.prompts import TextPrompt, read_prompt, stop_ids
-from edgemm.model.transformer import KeyValues
 from edgemm.model.unified import Unified
 
 __all__ = ["Reply", "own_replies", "prompts_about"]
@@ -54,30 +54,14 @@ def own_replies(model: Unified, messages: Sequence[str], new_tokens: int) -> lis
 
 def _greedy(model: Unified, prompts: Sequence[TextPrompt], new_tokens: int) -> list[list[int]]:
     stops = set(stop_ids(model.config, model.encode))
-    device = model.denoiser.position.device
-    lengths = torch.tensor([len(prompt.ids) for prompt in prompts], device=device)
-    longest, config = int(lengths.max()), model.config.transformer
-    ids = torch.tensor([prompt.ids + [0] * (longest - len(prompt.ids)) for prompt in prompts], device=device)
-    shape = (len(prompts), config.kv_heads, longest + new_tokens, config.head_width)
-    past: KeyValues = [
-        (torch.zeros(shape, device=device), torch.zeros(shape, device=device)) for _ in model.transformer.layers
-    ]
-    limit = torch.arange(longest, device=device).expand(len(prompts), -1)
-    write_index, last = torch.zeros(len(prompts), dtype=torch.long, device=device), lengths - 1
+    decode = BatchDecode(model, [prompt.ids for prompt in prompts], new_tokens)
     said: list[list[int]] = [[] for _ in prompts]
+    tokens: Tensor | None = None
     for _ in range(new_tokens):
-        hidden, past = model.transformer(model.transformer.embed_tokens(ids), limit, past, write_index)
-        tokens = _last(model, hidden, last).argmax(-1)  # (b)
+        tokens = model.transformer.logits(decode.step(tokens)).argmax(-1)  # (b)
         for reply, token in zip(said, tokens.tolist(), strict=True):
             if not reply or reply[-1] not in stops:
                 reply.append(token)
         if all(reply[-1] in stops for reply in said):
             break
-        write_index = lengths + len(max(said, key=len)) - 1  # a padded slot is written over before it is seen
-        ids, limit, last = tokens[:, None], write_index[:, None], torch.zeros_like(last)
     return said
-
-
-def _last(model: Unified, hidden: Tensor, last: Tensor) -> Tensor:
-    """Logits (b, vocab) behind position `last` (b) of hidden (b, s, w)."""
-    return model.transformer.logits(hidden[torch.arange(len(last), device=last.device), last])

@@ -10,8 +10,10 @@ import pytest
 
 from edgemm.data.shapes import build_shapes
 from edgemm.data.writer import new_folder
+from edgemm.model import checkpoint
 from edgemm.train.recipe import Recipe, read_recipe
 from edgemm.train.run import train
+from tests.model.tiny import varied_micro
 
 ROOT = Path(__file__).resolve().parents[2]
 EMOJI = ROOT / "tests" / "fixtures" / "emoji64"
@@ -49,3 +51,10 @@ def read(tmp_path_factory, drawn) -> Path:
     output = tmp_path_factory.mktemp("runs") / "read"
     train(recipe("micro-read", output, data=EMOJI, start=drawn / "checkpoint", steps=30, batch=12, log_every=1))
     return output
+
+
+@pytest.fixture(scope="session")
+def teacher(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("teacher") / "micro"
+    checkpoint.save(varied_micro(), folder)
+    return folder

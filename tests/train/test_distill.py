@@ -18,7 +18,7 @@ from edgemm.train.distill_recipe import DistillRecipe
 from edgemm.train.few_steps import tell_step_size
 from edgemm.train.recipe import read_recipe
 from edgemm.train.teacher_cache import TeacherCache
-from tests.model.tiny import random_micro, tokens_of, varied_micro
+from tests.model.tiny import random_micro, tokens_of
 from tests.train.conftest import EMOJI, read_log
 
 PROMPTS = [f"a {colour} {shape}" for colour in ("red", "green", "blue") for shape in ("circle", "square")]
@@ -30,13 +30,6 @@ def settings(teacher: Path, output: Path, **changes) -> DistillRecipe:
     return read_recipe(
         None, [f"{key}={value}" for key, value in {"task": "draw", **given, **changes}.items()], DistillRecipe
     )
-
-
-@pytest.fixture(scope="module")
-def teacher(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("teacher") / "micro"
-    checkpoint.save(varied_micro(), folder)
-    return folder
 
 
 @pytest.fixture(scope="module")

@@ -16,16 +16,8 @@ from edgemm.model.prompts import stop_ids
 from edgemm.train.distill import StudentTask, distill
 from edgemm.train.distill_tasks import DistillRead
 from edgemm.train.on_policy import jensen_shannon, own_answers
-from tests.model.tiny import varied_micro
 from tests.train.conftest import read_log
 from tests.train.test_distill import settings
-
-
-@pytest.fixture(scope="module")
-def teacher(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("teacher") / "micro"
-    checkpoint.save(varied_micro(), folder)
-    return folder
 
 
 @pytest.fixture(scope="module")
