@@ -23,15 +23,15 @@ PRECISIONS = ("fp32", *QUICK)
 
 
 def lower(component: str, reference: ModelProto, precision: str, drawing_depth: int = 0) -> tuple[ModelProto, str]:
-    """The component's graph for CPUs and the precision it really has; drawing reads layers below `drawing_depth`."""
+    """A copy of the component's graph for CPUs, and the precision it really has; drawing reads layers below
+    `drawing_depth`."""
     if precision not in PRECISIONS:
         raise UsageError(f"precision {precision!r} is none of: {', '.join(PRECISIONS)}")
-    if precision == "fp32":
-        return reference, precision
-    spec = quick_spec(component, reference, precision, drawing_depth)
     copy = ModelProto()
     copy.CopyFrom(reference)
-    return lower_ort_cpu(component, copy, spec)
+    if precision == "fp32":
+        return copy, precision
+    return lower_ort_cpu(component, copy, quick_spec(component, reference, precision, drawing_depth))
 
 
 def quick_spec(component: str, reference: ModelProto, precision: str, drawing_depth: int = 0) -> Spec:

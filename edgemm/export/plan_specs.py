@@ -3,7 +3,7 @@
 NVIDIA's targets get forms that their engines have kernels for: 8 bits a channel or 4 bits in blocks, without
 zero-points, and int8 inputs of conditioner and denoiser by ranges seen while the shipped prompts were drawn.  ONNX
 Runtime CUDA multiplies int8 on the CPU only, so there drawing stays in float16.  Nothing is smoothed: the model stays
-as it is.  What `--precision` means on a CPU is quick_spec's (quantization.py).
+as it is.  What `--precision` means on a CPU is quick_spec's (lower_cpu.py).
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ from collections.abc import Callable, Sequence
 from edgemm.export.targets import Plan
 from edgemm.model.unified import Unified
 from edgemm.quantize.quantization import quantize
+from edgemm.quantize.recipe import QUICK
 from edgemm.quantize.spec import Spec
 
 __all__ = ["plan_specs"]
 
-ENGINES = {"int8": ("int8", "int8"), "int4": ("int4", "int8")}  # precision -> --text and --draw
-ORT_CUDA = {"int8": ("int8", "fp16"), "int4": ("int4", "fp16")}
+ORT_CUDA = {"int8": ("int8", "fp16"), "int4": ("int4", "fp16")}  # where engines have QUICK
 METHODS = {"text": "", "draw": ""}  # rounded as the width suggests, without data
 PROMPTS = 8  # of the shipped ones, for the ranges
 
@@ -41,7 +41,7 @@ def plan_specs(
         if not plan.quantizes:
             continue
         portable = plan.target != "cuda"
-        text, draw = (ENGINES if portable else ORT_CUDA)[plan.precision]
+        text, draw = (QUICK if portable else ORT_CUDA)[plan.precision]
         wish = (text, draw, portable)
         if wish not in made:
             made[wish] = quantize(

@@ -15,6 +15,7 @@ import numpy as np
 from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
 from edgemm.components import COMPONENTS
+from edgemm.export.passes.rewriting import replace_nodes
 from edgemm.quantize.spec import HEAD
 
 __all__ = ["Product", "Writer", "products_of", "rewrite_products"]
@@ -101,10 +102,7 @@ def rewrite_products(
         else:
             _rename_output(writer.nodes, value, node.output[0])
             writer.made = {key: names for key, names in writer.made.items() if value not in names}
-    nodes = [_copied(node) for node in writer.nodes]
-    del model.graph.node[:]
-    model.graph.node.extend(nodes)
-    _drop_unused(model)
+    replace_nodes(model, writer.nodes)
 
 
 def products_of(model: ModelProto, component: str) -> Iterator[Product]:
@@ -142,21 +140,3 @@ def _rename_output(nodes: list[NodeProto], value: str, name: str) -> None:
             for place, found in enumerate(names):
                 if found == value:
                     names[place] = name
-
-
-def _copied(node: NodeProto) -> NodeProto:
-    copy = NodeProto()
-    copy.CopyFrom(node)
-    return copy
-
-
-def _drop_unused(model: ModelProto) -> None:
-    read = {name for node in model.graph.node for name in node.input} | {value.name for value in model.graph.output}
-    weights = {tensor.name for tensor in model.graph.initializer}
-    for node in [node for node in model.graph.node if node.op_type == "Transpose" and node.input[0] in weights]:
-        if node.output[0] not in read:
-            model.graph.node.remove(node)
-    used = {name for node in model.graph.node for name in node.input}
-    used |= {value.name for value in model.graph.output}
-    for tensor in [tensor for tensor in model.graph.initializer if tensor.name not in used]:
-        model.graph.initializer.remove(tensor)

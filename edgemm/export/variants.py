@@ -104,9 +104,8 @@ def write_graphs(
                 if plan.target in specs:
                     lowered, real = _lower_spec(name, adaptable, plan, specs[plan.target], sizes)
                 elif plan.dialect == "cpu":
-                    lowered, real = lower_cpu(name, _copied(reference), plan.precision, drawing_depth)
+                    lowered, real = lower_cpu(name, reference, plan.precision, drawing_depth)
                     if adapters is not None:
-                        lowered = _copied(lowered)
                         adapter_inputs(lowered, adapter_points(name, reference, adapters))
                 else:
                     lowered, real = _lower_float(name, adaptable, plan, sizes)

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import numpy as np
 from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
-from edgemm.export.passes.rewriting import attribute, value_shapes
+from edgemm.export.passes.rewriting import attribute, replace_nodes, value_shapes
 
 __all__ = ["attention_fused"]
 
@@ -64,7 +64,7 @@ def attention_fused(model: ModelProto) -> bool:
             nodes.append(helper.make_node("Expand", [found.mask, size.name], [mask], name=mask))
         inputs = [found.queries, found.keys, found.values, mask]
         nodes.append(helper.make_node("Attention", inputs, list(node.output), name=node.name, scale=found.scale))
-    _replace(model, nodes)
+    replace_nodes(model, nodes)
     return True
 
 
@@ -108,20 +108,3 @@ def _behind(
 def _number(tensor: TensorProto) -> float | None:
     array = numpy_helper.to_array(tensor)
     return float(array) if array.ndim == 0 else None
-
-
-def _replace(model: ModelProto, nodes: list[NodeProto]) -> None:
-    """The new nodes in place of the old ones, without those whose values nobody reads any more."""
-    wanted = {value.name for value in model.graph.output}
-    kept: list[NodeProto] = []
-    for node in reversed(nodes):
-        if wanted & set(node.output):
-            wanted |= set(node.input)
-            copy = NodeProto()
-            copy.CopyFrom(node)
-            kept.append(copy)
-    del model.graph.node[:]
-    model.graph.node.extend(reversed(kept))
-    unused = [tensor for tensor in model.graph.initializer if tensor.name not in wanted]
-    for tensor in unused:
-        model.graph.initializer.remove(tensor)

@@ -12,7 +12,7 @@ from __future__ import annotations
 import numpy as np
 from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
-from edgemm.export.passes.rewriting import attribute
+from edgemm.export.passes.rewriting import attribute, replace_nodes
 
 __all__ = ["fused_products"]
 
@@ -45,7 +45,7 @@ def fused_products(model: ModelProto) -> bool:
             kept += made[node.output[0]]
         elif node.output[0] not in gone:
             kept.append(node)
-    _replace(model, kept)
+    replace_nodes(model, kept)
     return True
 
 
@@ -89,19 +89,3 @@ def _fused(
 def _by_channel(array: np.ndarray, n: int) -> np.ndarray:
     """Rows of n, however flat they are stored: a channel's groups lie side by side, in whole bytes."""
     return array if array.ndim > 1 else array.reshape(n, -1)
-
-
-def _replace(model: ModelProto, nodes: list[NodeProto]) -> None:
-    copies = []
-    for node in nodes:
-        copy = NodeProto()
-        copy.CopyFrom(node)
-        copies.append(copy)
-    del model.graph.node[:]
-    model.graph.node.extend(copies)
-    used = {name for node in copies for name in node.input} | {value.name for value in model.graph.output}
-    for node in [n for n in model.graph.node if n.op_type == "Cast" and n.output[0] not in used]:
-        model.graph.node.remove(node)
-    used = {name for node in model.graph.node for name in node.input}
-    for tensor in [tensor for tensor in model.graph.initializer if tensor.name not in used]:
-        model.graph.initializer.remove(tensor)

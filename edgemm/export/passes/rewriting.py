@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper, shape_inference
 
-__all__ = ["Expand", "Patch", "Shape", "attribute", "expand_nodes", "value_shapes", "value_types"]
+__all__ = ["Expand", "Patch", "Shape", "attribute", "expand_nodes", "replace_nodes", "value_shapes", "value_types"]
 
 Shape = tuple[int | str | None, ...]
 LARGE = 256  # numbers in an initializer that is left out when types are inferred: none of ours is a shape
@@ -96,6 +96,20 @@ def expand_nodes(model: ModelProto, op_type: str, expand: Expand, wanted: Callab
     del model.graph.node[:]
     model.graph.node.extend(copies)
     return changed
+
+
+def replace_nodes(model: ModelProto, nodes: Sequence[NodeProto]) -> None:
+    """In `model` itself, these nodes and no others, without nodes and weights that nobody reads (any more)."""
+    wanted = {value.name for value in model.graph.output}
+    kept: list[NodeProto] = []
+    for node in reversed(nodes):
+        if wanted & set(node.output):
+            wanted |= set(node.input)
+            kept.append(_copy(node))
+    del model.graph.node[:]
+    model.graph.node.extend(reversed(kept))
+    for tensor in [tensor for tensor in model.graph.initializer if tensor.name not in wanted]:
+        model.graph.initializer.remove(tensor)
 
 
 def _renamed(patch: Patch, values: Sequence[str], node: NodeProto) -> list[NodeProto]:
