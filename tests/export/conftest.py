@@ -78,3 +78,26 @@ def runtimes(bundles):
     yield opened
     for runtime in opened.values():
         runtime.close()
+
+
+# Of a module's own `model`
+
+
+@pytest.fixture(scope="module")
+def saved(model, tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("saved") / "tiny"
+    checkpoint.save(model, path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def bundle(saved, tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("bundles") / "tiny.bundle"
+    export_bundle(saved, path, report=lambda line: None)
+    return path
+
+
+@pytest.fixture(scope="module")
+def runtime(bundle):
+    with edgemm.load(bundle, device="cpu", threads=1) as opened:
+        yield opened

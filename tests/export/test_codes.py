@@ -12,11 +12,9 @@ import numpy as np
 import pytest
 import torch
 
-import edgemm
 from edgemm.cli import main
 from edgemm.evaluate.checkpoint_subject import by_lot
 from edgemm.export.bundle_export import export_bundle
-from edgemm.model import checkpoint
 from edgemm.model.codes import write_codes
 from edgemm.picture import load_picture
 from tests.build.tiny_engines import needs_rtx
@@ -31,26 +29,6 @@ PIXELS = 1e-4
 @pytest.fixture(scope="module")
 def model():
     return random_codes()
-
-
-@pytest.fixture(scope="module")
-def saved(model, tmp_path_factory):
-    path = tmp_path_factory.mktemp("codes") / "tiny"
-    checkpoint.save(model, path)
-    return path
-
-
-@pytest.fixture(scope="module")
-def bundle(saved, tmp_path_factory):
-    path = tmp_path_factory.mktemp("codes") / "tiny.bundle"
-    export_bundle(saved, path, report=lambda line: None)
-    return path
-
-
-@pytest.fixture(scope="module")
-def runtime(bundle):
-    with edgemm.load(bundle, device="cpu", threads=1) as opened:
-        yield opened
 
 
 def test_prompts_of_unequal_length_draw_side_by_side_what_they_draw_alone(model):

@@ -12,10 +12,8 @@ import numpy as np
 import pytest
 import torch
 
-import edgemm
 from edgemm.cli import main
 from edgemm.export.bundle_export import export_bundle
-from edgemm.model import checkpoint
 from edgemm.model.variants import variant
 from edgemm.picture import load_picture
 from edgemm.runtimes.schedule import initial_noise
@@ -30,26 +28,6 @@ PIXELS = 1e-4
 @pytest.fixture(scope="module")
 def model():
     return random_nano(variant(nano(), experts="connector"))
-
-
-@pytest.fixture(scope="module")
-def saved(model, tmp_path_factory):
-    path = tmp_path_factory.mktemp("connector") / "tiny"
-    checkpoint.save(model, path)
-    return path
-
-
-@pytest.fixture(scope="module")
-def bundle(saved, tmp_path_factory):
-    path = tmp_path_factory.mktemp("connector") / "tiny.bundle"
-    export_bundle(saved, path, report=lambda line: None)
-    return path
-
-
-@pytest.fixture(scope="module")
-def runtime(bundle):
-    with edgemm.load(bundle, device="cpu", threads=1) as opened:
-        yield opened
 
 
 @pytest.mark.parametrize("guidance", [2.0, 1.0])

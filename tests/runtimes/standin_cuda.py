@@ -10,7 +10,20 @@ from types import SimpleNamespace
 
 import numpy as np
 
-__all__ = ["Driver", "Engine", "TRT"]
+from edgemm.components import TensorSpec
+from edgemm.manifest import Variant
+
+__all__ = ["CACHE", "TRT", "VARIANT", "Driver", "Engine"]
+
+CACHE = (1, 2, 3, 4)
+VARIANT = Variant(
+    "g.onnx",
+    None,
+    "standard-24",
+    "fp16",
+    (TensorSpec("x", "float32", ("b", "s")), TensorSpec("past_key.0", "float16", CACHE)),
+    (TensorSpec("y", "float32", ("b", "s")), TensorSpec("present_key.0", "float16", CACHE)),
+)
 
 
 class Driver:

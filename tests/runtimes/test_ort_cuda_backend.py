@@ -9,25 +9,13 @@ import numpy as np
 import onnxruntime
 import pytest
 
-from edgemm.components import TensorSpec
 from edgemm.errors import BundleError
-from edgemm.manifest import Variant
 from edgemm.runtimes import ort_cuda_backend
 from edgemm.runtimes.cuda_memory import Cuda
 from edgemm.runtimes.onnxruntime_backend import OrtBinding
 from edgemm.runtimes.ort_cuda_backend import GraphBinding, OrtCudaEngine, open_engine
 from edgemm.runtimes.threads import plan_threads
-from tests.runtimes.standin_cuda import Driver
-
-CACHE = (1, 2, 3, 4)
-VARIANT = Variant(
-    "g.onnx",
-    None,
-    "standard-24",
-    "fp16",
-    (TensorSpec("x", "float32", ("b", "s")), TensorSpec("past_key.0", "float16", CACHE)),
-    (TensorSpec("y", "float32", ("b", "s")), TensorSpec("present_key.0", "float16", CACHE)),
-)
+from tests.runtimes.standin_cuda import CACHE, VARIANT, Driver
 
 
 class Session:

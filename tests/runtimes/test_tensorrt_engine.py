@@ -14,24 +14,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from edgemm.components import TensorSpec
 from edgemm.errors import EdgemmError, InputError, MissingError, ResourceError
-from edgemm.manifest import Variant
 from edgemm.runtimes import backends, tensorrt_door
 from edgemm.runtimes.cuda_memory import Cuda
 from edgemm.runtimes.engine import allocator
 from edgemm.runtimes.tensorrt_engine import TensorRTEngine
-from tests.runtimes.standin_cuda import TRT, Driver, Engine
+from tests.runtimes.standin_cuda import CACHE, TRT, VARIANT, Driver, Engine
 
-CACHE = (1, 2, 3, 4)
-VARIANT = Variant(
-    "g.onnx",
-    None,
-    "standard-24",
-    "fp16",
-    (TensorSpec("x", "float32", ("b", "s")), TensorSpec("past_key.0", "float16", CACHE)),
-    (TensorSpec("y", "float32", ("b", "s")), TensorSpec("present_key.0", "float16", CACHE)),
-)
 NARROW, WIDE = ((1, 4), (1, 4), (1, 4)), ((1, 1), (1, 8), (1, 64))
 
 
