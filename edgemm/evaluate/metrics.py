@@ -1,4 +1,4 @@
-"""The numbers of the suites, as pure functions: shares with intervals, yes/no scores, a distance between pictures.
+"""The numbers of the suites, as pure functions: shares with intervals, yes/no scores, distances between pictures.
 
 Arrays in, numbers out; they know no model, no dataset and no file.  A seed is an argument.
 Axes: n pictures of one set, m of the other, f features of a picture.
@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-__all__ = ["Interval", "Share", "YesNoScores", "kid", "ratio_of_means", "share", "yes_no_scores"]
+__all__ = ["Interval", "Share", "YesNoScores", "kid", "psnr_db", "ratio_of_means", "share", "yes_no_scores"]
 
 NORMAL_95 = 1.959963984540054  # two-sided quantile of the normal distribution
 RESAMPLES = 2000
@@ -92,6 +92,12 @@ def kid(one: np.ndarray, other: np.ndarray) -> float:
     one, other = one.astype(np.float64), other.astype(np.float64)
     within = sum((_kernel(x, x).sum() - np.trace(_kernel(x, x))) / (len(x) * (len(x) - 1)) for x in (one, other))
     return float(within - 2 * _kernel(one, other).mean())
+
+
+def psnr_db(found: np.ndarray, wanted: np.ndarray) -> float:
+    """Peak signal over noise of pictures in [0, 1], whatever their shape; equal ones have 100."""
+    noise = np.square(found.astype(np.float64) - wanted).mean()
+    return -10 * math.log10(max(float(noise), 1e-10))
 
 
 def _kernel(one: np.ndarray, other: np.ndarray) -> np.ndarray:

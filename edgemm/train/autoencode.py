@@ -16,7 +16,7 @@ from edgemm.errors import InputError
 from edgemm.model.unified import Unified
 from edgemm.train.ranks import Share
 from edgemm.train.recipe import Recipe
-from edgemm.train.tokenizer_task import TokenizerTask, psnr_db
+from edgemm.train.tokenizer_task import TokenizerTask
 
 __all__ = ["AutoencodeTask"]
 
@@ -47,7 +47,7 @@ class AutoencodeTask(TokenizerTask):
     def measures(self, step: int) -> dict[str, float]:
         """How like the pictures are, in decibels."""
         pixels = self.batch_of(step)
-        return {"psnr_db": psnr_db(self.autoencoder.render(self.autoencoder.raw(pixels)), pixels)}
+        return {"psnr_db": self.likeness_db(self.autoencoder.render(self.autoencoder.raw(pixels)), pixels)}
 
     def samples(self, model: Unified) -> Tensor:
         """Eight pictures above, what is left of them below (16, 3, H, W)."""

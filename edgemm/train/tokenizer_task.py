@@ -11,13 +11,14 @@ from pathlib import Path
 import numpy as np
 from torch import Tensor, nn
 
+from edgemm.evaluate.metrics import psnr_db
 from edgemm.model import checkpoint
 from edgemm.model.unified import Unified
 from edgemm.train.pictures import batch_rows, pick_samples, pictures_of
 from edgemm.train.ranks import Share
 from edgemm.train.recipe import Recipe
 
-__all__ = ["TokenizerTask", "psnr_db"]
+__all__ = ["TokenizerTask"]
 
 
 class TokenizerTask:
@@ -51,11 +52,10 @@ class TokenizerTask:
         """So many pictures, evenly over the data."""
         return self.pictures(np.linspace(0, len(self.pixels) - 1, count).astype(int))
 
+    @staticmethod
+    def likeness_db(drawn: Tensor, pixels: Tensor) -> float:
+        """PSNR of what the tokenizer makes of the pictures."""
+        return psnr_db(drawn.clamp(0, 1).float().cpu().numpy(), pixels.cpu().numpy())
+
     def pictures(self, rows: np.ndarray) -> Tensor:
         return self.pixels[rows].to(self.model.device).float() / 255
-
-
-def psnr_db(drawn: Tensor, pixels: Tensor) -> float:
-    """Of pictures in [0, 1], clipped."""
-    error = drawn.clamp(0, 1).float() - pixels
-    return -10 * error.square().mean().clamp(min=1e-10).log10().item()

@@ -18,7 +18,7 @@ from edgemm.errors import InputError
 from edgemm.model.unified import Unified
 from edgemm.train.ranks import Share
 from edgemm.train.recipe import Recipe
-from edgemm.train.tokenizer_task import TokenizerTask, psnr_db
+from edgemm.train.tokenizer_task import TokenizerTask
 
 __all__ = ["VqTask"]
 
@@ -55,7 +55,7 @@ class VqTask(TokenizerTask):
         pixels = self.batch_of(step)
         codes = self.vq.encode(pixels)
         used = len(codes.unique()) / len(self.vq.codebook)
-        return {"psnr_db": psnr_db(self.vq.decode(codes), pixels), "codes_used": used}
+        return {"psnr_db": self.likeness_db(self.vq.decode(codes), pixels), "codes_used": used}
 
     def samples(self, model: Unified) -> Tensor:
         """Eight pictures above, what is left of them below (16, 3, H, W)."""

@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from edgemm.evaluate.metrics import kid, ratio_of_means, share, yes_no_scores
+from edgemm.evaluate.metrics import kid, psnr_db, ratio_of_means, share, yes_no_scores
 
 
 def test_wilson_interval_is_the_textbook_one():
@@ -81,3 +81,9 @@ def test_kid_is_about_zero_for_one_source_and_large_for_two():
     half, other_half, moved = (random.standard_normal((200, 16)) + shift for shift in (0.0, 0.0, 1.0))
     assert abs(kid(half, other_half)) < 0.05 < 1 < kid(half, moved)
     assert math.isnan(kid(half[:1], other_half))
+
+
+def test_psnr_of_known_pictures():
+    picture = np.random.default_rng(0).random((3, 32, 32), dtype=np.float32) * 0.5
+    assert psnr_db(picture + 0.1, picture) == pytest.approx(20, abs=1e-4)
+    assert psnr_db(picture, picture) == 100

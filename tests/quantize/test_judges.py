@@ -13,7 +13,7 @@ from edgemm.cli import main
 from edgemm.errors import CheckFailedError, UsageError
 from edgemm.model import checkpoint
 from edgemm.quantize.budgets import read_budget, require_budgets
-from edgemm.quantize.judges import Scores, ask, compare, layer_signals, psnr_db, ssim
+from edgemm.quantize.judges import Scores, ask, compare, layer_signals, ssim
 from edgemm.quantize.quantization import quantize
 from edgemm.quantize.quantized_linear import swap
 from tests.export.nano import left_behind, random_nano
@@ -55,9 +55,8 @@ def test_fewer_bits_score_worse(model):
     assert all(fine > coarse for fine, coarse in zip(*found, strict=True))
 
 
-def test_psnr_and_ssim_of_known_pictures():
+def test_ssim_of_known_pictures():
     picture = torch.rand(1, 3, 32, 32, generator=torch.Generator().manual_seed(0)) * 0.5
-    assert psnr_db(picture + 0.1, picture) == pytest.approx(20, abs=1e-4)
     grey, lighter = torch.full((1, 3, 16, 16), 0.4), torch.full((1, 3, 16, 16), 0.5)
     assert ssim(lighter, grey) == pytest.approx((2 * 0.4 * 0.5 + 1e-4) / (0.4**2 + 0.5**2 + 1e-4), rel=1e-4)
     assert ssim(1 - picture, picture) < 0.2
