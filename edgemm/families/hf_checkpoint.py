@@ -1,7 +1,7 @@
 """A Hugging Face folder, opened by the library that wrote it: the weights to export, and the oracle to compare with.
 
 Nothing is fetched, no code of the folder is run (trust_remote_code is never given), and only safetensors are read:
-a pickle may hold a program.
+a pickle may hold a program.  Weights that bitsandbytes packed are loaded as float.
 """
 
 from __future__ import annotations
@@ -19,9 +19,12 @@ from torch import Tensor
 from edgemm.errors import CheckpointError, MissingError
 from edgemm.export.quiet import quiet
 from edgemm.families.table import Found
+from edgemm.model.bitsandbytes_weights import is_packed
+from edgemm.model.pretrained import read_tensors
 
 __all__ = ["Checkpoint", "greedy", "open_checkpoint", "skeleton"]
 
+GENERATION = "generation_config.json"
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 
 
@@ -75,8 +78,10 @@ def open_checkpoint(found: Found) -> Checkpoint:
         what = f"only {pickles[0]}, a pickle, which may hold a program" if pickles else "no weights"
         raise CheckpointError(f"{found.folder}: {what}; expected *.safetensors (convert it where you trust it)")
     with complaints(found.folder, "the library cannot load it"), quiet(), _without_bars():
-        model = _class_of(found).from_pretrained(
-            found.folder,
+        folder, weights = _weights(found)
+        model, loading = _class_of(found).from_pretrained(
+            folder,
+            **weights,
             dtype=torch.float32,
             use_safetensors=True,
             trust_remote_code=False,
@@ -84,7 +89,8 @@ def open_checkpoint(found: Found) -> Checkpoint:
             attn_implementation="eager",
             output_loading_info=True,
         )
-    model, loading = model
+        if weights and (found.folder / GENERATION).is_file():  # the library read no folder
+            model.generation_config = type(model.generation_config).from_pretrained(found.folder)
     if missing := sorted(loading["missing_keys"]):
         raise CheckpointError(f"{found.folder}: {len(missing)} tensors are missing, for example {missing[0]}")
     if wrong := sorted(loading.get("mismatched_keys") or ()):
@@ -92,14 +98,30 @@ def open_checkpoint(found: Found) -> Checkpoint:
     return Checkpoint(found.folder, found.architecture, model.eval())
 
 
+def _weights(found: Found) -> tuple[Path | None, dict[str, Any]]:
+    """What the library loads: the folder as it is, or the floats that bitsandbytes packed there.
+
+    Layers of bitsandbytes cannot be traced, and on some CPUs they lose their weights at the first forward.
+    """
+    if not is_packed(found.config):
+        return found.folder, {}
+    config = _config(found)
+    del config.quantization_config
+    return None, {"config": config, "state_dict": read_tensors(sorted(found.folder.glob("*.safetensors")))}
+
+
 def skeleton(found: Found) -> Any:
     """The model without its weights (meta device): every shape, no memory."""
-    from transformers import AutoConfig
-
     with complaints(found.folder, "config.json cannot be read"), quiet():
-        config = AutoConfig.from_pretrained(found.folder, trust_remote_code=False, local_files_only=True)
+        config = _config(found)
         with torch.device("meta"):
             return _class_of(found)(config)
+
+
+def _config(found: Found) -> Any:
+    from transformers import AutoConfig
+
+    return AutoConfig.from_pretrained(found.folder, trust_remote_code=False, local_files_only=True)
 
 
 def _class_of(found: Found) -> Any:

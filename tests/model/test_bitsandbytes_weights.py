@@ -1,0 +1,104 @@
+"""Folders that bitsandbytes packed, through transformers: read as the very numbers that bitsandbytes computes with."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from edgemm.errors import CheckpointError
+from edgemm.model.bitsandbytes_weights import is_packed, unpacked
+from edgemm.model.pretrained import load_transformer_weights, read_tensors
+from edgemm.model.transformer import Transformer
+
+bitsandbytes = pytest.importorskip("bitsandbytes")
+NAMES = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+KINDS = {
+    "nf4": {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4"},
+    "nf4, nested": {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_use_double_quant": True},
+    "fp4": {"load_in_4bit": True, "bnb_4bit_quant_type": "fp4"},
+    "int8": {"load_in_8bit": True},
+}
+
+
+def load(folder, **config):
+    from transformers import BitsAndBytesConfig, LlamaForCausalLM
+
+    more = {"quantization_config": BitsAndBytesConfig(**config)} if config else {}
+    return LlamaForCausalLM.from_pretrained(folder, dtype=torch.float32, **more)
+
+
+def dense(layer) -> torch.Tensor:
+    """What bitsandbytes says that a layer holds, if it was never run."""
+    if isinstance(layer, bitsandbytes.nn.Linear4bit):
+        return bitsandbytes.functional.dequantize_4bit(layer.weight.data, layer.weight.quant_state).float()
+    return bitsandbytes.functional.int8_vectorwise_dequant(layer.weight.data, layer.weight.SCB).float()
+
+
+def packed_layers(model):
+    return {name: part for name, part in model.named_modules() if name.endswith(NAMES)}
+
+
+@pytest.fixture(scope="module", params=list(KINDS))
+def packed(request, llama_folder, tmp_path_factory):
+    """A folder, and the model whose layers were never run."""
+    folder = tmp_path_factory.mktemp("packed")
+    load(llama_folder, **KINDS[request.param]).save_pretrained(folder)
+    return folder, load(folder)
+
+
+def test_every_number_is_the_one_that_bitsandbytes_computes_with(packed, llama_shape):
+    folder, model = packed
+    found = read_tensors(sorted(folder.glob("*.safetensors")))
+    layers = packed_layers(model)
+    assert len(layers) == 3 * 7 and is_packed(json.loads((folder / "config.json").read_text()))
+    for name, layer in layers.items():
+        torch.testing.assert_close(found[f"{name}.weight"], dense(layer), rtol=1e-6, atol=1e-7)
+    state = load_transformer_weights(str(folder), llama_shape)
+    assert state.keys() == Transformer(llama_shape).state_dict().keys()
+    assert all(tensor.dtype == torch.float32 for tensor in state.values())
+
+
+def test_a_model_that_was_run_before_it_was_saved_reads_the_same(llama_folder, tmp_path):
+    """On some CPUs a layer repacks its weight at its first forward."""
+    model = load(llama_folder, **KINDS["nf4, nested"]).eval()
+    wanted = {name: dense(layer) for name, layer in packed_layers(model).items()}
+    with torch.no_grad():
+        model(torch.arange(12)[None])
+    model.save_pretrained(tmp_path)
+    found = read_tensors([tmp_path / "model.safetensors"])
+    for name, weight in wanted.items():
+        torch.testing.assert_close(found[f"{name}.weight"], weight, rtol=1e-6, atol=1e-7)
+
+
+def test_what_is_not_packed_stays_as_it_is(tmp_path):
+    tensors = {"a.weight": torch.ones(2, 2, dtype=torch.bfloat16), "a.bias": torch.zeros(2)}
+    assert unpacked(tensors, tmp_path) == tensors
+
+
+@pytest.mark.parametrize(
+    ("kind", "change", "message"),
+    [
+        ("nf4", lambda t: t.pop("w.weight.absmax"), r"w\.weight\.absmax is missing"),
+        ("nf4", lambda t: t.update({"w.weight": t["w.weight"][:-1]}), "holds 126 codes in 2 blocks, .* says"),
+        ("nf4", lambda t: t.update({"w.weight.absmax": torch.ones(1)}), "in 1 blocks"),
+        ("nf4", lambda t: t.update({STATE: torch.tensor([123], dtype=torch.uint8)}), "nf4 cannot be read"),
+        ("int8", lambda t: t.update({"w.SCB": torch.ones(3)}), r"int8 \(2, 4\) with \(3,\) scales"),
+        ("int8", lambda t: t.update({"w.weight": torch.ones(2, 4)}), r"w\.weight is torch\.float32"),
+    ],
+)
+def test_a_damaged_folder_is_refused_by_the_tensors_name(tmp_path, kind, change, message):
+    tensors = {"w.weight": torch.ones(2, 4, dtype=torch.int8), "w.SCB": torch.ones(2)}
+    if kind == "nf4":
+        weight, state = bitsandbytes.functional.quantize_4bit(torch.randn(8, 16), quant_type="nf4")
+        parts = state.as_dict(packed=True)
+        tensors = {"w.weight": weight, **{f"w.weight.{name}": part for name, part in parts.items()}}
+    change(tensors)
+    save_file(tensors, tmp_path / "model.safetensors")
+    with pytest.raises(CheckpointError, match=message):
+        unpacked(load_file(tmp_path / "model.safetensors"), tmp_path)
+
+
+STATE = "w.weight.quant_state.bitsandbytes__nf4"
