@@ -24,11 +24,12 @@ __all__ = [
     "pattern",
 ]
 
-DTYPES = ("float32", "float16", "int64", "bool")
+DTYPES = ("float32", "float16", "int64", "int8", "bool")
 
 # a denoiser may do without a layout or a step size; a transformer gives one of logits and hidden, and perhaps more rows
 OPTIONAL = ("layout", "step_size", "logits", "hidden", "draft_index", "draft_logits")
 ADAPTER_PREFIX = "adapter."  # inputs of a transformer or a denoiser: low-rank factors (i, r) and (r, o) of a module
+CACHES = tuple(f"{stem}_{part}.*" for stem in ("past", "present") for part in ("key", "value"))  # int8 in a variant
 KEYS_AND_VALUES = tuple(f"{stem}_{part}.*" for stem in ("past", "present", "prefix") for part in ("key", "value"))
 
 Signature = dict[str, tuple[str, int]]  # name -> (dtype, rank); "past_key.*" stands for one tensor a layer
@@ -144,8 +145,8 @@ def _check_side(side: str, expected: Signature, specs: tuple[TensorSpec, ...]) -
         if pattern(spec.name) not in expected:
             raise BundleError(f"{side}: unknown tensor {spec.name!r}, expected: {', '.join(expected)}")
         dtype, rank = expected[pattern(spec.name)]
-        may_be_half = pattern(spec.name) in KEYS_AND_VALUES and spec.dtype == "float16"
-        if (spec.dtype != dtype and not may_be_half) or len(spec.shape) != rank:
+        smaller = {"float16": KEYS_AND_VALUES, "int8": CACHES}.get(spec.dtype, ())
+        if (spec.dtype != dtype and pattern(spec.name) not in smaller) or len(spec.shape) != rank:
             raise BundleError(
                 f"{side}: {spec.name!r} is {spec.dtype} of rank {len(spec.shape)}, expected {dtype} of rank {rank}"
             )

@@ -59,6 +59,7 @@ def export_bundle(
     adapters: tuple[str, ...] | None = None,
     adapter_rank: int = ADAPTER_RANK,
     drafts: bool = False,
+    cache: str = "float",
 ) -> Manifest:
     """Write the bundle of the checkpoint folder `source` for one target or several, as targets.py reads the words.
 
@@ -66,6 +67,7 @@ def export_bundle(
     NVIDIA take those of `adapter_rank` at most.
     With `drafts` the transformer checks several guessed tokens in one run (generate_text's `guess_ahead`), on cpu.
     `quant` is a spec that `edgemm quantize` wrote; precision then speaks of what stays in float.
+    `cache` "int8" keeps keys and values in 8 bits, on cpu in int8 or int4.
 
     `report` gets a line for each comparison, `status` what is being done in between.  Raises CheckFailedError, and
     leaves nothing, when a component or a loop differs from torch.
@@ -78,6 +80,11 @@ def export_bundle(
         raise UsageError("--precision int8 and int4 quantize by themselves: give that or --quant, not both")
     if quant and adapters is not None:
         raise UsageError("--quant and --adapters do not go together yet: give one of them")
+    if cache == "int8" and (quant or adapters is not None or any(not _quantized_on_cpu(plan) for plan in plans)):
+        raise UsageError(
+            "--cache int8 is for target cpu in --precision int8 or int4, without --adapters; a spec says so itself: "
+            "edgemm quantize --cache int8"
+        )
     check_runtime()
     source = source.resolve()
     status(f"loading {source.name}")
@@ -90,7 +97,7 @@ def export_bundle(
     least_bytes = sum(LEAST_BYTES[precision] for precision in {plan.precision for plan in plans}) * parameters
     with BundleWriter(output, overwrite, int(least_bytes)) as writer, torch.no_grad():
         known = (source.name, weights_hash(source))
-        specs = plan_specs(model, plans, spec, known, status)
+        specs = plan_specs(model, plans, spec, known, status, adaptable=adapters is not None, cache=cache)
         options = (adapters, specs, adapter_rank, drafts)
         written = write_components(model, writer, plans, slots, trace, report, status, *options)
         comparisons = written.comparisons
@@ -125,6 +132,10 @@ def _check_adapters(names: tuple[str, ...] | None, rank: int) -> None:
     for name in names or ():
         if name not in known:
             raise UsageError(f"adapters names {name!r}, expected some of: {', '.join(known)}")
+
+
+def _quantized_on_cpu(plan: Plan) -> bool:
+    return plan.dialect == "cpu" and plan.precision.startswith("int")
 
 
 def check_runtime() -> None:

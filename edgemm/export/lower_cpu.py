@@ -1,4 +1,5 @@
-"""What `--precision int8|int4` means on CPUs: a spec made on the spot, without data, and lowered as any other.
+"""`--precision int8|int4` on CPUs without data: a spec made on the spot of whatever graph there is, and lowered as any
+other.
 
 The recipe is that of `edgemm quantize` (quantize/recipe.py); the weights are those of the traced graph, so every family
 has it.  Nothing is smoothed: the model stays as it is, and adapters fit it.  What a precision does not touch keeps its

@@ -25,6 +25,7 @@ DTYPES: dict[int, str] = {
     TensorProto.FLOAT: "float32",
     TensorProto.FLOAT16: "float16",
     TensorProto.INT64: "int64",
+    TensorProto.INT8: "int8",
     TensorProto.BOOL: "bool",
 }
 

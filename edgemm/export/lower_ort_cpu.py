@@ -19,6 +19,7 @@ import numpy as np
 from onnx import ModelProto, TensorProto, helper, numpy_helper
 
 from edgemm.errors import InputError
+from edgemm.export.passes.int8_cache import int8_cache
 from edgemm.export.products import Product, Writer, rewrite_products
 from edgemm.quantize.integers import Integers
 from edgemm.quantize.spec import HEAD, REST, Layer, Spec
@@ -38,6 +39,8 @@ HALVED = {
 
 def lower_ort_cpu(component: str, reference: ModelProto, spec: Spec) -> tuple[ModelProto, str]:
     """The component's graph with the spec's numbers, and the precision to call it by.  Changes `reference` itself."""
+    if spec.document.cache == "int8" and component in ("transformer", "conditioner"):
+        int8_cache(reference, spec.cache_steps())
     precision = spec.coarsest(component)
     if precision == "fp32":
         return reference, precision

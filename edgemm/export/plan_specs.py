@@ -1,9 +1,11 @@
 """How each target's weights are quantized: by the caller's spec, or by what `--precision int8|int4` means there.
 
+CPUs' int8 rounds the inputs of products, so the transformer is smoothed for it by a page of shipped text, which takes
+seconds and a fifth of the loss (docs/quantize.md).  Their int4 needs no data: that is quick_spec's (lower_cpu.py), and
+so is int8 where adapters are to fit the layers, or where the model is of a family whose transformer draws, too.
 NVIDIA's targets get forms that their engines have kernels for: 8 bits a channel or 4 bits in blocks, without
 zero-points, and int8 inputs of conditioner and denoiser by ranges seen while the shipped prompts were drawn.  ONNX
-Runtime CUDA multiplies int8 on the CPU only, so there drawing stays in float16.  Nothing is smoothed: the model stays
-as it is.  What `--precision` means on a CPU is quick_spec's (lower_cpu.py).
+Runtime CUDA multiplies int8 on the CPU only, so there drawing stays in float16.  Neither is smoothed.
 """
 
 from __future__ import annotations
@@ -20,6 +22,7 @@ __all__ = ["plan_specs"]
 
 ORT_CUDA = {"int8": ("int8", "fp16"), "int4": ("int4", "fp16")}  # where engines have QUICK
 METHODS = {"text": "", "draw": ""}  # rounded as the width suggests, without data
+SMOOTHED = {"int8": {"text": "smoothquant", "draw": ""}}  # of CPUs
 PROMPTS = 8  # of the shipped ones, for the ranges
 
 Say = Callable[[str], None]
@@ -31,14 +34,26 @@ def plan_specs(
     given: Spec | None = None,
     checkpoint: tuple[str, str] = ("", ""),
     status: Say = lambda text: None,
+    adaptable: bool = False,
+    cache: str = "float",
 ) -> dict[str, Spec]:
-    """target -> spec, for the targets that have one; plans that ask for the same share it."""
+    """target -> spec, for the targets that have one; plans that ask for the same share it.
+
+    Smoothing is folded into `model` itself, which computes the same as before; `adaptable` models are left alone.
+    `cache` is that of keys and values on a CPU.
+    """
     if given is not None:
         return {plan.target: given for plan in plans}
     made: dict[tuple[str, str, bool], Spec] = {}
     found = {}
-    for plan in plans:
+    for plan in sorted(plans, key=lambda plan: plan.quantizes):  # what is folded, the later ones see
         if not plan.quantizes:
+            smooth = plan.precision in SMOOTHED and not adaptable and model.config.family not in ("vq", "connector")
+            if plan.precision in QUICK and (smooth or cache == "int8"):
+                methods = SMOOTHED[plan.precision] if smooth else METHODS
+                found[plan.target] = quantize(
+                    model, *QUICK[plan.precision], methods, checkpoint=checkpoint, status=status, cache=cache
+                )
             continue
         portable = plan.target != "cuda"
         text, draw = (QUICK if portable else ORT_CUDA)[plan.precision]

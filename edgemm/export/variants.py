@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath
 from types import MappingProxyType
 
+import numpy as np
 from onnx import ModelProto
 from torch import Tensor
 
@@ -115,12 +116,17 @@ def write_graphs(
                     variants[done[kind]] = _write_graph(path, lowered, real, plan, writer, stored)
                     status(f"{here}: comparing")
                     variant = variants[done[kind]]
-                    comparison = compare_component(writer.folder, graph, variant, inputs[name])
+                    comparison = compare_component(writer.folder, graph, variant, inputs[name], *_steps(plan, specs))
                     written.comparisons.append(comparison)
                     report(comparison.line())
             written.targets[plan.target][name] = done[kind]
         written.components[name] = Component(variants)
     return written
+
+
+def _steps(plan: Plan, specs: Mapping[str, Spec]) -> tuple[Mapping[str, np.ndarray], ...]:
+    """Of an int8 cache, where the plan has one."""
+    return (specs[plan.target].cache_steps(),) if plan.target in specs else ()
 
 
 def _adaptable(name: str, reference: ModelProto, adapters: tuple[str, ...] | None) -> ModelProto:
@@ -147,6 +153,8 @@ def _lower_spec(
 ) -> tuple[ModelProto, str]:
     if plan.dialect == "cpu":
         return lower_ort_cpu(name, _copied(reference), spec)
+    if spec.document.cache != "float":
+        raise UsageError(f"the spec has an {spec.document.cache} K/V cache, which target {plan.target} does not take")
     try:
         if plan.target == "cuda":
             return lower_ort_cuda(name, in_dialect(reference, plan.dialect), spec, plan.real, sizes)

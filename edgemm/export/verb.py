@@ -54,6 +54,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--drafts", action="store_true", help="several guessed tokens may be checked in one run (guess_ahead)"
     )
+    parser.add_argument(
+        "--cache", choices=("float", "int8"), help="keys and values on cpu: float (default) or 8 bits, a quarter of it"
+    )
     parser.add_argument("--quant", metavar="SPEC", help="how to quantize: a folder that `edgemm quantize` wrote")
     parser.add_argument("--overwrite", action="store_true", help="replace a bundle that stands there")
 
@@ -80,6 +83,10 @@ def run(args: argparse.Namespace) -> int:
             if args.adapters is None:
                 raise UsageError("--adapter-rank says how large adapters may be: give --adapters, too")
             options["adapter_rank"] = args.adapter_rank
+        if args.cache:
+            if foreign:
+                raise UsageError("--cache is for edgemm's own checkpoints")
+            options["cache"] = args.cache
         if args.drafts:
             if foreign:
                 raise UsageError("--drafts is for edgemm's own checkpoints")

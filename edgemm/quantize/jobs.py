@@ -19,9 +19,9 @@ from edgemm.quantize.pareto import document_of_search
 from edgemm.quantize.quantization import SUITED, quantize
 from edgemm.quantize.quantized_linear import swap
 from edgemm.quantize.report import document_of, write_report
-from edgemm.quantize.search import search
+from edgemm.quantize.search import Checker, search
 from edgemm.quantize.spec import Spec
-from edgemm.quantize.task_scores import Records, differences, task_records
+from edgemm.quantize.task_scores import Records, differences, drawn_share, task_records
 
 __all__ = ["AUTO_BUDGETS", "Job", "auto", "judged"]
 
@@ -44,6 +44,7 @@ class Job:
     report: Path | None
     tasks: Path | None
     tasks_limit: int | None
+    cache: str = "float"
 
     def read_budgets(self) -> dict[str, Budget]:
         return {side: read_budget(side, word) for side, word in self.budgets.items() if word}
@@ -69,7 +70,8 @@ def judged(model: Unified, job: Job, text: str, draw: str, portable: bool, statu
         portable,
         job.rank,
         job.source,
-        status=status,
+        status,
+        job.cache,
     )
     if plain is None:
         return spec
@@ -104,6 +106,7 @@ def auto(model: Unified, job: Job, goal: str, output: Path, status: Say, say: Sa
         job.rank,
         status,
         say,
+        _checker(job),
     )
     say(_line(found.best.scores))
     told = document_of_search(
@@ -118,6 +121,15 @@ def auto(model: Unified, job: Job, goal: str, output: Path, status: Say, say: Sa
     write_report(page, document, found.plain, found.quantized)
     say(f"What was tried is in {page} and {page.with_suffix('.json').name}")
     return found.spec
+
+
+def _checker(job: Job) -> Checker | None:
+    """The dataset's judge of drawings, for every variant that a search judges in full."""
+    data, limit, steps = job.tasks, job.tasks_limit, job.steps
+    if data is None:
+        return None
+    name = f"{data.name}, {limit or 'all'} a split"
+    return Checker(name, lambda model: drawn_share(task_records(model, data, limit, steps, suites=("draw",))))
 
 
 def tasks_of(model: Unified, job: Job, status: Say) -> Records | None:

@@ -26,7 +26,7 @@ from edgemm.quantize.recipe import side_of
 from edgemm.quantize.rtn import rtn
 from edgemm.quantize.smoothing import Site, fold, sites
 from edgemm.quantize.smoothquant import smoothquant_factors
-from edgemm.quantize.spec import HEAD, REST, SCHEMA_VERSION, Document, Layer, Spec, tensors_hash
+from edgemm.quantize.spec import CACHE, HEAD, REST, SCHEMA_VERSION, Document, Layer, Spec, tensors_hash
 from edgemm.quantize.svd import low_rank_branch
 
 __all__ = ["METHODS", "Method", "make_spec", "read_method", "smooth"]
@@ -52,10 +52,6 @@ class Method:
 
     def __str__(self) -> str:
         return "+".join(filter(None, (self.smooths, self.branches, self.rounds)))
-
-    @property
-    def needs_data(self) -> bool:
-        return bool(self.smooths or self.branches or self.rounds == "gptq")
 
 
 def read_method(words: str) -> Method:
@@ -108,10 +104,12 @@ def make_spec(
     calibration: str = "",
     rank: int = RANK,
     status: Say = lambda text: None,
+    cache: Mapping[str, Tensor] | None = None,  # steps of an int8 K/V cache
 ) -> Spec:
     """The numbers of the weights as they are now; `asked` is the text and the draw word, `checkpoint` its name and
     hash."""
     tensors: dict[str, np.ndarray] = {f"{site}.smooth": factors.numpy() for site, factors in (smoothed or {}).items()}
+    tensors |= {f"{CACHE}{name}": steps.numpy() for name, steps in (cache or {}).items()}
     made: dict[str, Layer] = {}
     for number, (name, layer) in enumerate(layers.items(), start=1):
         status(f"{name}, {number} of {len(layers)}")
@@ -130,6 +128,7 @@ def make_spec(
         made,
         tuple(smoothed or ()),
         tensors_hash(tensors),
+        "int8" if cache else "float",
     )
     return Spec(document, tensors)
 

@@ -12,9 +12,9 @@ from edgemm.measure.report.svg import Axis, Plot
 
 __all__ = ["HEADS", "document_of_search", "front", "plots", "rows"]
 
-HEADS = ("variant", "MB", "ms a token", "ms a step", "perplexity", "tokens alike", "PSNR", "SSIM", "unbeaten")
+HEADS = ("variant", "MB", "ms a token", "ms a step", "perplexity", "tokens alike", "PSNR", "SSIM", "drawn", "unbeaten")
 LOW = ("size_bytes", "text_ms", "draw_ms", "perplexity_percent")  # the less, the better
-HIGH = ("psnr_db",)
+HIGH = ("psnr_db", "drawn")  # drawn: the share that a dataset's judge names rightly, where one was asked
 
 
 def document_of_search(goal: str, budgets: Mapping[str, str], best: str, points: Sequence[dict[str, Any]]) -> dict:
@@ -41,7 +41,8 @@ def _beats(one: dict[str, Any], other: dict[str, Any]) -> bool:
 
 
 def _value(point: dict[str, Any], key: str) -> float:
-    return float(point[key] if key in point else point["scores"][key])
+    """What was not asked for is the same for all."""
+    return float((point[key] if key in point else point["scores"].get(key)) or 0)
 
 
 def rows(search: dict[str, Any]) -> list[tuple[str, ...]]:
@@ -59,6 +60,7 @@ def rows(search: dict[str, Any]) -> list[tuple[str, ...]]:
                 f"{100 * scores['token_agreement']:.1f} %",
                 f"{scores['psnr_db']:.1f} dB",
                 f"{scores['ssim']:.4f}",
+                "" if point.get("drawn") is None else f"{100 * point['drawn']:.1f} %",
                 "yes" if point["name"] in search["front"] else "",
             )
         )
@@ -66,11 +68,14 @@ def rows(search: dict[str, Any]) -> list[tuple[str, ...]]:
 
 
 def plots(search: dict[str, Any]) -> list[str]:
-    """Perplexity and PSNR over megabytes, the unbeaten joined by a line."""
-    return [
+    """Perplexity, PSNR and what is drawn rightly over megabytes, the unbeaten joined by a line."""
+    found = [
         _plot(search, "perplexity_percent", "perplexity, % above float"),
         _plot(search, "psnr_db", "PSNR of drawings, dB"),
     ]
+    if any(point.get("drawn") is not None for point in search["points"]):
+        found.append(_plot(search, "drawn", "drawings that the judge names rightly"))
+    return found
 
 
 def _plot(search: dict[str, Any], key: str, label: str) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
@@ -15,6 +15,7 @@ from edgemm.quantize.inputs import Inputs
 from edgemm.quantize.make import RANK, Method, make_spec, read_method, smooth
 from edgemm.quantize.quantized_linear import quantizable
 from edgemm.quantize.recipe import layers_of, side_of
+from edgemm.quantize.rounded_cache import cache_steps
 from edgemm.quantize.spec import HEAD, Layer, Spec
 
 __all__ = ["SUITED", "Prepared", "prepare", "quantize", "weights_of"]
@@ -41,13 +42,14 @@ def quantize(
     portable: bool = False,
     rank: int = RANK,
     checkpoint: tuple[str, str] = ("", ""),
-    layers: Mapping[str, Layer] | None = None,
     status: Say = lambda text: None,
+    cache: str = "float",  # a word of rounded_cache.py
 ) -> Spec:
     """The spec.  Smoothing is folded into `model` itself, which computes the same as before."""
-    chosen = layers_of(model, text, draw, portable) if layers is None else layers
+    chosen = layers_of(model, text, draw, portable)
     methods = {"text": SUITED[text], "draw": SUITED[draw]} if methods is None else methods
     ready = prepare(model, chosen, methods, calibration, samples, steps, status)
+    rounded = cache_steps(model, read_calibration(calibration, model, samples)) if cache == "int8" else None
     return make_spec(
         weights_of(model),
         chosen,
@@ -59,6 +61,7 @@ def quantize(
         ready.name,
         rank,
         status,
+        rounded,
     )
 
 
@@ -81,21 +84,22 @@ def prepare(
     steps: int | None = None,
     status: Say = lambda text: None,
 ) -> Prepared:
-    """Calibrate, fold the smoothing into `model` itself, calibrate again."""
+    """Calibrate, fold the smoothing into `model` itself, calibrate again where the numbers want it."""
     read = {side: read_method(words) for side, words in methods.items()}
-    sides = {side: any(layer.bits for name, layer in layers.items() if side_of(name) == side) for side in read}
-    static = any(layer.activations == "static" for layer in layers.values())
-    if not static and not any(method.needs_data and sides[side] for side, method in read.items()):
+    quantized = {side_of(name) for name, layer in layers.items() if layer.bits}
+    static = {side_of(name) for name, layer in layers.items() if layer.activations == "static"}
+    before = {side for side, method in read.items() if side in quantized and method.smooths}
+    after = {side for side, m in read.items() if side in quantized and (m.branches or m.rounds == "gptq")} | static
+    if not before | after:
         return Prepared(read, None, {}, "")
     data = read_calibration(calibration, model, samples)
     steps = steps or model.config.sampler.num_inference_steps
     smoothed: dict[str, Tensor] = {}
-    if any(method.smooths and sides[side] for side, method in read.items()):
-        with_gram = {side for side in read if read[side].smooths == "awq"}
-        inputs = _observe(model, layers, read, data, sides, steps, with_gram, status)
-        smoothed = smooth(model, layers, read, inputs)
-    with_gram = {side for side in read if read[side].rounds == "gptq"}
-    seen = _observe(model, layers, read, data, sides, steps, with_gram, status)
+    if before:
+        with_gram = {side for side in before if read[side].smooths == "awq"}
+        smoothed = smooth(model, layers, read, _observe(model, layers, data, before, steps, with_gram, status))
+    with_gram = {side for side in after if read[side].rounds == "gptq"}
+    seen = _observe(model, layers, data, after, steps, with_gram, status) if after else None
     return Prepared(read, seen, smoothed, data.name)
 
 
@@ -107,14 +111,14 @@ def weights_of(model: Unified) -> dict[str, Tensor]:
 def _observe(
     model: Unified,
     layers: Mapping[str, Layer],
-    methods: Mapping[str, Method],
     data: Calibration,
-    sides: Mapping[str, bool],
+    sides: Collection[str],
     steps: int,
-    with_gram: set[str],
+    with_gram: Collection[str],
     status: Say,
 ) -> Inputs:
     status("running the calibration data")
     wanted = [name for name, layer in layers.items() if layer.bits and not name.startswith(HEAD) and side_of(name)]
+    wanted = [name for name in wanted if side_of(name) in sides]
     gram = [name for name in wanted if side_of(name) in with_gram]
-    return observe(model, data, Inputs(wanted, gram), sides["text"], sides["draw"], steps)
+    return observe(model, data, Inputs(wanted, gram), "text" in sides, "draw" in sides, steps)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from edgemm.errors import InputError
+from edgemm.quantize.rounded_cache import round_cache
 from edgemm.quantize.rounded_inputs import rounded
 from edgemm.quantize.smoothing import fold_all
 from edgemm.quantize.spec import REST, Layer, Spec
@@ -53,7 +54,7 @@ def check_layers(model: nn.Module, spec: Spec) -> None:
 
 
 def swap(model: nn.Module, spec: Spec, folded: bool = False) -> None:
-    """In `model` itself: the spec's smoothing, unless it was folded already, then its numbers."""
+    """In `model` itself: the spec's smoothing, unless it was folded already, then its numbers, then its cache's."""
     if not folded:
         fold_all(model, spec)
     check_layers(model, spec)
@@ -67,3 +68,4 @@ def swap(model: nn.Module, spec: Spec, folded: bool = False) -> None:
         elif isinstance(found, nn.Linear):
             parent, _, child = name.rpartition(".")
             setattr(model.get_submodule(parent), child, QuantizedLinear(found, layer, spec, name))
+    round_cache(model, spec)

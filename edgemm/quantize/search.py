@@ -31,7 +31,7 @@ from edgemm.quantize.product_times import ProductTimes
 from edgemm.quantize.quantization import SUITED
 from edgemm.quantize.spec import HEAD, Spec
 
-__all__ = ["GOALS", "Found", "Point", "Search", "search"]
+__all__ = ["GOALS", "Checker", "Found", "Point", "Search", "search"]
 
 GOALS = ("smallest", "fastest")
 GLANCE_TOKENS = 256  # of the text, when a group is judged alone
@@ -39,6 +39,14 @@ GLANCE_PICTURES = 2
 LEAST = 1e-9  # so that nothing divides by zero
 
 Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Checker:
+    """Who says which drawings are right, and a name that tells one from another."""
+
+    name: str
+    score: Callable[[Unified], float]
 
 
 @dataclass(frozen=True)
@@ -51,6 +59,7 @@ class Point:
     text_ms: float  # products of one token
     draw_ms: float  # products of one denoising step
     scores: Scores
+    drawn: float | None = None  # share of a dataset's captions that it draws rightly, if that was asked
 
     def to_json(self) -> dict[str, Any]:
         return {**dataclasses.asdict(self), "scores": self.scores.to_json()}
@@ -79,6 +88,7 @@ def search(
     rank: int = RANK,
     status: Say = lambda text: None,
     report: Say = lambda text: None,
+    checker: Checker | None = None,
 ) -> Found:
     """Smoothing is folded into `model` itself.  Raises CheckFailedError where no walk meets both budgets."""
     steps = steps or model.config.sampler.num_inference_steps
@@ -90,6 +100,7 @@ def search(
         "samples": samples,
         "steps": steps,
         "rank": rank,
+        "checker": checker.name if checker else None,
     }
     written = Journal(journal, about)
     if written.found:
@@ -97,7 +108,7 @@ def search(
     status("asking the float model")
     plain = ask(model, steps)
     levels = make_levels(model, methods, calibration, samples, steps, rank, checkpoint, status)
-    walk = Search(model, levels, goal, budgets, written, plain, steps, status, report)
+    walk = Search(model, levels, goal, budgets, written, plain, steps, status, report, checker)
     best = walk.run()
     levels.set(best.choice)
     return Found(levels.spec(best.choice), best, walk.points, levels.signals(best.choice), plain, ask(model, steps))
@@ -117,9 +128,11 @@ class Search:
         steps: int,
         status: Say,
         report: Say,
+        checker: Checker | None = None,
     ) -> None:
         self.model, self.levels, self.goal, self.budgets = model, levels, goal, budgets
         self.journal, self.plain, self.steps, self.status, self.report = journal, plain, steps, status, report
+        self.checker = checker
         self.times = ProductTimes()
         self.points: list[Point] = []
         self.glanced: tuple[dict[str, int], Tensor, Tensor] | None = None
@@ -224,10 +237,11 @@ class Search:
             self.status(f"judging {name}")
             self.levels.set(choice)
             scores = compare(self.plain, ask(self.model, self.steps))
-            self.journal.add(key, scores=dataclasses.asdict(scores))
-        scores = Scores(**self.journal.found[key]["scores"])
-        ms = self.ms(choice)
-        point = Point(name, choice, self.levels.bytes_of(choice), ms["text"], ms["draw"], scores)
+            drawn = self.checker.score(self.model) if self.checker else None
+            self.journal.add(key, scores=dataclasses.asdict(scores), drawn=drawn)
+        row, ms = self.journal.found[key], self.ms(choice)
+        scores, size = Scores(**row["scores"]), self.levels.bytes_of(choice)
+        point = Point(name, choice, size, ms["text"], ms["draw"], scores, row.get("drawn"))
         if all(point.choice != other.choice for other in self.points):
             self.points.append(point)
             self.report(_line(point, self.met(point)))
@@ -239,6 +253,7 @@ def _line(point: Point, met: bool) -> str:
     return (
         f"-[{'✓' if met else 'x'}] {point.name}: {point.size_bytes / 1e6:.1f} MB, perplexity "
         f"{scores.perplexity_percent:+.2f} %, PSNR {scores.psnr_db:.1f} dB"
+        + ("" if point.drawn is None else f", drawn rightly {100 * point.drawn:.1f} %")
     )
 
 

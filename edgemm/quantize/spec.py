@@ -3,7 +3,8 @@
     quant.json           what each layer is (Layer below), from which checkpoint, by which method; hash of the tensors
     quant.safetensors    NAME.codes (n, k) uint8, two a byte when they have 4 bits; NAME.scales, NAME.zeros (n, g);
                          NAME.low_rank_down (r, k), NAME.low_rank_up (n, r); NAME.range (steps,), the largest input at
-                         each denoising step; SITE.smooth (k,), what smoothing.py divides a site's output by
+                         each denoising step; SITE.smooth (k,), what smoothing.py divides a site's output by;
+                         cache.key.LAYER, cache.value.LAYER (g, d), steps of a K/V cache in int8 (rounded_cache.py)
 
 Numbers are those of the smoothed weights.  A spec knows no graph and no operator: edgemm/export/lower_*.py do, and
 refuse what their target cannot take.  `transformer.embed_tokens` is the embedding and the head, which share it; where
@@ -29,6 +30,7 @@ from edgemm.typed_json import decode, encode, parse
 
 __all__ = [
     "ACTIVATIONS",
+    "CACHE",
     "HEAD",
     "JSON_FILE",
     "REST",
@@ -92,8 +94,11 @@ class Document:
     layers: dict[str, Layer]
     smoothed: tuple[str, ...]  # sites of smoothing.py
     tensors_sha256: str
+    cache: str = "float"  # of keys and values: as the target computes, or "int8"
 
     def __post_init__(self) -> None:
+        if self.cache not in ("float", "int8"):
+            raise InputError(f"cache is {self.cache!r}, expected 'float' or 'int8'")
         if self.schema_version != SCHEMA_VERSION:
             raise InputError(f"schema_version is {self.schema_version}, this edgemm reads {SCHEMA_VERSION}")
 
@@ -123,6 +128,12 @@ class Spec:
         if not self.layer(name).rank:
             return None
         return self.tensors[f"{name}.low_rank_down"], self.tensors[f"{name}.low_rank_up"]
+
+    def cache_steps(self) -> dict[str, np.ndarray]:
+        """`key.LAYER` and `value.LAYER` -> steps (g, d) of an int8 cache; nothing of a float one."""
+        if self.document.cache == "float":
+            return {}
+        return {name[len(CACHE) :]: array for name, array in self.tensors.items() if name.startswith(CACHE)}
 
     def coarsest(self, component: str) -> str:
         """The precision to call a component by: that of its coarsest layer."""
@@ -169,6 +180,7 @@ class Spec:
         return part == "codes" and self.layer(layer).bits == 4
 
 
+CACHE = "cache."
 PARTS = ("codes", "scales", "zeros")
 
 
@@ -203,6 +215,9 @@ def read_spec(path: Path) -> Spec:
             if layer.bits == 4:
                 k = _inputs_of(layer, tensors[f"{name}.codes"])
                 tensors[f"{name}.codes"] = _unpack(tensors[f"{name}.codes"], k)
+    for name, steps in spec.cache_steps().items():
+        if steps.ndim != 2 or not (np.isfinite(steps).all() and (steps > 0).all()):
+            raise InputError(f"{TENSOR_FILE}: {CACHE}{name} holds a step that is not a positive number")
     found = tensors_hash(tensors)
     if found != document.tensors_sha256:
         raise CheckFailedError(

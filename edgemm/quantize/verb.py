@@ -12,6 +12,20 @@ from edgemm.quantize.destination import check_destination, journal_of
 __all__ = ["HELP", "add_arguments", "run"]
 
 SIDES = ("text", "draw")
+ALONE = (
+    "text",
+    "draw",
+    "method",
+    "calibration",
+    "samples",
+    "steps",
+    "auto",
+    "cache",
+    "portable",
+    "budget_text",
+    "budget_draw",
+)
+ALONE += ("report", "tasks")  # what --bitsandbytes has no use for
 HELP = "decide how a checkpoint is quantized, reading and drawing apart, and judge it before any export"
 
 
@@ -41,6 +55,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         choices=("smallest", "fastest"),
         help="find each layer's precision: the smallest (default) or fastest model within both budgets",
     )
+    parser.add_argument(
+        "--bitsandbytes",
+        choices=("nf4", "int8"),
+        help="write no spec but the transformer alone, as a folder that transformers and bitsandbytes load",
+    )
+    parser.add_argument("--cache", choices=("float", "int8"), help="keys and values on CPUs (default: float)")
     parser.add_argument("--portable", action="store_true", help="forms that NVIDIA and OpenVINO take too")
     parser.add_argument("--budget-text", metavar="BUDGET", help="ppl+3%%: perplexity at most 3 %% higher, or exit 7")
     parser.add_argument(
@@ -48,7 +68,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--report", metavar="PAGE.html", help="judge the spec and write a page, and JSON beside it")
     parser.add_argument(
-        "--tasks", metavar="DIR", help="a dataset: both models do its tasks, and the report compares them pair by pair"
+        "--tasks",
+        metavar="DIR",
+        help="a dataset: both models do its tasks, and the report compares them pair by pair; with --auto its judge "
+        "scores every variant's drawings",
     )
     parser.add_argument("--tasks-limit", type=int, default=100, metavar="N", help="questions a kind (default: 100)")
     parser.add_argument("--overwrite", action="store_true", help="replace a spec that stands there")
@@ -57,6 +80,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     methods = read_methods(args.method)
     _check(args)
+    if args.bitsandbytes:
+        return _write_bitsandbytes(args)
     with StatusLine() as status:
         status.say("loading torch")
         try:
@@ -83,6 +108,7 @@ def run(args: argparse.Namespace) -> int:
             report=Path(args.report) if args.report else None,
             tasks=Path(args.tasks) if args.tasks else None,
             tasks_limit=args.tasks_limit,
+            cache=args.cache or "float",
         )
         if args.auto:
             spec = auto(model, job, args.auto, output, status.say, status.print)
@@ -99,8 +125,30 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
+def _write_bitsandbytes(args: argparse.Namespace) -> int:
+    with StatusLine() as status:
+        status.say("loading torch")
+        try:
+            from edgemm.model import checkpoint
+            from edgemm.quantize.bitsandbytes_folder import write_bitsandbytes
+        except ImportError as error:
+            raise MissingError(f"quantize needs {error.name or error}: pip install 'edgemm[export]'") from error
+        model = checkpoint.load(Path(args.checkpoint).resolve())
+        status.say(f"packing the transformer in {args.bitsandbytes}")
+        write_bitsandbytes(model, Path(args.output), args.bitsandbytes, args.overwrite)
+    print(
+        f"Wrote {args.output} (the transformer in {args.bitsandbytes}: it reads text); "
+        f"next: transformers.AutoModelForCausalLM.from_pretrained({args.output!r})"
+    )
+    return 0
+
+
 def _check(args: argparse.Namespace) -> None:
     """What makes no sense is told before torch is loaded."""
+    if args.bitsandbytes:
+        given = [name for name in ALONE if getattr(args, name)]
+        if given:
+            raise UsageError(f"--bitsandbytes rounds by itself: leave out --{given[0].replace('_', '-')}")
     for name in ("steps", "rank", "tasks_limit"):
         if (value := getattr(args, name)) is not None and value < 1:
             raise UsageError(f"--{name.replace('_', '-')} is {value}, expected 1 or more")
@@ -110,6 +158,8 @@ def _check(args: argparse.Namespace) -> None:
         raise UsageError("--tasks is for the report: give --report PAGE.html too")
     if args.auto and (args.portable or args.text or args.draw):
         raise UsageError("--auto decides every layer's precision itself: leave out --text, --draw and --portable")
+    if args.cache == "int8" and (args.auto or args.portable):
+        raise UsageError("--cache int8 is for CPUs, and --auto does not search it: leave out --auto and --portable")
 
 
 def read_methods(words: str | None) -> dict[str, str]:

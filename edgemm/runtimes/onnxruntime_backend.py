@@ -34,7 +34,13 @@ __all__ = [
     "version",
 ]
 
-ORT_TYPES = {"tensor(float)": "float32", "tensor(float16)": "float16", "tensor(int64)": "int64", "tensor(bool)": "bool"}
+ORT_TYPES = {
+    "tensor(float)": "float32",
+    "tensor(float16)": "float16",
+    "tensor(int64)": "int64",
+    "tensor(int8)": "int8",
+    "tensor(bool)": "bool",
+}
 ERRORS_ONLY = 3
 NO_OPTIONS: Mapping[str, str] = MappingProxyType({})
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -38,18 +39,26 @@ def graphs(model) -> dict[str, ComponentGraph]:
 
 
 @pytest.fixture(scope="session")
-def references(graphs) -> Callable[[ComponentGraph], ModelProto]:
-    """trace(), but each component of the one model is traced once in the whole session."""
-    traced: dict[str, bytes] = {}
+def references() -> Callable[[ComponentGraph], ModelProto]:
+    """trace(), but each component is traced once in the whole session, and once more when it was smoothed."""
+    traced: dict[tuple[str, str], bytes] = {}
 
     def trace_once(graph: ComponentGraph) -> ModelProto:
-        if graph.name not in traced:
-            traced[graph.name] = trace(graphs[graph.name]).SerializeToString()
+        key = graph.name, _weights_of(graph)
+        if key not in traced:
+            traced[key] = trace(graph).SerializeToString()
         copy = ModelProto()
-        copy.ParseFromString(traced[graph.name])
+        copy.ParseFromString(traced[key])
         return copy
 
     return trace_once
+
+
+def _weights_of(graph: ComponentGraph) -> str:
+    digest = hashlib.sha256()
+    for tensor in graph.module.state_dict().values():
+        digest.update(tensor.detach().contiguous().numpy().tobytes())
+    return digest.hexdigest()
 
 
 @pytest.fixture(scope="session")

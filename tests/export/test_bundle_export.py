@@ -281,13 +281,15 @@ def scaled(model, output, factor):
     ],
 )
 def test_a_component_that_differs_leaves_no_bundle(fails, monkeypatch, tmp_path, component, output, precision, factor):
-    from edgemm.export.lower_cpu import lower
+    def wrongly(lower):
+        def run(name, *how):
+            graph, real = lower(name, *how)
+            return (scaled(graph, output, factor) if name == component else graph), real
 
-    def lower_wrongly(name, *how):
-        graph, real = lower(name, *how)
-        return (scaled(graph, output, factor) if name == component else graph), real
+        return run
 
-    monkeypatch.setattr(variants, "lower_cpu", lower_wrongly)
+    for lowering in ("lower_cpu", "lower_ort_cpu"):  # without a spec, and with one
+        monkeypatch.setattr(variants, lowering, wrongly(getattr(variants, lowering)))
     line = fails(7, "--precision", precision)
     assert f"the bundle differs from the model, and was not kept: {component} (" in line
     assert left_behind(tmp_path) == []

@@ -8,10 +8,13 @@ from collections import Counter
 import numpy as np
 import onnxruntime
 import pytest
+import torch
 from onnx import ModelProto, TensorProto, helper, numpy_helper
 
 from edgemm.errors import UsageError
-from edgemm.export.lower_cpu import lower, quick_spec
+from edgemm.export.lower_cpu import PRECISIONS, lower, quick_spec
+from edgemm.export.plan_specs import plan_specs
+from edgemm.export.targets import read_plans
 from edgemm.quantize import recipe
 from edgemm.quantize.quantization import quantize
 from edgemm.quantize.recipe import QUICK
@@ -39,6 +42,15 @@ def test_a_graph_gets_the_numbers_that_its_torch_model_would(references, graphs,
     assert layers == wanted.document.layers
     assert tensors.keys() == wanted.tensors.keys()
     assert all(np.array_equal(array, wanted.tensors[name]) for name, array in tensors.items())
+
+
+def test_int8_alone_is_smoothed_and_never_where_adapters_are_to_fit(model):
+    found = {precision: plan_specs(copy.deepcopy(model), read_plans("cpu", precision)) for precision in PRECISIONS}
+    assert {precision: list(specs) for precision, specs in found.items()} == {"fp32": [], "int8": ["cpu"], "int4": []}
+    assert len(found["int8"]["cpu"].document.smoothed) == 2 * 3, "three places of each transformer layer"
+    untouched = copy.deepcopy(model)
+    assert plan_specs(untouched, read_plans("cpu", "int8"), adaptable=True) == {}
+    assert all(torch.equal(a, b) for a, b in zip(untouched.parameters(), model.parameters(), strict=True))
 
 
 @pytest.mark.parametrize(("depth", "fine"), [(1, 3), (2, 6)])
