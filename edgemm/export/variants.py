@@ -25,6 +25,7 @@ from edgemm.export.lower_float import ADAPTER_RANK, fixed_sizes, graph_specs, lo
 from edgemm.export.lower_ort_cpu import CONTRIB, lower_ort_cpu
 from edgemm.export.lower_ort_cuda import lower_ort_cuda
 from edgemm.export.lower_tensorrt import lower_tensorrt
+from edgemm.export.ort_cpu_graph import for_ort_cpu
 from edgemm.export.parity import Comparison
 from edgemm.export.passes.adapter_inputs import adapter_inputs, adapter_points
 from edgemm.export.passes.delta_to_residual import delta_to_residual
@@ -110,6 +111,8 @@ def write_graphs(
                         adapter_inputs(lowered, adapter_points(name, reference, adapters))
                 else:
                     lowered, real = _lower_float(name, adaptable, plan, sizes)
+                if plan.dialect == "cpu":
+                    for_ort_cpu(lowered, reference, _longest(sizes, inputs[name]))
                 done[kind] = f"{lowering if _has_contrib(lowered) else plan.dialect}-{real}"
                 if done[kind] not in variants:
                     path = f"components/{name}/{done[kind]}.onnx"
@@ -170,6 +173,11 @@ def _lower_float(
         return lower_float(name, reference, plan.precision, plan.dialect, sizes)
     except ValueError as error:
         raise UsageError(f"{name} cannot be written for {plan.target} in {plan.precision}: {error}") from error
+
+
+def _longest(sizes: dict[str, dict[str, int]], example: dict[str, Tensor]) -> int:
+    """Tokens of a context, and what it is compared on may be longer than what is promised."""
+    return max([sizes.get("transformer", {}).get("T", 0), *(t.shape[2] for t in example.values() if t.ndim == 4)])
 
 
 def _has_contrib(lowered: ModelProto) -> bool:

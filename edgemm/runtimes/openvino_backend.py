@@ -1,8 +1,8 @@
 """OpenVINO as a backend for CPUs: compiled models, and arrays shared with them.
 
-It reads the bundle's own ONNX graphs.  TensorScatter, which it does not know yet, is told to it in operators that it
-does.  Where it is asked for bfloat16 and this CPU has none it would compute in float32 without a word, so what was
-asked is compared with what the compiled model says.
+It reads the bundle's own ONNX graphs; what it does not know is told to it (openvino_operators.py).  Where it is asked
+for bfloat16 and this CPU has none it would compute in float32 without a word, so what was asked is compared with what
+the compiled model says.
 """
 
 from __future__ import annotations
@@ -12,22 +12,19 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import openvino as ov
-import openvino.opset14 as ops
-from openvino.frontend.onnx import ConversionExtension
 
 from edgemm.components import TensorSpec
 from edgemm.errors import BundleError, EdgemmError, MissingError, ResourceError
 from edgemm.manifest import Variant
 from edgemm.runtimes.engine import Arrays, check_binding
 from edgemm.runtimes.onnx_external_data import check_external_data
+from edgemm.runtimes.openvino_operators import extensions
 from edgemm.runtimes.threads import ThreadPlan
 
 __all__ = ["OpenVinoBinding", "OpenVinoEngine", "open_engine", "providers", "version"]
 
 PRECISIONS = {"CPU f32": ov.Type.f32, "CPU bf16": ov.Type.bf16}  # provider -> what products are computed in
-SLOT_AXIS = 2
 
 
 def version() -> str:
@@ -50,7 +47,8 @@ def open_engine(
     """Loads one component; `lock` is shared by the engines of a model, so that runs take turns."""
     check_external_data(graph, data)
     core, precision = ov.Core(), PRECISIONS[provider]
-    core.add_extension(ConversionExtension("TensorScatter", "", _scatter))
+    for extension in extensions():
+        core.add_extension(extension)
     try:
         model = core.read_model(graph)
     except RuntimeError as error:
@@ -107,22 +105,6 @@ class OpenVinoBinding:
                 self._request.infer()
         except RuntimeError as error:
             raise _explained(error, f"{engine.component}: OpenVINO failed", EdgemmError) from error
-
-
-def _scatter(node: Any) -> Any:
-    """TensorScatter (opset 24, linear): rows (b, g, s, d) written into (b, g, T, d) from slot index (b) on."""
-    cache, rows, index = node.get_input(0), node.get_input(1), node.get_input(2)
-    if node.get_attribute("axis") != SLOT_AXIS:
-        raise ValueError(f"TensorScatter along axis {node.get_attribute('axis')}, expected {SLOT_AXIS}")
-    whole, axis, zero, one = ops.shape_of(rows, "i64"), _whole(SLOT_AXIS), _whole(0), _whole(1)
-    steps = ops.range(zero, ops.gather(whole, axis, zero), one, output_type="i64")  # (s)
-    steps = ops.unsqueeze(steps, _whole([0, 1, 3]))
-    slots = ops.broadcast(ops.add(ops.unsqueeze(index, _whole([1, 2, 3])), steps), whole)  # (b, g, s, d)
-    return ops.scatter_elements_update(cache, slots, rows, axis).outputs()
-
-
-def _whole(value: int | list[int]) -> Any:
-    return ops.constant(value, np.int64)
 
 
 def _compare(graph: Path, side: str, specs: tuple[TensorSpec, ...], found: Sequence[Any]) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import onnxruntime
 import pytest
 import torch
@@ -55,10 +56,15 @@ def random_nano(config: ModelConfig | None = None) -> Unified:
 
 
 def open_graph(bundle: Path, variant: Variant) -> onnxruntime.InferenceSession:
+    return opened(str(bundle / variant.graph))
+
+
+def opened(model: onnx.ModelProto | str) -> onnxruntime.InferenceSession:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
     options.log_severity_level = 3  # else it tells every copy of a cache that is not bound in place
-    return onnxruntime.InferenceSession(str(bundle / variant.graph), options, providers=["CPUExecutionProvider"])
+    graph = model if isinstance(model, str) else model.SerializeToString()
+    return onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
 
 
 def run_graph(session: onnxruntime.InferenceSession, inputs: dict[str, Any]) -> list[np.ndarray]:

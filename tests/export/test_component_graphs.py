@@ -141,7 +141,7 @@ def random_inputs(graph, sizes, seed=0):
         {"b": 1, "s": 1, "T": 1, "m": 1},
         {"b": 1, "s": 1, "T": 40, "m": 1},  # a step of decoding
         {"b": 1, "s": 17, "T": 17, "m": 12},  # the whole cache at once
-        {"b": 3, "s": 4, "T": 23, "m": 2},
+        {"b": 3, "s": 1, "T": 23, "m": 2},
         {"b": 2, "s": 6, "T": 300, "m": 7},
     ],
     ids=str,
@@ -151,12 +151,15 @@ def test_transformer_graph(graphs, sessions, sizes):
     inputs = random_inputs(graphs["transformer"], sizes)
     inputs["input_ids"] = torch.arange(b * s).reshape(b, s) * 7 % 264
     inputs["image_index"] = torch.where(torch.arange(b * s).reshape(b, s) % 3 == 1, torch.arange(s) % rows, -1)
-    inputs["write_index"] = torch.arange(b) * 5 % (slots - s + 1)
+    inputs["write_index"] = torch.arange(b) * 5 % (slots - s + 1) * (s == 1 or b == 1)  # docs/bundle.md
     own = inputs["write_index"][:, None] + torch.arange(s)
     inputs["attention_limit"] = own - own % 2 + 1  # pairs that see one another
-    inputs["attention_limit"].clamp_(max=slots - 1)
+    inputs["attention_limit"].clamp_(max=own[:, -1:])
     inputs["logits_index"] = (s - 1 - torch.arange(b)) % s
-    assert_close(run_graph(sessions["transformer"], inputs), call(graphs["transformer"], inputs))
+    found, wanted = run_graph(sessions["transformer"], inputs), call(graphs["transformer"], inputs)
+    for row, end in enumerate(own[:, -1] + 1):  # what a cache holds behind it is nobody's
+        one, other = ([logits[row], *(cache[row, :, :end] for cache in caches)] for logits, *caches in (found, wanted))
+        assert_close(one, other)
 
 
 @needs_opset_24

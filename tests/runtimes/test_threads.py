@@ -60,6 +60,14 @@ def test_other_work_stops_the_spinning(quiet, monkeypatch):
     assert "75% busy" in plan.why
 
 
+@pytest.mark.parametrize(("running", "spins"), [("1/200", True), ("5/200", False), ("?", False)])
+def test_work_that_has_ended_does_not(quiet, monkeypatch, running, spins):
+    monkeypatch.setattr(os, "getloadavg", lambda: (6.0, 1.0, 1.0))
+    (quiet / "proc").mkdir()
+    (quiet / "proc/loadavg").write_text(f"6.00 1.00 1.00 {running} 4711\n")
+    assert threads.plan_threads(root=quiet).spinning == spins
+
+
 def test_more_threads_than_cores_do_not_spin(quiet):
     plan = threads.plan_threads(12, root=quiet)
     assert (plan.count, plan.spinning) == (12, False)

@@ -13,9 +13,21 @@ from typing import Any
 import numpy as np
 from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper, shape_inference
 
-__all__ = ["Expand", "Patch", "Shape", "attribute", "expand_nodes", "replace_nodes", "value_shapes", "value_types"]
+__all__ = [
+    "CONTRIB",
+    "Expand",
+    "Patch",
+    "Shape",
+    "attribute",
+    "expand_nodes",
+    "import_contrib",
+    "replace_nodes",
+    "value_shapes",
+    "value_types",
+]
 
 Shape = tuple[int | str | None, ...]
+CONTRIB = "com.microsoft"  # ONNX Runtime's own operators
 LARGE = 256  # numbers in an initializer that is left out when types are inferred: none of ours is a shape
 
 
@@ -133,6 +145,12 @@ def attribute(node: NodeProto, name: str, default: Any) -> Any:
 def value_types(model: ModelProto) -> dict[str, int]:
     """Name of every value in the graph -> its TensorProto.DataType."""
     return _inferred(model)[0]
+
+
+def import_contrib(model: ModelProto) -> None:
+    """Says in `model` itself that it has operators of ONNX Runtime's own."""
+    if all(opset.domain != CONTRIB for opset in model.opset_import):
+        model.opset_import.append(helper.make_opsetid(CONTRIB, 1))
 
 
 def value_shapes(model: ModelProto) -> dict[str, Shape]:

@@ -6,47 +6,42 @@ import numpy as np
 import onnx
 import pytest
 
+from edgemm.export.lower_cpu import lower
 from edgemm.export.passes.fused_products import fused_products
-from tests.export.nano import needs_opset_24, open_graph, run_graph
+from tests.export.nano import needs_opset_24, opened, run_graph
 
 pytestmark = needs_opset_24
 
 
-def fused(path) -> tuple[onnx.ModelProto, bool]:
-    model = onnx.load(path)
-    return model, fused_products(model)
+@pytest.fixture(scope="module", params=["int8", "int4"])
+def lowered(request, references, graphs):
+    reference = references(graphs["transformer"])
+    return lower("transformer", reference, request.param)[0]
 
 
-@pytest.mark.parametrize("precision", ["int8", "int4"])
-def test_a_transformer_with_fused_products_is_the_same_bit_for_bit(bundles, runtimes, precision, tmp_path):
-    runtime = runtimes[precision]
-    variant = runtime.manifest.variant("transformer", "cpu")
-    model, changed = fused(bundles[precision] / variant.graph)
-    products = [node for node in model.graph.node if node.op_type == "MatMulNBits"]
-    before = [n for n in onnx.load(bundles[precision] / variant.graph).graph.node if n.op_type == "MatMulNBits"]
-    assert changed and len(products) < len(before)
+def test_a_transformer_with_fused_products_is_the_same_bit_for_bit(lowered):
+    model = onnx.ModelProto()
+    model.CopyFrom(lowered)
+    assert fused_products(model)
+    products, before = (
+        [node for node in graph.graph.node if node.op_type == "MatMulNBits"] for graph in (model, lowered)
+    )
+    assert len(products) < len(before)
     assert sum(a.i for n in products for a in n.attribute if a.name == "N") == sum(
         a.i for n in before for a in n.attribute if a.name == "N"
     )
-    path = tmp_path / variant.graph
-    path.parent.mkdir(parents=True)
-    onnx.save(model, path)
-    inputs = _inputs(runtime, seed=0)
-    for found, wanted in zip(
-        run_graph(open_graph(tmp_path, variant), inputs),
-        run_graph(open_graph(bundles[precision], variant), inputs),
-        strict=True,
-    ):
+    plain, fast = opened(lowered), opened(model)
+    inputs = _inputs(plain, seed=0)
+    for found, wanted in zip(run_graph(fast, inputs), run_graph(plain, inputs), strict=True):
         assert np.array_equal(found, wanted)
 
 
-def test_products_of_other_inputs_or_in_float_stay(bundles, runtimes):
-    variant = runtimes["int8"].manifest.variant("denoiser", "cpu")
-    model, changed = fused(bundles["int8"] / variant.graph)
-    assert not changed and not any(node.op_type == "Split" and "fused" in node.name for node in model.graph.node)
+def test_products_of_other_inputs_or_in_float_stay(references, graphs):
+    model, _ = lower("denoiser", references(graphs["denoiser"]), "int8")
+    assert not fused_products(model) and not any("fused" in node.name for node in model.graph.node)
 
 
-def _inputs(runtime, seed: int) -> dict[str, np.ndarray]:
+def _inputs(session, seed: int) -> dict[str, np.ndarray]:
     """Five tokens, the cache empty."""
     random, s, slots = np.random.default_rng(seed), 5, 8
     whole = np.arange(s)[None]
@@ -57,8 +52,8 @@ def _inputs(runtime, seed: int) -> dict[str, np.ndarray]:
         "attention_limit": whole,
         "logits_index": np.array([s - 1]),
     }
-    for name, spec in runtime.engine("transformer").inputs.items():
-        if name not in given:
-            shape = [{"b": 1, "T": slots, "m": 1}.get(e, e) for e in spec.shape]
-            given[name] = np.zeros(shape, np.float32)
+    for value in session.get_inputs():
+        if value.name not in given:
+            shape = [{"b": 1, "T": slots, "m": 1}.get(size, size) for size in value.shape]
+            given[value.name] = np.zeros(shape, np.float32)
     return given

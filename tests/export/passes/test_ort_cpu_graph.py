@@ -1,0 +1,185 @@
+"""ONNX Runtime's own larger operators say what the reference's operators say, on whatever the runtime asks of them."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import numpy as np
+import onnx
+import pytest
+from onnx import ModelProto
+
+from edgemm.export.lower_cpu import quick_spec
+from edgemm.export.lower_ort_cpu import lower_ort_cpu
+from edgemm.export.ort_cpu_graph import for_ort_cpu
+from edgemm.export.passes.adapter_inputs import adapter_inputs, adapter_points
+from edgemm.export.passes.added_norm import added_norm
+from edgemm.export.passes.grouped_attention import grouped_attention
+from edgemm.export.passes.rewriting import value_shapes
+from tests.export.nano import needs_opset_24, opened, run_graph
+
+pytestmark = needs_opset_24
+SLOTS, CACHE = 40, 24  # the longest context, and this one's
+TOLERANCE = 2e-5  # float32, added up in another order
+ASKED = {  # new tokens, and what each row has read before
+    "a prompt": (9, [0]),
+    "a later turn": (7, [5]),
+    "prompts side by side": (9, [0, 0, 0]),
+    "a token": (1, [11]),
+    "a first token": (1, [0]),
+    "tokens of uneven rows": (1, [3, 11, 0]),
+    "the last slot": (1, [CACHE - 1]),
+}
+
+
+@pytest.fixture(scope="module")
+def reference(references, graphs) -> ModelProto:
+    return references(graphs["transformer"])
+
+
+@pytest.fixture(scope="module")
+def plain(reference):
+    return opened(reference)
+
+
+@pytest.fixture(scope="module")
+def rewritten(references, graphs, reference):
+    model = references(graphs["transformer"])
+    for_ort_cpu(model, reference, SLOTS)
+    return model
+
+
+@pytest.fixture(scope="module")
+def fast(rewritten):
+    return opened(rewritten)
+
+
+def kinds(model: ModelProto) -> Counter[str]:
+    return Counter(node.op_type for node in model.graph.node)
+
+
+def asked(session, s: int, starts: list[int], picture: bool) -> dict[str, np.ndarray]:
+    """A cache full of numbers; with a picture, tokens 1 to 3 see one another."""
+    random, b = np.random.default_rng(s + sum(starts)), len(starts)
+    limit = np.array(starts)[:, None] + np.arange(s)
+    index = np.full((b, s), -1)
+    if picture:
+        limit[:, 1:4], index[:, 1:4] = limit[:, 3:4], np.arange(3)
+    given = {
+        "input_ids": random.integers(0, 200, (b, s)),
+        "image_index": index,
+        "write_index": np.array(starts),
+        "attention_limit": limit,
+        "logits_index": np.full(b, s - 1),
+    }
+    for value in session.get_inputs():
+        if value.name not in given:
+            shape = [{"b": b, "T": CACHE, "m": 4}.get(size, size) for size in value.shape]
+            given[value.name] = random.standard_normal(shape).astype(np.float32)
+    return given
+
+
+@pytest.mark.parametrize("picture", [False, True], ids=["words", "a picture"])
+@pytest.mark.parametrize("what", ASKED)
+def test_the_rewritten_transformer_says_what_the_reference_says(plain, fast, what, picture):
+    s, starts = ASKED[what]
+    given = asked(plain, s, starts, picture and s > 4)
+    wanted, found = run_graph(plain, given), run_graph(fast, given)
+    names = [value.name for value in plain.get_outputs()]
+    assert names == [value.name for value in fast.get_outputs()]
+    for name, one, other in zip(names, found, wanted, strict=True):
+        for row, start in enumerate(starts):
+            read = row if name == "logits" else (row, slice(None), slice(0, start + s))
+            atol = TOLERANCE * np.abs(other).max()
+            np.testing.assert_allclose(one[read], other[read], rtol=0, atol=atol, err_msg=f"{name}, row {row}")
+
+
+def test_nothing_of_the_old_attention_is_left(model, reference, rewritten):
+    found, depth = kinds(rewritten), model.config.transformer.depth
+    assert found["GroupQueryAttention"] == depth and found["SkipSimplifiedLayerNormalization"] == 2 * depth - 1
+    gone = ("Attention", "RotaryEmbedding", "TensorScatter", "Transpose", "Cos")
+    assert all(kinds(reference)[kind] and not found[kind] for kind in gone)
+    assert [v.name for v in rewritten.graph.input] == [v.name for v in reference.graph.input]
+
+
+def test_one_product_gives_queries_keys_and_values_in_one_piece(references, graphs, reference):
+    model, _ = lower_ort_cpu(
+        "transformer", references(graphs["transformer"]), quick_spec("transformer", reference, "int8")
+    )
+    for_ort_cpu(model, reference, SLOTS)
+    attentions = [node for node in model.graph.node if node.op_type == "GroupQueryAttention"]
+    assert attentions and all(list(node.input[1:3]) == ["", ""] for node in attentions)
+
+
+def test_adapters_stand_between_the_product_and_attention(references, graphs, reference, plain):
+    model = references(graphs["transformer"])
+    adapter_inputs(model, adapter_points("transformer", reference, ("q_proj", "v_proj")))
+    for_ort_cpu(model, reference, SLOTS)
+    session = opened(model)
+    given = asked(plain, 5, [2], False)
+    for value in session.get_inputs():
+        if value.name not in given:
+            given[value.name] = np.zeros([2 if size == "r" else size for size in value.shape], np.float32)
+    one, other = run_graph(session, given)[0], run_graph(plain, {k: given[k] for k in given if "adapter" not in k})[0]
+    np.testing.assert_allclose(one, other, rtol=0, atol=TOLERANCE * np.abs(other).max())
+
+
+@pytest.mark.parametrize("what", ["a prompt", "a later turn", "tokens of uneven rows"])
+def test_openvino_reads_them_as_onnx_runtime_does(on_openvino, fast, what):
+    s, starts = ASKED[what]
+    given = asked(fast, s, starts, s > 4)
+    found = on_openvino(given)
+    for name, wanted in zip([value.name for value in fast.get_outputs()], run_graph(fast, given), strict=True):
+        assert found[name].shape == wanted.shape
+        for row, start in enumerate(starts):
+            read = row if name == "logits" else (row, slice(None), slice(0, start + s))
+            np.testing.assert_allclose(found[name][read], wanted[read], rtol=0, atol=1e-4 * np.abs(wanted).max())
+
+
+@pytest.fixture(scope="module")
+def on_openvino(rewritten, tmp_path_factory):
+    ov = pytest.importorskip("openvino")
+    from edgemm.runtimes.openvino_operators import extensions
+
+    path = tmp_path_factory.mktemp("openvino") / "graph.onnx"
+    onnx.save(rewritten, path)
+    core = ov.Core()
+    for extension in extensions():
+        core.add_extension(extension)
+    return core.compile_model(core.read_model(path), "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+
+
+@pytest.mark.parametrize("component", ["denoiser", "conditioner", "image_decoder"])
+def test_other_components_stay_as_they_are(references, graphs, component):
+    model, reference = references(graphs[component]), references(graphs[component])
+    for_ort_cpu(model, reference, SLOTS)
+    assert model == reference
+
+
+def test_a_cache_that_is_not_float_and_a_mask_of_another_kind_stay(references, graphs, reference):
+    for spoil in (_with_int8_caches, _with_another_mask):
+        model = references(graphs["transformer"])
+        spoil(model)
+        assert not grouped_attention(model, value_shapes(reference), SLOTS)
+
+
+def test_a_sum_that_repeats_a_row_is_not_joined_with_its_norm(reference):
+    model, shapes = ModelProto(), value_shapes(reference)
+    model.CopyFrom(reference)
+    narrow = {
+        name: (shape[0], 1, shape[2]) if len(shape) == 3 and "linear" in name else shape
+        for name, shape in shapes.items()
+    }
+    assert not added_norm(model, narrow)
+
+
+def _with_int8_caches(model: ModelProto) -> None:
+    for value in model.graph.input:
+        if value.name.startswith("past_"):
+            value.type.tensor_type.elem_type = 3
+
+
+def _with_another_mask(model: ModelProto) -> None:
+    for node in model.graph.node:
+        if node.op_type == "LessOrEqual":
+            node.op_type = "GreaterOrEqual"
