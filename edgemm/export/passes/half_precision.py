@@ -19,6 +19,7 @@ __all__ = ["half_precision"]
 FLOAT, HALF = TensorProto.FLOAT, TensorProto.FLOAT16
 LARGEST = float(np.finfo(np.float16).max)
 ANGLES = ("Cos", "Sin")
+SCALES = 2  # which input of Resize
 
 
 def half_precision(
@@ -80,7 +81,8 @@ class _Converter:
         copy.CopyFrom(node)
         for place, name in enumerate(node.input):
             if name and self.types[name] == FLOAT:
-                copy.input[place] = self._in(name, precision)
+                always = node.op_type == "Resize" and place == SCALES  # the operator knows no other type
+                copy.input[place] = self._in(name, FLOAT if always else precision)
         if precision == HALF:
             for item in copy.attribute:
                 if item.name == "to" and node.op_type == "Cast" and item.i == FLOAT:

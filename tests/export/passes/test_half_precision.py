@@ -6,7 +6,7 @@ import pytest
 from onnx import TensorProto, helper
 
 from edgemm.export.passes.half_precision import half_precision
-from tests.export.passes.one_op import one_op, run
+from tests.export.passes.one_op import one_op, ops, random_inputs, run
 
 WEIGHT = (np.random.default_rng(1).standard_normal((4, 4)) / 2).astype(np.float32)
 
@@ -75,3 +75,14 @@ def test_a_graph_with_half_in_it_is_refused():
     half_precision(model, nothing)
     with pytest.raises(ValueError, match="float32 alone"):
         half_precision(model, nothing)
+
+
+def test_the_scales_of_a_resize_stay_float32_for_it_knows_no_other():
+    weights = {"roi": np.array([], np.float32), "scales": np.array([1, 1, 2, 2], np.float32)}
+    sides = [{name: (np.float32, (1, 2, side, side))} for name, side in (("x", 3), ("y", 6))]
+    model = one_op("Resize", *sides, weights)
+    x = random_inputs(model)
+    wanted = run(model, x)[0]
+    half_precision(model, nothing)
+    np.testing.assert_allclose(run(model, x)[0], wanted, atol=5e-3)
+    assert {"Resize", "Cast"} == ops(model)
