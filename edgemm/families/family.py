@@ -6,6 +6,8 @@ A family's module has
     parts(checkpoint)             the graphs, their example inputs and the loops
 and, where it draws,
     draw_codes(checkpoint, prompt, guidance, count)     the library's own likeliest codes, for comparison
+and, where the library wants more than its image processor gives,
+    library_inputs(checkpoint, ids, images)             what its model is called with for the runtime's token ids
 Everything a runtime has to know goes into loops and tables: it never learns a family's name for more than a label.
 """
 
@@ -40,6 +42,7 @@ class Parts:
     image_tokens: ImageTokensLoop | None = None
     most_context: int = 2048  # positions the model was trained for
     tables: dict[str, bytes] = field(default_factory=dict)  # path in the bundle -> content
+    tokenizer_json: bytes | None = None  # where the runtime needs another than the folder's
 
 
 def component(name: str, module: nn.Module, inputs: dict[str, Shape], outputs: dict[str, Shape]) -> ComponentGraph:

@@ -84,7 +84,7 @@ def export_foreign(
         )
         require(written.comparisons, "the bundle differs from the model, and was not kept")
         manifest = _manifest(checkpoint, family, parts, written, slots)
-        writer.add_bytes(manifest.tokenizer, checkpoint.tokenizer_json)
+        writer.add_bytes(manifest.tokenizer, parts.tokenizer_json or checkpoint.tokenizer_json)
         for name, content in {**parts.tables, **papers_of(checkpoint.folder, manifest)}.items():
             writer.add_bytes(name, content)
         status("loops: asking the library")
@@ -148,7 +148,9 @@ def _recorded(checkpoint: Checkpoint, family: ModuleType, parts: Parts, bundle: 
             ids = chat_prompt(as_messages(prompt, images), loop, tokenizer).input_ids
             room = bundle.manifest.limits.max_context - len(ids)
             inputs = {"input_ids": torch.from_numpy(ids)[None]}
-            if pictured:
+            if hasattr(family, "library_inputs"):
+                inputs = family.library_inputs(checkpoint, inputs["input_ids"], images)
+            elif pictured:
                 inputs |= _pixels(checkpoint, images)
             tokens = greedy(checkpoint.model, inputs, min(MAX_NEW_TOKENS, room))
             cases.append(TextCase(prompt, 1 if pictured else None, tuple(tokens)))

@@ -49,6 +49,14 @@ class Checkpoint:
             return AutoProcessor.from_pretrained(self.folder, trust_remote_code=False, local_files_only=True)
 
     @cached_property
+    def image_processor(self) -> Any:
+        """The picture rules alone: a processor that also takes video cannot be read where torchvision is missing."""
+        from transformers import AutoImageProcessor
+
+        with complaints(self.folder, "its image processor cannot be read"), quiet():
+            return AutoImageProcessor.from_pretrained(self.folder, trust_remote_code=False, local_files_only=True)
+
+    @cached_property
     def tokenizer(self) -> Any:
         from transformers import AutoTokenizer
 
@@ -66,7 +74,11 @@ class Checkpoint:
     def stop_token_ids(self) -> tuple[int, ...]:
         """What ends a reply: generation_config.json's word, else the text model's."""
         text = self.config.get_text_config()
-        for found in (self.model.generation_config.eos_token_id, text.eos_token_id, self.tokenizer.eos_token_id):
+        for found in (
+            self.model.generation_config.eos_token_id,
+            getattr(text, "eos_token_id", None),
+            self.tokenizer.eos_token_id,
+        ):
             if found is not None:
                 return tuple(found) if isinstance(found, (list, tuple)) else (int(found),)
         return ()

@@ -7,6 +7,8 @@ Axes: b batch, s new tokens, T cache slots, m image tokens, h/g query and key/va
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -17,7 +19,15 @@ from edgemm.export.component_graphs import ComponentGraph, scatter
 from edgemm.families.family import Named, Shape, component
 from edgemm.model.attention import visible_up_to
 
-__all__ = ["LlamaGraph", "check_llama_shaped", "example_tokens", "text_pieces", "transformer_component"]
+__all__ = [
+    "LlamaGraph",
+    "as_transformer",
+    "check_llama_shaped",
+    "example_tokens",
+    "rms",
+    "text_pieces",
+    "transformer_component",
+]
 
 FIXED_ROTARY = ("default", "linear", "llama3", "yarn")  # the others change their frequencies with the length
 SPARE_SLOTS = 3  # of an example's cache, never written: they must not matter
@@ -84,14 +94,29 @@ def check_llama_shaped(config: Any, folder: Any) -> int:
 
 def transformer_component(text: Any, head: Any) -> ComponentGraph:
     """With `head` it gives logits, without it hidden states."""
-    graph = LlamaGraph(text, head)
     attention = text.layers[0].self_attn
-    width, kv_heads = text.embed_tokens.embedding_dim, attention.k_proj.out_features // attention.head_dim
-    cache: Shape = ("b", kv_heads, "T", attention.head_dim)
+    kv_heads = attention.k_proj.out_features // attention.head_dim
+    return as_transformer(LlamaGraph(text, head), text, head, kv_heads, attention.head_dim)
+
+
+def as_transformer(
+    graph: nn.Module,
+    text: Any,
+    head: Any,
+    kv_heads: int,
+    head_width: int,
+    image_width: int = 0,
+    more_caches: Mapping[str, Shape] = MappingProxyType({}),
+) -> ComponentGraph:
+    """A module with LlamaGraph's inputs and outputs, in the contract's names; image tokens may be wider than words, and
+    the graph may keep more than keys and values."""
+    width = text.embed_tokens.embedding_dim
+    cache: Shape = ("b", kv_heads, "T", head_width)
     layers = [f"{part}.{layer}" for layer in range(len(text.layers)) for part in ("key", "value")]
+    caches = {**dict.fromkeys(layers, cache), **more_caches}
     inputs: dict[str, Shape] = {
         "input_ids": ("b", "s"),
-        "image_tokens": ("b", "m", width),
+        "image_tokens": ("b", "m", image_width or width),
         "image_index": ("b", "s"),
         "write_index": ("b",),
         "attention_limit": ("b", "s"),
@@ -101,8 +126,8 @@ def transformer_component(text: Any, head: Any) -> ComponentGraph:
     return component(
         "transformer",
         graph,
-        inputs | {f"past_{layer}": cache for layer in layers},
-        said | {f"present_{layer}": cache for layer in layers},
+        inputs | {f"past_{layer}": shape for layer, shape in caches.items()},
+        said | {f"present_{layer}": shape for layer, shape in caches.items()},
     )
 
 

@@ -1,4 +1,4 @@
-"""Sizes of a foreign model on paper: parameters, bundle bytes, K/V bytes, from config.json alone.
+"""Sizes of a model on paper, foreign or edgemm's own: parameters, bundle bytes, K/V bytes, from config.json alone.
 
 No weight is read and none is allocated (meta device).  Used by `edgemm export` before it starts, and by
 `edgemm inspect FOLDER --estimate`.
@@ -8,13 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from edgemm.families.family import without_copies
 from edgemm.families.hf_checkpoint import skeleton
 from edgemm.families.table import Found, load_family
 
-__all__ = ["Paper", "as_json", "describe", "measure"]
+__all__ = ["Paper", "as_json", "describe", "measure", "measure_own"]
 
 BITS = {"fp32": 32.0, "int8": 8.5, "int4": 4.6}  # a weight: blocks of 32 carry a 16-bit scale, 4 bits also a zero-point
 ALWAYS_FLOAT = ("image_encoder", "image_embedder", "vq_encoder", "vq_decoder")  # as export/lower_cpu.py leaves them
@@ -54,6 +55,31 @@ def measure(found: Found) -> Paper:
         parameters=without_copies([model]),
         components={name: without_copies(pieces) for name, pieces in family.pieces(model).items()},
         kv_numbers=2 * text.num_hidden_layers * heads * head,
+    )
+
+
+def measure_own(folder: Path) -> Paper:
+    """Of a checkpoint of edgemm's, whose config.json may be written by hand for a model that nobody has trained."""
+    import torch
+
+    from edgemm.config import ModelConfig
+    from edgemm.model.prompts import byte_tokenizer_json
+    from edgemm.model.unified import Unified
+
+    config = ModelConfig.read(folder / "config.json")
+    with torch.device("meta"):
+        model = Unified(config, byte_tokenizer_json())
+    parts = {name: getattr(model, name, None) for name in ("image_encoder", "transformer", "conditioner", "denoiser")}
+    parts |= {"vq_decoder": model.vq, "image_decoder": model.autoencoder}
+    text = config.transformer
+    return Paper(
+        name=config.name,
+        architecture=f"experts {config.experts}, objective {config.objective}",
+        family=config.family,
+        cannot="nothing",
+        parameters=without_copies([model]),
+        components={name: without_copies([part]) for name, part in parts.items() if part is not None},
+        kv_numbers=2 * text.depth * text.kv_heads * text.head_width,
     )
 
 

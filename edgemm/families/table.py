@@ -25,11 +25,16 @@ FAMILIES = {  # architecture -> module
     "JanusForConditionalGeneration": "edgemm.families.janus",
     "ChameleonForConditionalGeneration": "edgemm.families.chameleon",
     "Emu3ForConditionalGeneration": "edgemm.families.emu3",
+    "FuyuForCausalLM": "edgemm.families.fuyu",
+    "Qwen3VLForConditionalGeneration": "edgemm.families.qwen3_vl",
+    "Cosmos3OmniForConditionalGeneration": "edgemm.families.qwen3_vl",
 }
 
 NOT_BUILT = {  # known, and what is in the way
-    "GlmImageForConditionalGeneration": "its prior tokens go through a diffusion transformer of another folder",
-    "Cosmos3OmniForConditionalGeneration": "two sets of weights and a vision tower whose shapes depend on its data",
+    "GlmImageForConditionalGeneration": "the folder holds only what says the codes; pixels come from a diffusion "
+    "transformer of another library, so its bundle could neither draw nor talk",
+    "Cosmos3EdgeForConditionalGeneration": "its vision tower splits its row of patches by sizes that come as data, and "
+    "nobody has rewritten it for one square, as qwen3_vl.py does for Cosmos3-Omni's",
 }
 
 HOW = "docs/families.md shows how to write one"

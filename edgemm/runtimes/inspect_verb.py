@@ -1,6 +1,7 @@
 """`edgemm inspect BUNDLE`: what is in a bundle, from its manifest alone; nothing is hashed or run.
 
-With --estimate it takes the folder of a foreign checkpoint, and says from config.json how large its bundle would be.
+With --estimate it takes the folder of a checkpoint, foreign or edgemm's own, and says from config.json alone how large
+its bundle would be.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--estimate",
         action="store_true",
-        help="BUNDLE is a Hugging Face folder: parameters, bundle and cache sizes, from its config.json alone",
+        help="BUNDLE is a checkpoint folder: parameters, bundle and cache sizes, from its config.json alone",
     )
 
 
@@ -40,13 +41,13 @@ def _estimate(folder: Path, as_json: bool) -> int:
     from edgemm.families.table import find_foreign
 
     found = find_foreign(folder)
-    if found is None:
-        raise InputError(f"{folder}: no config.json of a Hugging Face model; --estimate reads nothing else")
+    if found is None and not (folder / "config.json").is_file():
+        raise InputError(f"{folder}: no config.json of a model; --estimate reads nothing else")
     try:
         from edgemm.families import paper
     except ImportError as error:
         raise MissingError(f"--estimate needs {error.name or error}: pip install 'edgemm[families,ort]'") from error
-    measured = paper.measure(found)
+    measured = paper.measure(found) if found else paper.measure_own(folder)
     print(json.dumps(paper.as_json(measured)) if as_json else "\n".join(paper.describe(measured)))
     return 0
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -9,9 +10,10 @@ import pytest
 
 pytest.importorskip("transformers")
 
-from transformers import ChameleonConfig, Emu3Config, JanusConfig, LlamaConfig, LlavaConfig
+from transformers import ChameleonConfig, Emu3Config, JanusConfig, LlamaConfig, LlavaConfig, Qwen3VLConfig
 
 from edgemm.cli import main
+from edgemm.config import PRESETS, DenoiserConfig, TransformerConfig
 from edgemm.families.paper import measure
 from edgemm.families.table import find_foreign
 
@@ -47,6 +49,14 @@ SMOL = LlamaConfig(
     tie_word_embeddings=True,
 )
 
+QWEN3_VL_8B = Qwen3VLConfig(
+    text_config={
+        "hidden_size": 4096, "intermediate_size": 12_288, "num_hidden_layers": 36, "num_attention_heads": 32,
+        "num_key_value_heads": 8, "rope_parameters": {"rope_type": "default", "rope_theta": 5e6},
+    },
+    vision_config={"out_hidden_size": 4096},
+)  # fmt: skip
+
 PUBLISHED = {  # name -> config, architecture, parameters in billions as its maker counts, K/V numbers a token
     "smollm2-135m": (SMOL, "LlamaForCausalLM", 0.1345, 2 * 30 * 3 * 64),
     "llava-1.5-7b": (LlavaConfig(), "LlavaForConditionalGeneration", 7.06, 2 * 32 * 32 * 128),
@@ -59,6 +69,7 @@ PUBLISHED = {  # name -> config, architecture, parameters in billions as its mak
         2 * 32 * 32 * 128,
     ),
     "emu3": (Emu3Config(vocabulary_map=VOCABULARY), "Emu3ForConditionalGeneration", 8.76, 2 * 32 * 8 * 128),
+    "qwen3-vl-8b": (QWEN3_VL_8B, "Qwen3VLForConditionalGeneration", 8.77, 2 * 36 * 8 * 128),
 }
 
 
@@ -80,6 +91,27 @@ def test_parameters_and_cache_are_what_the_makers_publish(tmp_path, name):
     assert paper.kv_bytes() == 4 * kv_numbers
     assert paper.bundle_bytes("fp32") <= 4.04 * paper.parameters + 1
     assert paper.bundle_bytes("int4") < paper.bundle_bytes("int8") < paper.bundle_bytes("fp32")
+
+
+def test_a_model_of_bagels_size_is_estimated_from_a_config_that_nobody_trained(tmp_path, capsys):
+    """Two experts in the shape of Qwen2.5-7B (arXiv:2505.14683: 7 of 14 billion active), and adaLN beside."""
+    width, depth, heads, ffn = 3584, 28, 28, 18_944
+    micro = PRESETS["micro"]()
+    config = dataclasses.replace(
+        micro,
+        name="bagel-size",
+        transformer=TransformerConfig(152_064, width, depth, heads, 4, 128, ffn, max_context=32_768),
+        vision=dataclasses.replace(micro.vision, hidden_width=width),
+        denoiser=DenoiserConfig(width, depth, heads, ffn, tuple(range(depth)), 1024, 64, condition_width=1024),
+    )
+    (tmp_path / "config.json").write_text(json.dumps(config.to_json()))
+    assert main(["inspect", str(tmp_path), "--estimate", "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    product = 3 * width * ffn
+    assert told["components"]["transformer"] == pytest.approx(
+        152_064 * width + depth * (2 * width * width + 2 * width * 512 + product), rel=0.001
+    )
+    assert 12.5e9 < told["parameters"] < 17e9 and told["kv_bytes_per_token"] == 4 * 2 * depth * 4 * 128
 
 
 def test_inspect_estimates_a_folder_without_weights(tmp_path, capsys):

@@ -18,12 +18,17 @@ from transformers import (
     ChameleonProcessor,
     ChameleonVQVAEConfig,
     CLIPVisionConfig,
+    Cosmos3OmniConfig,
+    Cosmos3OmniForConditionalGeneration,
     Emu3Config,
     Emu3ForConditionalGeneration,
     Emu3ImageProcessor,
     Emu3Processor,
     Emu3TextConfig,
     Emu3VQVAEConfig,
+    FuyuConfig,
+    FuyuForCausalLM,
+    FuyuProcessor,
     GenerationConfig,
     JanusConfig,
     JanusForConditionalGeneration,
@@ -36,19 +41,25 @@ from transformers import (
     LlavaForConditionalGeneration,
     LlavaProcessor,
     PreTrainedTokenizerFast,
+    Qwen3VLConfig,
+    Qwen3VLForConditionalGeneration,
 )
 from transformers.models.chameleon.image_processing_pil_chameleon import ChameleonImageProcessorPil
+from transformers.models.fuyu.image_processing_pil_fuyu import FuyuImageProcessorPil
 from transformers.models.janus.image_processing_pil_janus import JanusImageProcessorPil
 from transformers.models.llava.image_processing_pil_llava import LlavaImageProcessorPil
+from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
 __all__ = [
     "SPOKEN",
     "chameleon_folder",
     "emu3_folder",
+    "fuyu_folder",
     "janus_folder",
     "llama_folder",
     "llava_folder",
     "picture",
+    "qwen3_vl_folder",
     "spread",
     "tokenizer",
     "unspaced",
@@ -74,6 +85,13 @@ JANUS = (  # blank lines and blanks where Janus-Pro's own has them
     "{{ '\n\n' if m['role'] == 'user' else '</s>' }}{% endfor %}{% if add_generation_prompt %}<|Assistant|>:{% endif %}"
 )
 
+QWEN_VL = (
+    "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' }}{% for c in m['content'] %}"
+    "{% if c['type'] == 'image' %}<|vision_start|><|image_pad|><|vision_end|>{% else %}{{ c['text'] }}{% endif %}"
+    "{% endfor %}{{ '<|im_end|>\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+
 
 def tokenizer(specials: list[str], words: list[str] = [], **named: Any) -> PreTrainedTokenizerFast:  # noqa: B006
     """Byte-level BPE, as GPT-2, SmolLM and Qwen have; `words` are made tokens that are not special."""
@@ -91,12 +109,28 @@ def tokenizer(specials: list[str], words: list[str] = [], **named: Any) -> PreTr
 
 def unspaced(specials: list[str], **named: Any) -> PreTrainedTokenizerFast:
     """As Llama 1 and 2 have: blanks are a letter, one is put before the text, <s> is added at its start."""
-    inner = Tokenizer(models.BPE(unk_token="<unk>", byte_fallback=True, fuse_unk=True))
-    inner.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
-    inner.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()])
+    inner = _blanks_as_letters(models.BPE(unk_token="<unk>", byte_fallback=True, fuse_unk=True))
     every = ["<unk>", "<s>", "</s>", *specials, *(f"<0x{byte:02X}>" for byte in range(256))]
     trainer = trainers.BpeTrainer(vocab_size=420, special_tokens=every, show_progress=False)
     inner.train_from_iterator([text.replace(" ", "▁") for text in CORPUS], trainer)
+    return _with_start(inner, **named)
+
+
+def unigram(words: list[str]) -> PreTrainedTokenizerFast:
+    """As Fuyu has: the likeliest pieces; `words` are pieces like any other, and so is a spelled <0x04>."""
+    pieces = sorted(unspaced([]).get_vocab().items(), key=lambda pair: pair[1])
+    scores = [(piece, -10 - number / 100) for piece, number in pieces] + [(word, 0.0) for word in words]
+    return _with_start(_blanks_as_letters(models.Unigram(scores, unk_id=0, byte_fallback=True)))
+
+
+def _blanks_as_letters(model: Any) -> Tokenizer:
+    inner = Tokenizer(model)
+    inner.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    inner.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()])
+    return inner
+
+
+def _with_start(inner: Tokenizer, **named: Any) -> PreTrainedTokenizerFast:
     inner.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
     return PreTrainedTokenizerFast(
         tokenizer_object=inner, bos_token="<s>", eos_token="</s>", unk_token="<unk>", **named
@@ -196,8 +230,16 @@ def llava_folder(path: Path, seed: int = 0, side: int = 24, patch: int = 8, **ch
     return path
 
 
-def janus_folder(path: Path, seed: int = 0, side: int = 16, patch: int = 4, codes: int = 40, **changes: Any) -> Path:
-    """A picture is `side` pixels wide and drawn with (side / patch)**2 codes."""
+def janus_folder(
+    path: Path,
+    seed: int = 0,
+    side: int = 16,
+    patch: int = 4,
+    codes: int = 40,
+    vq: dict[str, Any] | None = None,
+    **changes: Any,
+) -> Path:
+    """A picture is `side` pixels wide and drawn with (side / patch)**2 codes; `vq` changes its tokenizer's sizes."""
     image = {"image_token": "<image_placeholder>", "boi_token": "<begin_of_image>", "eoi_token": "<end_of_image>"}
     specials = ["<pad>", *image.values(), "<|User|>", "<|Assistant|>"]
     words = unspaced(specials, pad_token="<pad>", extra_special_tokens=image)
@@ -228,14 +270,17 @@ def janus_folder(path: Path, seed: int = 0, side: int = 16, patch: int = 4, code
             num_image_tokens=(side // patch) ** 2,
         ),
         vq_config=JanusVQVAEConfig(
-            embed_dim=6,
-            num_embeddings=codes,
-            latent_channels=8,
-            base_channels=32,
-            channel_multiplier=[1, 1],
-            num_res_blocks=1,
-            projection_dim=width,
-            image_token_embed_dim=width,
+            **{
+                "embed_dim": 6,
+                "num_embeddings": codes,
+                "latent_channels": 8,
+                "base_channels": 32,
+                "channel_multiplier": [1, 1],
+                "num_res_blocks": 1,
+                "projection_dim": width,
+                "image_token_embed_dim": width,
+                **(vq or {}),
+            }
         ),
         image_token_id=words.convert_tokens_to_ids("<image_placeholder>"),
         tie_word_embeddings=False,
@@ -360,4 +405,90 @@ def emu3_folder(
     Emu3Processor(eye, words, chat_template=EMU3).save_pretrained(path)
     said = json.loads((path / "processor_config.json").read_text())
     (path / "processor_config.json").write_text(json.dumps({**said, "ratio": ratio, "image_area": area}))
+    return path
+
+
+def fuyu_folder(path: Path, seed: int = 0, side: int = 24, patch: int = 8, **changes: Any) -> Path:
+    """Tokens of pictures are no special ones, as the library's processor expects."""
+    words = unigram(["|SPEAKER|", "|NEWLINE|"])
+    text = {
+        "vocab_size": len(words),
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "max_position_embeddings": 512,
+        "hidden_act": "relu2",
+        "qk_layernorm": True,
+        "model_type": "persimmon",
+        "bos_token_id": words.bos_token_id,
+        "eos_token_id": words.eos_token_id,
+        "rope_parameters": {"rope_type": "default", "rope_theta": 25000.0, "partial_rotary_factor": 0.5},
+        **changes,
+    }
+    place = words.convert_tokens_to_ids("|SPEAKER|")
+    config = FuyuConfig(text_config=text, image_size=side, patch_size=patch, image_token_id=place)
+    model = spread(FuyuForCausalLM(config), seed)
+    model.generation_config.eos_token_id = words.eos_token_id
+    model.save_pretrained(path)
+    eye = FuyuImageProcessorPil(
+        size={"height": side, "width": side}, patch_size={"height": patch, "width": patch}, image_std=0.4
+    )
+    FuyuProcessor(eye, words).save_pretrained(path)
+    return path
+
+
+def qwen3_vl_folder(
+    path: Path,
+    seed: int = 0,
+    side: int = 32,
+    patch: int = 4,
+    sections: tuple[int, int, int] = (2, 1, 1),
+    deep: tuple[int, ...] = (0, 2),
+    cosmos: bool = True,
+    tied: bool = False,
+    **changes: Any,
+) -> Path:
+    """Cosmos3-Omni's reasoner, or a Qwen3-VL; a picture is `side` pixels wide, and its tokens cover 2 x 2 patches."""
+    marks = ["<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>"]
+    specials = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", *marks]
+    words = tokenizer(specials, eos_token="<|im_end|>", pad_token="<|endoftext|>", chat_template=QWEN_VL)
+    ids = dict(zip(("vision_start", "vision_end", "image", "video"), words.convert_tokens_to_ids(marks)))
+    text = {
+        "vocab_size": len(words),
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "head_dim": 2 * sum(sections),
+        "max_position_embeddings": 512,
+        "rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "mrope_section": list(sections)},
+        **changes,
+    }
+    vision = {
+        "depth": 3,
+        "hidden_size": 24,
+        "num_heads": 2,
+        "intermediate_size": 40,
+        "patch_size": patch,
+        "out_hidden_size": text["hidden_size"],
+        "num_position_embeddings": 25,
+        "deepstack_visual_indexes": list(deep),
+    }
+    kind, model = (
+        (Cosmos3OmniConfig, Cosmos3OmniForConditionalGeneration)
+        if cosmos
+        else (Qwen3VLConfig, Qwen3VLForConditionalGeneration)
+    )
+    named = {f"{name}_token_id": number for name, number in ids.items()}
+    config = kind(text_config=text, vision_config=vision, tie_word_embeddings=tied, **named)
+    made = spread(model(config), seed)
+    made.generation_config.eos_token_id = words.eos_token_id
+    made.save_pretrained(path)
+    words.save_pretrained(path)
+    size = {"shortest_edge": 16, "longest_edge": side * side}
+    Qwen2VLImageProcessorPil(size=size, patch_size=patch, image_mean=[0.5] * 3, image_std=[0.5] * 3).save_pretrained(
+        path
+    )
     return path

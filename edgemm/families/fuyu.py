@@ -1,0 +1,138 @@
+"""Fuyu (Adept, 2023): no vision tower; patches of pixels go through one linear layer straight into the decoder.
+
+Each row of patches ends with the embedding of |NEWLINE|, which the image encoder gives along with the patches: for the
+runtime a picture is one run of tokens, as in every family.  After it come <s>, the question, and <0x04>, which begins
+the answer.  The processor tokenizes picture and question apart; so does one to which all four are special.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from edgemm.errors import CheckpointError
+from edgemm.families.chat_strings import plain_strings
+from edgemm.families.family import Parts, Pieces, component
+from edgemm.families.hf_checkpoint import Checkpoint
+from edgemm.families.llama_graph import FIXED_ROTARY, as_transformer, example_tokens
+from edgemm.families.persimmon_graph import PersimmonGraph
+from edgemm.families.vision import WHITE, Eye, PictureRule, example_pictures
+from edgemm.loops import TextLoop
+
+__all__ = ["CANNOT", "library_inputs", "parts", "pieces"]
+
+CANNOT = (
+    "pictures of other sizes than config.json's image_size, a square; several pictures; boxes and points; "
+    "questions without a picture are asked as with one"
+)
+EXAMPLE = "What is written on the sign above the door?"
+PATCH, ROW_END, BEGIN, ANSWER = "|SPEAKER|", "|NEWLINE|", "<s>", "<0x04>"  # the processor's own, not in any setting
+
+
+def pieces(model: Any) -> Pieces:
+    text = model.model.language_model
+    return {
+        "image_encoder": [model.model.vision_embed_tokens],
+        "transformer": [text.embed_tokens, text.layers, text.final_layernorm, model.lm_head],
+    }
+
+
+class PatchRows(nn.Module):
+    """(b, 3, H, W) to (b, rows * (columns + 1), w): patches in reading order, each row with its end."""
+
+    def __init__(self, embed: nn.Linear, row_end: Tensor, patch: int) -> None:
+        super().__init__()
+        self.embed, self.row_end, self.patch = embed, nn.Buffer(row_end, persistent=False), patch
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        p, rows = self.patch, pixels.shape[-2] // self.patch
+        patches = pixels.unflatten(2, (rows, p)).unflatten(4, (-1, p))  # (b, 3, rows, p, columns, p)
+        tokens = self.embed(patches.permute(0, 2, 4, 3, 5, 1).flatten(3))  # (b, rows, columns, w)
+        ends = self.row_end.expand(pixels.shape[0], rows, 1, -1)
+        return torch.cat([tokens, ends], dim=2).flatten(1, 2)
+
+
+def parts(checkpoint: Checkpoint) -> Parts:
+    model, config = checkpoint.model, checkpoint.config
+    text, embed = model.model.language_model, model.model.vision_embed_tokens
+    kind = (config.text_config.rope_parameters or {}).get("rope_type", "default")
+    if kind not in FIXED_ROTARY:
+        raise CheckpointError(f"{checkpoint.folder}: rotary embedding {kind!r}, expected: {', '.join(FIXED_ROTARY)}")
+    rule = _rule(checkpoint)
+    ids = {token: checkpoint.tokenizer.convert_tokens_to_ids(token) for token in (PATCH, ROW_END, BEGIN, ANSWER)}
+    row_end = text.embed_tokens.weight[ids[ROW_END]].detach().clone()
+    rows = PatchRows(embed, row_end, config.patch_size)
+    eye, pictures = Eye(rule, rows, rows), example_pictures(rule.size)
+    tokens = eye(pictures)
+    encoder = component(
+        "image_encoder", eye, {"pixels": ("b", 3, rule.size, rule.size)}, {"image_tokens": ("b", *tokens.shape[1:])}
+    )
+    attention = text.layers[0].self_attn
+    graph = PersimmonGraph(text, model.lm_head)
+    transformer = as_transformer(graph, text, model.lm_head, attention.num_heads, attention.head_dim)
+    loop = TextLoop(
+        template=plain_strings("", ANSWER).template,
+        image_close=BEGIN,
+        image_size=rule.size,
+        image_token_count=tokens.shape[1],
+        background=rule.background,
+        stop_token_ids=checkpoint.stop_token_ids,
+        joined=True,
+        image_token=PATCH,
+        image_fit=rule.fit,
+        image_resample=rule.resample,
+    )
+    example = [ids[BEGIN], *checkpoint.tokenizer(EXAMPLE, add_special_tokens=False)["input_ids"], ids[ANSWER]]
+    return Parts(
+        graphs={encoder.name: encoder, transformer.name: transformer},
+        inputs={encoder.name: {"pixels": pictures}, transformer.name: example_tokens(transformer, example, tokens)},
+        text=loop,
+        most_context=config.text_config.max_position_embeddings,
+        tokenizer_json=_tokenizer_json(checkpoint, ids),
+    )
+
+
+def library_inputs(checkpoint: Checkpoint, ids: Tensor, images: list[Any]) -> dict[str, Tensor]:
+    """Rows end with a token of their own there, and pixels come as patches.
+
+    The processor as a whole crashes where torchvision is not installed, so its image processor alone is asked.
+    """
+    if not images:
+        return {"input_ids": ids}
+    eye = checkpoint.processor.image_processor
+    shown = np.asarray(eye(images, return_tensors="np")["images"][0])
+    pixels = eye.patchify_image(shown if type(eye).__name__.endswith("Pil") else torch.from_numpy(shown))
+    columns = checkpoint.config.image_size // checkpoint.config.patch_size
+    at = (ids == checkpoint.config.image_token_id).nonzero()[:, 1]  # places of the picture's tokens
+    told = ids.clone()
+    told[:, at[columns :: columns + 1]] = checkpoint.tokenizer.convert_tokens_to_ids(ROW_END)
+    return {"input_ids": told, "pixel_values": torch.as_tensor(pixels).flatten(0, -2)}
+
+
+def _rule(checkpoint: Checkpoint) -> PictureRule:
+    """A square of config.json's image_size, which the image processor leaves as it is."""
+    settings, config = checkpoint.processor.image_processor.to_dict(), checkpoint.config
+    side, patch = int(config.image_size), int(config.patch_size)
+    if side % patch:
+        raise CheckpointError(f"{checkpoint.folder}: image_size {side} is not a multiple of patch_size {patch}")
+    mean, deviation = (
+        tuple(value) if isinstance(value := settings[key], (list, tuple)) else (value,) * 3
+        for key in ("image_mean", "image_std")
+    )
+    factor = 255 * settings.get("rescale_factor", 1 / 255)
+    scale, shift = tuple(factor / d for d in deviation), tuple(-m / d for m, d in zip(mean, deviation))
+    return PictureRule(side, "pad", "bilinear", WHITE, scale, shift)
+
+
+def _tokenizer_json(checkpoint: Checkpoint, ids: dict[str, int]) -> bytes:
+    """The checkpoint's, with the four tokens that stand around pictures and questions made special: ids stay."""
+    found = json.loads(checkpoint.tokenizer_json)
+    rule = {"lstrip": False, "rstrip": False, "normalized": False, "single_word": False, "special": True}
+    others = [token for token in found["added_tokens"] if token["content"] not in ids]
+    made = [{"id": number, "content": token, **rule} for token, number in ids.items()]
+    found["added_tokens"] = sorted([*others, *made], key=lambda token: token["id"])
+    return json.dumps(found, ensure_ascii=False).encode()
