@@ -32,6 +32,11 @@ class Prefix(NamedTuple):
     prompt_vector: Tensor  # (b, c)
     layout: Tensor  # (b, n, l)
 
+    def of(self, rows: Tensor) -> Prefix:
+        """The same of some prompts, or of some more than once: rows (k) -> k prompts."""
+        keys, values = ([tensor[rows] for tensor in side] for side in (self.keys, self.values))
+        return Prefix(keys, values, self.mask[rows], self.prompt_vector[rows], self.layout[rows])
+
 
 def pool_prompt(values: list[Tensor], prompt_mask: Tensor, used: Tensor) -> Tensor:
     """Means of the values (b, g, t, d) of every prefix layer, over the user's tokens and over all -> (b, 2*L*g*d).
@@ -90,10 +95,12 @@ class Conditioner(nn.Module):
         return pool_prompt([values[:, :, self.skip :] for _, values in cached], prompt_mask[:, self.skip :], used)
 
     @torch.no_grad()
-    def fit_whitening(self, pooled: Tensor) -> None:
+    def fit_whitening(self, pooled: Tensor, follow: bool = False) -> None:
         """Set the whitening from pooled training prompts (count, 2*L*g*d): each feature scaled, then PCA-whitened.
 
         Directions with less than 1e-3 of the mean variance are damped, not blown up: they are noise for unseen prompts.
+        `follow` is for prompts that change while they are learned from: of all whitenings, which differ by a turn, the
+        one that leaves each prompt nearest to where it was (Procrustes), so that the denoiser still knows it.
         """
         mean, spread = pooled.mean(0), pooled.std(0, correction=0)
         scale = torch.where(spread > 1e-6, 1 / spread, 0.0)  # what never varied says nothing
@@ -101,9 +108,16 @@ class Conditioner(nn.Module):
         kept = min(self.whiten_matrix.shape[1], directions.shape[0])
         variance = singular**2 / len(pooled)
         gains = (variance[:kept] + 1e-3 * variance.mean()).clamp(min=1e-12).rsqrt()
+        gains = torch.where(variance[:kept] > 1e-6 * variance[0], gains, 0.0)  # the last of few prompts: rounding alone
+        matrix = torch.zeros_like(self.whiten_matrix)
+        matrix[:, :kept] = directions[:kept].T * gains * scale[:, None]
+        if follow:
+            with torch.autocast(pooled.device.type, enabled=False):
+                before, after = (pooled - self.whiten_mean) @ self.whiten_matrix, (pooled - mean) @ matrix
+                left, _, right = torch.linalg.svd(after.T @ before)
+                matrix = matrix @ (left @ right)
         self.whiten_mean.copy_(mean)
-        self.whiten_matrix.zero_()
-        self.whiten_matrix[:, :kept] = directions[:kept].T * gains * scale[:, None]
+        self.whiten_matrix.copy_(matrix)
 
     def forward(self, cached: KeyValues, prompt_mask: Tensor, prefix_length: Tensor) -> Prefix:
         """Keys and values (b, g, T, d) of the prefix layers, prompt_mask (b, T) float, prefix_length (b) -> Prefix."""

@@ -79,14 +79,20 @@ class Unified(nn.Module):
     # --- drawing ------------------------------------------------------------------------------------------------
 
     def prompt_cache(
-        self, prompts: Sequence[str], pictures: Sequence[Tensor | None] | None = None, learn: bool = False
+        self,
+        prompts: Sequence[str],
+        pictures: Sequence[Tensor | None] | None = None,
+        learn: bool = False,
+        every_layer: bool = False,
     ) -> tuple[KeyValues, Tensor, Tensor]:
         """K/V of the prefix layers (b, g, s, d), prompt_mask (b, s) float and prefix_length (b) of drawing prompts.
 
-        A picture (3, S, S) to draw from may stand before a prompt's words. `learn` keeps what a gradient needs.
+        A picture (3, S, S) to draw from may stand before a prompt's words. `learn` keeps what a gradient needs;
+        `every_layer` gives all that were read, from the first on.
         """
         with torch.set_grad_enabled(learn and torch.is_grad_enabled()):
-            return self._prompt_cache(prompts, pictures or [None] * len(prompts))
+            cached, mask, length = self._prompt_cache(prompts, pictures or [None] * len(prompts))
+        return cached if every_layer else [cached[i] for i in self.config.denoiser.prefix_layers], mask, length
 
     def _prompt_cache(
         self, prompts: Sequence[str], pictures: Sequence[Tensor | None]
@@ -112,9 +118,8 @@ class Unified(nn.Module):
             x = self.transformer.embed(ids, image_tokens, padded([one.image_index for one in built], -1))
         else:
             x = self.transformer.embed_ids(ids)
-        layers = self.config.denoiser.prefix_layers
-        _, cached = self.transformer(x, limit, depth=max(layers) + 1)
-        return [cached[layer] for layer in layers], mask, length
+        _, cached = self.transformer(x, limit, depth=max(self.config.denoiser.prefix_layers) + 1)
+        return cached, mask, length
 
     def prefix(self, prompts: Sequence[str], pictures: Sequence[Tensor | None] | None = None) -> Prefix:
         """Everything about the prompts that the denoiser reads; "" is the unconditional prompt."""

@@ -16,16 +16,19 @@ from torch import Tensor, nn
 from edgemm.errors import CheckpointError
 from edgemm.model import checkpoint, flow
 from edgemm.model.conditioner import Prefix
+from edgemm.model.transformer import KeyValues
 from edgemm.model.unified import Unified
 from edgemm.train.parts import parts_of, trained_parts
 from edgemm.train.pictures import PicturesOnDisk, batch_rows, pick_samples, pictures_of
 from edgemm.train.prompt_store import PromptStore, fits_in_memory
+from edgemm.train.query_store import QueryStore
 from edgemm.train.ranks import Share
 from edgemm.train.recipe import Recipe
 
 __all__ = ["FITTED", "DrawTask", "spread"]
 
 FITTED = 2048  # prompts that the whitening is fitted to where reading them all would take minutes
+FOLLOW_EVERY = 25  # steps between two fits where the prompts themselves are learned
 
 
 class DrawTask:
@@ -42,11 +45,14 @@ class DrawTask:
         self.model, self.recipe, self.share = model, recipe, share or Share()
         self.trained = trained_parts(model, parts_of(recipe, model.config, self.default_parts))
         self.load()
-        # Whether prompts are read again at every step.
-        anew = self.draws_from_pictures or bool({"transformer", "queries"} & set(self.trained))
+        self.moving = bool({"transformer", "queries"} & set(self.trained))  # what the transformer says of a prompt
+        anew = self.draws_from_pictures or self.moving  # whether prompts are read again at every step
         self.store: PromptStore | None = None
         if not anew and fits_in_memory(model, self.captions):
             self.store = PromptStore(model, self.captions)
+        self.queries: QueryStore | None = None
+        if self.trained.keys() & {"transformer", "queries"} == {"queries"} and not self.draws_from_pictures:
+            self.queries = QueryStore(model, self.captions) if QueryStore.fits(model, self.captions) else None
         if not model.conditioner.whiten_matrix.any():
             model.conditioner.fit_whitening(self._pooled())
         self.trained.requires_grad_(True)
@@ -79,6 +85,9 @@ class DrawTask:
         """The whitening was fitted with the prompts; nothing else comes before the first step."""
 
     def loss(self, step: int) -> Tensor:
+        if self.moving and step and step % FOLLOW_EVERY == 0:
+            few = 4 * self.model.config.denoiser.prompt_width
+            self.model.conditioner.fit_whitening(self._pooled(min(few, FITTED)), follow=True)
         tokens, noise, time, prompts = self._batch(step)
         return flow.velocity_loss(
             self._predict(tokens, noise, time, prompts), tokens, time, self.recipe.loss_floor
@@ -108,9 +117,16 @@ class DrawTask:
         """What the denoiser reads of some prompts."""
         if self.store is not None:
             return self.model.conditioner.adapt(*self.store.rows(rows, cut=not self.recipe.compile))
-        known = rows.tolist()
-        prompts, pictures = [self.captions[row] for row in known], self.pictures(known)
-        return self.model.conditioner(*self.model.prompt_cache(prompts, pictures, learn=True))
+        # Few prompts are all read, once each, however many pictures share them: always one shape, too.
+        few = len(self.captions) <= len(rows)
+        prefix = self.model.conditioner(*self._read(range(len(self.captions)) if few else rows.tolist()))
+        return prefix.of(rows.to(self.device)) if few else prefix
+
+    def _read(self, rows: Sequence[int]) -> tuple[KeyValues, Tensor, Tensor]:
+        """Keys and values, prompt mask and length of some prompts, as the transformer reads them now."""
+        if self.queries is not None:
+            return self.queries.read(torch.tensor(rows))
+        return self.model.prompt_cache([self.captions[row] for row in rows], self.pictures(rows), learn=True)
 
     def pictures(self, rows: Sequence[int]) -> Sequence[Tensor | None] | None:
         """The pictures (3, S, S) that some prompts draw from."""
@@ -125,16 +141,12 @@ class DrawTask:
         return self.denoise(flow.noised(tokens, noise, time), time, self.prefix(rows))
 
     @torch.no_grad()
-    def _pooled(self) -> Tensor:
+    def _pooled(self, most: int = FITTED) -> Tensor:
         if self.store is not None:
             return self.store.pooled()[1:]
-        rows = np.linspace(1, len(self.captions) - 1, min(FITTED, len(self.captions) - 1)).astype(int).tolist()
+        rows = np.linspace(1, len(self.captions) - 1, min(most, len(self.captions) - 1)).astype(int).tolist()
         chunks = [rows[start : start + 64] for start in range(0, len(rows), 64)]
-        return torch.cat([self._pooled_of(chunk) for chunk in chunks])
-
-    def _pooled_of(self, rows: Sequence[int]) -> Tensor:
-        prompts = [self.captions[row] for row in rows]
-        return self.model.conditioner.pool(*self.model.prompt_cache(prompts, self.pictures(rows)))
+        return torch.cat([self.model.conditioner.pool(*self._read(chunk)) for chunk in chunks])
 
     def _batch(self, step: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """This process's tokens and noise (b, n, p), times (b) and rows of prompts (b)."""

@@ -31,6 +31,21 @@ def test_whitened_prompts_have_zero_mean_unit_variance_and_no_correlation():
     torch.testing.assert_close(whitened.T @ whitened / 2000, torch.eye(64), atol=2e-3, rtol=0)
 
 
+def test_a_whitening_that_follows_leaves_prompts_where_the_denoiser_knows_them():
+    """Prompts that moved together, and were mixed a little, come out as before; a fresh fit turns them anyhow."""
+    conditioner, random = checkpoint.build(micro()).conditioner, torch.Generator().manual_seed(2)
+    pooled = torch.randn(60, len(conditioner.whiten_mean), generator=random)
+    conditioner.fit_whitening(pooled)
+    before = (pooled - conditioner.whiten_mean) @ conditioner.whiten_matrix
+    moved = 3 * pooled + 0.1 * torch.randn(pooled.shape, generator=random) + 5
+    assert ((moved - conditioner.whiten_mean) @ conditioner.whiten_matrix - before).abs().max() > 2
+    conditioner.fit_whitening(moved, follow=True)
+    after = (moved - conditioner.whiten_mean) @ conditioner.whiten_matrix
+    torch.testing.assert_close(after, before, atol=0.3, rtol=0)
+    variance = (after.T @ after / 60).diagonal().sum()
+    torch.testing.assert_close(variance, (before.T @ before / 60).diagonal().sum(), atol=0, rtol=0.01)
+
+
 def test_directions_without_variance_stay_small():
     conditioner = checkpoint.build(micro()).conditioner
     pooled = correlated(2000, 3) @ torch.randn(3, 512, generator=torch.Generator().manual_seed(1))

@@ -10,6 +10,7 @@ import torch
 from edgemm.config import PRESETS, ModelConfig
 from edgemm.model import checkpoint
 from edgemm.model.variants import variant
+from edgemm.train.query_store import QueryStore
 from edgemm.train.recipe import read_stages
 from edgemm.train.run import train_stages
 from tests.export.nano import nano, random_nano
@@ -49,6 +50,25 @@ def test_drawing_changes_the_queries_and_nothing_else_that_reading_uses(trained)
     pixels = torch.rand(1, 3, 16, 16, generator=torch.Generator().manual_seed(0))
     told = [model.generate("What is this?", pixels, 6, stop=False)[1] for model in (before, after)]
     assert torch.equal(*told)
+
+
+def test_words_that_were_read_once_leave_the_queries_what_reading_them_again_does(model):
+    """Prompts of unequal length, in other order, some twice; and the gradient that the queries get is the same."""
+    captions = ["", *PROMPTS, "a star left of a blue cross"]
+    store, rows = QueryStore(model, captions), torch.tensor([3, 0, 1, 1])
+    gradients = []
+    for read in (
+        lambda: store.read(rows),
+        lambda: model.prompt_cache([captions[row] for row in rows], learn=True),
+    ):
+        queries = model.transformer.queries.weight.requires_grad_(True)
+        prefix = model.conditioner(*read())
+        total = sum(tensor.square().sum() for tensor in (*prefix.keys, *prefix.values, prefix.prompt_vector))
+        gradients.append((total.item(), *torch.autograd.grad(total, queries)))
+        queries.requires_grad_(False)
+    (found, mine), (expected, wanted) = gradients
+    assert found == pytest.approx(expected, rel=1e-4) and wanted.abs().max() > 0
+    torch.testing.assert_close(mine, wanted, atol=1e-3 * wanted.abs().max().item(), rtol=1e-3)
 
 
 def test_the_denoiser_sees_the_queries_alone_however_long_the_prompt(model):
