@@ -72,6 +72,7 @@ def _drawing(draw: dict[str, Any]) -> Iterable[str]:
         if exact:
             bars = [(task, share, None) for task, share in part["tasks"].items()]
             bars.append(("real pictures", part["real"], None))
+            bars += [("others' captions", part["shuffled"], None)] if "shuffled" in part else []
             yield f"<h3>{escape(split)}</h3>" + _bars(bars, "share that the exact checker passes, with 95 % interval")
         else:
             bars = [("drawn, top 1", part["drawn_top1"], None), ("real, top 1", part["real_top1"], None)]

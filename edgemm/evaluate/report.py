@@ -106,6 +106,8 @@ def _shapes(parts: dict[str, Any]) -> Iterable[str]:
         rows += [(f"{name}: {task}", *_share(found), _count(found)) for task, found in part["tasks"].items()]
         rows.append((f"{name}: mean of tasks", _number(part["mean_of_tasks"]), "", ""))
         rows.append((f"{name}: real pictures", *_share(part["real"]), _count(part["real"])))
+        if "shuffled" in part:
+            rows.append((f"{name}: others' captions", *_share(part["shuffled"]), _count(part["shuffled"])))
     yield from _table(rows)
 
 

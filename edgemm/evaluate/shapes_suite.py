@@ -1,7 +1,8 @@
 """Drawings of coloured shapes, judged exactly, by GenEval's six kinds of task (arXiv:2310.11513).
 
 The prompt is the short caption, which claims no more than the checker asks for (data/shapes_checker.py).  The real
-pictures are checked too: they say what the checker itself would miss.
+pictures are checked too: they say what the checker itself would miss.  Each drawing is also held against the caption of
+another of its task: what passes there is chance, whatever the model likes to draw.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ class ShapesPart:
     tasks: dict[str, Share]
     mean_of_tasks: float  # GenEval's overall score
     real: Share  # real pictures that pass
+    shuffled: Share  # drawings that pass for another drawing's caption
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,7 +61,19 @@ def _scores(records: list[dict[str, Any]], drawings: Drawings) -> ShapesPart:
     passed = {task: [row["passed"] for row in records if row["task"] == task] for task in TASKS}
     tasks = {task: share(found) for task, found in passed.items() if found}
     real = [check_scene(picture, sample.scene or {}).passed for picture, sample in zip(drawings.real, drawings.samples)]
-    return ShapesPart(tasks, float(np.mean([found.value for found in tasks.values()])), share(real))
+    mean = float(np.mean([found.value for found in tasks.values()]))
+    return ShapesPart(tasks, mean, share(real), share(_shuffled(records, drawings)))
+
+
+def _shuffled(records: list[dict[str, Any]], drawings: Drawings) -> list[bool]:
+    """Whether each drawing passes for a caption half its task away."""
+    passed: list[bool] = []
+    for task in TASKS:
+        rows = [row for row, record in enumerate(records) if record["task"] == task]
+        others = rows[len(rows) // 2 :] + rows[: len(rows) // 2]
+        pairs = zip(rows, others, strict=True)
+        passed += [check_scene(drawings.drawn[row], drawings.samples[other].scene or {}).passed for row, other in pairs]
+    return passed
 
 
 def _records(drawings: Drawings) -> list[dict[str, Any]]:

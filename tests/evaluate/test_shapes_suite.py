@@ -31,6 +31,7 @@ def test_real_scenes_pass_every_task(shapes, pictures):
     assert set(result.parts["train"].tasks) == set(TASKS)
     for part in result.parts.values():
         assert part.mean_of_tasks == part.real.value == 1.0
+        assert part.shuffled.count == part.real.count and part.shuffled.value < 0.4
 
 
 def test_white_paper_passes_none(shapes):
