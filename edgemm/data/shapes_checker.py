@@ -51,8 +51,14 @@ class CheckResult:
 
 
 def check_scene(image: Image.Image | np.ndarray, scene: dict[str, Any]) -> CheckResult:
-    """Judge an RGB picture, (h, w, 3) in 0..255 or a PIL image, against a scene made by shapes.py."""
-    found = tuple(find_objects(np.asarray(image.convert("RGB") if isinstance(image, Image.Image) else image)))
+    """Judge an RGB picture, (h, w, 3) in 0..255 or a PIL image, against a scene made by shapes.py.
+
+    A picture smaller than the scene is enlarged first: in 32 pixels one tip of a star is a pixel.
+    """
+    picture = image.convert("RGB") if isinstance(image, Image.Image) else Image.fromarray(np.asarray(image, np.uint8))
+    if min(picture.size) < scene["size"]:
+        picture = picture.resize((scene["size"],) * 2, Image.Resampling.BICUBIC)
+    found = tuple(find_objects(np.asarray(picture)))
     return CheckResult(*_verdict(found, scene), found)
 
 
@@ -89,7 +95,8 @@ def _verdict(found: tuple[Found, ...], scene: dict[str, Any]) -> tuple[bool, str
 
 
 def _fits(one: Found, want: dict[str, Any]) -> bool:
-    return one.shape == want["shape"] and want["colour"] in (None, one.colour)
+    """Any of the eight colours will do where none is asked for; grey is none: a canvas full of noise is no square."""
+    return one.shape == want["shape"] and one.colour is not None and want["colour"] in (None, one.colour)
 
 
 def _describe(piece: np.ndarray, pixels: np.ndarray) -> Found:

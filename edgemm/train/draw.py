@@ -99,7 +99,7 @@ class DrawTask:
         tokens, noise, time, prompts = self._batch(step)
         right, shuffled = (
             flow.velocity_loss(self._predict(tokens, noise, time, rows), tokens, time, self.recipe.loss_floor).mean()
-            for rows in (prompts, prompts.roll(1))
+            for rows in (prompts, prompts.roll(self.recipe.noises))
         )
         return {"shuffled_over_right": (shuffled / right).item()}
 
@@ -117,10 +117,8 @@ class DrawTask:
         """What the denoiser reads of some prompts."""
         if self.store is not None:
             return self.model.conditioner.adapt(*self.store.rows(rows, cut=not self.recipe.compile))
-        # Few prompts are all read, once each, however many pictures share them: always one shape, too.
-        few = len(self.captions) <= len(rows)
-        prefix = self.model.conditioner(*self._read(range(len(self.captions)) if few else rows.tolist()))
-        return prefix.of(rows.to(self.device)) if few else prefix
+        unique, places = rows.unique(return_inverse=True)  # each is read once, however many pictures share it
+        return self.model.conditioner(*self._read(unique.tolist())).of(places.to(self.device))
 
     def _read(self, rows: Sequence[int]) -> tuple[KeyValues, Tensor, Tensor]:
         """Keys and values, prompt mask and length of some prompts, as the transformer reads them now."""
@@ -152,14 +150,18 @@ class DrawTask:
         """This process's tokens and noise (b, n, p), times (b) and rows of prompts (b)."""
         recipe, config = self.recipe, self.model.config.image_tokens
         mine = self.share.of(recipe.batch)
-        rows = batch_rows(len(self.pixels), recipe.batch, recipe.seed, step)[mine]
+        rows = batch_rows(len(self.pixels), recipe.batch // recipe.noises, recipe.seed, step)
+        rows = np.repeat(rows, recipe.noises)[mine]
         noise = np.empty((len(rows), config.token_count, config.token_width), dtype=np.float32)
         normal, prompts = np.empty(len(rows), dtype=np.float32), np.zeros(len(rows), dtype=np.int64)
         for place, row in enumerate(rows):
-            random = np.random.default_rng([recipe.seed, step, 1, mine.start + place])
+            first = (mine.start + place) // recipe.noises * recipe.noises  # of those that see this picture and prompt
+            random = np.random.default_rng([recipe.seed, step, 1, first])
             known = self.captions_of[row]
             prompt = known[random.integers(len(known))]
             prompts[place] = prompt if random.random() >= recipe.drop_prompt else 0
+            if mine.start + place > first:
+                random = np.random.default_rng([recipe.seed, step, 1, mine.start + place])
             normal[place] = random.standard_normal(dtype=np.float32)
             random.standard_normal(dtype=np.float32, out=noise[place])
         time = flow.logit_normal_times(torch.from_numpy(normal), recipe.time_mean, recipe.time_spread)

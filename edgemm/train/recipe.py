@@ -33,7 +33,7 @@ CHOICES = {
 LARGEST = sys.float_info.max  # infinity is out of range too
 RANGES: tuple[tuple[tuple[str, ...], float, float], ...] = (
     (("steps", "batch", "log_every", "save_every", "sample_every"), 1, LARGEST),
-    (("views", "reply_tokens", "lora_rank", "lora_alpha"), 1, LARGEST),
+    (("noises", "views", "reply_tokens", "lora_rank", "lora_alpha"), 1, LARGEST),
     (("seed", "threads", "warmup", "align_steps", "word_steps", "replies", "lora_first_layer", "pictures"), 0, LARGEST),
     (
         ("learning_rate", "matrix_learning_rate", "weight_decay", "time_spread", "reply_weight", "flow_weight"),
@@ -87,6 +87,7 @@ class Recipe:
     ] = ()  # parts that learn, of PARTS; none means the task's own; "transformer" is all its weights
     flow_weight: float = 1.0  # of drawing's loss beside that of the answers, in joint training
     # drawing
+    noises: int = 1  # times that a batch shows each of its pictures, with other noise; its prompt is read once
     drop_prompt: float = 0.1  # share of samples that see the unconditional prompt (arXiv:2207.12598)
     time_mean: float = -0.8  # of the logit-normal time; lower trains more on noisy pictures
     time_spread: float = 1.0
@@ -115,6 +116,8 @@ class Recipe:
                 if not low <= getattr(self, name) <= high:
                     expected = f"{low} or more" if high == LARGEST else f"{low} to {high}"
                     raise UsageError(f"recipe: {name} is {getattr(self, name)}, expected {expected}")
+        if self.batch % self.noises:
+            raise UsageError(f"recipe: batch is {self.batch}, expected a multiple of noises, {self.noises}")
         if not set(self.train) <= set(PARTS):
             raise UsageError(f"recipe: train is {', '.join(self.train)}, expected some of: {', '.join(PARTS)}")
         if not self.lora_targets or not set(self.lora_targets) <= set(PROJECTIONS):

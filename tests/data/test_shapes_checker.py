@@ -29,6 +29,12 @@ def test_right_pictures_pass(size, count):
     assert np.mean([verdict.passed for verdict in verdicts]) >= 0.99, [v.reason for v in verdicts if not v.passed]
 
 
+def test_right_pictures_pass_in_half_the_size_too():
+    scenes = [(scene, picture.resize((32, 32), Image.Resampling.BOX)) for scene, picture in made(200, 4)]
+    scenes = [(scene, picture) for scene, picture in scenes if len(scene["objects"]) <= 2]
+    assert np.mean([check_scene(picture, scene).passed for scene, picture in scenes]) >= 0.9
+
+
 def test_found_objects_are_the_drawn_ones():
     for scene, picture in made(60, 2):
         found = check_scene(picture, scene).found

@@ -90,6 +90,27 @@ def test_the_right_share_of_prompts_is_dropped(task):
     assert (captions == 0).float().mean().item() == pytest.approx(0.1, abs=0.02)  # 1,920 samples: 3 sigma
 
 
+def test_a_picture_seen_with_several_noises_has_one_prompt_which_is_read_once(shapes, tmp_path, monkeypatch):
+    learner = checkpoint.build("micro")
+    many = recipe("micro-shapes", tmp_path, data=shapes, train=["transformer", "denoiser"], batch=12, noises=4)
+    task = DrawTask(learner, many)
+    tokens, noise, time, rows = task._batch(5)
+    assert torch.equal(tokens, tokens[::4].repeat_interleave(4, 0))
+    assert torch.equal(rows, rows[::4].repeat_interleave(4))
+    assert len(time.unique()) == 12 and len(noise[:, 0, 0].unique()) == 12
+    asked: list[int] = []
+    read = learner.prompt_cache
+    monkeypatch.setattr(
+        learner, "prompt_cache", lambda prompts, *args, **kw: asked.append(len(prompts)) or read(prompts, *args, **kw)
+    )
+    with torch.no_grad():
+        found, expected = task.prefix(rows), learner.prefix([task.captions[row] for row in rows])
+    assert asked[0] == len(rows.unique()) <= 3
+    for one, other in zip((*found.keys, *found.values), (*expected.keys, *expected.values), strict=True):
+        torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(found.layout, expected.layout, atol=1e-5, rtol=1e-5)
+
+
 def test_stored_prompts_are_the_models_own_to_bfloat16(task):
     prompts = ["", "a red circle", "two green squares", "a star left of a blue cross"]
     store = PromptStore(task.model, prompts)

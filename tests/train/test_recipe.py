@@ -98,6 +98,7 @@ def test_a_wrong_line_is_refused_with_its_key(write, line, message):
         ("learning_rate=nan", "learning_rate is nan"),
         ("learning_rate=inf", "learning_rate is inf"),
         ("clip=0", "clip is 0.0"),
+        ("noises=7", "batch is [0-9]+, expected a multiple of noises, 7"),
         ("loss_floor=0", "loss_floor is 0.0"),
         ("lora_rank=0", "lora_rank is 0"),
         ("lora_targets=q_proj,head", "lora_targets is q_proj, head, expected some of: q_proj, k_proj"),
