@@ -11,10 +11,12 @@ from edgemm.errors import BundleError, MissingError, UsageError
 from edgemm.measure.board import read_board
 from edgemm.measure.cuda_driver import CudaDriver, Gpu
 from tests.build.tiny_engines import needs_rtx
-from tests.measure.recorded import AGX_ORIN, ORIN_NANO, THOR, lay_out
+from tests.measure.recorded import AGX_ORIN, AGX_ORIN_JP6, ORIN_NANO, THOR, lay_out
 
 ALL = ("cpu", "cuda", "rtx", "jetson-orin-jp6", "jetson-orin", "jetson-thor")
 ORIN = CudaDriver("12.6", (Gpu("Orin", "8.7", 8 << 30),), "")
+AGX = CudaDriver("13.2", (Gpu("Orin", "8.7", 64 << 30),), "")
+BLACKWELL = CudaDriver("13.2", (Gpu("Thor", "11.0", 128 << 30),), "")
 RTX = CudaDriver("13.0", (Gpu("RTX 4090", "8.9", 24 << 30), Gpu("RTX 5090", "12.0", 32 << 30)), "")
 
 
@@ -33,19 +35,21 @@ def machine(monkeypatch, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("board", "target", "power_mode"),
+    ("board", "cuda", "target", "power_mode"),
     [
-        (ORIN_NANO, "jetson-orin-jp6", "MAXN_SUPER"),
-        (AGX_ORIN, "jetson-orin", "mode 0"),
-        (THOR, "jetson-thor", ""),
+        (ORIN_NANO, ORIN, "jetson-orin-jp6", "MAXN_SUPER"),
+        (AGX_ORIN_JP6, AGX, "jetson-orin-jp6", "MODE_50W"),
+        (AGX_ORIN, AGX, "jetson-orin", "MAXN"),
+        (THOR, BLACKWELL, "jetson-thor", "120W"),
     ],
-    ids=["Orin Nano", "AGX Orin", "Thor"],
+    ids=["Orin Nano", "AGX Orin, JetPack 6.2", "AGX Orin, JetPack 7.2", "Thor"],
 )
-def test_a_board_gets_the_target_that_is_made_for_it(machine, board, target, power_mode):
-    root = machine(board, tensorrt="10.3.0")
+def test_a_board_gets_the_target_that_is_made_for_it(machine, board, cuda, target, power_mode):
+    root = machine(board, cuda, tensorrt="10.16.0")
     (found,) = choose_destinations(ALL, None, None, None, root)
-    assert (found.target, found.tensorrt, found.version) == (target, "tensorrt", "10.3.0")
-    assert found.place == Place("8.7", "Orin", 8 << 30, "12.6", power_mode)
+    assert (found.target, found.tensorrt, found.version) == (target, "tensorrt", "10.16.0")
+    (gpu,) = cuda.gpus
+    assert found.place == Place(gpu.compute_capability, gpu.name, gpu.memory_bytes, cuda.version or "", power_mode)
 
 
 def test_a_board_refuses_another_boards_target(machine):

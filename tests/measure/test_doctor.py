@@ -9,12 +9,14 @@ import pytest
 
 from edgemm.bundle import open_bundle
 from edgemm.errors import BundleError
+from edgemm.measure import doctor as doctor_module
 from edgemm.measure import doctor_verb
 from edgemm.measure.doctor import examine, fit_bundle, report_json, report_text
 from edgemm.measure.machine import read_machine
+from edgemm.measure.packages import Extra
 from edgemm.measure.targets import Verdict
 from tests.measure.paper_bundle import WEIGHTS_BYTES, write_paper_bundle
-from tests.measure.recorded import ORIN_NANO, lay_out
+from tests.measure.recorded import AGX_ORIN, AGX_ORIN_JP6, ORIN_NANO, THOR, lay_out
 
 RUNS = (Verdict("cpu", "ONNX Runtime", "", ""), Verdict("jetson-thor", "", "this machine is no Jetson", ""))
 
@@ -22,11 +24,9 @@ RUNS = (Verdict("cpu", "ONNX Runtime", "", ""), Verdict("jetson-thor", "", "this
 @pytest.fixture(autouse=True, scope="module")
 def one_look():
     """Asking every provider takes seconds and child processes: one answer serves every test here."""
-    from edgemm.measure import doctor as module
-
     with pytest.MonkeyPatch.context() as patch:
-        found = module.probe_providers()
-        patch.setattr(module, "probe_providers", lambda: found)
+        found = doctor_module.probe_providers()
+        patch.setattr(doctor_module, "probe_providers", lambda: found)
         yield
 
 
@@ -57,6 +57,33 @@ def test_a_recorded_board_is_examined_like_a_live_one(tmp_path):
     assert report.board and report.machine.cpu == "Cortex-A78AE"
     assert "Linux for Tegra 36.4.3 (JetPack 6)" in report_text(report)
     assert json.loads(json.dumps(report_json(report)))["board"]["target"] == "jetson-orin-jp6"
+
+
+@pytest.mark.parametrize(
+    ("files", "version", "target", "told"),
+    [
+        (ORIN_NANO, "10.3.0", "jetson-orin-jp6", ("JetPack 6", "Cortex-A78AE", "6 usable", "7.99 GB", "MAXN_SUPER")),
+        (AGX_ORIN_JP6, "10.3.0", "jetson-orin-jp6", ("JetPack 6", "Cortex-A78AE", "12 usable", "65.9 GB", "MODE_50W")),
+        (AGX_ORIN, "10.16.2", "jetson-orin", ("JetPack 7", "Cortex-A78AE", "12 usable", "65.9 GB", "MAXN")),
+        (THOR, "10.16.2", "jetson-thor", ("JetPack 7", "Neoverse-V3AE", "14 usable", "132 GB", "120W")),
+    ],
+    ids=["Orin Nano", "AGX Orin, JetPack 6.2", "AGX Orin, JetPack 7.2", "Thor"],
+)
+def test_every_board_is_told_whole_and_runs_its_own_target(tmp_path, monkeypatch, files, version, target, told):
+    """From the files of a board to the page: first as it comes, then with JetPack's TensorRT in the environment."""
+    root = lay_out(tmp_path, files)
+    bare = examine(root=root)
+    lacking = {verdict.target: verdict for verdict in bare.verdicts}[target]
+    assert not lacking.runs and "nvidia-jetpack" in lacking.cure
+    here = {**bare.extras, "tensorrt": Extra("tensorrt", {"tensorrt": version}, ())}
+    monkeypatch.setattr(doctor_module, "read_extra", here.get)
+    report = examine(write_paper_bundle(tmp_path / "b", target=target), root)
+    assert [verdict.target for verdict in report.verdicts if verdict.runs and verdict.target != "cpu"] == [target]
+    assert report.healthy and report.bundle and report.bundle.runs == (target,)
+    page = report_text(report)
+    assert files["proc/device-tree/model"].strip("\0") in page and f"TensorRT {version}" in page
+    for words in told:
+        assert words in page
 
 
 def test_a_missing_bundle_is_refused(tmp_path):

@@ -10,7 +10,7 @@ from edgemm.measure.cuda_driver import CudaDriver, Gpu
 from edgemm.measure.packages import EXTRAS, Extra
 from edgemm.measure.providers import Provider
 from edgemm.measure.targets import Findings, find_system_tensorrt, judge
-from tests.measure.recorded import AGX_ORIN, ORIN_NANO, THOR, lay_out
+from tests.measure.recorded import AGX_ORIN, AGX_ORIN_JP6, ORIN_NANO, THOR, lay_out
 
 NO_DRIVER = CudaDriver(None, (), "no CUDA driver")
 RTX_4090 = CudaDriver("13.0", (Gpu("NVIDIA GeForce RTX 4090", "8.9", 24 << 30),), "")
@@ -66,6 +66,7 @@ def test_every_board_is_told_what_it_lacks_and_gets_its_target_when_it_has_it(tm
     """From the files of an Orin Nano, an AGX Orin and a Thor to a verdict, with the backend that is really here."""
     for name, files, target in (
         ("nano", ORIN_NANO, "jetson-orin-jp6"),
+        ("agx-jp6", AGX_ORIN_JP6, "jetson-orin-jp6"),
         ("agx", AGX_ORIN, "jetson-orin"),
         ("thor", THOR, "jetson-thor"),
     ):
