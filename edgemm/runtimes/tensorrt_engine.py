@@ -2,7 +2,8 @@
 
 For `tensorrt` (10.3 to 11) and `tensorrt_rtx` alike: what a version lacks is looked for, not assumed.  Arrays in shared
 memory are bound as they are, others through a staging buffer.  A cache that the engine updates in place (an aliased
-output) has one buffer; an engine that cannot writes a second one, which is copied back.  Not tried on a device yet.
+output) has one buffer; an engine that cannot writes a second one, which is copied back.  A batch that no profile takes
+is run row by row.  Not tried on a device yet.
 """
 
 from __future__ import annotations
@@ -14,12 +15,15 @@ from typing import Any
 
 import numpy as np
 
+from edgemm.components import TensorSpec
 from edgemm.errors import BundleError, EdgemmError, InputError
 from edgemm.manifest import Variant
 from edgemm.runtimes.cuda_memory import Cuda, cuda_graphs_wanted
-from edgemm.runtimes.engine import Arrays, check_binding
+from edgemm.runtimes.engine import Arrays, Binding, check_binding
 
-__all__ = ["TensorRTBinding", "TensorRTEngine", "load_engine"]
+__all__ = ["RowByRow", "TensorRTBinding", "TensorRTEngine", "load_engine"]
+
+BATCH = "b"  # the axis of rows, in a manifest's words
 
 
 def load_engine(
@@ -57,9 +61,16 @@ class TensorRTEngine:
         """An array that needs no staging."""
         return self.cuda.zeros(shape, dtype)
 
-    def bind(self, inputs: Arrays, outputs: Arrays) -> TensorRTBinding:
+    def bind(self, inputs: Arrays, outputs: Arrays) -> Binding:
         check_binding(self, inputs, outputs)
         self.cuda.enter()
+        rows = max((len(array) for name, array in inputs.items() if _has_rows(self.inputs[name])), default=1)
+        if rows > 1 and not self._fitting(inputs):
+            return RowByRow(
+                tuple(
+                    self.bind(_row(self.inputs, inputs, row), _row(self.outputs, outputs, row)) for row in range(rows)
+                )
+            )
         return TensorRTBinding(self, inputs, outputs, self._profile(inputs))
 
     def new_context(self) -> Any:
@@ -75,20 +86,45 @@ class TensorRTEngine:
         return (ask(output) or None) if ask else None
 
     def _profile(self, inputs: Arrays) -> int:
-        """The first profile, narrowest first, that takes these shapes."""
-        fitting = []
-        for profile in range(self.engine.num_optimization_profiles):
-            room = {name: self.engine.get_tensor_profile_shape(name, profile) for name in inputs}
-            if all(_within(inputs[name].shape, least, most) for name, (least, _, most) in room.items()):
-                fitting.append((sum(int(np.prod(tuple(most))) for _, _, most in room.values()), profile))
+        """The narrowest profile that takes these shapes."""
+        fitting = self._fitting(inputs)
         if not fitting:
             shapes = {name: array.shape for name, array in inputs.items() if array.ndim < 4}
             raise InputError(f"{self.component}: its engine has no profile for {shapes}; build it with more memory")
         return min(fitting)[1]
 
+    def _fitting(self, inputs: Arrays) -> list[tuple[int, int]]:
+        """How much room each profile has that takes these shapes, and its number."""
+        fitting = []
+        for profile in range(self.engine.num_optimization_profiles):
+            room = {name: self.engine.get_tensor_profile_shape(name, profile) for name in inputs}
+            if all(_within(inputs[name].shape, least, most) for name, (least, _, most) in room.items()):
+                fitting.append((sum(int(np.prod(tuple(most))) for _, _, most in room.values()), profile))
+        return fitting
+
+
+def _has_rows(spec: TensorSpec) -> bool:
+    return spec.shape[:1] == (BATCH,)
+
+
+def _row(specs: Mapping[str, TensorSpec], arrays: Arrays, row: int) -> Arrays:
+    """One row of what has rows; views, so that a cache stays where it is."""
+    return {name: array[row : row + 1] if _has_rows(specs[name]) else array for name, array in arrays.items()}
+
 
 def _within(shape: tuple[int, ...], least: Any, most: Any) -> bool:
     return all(low <= size <= high for low, size, high in zip(tuple(least), shape, tuple(most), strict=True))
+
+
+class RowByRow:
+    """A batch for an engine that takes one row at a time: as right as a batch, and no faster than its rows."""
+
+    def __init__(self, rows: tuple[Binding, ...]) -> None:
+        self._rows = rows
+
+    def run(self) -> None:
+        for row in self._rows:
+            row.run()
 
 
 class TensorRTBinding:

@@ -35,7 +35,7 @@ class Driver:
         self.libc = ctypes.CDLL(None)
         self.libc.malloc.restype = ctypes.c_void_p
         self.recorded: list | None = None  # what is captured instead of done
-        self.graph: list = []
+        self.graphs: list[list] = []  # captured; their handles count from 1
 
     def __getattr__(self, name):
         def call(*arguments):
@@ -53,9 +53,12 @@ class Driver:
             elif name == "cuStreamBeginCapture_v2":
                 self.recorded = []
             elif name == "cuStreamEndCapture":
-                self.graph, self.recorded = self.recorded, None
+                self.graphs.append(self.recorded or [])
+                self.recorded, arguments[1]._obj.value = None, len(self.graphs)
+            elif name.startswith("cuGraphInstantiate"):
+                arguments[0]._obj.value = _handle(arguments[1])
             elif name == "cuGraphLaunch":
-                for work in self.graph:
+                for work in self.graphs[_handle(arguments[0]) - 1]:
                     work()
             return 0
 
@@ -63,6 +66,10 @@ class Driver:
 
     def do(self, work) -> None:
         work() if self.recorded is None else self.recorded.append(work)
+
+
+def _handle(argument) -> int:
+    return int(getattr(argument, "value", argument))
 
 
 class Engine:

@@ -6,6 +6,7 @@ No device has run this: see docs/nvidia.md.
 from __future__ import annotations
 
 import ast
+import dataclasses
 import gc
 import threading
 from importlib.util import find_spec
@@ -14,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from edgemm.components import TensorSpec
 from edgemm.errors import EdgemmError, InputError, MissingError, ResourceError
 from edgemm.runtimes import backends, tensorrt_door
 from edgemm.runtimes.cuda_memory import Cuda
@@ -95,6 +97,28 @@ def test_the_narrowest_profile_that_fits_is_taken():
     assert [context.profile for context in engine.engine.contexts] == [1, 0]
     with pytest.raises(InputError, match=r"no profile for \{'x': \(1, 65\)\}"):
         bound(engine, width=65)
+
+
+def test_a_batch_that_no_profile_takes_is_run_row_by_row_in_place():
+    """As generate_texts steps several replies: each row has its own part of one cache."""
+    specs = (TensorSpec("x", "float32", ("b", "s")), TensorSpec("y", "float32", ("b", "s")))
+    caches = [TensorSpec(f"{name}_key.0", "float16", ("b", *CACHE[1:])) for name in ("past", "present")]
+    batched = dataclasses.replace(VARIANT, inputs=(specs[0], caches[0]), outputs=(specs[1], caches[1]))
+    driver = Driver()
+    engine = TensorRTEngine(TRT, "transformer", batched, (None, None, Engine(driver)), Cuda(driver), threading.Lock())
+    x, y = np.arange(12, dtype=np.float32).reshape(3, 4), np.zeros((3, 4), np.float32)
+    cache = engine.zeros((3, *CACHE[1:]), np.float16)
+    binding = engine.bind({"x": x, "past_key.0": cache}, {"y": y, "present_key.0": cache})
+    for run in range(1, 4):
+        x += 1
+        binding.run()
+        np.testing.assert_array_equal(y, x + 10)
+        np.testing.assert_array_equal(cache, np.full(cache.shape, run))
+    rows = [context.addresses["present_key.0"] for context in engine.engine.contexts]
+    assert rows == [row.ctypes.data for row in cache]
+    with pytest.raises(InputError, match=r"no profile for \{'x': \(1, 5\)\}"):
+        wide = np.zeros((3, 5), np.float32)
+        engine.bind({"x": wide, "past_key.0": cache}, {"y": wide.copy(), "present_key.0": cache})
 
 
 def test_a_view_of_shared_memory_is_shared_and_freed_memory_is_not():
