@@ -5,8 +5,10 @@
 
 Prints sizes of engines, seconds and memory of each build, and the layers that TensorRT recognised; the last line is one
 JSON document.  Fails (exit 7) when a node is refused, when a build came down the ladder (attention taken apart is one),
-or when TensorRT recognised fewer attentions, rotary embeddings, cache updates or quantized tensors than the graph has.
-An engine that builds is built, not tried: nothing here runs one.  Seconds of a machine that did other work are marked.
+when TensorRT recognised fewer attentions, rotary embeddings, cache updates or quantized tensors than the graph has, or
+when an engine is so much larger than its quantized weights that they were widened.  An SM that multiplies no such
+numbers (fp8 before 8.9) is passed over and told.  An engine that builds is built, not tried: nothing here runs one.
+Seconds of a machine that did other work are marked.
 """
 
 from __future__ import annotations
@@ -23,6 +25,7 @@ from edgemm.build.builder import Limits
 from edgemm.build.bundle_engines import OPT_LEVEL, build_bundle, default_memory_bytes
 from edgemm.build.devices import choose_destinations
 from edgemm.build.engine_cache import EngineCache
+from edgemm.build.kernels import missing_kernels
 from edgemm.bundle import Bundle, open_bundle
 from edgemm.components import layers_of
 from edgemm.errors import EdgemmError
@@ -38,10 +41,21 @@ KINDS = {  # operator of the graph -> layer of TensorRT, and what the table call
     "TensorScatter": ("KV_CACHE_UPDATE", "cache update"),
     "QuantizeLinear": ("QUANTIZE", "quantize"),
     "DequantizeLinear": ("DEQUANTIZE", "dequantize"),
+    "TRT_FP4DynamicQuantize": ("DYNAMIC_QUANTIZE", "quantize while it runs"),
     "MatMul": ("MATRIX_MULTIPLY", "product"),
     "Conv": ("CONVOLUTION", "convolution"),
 }
-COUNTED = ("Attention", "RotaryEmbedding", "TensorScatter", "QuantizeLinear", "DequantizeLinear")  # one layer a node
+COUNTED = (  # one layer a node
+    "Attention",
+    "RotaryEmbedding",
+    "TensorScatter",
+    "QuantizeLinear",
+    "DequantizeLinear",
+    "TRT_FP4DynamicQuantize",
+)
+QUANTIZED = ("int8", "int4", "fp8", "nvfp4")
+WIDENED = 2.0  # engine bytes a weight byte: 1.1 to 1.8 is usual, float16 instead of NVFP4 would be 2.3 and more
+LEAST_BYTES = 1 << 20  # of weights that can be told from an engine's other bytes
 
 
 def main() -> int:
@@ -58,19 +72,25 @@ def main() -> int:
     head = {"component": "component", "sm": "SM", "precision": "", "megabytes": "MB", "seconds": "s", "peak": "peak MB"}
     print(ROW.format(**head, layers="layers"))
     before = read_cpu_times(time.perf_counter())
-    rows, problems, version = [], [], ""
+    rows, problems, passed_over, version = [], [], [], ""
     with tempfile.TemporaryDirectory(prefix="edgemm-engines-") as folder:
         cache = EngineCache(args.cache or Path(folder))
         for bundle in map(open_bundle, args.bundles):
             limits = Limits(default_memory_bytes(bundle.path), args.timeout)
             for destination in choose_destinations(tuple(bundle.manifest.targets), "rtx", args.sm, None):
                 version, sm = destination.version, destination.place.compute_capability
+                missing = missing_in(bundle, sm)
+                if missing:
+                    passed_over.append(f"{bundle.path.name} for SM {sm}: {missing}")
+                    continue
                 try:
                     for spec, built in build_bundle(bundle, destination, cache, limits, args.opt_level):
                         rows.append(row_of(bundle, spec.component, sm, built.entry.record))
                         problems += problems_of(bundle, rows[-1])
                 except EdgemmError as error:
                     problems.append(str(error))
+    for line in passed_over:
+        print(f"[-] not built: {line}")
     for problem in problems:
         print(f"[x] {problem}")
     other, unquiet = report_other_work(before, read_cpu_times(time.perf_counter()))
@@ -85,12 +105,20 @@ def main() -> int:
         "seconds_are_quiet": not unquiet and other["cores"] is not None,
         "other_work": other,
         "results": rows,
+        "passed_over": passed_over,
         "problems": problems,
     }
     print(json.dumps(document))
     if args.output:
         write_whole(args.output, json.dumps(document) + "\n")
     return 7 if problems else 0
+
+
+def missing_in(bundle: Bundle, sm: str) -> str | None:
+    """Why such a GPU does not run the bundle's weights as they are."""
+    variants = [bundle.manifest.variant(component, "rtx") for component in bundle.manifest.targets["rtx"]]
+    found = (missing_kernels(read_outline(bundle.file(variant.graph)), sm) for variant in variants)
+    return next(filter(None, found), None)
 
 
 def row_of(bundle: Bundle, component: str, sm: str, record: dict) -> dict:
@@ -127,6 +155,9 @@ def problems_of(bundle: Bundle, row: dict) -> list[str]:
         wanted |= {"attention": depth, "rotary": 2 * depth, "cache update": 2 * depth}
     if row["component"] == "denoiser":
         wanted["attention"] = len(layers_of("prefix_key", variant.inputs))
+    size, weights = row["size_bytes"], row["weights_bytes"]
+    if row["precision"] in QUANTIZED and weights > LEAST_BYTES and size > WIDENED * weights:
+        found.append(f"{name} has {size / 1e6:.0f} MB, its weights {weights / 1e6:.0f}: they were widened")
     for kind, count in wanted.items():
         if row["layers"].get(kind, 0) != count:
             found.append(f"{name} has {row['layers'].get(kind, 0)} layers of {kind}, expected {count}")

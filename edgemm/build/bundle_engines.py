@@ -59,7 +59,7 @@ def bundle_specs(
     workspace = min(MOST_WORKSPACE_BYTES, (memory_bytes or 4 * MOST_WORKSPACE_BYTES) // 4)
     for component in manifest.targets[target]:
         variant = manifest.variant(component, target)
-        graph = checked_graph(bundle, component, target)
+        graph = checked_graph(bundle, component, target, destination.place.compute_capability)
         spec = EngineSpec(
             component=component,
             graph_sha256=manifest.files[variant.graph].sha256,

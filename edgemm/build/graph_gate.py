@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from edgemm.build.kernels import missing_kernels
 from edgemm.bundle import Bundle
 from edgemm.errors import BundleError
 from edgemm.runtimes.graph_rules import RULES, broken_rules
@@ -18,8 +19,8 @@ from edgemm.runtimes.onnx_outline import Outline, read_outline
 __all__ = ["checked_graph"]
 
 
-def checked_graph(bundle: Bundle, component: str, target: str) -> Path:
-    """The graph's path; BundleError says what is wrong with it."""
+def checked_graph(bundle: Bundle, component: str, target: str, compute_capability: str = "") -> Path:
+    """The graph's path; BundleError says what is wrong with it, or that such a GPU cannot multiply its weights."""
     variant = bundle.manifest.variant(component, target)
     graph = bundle.file(variant.graph)
     data = bundle.file(variant.data) if variant.data else None
@@ -28,6 +29,9 @@ def checked_graph(bundle: Bundle, component: str, target: str) -> Path:
     _check_ranges(graph, data, outline)
     for problem in broken_rules(outline, RULES[target]):
         raise BundleError(f"{graph}: target {target} cannot take it: {problem}")
+    missing = missing_kernels(outline, compute_capability) if compute_capability else None
+    if missing:
+        raise BundleError(f"{graph}: SM {compute_capability} has no kernels for it: {missing}")
     return graph
 
 

@@ -41,7 +41,7 @@ __all__ = ["MAX_CONTEXT", "check_runtime", "different_plans", "export_bundle", "
 
 MAX_CONTEXT = 2048  # cache slots when nobody says otherwise, where the transformer was trained for as many
 MAX_NEW_TOKENS = 32  # of a recorded reply
-LEAST_BYTES = {"fp32": 4.0, "fp16": 2.0, "int8": 1.0, "int4": 0.5}  # a parameter
+LEAST_BYTES = {"fp32": 4.0, "fp16": 2.0, "int8": 1.0, "fp8": 1.0}  # a parameter; of all others half a byte
 
 Say = Callable[[str], None]
 
@@ -76,8 +76,8 @@ def export_bundle(
     _check_adapters(adapters, adapter_rank)
     if drafts and any(plan.dialect != "cpu" for plan in plans):
         raise UsageError("--drafts is for target cpu alone: other runtimes step one token at a time")
-    if quant and any(plan.precision.startswith("int") for plan in plans):
-        raise UsageError("--precision int8 and int4 quantize by themselves: give that or --quant, not both")
+    if quant and any(plan.precision not in ("fp32", "fp16") for plan in plans):
+        raise UsageError("--precision int8, int4, fp8 and nvfp4 quantize by themselves: give that or --quant, not both")
     if quant and adapters is not None:
         raise UsageError("--quant and --adapters do not go together yet: give one of them")
     if cache == "int8" and (quant or adapters is not None or any(not _quantized_on_cpu(plan) for plan in plans)):
@@ -94,7 +94,7 @@ def export_bundle(
     parameters = sum(parameter.numel() for parameter in model.parameters())
     asked = ", ".join(f"target {plan.target}, {plan.precision}" for plan in plans)
     report(f"{source.name}: family {model.config.family}, {parameters / 1e6:.1f}M parameters; {asked}")
-    least_bytes = sum(LEAST_BYTES[precision] for precision in {plan.precision for plan in plans}) * parameters
+    least_bytes = sum(LEAST_BYTES.get(precision, 0.5) for precision in {plan.precision for plan in plans}) * parameters
     with BundleWriter(output, overwrite, int(least_bytes)) as writer, torch.no_grad():
         known = (source.name, weights_hash(source))
         specs = plan_specs(model, plans, spec, known, status, adaptable=adapters is not None, cache=cache)
@@ -184,7 +184,7 @@ def different_plans(plans: tuple[Plan, ...], manifest: Manifest) -> list[Plan]:
 
 def run_loops(bundle: Bundle, plan: Plan, recorded: Recorded, named: bool) -> Iterator[Comparison]:
     """Whatever a target's own engine is, its graphs are ONNX, and ONNX Runtime's CPU says what they compute."""
-    choice = Choice("cpu", "onnxruntime", plan.target, "CPUExecutionProvider", "compared before it is shipped")
+    choice = Choice("cpu", "reference", plan.target, "CPUExecutionProvider", "compared before it is shipped")
     precise = dataclasses.replace(recorded, precision=precision_of(bundle.manifest, plan.target))
     with Model(bundle, choice, plan_threads()) as runtime:
         for comparison in compare_loops(runtime, precise):

@@ -16,9 +16,9 @@ from edgemm.errors import BundleError, CheckFailedError, EdgemmError
 from edgemm.export.component_graphs import ComponentGraph
 from edgemm.export.dialects import DIALECTS
 from edgemm.export.parity import Comparison, compare_arrays
+from edgemm.export.reference_backend import open_engine
 from edgemm.manifest import Variant
 from edgemm.runtimes.adapters import zero_factors
-from edgemm.runtimes.onnxruntime_backend import open_engine
 from edgemm.runtimes.threads import plan_threads
 
 __all__ = ["compare_component"]

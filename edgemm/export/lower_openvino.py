@@ -27,6 +27,8 @@ def _write(writer: Writer, product: Product, spec: Spec) -> str | None:
     layer = spec.layer(product.layer)
     if layer.bits is None or product.layer == HEAD:
         return None
+    if layer.form != "int":
+        raise InputError(f"{product.layer}: OpenVINO takes no {layer.form} weights: quantize with int8 or int4")
     if layer.activations not in ("float", "static"):
         raise InputError(
             f"{product.layer}: OpenVINO takes no {layer.activations!r} activations: quantize with --portable, whose "

@@ -23,14 +23,27 @@ PIXEL_TOLERANCE = 1e-3  # after all steps, float graphs
 SIGNAL_FLOOR_DB = {
     "fp16": 40.0,
     "int8": 20.0,
+    "fp8": 10.0,
     "int4": 4.0,
+    "nvfp4-weights": 4.0,
+    "nvfp4": 4.0,
 }  # of a component's outputs; SmolLM2-135M in int4 has 7, a broken graph 0
-PSNR_FLOOR_DB = {"fp16": 40.0, "int8": 20.0, "int4": 14.0}  # of a drawn picture; another prompt's is 8 to 12 away
+PSNR_FLOOR_DB = {
+    "fp16": 40.0,
+    "int8": 20.0,
+    "fp8": 14.0,
+    "int4": 14.0,
+    "nvfp4-weights": 14.0,
+    "nvfp4": 12.0,
+}  # of a drawn picture; another prompt's is 8 to 12 away
 CHOICE_FLOOR = {
     "fp32": 1.0,
     "fp16": 0.9,
     "int8": 0.75,
+    "fp8": 0.6,
     "int4": 0.4,
+    "nvfp4-weights": 0.4,
+    "nvfp4": 0.15,
 }  # finest first; of tokens chosen as torch did, after what torch said
 
 WORDS = {  # measure -> (the value, the limit)

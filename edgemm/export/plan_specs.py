@@ -1,11 +1,12 @@
-"""How each target's weights are quantized: by the caller's spec, or by what `--precision int8|int4` means there.
+"""How each target's weights are quantized: by the caller's spec, or by what `--precision int8|fp8|...` means there.
 
 CPUs' int8 rounds the inputs of products, so the transformer is smoothed for it by a page of shipped text, which takes
 seconds and a fifth of the loss (docs/quantize.md).  Their int4 needs no data: that is quick_spec's (lower_cpu.py), and
 so is int8 where adapters are to fit the layers, or where the model is of a family whose transformer draws, too.
 NVIDIA's targets get forms that their engines have kernels for: 8 bits a channel or 4 bits in blocks, without
-zero-points, and int8 inputs of conditioner and denoiser by ranges seen while the shipped prompts were drawn.  ONNX
-Runtime CUDA multiplies int8 on the CPU only, so there drawing stays in float16.  Neither is smoothed.
+zero-points, and int8 inputs of conditioner and denoiser by ranges seen while the shipped prompts were drawn; with fp8
+all inputs are fp8, by ranges of shipped text and prompts.  ONNX Runtime CUDA multiplies int8 on the CPU only, so there
+drawing stays in float16.  Neither is smoothed.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from collections.abc import Callable, Sequence
 from edgemm.export.targets import Plan
 from edgemm.model.unified import Unified
 from edgemm.quantize.quantization import quantize
-from edgemm.quantize.recipe import QUICK
+from edgemm.quantize.recipe import FLOATS, QUICK
 from edgemm.quantize.spec import Spec
 
 __all__ = ["plan_specs"]
@@ -23,7 +24,7 @@ __all__ = ["plan_specs"]
 ORT_CUDA = {"int8": ("int8", "fp16"), "int4": ("int4", "fp16")}  # where engines have QUICK
 METHODS = {"text": "", "draw": ""}  # rounded as the width suggests, without data
 SMOOTHED = {"int8": {"text": "smoothquant", "draw": ""}}  # of CPUs
-PROMPTS = 8  # of the shipped ones, for the ranges
+SAMPLES = 8  # shipped prompts, and pieces of text, for the ranges
 
 Say = Callable[[str], None]
 
@@ -56,11 +57,11 @@ def plan_specs(
                 )
             continue
         portable = plan.target != "cuda"
-        text, draw = (QUICK if portable else ORT_CUDA)[plan.precision]
+        text, draw = (QUICK | FLOATS if portable else ORT_CUDA)[plan.precision]
         wish = (text, draw, portable)
         if wish not in made:
             made[wish] = quantize(
-                model, text, draw, METHODS, samples=PROMPTS, portable=portable, checkpoint=checkpoint, status=status
+                model, text, draw, METHODS, samples=SAMPLES, portable=portable, checkpoint=checkpoint, status=status
             )
         found[plan.target] = made[wish]
     return found

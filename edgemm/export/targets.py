@@ -17,14 +17,15 @@ class Target:
 
 
 NVIDIA = ("fp16", "fp32", "int8", "int4")
+SMALL_FLOATS = ("fp8", "nvfp4")  # for GPUs that multiply them: edgemm/build/kernels.py says which
 
 TARGETS = {
     "cpu": Target("cpu", ("fp32", "int8", "int4"), "ONNX Runtime"),
     "cuda": Target("standard-24", NVIDIA, "ONNX Runtime CUDA"),
-    "rtx": Target("standard-24", NVIDIA, "TensorRT for RTX"),
+    "rtx": Target("standard-24", (*NVIDIA, *SMALL_FLOATS, "nvfp4-weights"), "TensorRT for RTX"),
     "jetson-orin-jp6": Target("portable-21", NVIDIA, "TensorRT 10.3, JetPack 6"),
     "jetson-orin": Target("standard-24", NVIDIA, "TensorRT 10.16, JetPack 7.2"),
-    "jetson-thor": Target("standard-24", NVIDIA, "TensorRT 10.13 and newer, JetPack 7"),
+    "jetson-thor": Target("standard-24", NVIDIA + SMALL_FLOATS, "TensorRT 10.13 and newer, JetPack 7"),
 }
 
 
@@ -42,7 +43,7 @@ class Plan:
     @property
     def quantizes(self) -> bool:
         """By a spec: a CPU's int8 and int4 are a lowering of its own."""
-        return self.dialect != "cpu" and self.precision.startswith("int")
+        return self.dialect != "cpu" and self.precision not in ("fp16", "fp32")
 
     @property
     def real(self) -> str:
@@ -63,6 +64,7 @@ def read_plans(targets: str, precision: str | None) -> tuple[Plan, ...]:
         if asked[name] not in TARGETS[name].precisions:
             raise UsageError(
                 f"precision {asked[name]!r} is none of what target {name} has: {', '.join(TARGETS[name].precisions)}"
+                + (f"; it has no kernels for {asked[name]}" if asked[name].startswith(SMALL_FLOATS) else "")
                 + (f"; one a target: --precision {names[0]}=...,{names[1]}=..." if len(names) > 1 else "")
             )
     return tuple(Plan(name, asked[name]) for name in names)

@@ -24,7 +24,7 @@ from edgemm.export.lower_cpu import lower as lower_cpu
 from edgemm.export.lower_float import ADAPTER_RANK, fixed_sizes, graph_specs, lower_float
 from edgemm.export.lower_ort_cpu import CONTRIB, lower_ort_cpu
 from edgemm.export.lower_ort_cuda import lower_ort_cuda
-from edgemm.export.lower_tensorrt import lower_tensorrt
+from edgemm.export.lower_tensorrt import check_target, lower_tensorrt
 from edgemm.export.ort_cpu_graph import for_ort_cpu
 from edgemm.export.parity import Comparison
 from edgemm.export.passes.adapter_inputs import adapter_inputs, adapter_points
@@ -89,6 +89,8 @@ def write_graphs(
     specs: Mapping[str, Spec] = NO_SPECS,
 ) -> Components:
     """Any family's graphs; `specs` says how targets are quantized, those that plan_specs.py tells."""
+    for target, spec in specs.items():
+        check_target(spec, target)
     written = Components({}, {plan.target: {} for plan in plans}, [])
     for number, (name, graph) in enumerate(graphs.items(), start=1):
         here = f"{name}, {number} of {len(graphs)}"
@@ -190,7 +192,7 @@ def _write_graph(
 ) -> Variant:
     inputs, outputs = graph_specs(lowered.graph.input), graph_specs(lowered.graph.output)
     dialect = f"opset{OPSET}" if plan.dialect == "cpu" else plan.dialect
-    dialect += f"+{CONTRIB}" if _has_contrib(lowered) else ""
+    dialect += "".join(f"+{opset.domain}" for opset in lowered.opset_import if opset.domain)
     data = stored.save(lowered, writer.file(path))
     return Variant(
         graph=path,

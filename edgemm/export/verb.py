@@ -33,7 +33,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--precision",
         metavar="PRECISION",
-        help="fp32 (cpu's default), fp16 (the default of the others), int8 or int4; or one each: cpu=int8,rtx=fp16",
+        help="fp32 (cpu's default), fp16 (the default of the others), int8 or int4; rtx and jetson-thor have fp8 and "
+        "nvfp4, too; or one each: cpu=int8,rtx=fp16",
     )
     parser.add_argument(
         "--max-context",

@@ -37,4 +37,4 @@ def _choose(bundle: Bundle) -> Choice:
         return select("auto", bundle.manifest.targets)
     except BundleError:
         target = next(iter(bundle.manifest.targets))
-        return Choice("cpu", "onnxruntime", target, "CPUExecutionProvider", "no target of the bundle runs here")
+        return Choice("cpu", "reference", target, "CPUExecutionProvider", "no target of the bundle runs here")

@@ -65,7 +65,7 @@ def export_foreign(
     quantized = [plan.target for plan in plans if plan.quantizes]
     if quantized:
         raise UsageError(
-            f"int8 and int4 for {quantized[0]} are for edgemm's own checkpoints; this one takes fp16 or fp32"
+            f"quantized weights for {quantized[0]} are for edgemm's own checkpoints; this one takes fp16 or fp32"
         )
     check_runtime()
     family = load_family(found)

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from edgemm.quantize.floats import to_floats
 from edgemm.quantize.rtn import rtn
 from edgemm.quantize.spec import Layer
 
@@ -30,7 +31,12 @@ def awq_factors(weights: Sequence[Tensor], layers: Sequence[Layer], gram: Tensor
         error = 0.0
         for weight, layer in zip(weights, layers, strict=True):
             if layer.bits is not None:
-                said = rtn(weight * factors, layer.bits, layer.group, layer.symmetric).dequantized() / factors
+                scaled = weight * factors
+                if layer.form == "int":
+                    numbers = rtn(scaled, layer.bits, layer.group, layer.symmetric)
+                else:
+                    numbers = to_floats(scaled, layer.form)
+                said = numbers.dequantized() / factors
                 error += output_error(said - weight, gram)
         if error < best:
             best, found = error, factors

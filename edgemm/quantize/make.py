@@ -18,6 +18,7 @@ import edgemm
 from edgemm.errors import InputError, UsageError
 from edgemm.model.unified import Unified
 from edgemm.quantize.awq import awq_factors
+from edgemm.quantize.floats import Floats, to_floats
 from edgemm.quantize.gptq import gptq
 from edgemm.quantize.inputs import Inputs
 from edgemm.quantize.integers import Integers
@@ -26,7 +27,18 @@ from edgemm.quantize.recipe import side_of
 from edgemm.quantize.rtn import rtn
 from edgemm.quantize.smoothing import Site, fold, sites
 from edgemm.quantize.smoothquant import smoothquant_factors
-from edgemm.quantize.spec import CACHE, HEAD, REST, SCHEMA_VERSION, Document, Layer, Spec, tensors_hash
+from edgemm.quantize.spec import (
+    CACHE,
+    HEAD,
+    RANGED,
+    REST,
+    SCHEMA_VERSION,
+    Document,
+    Layer,
+    Spec,
+    parts_of,
+    tensors_hash,
+)
 from edgemm.quantize.svd import low_rank_branch
 
 __all__ = ["METHODS", "Method", "make_spec", "read_method", "smooth"]
@@ -167,22 +179,22 @@ def _make_layer(
         weight = weight - up @ down
         layer = dataclasses.replace(layer, rank=len(down))
         tensors |= {f"{name}.low_rank_down": down.numpy(), f"{name}.low_rank_up": up.contiguous().numpy()}
-    rounds = method.rounds or ("kquant" if layer.bits == 4 else "rtn")
+    rounds = method.rounds or ("kquant" if layer.bits == 4 and layer.form == "int" else "rtn")
     numbers = _round(rounds, weight, layer, name, inputs)
-    tensors |= {
-        f"{name}.codes": numbers.codes.numpy(),
-        f"{name}.scales": numbers.scales.numpy(),
-        f"{name}.zeros": numbers.zeros.numpy(),
-    }
-    if layer.activations == "static":
+    tensors |= {f"{name}.{part}": getattr(numbers, part).numpy() for part in parts_of(layer)}
+    if layer.activations in RANGED:
         steps = _need(inputs, name).of(name).by_step
         tensors[f"{name}.range"] = np.array([steps[step] for step in sorted(steps)], np.float32)
     smooths = method.smooths if f"{name}.codes" in tensors else ""
     return dataclasses.replace(layer, method=str(Method(smooths, method.branches if layer.rank else "", rounds)))
 
 
-def _round(rounds: str, weight: Tensor, layer: Layer, name: str, inputs: Inputs | None) -> Integers:
+def _round(rounds: str, weight: Tensor, layer: Layer, name: str, inputs: Inputs | None) -> Integers | Floats:
     assert layer.bits is not None
+    if layer.form != "int":
+        if rounds != "rtn":
+            raise UsageError(f"{name}: {rounds} chooses whole numbers, {layer.form} is rounded to nearest (rtn)")
+        return to_floats(weight, layer.form, name)
     if rounds == "gptq":
         return gptq(weight, _need(inputs, name).of(name).gram(), layer.bits, layer.group, layer.symmetric)
     if rounds == "kquant":

@@ -16,7 +16,7 @@ from edgemm.quantize.make import RANK, Method, make_spec, read_method, smooth
 from edgemm.quantize.quantized_linear import quantizable
 from edgemm.quantize.recipe import layers_of, side_of
 from edgemm.quantize.rounded_cache import cache_steps
-from edgemm.quantize.spec import HEAD, Layer, Spec
+from edgemm.quantize.spec import HEAD, RANGED, Layer, Spec
 
 __all__ = ["SUITED", "Prepared", "prepare", "quantize", "weights_of"]
 
@@ -25,6 +25,9 @@ SUITED = {  # what brings a precision within the project's bars (benchmarks/quan
     "int8": "smoothquant",
     "w8a8": "smoothquant",
     "int4": "awq+gptq",
+    "fp8": "",
+    "nvfp4": "",
+    "nvfp4-weights": "",
     "w4a8": "smoothquant+svd",
 }
 
@@ -87,9 +90,9 @@ def prepare(
     """Calibrate, fold the smoothing into `model` itself, calibrate again where the numbers want it."""
     read = {side: read_method(words) for side, words in methods.items()}
     quantized = {side_of(name) for name, layer in layers.items() if layer.bits}
-    static = {side_of(name) for name, layer in layers.items() if layer.activations == "static"}
+    ranged = {side_of(name) for name, layer in layers.items() if layer.activations in RANGED}
     before = {side for side, method in read.items() if side in quantized and method.smooths}
-    after = {side for side, m in read.items() if side in quantized and (m.branches or m.rounds == "gptq")} | static
+    after = {side for side, m in read.items() if side in quantized and (m.branches or m.rounds == "gptq")} | ranged
     if not before | after:
         return Prepared(read, None, {}, "")
     data = read_calibration(calibration, model, samples)

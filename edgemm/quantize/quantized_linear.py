@@ -22,7 +22,7 @@ class QuantizedLinear(nn.Module):
         super().__init__()
         self.layer = layer
         self.bias = linear.bias
-        self.weight = nn.Parameter(spec.integers(name).dequantized(), requires_grad=False)  # (n, k) what the codes mean
+        self.weight = nn.Parameter(spec.numbers(name).dequantized(), requires_grad=False)  # (n, k) what the codes mean
         branch = spec.low_rank(name)
         self.down, self.up = (torch.from_numpy(side) for side in branch) if branch else (None, None)
         ranges = spec.tensors.get(f"{name}.range")

@@ -14,10 +14,11 @@ from collections.abc import Iterator, Mapping
 
 from edgemm.errors import UsageError
 from edgemm.model.unified import Unified
+from edgemm.quantize.floats import BLOCK as FLOAT_BLOCK
 from edgemm.quantize.quantized_linear import quantizable
 from edgemm.quantize.spec import HEAD, REST, Layer
 
-__all__ = ["DRAW", "QUICK", "TEXT", "choose_layers", "layers_of", "side_of"]
+__all__ = ["DRAW", "FLOATS", "QUICK", "TEXT", "choose_layers", "layers_of", "side_of"]
 
 BLOCK = 32  # channels a scale covers, as CPU kernels like it
 FREQUENT = 16_384  # tokens, the first ones: vocabularies begin with what was merged first
@@ -28,16 +29,26 @@ TEXT = {
     "int8": Layer(8, BLOCK, symmetric=False, activations="block"),
     "w8a8": Layer(8, 0, activations="token"),
     "int4": Layer(4, BLOCK, symmetric=False, activations="block"),
+    "fp8": Layer(8, form="fp8", activations="fp8"),
+    "nvfp4": Layer(4, FLOAT_BLOCK, form="nvfp4", activations="nvfp4"),
+    "nvfp4-weights": Layer(4, FLOAT_BLOCK, form="nvfp4"),
 }
 DRAW = {
     "fp16": Layer(None),
     "int8": Layer(8, 0, activations="tensor"),
     "w4a8": Layer(4, BLOCK, symmetric=False, activations="block"),
+    "fp8": Layer(8, form="fp8", activations="fp8"),
 }
+READ_AT_EVERY_STEP = "its keys and values are read at every step"
 READING = ("transformer", "text_head", "image_head")  # the heads of transformers that have several
 EYE = Layer(8, BLOCK, activations="block", reason="it runs once a picture")
 EYE_HEADS = re.compile(r"image_encoder\.(words\.proj|up_proj|down_proj)$")
 QUICK = {"int8": ("int8", "int8"), "int4": ("int4", "int8")}  # --precision -> the text and the draw word
+FLOATS = {  # the same for engines that multiply small floats
+    "fp8": ("fp8", "fp8"),
+    "nvfp4": ("nvfp4", "fp8"),
+    "nvfp4-weights": ("nvfp4-weights", "fp8"),
+}
 PORTABLE = {  # forms that every target takes: no zero-points, ranges known beforehand
     "int8": Layer(8, 0),
     "w8a8": Layer(8, 0, activations="static"),
@@ -62,6 +73,8 @@ def choose_layers(
     shapes: Mapping[str, tuple[int, int]], text: str, draw: str, drawing_depth: int = 0, portable: bool = False
 ) -> dict[str, Layer]:
     """The same for weights (n, k) by name; drawing reads keys and values of layers below `drawing_depth`."""
+    small = {word for word, layer in (*TEXT.items(), *DRAW.items()) if layer.form != "int"}
+    portable = portable or text in small or draw in small  # who takes those takes nothing else of TEXT and DRAW
     asked = (
         _read(text, "text", TEXT, PORTABLE if portable else {}),
         _read(draw, "draw", DRAW, PORTABLE_DRAW if portable else {}),
@@ -102,11 +115,13 @@ def _text_layer(name: str, width: int, asked: Layer, drawing_depth: int) -> Laye
             return Layer(None, reason=f"its width {width} is no multiple of {BLOCK}")
         return Layer(8, BLOCK, activations="block", reason="the embedding is the head: a coarse one costs twice")
     drawn = re.search(r"layers\.(\d+)\.(?:self_attn\.[kv]_proj|mlp\.down_proj)$", name)
+    if asked.form == "nvfp4" and drawn and int(drawn[1]) < drawing_depth:
+        return Layer(8, reason=READ_AT_EVERY_STEP)
     if asked.bits == 4 and drawn and int(drawn[1]) < drawing_depth:
         group = 0 if asked.symmetric else asked.group
-        return Layer(8, group, asked.symmetric, asked.activations, reason="its keys and values are read at every step")
-    if asked.activations in ("tensor", "token", "static") and name.endswith(".down_proj"):
-        safe = Layer(8, BLOCK, activations="block") if asked.activations != "static" else Layer(8)
+        return Layer(8, group, asked.symmetric, asked.activations, reason=READ_AT_EVERY_STEP)
+    if asked.activations in ("tensor", "token", "static", "fp8") and name.endswith(".down_proj"):
+        safe = Layer(8) if asked.activations in ("static", "fp8") else Layer(8, BLOCK, activations="block")
         return dataclasses.replace(safe, reason="a few tokens' inputs are thousands of times the others'")
     return asked
 

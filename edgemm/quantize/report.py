@@ -47,6 +47,7 @@ def document_of(
         "layers": {
             name: {
                 "bits": layer.bits,
+                "form": layer.form,
                 "method": layer.method,
                 "signal_db": signals.get(name),
                 "reason": layer.reason,
@@ -86,8 +87,7 @@ def _page(document: dict[str, Any], plain: Tensor, quantized: Tensor) -> str:
         ("denoising steps", str(document["steps"])),
     ]
     layers = [
-        (name, "float" if layer["bits"] is None else str(layer["bits"]), _number(layer["signal_db"]), layer["method"])
-        + (layer["reason"],)
+        (name, _precision(layer), _number(layer["signal_db"]), layer["method"], layer["reason"])
         for name, layer in document["layers"].items()
     ]
     return f"""<!doctype html>
@@ -125,6 +125,12 @@ def _search(search: dict[str, Any] | None) -> str:
         f"<p>Milliseconds are those of the products alone, one by one, on the machine that searched.</p>\n"
         f"{_table(pareto.HEADS, pareto.rows(search))}\n"
     )
+
+
+def _precision(layer: dict[str, Any]) -> str:
+    if layer["bits"] is None:
+        return "float"
+    return str(layer["bits"]) if layer["form"] == "int" else layer["form"]
 
 
 def _number(value: float | None) -> str:

@@ -1,4 +1,4 @@
-"""What a target does to the inputs of a quantized product, in float: to a grid of 8 bits and back.
+"""What a target does to the inputs of a quantized product, in float: to numbers of 8 bits and back.
 
 `rounded` is one pure function a kind of spec.ACTIVATIONS.  Axes: ... any, k input channels.
 """
@@ -9,18 +9,27 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from edgemm.quantize.floats import E4M3_LARGEST, as_e4m3, in_blocks, whole_of
+
 __all__ = ["rounded"]
 
 BLOCK = 32
 
 
 def rounded(x: Tensor, kind: str, largest: Tensor | None = None) -> Tensor:
-    """x (..., k) as the product sees it; `largest` is the range of static inputs."""
+    """x (..., k) as the product sees it; `largest` is the range of static, fp8 and nvfp4 inputs."""
     if kind == "float":
         return x
     if kind == "static":
         assert largest is not None
         return _symmetric(x, largest)
+    if kind == "fp8":
+        assert largest is not None
+        scale = (largest / E4M3_LARGEST).clamp(min=1e-12)
+        return as_e4m3(x / scale).to(x.dtype) * scale
+    if kind == "nvfp4":
+        assert largest is not None
+        return in_blocks(x.flatten(0, -2), whole_of(largest)).dequantized().view_as(x)
     if kind == "token":
         return _symmetric(x, x.abs().amax(-1, keepdim=True))
     if kind == "block":

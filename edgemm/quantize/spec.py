@@ -1,7 +1,8 @@
 """The spec: how every weight of a checkpoint is quantized, as numbers, for any target to be lowered from.
 
     quant.json           what each layer is (Layer below), from which checkpoint, by which method; hash of the tensors
-    quant.safetensors    NAME.codes (n, k) uint8, two a byte when they have 4 bits; NAME.scales, NAME.zeros (n, g);
+    quant.safetensors    NAME.codes (n, k) uint8, two a byte when they have 4 bits; NAME.scales, NAME.zeros (n, g), or
+                         NAME.scales and NAME.whole (1) of the forms in floats.py;
                          NAME.low_rank_down (r, k), NAME.low_rank_up (n, r); NAME.range (steps,), the largest input at
                          each denoising step; SITE.smooth (k,), what smoothing.py divides a site's output by;
                          cache.key.LAYER, cache.value.LAYER (g, d), steps of a K/V cache in int8 (rounded_cache.py)
@@ -25,20 +26,24 @@ import torch
 
 from edgemm.errors import CheckFailedError, InputError
 from edgemm.quantize.destination import JSON_FILE, check_destination
+from edgemm.quantize.floats import FLOAT_FORMS, Floats
 from edgemm.quantize.integers import Integers, group_size
 from edgemm.typed_json import decode, encode, parse
 
 __all__ = [
     "ACTIVATIONS",
     "CACHE",
+    "FORMS",
     "HEAD",
     "JSON_FILE",
+    "RANGED",
     "REST",
     "SCHEMA_VERSION",
     "TENSOR_FILE",
     "Document",
     "Layer",
     "Spec",
+    "parts_of",
     "read_spec",
     "tensors_hash",
 ]
@@ -54,6 +59,14 @@ ACTIVATIONS = {  # what the inputs of a product are rounded to, and when
     "token": "int8, symmetric, each row while it runs",
     "tensor": "uint8, asymmetric, the whole tensor while it runs",
     "static": "int8, symmetric, by ranges seen in calibration",
+    "fp8": "float8 E4M3, by ranges seen in calibration",
+    "nvfp4": "float4 E2M1, each row's blocks of 16 channels while it runs, their scales by ranges seen in calibration",
+}
+RANGED = ("static", "fp8", "nvfp4")  # NAME.range has what was seen
+FORMS = {  # of a weight's numbers -> bits and group that go with it; None: any
+    "int": None,
+    "fp8": (8, 0),
+    "nvfp4": (4, 16),
 }
 
 
@@ -69,12 +82,18 @@ class Layer:
     rows: int = 0  # output channels that this is about, the first ones; NAME.rest is about the others; 0: all
     method: str = ""  # how the numbers were chosen
     reason: str = ""  # why it is finer than what was asked for
+    form: str = "int"  # of its numbers: a row of FORMS
 
     def __post_init__(self) -> None:
         if self.bits not in (None, 4, 8):
             raise InputError(f"bits is {self.bits}, expected 4, 8 or null")
         if self.activations not in ACTIVATIONS:
             raise InputError(f"activations is {self.activations!r}, expected one of: {', '.join(ACTIVATIONS)}")
+        if self.form not in FORMS:
+            raise InputError(f"form is {self.form!r}, expected one of: {', '.join(FORMS)}")
+        wanted = FORMS[self.form]
+        if self.bits is not None and wanted and (self.bits, self.group) != wanted:
+            raise InputError(f"{self.form} has bits, group {wanted}, not {(self.bits, self.group)}")
         for name in ("group", "rank", "rows"):
             if getattr(self, name) < 0:
                 raise InputError(f"{name} is {getattr(self, name)}, it cannot be negative")
@@ -113,14 +132,26 @@ class Spec:
         return self.document.layers.get(name, Layer(None))
 
     def integers(self, name: str) -> Integers:
+        """InputError for a layer of another form, which most targets do not take."""
         layer = self.layer(name)
         assert layer.bits is not None, name
-        codes, scales, zeros = (torch.from_numpy(self.tensors[f"{name}.{part}"]) for part in PARTS)
+        if layer.form != "int":
+            raise InputError(f"{name}: this target takes no {layer.form} weights, only whole numbers")
+        codes, scales, zeros = (torch.from_numpy(self.tensors[f"{name}.{part}"]) for part in parts_of(layer))
         return Integers(codes, scales, zeros, layer.bits, layer.group)
+
+    def floats(self, name: str) -> Floats:
+        layer = self.layer(name)
+        assert layer.form in FLOAT_FORMS, name
+        codes, scales, whole = (torch.from_numpy(self.tensors[f"{name}.{part}"]) for part in parts_of(layer))
+        return Floats(codes, scales, whole, layer.form)
+
+    def numbers(self, name: str) -> Integers | Floats:
+        return self.integers(name) if self.layer(name).form == "int" else self.floats(name)
 
     def dequantized(self, name: str) -> torch.Tensor:
         """(n, k) float32, all rows."""
-        first = self.integers(name).dequantized()
+        first = self.numbers(name).dequantized()
         return torch.cat([first, self.integers(name + REST).dequantized()]) if self.layer(name).rows else first
 
     def low_rank(self, name: str) -> tuple[np.ndarray, np.ndarray] | None:
@@ -137,12 +168,9 @@ class Spec:
 
     def coarsest(self, component: str) -> str:
         """The precision to call a component by: that of its coarsest layer."""
-        bits = [
-            layer.bits
-            for name, layer in self.document.layers.items()
-            if layer.bits and name.startswith(f"{component}.")
-        ]
-        return f"int{min(bits)}" if bits else "fp32"
+        layers = self.document.layers.items()
+        words = {_word(layer) for name, layer in layers if layer.bits and name.startswith(f"{component}.")}
+        return next((word for word in COARSEST_FIRST if word in words), "fp32")
 
     def require_checkpoint(self, sha256: str, name: str) -> None:
         if self.document.checkpoint_sha256 != sha256:
@@ -181,7 +209,18 @@ class Spec:
 
 
 CACHE = "cache."
-PARTS = ("codes", "scales", "zeros")
+COARSEST_FIRST = ("nvfp4", "nvfp4-weights", "int4", "fp8", "int8")
+
+
+def _word(layer: Layer) -> str:
+    if layer.form == "int":
+        return f"int{layer.bits}"
+    return f"{layer.form}-weights" if layer.form == "nvfp4" and layer.activations == "float" else layer.form
+
+
+def parts_of(layer: Layer) -> tuple[str, str, str]:
+    """The tensors that a layer's numbers are in."""
+    return "codes", "scales", "zeros" if layer.form == "int" else "whole"
 
 
 def tensors_hash(tensors: dict[str, np.ndarray]) -> str:
@@ -227,19 +266,20 @@ def read_spec(path: Path) -> Spec:
 
 
 def _check_layer(name: str, layer: Layer, tensors: dict[str, np.ndarray]) -> None:
-    wanted = [f"{name}.{part}" for part in PARTS]
+    wanted = [f"{name}.{part}" for part in parts_of(layer)]
     wanted += [f"{name}.low_rank_{side}" for side in ("down", "up") if layer.rank]
-    wanted += [f"{name}.range"] if layer.activations == "static" else []
+    wanted += [f"{name}.range"] if layer.activations in RANGED else []
     wanted += [f"{name}{REST}.codes"] if layer.rows else []
     for tensor in wanted:
         if tensor not in tensors:
             raise InputError(f"{TENSOR_FILE}: {tensor} is missing")
-    codes, scales, zeros = (tensors[tensor] for tensor in wanted[:3])
+    codes, scales, third = (tensors[tensor] for tensor in wanted[:3])
     k = _inputs_of(layer, codes)
     shape = (codes.shape[0], -(-k // group_size(k, layer.group)))
-    if scales.shape != shape or zeros.shape != shape or codes.dtype != np.uint8 or zeros.dtype != np.uint8:
-        raise InputError(f"{name}: scales {scales.shape} and zeros {zeros.shape}, expected {shape} of uint8 codes")
-    if not (np.isfinite(scales).all() and (scales > 0).all()):
+    what, form = ("zeros", (shape, np.uint8)) if layer.form == "int" else ("whole", ((1,), np.float32))
+    if scales.shape != shape or (third.shape, third.dtype) != form or codes.dtype != np.uint8:
+        raise InputError(f"{name}: scales {scales.shape} and {what} {third.shape}, expected {shape} of uint8 codes")
+    if not (np.isfinite(scales).all() and (scales > 0).all() and (what == "zeros" or 0 < third[0] < np.inf)):
         raise InputError(f"{name}: a scale is not a positive number")
 
 

@@ -34,8 +34,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--output", required=True, metavar="SPEC", help="folder to write: quant.json, quant.safetensors"
     )
-    parser.add_argument("--text", help="the transformer: int4 (default), int8, w8a8 or fp16")
-    parser.add_argument("--draw", help="conditioner and denoiser: int8 (default), w4a8 or fp16")
+    parser.add_argument("--text", help="the transformer: int4 (default), int8, w8a8, fp16, fp8, nvfp4 or nvfp4-weights")
+    parser.add_argument("--draw", help="conditioner and denoiser: int8 (default), w4a8, fp16 or fp8")
     parser.add_argument(
         "--method",
         metavar="METHOD",

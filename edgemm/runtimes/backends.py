@@ -22,6 +22,7 @@ BACKENDS = {  # backend -> (module, how to get it)
     "tensorrt_rtx": ("edgemm.runtimes.tensorrt_rtx_backend", "pip install 'edgemm[tensorrt-rtx]'"),
     "openvino": ("edgemm.runtimes.openvino_backend", "pip install 'edgemm[openvino]'"),
     "openvino-bf16": ("edgemm.runtimes.openvino_backend", "pip install 'edgemm[openvino]'"),
+    "reference": ("edgemm.export.reference_backend", "pip install 'edgemm[export,ort]'"),  # it only compares
 }
 
 ON_CPU = {  # backends that a component may be given by hand, and what each calls the CPU

@@ -7,7 +7,7 @@ What engines take was found with TensorRT for RTX 1.7 and in the parsers' own li
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from edgemm.runtimes.onnx_outline import Node, Outline
 
@@ -47,20 +47,22 @@ class Rules:
     domains: tuple[str, ...] = ("",)
     operators: frozenset[str] | None = None  # of the default domain; None: all that are not in `refused`
     refused: dict[str, str] = field(default_factory=dict)  # operator -> why
+    own_operators: frozenset[str] = frozenset()  # of domain trt
     functions: bool = False  # may the graph define operators of its own
     types_refused: tuple[str, ...] = ()
     typed_zero_points: bool = False  # symmetric quantization, its type said by a zero-point
     caches_in_place: bool = False  # a TensorScatter takes a cache of fixed size from outside and gives it back
 
 
+OWN = frozenset({"TRT_FP4DynamicQuantize"})
 NVIDIA = Rules(24, refused=REFUSED, types_refused=FOREIGN_TYPES, typed_zero_points=True, caches_in_place=True)
 
 RULES = {
     "cpu": Rules(24, ("", "com.microsoft"), functions=True),
     "cuda": Rules(24, ("", "com.microsoft"), functions=True),
-    "rtx": NVIDIA,
+    "rtx": replace(NVIDIA, own_operators=OWN),
     "jetson-orin": NVIDIA,
-    "jetson-thor": NVIDIA,
+    "jetson-thor": replace(NVIDIA, own_operators=OWN),
     "jetson-orin-jp6": Rules(
         21, operators=PRIMITIVES, refused=REFUSED, types_refused=FOREIGN_TYPES, typed_zero_points=True
     ),
@@ -83,7 +85,7 @@ def broken_rules(outline: Outline, rules: Rules) -> Iterator[str]:
 
 
 def _broken_by(node: Node, outline: Outline, rules: Rules) -> Iterator[str]:
-    if node.domain not in rules.domains:
+    if node.domain not in rules.domains and not (node.domain == "trt" and node.op_type in rules.own_operators):
         yield f"{node}: domain {node.domain!r} is none of: {', '.join(map(repr, rules.domains))}"
     elif node.op_type in rules.refused and not node.domain:
         yield f"{node}: {rules.refused[node.op_type]}"
@@ -98,6 +100,8 @@ def _broken_by(node: Node, outline: Outline, rules: Rules) -> Iterator[str]:
 def _zero_point(node: Node, outline: Outline) -> Iterator[str]:
     """Older parsers take what has no zero-point for int8, whatever it is."""
     given = node.inputs[2] if len(node.inputs) > 2 else ""
+    if not given and any(node.inputs[0] in other.outputs for other in outline.nodes if other.domain == "trt"):
+        return  # its type is that of NVIDIA's own operator, and its scales are not known beforehand
     if not given:
         yield f"{node}: has no zero-point, expected a zero of the quantized type"
     elif given in outline.weights and outline.types[given] not in ZERO_POINTS:

@@ -1,4 +1,4 @@
-"""A graph that TensorRT for RTX builds in a second or two, and what an engine of it depends on."""
+"""What TensorRT for RTX builds in seconds: a graph of one node, or one component of a tiny bundle."""
 
 from __future__ import annotations
 
@@ -12,11 +12,13 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from edgemm.build.builder import Limits
+from edgemm.build.builder import Limits, build_engine
+from edgemm.build.engine_cache import EngineCache
 from edgemm.build.engine_spec import EngineSpec, Place
-from edgemm.build.profiles import Profile
+from edgemm.build.profiles import Profile, profiles_of
+from edgemm.bundle import Bundle
 
-__all__ = ["LIMITS", "needs_rtx", "spec_of", "write_graph"]
+__all__ = ["LIMITS", "build_component", "needs_rtx", "spec_of", "write_graph"]
 
 LIMITS = Limits(memory_bytes=4 << 30, timeout_s=600)
 WIDTH = 64
@@ -56,3 +58,20 @@ def spec_of(graph: Path, **changes) -> EngineSpec:
         workspace_bytes=256 << 20,
     )
     return dataclasses.replace(spec, **changes)
+
+
+def build_component(bundle: Bundle, component: str, compute_capability: str, folder: Path) -> dict[str, int]:
+    """Through NVIDIA's builder, for an RTX device that is not here: kind of layer -> how many the parser made."""
+    variant = bundle.manifest.variant(component, "rtx")
+    spec = EngineSpec(
+        component=component,
+        graph_sha256=bundle.manifest.files[variant.graph].sha256,
+        data_sha256="",
+        tensorrt="tensorrt_rtx",
+        version=rtx_version(),
+        place=Place(compute_capability, here=False),
+        profiles=profiles_of(bundle.manifest, component, "rtx"),
+        opt_level=0,
+        workspace_bytes=256 << 20,
+    )
+    return build_engine(spec, bundle.file(variant.graph), EngineCache(folder), LIMITS).entry.record["layers"]

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import hashlib
-from importlib import metadata
 
 import numpy as np
 import onnx
@@ -13,10 +11,6 @@ import pytest
 import torch
 from onnx import TensorProto
 
-from edgemm.build.builder import build_engine
-from edgemm.build.engine_cache import EngineCache
-from edgemm.build.engine_spec import EngineSpec, Place
-from edgemm.build.profiles import profiles_of
 from edgemm.bundle import Bundle, open_bundle
 from edgemm.errors import InputError
 from edgemm.export.example_inputs import example_inputs
@@ -27,7 +21,7 @@ from edgemm.model.checkpoint import weights_hash
 from edgemm.quantize.quantization import quantize
 from edgemm.quantize.quantized_linear import swap
 from edgemm.quantize.spec import Layer, Spec
-from tests.build.tiny_engines import LIMITS, needs_rtx
+from tests.build.tiny_engines import build_component, needs_rtx
 
 QUANTIZED = ("transformer", "conditioner", "denoiser")
 METHODS = {"text": "", "draw": ""}  # the graphs here are traced once, from the model as it was before any smoothing
@@ -68,27 +62,10 @@ def test_precision_is_in_the_graph(bundles):
         assert len(codes) == 14, "every product but the head"
 
 
-def build(bundle: Bundle, component: str, compute_capability: str, folder) -> dict:
-    variant = bundle.manifest.variant(component, "rtx")
-    graph = bundle.path / variant.graph
-    spec = EngineSpec(
-        component=component,
-        graph_sha256=hashlib.sha256(graph.read_bytes()).hexdigest(),
-        data_sha256="",
-        tensorrt="tensorrt_rtx",
-        version=metadata.version("tensorrt-rtx"),
-        place=Place(compute_capability, here=False),
-        profiles=profiles_of(bundle.manifest, component, "rtx"),
-        opt_level=0,
-        workspace_bytes=256 << 20,
-    )
-    return build_engine(spec, graph, EngineCache(folder), LIMITS).entry.record["layers"]
-
-
 @needs_rtx
 @pytest.mark.parametrize(("text", "component"), [("int4", "transformer"), ("w8a8", "denoiser")])
 def test_tensorrt_for_rtx_builds_it_for_sm_86(bundles, text, component, tmp_path):
-    layers = build(bundles[text], component, "8.6", tmp_path)
+    layers = build_component(bundles[text], component, "8.6", tmp_path)
     assert layers["DEQUANTIZE"] >= 8
 
 
@@ -98,7 +75,7 @@ def test_tensorrt_for_rtx_builds_it_for_sm_86(bundles, text, component, tmp_path
 @pytest.mark.parametrize("component", QUANTIZED)
 @pytest.mark.parametrize("text", ["int4", "w8a8"])
 def test_tensorrt_for_rtx_builds_every_component(bundles, text, component, compute_capability, tmp_path):
-    assert build(bundles[text], component, compute_capability, tmp_path)["DEQUANTIZE"] >= 8
+    assert build_component(bundles[text], component, compute_capability, tmp_path)["DEQUANTIZE"] >= 8
 
 
 @pytest.mark.parametrize(

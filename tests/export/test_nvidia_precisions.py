@@ -117,5 +117,5 @@ def test_nvidias_builder_takes_every_component_and_recognises_every_node(bundles
 def test_one_precision_a_target_and_the_cpus_own():
     cpu, rtx = read_plans("cpu,rtx", "int8")
     assert (cpu.quantizes, rtx.quantizes, rtx.real) == (False, True, "fp16")
-    with pytest.raises(UsageError, match="precision 'fp8' is none of what target rtx has: fp16, fp32, int8, int4"):
-        read_plans("rtx", "fp8")
+    with pytest.raises(UsageError, match="precision 'fp6' is none of what target rtx has: fp16, fp32, int8, int4, fp8"):
+        read_plans("rtx", "fp6")

@@ -1,0 +1,23 @@
+"""Which GPUs multiply which numbers: a graph held against a compute capability, before minutes of building.
+
+NVIDIA's builder may take small floats for a GPU that has no kernels for them, and widen them; we refuse.  From NVIDIA's
+documentation of quantized types: FP8 from SM 8.9 on (Ada), FP4 from SM 10.0 on (Blackwell, and Thor).
+"""
+
+from __future__ import annotations
+
+from edgemm.runtimes.onnx_outline import Outline
+
+__all__ = ["LEAST_SM", "missing_kernels"]
+
+LEAST_SM = {"float4e2m1": (10, 0), "float8e4m3fn": (8, 9)}  # type of a tensor -> compute capability
+
+
+def missing_kernels(outline: Outline, compute_capability: str) -> str | None:
+    """The first weight that such a GPU does not multiply, in words; the coarsest numbers are looked for first."""
+    major, minor = map(int, compute_capability.split("."))
+    for kind, least in LEAST_SM.items():
+        name = next((name for name in sorted(outline.weights) if outline.types[name] == kind), None)
+        if name is not None and (major, minor) < least:
+            return f"{name!r} is {kind}, which GPUs multiply from SM {least[0]}.{least[1]} on"
+    return None
