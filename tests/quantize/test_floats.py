@@ -82,7 +82,7 @@ def test_a_spec_comes_back_as_it_was_written(spec, tmp_path):
     assert read.document == spec.document
     for name in (NAME, "denoiser.x"):
         torch.testing.assert_close(read.dequantized(name), spec.dequantized(name), rtol=0, atol=0)
-    assert (spec.coarsest("transformer"), spec.coarsest("denoiser")) == ("nvfp4", "fp8")
+    assert (spec.coarsest("transformer"), spec.coarsest("denoiser")) == ("nvfp4-weights", "fp8")
     assert (tmp_path / "spec/quant.safetensors").stat().st_size < 24 * 64 + 8 * 32 + 2000, "two numbers a byte"
 
 
