@@ -110,7 +110,7 @@ def products_of(model: ModelProto, component: str) -> Iterator[Product]:
     weights = {tensor.name: tensor for tensor in model.graph.initializer}
     turned = {n.output[0]: n.input[0] for n in model.graph.node if n.op_type == "Transpose" and n.input[0] in weights}
     for number, node in enumerate(model.graph.node):
-        if node.op_type == "Gather" and "embed_tokens.weight" in node.input[0] and node.input[0] in weights:
+        if node.op_type == "Gather" and node.input[0] in weights and _is_embedding(node):
             table = weights[node.input[0]]
             yield Product(node, HEAD, node.input[1], None, table.data_type, table, True)
         elif node.op_type in PRODUCTS:
@@ -122,6 +122,11 @@ def products_of(model: ModelProto, component: str) -> Iterator[Product]:
             across = flagged != (node.input[1] in turned)
             layer = _layer_of(node, name, component) or f"{component}.product_{number}"
             yield Product(node, layer, node.input[0], bias, weights[name].data_type, weights[name], across)
+
+
+def _is_embedding(node: NodeProto) -> bool:
+    """Where the head is tied the table may go by the head's name."""
+    return "embed_tokens.weight" in node.input[0] or node.input[1] == "input_ids"
 
 
 def _layer_of(node: NodeProto, weight: str, component: str) -> str:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from edgemm.errors import InputError
 from edgemm.quantize.rounded_cache import round_cache
-from edgemm.quantize.rounded_inputs import rounded
+from edgemm.quantize.rounded_inputs import BLOCK, rounded
 from edgemm.quantize.smoothing import fold_all
 from edgemm.quantize.spec import REST, Layer, Spec
 
@@ -29,7 +29,9 @@ class QuantizedLinear(nn.Module):
         self.largest = None if ranges is None else torch.tensor(float(ranges.max()))
 
     def forward(self, x: Tensor) -> Tensor:
-        y = nn.functional.linear(rounded(x, self.layer.activations, self.largest), self.weight, self.bias)
+        y = nn.functional.linear(
+            rounded(x, self.layer.activations, self.largest, self.layer.group or BLOCK), self.weight, self.bias
+        )
         return y if self.down is None or self.up is None else y + x @ self.down.T @ self.up.T
 
 

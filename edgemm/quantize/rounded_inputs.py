@@ -11,13 +11,14 @@ from torch.nn.functional import pad
 
 from edgemm.quantize.floats import E4M3_LARGEST, as_e4m3, in_blocks, whole_of
 
-__all__ = ["rounded"]
+__all__ = ["BLOCK", "rounded"]
 
-BLOCK = 32
+BLOCK = 32  # where the weight has none of its own
 
 
-def rounded(x: Tensor, kind: str, largest: Tensor | None = None) -> Tensor:
-    """x (..., k) as the product sees it; `largest` is the range of static, fp8 and nvfp4 inputs."""
+def rounded(x: Tensor, kind: str, largest: Tensor | None = None, block: int = BLOCK) -> Tensor:
+    """x (..., k) as the product sees it; `largest` is the range of static, fp8 and nvfp4 inputs, `block` the channels
+    that share a scale of the weight's."""
     if kind == "float":
         return x
     if kind == "static":
@@ -34,7 +35,7 @@ def rounded(x: Tensor, kind: str, largest: Tensor | None = None) -> Tensor:
         return _symmetric(x, x.abs().amax(-1, keepdim=True))
     if kind == "block":
         k = x.shape[-1]
-        blocks = pad(x, (0, -k % BLOCK)).unflatten(-1, (-1, BLOCK))
+        blocks = pad(x, (0, -k % block)).unflatten(-1, (-1, block))
         return _symmetric(blocks, blocks.abs().amax(-1, keepdim=True)).flatten(-2)[..., :k]
     low, high = x.amin().clamp(max=0), x.amax().clamp(min=0)  # as ONNX's DynamicQuantizeLinear
     scale = ((high - low) / 255).clamp(min=1e-12)

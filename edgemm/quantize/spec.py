@@ -55,7 +55,7 @@ TENSOR_FILE = "quant.safetensors"
 
 ACTIVATIONS = {  # what the inputs of a product are rounded to, and when
     "float": "not at all",
-    "block": "int8, symmetric, each row's blocks of 32 channels while it runs",
+    "block": "int8, symmetric, each row's blocks of the weight's size while it runs",
     "token": "int8, symmetric, each row while it runs",
     "tensor": "uint8, asymmetric, the whole tensor while it runs",
     "static": "int8, symmetric, by ranges seen in calibration",

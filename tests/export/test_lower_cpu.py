@@ -53,14 +53,18 @@ def test_int8_alone_is_smoothed_and_never_where_adapters_are_to_fit(model):
     assert all(torch.equal(a, b) for a, b in zip(untouched.parameters(), model.parameters(), strict=True))
 
 
-@pytest.mark.parametrize(("depth", "fine"), [(1, 3), (2, 6)])
-def test_in_int4_keys_and_values_that_drawing_reads_keep_8_bits(references, graphs, depth, fine):
-    graph, real = lower("transformer", references(graphs["transformer"]), "int4", depth)
+def test_in_int4_what_4_bits_harm_most_keeps_8_bits_in_wide_blocks(references, graphs):
+    graph, real = lower("transformer", references(graphs["transformer"]), "int4")
     products = [node for node in nodes(graph, "MatMulNBits") if node.output[0] != "logits"]
     assert real == "int4"
-    assert Counter(attribute(node, "bits") for node in products) == {8: fine, 4: 14 - fine}
-    shapes = Counter((attribute(node, "K"), attribute(node, "N")) for node in products if attribute(node, "bits") == 8)
-    assert shapes == {(64, 32): 2 * depth, (128, 64): depth}  # k and v, down
+    shapes = Counter(tuple(attribute(node, n) for n in ("bits", "block_size", "K", "N")) for node in products)
+    assert shapes == {
+        (8, 64, 64, 64): 2,  # q
+        (8, 64, 64, 32): 4,  # k and v
+        (8, 128, 128, 64): 2,  # down
+        (4, 32, 64, 64): 2,  # o
+        (4, 32, 64, 128): 4,  # gate and up
+    }
 
 
 @pytest.mark.parametrize("component", COMPONENTS)
