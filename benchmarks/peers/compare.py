@@ -3,10 +3,10 @@
     python benchmarks/peers/environments.py --folder build/peers            # once: an environment a peer
     python benchmarks/peers/compare.py --folder build/peers --rounds 5      # first run makes the models
 
-Work: SmolLM2-135M-Instruct reads 128 tokens and writes 64, greedy, no stop token; perplexity over 400 tokens of a text
-that was written for this (text.txt).  Every turn is a process of its own, the order turns from round to round, medians
-are over all repetitions.  A peer that is not set up is left out and named.  It speaks of text alone: none of the peers
-draws with the same model.
+Work: SmolLM2-135M-Instruct reads 128 tokens and writes 64, greedy, no stop token; no two prompts of a process begin
+alike, so that a cache of prefixes is no help; perplexity over 400 tokens of a text that was written for this
+(text.txt).  Every turn is a process of its own, the order turns from round to round, medians are over all repetitions.
+A peer that is not set up is left out and named.  It speaks of text alone: none of the peers draws with the same model.
 """
 
 from __future__ import annotations
