@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from edgemm.bundle import Bundle, open_bundle
+from edgemm.bundle import Bundle, open_bundle, verify_files
 from edgemm.errors import EdgemmError
 from edgemm.loops import ImageTokensLoop, TextLoop
 from edgemm.picture import PictureSource
@@ -88,8 +88,9 @@ class Model:
     ) -> Model:
         """Opens a bundle; nothing is run before every file's hash was checked (`verify`)."""
         plan = plan_threads(threads)
-        bundle = open_bundle(path, verify=verify)
-        return cls(bundle, select(device, bundle.manifest.targets), plan, memory_limit_mb, backend)
+        bundle = open_bundle(path, verify=False)
+        choice = _chosen(bundle, device) if verify else select(device, bundle.manifest.targets)
+        return cls(bundle, choice, plan, memory_limit_mb, backend)
 
     # Text
 
@@ -318,3 +319,15 @@ class Model:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self.close()
+
+
+def _chosen(bundle: Bundle, device: str) -> Choice:
+    """What a verified bundle runs on: the backend's library is imported while hashes are computed."""
+    from concurrent.futures import ThreadPoolExecutor
+
+    with ThreadPoolExecutor(1) as pool:
+        verified = pool.submit(verify_files, bundle.path, bundle.manifest)
+        try:
+            return select(device, bundle.manifest.targets)
+        finally:
+            verified.result()

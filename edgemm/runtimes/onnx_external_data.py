@@ -7,6 +7,7 @@ attributes, sparse tensors.  A graph may name one file only, the one the manifes
 
 from __future__ import annotations
 
+import functools
 import mmap
 from collections.abc import Iterator
 from pathlib import Path
@@ -41,12 +42,19 @@ def check_external_data(graph: Path, data: Path | None) -> None:
 
 def external_locations(graph: Path) -> set[str]:
     """Every path that the graph would have a runtime open."""
-    if not graph.stat().st_size:
+    state = graph.stat()
+    if not state.st_size:
         raise BundleError(f"{graph}: is empty, expected an ONNX graph")
+    return set(_found(graph, state.st_ino, state.st_size, state.st_mtime_ns))
+
+
+@functools.lru_cache(maxsize=64)
+def _found(graph: Path, *state: int) -> frozenset[str]:
+    """Looked for once in a file that stays as it is: all graphs are asked when a bundle opens, each when it loads."""
     with open(graph, "rb") as file:
         view = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))  # weights inside are never copied
     try:
-        return {bytes(location).decode() for location in _locations(view, "model", 0)}
+        return frozenset(bytes(location).decode() for location in _locations(view, "model", 0))
     except (IndexError, UnicodeDecodeError, BundleError) as error:
         raise BundleError(f"{graph}: not an ONNX graph: {error}") from error
 
