@@ -6,11 +6,25 @@ documentation of quantized types: FP8 from SM 8.9 on (Ada), FP4 from SM 10.0 on 
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from edgemm.runtimes.onnx_outline import Outline
 
-__all__ = ["LEAST_SM", "missing_kernels"]
+__all__ = ["LEAST_SM", "missing_kernels", "missing_precision"]
 
 LEAST_SM = {"float4e2m1": (10, 0), "float8e4m3fn": (8, 9)}  # type of a tensor -> compute capability
+HOLDS = {"nvfp4": "float4e2m1", "nvfp4-weights": "float4e2m1", "fp8": "float8e4m3fn"}  # precision -> such a tensor
+
+
+def missing_precision(precisions: Iterable[str], compute_capability: str) -> str | None:
+    """The same of a manifest's words, where no graph is read."""
+    found = tuple(map(int, compute_capability.split(".")))
+    for precision in sorted(set(precisions) & HOLDS.keys()):
+        least = LEAST_SM[HOLDS[precision]]
+        if found < least:
+            from_sm = f"{least[0]}.{least[1]}"
+            return f"it is in {precision}, which GPUs multiply from SM {from_sm} on; this one has {compute_capability}"
+    return None
 
 
 def missing_kernels(outline: Outline, compute_capability: str) -> str | None:

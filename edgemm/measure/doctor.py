@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from edgemm.build.kernels import missing_precision
 from edgemm.bundle import Bundle, Variant, open_bundle
 from edgemm.measure.board import Board, read_board
 from edgemm.measure.cuda_driver import CudaDriver, probe_cuda
@@ -21,6 +22,7 @@ from edgemm.measure.targets import Findings, Verdict, find_system_tensorrt, judg
 
 __all__ = ["BundleFit", "Report", "TargetFit", "examine", "report_json", "report_text"]
 
+NO_CUDA = CudaDriver(None, (), "")
 WORKSHOP = (
     "ort",
     "openvino",
@@ -83,14 +85,16 @@ def examine(bundle: Path | None = None, root: Path = Path("/")) -> Report:
     )
     extras = {name: read_extra(name) for name in EXTRAS}
     verdicts = judge(Findings(board, cuda, providers, extras, find_system_tensorrt(root)))
-    fit = fit_bundle(opened, verdicts, machine) if opened else None
+    fit = fit_bundle(opened, verdicts, machine, cuda) if opened else None
     return Report(machine, board, cuda, providers, extras, verdicts, fit)
 
 
-def fit_bundle(bundle: Bundle, verdicts: tuple[Verdict, ...], machine: Machine) -> BundleFit:
+def fit_bundle(
+    bundle: Bundle, verdicts: tuple[Verdict, ...], machine: Machine, cuda: CudaDriver = NO_CUDA
+) -> BundleFit:
     targets = tuple(bundle.manifest.targets)
     here = {verdict.target: verdict for verdict in verdicts if verdict.target in targets}
-    problems = {target: _problem(bundle, verdict, machine) for target, verdict in here.items()}
+    problems = {target: _problem(bundle, verdict, machine, cuda) for target, verdict in here.items()}
     runs = tuple(target for target, problem in problems.items() if not problem)
     weights = max(_weights_bytes(bundle, target) for target in runs or targets)
     told = "; ".join(f"{target}: {problem}" for target, problem in problems.items())
@@ -110,10 +114,13 @@ def _target_fit(bundle: Bundle, target: str, verdict: Verdict | None, problem: s
     )
 
 
-def _problem(bundle: Bundle, verdict: Verdict, machine: Machine) -> str:
+def _problem(bundle: Bundle, verdict: Verdict, machine: Machine, cuda: CudaDriver) -> str:
     """Why this bundle does not run on that target here, or an empty string."""
     if not verdict.runs:
         return verdict.problem
+    precisions = [variant.precision for variant in _variants(bundle, verdict.target)]
+    if cuda.gpus and (missing := missing_precision(precisions, cuda.gpus[0].compute_capability)):
+        return missing
     opset = max(map(_opset, _variants(bundle, verdict.target)), default=0)
     if verdict.newest_opset is not None and opset > verdict.newest_opset:
         return (

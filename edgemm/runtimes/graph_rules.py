@@ -99,8 +99,8 @@ def _broken_by(node: Node, outline: Outline, rules: Rules) -> Iterator[str]:
 
 def _zero_point(node: Node, outline: Outline) -> Iterator[str]:
     """Older parsers take what has no zero-point for int8, whatever it is."""
-    given = node.inputs[2] if len(node.inputs) > 2 else ""
-    if not given and any(node.inputs[0] in other.outputs for other in outline.nodes if other.domain == "trt"):
+    source, given = node.inputs[0], node.inputs[2] if len(node.inputs) > 2 else ""
+    if not given and any(source in other.outputs for other in outline.nodes if other.domain == "trt"):
         return  # its type is that of NVIDIA's own operator, and its scales are not known beforehand
     if not given:
         yield f"{node}: has no zero-point, expected a zero of the quantized type"

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 
 import pytest
 
-from edgemm.bundle import open_bundle
+from edgemm.bundle import Bundle, open_bundle
 from edgemm.errors import BundleError
 from edgemm.measure import doctor as doctor_module
 from edgemm.measure import doctor_verb
+from edgemm.measure.cuda_driver import CudaDriver, Gpu
 from edgemm.measure.doctor import examine, fit_bundle, report_json, report_text
 from edgemm.measure.machine import read_machine
 from edgemm.measure.packages import Extra
@@ -107,6 +109,20 @@ def test_graphs_newer_than_the_runtime_are_told(tmp_path):
     old = (Verdict("cpu", "ONNX Runtime, CPUExecutionProvider", "", "", newest_opset=23),)
     fit = fit_bundle(open_bundle(write_paper_bundle(tmp_path / "b", dialect="opset24+contrib")), old, read_machine())
     assert fit.runs == () and "opset 24" in fit.problem and "up to 23" in fit.problem
+
+
+@pytest.mark.parametrize(
+    ("capability", "problem"), [("8.6", "in fp8, which GPUs multiply from SM 8.9 on"), ("8.9", "")]
+)
+def test_a_gpu_without_kernels_for_a_bundles_numbers_is_told(tmp_path, capability, problem):
+    bundle = open_bundle(write_paper_bundle(tmp_path / "b", target="rtx"))
+    component = bundle.manifest.components["denoiser"]
+    small = {name: dataclasses.replace(variant, precision="fp8") for name, variant in component.variants.items()}
+    components = {**bundle.manifest.components, "denoiser": dataclasses.replace(component, variants=small)}
+    bundle = Bundle(bundle.path, dataclasses.replace(bundle.manifest, components=components))
+    cuda = CudaDriver("13.0", (Gpu("GeForce", capability, 24 << 30),), "")
+    fit = fit_bundle(bundle, (Verdict("rtx", "TensorRT for RTX 1.7", "", ""),), read_machine(), cuda)
+    assert problem in fit.problem and bool(fit.problem) == bool(problem)
 
 
 def test_weights_larger_than_the_free_memory_are_told(tmp_path):
