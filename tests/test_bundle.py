@@ -232,7 +232,7 @@ def test_a_component_with_other_tensors_is_refused(bundle, side):
     change(bundle, *VARIANT, side, to=[{**tensors[0], "dtype": "float16"}, *tensors[1:]])
     refuse(bundle, f"{side}: '{tensors[0]['name']}' is float16 of rank 3, expected float32 of rank 3")
     change(bundle, *VARIANT, side, to=[{**tensors[0], "dtype": "float64"}, *tensors[1:]])
-    refuse(bundle, "is 'float64', expected one of: float32, float16, int64, bool")
+    refuse(bundle, "is 'float64', expected one of: float32, float16, int64, int8, bool")
 
 
 def in_half(tensors, stem):
