@@ -1,9 +1,10 @@
 """A bundle with one graph pass more, so that the pass can be measured against the bundle without it.
 
-    python benchmarks/with_pass.py fused_products sticker.bundle fused.bundle
+    python benchmarks/with_pass.py attention_fused sticker.bundle fused.bundle
     python benchmarks/runtime_speed.py sticker.bundle fused.bundle
 
-Every cpu graph goes through the pass; everything else is copied.
+Every cpu graph goes through the pass; everything else is copied.  Passes that want more than the graph (its
+reference's shapes) are part of every export, see edgemm/export/ort_cpu_graph.py: their "before" is an older bundle.
 """
 
 from __future__ import annotations
