@@ -47,6 +47,7 @@ def grouped_attention(model: ModelProto, shapes: Mapping[str, Shape], slots: int
     """
     graph = _Graph(model, shapes)
     matches = [found for node in model.graph.node if node.op_type == "Attention" and (found := graph.match(node))]
+    matches = [found for found in matches if graph.turns_by_position(found.tables)]
     if not matches:
         return False
     lasts = {found.last.output[0]: found for found in matches}
@@ -100,6 +101,19 @@ class _Graph:
             return None
         scale = attribute(attention, "scale", 0.0)
         return Found(last, (queries[0], keys[0], values), (k_cache, v_cache), queries[1], (h, g), scale)
+
+    def turns_by_position(self, tables: tuple[str, str]) -> bool:
+        """Whether angles come from the slot alone: of other inputs nothing but the shape is asked."""
+        seen, asked = set(tables), list(tables)
+        while asked:
+            node = self.makers.get(asked.pop())
+            if node is None or node.op_type == "Shape":
+                continue
+            if (set(node.input) & self.inputs) - {"write_index"}:
+                return False
+            asked += [name for name in node.input if name not in seen]
+            seen |= set(node.input)
+        return True
 
     def _flattened(self, name: str) -> NodeProto | None:
         """(b, h, s, d) -> the node that gives (b, s, h * d) of it, when nobody else reads it."""

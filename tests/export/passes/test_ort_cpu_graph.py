@@ -156,8 +156,8 @@ def test_other_components_stay_as_they_are(references, graphs, component):
     assert model == reference
 
 
-def test_a_cache_that_is_not_float_and_a_mask_of_another_kind_stay(references, graphs, reference):
-    for spoil in (_with_int8_caches, _with_another_mask):
+def test_what_the_operator_would_get_wrong_stays(references, graphs, reference):
+    for spoil in (_with_int8_caches, _with_another_mask, _with_positions_from_outside):
         model = references(graphs["transformer"])
         spoil(model)
         assert not grouped_attention(model, value_shapes(reference), SLOTS)
@@ -183,3 +183,10 @@ def _with_another_mask(model: ModelProto) -> None:
     for node in model.graph.node:
         if node.op_type == "LessOrEqual":
             node.op_type = "GreaterOrEqual"
+
+
+def _with_positions_from_outside(model: ModelProto) -> None:
+    (unsqueezed,) = [
+        node for node in model.graph.node if node.op_type == "Unsqueeze" and node.input[0] == "write_index"
+    ]
+    unsqueezed.input[0] = "logits_index"
