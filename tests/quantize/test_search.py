@@ -21,6 +21,7 @@ from edgemm.quantize.pareto import front
 from edgemm.quantize.quantized_linear import swap
 from edgemm.quantize.search import search
 from edgemm.quantize.spec import HEAD, REST, read_spec
+from tests.evaluate.conftest import FIXTURE
 from tests.export.nano import left_behind, random_nano
 
 TEXT = "Alice was beginning to get very tired of sitting by her sister on the bank. " * 3
@@ -34,7 +35,8 @@ def model():
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
-    """A shorter text; rare tokens in a vocabulary of bytes; products that cost what they weigh."""
+    """A shorter text, fewer drawings; rare tokens in a vocabulary of bytes; products that cost what they weigh."""
+    monkeypatch.setattr("edgemm.quantize.judges.PROMPTS", searching.PROMPTS[:3])
     monkeypatch.setattr("edgemm.quantize.judges.shipped_text", lambda name: TEXT)
     monkeypatch.setattr(searching, "shipped_text", lambda name: TEXT)
     monkeypatch.setattr(recipe, "FREQUENT", 100)
@@ -120,8 +122,13 @@ def test_a_killed_search_measures_nothing_twice(model, tmp_path, monkeypatch):
 
 
 def test_another_searchs_journal_is_refused(model, tmp_path):
-    run(model, tmp_path)
-    with pytest.raises(InputError, match="an unfinished search with another samples; delete it"):
+    def never(model):
+        raise KeyboardInterrupt
+
+    checker = searching.Checker("emoji64, 2 a split", never)
+    with pytest.raises(KeyboardInterrupt):
+        run(model, tmp_path, checker=checker)
+    with pytest.raises(InputError, match="an unfinished search with another checker, samples; delete it"):
         run(model, tmp_path, samples=7)
 
 
@@ -132,19 +139,29 @@ def test_nobody_beats_the_front():
 
     points = [point("a", 10, 1, 30), point("b", 20, 0.5, 35), point("worse", 21, 0.6, 35), point("c", 5, 9, 10)]
     assert [found["name"] for found in front(points)] == ["c", "a", "b"]
+    for row, drawn in zip(points, (0.5, 0.5, 0.6, 0.1), strict=True):
+        row["drawn"] = drawn
+    assert [found["name"] for found in front(points)] == ["c", "a", "b", "worse"], "it draws more of them rightly"
 
 
-def test_the_command_writes_spec_page_and_table_and_the_spec_can_be_lowered(model, tmp_path, capsys, references_of):
+def test_the_command_writes_spec_page_and_table_and_the_spec_can_be_lowered(
+    model, tmp_path, tmp_path_factory, monkeypatch, capsys, references_of
+):
+    """With a dataset whose judge scores the drawings of every variant."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
     checkpoint.save(model, tmp_path / "nano")
     out = tmp_path / "spec"
     words = ["quantize", str(tmp_path / "nano"), "--auto", "--method", "rtn", "--steps", "2", "--output", str(out)]
+    words += ["--tasks", str(FIXTURE), "--tasks-limit", "1"]
     assert main([*words, "--budget-text", "ppl+2%", "--budget-draw", "psnr25"]) == 0
     assert "What was tried is in" in capsys.readouterr().out
     assert left_behind(tmp_path) == ["nano", "spec", "spec.html", "spec.json"]
     told = json.loads((tmp_path / "spec.json").read_text())
     assert told["search"]["chosen"] in told["search"]["front"]
     assert told["scores"]["perplexity_percent"] <= 2
-    assert (tmp_path / "spec.html").read_text().count("<svg") == 2
+    assert {point["drawn"] for point in told["search"]["points"]} <= {0, 0.5, 1}, "of two drawings"
+    page = (tmp_path / "spec.html").read_text()
+    assert page.count("<svg") == 3 and "<th>drawn" in page
     spec = read_spec(out)
     graph, _ = lower_ort_cpu("transformer", references_of(model, "transformer"), spec)
     assert sum(node.op_type == "MatMulNBits" for node in graph.graph.node) == 16, "14 layers and two heads"
