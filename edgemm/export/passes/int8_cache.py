@@ -70,7 +70,10 @@ def _constant(writer: Writer, name: str, step: np.ndarray, what: str = "step") -
 
 def _codes(writer: Writer, x: str, cache: str, steps: Mapping[str, np.ndarray]) -> str:
     (scaled,) = writer.add("Mul", x, _constant(writer, cache, 1 / _step(cache, steps), "per_step"))
-    one, zero = writer.constant("cache.one", np.float32(1)), writer.constant("cache.zero", np.int8(0))
+    one, zero = (
+        writer.constant("cache.one", np.ones((), np.float32)),
+        writer.constant("cache.zero", np.zeros((), np.int8)),
+    )
     return writer.add("QuantizeLinear", scaled, one, zero)[0]
 
 
