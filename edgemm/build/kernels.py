@@ -31,7 +31,8 @@ def missing_kernels(outline: Outline, compute_capability: str) -> str | None:
     """The first weight that such a GPU does not multiply, in words; the coarsest numbers are looked for first."""
     major, minor = map(int, compute_capability.split("."))
     for kind, least in LEAST_SM.items():
-        name = next((name for name in sorted(outline.weights) if outline.types[name] == kind), None)
-        if name is not None and (major, minor) < least:
+        names = [name for name in outline.weights if outline.types[name] == kind]
+        if names and (major, minor) < least:
+            name = min(names, key=lambda name: (not name.endswith(".codes"), name))  # a weight rather than a zero-point
             return f"{name!r} is {kind}, which GPUs multiply from SM {least[0]}.{least[1]} on"
     return None
