@@ -47,8 +47,8 @@ def _grouped_attention(node: Any) -> Any:
     lasts, longest, cosines, sines, positions, bias = (node.get_input(place) for place in range(5, 11))
     d = past[0].get_partial_shape()[3].get_length()
     queries, keys, values = _heads(node, h, g, d)
-    tables = [ops.unsqueeze(ops.gather(table, positions, _whole(0)), _whole(1)) for table in (cosines, sines)]
-    queries, keys = (_turned(part, *tables, d // 2) for part in (queries, keys))
+    cos, sin = (ops.unsqueeze(ops.gather(table, positions, _whole(0)), _whole(1)) for table in (cosines, sines))
+    queries, keys = (_turned(part, cos, sin, d // 2) for part in (queries, keys))
     s = ops.gather(ops.shape_of(keys, "i64"), _whole(SLOT_AXIS), _whole(0))
     index = ops.subtract(ops.add(ops.convert(lasts, "i64"), _whole(1)), s)  # (b)
     present = [_written(cache, part, index) for cache, part in zip(past, (keys, values))]

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
@@ -147,7 +148,7 @@ class _Graph:
 
 
 def _write(writer: Writer, graph: _Graph, found: Found, tables: tuple[str, str]) -> None:
-    scales = {"scale": found.scale} if found.scale else {}
+    scales: dict[str, Any] = {"scale": found.scale} if found.scale else {}
     keys, values = found.caches
     node = helper.make_node(
         "GroupQueryAttention",
@@ -237,5 +238,5 @@ def _tables(model: ModelProto, graph: _Graph, pair: tuple[str, str], slots: int)
     names = []
     for name, table in zip(("cosines", "sines"), session.run(list(pair), zeros), strict=True):
         names.append(f"{pair[0]}/{name}")
-        model.graph.initializer.append(numpy_helper.from_array(np.ascontiguousarray(table[0]), names[-1]))
+        model.graph.initializer.append(numpy_helper.from_array(np.ascontiguousarray(np.asarray(table)[0]), names[-1]))
     return names[0], names[1]
