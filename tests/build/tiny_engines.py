@@ -13,12 +13,14 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from edgemm.build.builder import Limits, build_engine
+from edgemm.build.bundle_engines import build_bundle
+from edgemm.build.devices import choose_destinations
 from edgemm.build.engine_cache import EngineCache
 from edgemm.build.engine_spec import EngineSpec, Place
 from edgemm.build.profiles import Profile, profiles_of
-from edgemm.bundle import Bundle
+from edgemm.bundle import Bundle, open_bundle
 
-__all__ = ["LIMITS", "build_component", "needs_rtx", "spec_of", "write_graph"]
+__all__ = ["LIMITS", "build_component", "build_for_rtx", "needs_rtx", "spec_of", "write_graph"]
 
 LIMITS = Limits(memory_bytes=4 << 30, timeout_s=600)
 WIDTH = 64
@@ -75,3 +77,11 @@ def build_component(bundle: Bundle, component: str, compute_capability: str, fol
         workspace_bytes=256 << 20,
     )
     return build_engine(spec, bundle.file(variant.graph), EngineCache(folder), LIMITS).entry.record["layers"]
+
+
+def build_for_rtx(folder: Path, cache: Path, sm: str = "89") -> set[str]:
+    """The components of a bundle, each an engine now, for an RTX device that is not here."""
+    (destination,) = choose_destinations(("rtx",), "rtx", sm, None)
+    built = list(build_bundle(open_bundle(folder), destination, EngineCache(cache), LIMITS))
+    assert all(engine.fresh and engine.entry.path.stat().st_size > 1000 for _, engine in built)
+    return {spec.component for spec, _ in built}

@@ -28,9 +28,10 @@ def start(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory, shapes, start):
-    """The run folder of both stages of the recipe, a few steps each."""
+    """The run folder of the recipe's three stages, a few steps each."""
     output = tmp_path_factory.mktemp("runs") / "codes"
-    changes = {"data": shapes, "output": output, "codes.start": start, "codes.steps": 60, "joint.steps": 12, **QUICK}
+    steps = {"codes.steps": 60, "draw.steps": 4, "joint.steps": 12}
+    changes = {"data": shapes, "output": output, "codes.start": start, **steps, **QUICK}
     words = [f"{key}={value}" for key, value in changes.items()]
     train_stages(read_stages(ROOT / "recipes" / "micro-vq.toml", words))
     return output
@@ -47,8 +48,8 @@ def test_a_tokenizer_learns_pictures_and_uses_its_codebook(trained):
 
 
 def test_the_transformer_learns_codes_and_answers_and_leaves_the_tokenizer_alone(trained):
-    log = read_log(trained / "joint")
-    assert log[-1]["codes"] < log[0]["codes"] and log[-1]["answers"] < log[0]["answers"]
+    drew, log = (read_log(trained / stage) for stage in ("draw", "joint"))
+    assert log[-1]["codes"] < drew[0]["codes"] and log[-1]["answers"] < log[0]["answers"]
     before, after = (checkpoint.load(trained / stage / "checkpoint") for stage in ("codes", "joint"))
     assert before.vq is not None and after.vq is not None
     pixels = torch.rand(4, 3, 16, 16, generator=torch.Generator().manual_seed(0))

@@ -1,0 +1,28 @@
+"""Designs that edgemm trains, exported for RTX: every component builds with NVIDIA's own builder; no GPU needed.
+
+`mot` whole is tests/build/test_rtx_build.py; codes and the connector have a test beside their others.
+"""
+
+from __future__ import annotations
+
+import pytest
+
+from edgemm.export.bundle_export import export_bundle
+from edgemm.model import checkpoint
+from edgemm.model.variants import variant
+from tests.build.tiny_engines import build_for_rtx, needs_rtx
+from tests.export.nano import nano, needs_opset_24
+from tests.model.tiny import random_micro
+
+DESIGNS = {"dense": {"experts": "dense"}, "autoencoder": {"image_tokens": "ae"}, "dual encoder": {"vision": "dual"}}
+
+
+@pytest.mark.slow
+@needs_rtx
+@needs_opset_24
+@pytest.mark.parametrize("name", DESIGNS)
+def test_every_component_builds_for_an_rtx_device_that_is_not_here(tmp_path, name):
+    checkpoint.save(random_micro(variant(nano(), **DESIGNS[name])), tmp_path / "made")
+    export_bundle(tmp_path / "made", tmp_path / "made.bundle", target="rtx", report=lambda line: None)
+    components = {"image_encoder", "transformer", "conditioner", "denoiser", "image_decoder"}
+    assert build_for_rtx(tmp_path / "made.bundle", tmp_path / "engines") == components

@@ -1,0 +1,36 @@
+"""Every component of foreign families, exported for RTX, builds with NVIDIA's own builder; no GPU needed.
+
+That an engine is built says nothing about its numbers: nothing is run here.  The graphs are those that ONNX Runtime
+compared with the library when they were exported.
+"""
+
+from __future__ import annotations
+
+import pytest
+
+from edgemm.families.foreign_export import export_foreign
+from edgemm.families.table import find_foreign
+from tests.build.tiny_engines import build_for_rtx, needs_rtx
+from tests.export.nano import needs_opset_24
+from tests.families import tiny
+
+pytestmark = [pytest.mark.slow, needs_rtx, needs_opset_24]
+
+COMPONENTS = {  # Emu3 has not been tried: its export alone takes minutes
+    "llama": {"transformer"},
+    "llava": {"image_encoder", "transformer"},
+    "janus": {
+        "image_encoder", "transformer", "text_head", "image_head", "image_embedder", "vq_decoder",
+    },
+    "chameleon": {"vq_encoder", "transformer"},
+    "fuyu": {"image_encoder", "transformer"},
+    "qwen3_vl": {"image_encoder", "transformer"},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", COMPONENTS)
+def test_every_component_builds_for_an_rtx_device_that_is_not_here(tmp_path, name):
+    found = find_foreign(getattr(tiny, f"{name}_folder")(tmp_path / "checkpoint"))
+    assert found is not None
+    export_foreign(found, tmp_path / "made.bundle", target="rtx", max_context=256, report=print)
+    assert build_for_rtx(tmp_path / "made.bundle", tmp_path / "engines") == COMPONENTS[name]
