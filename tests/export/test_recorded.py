@@ -55,7 +55,7 @@ def changed(**changes):
     ("document", "message"),
     [
         ("{", "parity.json"),
-        (changed(precision="fp8"), "precision is 'fp8', expected one of: fp32, fp16, int8, int4"),
+        (changed(precision="fp3"), "precision is 'fp3', expected one of: fp32, fp16, int8, fp8, int4"),
         (changed(precision=None), "precision is None"),
         (changed(text_cases=None), "text_cases: null, expected a list"),
         (changed(text_cases=[{"prompt": "x", "tokens": []}]), "picture_seed: missing"),
