@@ -16,8 +16,8 @@ pytest.importorskip("openvino")
 def test_every_precision_answers_alike_on_openvino(bundles, runtimes, precision):
     """Logits may differ by rounding, so the first tokens are held and not a whole reply.
 
-    Both round the inputs of block-quantized products to 8 bits, each in groups of its own: on these random weights as far
-    apart as ONNX Runtime is from itself with another accuracy level.
+    Both round the inputs of block-quantized products to 8 bits, each in groups of its own: on these random
+    weights as far apart as ONNX Runtime is from itself with another accuracy level.
     """
     rounding = 2e-1 if precision in ("int8", "int4") else 2e-2
     with edgemm.load(bundles[precision], device="cpu", backend="openvino") as other:
