@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from edgemm.export.component_graphs import scatter
-from edgemm.families.llama_graph import LlamaGraph, rms
+from edgemm.families.llama_graph import LlamaGraph
 from edgemm.model.attention import visible_up_to
 
 __all__ = ["GridGraph"]
@@ -53,23 +53,13 @@ class GridGraph(LlamaGraph):
         mask = visible_up_to(attention_limit, past[0].shape[2])
         present: list[Tensor] = []
         for index, layer in enumerate(self.layers):
-            attention: Any = layer.self_attn
-            normed = rms(layer.input_layernorm, x)
-            queries, keys, values = (self._heads(attention, part, normed) for part in "qkv")
-            queries = torch.onnx.ops.rotary_embedding(queries, cos, sin)
-            keys = scatter(past[2 * index], torch.onnx.ops.rotary_embedding(keys, cos, sin), write_index)
-            values = scatter(past[2 * index + 1], values, write_index)
-            present += [keys, values]
-            attended = torch.onnx.ops.attention(queries, keys, values, mask)[0]  # (b, h, s, d)
-            x = x + attention.o_proj(attended.transpose(1, 2).flatten(2))
-            x = x + layer.mlp(rms(layer.post_attention_layernorm, x))
+            x, *slots = self.run_layer(layer, x, cos, sin, mask, write_index, past[2 * index : 2 * index + 2])
+            present += slots
             if index < len(deeper):
                 x = x + deeper[index] * shown
         for cache, part in ((thousands, following // THOUSAND), (ones, following % THOUSAND)):
             present.append(scatter(cache, part.float()[:, None, :, None], write_index))
-        wanted = x.gather(1, logits_index[:, None, None].expand(-1, 1, x.shape[-1]))[:, 0]  # (b, w)
-        assert self.head is not None
-        return self.head(rms(self.norm, wanted)), *present
+        return self.answer(x, logits_index), *present
 
     def places(
         self, image_index: Tensor, write_index: Tensor, thousands: Tensor, ones: Tensor

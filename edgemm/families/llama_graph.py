@@ -52,21 +52,29 @@ class LlamaGraph(nn.Module):
         mask = visible_up_to(attention_limit, past[0].shape[2])
         present: list[Tensor] = []
         for index, layer in enumerate(self.layers):
-            attention: Any = layer.self_attn
-            normed = rms(layer.input_layernorm, x)
-            queries = self._heads(attention, "q", normed)
-            keys = self._heads(attention, "k", normed)
-            values = self._heads(attention, "v", normed)
-            queries = torch.onnx.ops.rotary_embedding(queries, cos, sin)
-            keys = scatter(past[2 * index], torch.onnx.ops.rotary_embedding(keys, cos, sin), write_index)
-            values = scatter(past[2 * index + 1], values, write_index)
-            present += [keys, values]
-            attended = torch.onnx.ops.attention(queries, keys, values, mask)[0]  # (b, h, s, d)
-            x = x + attention.o_proj(attended.transpose(1, 2).flatten(2))
-            x = x + layer.mlp(rms(layer.post_attention_layernorm, x))
+            x, *slots = self.run_layer(layer, x, cos, sin, mask, write_index, past[2 * index : 2 * index + 2])
+            present += slots
+        return self.answer(x, logits_index), *present
+
+    def run_layer(
+        self, layer: Any, x: Tensor, cos: Tensor, sin: Tensor, mask: Tensor, write_index: Tensor, past: list[Tensor]
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Hidden states (b, s, w) behind a layer, and its keys and values (b, h, T, d) with the new ones written."""
+        attention: Any = layer.self_attn
+        normed = rms(layer.input_layernorm, x)
+        queries, keys, values = (self._heads(attention, part, normed) for part in "qkv")
+        queries = torch.onnx.ops.rotary_embedding(queries, cos, sin)
+        keys = scatter(past[0], torch.onnx.ops.rotary_embedding(keys, cos, sin), write_index)
+        values = scatter(past[1], values, write_index)
+        attended = torch.onnx.ops.attention(queries, keys, values, mask)[0]  # (b, h, s, d)
+        x = x + attention.o_proj(attended.transpose(1, 2).flatten(2))
+        return x + layer.mlp(rms(layer.post_attention_layernorm, x)), keys, values
+
+    def answer(self, x: Tensor, logits_index: Tensor) -> Tensor:
+        """Of hidden states (b, s, w), logits of the wanted token, or its own normed state (b, w) without a head."""
         wanted = x.gather(1, logits_index[:, None, None].expand(-1, 1, x.shape[-1]))[:, 0]  # (b, w)
         hidden = rms(self.norm, wanted)
-        return hidden if self.head is None else self.head(hidden), *present
+        return hidden if self.head is None else self.head(hidden)
 
     @staticmethod
     def _heads(attention: Any, part: str, x: Tensor) -> Tensor:
