@@ -88,10 +88,13 @@ class DrawTask:
         if self.moving and step and step % FOLLOW_EVERY == 0:
             few = 4 * self.model.config.denoiser.prompt_width
             self.model.conditioner.fit_whitening(self._pooled(min(few, FITTED)), follow=True)
+        return self.flow_loss(step)
+
+    def flow_loss(self, step: int) -> Tensor:
+        """The same of the model as it is: what only measures moves nothing."""
         tokens, noise, time, prompts = self._batch(step)
-        return flow.velocity_loss(
-            self._predict(tokens, noise, time, prompts), tokens, time, self.recipe.loss_floor
-        ).mean()
+        found = self._predict(tokens, noise, time, prompts)
+        return flow.velocity_loss(found, tokens, time, self.recipe.loss_floor).mean()
 
     @torch.no_grad()
     def measures(self, step: int) -> dict[str, float]:

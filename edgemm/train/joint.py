@@ -53,7 +53,7 @@ class JointTask:
     @torch.no_grad()
     def measures(self, step: int) -> dict[str, float]:
         """Each loss by itself too: their sum says little."""
-        found = {"flow": self.drawing.loss(step).item(), "cross_entropy": self.reading.loss(step).item()}
+        found = {"flow": self.drawing.flow_loss(step).item(), "cross_entropy": self.reading.loss(step).item()}
         return found | self.drawing.measures(step) | self.reading.measures(step)
 
     def samples(self, model: Unified) -> Tensor:

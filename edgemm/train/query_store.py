@@ -10,6 +10,7 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from edgemm.model.transformer import KeyValues
 from edgemm.model.unified import Unified
@@ -26,11 +27,12 @@ class QueryStore:
         starts = range(0, len(captions), CHUNK)
         read = [model.prompt_cache(captions[start : start + CHUNK], every_layer=True) for start in starts]
         slots = max(mask.shape[1] for _, mask, _ in read)
-        self.mask = torch.cat([_padded(mask, slots, 1) for _, mask, _ in read])
+        self.mask = torch.cat([pad(mask, (0, slots - mask.shape[1])) for _, mask, _ in read])
         self.length = torch.cat([length for *_, length in read])
         self.cached: KeyValues = []
         for layer in range(len(read[0][0])):
-            keys, values = (torch.cat([_padded(cached[layer][i], slots, 2) for cached, *_ in read]) for i in (0, 1))
+            pairs = [(cached[layer], (0, 0, 0, slots - mask.shape[1])) for cached, mask, _ in read]
+            keys, values = (torch.cat([pad(pair[i], behind) for pair, behind in pairs]) for i in (0, 1))
             self.cached.append((keys, values))  # (c, g, T, d)
 
     @staticmethod
@@ -52,9 +54,3 @@ class QueryStore:
         past = [(keys[rows], values[rows]) for keys, values in self.cached]
         _, present = transformer(queries, limit, past, first, depth=len(past))
         return [present[layer] for layer in layers], self.mask[rows], self.length[rows]
-
-
-def _padded(x: Tensor, slots: int, axis: int) -> Tensor:
-    missing = list(x.shape)
-    missing[axis] = slots - x.shape[axis]
-    return torch.cat([x, x.new_zeros(missing)], dim=axis)
