@@ -2,6 +2,8 @@
 
     python benchmarks/janus_speed.py --work build/janus   # makes folder and bundle first: 6 GB of disk, 16 GB of memory
     python benchmarks/janus_speed.py --work build/janus --tiny     # whether it runs: a minute
+    python benchmarks/janus_speed.py --work build/janus --contestants int4,float32    # not bfloat16: six times as slow
+                                                                                      # where no unit multiplies it
 
 The language model and the VQ tokenizer have Janus-Pro-1B's shape (24 layers of 2048, 24x24 codes of 16,384, 384 pixels,
 guidance 5) with random weights, which cost what trained ones cost.  Not of that shape, because drawing does not touch
@@ -44,9 +46,9 @@ JANUS_PRO_1B = {
 }
 TINY = {"side": 24, "patch": 4, "codes": 64, "hidden_size": 64, "max_position_embeddings": 1024}
 CONTESTANTS = {
-    "edgemm int4": "int4",
-    "transformers eager, float32": "float32",
-    "transformers eager, bfloat16": "bfloat16",
+    "int4": "edgemm int4",
+    "float32": "transformers eager, float32",
+    "bfloat16": "transformers eager, bfloat16",
 }
 
 
@@ -55,6 +57,9 @@ def main() -> int:
     parser.add_argument("--work", type=Path, default=Path("build/janus"), help="where folder and bundle are kept")
     parser.add_argument("--tiny", action="store_true", help="a model of a few thousand parameters")
     parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument(
+        "--contestants", type=listed_contestants, default=list(CONTESTANTS), help=f"of {','.join(CONTESTANTS)}"
+    )
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--contestant", help=argparse.SUPPRESS)
     args = parser.parse_args()
@@ -64,10 +69,10 @@ def main() -> int:
         print(json.dumps(draw(home, args.contestant, args.threads)))
         return 0
     make(home, TINY if args.tiny else JANUS_PRO_1B)
-    samples: dict[str, list[dict[str, float]]] = {name: [] for name in CONTESTANTS}
+    samples: dict[str, list[dict[str, float]]] = {CONTESTANTS[contestant]: [] for contestant in args.contestants}
     for turn in range(args.rounds):
-        for name in list(CONTESTANTS)[:: 1 if turn % 2 == 0 else -1]:
-            samples[name].append(ask(args, CONTESTANTS[name]))
+        for contestant in args.contestants[:: 1 if turn % 2 == 0 else -1]:
+            samples[CONTESTANTS[contestant]].append(ask(args, contestant))
     rows = {
         name: {key: statistics.median(sample[key] for sample in found) for key in found[0]}
         for name, found in samples.items()
@@ -79,6 +84,14 @@ def main() -> int:
     document = {"benchmark": "janus_speed", "card": machine_card(), "tiny": args.tiny, "threads": args.threads}
     print(json.dumps({**document, "guidance": GUIDANCE, "rounds": args.rounds, "medians": rows, "samples": samples}))
     return 0
+
+
+def listed_contestants(text: str) -> list[str]:
+    wanted = text.split(",")
+    unknown = [name for name in wanted if name not in CONTESTANTS]
+    if unknown:
+        raise argparse.ArgumentTypeError(f"{unknown[0]!r} is none of {', '.join(CONTESTANTS)}")
+    return list(dict.fromkeys(wanted))
 
 
 def make(home: Path, shape: dict[str, Any]) -> None:
@@ -157,12 +170,13 @@ def draw_with_transformers(home: Path, contestant: str, threads: int) -> dict[st
 
 
 def show(rows: dict[str, dict[str, float]]) -> None:
-    base = rows["transformers eager, float32"]
+    base = rows.get(CONTESTANTS["float32"])
     print(f"{'':30} {'s a picture':>12} {'ms a code':>10} {'ms pixels':>10} {'codes':>6} {'peak MB':>8}   to float32")
     for name, row in rows.items():
+        ratio = f"{base['picture_s'] / row['picture_s']:.2f}x" if base else "-"
         print(
             f"{name:30} {row['picture_s']:>12.2f} {row['code_ms']:>10.1f} {row['pixels_ms']:>10.0f} "
-            f"{row['codes']:>6.0f} {row['peak_mb']:>8.0f}   {base['picture_s'] / row['picture_s']:.2f}x"
+            f"{row['codes']:>6.0f} {row['peak_mb']:>8.0f}   {ratio}"
         )
 
 
