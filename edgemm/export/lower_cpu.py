@@ -8,15 +8,18 @@ reference graph.
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
+
 import torch
 from onnx import ModelProto
+from torch import Tensor
 
 from edgemm.errors import UsageError
 from edgemm.export.lower_ort_cpu import lower_ort_cpu
-from edgemm.export.products import products_of
+from edgemm.export.products import Product, copy_to_rewrite, products_of
 from edgemm.quantize.make import Method, make_spec
 from edgemm.quantize.recipe import QUICK, choose_layers
-from edgemm.quantize.spec import REST, Spec
+from edgemm.quantize.spec import Spec
 
 __all__ = ["PRECISIONS", "lower", "quick_spec"]
 
@@ -28,11 +31,13 @@ def lower(component: str, reference: ModelProto, precision: str, drawing_depth: 
     `drawing_depth`."""
     if precision not in PRECISIONS:
         raise UsageError(f"precision {precision!r} is none of: {', '.join(PRECISIONS)}")
-    copy = ModelProto()
-    copy.CopyFrom(reference)
     if precision == "fp32":
+        copy = ModelProto()
+        copy.CopyFrom(reference)
         return copy, precision
-    return lower_ort_cpu(component, copy, quick_spec(component, reference, precision, drawing_depth))
+    spec = quick_spec(component, reference, precision, drawing_depth)
+    copy = copy_to_rewrite(reference, lambda product: bool(spec.layer(product.layer).bits), component)
+    return lower_ort_cpu(component, copy, spec)
 
 
 def quick_spec(component: str, reference: ModelProto, precision: str, drawing_depth: int = 0) -> Spec:
@@ -40,6 +45,20 @@ def quick_spec(component: str, reference: ModelProto, precision: str, drawing_de
     found = {product.layer: product for product in products_of(reference, component) if "." in product.layer}
     shapes = {name: product.weight().shape for name, product in found.items()}
     layers = choose_layers(shapes, *QUICK[precision], drawing_depth)
-    wanted = {name.removesuffix(REST) for name, layer in layers.items() if layer.bits}
-    weights = {name: torch.from_numpy(found[name].weight().copy()) for name in wanted}
-    return make_spec(weights, layers, {"text": Method(), "draw": Method()}, asked=QUICK[precision])
+    return make_spec(_Weights(found), layers, {"text": Method(), "draw": Method()}, asked=QUICK[precision])
+
+
+class _Weights(Mapping[str, Tensor]):
+    """Read out of the graph when one is asked for: all at once they would be another copy of the model."""
+
+    def __init__(self, products: Mapping[str, Product]) -> None:
+        self._products = products
+
+    def __getitem__(self, layer: str) -> Tensor:
+        return torch.from_numpy(self._products[layer].weight().copy())  # (n, k)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._products)
+
+    def __len__(self) -> int:
+        return len(self._products)

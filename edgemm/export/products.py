@@ -12,13 +12,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
+from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
 from edgemm.components import COMPONENTS
 from edgemm.export.passes.rewriting import replace_nodes
 from edgemm.quantize.spec import HEAD
 
-__all__ = ["Product", "Writer", "products_of", "rewrite_products"]
+__all__ = ["Product", "Writer", "copy_to_rewrite", "products_of", "rewrite_products"]
 
 PRODUCTS = ("MatMul", "Gemm")
 SCOPES = "pkg.torch.onnx.name_scopes"
@@ -103,6 +103,35 @@ def rewrite_products(
             _rename_output(writer.nodes, value, node.output[0])
             writer.made = {key: names for key, names in writer.made.items() if value not in names}
     replace_nodes(model, writer.nodes)
+
+
+def copy_to_rewrite(model: ModelProto, replaced: Callable[[Product], bool], component: str) -> ModelProto:
+    """A copy whose products may be rewritten where `replaced` says so: weights that nobody else reads are sizes without
+    numbers in it, because a second copy of a large model is what memory has no room for."""
+    gone = {id(product.node): product for product in products_of(model, component) if replaced(product)}
+    read = {value.name for value in model.graph.output}
+    for node in reversed(model.graph.node):
+        product = gone.get(id(node))
+        if read & set(node.output):
+            read |= {product.x, product.bias or ""} if product else set(node.input)
+    copy = ModelProto(
+        ir_version=model.ir_version,
+        opset_import=model.opset_import,
+        functions=model.functions,
+        metadata_props=model.metadata_props,
+    )
+    inner = model.graph
+    copy.graph.MergeFrom(
+        GraphProto(
+            name=inner.name, node=inner.node, input=inner.input, output=inner.output, value_info=inner.value_info
+        )
+    )
+    for tensor in inner.initializer:
+        if tensor.name in read:
+            copy.graph.initializer.append(tensor)
+        else:
+            copy.graph.initializer.add(name=tensor.name, data_type=tensor.data_type, dims=tensor.dims)
+    return copy
 
 
 def products_of(model: ModelProto, component: str) -> Iterator[Product]:

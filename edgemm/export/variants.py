@@ -29,6 +29,7 @@ from edgemm.export.ort_cpu_graph import for_ort_cpu
 from edgemm.export.parity import Comparison
 from edgemm.export.passes.adapter_inputs import adapter_inputs, adapter_points
 from edgemm.export.passes.delta_to_residual import delta_to_residual
+from edgemm.export.products import copy_to_rewrite
 from edgemm.export.reference import OPSET
 from edgemm.export.stored_weights import StoredWeights
 from edgemm.export.targets import Plan
@@ -157,7 +158,7 @@ def _lower_spec(
     name: str, reference: ModelProto, plan: Plan, spec: Spec, sizes: dict[str, dict[str, int]]
 ) -> tuple[ModelProto, str]:
     if plan.dialect == "cpu":
-        return lower_ort_cpu(name, _copied(reference), spec)
+        return lower_ort_cpu(name, copy_to_rewrite(reference, lambda p: bool(spec.layer(p.layer).bits), name), spec)
     if spec.document.cache != "float":
         raise UsageError(f"the spec has an {spec.document.cache} K/V cache, which target {plan.target} does not take")
     try:

@@ -14,6 +14,7 @@ from onnx import ModelProto, TensorProto, helper, numpy_helper
 from edgemm.errors import UsageError
 from edgemm.export.lower_cpu import PRECISIONS, lower, quick_spec
 from edgemm.export.plan_specs import plan_specs
+from edgemm.export.products import copy_to_rewrite
 from edgemm.export.targets import read_plans
 from edgemm.quantize import recipe
 from edgemm.quantize.quantization import quantize
@@ -144,6 +145,25 @@ def test_rare_tokens_have_4_bits_at_int4_and_every_token_its_own_row(monkeypatch
     np.testing.assert_allclose(logits[0], said @ said.T, atol=0.02 * np.abs(logits).max())
     codes = sum(np.prod(tensor.dims) for tensor in graph.graph.initializer if tensor.data_type == TensorProto.UINT8)
     assert codes == 16 * 64 + 24 * 32, "stored once, two rare codes a byte"
+
+
+def test_weights_are_not_in_memory_once_more_for_each_lowering():
+    """A copy that is about to be rewritten holds the numbers that somebody still reads, and no others."""
+    model, table = embedding_and_head(64, turned=True)
+    spec = quick_spec("transformer", model, "int8")
+    bare = copy_to_rewrite(model, lambda product: bool(spec.layer(product.layer).bits), "transformer")
+    assert len(bare.SerializeToString()) < table.nbytes < len(model.SerializeToString())
+    assert [(list(t.dims), t.data_type) for t in bare.graph.initializer] == [
+        (list(t.dims), t.data_type) for t in model.graph.initializer
+    ]
+    model.graph.node.append(helper.make_node("ReduceSum", [TABLE], ["sum"]))
+    model.graph.output.append(helper.make_tensor_value_info("sum", TensorProto.FLOAT, [1, 1]))
+    graph, _ = lower("transformer", model, "int8")
+    session = onnxruntime.InferenceSession(graph.SerializeToString(), providers=["CPUExecutionProvider"])
+    (summed,) = session.run(["sum"], {"input_ids": np.arange(40)[None]})
+    assert summed.item() == pytest.approx(table.sum(), rel=1e-4), (
+        "a weight that is read elsewhere too keeps its numbers"
+    )
 
 
 def test_other_families_keep_pictures_among_their_rare_tokens(monkeypatch):
