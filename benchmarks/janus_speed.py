@@ -6,10 +6,11 @@
                                                                                       # where no unit multiplies it
 
 The language model and the VQ tokenizer have Janus-Pro-1B's shape (24 layers of 2048, 24x24 codes of 16,384, 384 pixels,
-guidance 5) with random weights, which cost what trained ones cost.  Not of that shape, because drawing does not touch
-them: the vision tower and the vocabulary are small.  Each contestant is a fresh process, in turns, codes drawn by lot
-from the likeliest 50 in both; medians over rounds.  Pictures are not compared: that is tests/families/test_janus.py.
-Prints a table, then one JSON line.
+guidance 5) with random weights, which cost what trained ones cost; each layer adds little, or 24 random layers would
+round all of their answers away.  Not of that shape, because drawing does not touch them: the vision tower and the
+vocabulary are small.  Each contestant is a fresh process, in turns, codes drawn by lot from the likeliest 50 in both;
+medians over rounds.  Pictures are not compared: that is tests/families/test_janus.py.  Prints a table, then one JSON
+line.
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ JANUS_PRO_1B = {
     "hidden_size": 2048,
     "intermediate_size": 5632,
     "num_hidden_layers": 24,
+    "by": 1.0,
     "num_attention_heads": 16,
     "num_key_value_heads": 16,
     "max_position_embeddings": 16_384,
@@ -63,7 +65,7 @@ def main() -> int:
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--contestant", help=argparse.SUPPRESS)
     args = parser.parse_args()
-    home = args.work / ("tiny" if args.tiny else "pro-1b")
+    home = args.work / ("tiny" if args.tiny else "janus-pro-1b")
     if args.contestant:
         draw = draw_with_edgemm if args.contestant == "int4" else draw_with_transformers
         print(json.dumps(draw(home, args.contestant, args.threads)))

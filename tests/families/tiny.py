@@ -237,9 +237,11 @@ def janus_folder(
     patch: int = 4,
     codes: int = 40,
     vq: dict[str, Any] | None = None,
+    by: float = 6.0,
     **changes: Any,
 ) -> Path:
-    """A picture is `side` pixels wide and drawn with (side / patch)**2 codes; `vq` changes its tokenizer's sizes."""
+    """A picture is `side` pixels wide and drawn with (side / patch)**2 codes; `vq` changes its tokenizer's sizes, `by`
+    says how much a layer changes what passes through it."""
     image = {"image_token": "<image_placeholder>", "boi_token": "<begin_of_image>", "eoi_token": "<end_of_image>"}
     specials = ["<pad>", *image.values(), "<|User|>", "<|Assistant|>"]
     words = unspaced(specials, pad_token="<pad>", extra_special_tokens=image)
@@ -285,7 +287,7 @@ def janus_folder(
         image_token_id=words.convert_tokens_to_ids("<image_placeholder>"),
         tie_word_embeddings=False,
     )
-    model = spread(JanusForConditionalGeneration(config), seed)
+    model = spread(JanusForConditionalGeneration(config), seed, by)
     model.generation_config = GenerationConfig(
         bos_token_id=words.bos_token_id,
         eos_token_id=words.eos_token_id,
