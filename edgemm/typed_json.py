@@ -7,6 +7,7 @@ for a string, a NaN, a field given twice are all refused: each is somebody's sli
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import types
 import typing
@@ -75,12 +76,11 @@ def _decode(hint: Any, value: Any, where: str) -> Any:
 
 def _decode_dataclass(cls: Any, value: Any, where: str) -> Any:
     _expect(isinstance(value, dict), where, "an object", value)
-    fields = {item.name: item for item in dataclasses.fields(cls)}
+    fields, hints = _fields_of(cls)
     prefix = f"{where}: " if where.endswith(".json") else f"{where}."
     for name in value:
         if name not in fields:
             raise BundleError(f"{prefix}{name}: unknown field, expected one of: {', '.join(fields)}")
-    hints = typing.get_type_hints(cls)
     decoded = {}
     for name, item in fields.items():
         if name in value:
@@ -91,6 +91,12 @@ def _decode_dataclass(cls: Any, value: Any, where: str) -> Any:
         return cls(**decoded)
     except InputError as error:
         raise BundleError(f"{prefix}{error}") from error
+
+
+@functools.cache  # evaluating the hints of a class takes longer than reading an object of it
+def _fields_of(cls: Any) -> tuple[dict[str, dataclasses.Field[Any]], dict[str, Any]]:
+    """A dataclass's fields and their types, by name."""
+    return {item.name: item for item in dataclasses.fields(cls)}, typing.get_type_hints(cls)
 
 
 def _decode_union(choices: tuple[Any, ...], value: Any, where: str) -> Any:

@@ -10,13 +10,13 @@ import onnxruntime  # noqa: F401  every contestant has its libraries imported be
 import tokenizers  # noqa: F401
 from job import main
 
-from edgemm.runtimes.model import Model
+import edgemm
 from edgemm.runtimes.prompt import Prompt
 
 
 class Edgemm:
     def __init__(self, folder: Path, threads: int) -> None:
-        self.model = Model.load(folder, device="cpu", threads=threads)
+        self.model = edgemm.load(folder, device="cpu", threads=threads)
         self.model.prepare()
 
     def reply(self, ids: list[int], new_tokens: int) -> tuple[float, float, list[int]]:

@@ -51,20 +51,18 @@ class Engines:
 
     def get(self, component: str, adapter: Adapter | None = None) -> Engine:
         """A component's engine, with the active adapter or the one given."""
-        if component not in self.components:
-            raise InputError(f"this bundle has no {component} for target {self.target}")
-        with self._loading[component]:
-            self.check_open()
-            if component not in self._loaded:
-                graph, data = self._files(component)
-                variant = self.bundle.manifest.variant(component, self.target)
-                choice = self.choices[component]
-                self._loaded[component] = load_backend(choice.backend).open_engine(
-                    component, graph, data, variant, choice.provider, self._plan, self._running
-                )
-            engine = self._loaded[component]
+        engine = self._load(component)
         factors = (adapter or self.adapters.active).placed(engine)
         return engine if factors is None else AdaptedEngine(engine, factors)
+
+    def begin(self, component: str) -> None:
+        """Loads a component in a thread of its own, where that disturbs nothing; what goes wrong, `get` tells."""
+        if self._side_by_side and component in self:
+            from concurrent.futures import ThreadPoolExecutor
+
+            pool = ThreadPoolExecutor(1)
+            pool.submit(self._load, component)
+            pool.shutdown(wait=False)
 
     def timed(self, components: Sequence[str], adapter: Adapter | None = None) -> tuple[dict[str, Engine], float]:
         """Several at once, and the seconds that loading them took."""
@@ -74,7 +72,7 @@ class Engines:
             from concurrent.futures import ThreadPoolExecutor
 
             with ThreadPoolExecutor(len(missing)) as pool:  # a library loads without Python's lock
-                list(pool.map(self.get, missing))
+                list(pool.map(self._load, missing))
         return {component: self.get(component, adapter) for component in components}, time.perf_counter() - start
 
     def watch(self, watch: Callable[[Engine], Engine]) -> None:
@@ -98,6 +96,22 @@ class Engines:
         """Lets every engine go; none is loaded again."""
         self._closed = True
         self._loaded.clear()
+
+    def _load(self, component: str) -> Engine:
+        if component not in self.components:
+            raise InputError(f"this bundle has no {component} for target {self.target}")
+        with self._loading[component]:
+            self.check_open()
+            if component not in self._loaded:
+                graph, data = self._files(component)
+                variant = self.bundle.manifest.variant(component, self.target)
+                choice = self.choices[component]
+                engine = load_backend(choice.backend).open_engine(
+                    component, graph, data, variant, choice.provider, self._plan, self._running
+                )
+                self.check_open()  # it may have been closed meanwhile
+                self._loaded[component] = engine
+            return self._loaded[component]
 
     def _files(self, component: str) -> tuple[Path, Path | None]:
         variant = self.bundle.manifest.variant(component, self.target)

@@ -15,12 +15,12 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from edgemm.bundle import Bundle, open_bundle, verify_files
+from edgemm.bundle import Bundle
 from edgemm.errors import EdgemmError
 from edgemm.loops import ImageTokensLoop, TextLoop
 from edgemm.picture import PictureSource
 from edgemm.runtimes.adapters import Adapter, Adapters
-from edgemm.runtimes.backends import Choice, select
+from edgemm.runtimes.backends import Choice
 from edgemm.runtimes.cache_budget import CacheBudget, MemoryPlan, plan_memory
 from edgemm.runtimes.calls import Calls
 from edgemm.runtimes.drawing import Drawing
@@ -37,7 +37,7 @@ from edgemm.runtimes.session import Session
 from edgemm.runtimes.sight import Sight
 from edgemm.runtimes.talking import Messages, Talking
 from edgemm.runtimes.text_options import TextOptions
-from edgemm.runtimes.threads import ThreadPlan, plan_threads
+from edgemm.runtimes.threads import ThreadPlan
 from edgemm.tokenizer import Tokenizer
 
 __all__ = ["Model"]
@@ -69,28 +69,13 @@ class Model:
         self.threads = plan
         self.memory: MemoryPlan = plan_memory(self.manifest, choice.target, memory_limit_mb)
         self.budget = CacheBudget(self.memory.cache_bytes)  # of all conversations together
-        self.tokenizer = Tokenizer(bundle.file(self.manifest.tokenizer))
         self.engines = Engines(bundle, choice, plan, backend)
+        self.engines.begin("transformer")  # beside the tokenizer
+        self.tokenizer = Tokenizer(bundle.file(self.manifest.tokenizer))
         self.sight = Sight(self.engines)
         self.talking = Talking(self.engines, self.sight, self.tokenizer, self.budget)
         self.drawing = Drawing(self.engines, self.sight, self.tokenizer, self.budget)
         self._calls = Calls()
-
-    @classmethod
-    def load(
-        cls,
-        path: str | os.PathLike[str],
-        device: str = "auto",
-        threads: int | None = None,
-        verify: bool = True,
-        memory_limit_mb: float | None = None,
-        backend: str | Mapping[str, str] | None = None,
-    ) -> Model:
-        """Opens a bundle; nothing is run before every file's hash was checked (`verify`)."""
-        plan = plan_threads(threads)
-        bundle = open_bundle(path, verify=False)
-        choice = _chosen(bundle, device) if verify else select(device, bundle.manifest.targets)
-        return cls(bundle, choice, plan, memory_limit_mb, backend)
 
     # Text
 
@@ -319,15 +304,3 @@ class Model:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self.close()
-
-
-def _chosen(bundle: Bundle, device: str) -> Choice:
-    """What a verified bundle runs on: the backend's library is imported while hashes are computed."""
-    from concurrent.futures import ThreadPoolExecutor
-
-    with ThreadPoolExecutor(1) as pool:
-        verified = pool.submit(verify_files, bundle.path, bundle.manifest)
-        try:
-            return select(device, bundle.manifest.targets)
-        finally:
-            verified.result()
