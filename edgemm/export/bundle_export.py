@@ -25,6 +25,7 @@ from edgemm.export.plan_specs import plan_specs
 from edgemm.export.recorded import PARITY_FILE, PIXELS_FILE, Recorded, parity_document
 from edgemm.export.reference import OPSET, trace
 from edgemm.export.targets import Plan, read_plans
+from edgemm.export.tokenizer_file import quick_to_open
 from edgemm.export.torch_answers import longest_prompt, torch_answers
 from edgemm.export.variants import write_components
 from edgemm.model import checkpoint
@@ -103,7 +104,7 @@ def export_bundle(
         comparisons = written.comparisons
         require(comparisons, "the bundle differs from the model, and was not kept")
         manifest = manifest_of(model, source, written.components, written.targets, slots)
-        writer.add_bytes(manifest.tokenizer, model.tokenizer_json.encode())
+        writer.add_bytes(manifest.tokenizer, quick_to_open(model.tokenizer_json))
         for name, content in papers_of(source, manifest).items():
             writer.add_bytes(name, content)
         if spec:

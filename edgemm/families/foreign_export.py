@@ -30,6 +30,7 @@ from edgemm.export.recorded import (
 )
 from edgemm.export.reference import trace
 from edgemm.export.targets import read_plans
+from edgemm.export.tokenizer_file import quick_to_open
 from edgemm.export.variants import Components, write_graphs
 from edgemm.families.family import Parts
 from edgemm.families.hf_checkpoint import Checkpoint, greedy, open_checkpoint
@@ -84,7 +85,7 @@ def export_foreign(
         )
         require(written.comparisons, "the bundle differs from the model, and was not kept")
         manifest = _manifest(checkpoint, family, parts, written, slots)
-        writer.add_bytes(manifest.tokenizer, parts.tokenizer_json or checkpoint.tokenizer_json)
+        writer.add_bytes(manifest.tokenizer, quick_to_open(parts.tokenizer_json or checkpoint.tokenizer_json))
         for name, content in {**parts.tables, **papers_of(checkpoint.folder, manifest)}.items():
             writer.add_bytes(name, content)
         status("loops: asking the library")

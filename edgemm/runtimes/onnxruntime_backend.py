@@ -140,6 +140,8 @@ def session_options(plan: ThreadPlan) -> ort.SessionOptions:
     options.intra_op_num_threads = plan.count
     options.inter_op_num_threads = 1
     options.log_severity_level = ERRORS_ONLY
+    if plan.count > 1:  # weights are put in the kernels' own order side by side; the numbers are the same
+        options.add_session_config_entry("session.prepack.enable_parallel", "1")
     options.add_session_config_entry("session.intra_op.allow_spinning", "1" if plan.spinning else "0")
     options.add_session_config_entry("session.force_spinning_stop", "1")  # the next component's threads want the cores
     return options

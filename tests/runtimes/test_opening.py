@@ -1,0 +1,66 @@
+"""Opening a bundle: what runs beside what, and what never runs before what."""
+
+from __future__ import annotations
+
+import shutil
+import threading
+
+import pytest
+
+import edgemm
+from edgemm.errors import BundleError, UsageError
+from edgemm.runtimes import onnxruntime_backend
+
+
+@pytest.fixture
+def opened(monkeypatch):
+    """The components that ONNX Runtime was given, in their order."""
+    names, really = [], onnxruntime_backend.open_engine
+
+    def open_engine(component, *rest):
+        names.append(component)
+        return really(component, *rest)
+
+    monkeypatch.setattr(onnxruntime_backend, "open_engine", open_engine)
+    return names
+
+
+def test_no_engine_opens_when_any_file_was_altered(bundle_path, tmp_path, opened):
+    altered = shutil.copytree(bundle_path, tmp_path / "altered.bundle")
+    (altered / "NOTICE").write_bytes((altered / "NOTICE").read_bytes().swapcase())
+    with pytest.raises(BundleError, match="NOTICE: SHA-256"):
+        edgemm.load(altered, device="cpu", threads=1)
+    assert opened == []
+
+
+def test_an_altered_file_is_told_before_a_device_that_is_not_there(bundle_path, tmp_path, opened):
+    altered = shutil.copytree(bundle_path, tmp_path / "altered.bundle")
+    (altered / "NOTICE").write_bytes((altered / "NOTICE").read_bytes().swapcase())
+    with pytest.raises(BundleError, match="NOTICE: SHA-256"):
+        edgemm.load(altered, device="abacus")
+
+
+def test_the_transformer_loads_while_the_tokenizer_is_read_and_is_loaded_once(bundle_path, opened):
+    with edgemm.load(bundle_path, device="cpu", threads=1) as model:
+        engine = model.engine("transformer")
+        model.prepare()
+        assert model.engine("transformer") is engine
+        assert sorted(opened) == sorted(model.engines.components)
+
+
+def test_a_model_that_was_closed_while_it_loads_keeps_no_engine(bundle_path, monkeypatch):
+    begun, closed, really = threading.Event(), threading.Event(), onnxruntime_backend.open_engine
+
+    def slow(*arguments):
+        begun.set()
+        assert closed.wait(30)
+        return really(*arguments)
+
+    monkeypatch.setattr(onnxruntime_backend, "open_engine", slow)
+    model = edgemm.load(bundle_path, device="cpu", threads=1)
+    assert begun.wait(30)
+    model.close()
+    closed.set()
+    with pytest.raises(UsageError, match="the model is closed"):
+        model.engine("transformer")
+    assert not model.engines._loaded
