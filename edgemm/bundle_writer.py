@@ -6,29 +6,24 @@
         writer.add_file("tokenizer.json", checkpoint / "tokenizer.json")
         writer.finish(manifest)          # its `files` are filled in here, and it is written last
 
-Everything goes to a temporary folder beside the destination, which is renamed when whole; on any exception, Ctrl-C
-included, it is removed.  What the manifest means is in manifest.py.
+Everything goes to a temporary folder, which takes the bundle's name at the block's end (whole_folder.py).  What the
+manifest means is in manifest.py.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import errno
 import hashlib
 import os
 import shutil
-import tempfile
 from pathlib import Path
 from types import TracebackType
 
 from edgemm.errors import BundleError, InputError, ResourceError
 from edgemm.manifest import FileRecord, Manifest, check_bundle_path
+from edgemm.whole_folder import is_disk_full, whole_folder
 
-__all__ = ["BundleWriter", "is_disk_full"]
-
-
-def is_disk_full(error: BaseException | None) -> bool:
-    return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+__all__ = ["BundleWriter"]
 
 
 class BundleWriter:
@@ -40,33 +35,42 @@ class BundleWriter:
         self.expected_bytes = expected_bytes  # what the caller thinks it will write: refused early when it cannot fit
         self.folder = self.path  # where files go until finish; a temporary folder once entered
         self.finished = False
+        self._whole = whole_folder(self.path, self._may_replace)
 
     def __enter__(self) -> BundleWriter:
-        self._check_destination()
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        free = shutil.disk_usage(self.path.parent).free
+        self.folder = self._whole.__enter__()
+        free = shutil.disk_usage(self.folder).free
         if self.expected_bytes > free:
-            raise ResourceError(f"{self.path}: needs {self.expected_bytes} bytes, {free} are free on that disk")
-        self.folder = Path(tempfile.mkdtemp(prefix=f".{self.path.name}.", suffix=".partial", dir=self.path.parent))
-        self.folder.chmod(0o755)
+            self._give_up(
+                ResourceError(f"{self.path}: needs {self.expected_bytes} bytes, {free} are free on that disk")
+            )
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        if self.finished:
-            return
-        written = _size_of(self.folder)
-        free = shutil.disk_usage(self.path.parent).free
-        shutil.rmtree(self.folder, ignore_errors=True)
-        if error is None:
-            raise BundleError(f"{self.path}: the export ended before the manifest was written; nothing was kept")
+        if error is None and not self.finished:
+            self._give_up(
+                BundleError(f"{self.path}: the export ended before the manifest was written; nothing was kept")
+            )
+        written, free = _size_of(self.folder), shutil.disk_usage(self.folder).free
+        try:
+            self._whole.__exit__(kind, error, traceback)
+            _flush(self.path.parent)
+        except OSError as failure:
+            error = failure
+            if not is_disk_full(failure):
+                raise
         if is_disk_full(error):
             needed = max(self.expected_bytes, written + 1)
             raise ResourceError(
                 f"{self.path}: the disk is full: needs more than {needed} bytes, {free} were free after {written}; "
                 "nothing was kept"
             ) from error
+
+    def _give_up(self, error: Exception) -> None:
+        self._whole.__exit__(type(error), error, None)
+        raise error
 
     def file(self, name: str) -> Path:
         """Where to write the file that will be `name` in the bundle; its folder exists."""
@@ -94,40 +98,21 @@ class BundleWriter:
         return records
 
     def finish(self, manifest: Manifest) -> Manifest:
-        """Hashes every file, writes the manifest last, makes all durable, and gives the folder its name."""
+        """Hashes every file, writes the manifest last, and makes all durable; the name comes when the block ends."""
         whole = dataclasses.replace(manifest, files=self.inventory())
         whole.check_files()
         self.add_bytes("manifest.json", whole.to_json().encode())
         for path in sorted(self.folder.rglob("*"), reverse=True):
             _flush(path)
         _flush(self.folder)
-        self._take_the_name()
         self.finished = True
-        _flush(self.path.parent)
         return whole
 
-    def _take_the_name(self) -> None:
-        self._check_destination()
-        if not os.path.lexists(self.path):
-            os.rename(self.folder, self.path)
-            return
-        aside = Path(tempfile.mkdtemp(prefix=f".{self.path.name}.", suffix=".old", dir=self.path.parent))
-        try:
-            os.rename(self.path, aside)
-            os.rename(self.folder, self.path)
-        finally:
-            if os.path.lexists(self.path):
-                shutil.rmtree(aside, ignore_errors=True)
-            else:
-                os.rename(aside, self.path)
-
-    def _check_destination(self) -> None:
-        if not os.path.lexists(self.path):
-            return
+    def _may_replace(self, path: Path) -> None:
         if not self.overwrite:
-            raise InputError(f"{self.path}: exists already; choose another name or ask to overwrite it (--overwrite)")
-        if self.path.is_symlink() or not (self.path / "manifest.json").is_file():
-            raise InputError(f"{self.path}: exists and is no bundle, so it will not be replaced")
+            raise InputError(f"{path}: exists already; choose another name or ask to overwrite it (--overwrite)")
+        if path.is_symlink() or not (path / "manifest.json").is_file():
+            raise InputError(f"{path}: exists and is no bundle, so it will not be replaced")
 
 
 def _sha256(path: Path) -> str:

@@ -16,8 +16,8 @@ from edgemm.build.attempt import Outcome, attempt
 from edgemm.build.engine_cache import EngineCache, Entry
 from edgemm.build.engine_spec import EngineSpec
 from edgemm.build.ladder import Rung, climb
-from edgemm.bundle_writer import is_disk_full
 from edgemm.errors import ResourceError
+from edgemm.whole_folder import is_disk_full
 
 __all__ = ["Built", "Limits", "build_engine"]
 

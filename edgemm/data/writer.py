@@ -1,15 +1,12 @@
 """Writing a dataset so that it is either whole or not there.
 
-Everything goes to a temporary folder beside the goal, which is renamed at the end; Ctrl-C, a full disk or a bug leave
-nothing behind.  What the files mean is in format.py; which terms the pictures carry is in notice.py.
+Ctrl-C, a full disk or a bug leave nothing behind (whole_folder.py).  What the files mean is in format.py; which terms
+the pictures carry is in notice.py.
 """
 
 from __future__ import annotations
 
-import errno
 import json
-import shutil
-import tempfile
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -22,6 +19,7 @@ from edgemm.data.format import SCHEMA_VERSION, SPLITS, Edit, Question, Sample, d
 from edgemm.data.notice import OURS, write_notice
 from edgemm.data.sources import Package
 from edgemm.errors import EdgemmError, ResourceError, UsageError
+from edgemm.whole_folder import is_disk_full, whole_folder
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -78,32 +76,21 @@ class DatasetWriter:
 @contextmanager
 def new_folder(goal: Path, *, force: bool = False) -> Iterator[Path]:
     """A temporary folder that becomes `goal` when the block ends well, and vanishes when it does not."""
-    if goal.exists() and not goal.is_dir():
-        raise UsageError(f"{goal} is a file; --output wants a folder")
-    if goal.is_dir() and any(goal.iterdir()) and not force:
-        raise UsageError(f"{goal} is not empty; give another --output, or --force to replace it")
+
+    def may_replace(there: Path) -> None:
+        if not there.is_dir():
+            raise UsageError(f"{goal} is a file; --output wants a folder")
+        if any(there.iterdir()) and not force:
+            raise UsageError(f"{goal} is not empty; give another --output, or --force to replace it")
+
+    began = False
     try:
-        goal.absolute().parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(prefix=f".{goal.name}-", dir=goal.absolute().parent))
+        with whole_folder(goal, may_replace) as folder:
+            began = True
+            yield folder
     except OSError as error:
-        raise UsageError(f"cannot write beside {goal}: {error.strerror}; give another --output") from error
-    try:
-        yield temporary
-        temporary.chmod(0o755)  # mkdtemp's 0700 would hide the set from a colleague
-        _put_in_place(temporary, goal)
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        if not began:
+            raise UsageError(f"cannot write beside {goal}: {error.strerror}; give another --output") from error
+        if is_disk_full(error):
             raise ResourceError(f"the disk of {goal} is full; free some space or give another --output") from error
         raise EdgemmError(f"writing {goal} failed: {error}") from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-
-
-def _put_in_place(temporary: Path, goal: Path) -> None:
-    if not goal.exists() or not any(goal.iterdir()):
-        temporary.replace(goal)
-        return
-    old = temporary.with_name(temporary.name + "-old")
-    goal.replace(old)
-    temporary.replace(goal)
-    shutil.rmtree(old)

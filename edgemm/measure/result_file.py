@@ -11,8 +11,8 @@ import secrets
 from pathlib import Path
 from typing import Any
 
-from edgemm.bundle_writer import is_disk_full
 from edgemm.errors import InputError, ResourceError
+from edgemm.whole_folder import is_disk_full
 
 __all__ = ["read_result", "write_whole"]
 

@@ -7,8 +7,7 @@
     README.md                  the model card
 
 A base (config.base) is loaded from its own package and never stored again; the frozen Lite0 eye likewise.
-Saving writes beside the destination and renames, so whatever goes wrong the folder is the old one or the new one.
-(Killed between the two renames, it is the old one under the name .NAME.PID.old.)
+Whatever goes wrong while one is saved, the folder is the old one or the new one (whole_folder.py).
 """
 
 from __future__ import annotations
@@ -24,7 +23,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from edgemm.bundle_writer import is_disk_full
 from edgemm.config import PRESETS, ModelConfig
 from edgemm.errors import CheckpointError, ResourceError
 from edgemm.model.lite0 import lite0_weights
@@ -32,6 +30,7 @@ from edgemm.model.pretrained import load_transformer_weights, write_tokenizer
 from edgemm.model.prompts import byte_tokenizer_json, with_queries
 from edgemm.model.unified import Unified
 from edgemm.model.vision import DualEye
+from edgemm.whole_folder import is_disk_full, whole_folder
 
 __all__ = [
     "ADAPTER",
@@ -44,7 +43,6 @@ __all__ = [
     "read_adapter",
     "save",
     "stored_state",
-    "take_the_name",
 ]
 
 FORMAT_FILES = ("config.json", "tokenizer.json", "model.safetensors")
@@ -222,31 +220,23 @@ def save(
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in stored_state(model).items()}
     if dtype is not None:
         state = {name: tensor.to(dtype) if tensor.is_floating_point() else tensor for name, tensor in state.items()}
-    destination.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{destination.name}.", suffix=".tmp", dir=destination.parent))
     try:
-        temporary.chmod(0o755)
-        (temporary / "config.json").write_text(json.dumps(model.config.to_json(), indent=2) + "\n", encoding="utf-8")
-        (temporary / "tokenizer.json").write_text(model.tokenizer_json, encoding="utf-8")
-        save_file(state, temporary / "model.safetensors", metadata={"format": "pt"})
-        if adapter := adapter or model.adapter:
-            _copy_adapter(adapter, temporary / ADAPTER, dtype)
-        if (destination / "README.md").is_file():
-            shutil.copy2(destination / "README.md", temporary / "README.md")
-        for file in temporary.rglob("*.safetensors"):
-            file.chmod(0o644)  # the library makes them readable by their owner alone
-        take_the_name(temporary, destination)
+        with whole_folder(destination) as folder:
+            (folder / "config.json").write_text(json.dumps(model.config.to_json(), indent=2) + "\n", encoding="utf-8")
+            (folder / "tokenizer.json").write_text(model.tokenizer_json, encoding="utf-8")
+            save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
+            if adapter := adapter or model.adapter:
+                _copy_adapter(adapter, folder / ADAPTER, dtype)
+            if (destination / "README.md").is_file():
+                shutil.copy2(destination / "README.md", folder / "README.md")
     except Exception as error:
         size = sum(tensor.numel() * tensor.element_size() for tensor in state.values())
-        shutil.rmtree(temporary, ignore_errors=True)
         if ran_out_of_disk(error, destination.parent, size):
             free = shutil.disk_usage(destination.parent).free
             raise ResourceError(
                 f"{destination}: disk full: needs {size} bytes, {free} are free; nothing was changed"
             ) from error
         raise
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def ran_out_of_disk(error: Exception, folder: Path, size_bytes: int) -> bool:
@@ -268,22 +258,6 @@ def _copy_adapter(source: Path, destination: Path, dtype: torch.dtype | None) ->
     if dtype is not None:
         tensors = {name: tensor.to(dtype) for name, tensor in tensors.items()}
     save_file(tensors, destination / "adapter_model.safetensors", metadata={"format": "pt"})
-
-
-def take_the_name(temporary: Path, destination: Path) -> None:
-    """Rename a finished folder to where it belongs, in place of what stood there."""
-    if not destination.exists():
-        temporary.rename(destination)
-        return
-    aside = destination.with_name(f".{destination.name}.{os.getpid()}.old")
-    shutil.rmtree(aside, ignore_errors=True)
-    destination.rename(aside)
-    try:
-        temporary.rename(destination)
-    except OSError:
-        aside.rename(destination)
-        raise
-    shutil.rmtree(aside, ignore_errors=True)
 
 
 def weights_hash(source: Path) -> str:

@@ -11,8 +11,6 @@ Axes: n output channels, k input channels.
 from __future__ import annotations
 
 import json
-import shutil
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -22,10 +20,10 @@ from torch import Tensor, nn
 
 from edgemm.config import ChatTemplate
 from edgemm.errors import InputError, MissingError, UsageError
-from edgemm.model.checkpoint import take_the_name
 from edgemm.model.prompts import stop_ids
 from edgemm.model.unified import Unified
 from edgemm.quantize.rtn import rtn
+from edgemm.whole_folder import whole_folder
 
 __all__ = ["write_bitsandbytes"]
 
@@ -47,24 +45,20 @@ def write_bitsandbytes(model: Unified, output: Path, kind: str, overwrite: bool 
 
     if model.transformer.queries is not None:
         raise UsageError(f"{model.config.name}: its transformer has learned queries, which Llama has no place for")
-    if output.exists() and not (overwrite and (output / "config.json").is_file()):
-        raise InputError(f"{output}: exists already; choose another name or ask to overwrite it (--overwrite)")
-    tensors = _tensors(model, _nf4 if kind == "nf4" else _int8)
-    output.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{output.name}.", suffix=".partial", dir=output.parent))
-    try:
-        temporary.chmod(0o755)
-        save_file(tensors, temporary / "model.safetensors", metadata={"format": "pt"})
-        (temporary / "model.safetensors").chmod(0o644)
-        (temporary / "tokenizer.json").write_text(model.tokenizer_json, encoding="utf-8")
+
+    def may_replace(there: Path) -> None:
+        if not (overwrite and (there / "config.json").is_file()):
+            raise InputError(f"{there}: exists already; choose another name or ask to overwrite it (--overwrite)")
+
+    with whole_folder(output, may_replace) as folder:
+        tensors = _tensors(model, _nf4 if kind == "nf4" else _int8)
+        save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+        (folder / "tokenizer.json").write_text(model.tokenizer_json, encoding="utf-8")
         for name, document in (
             ("config.json", _config(model, kind)),
             ("tokenizer_config.json", _tokenizer_config(model.config.chat)),
         ):
-            (temporary / name).write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
-        take_the_name(temporary, output)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+            (folder / name).write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
 
 
 def _tensors(model: Unified, pack: Callable[[str, Tensor], dict[str, Tensor]]) -> dict[str, Tensor]:

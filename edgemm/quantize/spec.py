@@ -16,8 +16,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import shutil
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -29,6 +27,7 @@ from edgemm.quantize.destination import JSON_FILE, check_destination
 from edgemm.quantize.floats import FLOAT_FORMS, Floats
 from edgemm.quantize.integers import Integers, group_size
 from edgemm.typed_json import decode, encode, parse
+from edgemm.whole_folder import whole_folder
 
 __all__ = [
     "ACTIVATIONS",
@@ -186,19 +185,9 @@ class Spec:
         """Both files into the folder `path`, or nothing."""
         from safetensors.numpy import save_file
 
-        check_destination(path, overwrite)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".partial", dir=path.parent))
-        try:
-            temporary.chmod(0o755)
-            save_file({name: np.ascontiguousarray(t) for name, t in self._packed().items()}, temporary / TENSOR_FILE)
-            (temporary / TENSOR_FILE).chmod(0o644)
-            (temporary / JSON_FILE).write_text(self.to_json(), encoding="utf-8")
-            if path.exists():
-                shutil.rmtree(path)
-            temporary.rename(path)
-        finally:
-            shutil.rmtree(temporary, ignore_errors=True)
+        with whole_folder(path, lambda there: check_destination(there, overwrite)) as folder:
+            save_file({name: np.ascontiguousarray(t) for name, t in self._packed().items()}, folder / TENSOR_FILE)
+            (folder / JSON_FILE).write_text(self.to_json(), encoding="utf-8")
 
     def _packed(self) -> dict[str, np.ndarray]:
         return {name: _pack(t) if self._is_packed(name) else t for name, t in self.tensors.items()}

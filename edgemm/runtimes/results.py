@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
-from edgemm.bundle_writer import is_disk_full
 from edgemm.errors import InputError, ResourceError, UsageError
 from edgemm.picture import pillow
+from edgemm.whole_folder import is_disk_full
 
 if TYPE_CHECKING:
     from PIL.Image import Image

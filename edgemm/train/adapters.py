@@ -8,8 +8,6 @@ It knows modules and folders, never losses or data.
 
 from __future__ import annotations
 
-import shutil
-import tempfile
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -18,9 +16,9 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 from edgemm.errors import CheckpointError, UsageError
-from edgemm.model.checkpoint import take_the_name
 from edgemm.model.unified import Unified
 from edgemm.train.finetune_recipe import FinetuneRecipe
+from edgemm.whole_folder import whole_folder
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -73,17 +71,10 @@ def add_adapter(model: Unified, part: str, recipe: FinetuneRecipe) -> PeftModel:
 
 def save_adapter(parts: Mapping[str, PeftModel], folder: Path) -> None:
     """Write the adapter's folder, all parts or nothing."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=".tmp", dir=folder.parent))
-    try:
-        temporary.chmod(0o755)
+    with whole_folder(folder) as whole:
         for part, adapted in parts.items():
-            adapted.save_pretrained(str(temporary / part))
-            (temporary / part / "README.md").unlink(missing_ok=True)  # PEFT's own empty model card
-            (temporary / part / FILES[1]).chmod(0o644)  # the library makes it readable by its owner alone
-        take_the_name(temporary, folder)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+            adapted.save_pretrained(str(whole / part))
+            (whole / part / "README.md").unlink(missing_ok=True)  # PEFT's own empty model card
 
 
 def parts_of(folder: Path) -> list[str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import json
+import os
 import shutil
 import stat
 
@@ -305,14 +306,14 @@ def test_a_full_disk_leaves_the_old_checkpoint_and_nothing_else(model, copied, m
 
 
 def test_a_rename_that_fails_puts_the_old_checkpoint_back(model, copied, monkeypatch):
-    rename = checkpoint.Path.rename
+    rename = os.rename
 
-    def refuse(path, target):
-        if path.suffix == ".tmp":
-            raise PermissionError(13, "no", str(path))
-        return rename(path, target)
+    def refuse(source, target):
+        if str(source).endswith(".partial"):
+            raise PermissionError(13, "no", str(source))
+        rename(source, target)
 
-    monkeypatch.setattr(checkpoint.Path, "rename", refuse)
+    monkeypatch.setattr(os, "rename", refuse)
     with pytest.raises(PermissionError):
         checkpoint.save(random_micro(seed=5), copied)
     assert [path.name for path in copied.parent.iterdir()] == ["checkpoint"]
