@@ -29,6 +29,8 @@ CHILDREN = {  # message -> field number -> message that stands there (onnx.proto
     "entry": {},
 }
 DEEPEST = 64
+KEY = b"location"
+SMALL = 1 << 16  # bytes; what is larger is not copied to be looked through
 
 
 def check_external_data(graph: Path, data: Path | None) -> None:
@@ -66,10 +68,14 @@ def _locations(message: memoryview, kind: str, depth: int) -> Iterator[bytes]:
         yield from _entry_locations(message)
         return
     children = CHILDREN[kind]
-    for number, content in fields(message):
-        child = children.get(number)
-        if child is not None and isinstance(content, memoryview):
-            yield from _locations(content, child, depth + 1)
+    for number, content in fields(message, children):
+        if isinstance(content, memoryview) and _may_hold_one(content):
+            yield from _locations(content, children[number], depth + 1)
+
+
+def _may_hold_one(message: memoryview) -> bool:
+    """A message holds those inside it byte for byte, so where the key is not spelled, there is no path."""
+    return len(message) > SMALL or KEY in bytes(message)
 
 
 def _entry_locations(message: memoryview) -> Iterator[bytes]:
@@ -78,5 +84,5 @@ def _entry_locations(message: memoryview) -> Iterator[bytes]:
     for number, content in fields(message):
         if isinstance(content, memoryview) and number in (1, 2):
             (keys if number == 1 else values).append(bytes(content))
-    if b"location" in keys:
+    if KEY in keys:
         yield from values or [b""]

@@ -5,7 +5,7 @@ Nothing is copied: contents are views of the file.  What a field means is for th
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 
 from edgemm.errors import BundleError
 
@@ -14,26 +14,28 @@ __all__ = ["fields"]
 VARINT, FIXED64, BYTES, FIXED32 = 0, 1, 2, 5
 
 
-def fields(message: memoryview) -> Iterator[tuple[int, memoryview | int | None]]:
-    """(field number, content) of each field: bytes as a view, whole numbers as themselves, None for floats."""
+def fields(message: memoryview, wanted: Container[int] | None = None) -> Iterator[tuple[int, memoryview | int | None]]:
+    """(field number, content) of each field, or of the wanted ones: bytes as a view, whole numbers as themselves, None
+    for floats."""
     at, end = 0, len(message)
     while at < end:
-        tag, at = _varint(message, at)
+        tag, at = (message[at], at + 1) if message[at] < 0x80 else _varint(message, at)
         number, wire_type = tag >> 3, tag & 7
+        start = at
         content: memoryview | int | None = None
-        if wire_type == VARINT:
+        if wire_type == BYTES:
+            length, start = (message[at], at + 1) if message[at] < 0x80 else _varint(message, at)
+            at = start + length
+        elif wire_type == VARINT:
             content, at = _varint(message, at)
         elif wire_type in (FIXED64, FIXED32):
             at += 8 if wire_type == FIXED64 else 4
-        elif wire_type == BYTES:
-            length, at = _varint(message, at)
-            content = message[at : at + length]
-            at += length
         else:
             raise BundleError(f"wire type {wire_type} at byte {at}")
         if at > end:
             raise BundleError(f"a field runs {at - end} bytes past its message")
-        yield number, content
+        if wanted is None or number in wanted:
+            yield number, message[start:at] if wire_type == BYTES else content
 
 
 def _varint(message: memoryview, at: int) -> tuple[int, int]:

@@ -142,7 +142,7 @@ def test_endless_nesting_is_refused(tmp_path):
             size >>= 7
         return bytes([number << 3 | 2]) + length + bytes([size]) + content
 
-    content = b""
+    content = field(5, field(13, field(1, b"location") + field(2, b"far.data")))  # graph: initializer: entry
     for _ in range(100):
         content = field(1, field(5, field(6, content)))  # graph: node: attribute: graph
     (tmp_path / "deep.onnx").write_bytes(field(7, content))
