@@ -1,10 +1,12 @@
 """How fast the runtime is with one bundle or another, one backend or another, and beside torch, in one run.
 
-    python benchmarks/runtime_speed.py int8.bundle w8a8.bundle --backend denoiser=openvino \
-        --checkpoint checkpoints/sticker-small
+    python benchmarks/runtime_speed.py int8.bundle w8a8.bundle --checkpoint checkpoints/sticker-small
+    python benchmarks/runtime_speed.py fp32.bundle int8.bundle w8a8.bundle --backend fp32.bundle:openvino \
+        --backend int8.bundle:transformer=openvino,denoiser=openvino
 
-Configurations are every bundle on ONNX Runtime alone, and the first bundle with each `--backend`.  They take turns,
-round after round, so that what disturbs one disturbs all; the table gives medians and their ratio to the first row.
+Configurations are every bundle on ONNX Runtime alone, and a bundle (the first, if none is named) with each `--backend`.
+They take turns, each round begins with another one, and each rests before its turn, so that what disturbs one disturbs
+all; the table gives medians and their ratio to the first row.
 Beside speed stands how far answers are from the first row's: tokens that differ, and the PSNR of a picture of one seed.
 A switch of export or quantization is measured as two bundles.  With `--checkpoint` a picture is drawn too as it would
 be without this runtime: the same weights in torch, 50 steps with guidance, the prompt computed again at each step.
@@ -36,6 +38,7 @@ WORDS = "The quick brown fox jumps over the lazy dog and runs home."
 TEXT = {"max_new_tokens": 32, "ignore_eos": True}
 DRAWING_TOKENS = 77  # of the prompt whose reuse is measured, as drawing models are often given
 TORCH_STEPS, TORCH_GUIDANCE = 50, 2.0
+REST_S = 0.3  # in which the threads of whoever ran before fall asleep
 Figures = dict[str, float]
 
 
@@ -135,10 +138,21 @@ class Torch:
         return 1e3 * (time.perf_counter() - start)
 
 
+def _path_and_backend(words: str, bundles: list[Path]) -> tuple[Path, str]:
+    """Which bundle a --backend is for, and what it says of its components."""
+    path, named, backend = words.rpartition(":")
+    return (Path(path) if named else bundles[0]), backend
+
+
+def _turned(names: list[str], by: int) -> list[str]:
+    """The same, beginning with another one."""
+    return names[by % len(names) :] + names[: by % len(names)]
+
+
 def main(words: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("bundle", type=Path, nargs="+")
-    parser.add_argument("--backend", action="append", default=[], metavar="COMPONENT=BACKEND,...")
+    parser.add_argument("--backend", action="append", default=[], metavar="[BUNDLE:]COMPONENT=BACKEND,...")
     parser.add_argument("--checkpoint", type=Path, help="the checkpoint of the first bundle, to draw in torch")
     parser.add_argument("--adapter", type=Path, metavar="FOLDER", help="for a first bundle exported with --adapters")
     parser.add_argument("--rounds", type=int, default=7)
@@ -146,7 +160,9 @@ def main(words: list[str] | None = None) -> int:
     parser.add_argument("--threads", type=int)
     args = parser.parse_args(words)
     asked: dict[str, tuple[Path, Any]] = {str(path): (path, None) for path in args.bundle}
-    asked |= {words: (args.bundle[0], read_backend(words)) for words in args.backend}
+    for given in args.backend:
+        path, backend = _path_and_backend(given, args.bundle)
+        asked[f"{path} on {backend}"] = path, read_backend(backend)
     torch_ms: list[float] = []
     adapted: list[Figures] = []
     with contextlib.ExitStack() as stack:
@@ -160,8 +176,9 @@ def main(words: list[str] | None = None) -> int:
             first.model.load_adapter("given", args.adapter)
         samples: dict[str, list[Figures]] = {name: [] for name in works}
         for number in range(args.rounds + 1):
-            for name, work in works.items():
-                sample = work.sample()
+            for name in _turned(list(works), number):
+                time.sleep(REST_S)
+                sample = works[name].sample()
                 samples[name] += [sample] if number else []  # the first round only warms up
             if torch_model and number:
                 torch_ms.append(torch_model.picture_ms())
