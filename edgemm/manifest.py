@@ -16,6 +16,7 @@ from edgemm.typed_json import decode, encode, parse
 
 __all__ = [
     "SCHEMA_VERSION",
+    "ADAPTER_SCALES",
     "UNCONDITIONAL",
     "Component",
     "FileRecord",
@@ -28,6 +29,7 @@ __all__ = [
 
 SCHEMA_VERSION = 1
 UNCONDITIONAL = "prefix/unconditional.safetensors"
+ADAPTER_SCALES = "adapters/scales.safetensors"  # where smoothing changed what adapters meet
 
 
 def check_bundle_path(path: str, where: str) -> None:

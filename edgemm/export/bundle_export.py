@@ -15,6 +15,7 @@ from safetensors.numpy import save
 
 from edgemm.bundle import UNCONDITIONAL, Bundle, BundleWriter, Manifest
 from edgemm.errors import MissingError, UsageError
+from edgemm.export.adapter_scales import adapter_scales
 from edgemm.export.code_ids import CODE_IDS, id_table
 from edgemm.export.loop_parity import compare_loops, precision_of
 from edgemm.export.lower_float import ADAPTER_RANK
@@ -28,6 +29,7 @@ from edgemm.export.targets import Plan, read_plans
 from edgemm.export.tokenizer_file import quick_to_open
 from edgemm.export.torch_answers import longest_prompt, torch_answers
 from edgemm.export.variants import write_components
+from edgemm.manifest import ADAPTER_SCALES
 from edgemm.model import checkpoint
 from edgemm.model.checkpoint import weights_hash
 from edgemm.model.unified import Unified
@@ -98,7 +100,7 @@ def export_bundle(
     least_bytes = sum(LEAST_BYTES.get(precision, 0.5) for precision in {plan.precision for plan in plans}) * parameters
     with BundleWriter(output, overwrite, int(least_bytes)) as writer, torch.no_grad():
         known = (source.name, weights_hash(source))
-        specs = plan_specs(model, plans, spec, known, status, adaptable=adapters is not None, cache=cache)
+        specs = plan_specs(model, plans, spec, known, status, cache)
         options = (adapters, specs, adapter_rank, drafts)
         written = write_components(model, writer, plans, slots, trace, report, status, *options)
         comparisons = written.comparisons
@@ -113,6 +115,9 @@ def export_bundle(
             writer.add_bytes(CODE_IDS, id_table(range(model.config.first_code, model.config.transformer.vocab_size)))
         else:
             writer.add_bytes(UNCONDITIONAL, stored_prefix(model, ""))
+        scales = None if adapters is None else adapter_scales(model, specs.values())
+        if scales:
+            writer.add_bytes(ADAPTER_SCALES, scales)
         status("loops: asking torch")
         recorded = torch_answers(model, precision_of(manifest, plans[0].target), new_tokens)
         for plan in different_plans(plans, manifest):

@@ -2,7 +2,7 @@
 
 CPUs' int8 rounds the inputs of products, so the transformer is smoothed for it by a page of shipped text, which takes
 seconds and a fifth of the loss (docs/quantize.md).  Their int4 needs no data: that is quick_spec's (lower_cpu.py), and
-so is int8 where adapters are to fit the layers, or where the model is of a family whose transformer draws, too.
+so is int8 where the model is of a family whose transformer draws, too.
 NVIDIA's targets get forms that their engines have kernels for: 8 bits a channel or 4 bits in blocks, without
 zero-points, and int8 inputs of conditioner and denoiser by ranges seen while the shipped prompts were drawn; with fp8
 all inputs are fp8, by ranges of shipped text and prompts.  ONNX Runtime CUDA multiplies int8 on the CPU only, so there
@@ -35,13 +35,12 @@ def plan_specs(
     given: Spec | None = None,
     checkpoint: tuple[str, str] = ("", ""),
     status: Say = lambda text: None,
-    adaptable: bool = False,
     cache: str = "float",
 ) -> dict[str, Spec]:
     """target -> spec, for the targets that have one; plans that ask for the same share it.
 
-    Smoothing is folded into `model` itself, which computes the same as before; `adaptable` models are left alone.
-    `cache` is that of keys and values on a CPU.
+    Smoothing is folded into `model` itself, which computes the same as before; what that changes for adapters is told
+    by adapter_scales.py.  `cache` is that of keys and values on a CPU.
     """
     if given is not None:
         return {plan.target: given for plan in plans}
@@ -49,7 +48,7 @@ def plan_specs(
     found = {}
     for plan in sorted(plans, key=lambda plan: plan.quantizes):  # what is folded, the later ones see
         if not plan.quantizes:
-            smooth = plan.precision in SMOOTHED and not adaptable and model.config.family not in ("vq", "connector")
+            smooth = plan.precision in SMOOTHED and model.config.family not in ("vq", "connector")
             if plan.precision in QUICK and (smooth or cache == "int8"):
                 methods = SMOOTHED[plan.precision] if smooth else METHODS
                 found[plan.target] = quantize(

@@ -106,15 +106,17 @@ def write_graphs(
             kind = (lowering, plan.precision)
             if kind not in done:
                 status(f"{here}: lowering and writing for {plan.target}")
+                on_cpu = plan.dialect == "cpu"
                 if plan.target in specs:
-                    lowered, real = _lower_spec(name, adaptable, plan, specs[plan.target], sizes)
-                elif plan.dialect == "cpu":
+                    whole = reference if on_cpu else adaptable
+                    lowered, real = _lower_spec(name, whole, plan, specs[plan.target], sizes)
+                elif on_cpu:
                     lowered, real = lower_cpu(name, reference, plan.precision, drawing_depth)
-                    if adapters is not None:
-                        adapter_inputs(lowered, adapter_points(name, reference, adapters))
                 else:
                     lowered, real = _lower_float(name, adaptable, plan, sizes)
-                if plan.dialect == "cpu":
+                if on_cpu:
+                    if adapters is not None:
+                        adapter_inputs(lowered, adapter_points(name, reference, adapters))
                     for_ort_cpu(lowered, reference, _longest(sizes, inputs[name]))
                 done[kind] = f"{lowering if _has_contrib(lowered) else plan.dialect}-{real}"
                 if done[kind] not in variants:

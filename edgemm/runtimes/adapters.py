@@ -3,8 +3,9 @@
     adapters/NAME/transformer/   adapter_config.json, adapter_model.safetensors
     adapters/NAME/denoiser/      the same; either may be absent
 
-A bundle has the inputs when it was exported with --adapters.  Switching binds other arrays and costs no copy.  A call,
-and a session, keeps the adapter that it began with.
+A bundle has the inputs when it was exported with --adapters; where its weights were smoothed before they were rounded,
+factors are scaled to fit when they are read (export/adapter_scales.py).  Switching binds other arrays and costs no
+copy.  A call, and a session, keeps the adapter that it began with.
 Axes: i in, o out, r rank.
 """
 
@@ -16,6 +17,7 @@ import threading
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -28,6 +30,7 @@ from edgemm.runtimes.tensor_file import read_tensors
 __all__ = ["AdaptedEngine", "Adapter", "Adapters", "zero_factors"]
 
 RANK_AXIS = {"a": 1, "b": 0}
+NO_SCALES: Arrays = MappingProxyType({})
 FILES = ("adapter_config.json", "adapter_model.safetensors")
 PLAIN = {  # what a config may ask for that is more than two factors, and what it has to be here
     "use_dora": False,
@@ -84,11 +87,13 @@ class AdaptedEngine:
 class Adapters:
     """Those that a model has loaded, and the one that the next call takes."""
 
-    def __init__(self, inputs: Mapping[str, tuple[TensorSpec, ...]]) -> None:
+    def __init__(self, inputs: Mapping[str, tuple[TensorSpec, ...]], scales: Arrays = NO_SCALES) -> None:
+        """`scales` tell by COMPONENT.MODULE.in and .out what inputs and outputs of modules were divided by."""
         self._specs = {component: _adapter_specs(specs) for component, specs in inputs.items()}
         self._specs = {component: specs for component, specs in self._specs.items() if specs}
         none = {component: zero_factors(specs) for component, specs in self._specs.items()}
         self._none = Adapter(None, none, frozenset())
+        self._scales = scales
         self._loaded: dict[str, Adapter] = {}
         self._lock = threading.Lock()
         self.active = self._none
@@ -109,7 +114,7 @@ class Adapters:
             raise InputError(f"{folder}: no adapter; it holds {kinds}, each with {' and '.join(FILES)}")
         factors = dict(self._none.factors)
         for part, path in parts.items():
-            factors[part] = read_factors(path, self._specs[part])
+            factors[part] = read_factors(path, self._specs[part], self._scales_of(part))
         with self._lock:
             self._loaded[name] = Adapter(name, factors, frozenset(parts))
 
@@ -129,6 +134,9 @@ class Adapters:
             if self.active is self._loaded.pop(name):
                 self.active = self._none
 
+    def _scales_of(self, part: str) -> Arrays:
+        return {name.removeprefix(f"{part}."): of for name, of in self._scales.items() if name.startswith(f"{part}.")}
+
     def _owner(self, folder: Path) -> str:
         modules = {module for module, _ in _tensors(folder)}
         owners = [part for part, specs in self._specs.items() if modules & {_split(name)[0] for name in specs}]
@@ -144,8 +152,11 @@ def zero_factors(specs: Mapping[str, TensorSpec], rank: int = 1) -> dict[str, np
     return {name: zeros[shape] for name, shape in shapes.items()}
 
 
-def read_factors(folder: Path, specs: Mapping[str, TensorSpec]) -> dict[str, np.ndarray]:
-    """A part's A (i, r) and B (r, o), the scale in B, all of one rank; InputError when they do not fit."""
+def read_factors(folder: Path, specs: Mapping[str, TensorSpec], scales: Arrays = NO_SCALES) -> dict[str, np.ndarray]:
+    """A part's A (i, r) and B (r, o), the scale in B, all of one rank; InputError when they do not fit.
+
+    `scales` tell by MODULE.in (i) and MODULE.out (o) what the bundle divided inputs and outputs by.
+    """
     config, tensors = _config(folder), _tensors(folder)
     rank = max((array.shape[0] for (_, kind), array in tensors.items() if kind == "a"), default=0)
     known = {_split(name)[0] for name in specs}
@@ -168,6 +179,10 @@ def read_factors(folder: Path, specs: Mapping[str, TensorSpec]) -> dict[str, np.
         if factor.shape != sizes:
             raise InputError(f"{folder}: {module} is {factor.shape} for this bundle's {sizes}")
         padded[: factor.shape[0], : factor.shape[1]] = factor
+        if kind == "a" and f"{module}.in" in scales:
+            padded *= scales[f"{module}.in"][:, None]
+        elif kind == "b" and f"{module}.out" in scales:
+            padded /= scales[f"{module}.out"]
         if not np.isfinite(padded).all():
             raise InputError(f"{folder}: {module} holds NaN or infinity")
         factors[name] = padded

@@ -14,6 +14,7 @@ import numpy as np
 
 from edgemm.bundle import Bundle
 from edgemm.errors import BundleError, InputError, UsageError
+from edgemm.manifest import ADAPTER_SCALES
 from edgemm.runtimes.adapters import AdaptedEngine, Adapter, Adapters
 from edgemm.runtimes.backends import Choice, assign, load_backend
 from edgemm.runtimes.engine import Engine
@@ -35,7 +36,8 @@ class Engines:
         self.components = bundle.manifest.targets[choice.target]
         self.choices = assign(choice, self.components, backend)
         self.adapters = Adapters(
-            {component: bundle.manifest.variant(component, self.target).inputs for component in self.components}
+            {component: bundle.manifest.variant(component, self.target).inputs for component in self.components},
+            read_tensors(bundle.file(ADAPTER_SCALES)) if ADAPTER_SCALES in bundle.manifest.files else {},
         )
         self._plan = plan
         self._loaded: dict[str, Engine] = {}

@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 import edgemm
 from edgemm.errors import InputError, UsageError
 from edgemm.runtimes import schedule
+from edgemm.runtimes.prompt import as_messages, chat_prompt
 from tests.export.nano import needs_opset_24
 
 pytestmark = needs_opset_24
@@ -79,6 +80,11 @@ def answers(runtime):
     return words.token_ids, words.logprobs, runtime.generate_image("red heart", seed=1).pixels
 
 
+def logits(runtime):
+    prompt = chat_prompt(as_messages(PROMPT, ()), runtime.manifest.loops.text, runtime.tokenizer)
+    return runtime.talking.conversation().prefill(prompt).copy()
+
+
 def equal(one, other):
     return one[:2] == other[:2] and np.array_equal(one[2], other[2])
 
@@ -98,16 +104,36 @@ def test_both_modes_are_those_of_the_merged_model(opened, adapters, model, name)
 
 @pytest.mark.parametrize("precision", ["fp32", "int8"])
 def test_a_b_a_is_a_bit_for_bit_and_without_one_the_bundle_is_itself(opened, bundles, precision):
-    """In float32 that is the bundle without adapters, too; int8 smooths its weights, and no adapter would fit."""
+    """And that is the bundle without adapters, too: both are smoothed and rounded alike."""
     runtime, seen = opened[precision], []
     for name in (None, "a", "b", "a", None):
         runtime.set_adapter(name)
         seen.append(answers(runtime))
     assert equal(seen[1], seen[3]) and equal(seen[0], seen[4])
     assert not equal(seen[0], seen[1]) and not equal(seen[1], seen[2])
-    if precision == "fp32":
-        with edgemm.load(bundles[precision], device="cpu") as plain:
-            assert equal(answers(plain), seen[0])
+    with edgemm.load(bundles[precision], device="cpu") as plain:
+        assert equal(answers(plain), seen[0])
+
+
+def test_adapters_fit_weights_that_were_smoothed(opened, adapters):
+    """Against the bundle in float32, which says what the merged model says; unscaled factors are another adapter."""
+    smoothed, exact = opened["int8"], opened["fp32"]
+    assert "adapters/scales.safetensors" in smoothed.manifest.files
+    assert "adapters/scales.safetensors" not in exact.manifest.files
+
+    def signal_db(name: str) -> float:
+        smoothed.set_adapter(name)
+        exact.set_adapter("a")
+        wanted, found = (logits(runtime) for runtime in (exact, smoothed))
+        return 10 * np.log10(np.square(wanted).mean() / np.square(found - wanted).mean())
+
+    fitting = signal_db("a")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(smoothed.adapters, "_scales", {})
+        smoothed.load_adapter("unscaled", adapters["a"][0])
+    assert fitting >= 20  # what export asks of int8
+    assert signal_db("unscaled") < fitting - 6
+    smoothed.unload_adapter("unscaled")
 
 
 def test_a_call_and_a_session_keep_the_adapter_they_began_with(opened):
