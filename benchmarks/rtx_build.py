@@ -2,13 +2,15 @@
 
     edgemm export checkpoints/sticker-small --target rtx --precision int8 --output int8.bundle    # and fp16, int4
     python benchmarks/rtx_build.py fp16.bundle int8.bundle int4.bundle [--sm 86,89,120] [--output rtx-build.json]
+    python benchmarks/rtx_build.py --checkpoint checkpoints/sticker-small [--precision fp16,int8,int4]  # make build-rtx
 
-Prints sizes of engines, seconds and memory of each build, and the layers that TensorRT recognised; the last line is one
-JSON document.  Fails (exit 7) when a node is refused, when a build came down the ladder (attention taken apart is one),
-when TensorRT recognised fewer attentions, rotary embeddings, cache updates or quantized tensors than the graph has, or
-when an engine is so much larger than its quantized weights that they were widened.  An SM that multiplies no such
-numbers (fp8 before 8.9) is passed over and told.  An engine that builds is built, not tried: nothing here runs one.
-Seconds of a machine that did other work are marked.
+With --checkpoint its graphs are written first and not compared, one precision while another is built.  Prints sizes of
+engines, seconds and memory of each build, and the layers that TensorRT recognised; the last line is one JSON document.
+Fails (exit 7) when a node is refused, when a build came down the ladder (attention taken apart is one), when TensorRT
+recognised fewer attentions, rotary embeddings, cache updates or quantized tensors than the graph has, or when an engine
+is so much larger than its quantized weights that they were widened.  An SM that multiplies no such numbers (fp8 before
+8.9) is passed over and told.  An engine that builds is built, not tried: nothing here runs one.  Seconds of a machine
+that did other work are marked.
 """
 
 from __future__ import annotations
@@ -19,21 +21,27 @@ import sys
 import tempfile
 import time
 from collections import Counter
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from edgemm.build.builder import Limits
 from edgemm.build.bundle_engines import OPT_LEVEL, build_bundle, default_memory_bytes
-from edgemm.build.devices import choose_destinations
+from edgemm.build.devices import Destination, choose_destinations, install_line
 from edgemm.build.engine_cache import EngineCache
 from edgemm.build.kernels import missing_kernels
+from edgemm.build.verb import parse_bytes
 from edgemm.bundle import Bundle, open_bundle
 from edgemm.components import layers_of
 from edgemm.errors import EdgemmError
 from edgemm.measure.card import machine_card
 from edgemm.measure.other_work import read_cpu_times, report_other_work
+from edgemm.measure.packages import installed_version
 from edgemm.measure.result_file import write_whole
 from edgemm.runtimes.onnx_outline import read_outline
 
+ROOT = Path(__file__).resolve().parents[1]
 ROW = "{component:<14} {sm:>5} {precision:>5} {megabytes:>8} {seconds:>8} {peak:>8}  {layers}"
 KINDS = {  # operator of the graph -> layer of TensorRT, and what the table calls it
     "Attention": ("ATTENTION_INPUT", "attention"),
@@ -59,59 +67,114 @@ LEAST_BYTES = 1 << 20  # of weights that can be told from an engine's other byte
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("bundles", type=Path, nargs="+", metavar="BUNDLE")
-    parser.add_argument("--sm", default="86,89,120")
-    parser.add_argument("--opt-level", type=int, default=OPT_LEVEL)
-    parser.add_argument("--timeout", type=float, default=1800, metavar="SECONDS")
-    parser.add_argument(
-        "--cache", type=Path, metavar="FOLDER", help="keep engines there, and go on with what an earlier run built"
-    )
-    parser.add_argument("--output", type=Path, metavar="FILE.json", help="write the JSON document there, too")
-    args = parser.parse_args()
+    args = read_words()
+    if args.if_installed and installed_version("tensorrt-rtx") is None:
+        print(f"[-] nothing is built: {install_line('tensorrt_rtx', None)}, which has no wheel for every platform")
+        return 0
     head = {"component": "component", "sm": "SM", "precision": "", "megabytes": "MB", "seconds": "s", "peak": "peak MB"}
-    print(ROW.format(**head, layers="layers"))
+    print(ROW.format(**head, layers="layers"), flush=True)
     before = read_cpu_times(time.perf_counter())
-    rows, problems, passed_over, version = [], [], [], ""
     with tempfile.TemporaryDirectory(prefix="edgemm-engines-") as folder:
-        cache = EngineCache(args.cache or Path(folder))
-        for bundle in map(open_bundle, args.bundles):
-            limits = Limits(default_memory_bytes(bundle.path), args.timeout)
-            for destination in choose_destinations(tuple(bundle.manifest.targets), "rtx", args.sm, None):
-                version, sm = destination.version, destination.place.compute_capability
-                missing = missing_in(bundle, sm)
-                if missing:
-                    passed_over.append(f"{bundle.path.name} for SM {sm}: {missing}")
-                    continue
-                try:
-                    for spec, built in build_bundle(bundle, destination, cache, limits, args.opt_level):
-                        rows.append(row_of(bundle, spec.component, sm, built.entry.record))
-                        problems += problems_of(bundle, rows[-1])
-                except EdgemmError as error:
-                    problems.append(str(error))
-    for line in passed_over:
-        print(f"[-] not built: {line}")
-    for problem in problems:
-        print(f"[x] {problem}")
+        told = build_all(args, Path(folder))
     other, unquiet = report_other_work(before, read_cpu_times(time.perf_counter()))
+    for line in told.passed_over:
+        print(f"[-] not built: {line}")
+    for problem in told.problems:
+        print(f"[x] {problem}")
     for warning in unquiet:
         print(warning, file=sys.stderr)
     document = {
         "benchmark": "rtx-build",
         "card": machine_card(),
-        "tensorrt_rtx": version,
+        "tensorrt_rtx": installed_version("tensorrt-rtx"),
         "opt_level": args.opt_level,
         "state": "built, with no GPU; no engine was run",
-        "seconds_are_quiet": not unquiet and other["cores"] is not None,
+        "jobs": args.jobs,
+        "seconds_are_quiet": not unquiet and other["cores"] is not None and args.jobs == 1,
         "other_work": other,
-        "results": rows,
-        "passed_over": passed_over,
-        "problems": problems,
+        "results": told.rows,
+        "passed_over": told.passed_over,
+        "problems": told.problems,
     }
     print(json.dumps(document))
     if args.output:
         write_whole(args.output, json.dumps(document) + "\n")
-    return 7 if problems else 0
+    return 7 if told.problems else 0
+
+
+def read_words() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("bundles", type=Path, nargs="*", metavar="BUNDLE")
+    parser.add_argument("--checkpoint", type=Path, metavar="FOLDER", help="build the graphs of this, instead")
+    parser.add_argument("--precision", default="fp16,int8,int4", help="of the checkpoint's graphs (fp16,int8,int4)")
+    parser.add_argument("--sm", default="86,89,120")
+    parser.add_argument("--jobs", type=int, default=1, help="engines built at the same time")
+    parser.add_argument("--opt-level", type=int, default=OPT_LEVEL)
+    parser.add_argument("--timeout", type=float, default=1800, metavar="SECONDS")
+    parser.add_argument(
+        "--max-memory", type=parse_bytes, metavar="SIZE", help="of one build: 4GiB (3/4 of what is free)"
+    )
+    parser.add_argument(
+        "--cache", type=Path, metavar="FOLDER", help="keep engines there, and go on with what an earlier run built"
+    )
+    parser.add_argument("--if-installed", action="store_true", help="without tensorrt-rtx say so, and end well")
+    parser.add_argument("--output", type=Path, metavar="FILE.json", help="write the JSON document there, too")
+    args = parser.parse_args()
+    if bool(args.bundles) == bool(args.checkpoint):
+        parser.error("give bundles, or --checkpoint")
+    return args
+
+
+@dataclass
+class Told:
+    """What came of one bundle for one device, or of several."""
+
+    rows: list[dict] = field(default_factory=list)
+    problems: list[str] = field(default_factory=list)
+    passed_over: list[str] = field(default_factory=list)
+
+    def __iadd__(self, other: Told) -> Told:
+        self.rows += other.rows
+        self.problems += other.problems
+        self.passed_over += other.passed_over
+        return self
+
+
+def build_all(args: argparse.Namespace, folder: Path) -> Told:
+    """Bundles are written, where they have to be, while others are built."""
+    cache = EngineCache(args.cache or folder / "engines")
+    limits = Limits(args.max_memory or default_memory_bytes(folder) // args.jobs, args.timeout)
+    bundles: Iterable[Path] = args.bundles
+    if args.checkpoint:
+        sys.path.insert(0, str(ROOT))
+        from benchmarks.rtx_graphs import write_bundles
+
+        bundles = write_bundles(args.checkpoint, args.precision.split(","), folder)
+    told = Told()
+    with ThreadPoolExecutor(args.jobs) as pool:
+        tasks = [
+            pool.submit(build_one, bundle, destination, cache, limits, args.opt_level)
+            for bundle in map(open_bundle, bundles)
+            for destination in choose_destinations(tuple(bundle.manifest.targets), "rtx", args.sm, None)
+        ]
+        for task in tasks:
+            told += task.result()
+    return told
+
+
+def build_one(bundle: Bundle, destination: Destination, cache: EngineCache, limits: Limits, opt_level: int) -> Told:
+    told, sm = Told(), destination.place.compute_capability
+    missing = missing_in(bundle, sm)
+    if missing:
+        told.passed_over.append(f"{bundle.path.name} for SM {sm}: {missing}")
+        return told
+    try:
+        for spec, built in build_bundle(bundle, destination, cache, limits, opt_level):
+            told.rows.append(row_of(bundle, spec.component, sm, built.entry.record))
+            told.problems += problems_of(bundle, told.rows[-1])
+    except EdgemmError as error:
+        told.problems.append(str(error))
+    return told
 
 
 def missing_in(bundle: Bundle, sm: str) -> str | None:

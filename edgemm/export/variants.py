@@ -64,6 +64,7 @@ def write_components(
     specs: Mapping[str, Spec] = NO_SPECS,
     rank: int = ADAPTER_RANK,
     drafts: bool = False,
+    compare: bool = True,
 ) -> Components:
     """`slots` is the longest context, in tokens; `adapters` names linear layers that take one, () all usual ones, of
     `rank` at most where sizes are fixed; with `drafts` the transformer gives logits of several positions."""
@@ -73,7 +74,8 @@ def write_components(
     )
     drawing_depth = max(model.config.denoiser.prefix_layers, default=-1) + 1
     graphs, inputs = component_graphs(model, drafts), example_inputs(model, drafts)
-    return write_graphs(graphs, inputs, writer, plans, sizes, trace, report, status, drawing_depth, adapters, specs)
+    words = (drawing_depth, adapters, specs, compare)
+    return write_graphs(graphs, inputs, writer, plans, sizes, trace, report, status, *words)
 
 
 def write_graphs(
@@ -88,8 +90,10 @@ def write_graphs(
     drawing_depth: int = 0,
     adapters: tuple[str, ...] | None = None,
     specs: Mapping[str, Spec] = NO_SPECS,
+    compare: bool = True,
 ) -> Components:
-    """Any family's graphs; `specs` says how targets are quantized, those that plan_specs.py tells."""
+    """Any family's graphs; `specs` says how targets are quantized, those that plan_specs.py tells.  Without `compare`
+    no graph is run, which no bundle that anybody is to use may do without."""
     for target, spec in specs.items():
         check_target(spec, target)
     written = Components({}, {plan.target: {} for plan in plans}, [])
@@ -121,12 +125,13 @@ def write_graphs(
                 done[kind] = f"{lowering if _has_contrib(lowered) else plan.dialect}-{real}"
                 if done[kind] not in variants:
                     path = f"components/{name}/{done[kind]}.onnx"
-                    variants[done[kind]] = _write_graph(path, lowered, real, plan, writer, stored)
-                    status(f"{here}: comparing")
-                    variant = variants[done[kind]]
-                    comparison = compare_component(writer.folder, graph, variant, inputs[name], *_steps(plan, specs))
-                    written.comparisons.append(comparison)
-                    report(comparison.line())
+                    variant = variants[done[kind]] = _write_graph(path, lowered, real, plan, writer, stored)
+                    if compare:
+                        status(f"{here}: comparing")
+                        steps = _steps(plan, specs)
+                        comparison = compare_component(writer.folder, graph, variant, inputs[name], *steps)
+                        written.comparisons.append(comparison)
+                        report(comparison.line())
             written.targets[plan.target][name] = done[kind]
         written.components[name] = Component(variants)
     return written

@@ -1,0 +1,52 @@
+"""The graphs that `edgemm export CHECKPOINT --target rtx` writes, in several precisions, traced once and never run.
+
+For NVIDIA's builder, which judges a graph by its nodes.  To say what its numbers are worth takes ONNX Runtime's CPU
+longer than building does, and is the export's own gate: these bundles are to be built from, and not for use.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+__all__ = ["write_bundles"]
+
+
+def write_bundles(checkpoint: Path, precisions: Sequence[str], folder: Path) -> Iterator[Path]:
+    """One bundle after the other, below `folder`, as soon as each is whole."""
+    import torch
+    from onnx import ModelProto
+
+    from edgemm.bundle import UNCONDITIONAL, BundleWriter
+    from edgemm.export.bundle_export import MAX_CONTEXT, stored_prefix
+    from edgemm.export.component_graphs import ComponentGraph
+    from edgemm.export.manifest_of import manifest_of, papers_of
+    from edgemm.export.plan_specs import plan_specs
+    from edgemm.export.reference import trace
+    from edgemm.export.targets import read_plans
+    from edgemm.export.variants import write_components
+    from edgemm.model.checkpoint import load
+
+    traced: dict[str, bytes] = {}
+
+    def trace_once(graph: ComponentGraph) -> ModelProto:
+        if graph.name not in traced:
+            traced[graph.name] = trace(graph).SerializeToString()
+        return ModelProto.FromString(traced[graph.name])
+
+    nobody = lambda text: None  # noqa: E731
+    model = load(checkpoint)
+    slots = min(MAX_CONTEXT, model.config.transformer.max_context)
+    for precision in precisions:
+        plans = read_plans("rtx", precision)
+        with BundleWriter(folder / f"{precision}.bundle") as writer, torch.no_grad():
+            specs = plan_specs(model, plans)
+            words = (writer, plans, slots, trace_once, nobody, nobody)
+            written = write_components(model, *words, specs=specs, compare=False)
+            manifest = manifest_of(model, checkpoint, written.components, written.targets, slots)
+            writer.add_bytes(manifest.tokenizer, model.tokenizer_json.encode())
+            writer.add_bytes(UNCONDITIONAL, stored_prefix(model, ""))
+            for name, content in papers_of(checkpoint, manifest).items():
+                writer.add_bytes(name, content)
+            writer.finish(manifest)
+        yield writer.path
