@@ -1,6 +1,6 @@
 """Teaching the autoencoder whose latents a model draws (`image_tokens = ae`): before drawing, and never after it.
 
-Mean absolute and squared error of the pixels, with a little noise on the latents, so that near is near for the decoder
+The error of the pictures (tokenizer_task.py), with a little noise on the latents, so that near is near for the decoder
 too.
 """
 
@@ -31,7 +31,7 @@ class AutoencodeTask(TokenizerTask):
     def __init__(self, model: Unified, recipe: Recipe, share: Share | None = None) -> None:
         if model.autoencoder is None:
             raise InputError(f"{recipe.start} draws pixels, it has no autoencoder; give image_tokens = 'ae'")
-        super().__init__(model, model.autoencoder, recipe, share)
+        super().__init__(model, model.autoencoder, model.autoencoder.up[-1], recipe, share)
         self.autoencoder = model.autoencoder
 
     def loss(self, step: int) -> Tensor:
@@ -40,14 +40,14 @@ class AutoencodeTask(TokenizerTask):
         random = np.random.default_rng([self.recipe.seed, step, 3])
         noise = random.standard_normal((self.recipe.batch, *latents.shape[1:]), dtype=np.float32)
         mine = torch.from_numpy(noise[self.share.of(self.recipe.batch)]).to(latents.device)
-        error = self.autoencoder.render(latents + LATENT_NOISE * mine).float() - pixels
-        return error.abs().mean() + error.square().mean() + SPREAD_WEIGHT * latents.float().square().mean()
+        drawn = self.autoencoder.render(latents + LATENT_NOISE * mine).float()
+        return self.error(drawn, pixels, step) + SPREAD_WEIGHT * latents.float().square().mean()
 
     @torch.no_grad()
     def measures(self, step: int) -> dict[str, float]:
         """How like the pictures are, in decibels."""
         pixels = self.batch_of(step)
-        return {"psnr_db": self.likeness_db(self.autoencoder.render(self.autoencoder.raw(pixels)), pixels)}
+        return self.likenesses(self.autoencoder.render(self.autoencoder.raw(pixels)), pixels)
 
     def samples(self, model: Unified) -> Tensor:
         """Eight pictures above, what is left of them below (16, 3, H, W)."""

@@ -34,6 +34,7 @@ LARGEST = sys.float_info.max  # infinity is out of range too
 RANGES: tuple[tuple[tuple[str, ...], float, float], ...] = (
     (("steps", "batch", "log_every", "save_every", "sample_every"), 1, LARGEST),
     (("noises", "views", "reply_tokens", "lora_rank", "lora_alpha"), 1, LARGEST),
+    (("perceptual_weight", "adversarial_weight", "adversarial_start"), 0, LARGEST),
     (("seed", "threads", "warmup", "align_steps", "word_steps", "replies", "lora_first_layer", "pictures"), 0, LARGEST),
     (
         ("learning_rate", "matrix_learning_rate", "weight_decay", "time_spread", "reply_weight", "flow_weight"),
@@ -86,6 +87,10 @@ class Recipe:
         str, ...
     ] = ()  # parts that learn, of PARTS; none means the task's own; "transformer" is all its weights
     flow_weight: float = 1.0  # of drawing's loss beside that of the answers, in joint training
+    # an image tokenizer ("autoencode"); both terms of VQGAN (arXiv:2012.09841), which weighs them 1 and 0.8
+    perceptual_weight: float = 0.0  # of the distance that EfficientNet-Lite0 sees; 0 leaves it out
+    adversarial_weight: float = 0.0  # of a judge that learns to tell the tokenizer's pictures; 0 leaves it out
+    adversarial_start: int = 0  # first step with the judge: what it says of bare beginnings is of no use
     # drawing
     noises: int = 1  # times that a batch shows each of its pictures, with other noise; its prompt is read once
     drop_prompt: float = 0.1  # share of samples that see the unconditional prompt (arXiv:2207.12598)

@@ -1,11 +1,11 @@
 """Teaching the VQ tokenizer whose codes a model reads and draws: before both, and never after.
 
-    L = |x' - x| + (x' - x)^2 + |sg(z) - e|^2 + commitment |z - sg(e)|^2        sg: no gradient through it
+    L = R + |sg(z) - e|^2 + commitment |z - sg(e)|^2        sg: no gradient through it
 
-x' is decoded from the entries e nearest to the latents z, and its gradient goes straight through to z (VQ-VAE,
-arXiv:1711.00937).  Entries that no latent of some pictures is nearest to are set down on such latents now and then
-(random restarts, arXiv:2005.00341), or most of the codebook is never used.  A perceptual and an adversarial term
-(VQGAN, arXiv:2012.09841) are not here.
+R is the error of the pictures (tokenizer_task.py), with VQGAN's terms where the recipe asks for them.  They are decoded
+from the entries e nearest to the latents z, and the gradient goes straight through to z (VQ-VAE, arXiv:1711.00937).
+Entries that no latent of some pictures is nearest to are set down on such latents now and then (random restarts,
+arXiv:2005.00341), or most of the codebook is never used.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class VqTask(TokenizerTask):
     def __init__(self, model: Unified, recipe: Recipe, share: Share | None = None) -> None:
         if model.vq is None:
             raise InputError(f"{recipe.start} has no codes; give image_tokens = 'vq'")
-        super().__init__(model, model.vq, recipe, share)
+        super().__init__(model, model.vq, model.vq.up[-1], recipe, share)
         self.vq = model.vq
 
     def loss(self, step: int) -> Tensor:
@@ -44,10 +44,9 @@ class VqTask(TokenizerTask):
         latents = self.vq.latents(pixels)  # (b, n, c)
         entries = nn.functional.embedding(self.vq.nearest(latents), self.vq.entries())
         drawn = self.vq.render(latents + (entries - latents).detach()).float()
-        error = drawn - pixels
         pull = (entries - latents.detach()).float().square().sum(-1).mean()
         stay = (latents - entries.detach()).float().square().sum(-1).mean()
-        return error.abs().mean() + error.square().mean() + pull + COMMITMENT * stay
+        return self.error(drawn, pixels, step) + pull + COMMITMENT * stay
 
     @torch.no_grad()
     def measures(self, step: int) -> dict[str, float]:
@@ -55,7 +54,7 @@ class VqTask(TokenizerTask):
         pixels = self.batch_of(step)
         codes = self.vq.encode(pixels)
         used = len(codes.unique()) / len(self.vq.codebook)
-        return {"psnr_db": self.likeness_db(self.vq.decode(codes), pixels), "codes_used": used}
+        return {**self.likenesses(self.vq.decode(codes), pixels), "codes_used": used}
 
     def samples(self, model: Unified) -> Tensor:
         """Eight pictures above, what is left of them below (16, 3, H, W)."""
