@@ -99,12 +99,12 @@ def listed_contestants(text: str) -> list[str]:
 def make(home: Path, shape: dict[str, Any]) -> None:
     """The folder, as people download them, and its bundle; what is there already is kept."""
     sys.path.insert(0, str(ROOT))
-    from tests.families.tiny import janus_folder
+    from tests.families.tiny.folders import write_folder
 
     home.mkdir(parents=True, exist_ok=True)
     folder, bundle = home / "checkpoint", home / "int4.bundle"
     if not (folder / "processor_config.json").exists():  # written last
-        janus_folder(folder, **shape)
+        write_folder("janus", folder, **shape)
     if not bundle.exists():
         command = ["-m", "edgemm", "export", str(folder), "--output", str(bundle), "--precision", "int4"]
         subprocess.run([sys.executable, *command, "--max-context", "768"], check=True, stdout=sys.stderr)

@@ -15,7 +15,7 @@ import edgemm
 from edgemm.families.foreign_export import export_foreign
 from edgemm.families.table import find_foreign
 from edgemm.runtimes.model import Model
-from tests.families import tiny
+from tests.families.tiny.folders import write_folder
 
 torch.set_num_threads(1)
 
@@ -29,7 +29,7 @@ def exported(tmp_path_factory) -> Iterator[Callable[..., tuple[Path, Model]]]:
         key = repr((name, changes))
         if key not in made:
             place = tmp_path_factory.mktemp(name)
-            folder = getattr(tiny, f"{name}_folder")(place / "checkpoint", **changes)
+            folder = write_folder(name, place / "checkpoint", **changes)
             found = find_foreign(folder)
             assert found is not None
             export_foreign(found, place / "made.bundle", report=lambda line: None)

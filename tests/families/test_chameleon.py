@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from tests.families.oracle import check_reading, library_of
-from tests.families.tiny import SPOKEN, picture
+from tests.families.tiny.pictures import picture
+from tests.families.tiny.words import SPOKEN
 
 
 @pytest.mark.slow

@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from tests.families.oracle import check_reading, drawn_by_lot, library_of
-from tests.families.tiny import SPOKEN, picture
+from tests.families.tiny.pictures import picture
+from tests.families.tiny.words import SPOKEN
 
 OTHER = {"seed": 6, "side": 24, "ratio": "1:1", "area": 24 * 24, "codes": 50, "hidden_size": 40}
 PROMPT = "a small boat"

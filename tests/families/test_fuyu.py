@@ -11,7 +11,8 @@ from transformers.models.fuyu.image_processing_pil_fuyu import FuyuImageProcesso
 from edgemm.errors import UsageError
 from edgemm.families.hf_checkpoint import greedy
 from edgemm.runtimes.prompt import as_messages, chat_prompt
-from tests.families.tiny import SPOKEN, picture
+from tests.families.tiny.pictures import picture
+from tests.families.tiny.words import SPOKEN
 
 OTHER = {"seed": 6, "side": 30, "patch": 10, "hidden_size": 48, "num_attention_heads": 4, "num_hidden_layers": 3}
 

@@ -9,7 +9,8 @@ from transformers import LogitsProcessorList
 
 from edgemm.errors import UsageError
 from tests.families.oracle import check_reading, drawn_by_lot, library_of
-from tests.families.tiny import SPOKEN, picture
+from tests.families.tiny.pictures import picture
+from tests.families.tiny.words import SPOKEN
 
 OTHER = {"seed": 4, "side": 20, "patch": 4, "codes": 70, "hidden_size": 40, "num_hidden_layers": 3}  # top_k counts
 PROMPT = "a small boat"

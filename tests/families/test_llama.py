@@ -9,7 +9,7 @@ from transformers import AutoTokenizer, LlamaForCausalLM
 
 from edgemm.errors import UsageError
 from edgemm.runtimes.prompt import as_messages, chat_prompt
-from tests.families.tiny import SPOKEN
+from tests.families.tiny.words import SPOKEN
 
 TALK = [
     {"role": "system", "content": "Be brief."},
@@ -72,9 +72,9 @@ def test_a_folder_that_bitsandbytes_packed_is_opened_as_float(tmp_path, config):
 
     from edgemm.families.hf_checkpoint import open_checkpoint
     from edgemm.families.table import find_foreign
-    from tests.families.tiny import llama_folder
+    from tests.families.tiny.folders import write_folder
 
-    plain = llama_folder(tmp_path / "plain", hidden_size=64, intermediate_size=128)
+    plain = write_folder("llama", tmp_path / "plain", hidden_size=64, intermediate_size=128)
     small = LlamaForCausalLM.from_pretrained(plain, quantization_config=BitsAndBytesConfig(**config))
     small.generation_config.eos_token_id = [1, 2]
     small.save_pretrained(tmp_path / "small")

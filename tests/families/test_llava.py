@@ -8,7 +8,8 @@ import torch
 from transformers import AutoProcessor, LlavaForConditionalGeneration
 
 from edgemm.runtimes.prompt import as_messages, chat_prompt
-from tests.families.tiny import SPOKEN, picture
+from tests.families.tiny.pictures import picture
+from tests.families.tiny.words import SPOKEN
 
 
 def library_says(folder, messages, pictures, count: int = 16):

@@ -13,7 +13,8 @@ from transformers import AutoImageProcessor, AutoTokenizer
 
 from edgemm.runtimes.prompt import as_messages, chat_prompt
 from tests.families.oracle import check_reading
-from tests.families.tiny import SPOKEN, picture
+from tests.families.tiny.pictures import picture
+from tests.families.tiny.words import SPOKEN
 
 OTHER = {
     "seed": 2, "side": 48, "patch": 6, "sections": (4, 2, 2), "deep": (1,), "cosmos": False, "hidden_size": 40,

@@ -12,7 +12,7 @@ from edgemm.families.foreign_export import export_foreign
 from edgemm.families.table import find_foreign
 from tests.build.tiny_engines import build_for_rtx, needs_rtx
 from tests.export.nano import needs_opset_24
-from tests.families import tiny
+from tests.families.tiny.folders import write_folder
 
 pytestmark = [pytest.mark.slow, needs_rtx, needs_opset_24]
 
@@ -30,7 +30,7 @@ COMPONENTS = {  # Emu3 has not been tried: its export alone takes minutes
 
 @pytest.mark.parametrize("name", COMPONENTS)
 def test_every_component_builds_for_an_rtx_device_that_is_not_here(tmp_path, name):
-    found = find_foreign(getattr(tiny, f"{name}_folder")(tmp_path / "checkpoint"))
+    found = find_foreign(write_folder(name, tmp_path / "checkpoint"))
     assert found is not None
     export_foreign(found, tmp_path / "made.bundle", target="rtx", max_context=256, report=print)
     assert build_for_rtx(tmp_path / "made.bundle", tmp_path / "engines") == COMPONENTS[name]
