@@ -32,9 +32,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     if args.estimate:
         return _estimate(Path(args.bundle), args.json)
+    _refuse_checkpoint(Path(args.bundle))
     bundle = open_bundle(args.bundle, verify=False)
     print(bundle.manifest.to_json() if args.json else "\n".join(describe(bundle)), end="" if args.json else "\n")
     return 0
+
+
+def _refuse_checkpoint(folder: Path) -> None:
+    """Names the verb for it; or, of a foreign one, says that none is there and what is in the way."""
+    if (folder / "manifest.json").exists() or not (folder / "config.json").is_file():
+        return
+    from edgemm.families.table import FAMILIES, find_foreign, load_family
+
+    found = find_foreign(folder)
+    if found and found.architecture not in FAMILIES:
+        load_family(found)
+    raise InputError(f"{folder}: a checkpoint and no bundle; what it would become: edgemm inspect {folder} --estimate")
 
 
 def _estimate(folder: Path, as_json: bool) -> int:

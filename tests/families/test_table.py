@@ -17,9 +17,10 @@ def folder_of(path: Path, **config) -> Path:
     return path
 
 
-def refusal(folder: Path, capsys) -> str:
+def refusal(folder: Path, capsys, verb: str = "export") -> str:
     output = folder.parent / "out.bundle"
-    assert main(["export", str(folder), "--output", str(output)]) == 3
+    words = {"export": ["--output", str(output)], "estimate": ["--estimate"]}.get(verb, [])
+    assert main([verb.replace("estimate", "inspect"), str(folder), *words]) == 3
     assert not output.exists()
     (line,) = capsys.readouterr().err.strip().splitlines()
     return line
@@ -31,9 +32,17 @@ def test_an_unknown_architecture_is_answered_with_the_list_of_families(tmp_path,
     assert all(name in line for name in FAMILIES)
 
 
+@pytest.mark.parametrize("verb", ["export", "inspect", "estimate"])
 @pytest.mark.parametrize("name", NOT_BUILT)
-def test_a_known_architecture_that_is_not_built_says_what_is_in_the_way(tmp_path, capsys, name):
-    assert NOT_BUILT[name] in refusal(folder_of(tmp_path / "x", architectures=[name]), capsys)
+def test_a_known_architecture_that_is_not_built_says_what_is_in_the_way(tmp_path, capsys, name, verb):
+    assert NOT_BUILT[name] in refusal(folder_of(tmp_path / "x", architectures=[name]), capsys, verb)
+
+
+def test_a_checkpoint_is_no_bundle_yet(tmp_path, capsys):
+    folder = folder_of(tmp_path / "x", architectures=["LlamaForCausalLM"])
+    assert f"a checkpoint and no bundle; what it would become: edgemm inspect {folder} --estimate" in refusal(
+        folder, capsys, "inspect"
+    )
 
 
 def test_pickled_weights_are_never_read(tmp_path, capsys):
