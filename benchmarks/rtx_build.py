@@ -34,7 +34,7 @@ from edgemm.build.kernels import missing_kernels
 from edgemm.build.verb import parse_bytes
 from edgemm.bundle import Bundle, open_bundle
 from edgemm.components import layers_of
-from edgemm.errors import EdgemmError
+from edgemm.errors import EdgemmError, MissingError
 from edgemm.measure.card import machine_card
 from edgemm.measure.other_work import read_cpu_times, report_other_work
 from edgemm.measure.packages import installed_version
@@ -68,9 +68,10 @@ LEAST_BYTES = 1 << 20  # of weights that can be told from an engine's other byte
 
 def main() -> int:
     args = read_words()
-    if args.if_installed and installed_version("tensorrt-rtx") is None:
-        print(f"[-] nothing is built: {install_line('tensorrt_rtx', None)}, which has no wheel for every platform")
-        return 0
+    version = installed_version("tensorrt-rtx")
+    if version is None:
+        print(f"[-] nothing is built: tensorrt-rtx is not installed ({install_line('tensorrt_rtx', None)})")
+        return 0 if args.if_installed else MissingError.exit_code
     head = {"component": "component", "sm": "SM", "precision": "", "megabytes": "MB", "seconds": "s", "peak": "peak MB"}
     print(ROW.format(**head, layers="layers"), flush=True)
     before = read_cpu_times(time.perf_counter())
@@ -86,7 +87,7 @@ def main() -> int:
     document = {
         "benchmark": "rtx-build",
         "card": machine_card(),
-        "tensorrt_rtx": installed_version("tensorrt-rtx"),
+        "tensorrt_rtx": version,
         "opt_level": args.opt_level,
         "state": "built, with no GPU; no engine was run",
         "jobs": args.jobs,

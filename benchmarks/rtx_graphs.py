@@ -12,8 +12,10 @@ from pathlib import Path
 __all__ = ["write_bundles"]
 
 
-def write_bundles(checkpoint: Path, precisions: Sequence[str], folder: Path) -> Iterator[Path]:
-    """One bundle after the other, below `folder`, as soon as each is whole."""
+def write_bundles(
+    checkpoint: Path, precisions: Sequence[str], folder: Path, max_context: int | None = None
+) -> Iterator[Path]:
+    """One bundle after the other, below `folder`, as soon as each is whole; of export's own context, if not said."""
     import torch
     from onnx import ModelProto
 
@@ -36,7 +38,7 @@ def write_bundles(checkpoint: Path, precisions: Sequence[str], folder: Path) -> 
 
     nobody = lambda text: None  # noqa: E731
     model = load(checkpoint)
-    slots = min(MAX_CONTEXT, model.config.transformer.max_context)
+    slots = max_context or min(MAX_CONTEXT, model.config.transformer.max_context)
     for precision in precisions:
         plans = read_plans("rtx", precision)
         with BundleWriter(folder / f"{precision}.bundle") as writer, torch.no_grad():

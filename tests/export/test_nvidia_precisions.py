@@ -10,6 +10,7 @@ import pytest
 from onnx import TensorProto
 
 from benchmarks import rtx_build
+from benchmarks.rtx_graphs import write_bundles
 from edgemm.bundle import Bundle, open_bundle
 from edgemm.cli import main
 from edgemm.errors import UsageError
@@ -91,12 +92,34 @@ def test_verify_takes_every_target(bundles, precision):
     assert main(["verify", str(bundles[precision].path), "--no-parity"]) == 0
 
 
+def test_ci_builds_the_graphs_that_export_writes(bundles, checkpoint_path, references, tmp_path, monkeypatch):
+    monkeypatch.setattr("edgemm.export.reference.trace", references)
+    for path in write_bundles(checkpoint_path, list(QUANTIZED), tmp_path):
+        exported, written = (opened.manifest for opened in (bundles[path.stem], open_bundle(path)))
+        assert not written.targets["rtx"].keys() ^ exported.targets["rtx"].keys()
+        for component in written.targets["rtx"]:
+            mine, its = (manifest.variant(component, "rtx") for manifest in (written, exported))
+            assert written.files[mine.graph] == exported.files[its.graph], component
+            assert not mine.data or written.files[mine.data] == exported.files[its.data], component
+
+
+def test_without_the_builder_nothing_is_built_and_that_is_told(monkeypatch, capsys):
+    monkeypatch.setattr(rtx_build, "installed_version", lambda package: None)
+    for words, code in ((["--if-installed"], 0), ([], 4)):
+        monkeypatch.setattr("sys.argv", ["rtx_build.py", "--checkpoint", "nowhere", *words])
+        assert rtx_build.main() == code
+        assert "nothing is built: tensorrt-rtx is not installed" in capsys.readouterr().out
+
+
 @needs_rtx
-def test_nvidias_builder_takes_every_component_and_recognises_every_node(bundles, tmp_path, capsys, monkeypatch):
-    """The benchmark, as CI runs it: it fails when a node falls back or is refused."""
-    paths, output = [str(bundle.path) for bundle in bundles.values()], tmp_path / "rtx-build.json"
-    words = ["rtx_build.py", *paths, "--sm", "86", "--opt-level", "0", "--output", str(output)]
-    monkeypatch.setattr("sys.argv", words)
+def test_nvidias_builder_takes_every_component_and_recognises_every_node(
+    bundles, checkpoint_path, references, tmp_path, capsys, monkeypatch
+):
+    """`make build-rtx` of a smaller checkpoint: it fails when a node falls back or is refused."""
+    monkeypatch.setattr("edgemm.export.reference.trace", references)
+    output = tmp_path / "rtx-build.json"
+    words = ["rtx_build.py", "--checkpoint", str(checkpoint_path), "--precision", "int8,int4", "--jobs", "2"]
+    monkeypatch.setattr("sys.argv", [*words, "--sm", "86", "--opt-level", "0", "--output", str(output)])
     assert rtx_build.main() == 0
     document = json.loads(output.read_text())
     assert json.loads(capsys.readouterr().out.splitlines()[-1]) == document and document["problems"] == []

@@ -1,6 +1,6 @@
 """Designs that edgemm trains, exported for RTX: every component builds with NVIDIA's own builder; no GPU needed.
 
-`mot` whole is tests/build/test_rtx_build.py; codes and the connector have a test beside their others.
+`mot` is test_nvidia_precisions.py, and whole `make build-rtx`; codes and the connector have a test beside their others.
 """
 
 from __future__ import annotations
