@@ -16,13 +16,14 @@ from tests.families.tiny.folders import write_folder
 
 pytestmark = [pytest.mark.slow, needs_rtx, needs_opset_24]
 
-COMPONENTS = {  # Emu3 has not been tried: its export alone takes minutes
+COMPONENTS = {
     "llama": {"transformer"},
     "llava": {"image_encoder", "transformer"},
     "janus": {
         "image_encoder", "transformer", "text_head", "image_head", "image_embedder", "vq_decoder",
     },
     "chameleon": {"vq_encoder", "transformer"},
+    "emu3": {"vq_encoder", "transformer", "vq_decoder"},
     "fuyu": {"image_encoder", "transformer"},
     "qwen3_vl": {"image_encoder", "transformer"},
 }  # fmt: skip
