@@ -137,6 +137,17 @@ def test_nvidias_builder_takes_every_component_and_recognises_every_node(
     ]
 
 
+@needs_rtx
+def test_a_node_that_falls_back_fails_the_build(checkpoint_path, references, capsys, monkeypatch):
+    """TensorRT has no kernel for attention in float32: it is taken apart, the engine is built, and CI would say no."""
+    monkeypatch.setattr("edgemm.export.reference.trace", references)
+    words = ["rtx_build.py", "--checkpoint", str(checkpoint_path), "--precision", "fp32", "--sm", "86"]
+    monkeypatch.setattr("sys.argv", [*words, "--opt-level", "0"])
+    assert rtx_build.main() == 7
+    told = [line for line in capsys.readouterr().out.splitlines() if line.startswith("[x]")]
+    assert "[x] transformer (fp32) for SM 8.6 was built with attention taken apart" in told
+
+
 def test_one_precision_a_target_and_the_cpus_own():
     cpu, rtx = read_plans("cpu,rtx", "int8")
     assert (cpu.quantizes, rtx.quantizes, rtx.real) == (False, True, "fp16")
