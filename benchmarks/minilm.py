@@ -31,7 +31,7 @@ from edgemm.measure.card import machine_card
 from edgemm.quantize.calibration import shipped_text
 from edgemm.quantize.make import Method, make_spec
 from edgemm.quantize.quantized_linear import quantizable, swap
-from edgemm.quantize.report import size_bytes
+from edgemm.quantize.sizes import size_bytes
 from edgemm.quantize.spec import Layer
 
 SENTENCES = 48

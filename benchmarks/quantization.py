@@ -28,7 +28,7 @@ from edgemm.model.unified import Unified
 from edgemm.quantize.judges import Answers, ask, compare
 from edgemm.quantize.quantization import SUITED, quantize
 from edgemm.quantize.quantized_linear import swap
-from edgemm.quantize.report import size_bytes
+from edgemm.quantize.sizes import size_bytes
 from edgemm.quantize.task_scores import Records, task_records
 
 STEPS = 4
@@ -131,7 +131,7 @@ class Table:
             self.plain = model, *self._ask(model)
         model, plain, before = self.plain
         if row.text == "fp32":
-            answers, after, size = plain, before, 4 * _numbers(model)
+            answers, after, size = plain, before, 4 * sum(_numbers(model).values())
         else:
             model = copy.deepcopy(model)
             size = self._quantize(model, row)
@@ -146,13 +146,13 @@ class Table:
             for tensor in (*model.parameters(), *model.buffers()):
                 if tensor.is_floating_point():
                     tensor.data = tensor.data.half().float()
-            return 2 * _numbers(model)
+            return 2 * sum(_numbers(model).values())
         chosen = {side: SUITED[word] for side, word in (("text", row.text), ("draw", row.draw))}
         if row.method:
             chosen = dict.fromkeys(chosen, row.method)
         spec = quantize(model, row.text, row.draw, chosen, steps=self.args.steps)
         named = {name for name, layer in spec.document.layers.items() if layer.bits}
-        left = [(name, part.numel()) for name, part in model.named_parameters() if name.rpartition(".")[0] not in named]
+        left = [(name, n) for name, n in _numbers(model).items() if not named & {name, name.rpartition(".")[0]}]
         swap(model, spec, folded=True)
         return size_bytes(spec) + sum(count * (2 if name.startswith(HALVED) else 4) for name, count in left)
 
@@ -162,8 +162,10 @@ class Table:
         return ask(model, args.steps), tasks
 
 
-def _numbers(model: Unified) -> int:
-    return sum(parameter.numel() for parameter in model.parameters())
+def _numbers(model: Unified) -> dict[str, int]:
+    """How many a parameter or a table has; what is counted in whole numbers is not among them."""
+    tensors = (*model.named_parameters(), *model.named_buffers())
+    return {name: tensor.numel() for name, tensor in tensors if tensor.is_floating_point()}
 
 
 def _tasks(plain: Records, found: Records) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from edgemm.errors import UsageError
 from edgemm.export.lower_ort_cpu import lower_ort_cpu
-from edgemm.export.products import Product, copy_to_rewrite, products_of
+from edgemm.export.products import Product, Table, copy_to_rewrite, products_of, tables_of
 from edgemm.quantize.make import Method, make_spec
 from edgemm.quantize.recipe import QUICK, choose_layers
 from edgemm.quantize.spec import Spec
@@ -42,8 +42,11 @@ def lower(component: str, reference: ModelProto, precision: str, drawing_depth: 
 
 def quick_spec(component: str, reference: ModelProto, precision: str, drawing_depth: int = 0) -> Spec:
     """Of the layers that the graph multiplies with; constants that belong to no layer stay in float."""
-    found = {product.layer: product for product in products_of(reference, component) if "." in product.layer}
-    shapes = {name: product.weight().shape for name, product in found.items()}
+    found: dict[str, Product | Table] = {
+        product.layer: product for product in products_of(reference, component) if "." in product.layer
+    }
+    found |= {table.layer: table for table in tables_of(reference, component)}
+    shapes = {name: one.weight().shape for name, one in found.items()}
     layers = choose_layers(shapes, *QUICK[precision], drawing_depth)
     return make_spec(_Weights(found), layers, {"text": Method(), "draw": Method()}, asked=QUICK[precision])
 
@@ -51,14 +54,14 @@ def quick_spec(component: str, reference: ModelProto, precision: str, drawing_de
 class _Weights(Mapping[str, Tensor]):
     """Read out of the graph when one is asked for: all at once they would be another copy of the model."""
 
-    def __init__(self, products: Mapping[str, Product]) -> None:
-        self._products = products
+    def __init__(self, found: Mapping[str, Product | Table]) -> None:
+        self._found = found
 
     def __getitem__(self, layer: str) -> Tensor:
-        return torch.from_numpy(self._products[layer].weight().copy())  # (n, k)
+        return torch.from_numpy(self._found[layer].weight().copy())  # (n, k)
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._products)
+        return iter(self._found)
 
     def __len__(self) -> int:
-        return len(self._products)
+        return len(self._found)

@@ -6,8 +6,8 @@
     token          the same, on rows that were divided by their largest number: one scale for all is each row's own
     static         MatMulInteger, on ranges known beforehand
 The embedding is looked up in the same blocks that the head multiplies with: they are stored once.  What a kernel wants
-in float32 and a file need not hold so (scales of blocks, filters, tables of letters) is stored in float16 with a Cast,
-which ONNX Runtime runs once, when it loads the graph.
+in float32 and a file need not hold so (scales of blocks, filters, tables of letters) is stored in float16, or in the
+spec's 8 bits, with a Cast (and Mul), which ONNX Runtime runs once, when it loads the graph.
 Axes: n output channels, k input channels, g groups of k.
 """
 
@@ -20,9 +20,9 @@ from onnx import ModelProto, TensorProto, helper, numpy_helper
 
 from edgemm.errors import InputError
 from edgemm.export.passes.int8_cache import int8_cache
-from edgemm.export.products import Product, Writer, rewrite_products
+from edgemm.export.products import Product, Table, Writer, rewrite_products, tables_of
 from edgemm.quantize.integers import Integers
-from edgemm.quantize.spec import HEAD, REST, Layer, Spec
+from edgemm.quantize.spec import HEAD, PLACES, REST, Layer, Spec
 
 __all__ = ["CONTRIB", "lower_ort_cpu", "write_blocks"]
 
@@ -46,6 +46,7 @@ def lower_ort_cpu(component: str, reference: ModelProto, spec: Spec) -> tuple[Mo
         return reference, precision
     rewrite_products(reference, lambda writer, product: _write(writer, product, spec), component)
     if component in ("image_encoder", "conditioner"):
+        _write_tables(reference, component, spec)
         _halve_constants(reference)
     if all(opset.domain != CONTRIB for opset in reference.opset_import):
         reference.opset_import.append(helper.make_opsetid(CONTRIB, 1))
@@ -173,6 +174,8 @@ def _head(writer: Writer, product: Product, spec: Spec) -> str:
         (y,) = writer.add(
             "Concat", y, _blocks(writer, rest, spec.layer(rest.layer), spec.integers(rest.layer)), axis=-1
         )
+        if (places := spec.places(HEAD)) is not None:
+            (y,) = writer.add("Gather", y, writer.constant(f"{HEAD}.{PLACES}", places), axis=-1)
     if product.bias:
         (y,) = writer.add("Add", y, product.bias)
     return y
@@ -180,12 +183,15 @@ def _head(writer: Writer, product: Product, spec: Spec) -> str:
 
 def _lookup(writer: Writer, product: Product, spec: Spec) -> str:
     """Rows of the embedding out of the head's own codes, frequent tokens' and the others'."""
-    ids, rows = product.x, spec.layer(HEAD).rows
+    ids, rows, kind = product.x, spec.layer(HEAD).rows, np.int64
     if not rows:
         return _rows_of(writer, HEAD, ids, product.dtype, spec)
-    first, last = (writer.constant(f"{HEAD}.{n}", np.array(n, np.int64)) for n in (rows, rows - 1))
+    if (places := spec.places(HEAD)) is not None:
+        (ids,) = writer.add("Gather", writer.constant(f"{HEAD}.{PLACES}", places), ids)
+        kind = np.int32
+    first, last = (writer.constant(f"{HEAD}.{n}", np.array(n, kind)) for n in (rows, rows - 1))
     (low,) = writer.add("Min", ids, last)
-    (high,) = writer.add("Max", *writer.add("Sub", ids, first), writer.constant("zero", np.array(0, np.int64)))
+    (high,) = writer.add("Max", *writer.add("Sub", ids, first), writer.constant("zero", np.array(0, kind)))
     axis = writer.constant("last_axis", np.array([-1], np.int64))
     (frequent,) = writer.add("Unsqueeze", *writer.add("Less", ids, first), axis)
     found = [_rows_of(writer, name, index, product.dtype, spec) for name, index in ((HEAD, low), (HEAD + REST, high))]
@@ -212,6 +218,33 @@ def _rows_of(writer: Writer, name: str, ids: str, dtype: int, spec: Spec) -> str
     flat = writer.constant(f"{HEAD}.row_shape", np.array([0, 0, width], np.int64))
     (whole,) = writer.add("Reshape", rows, flat)
     return whole if _halved(scales) is None else writer.add("Cast", whole, to=dtype)[0]
+
+
+def _write_tables(model: ModelProto, component: str, spec: Spec) -> None:
+    """Filters of one pixel and letters that the spec has 8 bits of."""
+    for table in list(tables_of(model, component)):
+        layer = spec.layer(table.layer)
+        if layer.bits is not None:
+            numbers = spec.integers(table.layer)
+            if (layer.bits, layer.symmetric) != (8, True) or not layer.group or numbers.codes.shape[1] % layer.group:
+                raise InputError(
+                    f"{table.layer}: ONNX Runtime unpacks whole groups of symmetric 8 bits, the spec has {layer}"
+                )
+            _write_table(model, table, numbers)
+
+
+def _write_table(model: ModelProto, table: Table, numbers: Integers) -> None:
+    """Codes (n, g, size) as int8 times scales (n, g, 1), in the table's shape."""
+    writer, name = Writer(model), table.stored.name
+    codes = (_padded(numbers, numbers.group).astype(np.int16) - 128).astype(np.int8)
+    (real,) = writer.add("Cast", writer.constant(f"{name}.codes", codes), to=TensorProto.FLOAT)
+    scales = writer.constant(f"{name}.scales", numbers.scales.numpy()[..., None].astype(np.float16))
+    (whole,) = writer.add("Mul", real, *writer.add("Cast", scales, to=TensorProto.FLOAT))
+    writer.add("Reshape", whole, writer.constant(f"{name}.shape", np.array(table.stored.dims, np.int64)))
+    writer.nodes[-1].output[0] = name
+    model.graph.initializer.remove(table.stored)
+    for node in reversed(writer.nodes):
+        model.graph.node.insert(0, node)
 
 
 def _halve_constants(model: ModelProto) -> None:

@@ -1,8 +1,8 @@
 """How each target's weights are quantized: by the caller's spec, or by what `--precision int8|fp8|...` means there.
 
 CPUs' int8 rounds the inputs of products, so the transformer is smoothed for it by a page of shipped text, which takes
-seconds and a fifth of the loss (docs/quantize.md).  Their int4 needs no data: that is quick_spec's (lower_cpu.py), and
-so is int8 where the model is of a family whose transformer draws, too.
+seconds and a fifth of the loss (docs/quantize.md).  Their int4 needs no data.  Where the model is of a family whose
+transformer draws, too, both are quick_spec's (lower_cpu.py).
 NVIDIA's targets get forms that their engines have kernels for: 8 bits a channel or 4 bits in blocks, without
 zero-points, and int8 inputs of conditioner and denoiser by ranges seen while the shipped prompts were drawn; with fp8
 all inputs are fp8, by ranges of shipped text and prompts.  ONNX Runtime CUDA multiplies int8 on the CPU only, so there
@@ -48,9 +48,9 @@ def plan_specs(
     found = {}
     for plan in sorted(plans, key=lambda plan: plan.quantizes):  # what is folded, the later ones see
         if not plan.quantizes:
-            smooth = plan.precision in SMOOTHED and model.config.family not in ("vq", "connector")
-            if plan.precision in QUICK and (smooth or cache == "int8"):
-                methods = SMOOTHED[plan.precision] if smooth else METHODS
+            known = model.config.family not in ("vq", "connector")
+            if plan.precision in QUICK and (known or cache == "int8"):
+                methods = SMOOTHED.get(plan.precision, METHODS) if known else METHODS
                 found[plan.target] = quantize(
                     model, *QUICK[plan.precision], methods, checkpoint=checkpoint, status=status, cache=cache
                 )

@@ -18,7 +18,7 @@ from edgemm.components import COMPONENTS
 from edgemm.export.passes.rewriting import replace_nodes
 from edgemm.quantize.spec import HEAD
 
-__all__ = ["Product", "Writer", "copy_to_rewrite", "products_of", "rewrite_products"]
+__all__ = ["Product", "Table", "Writer", "copy_to_rewrite", "products_of", "rewrite_products", "tables_of"]
 
 PRODUCTS = ("MatMul", "Gemm")
 SCOPES = "pkg.torch.onnx.name_scopes"
@@ -44,6 +44,19 @@ class Product:
         """(n, k)."""
         array = numpy_helper.to_array(self.stored)
         return array if self.across else array.T
+
+
+@dataclass(frozen=True)
+class Table:
+    """A constant that is no product's, but may be stored small: a filter of one pixel, letters of visual words."""
+
+    layer: str
+    stored: TensorProto
+
+    def weight(self) -> np.ndarray:
+        """(n, k)."""
+        array = numpy_helper.to_array(self.stored)
+        return array.reshape(len(array), -1)
 
 
 class Writer:
@@ -151,6 +164,19 @@ def products_of(model: ModelProto, component: str) -> Iterator[Product]:
             across = flagged != (node.input[1] in turned)
             layer = _layer_of(node, name, component) or f"{component}.product_{number}"
             yield Product(node, layer, node.input[0], bias, weights[name].data_type, weights[name], across)
+
+
+def tables_of(model: ModelProto, component: str) -> Iterator[Table]:
+    weights = {tensor.name: tensor for tensor in model.graph.initializer if tensor.data_type == TensorProto.FLOAT}
+    for node in model.graph.node:
+        if node.op_type == "Conv" and node.input[1] in weights:
+            filters = weights[node.input[1]]
+            if all(size == 1 for size in filters.dims[2:]) and all(
+                a.name != "group" or a.i == 1 for a in node.attribute
+            ):
+                yield Table(f"{component}.{filters.name.removeprefix('module.').removesuffix('.weight')}", filters)
+        elif node.op_type == "GatherND" and node.input[0] in weights:
+            yield Table(f"{component}.words.letters", weights[node.input[0]])
 
 
 def _is_embedding(node: NodeProto) -> bool:

@@ -16,7 +16,7 @@ from torch import Tensor
 from edgemm.evaluate.metrics import psnr_db
 from edgemm.model.unified import Unified
 from edgemm.quantize.calibration import shipped_text
-from edgemm.quantize.quantized_linear import quantizable
+from edgemm.quantize.quantized_linear import weights_of
 from edgemm.quantize.spec import REST, Spec
 
 __all__ = ["Answers", "Scores", "ask", "compare", "layer_signals", "ssim"]
@@ -116,10 +116,10 @@ def ssim(found: Tensor, wanted: Tensor) -> float:
 @torch.no_grad()
 def layer_signals(model: Unified, spec: Spec) -> dict[str, float]:
     """Layer -> dB of its weight over what rounding it added; of the smoothed float model, before the swap."""
-    layers, found = quantizable(model), {}
+    weights, found = weights_of(model), {}
     for name, layer in spec.document.layers.items():
         if layer.bits is not None and not name.endswith(REST):
-            weight: Tensor = layers[name].weight  # type: ignore[assignment]
+            weight = weights[name]
             said = spec.dequantized(name)
             branch = spec.low_rank(name)
             if branch:

@@ -19,9 +19,11 @@ from torch import Tensor, nn
 from edgemm.model.unified import Unified
 from edgemm.quantize.judges import layer_signals
 from edgemm.quantize.make import make_spec
-from edgemm.quantize.quantization import prepare, weights_of
-from edgemm.quantize.quantized_linear import QuantizedLinear, quantizable
+from edgemm.quantize.quantization import prepare
+from edgemm.quantize.quantized_linear import QuantizedLinear, quantizable, weights_of
 from edgemm.quantize.recipe import BLOCK, layers_of, side_of
+from edgemm.quantize.said_often import order_of, places_of
+from edgemm.quantize.sizes import layer_bytes
 from edgemm.quantize.spec import HEAD, REST, Layer, Spec, tensors_hash
 
 __all__ = ["FLOAT", "Choice", "Levels", "coarser", "divergence", "group_of", "log_probabilities", "make_levels"]
@@ -66,7 +68,8 @@ def make_levels(
     ready = prepare(model, fine, methods, calibration, samples, steps, status)
     numbers, known = (ready.methods, ready.inputs, ready.smoothed), (checkpoint, ready.name, rank, status)
     specs = [
-        make_spec(weights_of(model), layers, *numbers, ("auto", "auto"), *known) for layers in (fine, coarser(fine))
+        make_spec(weights_of(model), layers, *numbers, ("auto", "auto"), *known, places=places_of(model))
+        for layers in (fine, coarser(fine))
     ]
     return Levels(model, *specs)
 
@@ -103,8 +106,10 @@ class Levels:
         if name.removesuffix(REST) == HEAD:
             self._set_rows(name, level)
             return
-        plain = self.float[name]
-        assert isinstance(plain, nn.Linear)
+        plain = self.float.get(name)
+        if not isinstance(plain, nn.Linear):  # of what sees pictures: only its numbers are stored small
+            weights_of(self.model)[name].copy_(self.specs[level].dequantized(name))
+            return
         if (name, level) not in self._made and level != FLOAT:
             spec = self.specs[level]
             self._made[name, level] = QuantizedLinear(plain, spec.layer(name), spec, name)
@@ -115,8 +120,10 @@ class Levels:
         """The embedding is one table; it is never left in float, whose 8 bits cost nothing."""
         assert level != FLOAT
         rows = self.specs[level].integers(name).dequantized()
-        start = self.specs[8].layer(HEAD).rows if name.endswith(REST) else 0
-        cast(Tensor, self.float[HEAD].weight).data[start : start + len(rows)] = rows
+        start, places = self.specs[8].layer(HEAD).rows if name.endswith(REST) else 0, self.specs[8].places(HEAD)
+        table = cast(Tensor, self.float[HEAD].weight).data
+        order = torch.arange(len(table)) if places is None else order_of(torch.from_numpy(places))
+        table[order[start : start + len(rows)]] = rows
 
     def bytes_of(self, choice: Choice) -> int:
         """Of all weights that a spec names, float ones included."""
@@ -134,12 +141,7 @@ class Levels:
         if self.specs[8].layer(name).bits is None or level == FLOAT:
             codes = self.specs[8].tensors.get(f"{name}.codes")
             return 4 * int(codes.size if codes is not None else cast(Tensor, self.float[name].weight).numel())
-        spec = self.specs[level]
-        n, k = spec.tensors[f"{name}.codes"].shape
-        layer, groups = spec.layer(name), spec.tensors[f"{name}.scales"].size
-        assert layer.bits is not None
-        zeros = 0 if layer.symmetric else groups * layer.bits // 8
-        return n * k * layer.bits // 8 + groups * (2 if layer.group else 4) + zeros + 4 * layer.rank * (n + k)
+        return layer_bytes(self.specs[level].layer(name), *self.specs[level].tensors[f"{name}.codes"].shape)
 
     def level(self, name: str, choice: Choice) -> int:
         return choice.get(group_of(name), 8) if name in self.groups.get(group_of(name), ()) else 8

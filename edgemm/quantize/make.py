@@ -25,11 +25,13 @@ from edgemm.quantize.integers import Integers
 from edgemm.quantize.kquant import kquant
 from edgemm.quantize.recipe import side_of
 from edgemm.quantize.rtn import rtn
+from edgemm.quantize.said_often import order_of
 from edgemm.quantize.smoothing import Site, fold, sites
 from edgemm.quantize.smoothquant import smoothquant_factors
 from edgemm.quantize.spec import (
     CACHE,
     HEAD,
+    PLACES,
     RANGED,
     REST,
     SCHEMA_VERSION,
@@ -117,11 +119,15 @@ def make_spec(
     rank: int = RANK,
     status: Say = lambda text: None,
     cache: Mapping[str, Tensor] | None = None,  # steps of an int8 K/V cache
+    places: Tensor | None = None,  # of the embedding's rows, as said_often.py has them
 ) -> Spec:
     """The numbers of the weights as they are now; `asked` is the text and the draw word, `checkpoint` its name and
     hash."""
     tensors: dict[str, np.ndarray] = {f"{site}.smooth": factors.numpy() for site, factors in (smoothed or {}).items()}
     tensors |= {f"{CACHE}{name}": steps.numpy() for name, steps in (cache or {}).items()}
+    if places is not None and layers.get(HEAD, Layer(None)).rows:
+        tensors[f"{HEAD}.{PLACES}"] = places.numpy()
+        weights = {**weights, HEAD: weights[HEAD][order_of(places)]}
     made: dict[str, Layer] = {}
     for number, (name, layer) in enumerate(layers.items(), start=1):
         status(f"{name}, {number} of {len(layers)}")

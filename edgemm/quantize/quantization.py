@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import cast
 
 from torch import Tensor
 
@@ -13,12 +12,13 @@ from edgemm.model.unified import Unified
 from edgemm.quantize.calibration import Calibration, observe, read_calibration
 from edgemm.quantize.inputs import Inputs
 from edgemm.quantize.make import RANK, Method, make_spec, read_method, smooth
-from edgemm.quantize.quantized_linear import quantizable
+from edgemm.quantize.quantized_linear import weights_of
 from edgemm.quantize.recipe import layers_of, side_of
 from edgemm.quantize.rounded_cache import cache_steps
+from edgemm.quantize.said_often import places_of
 from edgemm.quantize.spec import HEAD, RANGED, Layer, Spec
 
-__all__ = ["SUITED", "Prepared", "prepare", "quantize", "weights_of"]
+__all__ = ["SUITED", "Prepared", "prepare", "quantize"]
 
 SUITED = {  # what brings a precision within the project's bars (benchmarks/quantization.py)
     "fp16": "",
@@ -65,6 +65,7 @@ def quantize(
         rank,
         status,
         rounded,
+        places_of(model),
     )
 
 
@@ -104,11 +105,6 @@ def prepare(
     with_gram = {side for side in after if read[side].rounds == "gptq"}
     seen = _observe(model, layers, data, after, steps, with_gram, status) if after else None
     return Prepared(read, seen, smoothed, data.name)
-
-
-def weights_of(model: Unified) -> dict[str, Tensor]:
-    """Layer -> its weight (n, k) as it is now."""
-    return {name: cast(Tensor, part.weight) for name, part in quantizable(model).items()}
 
 
 def _observe(

@@ -5,6 +5,8 @@ Weights are whole numbers times scales, inputs are rounded as the targets round 
 
 from __future__ import annotations
 
+from typing import cast
+
 import torch
 from torch import Tensor, nn
 
@@ -14,7 +16,9 @@ from edgemm.quantize.rounded_inputs import BLOCK, rounded
 from edgemm.quantize.smoothing import fold_all
 from edgemm.quantize.spec import REST, Layer, Spec
 
-__all__ = ["QuantizedLinear", "check_layers", "quantizable", "swap"]
+__all__ = ["QuantizedLinear", "check_layers", "quantizable", "swap", "weights_of"]
+
+TABLES = ("letters",)  # buffers whose rows are looked up
 
 
 class QuantizedLinear(nn.Module):
@@ -36,21 +40,32 @@ class QuantizedLinear(nn.Module):
 
 
 def quantizable(model: nn.Module) -> dict[str, nn.Module]:
-    """Layers that a spec may name: every linear layer, and the embedding that the head shares."""
-    return {name: part for name, part in model.named_modules() if isinstance(part, (nn.Linear, nn.Embedding))}
+    """Modules that a spec may name: linear layers, the embedding that the head shares, filters of a single pixel."""
+    return {name: part for name, part in model.named_modules() if _has_rows(part)}
+
+
+def _has_rows(part: nn.Module) -> bool:
+    pointwise = isinstance(part, nn.Conv2d) and part.kernel_size == (1, 1) and part.groups == 1
+    return pointwise or isinstance(part, (nn.Linear, nn.Embedding))
+
+
+def weights_of(model: nn.Module) -> dict[str, Tensor]:
+    """All that a spec may name -> its numbers as they are now, (n, k); who writes into them changes the model."""
+    weights = {name: cast(Tensor, part.weight).data.flatten(1) for name, part in quantizable(model).items()}
+    tables = {name: buffer for name, buffer in model.named_buffers() if name.rpartition(".")[2] in TABLES}
+    return weights | tables
 
 
 def check_layers(model: nn.Module, spec: Spec) -> None:
     """Raises InputError for a layer that the model has not, or has in another shape."""
-    layers = quantizable(model)
+    weights = weights_of(model)
     for name, layer in spec.document.layers.items():
-        if name.removesuffix(REST) not in layers:
+        if name.removesuffix(REST) not in weights:
             raise InputError(f"the spec has a layer {name}, the model has none of that name")
         if layer.bits is not None and not name.endswith(REST):
-            weight: Tensor = layers[name].weight  # type: ignore[assignment]
             n, k = spec.tensors[f"{name}.codes"].shape
             shape = n + (len(spec.tensors[f"{name}{REST}.codes"]) if layer.rows else 0), k
-            wanted = tuple(weight.shape)
+            wanted = tuple(weights[name].shape)
             if shape != wanted:
                 raise InputError(f"{name}: the spec has {shape} codes, the model's weight is {wanted}")
 
@@ -60,14 +75,14 @@ def swap(model: nn.Module, spec: Spec, folded: bool = False) -> None:
     if not folded:
         fold_all(model, spec)
     check_layers(model, spec)
-    layers = quantizable(model)
+    layers, weights = quantizable(model), weights_of(model)
     for name, layer in spec.document.layers.items():
         if layer.bits is None or name.endswith(REST):
             continue
-        found = layers[name]
-        if isinstance(found, nn.Embedding):
-            found.weight.data = spec.dequantized(name)
-        elif isinstance(found, nn.Linear):
+        found = layers.get(name)
+        if isinstance(found, nn.Linear):
             parent, _, child = name.rpartition(".")
             setattr(model.get_submodule(parent), child, QuantizedLinear(found, layer, spec, name))
+        else:  # only its numbers are stored small
+            weights[name].copy_(spec.dequantized(name))
     round_cache(model, spec)

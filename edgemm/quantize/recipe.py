@@ -15,20 +15,22 @@ from collections.abc import Iterator, Mapping
 from edgemm.errors import UsageError
 from edgemm.model.unified import Unified
 from edgemm.quantize.floats import BLOCK as FLOAT_BLOCK
-from edgemm.quantize.quantized_linear import quantizable
+from edgemm.quantize.quantized_linear import weights_of
 from edgemm.quantize.spec import HEAD, REST, Layer
 
 __all__ = ["DRAW", "FLOATS", "QUICK", "TEXT", "choose_layers", "layers_of", "side_of"]
 
 BLOCK = 32  # channels a scale covers, as CPU kernels like it
-FREQUENT = 16_384  # tokens, the first ones: vocabularies begin with what was merged first
+WIDE = 64  # the same of an embedding in 8 bits
+FREQUENT = 16_384  # tokens, as said_often.py orders them
+HEAVY = 1 / 3  # of the transformer's numbers: an embedding that has more is cut even where 8 bits are asked for
 WIDE_BLOCKS = (128, 64)  # of 8 bits, where 4 are asked for: as good, and faster than blocks of 32
 TENDER = re.compile(r"layers\.\d+\.(?:self_attn\.[qkv]_proj|mlp\.down_proj)$")  # as k-quant mixes of llama.cpp have it
 PORTABLE_BLOCK = 64  # as NVIDIA's builders take it
 
 TEXT = {
     "fp16": Layer(None),
-    "int8": Layer(8, BLOCK, symmetric=False, activations="block"),
+    "int8": Layer(8, BLOCK, activations="block"),
     "w8a8": Layer(8, 0, activations="token"),
     "int4": Layer(4, BLOCK, symmetric=False, activations="block"),
     "fp8": Layer(8, form="fp8", activations="fp8"),
@@ -43,8 +45,20 @@ DRAW = {
 }
 READ_AT_EVERY_STEP = "its keys and values are read at every step"
 READING = ("transformer", "text_head", "image_head")  # the heads of transformers that have several
-EYE = Layer(8, BLOCK, activations="block", reason="it runs once a picture")
-EYE_HEADS = re.compile(r"image_encoder\.(words\.proj|up_proj|down_proj)$")
+EYE = (  # of image encoders: layers, the fewest numbers, what they become
+    (
+        r"words\.proj",
+        0,
+        Layer(4, BLOCK, symmetric=False, activations="block", reason="only the likeliest words matter"),
+    ),
+    (r"(up|down)_proj", 0, Layer(8, BLOCK, activations="block", reason="it runs once a picture")),
+    (r"words\.letters", 0, Layer(8, BLOCK, reason="as fine as the embedding that they are copied from")),
+    (
+        r"encoder\.(eye\.)?(blocks\.\d+\.(expand|project)|head)",
+        100_000,
+        Layer(8, BLOCK, reason="the last ones bear it"),
+    ),
+)
 QUICK = {"int8": ("int8", "int8"), "int4": ("int4", "int8")}  # --precision -> the text and the draw word
 FLOATS = {  # the same for engines that multiply small floats
     "fp8": ("fp8", "fp8"),
@@ -67,7 +81,7 @@ def side_of(name: str) -> str:
 
 def layers_of(model: Unified, text: str, draw: str, portable: bool = False) -> dict[str, Layer]:
     """Layer name -> what it shall be, methods still unnamed; layers that stay in float say why."""
-    shapes = {name: tuple(part.weight.shape) for name, part in quantizable(model).items()}  # type: ignore
+    shapes = {name: (len(weight), weight.shape[1]) for name, weight in weights_of(model).items()}
     return choose_layers(shapes, text, draw, max(model.config.denoiser.prefix_layers, default=-1) + 1, portable)
 
 
@@ -93,29 +107,40 @@ def _read(word: str, side: str, table: dict[str, Layer], portable: dict[str, Lay
 def _decide(
     shapes: Mapping[str, tuple[int, int]], text: Layer, draw: Layer, drawing_depth: int, portable: bool
 ) -> Iterator[tuple[str, Layer]]:
+    read = {name: rows * width for name, (rows, width) in shapes.items() if side_of(name) == "text"}
+    heavy = read.get(HEAD, 0) > HEAVY * sum(read.values())
     for name, (rows, width) in shapes.items():
         if side_of(name) == "text" and text.bits is not None:
             if name == HEAD and portable:
                 yield name, Layer(None, reason="looked up and multiplied with: it stays in the target's own float")
             else:
                 layer = _text_layer(name, width, text, drawing_depth)
-                if name == HEAD and layer.bits and text.bits == 4 and drawing_depth and rows > 2 * FREQUENT:
+                if name == HEAD and layer.bits and drawing_depth and rows > 2 * FREQUENT and (text.bits == 4 or heavy):
                     yield name, dataclasses.replace(layer, rows=FREQUENT)
-                    yield name + REST, dataclasses.replace(layer, bits=4, reason="tokens that are seldom said")
+                    yield (
+                        name + REST,
+                        dataclasses.replace(layer, bits=4, group=BLOCK, reason="tokens that are seldom said"),
+                    )
                 else:
                     yield name, layer
         elif name.startswith("image_encoder.") and text.bits is not None and not portable:
-            if EYE_HEADS.match(name):
-                yield name, EYE
+            yield from _seeing(name, rows, width)
         elif side_of(name) == "draw" and draw.bits is not None:
             yield name, _draw_layer(name, draw)
+
+
+def _seeing(name: str, rows: int, width: int) -> Iterator[tuple[str, Layer]]:
+    for pattern, least, layer in EYE:
+        if re.fullmatch(rf"image_encoder\.{pattern}", name) and rows * width >= least and width % layer.group == 0:
+            yield name, layer
 
 
 def _text_layer(name: str, width: int, asked: Layer, drawing_depth: int) -> Layer:
     if name == HEAD:
         if width % BLOCK:
             return Layer(None, reason=f"its width {width} is no multiple of {BLOCK}")
-        return Layer(8, BLOCK, activations="block", reason="the embedding is the head: a coarse one costs twice")
+        group = BLOCK if width % WIDE else WIDE
+        return Layer(8, group, activations="block", reason="the embedding is the head: a coarse one costs twice")
     if asked.bits == 4 and not asked.symmetric and TENDER.search(name):
         group = next((size for size in WIDE_BLOCKS if width % size == 0), BLOCK)
         return Layer(8, group, activations=asked.activations, reason="4 bits lose most here")

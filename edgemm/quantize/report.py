@@ -13,6 +13,7 @@ from torch import Tensor
 
 from edgemm.quantize import pareto
 from edgemm.quantize.judges import Answers, Scores
+from edgemm.quantize.sizes import size_bytes
 from edgemm.quantize.spec import Spec
 
 __all__ = ["document_of", "write_report"]
@@ -55,15 +56,6 @@ def document_of(
             for name, layer in told.layers.items()
         },
     }
-
-
-def size_bytes(spec: Spec) -> int:
-    """Of the quantized weights with their scales, zero-points and branches; what stays in float is not counted."""
-    sizes = {name: array.nbytes for name, array in spec.tensors.items() if not name.endswith((".smooth", ".range"))}
-    for name, layer in spec.document.layers.items():
-        if layer.bits == 4:
-            sizes[f"{name}.codes"] //= 2
-    return sum(sizes.values())
 
 
 def write_report(path: Path, document: dict[str, Any], plain: Answers, quantized: Answers) -> None:

@@ -9,7 +9,8 @@
 
 Numbers are those of the smoothed weights.  A spec knows no graph and no operator: edgemm/export/lower_*.py do, and
 refuse what their target cannot take.  `transformer.embed_tokens` is the embedding and the head, which share it; where
-it covers the first rows only, those of frequent tokens, `transformer.embed_tokens.rest` has the others.
+it covers the first rows only, those of frequent tokens, `transformer.embed_tokens.rest` has the others, and
+`transformer.embed_tokens.places` (v,) int32, if it is there, says which row is which token's (said_often.py).
 """
 
 from __future__ import annotations
@@ -35,6 +36,7 @@ __all__ = [
     "FORMS",
     "HEAD",
     "JSON_FILE",
+    "PLACES",
     "RANGED",
     "REST",
     "SCHEMA_VERSION",
@@ -49,7 +51,7 @@ __all__ = [
 
 SCHEMA_VERSION = 1
 HEAD = "transformer.embed_tokens"  # the embedding; as a product it is the head
-REST = ".rest"
+REST, PLACES = ".rest", "places"
 TENSOR_FILE = "quant.safetensors"
 
 ACTIVATIONS = {  # what the inputs of a product are rounded to, and when
@@ -151,7 +153,14 @@ class Spec:
     def dequantized(self, name: str) -> torch.Tensor:
         """(n, k) float32, all rows."""
         first = self.numbers(name).dequantized()
-        return torch.cat([first, self.integers(name + REST).dequantized()]) if self.layer(name).rows else first
+        if not self.layer(name).rows:
+            return first
+        whole, places = torch.cat([first, self.integers(name + REST).dequantized()]), self.places(name)
+        return whole if places is None else whole[torch.from_numpy(places)]
+
+    def places(self, name: str) -> np.ndarray | None:
+        """Token -> its row (v) int32; None where rows lie in the vocabulary's own order."""
+        return self.tensors.get(f"{name}.{PLACES}")
 
     def low_rank(self, name: str) -> tuple[np.ndarray, np.ndarray] | None:
         """down (r, k) and up (n, r)."""
@@ -166,9 +175,13 @@ class Spec:
         return {name[len(CACHE) :]: array for name, array in self.tensors.items() if name.startswith(CACHE)}
 
     def coarsest(self, component: str) -> str:
-        """The precision to call a component by: that of its coarsest layer."""
+        """The precision to call a component by: that of its coarsest layer.  Where 8 bits were asked for it is 8 bits,
+        though what is seldom said, or bears it well, may have 4."""
         layers = self.document.layers.items()
         words = {_word(layer) for name, layer in layers if layer.bits and name.startswith(f"{component}.")}
+        asked = self.document.draw if component in DRAWN else self.document.text
+        if asked in ("int8", "w8a8") and "int4" in words:
+            return "int8"
         return next((word for word in COARSEST_FIRST if word in words), "fp32")
 
     def require_checkpoint(self, sha256: str, name: str) -> None:
@@ -198,6 +211,7 @@ class Spec:
 
 
 CACHE = "cache."
+DRAWN = ("conditioner", "denoiser")  # what `draw` was asked of; `text` is about the others
 COARSEST_FIRST = ("nvfp4", "nvfp4-weights", "int4", "fp8", "int8")
 
 
@@ -243,6 +257,9 @@ def read_spec(path: Path) -> Spec:
             if layer.bits == 4:
                 k = _inputs_of(layer, tensors[f"{name}.codes"])
                 tensors[f"{name}.codes"] = _unpack(tensors[f"{name}.codes"], k)
+    places, rest = spec.places(HEAD), spec.tensors.get(f"{HEAD}{REST}.codes")
+    if places is not None and (rest is None or not _is_order(places, len(spec.tensors[f"{HEAD}.codes"]) + len(rest))):
+        raise InputError(f"{TENSOR_FILE}: {HEAD}.{PLACES} does not name every row of the embedding once")
     for name, steps in spec.cache_steps().items():
         if steps.ndim != 2 or not (np.isfinite(steps).all() and (steps > 0).all()):
             raise InputError(f"{TENSOR_FILE}: {CACHE}{name} holds a step that is not a positive number")
@@ -270,6 +287,10 @@ def _check_layer(name: str, layer: Layer, tensors: dict[str, np.ndarray]) -> Non
         raise InputError(f"{name}: scales {scales.shape} and {what} {third.shape}, expected {shape} of uint8 codes")
     if not (np.isfinite(scales).all() and (scales > 0).all() and (what == "zeros" or 0 < third[0] < np.inf)):
         raise InputError(f"{name}: a scale is not a positive number")
+
+
+def _is_order(places: np.ndarray, count: int) -> bool:
+    return places.dtype == np.int32 and np.array_equal(np.sort(places), np.arange(count))
 
 
 def _inputs_of(layer: Layer, codes: np.ndarray) -> int:

@@ -12,12 +12,14 @@ from onnx import ModelProto, TensorProto, helper, numpy_helper
 
 from edgemm.errors import UsageError
 from edgemm.export.lower_cpu import PRECISIONS, lower, quick_spec
+from edgemm.export.lower_ort_cpu import lower_ort_cpu
 from edgemm.export.plan_specs import plan_specs
 from edgemm.export.products import copy_to_rewrite
 from edgemm.export.targets import read_plans
 from edgemm.quantize import recipe
+from edgemm.quantize.make import make_spec
 from edgemm.quantize.quantization import quantize
-from edgemm.quantize.recipe import QUICK
+from edgemm.quantize.recipe import QUICK, choose_layers
 from edgemm.quantize.spec import HEAD, REST
 
 COMPONENTS = ("image_encoder", "transformer", "conditioner", "denoiser", "image_decoder")
@@ -46,7 +48,8 @@ def test_a_graph_gets_the_numbers_that_its_torch_model_would(references, graphs,
 
 def test_int8_alone_is_smoothed(model):
     found = {precision: plan_specs(copy.deepcopy(model), read_plans("cpu", precision)) for precision in PRECISIONS}
-    assert {precision: list(specs) for precision, specs in found.items()} == {"fp32": [], "int8": ["cpu"], "int4": []}
+    assert {precision: len(specs) for precision, specs in found.items()} == {"fp32": 0, "int8": 1, "int4": 1}
+    assert found["int4"]["cpu"].document.smoothed == ()
     assert len(found["int8"]["cpu"].document.smoothed) == 2 * 3, "three places of each transformer layer"
 
 
@@ -130,6 +133,7 @@ def test_any_width_can_be_lowered(precision, width, turned):
 def test_rare_tokens_have_4_bits_at_int4_and_every_token_its_own_row(monkeypatch):
     monkeypatch.setattr(recipe, "FREQUENT", 16)
     model, table = embedding_and_head(64, turned=False)
+    monkeypatch.setattr(recipe, "HEAVY", 1.0)
     assert list(quick_spec("transformer", model, "int8", drawing_depth=1).document.layers) == [HEAD]
     spec = quick_spec("transformer", model, "int4", drawing_depth=1)
     assert (spec.layer(HEAD).bits, spec.layer(HEAD + REST).bits) == (8, 4)
@@ -160,6 +164,32 @@ def test_weights_are_not_in_memory_once_more_for_each_lowering():
     assert summed.item() == pytest.approx(table.sum(), rel=1e-4), (
         "a weight that is read elsewhere too keeps its numbers"
     )
+
+
+def test_at_int8_rare_tokens_have_4_bits_only_where_the_embedding_outweighs_the_layers():
+    shapes = {HEAD: (49_152, 576), "transformer.layers.0.mlp.up_proj": (100_000, 576)}
+    assert choose_layers(shapes, "int8", "int8", drawing_depth=1)[HEAD].rows == 0
+    del shapes["transformer.layers.0.mlp.up_proj"]
+    layers = choose_layers(shapes, "int8", "int8", drawing_depth=1)
+    assert layers[HEAD].rows == recipe.FREQUENT and layers[HEAD + REST].bits == 4
+
+
+def test_tokens_that_spell_pictures_are_fine_wherever_they_stand(monkeypatch):
+    """ONNX Runtime looks up and multiplies with rows in the spec's order, and tells logits in the vocabulary's."""
+    monkeypatch.setattr(recipe, "FREQUENT", 16)
+    model, table = embedding_and_head(64, turned=False)
+    weights = {HEAD: torch.from_numpy(table)}
+    first = [3, 30, 39]
+    places = torch.argsort(torch.tensor(first + [token for token in range(40) if token not in first])).int()
+    spec = make_spec(weights, choose_layers({HEAD: table.shape}, "int4", "int8", 1), {}, places=places)
+    said = spec.dequantized(HEAD).numpy()
+    off = np.abs(said - table).mean(-1)
+    assert off[first].max() < 0.3 * off[16:29].min(), "30 and 39 are rare, and have 8 bits"
+    assert off[13] < 0.3 * off[14], "as many frequent ones as before"
+    lower_ort_cpu("transformer", model, spec)
+    session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    (logits,) = session.run(None, {"input_ids": np.arange(40)[None]})
+    np.testing.assert_allclose(logits[0], said @ said.T, atol=0.02 * np.abs(logits).max())
 
 
 def test_other_families_keep_pictures_among_their_rare_tokens(monkeypatch):
