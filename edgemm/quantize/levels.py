@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from edgemm.model.unified import Unified
+from edgemm.quantize.calibration import read_calibration
 from edgemm.quantize.judges import layer_signals
 from edgemm.quantize.make import make_spec
 from edgemm.quantize.quantization import prepare
@@ -67,8 +68,9 @@ def make_levels(
             fine[name] = dataclasses.replace(layer, bits=8)
     ready = prepare(model, fine, methods, calibration, samples, steps, status)
     numbers, known = (ready.methods, ready.inputs, ready.smoothed), (checkpoint, ready.name, rank, status)
+    places = places_of(model, read_calibration(calibration, model, samples))
     specs = [
-        make_spec(weights_of(model), layers, *numbers, ("auto", "auto"), *known, places=places_of(model))
+        make_spec(weights_of(model), layers, *numbers, ("auto", "auto"), *known, places=places)
         for layers in (fine, coarser(fine))
     ]
     return Levels(model, *specs)

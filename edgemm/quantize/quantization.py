@@ -52,7 +52,9 @@ def quantize(
     chosen = layers_of(model, text, draw, portable)
     methods = {"text": SUITED[text], "draw": SUITED[draw]} if methods is None else methods
     ready = prepare(model, chosen, methods, calibration, samples, steps, status)
-    rounded = cache_steps(model, read_calibration(calibration, model, samples)) if cache == "int8" else None
+    data = read_calibration(calibration, model, samples)
+    rounded = cache_steps(model, data) if cache == "int8" else None
+    places = places_of(model, data) if chosen.get(HEAD, Layer(None)).rows else None
     return make_spec(
         weights_of(model),
         chosen,
@@ -65,7 +67,7 @@ def quantize(
         rank,
         status,
         rounded,
-        places_of(model),
+        places,
     )
 
 

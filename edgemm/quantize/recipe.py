@@ -22,7 +22,7 @@ __all__ = ["DRAW", "FLOATS", "QUICK", "TEXT", "choose_layers", "layers_of", "sid
 
 BLOCK = 32  # channels a scale covers, as CPU kernels like it
 WIDE = 64  # the same of an embedding in 8 bits
-FREQUENT = 16_384  # tokens, as said_often.py orders them
+FREQUENT = {4: 16_384, 8: 24_576}  # tokens that keep 8 bits, as said_often.py orders them, by the bits asked for
 HEAVY = 1 / 3  # of the transformer's numbers: an embedding that has more is cut even where 8 bits are asked for
 WIDE_BLOCKS = (128, 64)  # of 8 bits, where 4 are asked for: as good, and faster than blocks of 32
 TENDER = re.compile(r"layers\.\d+\.(?:self_attn\.[qkv]_proj|mlp\.down_proj)$")  # as k-quant mixes of llama.cpp have it
@@ -51,7 +51,7 @@ EYE = (  # of image encoders: layers, the fewest numbers, what they become
         0,
         Layer(4, BLOCK, symmetric=False, activations="block", reason="only the likeliest words matter"),
     ),
-    (r"(up|down)_proj", 0, Layer(8, BLOCK, activations="block", reason="it runs once a picture")),
+    (r"(up|down)_proj", 0, Layer(4, BLOCK, symmetric=False, activations="block", reason="it bears 4 bits")),
     (r"words\.letters", 0, Layer(8, BLOCK, reason="as fine as the embedding that they are copied from")),
     (
         r"encoder\.(eye\.)?(blocks\.\d+\.(expand|project)|head)",
@@ -115,8 +115,8 @@ def _decide(
                 yield name, Layer(None, reason="looked up and multiplied with: it stays in the target's own float")
             else:
                 layer = _text_layer(name, width, text, drawing_depth)
-                if name == HEAD and layer.bits and drawing_depth and rows > 2 * FREQUENT and (text.bits == 4 or heavy):
-                    yield name, dataclasses.replace(layer, rows=FREQUENT)
+                if name == HEAD and layer.bits and drawing_depth and _is_cut(rows, text.bits, heavy):
+                    yield name, dataclasses.replace(layer, rows=FREQUENT[text.bits])
                     yield (
                         name + REST,
                         dataclasses.replace(layer, bits=4, group=BLOCK, reason="tokens that are seldom said"),
@@ -127,6 +127,11 @@ def _decide(
             yield from _seeing(name, rows, width)
         elif side_of(name) == "draw" and draw.bits is not None:
             yield name, _draw_layer(name, draw)
+
+
+def _is_cut(rows: int, bits: int, heavy: bool) -> bool:
+    """Whether an embedding has tokens enough that are seldom said, and whether their bytes matter."""
+    return rows >= 2 * FREQUENT[bits] and (bits == 4 or heavy)
 
 
 def _seeing(name: str, rows: int, width: int) -> Iterator[tuple[str, Layer]]:

@@ -1,8 +1,8 @@
-"""Which rows of an embedding deserve the finer precision: tokens that are said often, told without any data.
+"""Which rows of an embedding deserve the finer precision: those of tokens that are said often.
 
-Vocabularies begin with what was merged first, so a low number means a frequent token.  A model that sees pictures also
-knows the tokens that spell their names (visual_words.py): what it reads and draws is said in those, however rare they
-are in books, so they stand before all others.
+Vocabularies begin with what was merged first, so a low number means a frequent token.  But what a model reads and draws
+is said in the tokens that spell its pictures' names (visual_words.py) and that calibration data has, however rare they
+are in books: they stand before all others.
 Axes: v tokens of the vocabulary, u letters, w width.
 """
 
@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from edgemm.model.unified import Unified
+from edgemm.quantize.calibration import Calibration
 
 __all__ = ["order_of", "places_of"]
 
@@ -19,19 +20,25 @@ SAME = 0.999  # cosine of a letter and the row that it was copied from
 
 
 @torch.no_grad()
-def places_of(model: Unified) -> Tensor | None:
-    """Token -> its row, the most said first (v); None where the vocabulary's own order is as good."""
+def places_of(model: Unified, data: Calibration) -> Tensor:
+    """Token -> its row (v)."""
+    said = torch.zeros(model.config.transformer.vocab_size, dtype=torch.bool)
+    said[data.texts] = True
+    for prompt in data.prompts:
+        said[model.encode(f" {prompt}", special=False)] = True
+    said[_spelled(model)] = True
+    tokens = torch.arange(len(said))
+    return torch.argsort(torch.cat([tokens[said], tokens[~said]])).int()
+
+
+def _spelled(model: Unified) -> Tensor:
+    """Tokens that visual words are spelled with: their letters are copies of the embedding's rows."""
     words = getattr(model.image_encoder, "words", None)
     if words is None:
-        return None
+        return torch.zeros(0, dtype=torch.long)
     table = nn.functional.normalize(model.transformer.embed_tokens.weight, dim=-1)  # (v, w)
     alike, tokens = (nn.functional.normalize(words.letters, dim=-1) @ table.T).max(-1)  # (u)
-    spelled = tokens[alike > SAME].unique()
-    if not len(spelled):
-        return None
-    said = torch.zeros(len(table), dtype=torch.bool)
-    said[spelled] = True
-    return torch.argsort(torch.cat([spelled, torch.arange(len(table))[~said]])).int()
+    return tokens[alike > SAME]
 
 
 def order_of(places: Tensor) -> Tensor:

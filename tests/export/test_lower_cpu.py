@@ -131,7 +131,7 @@ def test_any_width_can_be_lowered(precision, width, turned):
 
 
 def test_rare_tokens_have_4_bits_at_int4_and_every_token_its_own_row(monkeypatch):
-    monkeypatch.setattr(recipe, "FREQUENT", 16)
+    monkeypatch.setattr(recipe, "FREQUENT", {4: 16, 8: 16})
     model, table = embedding_and_head(64, turned=False)
     monkeypatch.setattr(recipe, "HEAVY", 1.0)
     assert list(quick_spec("transformer", model, "int8", drawing_depth=1).document.layers) == [HEAD]
@@ -171,12 +171,12 @@ def test_at_int8_rare_tokens_have_4_bits_only_where_the_embedding_outweighs_the_
     assert choose_layers(shapes, "int8", "int8", drawing_depth=1)[HEAD].rows == 0
     del shapes["transformer.layers.0.mlp.up_proj"]
     layers = choose_layers(shapes, "int8", "int8", drawing_depth=1)
-    assert layers[HEAD].rows == recipe.FREQUENT and layers[HEAD + REST].bits == 4
+    assert layers[HEAD].rows == recipe.FREQUENT[8] and layers[HEAD + REST].bits == 4
 
 
 def test_tokens_that_spell_pictures_are_fine_wherever_they_stand(monkeypatch):
     """ONNX Runtime looks up and multiplies with rows in the spec's order, and tells logits in the vocabulary's."""
-    monkeypatch.setattr(recipe, "FREQUENT", 16)
+    monkeypatch.setattr(recipe, "FREQUENT", {4: 16, 8: 16})
     model, table = embedding_and_head(64, turned=False)
     weights = {HEAD: torch.from_numpy(table)}
     first = [3, 30, 39]
@@ -193,6 +193,6 @@ def test_tokens_that_spell_pictures_are_fine_wherever_they_stand(monkeypatch):
 
 
 def test_other_families_keep_pictures_among_their_rare_tokens(monkeypatch):
-    monkeypatch.setattr(recipe, "FREQUENT", 16)
+    monkeypatch.setattr(recipe, "FREQUENT", {4: 16, 8: 16})
     spec = quick_spec("transformer", embedding_and_head(64, turned=False)[0], "int4")
     assert list(spec.document.layers) == [HEAD]

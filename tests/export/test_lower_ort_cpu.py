@@ -119,10 +119,10 @@ def test_the_decoder_stays_as_it_is(lowered, references, graphs):
 
 
 @pytest.mark.parametrize("precision", ["int8", "int4"])
-def test_what_puts_pictures_into_words_is_in_8_bits(lowered, precision):
+def test_what_puts_pictures_into_words_is_in_4_bits(lowered, precision):
     graph, real = lowered("image_encoder", precision)
-    assert real == "int8"
-    assert [attribute(node, "bits") for node in nodes(graph, "MatMulNBits")] == [8, 8]
+    assert real == precision
+    assert [attribute(node, "bits") for node in nodes(graph, "MatMulNBits")] == [4, 4]
     assert float_products_with_weights(graph) == []
 
 

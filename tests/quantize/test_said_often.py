@@ -1,4 +1,4 @@
-"""Tokens that spell what pictures show stand first, however rare they are; a model that knows no words has no order."""
+"""Tokens that spell what pictures show, and those of calibration data, stand first, however rare they are."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import torch
 
 from edgemm.model.unified import Unified
 from edgemm.quantize import recipe
+from edgemm.quantize.calibration import Calibration, read_calibration
 from edgemm.quantize.quantization import quantize
 from edgemm.quantize.quantized_linear import swap
 from edgemm.quantize.said_often import order_of, places_of
@@ -29,24 +30,29 @@ def wordy() -> Unified:
     return model
 
 
-def test_spelled_tokens_come_first_and_the_others_keep_their_order(wordy):
-    places = places_of(wordy)
-    assert places is not None
-    order = order_of(places).tolist()
-    assert order[:3] == sorted(SPELLED) and order[3:] == [n for n in range(264) if n not in SPELLED]
-    assert places[250] == 2
+DATA = Calibration(torch.tensor([[5, 90, 5]]), ("ab",), "")
 
 
-def test_a_model_that_knows_no_words_has_no_order():
-    assert places_of(random_nano()) is None
+def test_what_is_said_comes_first_and_the_others_keep_their_order(wordy):
+    said = sorted({*SPELLED, 5, 90, *wordy.encode(" ab", special=False)})
+    order = order_of(places_of(wordy, DATA)).tolist()
+    assert order[: len(said)] == said
+    assert order[len(said) :] == [n for n in range(264) if n not in said]
+    assert places_of(wordy, DATA)[250] == said.index(250)
+
+
+def test_a_model_that_knows_no_words_has_only_the_data_to_go_by():
+    space, a, b = random_nano().encode(" ab", special=False)
+    assert order_of(places_of(random_nano(), DATA))[:5].tolist() == sorted([5, 90, space, a, b])
 
 
 def test_a_rare_token_that_spells_a_picture_keeps_8_bits(wordy, monkeypatch):
-    monkeypatch.setattr(recipe, "FREQUENT", 100)
+    monkeypatch.setattr(recipe, "FREQUENT", {4: 100, 8: 100})
     spec = quantize(copy.deepcopy(wordy), "int4", "fp16", {"text": "", "draw": ""})
     swapped = copy.deepcopy(wordy)
     swap(swapped, spec)
     off = (swapped.transformer.embed_tokens.weight - wordy.transformer.embed_tokens.weight).abs().mean(-1)
     assert spec.layer(HEAD).rows == 100
     assert off[250] < 0.3 * off[249] and off[120] < 0.3 * off[121]
-    assert torch.equal(off < 0.3 * off[249], torch.isin(torch.arange(264), order_of(places_of(wordy))[:100]))  # type: ignore[arg-type]
+    fine = order_of(places_of(wordy, read_calibration(None, wordy)))[:100]
+    assert torch.equal(off < 0.3 * off[249], torch.isin(torch.arange(264), fine))

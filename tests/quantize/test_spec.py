@@ -36,7 +36,7 @@ def spec(model) -> Spec:
 def split(model) -> Spec:
     """The embedding in two precisions."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(recipe, "FREQUENT", 100)
+        patch.setattr(recipe, "FREQUENT", {4: 100, 8: 100})
         return quantize(copy.deepcopy(model), "int4", "fp16", {"text": "", "draw": ""})
 
 
