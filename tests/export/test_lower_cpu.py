@@ -8,6 +8,7 @@ from collections import Counter
 import numpy as np
 import onnxruntime
 import pytest
+import torch
 from onnx import ModelProto, TensorProto, helper, numpy_helper
 
 from edgemm.errors import UsageError
