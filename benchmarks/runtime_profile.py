@@ -1,10 +1,13 @@
 """Which operator takes which share of each component, by ONNX Runtime's own trace.
 
+    python benchmarks/without_passes.py checkpoints/sticker-small before.bundle
+    edgemm export checkpoints/sticker-small --output after.bundle --precision int8
     python benchmarks/runtime_profile.py before.bundle after.bundle
 
 Every component is run again alone on the arrays that real work bound: a token, a prompt of 512 tokens, a drawing
 prompt, a picture, a denoising step.  Profiled runs are slower than plain ones: shares are to be trusted, totals are
-not; the plain time of each stands in its title.  Prints a table a component and shape, then one JSON line.
+not; the plain time of each stands in its title.  Prints a table a component and shape, with several bundles their
+shares side by side (with how often an operator runs), then one JSON line.
 """
 
 from __future__ import annotations
@@ -12,6 +15,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -24,6 +28,7 @@ from edgemm.measure.workload import fit_prompt, noise_picture
 
 RUNS = 10
 PROMPT_TOKENS = 512
+LEAST_SHARE = 1.0  # percent, of what is shown side by side
 
 
 def profiled(path: Path, threads: int | None, runs: int) -> dict[str, Any]:
@@ -50,6 +55,28 @@ def profiled(path: Path, threads: int | None, runs: int) -> dict[str, Any]:
     return found
 
 
+def side_by_side(found: dict[str, dict[str, Any]]) -> Iterator[str]:
+    """For every component and shape that all bundles have: the share of each operator that takes 1 % in one of them."""
+    columns = list(found.values())
+    for name in columns[0]:
+        if all(name in column for column in columns):
+            entries = [column[name] for column in columns]
+            shares = [_shares(entry["operators"][1:]) for entry in entries]
+            yield f"| {name} | " + " | ".join(f"{entry['plain_ms']:.2f} ms" for entry in entries) + " |"
+            yield "|---" * (1 + len(columns)) + "|"
+            for operator in dict.fromkeys(operator for share in shares for operator in share):
+                if any(share.get(operator, (0.0, 0))[0] >= LEAST_SHARE for share in shares):
+                    cells = [f"{s[operator][0]:.0f} % ({s[operator][1]})" if operator in s else "-" for s in shares]
+                    yield f"| {operator} | " + " | ".join(cells) + " |"
+            yield ""
+
+
+def _shares(rows: list[dict[str, Any]]) -> dict[str, tuple[float, int]]:
+    """Operator -> its share of the medians in percent, which one disturbed run does not move; and how often it runs."""
+    whole = sum(row["medianMs"] for row in rows) or 1.0
+    return {row["name"]: (100 * row["medianMs"] / whole, row["calls"]) for row in rows}
+
+
 def main(words: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("bundle", type=Path, nargs="+")
@@ -60,6 +87,8 @@ def main(words: list[str] | None = None) -> int:
     for path in args.bundle:
         print(f"## {path}\n")
         found[str(path)] = profiled(path, args.threads, args.runs)
+    if len(found) > 1:
+        print("\n".join(side_by_side(found)))
     print(json.dumps({"benchmark": "runtime_profile", "card": machine_card(), "profiles": found}))
     return 0
 
