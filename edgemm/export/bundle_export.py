@@ -157,7 +157,7 @@ def check_runtime() -> None:
     except Exception as error:  # its errors share no base but Exception
         raise MissingError(
             f"bundles are written in ONNX opset {OPSET}, which ONNX Runtime {onnxruntime.__version__} does not read: "
-            "pip install 'onnxruntime>=1.24' (Python 3.11 or newer)"
+            "pip install 'onnxruntime>=1.30' (Python 3.11 or newer)"
         ) from error
 
 

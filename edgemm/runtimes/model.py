@@ -17,7 +17,6 @@ import numpy as np
 
 from edgemm.bundle import Bundle
 from edgemm.errors import EdgemmError
-from edgemm.loops import ImageTokensLoop, TextLoop
 from edgemm.picture import PictureSource
 from edgemm.runtimes.adapters import Adapter, Adapters
 from edgemm.runtimes.backends import Choice
@@ -28,10 +27,8 @@ from edgemm.runtimes.drawing_options import MOST_PICTURES, DrawingOptions, check
 from edgemm.runtimes.engine import Engine
 from edgemm.runtimes.engines import Engines
 from edgemm.runtimes.events import DenoiseProgress, TextChunk
-from edgemm.runtimes.image_tokens_loop import CodesEngines
 from edgemm.runtimes.interleaved import DRAW_MARKS, InterleavedResult, check_marks, write_interleaved
-from edgemm.runtimes.kv_cache import CachedTransformer
-from edgemm.runtimes.prompt import Message, Prompt, as_messages
+from edgemm.runtimes.prompt import Message, as_messages
 from edgemm.runtimes.results import ImageResult, TextResult
 from edgemm.runtimes.session import Session
 from edgemm.runtimes.sight import Sight
@@ -180,14 +177,6 @@ class Model:
             chosen.timeout_s,
         )
 
-    def look(self, prompt: Prompt, pictures: list[np.ndarray], loop: TextLoop) -> tuple[Prompt, np.ndarray | None]:
-        """Pictures (3, S, S) as what the transformer reads: token ids in the prompt, or tokens (1, m, width) beside."""
-        return self.sight.look(prompt, pictures, loop)
-
-    def conversation(self, rows: int = 1) -> CachedTransformer:
-        """The transformer with an empty memory, for one reply or several side by side."""
-        return self.talking.conversation(rows)
-
     # Pictures
 
     def generate_image(self, prompt: str, **options: Any) -> ImageResult:
@@ -237,10 +226,6 @@ class Model:
             image,
         )
         return self.call(self.drawing.start(prompt, options), timeout_s)
-
-    def codes_engines(self, loop: ImageTokensLoop) -> CodesEngines:
-        """What draws token by token."""
-        return self.drawing.codes_engines(loop)
 
     # Adapters
 

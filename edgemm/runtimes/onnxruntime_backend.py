@@ -41,6 +41,9 @@ ORT_TYPES = {
     "tensor(int8)": "int8",
     "tensor(bool)": "bool",
 }
+CPU = "CPUExecutionProvider"
+NEEDED = (1, 30)  # of what graphs for CPUs are made: GroupQueryAttention without a mask of its own
+UPGRADE = "bundles for CPUs want 1.30 or newer: pip install -U 'onnxruntime>=1.30' (Python 3.11 or newer)"
 ERRORS_ONLY = 3
 NO_OPTIONS: Mapping[str, str] = MappingProxyType({})
 
@@ -83,7 +86,10 @@ def open_session(
     try:
         session = ort.InferenceSession(str(graph), session_options(plan), providers=[(provider, dict(options))])
     except Exception as error:  # its errors share no base but Exception
-        raise explained(error, f"{graph}: ONNX Runtime {ort.__version__} cannot load it", BundleError) from error
+        what, kind = f"{graph}: ONNX Runtime {ort.__version__} cannot load it", BundleError
+        if provider == CPU and _release(ort.__version__) < NEEDED:
+            what, kind = f"{what}; {UPGRADE}; it says", MissingError
+        raise explained(error, what, kind) from error
     if session.get_providers()[0] != provider:
         raise MissingError(f"{component}: asked ONNX Runtime for {provider}, it uses {session.get_providers()[0]}")
     compare_io(graph, "input", variant.inputs, session.get_inputs())
@@ -161,6 +167,10 @@ def compare_io(graph: Path, side: str, specs: tuple[TensorSpec, ...], found: Seq
             raise BundleError(
                 f"{graph}: {side} {spec.name} is {node.type} {node.shape}, the manifest says {spec.dtype} {spec.shape}"
             )
+
+
+def _release(version: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in version.split(".")[:2])
 
 
 def explained(error: Exception, what: str, kind: type[EdgemmError]) -> EdgemmError:

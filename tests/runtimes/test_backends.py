@@ -106,6 +106,28 @@ def test_a_graph_that_onnxruntime_cannot_load_is_one_line_with_its_file(tmp_path
     assert "\n" not in str(refused.value)
 
 
+def test_an_onnxruntime_that_is_too_old_is_told_apart_from_a_bundle_that_is_damaged(tmp_path, bundle_path, monkeypatch):
+    """What 1.29 says of a graph for CPUs: an attribute that it does not know."""
+    from onnx import TensorProto, helper
+
+    variant = open_bundle(bundle_path).manifest.variant("image_decoder", "cpu")
+    node = helper.make_node("Relu", ["tokens"], ["pixels"], newer=1)
+    ends = [[helper.make_tensor_value_info(name, TensorProto.FLOAT, [1])] for name in ("tokens", "pixels")]
+    model = helper.make_model(helper.make_graph([node], "g", *ends), opset_imports=[helper.make_opsetid("", 21)])
+    model.ir_version = 10
+    (tmp_path / "new.onnx").write_bytes(model.SerializeToString())
+    monkeypatch.setattr("onnxruntime.__version__", "1.29.0")
+    wanted = (
+        r"new\.onnx: ONNX Runtime 1\.29\.0 cannot load it; bundles for CPUs want 1\.30 or newer: "
+        r"pip install -U 'onnxruntime>=1\.30' \(Python 3\.11 or newer\); it says: .*newer"
+    )
+    with pytest.raises(MissingError, match=wanted) as refused:
+        open_engine(
+            "image_decoder", tmp_path / "new.onnx", None, variant, "CPUExecutionProvider", ONE_THREAD, threading.Lock()
+        )
+    assert "\n" not in str(refused.value)
+
+
 def test_arrays_that_do_not_fit_are_refused_before_their_address_is_used(model):
     import numpy as np
 
