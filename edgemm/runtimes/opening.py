@@ -7,9 +7,11 @@ opens a file before every hash was compared.
 
 from __future__ import annotations
 
+import gc
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from edgemm.bundle import Bundle, open_bundle, verify_files
@@ -22,6 +24,20 @@ if TYPE_CHECKING:
 __all__ = ["open_model"]
 
 
+@contextmanager
+def _uncollected() -> Iterator[None]:
+    """Without Python's search for cycles: modules are made of objects that stay, and it would look at them again and
+    again, for a twentieth of a load.  Whoever had switched it off finds it so."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
+
+
+@_uncollected()
 def open_model(
     path: str | os.PathLike[str],
     device: str,

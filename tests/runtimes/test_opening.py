@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import shutil
 import threading
 
@@ -46,6 +47,20 @@ def test_the_transformer_loads_while_the_tokenizer_is_read_and_is_loaded_once(bu
         model.prepare()
         assert model.engine("transformer") is engine
         assert sorted(opened) == sorted(model.engines.components)
+
+
+@pytest.mark.parametrize("enabled", [True, False])
+def test_the_collector_is_afterwards_as_it_was(bundle_path, tmp_path, enabled):
+    was = gc.isenabled()
+    try:
+        (gc.enable if enabled else gc.disable)()
+        edgemm.load(bundle_path, device="cpu", threads=1).close()
+        assert gc.isenabled() == enabled
+        with pytest.raises(BundleError):
+            edgemm.load(tmp_path / "none.bundle")
+        assert gc.isenabled() == enabled
+    finally:
+        (gc.enable if was else gc.disable)()
 
 
 def test_a_model_that_was_closed_while_it_loads_keeps_no_engine(bundle_path, monkeypatch):
