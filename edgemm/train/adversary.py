@@ -54,7 +54,7 @@ def adaptive_weight(error: Tensor, opposed: Tensor, weight: Tensor) -> Tensor:
 
 
 class Adversary:
-    """The judge in training, and its two losses in one: neither side's gradient reaches the other."""
+    """The judge in training, and its two losses: neither side's gradient reaches the other, so they may be summed."""
 
     def __init__(self, weight: float) -> None:
         self.weight, self.judge = weight, SquareJudge()
@@ -62,12 +62,15 @@ class Adversary:
     def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
         return self.judge.named_parameters(prefix="judge")
 
-    def loss(self, pixels: Tensor, drawn: Tensor, error: Tensor, last: Tensor) -> Tensor:
-        """What is added to `error`, that of `drawn`, whose last layer has the weight `last`."""
+    def learning(self, pixels: Tensor, drawn: Tensor) -> Tensor:
+        """The judge's own loss; it does not reach what made `drawn`."""
+        return hinge(self.judge(pixels).float(), self.judge(drawn.detach()).float())
+
+    def opposed(self, drawn: Tensor, error: Tensor, last: Tensor) -> Tensor:
+        """What is added to `error`, that of `drawn`, whose last layer has the weight `last`; the judge is as it is."""
         frozen = {name: parameter.detach() for name, parameter in self.judge.named_parameters()}
         opposed = -torch.func.functional_call(self.judge, frozen, (drawn,)).float().mean()
-        learning = hinge(self.judge(pixels).float(), self.judge(drawn.detach()).float())
-        return self.weight * adaptive_weight(error, opposed, last) * opposed + learning
+        return self.weight * adaptive_weight(error, opposed, last) * opposed
 
     @torch.no_grad()
     def told_apart(self, pixels: Tensor, drawn: Tensor) -> float:

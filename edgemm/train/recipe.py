@@ -90,7 +90,7 @@ class Recipe:
     # an image tokenizer ("autoencode"); both terms of VQGAN (arXiv:2012.09841), which weighs them 1 and 0.8
     perceptual_weight: float = 0.0  # of the distance that EfficientNet-Lite0 sees; 0 leaves it out
     adversarial_weight: float = 0.0  # of a judge that learns to tell the tokenizer's pictures; 0 leaves it out
-    adversarial_start: int = 0  # first step with the judge: what it says of bare beginnings is of no use
+    adversarial_start: int = 0  # step from which it is heard; it learns before: one that knows nothing pulls anywhere
     # drawing
     noises: int = 1  # times that a batch shows each of its pictures, with other noise; its prompt is read once
     drop_prompt: float = 0.1  # share of samples that see the unconditional prompt (arXiv:2207.12598)

@@ -2,9 +2,9 @@
 
     R = |x' - x| + (x' - x)^2 + perceptual_weight P(x', x)
 
-and what a judge of squares says, from step `adversarial_start` on (VQGAN, arXiv:2012.09841; latent diffusion has it for
-its autoencoder, too): perceptual.py, adversary.py.  Without both it is a plain VQ-VAE or autoencoder.  A tokenizer is
-taught before anything reads or draws its tokens, and never after.
+and what a judge of squares says, who learns all along and is heard from step `adversarial_start` on (VQGAN,
+arXiv:2012.09841; latent diffusion has it for its autoencoder, too): perceptual.py, adversary.py.  Without both it is a
+plain VQ-VAE or autoencoder.  A tokenizer is taught before anything reads or draws its tokens, and never after.
 """
 
 from __future__ import annotations
@@ -74,10 +74,12 @@ class TokenizerTask:
         error = difference.abs().mean() + difference.square().mean()
         if self.perceptual:
             error = error + self.recipe.perceptual_weight * self.perceptual(drawn, pixels)
-        if self.adversary and step >= self.recipe.adversarial_start:
-            weight = self._last.get_parameter("weight")
-            error = error + self.adversary.loss(pixels, drawn, error, weight)
-        return error
+        if not self.adversary:
+            return error
+        learning = self.adversary.learning(pixels, drawn)
+        if step < self.recipe.adversarial_start:
+            return error + learning
+        return error + learning + self.adversary.opposed(drawn, error, self._last.get_parameter("weight"))
 
     def likenesses(self, drawn: Tensor, pixels: Tensor) -> dict[str, float]:
         """PSNR in decibels, and, where there is a judge, how often it is right."""
