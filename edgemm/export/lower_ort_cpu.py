@@ -240,8 +240,7 @@ def _write_table(model: ModelProto, table: Table, numbers: Integers) -> None:
     (real,) = writer.add("Cast", writer.constant(f"{name}.codes", codes), to=TensorProto.FLOAT)
     scales = writer.constant(f"{name}.scales", numbers.scales.numpy()[..., None].astype(np.float16))
     (whole,) = writer.add("Mul", real, *writer.add("Cast", scales, to=TensorProto.FLOAT))
-    writer.add("Reshape", whole, writer.constant(f"{name}.shape", np.array(table.stored.dims, np.int64)))
-    writer.nodes[-1].output[0] = name
+    writer.add("Reshape", whole, writer.constant(f"{name}.shape", np.array(table.stored.dims, np.int64)), output=name)
     model.graph.initializer.remove(table.stored)
     for node in reversed(writer.nodes):
         model.graph.node.insert(0, node)

@@ -78,7 +78,15 @@ class Writer:
             self.made["constant", name] = (tensor.name,)
         return self.made["constant", name][0]
 
-    def add(self, op_type: str, *inputs: str, outputs: int = 1, domain: str = "", **attributes: Any) -> list[str]:
+    def add(
+        self, op_type: str, *inputs: str, outputs: int = 1, domain: str = "", output: str = "", **attributes: Any
+    ) -> list[str]:
+        """`output` names what others know already: that node is made even where there is an equal one."""
+        if output:
+            self.nodes.append(
+                helper.make_node(op_type, list(inputs), [output], name=output, domain=domain, **attributes)
+            )
+            return [output]
         key = (op_type, inputs, repr(sorted(attributes.items())))
         if key not in self.made:
             base = next(filter(None, inputs)) if inputs else op_type

@@ -92,6 +92,4 @@ def _attend(writer: Writer, node: NodeProto, heads: int | str | None, steps: Map
     given = node.output[0]
     node.output[0] = f"{given}/codes"
     writer.nodes.append(node)
-    (scaled,) = writer.add("Mul", node.output[0], wide(values))
-    writer.nodes[-1].output[0] = given
-    writer.made = {key: names for key, names in writer.made.items() if scaled not in names}
+    writer.add("Mul", node.output[0], wide(values), output=given)
