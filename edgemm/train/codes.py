@@ -45,7 +45,7 @@ class CodesTask:
         if set(recipe.train) - {"transformer"}:
             raise UsageError(f"recipe: train is {', '.join(recipe.train)}, a model of codes trains its transformer")
         self.model, self.recipe, self.share = model, recipe, share or Share()
-        dataset, samples = pick_samples(recipe.data, recipe.splits, recipe.groups, recipe.pictures)
+        dataset, samples = pick_samples(recipe.data, recipe.splits, recipe.groups, recipe.pictures, recipe.caption)
         self.codes = self._codes_of(samples)  # (pictures, n)
         self.captions = [sample.captions for sample in samples]
         self.shown = [samples[row].captions[-1] for row in spread(len(samples))]

@@ -64,7 +64,7 @@ class DrawTask:
     def load(self) -> None:
         """Pictures to draw, prompts, and which prompts each picture has; row 0 of the prompts is the unconditional."""
         recipe = self.recipe
-        _, samples = pick_samples(recipe.data, recipe.splits, recipe.groups, recipe.pictures)
+        _, samples = pick_samples(recipe.data, recipe.splits, recipe.groups, recipe.pictures, recipe.caption)
         self.pixels: Tensor | PicturesOnDisk = pictures_of(
             Path(recipe.data), samples, self.model.config.image_tokens.image_size
         )

@@ -6,6 +6,7 @@ Knows files and arrays; what a task makes of them is in draw.py and read.py.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ from torch import Tensor
 
 from edgemm.data.format import Dataset, Sample, read_dataset
 from edgemm.errors import InputError
+from edgemm.train.recipe import CAPTION
 
 __all__ = ["PicturesOnDisk", "batch_rows", "load_pictures", "pick_samples", "pictures_of"]
 
@@ -21,10 +23,11 @@ IN_MEMORY_BYTES = 4 << 30  # of pictures, in each process
 
 
 def pick_samples(
-    path: str | Path, splits: Sequence[str], groups: Sequence[str], count: int = 0
+    path: str | Path, splits: Sequence[str], groups: Sequence[str], count: int = 0, caption: str = ""
 ) -> tuple[Dataset, list[Sample]]:
     """The samples of the splits and groups (none: all), or `count` of them, spread evenly over the list.
 
+    With a `caption` such as "{caption}, noto style" each has that one, with its first in it.
     Raises InputError when nothing is left.
     """
     dataset = read_dataset(path)
@@ -34,6 +37,8 @@ def pick_samples(
         raise InputError(f"{path}: no picture is in splits {list(splits)} and groups {list(groups)}; groups: {known}")
     if 0 < count < len(samples):
         samples = [samples[row] for row in np.linspace(0, len(samples) - 1, count).round().astype(int)]
+    if caption:
+        samples = [replace(s, captions=(caption.replace(CAPTION, s.captions[0]),)) for s in samples]
     return dataset, samples
 
 

@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 
 from edgemm.errors import InputError, UsageError
 
-__all__ = ["DESIGNS", "PARTS", "Recipe", "read_recipe", "read_stages"]
+__all__ = ["CAPTION", "DESIGNS", "PARTS", "Recipe", "read_recipe", "read_stages"]
 
 PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 PARTS = ("conditioner", "denoiser", "projection", "queries", "transformer")
@@ -30,6 +30,7 @@ CHOICES = {
     "optimizer": ("adamw", "muon"),
     "precision": ("auto", "bf16", "fp32"),
 }
+CAPTION = "{caption}"  # where a picture's own caption goes in a recipe's
 LARGEST = sys.float_info.max  # infinity is out of range too
 RANGES: tuple[tuple[tuple[str, ...], float, float], ...] = (
     (("steps", "batch", "log_every", "save_every", "sample_every"), 1, LARGEST),
@@ -92,6 +93,7 @@ class Recipe:
     adversarial_weight: float = 0.0  # of a judge that learns to tell the tokenizer's pictures; 0 leaves it out
     adversarial_start: int = 0  # step from which it is heard; it learns before: one that knows nothing pulls anywhere
     # drawing
+    caption: str = ""  # what pictures are said to be, such as "{caption}, noto style"; "" means their own captions
     noises: int = 1  # times that a batch shows each of its pictures, with other noise; its prompt is read once
     drop_prompt: float = 0.1  # share of samples that see the unconditional prompt (arXiv:2207.12598)
     time_mean: float = -0.8  # of the logit-normal time; lower trains more on noisy pictures
@@ -123,6 +125,8 @@ class Recipe:
                     raise UsageError(f"recipe: {name} is {getattr(self, name)}, expected {expected}")
         if self.batch % self.noises:
             raise UsageError(f"recipe: batch is {self.batch}, expected a multiple of noises, {self.noises}")
+        if self.caption and CAPTION not in self.caption:
+            raise UsageError(f"recipe: caption is {self.caption!r}, expected {CAPTION} somewhere in it")
         if not set(self.train) <= set(PARTS):
             raise UsageError(f"recipe: train is {', '.join(self.train)}, expected some of: {', '.join(PARTS)}")
         if not self.lora_targets or not set(self.lora_targets) <= set(PROJECTIONS):

@@ -111,6 +111,13 @@ def test_a_picture_seen_with_several_noises_has_one_prompt_which_is_read_once(sh
     torch.testing.assert_close(found.layout, expected.layout, atol=1e-5, rtol=1e-5)
 
 
+def test_a_recipes_caption_is_what_every_picture_is_taught_by(shapes, tmp_path):
+    said = recipe("micro-shapes", tmp_path, data=shapes, caption="{caption}, on paper")
+    told = DrawTask(checkpoint.build("micro").requires_grad_(False), said)
+    assert len(told.captions) > 2 and all(text.endswith(", on paper") for text in told.captions[1:])
+    assert all(len(known) == 1 for known in told.captions_of)
+
+
 def test_stored_prompts_are_the_models_own_to_bfloat16(task):
     prompts = ["", "a red circle", "two green squares", "a star left of a blue cross"]
     store = PromptStore(task.model, prompts)

@@ -49,3 +49,10 @@ def test_so_many_pictures_are_spread_over_the_whole_list():
     _, some = pick_samples(EMOJI, ["train"], [], 5)
     assert len(some) == 5 and some[0] == every[0] and some[-1] == every[-1]
     assert pick_samples(EMOJI, ["train"], [], 10_000)[1] == every
+
+
+def test_a_recipes_caption_holds_each_pictures_first_one():
+    _, own = pick_samples(EMOJI, ["train"], [], 3)
+    _, told = pick_samples(EMOJI, ["train"], [], 3, "{caption}, {noto} style")
+    assert [sample.captions for sample in told] == [(f"{sample.captions[0]}, {{noto}} style",) for sample in own]
+    assert [sample.image for sample in told] == [sample.image for sample in own]

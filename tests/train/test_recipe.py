@@ -77,6 +77,7 @@ def test_a_wrong_line_is_refused_with_its_key(write, line, message):
 @pytest.mark.parametrize(
     ("override", "message"),
     [
+        ("caption=noto style", r"caption is 'noto style', expected \{caption\} somewhere in it"),
         ("stesp=5", "--set stesp=5: expected key=value with a key of: task"),
         ("steps", "--set steps: expected key=value"),
         ("steps=many", "--set steps=many: expected int"),
