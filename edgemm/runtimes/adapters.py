@@ -12,6 +12,7 @@ Axes: i in, o out, r rank.
 from __future__ import annotations
 
 import json
+import math
 import re
 import threading
 from collections.abc import Mapping
@@ -102,8 +103,10 @@ class Adapters:
     def names(self) -> tuple[str, ...]:
         return tuple(self._loaded)
 
-    def load(self, name: str, folder: Path) -> None:
-        """Reads an adapter's folder; it changes nothing until it is set."""
+    def load(self, name: str, folder: Path, strength: float = 1.0) -> None:
+        """Reads an adapter's folder; it changes nothing until it is set.  `strength` times what it adds is added."""
+        if not math.isfinite(strength):
+            raise UsageError(f"adapter strength is {strength}, expected a finite number")
         if not self._specs:
             raise InputError("this bundle takes no adapters: export it again with --adapters")
         parts = {part: folder / part for part in self._specs if (folder / part).is_dir()}
@@ -114,7 +117,7 @@ class Adapters:
             raise InputError(f"{folder}: no adapter; it holds {kinds}, each with {' and '.join(FILES)}")
         factors = dict(self._none.factors)
         for part, path in parts.items():
-            factors[part] = read_factors(path, self._specs[part], self._scales_of(part))
+            factors[part] = read_factors(path, self._specs[part], self._scales_of(part), strength)
         with self._lock:
             self._loaded[name] = Adapter(name, factors, frozenset(parts))
 
@@ -152,8 +155,10 @@ def zero_factors(specs: Mapping[str, TensorSpec], rank: int = 1) -> dict[str, np
     return {name: zeros[shape] for name, shape in shapes.items()}
 
 
-def read_factors(folder: Path, specs: Mapping[str, TensorSpec], scales: Arrays = NO_SCALES) -> dict[str, np.ndarray]:
-    """A part's A (i, r) and B (r, o), the scale in B, all of one rank; InputError when they do not fit.
+def read_factors(
+    folder: Path, specs: Mapping[str, TensorSpec], scales: Arrays = NO_SCALES, strength: float = 1.0
+) -> dict[str, np.ndarray]:
+    """A part's A (i, r) and B (r, o), scale and strength in B, all of one rank; InputError when they do not fit.
 
     `scales` tell by MODULE.in (i) and MODULE.out (o) what the bundle divided inputs and outputs by.
     """
@@ -173,7 +178,7 @@ def read_factors(folder: Path, specs: Mapping[str, TensorSpec], scales: Arrays =
             raise InputError(
                 f"{folder}: {module} has rank {own}, this bundle takes {most}: export with --adapter-rank {own}"
             )
-        factor = array.T * np.float32(1.0 if kind == "a" else _scale(config, module, own))
+        factor = array.T * np.float32(1.0 if kind == "a" else strength * _scale(config, module, own))
         padded = np.zeros_like(factors[name])
         sizes = tuple(own if axis == RANK_AXIS[kind] else size for axis, size in enumerate(specs[name].shape))
         if factor.shape != sizes:

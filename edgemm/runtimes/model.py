@@ -233,9 +233,13 @@ class Model:
     def adapters(self) -> Adapters:
         return self.engines.adapters
 
-    def load_adapter(self, name: str, path: str | os.PathLike[str]) -> None:
-        """Reads an adapter in PEFT's layout; set_adapter makes it the one that calls take."""
-        self.adapters.load(name, Path(path))
+    def load_adapter(self, name: str, path: str | os.PathLike[str], strength: float = 1.0) -> None:
+        """Reads an adapter in PEFT's layout; set_adapter makes it the one that calls take.
+
+        What it adds is multiplied by `strength`: half of a style keeps more of the model's own drawing.  One folder may
+        be loaded under several names.
+        """
+        self.adapters.load(name, Path(path), strength)
 
     def set_adapter(self, name: str | None) -> None:
         """The adapter of every call and session that begins from now on; None for none.  Takes no copy."""

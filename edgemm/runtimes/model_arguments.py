@@ -23,6 +23,9 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--memory-limit-mb", type=float, metavar="MB", help="weights and conversations together")
     parser.add_argument("--adapter", metavar="FOLDER", help="a LoRA adapter, for bundles exported with --adapters")
+    parser.add_argument(
+        "--adapter-strength", type=float, default=1.0, metavar="S", help="how much of it (default %(default)s)"
+    )
     parser.add_argument("--no-verify", action="store_true", help="trust the files: skip their hashes")
     parser.add_argument("--verbose", action="store_true", help="say what it runs on and how long it took, on stderr")
     parser.add_argument("--json", action="store_true", help="print one JSON document")
@@ -40,7 +43,7 @@ def open_model(args: argparse.Namespace) -> Model:
         backend=read_backend(args.backend),
     )
     if args.adapter:
-        model.load_adapter("adapter", args.adapter)
+        model.load_adapter("adapter", args.adapter, args.adapter_strength)
         model.set_adapter("adapter")
     if args.verbose:
         threads = model.threads

@@ -91,9 +91,10 @@ def parts_of(folder: Path) -> list[str]:
     return parts
 
 
-def merge_part(module: nn.Module, folder: Path) -> None:
-    """Add an adapter's part to a module's own weights, in their precision, and leave the module plain."""
+def merge_part(module: nn.Module, folder: Path, strength: float = 1.0) -> None:
+    """Add an adapter's part, times `strength`, to a module's own weights, in their precision, and leave it plain."""
     from peft import PeftModel, get_peft_model_state_dict
+    from peft.tuners.lora import LoraLayer
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
@@ -105,6 +106,9 @@ def merge_part(module: nn.Module, folder: Path) -> None:
         found, wanted = set(load_file(folder / FILES[1])), set(get_peft_model_state_dict(adapted))
         if found != wanted:
             raise ValueError(f"tensor {sorted(found ^ wanted)[0]} is in only one of the two")
+        for layer in adapted.modules():
+            if isinstance(layer, LoraLayer):
+                layer.scale_layer(strength)
         adapted.merge_and_unload()
     except (ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
         reason = " ".join(str(error).split())

@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,24 +25,30 @@ from edgemm.train.adapters import merge_part, parts_of
 __all__ = ["joined", "merge"]
 
 
-def merge(source: Path, adapter: Path, output: Path, onto: str = "float", name: str = "") -> None:
-    """Write `output`, in the precision of `source`.
+def merge(
+    source: Path, adapter: Path, output: Path, onto: str = "float", name: str = "", strength: float = 1.0
+) -> None:
+    """Write `output`, in the precision of `source`; what the adapter adds is multiplied by `strength`.
 
     `onto` "nf4" merges the transformer's part into the base as qlora rounded it; "float" into the base as it is.
     """
     parts = parts_of(adapter)
+    if not math.isfinite(strength):
+        raise UsageError(f"adapter strength is {strength}, expected a finite number")
+    if strength != 1 and any(_config_of(adapter, part).get("use_dora") for part in parts):
+        raise UsageError(f"{adapter}: DoRA sets magnitudes, of which there is no half: leave --strength out")
     if onto == "nf4" and "transformer" not in parts:
         raise UsageError(f"--onto nf4 is for an adapter of the transformer; {adapter} is one of the denoiser")
     model = checkpoint.load(source)
     if "denoiser" in parts:
-        merge_part(model.denoiser, adapter / "denoiser")
+        merge_part(model.denoiser, adapter / "denoiser", strength)
     with tempfile.TemporaryDirectory() as folder:
         if "transformer" in parts:
-            document = json.loads((adapter / "transformer" / "adapter_config.json").read_text(encoding="utf-8"))
-            if model.config.base and onto == "float" and not document.get("use_dora"):
+            dora = _config_of(adapter, "transformer").get("use_dora")
+            if model.config.base and onto == "float" and not dora:
                 both = [path for path in (model.adapter, adapter / "transformer") if path]
                 merge_part(model.transformer, adapter / "transformer")  # says what does not fit
-                joined(both, Path(folder))
+                joined(both, Path(folder), [1.0] * (len(both) - 1) + [strength])
                 model.adapter = Path(folder)
             else:
                 if onto == "nf4":
@@ -48,7 +56,7 @@ def merge(source: Path, adapter: Path, output: Path, onto: str = "float", name: 
 
                     to_nf4(model.transformer.layers)
                     to_dense(model.transformer.layers)
-                merge_part(model.transformer, adapter / "transformer")
+                merge_part(model.transformer, adapter / "transformer", strength)
                 base = model.config.base
                 model.config = dataclasses.replace(
                     model.config, base="", base_layers=(), origin=base or model.config.origin
@@ -58,7 +66,7 @@ def merge(source: Path, adapter: Path, output: Path, onto: str = "float", name: 
         checkpoint.save(model, output, _precision_of(source))
 
 
-def joined(folders: list[Path], output: Path) -> None:
+def joined(folders: list[Path], output: Path, strengths: Sequence[float] = ()) -> None:
     """LoRA adapters of one transformer as one: the products add up when the factors stand side by side.
 
     Every layer gets the sum of the ranks, zeros where an adapter has nothing, and each scale goes into its B.
@@ -68,6 +76,7 @@ def joined(folders: list[Path], output: Path) -> None:
 
     adapters = [checkpoint.read_adapter(folder) for folder in folders]
     ranks = [int(document["r"]) for document, _ in adapters]
+    strengths = strengths or [1.0] * len(adapters)
     names = sorted(
         {key.removesuffix(".lora_A.weight") for _, t in adapters for key in t if key.endswith("lora_A.weight")}
     )
@@ -76,17 +85,20 @@ def joined(folders: list[Path], output: Path) -> None:
         downs, ups = [], []
         like = next(t for _, t in adapters if f"{name}.lora_A.weight" in t)
         shape_in, shape_out = like[f"{name}.lora_A.weight"].shape[1], like[f"{name}.lora_B.weight"].shape[0]
-        for (document, own), rank in zip(adapters, ranks, strict=True):
+        for (document, own), rank, strength in zip(adapters, ranks, strengths, strict=True):
             down, up = own.get(f"{name}.lora_A.weight"), own.get(f"{name}.lora_B.weight")
             downs.append(torch.zeros(rank, shape_in) if down is None else down.float())
-            ups.append(
-                torch.zeros(shape_out, rank) if up is None else up.float() * checkpoint.adapter_scale(document, rank)
-            )
+            scale = strength * checkpoint.adapter_scale(document, rank)
+            ups.append(torch.zeros(shape_out, rank) if up is None else up.float() * scale)
         tensors[f"{name}.lora_A.weight"] = torch.cat(downs, dim=0)
         tensors[f"{name}.lora_B.weight"] = torch.cat(ups, dim=1)
     targets = [name.removeprefix("base_model.model.") for name in names]
     LoraConfig(r=sum(ranks), lora_alpha=sum(ranks), target_modules=targets).save_pretrained(str(output))
     save_file(tensors, output / "adapter_model.safetensors", metadata={"format": "pt"})
+
+
+def _config_of(adapter: Path, part: str) -> dict[str, Any]:
+    return json.loads((adapter / part / "adapter_config.json").read_text(encoding="utf-8"))
 
 
 def _precision_of(source: Path) -> torch.dtype | None:

@@ -16,6 +16,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("checkpoint", metavar="CHECKPOINT", type=Path, help="what the adapter was trained on")
     parser.add_argument("adapter", metavar="ADAPTER", type=Path, help="folder with transformer/, denoiser/ or both")
     parser.add_argument("--output", required=True, metavar="CHECKPOINT", type=Path, help="folder to write")
+    parser.add_argument(
+        "--strength", type=float, default=1.0, metavar="S",
+        help="how much of it: half of a style keeps more of the checkpoint's own drawing (default: %(default)s)",
+    )  # fmt: skip
     parser.add_argument("--name", default="", help="the new model's name (default: the folder's)")
     parser.add_argument(
         "--onto", choices=("float", "nf4"), default="float",
@@ -28,6 +32,6 @@ def run(args: argparse.Namespace) -> int:
         from edgemm.train.merge import merge
     except ImportError as error:
         raise MissingError(f"merging needs {error.name}: pip install 'edgemm[train]'") from error
-    merge(args.checkpoint, args.adapter, args.output, args.onto, args.name)
+    merge(args.checkpoint, args.adapter, args.output, args.onto, args.name, args.strength)
     print(f"Wrote {args.output}; export it: edgemm export {args.output} --output {args.output.name}.bundle")
     return 0

@@ -197,6 +197,25 @@ def test_an_adapter_that_does_not_fit_says_where(opened, adapters, bundles, tmp_
             plain.load_adapter("a", adapters["a"][0])
 
 
+def test_strength_is_how_much_of_an_adapter_is_added(opened, adapters, model):
+    """Half of it is what a torch model half way to the merged one draws; none of it changes no bit."""
+    runtime, (folder, merged) = opened["fp32"], adapters["a"]
+    half, ours, theirs = copy.deepcopy(model), model.denoiser.state_dict(), merged.denoiser.state_dict()
+    half.denoiser.load_state_dict({name: (ours[name] + theirs[name]) / 2 for name in ours})
+    runtime.load_adapter("half", folder / "denoiser", strength=0.5)
+    runtime.load_adapter("nothing", folder, strength=0.0)
+    runtime.set_adapter("half")
+    np.testing.assert_allclose(answers(runtime)[2], torch_draws(half), atol=2e-4)
+    runtime.set_adapter("nothing")
+    found = answers(runtime)
+    runtime.set_adapter(None)
+    assert equal(found, answers(runtime))
+    with pytest.raises(UsageError, match="adapter strength is nan, expected a finite number"):
+        runtime.load_adapter("bad", folder, strength=float("nan"))
+    for name in ("half", "nothing"):
+        runtime.unload_adapter(name)
+
+
 def test_half_precision_factors_are_read(opened, adapters, tmp_path):
     runtime, source = opened["fp32"], adapters["words"][0]
     tensors = load_file(source / "adapter_model.safetensors")

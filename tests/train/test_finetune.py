@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -233,6 +234,31 @@ def test_a_transformer_with_a_base_keeps_it_and_its_adapter_grows(llama_start, t
     torch.testing.assert_close(twice.transformer.state_dict()[name], expected, atol=1e-5, rtol=1e-5)
     assert once.config.base == before.config.base
     assert not any(key.startswith("transformer.") for key in load_file(tmp_path / "twice" / "model.safetensors"))
+
+
+@pytest.mark.parametrize("method", ["lora", "rslora"])
+def test_half_of_an_adapter_is_half_way_to_the_whole(start, llama_start, tmp_path, method):
+    for origin, parts in ((start, "both"), (llama_start, "transformer")):
+        _, adapter = grown(origin, tmp_path, parts=parts, method=method)
+        merge(origin, adapter, tmp_path / "whole")
+        merge(origin, adapter, tmp_path / "half", strength=0.5)
+        before, half, whole = (checkpoint.load(path) for path in (origin, tmp_path / "half", tmp_path / "whole"))
+        changed = 0
+        for (name, old), some, new in zip(
+            before.state_dict().items(), half.state_dict().values(), whole.state_dict().values(), strict=True
+        ):
+            torch.testing.assert_close(some, (old + new) / 2, atol=1e-5, rtol=1e-5, msg=name)
+            changed += not torch.equal(old, new)
+        assert changed >= 4
+        for path in (adapter, tmp_path / "half", tmp_path / "whole"):
+            shutil.rmtree(path)
+
+
+def test_there_is_no_half_of_a_dora(start, tmp_path):
+    _, adapter = grown(start, tmp_path, parts="denoiser", method="dora")
+    with pytest.raises(UsageError, match="DoRA sets magnitudes"):
+        merge(start, adapter, tmp_path / "half", strength=0.5)
+    assert not (tmp_path / "half").exists()
 
 
 def test_what_no_lora_can_say_makes_the_weights_the_checkpoints_own(llama_start, tmp_path):
