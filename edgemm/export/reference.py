@@ -55,10 +55,20 @@ def trace(graph: ComponentGraph) -> ModelProto:
         )
     assert program is not None
     model = program.model_proto
+    _forget_addresses(model)
     for specs, values in ((graph.inputs, model.graph.input), (graph.outputs, model.graph.output)):
         for spec, value in zip(specs, values, strict=True):
             _name_axes(graph.name, spec, value)
     return model
+
+
+def _forget_addresses(model: ModelProto) -> None:
+    """Of what the tracer notes beside a node only its place in the module is used; the rest may hold a function's
+    address, and differ from one process to the next."""
+    for node in model.graph.node:
+        kept = [prop for prop in node.metadata_props if prop.key == "pkg.torch.onnx.name_scopes"]
+        del node.metadata_props[:]
+        node.metadata_props.extend(kept)
 
 
 def _example(spec: TensorSpec) -> Tensor:

@@ -109,7 +109,7 @@ def test_precisions_are_what_they_are_called(bundles):
     float_parts = {"image_decoder": "fp32"}
     assert real["fp32"] == dict.fromkeys(COMPONENTS, "fp32")
     assert real["int8"] == dict.fromkeys(COMPONENTS, "int8") | float_parts
-    assert real["int4"] == real["int8"] | {"transformer": "int4"}
+    assert real["int4"] == real["int8"] | {"transformer": "int4", "image_encoder": "int4"}
     manifests = {p: open_bundle(bundles[p], verify=False).manifest for p in PRECISIONS}
     assert [manifests[p].quantization for p in PRECISIONS] == [None, real["int8"], real["int4"]]
 
