@@ -66,9 +66,10 @@ def make_levels(
     for name, layer in layers_of(model, "int4", "int8").items():  # frequent and rare tokens are groups of their own
         if name.removesuffix(REST) == HEAD:
             fine[name] = dataclasses.replace(layer, bits=8)
-    ready = prepare(model, fine, methods, calibration, samples, steps, status)
+    data = read_calibration(calibration, model, samples)
+    ready = prepare(model, fine, methods, data, steps, status)
     numbers, known = (ready.methods, ready.inputs, ready.smoothed), (checkpoint, ready.name, rank, status)
-    places = places_of(model, read_calibration(calibration, model, samples))
+    places = places_of(model, data)
     specs = [
         make_spec(weights_of(model), layers, *numbers, ("auto", "auto"), *known, places=places)
         for layers in (fine, coarser(fine))

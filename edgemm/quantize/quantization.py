@@ -51,8 +51,8 @@ def quantize(
     """The spec.  Smoothing is folded into `model` itself, which computes the same as before."""
     chosen = layers_of(model, text, draw, portable)
     methods = {"text": SUITED[text], "draw": SUITED[draw]} if methods is None else methods
-    ready = prepare(model, chosen, methods, calibration, samples, steps, status)
     data = read_calibration(calibration, model, samples)
+    ready = prepare(model, chosen, methods, data, steps, status)
     rounded = cache_steps(model, data) if cache == "int8" else None
     places = places_of(model, data) if chosen.get(HEAD, Layer(None)).rows else None
     return make_spec(
@@ -85,8 +85,7 @@ def prepare(
     model: Unified,
     layers: Mapping[str, Layer],
     methods: Mapping[str, str],
-    calibration: Path | None = None,
-    samples: int | None = None,
+    data: Calibration,
     steps: int | None = None,
     status: Say = lambda text: None,
 ) -> Prepared:
@@ -98,7 +97,6 @@ def prepare(
     after = {side for side, m in read.items() if side in quantized and (m.branches or m.rounds == "gptq")} | ranged
     if not before | after:
         return Prepared(read, None, {}, "")
-    data = read_calibration(calibration, model, samples)
     steps = steps or model.config.sampler.num_inference_steps
     smoothed: dict[str, Tensor] = {}
     if before:
