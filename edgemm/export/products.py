@@ -18,7 +18,7 @@ from edgemm.components import COMPONENTS
 from edgemm.export.passes.rewriting import replace_nodes
 from edgemm.quantize.spec import HEAD
 
-__all__ = ["Product", "Table", "Writer", "copy_to_rewrite", "products_of", "rewrite_products", "tables_of"]
+__all__ = ["SCOPES", "Product", "Table", "Writer", "copy_to_rewrite", "products_of", "rewrite_products", "tables_of"]
 
 PRODUCTS = ("MatMul", "Gemm")
 SCOPES = "pkg.torch.onnx.name_scopes"

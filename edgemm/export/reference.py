@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from edgemm.components import TensorSpec
 from edgemm.errors import CheckFailedError
 from edgemm.export.component_graphs import ComponentGraph
+from edgemm.export.products import SCOPES
 from edgemm.export.quiet import quiet
 
 __all__ = ["OPSET", "trace"]
@@ -66,7 +67,7 @@ def _forget_addresses(model: ModelProto) -> None:
     """Of what the tracer notes beside a node only its place in the module is used; the rest may hold a function's
     address, and differ from one process to the next."""
     for node in model.graph.node:
-        kept = [prop for prop in node.metadata_props if prop.key == "pkg.torch.onnx.name_scopes"]
+        kept = [prop for prop in node.metadata_props if prop.key == SCOPES]
         del node.metadata_props[:]
         node.metadata_props.extend(kept)
 

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from onnx import ModelProto, NodeProto, TensorProto, helper
 
 from edgemm.errors import UsageError
+from edgemm.export.products import SCOPES
 
 __all__ = ["ADAPTABLE", "AdapterPoint", "adapter_inputs", "adapter_points"]
 
@@ -81,6 +82,6 @@ def adapter_inputs(lowered: ModelProto, points: list[AdapterPoint]) -> None:
 
 def _module(component: str, node: NodeProto) -> str | None:
     """The module that a node was traced from, as the component's own weights name it."""
-    scopes = {prop.key: prop.value for prop in node.metadata_props}.get("pkg.torch.onnx.name_scopes", "")
+    scopes = {prop.key: prop.value for prop in node.metadata_props}.get(SCOPES, "")
     found = re.findall(rf"'module\.{component}\.([\w.]+)'", scopes)
     return found[-1] if found else None
