@@ -83,9 +83,13 @@ class Lite0(nn.Module):
         self.head = SameConv(STAGES[-1][-1], FEATURES, 1)
         self.requires_grad_(False)
 
+    def first_map(self, pixels: Tensor) -> Tensor:
+        """pixels (b, 3, H, W) in [0, 1], scaled as in training, through the stem -> (b, 32, H/2, W/2)."""
+        return nn.functional.relu6(self.stem((pixels * 255.0 - 127.0) / 128.0))
+
     def forward(self, pixels: Tensor) -> Tensor:
         """pixels (b, 3, S, S) in [0, 1], S a multiple of 32 -> feature maps as tokens (b, (S/32)^2, depths + 1280)."""
-        x = nn.functional.relu6(self.stem((pixels * 255.0 - 127.0) / 128.0))
+        x = self.first_map(pixels)
         maps = []
         for index, block in enumerate(self.blocks):
             x = block(x)

@@ -27,9 +27,8 @@ class PerceptualDistance(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        eye = Lite0()
-        eye.load_state_dict(lite0_weights())
-        self.stem, self.blocks = eye.stem, eye.blocks[: max(DEPTHS) + 1]
+        self.eye = Lite0()
+        self.eye.load_state_dict(lite0_weights())
 
     def forward(self, drawn: Tensor, pixels: Tensor) -> Tensor:
         """(b, 3, H, W) in [0, 1] twice -> a number, 0 for equal pictures."""
@@ -40,8 +39,8 @@ class PerceptualDistance(nn.Module):
         """Each place's features of length 1, (b, c, h, w)."""
         if pixels.shape[-1] < SMALLEST_SIDE:
             pixels = nn.functional.interpolate(pixels, size=SMALLEST_SIDE, mode="bilinear")
-        x = nn.functional.relu6(self.stem((pixels * 255.0 - 127.0) / 128.0))
-        for depth, block in enumerate(self.blocks):
+        x = self.eye.first_map(pixels)
+        for depth, block in enumerate(self.eye.blocks[: max(DEPTHS) + 1]):
             x = block(x)
             if depth in DEPTHS:
                 yield nn.functional.normalize(x.float(), dim=1, eps=1e-6)
