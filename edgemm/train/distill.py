@@ -143,7 +143,7 @@ def _cut(teacher: Unified, recipe: DistillRecipe, start: Path) -> None:
 
 def _calibrate(teacher: Unified, recipe: DistillRecipe) -> tuple[list[str], list[float]]:
     """Captions of the data to fit the whitening to, and each layer's influence on questions about it."""
-    dataset, samples = pick_samples(recipe.data, recipe.splits, recipe.groups, recipe.pictures)
+    dataset, samples = pick_samples(recipe.data, recipe.splits, recipe.groups, recipe.pictures, recipe.caption)
     row_of = {sample.id: row for row, sample in enumerate(samples)}
     asked = [question for question in dataset.questions if question.sample in row_of]
     if not asked:

@@ -46,7 +46,7 @@ def record(teacher: Unified, recipe: DistillRecipe, cache: TeacherCache) -> Traj
     """Let the teacher draw the training captions, each with noise of its own; finished chunks are not drawn again."""
     from tqdm import tqdm
 
-    _, samples = pick_samples(recipe.data, recipe.splits, recipe.groups, recipe.pictures)
+    _, samples = pick_samples(recipe.data, recipe.splits, recipe.groups, recipe.pictures, recipe.caption)
     known = sorted({caption for sample in samples for caption in sample.captions})
     order = np.random.default_rng([recipe.seed, 4]).permutation(len(known))
     captions = [known[order[row % len(known)]] for row in range(recipe.trajectories)]
