@@ -35,7 +35,8 @@ def merge(
     parts = parts_of(adapter)
     if not math.isfinite(strength):
         raise UsageError(f"adapter strength is {strength}, expected a finite number")
-    if strength != 1 and any(_config_of(adapter, part).get("use_dora") for part in parts):
+    dora = {part for part in parts if _is_dora(adapter / part)}
+    if strength != 1 and dora:
         raise UsageError(f"{adapter}: DoRA sets magnitudes, of which there is no half: leave --strength out")
     if onto == "nf4" and "transformer" not in parts:
         raise UsageError(f"--onto nf4 is for an adapter of the transformer; {adapter} is one of the denoiser")
@@ -44,8 +45,7 @@ def merge(
         merge_part(model.denoiser, adapter / "denoiser", strength)
     with tempfile.TemporaryDirectory() as folder:
         if "transformer" in parts:
-            dora = _config_of(adapter, "transformer").get("use_dora")
-            if model.config.base and onto == "float" and not dora:
+            if model.config.base and onto == "float" and "transformer" not in dora:
                 both = [path for path in (model.adapter, adapter / "transformer") if path]
                 merge_part(model.transformer, adapter / "transformer")  # says what does not fit
                 joined(both, Path(folder), [1.0] * (len(both) - 1) + [strength])
@@ -97,8 +97,8 @@ def joined(folders: list[Path], output: Path, strengths: Sequence[float] = ()) -
     save_file(tensors, output / "adapter_model.safetensors", metadata={"format": "pt"})
 
 
-def _config_of(adapter: Path, part: str) -> dict[str, Any]:
-    return json.loads((adapter / part / "adapter_config.json").read_text(encoding="utf-8"))
+def _is_dora(part: Path) -> bool:
+    return bool(json.loads((part / "adapter_config.json").read_text(encoding="utf-8")).get("use_dora"))
 
 
 def _precision_of(source: Path) -> torch.dtype | None:
