@@ -27,7 +27,7 @@ from edgemm.evaluate.evaluation import SUITES
 from edgemm.measure.card import machine_card
 from edgemm.model import checkpoint
 from edgemm.model.unified import Unified
-from edgemm.quantize.judges import Answers, ask, compare
+from edgemm.quantize.judges import PROMPTS, Answers, ask, compare
 from edgemm.quantize.quantization import SUITED, quantize
 from edgemm.quantize.quantized_linear import swap
 from edgemm.quantize.sizes import size_bytes
@@ -101,6 +101,7 @@ def _document(args: argparse.Namespace) -> dict[str, Any]:
         "limit": args.limit,
         **({} if tuple(args.suites) == SUITES else {"suites": args.suites}),
         "groups": list(args.groups),
+        "drawings": list(PROMPTS),
     }
     if args.output and args.output.exists():
         before = json.loads(args.output.read_text())

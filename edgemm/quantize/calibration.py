@@ -4,12 +4,13 @@
     FILE.txt               your text, and the shipped prompts
     a dataset folder       its training captions as prompts (made by `edgemm data`), and the shipped text
 
-The text that perplexity is measured on (texts/evaluation.txt) is another book, and never calibrated on.
+What the judges ask is never calibrated on: texts/evaluation.txt is another book, and what
+texts/evaluation_prompts.txt names is left out of every dataset, in all styles.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from importlib import resources
 from itertools import count
@@ -24,12 +25,13 @@ from edgemm.model import flow
 from edgemm.model.unified import Unified
 from edgemm.quantize.inputs import Inputs
 
-__all__ = ["Calibration", "observe", "read_calibration", "shipped_text"]
+__all__ = ["NOISE_SEED", "Calibration", "observe", "read_calibration", "shipped_text", "thing_of"]
 
 PIECE = 128  # tokens
 BATCH = 8
 FEWEST = 2
 MOST = 128  # samples when nobody says otherwise
+NOISE_SEED = 0  # of drawings; the judge has another
 
 
 @dataclass(frozen=True)
@@ -50,7 +52,7 @@ def read_calibration(source: Path | None, model: Unified, samples: int | None = 
     text, prompts = shipped_text("calibration.txt"), shipped_text("prompts.txt").splitlines()
     where = "the shipped data" if source is None else str(source)
     if source is not None and source.is_dir():
-        prompts = [sample.captions[0] for sample in read_dataset(source).split("train")]
+        prompts = _not_judged(sample.captions[0] for sample in read_dataset(source).split("train"))
         prompts = prompts[:: max(1, len(prompts) // (samples or MOST))]  # of all groups, not the first
     elif source is not None:
         text = _read_text(source)
@@ -61,6 +63,16 @@ def read_calibration(source: Path | None, model: Unified, samples: int | None = 
     pieces, prompts = pieces[:most], prompts[:most]
     name = f"{where}: {len(pieces)} pieces of {PIECE} tokens, {len(prompts)} prompts"
     return Calibration(torch.tensor(pieces), tuple(prompts), name)
+
+
+def _not_judged(prompts: Iterable[str]) -> list[str]:
+    judged = {thing_of(prompt) for prompt in shipped_text("evaluation_prompts.txt").splitlines()}
+    return [prompt for prompt in prompts if thing_of(prompt) not in judged]
+
+
+def thing_of(prompt: str) -> str:
+    """Without its style."""
+    return prompt.partition(",")[0]
 
 
 def _require_enough(where: str, samples: int | None, source: Path | None, pieces: int, prompts: int) -> None:
@@ -99,7 +111,7 @@ def observe(model: Unified, data: Calibration, inputs: Inputs, text: bool, draw:
 
 def _drawings(model: Unified, prompts: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], Tensor]]:
     tokens = model.config.image_tokens
-    random = torch.Generator().manual_seed(0)
+    random = torch.Generator().manual_seed(NOISE_SEED)
     for start in range(0, len(prompts), BATCH):
         part = prompts[start : start + BATCH]
         yield part, torch.randn(len(part), tokens.token_count, tokens.token_width, generator=random)

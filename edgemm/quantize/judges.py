@@ -1,4 +1,4 @@
-"""Two judges of one spec: a text that the model never calibrated on, and drawings from the same noise.
+"""Two judges of one spec: a text and drawings that the model never calibrated on, the latter from the same noise.
 
 They score the torch model before any export; its second copy holds the spec's numbers (quantized_linear.py).
 Axes: s tokens of a piece, b pictures, (3, H, W) pixels in [0, 1].
@@ -22,8 +22,8 @@ from edgemm.quantize.spec import REST, Spec
 __all__ = ["Answers", "Scores", "ask", "compare", "layer_signals", "ssim"]
 
 PIECE = 512  # tokens read at a time
-PROMPTS = ("red heart", "dog face, noto style", "rocket, fluent style", "pizza", "owl, noto style", "sunflower")
-SEED = 1000  # of the noise; calibration draws from another
+PROMPTS = tuple(shipped_text("evaluation_prompts.txt").splitlines())  # calibration draws none of them
+SEED = 1000  # of the noise; calibration draws from another (NOISE_SEED)
 MOST_DB = 100.0  # a layer that rounding did not change
 
 

@@ -101,6 +101,7 @@ def search(
         "steps": steps,
         "rank": rank,
         "checker": checker.name if checker else None,
+        "drawings": list(PROMPTS),
     }
     written = Journal(journal, about)
     if written.found:

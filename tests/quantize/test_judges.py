@@ -5,19 +5,23 @@ from __future__ import annotations
 import copy
 import json
 import math
+from pathlib import Path
 
 import pytest
 import torch
 
 from edgemm.cli import main
+from edgemm.data.format import read_dataset
 from edgemm.errors import CheckFailedError, UsageError
 from edgemm.model import checkpoint
 from edgemm.quantize.budgets import read_budget, require_budgets
-from edgemm.quantize.judges import Scores, ask, compare, layer_signals, ssim
+from edgemm.quantize.calibration import NOISE_SEED, read_calibration, thing_of
+from edgemm.quantize.judges import PROMPTS, SEED, Scores, ask, compare, layer_signals, ssim
 from edgemm.quantize.quantization import quantize
 from edgemm.quantize.quantized_linear import swap
 from tests.export.nano import left_behind, random_nano
 
+EMOJI = Path(__file__).parent.parent / "fixtures" / "emoji64"
 TEXT = "Alice was beginning to get very tired of sitting by her sister on the bank."
 
 
@@ -53,6 +57,17 @@ def test_fewer_bits_score_worse(model):
         scores = compare(plain, ask(quantized, 2, TEXT))
         found.append((scores.token_agreement, scores.psnr_db, scores.ssim, signals["denoiser.blocks.0.up_proj"]))
     assert all(fine > coarse for fine, coarse in zip(*found, strict=True))
+
+
+@pytest.mark.parametrize("source", [None, EMOJI])
+def test_calibration_never_sees_what_the_judge_draws(model, source):
+    """In no style, whether the prompts are the shipped ones or a dataset's that has the judge's own; nor its noise."""
+    judged = {thing_of(prompt) for prompt in PROMPTS}
+    assert len(judged) == len(PROMPTS) == 6
+    if source:
+        assert judged & {sample.label for sample in read_dataset(source).split("train")}
+    assert not judged & {thing_of(prompt) for prompt in read_calibration(source, model).prompts}
+    assert SEED != NOISE_SEED
 
 
 def test_ssim_of_known_pictures():
