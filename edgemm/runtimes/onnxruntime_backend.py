@@ -45,6 +45,7 @@ CPU = "CPUExecutionProvider"
 NEEDED = (1, 30)  # of what graphs for CPUs are made: GroupQueryAttention without a mask of its own
 UPGRADE = "bundles for CPUs want 1.30 or newer: pip install -U 'onnxruntime>=1.30' (Python 3.11 or newer)"
 ERRORS_ONLY = 3
+SPIN_US = 1000  # threads wait less within a run; ONNX Runtime's own 40 ms would burn a core at every component's load
 NO_OPTIONS: Mapping[str, str] = MappingProxyType({})
 
 
@@ -149,6 +150,7 @@ def session_options(plan: ThreadPlan) -> ort.SessionOptions:
     if plan.count > 1:  # weights are put in the kernels' own order side by side; the numbers are the same
         options.add_session_config_entry("session.prepack.enable_parallel", "1")
     options.add_session_config_entry("session.intra_op.allow_spinning", "1" if plan.spinning else "0")
+    options.add_session_config_entry("session.intra_op.spin_duration_us", str(SPIN_US))
     options.add_session_config_entry("session.force_spinning_stop", "1")  # the next component's threads want the cores
     return options
 
