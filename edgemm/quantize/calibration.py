@@ -24,6 +24,7 @@ from edgemm.errors import InputError, UsageError
 from edgemm.model import flow
 from edgemm.model.unified import Unified
 from edgemm.quantize.inputs import Inputs
+from edgemm.quantize.spec import HEAD
 
 __all__ = ["NOISE_SEED", "Calibration", "observe", "read_calibration", "shipped_text", "thing_of"]
 
@@ -103,7 +104,8 @@ def observe(model: Unified, data: Calibration, inputs: Inputs, text: bool, draw:
         if text:
             for batch in data.texts.split(BATCH):
                 limit = torch.arange(batch.shape[1]).expand(len(batch), -1)
-                model.transformer(model.transformer.embed_tokens(batch), limit)
+                hidden, _ = model.transformer(model.transformer.embed_tokens(batch), limit)
+                inputs.see(HEAD, hidden)
         for prompts, noise in _drawings(model, data.prompts) if draw else ():
             _draw(model, prompts, noise, inputs, steps)
     return inputs

@@ -13,21 +13,24 @@ from torch import Tensor
 from edgemm.quantize.integers import Integers, spread
 from edgemm.quantize.kquant import kquant
 
-__all__ = ["gptq"]
+__all__ = ["DAMPING", "gptq"]
 
-DAMPING = 0.01  # of the mean square input
+DAMPING = 0.01
 BLOCK = 128  # channels whose errors are passed on among themselves before the rest hears of them
 
 
-def gptq(weight: Tensor, gram: Tensor, bits: int, group: int, symmetric: bool) -> Integers:
-    """weight (n, k); gram (k, k) is the mean of x x^T over calibration inputs x."""
+def gptq(weight: Tensor, gram: Tensor, bits: int, group: int, symmetric: bool, damping: float = DAMPING) -> Integers:
+    """weight (n, k); gram (k, k) is the mean of x x^T over calibration inputs x.
+
+    `damping` says how much an error counts that no input sees, as a share of the mean square input.
+    """
     k = weight.shape[1]
     squares = gram.diagonal().clone()
-    start = kquant(weight, bits, group, symmetric, importance=squares + DAMPING * squares.mean())
+    start = kquant(weight, bits, group, symmetric, importance=squares + damping * squares.mean())
     order = squares.argsort(descending=True)
     scales, zeros = (spread(numbers, k, group)[:, order] for numbers in (start.scales, start.zeros.float()))
     w = weight[:, order].clone()
-    passed_on = _inverse_root(gram[order][:, order])  # (k, k) upper triangular
+    passed_on = _inverse_root(gram[order][:, order], damping)  # (k, k) upper triangular
     codes = torch.empty_like(w)
     lowest, highest = int(symmetric), 2**bits - 1
     for first in range(0, k, BLOCK):
@@ -46,8 +49,8 @@ def gptq(weight: Tensor, gram: Tensor, bits: int, group: int, symmetric: bool) -
     return Integers(codes[:, back].to(torch.uint8), start.scales, start.zeros, bits, group)
 
 
-def _inverse_root(gram: Tensor) -> Tensor:
+def _inverse_root(gram: Tensor, damping: float) -> Tensor:
     """Upper Cholesky factor of the damped gram matrix's inverse; float64, as inputs differ by thousands."""
     damped = gram.double()
-    damped.diagonal().add_(DAMPING * gram.diagonal().mean().double().clamp(min=1e-12))
+    damped.diagonal().add_(damping * gram.diagonal().mean().double().clamp(min=1e-12))
     return torch.linalg.cholesky(torch.cholesky_inverse(torch.linalg.cholesky(damped)), upper=True).float()

@@ -18,7 +18,11 @@ from edgemm.errors import InputError
 
 __all__ = ["Inputs", "Record", "reader_of"]
 
-FIRST = ((r"\.self_attn\.[kv]_proj$", ".self_attn.q_proj"), (r"\.mlp\.up_proj$", ".mlp.gate_proj"))
+FIRST = (
+    (r"\.self_attn\.[kv]_proj$", ".self_attn.q_proj"),
+    (r"\.mlp\.up_proj$", ".mlp.gate_proj"),
+    (r"^transformer\.embed_tokens(\.rest)?$", "transformer.head"),  # no module has that name: calibration.py tells it
+)
 
 
 def reader_of(layer: str) -> str:
@@ -61,7 +65,7 @@ class Inputs:
     @contextmanager
     def watching(self, model: nn.Module) -> Iterator[None]:
         hooks = [
-            part.register_forward_pre_hook(lambda _, args, name=name: self._see(name, args[0]))
+            part.register_forward_pre_hook(lambda _, args, name=name: self.see(name, args[0]))
             for name, part in model.named_modules()
             if name in self.layers
         ]
@@ -71,7 +75,14 @@ class Inputs:
             for hook in hooks:
                 hook.remove()
 
-    def _see(self, name: str, x: Tensor) -> None:
+    def knows(self, layer: str) -> bool:
+        return reader_of(layer) in self.records
+
+    def see(self, name: str, x: Tensor) -> None:
+        """x (..., k) goes into the layer; nothing where nobody asked for it."""
+        name = reader_of(name)
+        if name not in self.layers:
+            return
         rows = x.detach().flatten(0, -2).float()
         largest = rows.abs().amax(0)
         if not torch.isfinite(largest).all():

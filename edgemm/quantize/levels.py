@@ -67,7 +67,8 @@ def make_levels(
         if name.removesuffix(REST) == HEAD:
             fine[name] = dataclasses.replace(layer, bits=8)
     data = read_calibration(calibration, model, samples)
-    ready = prepare(model, fine, methods, data, steps, status)
+    tables = {name: layer for name, layer in coarser(fine).items() if name.removesuffix(REST) == HEAD}
+    ready = prepare(model, fine | tables, methods, data, steps, status)
     numbers, known = (ready.methods, ready.inputs, ready.smoothed), (checkpoint, ready.name, rank, status)
     places = places_of(model, data)
     specs = [

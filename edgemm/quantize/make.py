@@ -19,7 +19,7 @@ from edgemm.errors import InputError, UsageError
 from edgemm.model.unified import Unified
 from edgemm.quantize.awq import awq_factors
 from edgemm.quantize.floats import Floats, to_floats
-from edgemm.quantize.gptq import gptq
+from edgemm.quantize.gptq import DAMPING, gptq
 from edgemm.quantize.inputs import Inputs
 from edgemm.quantize.integers import Integers
 from edgemm.quantize.kquant import kquant
@@ -54,6 +54,7 @@ METHODS = {
     "gptq": "rounds",
 }
 RANK = 16
+LOOKED_UP = 1.0  # GPTQ's damping of an embedding: a lookup sees every error, whatever the head's inputs are
 
 Say = Callable[[str], None]
 
@@ -160,12 +161,10 @@ def _rows(weights: Mapping[str, Tensor], name: str, layers: Mapping[str, Layer])
 
 
 def _method(methods: Mapping[str, Method], name: str) -> Method:
-    """The calibration data holds no pictures, so what sees them is rounded without; and an embedding's rows are looked
-    up too, so its errors must not lean on the head's inputs."""
+    """The calibration data holds no pictures, so what sees them is rounded without; no branch or factor is beside an
+    embedding, whose rows are looked up, too."""
     method = methods.get(side_of(name), Method())
-    if name.removesuffix(REST) == HEAD:
-        return Method(rounds="" if method.rounds == "gptq" else method.rounds)
-    return method
+    return Method(rounds=method.rounds) if name.removesuffix(REST) == HEAD else method
 
 
 def _make_layer(
@@ -185,7 +184,7 @@ def _make_layer(
         weight = weight - up @ down
         layer = dataclasses.replace(layer, rank=len(down))
         tensors |= {f"{name}.low_rank_down": down.numpy(), f"{name}.low_rank_up": up.contiguous().numpy()}
-    rounds = method.rounds or ("kquant" if layer.bits == 4 and layer.form == "int" else "rtn")
+    rounds = _rounds(method, layer, name, inputs)
     numbers = _round(rounds, weight, layer, name, inputs)
     tensors |= {f"{name}.{part}": getattr(numbers, part).numpy() for part in parts_of(layer)}
     if layer.activations in RANGED:
@@ -195,6 +194,14 @@ def _make_layer(
     return dataclasses.replace(layer, method=str(Method(smooths, method.branches if layer.rank else "", rounds)))
 
 
+def _rounds(method: Method, layer: Layer, name: str, inputs: Inputs | None) -> str:
+    """Rare tokens' rows make up for their errors wherever text was read; frequent ones' 8 bits need no such care."""
+    plain = "kquant" if layer.bits == 4 and layer.form == "int" else "rtn"
+    if name.removesuffix(REST) == HEAD and method.rounds in ("", "gptq"):
+        return "gptq" if plain == "kquant" and inputs and inputs.knows(HEAD) else plain
+    return method.rounds or plain
+
+
 def _round(rounds: str, weight: Tensor, layer: Layer, name: str, inputs: Inputs | None) -> Integers | Floats:
     assert layer.bits is not None
     if layer.form != "int":
@@ -202,7 +209,8 @@ def _round(rounds: str, weight: Tensor, layer: Layer, name: str, inputs: Inputs 
             raise UsageError(f"{name}: {rounds} chooses whole numbers, {layer.form} is rounded to nearest (rtn)")
         return to_floats(weight, layer.form, name)
     if rounds == "gptq":
-        return gptq(weight, _need(inputs, name).of(name).gram(), layer.bits, layer.group, layer.symmetric)
+        damping = LOOKED_UP if name.removesuffix(REST) == HEAD else DAMPING
+        return gptq(weight, _need(inputs, name).of(name).gram(), layer.bits, layer.group, layer.symmetric, damping)
     if rounds == "kquant":
         return kquant(weight, layer.bits, layer.group, layer.symmetric)
     return rtn(weight, layer.bits, layer.group, layer.symmetric)

@@ -16,7 +16,7 @@ from edgemm.quantize.quantized_linear import weights_of
 from edgemm.quantize.recipe import layers_of, side_of
 from edgemm.quantize.rounded_cache import cache_steps
 from edgemm.quantize.said_often import places_of
-from edgemm.quantize.spec import HEAD, RANGED, Layer, Spec
+from edgemm.quantize.spec import HEAD, RANGED, REST, Layer, Spec
 
 __all__ = ["SUITED", "Prepared", "prepare", "quantize"]
 
@@ -95,6 +95,9 @@ def prepare(
     ranged = {side_of(name) for name, layer in layers.items() if layer.activations in RANGED}
     before = {side for side, method in read.items() if side in quantized and method.smooths}
     after = {side for side, m in read.items() if side in quantized and (m.branches or m.rounds == "gptq")} | ranged
+    rare = any(_is_rare(name, layer) for name, layer in layers.items())
+    if rare and "text" in before | after and read["text"].rounds in ("", "gptq"):
+        after |= {"text"}
     if not before | after:
         return Prepared(read, None, {}, "")
     steps = steps or model.config.sampler.num_inference_steps
@@ -107,6 +110,11 @@ def prepare(
     return Prepared(read, seen, smoothed, data.name)
 
 
+def _is_rare(name: str, layer: Layer) -> bool:
+    """Rows of the embedding that the head's inputs help to round."""
+    return name.removesuffix(REST) == HEAD and layer.bits == 4 and layer.form == "int"
+
+
 def _observe(
     model: Unified,
     layers: Mapping[str, Layer],
@@ -117,7 +125,7 @@ def _observe(
     status: Say,
 ) -> Inputs:
     status("running the calibration data")
-    wanted = [name for name, layer in layers.items() if layer.bits and not name.startswith(HEAD) and side_of(name)]
-    wanted = [name for name in wanted if side_of(name) in sides]
-    gram = [name for name in wanted if side_of(name) in with_gram]
+    wanted = [name for name, layer in layers.items() if layer.bits and side_of(name) in sides]
+    wanted = [name for name in wanted if not name.startswith(HEAD) or _is_rare(name, layers[name])]
+    gram = [name for name in wanted if side_of(name) in with_gram or name.startswith(HEAD)]
     return observe(model, data, Inputs(wanted, gram), "text" in sides, "draw" in sides, steps)

@@ -10,11 +10,11 @@ import torch
 
 from edgemm.model.unified import Unified
 from edgemm.quantize import recipe
-from edgemm.quantize.calibration import Calibration, read_calibration
+from edgemm.quantize.calibration import Calibration, read_calibration, shipped_text
 from edgemm.quantize.quantization import quantize
 from edgemm.quantize.quantized_linear import swap
 from edgemm.quantize.said_often import order_of, places_of
-from edgemm.quantize.spec import HEAD
+from edgemm.quantize.spec import HEAD, REST
 from tests.export.nano import nano, random_nano
 
 SPELLED = [250, 7, 120]
@@ -44,6 +44,23 @@ def test_what_is_said_comes_first_and_the_others_keep_their_order(wordy):
 def test_a_model_that_knows_no_words_has_only_the_data_to_go_by():
     space, a, b = random_nano().encode(" ab", special=False)
     assert order_of(places_of(random_nano(), DATA))[:5].tolist() == sorted([5, 90, space, a, b])
+
+
+def test_rare_rows_are_rounded_for_what_the_head_reads_where_text_is_read(monkeypatch):
+    """Their logits are nearer on a text that was not calibrated on; without data it is k-quant."""
+    monkeypatch.setattr(recipe, "FREQUENT", {4: 100, 8: 100})
+    model = random_nano()
+    ids = torch.tensor([model.encode(shipped_text("evaluation.txt")[:400])])
+    hidden, _ = model.transformer(model.transformer.embed_tokens(ids), torch.arange(ids.shape[1])[None])
+    off = {}
+    for text, method in (("awq", "gptq"), ("", "kquant")):
+        spec = quantize(copy.deepcopy(model), "int4", "fp16", {"text": text, "draw": ""})
+        assert spec.layer(HEAD + REST).method == method
+        assert spec.layer(HEAD).method == "rtn"
+        swapped = copy.deepcopy(model)
+        swap(swapped, spec)
+        off[method] = (swapped.transformer.logits(hidden) - model.transformer.logits(hidden)).square().mean()
+    assert off["gptq"] < 0.8 * off["kquant"]
 
 
 def test_a_rare_token_that_spells_a_picture_keeps_8_bits(wordy, monkeypatch):
