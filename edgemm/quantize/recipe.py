@@ -23,7 +23,7 @@ __all__ = ["DRAW", "FLOATS", "QUICK", "TEXT", "choose_layers", "layers_of", "sid
 BLOCK = 32  # channels a scale covers, as CPU kernels like it
 WIDE = 64  # the same of an embedding in 8 bits
 FREQUENT = {4: 16_384, 8: 24_576}  # tokens that keep 8 bits, as said_often.py orders them, by the bits asked for
-HEAVY = 1 / 3  # of the transformer's numbers: an embedding that has more is cut even where 8 bits are asked for
+HEAVY = 1 / 3  # of the transformer's numbers: where the embedding has more, bytes matter even when 8 bits are asked for
 WIDE_BLOCKS = (128, 64)  # of 8 bits, where 4 are asked for: as good, and faster than blocks of 32
 TENDER = re.compile(r"layers\.\d+\.(?:self_attn\.[qkv]_proj|mlp\.down_proj)$")  # as k-quant mixes of llama.cpp have it
 PORTABLE_BLOCK = 64  # as NVIDIA's builders take it
@@ -52,6 +52,8 @@ EYE = (  # of image encoders: layers, the fewest numbers, what they become
         Layer(4, BLOCK, symmetric=False, activations="block", reason="only the likeliest words matter"),
     ),
     (r"(up|down)_proj", 0, Layer(4, BLOCK, symmetric=False, activations="block", reason="it bears 4 bits")),
+)
+EYE_CUT = (  # the same where bytes matter more than 30 ms a load: engines have no products for these, and unpack them
     (r"words\.letters", 0, Layer(8, BLOCK, reason="as fine as the embedding that they are copied from")),
     (
         r"encoder\.(eye\.)?(blocks\.\d+\.(expand|project)|head)",
@@ -108,14 +110,14 @@ def _decide(
     shapes: Mapping[str, tuple[int, int]], text: Layer, draw: Layer, drawing_depth: int, portable: bool
 ) -> Iterator[tuple[str, Layer]]:
     read = {name: rows * width for name, (rows, width) in shapes.items() if side_of(name) == "text"}
-    heavy = read.get(HEAD, 0) > HEAVY * sum(read.values())
+    tight = text.bits == 4 or read.get(HEAD, 0) > HEAVY * sum(read.values())
     for name, (rows, width) in shapes.items():
         if side_of(name) == "text" and text.bits is not None:
             if name == HEAD and portable:
                 yield name, Layer(None, reason="looked up and multiplied with: it stays in the target's own float")
             else:
                 layer = _text_layer(name, width, text, drawing_depth)
-                if name == HEAD and layer.bits and drawing_depth and _is_cut(rows, text.bits, heavy):
+                if name == HEAD and layer.bits and drawing_depth and tight and rows >= 2 * FREQUENT[text.bits]:
                     yield name, dataclasses.replace(layer, rows=FREQUENT[text.bits])
                     yield (
                         name + REST,
@@ -124,18 +126,13 @@ def _decide(
                 else:
                     yield name, layer
         elif name.startswith("image_encoder.") and text.bits is not None and not portable:
-            yield from _seeing(name, rows, width)
+            yield from _seeing(name, rows, width, EYE + EYE_CUT if tight else EYE)
         elif side_of(name) == "draw" and draw.bits is not None:
             yield name, _draw_layer(name, draw)
 
 
-def _is_cut(rows: int, bits: int, heavy: bool) -> bool:
-    """Whether an embedding has tokens enough that are seldom said, and whether their bytes matter."""
-    return rows >= 2 * FREQUENT[bits] and (bits == 4 or heavy)
-
-
-def _seeing(name: str, rows: int, width: int) -> Iterator[tuple[str, Layer]]:
-    for pattern, least, layer in EYE:
+def _seeing(name: str, rows: int, width: int, table: tuple[tuple[str, int, Layer], ...]) -> Iterator[tuple[str, Layer]]:
+    for pattern, least, layer in table:
         if re.fullmatch(rf"image_encoder\.{pattern}", name) and rows * width >= least and width % layer.group == 0:
             yield name, layer
 

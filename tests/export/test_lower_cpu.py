@@ -167,12 +167,14 @@ def test_weights_are_not_in_memory_once_more_for_each_lowering():
     )
 
 
-def test_at_int8_rare_tokens_have_4_bits_only_where_the_embedding_outweighs_the_layers():
-    shapes = {HEAD: (49_152, 576), "transformer.layers.0.mlp.up_proj": (100_000, 576)}
-    assert choose_layers(shapes, "int8", "int8", drawing_depth=1)[HEAD].rows == 0
+def test_at_int8_rare_tokens_and_late_filters_are_cut_only_where_the_embedding_outweighs_the_layers():
+    late = "image_encoder.encoder.blocks.12.expand"
+    shapes = {HEAD: (49_152, 576), late: (1152, 192), "transformer.layers.0.mlp.up_proj": (100_000, 576)}
+    layers = choose_layers(shapes, "int8", "int8", drawing_depth=1)
+    assert layers[HEAD].rows == 0 and late not in layers
     del shapes["transformer.layers.0.mlp.up_proj"]
     layers = choose_layers(shapes, "int8", "int8", drawing_depth=1)
-    assert layers[HEAD].rows == recipe.FREQUENT[8] and layers[HEAD + REST].bits == 4
+    assert layers[HEAD].rows == recipe.FREQUENT[8] and layers[HEAD + REST].bits == 4 and layers[late].bits == 8
 
 
 def test_tokens_that_spell_pictures_are_fine_wherever_they_stand(monkeypatch):

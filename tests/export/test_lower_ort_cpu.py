@@ -155,7 +155,7 @@ def test_filters_and_letters_are_float16_in_the_file_and_float32_in_memory(specs
     np.testing.assert_array_equal(rows, letters[[3, 1]].half().float().numpy())
 
 
-def test_late_filters_and_letters_are_8_bits_in_the_file_and_float32_in_memory():
+def test_at_int4_late_filters_and_letters_are_8_bits_in_the_file_and_float32_in_memory():
     torch.manual_seed(0)
     filters, letters = torch.randn(640, 192, 1, 1), torch.randn(40, 64)
     name = "module.encoder.blocks.9.expand.weight"
@@ -173,7 +173,8 @@ def test_late_filters_and_letters_are_8_bits_in_the_file_and_float32_in_memory()
         [numpy_helper.from_array(filters.numpy(), name), numpy_helper.from_array(letters.numpy(), "letters")],
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10)
-    spec = quick_spec("image_encoder", model, "int8")
+    assert not quick_spec("image_encoder", model, "int8").document.layers, "what is float16 opens sooner"
+    spec = quick_spec("image_encoder", model, "int4")
     assert set(spec.document.layers) == {"image_encoder.encoder.blocks.9.expand", "image_encoder.words.letters"}
     stored, _ = lower_ort_cpu("image_encoder", model, spec)
     assert sum(len(tensor.raw_data) for tensor in stored.graph.initializer) < (640 * 192 + 40 * 64) * 1.07
