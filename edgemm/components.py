@@ -7,9 +7,10 @@ width.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
-from edgemm.errors import BundleError
+from edgemm.errors import BundleError, UsageError
 
 __all__ = [
     "ADAPTER_PREFIX",
@@ -19,6 +20,7 @@ __all__ = [
     "KEYS_AND_VALUES",
     "TensorSpec",
     "check_component",
+    "check_strength",
     "handed_over",
     "layers_of",
     "pattern",
@@ -155,6 +157,12 @@ def _check_side(side: str, expected: Signature, specs: tuple[TensorSpec, ...]) -
     for name in expected:
         if name not in OPTIONAL and name not in {pattern(item) for item in found}:
             raise BundleError(f"{side}: {name!r} is missing")
+
+
+def check_strength(strength: float) -> None:
+    """How much of an adapter is added: any number that is one; a negative one leads away from it."""
+    if not math.isfinite(strength):
+        raise UsageError(f"adapter strength is {strength}, expected a finite number")
 
 
 def pattern(name: str) -> str:

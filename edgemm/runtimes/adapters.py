@@ -12,7 +12,6 @@ Axes: i in, o out, r rank.
 from __future__ import annotations
 
 import json
-import math
 import re
 import threading
 from collections.abc import Mapping
@@ -23,7 +22,7 @@ from typing import Any
 
 import numpy as np
 
-from edgemm.components import ADAPTER_PREFIX, TensorSpec
+from edgemm.components import ADAPTER_PREFIX, TensorSpec, check_strength
 from edgemm.errors import InputError, UsageError
 from edgemm.runtimes.engine import Arrays, Binding, Engine, allocator
 from edgemm.runtimes.tensor_file import read_tensors
@@ -105,8 +104,7 @@ class Adapters:
 
     def load(self, name: str, folder: Path, strength: float = 1.0) -> None:
         """Reads an adapter's folder; it changes nothing until it is set.  `strength` times what it adds is added."""
-        if not math.isfinite(strength):
-            raise UsageError(f"adapter strength is {strength}, expected a finite number")
+        check_strength(strength)
         if not self._specs:
             raise InputError("this bundle takes no adapters: export it again with --adapters")
         parts = {part: folder / part for part in self._specs if (folder / part).is_dir()}

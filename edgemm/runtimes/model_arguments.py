@@ -6,6 +6,8 @@ import argparse
 import sys
 from typing import TYPE_CHECKING
 
+from edgemm.errors import UsageError
+
 if TYPE_CHECKING:
     from edgemm.runtimes.model import Model
 
@@ -24,7 +26,7 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--memory-limit-mb", type=float, metavar="MB", help="weights and conversations together")
     parser.add_argument("--adapter", metavar="FOLDER", help="a LoRA adapter, for bundles exported with --adapters")
     parser.add_argument(
-        "--adapter-strength", type=float, default=1.0, metavar="S", help="how much of it (default %(default)s)"
+        "--adapter-strength", type=float, metavar="S", help="how much of --adapter is added (default 1)"
     )
     parser.add_argument("--no-verify", action="store_true", help="trust the files: skip their hashes")
     parser.add_argument("--verbose", action="store_true", help="say what it runs on and how long it took, on stderr")
@@ -34,6 +36,8 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
 def open_model(args: argparse.Namespace) -> Model:
     import edgemm
 
+    if args.adapter_strength is not None and not args.adapter:
+        raise UsageError("--adapter-strength says how much of --adapter is added, and there is none")
     model = edgemm.load(
         args.bundle,
         device=args.device,
@@ -43,7 +47,7 @@ def open_model(args: argparse.Namespace) -> Model:
         backend=read_backend(args.backend),
     )
     if args.adapter:
-        model.load_adapter("adapter", args.adapter, args.adapter_strength)
+        model.load_adapter("adapter", args.adapter, 1.0 if args.adapter_strength is None else args.adapter_strength)
         model.set_adapter("adapter")
     if args.verbose:
         threads = model.threads

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import math
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from edgemm.components import check_strength
 from edgemm.errors import UsageError
 from edgemm.model import checkpoint
 from edgemm.train.adapters import merge_part, parts_of
@@ -33,8 +33,7 @@ def merge(
     `onto` "nf4" merges the transformer's part into the base as qlora rounded it; "float" into the base as it is.
     """
     parts = parts_of(adapter)
-    if not math.isfinite(strength):
-        raise UsageError(f"adapter strength is {strength}, expected a finite number")
+    check_strength(strength)
     dora = {part for part in parts if _is_dora(adapter / part)}
     if strength != 1 and dora:
         raise UsageError(f"{adapter}: DoRA sets magnitudes, of which there is no half: leave --strength out")

@@ -25,11 +25,13 @@ def trained() -> Tokenizer:
     return made
 
 
-def test_the_same_tokens_come_of_merges_that_are_strings(trained):
+def test_the_same_tokens_come_of_merges_that_are_strings_and_a_vocabulary_in_order(trained):
     before = trained.to_str()
     after = quick_to_open(before)
     assert isinstance(json.loads(before)["model"]["merges"][0], list)
     assert isinstance(json.loads(after)["model"]["merges"][0], str)
+    pieces = [piece.encode() for piece in json.loads(after)["model"]["vocab"]]
+    assert pieces == sorted(pieces)
     again = Tokenizer.from_str(after.decode())
     assert [again.encode(text).ids for text in TEXTS] == [trained.encode(text).ids for text in TEXTS]
     assert again.get_vocab() == trained.get_vocab()

@@ -24,6 +24,7 @@ def test_a_backend_is_for_all_components_or_for_some():
     [
         (["--backend", "painter=openvino"], 2, "component 'painter'"),
         (["--memory-limit-mb", "1"], 5, "this bundle needs at least"),
+        (["--adapter-strength", "0.5"], 2, "--adapter-strength says how much of --adapter is added, and there is none"),
         (["--adapter", "nowhere"], 3, "takes no adapters: export it again with --adapters"),
     ],
 )
