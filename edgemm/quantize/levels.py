@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from edgemm.model.unified import Unified
-from edgemm.quantize.calibration import read_calibration
+from edgemm.quantize.calibration import Calibration, read_calibration
 from edgemm.quantize.judges import layer_signals
 from edgemm.quantize.make import make_spec
 from edgemm.quantize.quantization import prepare
@@ -75,14 +75,14 @@ def make_levels(
         make_spec(weights_of(model), layers, *numbers, ("auto", "auto"), *known, places=places)
         for layers in (fine, coarser(fine))
     ]
-    return Levels(model, *specs)
+    return Levels(model, *specs, data)
 
 
 class Levels:
     """`model` is smoothed already, and is changed by `set`."""
 
-    def __init__(self, model: Unified, fine: Spec, coarse: Spec) -> None:
-        self.model = model
+    def __init__(self, model: Unified, fine: Spec, coarse: Spec, data: Calibration) -> None:
+        self.model, self.data = model, data
         self.specs = {8: fine, 4: coarse}
         self._signals = {FLOAT: {}, 8: layer_signals(model, fine), 4: layer_signals(model, coarse)}
         self.float = {name: part for name, part in quantizable(model).items() if name in fine.document.layers}

@@ -1,9 +1,10 @@
 """The smallest, or the fastest, way to quantize a model within two budgets: `edgemm quantize --auto`.
 
 Every group of layers (levels.py) is coarsened alone first, and judged by how far the next words drift (divergence of a
-page) and the drawings (squared difference of two).  Then the groups go down together, those that gain most for their
-harm first, as many as both budgets bear: a binary search, each of whose points is judged in full.  Where even 8 bits
-miss a budget, the same walk goes from float to 8 bits.  Reading goes first, drawing after it.
+page) and the drawings (squared difference of two); page and drawings are calibration's, not the judges'.  Then the
+groups go down together, those that gain most for their harm first, as many as both budgets bear: a binary search, each
+of whose points is judged in full.  Where even 8 bits miss a budget, the same walk goes from float to 8 bits.  Reading
+goes first, drawing after it.
 Every measurement is written down (journal.py), so a search that was killed goes on.
 """
 
@@ -23,8 +24,9 @@ from torch import Tensor
 from edgemm.errors import CheckFailedError
 from edgemm.model.unified import Unified
 from edgemm.quantize.budgets import Budget
+from edgemm.quantize.calibration import NOISE_SEED
 from edgemm.quantize.journal import Journal
-from edgemm.quantize.judges import PROMPTS, SEED, Answers, Scores, ask, compare, shipped_text
+from edgemm.quantize.judges import PROMPTS, Answers, Scores, ask, compare
 from edgemm.quantize.levels import FLOAT, Choice, Levels, divergence, log_probabilities, make_levels
 from edgemm.quantize.make import RANK
 from edgemm.quantize.product_times import ProductTimes
@@ -137,8 +139,7 @@ class Search:
         self.times = ProductTimes()
         self.points: list[Point] = []
         self.glanced: tuple[dict[str, int], Tensor, Tensor] | None = None
-        ids = model.encode(shipped_text("evaluation.txt"), special=False)[:GLANCE_TOKENS]
-        self.page = torch.tensor([ids])
+        self.page = levels.data.texts.flatten()[None, :GLANCE_TOKENS]
 
     def run(self) -> Point:
         """The best point that meets both budgets."""
@@ -225,10 +226,10 @@ class Search:
         """Log-probabilities of a page (s, vocab), and drawings."""
         self.levels.set(choice)
         tokens = self.model.config.image_tokens
-        random = torch.Generator().manual_seed(SEED)
+        random = torch.Generator().manual_seed(NOISE_SEED)
         noise = torch.randn(GLANCE_PICTURES, tokens.token_count, tokens.token_width, generator=random)
         sampler = self.model.with_sampler(num_inference_steps=self.steps)
-        drawn = self.model.draw(PROMPTS[:GLANCE_PICTURES], noise, sampler).clamp(0, 1)
+        drawn = self.model.draw(self.levels.data.prompts[:GLANCE_PICTURES], noise, sampler).clamp(0, 1)
         return log_probabilities(self.model, self.page), drawn
 
     def judge(self, name: str, choice: dict[str, int]) -> Point:

@@ -38,7 +38,6 @@ def quick(monkeypatch):
     """A shorter text, fewer drawings; rare tokens in a vocabulary of bytes; products that cost what they weigh."""
     monkeypatch.setattr("edgemm.quantize.judges.PROMPTS", searching.PROMPTS[:3])
     monkeypatch.setattr("edgemm.quantize.judges.shipped_text", lambda name: TEXT)
-    monkeypatch.setattr(searching, "shipped_text", lambda name: TEXT)
     monkeypatch.setattr(recipe, "FREQUENT", {4: 100, 8: 100})
     monkeypatch.setattr(
         "edgemm.quantize.product_times._measured", lambda n, k, rows, layer: n * k * rows * (layer.bits or 32) / 1e9
