@@ -6,14 +6,13 @@ paths that leave the folder are refused.  The fields are in manifest.py and loop
 
 from __future__ import annotations
 
-import hashlib
-import mmap
 import os
 import stat
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Lock
+from typing import TYPE_CHECKING
 
 from edgemm.bundle_writer import BundleWriter
 from edgemm.components import COMPONENTS, TensorSpec
@@ -30,6 +29,9 @@ from edgemm.manifest import (
     Variant,
     check_bundle_path,
 )
+
+if TYPE_CHECKING:
+    from edgemm.file_hashes import FileHashes
 
 __all__ = [
     "COMPONENTS",
@@ -58,8 +60,6 @@ __all__ = [
 ]
 
 LARGEST_MANIFEST_BYTES = 16_000_000
-CHUNK_BYTES = 1 << 26  # between two of them a thread waits for Python's lock
-AT_ONCE = 4  # files that are hashed side by side
 
 Progress = Callable[[int, int], None]  # bytes done, bytes in all
 
@@ -93,19 +93,29 @@ def open_bundle(path: str | os.PathLike[str], verify: bool = True, progress: Pro
     return Bundle(folder, manifest)
 
 
-def verify_files(path: str | os.PathLike[str], manifest: Manifest, progress: Progress | None = None) -> None:
+def verify_files(
+    path: str | os.PathLike[str],
+    manifest: Manifest,
+    progress: Progress | None = None,
+    hashes: FileHashes | None = None,
+) -> None:
     """Raises BundleError at the first file that is missing or is not what the manifest says."""
-    for problem in altered_files(path, manifest, progress):
+    for problem in altered_files(path, manifest, progress, hashes):
         raise BundleError(f"{problem}; copy or export the bundle again")
 
 
-def altered_files(path: str | os.PathLike[str], manifest: Manifest, progress: Progress | None = None) -> Iterator[str]:
+def altered_files(
+    path: str | os.PathLike[str],
+    manifest: Manifest,
+    progress: Progress | None = None,
+    hashes: FileHashes | None = None,
+) -> Iterator[str]:
     """One line a file that is not what it should be: all sizes first, because they cost nothing, then hashes.
 
-    Several files are read side by side, the largest first: hashing leaves Python's lock alone, so it goes on while the
-    caller's thread imports what it will need.
+    Several files are read side by side, the largest first.  `hashes` are those that somebody began before; they tell no
+    progress.
     """
-    from concurrent.futures import ThreadPoolExecutor
+    from edgemm.file_hashes import FileHashes
 
     folder = Path(path)
     sound: dict[Path, FileRecord] = {}
@@ -129,25 +139,13 @@ def altered_files(path: str | os.PathLike[str], manifest: Manifest, progress: Pr
                 done += size
                 progress(done, total)
 
-    with ThreadPoolExecutor(AT_ONCE) as pool:
-        largest_first = sorted(sound, key=lambda file: -sound[file].size_bytes)
-        hashes = {file: pool.submit(_sha256, file, tell) for file in largest_first}
+    with hashes or FileHashes(tell=tell) as running:
+        for file in sorted(sound, key=lambda file: -sound[file].size_bytes):
+            running.begin(file)
         for file, record in sound.items():
-            found = hashes[file].result()
+            found = running.begin(file).result()
             if found != record.sha256:
                 yield f"{file}: SHA-256 {found[:16]}..., the manifest says {record.sha256[:16]}..."
-
-
-def _sha256(file: Path, tell: Callable[[int], None]) -> str:
-    found, size = hashlib.sha256(), file.stat().st_size
-    if not size:  # nothing to map
-        return found.hexdigest()
-    with open(file, "rb") as stream, mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as whole:
-        for start in range(0, len(whole), CHUNK_BYTES):
-            with memoryview(whole)[start : start + CHUNK_BYTES] as chunk:
-                found.update(chunk)
-                tell(len(chunk))
-    return found.hexdigest()
 
 
 def resolve(folder: Path, name: str) -> Path:

@@ -37,6 +37,10 @@ def test_the_contract_needs_the_standard_library_only():
     assert heavy_after(f"import {modules}, sys; assert 'numpy' not in sys.modules") == set()
 
 
+def test_hashes_begin_before_what_reads_a_manifest_is_imported():
+    assert heavy_after("import edgemm.runtimes.opening, sys; assert 'edgemm.manifest' not in sys.modules") == set()
+
+
 def test_pictures_are_read_without_the_runtime():
     assert (
         heavy_after("import edgemm.picture, sys; assert not any('runtimes' in name for name in sys.modules)") == set()

@@ -37,6 +37,7 @@ from edgemm.quantize.quantized_linear import check_layers
 from edgemm.quantize.smoothing import fold_all
 from edgemm.quantize.spec import JSON_FILE, Spec, read_spec
 from edgemm.runtimes.backends import Choice
+from edgemm.runtimes.engines import Engines
 from edgemm.runtimes.model import Model
 from edgemm.runtimes.threads import plan_threads
 
@@ -192,7 +193,7 @@ def run_loops(bundle: Bundle, plan: Plan, recorded: Recorded, named: bool) -> It
     """Whatever a target's own engine is, its graphs are ONNX, and ONNX Runtime's CPU says what they compute."""
     choice = Choice("cpu", "reference", plan.target, "CPUExecutionProvider", "compared before it is shipped")
     precise = dataclasses.replace(recorded, precision=precision_of(bundle.manifest, plan.target))
-    with Model(bundle, choice, plan_threads()) as runtime:
+    with Model(Engines(bundle, choice, plan_threads())) as runtime:
         for comparison in compare_loops(runtime, precise):
             what = f"{plan.target}: {comparison.what}" if named else comparison.what
             yield dataclasses.replace(comparison, what=what)

@@ -20,12 +20,13 @@ __all__ = ["check_bundle"]
 def check_bundle(bundle: Bundle) -> list[str]:
     """One line a comparison. Raises CheckFailedError when this machine's answers differ from the recorded ones."""
     from edgemm.export.loop_parity import compare_loops, precision_of
+    from edgemm.runtimes.engines import Engines
     from edgemm.runtimes.model import Model
 
     recorded = read_recorded(bundle)
     choice = _choose(bundle)
     recorded = dataclasses.replace(recorded, precision=precision_of(bundle.manifest, choice.target))
-    with Model(bundle, choice, plan_threads()) as model:
+    with Model(Engines(bundle, choice, plan_threads())) as model:
         comparisons = list(compare_loops(model, recorded))
     require(comparisons, f"{bundle.path}: not what was recorded at export")
     return [comparison.line() for comparison in comparisons]

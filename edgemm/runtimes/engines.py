@@ -17,6 +17,7 @@ from edgemm.errors import BundleError, InputError, UsageError
 from edgemm.manifest import ADAPTER_SCALES
 from edgemm.runtimes.adapters import AdaptedEngine, Adapter, Adapters
 from edgemm.runtimes.backends import Choice, assign, load_backend
+from edgemm.runtimes.cache_budget import MemoryPlan, plan_memory
 from edgemm.runtimes.engine import Engine
 from edgemm.runtimes.onnx_external_data import check_external_data
 from edgemm.runtimes.tensor_file import read_tensors
@@ -29,9 +30,17 @@ class Engines:
     """A bundle's components for one target, on this device."""
 
     def __init__(
-        self, bundle: Bundle, choice: Choice, plan: ThreadPlan, backend: str | Mapping[str, str] | None
+        self,
+        bundle: Bundle,
+        choice: Choice,
+        plan: ThreadPlan,
+        memory_limit_mb: float | None = None,
+        backend: str | Mapping[str, str] | None = None,
     ) -> None:
         self.bundle = bundle
+        self.choice = choice
+        self.threads = plan
+        self.memory: MemoryPlan = plan_memory(bundle.manifest, choice.target, memory_limit_mb)
         self.target = choice.target
         self.components = bundle.manifest.targets[choice.target]
         self.choices = assign(choice, self.components, backend)
@@ -39,7 +48,6 @@ class Engines:
             {component: bundle.manifest.variant(component, self.target).inputs for component in self.components},
             read_tensors(bundle.file(ADAPTER_SCALES)) if ADAPTER_SCALES in bundle.manifest.files else {},
         )
-        self._plan = plan
         self._loaded: dict[str, Engine] = {}
         self._loading = {component: threading.Lock() for component in self.components}
         self._side_by_side = choice.device == "cpu"  # others share a device's memory, or build what they load
@@ -109,7 +117,7 @@ class Engines:
                 variant = self.bundle.manifest.variant(component, self.target)
                 choice = self.choices[component]
                 engine = load_backend(choice.backend).open_engine(
-                    component, graph, data, variant, choice.provider, self._plan, self._running
+                    component, graph, data, variant, choice.provider, self.threads, self._running
                 )
                 self.check_open()  # it may have been closed meanwhile
                 self._loaded[component] = engine

@@ -20,7 +20,7 @@ from edgemm.errors import EdgemmError
 from edgemm.picture import PictureSource
 from edgemm.runtimes.adapters import Adapter, Adapters
 from edgemm.runtimes.backends import Choice
-from edgemm.runtimes.cache_budget import CacheBudget, MemoryPlan, plan_memory
+from edgemm.runtimes.cache_budget import CacheBudget, MemoryPlan
 from edgemm.runtimes.calls import Calls
 from edgemm.runtimes.drawing import Drawing
 from edgemm.runtimes.drawing_options import MOST_PICTURES, DrawingOptions, check_whole
@@ -52,23 +52,15 @@ class Model:
     keeps what it has.  Closing one stream ends that call alone.  Use it as a context manager, or `close()` it.
     """
 
-    def __init__(
-        self,
-        bundle: Bundle,
-        choice: Choice,
-        plan: ThreadPlan,
-        memory_limit_mb: float | None = None,
-        backend: str | Mapping[str, str] | None = None,
-    ) -> None:
-        self.bundle = bundle
-        self.manifest = bundle.manifest
-        self.choice = choice  # what it runs on, and why
-        self.threads = plan
-        self.memory: MemoryPlan = plan_memory(self.manifest, choice.target, memory_limit_mb)
+    def __init__(self, engines: Engines) -> None:
+        self.engines = engines
+        self.bundle: Bundle = engines.bundle
+        self.manifest = engines.bundle.manifest
+        self.choice: Choice = engines.choice  # what it runs on, and why
+        self.threads: ThreadPlan = engines.threads
+        self.memory: MemoryPlan = engines.memory
         self.budget = CacheBudget(self.memory.cache_bytes)  # of all conversations together
-        self.engines = Engines(bundle, choice, plan, backend)
-        self.engines.begin("transformer")  # beside the tokenizer
-        self.tokenizer = Tokenizer(bundle.file(self.manifest.tokenizer))
+        self.tokenizer = Tokenizer(self.bundle.file(self.manifest.tokenizer))
         self.sight = Sight(self.engines)
         self.talking = Talking(self.engines, self.sight, self.tokenizer, self.budget)
         self.drawing = Drawing(self.engines, self.sight, self.tokenizer, self.budget)

@@ -1,8 +1,9 @@
 """From a bundle's path to a model, in the least time: what computes runs beside what waits for Python's lock.
 
-Hashes and engines leave the lock alone, imports and the tokenizer hold it.  So the libraries are imported while the
-hashes are computed, and the transformer, which every loop needs, is loaded while the tokenizer is read.  No runtime
-opens a file before every hash was compared.
+Hashes and engines leave the lock alone, imports and the tokenizer hold it.  So hashes are computed from the first
+moment on, before the manifest is read, while everything is imported; and the transformer, which every loop needs, is
+loaded as soon as its library is there, beside the rest of the imports and the tokenizer.  No runtime opens a file
+before every hash was compared.
 """
 
 from __future__ import annotations
@@ -10,14 +11,15 @@ from __future__ import annotations
 import gc
 import os
 from collections.abc import Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING
 
-from edgemm.bundle import Bundle, open_bundle, verify_files
+from edgemm.file_hashes import AT_ONCE, FileHashes
 from edgemm.runtimes.threads import plan_threads
 
 if TYPE_CHECKING:
+    from edgemm.bundle import Bundle
     from edgemm.runtimes.backends import Choice
     from edgemm.runtimes.model import Model
 
@@ -48,22 +50,28 @@ def open_model(
 ) -> Model:
     """The arguments are those of edgemm.load."""
     plan = plan_threads(threads)
+    with FileHashes(min(AT_ONCE, max(1, plan.count - 1))) as hashes:  # one core is for what is imported meanwhile
+        if verify:
+            hashes.begin_weights(Path(path))
+        bundle, choice = _chosen(path, device, hashes if verify else None)
+    from edgemm.runtimes.engines import Engines
+
+    engines = Engines(bundle, choice, plan, memory_limit_mb, backend)
+    engines.begin("transformer")
+    from edgemm.runtimes.model import Model  # beside the transformer
+
+    return Model(engines)
+
+
+def _chosen(path: str | os.PathLike[str], device: str, hashes: FileHashes | None) -> tuple[Bundle, Choice]:
+    """The bundle, verified, and what it runs on: numpy and the backend's library are there then."""
+    from edgemm.bundle import open_bundle, verify_files
+
     bundle = open_bundle(path, verify=False)
-    if not verify:
-        made, choice = _imported(bundle, device)
-    else:
-        with ThreadPoolExecutor(1) as pool:
-            verified = pool.submit(verify_files, bundle.path, bundle.manifest)
-            try:
-                made, choice = _imported(bundle, device)
-            finally:
-                verified.result()  # what is wrong with a file is told before anything else
-    return made(bundle, choice, plan, memory_limit_mb, backend)
+    try:
+        from edgemm.runtimes.backends import select
 
-
-def _imported(bundle: Bundle, device: str) -> tuple[type[Model], Choice]:
-    """What a bundle becomes, and what it runs on: numpy and the backend's library are there then."""
-    from edgemm.runtimes.backends import select
-    from edgemm.runtimes.model import Model
-
-    return Model, select(device, bundle.manifest.targets)
+        return bundle, select(device, bundle.manifest.targets)
+    finally:
+        if hashes:
+            verify_files(bundle.path, bundle.manifest, hashes=hashes)  # a wrong file is told before anything else

@@ -20,6 +20,7 @@ from edgemm.export.verify_verb import check_bundle
 from edgemm.picture import load_picture
 from edgemm.runtimes import schedule
 from edgemm.runtimes.backends import Choice
+from edgemm.runtimes.engines import Engines
 from edgemm.runtimes.kv_cache import CachedTransformer
 from edgemm.runtimes.model import Model
 from edgemm.runtimes.prompt import as_messages, chat_prompt
@@ -52,9 +53,8 @@ def bundle(export, tmp_path_factory, lines):
 def opened(bundle):
     """target -> its graphs, run on this machine's CPU."""
     plan = plan_threads(1)
-    models = {
-        t: Model(bundle, Choice("cpu", "onnxruntime", t, "CPUExecutionProvider", "a test"), plan) for t in DIALECT
-    }
+    choices = {t: Choice("cpu", "onnxruntime", t, "CPUExecutionProvider", "a test") for t in DIALECT}
+    models = {t: Model(Engines(bundle, choice, plan)) for t, choice in choices.items()}
     yield models
     for model in models.values():
         model.close()

@@ -16,6 +16,7 @@ from edgemm.cli import main
 from edgemm.errors import InputError
 from edgemm.runtimes import schedule
 from edgemm.runtimes.backends import Choice
+from edgemm.runtimes.engines import Engines
 from edgemm.runtimes.model import Model
 from edgemm.runtimes.threads import plan_threads
 from tests.build.tiny_engines import needs_rtx
@@ -45,9 +46,8 @@ def adapted(model, tmp_path_factory):
 @pytest.fixture(scope="module")
 def opened(bundle, adapted):
     plan = plan_threads(1)
-    models = {
-        t: Model(bundle, Choice("cpu", "onnxruntime", t, "CPUExecutionProvider", "a test"), plan) for t in PRECISIONS
-    }
+    choices = {t: Choice("cpu", "onnxruntime", t, "CPUExecutionProvider", "a test") for t in PRECISIONS}
+    models = {t: Model(Engines(bundle, choice, plan)) for t, choice in choices.items()}
     for each in models.values():
         each.load_adapter("a", adapted[0])
     yield models
