@@ -71,6 +71,7 @@ def _unstopped(path: Path) -> Any:
 
     from edgemm.bundle import open_bundle
     from edgemm.runtimes.backends import select
+    from edgemm.runtimes.engines import Engines
     from edgemm.runtimes.model import Model
     from edgemm.runtimes.threads import plan_threads
 
@@ -79,7 +80,7 @@ def _unstopped(path: Path) -> Any:
     assert manifest.loops.text is not None
     loops = replace(manifest.loops, text=replace(manifest.loops.text, stop_token_ids=()))
     manifest = replace(manifest, loops=loops)
-    return Model(replace(bundle, manifest=manifest), select("cpu", manifest.targets), plan_threads())
+    return Model(Engines(replace(bundle, manifest=manifest), select("cpu", manifest.targets), plan_threads()))
 
 
 def _bundle(path: Path) -> dict[str, float]:

@@ -26,6 +26,7 @@ from edgemm.model import checkpoint
 from edgemm.picture import load_picture
 from edgemm.runtimes import schedule
 from edgemm.runtimes.backends import select
+from edgemm.runtimes.engines import Engines
 from edgemm.runtimes.model import Model
 from edgemm.runtimes.threads import plan_threads
 
@@ -102,7 +103,9 @@ def _unstopped(path: Path) -> Model:
     text = dataclasses.replace(bundle.manifest.loops.text, stop_token_ids=())
     loops = dataclasses.replace(bundle.manifest.loops, text=text)
     manifest = dataclasses.replace(bundle.manifest, loops=loops)
-    return Model(dataclasses.replace(bundle, manifest=manifest), select("cpu", manifest.targets), plan_threads())
+    return Model(
+        Engines(dataclasses.replace(bundle, manifest=manifest), select("cpu", manifest.targets), plan_threads())
+    )
 
 
 def _first_flip(found: tuple[int, ...], wanted: list[int]) -> int:

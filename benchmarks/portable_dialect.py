@@ -54,6 +54,7 @@ def compare(path: Path) -> int:
     from edgemm.export.loop_parity import compare_loops, precision_of
     from edgemm.export.recorded import read_recorded
     from edgemm.runtimes.backends import Choice
+    from edgemm.runtimes.engines import Engines
     from edgemm.runtimes.model import Model
     from edgemm.runtimes.threads import plan_threads
 
@@ -61,7 +62,7 @@ def compare(path: Path) -> int:
     precision = precision_of(bundle.manifest, TARGET)
     recorded = dataclasses.replace(read_recorded(bundle), precision=precision)
     choice = Choice("cpu", "onnxruntime", TARGET, "CPUExecutionProvider", "the oldest ONNX Runtime it is made for")
-    with Model(bundle, choice, plan_threads()) as model:
+    with Model(Engines(bundle, choice, plan_threads())) as model:
         comparisons = list(compare_loops(model, recorded))
     for comparison in comparisons:
         print(comparison.line())
