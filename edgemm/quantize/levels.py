@@ -75,13 +75,13 @@ def make_levels(
         make_spec(weights_of(model), layers, *numbers, ("auto", "auto"), *known, places=places)
         for layers in (fine, coarser(fine))
     ]
-    return Levels(model, *specs, data)
+    return Levels(model, data, *specs)
 
 
 class Levels:
     """`model` is smoothed already, and is changed by `set`."""
 
-    def __init__(self, model: Unified, fine: Spec, coarse: Spec, data: Calibration) -> None:
+    def __init__(self, model: Unified, data: Calibration, fine: Spec, coarse: Spec) -> None:
         self.model, self.data = model, data
         self.specs = {8: fine, 4: coarse}
         self._signals = {FLOAT: {}, 8: layer_signals(model, fine), 4: layer_signals(model, coarse)}
