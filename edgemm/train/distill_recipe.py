@@ -30,6 +30,9 @@ class DistillRecipe(Recipe):
     top_words: int = 64  # of the teacher's distribution that are kept on disk; the rest is one word
     data_weight: float = 0.2  # of the losses against the data itself, beside those against the teacher
     feature_weight: float = 0.5  # of the last features' angle to the teacher's
+    other_prompts: float = (
+        0.0  # share of the drawing steps' prompts that belong to another picture: the teacher alone judges
+    )
     on_policy: float = 0.0  # share of the reading steps in which the student answers by itself (arXiv:2306.13649)
     lora_rank: int = 64  # of the adapter that heals the upper layers; the teacher's own is kept in it
     lora_alpha: int = 128
@@ -49,8 +52,9 @@ class DistillRecipe(Recipe):
         for field, low in {**ranges, "guidance": 0, "data_weight": 0, "feature_weight": 0}.items():
             if not low <= getattr(self, field) < float("inf"):
                 raise UsageError(f"recipe: {field} is {getattr(self, field)}, expected {low} or more")
-        if not 0 <= self.on_policy <= 1:
-            raise UsageError(f"recipe: on_policy is {self.on_policy}, expected 0 to 1")
+        for field in ("on_policy", "other_prompts"):
+            if not 0 <= getattr(self, field) <= 1:
+                raise UsageError(f"recipe: {field} is {getattr(self, field)}, expected 0 to 1")
         largest = max(self.step_counts, default=1)
         if any(count < 1 or largest % count for count in self.step_counts) or self.teacher_steps % largest:
             raise UsageError(

@@ -41,12 +41,14 @@ class DistillDraw(DrawTask):
 
     def loss(self, step: int) -> Tensor:
         tokens, noise, time, caption = self._batch(step)
+        caption, own = self._ask_others(step, caption)
         wanted, their_features = self._teach(flow.noised(tokens, noise, time), time, caption)
         with _seen(self.model.denoiser.norm) as features:
             found = self._predict(tokens, noise, time, caption)
         floor, weights = self.recipe.loss_floor, self.weights
         loss = flow.velocity_loss(found, wanted, time, floor).mean()
-        loss = loss + weights.data_weight * flow.velocity_loss(found, tokens, time, floor).mean()
+        data_loss = (flow.velocity_loss(found, tokens, time, floor) * own).sum() / own.sum().clamp(min=1)
+        loss = loss + weights.data_weight * data_loss
         if self.same_width:
             loss = loss + weights.feature_weight * feature_loss(features[0], their_features)
         return loss
@@ -58,6 +60,17 @@ class DistillDraw(DrawTask):
         found = self._predict(tokens, noise, time, caption)
         far = flow.velocity_loss(found, wanted, time, self.recipe.loss_floor).mean().item()
         return super().measures(step) | {"from_teacher_drawing": far}
+
+    def _ask_others(self, step: int, caption: Tensor) -> tuple[Tensor, Tensor]:
+        """Rows of prompts (b), a share of them drawn from all prompts, and which are the picture's own (b, 0 or 1).
+
+        What a teacher answers is a target whatever the picture is of, and there are far more such pairs than pictures.
+        """
+        mine = self.share.of(self.recipe.batch)
+        random = np.random.default_rng([self.recipe.seed, step, 8])
+        other = torch.from_numpy(random.random(self.recipe.batch)[mine] < self.weights.other_prompts)
+        asked = torch.from_numpy(random.integers(1, len(self.captions), self.recipe.batch)[mine])
+        return torch.where(other, asked, caption), (~other).to(self.device, torch.float32)
 
     @torch.no_grad()
     def _teach(self, x: Tensor, time: Tensor, caption: Tensor) -> tuple[Tensor, Tensor]:
