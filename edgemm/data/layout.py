@@ -8,7 +8,7 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 
-__all__ = ["OPPOSITE", "RELATIONS", "Box", "holds", "place"]
+__all__ = ["OPPOSITE", "RELATIONS", "Box", "holds", "place", "place_in_cells"]
 
 Box = tuple[int, int, int, int]
 RELATIONS = ("left of", "right of", "above", "below")
@@ -29,6 +29,22 @@ def place(sides: Sequence[int], size: int, relation: str | None, rng: random.Ran
             boxes.append(box)
         if len(boxes) == len(sides) and (relation is None or holds(relation, boxes[0], boxes[1])):
             return boxes
+
+
+def place_in_cells(sides: Sequence[int], size: int, relation: str | None) -> list[Box]:
+    """Boxes in the middle of equal cells in reading order: one, two side by side (or as `relation` says), or four."""
+    if len(sides) > 4:
+        raise ValueError(f"{len(sides)} boxes for four cells")
+    across, down = (1 if len(sides) == 1 else 2), (1 if len(sides) <= 2 else 2)
+    cells = [
+        ((2 * column + 1) / (2 * across), (2 * row + 1) / (2 * down)) for row in range(down) for column in range(across)
+    ]
+    if relation in ("right of", "below"):
+        cells.reverse()
+    if relation in ("above", "below"):
+        cells = [(y, x) for x, y in cells]
+    corners = [[round(middle * size - side / 2) for middle in cell] for cell, side in zip(cells, sides, strict=False)]
+    return [(left, top, left + side, top + side) for (left, top), side in zip(corners, sides, strict=True)]
 
 
 def holds(relation: str, one: Box, other: Box, slack: float = 0.5) -> bool:

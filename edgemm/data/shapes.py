@@ -19,7 +19,7 @@ from typing import Any
 from PIL import Image, ImageDraw
 
 from edgemm.data.format import Question, Sample
-from edgemm.data.layout import RELATIONS, Box, place
+from edgemm.data.layout import RELATIONS, Box, place, place_in_cells
 from edgemm.data.progress import progress
 from edgemm.data.questions import choice_question
 from edgemm.data.scene_questions import count_questions, existence_questions, relation_questions
@@ -63,15 +63,18 @@ WITHHELD = frozenset(  # every shape once, no colour twice: each half of a pair 
 HELD_OUT_SHARE = 0.1  # of the scenes
 SIDES = {1: (0.35, 0.6), 2: (0.3, 0.42), 3: (0.26, 0.36), 4: (0.25, 0.34)}  # of the canvas, by number of objects
 OVERSAMPLING = 4
-SHADE = 10  # how far a colour strays in each channel
+SHADE = 10  # of 255, how far a colour strays in each channel
 
 
-def build_shapes(folder: Path, size: int, count: int, seed: int, tasks: Sequence[str] = TASKS) -> int:
-    """Write `count` scenes into `folder`, the tasks in turn."""
+def build_shapes(
+    folder: Path, size: int, count: int, seed: int, tasks: Sequence[str] = TASKS, *, fixed: bool = False
+) -> int:
+    """Write `count` scenes into `folder`, the tasks in turn; `fixed`: a caption that names colours has one picture."""
     writer, rng = DatasetWriter(folder, "shapes", size), random.Random(seed)
     for index in progress(range(count), count, "drawing"):
-        scene = make_scene(tasks[index % len(tasks)], size, rng, withheld=rng.random() < HELD_OUT_SHARE)
-        writer.add(scene_sample(index, scene), draw_scene(scene, rng))
+        withheld = rng.random() < HELD_OUT_SHARE
+        scene = make_scene(tasks[index % len(tasks)], size, rng, withheld=withheld, fixed=fixed)
+        writer.add(scene_sample(index, scene), draw_scene(scene, rng, shade=0 if fixed else SHADE))
     questions = [question for sample in writer.samples for question in _questions(sample, rng)]
     questions += [*count_questions(writer.samples, rng), *relation_questions(writer.samples)]
     questions += existence_questions(writer.samples, lambda asked, present: asked != present, rng)
@@ -79,17 +82,25 @@ def build_shapes(folder: Path, size: int, count: int, seed: int, tasks: Sequence
     return count
 
 
-def make_scene(task: str, size: int, rng: random.Random, *, withheld: bool = False) -> dict[str, Any]:
-    """Objects, what the caption claims about them, and the relation; with `withheld`, at least one withheld pair."""
+def make_scene(
+    task: str, size: int, rng: random.Random, *, withheld: bool = False, fixed: bool = False
+) -> dict[str, Any]:
+    """Objects, what the caption claims about them, and the relation; with `withheld`, at least one withheld pair.
+
+    `fixed`: objects of a middling size in the middle of equal cells, in the caption's order, not anywhere in any size.
+    """
     count = {"single object": 1, "colours": 1, "counting": rng.randint(2, 4)}.get(task, 2)
     kinds = _kinds(1 if task in ("single object", "colours", "counting") else 2, rng, withheld)
     kinds = kinds * count if len(kinds) == 1 else kinds
     relation = rng.choice(RELATIONS) if task == "position" else None
     low, high = SIDES[count]
-    sides = [rng.randint(round(low * size), round(high * size)) for _ in kinds]
+    if fixed:
+        boxes = place_in_cells([round((low + high) / 2 * size)] * len(kinds), size, relation)
+    else:
+        boxes = place([rng.randint(round(low * size), round(high * size)) for _ in kinds], size, relation, rng)
     objects = [
         {"id": index, "name": shape, "colour": colour, "box": list(box)}
-        for index, ((colour, shape), box) in enumerate(zip(kinds, place(sides, size, relation, rng), strict=True))
+        for index, ((colour, shape), box) in enumerate(zip(kinds, boxes, strict=True))
     ]
     says_colour = task in ("colours", "attribute binding")
     wanted = [
@@ -100,12 +111,12 @@ def make_scene(task: str, size: int, rng: random.Random, *, withheld: bool = Fal
     return {"task": task, "size": size, "objects": objects, "relation": held, "wanted": wanted}
 
 
-def draw_scene(scene: dict[str, Any], rng: random.Random) -> Image.Image:
-    """The picture of a scene, antialiased, each object a slightly different shade."""
+def draw_scene(scene: dict[str, Any], rng: random.Random, shade: int = SHADE) -> Image.Image:
+    """The picture of a scene, antialiased, each object's colour astray by up to `shade` of 255 in each channel."""
     size = scene["size"]
     canvas = Image.new("RGB", (size * OVERSAMPLING,) * 2, "white")
     for item in scene["objects"]:
-        fill = tuple(min(255, max(0, value + rng.randint(-SHADE, SHADE))) for value in COLOURS[item["colour"]])
+        fill = tuple(min(255, max(0, value + rng.randint(-shade, shade))) for value in COLOURS[item["colour"]])
         left, top, right, bottom = (edge * OVERSAMPLING for edge in item["box"])
         draw_shape(ImageDraw.Draw(canvas), item["name"], (left, top, right, bottom), fill)
     return canvas.resize((size, size), Image.Resampling.BOX)

@@ -42,6 +42,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--tasks", nargs="+", choices=SHAPE_TASKS, default=SHAPE_TASKS, metavar="TASK",
         help="shapes: kinds of scenes (default: all; one and two objects: all but counting)",
     )  # fmt: skip
+    parser.add_argument(
+        "--fixed", action="store_true",
+        help="shapes: one size, one place a scene and no shades, for models that learn in minutes",
+    )  # fmt: skip
     parser.add_argument("--seed", type=int, default=0, help="for questions and scenes (default %(default)s)")
     parser.add_argument(
         "--source",
@@ -62,6 +66,8 @@ def run(args: argparse.Namespace) -> int:
         raise UsageError(f"--seed {args.seed} is negative; give 0 or more")
     if args.source and args.kind not in WITH_SOURCE:
         raise UsageError(f"--source is for {', '.join(WITH_SOURCE)} only, not for {args.kind}")
+    if args.fixed and args.kind != "shapes":
+        raise UsageError(f"--fixed is for shapes only, not for {args.kind}")
     if args.kind == "pictures" and not args.source:
         raise UsageError("--source is missing: the folder, or the .tar, that holds your pictures")
     from edgemm.data.writer import new_folder
@@ -90,7 +96,8 @@ def run(args: argparse.Namespace) -> int:
         else:
             from edgemm.data.shapes import build_shapes
 
-            count = build_shapes(folder, args.size, scenes, args.seed, [task.replace("-", " ") for task in args.tasks])
+            tasks = [task.replace("-", " ") for task in args.tasks]
+            count = build_shapes(folder, args.size, scenes, args.seed, tasks, fixed=args.fixed)
     print(
         f"Wrote {count} pictures to {args.output}; look at {args.output / 'contact_sheet.png'}, "
         f"then train with: edgemm train --config RECIPE.toml --set data={args.output}"

@@ -6,10 +6,12 @@ import random
 from collections import Counter, defaultdict
 
 import pytest
+from PIL import Image
 
 from edgemm.data.format import read_dataset
-from edgemm.data.layout import OPPOSITE, RELATIONS, holds, place
+from edgemm.data.layout import OPPOSITE, RELATIONS, holds, place, place_in_cells
 from edgemm.data.shapes import COLOURS, SHAPES, TASKS, WITHHELD, build_shapes, make_scene
+from edgemm.data.shapes_checker import check_scene
 from edgemm.data.writer import new_folder
 
 
@@ -59,6 +61,30 @@ def test_boxes_do_not_touch_and_stay_inside(scenes):
         for index, one in enumerate(boxes):
             for other in boxes[:index]:
                 assert any(one[a + 2] + 3 <= other[a] or other[a + 2] + 3 <= one[a] for a in (0, 1))
+
+
+def test_fixed_scenes_are_one_picture_a_caption_and_right(tmp_path):
+    with new_folder(tmp_path / "set") as folder:
+        build_shapes(folder, 64, 300, seed=1, fixed=True)
+    data, pictures = read_dataset(tmp_path / "set"), {}
+    for sample in data.samples:
+        picture = Image.open(data.image_path(sample))
+        assert check_scene(picture, sample.scene).passed, sample.captions
+        assert pictures.setdefault(sample.captions[-1], picture.tobytes()) == picture.tobytes()
+    assert len(pictures) < 300  # some captions came twice
+
+
+@pytest.mark.parametrize("relation", RELATIONS)
+def test_cells_keep_the_relation(relation):
+    assert holds(relation, *place_in_cells([20, 24], 64, relation))
+
+
+def test_cells_are_in_reading_order():
+    assert place_in_cells([20], 64, None) == [(22, 22, 42, 42)]
+    corners = [box[:2] for box in place_in_cells([20] * 4, 64, None)]
+    assert corners == [(6, 6), (38, 6), (6, 38), (38, 38)]
+    with pytest.raises(ValueError, match="5 boxes"):
+        place_in_cells([10] * 5, 64, None)
 
 
 @pytest.mark.parametrize("relation", RELATIONS)

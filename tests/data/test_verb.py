@@ -67,6 +67,11 @@ def test_impossible_calls_are_refused(tmp_path, arguments, message):
     assert not (tmp_path / "set").exists()
 
 
+def test_fixed_scenes_are_shapes_only(tmp_path):
+    with pytest.raises(UsageError, match="--fixed is for shapes only, not for compose"):
+        run("compose", "--output", tmp_path / "set", "--fixed")
+
+
 def test_offline_without_a_cache_leaves_nothing(tmp_path):
     with pytest.raises(MissingError, match="--offline forbids fetching"):
         run("emoji", "--output", tmp_path / "set", "--cache", tmp_path / "cache", "--offline")
