@@ -15,6 +15,7 @@ from edgemm.errors import InputError
 from edgemm.model import checkpoint
 from edgemm.train.distill import distill, healing_adapter
 from edgemm.train.distill_recipe import DistillRecipe
+from edgemm.train.distill_tasks import DistillDraw
 from edgemm.train.few_steps import tell_step_size
 from edgemm.train.recipe import read_recipe
 from edgemm.train.teacher_cache import TeacherCache
@@ -87,6 +88,17 @@ def test_what_the_teacher_said_is_on_disk_once_a_step_and_is_not_asked_for_again
     assert [file.stat().st_mtime_ns for file in files] == times
     with pytest.raises(InputError, match="holds answers of another teacher or recipe"):
         distill(settings(teacher, nano, student="nano", transformer_layers=4, steps=31, temperature=1.0))
+
+
+def test_what_other_prompts_draw_is_the_teachers_word_alone(teacher, tmp_path):
+    """The picture is then no answer, and leaves the data's own loss; its own prompt brings it back."""
+
+    def loss(**changes) -> float:
+        recipe = settings(teacher, tmp_path, student="nano", parts="denoiser", data_weight=1.0, **changes)
+        return DistillDraw(checkpoint.load(teacher), checkpoint.load(teacher), recipe).loss(0).item()
+
+    assert loss(other_prompts=1, guidance=1) == pytest.approx(0, abs=1e-5)  # a student who is its teacher
+    assert loss(other_prompts=1) != loss(other_prompts=0.5) != loss() > 0.01
 
 
 def test_an_adapter_keeps_what_it_says_of_the_layers_that_stay_and_gets_room(teacher, tmp_path):
@@ -203,6 +215,7 @@ def test_a_smaller_student_becomes_a_fast_one_and_a_bundle(nano, teacher, tmp_pa
         (["--steps", "5"], 2, "a teacher's 48"),
         (["--student", "nano", "--steps", "4"], 2, "distil --student nano first, then give its checkpoint"),
         (["--student", "nano", "--transformer-layers", "1"], 2, "a student of 1 transformer layers: expected 2 to 6"),
+        (["--student", "nano", "--set", "other_prompts=1.5"], 2, "other_prompts is 1.5, expected 0 to 1"),
         (["--student", "nano", "--denoiser-layers", "5"], 2, "a student of 5 denoiser layers: expected 1 to 4"),
     ],
 )
