@@ -96,9 +96,10 @@ def export_bundle(
     spec = _read_quant(quant, model, source) if quant else None
     slots, new_tokens = _check_context(model, max_context)
     parameters = sum(parameter.numel() for parameter in model.parameters())
-    asked = ", ".join(f"target {plan.target}, {plan.precision}" for plan in plans)
+    wanted = {plan.target: "as the spec says" if spec else plan.precision for plan in plans}
+    asked = ", ".join(f"target {target}, {precision}" for target, precision in wanted.items())
     report(f"{source.name}: family {model.config.family}, {parameters / 1e6:.1f}M parameters; {asked}")
-    least_bytes = sum(LEAST_BYTES.get(precision, 0.5) for precision in {plan.precision for plan in plans}) * parameters
+    least_bytes = sum(LEAST_BYTES.get(precision, 0.5) for precision in set(wanted.values())) * parameters
     with BundleWriter(output, overwrite, int(least_bytes)) as writer, torch.no_grad():
         known = (source.name, weights_hash(source))
         specs = plan_specs(model, plans, spec, known, status, cache)
