@@ -28,7 +28,7 @@ def write(tmp_path):
 
 @pytest.mark.parametrize("path", sorted((ROOT / "recipes").glob("*.toml")), ids=lambda path: path.stem)
 def test_every_recipe_of_the_repository_is_valid(path):
-    if path.stem.startswith(("sticker-few", "sticker-nano-draw", "sticker-nano-read")):
+    if path.stem.startswith(("sticker-few", "micro-few", "sticker-nano-draw", "sticker-nano-read")):
         read_recipe(path, ["task=draw"], DistillRecipe)
     elif path.stem.endswith("-lora"):
         read_recipe(path, ["task=draw"], FinetuneRecipe)
