@@ -65,6 +65,7 @@ def run_loadgen(
     except (ImportError, metadata.PackageNotFoundError) as error:
         raise MissingError("--loadgen needs MLPerf's LoadGen: pip install 'edgemm[loadgen]'") from error
     bundle = open_bundle(path, verify=False)
+    fewest = max(fewest, plan.repetitions)
     runs: dict[str, Any] = {}
     rows: dict[str, Any] = {}
     with (
@@ -79,7 +80,6 @@ def run_loadgen(
             progress(index, len(tests), name)
             alone_s = _warm_up(answer, plan.warmup)
             home = Path(folder or ".") / name
-            fewest = max(fewest, plan.repetitions)
             latencies, summary = _until_valid(answer, scenario, tokens, plan, fewest, alone_s, home)
             runs[name] = {"scenario": scenario, "token_latencies": tokens, **summary}
             rows[f"{name} query_ms"] = make_row(QUERY, latencies)

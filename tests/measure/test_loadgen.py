@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 import time
 from dataclasses import replace
@@ -87,10 +88,11 @@ class TestRealLoadGen:
 
     def test_the_page_says_that_it_is_no_submission(self, result):
         page = render_page(result)
-        assert LABEL in page and "loadgen  reply-single-stream: VALID" in page and "; ms at p90" in page
+        assert LABEL in page and re.search(r"loadgen  reply-single-stream: VALID(?: at try [23])?; ms at p90", page)
         json.dumps(result, allow_nan=False)
 
-    def test_who_was_slow_to_warm_up_is_asked_again_at_the_speed_that_it_showed(self, bundle, monkeypatch):
+    @pytest.mark.parametrize("scenario", ["SingleStream", "Offline"])
+    def test_who_was_slow_to_warm_up_is_asked_again_at_the_speed_that_it_showed(self, scenario, bundle, monkeypatch):
         """A system that answers ten times as fast as it did when it was asked to say how fast it is."""
 
         def answer(index, first_token):
@@ -98,8 +100,8 @@ class TestRealLoadGen:
             return 1
 
         monkeypatch.setattr(loadgen, "_warm_up", lambda answer, count: 0.1)
-        monkeypatch.setattr(loadgen, "_tests", lambda model, plan: {"image-offline": (answer, "Offline", False)})
-        run = run_loadgen(bundle, replace(PLAN, duration_s=0.5))["loadgen"]["runs"]["image-offline"]
+        monkeypatch.setattr(loadgen, "_tests", lambda model, plan: {"image": (answer, scenario, False)})
+        run = run_loadgen(bundle, replace(PLAN, duration_s=1.0))["loadgen"]["runs"]["image"]
         assert run["valid"] and run["tries"] > 1, run["why"]
 
     def test_what_stays_invalid_is_told_and_not_asked_for_ever(self, bundle, monkeypatch):
