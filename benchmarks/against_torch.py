@@ -39,7 +39,7 @@ def main() -> None:
     for _ in range(args.rounds):
         for name in contestants:
             samples[name].append(_ask(args, name))
-    from edgemm.measure.card import machine_card
+    from edgemm.bench.conditions import machine_card
 
     rows = {
         name: {key: statistics.median(sample[key] for sample in found) for key in found[0]}
@@ -69,11 +69,11 @@ def _unstopped(path: Path) -> Any:
     """The bundle's runtime without stop tokens: both sides write all the tokens."""
     from dataclasses import replace
 
-    from edgemm.bundle import open_bundle
-    from edgemm.runtimes.backends import select
+    from edgemm.bundle.bundle import open_bundle
+    from edgemm.device.threads import plan_threads
+    from edgemm.runtimes.backend.choice import select
     from edgemm.runtimes.engines import Engines
     from edgemm.runtimes.model import Model
-    from edgemm.runtimes.threads import plan_threads
 
     bundle = open_bundle(path)
     manifest = bundle.manifest
@@ -84,7 +84,7 @@ def _unstopped(path: Path) -> Any:
 
 
 def _bundle(path: Path) -> dict[str, float]:
-    from edgemm.measure.fresh_process import peak_memory_bytes
+    from edgemm.bench.memory import peak_memory_bytes
 
     with _unstopped(path) as model:
         model.generate_text(PROMPT, max_new_tokens=4)
@@ -102,7 +102,7 @@ def _torch(path: Path) -> dict[str, float]:
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    from edgemm.measure.fresh_process import peak_memory_bytes
+    from edgemm.bench.memory import peak_memory_bytes
     from edgemm.model import checkpoint
     from edgemm.model.prompts import read_prompt
 

@@ -23,14 +23,14 @@ from typing import Any
 
 import torch
 
-from edgemm.config import PRESETS, ModelConfig
+from edgemm.bench.conditions import commit, machine_card
 from edgemm.evaluate.evaluation import Plan, evaluate
-from edgemm.measure.card import commit, machine_card
 from edgemm.model import checkpoint
-from edgemm.model.variants import variant
-from edgemm.train.draw import DrawTask
+from edgemm.model.config import PRESETS, ModelConfig
+from edgemm.model.designs import variant
 from edgemm.train.recipe import Recipe
 from edgemm.train.run import train
+from edgemm.train.tasks.draw import DrawTask
 
 ALL = ("conditioner", "denoiser", "projection", "transformer")
 RUNS = {  # name -> task, designs

@@ -3,7 +3,8 @@
     python benchmarks/estimator.py
 
 Judges one thing: milliseconds a token at batch 1, against what NVIDIA published for TensorRT Edge-LLM 0.9.0 on Jetson
-(edgemm/measure/published_rows.py).  A model that is left out is left out on every device, with its Qwen3-VL twin, which
+(edgemm/estimate/published_rows.py).  A model that is left out is left out on every device, with its Qwen3-VL twin,
+which
 has the same decoder.  A second judgement leaves out the device's own rows too, where others of its architecture have
 some: what a board may expect that nobody published.  It does not judge drawing steps, pictures, prefill, memory, other
 power modes or other runtimes.  Prints a table, then one JSON line; exits with 7 when a bar is missed.
@@ -15,10 +16,10 @@ import json
 import sys
 from statistics import median
 
+from edgemm.bench.conditions import machine_card
 from edgemm.errors import CheckFailedError
-from edgemm.measure.calibration import leave_device_out, leave_one_out, published_observations
-from edgemm.measure.card import machine_card
-from edgemm.measure.published_rows import ROWS, SOURCE
+from edgemm.estimate.calibration import leave_device_out, leave_one_out, published_observations
+from edgemm.estimate.published_rows import ROWS, SOURCE
 
 BARS = {"median": 0.10, "worst": 0.25}
 FIRST_EIGHT = ("Qwen3-0.6B", "Qwen3-1.7B")

@@ -81,7 +81,7 @@ def main() -> int:
     }
     show(rows)
     sys.path.insert(0, str(ROOT))
-    from edgemm.measure.card import machine_card
+    from edgemm.bench.conditions import machine_card
 
     document = {"benchmark": "janus_speed", "card": machine_card(), "tiny": args.tiny, "threads": args.threads}
     print(json.dumps({**document, "guidance": GUIDANCE, "rounds": args.rounds, "medians": rows, "samples": samples}))
@@ -121,7 +121,7 @@ def ask(args: argparse.Namespace, contestant: str) -> dict[str, float]:
 
 def draw_with_edgemm(home: Path, contestant: str, threads: int) -> dict[str, float]:
     import edgemm
-    from edgemm.measure.fresh_process import peak_memory_bytes
+    from edgemm.bench.memory import peak_memory_bytes
 
     with edgemm.load(home / "int4.bundle", device="cpu", threads=threads) as model:
         for _, _ in zip(range(WARM_UP_CODES), model.stream_image(PROMPT, guidance_scale=GUIDANCE, seed=0)):
@@ -140,7 +140,7 @@ def draw_with_transformers(home: Path, contestant: str, threads: int) -> dict[st
     import torch
     from transformers import AutoProcessor, JanusForConditionalGeneration
 
-    from edgemm.measure.fresh_process import peak_memory_bytes
+    from edgemm.bench.memory import peak_memory_bytes
 
     torch.set_num_threads(threads)
     torch.manual_seed(0)

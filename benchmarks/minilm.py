@@ -27,12 +27,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from edgemm.measure.card import machine_card
+from edgemm.bench.conditions import machine_card
 from edgemm.quantize.calibration import shipped_text
 from edgemm.quantize.make import Method, make_spec
-from edgemm.quantize.quantized_linear import quantizable, swap
-from edgemm.quantize.sizes import size_bytes
+from edgemm.quantize.simulated import quantizable, swap
 from edgemm.quantize.spec import Layer
+from edgemm.search.levels import size_bytes
 
 SENTENCES = 48
 FORMS = {  # what the edgemm rows are: of products, and of the tables that are looked up

@@ -18,17 +18,17 @@ from typing import Any
 import numpy as np
 import torch
 
-from edgemm.bundle import open_bundle
+from edgemm.bench.conditions import machine_card
+from edgemm.bundle.bundle import open_bundle
+from edgemm.bundle.picture import load_picture
 from edgemm.data.format import read_dataset
-from edgemm.export.bundle_export import export_bundle
-from edgemm.measure.card import machine_card
+from edgemm.device.threads import plan_threads
 from edgemm.model import checkpoint
-from edgemm.picture import load_picture
 from edgemm.runtimes import schedule
-from edgemm.runtimes.backends import select
+from edgemm.runtimes.backend.choice import select
 from edgemm.runtimes.engines import Engines
 from edgemm.runtimes.model import Model
-from edgemm.runtimes.threads import plan_threads
+from edgemm.verify.export_native import export_bundle
 
 FIXTURE = Path(__file__).resolve().parent.parent / "tests" / "fixtures" / "emoji64"
 TEXTS = ("Why is the sky blue?", "Write a short poem about the sea.", "List three fruits.", "What is 12 plus 30?")

@@ -50,13 +50,13 @@ def make_environment(folder: Path, python: str) -> Path:
 def compare(path: Path) -> int:
     import onnxruntime
 
-    from edgemm.bundle import open_bundle
-    from edgemm.export.loop_parity import compare_loops, precision_of
-    from edgemm.export.recorded import read_recorded
-    from edgemm.runtimes.backends import Choice
+    from edgemm.bundle.bundle import open_bundle
+    from edgemm.device.threads import plan_threads
+    from edgemm.runtimes.backend.choice import Choice
     from edgemm.runtimes.engines import Engines
     from edgemm.runtimes.model import Model
-    from edgemm.runtimes.threads import plan_threads
+    from edgemm.verify.loops import compare_loops, precision_of
+    from edgemm.verify.recorded import read_recorded
 
     bundle = open_bundle(path)
     precision = precision_of(bundle.manifest, TARGET)

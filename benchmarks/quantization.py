@@ -22,19 +22,18 @@ from pathlib import Path
 from typing import Any
 
 import edgemm
-from edgemm.evaluate.compare import compare_records, paired_difference
+from edgemm.bench.conditions import machine_card
 from edgemm.evaluate.evaluation import SUITES
-from edgemm.measure.card import machine_card
+from edgemm.evaluate.metrics import compare_records, paired_difference
 from edgemm.model import checkpoint
 from edgemm.model.unified import Unified
-from edgemm.quantize.judges import PROMPTS, Answers, ask, compare
 from edgemm.quantize.quantization import SUITED, quantize
-from edgemm.quantize.quantized_linear import swap
-from edgemm.quantize.sizes import size_bytes
-from edgemm.quantize.task_scores import Records, task_records
+from edgemm.quantize.simulated import swap
+from edgemm.search.judges import PROMPTS, Answers, Records, ask, compare, task_records
+from edgemm.search.levels import size_bytes
 
 STEPS = 4
-HALVED = ("image_encoder.", "conditioner.")  # what stays in float there is stored in float16 (lower_ort_cpu.py)
+HALVED = ("image_encoder.", "conditioner.")  # what stays in float there is stored in float16 (lower_cpu.py)
 GROUPS = ("animals-nature", "food-drink", "travel-places", "activities", "objects", "smileys-emotion")
 
 

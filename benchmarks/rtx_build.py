@@ -26,20 +26,19 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from edgemm.build.builder import Limits
-from edgemm.build.bundle_engines import OPT_LEVEL, build_bundle, default_memory_bytes
-from edgemm.build.devices import Destination, choose_destinations, install_line
-from edgemm.build.engine_cache import EngineCache
-from edgemm.build.kernels import missing_kernels
-from edgemm.build.verb import parse_bytes
-from edgemm.bundle import Bundle, open_bundle
-from edgemm.components import layers_of
+from edgemm.bench.conditions import machine_card, read_cpu_times, report_other_work
+from edgemm.bundle.bundle import Bundle, open_bundle
+from edgemm.bundle.components import layers_of
+from edgemm.bundle.files import write_whole
+from edgemm.bundle.onnx_file import read_outline
+from edgemm.cli.build import parse_bytes
+from edgemm.device.gpu import missing_kernels
+from edgemm.device.packages import installed_version
+from edgemm.engines.builder import Limits
+from edgemm.engines.bundle_engines import OPT_LEVEL, build_bundle, default_memory_bytes
+from edgemm.engines.cache import EngineCache
+from edgemm.engines.destination import Destination, choose_destinations, install_line
 from edgemm.errors import EdgemmError, MissingError
-from edgemm.measure.card import machine_card
-from edgemm.measure.other_work import read_cpu_times, report_other_work
-from edgemm.measure.packages import installed_version
-from edgemm.measure.result_file import write_whole
-from edgemm.runtimes.onnx_outline import read_outline
 
 ROOT = Path(__file__).resolve().parents[1]
 ROW = "{component:<14} {sm:>5} {precision:>5} {megabytes:>8} {seconds:>8} {peak:>8}  {layers}"

@@ -19,15 +19,15 @@ def write_bundles(
     import torch
     from onnx import ModelProto
 
-    from edgemm.bundle import UNCONDITIONAL, BundleWriter
-    from edgemm.export.bundle_export import MAX_CONTEXT, stored_prefix
+    from edgemm.bundle.bundle import UNCONDITIONAL, BundleWriter
     from edgemm.export.component_graphs import ComponentGraph
-    from edgemm.export.manifest_of import manifest_of, papers_of
-    from edgemm.export.plan_specs import plan_specs
-    from edgemm.export.reference import trace
+    from edgemm.export.manifest import manifest_of, papers_of
+    from edgemm.export.specs import plan_specs
     from edgemm.export.targets import read_plans
+    from edgemm.export.trace import trace
     from edgemm.export.variants import write_components
     from edgemm.model.checkpoint import load
+    from edgemm.verify.export_native import MAX_CONTEXT, stored_prefix
 
     traced: dict[str, bytes] = {}
 

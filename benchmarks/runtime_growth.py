@@ -17,9 +17,9 @@ from pathlib import Path
 from statistics import median
 
 import edgemm
-from edgemm.measure.card import machine_card
-from edgemm.measure.report.svg import Axis, Plot
-from edgemm.measure.workload import fit_prompt, noise_picture
+from edgemm.bench.conditions import machine_card
+from edgemm.bench.workload import fit_prompt, noise_picture
+from edgemm.report.svg import Axis, Plot
 from edgemm.runtimes.model import Model
 
 PROMPT = "red heart, fluent style"

@@ -21,10 +21,10 @@ from statistics import median
 from typing import Any
 
 import edgemm
-from edgemm.measure.card import machine_card
-from edgemm.measure.engine_clock import EngineClock
-from edgemm.measure.operator_profile import by_operator, profile, render_operators
-from edgemm.measure.workload import fit_prompt, noise_picture
+from edgemm.bench.components import by_operator, profile, render_operators
+from edgemm.bench.conditions import machine_card
+from edgemm.bench.timeline import EngineClock
+from edgemm.bench.workload import fit_prompt, noise_picture
 
 RUNS = 10
 PROMPT_TOKENS = 512

@@ -28,10 +28,10 @@ from typing import Any
 import numpy as np
 
 import edgemm
-from edgemm.measure.card import machine_card
-from edgemm.measure.workload import fit_prompt, noise_picture
+from edgemm.bench.conditions import machine_card
+from edgemm.bench.workload import fit_prompt, noise_picture
+from edgemm.cli.arguments import read_backend
 from edgemm.runtimes.model import Model
-from edgemm.runtimes.model_arguments import read_backend
 
 PROMPT = "red heart, fluent style"
 WORDS = "The quick brown fox jumps over the lazy dog and runs home."

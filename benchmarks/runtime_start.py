@@ -21,8 +21,8 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from edgemm.measure.card import machine_card
-from edgemm.measure.fresh_process import drop_from_page_cache
+from edgemm.bench.conditions import machine_card
+from edgemm.bench.memory import drop_from_page_cache
 
 PACKAGES = ("edgemm", "numpy", "onnxruntime", "tokenizers", "pillow")
 BARS = {"import_s": 0.15, "load_warm_s": 0.5, "first_token_cold_s": 1.5, "installed_mb": 200, "both_over_two": 0.6}
@@ -49,11 +49,11 @@ if work == "talk":
     next(iter(model.stream_text("Name a fruit.", max_new_tokens=2)))
     said["first_token_s"] = time.perf_counter() - began
 if work in ("read", "both"):
-    from edgemm.measure.workload import noise_picture
+    from edgemm.bench.workload import noise_picture
     model.generate_text("What is this?", images=[noise_picture()], max_new_tokens=16, ignore_eos=True)
 if work in ("draw", "both"):
     model.generate_image("a red heart")
-from edgemm.measure.fresh_process import peak_memory_bytes
+from edgemm.bench.memory import peak_memory_bytes
 said["peak_bytes"] = peak_memory_bytes()
 print(json.dumps(said))
 """

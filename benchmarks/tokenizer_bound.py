@@ -26,9 +26,9 @@ def main() -> int:
     parser.add_argument("--split", default="held-out-pair")
     parser.add_argument("--limit", type=int, default=300, help="pictures (300)")
     args = parser.parse_args()
+    from edgemm.bench.conditions import machine_card
     from edgemm.data.format import read_dataset
-    from edgemm.evaluate.pictures import some
-    from edgemm.measure.card import machine_card
+    from edgemm.evaluate.samples import some
 
     dataset = read_dataset(args.data)
     samples = some(dataset.split(args.split), args.limit, "id")
@@ -45,9 +45,9 @@ def measure(checkpoint: Path, dataset, samples) -> dict:
 
     from edgemm.data.shapes_checker import check_scene
     from edgemm.evaluate.metrics import psnr_db, share
-    from edgemm.evaluate.pictures import real_pictures
+    from edgemm.evaluate.samples import real_pictures
     from edgemm.model.checkpoint import load
-    from edgemm.train.perceptual import PerceptualDistance
+    from edgemm.train.tasks.adversary import PerceptualDistance
 
     model = load(checkpoint)
     real = real_pictures(dataset, samples, model.config.image_tokens.image_size)

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import onnx
 
-from edgemm.bundle import BundleWriter, open_bundle
+from edgemm.bundle.bundle import BundleWriter, open_bundle
 from edgemm.export.graph_file import save_graph
 
 

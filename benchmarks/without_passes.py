@@ -14,7 +14,7 @@ import sys
 from pathlib import Path
 
 from edgemm.export import variants
-from edgemm.export.bundle_export import export_bundle
+from edgemm.verify.export_native import export_bundle
 
 
 def main(words: list[str] | None = None) -> int:

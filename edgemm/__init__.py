@@ -57,6 +57,6 @@ def load(
     With `memory_limit_mb` the weights and all conversations together stay below it; `model.memory` says what fits.
     `backend` gives components to other libraries: {"denoiser": "openvino-bf16"}; `model.choices` says who runs what.
     """
-    from edgemm.runtimes.opening import open_model
+    from edgemm.runtimes.load import open_model
 
     return open_model(path, device, threads, verify, memory_limit_mb, backend)

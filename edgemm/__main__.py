@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-from edgemm.cli import main
+from edgemm.cli.main import main
 
 if __name__ == "__main__":
     sys.exit(main())

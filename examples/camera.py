@@ -11,7 +11,7 @@ import glob
 from collections.abc import Iterable, Iterator
 
 import edgemm
-from edgemm.picture import PictureSource
+from edgemm.bundle.picture import PictureSource
 
 
 def from_camera(number: int) -> Iterator[PictureSource]:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from edgemm.cli import VERBS
+from edgemm.cli.main import VERBS
 
 ROOT = Path(__file__).resolve().parent.parent
 HEAVY = {"torch", "onnx", "onnxruntime", "PIL", "tokenizers", "transformers", "safetensors", "openvino", "tensorrt"}
@@ -29,21 +29,22 @@ def test_importing_edgemm_brings_nothing_heavy_and_not_even_numpy():
     "words", [["--help"], ["--version"], ["chat", "--help"], ["draw", "--help"], ["verify", "--help"]]
 )
 def test_asking_for_help_brings_nothing_heavy(words):
-    assert heavy_after(f"from edgemm.cli import main; assert main({words!r}) == 0") == set()
+    assert heavy_after(f"from edgemm.cli.main import main; assert main({words!r}) == 0") == set()
 
 
 def test_the_contract_needs_the_standard_library_only():
-    modules = "edgemm.bundle, edgemm.manifest, edgemm.loops, edgemm.components, edgemm.bundle_writer, edgemm.errors"
-    assert heavy_after(f"import {modules}, sys; assert 'numpy' not in sys.modules") == set()
+    modules = ", ".join(f"edgemm.bundle.{name}" for name in ("bundle", "manifest", "loops", "components", "writer"))
+    assert heavy_after(f"import {modules}, edgemm.errors, sys; assert 'numpy' not in sys.modules") == set()
 
 
 def test_hashes_begin_before_what_reads_a_manifest_is_imported():
-    assert heavy_after("import edgemm.runtimes.opening, sys; assert 'edgemm.manifest' not in sys.modules") == set()
+    assert heavy_after("import edgemm.runtimes.load, sys; assert 'edgemm.bundle.manifest' not in sys.modules") == set()
 
 
 def test_pictures_are_read_without_the_runtime():
     assert (
-        heavy_after("import edgemm.picture, sys; assert not any('runtimes' in name for name in sys.modules)") == set()
+        heavy_after("import edgemm.bundle.picture, sys; assert not any('runtimes' in name for name in sys.modules)")
+        == set()
     )
 
 
@@ -51,11 +52,11 @@ def test_the_runtime_never_brings_torch_or_onnx():
     """All of edgemm.runtimes is imported, with the one backend; the rest of the package is not."""
     code = (
         "import importlib, importlib.util, pkgutil, sys, edgemm.runtimes\n"
-        "for found in pkgutil.iter_modules(edgemm.runtimes.__path__):\n"
-        "    if found.name == 'openvino_backend' and not importlib.util.find_spec('openvino'):\n"
+        "for found in pkgutil.walk_packages(edgemm.runtimes.__path__, 'edgemm.runtimes.'):\n"
+        "    if found.name.endswith('openvino_backend') and not importlib.util.find_spec('openvino'):\n"
         "        continue\n"
-        "    importlib.import_module(f'edgemm.runtimes.{found.name}')\n"
-        "wings = [f'edgemm.{wing}' for wing in ('model', 'train', 'export', 'data', 'measure', 'quantize')]\n"
+        "    importlib.import_module(found.name)\n"
+        "wings = [f'edgemm.{wing}' for wing in ('model', 'train', 'export', 'data', 'bench', 'quantize', 'verify')]\n"
         "assert not set(wings) & set(sys.modules)"
     )
     assert heavy_after(code) <= {"onnxruntime", "openvino", "tokenizers", "PIL"}

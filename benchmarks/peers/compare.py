@@ -195,7 +195,7 @@ def _print(rows: dict[str, dict[str, Any]], left_out: dict[str, str]) -> None:
 def _document(
     args: argparse.Namespace, rows: dict[str, Any], answers: dict[str, Any], left_out: dict[str, str]
 ) -> dict[str, Any]:
-    from edgemm.measure.card import machine_card
+    from edgemm.bench.conditions import machine_card
 
     return {
         "benchmark": "peers",

@@ -11,7 +11,7 @@ import tokenizers  # noqa: F401
 from job import main
 
 import edgemm
-from edgemm.runtimes.prompt import Prompt
+from edgemm.bundle.prompt import Prompt
 
 
 class Edgemm:

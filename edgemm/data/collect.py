@@ -15,12 +15,12 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from edgemm.bundle.picture import fit_square
 from edgemm.data.entries import Entry, read_entries
 from edgemm.data.format import SPLITS, Question, Sample
 from edgemm.data.progress import progress
 from edgemm.data.writer import DatasetWriter
 from edgemm.errors import InputError
-from edgemm.picture import fit_square
 
 __all__ = ["build_pictures", "questions_of", "sample_of"]
 

@@ -22,13 +22,11 @@ from PIL import Image
 
 from edgemm.data.emoji import draw_emoji, packages_of
 from edgemm.data.format import Sample, read_dataset
-from edgemm.data.labels import names_gender
-from edgemm.data.layout import RELATIONS, Box, place
+from edgemm.data.labels import NUMBERS, is_countable, names_gender, plural, with_article
 from edgemm.data.progress import progress
 from edgemm.data.questions import surely_differ
-from edgemm.data.scene_questions import count_questions, existence_questions, relation_questions
+from edgemm.data.scenes import RELATIONS, Box, count_questions, existence_questions, place, relation_questions
 from edgemm.data.sources import PACKAGES, Package
-from edgemm.data.words import NUMBERS, is_countable, plural, with_article
 from edgemm.data.writer import DatasetWriter
 from edgemm.errors import InputError
 

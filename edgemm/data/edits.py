@@ -22,10 +22,10 @@ from PIL import Image
 from edgemm.data.compose import Emoji, emoji_of, is_fit, two_kinds
 from edgemm.data.format import Edit, Sample
 from edgemm.data.labels import COLOURS as COLOUR_WORDS
-from edgemm.data.layout import place
+from edgemm.data.labels import with_article
 from edgemm.data.progress import progress
+from edgemm.data.scenes import place
 from edgemm.data.shapes import COLOURS, HELD_OUT_SHARE, draw_scene, make_scene, scene_sample
-from edgemm.data.words import with_article
 from edgemm.data.writer import DatasetWriter
 from edgemm.errors import InputError
 

@@ -16,13 +16,11 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from edgemm.data.colours import dominant_colour
 from edgemm.data.format import Sample
-from edgemm.data.icons import name_codes, read_icons, run_together_names
+from edgemm.data.icons import dominant_colour, name_codes, on_white, rasterise, read_icons, run_together_names
 from edgemm.data.labels import Label, read_labels
 from edgemm.data.progress import progress
 from edgemm.data.questions import emoji_questions
-from edgemm.data.rasterise import on_white, rasterise
 from edgemm.data.sources import LABELS, PACKAGES, Package, fetch, read_json
 from edgemm.data.splits import HELD_OUT_STYLE, SCORER_STYLE, assign_splits
 from edgemm.data.writer import DatasetWriter

@@ -21,8 +21,8 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
+from edgemm.bundle.picture import FORMATS, open_picture, pillow
 from edgemm.errors import InputError, MissingError
-from edgemm.picture import FORMATS, open_picture, pillow
 
 if TYPE_CHECKING:
     from PIL.Image import Image

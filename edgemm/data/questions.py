@@ -13,15 +13,14 @@ from __future__ import annotations
 
 import random
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from statistics import median
+from typing import TypeVar
 
-from edgemm.data.balance import balanced_partners, capped
 from edgemm.data.format import Question, Sample
-from edgemm.data.labels import COLOURS, names_gender
-from edgemm.data.words import with_article
+from edgemm.data.labels import COLOURS, names_gender, with_article
 
-__all__ = ["choice_question", "emoji_questions", "surely_differ"]
+__all__ = ["choice_question", "emoji_questions", "surely_differ", "balanced_partners", "capped"]
 
 GROUP_WORDS = {
     "smileys-emotion": "a face or feeling",
@@ -113,3 +112,48 @@ def surely_differ(one: Sample, other: Sample) -> bool:
     """Whether `other`'s label is wrong for `one`'s picture: a whale is a doubtful no for a spouting whale."""
     words, other_words = set(one.label.split()), set(other.label.split())
     return one.family != other.family and not words <= other_words and not other_words <= words
+
+
+# Question sets in which no word gives the answer away.
+#
+# Pure functions over lists; the questions themselves are in questions.py and scenes.py.
+
+Item = TypeVar("Item")
+
+
+def balanced_partners(items: Sequence[Item], differ: Callable[[Item, Item], bool]) -> list[tuple[Item, Item]]:
+    """Pairs (item, other) in which every item stands once on the left and once on the right, and `differ` holds.
+
+    Asking yes about the left and no about the right then makes a name alone worth nothing.  Neighbours in `items` are
+    paired where they can be, so sorting the likeness in makes the no's hard; items that fit with nobody are left out.
+    """
+    items = list(items)
+    while len(items) > 1:
+        others = items[1:] + items[:1]
+        lonely = [index for index in range(len(items)) if not _settle(index, items, others, differ)]
+        if not lonely:
+            return list(zip(items, others, strict=True))
+        # One at a time, the one that fits with fewest: its neighbours may do well without it.
+        del items[min(lonely, key=lambda index: sum(differ(items[index], other) for other in items))]
+    return []
+
+
+def _settle(index: int, items: list[Item], others: list[Item], differ: Callable[[Item, Item], bool]) -> bool:
+    """Make `index` and its partner differ by swapping partners with the nearest item that allows it."""
+    if differ(items[index], others[index]):
+        return True
+    for distance in range(1, len(items)):
+        for swap in {(index + distance) % len(items), (index - distance) % len(items)}:
+            if differ(items[index], others[swap]) and differ(items[swap], others[index]):
+                others[index], others[swap] = others[swap], others[index]
+                return True
+    return False
+
+
+def capped(groups: Mapping[str, Sequence[Item]], most: int, rng: random.Random) -> dict[str, list[Item]]:
+    """At most `most` items of every group, chosen at random, in their old order."""
+    chosen = {}
+    for name in sorted(groups):
+        indices = rng.sample(range(len(groups[name])), min(most, len(groups[name])))
+        chosen[name] = [groups[name][index] for index in sorted(indices)]
+    return chosen

@@ -19,11 +19,18 @@ from typing import Any
 from PIL import Image, ImageDraw
 
 from edgemm.data.format import Question, Sample
-from edgemm.data.layout import RELATIONS, Box, place, place_in_cells
+from edgemm.data.labels import NUMBERS, plural, with_article
 from edgemm.data.progress import progress
 from edgemm.data.questions import choice_question
-from edgemm.data.scene_questions import count_questions, existence_questions, relation_questions
-from edgemm.data.words import NUMBERS, plural, with_article
+from edgemm.data.scenes import (
+    RELATIONS,
+    Box,
+    count_questions,
+    existence_questions,
+    place,
+    place_in_cells,
+    relation_questions,
+)
 from edgemm.data.writer import DatasetWriter
 
 __all__ = [

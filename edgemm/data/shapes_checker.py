@@ -17,8 +17,8 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw
 
-from edgemm.data.colours import lab
-from edgemm.data.layout import Box, holds
+from edgemm.data.icons import lab
+from edgemm.data.scenes import Box, holds
 from edgemm.data.shapes import COLOURS, SHAPES, draw_shape
 
 __all__ = ["CheckResult", "Found", "check_scene", "find_objects"]

@@ -1,7 +1,7 @@
 """The packages we take drawings and words from: pinned, hashed, read in memory.
 
 A tarball is fetched once with `npm pack` into a cache folder and checked against the sha512 below on every use.
-Members are read by name; nothing is ever unpacked.  What the files mean is in labels.py and rasterise.py.
+Members are read by name; nothing is ever unpacked.  What the files mean is in labels.py and icons.py.
 """
 
 from __future__ import annotations

@@ -1,30 +1,30 @@
 """Writing a dataset so that it is either whole or not there.
 
-Ctrl-C, a full disk or a bug leave nothing behind (whole_folder.py).  What the files mean is in format.py; which terms
-the pictures carry is in notice.py.
+Ctrl-C, a full disk or a bug leave nothing behind (files.py).  What the files mean is in format.py; which terms
+the pictures carry is in writer.py.
 """
 
 from __future__ import annotations
 
 import json
-from collections import Counter
-from collections.abc import Iterator, Sequence
+import shutil
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from edgemm.data.baselines import majority_baselines
-from edgemm.data.contact_sheet import contact_sheet
+from edgemm.bundle.files import is_disk_full, whole_folder
 from edgemm.data.format import SCHEMA_VERSION, SPLITS, Edit, Question, Sample, dump_line
-from edgemm.data.notice import OURS, write_notice
 from edgemm.data.sources import Package
+from edgemm.data.splits import stable_fraction
 from edgemm.errors import EdgemmError, ResourceError, UsageError
-from edgemm.whole_folder import is_disk_full, whole_folder
 
 if TYPE_CHECKING:
     from PIL import Image
 
-__all__ = ["DatasetWriter", "new_folder"]
+__all__ = ["DatasetWriter", "new_folder", "majority_baselines", "OURS", "write_notice", "contact_sheet"]
+OURS = "The pictures were drawn by edgemm itself and carry edgemm's licence."
 
 
 class DatasetWriter:
@@ -94,3 +94,81 @@ def new_folder(goal: Path, *, force: bool = False) -> Iterator[Path]:
         if is_disk_full(error):
             raise ResourceError(f"the disk of {goal} is full; free some space or give another --output") from error
         raise EdgemmError(f"writing {goal} failed: {error}") from error
+
+
+# How well one does without looking: the score every reported accuracy stands beside.
+#
+# The blind answerer knows how often each answer occurs in this kind and split and which choices are offered, and picks
+# the commonest on offer.  For open and yes/no questions that is the majority answer.
+
+
+def majority_baselines(questions: Iterable[Question]) -> dict[str, dict[str, dict[str, Any]]]:
+    """kind -> split -> {majority_answer, accuracy, questions}."""
+    grouped: defaultdict[tuple[str, str], list[Question]] = defaultdict(list)
+    for question in questions:
+        grouped[question.kind, question.split].append(question)
+    baselines: defaultdict[str, dict[str, dict[str, Any]]] = defaultdict(dict)
+    for (kind, split), asked in sorted(grouped.items()):
+        often = Counter(question.answer for question in asked)
+        right = sum(question.answer == _commonest(question.choices or tuple(often), often) for question in asked)
+        baselines[kind][split] = {
+            "majority_answer": _commonest(tuple(often), often),
+            "accuracy": round(right / len(asked), 4),
+            "questions": len(asked),
+        }
+    return dict(baselines)
+
+
+def _commonest(answers: tuple[str, ...], often: Counter[str]) -> str:
+    return min(answers, key=lambda answer: (-often[answer], answer))
+
+
+# The licences that travel with the pictures.
+#
+# The icon packages carry no licence file, so the texts are ours to bring.
+
+TEXTS = Path(__file__).with_name("licences")
+
+
+def write_notice(folder: Path, packages: Sequence[Package], terms: str = OURS) -> None:
+    """NOTICE and LICENSES/ for the packages a dataset was made from, or the `terms` of one made from none."""
+    lines = ["Pictures and labels in this folder", ""]
+    if not packages:
+        lines.append(terms)
+    for package in packages:
+        what = "labels and tags taken" if package.name == "emojibase-data" else "drawings rasterised on white"
+        lines.append(f"- {what} from the npm package {package.name} {package.version}")
+        lines.append(f"  by {package.author}; {package.licence}; see LICENSES/{package.licence_file}")
+        (folder / "LICENSES").mkdir(exist_ok=True)
+        shutil.copyfile(TEXTS / package.licence_file, folder / "LICENSES" / package.licence_file)
+    (folder / "NOTICE").write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+# One picture that shows what is in a dataset: the same emoji a row, a style a column; or simply the first scenes.
+
+COLUMNS, ROWS, GAP = 16, 12, 4
+
+
+def contact_sheet(folder: Path, samples: Sequence[Sample], size: int) -> Image.Image:
+    """Up to 16 x 12 pictures; a drawing's styles stand side by side."""
+    from PIL import Image
+
+    shown, columns = _chosen(samples)
+    step, rows = size + GAP, max(1, -(-len(shown) // columns))
+    sheet = Image.new("RGB", (columns * step + GAP, rows * step + GAP), "#dddddd")
+    for index, sample in enumerate(shown):
+        with Image.open(folder / sample.image) as picture:
+            sheet.paste(picture, (GAP + index % columns * step, GAP + index // columns * step))
+    return sheet
+
+
+def _chosen(samples: Sequence[Sample]) -> tuple[list[Sample], int]:
+    """What to show, and how many in a row so that nothing is torn apart."""
+    by_code: defaultdict[str, list[Sample]] = defaultdict(list)
+    for sample in samples:
+        by_code[sample.hexcode or sample.id].append(sample)
+    widest = min(max(map(len, by_code.values()), default=1), COLUMNS)
+    # The emoji that most styles draw, in an order that is random but the same every time.
+    order = sorted(by_code, key=lambda code: (-len(by_code[code]), stable_fraction("sheet", code)))
+    columns = COLUMNS // widest * widest
+    return [sample for code in order for sample in by_code[code]][: columns * ROWS], columns

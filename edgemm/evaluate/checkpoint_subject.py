@@ -11,12 +11,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from edgemm.config import SamplerConfig
+from edgemm.bundle.picture import load_picture
 from edgemm.evaluate.subject import MAX_NEW_TOKENS, DrawSettings
 from edgemm.model.checkpoint import load
 from edgemm.model.codes import Choose
+from edgemm.model.config import SamplerConfig
 from edgemm.model.unified import Unified
-from edgemm.picture import load_picture
 from edgemm.runtimes.sampling import Sampling, next_token
 from edgemm.runtimes.schedule import initial_noise
 

@@ -18,11 +18,9 @@ import numpy as np
 
 from edgemm.data.format import Dataset
 from edgemm.errors import InputError
-from edgemm.evaluate.drawing import DRAWN_SPLITS, Drawings, draw_samples
-from edgemm.evaluate.eye import Eye
+from edgemm.evaluate.judge import Eye, Judge, open_judge
 from edgemm.evaluate.metrics import Interval, Share, kid, ratio_of_means, share
-from edgemm.evaluate.pictures import some
-from edgemm.evaluate.scorer_cache import Judge, open_judge
+from edgemm.evaluate.samples import DRAWN_SPLITS, Drawings, draw_samples, some
 from edgemm.evaluate.subject import Subject
 
 __all__ = ["DrawResult", "DrawnPart", "JudgeCard", "run_draw_suite"]

@@ -21,16 +21,16 @@ from pathlib import Path
 from typing import Any
 
 import edgemm
+from edgemm.bench.conditions import commit
 from edgemm.data.format import Dataset, read_dataset
 from edgemm.data.sources import default_cache
 from edgemm.errors import InputError
-from edgemm.evaluate.compare import compare_records
 from edgemm.evaluate.draw_sheet import Cell, Section, as_png, draw_sheet
-from edgemm.evaluate.drawing import DRAWN_SPLITS, Drawings
 from edgemm.evaluate.html_report import html_report
+from edgemm.evaluate.metrics import compare_records
 from edgemm.evaluate.read_suite import ReadResult, default_split, run_read_suite
+from edgemm.evaluate.samples import DRAWN_SPLITS, Drawings
 from edgemm.evaluate.subject import DrawSettings, Subject, open_subject
-from edgemm.measure.card import commit
 
 __all__ = ["SUITES", "Evaluation", "Plan", "compared", "evaluate", "evaluate_subject"]
 

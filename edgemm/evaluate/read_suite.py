@@ -16,12 +16,19 @@ from typing import Any
 from edgemm.data.format import Dataset, Question, Sample
 from edgemm.data.progress import progress
 from edgemm.errors import InputError
-from edgemm.evaluate.answers import is_any_of, is_right, is_yes_no, said_yes
-from edgemm.evaluate.circular import chosen, circular_prompts, has_choices
+from edgemm.evaluate.answers import (
+    chosen,
+    circular_prompts,
+    has_choices,
+    is_any_of,
+    is_right,
+    is_yes_no,
+    said_yes,
+    vqa_accuracy,
+)
 from edgemm.evaluate.metrics import Interval, Share, YesNoScores, ratio_of_means, share, yes_no_scores
-from edgemm.evaluate.pictures import real_pictures, some
+from edgemm.evaluate.samples import real_pictures, some
 from edgemm.evaluate.subject import Subject
-from edgemm.evaluate.vqa import vqa_accuracy
 
 __all__ = ["KindScore", "ReadPart", "ReadResult", "default_split", "run_read_suite"]
 
@@ -43,8 +50,8 @@ class ReadPart:
     any_tag: Share | None  # of the label questions, with tags accepted
     balanced: KindScore | None  # every question but the labels, together
     yes_no: YesNoScores | None  # over all questions that have yes or no for an answer
-    vqa: Interval  # VQAv2's accuracy over everything (vqa.py)
-    circular: dict[str, Share] | None  # of choices, right in every order (circular.py); None where it was not asked
+    vqa: Interval  # VQAv2's accuracy over everything (answers.py)
+    circular: dict[str, Share] | None  # of choices, right in every order (answers.py); None where it was not asked
 
 
 @dataclass(frozen=True, eq=False)

@@ -16,9 +16,8 @@ from edgemm.data.format import Dataset
 from edgemm.data.shapes import TASKS
 from edgemm.data.shapes_checker import check_scene
 from edgemm.errors import InputError
-from edgemm.evaluate.drawing import DRAWN_SPLITS, Drawings, draw_samples
 from edgemm.evaluate.metrics import Share, share
-from edgemm.evaluate.pictures import some
+from edgemm.evaluate.samples import DRAWN_SPLITS, Drawings, draw_samples, some
 from edgemm.evaluate.subject import Subject
 
 __all__ = ["ShapesPart", "ShapesResult", "run_shapes_suite"]

@@ -6,6 +6,7 @@ answer greedily, so their scores may be compared sample by sample.  torch is imp
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,9 +14,10 @@ from typing import Protocol
 
 import numpy as np
 
+import edgemm
 from edgemm.errors import InputError
 
-__all__ = ["MAX_NEW_TOKENS", "DrawSettings", "Subject", "open_subject"]
+__all__ = ["MAX_NEW_TOKENS", "DrawSettings", "Subject", "open_subject", "BundleSubject"]
 
 MAX_NEW_TOKENS = 32  # the longest label is about 20 tokens
 
@@ -52,8 +54,6 @@ class Subject(Protocol):
 def open_subject(path: Path, settings: DrawSettings, device: str = "auto", threads: int | None = None) -> Subject:
     """The adapter that fits the folder. Raises InputError when it is neither a checkpoint nor a bundle."""
     if (path / "manifest.json").is_file():
-        from edgemm.evaluate.bundle_subject import BundleSubject
-
         return BundleSubject(path, settings, device, threads)
     if (path / "config.json").is_file():
         from edgemm.evaluate.checkpoint_subject import CheckpointSubject
@@ -63,3 +63,36 @@ def open_subject(path: Path, settings: DrawSettings, device: str = "auto", threa
     raise InputError(
         f"{path}: {what}; give a checkpoint that `edgemm train` wrote or a bundle that `edgemm export` wrote"
     )
+
+
+# A bundle under test, through the runtime a user has: no torch.
+
+
+class BundleSubject:
+    kind = "bundle"
+
+    def __init__(self, path: Path, settings: DrawSettings, device: str, threads: int | None) -> None:
+        self.model = edgemm.load(path, device=device, threads=threads)
+        self.settings = settings
+        self.name = self.model.manifest.name
+        self.sha256 = hashlib.sha256(self.model.bundle.file("manifest.json").read_bytes()).hexdigest()
+
+    @property
+    def drawing_size(self) -> int:
+        loops = self.model.manifest.loops
+        if loops.denoise is not None:
+            return loops.denoise.image_size
+        if loops.image_tokens is not None:
+            return loops.image_tokens.image_height
+        raise InputError(f"bundle {self.name} does not draw; ask for --suite read")
+
+    def draw(self, prompts: Sequence[str], seeds: Sequence[int]) -> np.ndarray:
+        steps, scale = self.settings.num_inference_steps, self.settings.guidance_scale
+        drawn = [
+            self.model.generate_image(prompt, num_inference_steps=steps, guidance_scale=scale, seed=seed)
+            for prompt, seed in zip(prompts, seeds)
+        ]
+        return np.stack([result.image.to_array() for result in drawn])
+
+    def read(self, picture: np.ndarray, question: str) -> str:
+        return self.model.generate_text(question, images=[picture], max_new_tokens=MAX_NEW_TOKENS).text

@@ -13,11 +13,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from edgemm.components import COMPONENTS, TensorSpec, pattern
-from edgemm.model.attention import RMSNorm, rotary_tables, visible_up_to
+from edgemm.bundle.components import COMPONENTS, TensorSpec, pattern
 from edgemm.model.conditioner import Prefix
 from edgemm.model.image_tokens import tokens_to_pixels
-from edgemm.model.transformer import Layer, write_slots
+from edgemm.model.transformer import Layer, RMSNorm, rotary_tables, visible_up_to, write_slots
 from edgemm.model.unified import Unified
 
 __all__ = ["ComponentGraph", "component_graphs"]

@@ -10,8 +10,8 @@ from onnx import ModelProto
 
 from edgemm.errors import InputError
 from edgemm.export.dialects import in_dialect
+from edgemm.export.lower_tensorrt import write_qdq
 from edgemm.export.products import Product, Writer, rewrite_products
-from edgemm.export.quantized_weights import write_qdq
 from edgemm.quantize.spec import HEAD, Spec
 
 __all__ = ["lower_openvino"]

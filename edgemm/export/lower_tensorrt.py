@@ -8,18 +8,20 @@ an operator of NVIDIA's own: ONNX has none that rounds in blocks by scales found
 
 from __future__ import annotations
 
-from onnx import ModelProto, helper
+import numpy as np
+import torch
+from onnx import ModelProto, TensorProto, helper
 
 from edgemm.errors import InputError
 from edgemm.export.dialects import in_dialect
-from edgemm.export.lower_float import in_precision
+from edgemm.export.lower_cuda import in_precision
 from edgemm.export.products import Product, Writer, rewrite_products
-from edgemm.export.quantized_weights import TRT, write_qdq
 from edgemm.export.targets import TARGETS
-from edgemm.quantize.floats import FLOAT_FORMS
-from edgemm.quantize.spec import HEAD, Layer, Spec
+from edgemm.quantize.calibration import reader_of
+from edgemm.quantize.number_formats import BLOCK, E4M3_LARGEST, FLOAT_FORMS, Floats, Integers, as_e4m3, whole_of
+from edgemm.quantize.spec import HEAD, RANGED, Layer, Spec
 
-__all__ = ["check_target", "lower_tensorrt", "refusal"]
+__all__ = ["check_target", "lower_tensorrt", "refusal", "DYNAMIC_FP4", "TRT", "write_qdq"]
 
 BLOCKS = (64, 128)  # channels a scale of an INT4 weight may cover
 
@@ -86,3 +88,115 @@ def _write(writer: Writer, product: Product, spec: Spec) -> str | None:
     if construct:
         raise InputError(f"{product.layer}: TensorRT takes no {construct}: quantize with --portable")
     return write_qdq(writer, product, spec)
+
+
+# A spec's numbers as QuantizeLinear and DequantizeLinear, which compilers (TensorRT, OpenVINO) fuse themselves.
+#
+# Weights lie [k, n]; every zero-point is there and typed, because a DequantizeLinear without one is read as int8 by
+# older
+# parsers.  Scales of NVFP4 are float8 and have a scale themselves: two DequantizeLinear, one after the other.  Which
+# forms a target takes is its lowering's to check.
+# Axes: n output channels, k input channels, g groups along k.
+
+TRT, DYNAMIC_FP4 = "trt", "TRT_FP4DynamicQuantize"  # NVIDIA's own domain and operator
+FP8, FP4 = TensorProto.FLOAT8E4M3FN, TensorProto.FLOAT4E2M1
+KINDS = {"static": (TensorProto.INT8, 127.0), "fp8": (FP8, E4M3_LARGEST)}  # of inputs -> type, largest number
+
+
+def write_qdq(writer: Writer, product: Product, spec: Spec) -> str:
+    """Nodes for one product, in the type that its weight has in this graph."""
+    layer, name = spec.layer(product.layer), product.layer
+    real = helper.tensor_dtype_to_np_dtype(product.dtype)
+    x = product.x
+    if layer.activations in RANGED:
+        largest = float(spec.tensors[f"{name}.range"].max())
+        x = _rounded(writer, x, layer.activations, reader_of(name), largest, real)
+    numbers = spec.numbers(name)
+    if isinstance(numbers, Integers):
+        weight = _integers(writer, name, layer, numbers, real)
+    else:
+        weight = _floats(writer, name, numbers, real)
+    (y,) = writer.add("MatMul", x, weight)
+    branch = spec.low_rank(name)
+    if branch:
+        down, up = (
+            writer.constant(f"{name}.{side}", array.T.astype(real)) for side, array in zip(("down", "up"), branch)
+        )
+        (narrow,) = writer.add("MatMul", product.x, down)
+        (y,) = writer.add("Add", y, *writer.add("MatMul", narrow, up))
+    if product.bias:
+        (y,) = writer.add("Add", y, product.bias)
+    return y
+
+
+def _rounded(writer: Writer, x: str, kind: str, site: str, largest: float, real: np.dtype) -> str:
+    """Layers that read the same activation share these nodes."""
+    if kind == "nvfp4":
+        whole = writer.constant(f"{site}.input_whole", whole_of(torch.tensor(largest)).numpy().reshape(()))
+        codes, scales = writer.add(
+            DYNAMIC_FP4, x, whole, outputs=2, domain=TRT, axis=-1, block_size=BLOCK, scale_type=FP8
+        )
+        return _blocks(writer, codes, scales, whole, "", -1, real)
+    dtype, most = KINDS[kind]
+    if largest / most < float(np.finfo(real).tiny):
+        raise InputError(f"{site}: its inputs are never larger than {largest:g}, too small for {real}")
+    scale = writer.constant(f"{site}.input_scale", np.array(largest / most, real))
+    zero = writer.constant(f"{kind}_zero", _typed(np.zeros((), np.uint8), dtype))
+    return writer.add("DequantizeLinear", *writer.add("QuantizeLinear", x, scale, zero), scale, zero)[0]
+
+
+def _integers(writer: Writer, name: str, layer: Layer, numbers: Integers, real: np.dtype) -> str:
+    middle = 2 ** (numbers.bits - 1)
+    codes = numbers.codes.numpy().astype(np.int16).T - middle  # [k, n]
+    scales = numbers.scales.numpy().T.astype(real)  # [g, n]
+    zeros = numbers.zeros.numpy().astype(np.int16).T - middle
+    kind = TensorProto.INT8 if numbers.bits == 8 else TensorProto.INT4
+    if not layer.group:
+        scales, zeros = scales[0], zeros[0]
+    inputs = (
+        writer.constant(f"{name}.codes", _typed(codes, kind)),
+        writer.constant(f"{name}.scales", scales),
+        writer.constant(f"{name}.zeros", _typed(zeros, kind)),
+    )
+    if layer.group:
+        return writer.add("DequantizeLinear", *inputs, axis=0, block_size=layer.group)[0]
+    return writer.add("DequantizeLinear", *inputs, axis=1)[0]
+
+
+def _floats(writer: Writer, name: str, numbers: Floats, real: np.dtype) -> str:
+    codes, scales = numbers.codes.numpy().T, numbers.scales.T  # [k, n], [g, n]
+
+    def constant(part: str, bits: np.ndarray, kind: int) -> str:
+        return writer.constant(f"{name}.{part}", _typed(bits, kind))
+
+    if numbers.form == "fp8":
+        scale = writer.constant(f"{name}.scales", scales[0].numpy().astype(real))
+        zeros = constant("zeros", np.zeros(codes.shape[1], np.uint8), FP8)
+        return writer.add("DequantizeLinear", constant("codes", codes, FP8), scale, zeros, axis=1)[0]
+    whole = writer.constant(f"{name}.whole", numbers.whole.numpy().reshape(()))
+    bits = as_e4m3(scales).view(torch.uint8).numpy()
+    zeros = constant("zeros", np.zeros(bits.shape, np.uint8), FP4)
+    return _blocks(writer, constant("codes", codes, FP4), constant("scales", bits, FP8), whole, zeros, 0, real)
+
+
+def _blocks(writer: Writer, codes: str, scales: str, whole: str, zeros: str, axis: int, real: np.dtype) -> str:
+    """NVFP4 back in float: the scales first, then by them the numbers.  `zeros` may be "" beside dynamic scales.
+
+    A Cast, because TensorRT for RTX 1.7 parses an output_dtype other than the scales' and then cannot build it.
+    """
+    zero = writer.constant("fp8_zero", _typed(np.zeros((), np.uint8), FP8))
+    (scale,) = writer.add("DequantizeLinear", scales, whole, zero)
+    inputs = (codes, scale, zeros) if zeros else (codes, scale)
+    (value,) = writer.add("DequantizeLinear", *inputs, axis=axis, block_size=BLOCK)
+    return value if real == np.float32 else writer.add("Cast", value, to=helper.np_dtype_to_tensor_dtype(real))[0]
+
+
+def _typed(codes: np.ndarray, kind: int) -> TensorProto:
+    """Numbers of 4 bits lie two a byte, the first in the low half."""
+    if kind in (TensorProto.INT8, FP8):
+        raw = np.ascontiguousarray(codes.astype(np.uint8)).tobytes()
+    else:
+        flat = (codes.reshape(-1) & 15).astype(np.uint8)
+        flat = np.pad(flat, (0, flat.size % 2))
+        raw = (flat[::2] | (flat[1::2] << 4)).tobytes()
+    return helper.make_tensor("", kind, codes.shape, raw, raw=True)

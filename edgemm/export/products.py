@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
-from edgemm.components import COMPONENTS
+from edgemm.bundle.components import COMPONENTS
 from edgemm.export.passes.rewriting import replace_nodes
 from edgemm.quantize.spec import HEAD
 

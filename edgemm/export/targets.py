@@ -17,7 +17,7 @@ class Target:
 
 
 NVIDIA = ("fp16", "fp32", "int8", "int4")
-SMALL_FLOATS = ("fp8", "nvfp4")  # for GPUs that multiply them: edgemm/build/kernels.py says which
+SMALL_FLOATS = ("fp8", "nvfp4")  # for GPUs that multiply them: edgemm/device/gpu.py says which
 
 TARGETS = {
     "cpu": Target("cpu", ("fp32", "int8", "int4"), "ONNX Runtime"),

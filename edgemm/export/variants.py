@@ -14,27 +14,26 @@ import numpy as np
 from onnx import ModelProto
 from torch import Tensor
 
-from edgemm.bundle import BundleWriter, Component, Variant
+from edgemm.bundle.bundle import BundleWriter, Component, Variant
 from edgemm.errors import UsageError
+from edgemm.export.adapter_points import adapter_inputs, adapter_points
 from edgemm.export.component_graphs import ComponentGraph, component_graphs
-from edgemm.export.component_parity import compare_component
 from edgemm.export.dialects import in_dialect
 from edgemm.export.example_inputs import example_inputs
-from edgemm.export.lower_cpu import lower as lower_cpu
-from edgemm.export.lower_float import ADAPTER_RANK, fixed_sizes, graph_specs, lower_float
-from edgemm.export.lower_ort_cpu import CONTRIB, lower_ort_cpu
-from edgemm.export.lower_ort_cuda import lower_ort_cuda
+from edgemm.export.lower_cpu import CONTRIB, lower_ort_cpu
+from edgemm.export.lower_cuda import ADAPTER_RANK, fixed_sizes, graph_specs, lower_float, lower_ort_cuda
 from edgemm.export.lower_tensorrt import check_target, lower_tensorrt
 from edgemm.export.ort_cpu_graph import for_ort_cpu
-from edgemm.export.parity import Comparison
-from edgemm.export.passes.adapter_inputs import adapter_inputs, adapter_points
 from edgemm.export.passes.delta_to_residual import delta_to_residual
 from edgemm.export.products import copy_to_rewrite
-from edgemm.export.reference import OPSET
+from edgemm.export.specs import lower as lower_cpu
 from edgemm.export.stored_weights import StoredWeights
 from edgemm.export.targets import Plan
+from edgemm.export.trace import OPSET
 from edgemm.model.unified import Unified
 from edgemm.quantize.spec import Spec
+from edgemm.verify.components import compare_component
+from edgemm.verify.parity import Comparison
 
 __all__ = ["Components", "write_components", "write_graphs"]
 
@@ -83,7 +82,7 @@ def write_graphs(
     inputs: dict[str, dict[str, Tensor]],  # component -> what its graph is compared on
     writer: BundleWriter,
     plans: Sequence[Plan],
-    sizes: dict[str, dict[str, int]],  # of axes, for dialects that fix them: see lower_float.py
+    sizes: dict[str, dict[str, int]],  # of axes, for dialects that fix them: see lower_cuda.py
     trace: Trace,
     report: Say,
     status: Say,
@@ -92,7 +91,7 @@ def write_graphs(
     specs: Mapping[str, Spec] = NO_SPECS,
     compare: bool = True,
 ) -> Components:
-    """Any family's graphs; `specs` says how targets are quantized, those that plan_specs.py tells.  Without `compare`
+    """Any family's graphs; `specs` says how targets are quantized, those that specs.py tells.  Without `compare`
     no graph is run, which no bundle that anybody is to use may do without."""
     for target, spec in specs.items():
         check_target(spec, target)

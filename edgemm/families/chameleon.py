@@ -11,13 +11,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from edgemm.bundle.loops import TextLoop
 from edgemm.errors import CheckpointError
 from edgemm.families.chat_strings import added_around, plain_strings
 from edgemm.families.family import CODE_IDS, Parts, Pieces, component, id_table
 from edgemm.families.hf_checkpoint import Checkpoint
-from edgemm.families.llama_graph import check_llama_shaped, example_tokens, text_pieces, transformer_component
+from edgemm.families.llama import check_llama_shaped, example_tokens, text_pieces, transformer_component
 from edgemm.families.vision import Eye, example_pictures, picture_rule
-from edgemm.loops import TextLoop
 
 __all__ = ["CANNOT", "parts", "pieces"]
 

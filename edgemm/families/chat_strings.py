@@ -10,8 +10,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from edgemm.bundle.loops import TextTemplate
 from edgemm.errors import CheckpointError
-from edgemm.loops import TextTemplate
 
 __all__ = ["ChatStrings", "added_around", "chat_strings", "plain_strings"]
 

@@ -20,10 +20,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from edgemm.components import COMPONENTS, TensorSpec, pattern
-from edgemm.export.code_ids import CODE_IDS, id_table
+from edgemm.bundle.components import COMPONENTS, TensorSpec, pattern
+from edgemm.bundle.loops import ImageTokensLoop, TextLoop
 from edgemm.export.component_graphs import ComponentGraph
-from edgemm.loops import ImageTokensLoop, TextLoop
+from edgemm.export.manifest import CODE_IDS, id_table
 
 __all__ = ["CODE_IDS", "Named", "Parts", "Pieces", "Shape", "component", "id_table", "without_copies"]
 

@@ -14,16 +14,17 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from edgemm.bundle.loops import TextLoop
 from edgemm.errors import CheckpointError
+from edgemm.export.component_graphs import scatter
 from edgemm.families.chat_strings import plain_strings
 from edgemm.families.family import Parts, Pieces, component
 from edgemm.families.hf_checkpoint import Checkpoint
-from edgemm.families.llama_graph import FIXED_ROTARY, as_transformer, example_tokens
-from edgemm.families.persimmon_graph import PersimmonGraph
+from edgemm.families.llama import FIXED_ROTARY, as_transformer, example_tokens
 from edgemm.families.vision import WHITE, Eye, PictureRule, example_pictures
-from edgemm.loops import TextLoop
+from edgemm.model.transformer import visible_up_to
 
-__all__ = ["CANNOT", "library_inputs", "parts", "pieces"]
+__all__ = ["CANNOT", "library_inputs", "parts", "pieces", "PersimmonGraph"]
 
 CANNOT = (
     "pictures of other sizes than config.json's image_size, a square; several pictures; boxes and points; "
@@ -136,3 +137,57 @@ def _tokenizer_json(checkpoint: Checkpoint, ids: dict[str, int]) -> bytes:
     made = [{"id": number, "content": token, **rule} for token, number in ids.items()]
     found["added_tokens"] = sorted([*others, *made], key=lambda token: token["id"])
     return json.dumps(found, ensure_ascii=False).encode()
+
+
+# The transformer component of Persimmon (Adept, 2023), Fuyu's decoder, around the library's own weights.
+#
+# Unlike Llama: layer norms with biases; one product for queries, keys and values; norms on queries and keys; of each
+# head
+# a part alone is rotated; squared ReLU.
+# Axes: b batch, s new tokens, T cache slots, m image tokens, h heads, d head width, r its rotated part.
+
+
+class PersimmonGraph(nn.Module):
+    """Inputs and outputs are those of llama_graph.LlamaGraph with a head."""
+
+    def __init__(self, text: Any, head: nn.Module) -> None:
+        super().__init__()
+        self.embed_tokens, self.layers, self.norm, self.head = (
+            text.embed_tokens,
+            text.layers,
+            text.final_layernorm,
+            head,
+        )
+        self.inv_freq = nn.Buffer(text.rotary_emb.inv_freq.float().clone(), persistent=False)  # (r/2)
+
+    def forward(self, *tensors: Tensor) -> tuple[Tensor, ...]:
+        input_ids, image_tokens, image_index, write_index, attention_limit, logits_index, *past = tensors
+        rows = image_index.clamp(min=0)[..., None].expand(-1, -1, image_tokens.shape[-1])
+        x = torch.where((image_index >= 0)[..., None], image_tokens.gather(1, rows), self.embed_tokens(input_ids))
+        places = (write_index[:, None] + torch.arange(input_ids.shape[1])).float()
+        angles = places[..., None] * self.inv_freq  # (b, s, r/2)
+        rotation = angles.cos(), angles.sin()
+        mask = visible_up_to(attention_limit, past[0].shape[2])
+        present: list[Tensor] = []
+        for index, layer in enumerate(self.layers):
+            attention: Any = layer.self_attn
+            fused = attention.query_key_value(layer.input_layernorm(x))
+            queries, keys, values = fused.unflatten(-1, (attention.num_heads, 3, attention.head_dim)).unbind(3)
+            if attention.qk_layernorm:
+                queries, keys = attention.q_layernorm(queries), attention.k_layernorm(keys)
+            queries, keys, values = (part.transpose(1, 2) for part in (queries, keys, values))  # (b, h, s, d)
+            keys = scatter(past[2 * index], rotated(keys, *rotation), write_index)
+            values = scatter(past[2 * index + 1], values, write_index)
+            present += [keys, values]
+            attended = torch.onnx.ops.attention(rotated(queries, *rotation), keys, values, mask)[0]  # (b, h, s, d)
+            x = x + attention.dense(attended.transpose(1, 2).flatten(2))
+            x = x + layer.mlp(layer.post_attention_layernorm(x))
+        wanted = x.gather(1, logits_index[:, None, None].expand(-1, 1, x.shape[-1]))[:, 0]  # (b, w)
+        return self.head(self.norm(wanted)), *present
+
+
+def rotated(heads: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """(b, h, s, d), of which the first r are turned."""
+    size = 2 * cos.shape[-1]
+    turned = torch.onnx.ops.rotary_embedding(heads[..., :size], cos, sin)
+    return torch.cat([turned, heads[..., size:]], dim=-1)  # (b, h, s, d)

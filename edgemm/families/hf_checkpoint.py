@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from edgemm.errors import CheckpointError, MissingError
-from edgemm.export.quiet import quiet
+from edgemm.export.trace import quiet
 from edgemm.families.table import Found
 from edgemm.model.bitsandbytes_weights import is_packed
 from edgemm.model.pretrained import read_tensors

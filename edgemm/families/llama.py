@@ -2,15 +2,33 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
-from edgemm.families.chat_strings import ChatStrings, added_around, chat_strings, plain_strings
-from edgemm.families.family import Parts, Pieces
-from edgemm.families.hf_checkpoint import Checkpoint
-from edgemm.families.llama_graph import check_llama_shaped, example_tokens, text_pieces, transformer_component
-from edgemm.loops import TextLoop
+import torch
+from torch import Tensor, nn
 
-__all__ = ["CANNOT", "parts", "pieces"]
+from edgemm.bundle.loops import TextLoop
+from edgemm.errors import CheckpointError
+from edgemm.export.component_graphs import ComponentGraph, scatter
+from edgemm.families.chat_strings import ChatStrings, added_around, chat_strings, plain_strings
+from edgemm.families.family import Named, Parts, Pieces, Shape, component
+from edgemm.families.hf_checkpoint import Checkpoint
+from edgemm.model.transformer import visible_up_to
+
+__all__ = [
+    "CANNOT",
+    "parts",
+    "pieces",
+    "LlamaGraph",
+    "as_transformer",
+    "check_llama_shaped",
+    "example_tokens",
+    "rms",
+    "text_pieces",
+    "transformer_component",
+]
 
 CANNOT = "pictures: this model knows none; tools and other roles of its chat template than system, user, assistant"
 EXAMPLE = "The capital of France is a city on a river, and its name has five letters."
@@ -56,3 +74,157 @@ def _strings(checkpoint: Checkpoint) -> ChatStrings:
         return tokenizer.apply_chat_template(plain, tokenize=False, add_generation_prompt=True)
 
     return chat_strings(render, None, checkpoint.folder)
+
+
+# The transformer component of every Llama-shaped text model (arXiv:2302.13971), around the library's own weights.
+#
+# Biases, grouped queries, norms on queries and keys (Chameleon, Qwen3) and scaled rotary embedding are taken from the
+# library's modules; attention and cache are the bundle's own (docs/bundle.md), as in export/component_graphs.py.
+# Axes: b batch, s new tokens, T cache slots, m image tokens, h/g query and key/value heads, d head width.
+
+FIXED_ROTARY = ("default", "linear", "llama3", "yarn")  # the others change their frequencies with the length
+SPARE_SLOTS = 3  # of an example's cache, never written: they must not matter
+
+
+class LlamaGraph(nn.Module):
+    """`text` has embed_tokens, layers, norm and rotary_emb; without a head it gives hidden states."""
+
+    def __init__(self, text: Any, head: nn.Module | None) -> None:
+        super().__init__()
+        self.embed_tokens, self.layers, self.norm, self.head = text.embed_tokens, text.layers, text.norm, head
+        self.inv_freq = nn.Buffer(text.rotary_emb.inv_freq.float().clone(), persistent=False)
+        self.rotary_scale = float(text.rotary_emb.attention_scaling)
+
+    def forward(self, *tensors: Tensor) -> tuple[Tensor, ...]:
+        input_ids, image_tokens, image_index, write_index, attention_limit, logits_index, *past = tensors
+        s = input_ids.shape[1]
+        rows = image_index.clamp(min=0)[..., None].expand(-1, -1, image_tokens.shape[-1])
+        x = torch.where((image_index >= 0)[..., None], image_tokens.gather(1, rows), self.embed_tokens(input_ids))
+        angles = (write_index[:, None] + torch.arange(s)).float()[..., None] * self.inv_freq  # (b, s, d/2)
+        cos, sin = angles.cos() * self.rotary_scale, angles.sin() * self.rotary_scale
+        mask = visible_up_to(attention_limit, past[0].shape[2])
+        present: list[Tensor] = []
+        for index, layer in enumerate(self.layers):
+            x, *slots = self.run_layer(layer, x, cos, sin, mask, write_index, past[2 * index : 2 * index + 2])
+            present += slots
+        return self.answer(x, logits_index), *present
+
+    def run_layer(
+        self, layer: Any, x: Tensor, cos: Tensor, sin: Tensor, mask: Tensor, write_index: Tensor, past: list[Tensor]
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Hidden states (b, s, w) behind a layer, and its keys and values (b, h, T, d) with the new ones written."""
+        attention: Any = layer.self_attn
+        normed = rms(layer.input_layernorm, x)
+        queries, keys, values = (self._heads(attention, part, normed) for part in "qkv")
+        queries = torch.onnx.ops.rotary_embedding(queries, cos, sin)
+        keys = scatter(past[0], torch.onnx.ops.rotary_embedding(keys, cos, sin), write_index)
+        values = scatter(past[1], values, write_index)
+        attended = torch.onnx.ops.attention(queries, keys, values, mask)[0]  # (b, h, s, d)
+        x = x + attention.o_proj(attended.transpose(1, 2).flatten(2))
+        return x + layer.mlp(rms(layer.post_attention_layernorm, x)), keys, values
+
+    def answer(self, x: Tensor, logits_index: Tensor) -> Tensor:
+        """Of hidden states (b, s, w), logits of the wanted token, or its own normed state (b, w) without a head."""
+        wanted = x.gather(1, logits_index[:, None, None].expand(-1, 1, x.shape[-1]))[:, 0]  # (b, w)
+        hidden = rms(self.norm, wanted)
+        return hidden if self.head is None else self.head(hidden)
+
+    @staticmethod
+    def _heads(attention: Any, part: str, x: Tensor) -> Tensor:
+        """(b, s, w) -> (b, h, s, d), normed where the model does so."""
+        heads = getattr(attention, f"{part}_proj")(x).unflatten(-1, (-1, attention.head_dim))  # (b, s, h, d)
+        norm = getattr(attention, f"{part}_norm", None)
+        if norm is not None:
+            heads = rms(norm, heads) if hasattr(norm, "variance_epsilon") else norm(heads)
+        return heads.transpose(1, 2)
+
+
+def rms(norm: Any, x: Tensor) -> Tensor:
+    return nn.functional.rms_norm(x, (x.shape[-1],), norm.weight, norm.variance_epsilon)
+
+
+def check_llama_shaped(config: Any, folder: Any) -> int:
+    """Refuses what this graph would get wrong; gives the longest context for which it is right."""
+    kind = (config.rope_parameters or {}).get("rope_type", "default")
+    if kind not in FIXED_ROTARY:
+        raise CheckpointError(f"{folder}: rotary embedding {kind!r}, this export knows: {', '.join(FIXED_ROTARY)}")
+    window = getattr(config, "sliding_window", None)
+    slides = window is not None and getattr(config, "use_sliding_window", True)
+    return min(config.max_position_embeddings, window) if slides else config.max_position_embeddings
+
+
+def transformer_component(text: Any, head: Any) -> ComponentGraph:
+    """With `head` it gives logits, without it hidden states."""
+    attention = text.layers[0].self_attn
+    kv_heads = attention.k_proj.out_features // attention.head_dim
+    return as_transformer(LlamaGraph(text, head), text, head, kv_heads, attention.head_dim)
+
+
+def as_transformer(
+    graph: nn.Module,
+    text: Any,
+    head: Any,
+    kv_heads: int,
+    head_width: int,
+    image_width: int = 0,
+    more_caches: Mapping[str, Shape] = MappingProxyType({}),
+) -> ComponentGraph:
+    """A module with LlamaGraph's inputs and outputs, in the contract's names; image tokens may be wider than words, and
+    the graph may keep more than keys and values."""
+    width = text.embed_tokens.embedding_dim
+    cache: Shape = ("b", kv_heads, "T", head_width)
+    layers = [f"{part}.{layer}" for layer in range(len(text.layers)) for part in ("key", "value")]
+    caches = {**dict.fromkeys(layers, cache), **more_caches}
+    inputs: dict[str, Shape] = {
+        "input_ids": ("b", "s"),
+        "image_tokens": ("b", "m", image_width or width),
+        "image_index": ("b", "s"),
+        "write_index": ("b",),
+        "attention_limit": ("b", "s"),
+        "logits_index": ("b",),
+    }
+    said: dict[str, Shape] = {"logits": ("b", head.out_features)} if head is not None else {"hidden": ("b", width)}
+    return component(
+        "transformer",
+        graph,
+        inputs | {f"past_{layer}": shape for layer, shape in caches.items()},
+        said | {f"present_{layer}": shape for layer, shape in caches.items()},
+    )
+
+
+def text_pieces(text: Any, head: nn.Module | None) -> list[nn.Module]:
+    """A tied head is the embedding again, and counted once."""
+    return [text.embed_tokens, text.layers, text.norm, *([] if head is None else [head])]
+
+
+@torch.no_grad()
+def example_tokens(graph: ComponentGraph, ids: list[int], image_tokens: Tensor | None = None) -> Named:
+    """The end of a prompt, two rows of unequal length, after its first tokens were read; a picture in between."""
+    ids = (ids * 8)[: max(8, len(ids))]
+    before, b, s = 3, 2, len(ids) - 3
+    shapes = {spec.name: spec.shape for spec in graph.inputs}
+    width = shapes["image_tokens"][2]
+    assert isinstance(width, int)
+    pictures = torch.zeros(b, 1, width) if image_tokens is None else torch.cat([image_tokens[:1]] * b)
+    index = torch.full((b, s), -1)
+    if image_tokens is not None:
+        index[:, 1:4] = torch.tensor([0, pictures.shape[1] - 1, pictures.shape[1] // 2])[: max(0, min(3, s - 1))]
+    empty = {
+        name: torch.zeros([b, *(entry if isinstance(entry, int) else len(ids) + SPARE_SLOTS for entry in shape[1:])])
+        for name, shape in shapes.items()
+        if name.startswith("past_")
+    }
+    start = torch.zeros(b, dtype=torch.long)
+    rows = torch.tensor([ids, ids[::-1]])
+    slots = torch.arange(len(ids)).expand(b, -1)
+    opening = (rows[:, :before], pictures, torch.full((b, before), -1), start, slots[:, :before], start + before - 1)
+    _, *present = graph.module(*opening, *empty.values())
+    return {
+        "input_ids": rows[:, before:],
+        "image_tokens": pictures,
+        "image_index": index,
+        "write_index": start + before,
+        "attention_limit": slots[:, before:].contiguous(),
+        "logits_index": torch.tensor([s - 1, s - 2]),
+        **dict(zip(empty, present, strict=True)),
+    }

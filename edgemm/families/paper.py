@@ -66,7 +66,7 @@ def measure_own(folder: Path) -> Paper:
     """Of a checkpoint of edgemm's, whose config.json may be written by hand for a model that nobody has trained."""
     import torch
 
-    from edgemm.config import ModelConfig
+    from edgemm.model.config import ModelConfig
     from edgemm.model.prompts import byte_tokenizer_json
     from edgemm.model.unified import Unified
 

@@ -1,6 +1,6 @@
 """How a picture becomes what an image encoder reads: the image processor's rule, split between runtime and graph.
 
-The runtime resizes, crops or pads (edgemm/picture.py) and gives numbers in [0, 1]; scaling by mean and deviation is the
+The runtime resizes, crops or pads (edgemm/bundle/picture.py) and gives numbers in [0, 1]; scaling by mean and deviation is the
 first node of the graph.  A bundle reads pictures of one size.
 """
 
@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from edgemm.errors import CheckpointError
-from edgemm.export.recorded import seeded_picture
+from edgemm.verify.recorded import seeded_picture
 
 __all__ = ["Eye", "PictureRule", "example_pictures", "picture_rule"]
 

@@ -1,13 +1,13 @@
 """Checkpoints: a folder of safetensors, config.json and tokenizer.json, in the Hugging Face layout.
 
-    config.json                what the model is (edgemm.config.ModelConfig)
+    config.json                what the model is (edgemm.model.config.ModelConfig)
     tokenizer.json             Hugging Face tokenizers format
     model.safetensors          projection behind the eye, conditioner, denoiser; the transformer too if it has no base
     transformer_adapter/       LoRA on the transformer, in PEFT's own layout; merged when loaded
     README.md                  the model card
 
 A base (config.base) is loaded from its own package and never stored again; the frozen Lite0 eye likewise.
-Whatever goes wrong while one is saved, the folder is the old one or the new one (whole_folder.py).
+Whatever goes wrong while one is saved, the folder is the old one or the new one (files.py).
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from edgemm.config import PRESETS, ModelConfig
+from edgemm.bundle.files import is_disk_full, whole_folder
 from edgemm.errors import CheckpointError, ResourceError
+from edgemm.model.config import PRESETS, ModelConfig
 from edgemm.model.lite0 import lite0_weights
 from edgemm.model.pretrained import load_transformer_weights, write_tokenizer
 from edgemm.model.prompts import byte_tokenizer_json, with_queries
 from edgemm.model.unified import Unified
 from edgemm.model.vision import DualEye
-from edgemm.whole_folder import is_disk_full, whole_folder
 
 __all__ = [
     "ADAPTER",

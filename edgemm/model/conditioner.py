@@ -16,9 +16,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from edgemm.config import ModelConfig
-from edgemm.model.attention import RMSNorm
-from edgemm.model.transformer import KeyValues
+from edgemm.model.config import ModelConfig
+from edgemm.model.transformer import KeyValues, RMSNorm
 
 __all__ = ["Conditioner", "Prefix", "pool_prompt"]
 

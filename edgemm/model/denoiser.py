@@ -15,9 +15,9 @@ import math
 import torch
 from torch import Tensor, nn
 
-from edgemm.config import ModelConfig
-from edgemm.model.attention import RMSNorm, attend
 from edgemm.model.conditioner import Prefix
+from edgemm.model.config import ModelConfig
+from edgemm.model.transformer import RMSNorm, attend
 
 __all__ = ["Denoiser"]
 

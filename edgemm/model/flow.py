@@ -14,7 +14,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from edgemm.config import SamplerConfig
+from edgemm.model.config import SamplerConfig
 
 __all__ = ["Predict", "logit_normal_times", "noised", "sample", "schedule", "velocity_loss"]
 

@@ -19,9 +19,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from edgemm.config import TransformerConfig
 from edgemm.errors import CheckpointError, MissingError
 from edgemm.model.bitsandbytes_weights import unpacked
+from edgemm.model.config import TransformerConfig
 
 __all__ = ["BASES", "find_base", "load_transformer_weights", "read_tensors", "write_tokenizer"]
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from edgemm.config import ModelConfig
+from edgemm.model.config import ModelConfig
 
 __all__ = [
     "QUERY",

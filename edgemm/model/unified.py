@@ -13,18 +13,15 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from edgemm.config import ModelConfig, SamplerConfig
 from edgemm.model import codes, flow
-from edgemm.model.autoencoder import Autoencoder
 from edgemm.model.conditioner import Conditioner, Prefix
-from edgemm.model.connector import Connector
+from edgemm.model.config import ModelConfig, SamplerConfig
 from edgemm.model.denoiser import Denoiser
-from edgemm.model.dense import DenseDenoiser
-from edgemm.model.image_tokens import pixels_to_tokens, tokens_to_pixels
+from edgemm.model.designs import Connector, DenseDenoiser
+from edgemm.model.image_tokens import Autoencoder, VqTokenizer, pixels_to_tokens, tokens_to_pixels
 from edgemm.model.prompts import draw_prompt, read_prompt, stop_ids, with_codes
 from edgemm.model.transformer import KeyValues, Transformer
 from edgemm.model.vision import ImageEncoder
-from edgemm.model.vq import VqTokenizer
 
 __all__ = ["Unified"]
 

@@ -18,12 +18,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from edgemm.config import ChatTemplate
+from edgemm.bundle.files import whole_folder
 from edgemm.errors import InputError, MissingError, UsageError
+from edgemm.model.config import ChatTemplate
 from edgemm.model.prompts import stop_ids
 from edgemm.model.unified import Unified
-from edgemm.quantize.rtn import rtn
-from edgemm.whole_folder import whole_folder
+from edgemm.quantize.rounding import rtn
 
 __all__ = ["write_bitsandbytes"]
 

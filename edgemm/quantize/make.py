@@ -17,17 +17,11 @@ from torch import Tensor, nn
 import edgemm
 from edgemm.errors import InputError, UsageError
 from edgemm.model.unified import Unified
-from edgemm.quantize.awq import awq_factors
-from edgemm.quantize.floats import Floats, to_floats
-from edgemm.quantize.gptq import DAMPING, gptq
-from edgemm.quantize.inputs import Inputs
-from edgemm.quantize.integers import Integers
-from edgemm.quantize.kquant import kquant
-from edgemm.quantize.recipe import side_of
-from edgemm.quantize.rtn import rtn
-from edgemm.quantize.said_often import order_of
-from edgemm.quantize.smoothing import Site, fold, sites
-from edgemm.quantize.smoothquant import smoothquant_factors
+from edgemm.quantize.calibration import Inputs, order_of
+from edgemm.quantize.layers import side_of
+from edgemm.quantize.number_formats import Floats, Integers, to_floats
+from edgemm.quantize.rounding import DAMPING, gptq, kquant, low_rank_branch, rtn
+from edgemm.quantize.smoothing import Site, awq_factors, fold, sites, smoothquant_factors
 from edgemm.quantize.spec import (
     CACHE,
     HEAD,
@@ -41,7 +35,6 @@ from edgemm.quantize.spec import (
     parts_of,
     tensors_hash,
 )
-from edgemm.quantize.svd import low_rank_branch
 
 __all__ = ["METHODS", "Method", "make_spec", "read_method", "smooth"]
 
@@ -120,7 +113,7 @@ def make_spec(
     rank: int = RANK,
     status: Say = lambda text: None,
     cache: Mapping[str, Tensor] | None = None,  # steps of an int8 K/V cache
-    places: Tensor | None = None,  # of the embedding's rows, as said_often.py has them
+    places: Tensor | None = None,  # of the embedding's rows, as calibration.py has them
 ) -> Spec:
     """The numbers of the weights as they are now; `asked` is the text and the draw word, `checkpoint` its name and
     hash."""

@@ -9,13 +9,10 @@ from pathlib import Path
 from torch import Tensor
 
 from edgemm.model.unified import Unified
-from edgemm.quantize.calibration import Calibration, observe, read_calibration
-from edgemm.quantize.inputs import Inputs
+from edgemm.quantize.calibration import Calibration, Inputs, observe, places_of, read_calibration
+from edgemm.quantize.layers import layers_of, side_of
 from edgemm.quantize.make import RANK, Method, make_spec, read_method, smooth
-from edgemm.quantize.quantized_linear import weights_of
-from edgemm.quantize.recipe import layers_of, side_of
-from edgemm.quantize.rounded_cache import cache_steps
-from edgemm.quantize.said_often import places_of
+from edgemm.quantize.simulated import cache_steps, weights_of
 from edgemm.quantize.spec import HEAD, RANGED, REST, Layer, Spec
 
 __all__ = ["SUITED", "Prepared", "prepare", "quantize"]
@@ -46,7 +43,7 @@ def quantize(
     rank: int = RANK,
     checkpoint: tuple[str, str] = ("", ""),
     status: Say = lambda text: None,
-    cache: str = "float",  # a word of rounded_cache.py
+    cache: str = "float",  # a word of simulated.py
 ) -> Spec:
     """The spec.  Smoothing is folded into `model` itself, which computes the same as before."""
     chosen = layers_of(model, text, draw, portable)

@@ -3,14 +3,14 @@
     (x / s) @ (W * s).T = x @ W.T
 
 The division costs nothing on a device: it is folded into what makes x, a norm's weight, a modulation, a linear layer.
-Which s is best is for smoothquant.py and awq.py.  The transformer's value projections are no site, though their
+Which s is best is for smoothing.py and smoothing.py.  The transformer's value projections are no site, though their
 product with the output projection would allow it: the conditioner reads the cached values.  Inputs of the denoiser's
 down-projections come out of a GELU, through which nothing can be folded.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, cast
 
@@ -18,11 +18,14 @@ import torch
 from torch import Tensor, nn
 
 from edgemm.errors import InputError
+from edgemm.quantize.number_formats import to_floats
+from edgemm.quantize.rounding import rtn
+from edgemm.quantize.spec import Layer
 
 if TYPE_CHECKING:
     from edgemm.quantize.spec import Spec
 
-__all__ = ["Site", "fold", "fold_all", "sites"]
+__all__ = ["Site", "fold", "fold_all", "sites", "smoothquant_factors", "awq_factors", "output_error"]
 
 
 @dataclass(frozen=True)
@@ -90,3 +93,52 @@ def fold_all(model: nn.Module, spec: Spec) -> None:
             raise InputError(f"{name}: the spec has {len(numbers)} factors, the model {width} channels")
     for name, numbers in factors.items():
         fold(model, known[name], numbers)
+
+
+# SmoothQuant (arXiv:2211.10438): half of what makes activations hard to round moves into the weights.
+
+STRENGTH = 0.5  # 0: all is left in the activations, 1: all is moved
+
+
+def smoothquant_factors(weights: Sequence[Tensor], largest: Tensor, strength: float = STRENGTH) -> Tensor:
+    """Readers' weights (n, k), the largest input of each channel (k) -> factors (k)."""
+    inputs = largest.clamp(min=1e-5)
+    columns = torch.stack([weight.abs().amax(0) for weight in weights]).amax(0).clamp(min=1e-5)
+    return (inputs**strength / columns ** (1 - strength)).clamp(min=1e-5)
+
+
+# AWQ (arXiv:2306.00978): channels with large inputs get finer steps, by making their weights larger beforehand.
+#
+# The factors are a power of each channel's root mean square input; the power is searched, at each site for all its
+# readers together, by the error of their outputs on the calibration inputs, which the inputs' gram matrix gives
+# exactly.
+# Axes: n output channels, k input channels.
+
+POWERS = tuple(step / 10 for step in range(9))
+
+
+def awq_factors(weights: Sequence[Tensor], layers: Sequence[Layer], gram: Tensor) -> Tensor:
+    """Readers' weights (n, k) and what they shall be, gram (k, k) -> factors (k), all 1 where nothing helps."""
+    size = gram.diagonal().clamp(min=1e-12).sqrt()
+    best, found = float("inf"), torch.ones_like(size)
+    for power in POWERS:
+        factors = size**power
+        factors = factors / (factors.max() * factors.min()).sqrt()
+        error = 0.0
+        for weight, layer in zip(weights, layers, strict=True):
+            if layer.bits is not None:
+                scaled = weight * factors
+                if layer.form == "int":
+                    numbers = rtn(scaled, layer.bits, layer.group, layer.symmetric)
+                else:
+                    numbers = to_floats(scaled, layer.form)
+                said = numbers.dequantized() / factors
+                error += output_error(said - weight, gram)
+        if error < best:
+            best, found = error, factors
+    return found
+
+
+def output_error(difference: Tensor, gram: Tensor) -> float:
+    """Mean square of difference @ x over the inputs x that gram is the mean of."""
+    return float((difference @ gram * difference).sum())

@@ -2,15 +2,15 @@
 
     quant.json           what each layer is (Layer below), from which checkpoint, by which method; hash of the tensors
     quant.safetensors    NAME.codes (n, k) uint8, two a byte when they have 4 bits; NAME.scales, NAME.zeros (n, g), or
-                         NAME.scales and NAME.whole (1) of the forms in floats.py;
+                         NAME.scales and NAME.whole (1) of the forms in number_formats.py;
                          NAME.low_rank_down (r, k), NAME.low_rank_up (n, r); NAME.range (steps,), the largest input at
                          each denoising step; SITE.smooth (k,), what smoothing.py divides a site's output by;
-                         cache.key.LAYER, cache.value.LAYER (g, d), steps of a K/V cache in int8 (rounded_cache.py)
+                         cache.key.LAYER, cache.value.LAYER (g, d), steps of a K/V cache in int8 (simulated.py)
 
 Numbers are those of the smoothed weights.  A spec knows no graph and no operator: edgemm/export/lower_*.py do, and
 refuse what their target cannot take.  `transformer.embed_tokens` is the embedding and the head, which share it; where
 it covers the first rows only, those of frequent tokens, `transformer.embed_tokens.rest` has the others, and
-`transformer.embed_tokens.places` (v,) int32, if it is there, says which row is which token's (said_often.py).
+`transformer.embed_tokens.places` (v,) int32, if it is there, says which row is which token's (calibration.py).
 """
 
 from __future__ import annotations
@@ -23,12 +23,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from edgemm.bundle.files import whole_folder
+from edgemm.bundle.strict_json import decode, encode, parse
 from edgemm.errors import CheckFailedError, InputError
-from edgemm.quantize.destination import JSON_FILE, check_destination
-from edgemm.quantize.floats import FLOAT_FORMS, Floats
-from edgemm.quantize.integers import Integers, group_size
-from edgemm.typed_json import decode, encode, parse
-from edgemm.whole_folder import whole_folder
+from edgemm.quantize.number_formats import FLOAT_FORMS, Floats, Integers, group_size
 
 __all__ = [
     "ACTIVATIONS",
@@ -47,6 +45,8 @@ __all__ = [
     "parts_of",
     "read_spec",
     "tensors_hash",
+    "check_destination",
+    "journal_of",
 ]
 
 SCHEMA_VERSION = 1
@@ -304,3 +304,20 @@ def _pack(codes: np.ndarray) -> np.ndarray:
 
 def _unpack(packed: np.ndarray, k: int) -> np.ndarray:
     return np.stack((packed & 15, packed >> 4), axis=-1).reshape(len(packed), k)
+
+
+# Where a spec may be written: asked before the work, so that no hour is lost to a folder in the way.
+
+JSON_FILE = "quant.json"
+
+
+def check_destination(path: Path, overwrite: bool) -> None:
+    if path.exists() and not overwrite:
+        raise InputError(f"{path}: exists already; choose another name or ask to overwrite it (--overwrite)")
+    if path.exists() and not (path / JSON_FILE).is_file():
+        raise InputError(f"{path}: exists and is no spec, so it will not be replaced")
+
+
+def journal_of(path: Path) -> Path:
+    """Where a search for the spec `path` writes down what it has measured."""
+    return path.with_name(f"{path.name}.search.jsonl")

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from edgemm.bundle.manifest import Manifest
 from edgemm.errors import ResourceError, UsageError
-from edgemm.manifest import Manifest
 
 __all__ = ["UNLIMITED", "CacheBudget", "MemoryPlan", "plan_memory"]
 

@@ -12,16 +12,15 @@ from pathlib import Path
 
 import numpy as np
 
-from edgemm.bundle import Bundle
+from edgemm.bundle.bundle import Bundle
+from edgemm.bundle.manifest import ADAPTER_SCALES
+from edgemm.bundle.onnx_file import check_external_data
+from edgemm.device.threads import ThreadPlan
 from edgemm.errors import BundleError, InputError, UsageError
-from edgemm.manifest import ADAPTER_SCALES
-from edgemm.runtimes.adapters import AdaptedEngine, Adapter, Adapters
-from edgemm.runtimes.backends import Choice, assign, load_backend
+from edgemm.runtimes.adapters import AdaptedEngine, Adapter, Adapters, read_tensors
+from edgemm.runtimes.backend.choice import Choice, assign, load_backend
+from edgemm.runtimes.backend.engine import Engine
 from edgemm.runtimes.cache_budget import MemoryPlan, plan_memory
-from edgemm.runtimes.engine import Engine
-from edgemm.runtimes.onnx_external_data import check_external_data
-from edgemm.runtimes.tensor_file import read_tensors
-from edgemm.runtimes.threads import ThreadPlan
 
 __all__ = ["Engines"]
 

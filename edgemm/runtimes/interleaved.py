@@ -12,12 +12,11 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+from edgemm.bundle.prompt import picture_in_reply
 from edgemm.errors import UsageError
-from edgemm.runtimes.drawing_options import DrawingOptions
-from edgemm.runtimes.events import DenoiseProgress, TextChunk
-from edgemm.runtimes.prompt import picture_in_reply
-from edgemm.runtimes.results import FinishReason, ImageResult, Picture, TextResult
-from edgemm.runtimes.stop_strings import overlap
+from edgemm.runtimes.constraint import overlap
+from edgemm.runtimes.draw import DrawingOptions
+from edgemm.runtimes.results import DenoiseProgress, FinishReason, ImageResult, Picture, TextChunk, TextResult
 from edgemm.runtimes.text_loop import Clock, TextRequest
 
 if TYPE_CHECKING:

@@ -13,10 +13,10 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from edgemm.bundle.prompt import Prompt
 from edgemm.errors import InputError
+from edgemm.runtimes.backend.engine import Arrays, Binding, Engine, allocator, check_finite
 from edgemm.runtimes.cache_budget import UNLIMITED, CacheBudget
-from edgemm.runtimes.engine import Arrays, Binding, Engine, allocator, check_finite
-from edgemm.runtimes.prompt import Prompt
 
 __all__ = ["BLOCK", "CachedTransformer", "KVCache"]
 

@@ -1,12 +1,14 @@
 """An opened bundle that talks and draws: what `edgemm.load` gives back.
 
-The public face alone: the text half is in talking.py and session.py, the drawing half in drawing.py, what is loaded in
+The public face alone: the text half is in text.py and session.py, the drawing half in drawing.py, what is loaded in
 engines.py.  It knows no graph, no sampling and no schedule.
 """
 
 from __future__ import annotations
 
+import math
 import os
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -15,29 +17,25 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from edgemm.bundle import Bundle
-from edgemm.errors import EdgemmError
-from edgemm.picture import PictureSource
+from edgemm.bundle.bundle import Bundle
+from edgemm.bundle.picture import PictureSource
+from edgemm.bundle.prompt import Message, as_messages
+from edgemm.bundle.tokenizer import Tokenizer
+from edgemm.device.threads import ThreadPlan
+from edgemm.errors import EdgemmError, UsageError
 from edgemm.runtimes.adapters import Adapter, Adapters
-from edgemm.runtimes.backends import Choice
+from edgemm.runtimes.backend.choice import Choice
+from edgemm.runtimes.backend.engine import Engine
 from edgemm.runtimes.cache_budget import CacheBudget, MemoryPlan
-from edgemm.runtimes.calls import Calls
-from edgemm.runtimes.drawing import Drawing
-from edgemm.runtimes.drawing_options import MOST_PICTURES, DrawingOptions, check_whole
-from edgemm.runtimes.engine import Engine
+from edgemm.runtimes.draw import MOST_PICTURES, Drawing, DrawingOptions, check_whole
 from edgemm.runtimes.engines import Engines
-from edgemm.runtimes.events import DenoiseProgress, TextChunk
+from edgemm.runtimes.image_encoder import Sight
 from edgemm.runtimes.interleaved import DRAW_MARKS, InterleavedResult, check_marks, write_interleaved
-from edgemm.runtimes.prompt import Message, as_messages
-from edgemm.runtimes.results import ImageResult, TextResult
+from edgemm.runtimes.results import DenoiseProgress, ImageResult, TextChunk, TextResult
 from edgemm.runtimes.session import Session
-from edgemm.runtimes.sight import Sight
-from edgemm.runtimes.talking import Messages, Talking
-from edgemm.runtimes.text_options import TextOptions
-from edgemm.runtimes.threads import ThreadPlan
-from edgemm.tokenizer import Tokenizer
+from edgemm.runtimes.text import Messages, Talking, TextOptions
 
-__all__ = ["Model"]
+__all__ = ["Model", "Calls"]
 
 T = TypeVar("T")
 Prompted = str | Messages  # a prompt, or a list of {"role", "content", "images"}
@@ -285,3 +283,38 @@ class Model:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self.close()
+
+
+# The calls in progress of one model: how each hears that it should end, from any thread or the clock.
+
+
+class Calls:
+    """Every stream that has begun and not ended."""
+
+    def __init__(self) -> None:
+        self._running: set[threading.Event] = set()
+        self._lock = threading.Lock()
+
+    def cancel(self) -> None:
+        """Asks every call in progress to end; each hears it within one token or one denoising step."""
+        with self._lock:
+            running = tuple(self._running)
+        for call in running:
+            call.set()
+
+    def run(self, start: Callable[[Callable[[], bool]], Iterator[T]], timeout_s: float | None) -> Iterator[T]:
+        """The loop that `start` makes, given a `cancelled` that hears cancel() and the clock; time counts from now."""
+        if timeout_s is not None and not timeout_s > 0:
+            raise UsageError(f"timeout_s is {timeout_s}, expected above 0")
+        deadline = math.inf if timeout_s is None else time.monotonic() + timeout_s
+        return self._run(start, deadline)
+
+    def _run(self, start: Callable[[Callable[[], bool]], Iterator[T]], deadline: float) -> Iterator[T]:
+        cancel = threading.Event()
+        with self._lock:
+            self._running.add(cancel)
+        try:
+            yield from start(lambda: cancel.is_set() or time.monotonic() >= deadline)
+        finally:
+            with self._lock:
+                self._running.discard(cancel)

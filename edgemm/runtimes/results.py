@@ -13,14 +13,24 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
+from edgemm.bundle.files import is_disk_full
+from edgemm.bundle.picture import pillow
 from edgemm.errors import InputError, ResourceError, UsageError
-from edgemm.picture import pillow
-from edgemm.whole_folder import is_disk_full
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-__all__ = ["FinishReason", "ImageMetrics", "ImageResult", "Picture", "TextMetrics", "TextResult", "TokenLogprob"]
+__all__ = [
+    "FinishReason",
+    "ImageMetrics",
+    "ImageResult",
+    "Picture",
+    "TextMetrics",
+    "TextResult",
+    "TokenLogprob",
+    "DenoiseProgress",
+    "TextChunk",
+]
 
 FinishReason = Literal["stop", "length", "cancelled", "error"]
 
@@ -130,3 +140,31 @@ class ImageResult:
     def pixels(self) -> np.ndarray:
         """(3, H, W) float32 of the first picture."""
         return self.image.pixels
+
+
+# What a stream gives out while a model works: pieces of text, and progress of a picture.
+#
+# The last event of a text stream carries the whole result; a stream of drawing ends with an ImageResult (results.py).
+
+
+@dataclass(frozen=True)
+class TextChunk:
+    """Some tokens and the text that they completed; joined, the texts are the whole reply."""
+
+    token_ids: tuple[int, ...]
+    text: str  # always whole characters; may be empty while one is still being spelled
+    finished: bool = False
+    finish_reason: FinishReason | None = None  # set on the last chunk
+    result: TextResult | None = None  # set on the last chunk, unless the reason is "error"
+    logprobs: tuple[TokenLogprob, ...] = ()  # of these tokens, when asked for
+
+
+@dataclass(frozen=True)
+class DenoiseProgress:
+    """One denoising step is done."""
+
+    step: int  # 1 to steps
+    steps: int
+    time: float  # t after the step: 1 is the finished picture
+    index: int  # which picture of the prompt, from 0
+    preview: Picture | None = None  # what the picture is expected to become, when asked for

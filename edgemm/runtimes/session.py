@@ -11,14 +11,13 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
+from edgemm.bundle.picture import PictureSource
+from edgemm.bundle.prompt import Message, Prompt, as_messages, chat_prompt, turn_prompt
 from edgemm.errors import EdgemmError, InputError, UsageError
-from edgemm.picture import PictureSource
-from edgemm.runtimes.events import TextChunk
 from edgemm.runtimes.kv_cache import CachedTransformer
-from edgemm.runtimes.prompt import Message, Prompt, as_messages, chat_prompt, turn_prompt
-from edgemm.runtimes.results import TextResult
+from edgemm.runtimes.results import TextChunk, TextResult
+from edgemm.runtimes.text import TextOptions
 from edgemm.runtimes.text_loop import Clock, TextRequest
-from edgemm.runtimes.text_options import TextOptions
 
 if TYPE_CHECKING:
     import numpy as np

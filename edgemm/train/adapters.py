@@ -13,17 +13,27 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
-from edgemm.errors import CheckpointError, UsageError
+from edgemm.bundle.files import whole_folder
+from edgemm.errors import CheckpointError, MissingError, UsageError
 from edgemm.model.unified import Unified
 from edgemm.train.finetune_recipe import FinetuneRecipe
-from edgemm.whole_folder import whole_folder
 
 if TYPE_CHECKING:
     from peft import PeftModel
 
-__all__ = ["add_adapter", "merge_part", "parts_of", "save_adapter", "target_modules"]
+__all__ = [
+    "add_adapter",
+    "merge_part",
+    "parts_of",
+    "save_adapter",
+    "target_modules",
+    "dense_weight",
+    "to_dense",
+    "to_nf4",
+]
 
 USUAL = {
     "transformer": ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"),
@@ -113,3 +123,54 @@ def merge_part(module: nn.Module, folder: Path, strength: float = 1.0) -> None:
     except (ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
         reason = " ".join(str(error).split())
         raise CheckpointError(f"{folder}: does not fit this checkpoint: {reason[:300]}") from error
+
+
+# A transformer's linear layers in bitsandbytes' nf4 while an adapter is trained (QLoRA, arXiv:2305.14314).
+#
+# On processors with AVX512-BF16 a `Linear4bit` repacks its weights at the first forward without gradients, and what is
+# dequantized after that is garbage, with no message.  Layers made here never repack.  An adapter is never merged into
+# nf4, which would round it away: `to_dense` gives plain layers back first.
+
+
+def to_nf4(module: nn.Module) -> None:
+    """Replace every linear layer below `module`, in place; what lies outside linear layers keeps its precision."""
+    try:
+        from bitsandbytes.nn.modules import Linear4bit
+    except ImportError as error:
+        raise MissingError("qlora needs bitsandbytes: pip install 'edgemm[quantize]'") from error
+    for parent in list(module.modules()):
+        for name, child in list(parent.named_children()):
+            if type(child) is nn.Linear:
+                small: Any = Linear4bit(
+                    child.in_features, child.out_features, bias=child.bias is not None, quant_type="nf4"
+                )
+                small.load_state_dict(child.state_dict())
+                small.support_avx512bf16_for_cpu = False  # never repack; see above
+                setattr(parent, name, small.to(child.weight.device).requires_grad_(False))
+    module.is_loaded_in_4bit = True  # type: ignore[assignment]  # how PEFT knows
+
+
+def dense_weight(layer: Any) -> Tensor:
+    """The numbers (out, in) that a Linear4bit computes with, float32."""
+    from bitsandbytes.functional import dequantize_4bit
+
+    state = layer.weight.quant_state
+    if getattr(state, "packing_format_for_cpu", False):
+        raise ValueError("this Linear4bit was repacked by a forward; its numbers cannot be had back exactly")
+    return dequantize_4bit(layer.weight.data, state).float()
+
+
+def to_dense(module: nn.Module) -> None:
+    """Replace every nf4 layer by a plain one of the same, rounded numbers."""
+    from bitsandbytes.nn.modules import Linear4bit
+
+    for parent in list(module.modules()):
+        for name, child in list(parent.named_children()):
+            if isinstance(child, Linear4bit):
+                plain = nn.Linear(child.in_features, child.out_features, bias=child.bias is not None)
+                with torch.no_grad():
+                    plain.weight.copy_(dense_weight(child))
+                    if child.bias is not None:
+                        plain.bias.copy_(child.bias)
+                setattr(parent, name, plain.requires_grad_(False))
+    module.is_loaded_in_4bit = False  # type: ignore[assignment]

@@ -15,21 +15,21 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from edgemm.config import ModelConfig
 from edgemm.errors import CheckpointError, UsageError
 from edgemm.model import checkpoint
+from edgemm.model.config import ModelConfig
 from edgemm.model.unified import Unified
 from edgemm.train.distill_recipe import DistillRecipe
-from edgemm.train.distill_tasks import DistillDraw, DistillRead
-from edgemm.train.draw import FITTED
-from edgemm.train.few_steps import FewStepTask, record
 from edgemm.train.loop import run_loop
-from edgemm.train.pictures import load_pictures, pick_samples
 from edgemm.train.ranks import Ranks, Share
 from edgemm.train.recipe import PROJECTIONS
+from edgemm.train.samples import load_pictures, pick_samples
 from edgemm.train.shrink import block_influence, nano_depths, shrink, spread_over, student_expert
-from edgemm.train.teacher_cache import TeacherCache
-from edgemm.train.two_tasks import TwoTasks
+from edgemm.train.stores import TeacherCache
+from edgemm.train.tasks.distill import DistillDraw, DistillRead
+from edgemm.train.tasks.draw import FITTED
+from edgemm.train.tasks.few_steps import FewStepTask, record
+from edgemm.train.tasks.joint import TwoTasks
 
 __all__ = ["distill", "healing_adapter"]
 

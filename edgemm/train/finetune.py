@@ -20,12 +20,12 @@ from edgemm.errors import CheckpointError
 from edgemm.model import checkpoint
 from edgemm.model.unified import Unified
 from edgemm.train.adapters import add_adapter, save_adapter
-from edgemm.train.draw import DrawTask
 from edgemm.train.finetune_recipe import FinetuneRecipe
 from edgemm.train.loop import run_loop
 from edgemm.train.ranks import Ranks, Share
-from edgemm.train.read import ReadTask
-from edgemm.train.two_tasks import TwoTasks
+from edgemm.train.tasks.draw import DrawTask
+from edgemm.train.tasks.joint import TwoTasks
+from edgemm.train.tasks.read import ReadTask
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -70,7 +70,7 @@ class AdapterTask(TwoTasks):
             self.peft["denoiser"] = add_adapter(model, "denoiser", recipe)
         if recipe.reads:
             if recipe.method == "qlora":
-                from edgemm.train.nf4 import to_nf4
+                from edgemm.train.adapters import to_nf4
 
                 to_nf4(model.transformer.layers)
                 model.transformer.is_loaded_in_4bit = True  # type: ignore[assignment]  # PEFT asks the whole

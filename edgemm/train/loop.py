@@ -27,9 +27,8 @@ from torch import Tensor, nn
 from edgemm.errors import EdgemmError, InputError
 from edgemm.model.unified import Unified
 from edgemm.train.optimizers import Average, make_optimizers, rate
-from edgemm.train.ranks import Ranks, full, sharded_like
+from edgemm.train.ranks import Ranks, full, refusing_full_disk, refusing_out_of_memory, sharded_like
 from edgemm.train.recipe import Recipe
-from edgemm.train.shortage import refusing_full_disk, refusing_out_of_memory
 
 __all__ = ["Step", "Task", "run_loop"]
 

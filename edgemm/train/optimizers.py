@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor, nn
 
+from edgemm.model.config import ModelConfig
+from edgemm.model.unified import Unified
 from edgemm.train.recipe import Recipe
 
-__all__ = ["Average", "make_optimizers", "rate"]
+__all__ = ["Average", "make_optimizers", "rate", "own_the_transformer", "parts_of", "trained_parts"]
 
 
 def make_optimizers(parameters: Iterable[tuple[str, nn.Parameter]], recipe: Recipe) -> list[torch.optim.Optimizer]:
@@ -81,3 +84,34 @@ class Average:
             kept: Tensor = parameter.detach().clone()
             parameter.copy_(self.tensors[name])
             self.tensors[name].copy_(kept)
+
+
+# Which parts of a model a stage trains, by the names a recipe uses.
+
+
+def trained_parts(model: Unified, names: Sequence[str]) -> nn.ModuleDict:
+    """The named parts, which train.recipe.PARTS lists."""
+    parts: dict[str, nn.Module] = {"transformer": model.transformer}
+    if model.config.objective == "flow":
+        parts |= {"conditioner": model.conditioner, "denoiser": model.denoiser}
+        if model.transformer.queries is not None:
+            parts["queries"] = model.transformer.queries
+        parts["projection"] = model.image_encoder  # the eye in it, if it has a pretrained one, stays frozen
+    return nn.ModuleDict({name: parts[name] for name in names if name in parts})
+
+
+def parts_of(recipe: Recipe, config: ModelConfig, default: Sequence[str] = ()) -> tuple[str, ...]:
+    """What a stage trains; a dense model cannot learn to draw without its transformer, a model of codes nothing."""
+    names = recipe.train or tuple(default)
+    needed = config.objective == "ar" or (config.experts == "dense" and recipe.task != "read")
+    if needed and recipe.task != "autoencode" and "transformer" not in names:
+        names = (*names, "transformer")
+    if config.experts == "connector" and recipe.task in ("draw", "edit", "joint") and "queries" not in names:
+        names = (*names, "queries")
+    return names
+
+
+def own_the_transformer(model: Unified) -> None:
+    """A transformer that learns is stored in the checkpoint: it is no longer its base's."""
+    if model.config.base:
+        model.config = dataclasses.replace(model.config, base="", origin=model.config.base)

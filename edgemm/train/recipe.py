@@ -105,7 +105,7 @@ class Recipe:
     align_steps: int = 0  # steps of pulling image tokens to their labels' embeddings, before the first step (align.py)
     word_steps: int = 0  # steps of teaching visual words their labels, before the first step; needs vision words
     train_projection: bool = True  # false keeps the aligned projection and trains the adapter alone
-    replies: int = 0  # own earlier replies to text that are kept up, so that the model goes on talking (replies.py)
+    replies: int = 0  # own earlier replies to text that are kept up, so that the model goes on talking (samples.py)
     reply_tokens: int = 32  # longest of them
     reply_share: float = 0.125  # of a batch
     reply_weight: float = 0.5  # of their loss beside that of the answers

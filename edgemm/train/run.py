@@ -8,15 +8,15 @@ from pathlib import Path
 
 import torch
 
-from edgemm.config import PRESETS
 from edgemm.model import checkpoint
+from edgemm.model.config import PRESETS
+from edgemm.model.designs import variant
 from edgemm.model.unified import Unified
-from edgemm.model.variants import variant
-from edgemm.train.draw import DrawTask
 from edgemm.train.loop import Task, run_loop
-from edgemm.train.parts import own_the_transformer, parts_of
+from edgemm.train.optimizers import own_the_transformer, parts_of
 from edgemm.train.ranks import Ranks
 from edgemm.train.recipe import Recipe
+from edgemm.train.tasks.draw import DrawTask
 
 __all__ = ["train", "train_stages"]
 
@@ -71,21 +71,21 @@ def _task(model: Unified, recipe: Recipe, ranks: Ranks) -> Task:
     if model.config.objective == "ar":
         return _task_of_codes(model, recipe, ranks)
     if recipe.task == "autoencode":
-        from edgemm.train.autoencode import AutoencodeTask
+        from edgemm.train.tasks.tokenizer import AutoencodeTask
 
         return AutoencodeTask(model, recipe, ranks.share)
     if recipe.task == "edit":
-        from edgemm.train.edit import EditTask
+        from edgemm.train.tasks.draw import EditTask
 
         return EditTask(model, recipe, ranks.share)
     if recipe.task == "draw":
         return DrawTask(model, recipe, ranks.share)
     with ranks.accelerator.main_process_first():  # it keeps what the eye sees in a file that the others then read
         if recipe.task == "read":
-            from edgemm.train.read import ReadTask
+            from edgemm.train.tasks.read import ReadTask
 
             return ReadTask(model, recipe, share=ranks.share)
-        from edgemm.train.joint import JointTask
+        from edgemm.train.tasks.joint import JointTask
 
         return JointTask(model, recipe, ranks.share)
 
@@ -93,9 +93,9 @@ def _task(model: Unified, recipe: Recipe, ranks: Ranks) -> Task:
 def _task_of_codes(model: Unified, recipe: Recipe, ranks: Ranks) -> Task:
     """Of a model whose pictures are codes."""
     if recipe.task == "autoencode":
-        from edgemm.train.vq import VqTask
+        from edgemm.train.tasks.tokenizer import VqTask
 
         return VqTask(model, recipe, ranks.share)
-    from edgemm.train.codes import CodesTask
+    from edgemm.train.tasks.codes import CodesTask
 
     return CodesTask(model, recipe, ranks.share)

@@ -17,12 +17,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from edgemm.config import DenoiserConfig, ModelConfig
 from edgemm.errors import UsageError
+from edgemm.model.config import DenoiserConfig, ModelConfig
 from edgemm.model.prompts import read_prompt
 from edgemm.model.transformer import Layer
 from edgemm.model.unified import Unified
-from edgemm.train.prompt_store import PromptStore
+from edgemm.train.stores import PromptStore
 
 __all__ = ["block_influence", "kept_layers", "nano_depths", "shrink", "spread_over"]
 

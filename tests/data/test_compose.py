@@ -10,8 +10,8 @@ from PIL import Image
 
 from edgemm.data.compose import build_compose
 from edgemm.data.format import read_dataset
-from edgemm.data.layout import RELATIONS, holds
-from edgemm.data.words import NUMBERS, plural, with_article
+from edgemm.data.labels import NUMBERS, plural, with_article
+from edgemm.data.scenes import RELATIONS, holds
 from edgemm.data.writer import new_folder
 from edgemm.errors import InputError
 

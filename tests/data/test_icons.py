@@ -5,9 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from edgemm.data.icons import match_by_name, name_codes, run_together_names, svg_of
+from edgemm.data.icons import match_by_name, name_codes, on_white, rasterise, run_together_names, svg_of
 from edgemm.data.labels import Label
-from edgemm.data.rasterise import on_white, rasterise
 from edgemm.errors import InputError
 
 ICONS = {

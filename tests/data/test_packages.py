@@ -14,9 +14,8 @@ import numpy as np
 import pytest
 
 from edgemm.data.emoji import draw_emoji
-from edgemm.data.icons import read_icons
+from edgemm.data.icons import on_white, rasterise, read_icons
 from edgemm.data.labels import read_labels
-from edgemm.data.rasterise import on_white, rasterise
 from edgemm.data.sources import LABELS, PACKAGES, STYLES, default_cache, fetch
 from edgemm.errors import MissingError
 

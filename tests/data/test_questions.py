@@ -10,12 +10,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from edgemm.data.balance import balanced_partners, capped
-from edgemm.data.baselines import majority_baselines
-from edgemm.data.colours import dominant_colour
 from edgemm.data.format import Question
+from edgemm.data.icons import dominant_colour
 from edgemm.data.labels import COLOURS
-from edgemm.data.questions import emoji_questions, surely_differ
+from edgemm.data.questions import balanced_partners, capped, emoji_questions, surely_differ
+from edgemm.data.writer import majority_baselines
 
 
 def test_each_label_is_asked_with_yes_as_often_as_with_no(emoji64):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from edgemm.data.rasterise import on_white, rasterise
+from edgemm.data.icons import on_white, rasterise
 
 HEAD = '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 32 32" width="32" height="32">'
 DRAWINGS = {

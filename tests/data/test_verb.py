@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from edgemm.data import verb
+from edgemm.cli import data as verb
 from edgemm.data.format import read_dataset
 from edgemm.data.shapes import TASKS
 from edgemm.errors import MissingError, UsageError
@@ -28,7 +28,7 @@ def digest(folder: Path) -> dict[str, str]:
 
 
 def test_the_verb_loads_no_heavy_library():
-    code = "import sys, edgemm.data.verb; print([m for m in ('torch', 'numpy', 'PIL', 'resvg_py') if m in sys.modules])"
+    code = "import sys, edgemm.cli.data; print([m for m in ('torch', 'numpy', 'PIL', 'resvg_py') if m in sys.modules])"
     shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert shown.stdout.strip() == "[]"
 
@@ -79,7 +79,7 @@ def test_offline_without_a_cache_leaves_nothing(tmp_path):
 
 
 def test_the_module_runs_and_answers_in_one_line(tmp_path):
-    command = [sys.executable, "-m", "edgemm.data.verb", "shapes", "--output", tmp_path / "set", "--count", "-3"]
+    command = [sys.executable, "-m", "edgemm.cli.data", "shapes", "--output", tmp_path / "set", "--count", "-3"]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 2
     assert done.stderr.splitlines() == ["edgemm data: --count -3 makes nothing; give at least 1"]

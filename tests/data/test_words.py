@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from edgemm.data.words import is_countable, plural, with_article
+from edgemm.data.labels import is_countable, plural, with_article
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from edgemm.errors import InputError
-from edgemm.evaluate.compare import compare_records, paired_difference
+from edgemm.evaluate.metrics import compare_records, paired_difference
 
 
 def reading(right, **changes):

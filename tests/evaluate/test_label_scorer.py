@@ -6,10 +6,8 @@ import numpy as np
 import pytest
 
 from edgemm.errors import InputError
-from edgemm.evaluate.eye import GRID_WIDTHS, Eye
-from edgemm.evaluate.label_scorer import LabelScorer
-from edgemm.evaluate.pictures import real_pictures
-from edgemm.evaluate.scorer_cache import open_judge
+from edgemm.evaluate.judge import GRID_WIDTHS, Eye, LabelScorer, open_judge
+from edgemm.evaluate.samples import real_pictures
 
 
 @pytest.fixture(scope="module")

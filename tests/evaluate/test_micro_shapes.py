@@ -12,7 +12,7 @@ import pytest
 from edgemm.data.shapes import TASKS, build_shapes
 from edgemm.data.writer import new_folder
 from edgemm.evaluate.evaluation import Plan, evaluate
-from edgemm.export.bundle_export import export_bundle
+from edgemm.verify.export_native import export_bundle
 
 CHECKPOINT = Path(__file__).resolve().parents[2] / "checkpoints" / "micro-shapes"
 TAUGHT = [task for task in TASKS if task != "counting"]

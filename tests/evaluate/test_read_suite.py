@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from edgemm.errors import InputError
-from edgemm.evaluate.pictures import real_pictures
 from edgemm.evaluate.read_suite import default_split, run_read_suite
+from edgemm.evaluate.samples import real_pictures
 from tests.evaluate.paper_subject import PaperSubject
 
 SPLIT = "held-out-style"

@@ -10,7 +10,7 @@ import pytest
 
 import edgemm
 from edgemm.errors import InputError
-from edgemm.evaluate.pictures import real_pictures
+from edgemm.evaluate.samples import real_pictures
 from edgemm.evaluate.subject import DrawSettings, open_subject
 from tests.runtimes.tiny_bundle import build
 from tests.runtimes.tiny_weights import Weights
@@ -71,7 +71,7 @@ def test_a_bundle_is_read_without_torch(bundle_path):
 @pytest.mark.slow
 def test_a_checkpoint_and_its_bundle_score_the_same(micro_checkpoint, emoji64, tmp_path, cache):
     from edgemm.evaluate.evaluation import Plan, evaluate
-    from edgemm.export.bundle_export import export_bundle
+    from edgemm.verify.export_native import export_bundle
 
     export_bundle(micro_checkpoint, tmp_path / "micro.bundle", "cpu", "fp32", False, 128)
     plan = Plan(limit=8, settings=DrawSettings(num_inference_steps=4), cache=cache, device="cpu", threads=1)

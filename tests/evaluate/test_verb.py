@@ -7,7 +7,7 @@ import json
 import pytest
 from PIL import Image
 
-from edgemm.cli import main
+from edgemm.cli.main import main
 from tests.evaluate.conftest import FIXTURE
 
 
@@ -67,7 +67,7 @@ def test_help_brings_no_torch():
     import subprocess
     import sys
 
-    code = "import sys, edgemm.evaluate.verb, edgemm.evaluate.evaluation; sys.exit('torch' in sys.modules)"
+    code = "import sys, edgemm.cli.eval, edgemm.evaluate.evaluation; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
 
 

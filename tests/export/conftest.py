@@ -12,12 +12,12 @@ import torch
 from onnx import ModelProto
 
 import edgemm
-from edgemm.export import bundle_export
-from edgemm.export.bundle_export import export_bundle
 from edgemm.export.component_graphs import ComponentGraph, component_graphs
-from edgemm.export.reference import trace
+from edgemm.export.trace import trace
 from edgemm.model import checkpoint
 from edgemm.model.unified import Unified
+from edgemm.verify import export_native as bundle_export
+from edgemm.verify.export_native import export_bundle
 from tests.export.nano import PRECISIONS, random_nano
 
 

@@ -14,8 +14,15 @@ import pytest
 import torch
 from packaging.version import Version
 
-from edgemm.config import DenoiserConfig, ImageTokensConfig, ModelConfig, SamplerConfig, TransformerConfig, VisionConfig
-from edgemm.manifest import Variant
+from edgemm.bundle.manifest import Variant
+from edgemm.model.config import (
+    DenoiserConfig,
+    ImageTokensConfig,
+    ModelConfig,
+    SamplerConfig,
+    TransformerConfig,
+    VisionConfig,
+)
 from edgemm.model.unified import Unified
 from tests.model.tiny import micro, random_micro
 

@@ -11,9 +11,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import edgemm
+from edgemm.bundle.prompt import as_messages, chat_prompt
 from edgemm.errors import InputError, UsageError
 from edgemm.runtimes import schedule
-from edgemm.runtimes.prompt import as_messages, chat_prompt
 from tests.export.nano import needs_opset_24
 
 pytestmark = needs_opset_24

@@ -19,11 +19,12 @@ import numpy as np
 import onnx
 import pytest
 
-from edgemm.bundle import open_bundle
-from edgemm.cli import main
+from edgemm.bundle.bundle import open_bundle
+from edgemm.bundle.onnx_file import external_locations
+from edgemm.cli.main import main
 from edgemm.errors import UsageError
-from edgemm.export import bundle_export, variants
-from edgemm.runtimes.onnx_external_data import external_locations
+from edgemm.export import variants
+from edgemm.verify import export_native as bundle_export
 from tests.export.nano import PRECISIONS, left_behind, needs_opset_24
 from tests.export.test_reference import COMPONENTS, specs_of
 
@@ -301,7 +302,7 @@ def test_a_component_that_differs_leaves_no_bundle(fails, monkeypatch, tmp_path,
 
 @needs_opset_24
 def test_a_graph_that_cannot_be_run_leaves_no_bundle(fails, monkeypatch, tmp_path):
-    from edgemm.export.lower_cpu import lower
+    from edgemm.export.specs import lower
 
     def lower_wrongly(name, *how):
         graph, real = lower(name, *how)

@@ -12,12 +12,12 @@ import numpy as np
 import pytest
 import torch
 
-from edgemm.cli import main
+from edgemm.bundle.picture import load_picture
+from edgemm.cli.main import main
 from edgemm.evaluate.checkpoint_subject import by_lot
-from edgemm.export.bundle_export import export_bundle
 from edgemm.model.codes import write_codes
-from edgemm.picture import load_picture
-from tests.build.tiny_engines import needs_rtx
+from edgemm.verify.export_native import export_bundle
+from tests.engines.tiny_engines import needs_rtx
 from tests.export.nano import needs_opset_24
 from tests.model.tiny_codes import random_codes
 

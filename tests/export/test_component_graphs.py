@@ -6,14 +6,14 @@ import numpy as np
 import pytest
 import torch
 
-from edgemm.components import COMPONENTS, OPTIONAL, pattern
-from edgemm.config import DenoiserConfig
+from edgemm.bundle.components import COMPONENTS, OPTIONAL, pattern
+from edgemm.bundle.manifest import Manifest
+from edgemm.bundle.prompt import as_messages, chat_prompt
 from edgemm.export.component_graphs import component_graphs
 from edgemm.export.example_inputs import example_inputs
-from edgemm.manifest import Manifest
+from edgemm.model.config import DenoiserConfig
 from edgemm.model.prompts import read_prompt
 from edgemm.runtimes.kv_cache import CachedTransformer
-from edgemm.runtimes.prompt import as_messages, chat_prompt
 from tests.export.nano import nano, needs_opset_24, open_graph, random_nano, run_graph
 
 TOLERANCE = 1e-4  # of the largest value: float32 sums in another order
@@ -104,7 +104,7 @@ def test_every_component_is_what_the_contract_says(graphs):
 
 def test_examples_have_shapes_of_their_own(model, graphs):
     """Else a size that the tracer took for a constant would go unseen."""
-    from edgemm.export.reference import SIZES
+    from edgemm.export.trace import SIZES
 
     for name, inputs in example_inputs(model).items():
         for spec in graphs[name].inputs:

@@ -12,12 +12,12 @@ import numpy as np
 import pytest
 import torch
 
-from edgemm.cli import main
-from edgemm.export.bundle_export import export_bundle
-from edgemm.model.variants import variant
-from edgemm.picture import load_picture
+from edgemm.bundle.picture import load_picture
+from edgemm.cli.main import main
+from edgemm.model.designs import variant
 from edgemm.runtimes.schedule import initial_noise
-from tests.build.tiny_engines import needs_rtx
+from edgemm.verify.export_native import export_bundle
+from tests.engines.tiny_engines import needs_rtx
 from tests.export.nano import nano, needs_opset_24, random_nano
 
 pytestmark = needs_opset_24

@@ -11,21 +11,21 @@ import onnx
 import pytest
 import torch
 
-from edgemm.bundle import Bundle, open_bundle
-from edgemm.cli import main
+from edgemm.bundle.bundle import Bundle, open_bundle
+from edgemm.bundle.picture import load_picture
+from edgemm.bundle.prompt import as_messages, chat_prompt
+from edgemm.cli.main import main
+from edgemm.device.threads import plan_threads
 from edgemm.errors import InputError
 from edgemm.export.dialects import DIALECTS, in_dialect
-from edgemm.export.recorded import seeded_picture
-from edgemm.export.verify_verb import check_bundle
-from edgemm.picture import load_picture
 from edgemm.runtimes import schedule
-from edgemm.runtimes.backends import Choice
+from edgemm.runtimes.backend.choice import Choice
 from edgemm.runtimes.engines import Engines
 from edgemm.runtimes.kv_cache import CachedTransformer
 from edgemm.runtimes.model import Model
-from edgemm.runtimes.prompt import as_messages, chat_prompt
-from edgemm.runtimes.threads import plan_threads
-from tests.build.tiny_engines import needs_rtx
+from edgemm.verify.bundle_checks import check_bundle
+from edgemm.verify.recorded import seeded_picture
+from tests.engines.tiny_engines import needs_rtx
 from tests.export.nano import needs_opset_24
 from tests.export.passes.one_op import one_op, ops
 

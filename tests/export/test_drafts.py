@@ -5,11 +5,11 @@ from __future__ import annotations
 import pytest
 
 import edgemm
+from edgemm.bench.timeline import EngineClock
 from edgemm.errors import InputError, UsageError
-from edgemm.export import bundle_export
-from edgemm.export.reference import trace
-from edgemm.measure.engine_clock import EngineClock
-from edgemm.runtimes.look_ahead import guess
+from edgemm.export.trace import trace
+from edgemm.runtimes.text_loop import guess
+from edgemm.verify import export_native as bundle_export
 from tests.export.nano import needs_opset_24
 
 pytestmark = needs_opset_24

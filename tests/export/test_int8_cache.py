@@ -10,17 +10,16 @@ import pytest
 import torch
 
 import edgemm
-from edgemm.bundle import open_bundle
-from edgemm.cli import main
+from edgemm.bundle.bundle import open_bundle
+from edgemm.cli.main import main
 from edgemm.errors import InputError
 from edgemm.evaluate.metrics import psnr_db
 from edgemm.export.component_graphs import component_graphs
 from edgemm.export.example_inputs import example_inputs
-from edgemm.export.lower_ort_cpu import lower_ort_cpu
+from edgemm.export.lower_cpu import lower_ort_cpu
 from edgemm.export.passes.int8_cache import int8_cache
 from edgemm.quantize.quantization import quantize
-from edgemm.quantize.quantized_linear import swap
-from edgemm.quantize.rounded_cache import RoundedCache
+from edgemm.quantize.simulated import RoundedCache, swap
 from edgemm.quantize.spec import Spec, read_spec
 from edgemm.runtimes.schedule import initial_noise
 from tests.export.nano import left_behind, needs_opset_24, run_graph

@@ -11,12 +11,12 @@ import pytest
 import torch
 
 import edgemm
-from edgemm.export import manifest_of
-from edgemm.export.loop_parity import compare_loops
-from edgemm.export.recorded import seeded_picture
-from edgemm.export.torch_answers import torch_answers
-from edgemm.picture import load_picture
+from edgemm.bundle.picture import load_picture
+from edgemm.export import manifest as manifest_of
 from edgemm.runtimes import schedule
+from edgemm.verify.loops import compare_loops
+from edgemm.verify.recorded import seeded_picture
+from edgemm.verify.torch_answers import torch_answers
 from tests.export.nano import needs_opset_24
 
 pytestmark = needs_opset_24
@@ -104,8 +104,8 @@ def test_quantized_bundles_draw_nearly_the_same_and_still_listen(runtimes, drawn
 
 @pytest.mark.parametrize(("precision", "floor"), [("int8", 0.9), ("int4", 0.5)])
 def test_quantized_bundles_choose_mostly_the_same_tokens(runtimes, model, precision, floor):
-    from edgemm.export.loop_parity import compare_loops
-    from edgemm.export.recorded import read_recorded
+    from edgemm.verify.loops import compare_loops
+    from edgemm.verify.recorded import read_recorded
 
     recorded = read_recorded(runtimes[precision].bundle)
     shares = [c.value for c in compare_loops(runtimes[precision], recorded) if c.measure == "choices"]

@@ -12,15 +12,14 @@ import torch
 from onnx import ModelProto, TensorProto, helper, numpy_helper
 
 from edgemm.errors import UsageError
-from edgemm.export.lower_cpu import PRECISIONS, lower, quick_spec
-from edgemm.export.lower_ort_cpu import lower_ort_cpu
-from edgemm.export.plan_specs import plan_specs
+from edgemm.export.lower_cpu import lower_ort_cpu
 from edgemm.export.products import copy_to_rewrite
+from edgemm.export.specs import PRECISIONS, lower, plan_specs, quick_spec
 from edgemm.export.targets import read_plans
-from edgemm.quantize import recipe
+from edgemm.quantize import layers as recipe
+from edgemm.quantize.layers import QUICK, choose_layers
 from edgemm.quantize.make import make_spec
 from edgemm.quantize.quantization import quantize
-from edgemm.quantize.recipe import QUICK, choose_layers
 from edgemm.quantize.spec import HEAD, REST
 
 COMPONENTS = ("image_encoder", "transformer", "conditioner", "denoiser", "image_decoder")

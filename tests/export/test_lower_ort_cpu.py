@@ -15,14 +15,13 @@ import torch
 from onnx import ModelProto, TensorProto, helper, numpy_helper
 
 from edgemm.errors import InputError
-from edgemm.export.lower_cpu import quick_spec
-from edgemm.export.lower_ort_cpu import lower_ort_cpu
-from edgemm.quantize.integers import Integers
-from edgemm.quantize.kquant import kquant
+from edgemm.export.lower_cpu import lower_ort_cpu
+from edgemm.export.specs import quick_spec
+from edgemm.quantize.layers import QUICK
+from edgemm.quantize.number_formats import Integers
 from edgemm.quantize.quantization import quantize
-from edgemm.quantize.quantized_linear import QuantizedLinear
-from edgemm.quantize.recipe import QUICK
-from edgemm.quantize.rtn import rtn
+from edgemm.quantize.rounding import kquant, rtn
+from edgemm.quantize.simulated import QuantizedLinear
 from edgemm.quantize.spec import HEAD, SCHEMA_VERSION, Document, Layer, Spec, tensors_hash
 
 COMPONENTS = ("image_encoder", "transformer", "conditioner", "denoiser", "image_decoder")

@@ -11,17 +11,17 @@ import pytest
 import torch
 from onnx import TensorProto
 
-from edgemm.bundle import Bundle, open_bundle
+from edgemm.bundle.bundle import Bundle, open_bundle
 from edgemm.errors import InputError
 from edgemm.export.example_inputs import example_inputs
+from edgemm.export.lower_cuda import lower_ort_cuda
 from edgemm.export.lower_openvino import lower_openvino
-from edgemm.export.lower_ort_cuda import lower_ort_cuda
 from edgemm.export.lower_tensorrt import lower_tensorrt, refusal
 from edgemm.model.checkpoint import weights_hash
 from edgemm.quantize.quantization import quantize
-from edgemm.quantize.quantized_linear import swap
+from edgemm.quantize.simulated import swap
 from edgemm.quantize.spec import Layer, Spec
-from tests.build.tiny_engines import build_component, needs_rtx
+from tests.engines.tiny_engines import build_component, needs_rtx
 
 QUANTIZED = ("transformer", "conditioner", "denoiser")
 METHODS = {"text": "", "draw": ""}  # the graphs here are traced once, from the model as it was before any smoothing

@@ -11,15 +11,15 @@ import numpy as np
 import pytest
 import torch
 
-from edgemm.bundle import Bundle, open_bundle
-from edgemm.cli import main
+from edgemm.bundle.bundle import Bundle, open_bundle
+from edgemm.cli.main import main
+from edgemm.device.threads import plan_threads
 from edgemm.errors import InputError
 from edgemm.runtimes import schedule
-from edgemm.runtimes.backends import Choice
+from edgemm.runtimes.backend.choice import Choice
 from edgemm.runtimes.engines import Engines
 from edgemm.runtimes.model import Model
-from edgemm.runtimes.threads import plan_threads
-from tests.build.tiny_engines import needs_rtx
+from tests.engines.tiny_engines import needs_rtx
 from tests.export.nano import needs_opset_24
 from tests.export.test_adapters import peft_adapter
 

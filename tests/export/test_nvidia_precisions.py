@@ -11,11 +11,11 @@ from onnx import TensorProto
 
 from benchmarks import rtx_build
 from benchmarks.rtx_graphs import write_bundles
-from edgemm.bundle import Bundle, open_bundle
-from edgemm.cli import main
+from edgemm.bundle.bundle import Bundle, open_bundle
+from edgemm.cli.main import main
 from edgemm.errors import UsageError
 from edgemm.export.targets import read_plans
-from tests.build.tiny_engines import needs_rtx
+from tests.engines.tiny_engines import needs_rtx
 from tests.export.nano import needs_opset_24
 
 pytestmark = needs_opset_24
@@ -93,7 +93,7 @@ def test_verify_takes_every_target(bundles, precision):
 
 
 def test_ci_builds_the_graphs_that_export_writes(bundles, checkpoint_path, references, tmp_path, monkeypatch):
-    monkeypatch.setattr("edgemm.export.reference.trace", references)
+    monkeypatch.setattr("edgemm.export.trace.trace", references)
     for path in write_bundles(checkpoint_path, list(QUANTIZED), tmp_path):
         exported, written = (opened.manifest for opened in (bundles[path.stem], open_bundle(path)))
         assert not written.targets["rtx"].keys() ^ exported.targets["rtx"].keys()
@@ -116,7 +116,7 @@ def test_nvidias_builder_takes_every_component_and_recognises_every_node(
     bundles, checkpoint_path, references, tmp_path, capsys, monkeypatch
 ):
     """`make build-rtx` of a smaller checkpoint: it fails when a node falls back or is refused."""
-    monkeypatch.setattr("edgemm.export.reference.trace", references)
+    monkeypatch.setattr("edgemm.export.trace.trace", references)
     output = tmp_path / "rtx-build.json"
     words = ["rtx_build.py", "--checkpoint", str(checkpoint_path), "--precision", "int8,int4", "--jobs", "2"]
     monkeypatch.setattr("sys.argv", [*words, "--sm", "86", "--opt-level", "0", "--output", str(output)])
@@ -140,7 +140,7 @@ def test_nvidias_builder_takes_every_component_and_recognises_every_node(
 @needs_rtx
 def test_a_node_that_falls_back_fails_the_build(checkpoint_path, references, capsys, monkeypatch):
     """TensorRT has no kernel for attention in float32: it is taken apart, the engine is built, and CI would say no."""
-    monkeypatch.setattr("edgemm.export.reference.trace", references)
+    monkeypatch.setattr("edgemm.export.trace.trace", references)
     words = ["rtx_build.py", "--checkpoint", str(checkpoint_path), "--precision", "fp32", "--sm", "86"]
     monkeypatch.setattr("sys.argv", [*words, "--opt-level", "0"])
     assert rtx_build.main() == 7

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from edgemm.bundle import open_bundle
+from edgemm.bundle.bundle import open_bundle
 from tests.export.nano import needs_opset_24
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from edgemm.errors import CheckFailedError
-from edgemm.export.parity import compare_arrays, compare_choices, compare_pictures, compare_replies, require
+from edgemm.verify.parity import compare_arrays, compare_choices, compare_pictures, compare_replies, require
 
 WANTED = np.linspace(-2, 2, 24, dtype=np.float32).reshape(2, 3, 4)
 PIXELS = np.linspace(0, 1, 48, dtype=np.float32).reshape(3, 4, 4)

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from edgemm.bundle import Bundle
+from edgemm.bundle.bundle import Bundle
 from edgemm.errors import BundleError
-from edgemm.export.parity import compare_pictures
-from edgemm.export.recorded import (
+from edgemm.verify.parity import compare_pictures
+from edgemm.verify.recorded import (
     PARITY_FILE,
     PIXELS_FILE,
     DrawCase,

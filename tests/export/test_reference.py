@@ -6,10 +6,10 @@ import pytest
 import torch
 from torch import nn
 
-from edgemm.components import TensorSpec
+from edgemm.bundle.components import TensorSpec
 from edgemm.errors import CheckFailedError
 from edgemm.export.component_graphs import ComponentGraph
-from edgemm.export.reference import OPSET, trace
+from edgemm.export.trace import OPSET, trace
 
 COMPONENTS = ("image_encoder", "transformer", "conditioner", "denoiser", "image_decoder")
 

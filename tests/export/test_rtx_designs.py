@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import pytest
 
-from edgemm.export.bundle_export import export_bundle
 from edgemm.model import checkpoint
-from edgemm.model.variants import variant
-from tests.build.tiny_engines import build_for_rtx, needs_rtx
+from edgemm.model.designs import variant
+from edgemm.verify.export_native import export_bundle
+from tests.engines.tiny_engines import build_for_rtx, needs_rtx
 from tests.export.nano import nano, needs_opset_24
 from tests.model.tiny import random_micro
 

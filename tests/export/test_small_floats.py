@@ -15,23 +15,22 @@ import torch
 from onnx import TensorProto, numpy_helper
 
 from benchmarks import rtx_build
-from edgemm.build.kernels import missing_kernels
-from edgemm.bundle import Bundle, open_bundle
-from edgemm.cli import main
+from edgemm.bundle.bundle import Bundle, open_bundle
+from edgemm.bundle.onnx_file import Outline
+from edgemm.cli.main import main
+from edgemm.device.gpu import missing_kernels
 from edgemm.errors import InputError, UsageError
 from edgemm.export.component_graphs import component_graphs
 from edgemm.export.example_inputs import example_inputs
+from edgemm.export.lower_cuda import lower_ort_cuda
 from edgemm.export.lower_openvino import lower_openvino
-from edgemm.export.lower_ort_cuda import lower_ort_cuda
-from edgemm.export.lower_tensorrt import check_target, lower_tensorrt, refusal
+from edgemm.export.lower_tensorrt import DYNAMIC_FP4, check_target, lower_tensorrt, refusal
 from edgemm.export.passes.fp4_decoded import fp4_decoded
-from edgemm.export.plan_specs import plan_specs
-from edgemm.export.quantized_weights import DYNAMIC_FP4
+from edgemm.export.specs import plan_specs
 from edgemm.export.targets import read_plans
-from edgemm.quantize.quantized_linear import swap
+from edgemm.quantize.simulated import swap
 from edgemm.quantize.spec import Layer, Spec
-from edgemm.runtimes.onnx_outline import Outline
-from tests.build.tiny_engines import build_component, needs_rtx
+from tests.engines.tiny_engines import build_component, needs_rtx
 from tests.export.nano import needs_opset_24
 
 pytestmark = needs_opset_24

@@ -7,8 +7,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from edgemm.export import status_line
-from edgemm.export.status_line import ERASE, StatusLine
+from edgemm.cli import status_line
+from edgemm.cli.status_line import ERASE, StatusLine
 
 
 class Terminal(io.StringIO):

@@ -8,9 +8,9 @@ import numpy as np
 import torch
 
 import edgemm
-from edgemm.export.bundle_export import export_bundle
 from edgemm.model import checkpoint
 from edgemm.runtimes.schedule import initial_noise
+from edgemm.verify.export_native import export_bundle
 from tests.export.nano import nano, needs_opset_24, random_nano
 
 

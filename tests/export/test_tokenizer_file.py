@@ -7,7 +7,7 @@ import json
 import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from edgemm.export.tokenizer_file import quick_to_open
+from edgemm.export.manifest import quick_to_open
 
 TEXTS = ["a red heart and a blue fish", "❤️ naïve  café\n", "<|im_end|>heart", "#version of a fish"]
 

@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from edgemm.cli import main
-from edgemm.manifest import Manifest
+from edgemm.bundle.manifest import Manifest
+from edgemm.cli.main import main
 from edgemm.runtimes.model import Model
 from tests.export.nano import PRECISIONS, needs_opset_24, rehash
 
@@ -56,7 +56,7 @@ def test_a_fresh_bundle_passes(bundles, precision, capsys):
 
 def test_a_fresh_bundle_passes_where_torch_is_not_even_imported(bundles):
     code = (
-        "import sys; from edgemm.cli import main\n"
+        "import sys; from edgemm.cli.main import main\n"
         f"assert main(['verify', {str(bundles['int8'])!r}, '--parity', '--json']) == 0\n"
         "assert not {'torch', 'onnx', 'onnxscript', 'safetensors', 'transformers'} & set(sys.modules)"
     )

@@ -12,9 +12,9 @@ import torch
 pytest.importorskip("transformers")
 
 import edgemm
-from edgemm.families.foreign_export import export_foreign
 from edgemm.families.table import find_foreign
 from edgemm.runtimes.model import Model
+from edgemm.verify.export_foreign import export_foreign
 from tests.families.tiny.folders import write_folder
 
 torch.set_num_threads(1)

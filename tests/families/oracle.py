@@ -13,8 +13,8 @@ import torch
 import transformers
 from transformers import AutoProcessor
 
+from edgemm.bundle.prompt import as_messages, chat_prompt
 from edgemm.runtimes.model import Model
-from edgemm.runtimes.prompt import as_messages, chat_prompt
 
 __all__ = ["check_reading", "drawn_by_lot", "library_of"]
 

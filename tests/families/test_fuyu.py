@@ -8,9 +8,9 @@ import torch
 from transformers import AutoProcessor, FuyuForCausalLM
 from transformers.models.fuyu.image_processing_pil_fuyu import FuyuImageProcessorPil
 
+from edgemm.bundle.prompt import as_messages, chat_prompt
 from edgemm.errors import UsageError
 from edgemm.families.hf_checkpoint import greedy
-from edgemm.runtimes.prompt import as_messages, chat_prompt
 from tests.families.tiny.pictures import picture
 from tests.families.tiny.words import SPOKEN
 

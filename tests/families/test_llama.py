@@ -7,8 +7,8 @@ import pytest
 import torch
 from transformers import AutoTokenizer, LlamaForCausalLM
 
+from edgemm.bundle.prompt import as_messages, chat_prompt
 from edgemm.errors import UsageError
-from edgemm.runtimes.prompt import as_messages, chat_prompt
 from tests.families.tiny.words import SPOKEN
 
 TALK = [

@@ -7,7 +7,7 @@ import pytest
 import torch
 from transformers import AutoProcessor, LlavaForConditionalGeneration
 
-from edgemm.runtimes.prompt import as_messages, chat_prompt
+from edgemm.bundle.prompt import as_messages, chat_prompt
 from tests.families.tiny.pictures import picture
 from tests.families.tiny.words import SPOKEN
 

@@ -11,7 +11,7 @@ import torch
 import transformers
 from transformers import AutoImageProcessor, AutoTokenizer
 
-from edgemm.runtimes.prompt import as_messages, chat_prompt
+from edgemm.bundle.prompt import as_messages, chat_prompt
 from tests.families.oracle import check_reading
 from tests.families.tiny.pictures import picture
 from tests.families.tiny.words import SPOKEN

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import pytest
 
-from edgemm.families.foreign_export import export_foreign
 from edgemm.families.table import find_foreign
-from tests.build.tiny_engines import build_for_rtx, needs_rtx
+from edgemm.verify.export_foreign import export_foreign
+from tests.engines.tiny_engines import build_for_rtx, needs_rtx
 from tests.export.nano import needs_opset_24
 from tests.families.tiny.folders import write_folder
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from edgemm.cli import main
+from edgemm.cli.main import main
 from edgemm.families.table import FAMILIES, NOT_BUILT, find_foreign
 
 

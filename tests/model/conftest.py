@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from edgemm.config import TransformerConfig
+from edgemm.model.config import TransformerConfig
 from edgemm.model.unified import Unified
 from tests.model.tiny import random_micro
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.nn.functional import scaled_dot_product_attention
 
-from edgemm.model.attention import RMSNorm, apply_rotary, attend, rotary_tables, visible_up_to
+from edgemm.model.transformer import RMSNorm, apply_rotary, attend, rotary_tables, visible_up_to
 
 
 def random(*shape: int, seed: int = 0) -> torch.Tensor:

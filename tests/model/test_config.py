@@ -8,8 +8,8 @@ import json
 
 import pytest
 
-from edgemm.config import PRESETS, ModelConfig, SamplerConfig
 from edgemm.errors import CheckpointError
+from edgemm.model.config import PRESETS, ModelConfig, SamplerConfig
 
 
 @pytest.mark.parametrize("preset", PRESETS)

@@ -7,8 +7,8 @@ from itertools import pairwise
 import pytest
 import torch
 
-from edgemm.config import SamplerConfig
 from edgemm.model import flow
+from edgemm.model.config import SamplerConfig
 from edgemm.runtimes import schedule as runtime
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from edgemm.config import ImageTokensConfig
+from edgemm.model.config import ImageTokensConfig
 from edgemm.model.image_tokens import pixels_to_tokens, tokens_to_pixels
 
 CONFIG = ImageTokensConfig(kind="patch", image_size=8, patch=4)

@@ -6,10 +6,10 @@ import dataclasses
 
 import pytest
 
-from edgemm.loops import DenoiseTemplate, TextLoop, TextTemplate
+from edgemm.bundle.loops import DenoiseTemplate, TextLoop, TextTemplate
+from edgemm.bundle.prompt import as_messages, chat_prompt, drawing_prompt
+from edgemm.bundle.tokenizer import Tokenizer
 from edgemm.model.prompts import byte_tokenizer_json, draw_prompt, read_prompt, reply_ids, stop_ids
-from edgemm.runtimes.prompt import as_messages, chat_prompt, drawing_prompt
-from edgemm.tokenizer import Tokenizer
 from tests.model.tiny import micro
 
 

@@ -7,8 +7,8 @@ from typing import Any
 
 import torch
 
-from edgemm.config import PRESETS, ModelConfig
 from edgemm.model import checkpoint
+from edgemm.model.config import PRESETS, ModelConfig
 from edgemm.model.unified import Unified
 
 __all__ = ["micro", "random_micro", "tokens_of"]

@@ -4,8 +4,15 @@ from __future__ import annotations
 
 import torch
 
-from edgemm.config import DenoiserConfig, ImageTokensConfig, ModelConfig, SamplerConfig, TransformerConfig, VisionConfig
 from edgemm.model import checkpoint
+from edgemm.model.config import (
+    DenoiserConfig,
+    ImageTokensConfig,
+    ModelConfig,
+    SamplerConfig,
+    TransformerConfig,
+    VisionConfig,
+)
 from edgemm.model.unified import Unified
 from tests.model.tiny import micro
 

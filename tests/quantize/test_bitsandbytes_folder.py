@@ -7,7 +7,7 @@ import json
 import pytest
 import torch
 
-from edgemm.cli import main
+from edgemm.cli.main import main
 from edgemm.model import checkpoint
 from edgemm.model.pretrained import load_transformer_weights
 from edgemm.model.transformer import Transformer

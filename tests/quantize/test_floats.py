@@ -10,10 +10,10 @@ import pytest
 import torch
 
 from edgemm.errors import InputError, UsageError
-from edgemm.quantize.floats import BLOCK, Floats, to_floats
+from edgemm.quantize.layers import choose_layers
 from edgemm.quantize.make import Method, make_spec
-from edgemm.quantize.quantized_linear import QuantizedLinear
-from edgemm.quantize.recipe import choose_layers
+from edgemm.quantize.number_formats import BLOCK, Floats, to_floats
+from edgemm.quantize.simulated import QuantizedLinear
 from edgemm.quantize.spec import Layer, Spec, read_spec, tensors_hash
 
 SHAPES = {"transformer.layers.0.mlp.up_proj": (24, 64), "transformer.embed_tokens": (32, 64)}
@@ -59,7 +59,7 @@ def test_halfway_goes_to_the_even_number_and_too_large_to_the_largest():
     halves = [0.25, 0.75, 1.25, 1.75, 2.5, 3.5, 5, 7]
     row = torch.tensor([*halves, *(-value for value in halves)])
     numbers = Floats(torch.zeros(1, 16, dtype=torch.uint8), torch.ones(1, 1), torch.ones(1), "nvfp4")
-    from edgemm.quantize.floats import _as_e2m1
+    from edgemm.quantize.number_formats import _as_e2m1
 
     codes = _as_e2m1(row[None])
     said = dataclasses.replace(numbers, codes=codes).dequantized()[0]

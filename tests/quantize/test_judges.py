@@ -10,15 +10,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from edgemm.cli import main
+from edgemm.cli.main import main
 from edgemm.data.format import read_dataset
 from edgemm.errors import CheckFailedError, UsageError
 from edgemm.model import checkpoint
-from edgemm.quantize.budgets import read_budget, require_budgets
 from edgemm.quantize.calibration import NOISE_SEED, read_calibration, thing_of
-from edgemm.quantize.judges import PROMPTS, SEED, Scores, ask, compare, layer_signals, ssim
 from edgemm.quantize.quantization import quantize
-from edgemm.quantize.quantized_linear import swap
+from edgemm.quantize.simulated import swap
+from edgemm.search.judges import PROMPTS, SEED, Scores, ask, compare, layer_signals, read_budget, require_budgets, ssim
 from tests.export.nano import left_behind, random_nano
 
 EMOJI = Path(__file__).parent.parent / "fixtures" / "emoji64"

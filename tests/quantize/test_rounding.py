@@ -8,13 +8,9 @@ import torch
 from onnxruntime.quantization.matmul_nbits_quantizer import DefaultWeightOnlyQuantConfig, DefaultWeightOnlyQuantizer
 from onnxruntime.quantization.neural_compressor.weight_only import quant_tensor_k_quant_cpu
 
-from edgemm.quantize.awq import awq_factors, output_error
-from edgemm.quantize.gptq import gptq
-from edgemm.quantize.kquant import kquant
-from edgemm.quantize.rtn import rtn
-from edgemm.quantize.smoothquant import smoothquant_factors
+from edgemm.quantize.rounding import gptq, kquant, low_rank_branch, rtn
+from edgemm.quantize.smoothing import awq_factors, output_error, smoothquant_factors
 from edgemm.quantize.spec import Layer
-from edgemm.quantize.svd import low_rank_branch
 
 
 @pytest.fixture(scope="module")

@@ -9,11 +9,10 @@ import pytest
 import torch
 
 from edgemm.model.unified import Unified
-from edgemm.quantize import recipe
-from edgemm.quantize.calibration import Calibration, read_calibration, shipped_text
+from edgemm.quantize import layers as recipe
+from edgemm.quantize.calibration import Calibration, order_of, places_of, read_calibration, shipped_text
 from edgemm.quantize.quantization import quantize
-from edgemm.quantize.quantized_linear import swap
-from edgemm.quantize.said_often import order_of, places_of
+from edgemm.quantize.simulated import swap
 from edgemm.quantize.spec import HEAD, REST
 from tests.export.nano import nano, random_nano
 

@@ -8,19 +8,18 @@ import json
 import pytest
 import torch
 
-from edgemm.cli import main
+from edgemm.cli.main import main
 from edgemm.errors import CheckFailedError, InputError
-from edgemm.export.lower_ort_cpu import lower_ort_cpu
+from edgemm.export.lower_cpu import lower_ort_cpu
 from edgemm.model import checkpoint
-from edgemm.quantize import recipe
-from edgemm.quantize import search as searching
-from edgemm.quantize.budgets import read_budget
-from edgemm.quantize.judges import ask, compare
-from edgemm.quantize.levels import FLOAT, group_of
-from edgemm.quantize.pareto import front
-from edgemm.quantize.quantized_linear import swap
-from edgemm.quantize.search import search
+from edgemm.quantize import layers as recipe
+from edgemm.quantize.simulated import swap
 from edgemm.quantize.spec import HEAD, REST, read_spec
+from edgemm.search import search as searching
+from edgemm.search.judges import ask, compare, read_budget
+from edgemm.search.levels import FLOAT, group_of
+from edgemm.search.report import front
+from edgemm.search.search import search
 from tests.evaluate.conftest import FIXTURE
 from tests.export.nano import left_behind, random_nano
 
@@ -36,11 +35,11 @@ def model():
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
     """A shorter text, fewer drawings; rare tokens in a vocabulary of bytes; products that cost what they weigh."""
-    monkeypatch.setattr("edgemm.quantize.judges.PROMPTS", searching.PROMPTS[:3])
-    monkeypatch.setattr("edgemm.quantize.judges.shipped_text", lambda name: TEXT)
+    monkeypatch.setattr("edgemm.search.judges.PROMPTS", searching.PROMPTS[:3])
+    monkeypatch.setattr("edgemm.search.judges.shipped_text", lambda name: TEXT)
     monkeypatch.setattr(recipe, "FREQUENT", {4: 100, 8: 100})
     monkeypatch.setattr(
-        "edgemm.quantize.product_times._measured", lambda n, k, rows, layer: n * k * rows * (layer.bits or 32) / 1e9
+        "edgemm.search.measured._measured", lambda n, k, rows, layer: n * k * rows * (layer.bits or 32) / 1e9
     )
 
 
@@ -174,6 +173,6 @@ def test_auto_and_words_of_its_own_are_refused_together(tmp_path, capsys):
 @pytest.fixture
 def references_of():
     from edgemm.export.component_graphs import component_graphs
-    from edgemm.export.reference import trace
+    from edgemm.export.trace import trace
 
     return lambda model, component: trace(component_graphs(model)[component])

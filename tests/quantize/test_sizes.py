@@ -7,10 +7,10 @@ import pytest
 import torch
 from onnx import TensorProto, helper, numpy_helper
 
-from edgemm.export.lower_ort_cpu import lower_ort_cpu
+from edgemm.export.lower_cpu import lower_ort_cpu
 from edgemm.quantize.make import Method, make_spec
-from edgemm.quantize.sizes import size_bytes
 from edgemm.quantize.spec import Layer
+from edgemm.search.levels import size_bytes
 
 LAYER = "transformer.layers.0.mlp.up_proj"
 

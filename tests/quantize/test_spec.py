@@ -11,10 +11,10 @@ import torch
 
 from edgemm.errors import CheckFailedError, EdgemmError, InputError, UsageError
 from edgemm.model.unified import Unified
-from edgemm.quantize import recipe
+from edgemm.quantize import layers as recipe
+from edgemm.quantize.layers import layers_of
 from edgemm.quantize.quantization import quantize
-from edgemm.quantize.quantized_linear import swap
-from edgemm.quantize.recipe import layers_of
+from edgemm.quantize.simulated import swap
 from edgemm.quantize.smoothing import fold, sites
 from edgemm.quantize.spec import HEAD, JSON_FILE, TENSOR_FILE, Spec, read_spec
 from tests.export.nano import random_nano

@@ -8,13 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from edgemm.cli import main
+from edgemm.cli.main import main
 from edgemm.errors import InputError
-from edgemm.evaluate.compare import paired_difference
+from edgemm.evaluate.metrics import paired_difference
 from edgemm.model import checkpoint
 from edgemm.quantize.quantization import quantize
-from edgemm.quantize.quantized_linear import swap
-from edgemm.quantize.task_scores import differences, drawn_share, task_records
+from edgemm.quantize.simulated import swap
+from edgemm.search.judges import differences, drawn_share, task_records
 from tests.evaluate.conftest import FIXTURE
 from tests.export.nano import left_behind, random_nano
 

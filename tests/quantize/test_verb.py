@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from edgemm.bundle import open_bundle
-from edgemm.cli import main
+from edgemm.bundle.bundle import open_bundle
+from edgemm.cli.main import main
 from edgemm.model import checkpoint
 from tests.export.nano import left_behind, needs_opset_24, random_nano
 

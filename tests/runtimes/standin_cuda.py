@@ -10,8 +10,8 @@ from types import SimpleNamespace
 
 import numpy as np
 
-from edgemm.components import TensorSpec
-from edgemm.manifest import Variant
+from edgemm.bundle.components import TensorSpec
+from edgemm.bundle.manifest import Variant
 
 __all__ = ["CACHE", "TRT", "VARIANT", "Driver", "Engine"]
 

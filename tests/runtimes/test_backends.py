@@ -9,12 +9,12 @@ import threading
 import pytest
 
 import edgemm
-from edgemm.bundle import open_bundle
-from edgemm.components import TensorSpec
+from edgemm.bundle.bundle import open_bundle
+from edgemm.bundle.components import TensorSpec
+from edgemm.device.threads import ThreadPlan
 from edgemm.errors import BundleError, MissingError, UsageError
-from edgemm.runtimes import backends
-from edgemm.runtimes.onnxruntime_backend import open_engine
-from edgemm.runtimes.threads import ThreadPlan
+from edgemm.runtimes.backend import choice as backends
+from edgemm.runtimes.backend.ort_backend import open_engine
 
 ONE_THREAD = ThreadPlan(1, False, "a test")
 
@@ -52,7 +52,7 @@ def test_a_bundle_for_another_target_says_so():
 @pytest.mark.parametrize("device", ["auto", "cpu"])
 def test_without_onnxruntime_the_cure_is_named(monkeypatch, device):
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
-    monkeypatch.delitem(sys.modules, "edgemm.runtimes.onnxruntime_backend", raising=False)
+    monkeypatch.delitem(sys.modules, "edgemm.runtimes.backend.ort_backend", raising=False)
     with pytest.raises(MissingError, match=r"pip install 'edgemm\[ort\]'"):
         backends.select(device, ["cpu"])
 

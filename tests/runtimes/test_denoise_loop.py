@@ -9,13 +9,12 @@ import numpy as np
 import pytest
 
 import edgemm
+from edgemm.bundle.loops import Loops
+from edgemm.bundle.prompt import Prompt, drawing_prompt
 from edgemm.errors import EdgemmError, InputError, UsageError
-from edgemm.loops import Loops
 from edgemm.runtimes import denoise_loop as loop_module
 from edgemm.runtimes import schedule
-from edgemm.runtimes.events import DenoiseProgress
-from edgemm.runtimes.prompt import Prompt, drawing_prompt
-from edgemm.runtimes.results import ImageResult
+from edgemm.runtimes.results import DenoiseProgress, ImageResult
 from tests.runtimes import reference
 from tests.runtimes.tiny_bundle import LIMITS, SKIP, build, denoise_loop
 from tests.runtimes.tiny_weights import TINY, Weights

@@ -7,9 +7,9 @@ import inspect
 
 import pytest
 
-from edgemm.runtimes.drawing_options import DrawingOptions
+from edgemm.runtimes.draw import DrawingOptions
 from edgemm.runtimes.model import Model
-from edgemm.runtimes.text_options import TextOptions
+from edgemm.runtimes.text import TextOptions
 
 
 @pytest.mark.parametrize(

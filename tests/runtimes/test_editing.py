@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 
 import edgemm
-from edgemm.bundle import Manifest
+from edgemm.bundle.bundle import Manifest
+from edgemm.bundle.loops import Loops
+from edgemm.bundle.picture import load_picture
+from edgemm.bundle.prompt import drawing_prompt, empty_drawing_prompt
 from edgemm.errors import BundleError, InputError
-from edgemm.loops import Loops
-from edgemm.picture import load_picture
 from edgemm.runtimes import schedule
-from edgemm.runtimes.drawing_options import DrawingOptions
-from edgemm.runtimes.prompt import drawing_prompt, empty_drawing_prompt
+from edgemm.runtimes.draw import DrawingOptions
 from tests.runtimes import reference
 from tests.runtimes.test_denoise_loop import TOLERANCE
 from tests.runtimes.tiny_bundle import SKIP, build, denoise_loop, text_loop

@@ -7,9 +7,9 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+from edgemm.bundle.graph_rules import RULES, broken_rules
+from edgemm.bundle.onnx_file import TYPES, read_outline
 from edgemm.errors import BundleError
-from edgemm.runtimes.graph_rules import RULES, broken_rules
-from edgemm.runtimes.onnx_outline import TYPES, read_outline
 
 FLOAT, HALF = TensorProto.FLOAT, TensorProto.FLOAT16
 

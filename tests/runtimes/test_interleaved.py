@@ -6,9 +6,8 @@ import numpy as np
 import pytest
 
 from edgemm.errors import UsageError
-from edgemm.runtimes.events import DenoiseProgress, TextChunk
 from edgemm.runtimes.interleaved import InterleavedResult, MarkedText
-from edgemm.runtimes.results import ImageResult, Picture
+from edgemm.runtimes.results import DenoiseProgress, ImageResult, Picture, TextChunk
 
 GRAMMAR = 'start: "Here: <draw>" /[a-c]{4}/ "</draw>" /[a-z ]{6}/ "<draw>dd</draw>!"'
 

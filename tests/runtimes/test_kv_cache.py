@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from edgemm.bundle.prompt import as_messages, chat_prompt
 from edgemm.runtimes.kv_cache import CachedTransformer, KVCache
-from edgemm.runtimes.prompt import as_messages, chat_prompt
 
 
 def test_the_cache_grows_by_blocks_up_to_its_limit(model):

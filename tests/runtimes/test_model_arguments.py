@@ -6,8 +6,8 @@ import json
 
 import pytest
 
-from edgemm.cli import main
-from edgemm.runtimes.model_arguments import read_backend
+from edgemm.cli.arguments import read_backend
+from edgemm.cli.main import main
 
 
 def test_a_backend_is_for_all_components_or_for_some():

@@ -7,8 +7,8 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+from edgemm.bundle.onnx_file import CHILDREN, check_external_data, external_locations
 from edgemm.errors import BundleError
-from edgemm.runtimes.onnx_external_data import CHILDREN, check_external_data, external_locations
 
 MESSAGES = {
     "model": onnx.ModelProto,

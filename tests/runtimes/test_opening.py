@@ -10,7 +10,7 @@ import pytest
 
 import edgemm
 from edgemm.errors import BundleError, UsageError
-from edgemm.runtimes import onnxruntime_backend
+from edgemm.runtimes.backend import ort_backend as onnxruntime_backend
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ import pytest
 
 import edgemm
 from edgemm.errors import MissingError, UsageError
-from edgemm.runtimes.backends import assign, select
+from edgemm.runtimes.backend.choice import assign, select
 
 openvino = pytest.importorskip("openvino")
 
@@ -82,6 +82,6 @@ def test_wrong_names_and_devices_are_refused_before_anything_is_loaded(bundle_pa
 
 
 def test_without_the_package_the_error_says_what_to_install(bundle_path, monkeypatch):
-    monkeypatch.setitem(sys.modules, "edgemm.runtimes.openvino_backend", None)
+    monkeypatch.setitem(sys.modules, "edgemm.runtimes.backend.openvino_backend", None)
     with pytest.raises(MissingError, match=r"openvino is not installed .*: pip install 'edgemm\[openvino\]'"):
         edgemm.load(bundle_path, device="cpu", backend={"denoiser": "openvino"})

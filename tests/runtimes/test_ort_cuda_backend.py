@@ -9,12 +9,12 @@ import numpy as np
 import onnxruntime
 import pytest
 
+from edgemm.device.threads import plan_threads
 from edgemm.errors import BundleError
-from edgemm.runtimes import ort_cuda_backend
-from edgemm.runtimes.cuda_memory import Cuda
-from edgemm.runtimes.onnxruntime_backend import OrtBinding
-from edgemm.runtimes.ort_cuda_backend import GraphBinding, OrtCudaEngine, open_engine
-from edgemm.runtimes.threads import plan_threads
+from edgemm.runtimes.backend import ort_cuda_backend
+from edgemm.runtimes.backend.cuda_memory import Cuda
+from edgemm.runtimes.backend.ort_backend import OrtBinding
+from edgemm.runtimes.backend.ort_cuda_backend import GraphBinding, OrtCudaEngine, open_engine
 from tests.runtimes.standin_cuda import CACHE, VARIANT, Driver
 
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from edgemm.bundle.prompt import as_messages, chat_prompt, drawing_prompt
+from edgemm.bundle.tokenizer import Tokenizer
 from edgemm.errors import UsageError
-from edgemm.runtimes.prompt import as_messages, chat_prompt, drawing_prompt
-from edgemm.tokenizer import Tokenizer
 from tests.runtimes.tiny_bundle import DRAW_TEMPLATE, SKIP, text_loop
 
 PICTURE = np.zeros((2, 2, 3), dtype=np.uint8)

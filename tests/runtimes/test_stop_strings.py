@@ -6,7 +6,7 @@ import random
 
 import pytest
 
-from edgemm.runtimes.stop_strings import StopStrings
+from edgemm.runtimes.constraint import StopStrings
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ import pytest
 from safetensors.numpy import save_file
 
 from edgemm.errors import BundleError
-from edgemm.runtimes.tensor_file import read_tensors
+from edgemm.runtimes.adapters import read_tensors
 
 TENSORS = {
     "a": np.arange(6, dtype=np.float32).reshape(2, 3),

@@ -15,12 +15,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from edgemm.components import TensorSpec
+from edgemm.bundle.components import TensorSpec
 from edgemm.errors import EdgemmError, InputError, MissingError, ResourceError
-from edgemm.runtimes import backends, tensorrt_door
-from edgemm.runtimes.cuda_memory import Cuda
-from edgemm.runtimes.engine import allocator
-from edgemm.runtimes.tensorrt_engine import TensorRTEngine
+from edgemm.runtimes.backend import choice as backends
+from edgemm.runtimes.backend import tensorrt_package as tensorrt_door
+from edgemm.runtimes.backend.cuda_memory import Cuda
+from edgemm.runtimes.backend.engine import allocator
+from edgemm.runtimes.backend.tensorrt_engine import TensorRTEngine
 from tests.runtimes.standin_cuda import CACHE, TRT, VARIANT, Driver, Engine
 
 NARROW, WIDE = ((1, 4), (1, 4), (1, 4)), ((1, 1), (1, 8), (1, 64))
@@ -180,7 +181,7 @@ NAMES = {  # variable in our code -> class of the bindings
 
 
 @pytest.mark.skipif(find_spec("tensorrt_rtx") is None, reason="pip install tensorrt-rtx")
-@pytest.mark.parametrize("module", ["edgemm/build/child.py", "edgemm/runtimes/tensorrt_engine.py"])
+@pytest.mark.parametrize("module", ["edgemm/engines/child.py", "edgemm/runtimes/backend/tensorrt_engine.py"])
 def test_every_name_that_we_use_is_in_nvidias_bindings(module):
     import tensorrt_rtx as trt
 

@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 
 import edgemm
+from edgemm.bundle.loops import Limits, Loops
+from edgemm.bundle.picture import load_picture
+from edgemm.bundle.prompt import as_messages, chat_prompt
 from edgemm.errors import EdgemmError, InputError, UsageError
-from edgemm.loops import Limits, Loops
-from edgemm.picture import load_picture
 from edgemm.runtimes.kv_cache import BLOCK
-from edgemm.runtimes.prompt import as_messages, chat_prompt
 from tests.runtimes import reference
 from tests.runtimes.tiny_bundle import LIMITS, build, text_loop
 from tests.runtimes.tiny_weights import TINY, Weights

@@ -7,9 +7,10 @@ import time
 
 import pytest
 
-from edgemm.bundle import open_bundle
+from edgemm.bundle.bundle import open_bundle
+from edgemm.device import threads
 from edgemm.errors import UsageError
-from edgemm.runtimes import onnxruntime_backend, threads
+from edgemm.runtimes.backend import ort_backend as onnxruntime_backend
 
 
 @pytest.fixture

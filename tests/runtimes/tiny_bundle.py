@@ -10,7 +10,7 @@ import onnx
 from safetensors.numpy import save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
-from edgemm.bundle import (
+from edgemm.bundle.bundle import (
     UNCONDITIONAL,
     BundleWriter,
     Component,

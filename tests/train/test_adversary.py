@@ -8,15 +8,14 @@ import pytest
 import torch
 from torch import nn
 
-from edgemm.config import PRESETS
 from edgemm.errors import UsageError
 from edgemm.model import checkpoint
-from edgemm.model.variants import variant
-from edgemm.train.adversary import Adversary, SquareJudge, adaptive_weight, hinge
-from edgemm.train.perceptual import PerceptualDistance
+from edgemm.model.config import PRESETS
+from edgemm.model.designs import variant
 from edgemm.train.ranks import Share
 from edgemm.train.run import train
-from edgemm.train.vq import VqTask
+from edgemm.train.tasks.adversary import Adversary, PerceptualDistance, SquareJudge, adaptive_weight, hinge
+from edgemm.train.tasks.tokenizer import VqTask
 from tests.train.conftest import read_log, recipe
 
 QUICK = {"task": "autoencode", "start": "micro", "batch": 4, "log_every": 1, "warmup": 1, "precision": "fp32"}

@@ -7,11 +7,11 @@ import dataclasses
 import pytest
 import torch
 
-from edgemm.config import PRESETS
 from edgemm.errors import InputError
 from edgemm.model import checkpoint
-from edgemm.train.align import align_projection, label_directions, learn_words, spell_words
+from edgemm.model.config import PRESETS
 from edgemm.train.run import train
+from edgemm.train.tasks.align import align_projection, label_directions, learn_words, spell_words
 from tests.train.conftest import EMOJI, read_log, recipe
 
 LABELS = ["cat", "red heart", "pizza", "bus"]

@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 import torch
 
-from edgemm.cli import main
-from edgemm.config import PRESETS, ModelConfig
+from edgemm.cli.main import main
 from edgemm.errors import UsageError
 from edgemm.model import checkpoint
-from edgemm.model.variants import variant
+from edgemm.model.config import PRESETS, ModelConfig
+from edgemm.model.designs import variant
 from edgemm.train.recipe import read_stages
 from edgemm.train.run import train, train_stages
 from tests.model.tiny_codes import tiny_codes

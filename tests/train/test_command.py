@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file
 
-from edgemm.cli import main
+from edgemm.cli.main import main
 from edgemm.train.run import train
 from tests.train.conftest import ROOT, read_log, recipe
 

@@ -7,12 +7,12 @@ import dataclasses
 import pytest
 import torch
 
-from edgemm.config import PRESETS, ModelConfig
 from edgemm.model import checkpoint
-from edgemm.model.variants import variant
-from edgemm.train.query_store import QueryStore
+from edgemm.model.config import PRESETS, ModelConfig
+from edgemm.model.designs import variant
 from edgemm.train.recipe import read_stages
 from edgemm.train.run import train_stages
+from edgemm.train.stores import QueryStore
 from tests.export.nano import nano, random_nano
 from tests.model.tiny import tokens_of
 from tests.train.conftest import ROOT, read_log

@@ -10,15 +10,15 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from edgemm.cli import main
+from edgemm.cli.main import main
 from edgemm.errors import InputError
 from edgemm.model import checkpoint
 from edgemm.train.distill import distill, healing_adapter
 from edgemm.train.distill_recipe import DistillRecipe
-from edgemm.train.distill_tasks import DistillDraw
-from edgemm.train.few_steps import tell_step_size
 from edgemm.train.recipe import read_recipe
-from edgemm.train.teacher_cache import TeacherCache
+from edgemm.train.stores import TeacherCache
+from edgemm.train.tasks.distill import DistillDraw
+from edgemm.train.tasks.few_steps import tell_step_size
 from tests.model.tiny import random_micro, tokens_of
 from tests.train.conftest import EMOJI, read_log
 
@@ -83,7 +83,7 @@ def test_what_the_teacher_said_is_on_disk_once_a_step_and_is_not_asked_for_again
     assert len(files) == 30
     assert set(load_file(files[0])) == {"words", "log_probabilities", "features"}
     times = [file.stat().st_mtime_ns for file in files]
-    monkeypatch.setattr("edgemm.train.distill_tasks.kept_words", None)  # it would be called to ask the teacher
+    monkeypatch.setattr("edgemm.train.tasks.distill.kept_words", None)  # it would be called to ask the teacher
     distill(settings(teacher, nano, student="nano", transformer_layers=4, steps=30, decay=0, learning_rate=3e-3))
     assert [file.stat().st_mtime_ns for file in files] == times
     with pytest.raises(InputError, match="holds answers of another teacher or recipe"):

@@ -8,9 +8,9 @@ import torch
 from PIL import Image
 
 from edgemm.model import checkpoint
-from edgemm.train.draw import DrawTask
-from edgemm.train.prompt_store import PromptStore
 from edgemm.train.run import train
+from edgemm.train.stores import PromptStore
+from edgemm.train.tasks.draw import DrawTask
 from tests.model.tiny import tokens_of
 from tests.train.conftest import EMOJI, read_log, recipe
 
@@ -139,7 +139,8 @@ def test_rows_of_the_store_have_one_shape_when_they_are_not_cut(task):
 
 
 def test_more_pictures_and_prompts_than_memory_holds_give_the_same_batches(task, shapes, tmp_path, monkeypatch):
-    from edgemm.train import pictures, prompt_store
+    from edgemm.train import samples as pictures
+    from edgemm.train import stores as prompt_store
 
     monkeypatch.setattr(pictures, "IN_MEMORY_BYTES", 0)
     monkeypatch.setattr(prompt_store, "STORED_BYTES", 0)

@@ -9,7 +9,7 @@ import torch
 
 from edgemm.errors import CheckpointError
 from edgemm.model import checkpoint
-from edgemm.train.join import join
+from edgemm.train.merge import join
 from tests.model.tiny import random_micro, tokens_of
 
 

@@ -14,8 +14,7 @@ from edgemm.errors import UsageError
 from edgemm.model import checkpoint
 from edgemm.model.prompts import stop_ids
 from edgemm.train.distill import StudentTask, distill
-from edgemm.train.distill_tasks import DistillRead
-from edgemm.train.on_policy import jensen_shannon, own_answers
+from edgemm.train.tasks.distill import DistillRead, jensen_shannon, own_answers
 from tests.train.conftest import read_log
 from tests.train.test_distill import settings
 

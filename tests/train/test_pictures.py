@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from edgemm.errors import InputError
-from edgemm.train.pictures import batch_rows, load_pictures, pick_samples
+from edgemm.train.samples import batch_rows, load_pictures, pick_samples
 from tests.train.conftest import EMOJI
 
 

@@ -10,8 +10,8 @@ from safetensors.torch import load_file
 from edgemm.errors import InputError, UsageError
 from edgemm.model import checkpoint
 from edgemm.model.prompts import read_prompt, reply_ids
-from edgemm.train.read import ReadTask
 from edgemm.train.run import train
+from edgemm.train.tasks.read import ReadTask
 from tests.model.tiny import tokens_of
 from tests.train.conftest import EMOJI, read_log, recipe
 
@@ -179,7 +179,7 @@ def test_the_first_view_is_the_picture_itself_and_the_others_are_changed(task):
 
 
 def test_a_split_without_questions_is_refused(before, tmp_path, monkeypatch):
-    import edgemm.train.read as module
+    import edgemm.train.tasks.read as module
 
     pick = module.pick_samples
 

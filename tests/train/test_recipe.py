@@ -172,7 +172,7 @@ def test_a_mistyped_recipe_is_answered_before_torch_is_loaded(write, line, code)
     words = ["train", "--config", str(write(f"{WHOLE}{line}\n"))]
     program = f"""
 import sys
-from edgemm.cli import main
+from edgemm.cli.main import main
 code = main({words})
 sys.exit(99 if "torch" in sys.modules else code)
 """

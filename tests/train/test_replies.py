@@ -6,7 +6,7 @@ import torch
 
 from edgemm.model import checkpoint
 from edgemm.model.prompts import stop_ids
-from edgemm.train.replies import own_replies, prompts_about
+from edgemm.train.samples import own_replies, prompts_about
 
 
 def test_batched_replies_are_those_of_one_prompt_at_a_time():

@@ -10,9 +10,9 @@ from torch import nn
 
 from edgemm.errors import UsageError
 from edgemm.model import checkpoint
-from edgemm.train.distill_losses import feature_loss, kept_words, word_loss
-from edgemm.train.prompt_store import PromptStore
 from edgemm.train.shrink import block_influence, kept_layers, nano_depths, shrink, spread_over, student_expert
+from edgemm.train.stores import PromptStore
+from edgemm.train.tasks.distill import feature_loss, kept_words, word_loss
 from tests.model.tiny import micro, random_micro, tokens_of
 
 CAPTIONS = [f"a {colour} {shape}" for colour in ("red", "blue", "green") for shape in ("dog", "square", "star")]

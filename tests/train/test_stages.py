@@ -10,10 +10,10 @@ from edgemm.data.edits import build_edits
 from edgemm.data.writer import new_folder
 from edgemm.errors import InputError
 from edgemm.model import checkpoint
-from edgemm.train.edit import EditTask
-from edgemm.train.joint import JointTask
 from edgemm.train.recipe import read_stages
 from edgemm.train.run import train, train_stages
+from edgemm.train.tasks.draw import EditTask
+from edgemm.train.tasks.joint import JointTask
 from tests.train.conftest import read_log, recipe
 
 QUICK = {"start": "micro", "steps": 2, "batch": 4, "log_every": 1, "lora_first_layer": 4}

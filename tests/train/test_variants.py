@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 import torch
 
-from edgemm.cli import main
-from edgemm.config import PRESETS, ModelConfig
+from edgemm.cli.main import main
 from edgemm.errors import InputError, UsageError
 from edgemm.model import checkpoint
-from edgemm.model.variants import variant
+from edgemm.model.config import PRESETS, ModelConfig
+from edgemm.model.designs import variant
 from edgemm.train.run import train
 from tests.model.tiny import tokens_of
 from tests.train.conftest import ROOT, read_log, recipe

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from edgemm.data.format import read_dataset
-from edgemm.train.views import changed_view, features_key, kept_features, may_be_mirrored
+from edgemm.train.tasks.align import changed_view, features_key, kept_features, may_be_mirrored
 from tests.model.tiny import micro
 from tests.train.conftest import EMOJI, recipe
 

@@ -1,4 +1,4 @@
-"""Attention written out, as the denoiser's is (edgemm/model/attention.py), back as one Attention (opset 23).
+"""Attention written out, as the denoiser's is (edgemm/model/transformer.py), back as one Attention (opset 23).
 
 Engines have kernels for the operator; for its parts they may or may not find one.  What is looked for, backwards from a
 Softmax, for a mask that is the same for every query (query heads may have been folded into the query axis):

@@ -1,7 +1,7 @@
 """The low-rank product of an adapter goes to the residual stream directly: r + (x W + d) becomes (r + d) + x W.
 
 TensorRT for RTX 1.7 fails on the first form in a transformer whose o_proj and down_proj both take adapters ("value.h:
-CHECK(is_const())"), whatever the sizes; it builds the second.  What adapter_inputs.py wrote is looked for.
+CHECK(is_const())"), whatever the sizes; it builds the second.  What adapter_points.py wrote is looked for.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from onnx import ModelProto, NodeProto
 
 __all__ = ["delta_to_residual"]
 
-BASE = "/base"  # how adapter_inputs.py names the product beside an adapter's
+BASE = "/base"  # how adapter_points.py names the product beside an adapter's
 
 
 def delta_to_residual(model: ModelProto) -> bool:

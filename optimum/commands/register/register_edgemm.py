@@ -20,13 +20,13 @@ class EdgemmExportCommand(BaseOptimumCLICommand):
 
     @staticmethod
     def parse_args(parser: ArgumentParser) -> None:
-        from edgemm.export.verb import add_arguments
+        from edgemm.cli.export import add_arguments
 
         add_arguments(parser)
 
     def run(self) -> None:
         """Through edgemm's own command line, which says what went wrong in one line and has the exit codes."""
-        from edgemm.cli import main
+        from edgemm.cli.main import main
 
         sys.exit(main(["export", *sys.argv[sys.argv.index(self.COMMAND.name) + 1 :]]))
 

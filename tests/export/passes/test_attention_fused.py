@@ -7,8 +7,8 @@ import torch
 from torch import nn
 
 from edgemm.export.passes.attention_fused import attention_fused
-from edgemm.export.quiet import quiet
-from edgemm.model.attention import attend
+from edgemm.export.trace import quiet
+from edgemm.model.transformer import attend
 from tests.export.nano import needs_opset_24
 from tests.export.passes.one_op import ops, run
 

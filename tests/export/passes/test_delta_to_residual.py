@@ -9,7 +9,7 @@ from tests.export.passes.one_op import random_inputs, run
 
 
 def layers(residual_last: bool = False) -> onnx.ModelProto:
-    """r + (base + delta), as adapter_inputs.py names it; `residual_last`: r is made after that sum."""
+    """r + (base + delta), as adapter_points.py names it; `residual_last`: r is made after that sum."""
     sides = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [2, 4]) for name in ("x", "p/base", "delta", "y")]
     residual = helper.make_node("Neg", ["x"], ["r"], name="residual")
     adapted = helper.make_node("Add", ["p/base", "delta"], ["sum"], name="p/adapted")

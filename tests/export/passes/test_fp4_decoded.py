@@ -8,9 +8,9 @@ import onnxruntime
 import torch
 from onnx import TensorProto, helper, numpy_helper
 
+from edgemm.export.lower_tensorrt import DYNAMIC_FP4, TRT
 from edgemm.export.passes.fp4_decoded import fp4_decoded
-from edgemm.export.quantized_weights import DYNAMIC_FP4, TRT
-from edgemm.quantize.rounded_inputs import rounded
+from edgemm.quantize.simulated import rounded
 from tests.export.nano import needs_opset_24
 
 pytestmark = needs_opset_24

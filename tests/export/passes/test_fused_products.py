@@ -6,8 +6,8 @@ import numpy as np
 import onnx
 import pytest
 
-from edgemm.export.lower_cpu import lower
 from edgemm.export.passes.fused_products import fused_products
+from edgemm.export.specs import lower
 from tests.export.nano import needs_opset_24, opened, run_graph
 
 pytestmark = needs_opset_24

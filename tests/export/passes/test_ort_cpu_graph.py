@@ -9,13 +9,13 @@ import onnx
 import pytest
 from onnx import ModelProto
 
-from edgemm.export.lower_cpu import quick_spec
-from edgemm.export.lower_ort_cpu import lower_ort_cpu
+from edgemm.export.adapter_points import adapter_inputs, adapter_points
+from edgemm.export.lower_cpu import lower_ort_cpu
 from edgemm.export.ort_cpu_graph import for_ort_cpu
-from edgemm.export.passes.adapter_inputs import adapter_inputs, adapter_points
 from edgemm.export.passes.added_norm import added_norm
 from edgemm.export.passes.grouped_attention import grouped_attention
 from edgemm.export.passes.rewriting import value_shapes
+from edgemm.export.specs import quick_spec
 from tests.export.nano import needs_opset_24, opened, run_graph
 
 pytestmark = needs_opset_24
@@ -139,7 +139,7 @@ def test_openvino_reads_them_as_onnx_runtime_does(on_openvino, fast, what):
 @pytest.fixture(scope="module")
 def on_openvino(rewritten, tmp_path_factory):
     ov = pytest.importorskip("openvino")
-    from edgemm.runtimes.openvino_operators import extensions
+    from edgemm.runtimes.backend.openvino_backend import extensions
 
     path = tmp_path_factory.mktemp("openvino") / "graph.onnx"
     onnx.save(rewritten, path)

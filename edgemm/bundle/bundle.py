@@ -1,0 +1,166 @@
+"""A bundle on disk: open it, and prove that every file is the one that was exported.
+
+Nothing here runs a graph.  Sizes are checked first, then SHA-256, before any runtime opens a file; links, devices and
+paths that leave the folder are refused.  The fields are in manifest.py and loops.py, writing is in writer.py.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from threading import Lock
+from typing import TYPE_CHECKING
+
+from edgemm.bundle.components import COMPONENTS, TensorSpec
+from edgemm.bundle.loops import DenoiseLoop, DenoiseTemplate, ImageTokensLoop, Limits, Loops, TextLoop, TextTemplate
+from edgemm.bundle.manifest import (
+    SCHEMA_VERSION,
+    UNCONDITIONAL,
+    Component,
+    FileRecord,
+    Licence,
+    Manifest,
+    Source,
+    Variant,
+    check_bundle_path,
+)
+from edgemm.bundle.writer import BundleWriter
+from edgemm.errors import BundleError
+
+if TYPE_CHECKING:
+    from edgemm.bundle.files import FileHashes
+
+__all__ = [
+    "COMPONENTS",
+    "SCHEMA_VERSION",
+    "UNCONDITIONAL",
+    "Bundle",
+    "BundleWriter",
+    "Component",
+    "DenoiseLoop",
+    "DenoiseTemplate",
+    "FileRecord",
+    "ImageTokensLoop",
+    "Licence",
+    "Limits",
+    "Loops",
+    "Manifest",
+    "Source",
+    "TensorSpec",
+    "TextLoop",
+    "TextTemplate",
+    "Variant",
+    "altered_files",
+    "open_bundle",
+    "resolve",
+    "verify_files",
+]
+
+LARGEST_MANIFEST_BYTES = 16_000_000
+
+Progress = Callable[[int, int], None]  # bytes done, bytes in all
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """A folder and what its manifest says; made by open_bundle."""
+
+    path: Path
+    manifest: Manifest
+
+    def file(self, name: str) -> Path:
+        """The regular file `name` inside the bundle."""
+        return resolve(self.path, name)
+
+
+def open_bundle(path: str | os.PathLike[str], verify: bool = True, progress: Progress | None = None) -> Bundle:
+    """Reads the manifest and, unless told otherwise, checks the size and hash of every file it lists."""
+    folder = Path(path)
+    if not folder.is_dir():
+        problem = "is not a folder" if folder.exists() else "does not exist"
+        raise BundleError(f"{folder}: {problem}; a bundle is the folder that `edgemm export` writes")
+    if not os.path.lexists(folder / "manifest.json"):
+        raise BundleError(f"{folder}: no manifest.json: no bundle, or its export did not finish; export it again")
+    manifest_path = resolve(folder, "manifest.json")
+    if manifest_path.stat().st_size > LARGEST_MANIFEST_BYTES:
+        raise BundleError(f"{manifest_path}: larger than {LARGEST_MANIFEST_BYTES} bytes, which no manifest is")
+    manifest = Manifest.from_json(manifest_path.read_bytes(), str(manifest_path))
+    if verify:
+        verify_files(folder, manifest, progress)
+    return Bundle(folder, manifest)
+
+
+def verify_files(
+    path: str | os.PathLike[str],
+    manifest: Manifest,
+    progress: Progress | None = None,
+    hashes: FileHashes | None = None,
+) -> None:
+    """Raises BundleError at the first file that is missing or is not what the manifest says."""
+    for problem in altered_files(path, manifest, progress, hashes):
+        raise BundleError(f"{problem}; copy or export the bundle again")
+
+
+def altered_files(
+    path: str | os.PathLike[str],
+    manifest: Manifest,
+    progress: Progress | None = None,
+    hashes: FileHashes | None = None,
+) -> Iterator[str]:
+    """One line a file that is not what it should be: all sizes first, because they cost nothing, then hashes.
+
+    Several files are read side by side, the largest first.  `hashes` are those that somebody began before; they tell no
+    progress.
+    """
+    from edgemm.bundle.files import FileHashes
+
+    folder = Path(path)
+    sound: dict[Path, FileRecord] = {}
+    for name, record in manifest.files.items():
+        try:
+            file = resolve(folder, name)
+        except BundleError as error:
+            yield str(error)
+            continue
+        size = file.stat().st_size
+        if size != record.size_bytes:
+            yield f"{file}: {size} bytes, the manifest says {record.size_bytes}"
+        else:
+            sound[file] = record
+    total, done, telling = sum(record.size_bytes for record in sound.values()), 0, Lock()
+
+    def tell(size: int) -> None:
+        nonlocal done
+        if progress:
+            with telling:
+                done += size
+                progress(done, total)
+
+    with hashes or FileHashes(tell=tell) as running:
+        for file in sorted(sound, key=lambda file: -sound[file].size_bytes):
+            running.begin(file)
+        for file, record in sound.items():
+            found = running.begin(file).result()
+            if found != record.sha256:
+                yield f"{file}: SHA-256 {found[:16]}..., the manifest says {record.sha256[:16]}..."
+
+
+def resolve(folder: Path, name: str) -> Path:
+    """The path of a regular file inside the folder; every step on the way is looked at, and links are refused."""
+    check_bundle_path(name, "a path of the bundle")
+    current = folder
+    parts = name.split("/")
+    for part in parts:
+        current = current / part
+        try:
+            mode = current.lstat().st_mode
+        except (FileNotFoundError, NotADirectoryError) as error:
+            raise BundleError(f"{folder / name}: missing") from error
+        if stat.S_ISLNK(mode):
+            raise BundleError(f"{current}: is a link; a bundle holds files only (copy it with links followed: cp -rL)")
+    if not stat.S_ISREG(mode):
+        raise BundleError(f"{current}: is not a regular file")
+    return current

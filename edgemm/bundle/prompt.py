@@ -1,0 +1,299 @@
+"""Messages to the token row that the transformer reads: ids, picture rows, and who may see whom.
+
+It knows templates and token counts, never cache slots, engines or pixels.  Each piece (a template's string, a user's
+text) is tokenized alone, as in training, or all of them as one string, where the model was trained so (`joined`).  Only
+the template's own strings may hold special tokens.
+Axes: s tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+
+from edgemm.bundle.loops import DenoiseTemplate, ImageTokensLoop, Limits, TextLoop
+from edgemm.bundle.tokenizer import Tokenizer
+from edgemm.errors import InputError, UsageError
+
+__all__ = [
+    "Message",
+    "Prompt",
+    "as_messages",
+    "chat_prompt",
+    "check_length",
+    "drawing_prompt",
+    "empty_drawing_prompt",
+    "image_prompt",
+    "picture_in_reply",
+    "turn_prompt",
+    "unconditional_prompt",
+    "with_picture_ids",
+]
+
+ROLES = ("system", "user", "assistant")
+PICTURE_ID = 0  # stands where a picture's row does; the transformer never looks at it
+
+
+@dataclass(frozen=True)
+class Message:
+    role: str
+    content: str
+    images: tuple[Any, ...] = ()
+
+
+@dataclass(frozen=True, eq=False)
+class Prompt:
+    """One row of tokens, as the transformer wants it; positions count from 0."""
+
+    input_ids: np.ndarray  # (s) int64
+    image_index: np.ndarray  # (s) int64: row of the pictures' tokens, -1 for text
+    attention_limit: np.ndarray  # (s) int64: last position each one may see
+    users_own: np.ndarray  # (s) float32: 1 on the user's own text
+
+    def __len__(self) -> int:
+        return len(self.input_ids)
+
+    @property
+    def text_ids(self) -> list[int]:
+        return self.input_ids[self.image_index < 0].tolist()
+
+
+Pieces = list[tuple[str, bool]]  # a string, and whether it is the user's own
+
+
+@dataclass
+class _Builder:
+    tokenizer: Tokenizer
+    ids: list[int] = field(default_factory=list)
+    rows: list[int] = field(default_factory=list)
+    limits: list[int] = field(default_factory=list)
+    own: list[float] = field(default_factory=list)
+    pictures: int = 0
+
+    def text(self, piece: str, own: bool = False) -> None:
+        ids = self.tokenizer.encode(piece, special=not own)
+        self.limits += range(len(self.ids), len(self.ids) + len(ids))
+        self.ids += ids
+        self.rows += [-1] * len(ids)
+        self.own += [float(own)] * len(ids)
+
+    def tokens(self, ids: Sequence[int]) -> None:
+        """Ids that the model wrote itself."""
+        self.limits += range(len(self.ids), len(self.ids) + len(ids))
+        self.ids += ids
+        self.rows += [-1] * len(ids)
+        self.own += [0.0] * len(ids)
+
+    def picture(self, count: int) -> None:
+        """`count` tokens that see one another."""
+        self.limits += [len(self.ids) + count - 1] * count
+        self.ids += [PICTURE_ID] * count
+        self.rows += range(self.pictures * count, (self.pictures + 1) * count)
+        self.own += [0.0] * count
+        self.pictures += 1
+
+    def build(self) -> Prompt:
+        return Prompt(
+            np.array(self.ids, dtype=np.int64),
+            np.array(self.rows, dtype=np.int64),
+            np.array(self.limits, dtype=np.int64),
+            np.array(self.own, dtype=np.float32),
+        )
+
+
+def as_messages(prompt: str | Sequence[dict[str, Any]], images: Sequence[Any] = ()) -> tuple[Message, ...]:
+    """A prompt, or a list of {"role", "content", "images"}; loose images go to the last message."""
+    if isinstance(prompt, str):
+        return _checked((Message("user", prompt, tuple(images)),))
+    messages = []
+    for index, entry in enumerate(prompt):
+        if not isinstance(entry, dict) or not {"role", "content"} <= entry.keys() <= {"role", "content", "images"}:
+            raise UsageError(f"messages[{index}] is {entry!r:.80}, expected role, content and perhaps images")
+        messages.append(Message(entry["role"], entry["content"], tuple(entry.get("images") or ())))
+    if messages and images:
+        last = messages[-1]
+        messages[-1] = Message(last.role, last.content, last.images + tuple(images))
+    return _checked(tuple(messages))
+
+
+def _checked(messages: tuple[Message, ...]) -> tuple[Message, ...]:
+    if not messages:
+        raise UsageError("messages is empty, expected at least one")
+    for index, message in enumerate(messages):
+        if message.role not in ROLES:
+            raise UsageError(f"messages[{index}].role is {message.role!r}, expected one of: {', '.join(ROLES)}")
+        if not isinstance(message.content, str):
+            kind = type(message.content).__name__
+            raise UsageError(f"messages[{index}].content is {kind}, expected a string")
+        if message.role == "system" and index:
+            raise UsageError(f"messages[{index}].role is 'system', which may only come first")
+        if message.images and message.role != "user":
+            raise UsageError(f"messages[{index}]: only a user's message carries images")
+    last = messages[-1]
+    if last.role != "user":
+        raise UsageError(f"the last message is the {last.role}'s, expected the user's")
+    if not last.content.strip() and not last.images:
+        raise UsageError("prompt is empty, expected some text")
+    return messages
+
+
+def chat_prompt(messages: Sequence[Message], loop: TextLoop, tokenizer: Tokenizer) -> Prompt:
+    """The whole conversation, up to where the reply starts."""
+    if messages[0].role == "system" and not loop.template.takes_system:
+        raise UsageError("this model was trained without system messages: say it in the first message")
+    if loop.joined:
+        return _joined_chat(messages, loop, tokenizer)
+    builder, template = _Builder(tokenizer), loop.template
+    system = messages[0].content if messages[0].role == "system" else template.system_default
+    if system:
+        builder.text(template.system_open)
+        builder.text(system, own=messages[0].role == "system")
+        builder.text(template.system_close)
+    for message in messages:
+        if message.role == "user":
+            _user(builder, message, loop)
+        elif message.role == "assistant":
+            builder.text(template.assistant_open)
+            builder.text(message.content, own=True)
+            builder.text(template.assistant_close)
+    builder.text(template.assistant_open)
+    return builder.build()
+
+
+def check_length(tokens: int, limits: Limits) -> None:
+    """Refuses what no empty cache of this bundle has room for."""
+    if tokens > limits.max_context:
+        raise InputError(
+            f"the prompt takes {tokens} tokens, this bundle holds at most {limits.max_context}; shorten it"
+        )
+
+
+def turn_prompt(message: Message, unread: Sequence[int], loop: TextLoop, tokenizer: Tokenizer) -> Prompt:
+    """What follows a reply: its last tokens that were written and not yet read, its end, and the next message."""
+    if loop.joined:
+        raise UsageError(
+            "this model reads a conversation as one string, so a session has one turn; "
+            "give all messages to generate_text"
+        )
+    builder = _Builder(tokenizer)
+    builder.tokens(unread)
+    builder.text(loop.template.assistant_close)
+    _user(builder, message, loop)
+    builder.text(loop.template.assistant_open)
+    return builder.build()
+
+
+def picture_in_reply(unread: Sequence[int], loop: TextLoop, tokenizer: Tokenizer) -> Prompt:
+    """A picture that the model drew, in the middle of its reply."""
+    builder = _Builder(tokenizer)
+    builder.tokens(unread)
+    builder.picture(loop.image_token_count)
+    builder.text(loop.image_close)
+    return builder.build()
+
+
+def _user(builder: _Builder, message: Message, loop: TextLoop) -> None:
+    builder.text(loop.template.user_open)
+    for _ in message.images:
+        builder.picture(loop.image_token_count)
+    if message.images:
+        builder.text(loop.image_close)
+    builder.text(message.content, own=True)
+    builder.text(loop.template.user_close)
+
+
+def drawing_prompt(prompt: str, template: DenoiseTemplate, tokenizer: Tokenizer, picture: int = 0) -> Prompt:
+    """What the denoiser's prefix is made of; `picture` is how many tokens a picture to edit takes."""
+    if not isinstance(prompt, str) or not prompt.strip():
+        raise UsageError("prompt is empty, expected some text")
+    builder = _Builder(tokenizer)
+    builder.text(template.open)
+    if picture:
+        builder.picture(picture)
+    builder.text(" " + prompt, own=True)
+    builder.text(template.close)
+    return builder.build()
+
+
+def empty_drawing_prompt(template: DenoiseTemplate, tokenizer: Tokenizer) -> Prompt:
+    """What guidance leads away from, when nothing else is said: the template around nothing."""
+    builder = _Builder(tokenizer)
+    builder.text(template.open)
+    builder.text(template.close)
+    return builder.build()
+
+
+def image_prompt(prompt: str, loop: ImageTokensLoop, tokenizer: Tokenizer) -> Prompt:
+    """What the first token of a picture follows."""
+    if not isinstance(prompt, str) or not prompt.strip():
+        raise UsageError("prompt is empty, expected some text")
+    return _around(prompt, loop, tokenizer)
+
+
+def unconditional_prompt(prompt: Prompt, negative: str | None, loop: ImageTokensLoop, tokenizer: Tokenizer) -> Prompt:
+    """The other half of guidance: the same prompt blotted out, or one that says what is not wanted."""
+    if loop.unconditional == "prompt":
+        return _around(loop.negative_prompt if negative is None else negative, loop, tokenizer)
+    if negative is not None:
+        raise UsageError("negative_prompt is given, but this model guides away from a blotted-out prompt")
+    kept = np.isin(prompt.input_ids, loop.kept_ids)
+    return _causal(np.where(kept, prompt.input_ids, loop.pad_id))
+
+
+def with_picture_ids(prompt: Prompt, token_ids: np.ndarray) -> Prompt:
+    """The prompt with token ids (m) where its pictures stand, for models that read pictures as tokens."""
+    pictured = prompt.image_index >= 0
+    ids = prompt.input_ids.copy()
+    ids[pictured] = token_ids[prompt.image_index[pictured]]
+    return replace(prompt, input_ids=ids, image_index=np.full_like(prompt.image_index, -1))
+
+
+def _around(prompt: str, loop: ImageTokensLoop, tokenizer: Tokenizer) -> Prompt:
+    own = prompt.strip() if loop.strip else prompt
+    return _causal(_joined_ids([(loop.open, False), (own, True), (loop.close, False)], tokenizer))
+
+
+def _joined_chat(messages: Sequence[Message], loop: TextLoop, tokenizer: Tokenizer) -> Prompt:
+    template, rest = loop.template, list(messages)
+    pieces: Pieces = [(template.opening, False)]
+    if rest[0].role == "system":
+        content = rest.pop(0).content
+        pieces = [(template.system_open, False), (content, True), (template.system_close, False)]
+    for message in rest:
+        if message.role == "user":
+            picture = loop.image_open + loop.image_token * loop.image_token_count + loop.image_end
+            pictures = loop.image_between.join([picture] * len(message.images))
+            pieces += [(template.user_open, False), (pictures, False)]
+            pieces += [(loop.image_close if message.images else "", False), (message.content, True)]
+            pieces.append((template.user_close, False))
+        else:
+            pieces += [(template.assistant_open, False), (message.content, True), (template.assistant_close, False)]
+    pieces.append((template.assistant_open if template.reply_open is None else template.reply_open, False))
+    ids = _joined_ids([(piece.strip() if own and loop.strip else piece, own) for piece, own in pieces], tokenizer)
+    return _causal(ids, _picture_rows(ids, sum(len(message.images) for message in rest), loop, tokenizer))
+
+
+def _picture_rows(ids: np.ndarray, pictures: int, loop: TextLoop, tokenizer: Tokenizer) -> np.ndarray:
+    """image_index of each position."""
+    pictured = ids == (tokenizer.token_id(loop.image_token) if loop.image_token else -1)
+    if pictured.sum() != pictures * loop.image_token_count:
+        raise UsageError(f"the prompt spells {loop.image_token!r}, which stands for pictures alone; leave it out")
+    return np.where(pictured, np.cumsum(pictured) - 1, -1)
+
+
+def _joined_ids(pieces: Pieces, tokenizer: Tokenizer) -> np.ndarray:
+    """Ids of all pieces as one string; each piece alone where a user's own text spells a special token."""
+    if any(own and tokenizer.spells_special(piece) for piece, own in pieces):
+        ids = [token for piece, own in pieces for token in tokenizer.encode(piece, special=not own)]
+    else:
+        ids = tokenizer.encode("".join(piece for piece, _ in pieces), special=True)
+    return np.array(ids, dtype=np.int64)
+
+
+def _causal(ids: np.ndarray, image_index: np.ndarray | None = None) -> Prompt:
+    """Every token sees those before it, a picture's too."""
+    rows = np.full_like(ids, -1) if image_index is None else image_index.astype(np.int64)
+    return Prompt(ids, rows, np.arange(len(ids), dtype=np.int64), np.zeros(len(ids), dtype=np.float32))

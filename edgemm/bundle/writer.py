@@ -1,0 +1,135 @@
+"""Write a bundle whole or not at all.
+
+    with BundleWriter("sticker.bundle", overwrite=True) as writer:
+        onnx.save_model(..., writer.file("components/denoiser/cpu-int8.onnx"))   # or any tool that takes a path
+        writer.add_bytes("NOTICE", notice)
+        writer.add_file("tokenizer.json", checkpoint / "tokenizer.json")
+        writer.finish(manifest)          # its `files` are filled in here, and it is written last
+
+Everything goes to a temporary folder, which takes the bundle's name at the block's end (files.py).  What the
+manifest means is in manifest.py.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import os
+import shutil
+from pathlib import Path
+from types import TracebackType
+
+from edgemm.bundle.files import is_disk_full, whole_folder
+from edgemm.bundle.manifest import FileRecord, Manifest, check_bundle_path
+from edgemm.errors import BundleError, InputError, ResourceError
+
+__all__ = ["BundleWriter"]
+
+
+class BundleWriter:
+    """A context manager; leaving it without `finish` leaves nothing on disk."""
+
+    def __init__(self, path: str | os.PathLike[str], overwrite: bool = False, expected_bytes: int = 0) -> None:
+        self.path = Path(os.path.abspath(path))
+        self.overwrite = overwrite
+        self.expected_bytes = expected_bytes  # what the caller thinks it will write: refused early when it cannot fit
+        self.folder = self.path  # where files go until finish; a temporary folder once entered
+        self.finished = False
+        self._whole = whole_folder(self.path, self._may_replace)
+
+    def __enter__(self) -> BundleWriter:
+        self.folder = self._whole.__enter__()
+        free = shutil.disk_usage(self.folder).free
+        if self.expected_bytes > free:
+            self._give_up(
+                ResourceError(f"{self.path}: needs {self.expected_bytes} bytes, {free} are free on that disk")
+            )
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if error is None and not self.finished:
+            self._give_up(
+                BundleError(f"{self.path}: the export ended before the manifest was written; nothing was kept")
+            )
+        written, free = _size_of(self.folder), shutil.disk_usage(self.folder).free
+        try:
+            self._whole.__exit__(kind, error, traceback)
+            _flush(self.path.parent)
+        except OSError as failure:
+            error = failure
+            if not is_disk_full(failure):
+                raise
+        if is_disk_full(error):
+            needed = max(self.expected_bytes, written + 1)
+            raise ResourceError(
+                f"{self.path}: the disk is full: needs more than {needed} bytes, {free} were free after {written}; "
+                "nothing was kept"
+            ) from error
+
+    def _give_up(self, error: Exception) -> None:
+        self._whole.__exit__(type(error), error, None)
+        raise error
+
+    def file(self, name: str) -> Path:
+        """Where to write the file that will be `name` in the bundle; its folder exists."""
+        check_bundle_path(name, "name")
+        path = self.folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return path
+
+    def add_bytes(self, name: str, content: bytes) -> None:
+        self.file(name).write_bytes(content)
+
+    def add_file(self, name: str, source: str | os.PathLike[str]) -> None:
+        """Copies a file of somewhere else; a link is followed."""
+        shutil.copyfile(source, self.file(name))
+
+    def inventory(self) -> dict[str, FileRecord]:
+        """Size and SHA-256 of everything written so far, except manifest.json."""
+        records: dict[str, FileRecord] = {}
+        for path in sorted(self.folder.rglob("*")):
+            name = path.relative_to(self.folder).as_posix()
+            if path.is_symlink() or not (path.is_file() or path.is_dir()):
+                raise BundleError(f"{name}: a bundle holds regular files only")
+            if path.is_file() and name != "manifest.json":
+                records[name] = FileRecord(_sha256(path), path.stat().st_size)
+        return records
+
+    def finish(self, manifest: Manifest) -> Manifest:
+        """Hashes every file, writes the manifest last, and makes all durable; the name comes when the block ends."""
+        whole = dataclasses.replace(manifest, files=self.inventory())
+        whole.check_files()
+        self.add_bytes("manifest.json", whole.to_json().encode())
+        for path in sorted(self.folder.rglob("*"), reverse=True):
+            _flush(path)
+        _flush(self.folder)
+        self.finished = True
+        return whole
+
+    def _may_replace(self, path: Path) -> None:
+        if not self.overwrite:
+            raise InputError(f"{path}: exists already; choose another name or ask to overwrite it (--overwrite)")
+        if path.is_symlink() or not (path / "manifest.json").is_file():
+            raise InputError(f"{path}: exists and is no bundle, so it will not be replaced")
+
+
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with open(path, "rb") as stream:
+        while chunk := stream.read(1 << 20):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def _flush(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _size_of(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())

@@ -1,0 +1,226 @@
+"""`edgemm bench BUNDLE`: how fast and how large; a table, then one JSON line."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from importlib import resources
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from edgemm.errors import EdgemmError, UsageError
+
+if TYPE_CHECKING:
+    from edgemm.bench.workload import Plan, Progress
+
+__all__ = ["add_arguments", "run"]
+
+SCENARIOS = ("single-stream", "offline", "server")
+PAIRS = 6  # processes a side, when two bundles take turns
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("bundle", metavar="BUNDLE", type=Path, nargs="?")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, ... (default: auto)")
+    parser.add_argument("--threads", type=int, help="CPU threads (default: the cores this process may use)")
+    work = parser.add_argument_group("work")
+    work.add_argument("-p", "--prompt-tokens", type=int, default=128, help="tokens to read (default: 128)")
+    work.add_argument("-n", "--new-tokens", type=int, default=64, help="tokens to write (default: 64)")
+    work.add_argument("--steps", type=int, help="denoising steps (default: the bundle's own)")
+    work.add_argument(
+        "-r", "--repetitions", type=int, help="runs that count, at least (default: 20; 5 in each process)"
+    )
+    work.add_argument("--warmup", type=int, default=3, help="runs before, thrown away (default: 3)")
+    work.add_argument(
+        "--duration", type=float, metavar="S", help="and at least so long (default: 10; 0 in each process)"
+    )
+    work.add_argument(
+        "--processes", type=int, metavar="N", help="start anew N times: an interval needs it (default: 1; --against: 6)"
+    )
+    kind = parser.add_argument_group("kind of measurement (default: one request after the other)")
+    kind.add_argument("--scenario", choices=SCENARIOS, default="single-stream", help="offline: all requests at once")
+    kind.add_argument(
+        "--rate", type=float, metavar="N", help="server: requests a second (default: half of what it can)"
+    )
+    kind.add_argument("--component", metavar="NAME", help="one component alone, on arrays of real work")
+    kind.add_argument("--profile", action="store_true", help="with --component: by operator, too")
+    kind.add_argument("--loadgen", action="store_true", help="MLPerf's LoadGen asks: its harness, not a submission")
+    kind.add_argument("--loadgen-logs", metavar="FOLDER", type=Path, help="keep LoadGen's own logs there")
+    kind.add_argument("--against", metavar="B", type=Path, help="two bundles in turns, B over BUNDLE")
+    kind.add_argument("--compare", nargs=2, metavar=("A.json", "B.json"), type=Path, help="two results, B over A")
+    kind.add_argument(
+        "--schema",
+        nargs="?",
+        const="bench",
+        choices=("bench", "comparison"),
+        help="print the JSON Schema of a result, and measure nothing",
+    )
+    parser.add_argument("-o", "--output-format", choices=("md", "json", "jsonl", "csv"), default="md")
+    parser.add_argument("--json", dest="output_format", action="store_const", const="json", help="same as -o json")
+    parser.add_argument("--result", metavar="FILE", type=Path, help="keep the JSON document there")
+    parser.add_argument("--report", metavar="FILE.html", type=Path, help="keep a page with plots there; takes longer")
+    parser.add_argument("--trace", metavar="FILE", type=Path, help="keep a timeline for Chrome or Perfetto there")
+
+
+def run(args: argparse.Namespace) -> int:
+    if args.schema:
+        print((resources.files("edgemm.bench") / f"{args.schema}.schema.json").read_text(encoding="utf-8"), end="")
+        return 0
+    if args.compare:
+        return _compare(args)
+    _check(args)
+    progress: Progress = _show if sys.stderr.isatty() else lambda done, of, what: None
+    if args.against:
+        return _against(args, progress)
+    result, files = _measure(args, progress)
+    if sys.stderr.isatty():
+        sys.stderr.write("\r\033[K")
+    problem = _keep(files)
+    print(_rendered(result, args.output_format))  # even when a file could not be kept: it took minutes
+    if problem:
+        raise problem
+    return 0
+
+
+def _check(args: argparse.Namespace) -> None:
+    if args.bundle is None:
+        raise UsageError("give a BUNDLE to measure, or --compare A.json B.json")
+    if args.component and args.loadgen:
+        raise UsageError("--component and --loadgen are two kinds of measurement: leave one out")
+    if args.profile and not args.component:
+        raise UsageError("--profile needs --component: operators are told one component at a time")
+    other_kind = args.loadgen or args.scenario != "single-stream"
+    if (args.against or (args.processes or 1) > 1) and (other_kind or args.component or args.trace):
+        raise UsageError("--processes and --against are for one request after the other, without --trace")
+    if args.against and (args.report or args.output_format in ("jsonl", "csv")):
+        raise UsageError("--against gives a comparison: -o md or -o json, and no --report")
+    if args.trace and other_kind:
+        raise UsageError("--trace is for one request after the other: leave --scenario and --loadgen out")
+    if args.report and (args.component or other_kind):
+        raise UsageError("--report is for one request after the other: leave the other kinds of measurement out")
+    if args.trace and args.component and not args.profile:
+        raise UsageError("--trace of a component needs --profile")
+
+
+def _measure(args: argparse.Namespace, progress: Progress) -> tuple[dict[str, Any], dict[Path, str]]:
+    """The result, and the text of every file that was asked for."""
+    from edgemm.bench.page import as_json
+
+    trace: Any = None
+    if args.component:
+        from edgemm.bench.components import bench_component
+
+        result, trace = bench_component(args.bundle, args.component, _plan(args), args.profile, progress)
+    elif args.loadgen:
+        from edgemm.bench.loadgen import run_loadgen
+
+        result = run_loadgen(args.bundle, _plan(args), args.loadgen_logs, progress=progress)
+    elif args.scenario != "single-stream":
+        from edgemm.bench.scenarios import run_scenario
+
+        result = run_scenario(args.bundle, args.scenario, _plan(args), args.rate, progress)
+    elif args.processes and args.processes > 1:
+        from edgemm.bench.processes import run_processes
+
+        result = run_processes(args.bundle, _plan(args), progress)
+    else:
+        from edgemm.bench.bench import run_bench
+        from edgemm.bench.timeline import EngineClock, trace_document
+
+        clock = EngineClock()
+        result = run_bench(args.bundle, _plan(args), progress, clock)
+        trace = trace_document(clock.works, clock.runs)
+    if args.report:
+        result["roofline"] = _roofline(args.bundle, result, progress)
+    files = {args.result: as_json(result) + "\n"} if args.result else {}
+    if args.report:
+        from edgemm.bench.report import render_report
+
+        files[args.report] = render_report(result)
+    return result, files | ({args.trace: as_json(trace) + "\n"} if args.trace else {})
+
+
+def _roofline(bundle: Path, result: dict[str, Any], progress: Progress) -> dict[str, Any]:
+    from edgemm.bench.roofline import roofline
+    from edgemm.bundle.bundle import open_bundle
+
+    progress(0, 1, "measuring this machine's ceilings")
+    return roofline(open_bundle(bundle, verify=False), result)
+
+
+def _plan(args: argparse.Namespace) -> Plan:
+    from edgemm.bench.workload import Plan
+
+    processes = (PAIRS if args.against else 1) if args.processes is None else args.processes
+    return Plan(
+        prompt_tokens=args.prompt_tokens,
+        new_tokens=args.new_tokens,
+        steps=args.steps,
+        repetitions=(20 if processes == 1 else 5) if args.repetitions is None else args.repetitions,
+        warmup=args.warmup,
+        duration_s=(10.0 if processes == 1 else 0.0) if args.duration is None else args.duration,
+        device=args.device,
+        threads=args.threads,
+        growth=bool(args.report),
+        processes=processes,
+    )
+
+
+def _against(args: argparse.Namespace, progress: Progress) -> int:
+    from edgemm.bench.comparison import compare
+    from edgemm.bench.processes import run_in_turns
+
+    a, b = run_in_turns(args.bundle, args.against, _plan(args), progress)
+    if sys.stderr.isatty():
+        sys.stderr.write("\r\033[K")
+    found = {**compare(a, b, took_turns=True), "results": {"a": a, "b": b}}
+    return _tell(found, str(args.bundle), str(args.against), args)
+
+
+def _compare(args: argparse.Namespace) -> int:
+    from edgemm.bench.comparison import compare
+    from edgemm.bundle.files import read_result
+
+    a, b = args.compare
+    return _tell(compare(read_result(a), read_result(b)), str(a), str(b), args)
+
+
+def _tell(found: dict[str, Any], a: str, b: str, args: argparse.Namespace) -> int:
+    from edgemm.bench.comparison import render_comparison
+    from edgemm.bench.page import as_json
+
+    problem = _keep({args.result: as_json(found) + "\n"} if args.result else {})
+    print((render_comparison(found, a, b) + "\n\n" if args.output_format == "md" else "") + as_json(found))
+    if problem:
+        raise problem
+    return 0
+
+
+def _keep(files: dict[Path, str]) -> EdgemmError | None:
+    """Writes the files that were asked for; what goes wrong is told after the result."""
+    from edgemm.bundle.files import write_whole
+
+    problem = None
+    for path, text in files.items():
+        try:
+            write_whole(path, text)
+        except EdgemmError as error:
+            problem = error
+    return problem
+
+
+def _rendered(result: dict[str, Any], form: str) -> str:
+    from edgemm.bench import page as bench_formats
+    from edgemm.bench.page import render_page
+
+    if form == "jsonl":
+        return bench_formats.as_jsonl(result)
+    if form == "csv":
+        return bench_formats.as_csv(result)
+    page = render_page(result) + "\n\n" if form == "md" else ""
+    return page + bench_formats.as_json(result)
+
+
+def _show(done: int, of: int, what: str) -> None:
+    sys.stderr.write(f"\r\033[K[{'#' * done}{'.' * (of - done)}] {done}/{of} {what}")
+    sys.stderr.flush()

@@ -1,0 +1,149 @@
+"""`edgemm chat BUNDLE`: one question, or a conversation on a terminal.
+
+The reply goes to stdout as it comes, and nothing else does; remarks go to stderr.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from edgemm.cli.arguments import add_model_arguments, open_model
+from edgemm.errors import InputError, UsageError
+
+if TYPE_CHECKING:
+    from edgemm.runtimes.model import Model
+    from edgemm.runtimes.results import TextResult
+
+__all__ = ["HELP", "add_arguments", "run"]
+
+HELP = "ask a bundle, with pictures or without"
+COMMANDS = "/image FILE adds a picture to the next message, /reset starts anew, /quit ends"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add_model_arguments(parser)
+    parser.add_argument(
+        "--prompt", help="the question; without it a conversation on a terminal, or stdin as the prompt"
+    )
+    parser.add_argument("--image", action="append", default=[], metavar="FILE", help="a picture; may be repeated")
+    parser.add_argument("--system", help="a system message")
+    parser.add_argument("--max-new-tokens", type=int, default=128, metavar="N", help="default %(default)s")
+    parser.add_argument("--temperature", type=float, default=0.0, help="0 takes the likeliest token (default)")
+    parser.add_argument("--top-k", type=int, metavar="K", help="keep the K likeliest tokens")
+    parser.add_argument("--top-p", type=float, metavar="P", help="keep the likeliest tokens of this probability")
+    parser.add_argument("--min-p", type=float, metavar="P", help="drop tokens below this part of the likeliest")
+    parser.add_argument("--repetition-penalty", type=float, default=1.0, help="above 1 repeats less (default 1)")
+    parser.add_argument("--seed", type=int, help="the same seed gives the same reply")
+    parser.add_argument("--stop", action="append", default=[], metavar="TEXT", help="end there; may be repeated")
+    parser.add_argument("--json-schema", metavar="FILE", help="the reply is JSON of the schema in this file")
+    parser.add_argument(
+        "--guess-ahead",
+        type=int,
+        default=0,
+        metavar="N",
+        help="guess up to N tokens, check them in one run: the same reply, sooner where it repeats",
+    )
+    parser.add_argument("--timeout-s", type=float, metavar="S", help="end the reply after so many seconds")
+
+
+def run(args: argparse.Namespace) -> int:
+    interactive = args.prompt is None and sys.stdin.isatty()
+    if interactive and args.json:
+        raise UsageError("--json needs --prompt")
+    prompt = sys.stdin.read().strip() if args.prompt is None and not interactive else args.prompt
+    with open_model(args) as model:
+        messages: list[dict[str, Any]] = [{"role": "system", "content": args.system}] if args.system else []
+        if interactive:
+            return _converse(model, messages, args)
+        messages.append({"role": "user", "content": prompt, "images": args.image})
+        result = _reply(model, messages, args, (lambda text: None) if args.json else _show)
+        if args.json:
+            print(json.dumps(dataclasses.asdict(result), ensure_ascii=False))
+    return 0
+
+
+def _reply(
+    model: Model, messages: list[dict[str, Any]], args: argparse.Namespace, show: Callable[[str], None]
+) -> TextResult:
+    stream = model.stream_text(
+        messages,
+        max_new_tokens=args.max_new_tokens,
+        temperature=args.temperature,
+        top_k=args.top_k,
+        top_p=args.top_p,
+        min_p=args.min_p,
+        repetition_penalty=args.repetition_penalty,
+        seed=args.seed,
+        stop=args.stop,
+        json_schema=Path(args.json_schema).read_text(encoding="utf-8") if args.json_schema else None,
+        timeout_s=args.timeout_s,
+        guess_ahead=args.guess_ahead,
+    )
+    result = None
+    for chunk in stream:
+        show(chunk.text)
+        result = chunk.result
+    assert result is not None  # an error would have been raised
+    if not args.json:
+        _show("\n")
+    if args.verbose:
+        m = result.metrics
+        print(
+            f"{m.prompt_tokens} tokens read, {m.new_tokens} written, ended by {result.finish_reason}; "
+            f"first token {m.time_to_first_token_ms:.0f} ms, then {m.decode_tokens_per_s:.1f} tokens/s",
+            file=sys.stderr,
+        )
+    return result
+
+
+def _show(text: str) -> None:
+    sys.stdout.write(text)
+    sys.stdout.flush()
+
+
+class _Tee:
+    """Shows a text and keeps it."""
+
+    def __init__(self, kept: list[str]) -> None:
+        self.kept = kept
+
+    def __call__(self, text: str) -> None:
+        self.kept.append(text)
+        _show(text)
+
+
+def _converse(model: Model, opening: list[dict[str, Any]], args: argparse.Namespace) -> int:
+    """Reads lines until the end of input; Ctrl-C ends a reply, and at the prompt the conversation."""
+    print(f"{model.manifest.name}: {COMMANDS}", file=sys.stderr)
+    messages, images = list(opening), list(args.image)
+    while True:
+        try:
+            line = input("> ").strip()
+        except EOFError:
+            return 0
+        if line == "/quit":
+            return 0
+        if line == "/reset":
+            messages, images = list(opening), []
+        elif line.startswith("/image "):
+            images.append(line.removeprefix("/image ").strip())
+        elif line.startswith("/"):
+            print(COMMANDS, file=sys.stderr)
+        elif line:
+            asked = [*messages, {"role": "user", "content": line, "images": images}]
+            shown: list[str] = []
+            try:
+                _reply(model, asked, args, _Tee(shown))
+            except InputError as error:
+                print(f"edgemm: {error}", file=sys.stderr)
+                images = []
+                continue
+            except KeyboardInterrupt:
+                _show("\n")
+            messages, images = [*asked, {"role": "assistant", "content": "".join(shown)}], []

@@ -1,0 +1,105 @@
+"""`edgemm inspect BUNDLE`: what is in a bundle, from its manifest alone; nothing is hashed or run.
+
+With --estimate it takes the folder of a checkpoint, foreign or edgemm's own, and says from config.json alone how large
+its bundle would be.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Iterable
+from pathlib import Path
+
+from edgemm.bundle.bundle import Bundle, open_bundle
+from edgemm.errors import InputError, MissingError
+
+__all__ = ["HELP", "add_arguments", "describe", "run"]
+
+HELP = "what is in a bundle"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("bundle", metavar="BUNDLE", help="the folder that `edgemm export` wrote")
+    parser.add_argument("--json", action="store_true", help="print the manifest")
+    parser.add_argument(
+        "--estimate",
+        action="store_true",
+        help="BUNDLE is a checkpoint folder: parameters, bundle and cache sizes, from its config.json alone",
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    if args.estimate:
+        return _estimate(Path(args.bundle), args.json)
+    _refuse_checkpoint(Path(args.bundle))
+    bundle = open_bundle(args.bundle, verify=False)
+    print(bundle.manifest.to_json() if args.json else "\n".join(describe(bundle)), end="" if args.json else "\n")
+    return 0
+
+
+def _refuse_checkpoint(folder: Path) -> None:
+    """Names the verb for it; or, of a foreign one, says that none is there and what is in the way."""
+    if (folder / "manifest.json").exists() or not (folder / "config.json").is_file():
+        return
+    from edgemm.families.table import FAMILIES, find_foreign, load_family
+
+    found = find_foreign(folder)
+    if found and found.architecture not in FAMILIES:
+        load_family(found)
+    raise InputError(f"{folder}: a checkpoint and no bundle; what it would become: edgemm inspect {folder} --estimate")
+
+
+def _estimate(folder: Path, as_json: bool) -> int:
+    from edgemm.families.table import find_foreign
+
+    found = find_foreign(folder)
+    if found is None and not (folder / "config.json").is_file():
+        raise InputError(f"{folder}: no config.json of a model; --estimate reads nothing else")
+    try:
+        from edgemm.families import paper
+    except ImportError as error:
+        raise MissingError(f"--estimate needs {error.name or error}: pip install 'edgemm[families,ort]'") from error
+    measured = paper.measure(found) if found else paper.measure_own(folder)
+    print(json.dumps(paper.as_json(measured)) if as_json else "\n".join(paper.describe(measured)))
+    return 0
+
+
+def describe(bundle: Bundle) -> Iterable[str]:
+    """The manifest as a page of text."""
+    manifest = bundle.manifest
+    total = sum(record.size_bytes for record in manifest.files.values())
+    yield f"{manifest.name}: family {manifest.family}, {_megabytes(total)} in {len(manifest.files)} files"
+    source = manifest.source
+    yield f"from checkpoint {source.checkpoint} ({source.sha256[:16]}), exported by edgemm {manifest.edgemm_version}"
+    yield ""
+    yield f"{'component':<16}{'variant':<16}{'dialect':<14}{'precision':<12}{'size':>10}"
+    for name, component in manifest.components.items():
+        for variant_name, variant in component.variants.items():
+            files = [path for path in (variant.graph, variant.data) if path]
+            size = sum(manifest.files[path].size_bytes for path in files)
+            yield f"{name:<16}{variant_name:<16}{variant.dialect:<14}{variant.precision:<12}{_megabytes(size):>10}"
+    yield ""
+    for target, chosen in manifest.targets.items():
+        yield f"target {target}: " + ", ".join(f"{component} {variant}" for component, variant in chosen.items())
+    text, draws = manifest.loops.text, manifest.loops.denoise
+    if text:
+        eyes = {"image_encoder", "vq_encoder"} & manifest.components.keys()
+        reads = f", reads pictures at {text.image_size} px" if eyes else ""
+        yield f"talks{reads}; at most {manifest.limits.max_context} tokens"
+    if draws:
+        yield (
+            f"draws {draws.image_size} x {draws.image_size} px in {draws.num_inference_steps} steps "
+            f"(at most {manifest.limits.max_steps}), guidance {draws.guidance_scale:g}"
+        )
+    codes = manifest.loops.image_tokens
+    if codes:
+        yield (
+            f"draws {codes.image_width} x {codes.image_height} px, {codes.rows} x {codes.columns} tokens one by one, "
+            f"guidance {codes.guidance_scale:g}"
+        )
+    yield "licences: " + ("; ".join(f"{entry.what}: {entry.licence}" for entry in manifest.licences) or "none given")
+
+
+def _megabytes(size_bytes: int) -> str:
+    return f"{size_bytes / 1e6:.1f} MB"

@@ -1,0 +1,165 @@
+"""`edgemm VERB`: finds the verb, runs it, and turns every failure into one line and an exit code.
+
+Only the chosen verb's module is imported.  A verb's module has add_arguments(parser) and run(args) -> int; exit codes
+are those of errors.py, 130 after Ctrl-C, 141 when nobody reads the output any more.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import difflib
+import errno
+import importlib
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+from dataclasses import dataclass
+from types import ModuleType
+from typing import NoReturn
+
+import edgemm
+from edgemm.errors import EdgemmError, InputError, MissingError, ResourceError, UsageError
+
+__all__ = ["VERBS", "Verb", "main"]
+
+
+@dataclass(frozen=True)
+class Verb:
+    module: str
+    extra: str  # what pip install 'edgemm[EXTRA]' brings for it
+    help: str
+
+
+VERBS = {
+    "data": Verb("edgemm.cli.data", "data", "build image-text sets with pinned hashes"),
+    "train": Verb("edgemm.cli.train", "train", "train a checkpoint from a recipe; goes on where it was stopped"),
+    "distill": Verb("edgemm.cli.distill", "train", "make a smaller student, or one that draws in few steps"),
+    "finetune": Verb("edgemm.cli.finetune", "train", "teach a checkpoint a style or a topic with an adapter"),
+    "merge": Verb("edgemm.cli.merge", "train", "merge an adapter into a copy of its checkpoint"),
+    "join": Verb("edgemm.cli.join", "train", "a checkpoint that draws and one that reads, joined"),
+    "quantize": Verb(
+        "edgemm.cli.quantize", "export", "decide how a checkpoint is quantized; reading and drawing apart"
+    ),
+    "export": Verb("edgemm.cli.export", "export", "checkpoint to bundle; fails when the bundle differs"),
+    "verify": Verb("edgemm.cli.verify", "ort", "check a bundle: hashes, graphs, and what they compute"),
+    "build": Verb("edgemm.cli.build", "tensorrt-rtx", "TensorRT engines of a bundle, for this device or for others"),
+    "chat": Verb("edgemm.cli.chat", "ort", "ask a bundle, with pictures or without"),
+    "draw": Verb("edgemm.cli.draw", "ort", "draw a picture with a bundle"),
+    "inspect": Verb("edgemm.cli.inspect", "ort", "what is in a bundle"),
+    "doctor": Verb("edgemm.cli.doctor", "ort", "what this machine can run and what to install"),
+    "bench": Verb("edgemm.cli.bench", "ort", "latency, throughput and memory of a bundle"),
+    "estimate": Verb("edgemm.cli.estimate", "export", "time and memory on a device that is not here"),
+    "eval": Verb("edgemm.cli.eval", "train", "how well a bundle reads and draws"),
+}
+
+INTERRUPTED, PIPE_CLOSED = 130, 141
+
+
+class Parser(argparse.ArgumentParser):
+    """An ArgumentParser that raises instead of printing its usage and leaving."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(f"{message} (see: {self.prog} --help)")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    words = list(sys.argv[1:] if argv is None else argv)
+    debug = "--debug" in words
+    try:
+        code = _run(words)
+        sys.stdout.flush()
+        return code
+    except SystemExit as leaving:  # argparse after --help and --version
+        return leaving.code if isinstance(leaving.code, int) else 0
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains when it flushes at exit
+        return PIPE_CLOSED
+    except KeyboardInterrupt:
+        return _fail("interrupted", INTERRUPTED, debug)
+    except Exception as error:
+        message, code = _explain(error)
+        return _fail(message, code, debug)
+
+
+def _run(words: list[str]) -> int:
+    if not words:
+        print(_overview(), file=sys.stderr)
+        return UsageError.exit_code
+    if words[0] in ("-h", "--help", "help"):
+        print(_overview())
+        return 0
+    if words[0] == "--version":
+        print(f"edgemm {edgemm.__version__}")
+        return 0
+    name, verb = words[0], VERBS.get(words[0])
+    if verb is None:
+        close = difflib.get_close_matches(name, VERBS, n=1)
+        hint = f"did you mean {close[0]!r}?" if close else f"expected one of: {', '.join(VERBS)}"
+        raise UsageError(f"unknown verb {name!r}; {hint}")
+    try:
+        module = _import(verb)
+        parser = Parser(prog=f"edgemm {name}", description=getattr(module, "HELP", verb.help), allow_abbrev=False)
+        module.add_arguments(parser)
+        parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+        return int(module.run(parser.parse_args(_hyphenated(words[1:]))))
+    except ModuleNotFoundError as error:
+        if (error.name or "").startswith("edgemm"):
+            raise
+        raise MissingError(f"`edgemm {name}` needs {error.name}: pip install 'edgemm[{verb.extra}]'") from error
+
+
+def _import(verb: Verb) -> ModuleType:
+    try:
+        return importlib.import_module(verb.module)
+    except ModuleNotFoundError as error:
+        if error.name and verb.module.startswith(error.name):
+            raise MissingError(f"this installation of edgemm has no {verb.module}: install a newer one") from error
+        raise
+
+
+def _hyphenated(words: list[str]) -> list[str]:
+    """--max_new_tokens is --max-new-tokens; values, and what follows a bare --, stay as they are."""
+    end = words.index("--") if "--" in words else len(words)
+    changed = []
+    for word in words[:end]:
+        flag, equals, value = word.partition("=")
+        changed.append(flag.replace("_", "-") + equals + value if flag.startswith("--") else word)
+    return changed + words[end:]
+
+
+def _overview() -> str:
+    width = max(map(len, VERBS))
+    verbs = "\n".join(f"  {name:<{width}}  {verb.help}" for name, verb in VERBS.items())
+    return (
+        "usage: edgemm VERB ...\n\nUnified multimodal models, from training to the edge.\n\n"
+        f"{verbs}\n\n`edgemm VERB --help` says what a verb takes; `edgemm --version` says which edgemm this is."
+    )
+
+
+def _explain(error: Exception) -> tuple[str, int]:
+    """One line and an exit code for anything that can go wrong."""
+    if isinstance(error, EdgemmError):
+        return str(error), error.exit_code
+    if isinstance(error, MemoryError):
+        return "out of memory", ResourceError.exit_code
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        where = f": {error.filename}" if error.filename else ""
+        return f"the disk is full{where}", ResourceError.exit_code
+    if isinstance(error, OSError) and error.filename:
+        return f"{error.filename}: {error.strerror}", InputError.exit_code
+    return f"a bug: {type(error).__name__}: {error} (--debug shows where)", EdgemmError.exit_code
+
+
+def _fail(message: str, code: int, debug: bool) -> int:
+    if debug:
+        traceback.print_exc()
+    line = " ".join(message.split())
+    with contextlib.suppress(OSError):  # stderr may be gone too
+        print(f"edgemm: error: {line}" if code != INTERRUPTED else f"edgemm: {line}", file=sys.stderr)
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main())

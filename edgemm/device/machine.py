@@ -1,0 +1,167 @@
+"""What this machine gives a process: cores, memory, disk, and the names that belong on a report.
+
+In a container the machine is larger than what may be used, so affinity and control groups are read too.  Every reader
+takes a root folder, so recorded layouts can be read anywhere.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import re
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+__all__ = ["Machine", "read_machine", "read_text", "ARM_FEATURES", "X86_FEATURES", "cpu_features", "cpu_model"]
+
+NO_LIMIT_BYTES = 2**60  # control groups v1 write "no limit" as a number near 2**63
+
+
+@dataclass(frozen=True)
+class Machine:
+    """None stands for what could not be read."""
+
+    system: str  # kernel and architecture
+    distribution: str | None
+    python: str
+    cpu: str
+    cpu_features: tuple[str, ...]
+    cores: int  # in the machine
+    cores_usable: float  # left by affinity and control groups; 1.5 is a quota of one core and a half
+    memory_bytes: int | None  # of the machine
+    memory_limit_bytes: int | None  # of this process's control group; None when it has none
+    memory_available_bytes: int | None
+    disk_free_bytes: int | None  # where the bundle is, or here
+    governor: str | None = None  # of the cores' clocks: "performance", "schedutil"; a guest often is not told
+
+
+def read_machine(root: Path = Path("/"), disk: Path = Path(".")) -> Machine:
+    cpuinfo = read_text(root / "proc/cpuinfo")
+    memory = _meminfo(read_text(root / "proc/meminfo"))
+    limit = _memory_limit(root)
+    available = memory.get("MemAvailable")
+    if limit is not None and available is not None:
+        available = min(available, limit)
+    cores = len(re.findall(r"^processor\s*:", cpuinfo, re.MULTILINE)) or os.cpu_count() or 1
+    return Machine(
+        system=f"{platform.system()} {platform.release()} {platform.machine()}",
+        distribution=_distribution(read_text(root / "etc/os-release")),
+        python=platform.python_version(),
+        cpu=cpu_model(cpuinfo),
+        cpu_features=cpu_features(cpuinfo),
+        cores=cores,
+        cores_usable=min(_allowed_cores() if root == Path("/") else cores, _core_quota(root) or cores),
+        memory_bytes=memory.get("MemTotal"),
+        memory_limit_bytes=limit,
+        memory_available_bytes=available,
+        disk_free_bytes=_disk_free(disk),
+        governor=read_text(root / "sys/devices/system/cpu/cpu0/cpufreq/scaling_governor") or None,
+    )
+
+
+def read_text(path: Path) -> str:
+    """The file's text without NUL bytes; "" when it cannot be read, because no such file is an answer too."""
+    try:
+        return path.read_bytes().replace(b"\0", b"\n").decode(errors="replace").strip()
+    except OSError:
+        return ""
+
+
+def _allowed_cores() -> int:
+    affinity = getattr(os, "sched_getaffinity", None)  # Linux only
+    return len(affinity(0)) if affinity else os.cpu_count() or 1
+
+
+def _control_groups(root: Path) -> list[Path]:
+    """This process's group and its ancestors: a quota on any of them binds."""
+    base = root / "sys/fs/cgroup"
+    found = re.search(r"^0::/(.*)$", read_text(root / "proc/self/cgroup"), re.MULTILINE)
+    group = base / (found.group(1) if found and ".." not in found.group(1) else "")
+    return [folder for folder in (group, *group.parents) if folder == base or base in folder.parents]
+
+
+def _core_quota(root: Path) -> float | None:
+    quotas = []
+    for folder in _control_groups(root):
+        quota, _, period = read_text(folder / "cpu.max").partition(" ")
+        if quota.isdigit() and period.isdigit():
+            quotas.append(int(quota) / int(period))
+    quota, period = (read_text(root / f"sys/fs/cgroup/cpu/cpu.cfs_{name}_us") for name in ("quota", "period"))
+    if quota.isdigit() and period.isdigit():  # "-1" is no quota
+        quotas.append(int(quota) / int(period))
+    return min(quotas, default=None)
+
+
+def _memory_limit(root: Path) -> int | None:
+    texts = [read_text(folder / "memory.max") for folder in _control_groups(root)]
+    texts.append(read_text(root / "sys/fs/cgroup/memory/memory.limit_in_bytes"))
+    return min((int(text) for text in texts if text.isdigit() and int(text) < NO_LIMIT_BYTES), default=None)
+
+
+def _meminfo(text: str) -> dict[str, int]:
+    return {name: int(kib) * 1024 for name, kib in re.findall(r"^(\w+):\s+(\d+) kB", text, re.MULTILINE)}
+
+
+def _distribution(os_release: str) -> str | None:
+    found = re.search(r'^PRETTY_NAME="?([^"\n]*)"?', os_release, re.MULTILINE)
+    return found.group(1) if found else None
+
+
+def _disk_free(path: Path) -> int | None:
+    try:
+        return shutil.disk_usage(path).free
+    except OSError:
+        return None
+
+
+# The processor as the kernel describes it: its name, and the instructions that decide which kernels are fast.
+#
+# Reads text of /proc/cpuinfo, on x86 and on Arm; it measures nothing.
+
+X86_FEATURES = (
+    "avx2",
+    "avx512f",
+    "avx_vnni",
+    "avx512_vnni",
+    "avx512_bf16",
+    "avx512_fp16",
+    "amx_int8",
+    "amx_bf16",
+    "amx_fp16",
+)
+ARM_FEATURES = ("asimd", "fphp", "asimdhp", "asimddp", "i8mm", "bf16", "sve", "sve2", "sme")
+
+# Arm cores have no name in /proc/cpuinfo, only implementer and part.
+ARM_CORES = {
+    ("0x41", "0xd42"): "Cortex-A78AE",
+    ("0x41", "0xd83"): "Neoverse-V3AE",
+    ("0x41", "0xd08"): "Cortex-A72",
+    ("0x41", "0xd0b"): "Cortex-A76",
+    ("0x41", "0xd0c"): "Neoverse-N1",
+    ("0x41", "0xd40"): "Neoverse-V1",
+    ("0x41", "0xd49"): "Neoverse-N2",
+    ("0x41", "0xd4f"): "Neoverse-V2",
+}
+
+
+def cpu_model(cpuinfo: str) -> str:
+    """The name of the first core, or what identifies it."""
+    named = _field(cpuinfo, "model name")
+    if named and "v8l" not in named:  # 32-bit view of an Arm: "ARMv8 Processor rev 1 (v8l)" names no core
+        return named
+    implementer, part = _field(cpuinfo, "CPU implementer"), _field(cpuinfo, "CPU part")
+    if implementer and part:
+        return ARM_CORES.get((implementer, part), f"Arm core {part} by {implementer}")
+    return named or "unknown"
+
+
+def cpu_features(cpuinfo: str) -> tuple[str, ...]:
+    """Those of X86_FEATURES or ARM_FEATURES that are there, in that order."""
+    flags = set((_field(cpuinfo, "flags") or _field(cpuinfo, "Features") or "").split())
+    return tuple(name for name in (*X86_FEATURES, *ARM_FEATURES) if name in flags)
+
+
+def _field(cpuinfo: str, name: str) -> str | None:
+    found = re.search(rf"^{re.escape(name)}\s*:\s*(.*)$", cpuinfo, re.MULTILINE)
+    return found.group(1).strip() if found else None

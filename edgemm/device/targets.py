@@ -1,0 +1,132 @@
+"""Which bundle targets run on this machine, and what would make the others run.
+
+Judges what machine.py, board.py, gpu.py, providers.py and packages.py found; it looks at nothing itself.  A
+target runs when its engine is installed, was seen to work, and edgemm has a backend for it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+
+from edgemm.device.board import Board
+from edgemm.device.gpu import CudaDriver
+from edgemm.device.packages import Extra
+from edgemm.device.providers import Provider
+
+__all__ = ["Findings", "Verdict", "find_system_tensorrt", "judge"]
+
+TENSORRT_BACKEND = "edgemm.runtimes.backend.tensorrt_backend"
+ON_JETSON = (
+    "sudo apt-get install nvidia-jetpack, then make the environment with: python3 -m venv --system-site-packages"
+)
+RTX_OLDEST = (7, 5)  # compute capability
+TENSORRT_OLDEST = {"jetson-orin-jp6": (10, 3), "jetson-orin": (10, 15), "jetson-thor": (10, 15)}  # for the dialect
+NOT_TRIED = "not tried on a device yet"
+
+
+def find_system_tensorrt(root: Path = Path("/")) -> Path | None:
+    """JetPack installs it for the system's own Python; an environment sees it when it was made to."""
+    return next(iter(sorted((root / "usr/lib").glob("python3*/dist-packages/tensorrt"))), None)
+
+
+@dataclass(frozen=True)
+class Findings:
+    board: Board | None
+    cuda: CudaDriver
+    providers: tuple[Provider, ...]
+    extras: dict[str, Extra]
+    system_tensorrt: Path | None = None  # where JetPack put TensorRT's Python module, seen from here or not
+
+
+@dataclass(frozen=True)
+class Verdict:
+    target: str
+    engine: str  # what runs it here; "" when nothing does
+    problem: str  # why it does not run; "" when it does
+    cure: str  # what to do about it; "" when nothing on this machine would help
+    newest_opset: int | None = None  # of graphs that the engine reads; None when it was not asked
+
+    @property
+    def runs(self) -> bool:
+        return not self.problem
+
+
+def judge(found: Findings) -> tuple[Verdict, ...]:
+    """One verdict a target, in the order of the table."""
+    return tuple(rule(target, found) for target, rule in RULES.items())
+
+
+def _onnxruntime(target: str, found: Findings, provider: str, extra: Extra) -> Verdict:
+    seen = {item.name: item for item in found.providers}.get(provider)
+    if seen is None:
+        return Verdict(
+            target, "", f"no ONNX Runtime with {provider}", extra.cure or f"pip install 'edgemm[{extra.name}]'"
+        )
+    if seen.problem:
+        return Verdict(target, "", f"{provider}: {seen.problem}", extra.cure)
+    lacking = [package for package in ("tokenizers", "pillow") if package in extra.missing]
+    if lacking:
+        return Verdict(target, "", f"missing: {', '.join(lacking)}", f"pip install {' '.join(lacking)}")
+    return Verdict(target, f"ONNX Runtime, {provider}", "", "", seen.newest_opset)
+
+
+def _cpu(target: str, found: Findings) -> Verdict:
+    return _onnxruntime(target, found, "CPUExecutionProvider", found.extras["ort"])
+
+
+def _cuda(target: str, found: Findings) -> Verdict:
+    if found.board:
+        problem = "onnxruntime-gpu has no official build for Jetson"
+        return Verdict(target, "", problem, f"export the bundle with --target {found.board.target or 'cpu'}")
+    if not found.cuda.gpus:
+        return Verdict(target, "", found.cuda.problem, "")
+    return _onnxruntime(target, found, "CUDAExecutionProvider", found.extras["cuda"])
+
+
+def _jetson(target: str, found: Findings) -> Verdict:
+    if found.board is None:
+        return Verdict(target, "", "this machine is no Jetson", "")
+    if found.board.target != target:
+        fits = f"this board takes {found.board.target}" if found.board.target else "no target is made for this board"
+        return Verdict(target, "", fits, "")
+    version = found.extras["tensorrt"].versions.get("tensorrt")
+    if version is None and found.system_tensorrt:
+        problem = f"this environment does not look into {found.system_tensorrt.parent}, where JetPack's TensorRT is"
+        return Verdict(target, "", problem, "python3 -m venv --system-site-packages .venv, and install edgemm there")
+    if version is None:
+        return Verdict(target, "", "TensorRT's Python module is not there", ON_JETSON)
+    oldest = TENSORRT_OLDEST[target]
+    if tuple(map(int, version.split(".")[:2])) < oldest:
+        problem = f"TensorRT {version} is here, {target} needs {'.'.join(map(str, oldest))} or newer"
+        return Verdict(target, "", problem, "a newer JetPack brings it")
+    return _with_backend(Verdict(target, f"TensorRT {version}, {NOT_TRIED}", "", ""))
+
+
+def _rtx(target: str, found: Findings) -> Verdict:
+    capable = [gpu for gpu in found.cuda.gpus if tuple(map(int, gpu.compute_capability.split("."))) >= RTX_OLDEST]
+    extra = found.extras["tensorrt-rtx"]
+    if found.board or not capable:
+        return Verdict(target, "", found.cuda.problem or "no RTX GPU (compute capability 7.5 or newer)", "")
+    if extra.missing:
+        return Verdict(target, "", f"missing: {', '.join(extra.missing)}", extra.cure)
+    return _with_backend(Verdict(target, f"TensorRT for RTX {extra.versions['tensorrt-rtx']}, {NOT_TRIED}", "", ""))
+
+
+def _with_backend(verdict: Verdict) -> Verdict:
+    """An engine that edgemm cannot drive yet runs nothing, however well it is installed."""
+    if find_spec(TENSORRT_BACKEND):
+        return verdict
+    return Verdict(verdict.target, "", f"{verdict.engine} is here, but this edgemm has no backend for it yet", "")
+
+
+RULES: dict[str, Callable[[str, Findings], Verdict]] = {
+    "cpu": _cpu,
+    "cuda": _cuda,
+    "jetson-orin-jp6": _jetson,
+    "jetson-orin": _jetson,
+    "jetson-thor": _jetson,
+    "rtx": _rtx,
+}

@@ -1,0 +1,162 @@
+"""An engine for one component: from the cache when a whole one is there, else built, once, whoever else asks.
+
+Before NVIDIA's parser sees a graph it has passed our own checks (bundle_engines.py).  Attempts, and what follows a
+failed
+one, are in attempt.py and builder.py; what an engine depends on is in engine_spec.py.
+"""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from edgemm.bundle.files import is_disk_full
+from edgemm.engines.attempt import Outcome, attempt
+from edgemm.engines.cache import EngineCache, Entry
+from edgemm.engines.engine_spec import EngineSpec, Profile, merged, smaller
+from edgemm.errors import BundleError, EdgemmError, ResourceError
+
+__all__ = ["Built", "Limits", "build_engine", "Rung", "climb"]
+
+
+@dataclass(frozen=True)
+class Limits:
+    memory_bytes: int  # of the building process
+    timeout_s: float  # of one attempt
+
+
+@dataclass(frozen=True)
+class Built:
+    entry: Entry
+    fresh: bool  # built by this call; False: it was in the cache
+
+
+def build_engine(
+    spec: EngineSpec,
+    graph: Path,
+    cache: EngineCache,
+    limits: Limits,
+    say: Callable[[str], None] = lambda line: None,
+    status: Callable[[str], None] = lambda text: None,
+) -> Built:
+    """`say` gets lines worth keeping, `status` what is being done right now."""
+    entry, problem = cache.find(spec)
+    if entry:
+        return Built(entry, fresh=False)
+    wait = lambda seconds: status(f"{spec}: another process builds it, waiting for {seconds:.0f} s")  # noqa: E731
+    with cache.lock(spec, wait):
+        entry, problem = cache.find(spec)  # somebody may have built it meanwhile
+        if entry:
+            return Built(entry, fresh=False)
+        if problem:
+            say(f"{spec}: the engine in the cache is not used, because {problem}; it is built again")
+        status(f"{spec}: building, once for this device; minutes are usual")
+        return Built(_build(spec, graph, cache, limits, say, status), fresh=True)
+
+
+def _build(
+    spec: EngineSpec,
+    graph: Path,
+    cache: EngineCache,
+    limits: Limits,
+    say: Callable[[str], None],
+    status: Callable[[str], None],
+) -> Entry:
+    began = time.monotonic()
+    workshop: Path | None = None
+
+    def news(phase: str, done: int, of: int) -> None:
+        steps = f" {done}/{of}" if of > 1 else ""
+        so_far = f"{time.monotonic() - began:.0f} s so far, at most {limits.timeout_s:.0f} s an attempt"
+        status(f"{spec}: {phase}{steps}, {so_far}")
+
+    def run(rung: Rung) -> Outcome:
+        assert workshop
+        wish = {
+            "tensorrt": spec.tensorrt,
+            "graph": str(graph),
+            "engine": str(workshop / "engine"),
+            "sm": "" if spec.place.here else spec.place.compute_capability.replace(".", ""),
+            "profiles": [profile.shapes for profile in rung.profiles],
+            "workspace_bytes": rung.workspace_bytes,
+            "opt_level": rung.opt_level,
+            "decomposable": rung.decomposable,
+        }
+        return attempt(wish, limits.memory_bytes, limits.timeout_s, news)
+
+    try:
+        workshop = cache.workshop(spec)
+        first = Rung(spec.workspace_bytes, spec.opt_level, spec.profiles)
+        rung, result, peak = climb(first, run, say, str(spec))
+        largest = {profile.phase: {n: s[2] for n, s in profile.shapes.items()} for profile in rung.profiles}
+        record = {**result, "rung": rung.what, "peak_bytes": peak, "largest": largest}
+        return cache.store(spec, workshop, record)
+    except OSError as error:
+        if is_disk_full(error):
+            raise ResourceError(f"{spec}: the disk is full: {cache.folder}; what stood there is untouched") from error
+        raise
+    finally:
+        if workshop:
+            shutil.rmtree(workshop, ignore_errors=True)
+
+
+# When a build fails: what to try next, and how the story is told.
+#
+# Less scratch memory, then one profile for all phases, a lower optimization level, smaller shapes; attention without a
+# kernel of its own is taken apart.  What a graph is refused for, and a full disk, no rung cures.
+
+LEAST_WORKSPACE_BYTES = 16 << 20
+LOW_LEVEL = 1
+
+
+@dataclass(frozen=True)
+class Rung:
+    """How one attempt is made."""
+
+    workspace_bytes: int
+    opt_level: int
+    profiles: tuple[Profile, ...]
+    decomposable: bool = False
+    what: str = "as asked"
+
+
+def climb(
+    first: Rung, attempt: Callable[[Rung], Outcome], say: Callable[[str], None], what: str
+) -> tuple[Rung, dict[str, Any], int]:
+    """The rung that held, its result, and the peak of memory; raises with the whole story when none does."""
+    rung, story = first, []
+    while True:
+        outcome = attempt(rung)
+        if outcome.result is not None:
+            return rung, outcome.result, outcome.peak_bytes
+        story.append(f"{rung.what}: {outcome.text}")
+        if outcome.kind == "refused":
+            raise BundleError(f"{what}: TensorRT's parser refuses it: {outcome.text}")
+        if outcome.kind == "disk":
+            raise ResourceError(f"{what}: the disk is full: {outcome.text}; what stood in the cache is untouched")
+        following = _next(rung, outcome.kind)
+        if following is None:
+            kind = ResourceError if outcome.kind in ("memory", "time", "crash") else EdgemmError
+            raise kind(f"{what}: no engine after {len(story)} attempts: {'; '.join(story)}")
+        say(f"{what}: {rung.what}: {outcome.text}; next: {following.what}")
+        rung = following
+
+
+def _next(rung: Rung, kind: str) -> Rung | None:
+    if kind == "attention":
+        return None if rung.decomposable else replace(rung, decomposable=True, what="attention taken apart")
+    if rung.workspace_bytes > LEAST_WORKSPACE_BYTES and kind != "time":
+        less = max(LEAST_WORKSPACE_BYTES, rung.workspace_bytes // 8)
+        return replace(rung, workspace_bytes=less, what=f"a workspace of {less >> 20} MiB")
+    if len(rung.profiles) > 1 and kind != "time":
+        return replace(rung, profiles=merged(rung.profiles), what="one profile for all phases")
+    if rung.opt_level > LOW_LEVEL:
+        return replace(rung, opt_level=LOW_LEVEL, what=f"optimization level {LOW_LEVEL}")
+    shrunk = tuple(map(smaller, rung.profiles))
+    if shrunk != rung.profiles and rung.what != "smaller shapes":
+        return replace(rung, profiles=shrunk, what="smaller shapes")
+    return None

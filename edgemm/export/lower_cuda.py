@@ -1,0 +1,112 @@
+"""Lowering for NVIDIA without quantizing: sizes of caches fixed, float16 with its islands, then the target's dialect.
+
+Keys and values are float16 where the rest is: they go from transformer to conditioner to denoiser as they are.
+Axes: T cache slots, t prefix slots.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from onnx import ModelProto, NodeProto, TensorProto, ValueInfoProto, helper
+
+from edgemm.bundle.components import KEYS_AND_VALUES, TensorSpec, pattern
+from edgemm.errors import InputError
+from edgemm.export.dialects import in_dialect
+from edgemm.export.lower_cpu import CONTRIB, write_blocks
+from edgemm.export.passes.fixed_axes import fixed_axes
+from edgemm.export.passes.half_precision import half_precision
+from edgemm.export.products import Product, Writer, rewrite_products
+from edgemm.quantize.spec import HEAD, Spec
+
+__all__ = ["ADAPTER_RANK", "fixed_sizes", "graph_specs", "in_precision", "lower_float", "lower_ort_cuda"]
+
+DRAWING_SLOTS = 128  # T of the conditioner: a drawing prompt is short, and every slot costs the denoiser at every step
+ADAPTER_RANK = 16  # fixed, as caches are; smaller adapters are filled up with zeros
+PRODUCTS = ("MatMul", "Gemm", "Conv")
+IN_FLOAT = ("vq_encoder",)  # gives ids: float16 would choose other codes where two are nearly as near
+DTYPES: dict[int, str] = {
+    TensorProto.FLOAT: "float32",
+    TensorProto.FLOAT16: "float16",
+    TensorProto.INT64: "int64",
+    TensorProto.INT8: "int8",
+    TensorProto.BOOL: "bool",
+}
+
+
+def fixed_sizes(max_context: int, skip: int, rank: int = ADAPTER_RANK) -> dict[str, dict[str, int]]:
+    """component -> named axis -> its size, for engines that want caches of one size, and adapters of one rank."""
+    drawing = min(DRAWING_SLOTS, max_context)
+    return {
+        "transformer": {"T": max_context, "r": rank},
+        "conditioner": {"T": drawing, "t": drawing - skip},
+        "denoiser": {"t": drawing - skip, "r": rank},
+    }
+
+
+def lower_float(
+    component: str, reference: ModelProto, precision: str, dialect: str, sizes: dict[str, dict[str, int]]
+) -> tuple[ModelProto, str]:
+    """The component's graph, and the precision it really has."""
+    model, real = in_precision(component, reference, precision, sizes)
+    return in_dialect(model, dialect), real
+
+
+def in_precision(
+    component: str, reference: ModelProto, precision: str, sizes: dict[str, dict[str, int]]
+) -> tuple[ModelProto, str]:
+    """A copy in its precision, in the reference's operators: without products there is nothing to gain from half."""
+    model = ModelProto()
+    model.CopyFrom(reference)
+    fixed_axes(model, sizes.get(component, {}))
+    if component in IN_FLOAT or not any(node.op_type in PRODUCTS for node in model.graph.node):
+        precision = "fp32"
+    if precision == "fp16":
+        half_precision(model, lambda name: pattern(name) in KEYS_AND_VALUES, _whitens)
+    return model, precision
+
+
+def _whitens(node: NodeProto) -> bool:
+    """The pooled prompt's whitening divides by spreads that float16 would blur; it runs once a prompt."""
+    return any("whiten" in name for name in node.input)
+
+
+def graph_specs(values: Sequence[ValueInfoProto]) -> tuple[TensorSpec, ...]:
+    """Inputs or outputs of a lowered graph, for the manifest."""
+    return tuple(
+        TensorSpec(
+            value.name,
+            DTYPES[value.type.tensor_type.elem_type],
+            tuple(dim.dim_param or dim.dim_value for dim in value.type.tensor_type.shape.dim),
+        )
+        for value in values
+    )
+
+
+# Lowering of a spec for ONNX Runtime on CUDA: float16 with MatMulNBits on the spec's own 4- and 8-bit numbers.
+#
+# Built only: nobody has run it on a GPU yet.  Its int8 activations would run on the CPU, so they are refused.
+
+
+def lower_ort_cuda(
+    component: str, reference: ModelProto, spec: Spec, precision: str, sizes: dict[str, dict[str, int]]
+) -> tuple[ModelProto, str]:
+    """The component's graph, and the precision to call it by."""
+    model, real = in_precision(component, reference, precision, sizes)
+    found = spec.coarsest(component)
+    if found == "fp32":
+        return model, real
+    rewrite_products(model, lambda writer, product: _write(writer, product, spec), component)
+    model.opset_import.append(helper.make_opsetid(CONTRIB, 1))
+    return model, found
+
+
+def _write(writer: Writer, product: Product, spec: Spec) -> str | None:
+    layer = spec.layer(product.layer)
+    if layer.bits is None or product.layer == HEAD:
+        return None
+    if layer.activations not in ("float", "block"):
+        raise InputError(
+            f"{product.layer}: ONNX Runtime CUDA takes no {layer.activations!r} activations: quantize with --portable"
+        )
+    return write_blocks(writer, product, spec)

@@ -1,0 +1,114 @@
+"""Trace a component once, in float32, to its reference graph: opset 24, the contract's axis names, weights inside.
+
+Lowering it for a target comes after (lower_cpu.py), writing it after that (graph_file.py).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import warnings
+from collections.abc import Iterator
+
+import torch
+from onnx import ModelProto, ValueInfoProto
+from torch import Tensor, nn
+
+from edgemm.bundle.components import TensorSpec
+from edgemm.errors import CheckFailedError
+from edgemm.export.component_graphs import ComponentGraph
+from edgemm.export.products import SCOPES
+
+__all__ = ["OPSET", "trace", "quiet"]
+
+OPSET = 24
+SIZES = {"b": 2, "s": 5, "m": 7, "t": 6, "k": 3, "T": 256}  # of what it is traced with: no 0 or 1, no two alike
+LONGEST = 1 << 20
+
+
+class _Positional(nn.Module):
+    """One signature for every component, so that axes are given to the tracer in one way."""
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.module = module
+
+    def forward(self, *tensors: Tensor) -> Tensor | tuple[Tensor, ...]:
+        return self.module(*tensors)
+
+
+def trace(graph: ComponentGraph) -> ModelProto:
+    """The component as an ONNX model.
+
+    Raises CheckFailedError when the tracer took the size of a named axis for a constant.
+    """
+    dims = {name: torch.export.Dim(f"{name}_", min=1, max=LONGEST) for name in SIZES}
+    axes = tuple(
+        {axis: dims[entry] for axis, entry in enumerate(spec.shape) if isinstance(entry, str)} for spec in graph.inputs
+    )
+    with quiet():
+        program = torch.onnx.export(
+            _Positional(graph.module).eval(),
+            tuple(_example(spec) for spec in graph.inputs),
+            input_names=[spec.name for spec in graph.inputs],
+            output_names=[spec.name for spec in graph.outputs],
+            opset_version=OPSET,
+            dynamo=True,
+            dynamic_shapes=(axes,),
+            optimize=True,
+            verbose=False,
+        )
+    assert program is not None
+    model = program.model_proto
+    _forget_addresses(model)
+    for specs, values in ((graph.inputs, model.graph.input), (graph.outputs, model.graph.output)):
+        for spec, value in zip(specs, values, strict=True):
+            _name_axes(graph.name, spec, value)
+    return model
+
+
+def _forget_addresses(model: ModelProto) -> None:
+    """Of what the tracer notes beside a node only its place in the module is used; the rest may hold a function's
+    address, and differ from one process to the next."""
+    for node in model.graph.node:
+        kept = [prop for prop in node.metadata_props if prop.key == SCOPES]
+        del node.metadata_props[:]
+        node.metadata_props.extend(kept)
+
+
+def _example(spec: TensorSpec) -> Tensor:
+    """Zeros: only shapes and types leave a trace."""
+    shape = [entry if isinstance(entry, int) else SIZES[entry] for entry in spec.shape]
+    return torch.zeros(shape, dtype=getattr(torch, spec.dtype))
+
+
+def _name_axes(component: str, spec: TensorSpec, value: ValueInfoProto) -> None:
+    """Write the contract's axis names over the tracer's."""
+    assert value.name == spec.name
+    shape = value.type.tensor_type.shape
+    for dim, entry in zip(shape.dim, spec.shape, strict=True):
+        fixed = dim.dim_value if dim.HasField("dim_value") else None
+        if fixed is not None and fixed != entry:
+            raise CheckFailedError(f"{component}: tracing fixed axis {entry!r} of {spec.name} at {fixed}")
+        dim.Clear()
+        if isinstance(entry, str):
+            dim.dim_param = entry
+        else:
+            dim.dim_value = entry
+
+
+# Silence for libraries that talk to their own developers: log lines on the root logger, bars and notes on stdout.
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Errors still pass."""
+    level = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(level)

@@ -1,0 +1,192 @@
+"""The dense design, to compare the mixture with: one set of weights reads text and draws (arXiv:2408.11039).
+
+Noisy image tokens go through the transformer's own layers over its own cached keys and values; they see one another and
+the whole prompt.  Only what turns numbers into tokens and back is the denoiser's.  There are no adaptive norms: time
+and the pooled prompt are added to every token.  The layers are the transformer's and are stored once, in it.
+Axes: b batch, n image tokens, p numbers a token, w width, g key/value heads, d head width, t prefix slots.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+
+from edgemm.errors import UsageError
+from edgemm.model.conditioner import Conditioner, Prefix
+from edgemm.model.config import DenoiserConfig, ImageTokensConfig, ModelConfig, VisionConfig
+from edgemm.model.denoiser import time_features
+from edgemm.model.prompts import QUERY
+from edgemm.model.transformer import KeyValues, Layer, Transformer, attend, rotary_tables
+
+__all__ = ["DenseDenoiser", "Connector", "variant"]
+
+
+class DenseDenoiser(nn.Module):
+    def __init__(self, config: ModelConfig, transformer: Transformer, skip: int) -> None:
+        super().__init__()
+        expert, tokens = config.denoiser, config.image_tokens
+        self.shared = (transformer,)  # in a tuple: its weights are not this module's
+        self.skip = skip
+        self.embed = nn.Linear(tokens.token_width, expert.width)
+        self.layout_proj = nn.Linear(expert.layout_width, expert.width, bias=False)
+        self.position = nn.Parameter(torch.randn(tokens.token_count, expert.width) * 0.02)
+        self.time_width = 256
+        self.time_mlp = nn.Sequential(
+            nn.Linear(self.time_width, expert.width), nn.SiLU(), nn.Linear(expert.width, expert.width)
+        )
+        self.norm = nn.LayerNorm(expert.width)
+        self.head = nn.Linear(expert.width, tokens.token_width)
+        nn.init.zeros_(self.head.weight)
+        nn.init.zeros_(self.head.bias)
+
+    def forward(self, noisy_tokens: Tensor, time: Tensor, prefix: Prefix, step_size: Tensor | None = None) -> Tensor:
+        """noisy_tokens (b, n, p) at time (b) in [0, 1), over the prefix -> the clean tokens (b, n, p) it expects."""
+        config = self.shared[0].config
+        features = time_features(time, self.time_width).to(noisy_tokens.dtype)
+        condition = self.time_mlp(features) + prefix.prompt_vector
+        x = self.embed(noisy_tokens) + self.layout_proj(prefix.layout) + self.position + condition[:, None]
+        b, n, _ = x.shape
+        start = prefix.mask.long().sum(1, keepdim=True) + self.skip  # right behind the prompt
+        cos, sin = rotary_tables(start + torch.arange(n, device=x.device), config.head_width, config.rope_theta)
+        own = torch.ones(b, n, dtype=torch.bool, device=x.device)
+        mask = torch.cat((prefix.mask, own), dim=1)[:, None, None]  # (b, 1, 1, t + n)
+        layers = cast("list[Layer]", self.shared[0].layers)
+        for layer, keys, values in zip(layers, prefix.keys, prefix.values, strict=True):
+            queries, own_keys, own_values = layer.self_attn.project(layer.input_layernorm(x), cos, sin)
+            joint_keys = torch.cat((keys.to(own_keys.dtype), own_keys), dim=2)  # (b, g, t + n, d)
+            joint_values = torch.cat((values.to(own_values.dtype), own_values), dim=2)
+            x = x + layer.self_attn.output(attend(queries, joint_keys, joint_values, mask))
+            x = x + layer.mlp(layer.post_attention_layernorm(x))
+        return self.head(self.norm(x))
+
+
+# The connector design: a frozen language model, learned queries behind the prompt, and a projector to the denoiser.
+#
+# The queries (config.TransformerConfig.queries) are tokens that close every drawing prompt; what the language model
+# makes
+# of them is all that the denoiser sees, as in MetaQueries (arXiv:2504.06256).  Here their keys and values are cut out
+# of
+# the cache and projected; the pooled prompt is their values in the deepest layer, side by side.
+# It knows cached tensors, never ids, time or pictures.
+# Axes: b batch, T cache slots, q queries, g heads and d head width of the transformer, L prefix layers.
+
+
+class Connector(Conditioner):
+    @staticmethod
+    def pooled_width(config: ModelConfig) -> int:
+        source = config.transformer
+        return source.queries * source.kv_heads * source.head_width
+
+    def pool(self, cached: KeyValues, prompt_mask: Tensor, prefix_length: Tensor) -> Tensor:
+        return self._side_by_side(self._queries_of(cached, prefix_length))
+
+    def forward(self, cached: KeyValues, prompt_mask: Tensor, prefix_length: Tensor) -> Prefix:
+        """The same as the base's, with t = q: keys and values (b, g, T, d) of the prefix layers -> Prefix."""
+        queries = self._queries_of(cached, prefix_length)
+        used = torch.ones_like(queries[0][0][:, 0, :, 0], dtype=torch.bool)  # (b, q)
+        asked = prompt_mask.sum(1, keepdim=True) > 0
+        return self.project(queries, self._side_by_side(queries), used, asked)
+
+    def _queries_of(self, cached: KeyValues, prefix_length: Tensor) -> KeyValues:
+        """Keys and values (b, g, q, d) of the prompt's last q slots."""
+        slots = prefix_length[:, None] - self.queries + torch.arange(self.queries, device=prefix_length.device)
+
+        def cut(x: Tensor) -> Tensor:
+            return x.gather(2, slots[:, None, :, None].expand(-1, x.shape[1], -1, x.shape[3]))
+
+        return [(cut(keys), cut(values)) for keys, values in cached]
+
+    @staticmethod
+    def _side_by_side(queries: KeyValues) -> Tensor:
+        """(b, q*g*d)"""
+        return queries[-1][1].float().transpose(1, 2).flatten(1)
+
+
+# The survey's other designs (arXiv:2409.14993) as changes to a preset, so that they can be compared on the same data.
+#
+# experts        mot     an image expert with its own weights shares attention alone with the transformer
+#                dense   one set of weights for text and picture
+#                connector  the image expert sees what a frozen transformer makes of learned queries, and nothing else
+# vision         single  the preset's encoder for reading
+#                dual    pixels and EfficientNet-Lite0's features of the same square, side by side
+# image_tokens   patch   the pixels of a square
+#                ae      latents of a small autoencoder, trained first
+#                vq      entries of a codebook, trained first; they are read, too, and need objective ar
+# objective      flow    a denoiser turns noise into a picture
+#                ar      the transformer says a picture's codes one after the other (arXiv:2405.09818)
+
+CHANNELS = 16  # numbers of an autoencoder's token
+HIDDEN = 48  # channels inside it
+QUERIES = 16  # of a connector
+CODES, CODE_CHANNELS = 256, 8  # of a codebook: many entries of few numbers are all used (arXiv:2110.04627)
+CODE_GUIDANCE, LIKELIEST_CODES = 3.0, 32  # how they are drawn
+
+
+def variant(
+    config: ModelConfig,
+    experts: str = "mot",
+    vision: str = "single",
+    image_tokens: str = "patch",
+    objective: str = "flow",
+) -> ModelConfig:
+    """The preset with the designs asked for."""
+    changes: dict[str, object] = {}
+    if (objective == "ar") != (image_tokens == "vq"):
+        raise UsageError(
+            f"objective = {objective!r} with image_tokens = {image_tokens!r}: codes are drawn one after the other, and "
+            "only codes are: give image_tokens = 'vq' and objective = 'ar'"
+        )
+    if objective == "ar":
+        return _of_codes(config, experts, vision)
+    if experts == "dense":
+        source = config.transformer
+        changes["denoiser"] = dataclasses.replace(
+            config.denoiser, width=source.width, depth=source.depth, heads=source.heads, ffn_width=source.ffn_width,
+            prefix_layers=tuple(range(source.depth)), condition_width=0,
+        )  # fmt: skip
+        changes |= {"experts": "dense", "family": "dense"}
+    if experts == "connector":
+        source, expert = config.transformer, config.denoiser
+        top = tuple(range(source.depth - expert.depth, source.depth))
+        close = config.draw.close + "".join(QUERY.format(number) for number in range(QUERIES))
+        changes |= {
+            "experts": "connector",
+            "family": "connector",
+            "transformer": dataclasses.replace(source, queries=QUERIES),
+            "denoiser": dataclasses.replace(expert, prefix_layers=top),
+            "draw": dataclasses.replace(config.draw, close=close),
+        }
+    if vision == "dual":
+        before = config.vision
+        changes["vision"] = VisionConfig(
+            encoder="dual", image_size=max(64, before.image_size), stride=32,
+            feature_width=1280 + before.middle_width + 3 * 32**2, hidden_width=before.hidden_width,
+            blocks=before.blocks, words=before.words, word_tokens=before.word_tokens,
+        )  # fmt: skip
+    if image_tokens == "ae":
+        size, patch = config.image_tokens.image_size, config.image_tokens.patch
+        changes["image_tokens"] = ImageTokensConfig("ae", size, patch, channels=CHANNELS, hidden=HIDDEN)
+    return dataclasses.replace(config, **changes)  # type: ignore[arg-type]
+
+
+def _of_codes(config: ModelConfig, experts: str, vision: str) -> ModelConfig:
+    """One transformer that reads and says codes: no eye, no denoiser; squares of half a side, for codes are coarse."""
+    if experts != "mot" or vision != "single":
+        raise UsageError(f"experts {experts!r} and vision {vision!r}: a model of codes has no experts and one vision")
+    if config.base:
+        raise UsageError(f"{config.name}: codes widen the vocabulary, and {config.base} comes with its own: take micro")
+    size, patch = config.image_tokens.image_size, config.image_tokens.patch // 2
+    source = config.transformer
+    return dataclasses.replace(
+        config,
+        family="vq",
+        objective="ar",
+        transformer=dataclasses.replace(source, vocab_size=source.vocab_size + CODES),
+        vision=VisionConfig(encoder="vq", image_size=size, stride=patch, feature_width=0, hidden_width=0),
+        image_tokens=ImageTokensConfig("vq", size, patch, channels=CODE_CHANNELS, hidden=HIDDEN, codes=CODES),
+        denoiser=DenoiserConfig(),
+        sampler=dataclasses.replace(config.sampler, guidance_scale=CODE_GUIDANCE, top_k=LIKELIEST_CODES),
+    )

@@ -1,0 +1,165 @@
+"""From a caller's words to what each layer shall be: bits, groups, inputs, and what stays finer and why.
+
+TEXT words are about the transformer and the image encoder, DRAW words about conditioner and denoiser.  What the numbers
+are is not decided here, and nothing here knows more of a model than names and shapes of its weights, so that the same
+recipe serves a torch model and a traced graph.  The image decoder stays in float.
+Axes: n output channels, k input channels.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Iterator, Mapping
+
+from edgemm.errors import UsageError
+from edgemm.model.unified import Unified
+from edgemm.quantize.number_formats import BLOCK as FLOAT_BLOCK
+from edgemm.quantize.simulated import weights_of
+from edgemm.quantize.spec import HEAD, REST, Layer
+
+__all__ = ["DRAW", "FLOATS", "QUICK", "TEXT", "choose_layers", "layers_of", "side_of"]
+
+BLOCK = 32  # channels a scale covers, as CPU kernels like it
+WIDE = 64  # the same of an embedding in 8 bits
+FREQUENT = {4: 16_384, 8: 24_576}  # tokens that keep 8 bits, as calibration.py orders them, by the bits asked for
+HEAVY = 1 / 3  # of the transformer's numbers: where the embedding has more, bytes matter even when 8 bits are asked for
+WIDE_BLOCKS = (128, 64)  # of 8 bits, where 4 are asked for: as good, and faster than blocks of 32
+TENDER = re.compile(r"layers\.\d+\.(?:self_attn\.[qkv]_proj|mlp\.down_proj)$")  # as k-quant mixes of llama.cpp have it
+PORTABLE_BLOCK = 64  # as NVIDIA's builders take it
+
+TEXT = {
+    "fp16": Layer(None),
+    "int8": Layer(8, BLOCK, activations="block"),
+    "w8a8": Layer(8, 0, activations="token"),
+    "int4": Layer(4, BLOCK, symmetric=False, activations="block"),
+    "fp8": Layer(8, form="fp8", activations="fp8"),
+    "nvfp4": Layer(4, FLOAT_BLOCK, form="nvfp4", activations="nvfp4"),
+    "nvfp4-weights": Layer(4, FLOAT_BLOCK, form="nvfp4"),
+}
+DRAW = {
+    "fp16": Layer(None),
+    "int8": Layer(8, 0, activations="tensor"),
+    "w4a8": Layer(4, BLOCK, symmetric=False, activations="block"),
+    "fp8": Layer(8, form="fp8", activations="fp8"),
+}
+READ_AT_EVERY_STEP = "its keys and values are read at every step"
+READING = ("transformer", "text_head", "image_head")  # the heads of transformers that have several
+EYE = (  # of image encoders: layers, the fewest numbers, what they become
+    (
+        r"words\.proj",
+        0,
+        Layer(4, BLOCK, symmetric=False, activations="block", reason="only the likeliest words matter"),
+    ),
+    (r"(up|down)_proj", 0, Layer(4, BLOCK, symmetric=False, activations="block", reason="it bears 4 bits")),
+)
+EYE_CUT = (  # the same where bytes matter more than 30 ms a load: engines have no products for these, and unpack them
+    (r"words\.letters", 0, Layer(8, BLOCK, reason="as fine as the embedding that they are copied from")),
+    (
+        r"encoder\.(eye\.)?(blocks\.\d+\.(expand|project)|head)",
+        100_000,
+        Layer(8, BLOCK, reason="the last ones bear it"),
+    ),
+)
+QUICK = {"int8": ("int8", "int8"), "int4": ("int4", "int8")}  # --precision -> the text and the draw word
+FLOATS = {  # the same for engines that multiply small floats
+    "fp8": ("fp8", "fp8"),
+    "nvfp4": ("nvfp4", "fp8"),
+    "nvfp4-weights": ("nvfp4-weights", "fp8"),
+}
+PORTABLE = {  # forms that every target takes: no zero-points, ranges known beforehand
+    "int8": Layer(8, 0),
+    "w8a8": Layer(8, 0, activations="static"),
+    "int4": Layer(4, PORTABLE_BLOCK),
+}
+PORTABLE_DRAW = {"int8": Layer(8, 0, activations="static")}
+
+
+def side_of(name: str) -> str:
+    """Whose methods and calibration data a layer's numbers come from: text, draw, or "" for what sees pictures."""
+    component = name.partition(".")[0]
+    return "text" if component in READING else "draw" if component in ("conditioner", "denoiser") else ""
+
+
+def layers_of(model: Unified, text: str, draw: str, portable: bool = False) -> dict[str, Layer]:
+    """Layer name -> what it shall be, methods still unnamed; layers that stay in float say why."""
+    shapes = {name: (len(weight), weight.shape[1]) for name, weight in weights_of(model).items()}
+    return choose_layers(shapes, text, draw, max(model.config.denoiser.prefix_layers, default=-1) + 1, portable)
+
+
+def choose_layers(
+    shapes: Mapping[str, tuple[int, int]], text: str, draw: str, drawing_depth: int = 0, portable: bool = False
+) -> dict[str, Layer]:
+    """The same for weights (n, k) by name; drawing reads keys and values of layers below `drawing_depth`."""
+    small = {word for word, layer in (*TEXT.items(), *DRAW.items()) if layer.form != "int"}
+    portable = portable or text in small or draw in small  # who takes those takes nothing else of TEXT and DRAW
+    asked = (
+        _read(text, "text", TEXT, PORTABLE if portable else {}),
+        _read(draw, "draw", DRAW, PORTABLE_DRAW if portable else {}),
+    )
+    return dict(_decide(shapes, *asked, drawing_depth, portable))
+
+
+def _read(word: str, side: str, table: dict[str, Layer], portable: dict[str, Layer]) -> Layer:
+    if word not in table:
+        raise UsageError(f"--{side} {word!r} is none of: {', '.join(table)}")
+    return portable.get(word, table[word])
+
+
+def _decide(
+    shapes: Mapping[str, tuple[int, int]], text: Layer, draw: Layer, drawing_depth: int, portable: bool
+) -> Iterator[tuple[str, Layer]]:
+    read = {name: rows * width for name, (rows, width) in shapes.items() if side_of(name) == "text"}
+    tight = text.bits == 4 or read.get(HEAD, 0) > HEAVY * sum(read.values())
+    for name, (rows, width) in shapes.items():
+        if side_of(name) == "text" and text.bits is not None:
+            if name == HEAD and portable:
+                yield name, Layer(None, reason="looked up and multiplied with: it stays in the target's own float")
+            else:
+                layer = _text_layer(name, width, text, drawing_depth)
+                if name == HEAD and layer.bits and drawing_depth and tight and rows >= 2 * FREQUENT[text.bits]:
+                    yield name, dataclasses.replace(layer, rows=FREQUENT[text.bits])
+                    yield (
+                        name + REST,
+                        dataclasses.replace(layer, bits=4, group=BLOCK, reason="tokens that are seldom said"),
+                    )
+                else:
+                    yield name, layer
+        elif name.startswith("image_encoder.") and text.bits is not None and not portable:
+            yield from _seeing(name, rows, width, EYE + EYE_CUT if tight else EYE)
+        elif side_of(name) == "draw" and draw.bits is not None:
+            yield name, _draw_layer(name, draw)
+
+
+def _seeing(name: str, rows: int, width: int, table: tuple[tuple[str, int, Layer], ...]) -> Iterator[tuple[str, Layer]]:
+    for pattern, least, layer in table:
+        if re.fullmatch(rf"image_encoder\.{pattern}", name) and rows * width >= least and width % layer.group == 0:
+            yield name, layer
+
+
+def _text_layer(name: str, width: int, asked: Layer, drawing_depth: int) -> Layer:
+    if name == HEAD:
+        if width % BLOCK:
+            return Layer(None, reason=f"its width {width} is no multiple of {BLOCK}")
+        group = BLOCK if width % WIDE else WIDE
+        return Layer(8, group, activations="block", reason="the embedding is the head: a coarse one costs twice")
+    if asked.bits == 4 and not asked.symmetric and TENDER.search(name):
+        group = next((size for size in WIDE_BLOCKS if width % size == 0), BLOCK)
+        return Layer(8, group, activations=asked.activations, reason="4 bits lose most here")
+    drawn = re.search(r"layers\.(\d+)\.(?:self_attn\.[kv]_proj|mlp\.down_proj)$", name)
+    if asked.form == "nvfp4" and drawn and int(drawn[1]) < drawing_depth:
+        return Layer(8, reason=READ_AT_EVERY_STEP)
+    if asked.bits == 4 and drawn and int(drawn[1]) < drawing_depth:
+        return Layer(8, 0, asked.symmetric, asked.activations, reason=READ_AT_EVERY_STEP)
+    if asked.activations in ("tensor", "token", "static", "fp8") and name.endswith(".down_proj"):
+        safe = Layer(8) if asked.activations in ("static", "fp8") else Layer(8, BLOCK, activations="block")
+        return dataclasses.replace(safe, reason="a few tokens' inputs are thousands of times the others'")
+    return asked
+
+
+def _draw_layer(name: str, asked: Layer) -> Layer:
+    if name in ("denoiser.embed", "denoiser.head"):
+        return Layer(None, reason="next to the picture's own numbers")
+    if asked.bits == 4 and not re.search(r"\.blocks\.\d+\.(qkv|o|up|down)_proj$", name):
+        return Layer(8, asked.group, asked.symmetric, asked.activations, reason="small, and it steers every block")
+    return asked

@@ -1,0 +1,214 @@
+"""OpenVINO as a backend for CPUs: compiled models, and arrays shared with them.
+
+It reads the bundle's own ONNX graphs; what it does not know is told to it (openvino_backend.py).  Where it is asked
+for bfloat16 and this CPU has none it would compute in float32 without a word, so what was asked is compared with what
+the compiled model says.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import openvino as ov
+import openvino.opset14 as ops
+from openvino.frontend.onnx import ConversionExtension
+
+from edgemm.bundle.components import TensorSpec
+from edgemm.bundle.manifest import Variant
+from edgemm.bundle.onnx_file import check_external_data
+from edgemm.device.threads import ThreadPlan
+from edgemm.errors import BundleError, EdgemmError, MissingError, ResourceError
+from edgemm.runtimes.backend.engine import Arrays, check_binding
+
+__all__ = ["OpenVinoBinding", "OpenVinoEngine", "open_engine", "providers", "version", "extensions"]
+
+PRECISIONS = {"CPU f32": ov.Type.f32, "CPU bf16": ov.Type.bf16}  # provider -> what products are computed in
+
+
+def version() -> str:
+    return str(ov.__version__)
+
+
+def providers() -> tuple[str, ...]:
+    return tuple(PRECISIONS)
+
+
+def open_engine(
+    component: str,
+    graph: Path,
+    data: Path | None,
+    variant: Variant,
+    provider: str,
+    plan: ThreadPlan,
+    lock: threading.Lock,
+) -> OpenVinoEngine:
+    """Loads one component; `lock` is shared by the engines of a model, so that runs take turns."""
+    check_external_data(graph, data)
+    core, precision = ov.Core(), PRECISIONS[provider]
+    for extension in extensions():
+        core.add_extension(extension)
+    try:
+        model = core.read_model(graph)
+    except RuntimeError as error:
+        raise BundleError(
+            f"{graph}: OpenVINO {version()} cannot read it: {_reason(error)}; run this component on onnxruntime"
+        ) from error
+    options = {
+        "INFERENCE_NUM_THREADS": plan.count,
+        "PERFORMANCE_HINT": "LATENCY",
+        "INFERENCE_PRECISION_HINT": precision,
+    }
+    try:
+        compiled = core.compile_model(model, "CPU", options)
+    except RuntimeError as error:
+        raise _explained(error, f"{graph}: OpenVINO {version()} cannot compile it", BundleError) from error
+    found = compiled.get_property("INFERENCE_PRECISION_HINT")
+    if found != precision:
+        raise MissingError(f"{component}: asked OpenVINO for {provider}, on this CPU it computes in {found}")
+    _compare(graph, "input", variant.inputs, compiled.inputs)
+    _compare(graph, "output", variant.outputs, compiled.outputs)
+    return OpenVinoEngine(component, variant, compiled, lock)
+
+
+class OpenVinoEngine:
+    """A loaded component; see engine.py."""
+
+    def __init__(self, component: str, variant: Variant, compiled: Any, lock: threading.Lock) -> None:
+        self.component = component
+        self.inputs = {spec.name: spec for spec in variant.inputs}
+        self.outputs = {spec.name: spec for spec in variant.outputs}
+        self.compiled = compiled
+        self.lock = lock
+
+    def bind(self, inputs: Arrays, outputs: Arrays) -> OpenVinoBinding:
+        check_binding(self, inputs, outputs)
+        return OpenVinoBinding(self, inputs, outputs)
+
+
+class OpenVinoBinding:
+    """A request whose tensors are the caller's arrays."""
+
+    def __init__(self, engine: OpenVinoEngine, inputs: Arrays, outputs: Arrays) -> None:
+        self._engine = engine
+        self._kept_alive = (*inputs.values(), *outputs.values())
+        with engine.lock:
+            self._request = engine.compiled.create_infer_request()
+        for name, array in (*inputs.items(), *outputs.items()):
+            self._request.set_tensor(name, ov.Tensor(array, shared_memory=True))
+
+    def run(self) -> None:
+        engine = self._engine
+        try:
+            with engine.lock:
+                self._request.infer()
+        except RuntimeError as error:
+            raise _explained(error, f"{engine.component}: OpenVINO failed", EdgemmError) from error
+
+
+def _compare(graph: Path, side: str, specs: tuple[TensorSpec, ...], found: Sequence[Any]) -> None:
+    """The manifest and the graph have to name the same tensors."""
+    names = {name for port in found for name in port.get_names()}
+    missing = [spec.name for spec in specs if spec.name not in names]
+    if missing or len(found) != len(specs):
+        wrong = missing or [port.get_any_name() for port in found]
+        raise BundleError(f"{graph}: {side}s {', '.join(wrong)} are not both in the graph and in the manifest")
+
+
+def _reason(error: Exception) -> str:
+    """The one line of OpenVINO's many that says what was wrong."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    telling = [line.lstrip("- ") for line in lines if line.startswith("--") or "No conversion" in line]
+    return (telling or lines[-1:] or [type(error).__name__])[0]
+
+
+def _explained(error: Exception, what: str, kind: type[EdgemmError]) -> EdgemmError:
+    reason = _reason(error)
+    if "bad_alloc" in str(error) or "out of memory" in str(error).lower():
+        return ResourceError(f"{what}: out of memory: {reason}")
+    return kind(f"{what}: {reason}")
+
+
+# Operators of the bundle's graphs that OpenVINO does not know, or knows otherwise, in operators that it does.
+#
+# Its own GroupQueryAttention gives a cache that grew by the new tokens; ours is written in place and keeps its size.
+# Axes: b batch, s new tokens, T cache slots, t tokens of the longest row, h/g query and K/V heads, d head width.
+
+SLOT_AXIS = 2
+
+
+def extensions() -> list[ConversionExtension]:
+    return [
+        ConversionExtension("TensorScatter", "", _scatter),
+        ConversionExtension("GroupQueryAttention", "com.microsoft", _grouped_attention),
+    ]
+
+
+def _scatter(node: Any) -> Any:
+    """TensorScatter (opset 24, linear)."""
+    if node.get_attribute("axis") != SLOT_AXIS:
+        raise ValueError(f"TensorScatter along axis {node.get_attribute('axis')}, expected {SLOT_AXIS}")
+    return _written(*(node.get_input(place) for place in range(3))).outputs()
+
+
+def _written(cache: Any, rows: Any, index: Any) -> Any:
+    """Rows (b, g, s, d) written into (b, g, T, d) from slot index (b) on."""
+    whole, axis, zero, one = ops.shape_of(rows, "i64"), _whole(SLOT_AXIS), _whole(0), _whole(1)
+    steps = ops.range(zero, ops.gather(whole, axis, zero), one, output_type="i64")  # (s)
+    steps = ops.unsqueeze(steps, _whole([0, 1, 3]))
+    slots = ops.broadcast(ops.add(ops.unsqueeze(index, _whole([1, 2, 3])), steps), whole)  # (b, g, s, d)
+    return ops.scatter_elements_update(cache, slots, rows, axis)
+
+
+def _grouped_attention(node: Any) -> Any:
+    """As passes/grouped_attention.py writes it: with rotary tables, positions and a bias, no mask of its own."""
+    h, g = (node.get_attribute(name) for name in ("num_heads", "kv_num_heads"))
+    past = [node.get_input(place) for place in (3, 4)]
+    lasts, longest, cosines, sines, positions, bias = (node.get_input(place) for place in range(5, 11))
+    d = past[0].get_partial_shape()[3].get_length()
+    queries, keys, values = _heads(node, h, g, d)
+    cos, sin = (ops.unsqueeze(ops.gather(table, positions, _whole(0)), _whole(1)) for table in (cosines, sines))
+    queries, keys = (_turned(part, cos, sin, d // 2) for part in (queries, keys))
+    s = ops.gather(ops.shape_of(keys, "i64"), _whole(SLOT_AXIS), _whole(0))
+    index = ops.subtract(ops.add(ops.convert(lasts, "i64"), _whole(1)), s)  # (b)
+    present = [_written(cache, part, index) for cache, part in zip(past, (keys, values))]
+    end = ops.reshape(ops.convert(longest, "i64"), _whole([1]), special_zero=False)
+    seen = [ops.slice(p, _whole([0]), end, _whole([1]), _whole([SLOT_AXIS])) for p in present]  # (b, g, t, d)
+    attended = ops.scaled_dot_product_attention(queries, *(_repeated(p, h, g, d) for p in seen), bias)
+    flat = ops.reshape(ops.transpose(attended, _whole([0, 2, 1, 3])), _whole([0, 0, h * d]), special_zero=True)
+    return [flat.output(0), *(p.output(0) for p in present)]
+
+
+def _heads(node: Any, h: int, g: int, d: int) -> list[Any]:
+    """Queries, keys and values (b, heads, s, d), out of one piece or of three."""
+    pieces = [node.get_input(0)]
+    if node.get_input(1).get_node().get_type_name() != "NullNode":
+        pieces += [node.get_input(1), node.get_input(2)]
+    split = [ops.reshape(piece, _whole([0, 0, -1, d]), special_zero=True) for piece in pieces]
+    parts = split if len(split) > 1 else ops.variadic_split(split[0], _whole(2), _whole([h, g, g])).outputs()
+    return [ops.transpose(part, _whole([0, 2, 1, 3])) for part in parts]
+
+
+def _turned(x: Any, cosines: Any, sines: Any, half: int) -> Any:
+    """Rotary embedding of (b, heads, s, d) by tables (b, 1, s, d / 2)."""
+    left, right = ops.variadic_split(x, _whole(3), _whole([half, half])).outputs()
+    turned = (
+        ops.subtract(ops.multiply(left, cosines), ops.multiply(right, sines)),
+        ops.add(ops.multiply(right, cosines), ops.multiply(left, sines)),
+    )
+    return ops.concat(list(turned), 3)
+
+
+def _repeated(x: Any, h: int, g: int, d: int) -> Any:
+    """(b, g, t, d) -> (b, h, t, d)."""
+    if h == g:
+        return x
+    each = ops.broadcast(ops.unsqueeze(x, _whole(2)), _whole([1, 1, h // g, 1, 1]), broadcast_spec="BIDIRECTIONAL")
+    return ops.reshape(each, _whole([0, h, -1, d]), special_zero=True)
+
+
+def _whole(value: int | list[int]) -> Any:
+    return ops.constant(value, np.int64)

@@ -1,0 +1,81 @@
+"""What both packages of TensorRT have in common as backends: is it here, which version, and a component as an engine.
+
+tensorrt_backend.py and tensorrt_rtx_backend.py are the two doors.  Engines come from the cache of edgemm.build, which
+builds them, once, when they are not there.  The CUDA driver is asked before any TensorRT object exists.
+"""
+
+from __future__ import annotations
+
+import importlib
+import threading
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+
+from edgemm.bundle.manifest import Variant
+from edgemm.device.threads import ThreadPlan
+from edgemm.errors import BundleError, MissingError
+from edgemm.runtimes.backend.cuda_memory import shared_cuda
+from edgemm.runtimes.backend.tensorrt_engine import TensorRTEngine, load_engine
+
+__all__ = ["Door"]
+
+
+@dataclass(frozen=True)
+class Door:
+    package: str
+    provider: str
+
+    def version(self) -> str:
+        return importlib.import_module(self.package).__version__
+
+    def providers(self) -> tuple[str, ...]:
+        return (self.provider,) if not self.problem() else ()
+
+    def problem(self, target: str = "") -> str:
+        """Why this target does not run here, or an empty string.  Cheap questions first: most machines have no such
+        package, and no driver."""
+        from edgemm.device.board import read_board
+
+        board = read_board()
+        if target.startswith("jetson") and (board is None or board.target != target):
+            return "this machine is no such Jetson" if board is None else f"this board takes target {board.target}"
+        if find_spec(self.package) is None:
+            from edgemm.engines.destination import install_line
+
+            return f"{self.package} is not installed: {install_line(self.package, board)}"
+        from edgemm.device.gpu import probe_cuda
+
+        return probe_cuda().problem
+
+    def open_engine(
+        self,
+        component: str,
+        graph: Path,
+        data: Path | None,
+        variant: Variant,
+        provider: str,
+        plan: ThreadPlan,
+        lock: threading.Lock,
+    ) -> TensorRTEngine:
+        """Builds what is not in the cache, telling it on stderr: minutes of silence look like a hang."""
+        from edgemm.engines.bundle_engines import engine_for
+        from edgemm.engines.heartbeat import Heartbeat
+
+        cuda = shared_cuda()
+        try:
+            trt = importlib.import_module(self.package)
+        except ImportError as error:
+            raise MissingError(f"backend {self.package} is not installed ({error})") from error
+        folder = _bundle_of(graph, variant)
+        with Heartbeat() as heartbeat:
+            path = engine_for(folder, component, self.package, variant, heartbeat.say, heartbeat.status)
+        return load_engine(trt, component, path, variant, cuda, lock)
+
+
+def _bundle_of(graph: Path, variant: Variant) -> Path:
+    """The folder that `variant.graph` is in."""
+    parts = Path(variant.graph).parts
+    if graph.parts[-len(parts) :] != parts:
+        raise BundleError(f"{graph} is not {variant.graph} of a bundle")
+    return graph.parents[len(parts) - 1]

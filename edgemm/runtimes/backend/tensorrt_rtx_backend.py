@@ -1,0 +1,13 @@
+"""TensorRT for RTX as a backend: GeForce and workstation GPUs from Turing on.  Not tried on a device yet.
+
+The same engine object as TensorRT's, from another package: tensorrt_package.py.
+"""
+
+from __future__ import annotations
+
+from edgemm.runtimes.backend.tensorrt_package import Door
+
+__all__ = ["open_engine", "problem", "providers", "version"]
+
+DOOR = Door("tensorrt_rtx", "TensorRT-RTX")
+version, providers, problem, open_engine = DOOR.version, DOOR.providers, DOOR.problem, DOOR.open_engine

@@ -1,0 +1,73 @@
+"""Pictures as the transformer reads them: squares of pixels, then image tokens beside the prompt, or token ids in it.
+
+It knows pixels and the components that encode them, never messages or replies.
+Axes: S side of the square, m image tokens.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+
+import numpy as np
+
+from edgemm.bundle.loops import TextLoop
+from edgemm.bundle.picture import PictureSource, load_picture
+from edgemm.bundle.prompt import Prompt, with_picture_ids
+from edgemm.errors import InputError
+from edgemm.runtimes.backend.engine import Engine, check_finite
+from edgemm.runtimes.engines import Engines
+from edgemm.runtimes.text_loop import Clock
+
+__all__ = ["Sight"]
+
+EYES = ("image_encoder", "vq_encoder")
+
+
+class Sight:
+    """How one model sees."""
+
+    def __init__(self, engines: Engines) -> None:
+        self._engines = engines
+
+    def picture(self, image: PictureSource, loop: TextLoop) -> np.ndarray:
+        """(3, S, S), as the encoder wants it."""
+        manifest = self._engines.bundle.manifest
+        if not any(eye in self._engines for eye in EYES):
+            raise InputError(f"bundle {manifest.name} does not read pictures: it has no image_encoder")
+        most = manifest.limits.max_image_pixels
+        return load_picture(image, loop.image_size, loop.background, most, loop.image_fit, loop.image_resample)
+
+    def look(self, prompt: Prompt, pictures: Sequence[np.ndarray], loop: TextLoop) -> tuple[Prompt, np.ndarray | None]:
+        """Pictures (3, S, S) as what the transformer reads: token ids in the prompt, or tokens (1, m, width) beside."""
+        if pictures and "vq_encoder" in self._engines:
+            return with_picture_ids(prompt, _as_ids(self._engines.get("vq_encoder"), pictures, loop)), None
+        return prompt, self.encode(pictures, loop) if pictures else None
+
+    def timed_look(
+        self, prompt: Prompt, pictures: Sequence[np.ndarray], loop: TextLoop, clock: Clock
+    ) -> tuple[Prompt, np.ndarray | None]:
+        """The same; what its engines take to load is told apart."""
+        clock.load_s += self._engines.timed([eye for eye in EYES if pictures and eye in self._engines])[1]
+        start = time.perf_counter()
+        seen = self.look(prompt, pictures, loop)
+        clock.image_encode_s += time.perf_counter() - start
+        return seen
+
+    def encode(self, pictures: Sequence[np.ndarray], loop: TextLoop) -> np.ndarray:
+        """Pictures (3, S, S) -> tokens (1, m, width), one picture after the other."""
+        encoder = self._engines.get("image_encoder")
+        count, width = loop.image_token_count, encoder.outputs["image_tokens"].fixed(2, "width")
+        tokens = np.zeros((len(pictures), count, width), dtype=np.float32)
+        for index, picture in enumerate(pictures):
+            encoder.bind({"pixels": picture[None]}, {"image_tokens": tokens[index : index + 1]}).run()
+        check_finite(tokens, "image_encoder, image tokens")
+        return tokens.reshape(1, -1, width)
+
+
+def _as_ids(encoder: Engine, pictures: Sequence[np.ndarray], loop: TextLoop) -> np.ndarray:
+    """Pictures (3, S, S) -> token ids (m), one picture after the other."""
+    ids = np.zeros((len(pictures), loop.image_token_count), dtype=np.int64)
+    for index, picture in enumerate(pictures):
+        encoder.bind({"pixels": picture[None]}, {"token_ids": ids[index : index + 1]}).run()
+    return ids.reshape(-1)

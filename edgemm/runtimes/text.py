@@ -1,0 +1,246 @@
+"""How one model talks: a caller's messages and options become requests, and conversations to write their replies in.
+
+Prefill, sampling and stopping are in text_loop.py and text.py, pictures in image_encoder.py; drawing is in drawing.py.
+"""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from edgemm.bundle.loops import TextLoop
+from edgemm.bundle.picture import PictureSource
+from edgemm.bundle.prompt import Message, Prompt, as_messages, chat_prompt, check_length
+from edgemm.bundle.tokenizer import Tokenizer
+from edgemm.errors import BundleError, InputError, UsageError
+from edgemm.runtimes.cache_budget import CacheBudget
+from edgemm.runtimes.constraint import ConstraintMaker
+from edgemm.runtimes.engines import Engines
+from edgemm.runtimes.image_encoder import Sight
+from edgemm.runtimes.kv_cache import CachedTransformer
+from edgemm.runtimes.results import TextChunk, TextResult
+from edgemm.runtimes.sampling import Sampling
+from edgemm.runtimes.text_loop import Clock, Reply, TextRequest, write_reply
+
+__all__ = ["Talking", "TextOptions", "write_replies"]
+
+Messages = Sequence[dict[str, Any]]
+Pictures = list[np.ndarray]  # (3, S, S) each
+
+
+class Talking:
+    """The text half of a model."""
+
+    def __init__(self, engines: Engines, sight: Sight, tokenizer: Tokenizer, budget: CacheBudget) -> None:
+        self.tokenizer = tokenizer
+        self.constraints = _constraint_maker(engines)
+        self._engines, self._sight, self._budget = engines, sight, budget
+        self._manifest = engines.bundle.manifest
+
+    @property
+    def loop(self) -> TextLoop:
+        if self._manifest.loops.text is None:
+            raise BundleError(f"bundle {self._manifest.name} does not talk: it has no text loop")
+        return self._manifest.loops.text
+
+    def request(self, messages: Sequence[Message], options: TextOptions) -> tuple[TextRequest, Pictures]:
+        """What the loop wants of a whole conversation, and its pictures; bad options and pictures are refused here."""
+        self.check_guesses(options)
+        prompt = chat_prompt(messages, self.loop, self.tokenizer)
+        check_length(len(prompt), self._manifest.limits)
+        return options.request(prompt, self.loop, self.constraints), self.pictures(messages)
+
+    def requests(
+        self,
+        prompts: Sequence[str | Messages],
+        images: Sequence[Sequence[PictureSource]] | None,
+        options: TextOptions,
+    ) -> list[tuple[TextRequest, Pictures]]:
+        """One a prompt; `images` are a list a prompt."""
+        if isinstance(prompts, str) or not prompts:
+            raise UsageError("prompts is empty or a string, expected a list of prompts")
+        given = [()] * len(prompts) if images is None else images
+        if len(given) != len(prompts):
+            raise UsageError(f"images has {len(given)} lists, expected one for each of {len(prompts)} prompts")
+        return [self.request(as_messages(prompt, own), options) for prompt, own in zip(prompts, given)]
+
+    def pictures(self, messages: Sequence[Message]) -> Pictures:
+        """Every picture of the messages, in their order."""
+        return [self.picture(image) for message in messages for image in message.images]
+
+    def picture(self, image: PictureSource) -> np.ndarray:
+        return self._sight.picture(image, self.loop)
+
+    def look(self, prompt: Prompt, pictures: Pictures, clock: Clock) -> tuple[Prompt, np.ndarray | None]:
+        """The prompt as the transformer reads it, and the image tokens beside it."""
+        return self._sight.timed_look(prompt, pictures, self.loop, clock)
+
+    def conversation(self, rows: int = 1) -> CachedTransformer:
+        """The transformer with an empty memory, for one reply or several side by side."""
+        engines, most = self._engines, self._manifest.limits.max_context
+        head = engines.get("text_head") if "text_head" in engines else None
+        return CachedTransformer(
+            engines.get("transformer"), most, head=head, rows=rows, budget=self._budget, silent=self._silent
+        )
+
+    def timed_conversation(self, clock: Clock) -> CachedTransformer:
+        """The same; what its engines take to load is told apart."""
+        start = time.perf_counter()
+        made = self.conversation()
+        clock.load_s += time.perf_counter() - start
+        return made
+
+    def write(
+        self,
+        request: TextRequest,
+        image_tokens: np.ndarray | None,
+        cancelled: Callable[[], bool],
+        clock: Clock,
+        transformer: CachedTransformer,
+    ) -> Iterator[TextChunk]:
+        """One reply, after what the transformer has read already."""
+        yield from write_reply(request, image_tokens, transformer, self.tokenizer, cancelled, clock)
+
+    def write_batch(
+        self, asked: Sequence[tuple[TextRequest, Pictures]], began: float, cancelled: Callable[[], bool]
+    ) -> list[TextResult]:
+        """Several replies, side by side."""
+        if any(request.guess_ahead for request, _ in asked):
+            raise UsageError("guess_ahead is for one reply at a time: leave it out, or call generate_text")
+        clocks = [Clock(began) for _ in asked]
+        seen = [self.look(request.prompt, own, clock) for (request, own), clock in zip(asked, clocks)]
+        requests = [replace(request, prompt=prompt) for (request, _), (prompt, _) in zip(asked, seen)]
+        transformer = self.conversation(rows=len(requests))
+        return write_replies(requests, [tokens for _, tokens in seen], transformer, self.tokenizer, cancelled, clocks)
+
+    def check_guesses(self, options: TextOptions) -> None:
+        inputs = self._manifest.variant("transformer", self._engines.target).inputs
+        if options.guess_ahead and all(spec.name != "draft_index" for spec in inputs):
+            raise InputError("guess_ahead needs a bundle whose transformer checks guesses: export it with --drafts")
+
+    def check_interleaving(self) -> None:
+        if self.loop.joined:
+            raise InputError("this model reads a conversation as one string, in which no drawn picture can be put")
+
+    @cached_property
+    def _silent(self) -> np.ndarray | None:
+        path = self._manifest.loops.text and self._manifest.loops.text.silent_ids
+        return self._engines.ids(path) if path else None
+
+
+def _constraint_maker(engines: Engines) -> ConstraintMaker:
+    manifest = engines.bundle.manifest
+    speaker, size = "text_head" if "text_head" in engines else "transformer", 0
+    if speaker in engines:
+        outputs = manifest.variant(speaker, engines.target).outputs
+        size = next((spec.fixed(1, "vocabulary") for spec in outputs if spec.name == "logits"), 0)
+    stops = () if manifest.loops.text is None else manifest.loops.text.stop_token_ids
+    return ConstraintMaker(engines.bundle.file(manifest.tokenizer), size, stops)
+
+
+# How a reply may go, as a caller says it: one place for names, defaults and checks of every way to ask for text.
+
+
+@dataclass(frozen=True)
+class TextOptions:
+    """The options of Model.stream_text and its relatives."""
+
+    max_new_tokens: int = 128
+    temperature: float = 0.0  # 0 takes the likeliest token
+    top_k: int | None = None
+    top_p: float | None = None
+    min_p: float | None = None
+    repetition_penalty: float = 1.0
+    seed: int | None = None  # None draws one, which the result tells
+    stop: Sequence[str] = ()
+    logprobs: int | None = None  # tell how likely each token was, and so many of the likeliest beside it
+    json_schema: Mapping[str, Any] | str | None = None  # the reply is JSON of this schema
+    grammar: str | None = None  # the reply is a word of this grammar, in Lark's notation
+    timeout_s: float | None = None
+    ignore_eos: bool = False  # the model's own stop tokens end nothing
+    guess_ahead: int = 0  # tokens at most that are guessed from the conversation and checked in one run
+
+    def request(
+        self, prompt: Prompt, loop: TextLoop, constraints: ConstraintMaker, history: tuple[int, ...] = ()
+    ) -> TextRequest:
+        """What the text loop wants; raises UsageError by the option's name."""
+        if isinstance(self.stop, str):
+            raise UsageError(f"stop is {self.stop!r}, expected a list of strings")
+        seed = secrets.randbits(32) if self.seed is None and self.temperature else self.seed
+        sampling = Sampling(self.temperature, self.top_k, self.top_p, self.min_p, self.repetition_penalty, seed)
+        constraint = None
+        if self.json_schema is not None or self.grammar is not None:
+            constraint = constraints.make(self.json_schema, self.grammar)
+        return TextRequest(
+            prompt,
+            sampling,
+            self.max_new_tokens,
+            tuple(self.stop),
+            () if self.ignore_eos else loop.stop_token_ids,
+            self.logprobs,
+            constraint,
+            history,
+            self.guess_ahead,
+        )
+
+
+# Several prompts written side by side: one run of the transformer gives every row its next token.
+#
+# Each prompt is read alone into its own row of one cache, with the shapes it would have alone; then all rows step
+# together until the last is done.  Rows never see one another, so each reply is the one that its prompt gets alone,
+# up to
+# rounding in the last bit where a product of one row is computed by another kernel than a product of many.
+# Axes: b rows, T cache slots, v vocabulary.
+
+
+def write_replies(
+    requests: Sequence[TextRequest],
+    image_tokens: Sequence[np.ndarray | None],  # (1, m, width) a row
+    transformer: CachedTransformer,  # with a row a request
+    tokenizer: Tokenizer,
+    cancelled: Callable[[], bool],
+    clocks: Sequence[Clock],
+) -> list[TextResult]:
+    """A result a request, in their order."""
+    replies = [Reply(request, tokenizer) for request in requests]
+    longest = max(len(request.prompt) for request in requests)
+    tokens = np.zeros(len(requests), dtype=np.int64)
+    going = np.ones(len(requests), dtype=bool)
+    for row, (request, pictures, clock) in enumerate(zip(requests, image_tokens, clocks)):
+        if cancelled():
+            break
+        start = time.perf_counter()
+        transformer.prefill(request.prompt, pictures, longest, row)
+        clock.prefill_s = time.perf_counter() - start
+    step = 0
+    while True:
+        end = cancelled()
+        for row in np.flatnonzero(going).tolist():
+            reply, logits = replies[row], transformer.logits[row]
+            if not end:
+                tokens[row] = reply.choose(logits)
+                if step == 0:
+                    clocks[row].first_token_s = clocks[row].since_began()
+                reply.add(int(tokens[row]), logits)
+            if reply.reason is None and end:
+                reply.reason = "cancelled"
+            elif reply.reason is None and not transformer.cache.has_room(int(transformer.lengths[row]) + 1):
+                reply.reason = "length"
+            going[row] = reply.reason is None
+        if not going.any():
+            break
+        start = time.perf_counter()
+        transformer.step_rows(tokens)
+        transformer.lengths[~going] -= 1  # a row that has ended stays where it is; nobody looks at what it computes
+        step += 1
+        for row in np.flatnonzero(going).tolist():
+            clocks[row].decode_s += time.perf_counter() - start
+            clocks[row].decode_steps += 1
+    results = [reply.end(clock).result for reply, clock in zip(replies, clocks)]
+    return [result for result in results if result is not None]

@@ -1,0 +1,165 @@
+"""What `edgemm quantize` does, once its words were read: make a spec, or search one; judge it; report it.
+
+Nothing is written here but the report, and that before the budgets are asked: who misses one wants to see why.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from edgemm.data.format import read_dataset
+from edgemm.model.unified import Unified
+from edgemm.quantize.quantization import SUITED, quantize
+from edgemm.quantize.simulated import swap
+from edgemm.quantize.spec import Spec, journal_of
+from edgemm.search.judges import (
+    Budget,
+    Records,
+    Scores,
+    ask,
+    compare,
+    differences,
+    drawn_share,
+    layer_signals,
+    read_budget,
+    require_budgets,
+    task_records,
+)
+from edgemm.search.report import document_of, document_of_search, write_report
+from edgemm.search.search import Checker, search
+
+__all__ = ["AUTO_BUDGETS", "Job", "auto", "judged"]
+
+AUTO_BUDGETS = {"text": "ppl+3%", "draw": "psnr30"}  # when nobody says otherwise
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Job:
+    """What both ways have in common."""
+
+    source: tuple[str, str]  # name and hash of the checkpoint
+    methods: Mapping[str, str]  # by side; a side that is missing has its precision's own
+    calibration: Path | None
+    samples: int | None
+    steps: int
+    rank: int
+    budgets: Mapping[str, str | None]
+    report: Path | None
+    tasks: Path | None
+    tasks_limit: int | None
+    cache: str = "float"
+
+    def read_budgets(self) -> dict[str, Budget]:
+        return {side: read_budget(side, word) for side, word in self.budgets.items() if word}
+
+
+def judged(model: Unified, job: Job, text: str, draw: str, portable: bool, status: Say, say: Say) -> Spec:
+    """Raises CheckFailedError where a budget is missed."""
+    budgets = tuple(job.read_budgets().values())
+    plain = None
+    if budgets or job.report:
+        status("asking the float model")
+        plain = ask(model, job.steps)
+    before = tasks_of(model, job, status)
+    methods = {side: job.methods.get(side, SUITED.get(word, "")) for side, word in (("text", text), ("draw", draw))}
+    spec = quantize(
+        model,
+        text,
+        draw,
+        methods,
+        job.calibration,
+        job.samples,
+        job.steps,
+        portable,
+        job.rank,
+        job.source,
+        status,
+        job.cache,
+    )
+    if plain is None:
+        return spec
+    status("asking the quantized model")
+    signals = layer_signals(model, spec)
+    swap(model, spec, folded=True)
+    quantized = ask(model, job.steps)
+    scores = compare(plain, quantized)
+    say(_line(scores))
+    if job.report:
+        tasks = compare_tasks(model, job, before, status)
+        write_report(job.report, document_of(spec, scores, signals, job.steps, tasks=tasks), plain, quantized)
+    require_budgets(scores, budgets)
+    return spec
+
+
+def auto(model: Unified, job: Job, goal: str, output: Path, status: Say, say: Say) -> Spec:
+    """The spec that a search finds; the report lies beside `output` when nobody names a place."""
+    budgets = {side: read_budget(side, job.budgets.get(side) or word) for side, word in AUTO_BUDGETS.items()}
+    before = tasks_of(model, job, status)
+    methods = {side: job.methods.get(side, SUITED["int8"]) for side in AUTO_BUDGETS}
+    found = search(
+        model,
+        goal,
+        budgets,
+        journal_of(output),
+        job.source,
+        methods,
+        job.calibration,
+        job.samples,
+        job.steps,
+        job.rank,
+        status,
+        say,
+        _checker(job),
+    )
+    say(_line(found.best.scores))
+    told = document_of_search(
+        goal,
+        {side: str(budget) for side, budget in budgets.items()},
+        found.best.name,
+        [point.to_json() for point in found.points],
+    )
+    tasks = compare_tasks(model, job, before, status)
+    page = job.report or output.with_name(f"{output.name}.html")
+    document = document_of(found.spec, found.best.scores, found.signals, job.steps, told, tasks)
+    write_report(page, document, found.plain, found.quantized)
+    say(f"What was tried is in {page} and {page.with_suffix('.json').name}")
+    return found.spec
+
+
+def _checker(job: Job) -> Checker | None:
+    """The dataset's judge of drawings, for every variant that a search judges in full."""
+    data, limit, steps = job.tasks, job.tasks_limit, job.steps
+    if data is None:
+        return None
+    name = f"{data.name}, {limit or 'all'} a split"
+    return Checker(name, lambda model: drawn_share(task_records(model, data, limit, steps, suites=("draw",))))
+
+
+def tasks_of(model: Unified, job: Job, status: Say) -> Records | None:
+    """Of the float model, before anything is done to it."""
+    if job.tasks is None:
+        return None
+    read_dataset(job.tasks)
+    status("the float model does its tasks")
+    return task_records(model, job.tasks, job.tasks_limit, job.steps)
+
+
+def compare_tasks(model: Unified, job: Job, before: Records | None, status: Say) -> dict[str, Any] | None:
+    """Of the model as it is now."""
+    if before is None or job.tasks is None:
+        return None
+    status("the quantized model does its tasks")
+    after = task_records(model, job.tasks, job.tasks_limit, job.steps)
+    return differences(before, after, job.tasks, job.tasks_limit)
+
+
+def _line(scores: Scores) -> str:
+    return (
+        f"perplexity {scores.perplexity_float:.2f} -> {scores.perplexity:.2f} ({scores.perplexity_percent:+.2f} %), "
+        f"tokens alike {100 * scores.token_agreement:.1f} %, PSNR {scores.psnr_db:.1f} dB, SSIM {scores.ssim:.4f}"
+    )

@@ -1,0 +1,235 @@
+"""Two judges of one spec: a text and drawings that the model never calibrated on, the latter from the same noise.
+
+They score the torch model before any export; its second copy holds the spec's numbers (simulated.py).
+Axes: s tokens of a piece, b pictures, (3, H, W) pixels in [0, 1].
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import re
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from edgemm.errors import CheckFailedError, UsageError
+from edgemm.evaluate.checkpoint_subject import CheckpointSubject
+from edgemm.evaluate.evaluation import SUITES, Plan, evaluate_subject
+from edgemm.evaluate.metrics import compare_records, psnr_db
+from edgemm.evaluate.subject import DrawSettings
+from edgemm.model.unified import Unified
+from edgemm.quantize.calibration import shipped_text
+from edgemm.quantize.simulated import weights_of
+from edgemm.quantize.spec import REST, Spec
+
+__all__ = [
+    "Answers",
+    "Scores",
+    "ask",
+    "compare",
+    "layer_signals",
+    "ssim",
+    "Records",
+    "differences",
+    "drawn_share",
+    "task_records",
+    "Budget",
+    "read_budget",
+    "require_budgets",
+]
+
+PIECE = 512  # tokens read at a time
+PROMPTS = tuple(shipped_text("evaluation_prompts.txt").splitlines())  # calibration draws none of them
+SEED = 1000  # of the noise; calibration draws from another (NOISE_SEED)
+MOST_DB = 100.0  # a layer that rounding did not change
+
+
+@dataclass(frozen=True)
+class Answers:
+    """What a model says and draws."""
+
+    perplexity: float
+    choices: Tensor  # the likeliest token at every position of the text
+    pictures: Tensor  # (b, 3, H, W)
+
+
+@dataclass(frozen=True)
+class Scores:
+    """A quantized model beside the float one."""
+
+    perplexity_float: float
+    perplexity: float
+    token_agreement: float  # share of positions with the same likeliest token
+    psnr_db: float  # mean over the pictures
+    psnr_worst_db: float
+    ssim: float
+
+    @property
+    def perplexity_percent(self) -> float:
+        """How much higher it is than the float model's."""
+        return 100 * (self.perplexity / self.perplexity_float - 1)
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self) | {"perplexity_percent": self.perplexity_percent}
+
+
+@torch.no_grad()
+def ask(model: Unified, steps: int, text: str | None = None, guidance: float | None = None) -> Answers:
+    """`text` is the shipped chapter when nobody brings another."""
+    perplexity, choices = _read(model, shipped_text("evaluation.txt") if text is None else text)
+    tokens = model.config.image_tokens
+    noise = torch.randn(
+        len(PROMPTS), tokens.token_count, tokens.token_width, generator=torch.Generator().manual_seed(SEED)
+    )
+    changes: dict[str, Any] = {"num_inference_steps": steps}
+    sampler = model.with_sampler(**changes if guidance is None else {**changes, "guidance_scale": guidance})
+    return Answers(perplexity, choices, model.draw(PROMPTS, noise, sampler).clamp(0, 1))
+
+
+def _read(model: Unified, text: str) -> tuple[float, Tensor]:
+    """exp of the mean negative log-likelihood of each token after those before it in its piece."""
+    ids = torch.tensor(model.encode(text, special=False))
+    total, choices = 0.0, []
+    for start in range(0, len(ids) - 1, PIECE):
+        piece = ids[start : start + PIECE + 1]
+        seen, wanted = piece[None, :-1], piece[1:]
+        hidden, _ = model.transformer(model.transformer.embed_tokens(seen), torch.arange(len(wanted))[None])
+        logits = model.transformer.logits(hidden)[0]
+        total -= float(logits.log_softmax(-1).gather(1, wanted[:, None]).sum(dtype=torch.float64))
+        choices.append(logits.argmax(-1))
+    return math.exp(total / (len(ids) - 1)), torch.cat(choices)
+
+
+def compare(plain: Answers, quantized: Answers) -> Scores:
+    pictures = zip(quantized.pictures.numpy(), plain.pictures.numpy(), strict=True)
+    each = [psnr_db(found, wanted) for found, wanted in pictures]
+    return Scores(
+        plain.perplexity,
+        quantized.perplexity,
+        float((plain.choices == quantized.choices).float().mean()),
+        sum(each) / len(each),
+        min(each),
+        ssim(quantized.pictures, plain.pictures),
+    )
+
+
+def ssim(found: Tensor, wanted: Tensor) -> float:
+    """Mean structural similarity (Wang et al. 2004) of pictures (b, 3, H, W), Gaussian window of 11, sigma 1.5."""
+    offsets = torch.arange(11.0) - 5
+    bell = (-(offsets**2) / (2 * 1.5**2)).exp()
+    window = (bell[:, None] * bell / bell.sum() ** 2).expand(3, 1, 11, 11)
+
+    def blurred(x: Tensor) -> Tensor:
+        return torch.nn.functional.conv2d(x, window, groups=3)
+
+    a, b = blurred(found), blurred(wanted)
+    spread = blurred(found * found) - a * a + blurred(wanted * wanted) - b * b
+    together = blurred(found * wanted) - a * b
+    steady, sure = 0.01**2, 0.03**2
+    value = (2 * a * b + steady) * (2 * together + sure) / ((a * a + b * b + steady) * (spread + sure))
+    return float(value.mean())
+
+
+@torch.no_grad()
+def layer_signals(model: Unified, spec: Spec) -> dict[str, float]:
+    """Layer -> dB of its weight over what rounding it added; of the smoothed float model, before the swap."""
+    weights, found = weights_of(model), {}
+    for name, layer in spec.document.layers.items():
+        if layer.bits is not None and not name.endswith(REST):
+            weight = weights[name]
+            said = spec.dequantized(name)
+            branch = spec.low_rank(name)
+            if branch:
+                said = said + torch.from_numpy(branch[1]) @ torch.from_numpy(branch[0])
+            noise = (said - weight).square().sum() / weight.square().sum().clamp(min=1e-20)
+            found[name] = min(MOST_DB, float(-10 * torch.log10(noise.clamp(min=1e-12))))
+    return found
+
+
+# How a quantized torch model does `edgemm eval`'s tasks beside the float one: paired, question by question.
+#
+# The suites and the bootstrap are those of edgemm/evaluate; here is only a model that is in memory already.
+
+Records = dict[str, list[dict[str, Any]]]
+
+
+def task_records(
+    model: Unified,
+    data: Path,
+    limit: int | None,
+    steps: int,
+    groups: tuple[str, ...] = (),
+    suites: tuple[str, ...] = SUITES,
+) -> Records:
+    """Every answer and drawing, judged; at most `limit` questions a kind and drawings a split, of `groups` if named."""
+    settings = DrawSettings(num_inference_steps=steps)
+    subject = CheckpointSubject.of(model, settings)
+    return evaluate_subject(subject, data, Plan(suites, limit, groups=groups, settings=settings)).records
+
+
+def drawn_share(records: Records) -> float:
+    """Of the drawings, those that the judge names, or the checker passes."""
+    right = [row["drawn_rank"] == 0 if "drawn_rank" in row else row["passed"] for row in records["drawing"]]
+    return sum(right) / len(right)
+
+
+def differences(plain: Records, quantized: Records, data: Path, limit: int | None) -> dict[str, Any]:
+    """For the report: score -> both means, the difference and its 95 % interval."""
+    found = compare_records(plain, quantized)
+    return {
+        "data": data.name,
+        "limit": limit,
+        "differences": {score: dataclasses.asdict(difference) for score, difference in found.items()},
+    }
+
+
+# How much quality a spec may cost, in a caller's words: `ppl+3%` for reading, `psnr30` or `ssim0.97` for drawing.
+
+FORMS = {
+    "text": (r"ppl\+([0-9.]+)%", "ppl", "ppl+3%: perplexity at most 3 % higher"),
+    "draw": (r"(?:psnr|ssim)([0-9.]+)", "", "psnr30: at least 30 dB; or ssim0.97"),
+}
+
+
+@dataclass(frozen=True)
+class Budget:
+    word: str  # as it was given
+    measure: str  # ppl, psnr or ssim
+    limit: float
+
+    def found(self, scores: Scores) -> float:
+        return {"ppl": scores.perplexity_percent, "psnr": scores.psnr_db, "ssim": scores.ssim}[self.measure]
+
+    def met(self, scores: Scores) -> bool:
+        found = self.found(scores)
+        return found <= self.limit if self.measure == "ppl" else found >= self.limit  # NaN meets nothing
+
+    def __str__(self) -> str:
+        return self.word
+
+
+def read_budget(side: str, word: str) -> Budget:
+    pattern, measure, form = FORMS[side]
+    matched = re.fullmatch(pattern, word)
+    try:
+        limit = float(matched[1]) if matched else None
+    except ValueError:
+        limit = None
+    if limit is None:
+        raise UsageError(f"--budget-{side} {word!r} is not of the form {form}")
+    return Budget(word, measure or word[:4], limit)
+
+
+def require_budgets(scores: Scores, budgets: tuple[Budget, ...]) -> None:
+    """Raises CheckFailedError that says by how much the first one is missed."""
+    for budget in budgets:
+        if not budget.met(scores):
+            unit = {"ppl": " %", "psnr": " dB", "ssim": ""}[budget.measure]
+            raise CheckFailedError(
+                f"budget {budget} is not met: {budget.measure} is {budget.found(scores):+.2f}{unit}; no spec was "
+                "written (a finer precision, another --method or more calibration data may meet it)"
+            )

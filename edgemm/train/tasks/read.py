@@ -1,0 +1,250 @@
+"""Teaching to read: the projection behind the frozen eye, and LoRA on the upper layers of the transformer.
+
+Next-token cross-entropy on the answer to a question about a picture, and on the model's own earlier replies to text
+(samples.py), so that it goes on talking; nothing else of a sequence is scored.  The layers that the denoiser reads are
+not touched, so a model that draws goes on drawing exactly as before.
+A step's batch is a function of (seed, step) alone, of which many processes take a share each.
+Axes: b batch, s tokens of the longest sequence, v views of a picture, m image tokens, f features a token.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from edgemm.errors import InputError, UsageError
+from edgemm.model import checkpoint
+from edgemm.model.prompts import TextPrompt
+from edgemm.model.unified import Unified
+from edgemm.train.optimizers import parts_of
+from edgemm.train.ranks import Share
+from edgemm.train.recipe import Recipe
+from edgemm.train.samples import batch_rows, load_pictures, own_replies, pick_samples, prompts_about, questions_about
+from edgemm.train.tasks.align import (
+    align_projection,
+    eye_features,
+    features_key,
+    kept_features,
+    learn_words,
+    may_be_mirrored,
+)
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+
+__all__ = ["ReadTask"]
+
+
+class ReadTask:
+    """What the loop trains: projection and adapter; see train/loop.py for the interface."""
+
+    def __init__(
+        self, model: Unified, recipe: Recipe, peft: PeftModel | None = None, share: Share | None = None
+    ) -> None:
+        """`peft` is the transformer with an adapter already in place; without it the recipe says which."""
+        depth, deepest = model.config.transformer.depth, max(model.config.denoiser.prefix_layers)
+        self.whole = "transformer" in parts_of(
+            recipe, model.config
+        )  # every weight of it learns, and drawing has to learn along
+        if not self.whole and deepest == depth - 1:
+            raise UsageError(
+                f"recipe: drawing reads all {depth} layers of this model, so none is left for an adapter; "
+                'give train = ["projection", "transformer"], and draw jointly'
+            )
+        if not self.whole and not deepest < recipe.lora_first_layer < depth:
+            raise UsageError(
+                f"recipe: lora_first_layer is {recipe.lora_first_layer}, expected {deepest + 1} to {depth - 1}: "
+                f"the denoiser reads layers up to {deepest} of {depth}, and they must stay as they are"
+            )
+        self.model, self.recipe, self.share = model, recipe, share or Share()
+        dataset, samples = pick_samples(recipe.data, recipe.splits, recipe.groups, recipe.pictures)
+        pixels = load_pictures(Path(recipe.data), samples, model.config.vision.image_size)
+        mirrored = torch.tensor([may_be_mirrored(sample) for sample in samples])
+        self.features = kept_features(  # (pictures, v, m, f)
+            Path(recipe.output) / "features.safetensors",
+            features_key(recipe, samples, model.config.vision),
+            lambda: eye_features(model, pixels, mirrored, recipe.views, recipe.seed),
+        )
+        self.labels = [sample.label for sample in samples]
+        self.questions: dict[str, list[tuple[int, TextPrompt, list[int]]]] = {}
+        for asked in questions_about(dataset, samples, recipe, model.config, model.encode):
+            self.questions.setdefault(asked.kind, []).append((asked.row, asked.prompt, asked.answer))
+        self.kinds = [kind for kind in sorted(self.questions) if kind != "label"]
+        counts = np.array([len(self.questions[kind]) for kind in self.kinds])
+        self.kind_shares = np.sqrt(counts) / np.sqrt(counts).sum()  # the rare are asked more often than they come
+        messages = prompts_about(sorted(set(self.labels)), recipe.replies)
+        with peft.disable_adapter() if peft is not None else nullcontext():
+            self.replies = own_replies(model, messages, recipe.reply_tokens)
+        self.peft = peft if peft is not None or self.whole else adapted(model, recipe)
+        if self.whole:
+            model.transformer.requires_grad_(True)
+        projection = {n: m for n, m in model.image_encoder.named_children() if n != "encoder"}
+        self.projection = nn.ModuleDict(projection)
+        self._teach_projection(recipe.train_projection)
+        counts = ", ".join(f"{len(questions)} {kind}" for kind, questions in self.questions.items())
+        self.description = f"{len(samples)} pictures, questions: {counts}"
+
+    def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
+        if self.recipe.train_projection:
+            yield from self._projection_parameters()
+        for name, parameter in (self.peft or self.model.transformer).named_parameters():
+            if parameter.requires_grad:
+                yield f"transformer.{name}", parameter
+
+    def named_buffers(self) -> Iterator[tuple[str, Tensor]]:
+        """What alignment made and training leaves alone: a resume does not align again."""
+        if not self.recipe.train_projection:
+            yield from self._projection_parameters()
+        for name, buffer in self.projection.named_buffers():
+            yield f"projection.{name}", buffer
+
+    def prepare(self) -> None:
+        """Alignment, where the recipe asks for it."""
+        self._teach_projection(True)
+        for steps, teach in ((self.recipe.align_steps, align_projection), (self.recipe.word_steps, learn_words)):
+            if steps:
+                teach(self.model, self.features, self.labels, steps, self.recipe.seed)
+        self._teach_projection(self.recipe.train_projection)
+
+    def _projection_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
+        yield "position", self.model.image_encoder.position
+        for name, parameter in self.projection.named_parameters():
+            yield f"projection.{name}", parameter
+
+    def _teach_projection(self, taught: bool) -> None:
+        for _, parameter in self._projection_parameters():
+            parameter.requires_grad_(taught)
+
+    def loss(self, step: int) -> Tensor:
+        """Mean over the answers' tokens, and over the replies' with a weight of their own: replies are longer.
+
+        With many processes these are means over all of their tokens: it is the mean of what each of them returns.
+        """
+        logits, targets, pictured = self._scored(step)
+        losses = nn.functional.cross_entropy(logits.float(), targets, reduction="none")
+        answers, replies = (max(1, count) / self.share.count for count in self._token_counts(step))
+        return losses[pictured].sum() / answers + self.recipe.reply_weight * losses[~pictured].sum() / replies
+
+    @torch.no_grad()
+    def measures(self, step: int) -> dict[str, float]:
+        logits, targets, pictured = self._scored(step)
+        right = (logits.argmax(-1) == targets).float()
+        answers, replies = self._token_counts(step)
+        found = {"token_accuracy": right[pictured].sum().item() * self.share.count / answers}
+        if replies:
+            found["reply_accuracy"] = right[~pictured].sum().item() * self.share.count / replies
+        return found
+
+    def samples(self, model: Unified) -> None:
+        return None
+
+    def save(self, path: Path) -> None:
+        if self.peft is None:
+            checkpoint.save(self.model, path, torch.bfloat16)
+            return
+        with tempfile.TemporaryDirectory() as folder:
+            self.peft.save_pretrained(folder)
+            Path(folder, "README.md").unlink(missing_ok=True)  # PEFT's own empty model card
+            checkpoint.save(self.model, path, torch.bfloat16, adapter=Path(folder))
+
+    def _scored(self, step: int) -> tuple[Tensor, Tensor, Tensor]:
+        """This process's logits (scored tokens, vocab), their targets, and which answer a question about a picture."""
+        hidden, targets, pictured = self.last_hidden(self.model, step)
+        return self.model.transformer.logits(hidden), targets, pictured
+
+    def last_hidden(self, model: Unified, step: int) -> tuple[Tensor, Tensor, Tensor]:
+        """The same as hidden states (scored tokens, w), of this model or of a teacher with the same eye."""
+        return self.answered(model, *self.asked(step))
+
+    def asked(self, step: int) -> tuple[Tensor, list[TextPrompt], list[list[int]]]:
+        """This process's features (b, m, f), prompts and answers of a step."""
+        rows, prompts, answers, random = self._batch(step)
+        views = random.integers(self.features.shape[1], size=len(rows))
+        mine = self.share.of(len(rows))
+        return self._blended(rows, views, random)[mine], prompts[mine], answers[mine]
+
+    def answered(
+        self, model: Unified, features: Tensor, prompts: Sequence[TextPrompt], answers: Sequence[list[int]]
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Last hidden states (scored tokens, w) before each token of the answers, row by row, the tokens, and which of
+        them answer a question about a picture."""
+        device = model.image_encoder.position.device
+        image_tokens = model.image_encoder.project(features.to(device))  # (b, m, w)
+        length = max(len(p.ids) + len(a) for p, a in zip(prompts, answers, strict=True)) - 1
+        ids = torch.zeros(len(prompts), length, dtype=torch.long)
+        index, limit = torch.full_like(ids, -1), torch.arange(length).repeat(len(prompts), 1)
+        targets = torch.full_like(ids, -1)
+        for row, (prompt, answer) in enumerate(zip(prompts, answers, strict=True)):
+            asked, whole = len(prompt.ids), prompt.ids + answer
+            ids[row, : len(whole) - 1] = torch.tensor(whole[:-1])
+            index[row, :asked] = torch.tensor(prompt.image_index)
+            limit[row, :asked] = torch.tensor(prompt.attention_limit)
+            targets[row, asked - 1 : len(whole) - 1] = torch.tensor(answer)
+        scored, pictured = targets >= 0, torch.tensor([is_pictured(prompt) for prompt in prompts])
+        pictured = pictured[:, None].expand_as(scored).to(device)
+        ids, index, limit, targets, scored = (t.to(device) for t in (ids, index, limit, targets, scored))
+        hidden, _ = model.transformer(model.transformer.embed(ids, image_tokens, index), limit)
+        return hidden[scored], targets[scored], pictured[scored]
+
+    def _token_counts(self, step: int) -> tuple[int, int]:
+        """Scored tokens of answers about pictures and of replies to text, in the batch of all processes."""
+        _, prompts, answers, _ = self._batch(step)
+        counts = [len(answer) if is_pictured(prompt) else 0 for prompt, answer in zip(prompts, answers, strict=True)]
+        return sum(counts), sum(map(len, answers)) - sum(counts)
+
+    def _blended(self, rows: np.ndarray, views: np.ndarray, random: np.random.Generator) -> Tensor:
+        """The views' features (b, m, f), each with a share of another picture's, up to recipe.blend, mixed in."""
+        features = self.features[rows, views].float()
+        if not self.recipe.blend:
+            return features
+        shares = torch.from_numpy(random.uniform(0, self.recipe.blend, len(rows))).float()[:, None, None]
+        others = self.features[random.integers(len(self.features), size=len(rows)), 0].float()
+        return torch.lerp(features, others, shares)
+
+    def _batch(self, step: int) -> tuple[np.ndarray, list[TextPrompt], list[list[int]], np.random.Generator]:
+        """Some text without a picture; of the others half ask what it is, half the other kinds of question."""
+        random = np.random.default_rng([self.recipe.seed, step, 2])
+        texts = round(self.recipe.batch * self.recipe.reply_share) if self.replies else 0
+        picked = [(0, *self.replies[row]) for row in random.integers(max(1, len(self.replies)), size=texts)]
+        naming, left = self.questions.get("label", []), self.recipe.batch - texts
+        share = left // 2 if self.kinds and naming else (left if naming else 0)
+        if share:
+            picked += [naming[row] for row in batch_rows(len(naming), share, self.recipe.seed, step)]
+        while len(picked) < self.recipe.batch:
+            questions = self.questions[self.kinds[random.choice(len(self.kinds), p=self.kind_shares)]]
+            picked.append(questions[random.integers(len(questions))])
+        rows, prompts, answers = zip(*picked, strict=True)
+        return np.array(rows), list(prompts), list(answers), random
+
+
+def is_pictured(prompt: TextPrompt) -> bool:
+    return max(prompt.image_index) >= 0
+
+
+def adapted(model: Unified, recipe: Recipe) -> PeftModel:
+    """The transformer with LoRA in place: a new one, or the one that the model's checkpoint came with."""
+    from peft import LoraConfig, PeftModel, get_peft_model
+
+    layers = "|".join(map(str, range(recipe.lora_first_layer, model.config.transformer.depth)))
+    wanted = LoraConfig(
+        r=recipe.lora_rank,
+        lora_alpha=recipe.lora_alpha,
+        target_modules=rf"layers\.({layers})\.\w+\.({'|'.join(recipe.lora_targets)})",
+    )
+    inner: Any = model.transformer  # PEFT takes any module, its types say otherwise
+    if model.adapter is None:
+        peft: Any = get_peft_model(inner, wanted)
+        return peft
+    kept = LoraConfig.from_pretrained(str(model.adapter))
+    for name in ("r", "lora_alpha", "target_modules"):
+        if getattr(kept, name) != getattr(wanted, name):
+            found, asked = getattr(kept, name), getattr(wanted, name)
+            raise InputError(f"{model.adapter}: {name} is {found!r}, the recipe asks for {asked!r}; make them equal")
+    return PeftModel.from_pretrained(inner, str(model.adapter), is_trainable=True)

@@ -1,0 +1,176 @@
+"""From a Hugging Face folder to a bundle: told on paper first, then loaded, traced, compared with the library, written.
+
+Which graphs and loops is the family's word (family.py); tracing, lowering and writing are those of the native export.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+
+import torch
+from safetensors.numpy import save
+
+import edgemm
+from edgemm.bundle.bundle import Bundle, BundleWriter, Licence, Limits, Loops, Manifest, Source
+from edgemm.bundle.prompt import as_messages, chat_prompt
+from edgemm.bundle.tokenizer import Tokenizer
+from edgemm.errors import UsageError
+from edgemm.export.manifest import (
+    MAX_IMAGE_PIXELS,
+    MAX_STEPS,
+    hash_of,
+    licence_in,
+    papers_of,
+    precisions_of,
+    quick_to_open,
+)
+from edgemm.export.targets import read_plans
+from edgemm.export.trace import trace
+from edgemm.export.variants import Components, write_graphs
+from edgemm.families.family import Parts
+from edgemm.families.hf_checkpoint import Checkpoint, greedy, open_checkpoint
+from edgemm.families.paper import describe, measure
+from edgemm.families.table import Found, load_family
+from edgemm.verify.export_native import check_runtime, different_plans, run_loops
+from edgemm.verify.loops import precision_of
+from edgemm.verify.parity import require
+from edgemm.verify.recorded import (
+    PARITY_FILE,
+    PIXELS_FILE,
+    CodesCase,
+    Recorded,
+    TextCase,
+    parity_document,
+    seeded_picture,
+)
+
+__all__ = ["export_foreign"]
+
+MAX_CONTEXT = 2048  # cache slots when nobody says otherwise
+MAX_NEW_TOKENS = 16  # of a recorded reply
+MAX_NEW_CODES = 16  # of a picture that is compared code by code
+TEXTS = (("What is the capital of France?", False), ("What is this?", True))
+DRAWS = (("a red heart", 3.0), ("two small boats on a lake", 1.0))  # prompt, guidance
+PREPARED = {"fp32": 4, "fp16": 2, "int8": 1, "int4": 1}  # bytes a parameter, at least
+
+Say = Callable[[str], None]
+
+
+def export_foreign(
+    found: Found,
+    output: Path,
+    target: str = "cpu",
+    precision: str | None = None,
+    overwrite: bool = False,
+    max_context: int | None = None,
+    report: Say = print,
+    status: Say = lambda text: None,
+) -> Manifest:
+    """As export_bundle does for edgemm's own checkpoints: parity with the library, or nothing is left."""
+    plans = read_plans(target, precision)
+    quantized = [plan.target for plan in plans if plan.quantizes]
+    if quantized:
+        raise UsageError(
+            f"quantized weights for {quantized[0]} are for edgemm's own checkpoints; this one takes fp16 or fp32"
+        )
+    check_runtime()
+    family = load_family(found)
+    paper = measure(found)
+    for line in describe(paper):
+        report(line)
+    status(f"loading {paper.name}")
+    checkpoint = open_checkpoint(found)
+    expected = max(PREPARED[plan.precision] for plan in plans) * paper.parameters
+    with BundleWriter(output, overwrite, expected) as writer, torch.no_grad():
+        status("taking it apart")
+        parts = family.parts(checkpoint)
+        slots = _context(parts, max_context)
+        written = write_graphs(
+            parts.graphs, parts.inputs, writer, plans, {"transformer": {"T": slots}}, trace, report, status
+        )
+        require(written.comparisons, "the bundle differs from the model, and was not kept")
+        manifest = _manifest(checkpoint, family, parts, written, slots)
+        writer.add_bytes(manifest.tokenizer, quick_to_open(parts.tokenizer_json or checkpoint.tokenizer_json))
+        for name, content in {**parts.tables, **papers_of(checkpoint.folder, manifest)}.items():
+            writer.add_bytes(name, content)
+        status("loops: asking the library")
+        bundle = Bundle(writer.folder, manifest)
+        recorded = _recorded(checkpoint, family, parts, bundle, precision_of(manifest, plans[0].target))
+        for plan in different_plans(plans, manifest):
+            status(f"loops: comparing {plan.target}")
+            for comparison in run_loops(bundle, plan, recorded, len(plans) > 1):
+                written.comparisons.append(comparison)
+                report(comparison.line())
+        require(written.comparisons, "the bundle differs from the library, and was not kept")
+        writer.add_bytes(PARITY_FILE, parity_document(recorded, written.comparisons).encode())
+        writer.add_bytes(PIXELS_FILE, save({}))
+        status("hashing")
+        return writer.finish(manifest)
+
+
+def _context(parts: Parts, asked: int | None) -> int:
+    least = 64
+    if parts.text and parts.text.image_token:
+        least += parts.text.image_token_count
+    if parts.image_tokens:
+        least = max(least, 64 + parts.image_tokens.length)
+    slots = min(max(MAX_CONTEXT, least), parts.most_context) if asked is None else asked
+    if not min(least, parts.most_context) <= slots <= parts.most_context:
+        raise UsageError(
+            f"max_context is {slots}, expected {least} (one picture) to {parts.most_context} (the model's)"
+        )
+    return slots
+
+
+def _manifest(checkpoint: Checkpoint, family: ModuleType, parts: Parts, written: Components, slots: int) -> Manifest:
+    name = checkpoint.folder.resolve().name
+    weights = Licence(f"weights of {name}", licence_in(checkpoint.folder / "README.md"), f"checkpoint {name}")
+    return Manifest(
+        name=name,
+        family=family.__name__.rpartition(".")[2],
+        edgemm_version=edgemm.__version__,
+        source=Source(name, hash_of(checkpoint.folder)),
+        components=written.components,
+        targets=written.targets,
+        loops=Loops(text=parts.text, image_tokens=parts.image_tokens),
+        limits=Limits(slots, MAX_IMAGE_PIXELS, MAX_STEPS),
+        tokenizer="tokenizer.json",
+        quantization=precisions_of(written.components, written.targets),
+        licences=(weights,),
+        files={},
+    )
+
+
+def _recorded(checkpoint: Checkpoint, family: ModuleType, parts: Parts, bundle: Bundle, precision: str) -> Recorded:
+    """Replies of the library, to prompts that the runtime's own code put together and the library's tokenized alike."""
+    cases: list[TextCase] = []
+    loop = parts.text
+    if loop is not None:
+        tokenizer = Tokenizer(bundle.file(bundle.manifest.tokenizer))
+        for prompt, pictured in TEXTS:
+            if pictured and not loop.image_token:
+                continue
+            images = [seeded_picture(1, loop.image_size)] if pictured else []
+            ids = chat_prompt(as_messages(prompt, images), loop, tokenizer).input_ids
+            room = bundle.manifest.limits.max_context - len(ids)
+            inputs = {"input_ids": torch.from_numpy(ids)[None]}
+            if hasattr(family, "library_inputs"):
+                inputs = family.library_inputs(checkpoint, inputs["input_ids"], images)
+            elif pictured:
+                inputs |= _pixels(checkpoint, images)
+            tokens = greedy(checkpoint.model, inputs, min(MAX_NEW_TOKENS, room))
+            cases.append(TextCase(prompt, 1 if pictured else None, tuple(tokens)))
+    drawn: list[CodesCase] = []
+    if parts.image_tokens is not None:
+        count = min(MAX_NEW_CODES, parts.image_tokens.rows * parts.image_tokens.columns)
+        for prompt, guidance in DRAWS:
+            drawn.append(CodesCase(prompt, guidance, tuple(family.draw_codes(checkpoint, prompt, guidance, count))))
+    return Recorded(precision, tuple(cases), (), (), tuple(drawn))
+
+
+def _pixels(checkpoint: Checkpoint, images: list) -> dict[str, torch.Tensor]:
+    """What the library's image processor makes of the pictures."""
+    made = checkpoint.processor.image_processor(images, return_tensors="pt")
+    return {key: torch.as_tensor(value) for key, value in made.items() if key in ("pixel_values", "image_sizes")}

@@ -1,0 +1,116 @@
+"""Run the whole loops of an opened bundle, here and now, and compare them with what torch said and drew at export.
+
+Needs the thin runtime only: `edgemm export` calls it before a bundle gets its name, `edgemm verify` on any machine.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from itertools import islice
+
+import numpy as np
+
+from edgemm.bundle.loops import ImageTokensLoop, TextLoop
+from edgemm.bundle.manifest import Manifest
+from edgemm.bundle.picture import load_picture
+from edgemm.bundle.prompt import as_messages, chat_prompt, image_prompt, unconditional_prompt
+from edgemm.errors import BundleError, CheckFailedError, EdgemmError
+from edgemm.runtimes.codes_loop import CodesClock, CodesRequest, write_codes
+from edgemm.runtimes.model import Model
+from edgemm.runtimes.sampling import Sampling
+from edgemm.verify.parity import CHOICE_FLOOR, Comparison, compare_choices, compare_pictures, compare_replies
+from edgemm.verify.recorded import CodesCase, DrawCase, Recorded, TextCase, seeded_picture
+
+__all__ = ["compare_loops", "precision_of"]
+
+
+def precision_of(manifest: Manifest, target: str) -> str:
+    """The coarsest precision among a target's components: it decides how close the whole can come."""
+    found = {manifest.variant(component, target).precision for component in manifest.targets[target]}
+    return max(found, key=list(CHOICE_FLOOR).index)
+
+
+def compare_loops(model: Model, recorded: Recorded) -> Iterator[Comparison]:
+    """Raises CheckFailedError when a loop breaks down, on NaN for example."""
+    try:
+        for case in recorded.texts:
+            yield from _compare_text(model, case, recorded.precision)
+        for drawn_codes in recorded.codes:
+            yield from _compare_codes(model, drawn_codes, recorded.precision)
+        for case, wanted in zip(recorded.draws, recorded.pixels):
+            drawn = model.generate_image(
+                case.prompt,
+                num_inference_steps=case.steps,
+                guidance_scale=case.guidance,
+                seed=case.seed,
+                image=_source(model, case),
+            )
+            yield compare_pictures(_name_drawing(case), recorded.precision, drawn.pixels, wanted)
+    except EdgemmError as error:
+        if type(error) is EdgemmError:  # the runtime's own word for an answer that cannot be right
+            raise CheckFailedError(str(error)) from error
+        raise
+
+
+def _name_drawing(case: DrawCase) -> str:
+    source = "" if case.picture_seed is None else " from a picture"
+    return f"denoise loop, {case.prompt!r}{source}, {case.steps} steps, guidance {case.guidance:g}"
+
+
+def _source(model: Model, case: DrawCase) -> np.ndarray | None:
+    """The picture that a drawing begins with."""
+    if case.picture_seed is None:
+        return None
+    return seeded_picture(case.picture_seed, model.talking.loop.image_size)
+
+
+def _compare_text(model: Model, case: TextCase, precision: str) -> Iterator[Comparison]:
+    loop = model.manifest.loops.text
+    if loop is None:
+        raise BundleError(f"{model.manifest.name} has recorded replies and no text loop")
+    images = [] if case.picture_seed is None else [seeded_picture(case.picture_seed, loop.image_size)]
+    name = f"{case.prompt!r} with a picture" if images else f"{case.prompt!r}"
+    chosen = _choices(model, case, loop, images)
+    yield compare_choices(f"next tokens, {name}", precision, chosen, case.tokens)
+    reply = model.generate_text(case.prompt, images=images, max_new_tokens=len(case.tokens)).token_ids
+    yield compare_replies(f"text loop, {name}", precision, reply, _up_to_stop(case.tokens, loop))
+
+
+def _choices(model: Model, case: TextCase, loop: TextLoop, images: list[np.ndarray]) -> list[int]:
+    """The likeliest token after the prompt and after each of torch's tokens."""
+    prompt = chat_prompt(as_messages(case.prompt, images), loop, model.tokenizer)
+    most = model.manifest.limits.max_image_pixels
+    seen = [
+        load_picture(image, loop.image_size, loop.background, most, loop.image_fit, loop.image_resample)
+        for image in images
+    ]
+    prompt, image_tokens = model.sight.look(prompt, seen, loop)
+    transformer = model.talking.conversation()
+    found = [int(transformer.prefill(prompt, image_tokens).argmax())]
+    for token in case.tokens[:-1]:
+        found.append(int(transformer.step(token).argmax()))
+    return found
+
+
+def _compare_codes(model: Model, case: CodesCase, precision: str) -> Iterator[Comparison]:
+    loop = model.manifest.loops.image_tokens
+    if loop is None:
+        raise BundleError(f"{model.manifest.name} has recorded codes and no image_tokens loop")
+    name = f"{case.prompt!r}, guidance {case.guidance:g}"
+    chosen = _codes(model, case, loop, case.codes)
+    yield compare_choices(f"next codes, {name}", precision, chosen, case.codes)
+    yield compare_replies(f"image_tokens loop, {name}", precision, _codes(model, case, loop), case.codes)
+
+
+def _codes(model: Model, case: CodesCase, loop: ImageTokensLoop, told: Sequence[int] = ()) -> list[int]:
+    """The likeliest codes, one after the other, or each after those that the library chose before."""
+    prompt = image_prompt(case.prompt, loop, model.tokenizer)
+    blank = None if case.guidance == 1 else unconditional_prompt(prompt, None, loop, model.tokenizer)
+    request = CodesRequest(prompt, blank, case.guidance, Sampling(), (0,))
+    codes = write_codes(request, (0,), loop, model.drawing.codes_engines(loop), lambda: False, CodesClock(), told)
+    return [int(code[0]) for code in islice(codes, len(case.codes))]
+
+
+def _up_to_stop(tokens: tuple[int, ...], loop: TextLoop) -> tuple[int, ...]:
+    stops = [place for place, token in enumerate(tokens) if token in loop.stop_token_ids]
+    return tokens[: stops[0]] if stops else tokens

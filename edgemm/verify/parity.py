@@ -1,0 +1,141 @@
+"""When do two answers count as equal?  Limits and verdicts, on plain arrays and tokens.
+
+Float graphs must agree closely.  Quantized ones have floors that catch a broken graph, not a coarse one: how much
+quality a precision costs is measured by `edgemm eval`, not here.  Nothing is run here: see components.py and
+loops.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from edgemm.errors import CheckFailedError
+
+__all__ = ["Comparison", "compare_arrays", "compare_choices", "compare_pictures", "compare_replies", "require"]
+
+COMPONENT_TOLERANCE = 1e-4  # of an output's largest value, float graphs: sums of thousands of terms in another order
+SMALLEST_SCALE = 1e-3  # outputs below it are as good as zero
+PIXEL_TOLERANCE = 1e-3  # after all steps, float graphs
+SIGNAL_FLOOR_DB = {
+    "fp16": 40.0,
+    "int8": 20.0,
+    "fp8": 10.0,
+    "int4": 4.0,
+    "nvfp4-weights": 4.0,
+    "nvfp4": 4.0,
+}  # of a component's outputs; SmolLM2-135M in int4 has 7, a broken graph 0
+PSNR_FLOOR_DB = {
+    "fp16": 40.0,
+    "int8": 20.0,
+    "fp8": 14.0,
+    "int4": 14.0,
+    "nvfp4-weights": 14.0,
+    "nvfp4": 12.0,
+}  # of a drawn picture; another prompt's is 8 to 12 away
+CHOICE_FLOOR = {
+    "fp32": 1.0,
+    "fp16": 0.9,
+    "int8": 0.75,
+    "fp8": 0.6,
+    "int4": 0.4,
+    "nvfp4-weights": 0.4,
+    "nvfp4": 0.15,
+}  # finest first; of tokens chosen as torch did, after what torch said
+
+WORDS = {  # measure -> (the value, the limit)
+    "max_difference": ("max diff", "atol"),
+    "signal_db": ("signal-to-noise dB", "at least"),
+    "psnr_db": ("PSNR dB", "at least"),
+    "choices": ("tokens chosen alike", "at least"),
+    "reply": ("tokens alike before the first that differs", "at least"),
+}
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """One thing that was compared, and the verdict."""
+
+    what: str
+    measure: str  # a row of WORDS
+    value: float
+    limit: float | None  # None: told, not judged
+    passed: bool
+
+    def line(self) -> str:
+        return f"-[{'✓' if self.passed else 'x'}] {self}"
+
+    def __str__(self) -> str:
+        value, limit = WORDS[self.measure]
+        if self.limit is None:
+            return f"{self.what}: {value}: {self.value:.4g} (not judged)"
+        verdict = "values close" if self.passed else "values not close enough"
+        return f"{self.what}: {verdict}, {value}: {self.value:.4g} ({limit}: {self.limit:.4g})"
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self) | {"value": self.value if np.isfinite(self.value) else None}
+
+
+def compare_arrays(what: str, precision: str, found: Sequence[np.ndarray], wanted: Sequence[np.ndarray]) -> Comparison:
+    """Outputs of a component, the worst of them."""
+    pairs = [(np.asarray(a, np.float32), np.asarray(b, np.float32)) for a, b in zip(found, wanted, strict=True)]
+    sound = all(a.shape == b.shape and np.isfinite(a).all() and np.isfinite(b).all() for a, b in pairs)
+    if precision == "fp32":
+        worst = max(map(_relative_difference, *zip(*pairs, strict=True))) if sound else float("inf")
+        return Comparison(what, "max_difference", worst, COMPONENT_TOLERANCE, worst <= COMPONENT_TOLERANCE)
+    worst = min(map(_signal_db, *zip(*pairs, strict=True))) if sound else float("-inf")
+    return Comparison(what, "signal_db", worst, SIGNAL_FLOOR_DB[precision], worst >= SIGNAL_FLOOR_DB[precision])
+
+
+def _relative_difference(found: np.ndarray, wanted: np.ndarray) -> float:
+    return float(np.abs(found - wanted).max() / max(SMALLEST_SCALE, np.abs(wanted).max()))
+
+
+def _signal_db(found: np.ndarray, wanted: np.ndarray) -> float:
+    return _decibel(float(np.square(wanted).mean()), float(np.square(found - wanted).mean()))
+
+
+def _decibel(signal: float, noise: float) -> float:
+    if noise == 0:
+        return float("inf")
+    return float(10 * np.log10(signal / noise)) if signal else float("-inf")
+
+
+def compare_choices(what: str, precision: str, found: Sequence[int], wanted: Sequence[int]) -> Comparison:
+    """The likeliest token at each position, after torch's own tokens: one that differs does not carry on."""
+    share = float(np.mean([a == b for a, b in zip(found, wanted, strict=True)]))
+    return Comparison(what, "choices", share, CHOICE_FLOOR[precision], share >= CHOICE_FLOOR[precision])
+
+
+def compare_replies(what: str, precision: str, found: Sequence[int], wanted: Sequence[int]) -> Comparison:
+    """Whole replies, of any length: how long both say the same.  Judged in float only, because one near-tie decides."""
+    same = 0
+    for a, b in zip(found, wanted):
+        if a != b:
+            break
+        same += 1
+    longest = max(len(found), len(wanted))
+    share = same / longest if longest else 1.0
+    limit = 1.0 if precision == "fp32" else None
+    return Comparison(what, "reply", share, limit, limit is None or share >= limit)
+
+
+def compare_pictures(what: str, precision: str, found: np.ndarray, wanted: np.ndarray) -> Comparison:
+    """Pixels (3, H, W) in [0, 1] drawn from the same noise."""
+    sound = found.shape == wanted.shape and np.isfinite(found).all()
+    if precision == "fp32":
+        worst = float(np.abs(found - wanted).max()) if sound else float("inf")
+        return Comparison(what, "max_difference", worst, PIXEL_TOLERANCE, worst <= PIXEL_TOLERANCE)
+    psnr = _decibel(1.0, float(np.square(found - wanted).mean())) if sound else float("-inf")
+    return Comparison(what, "psnr_db", psnr, PSNR_FLOOR_DB[precision], psnr >= PSNR_FLOOR_DB[precision])
+
+
+def require(comparisons: Sequence[Comparison], what: str) -> None:
+    """Raises CheckFailedError naming the first that failed."""
+    failed = [c for c in comparisons if not c.passed]
+    if failed:
+        more = f" (and {len(failed) - 1} more of {len(comparisons)})" if len(failed) > 1 else ""
+        raise CheckFailedError(f"{what}: {failed[0]}{more}")

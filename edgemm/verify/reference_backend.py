@@ -1,0 +1,40 @@
+"""ONNX Runtime's CPU as the judge of every graph, whatever target it is for.
+
+It has no kernel for FP4: there each weight stands in the graph as the numbers that it means (passes/fp4_decoded.py),
+and that graph is run and thrown away.  All else is run as it lies in the bundle.  For comparing, never for use.
+"""
+
+from __future__ import annotations
+
+import tempfile
+import threading
+from pathlib import Path
+
+from edgemm.bundle.manifest import Variant
+from edgemm.bundle.onnx_file import read_outline
+from edgemm.device.threads import ThreadPlan
+from edgemm.errors import MissingError
+from edgemm.runtimes.backend import ort_backend as onnxruntime_backend
+from edgemm.runtimes.backend.ort_backend import OrtEngine, providers, version
+
+__all__ = ["open_engine", "providers", "version"]
+
+
+def open_engine(
+    component: str,
+    graph: Path,
+    data: Path | None,
+    variant: Variant,
+    provider: str,
+    plan: ThreadPlan,
+    lock: threading.Lock,
+) -> OrtEngine:
+    if "float4e2m1" not in read_outline(graph).types.values():
+        return onnxruntime_backend.open_engine(component, graph, data, variant, provider, plan, lock)
+    try:
+        from edgemm.export.passes.fp4_decoded import decoded_copy
+    except ImportError as error:
+        raise MissingError(f"comparing nvfp4 needs {error.name or error}: pip install 'edgemm[export]'") from error
+    with tempfile.TemporaryDirectory(prefix="edgemm-decoded-") as folder:
+        copy, weights = decoded_copy(graph, Path(folder))
+        return onnxruntime_backend.open_engine(component, copy, weights, variant, provider, plan, lock)

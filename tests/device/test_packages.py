@@ -1,0 +1,70 @@
+"""The doctor's list of extras, beside the one that pip reads."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+from packaging.requirements import Requirement
+
+from edgemm.device import packages
+from edgemm.device.packages import EXTRAS, read_extra
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+ROOT = Path(__file__).resolve().parents[2]
+DECLARED = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+
+
+def declared_by(extra: str, others: bool = True) -> set[str]:
+    """Packages that a current Python gets, with those of other extras of ours in it or without."""
+    found: set[str] = set()
+    for each in map(Requirement, DECLARED[extra]):
+        if each.marker is None or each.marker.evaluate({"python_version": "3.12"}):
+            if each.name != "edgemm":
+                found.add(each.name)
+            elif others:
+                found |= set().union(*map(declared_by, each.extras))
+    return found
+
+
+@pytest.mark.parametrize("extra", EXTRAS)
+def test_an_extra_holds_what_pyproject_declares(extra):
+    """What is there of another extra may be told or left to that one."""
+    assert declared_by(extra, others=False) <= set(EXTRAS[extra]) <= declared_by(extra)
+
+
+def test_no_extra_is_forgotten():
+    assert set(DECLARED) - set(EXTRAS) == {"serve", "families", "dev"}  # the first two are made of others
+
+
+@pytest.fixture
+def installed(monkeypatch):
+    versions: dict[str, str] = {}
+    monkeypatch.setattr(packages, "installed_version", versions.get)
+    return versions
+
+
+def test_a_missing_extra_comes_with_its_line(installed):
+    installed.update(tokenizers="0.23.3")
+    extra = read_extra("ort")
+    assert (extra.versions, extra.missing) == ({"tokenizers": "0.23.3"}, ("onnxruntime", "pillow"))
+    assert extra.cure == "pip install 'edgemm[ort]'"
+
+
+def test_torch_is_installed_first_and_by_itself(installed):
+    assert read_extra("train").cure == "pip install torch==2.13.0 && pip install 'edgemm[train]'"
+
+
+def test_the_package_that_owns_the_same_import_goes_first(installed):
+    installed.update(onnxruntime="1.32.0")
+    assert read_extra("cuda").cure == "pip uninstall -y onnxruntime && pip install 'edgemm[cuda]'"
+
+
+def test_a_complete_extra_needs_nothing(installed):
+    installed.update(bitsandbytes="0.50.2")
+    assert read_extra("quantize").cure == ""

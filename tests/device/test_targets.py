@@ -1,0 +1,127 @@
+"""Verdicts for machines that are not here."""
+
+from __future__ import annotations
+
+import pytest
+
+from edgemm.device import targets
+from edgemm.device.board import read_board
+from edgemm.device.gpu import CudaDriver, Gpu
+from edgemm.device.packages import EXTRAS, Extra
+from edgemm.device.providers import Provider
+from edgemm.device.targets import Findings, find_system_tensorrt, judge
+from tests.bench.recorded import AGX_ORIN, AGX_ORIN_JP6, ORIN_NANO, THOR, lay_out
+
+NO_DRIVER = CudaDriver(None, (), "no CUDA driver")
+RTX_4090 = CudaDriver("13.0", (Gpu("NVIDIA GeForce RTX 4090", "8.9", 24 << 30),), "")
+CPU = Provider("CPUExecutionProvider", "")
+
+
+def extras(*present: str, version: str = "10.16.2") -> dict[str, Extra]:
+    return {
+        name: Extra(
+            name, {p: version for p in packages if p in present}, tuple(p for p in packages if p not in present)
+        )
+        for name, packages in EXTRAS.items()
+    }
+
+
+def verdicts(board=None, cuda=NO_DRIVER, providers=(), present=()):
+    return {verdict.target: verdict for verdict in judge(Findings(board, cuda, tuple(providers), extras(*present)))}
+
+
+def test_every_target_of_the_design_is_judged():
+    assert list(verdicts()) == ["cpu", "cuda", "jetson-orin-jp6", "jetson-orin", "jetson-thor", "rtx"]
+
+
+def test_a_bare_install_runs_nothing_and_says_how_to_begin():
+    found = verdicts()
+    assert not any(verdict.runs for verdict in found.values())
+    assert found["cpu"].cure == "pip install 'edgemm[ort]'"
+
+
+def test_a_cpu_with_onnxruntime_runs_cpu_bundles():
+    found = verdicts(providers=[CPU], present=("onnxruntime", "tokenizers", "pillow"))
+    assert [name for name, verdict in found.items() if verdict.runs] == ["cpu"]
+
+
+def test_onnxruntime_without_a_tokenizer_is_not_enough():
+    cpu = verdicts(providers=[CPU], present=("onnxruntime", "pillow"))["cpu"]
+    assert not cpu.runs and cpu.cure == "pip install tokenizers"
+
+
+def test_a_gpu_with_a_broken_provider_does_not_run_cuda_bundles():
+    broken = Provider("CUDAExecutionProvider", "libcudnn.so.9: cannot open shared object file")
+    everything = ("onnxruntime-gpu", "tokenizers", "pillow")
+    cuda = verdicts(cuda=RTX_4090, providers=[CPU, broken], present=everything)["cuda"]
+    assert not cuda.runs and "libcudnn" in cuda.problem
+
+
+def test_a_gpu_without_its_onnxruntime_gets_the_line():
+    cuda = verdicts(cuda=RTX_4090, providers=[CPU])["cuda"]
+    assert not cuda.runs and cuda.cure == "pip install 'edgemm[cuda]'"
+
+
+def test_every_board_is_told_what_it_lacks_and_gets_its_target_when_it_has_it(tmp_path):
+    """From the files of an Orin Nano, an AGX Orin and a Thor to a verdict, with the backend that is really here."""
+    for name, files, target in (
+        ("nano", ORIN_NANO, "jetson-orin-jp6"),
+        ("agx-jp6", AGX_ORIN_JP6, "jetson-orin-jp6"),
+        ("agx", AGX_ORIN, "jetson-orin"),
+        ("thor", THOR, "jetson-thor"),
+    ):
+        root = lay_out(tmp_path / name, files)
+        board = read_board(root)
+        bare = verdicts(board)
+        assert "nvidia-jetpack" in bare[target].cure and not any(verdict.runs for verdict in bare.values())
+        system = root / "usr/lib/python3.10/dist-packages/tensorrt"
+        system.mkdir(parents=True)
+        unseen = judge(Findings(board, NO_DRIVER, (), extras(), find_system_tensorrt(root)))
+        (verdict,) = [verdict for verdict in unseen if verdict.target == target]
+        assert str(system.parent) in verdict.problem and "--system-site-packages" in verdict.cure
+        found = verdicts(board, present=("tensorrt", "tokenizers", "pillow"))
+        assert [name for name, verdict in found.items() if verdict.runs] == [target]
+        assert found[target].engine == "TensorRT 10.16.2, not tried on a device yet"
+
+
+@pytest.mark.parametrize(
+    ("files", "target", "version", "runs"),
+    [
+        (ORIN_NANO, "jetson-orin-jp6", "10.3.0", True),
+        (ORIN_NANO, "jetson-orin-jp6", "8.6.2", False),
+        (AGX_ORIN, "jetson-orin", "10.3.0", False),
+        (THOR, "jetson-thor", "10.13.3", False),
+        (THOR, "jetson-thor", "11.4.1", True),
+    ],
+)
+def test_a_tensorrt_older_than_the_dialect_is_told(tmp_path, files, target, version, runs):
+    board = read_board(lay_out(tmp_path, files))
+    findings = Findings(board, NO_DRIVER, (), extras("tensorrt", version=version))
+    (verdict,) = [verdict for verdict in judge(findings) if verdict.target == target]
+    assert verdict.runs == runs and (runs or f"TensorRT {version} is here, {target} needs 10." in verdict.problem)
+
+
+@pytest.mark.parametrize(("files", "target"), [(ORIN_NANO, "jetson-orin-jp6"), (THOR, "jetson-thor")])
+def test_a_jetson_takes_its_own_target_alone(tmp_path, monkeypatch, files, target):
+    monkeypatch.setattr(targets, "find_spec", lambda name: object())
+    board = read_board(lay_out(tmp_path, files))
+    found = verdicts(board, present=("tensorrt", "tokenizers", "pillow"))
+    assert [name for name, verdict in found.items() if verdict.runs] == [target]
+    assert target in found["cuda"].cure
+
+
+def test_a_jetson_without_tensorrt_is_told_where_it_comes_from(tmp_path):
+    board = read_board(lay_out(tmp_path, ORIN_NANO))
+    assert "nvidia-jetpack" in verdicts(board)["jetson-orin-jp6"].cure
+
+
+def test_an_engine_without_a_backend_runs_nothing(tmp_path, monkeypatch):
+    monkeypatch.setattr(targets, "find_spec", lambda name: None)
+    board = read_board(lay_out(tmp_path, ORIN_NANO))
+    verdict = verdicts(board, present=("tensorrt", "tokenizers", "pillow"))["jetson-orin-jp6"]
+    assert not verdict.runs and "no backend" in verdict.problem
+
+
+def test_an_old_gpu_is_no_rtx():
+    old = CudaDriver("12.4", (Gpu("Tesla V100", "7.0", 16 << 30),), "")
+    assert "7.5" in verdicts(cuda=old, present=EXTRAS["tensorrt-rtx"])["rtx"].problem
