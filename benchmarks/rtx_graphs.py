@@ -44,7 +44,7 @@ def write_bundles(
         with BundleWriter(folder / f"{precision}.bundle") as writer, torch.no_grad():
             specs = plan_specs(model, plans)
             words = (writer, plans, slots, trace_once, nobody, nobody)
-            written = write_components(model, *words, specs=specs, compare=False)
+            written = write_components(model, *words, specs=specs)
             manifest = manifest_of(model, checkpoint, written.components, written.targets, slots)
             writer.add_bytes(manifest.tokenizer, model.tokenizer_json.encode())
             writer.add_bytes(UNCONDITIONAL, stored_prefix(model, ""))

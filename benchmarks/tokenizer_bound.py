@@ -3,7 +3,7 @@
     edgemm data shapes --output data/shapes-few --count 6000 --tasks single-object colours
     python benchmarks/tokenizer_bound.py runs/micro-vq/codes/checkpoint --data data/shapes-few [--limit 300]
 
-By decibels, by an eye that was trained on photographs (train/perceptual.py) and, of shapes, by the exact checker.
+By decibels, by an eye that was trained on photographs (train/tasks/adversary.py) and, of shapes, by the exact checker.
 Prints a table, then one JSON line.
 """
 

@@ -1,6 +1,6 @@
 """The loops a bundle asks for: numbers and strings that make one runtime serve every family.
 
-They are fields of manifest.json (docs/bundle.md), never code; runtimes/text_loop.py, runtimes/image_tokens_loop.py and
+They are fields of manifest.json (docs/bundle.md), never code; runtimes/text_loop.py, runtimes/codes_loop.py and
 runtimes/denoise_loop.py run them.
 """
 
@@ -17,10 +17,13 @@ __all__ = [
     "Limits",
     "Loops",
     "TextLoop",
+    "SIDE_BY_SIDE",
     "TextTemplate",
     "check_one_of",
     "check_range",
 ]
+
+SIDE_BY_SIDE = 4  # pictures of codes that are drawn in one batch: each weight is read once for all of them
 
 
 def check_range(name: str, value: float, low: float, high: float) -> None:

@@ -22,7 +22,7 @@ from edgemm.errors import InputError, MissingError
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-__all__ = ["MAX_PIXELS", "PictureSource", "fit_square", "load_picture", "open_picture", "pillow"]
+__all__ = ["MAX_PIXELS", "PictureSource", "fit_square", "load_picture", "open_picture", "pillow", "seeded_picture"]
 
 MAX_PIXELS = 50_000_000
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM")  # plain decoders only: no PostScript, no plugins
@@ -162,3 +162,10 @@ def _from_array(array: np.ndarray, max_pixels: int) -> Image:
         array = np.rint(array * 255).astype(np.uint8)
     picture = pillow().fromarray(np.ascontiguousarray(array))
     return picture if array.ndim == 3 else picture.convert("RGB")
+
+
+def seeded_picture(seed: int, size: int) -> np.ndarray:
+    """uint8 (size, size, 3): coloured blocks, the same on every machine."""
+    blocks = np.random.Generator(np.random.PCG64(seed)).integers(0, 256, (4, 4, 3), dtype=np.uint8)
+    nearest = np.arange(size) * 4 // size
+    return blocks[nearest][:, nearest]

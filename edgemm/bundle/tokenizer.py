@@ -1,6 +1,6 @@
 """Text to token ids and back, one piece at a time, over a tokenizer.json.
 
-It knows strings and ids, never templates or pictures: see runtimes/prompt.py.  What a user wrote is encoded with
+It knows strings and ids, never templates or pictures: see bundle/prompt.py.  What a user wrote is encoded with
 special tokens switched off, so that a prompt that spells one out stays plain text.
 """
 

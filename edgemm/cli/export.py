@@ -12,7 +12,7 @@ from typing import Any, NoReturn
 
 from edgemm.cli.status_line import StatusLine
 from edgemm.errors import MissingError, UsageError
-from edgemm.families.table import find_foreign
+from edgemm.families.folder import find_foreign
 
 __all__ = ["HELP", "add_arguments", "run"]
 

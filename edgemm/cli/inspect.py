@@ -42,7 +42,8 @@ def _refuse_checkpoint(folder: Path) -> None:
     """Names the verb for it; or, of a foreign one, says that none is there and what is in the way."""
     if (folder / "manifest.json").exists() or not (folder / "config.json").is_file():
         return
-    from edgemm.families.table import FAMILIES, find_foreign, load_family
+    from edgemm.families.folder import find_foreign
+    from edgemm.families.table import FAMILIES, load_family
 
     found = find_foreign(folder)
     if found and found.architecture not in FAMILIES:
@@ -51,7 +52,7 @@ def _refuse_checkpoint(folder: Path) -> None:
 
 
 def _estimate(folder: Path, as_json: bool) -> int:
-    from edgemm.families.table import find_foreign
+    from edgemm.families.folder import find_foreign
 
     found = find_foreign(folder)
     if found is None and not (folder / "config.json").is_file():

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
 
 from edgemm.device.board import Board
@@ -18,7 +17,6 @@ from edgemm.device.providers import Provider
 
 __all__ = ["Findings", "Verdict", "find_system_tensorrt", "judge"]
 
-TENSORRT_BACKEND = "edgemm.runtimes.backend.tensorrt_backend"
 ON_JETSON = (
     "sudo apt-get install nvidia-jetpack, then make the environment with: python3 -m venv --system-site-packages"
 )
@@ -102,7 +100,7 @@ def _jetson(target: str, found: Findings) -> Verdict:
     if tuple(map(int, version.split(".")[:2])) < oldest:
         problem = f"TensorRT {version} is here, {target} needs {'.'.join(map(str, oldest))} or newer"
         return Verdict(target, "", problem, "a newer JetPack brings it")
-    return _with_backend(Verdict(target, f"TensorRT {version}, {NOT_TRIED}", "", ""))
+    return Verdict(target, f"TensorRT {version}, {NOT_TRIED}", "", "")
 
 
 def _rtx(target: str, found: Findings) -> Verdict:
@@ -112,14 +110,7 @@ def _rtx(target: str, found: Findings) -> Verdict:
         return Verdict(target, "", found.cuda.problem or "no RTX GPU (compute capability 7.5 or newer)", "")
     if extra.missing:
         return Verdict(target, "", f"missing: {', '.join(extra.missing)}", extra.cure)
-    return _with_backend(Verdict(target, f"TensorRT for RTX {extra.versions['tensorrt-rtx']}, {NOT_TRIED}", "", ""))
-
-
-def _with_backend(verdict: Verdict) -> Verdict:
-    """An engine that edgemm cannot drive yet runs nothing, however well it is installed."""
-    if find_spec(TENSORRT_BACKEND):
-        return verdict
-    return Verdict(verdict.target, "", f"{verdict.engine} is here, but this edgemm has no backend for it yet", "")
+    return Verdict(target, f"TensorRT for RTX {extra.versions['tensorrt-rtx']}, {NOT_TRIED}", "", "")
 
 
 RULES: dict[str, Callable[[str, Findings], Verdict]] = {

@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from edgemm.bundle.components import TensorSpec
+from edgemm.bundle.loops import SIDE_BY_SIDE
 from edgemm.bundle.manifest import Manifest
 from edgemm.errors import BundleError
-from edgemm.runtimes.codes_loop import SIDE_BY_SIDE
 
 __all__ = ["EngineSpec", "Place", "Profile", "merged", "profiles_of", "smaller", "trtexec_command"]
 

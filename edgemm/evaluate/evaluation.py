@@ -30,7 +30,7 @@ from edgemm.evaluate.html_report import html_report
 from edgemm.evaluate.metrics import compare_records
 from edgemm.evaluate.read_suite import ReadResult, default_split, run_read_suite
 from edgemm.evaluate.samples import DRAWN_SPLITS, Drawings
-from edgemm.evaluate.subject import DrawSettings, Subject, open_subject
+from edgemm.evaluate.subject import BundleSubject, DrawSettings, Subject
 
 __all__ = ["SUITES", "Evaluation", "Plan", "compared", "evaluate", "evaluate_subject"]
 
@@ -172,3 +172,17 @@ def _plain(value: Any) -> Any:
     if isinstance(value, float):
         return round(value, 6) if math.isfinite(value) else None
     return value
+
+
+def open_subject(path: Path, settings: DrawSettings, device: str = "auto", threads: int | None = None) -> Subject:
+    """The adapter that fits the folder. Raises InputError when it is neither a checkpoint nor a bundle."""
+    if (path / "manifest.json").is_file():
+        return BundleSubject(path, settings, device, threads)
+    if (path / "config.json").is_file():
+        from edgemm.evaluate.checkpoint_subject import CheckpointSubject
+
+        return CheckpointSubject(path, settings, threads)
+    what = "has neither config.json nor manifest.json" if path.is_dir() else "is not a folder"
+    raise InputError(
+        f"{path}: {what}; give a checkpoint that `edgemm train` wrote or a bundle that `edgemm export` wrote"
+    )

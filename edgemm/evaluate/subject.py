@@ -17,7 +17,7 @@ import numpy as np
 import edgemm
 from edgemm.errors import InputError
 
-__all__ = ["MAX_NEW_TOKENS", "DrawSettings", "Subject", "open_subject", "BundleSubject"]
+__all__ = ["MAX_NEW_TOKENS", "DrawSettings", "Subject", "BundleSubject"]
 
 MAX_NEW_TOKENS = 32  # the longest label is about 20 tokens
 
@@ -49,20 +49,6 @@ class Subject(Protocol):
     def read(self, picture: np.ndarray, question: str) -> str:
         """The greedy reply to a question about a picture, uint8 (H, W, 3)."""
         ...
-
-
-def open_subject(path: Path, settings: DrawSettings, device: str = "auto", threads: int | None = None) -> Subject:
-    """The adapter that fits the folder. Raises InputError when it is neither a checkpoint nor a bundle."""
-    if (path / "manifest.json").is_file():
-        return BundleSubject(path, settings, device, threads)
-    if (path / "config.json").is_file():
-        from edgemm.evaluate.checkpoint_subject import CheckpointSubject
-
-        return CheckpointSubject(path, settings, threads)
-    what = "has neither config.json nor manifest.json" if path.is_dir() else "is not a folder"
-    raise InputError(
-        f"{path}: {what}; give a checkpoint that `edgemm train` wrote or a bundle that `edgemm export` wrote"
-    )
 
 
 # A bundle under test, through the runtime a user has: no torch.

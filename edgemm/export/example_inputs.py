@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from edgemm.bundle.picture import seeded_picture
 from edgemm.model.prompts import read_prompt, with_codes
 from edgemm.model.transformer import KeyValues
 from edgemm.model.unified import Unified
-from edgemm.verify.recorded import seeded_picture
 
 __all__ = ["example_inputs"]
 

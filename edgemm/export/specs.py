@@ -77,7 +77,7 @@ def plan_specs(
 # `--precision int8|int4` on CPUs without data: a spec made on the spot of whatever graph there is, and lowered as any
 # other.
 #
-# The recipe is that of `edgemm quantize` (quantize/recipe.py); the weights are those of the traced graph, so every
+# The recipe is that of `edgemm quantize` (quantize/layers.py); the weights are those of the traced graph, so every
 # family
 # has it.  Nothing is smoothed: the model stays as it is, and adapters fit it.  What a precision does not touch keeps
 # its

@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 from types import MappingProxyType
+from typing import Any, Protocol
 
 import numpy as np
 from onnx import ModelProto
@@ -32,8 +33,6 @@ from edgemm.export.targets import Plan
 from edgemm.export.trace import OPSET
 from edgemm.model.unified import Unified
 from edgemm.quantize.spec import Spec
-from edgemm.verify.components import compare_component
-from edgemm.verify.parity import Comparison
 
 __all__ = ["Components", "write_components", "write_graphs"]
 
@@ -42,13 +41,22 @@ Trace = Callable[[ComponentGraph], ModelProto]
 NO_SPECS: Mapping[str, Spec] = MappingProxyType({})
 
 
+class Compared(Protocol):
+    """One comparison: verify/parity.py's Comparison is one."""
+
+    def line(self) -> str: ...
+
+
+Compare = Callable[..., Compared]  # verify/components.py's compare_component: export does not judge itself
+
+
 @dataclass(frozen=True)
 class Components:
     """What was written, and how close it came to torch."""
 
     components: dict[str, Component]
     targets: dict[str, dict[str, str]]  # target -> component -> variant
-    comparisons: list[Comparison]
+    comparisons: list[Any]
 
 
 def write_components(
@@ -63,7 +71,7 @@ def write_components(
     specs: Mapping[str, Spec] = NO_SPECS,
     rank: int = ADAPTER_RANK,
     drafts: bool = False,
-    compare: bool = True,
+    compare: Compare | None = None,
 ) -> Components:
     """`slots` is the longest context, in tokens; `adapters` names linear layers that take one, () all usual ones, of
     `rank` at most where sizes are fixed; with `drafts` the transformer gives logits of several positions."""
@@ -89,9 +97,9 @@ def write_graphs(
     drawing_depth: int = 0,
     adapters: tuple[str, ...] | None = None,
     specs: Mapping[str, Spec] = NO_SPECS,
-    compare: bool = True,
+    compare: Compare | None = None,
 ) -> Components:
-    """Any family's graphs; `specs` says how targets are quantized, those that specs.py tells.  Without `compare`
+    """Any family's graphs; `specs` says how targets are quantized, those that specs.py tells.  Without `compare`,
     no graph is run, which no bundle that anybody is to use may do without."""
     for target, spec in specs.items():
         check_target(spec, target)
@@ -125,10 +133,10 @@ def write_graphs(
                 if done[kind] not in variants:
                     path = f"components/{name}/{done[kind]}.onnx"
                     variant = variants[done[kind]] = _write_graph(path, lowered, real, plan, writer, stored)
-                    if compare:
+                    if compare is not None:
                         status(f"{here}: comparing")
                         steps = _steps(plan, specs)
-                        comparison = compare_component(writer.folder, graph, variant, inputs[name], *steps)
+                        comparison = compare(writer.folder, graph, variant, inputs[name], *steps)
                         written.comparisons.append(comparison)
                         report(comparison.line())
             written.targets[plan.target][name] = done[kind]

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from edgemm.errors import CheckpointError, MissingError
 from edgemm.export.trace import quiet
-from edgemm.families.table import Found
+from edgemm.families.folder import Found
 from edgemm.model.bitsandbytes_weights import is_packed
 from edgemm.model.pretrained import read_tensors
 

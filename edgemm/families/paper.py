@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from edgemm.families.family import without_copies
+from edgemm.families.folder import Found
 from edgemm.families.hf_checkpoint import skeleton
-from edgemm.families.table import Found, load_family
+from edgemm.families.table import load_family
 
 __all__ = ["Paper", "as_json", "describe", "measure", "measure_own"]
 
@@ -22,7 +23,7 @@ BITS = {
     "int8": 8.5,
     "int4": 6.1,
 }  # a weight: blocks carry a 16-bit scale, 4 bits also a zero-point, and two fifths keep 8 bits
-ALWAYS_FLOAT = ("image_encoder", "image_embedder", "vq_encoder", "vq_decoder")  # as export/lower_cpu.py leaves them
+ALWAYS_FLOAT = ("image_encoder", "image_embedder", "vq_encoder", "vq_decoder")  # as export/specs.py leaves them
 PRECISIONS = tuple(BITS)
 
 

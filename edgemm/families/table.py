@@ -6,15 +6,12 @@ A family is one module with the names that family.py lists; docs/families.md sho
 from __future__ import annotations
 
 import importlib
-import json
-from dataclasses import dataclass
-from pathlib import Path
 from types import ModuleType
-from typing import Any
 
 from edgemm.errors import CheckpointError, MissingError
+from edgemm.families.folder import Found
 
-__all__ = ["FAMILIES", "NOT_BUILT", "Found", "find_foreign", "load_family"]
+__all__ = ["FAMILIES", "NOT_BUILT", "load_family"]
 
 FAMILIES = {  # architecture -> module
     "LlamaForCausalLM": "edgemm.families.llama",
@@ -38,27 +35,6 @@ NOT_BUILT = {  # known, and what is in the way
 }
 
 HOW = "docs/families.md shows how to write one"
-
-
-@dataclass(frozen=True)
-class Found:
-    """What config.json says that a folder holds."""
-
-    folder: Path
-    architecture: str
-    config: dict[str, Any]
-
-
-def find_foreign(folder: Path) -> Found | None:
-    """None where it is no Hugging Face model: then it may be a checkpoint of edgemm's own."""
-    try:
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None  # the native loader says what is wrong
-    if not isinstance(config, dict) or not config.keys() & {"architectures", "model_type"}:
-        return None
-    names = config.get("architectures") or [f"(none named, model_type {config.get('model_type')!r})"]
-    return Found(folder, str(names[0]), config)
 
 
 def load_family(found: Found) -> ModuleType:

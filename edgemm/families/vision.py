@@ -1,7 +1,7 @@
 """How a picture becomes what an image encoder reads: the image processor's rule, split between runtime and graph.
 
-The runtime resizes, crops or pads (edgemm/bundle/picture.py) and gives numbers in [0, 1]; scaling by mean and deviation is the
-first node of the graph.  A bundle reads pictures of one size.
+The runtime resizes, crops or pads (edgemm/bundle/picture.py) and gives numbers in [0, 1]; scaling by mean and deviation
+is the first node of the graph.  A bundle reads pictures of one size.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from edgemm.bundle.picture import seeded_picture
 from edgemm.errors import CheckpointError
-from edgemm.verify.recorded import seeded_picture
 
 __all__ = ["Eye", "PictureRule", "example_pictures", "picture_rule"]
 

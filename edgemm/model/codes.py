@@ -10,20 +10,30 @@ Axes: b pictures, k codes, n codes of a picture.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
+from edgemm.model.config import ModelConfig
 from edgemm.model.prompts import codes_prompt
-from edgemm.model.transformer import KeyValues
-
-if TYPE_CHECKING:
-    from edgemm.model.unified import Unified
+from edgemm.model.transformer import KeyValues, Transformer
 
 __all__ = ["Choose", "likeliest", "write_codes", "BatchDecode"]
 
 Choose = Callable[[Tensor], Tensor]  # guided scores (b, k) -> codes (b)
+
+
+class WritesTokens(Protocol):
+    """What a model has to have to be asked token by token: unified.py's Unified does."""
+
+    config: ModelConfig
+    transformer: Transformer
+
+    @property
+    def device(self) -> torch.device: ...
+
+    def encode(self, text: str) -> list[int]: ...
 
 
 def likeliest(scores: Tensor) -> Tensor:
@@ -32,7 +42,7 @@ def likeliest(scores: Tensor) -> Tensor:
 
 @torch.no_grad()
 def write_codes(
-    model: Unified, prompts: Sequence[str], guidance: float, choose: Choose = likeliest, count: int | None = None
+    model: WritesTokens, prompts: Sequence[str], guidance: float, choose: Choose = likeliest, count: int | None = None
 ) -> Tensor:
     """Codes (b, n) of a picture a prompt, or the first `count` of each."""
     first = model.config.first_code
@@ -54,14 +64,14 @@ def write_codes(
 
 # Several rows that are written side by side, token by token, over one padded cache.
 #
-# What a row's next token is, and when it ends, is the caller's business (train/replies.py, codes.py).
+# What a row's next token is, and when it ends, is the caller's business (train/samples.py, codes.py).
 # Axes: b rows, s tokens of the longest, w width.
 
 
 class BatchDecode:
     """`prompts` are ids, with room for `new_tokens` behind the longest."""
 
-    def __init__(self, model: Unified, prompts: Sequence[list[int]], new_tokens: int) -> None:
+    def __init__(self, model: WritesTokens, prompts: Sequence[list[int]], new_tokens: int) -> None:
         config, device = model.config.transformer, model.device
         self._transformer = model.transformer
         self._lengths = torch.tensor([len(row) for row in prompts], device=device)

@@ -271,7 +271,7 @@ class ModelConfig:
     base_layers: tuple[int, ...] = ()  # of the base, those that the transformer keeps; none: all
     origin: str = ""  # the base that weights kept in the checkpoint were once trained from: its licence still holds
     background: tuple[int, int, int] = (255, 255, 255)  # what transparent pictures are laid on
-    edits: bool = False  # was taught to draw from a picture before the prompt (train/edit.py)
+    edits: bool = False  # was taught to draw from a picture before the prompt (train/tasks/draw.py)
     schema_version: int = 1
 
     def __post_init__(self) -> None:

@@ -86,7 +86,7 @@ class ImageEncoder(nn.Module):
 # An encoder knows `words` things by sight (Ovis' visual vocabulary, arXiv:2405.20797).  Each is spelled with the
 # transformer's own token embeddings, so that a language model that never saw a picture can read them; the mixture of
 # the likeliest ones is spelled slot by slot.  The grid of features is standardised over the training pictures first.
-# It knows features and embeddings; who teaches it which words is in train/align.py.
+# It knows features and embeddings; who teaches it which words is in train/tasks/align.py.
 # Axes: b batch, m squares of the grid, f features a square, v words, j slots of a word, u letters, w transformer width.
 
 LENGTH = 30.0  # of a picture's standardised features: steps of 0.001 then move its logits enough

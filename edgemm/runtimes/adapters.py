@@ -4,7 +4,7 @@
     adapters/NAME/denoiser/      the same; either may be absent
 
 A bundle has the inputs when it was exported with --adapters; where its weights were smoothed before they were rounded,
-factors are scaled to fit when they are read (export/adapter_scales.py).  Switching binds other arrays and costs no
+factors are scaled to fit when they are read (export/adapter_points.py).  Switching binds other arrays and costs no
 copy.  A call, and a session, keeps the adapter that it began with.
 Axes: i in, o out, r rank.
 """

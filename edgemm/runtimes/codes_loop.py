@@ -13,16 +13,15 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from edgemm.bundle.loops import ImageTokensLoop
+from edgemm.bundle.loops import SIDE_BY_SIDE, ImageTokensLoop
 from edgemm.bundle.prompt import Prompt
 from edgemm.runtimes.backend.engine import Engine, check_finite
 from edgemm.runtimes.kv_cache import CachedTransformer
 from edgemm.runtimes.results import DenoiseProgress, ImageMetrics, ImageResult, Picture
 from edgemm.runtimes.sampling import Sampling, next_token
 
-__all__ = ["SIDE_BY_SIDE", "CodesClock", "CodesEngines", "CodesRequest", "draw_codes", "guide", "write_codes"]
+__all__ = ["CodesClock", "CodesEngines", "CodesRequest", "draw_codes", "guide", "write_codes"]
 
-SIDE_BY_SIDE = 4  # pictures drawn in one batch: each weight is read once for all of them
 BLOCK = 64  # slots a cache grows by
 
 

@@ -10,19 +10,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+
+import numpy as np
 
 from edgemm.bundle.prompt import picture_in_reply
 from edgemm.errors import UsageError
 from edgemm.runtimes.constraint import overlap
-from edgemm.runtimes.draw import DrawingOptions
+from edgemm.runtimes.draw import Drawing, DrawingOptions
 from edgemm.runtimes.results import DenoiseProgress, FinishReason, ImageResult, Picture, TextChunk, TextResult
+from edgemm.runtimes.text import Talking
 from edgemm.runtimes.text_loop import Clock, TextRequest
-
-if TYPE_CHECKING:
-    import numpy as np
-
-    from edgemm.runtimes.model import Model
 
 __all__ = ["DRAW_MARKS", "InterleavedResult", "MarkedText", "check_marks", "write_interleaved"]
 
@@ -76,7 +73,8 @@ class MarkedText:
 
 
 def write_interleaved(
-    model: Model,
+    talking: Talking,
+    drawing: Drawing,
     request: TextRequest,
     pictures: list[np.ndarray],
     marks: tuple[str, str],
@@ -85,7 +83,7 @@ def write_interleaved(
     cancelled: Callable[[], bool],
 ) -> Iterator[TextChunk | DenoiseProgress | ImageResult | InterleavedResult]:
     """Text chunks, steps and pictures as they come, then the whole reply."""
-    clock, talking = Clock(), model.talking
+    clock = Clock()
     transformer = talking.timed_conversation(clock)
     seen, image_tokens = talking.look(request.prompt, pictures, clock)
     request = replace(request, prompt=seen)
@@ -109,11 +107,11 @@ def write_interleaved(
         parts += [shown] if shown else []
         left -= len(written)
         prompt = (marked.prompt or "").strip()
-        if result.finish_reason != "stop" or not prompt or marks[1] not in model.tokenizer.decode(written):
+        if result.finish_reason != "stop" or not prompt or marks[1] not in talking.tokenizer.decode(written):
             reason = result.finish_reason
             break
         picture = None
-        for event in model.drawing.start(prompt, options)(cancelled):
+        for event in drawing.start(prompt, options)(cancelled):
             yield event
             if isinstance(event, ImageResult) and event.images:
                 picture = event.images[0]
@@ -125,8 +123,8 @@ def write_interleaved(
         parts.append(picture)
         prompts.append(prompt)
         read = transformer.cache.used - used - len(request.prompt)
-        again = picture_in_reply(written[read:], talking.loop, model.tokenizer)
-        room = model.manifest.limits.max_context - transformer.cache.used
+        again = picture_in_reply(written[read:], talking.loop, talking.tokenizer)
+        room = talking.manifest.limits.max_context - transformer.cache.used
         if reason is None and request.constraint and request.constraint.complete:
             reason = "stop"
         elif reason is None and (left < 1 or len(prompts) >= max_images or len(again) > room):

@@ -117,11 +117,11 @@ class Model:
             ignore_eos,
             guess_ahead,
         )
-        return Session(self).stream_text(prompt, images, **vars(options))
+        return Session(self.talking, self.call).stream_text(prompt, images, **vars(options))
 
     def session(self, system: str | None = None) -> Session:
         """A conversation that keeps its K/V cache between turns; `system` is its system message."""
-        return Session(self, () if system is None else (Message("system", system),))
+        return Session(self.talking, self.call, () if system is None else (Message("system", system),))
 
     def generate_texts(
         self,
@@ -163,7 +163,9 @@ class Model:
         self.talking.check_interleaving()
         request, pictures = self.talking.request(as_messages(prompt, images), chosen)
         return self.call(
-            lambda cancelled: write_interleaved(self, request, pictures, marks, max_images, drawn, cancelled),
+            lambda cancelled: write_interleaved(
+                self.talking, self.drawing, request, pictures, marks, max_images, drawn, cancelled
+            ),
             chosen.timeout_s,
         )
 

@@ -9,22 +9,22 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import numpy as np
 
 from edgemm.bundle.picture import PictureSource
 from edgemm.bundle.prompt import Message, Prompt, as_messages, chat_prompt, turn_prompt
 from edgemm.errors import EdgemmError, InputError, UsageError
 from edgemm.runtimes.kv_cache import CachedTransformer
 from edgemm.runtimes.results import TextChunk, TextResult
-from edgemm.runtimes.text import TextOptions
+from edgemm.runtimes.text import Talking, TextOptions
 from edgemm.runtimes.text_loop import Clock, TextRequest
 
-if TYPE_CHECKING:
-    import numpy as np
-
-    from edgemm.runtimes.model import Model
-
 __all__ = ["Session"]
+
+Cancelled = Callable[[], bool]
+Call = Callable[[Callable[[Cancelled], Iterator[TextChunk]], "float | None"], Iterator[TextChunk]]  # Model.call
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,8 @@ class Session:
     Different sessions may be used from different threads.
     """
 
-    _model: Model
+    _talking: Talking
+    _call: Call
     _opening: tuple[Message, ...] = ()  # a system message, or nothing
     _transformer: CachedTransformer | None = None
     _place: _Place = field(default_factory=_Place)
@@ -72,7 +73,7 @@ class Session:
         messages = as_messages(content, images)
         request, pictures = self._request(messages, chosen)
         place = self._place
-        return self._model.call(
+        return self._call(
             lambda cancelled: self._turn(place, request, pictures, messages, cancelled, clock), chosen.timeout_s
         )
 
@@ -84,7 +85,7 @@ class Session:
     @property
     def room(self) -> int:
         """How many more it can hold."""
-        return self._model.manifest.limits.max_context - self.tokens
+        return self._talking.manifest.limits.max_context - self.tokens
 
     @property
     def messages(self) -> list[dict[str, Any]]:
@@ -96,7 +97,7 @@ class Session:
         """A conversation that begins where this one stands and goes its own way, in memory of its own."""
         with self._alone():
             twin = None if self._transformer is None else self._transformer.fork()
-            return Session(self._model, self._opening, twin, self._place, list(self._earlier))
+            return Session(self._talking, self._call, self._opening, twin, self._place, list(self._earlier))
 
     def rewind(self, turns: int = 1) -> None:
         """Takes back the last questions and their replies; nothing is computed."""
@@ -118,22 +119,22 @@ class Session:
         self.close()
 
     def _request(self, messages: tuple[Message, ...], options: TextOptions) -> tuple[TextRequest, list[np.ndarray]]:
-        model, talking = self._model, self._model.talking
+        talking = self._talking
         loop = talking.loop
-        model.engines.check_open()
+        talking.check_open()
         talking.check_guesses(options)
         if self._place.used:
             if len(messages) != 1 or messages[0].role != "user":
                 raise UsageError("the session has begun, expected the next message and not a list of them")
-            prompt = turn_prompt(messages[0], self._place.unread, loop, model.tokenizer)
+            prompt = turn_prompt(messages[0], self._place.unread, loop, talking.tokenizer)
         else:
-            prompt = chat_prompt((*self._opening, *messages), loop, model.tokenizer)
+            prompt = chat_prompt((*self._opening, *messages), loop, talking.tokenizer)
         self._check_room(prompt)
         request = options.request(prompt, loop, talking.constraints, self._place.history)
         return request, talking.pictures(messages)
 
     def _check_room(self, prompt: Prompt) -> None:
-        most = self._model.manifest.limits.max_context
+        most = self._talking.manifest.limits.max_context
         if self._place.used + len(prompt) > most:
             after = f" after {self._place.used}; rewind() or begin another session" if self._place.used else ""
             raise InputError(f"the prompt takes {len(prompt)} tokens, this bundle holds at most {most}{after}")
@@ -149,7 +150,7 @@ class Session:
     ) -> Iterator[TextChunk]:
         ids: list[int] = []
         texts: list[str] = []
-        talking = self._model.talking
+        talking = self._talking
         with self._alone():
             if self._place is not place:
                 raise UsageError("the session has moved on since this reply was asked for; ask again")

@@ -41,19 +41,23 @@ class Talking:
         self.tokenizer = tokenizer
         self.constraints = _constraint_maker(engines)
         self._engines, self._sight, self._budget = engines, sight, budget
-        self._manifest = engines.bundle.manifest
+        self.manifest = engines.bundle.manifest
 
     @property
     def loop(self) -> TextLoop:
-        if self._manifest.loops.text is None:
-            raise BundleError(f"bundle {self._manifest.name} does not talk: it has no text loop")
-        return self._manifest.loops.text
+        if self.manifest.loops.text is None:
+            raise BundleError(f"bundle {self.manifest.name} does not talk: it has no text loop")
+        return self.manifest.loops.text
+
+    def check_open(self) -> None:
+        """UsageError of a model that was closed."""
+        self._engines.check_open()
 
     def request(self, messages: Sequence[Message], options: TextOptions) -> tuple[TextRequest, Pictures]:
         """What the loop wants of a whole conversation, and its pictures; bad options and pictures are refused here."""
         self.check_guesses(options)
         prompt = chat_prompt(messages, self.loop, self.tokenizer)
-        check_length(len(prompt), self._manifest.limits)
+        check_length(len(prompt), self.manifest.limits)
         return options.request(prompt, self.loop, self.constraints), self.pictures(messages)
 
     def requests(
@@ -83,7 +87,7 @@ class Talking:
 
     def conversation(self, rows: int = 1) -> CachedTransformer:
         """The transformer with an empty memory, for one reply or several side by side."""
-        engines, most = self._engines, self._manifest.limits.max_context
+        engines, most = self._engines, self.manifest.limits.max_context
         head = engines.get("text_head") if "text_head" in engines else None
         return CachedTransformer(
             engines.get("transformer"), most, head=head, rows=rows, budget=self._budget, silent=self._silent
@@ -120,7 +124,7 @@ class Talking:
         return write_replies(requests, [tokens for _, tokens in seen], transformer, self.tokenizer, cancelled, clocks)
 
     def check_guesses(self, options: TextOptions) -> None:
-        inputs = self._manifest.variant("transformer", self._engines.target).inputs
+        inputs = self.manifest.variant("transformer", self._engines.target).inputs
         if options.guess_ahead and all(spec.name != "draft_index" for spec in inputs):
             raise InputError("guess_ahead needs a bundle whose transformer checks guesses: export it with --drafts")
 
@@ -130,7 +134,7 @@ class Talking:
 
     @cached_property
     def _silent(self) -> np.ndarray | None:
-        path = self._manifest.loops.text and self._manifest.loops.text.silent_ids
+        path = self.manifest.loops.text and self.manifest.loops.text.silent_ids
         return self._engines.ids(path) if path else None
 
 

@@ -197,7 +197,7 @@ def log_probabilities(model: nn.Module, ids: Tensor) -> Tensor:
     return transformer.logits(hidden)[0].log_softmax(-1)  # type: ignore[operator]
 
 
-# What quantized weights take on disk, as CPUs' bundles have them (edgemm/export/lower_cpu.py).
+# What quantized weights take on disk, as CPUs' bundles have them (edgemm/export/specs.py).
 #
 #     codes        4 or 8 bits
 #     scales       of groups float16, of whole rows float32; of small floats as number_formats.py says

@@ -59,7 +59,7 @@ class Recipe:
     data: str  # dataset folder as `edgemm data` writes it
     output: str  # run folder: state, log, samples; output/checkpoint is the result
     start: str = "small"  # preset, or checkpoint folder to go on from
-    experts: str = "mot"  # designs of a new model (model/variants.py): "dense" has one set of weights for both;
+    experts: str = "mot"  # designs of a new model (model/designs.py): "dense" has one set of weights for both;
     # "connector" draws what a frozen transformer makes of learned queries
     vision: str = "single"  # "dual": pixels beside EfficientNet-Lite0's features
     image_tokens: str = "patch"  # "ae": latents of an autoencoder; "vq": entries of a codebook

@@ -1,6 +1,6 @@
 """The parity half of `edgemm verify`: run the bundle's loops here and compare with what torch answered at export.
 
-Needs no torch: the answers are in the bundle.  Hashes and graph rules come first, in runtimes/verify_verb.py.
+Needs no torch: the answers are in the bundle.  Hashes and graph rules come first, in cli/verify.py.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from edgemm.errors import BundleError
 from edgemm.runtimes.backend.choice import Choice, select
 from edgemm.verify.parity import require
 from edgemm.verify.recorded import read_recorded
+from edgemm.verify.reference_backend import REFERENCE
 
 __all__ = ["check_bundle"]
 
@@ -38,4 +39,4 @@ def _choose(bundle: Bundle) -> Choice:
         return select("auto", bundle.manifest.targets)
     except BundleError:
         target = next(iter(bundle.manifest.targets))
-        return Choice("cpu", "reference", target, "CPUExecutionProvider", "no target of the bundle runs here")
+        return Choice("cpu", REFERENCE, target, "CPUExecutionProvider", "no target of the bundle runs here")

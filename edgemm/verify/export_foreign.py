@@ -14,6 +14,7 @@ from safetensors.numpy import save
 
 import edgemm
 from edgemm.bundle.bundle import Bundle, BundleWriter, Licence, Limits, Loops, Manifest, Source
+from edgemm.bundle.picture import seeded_picture
 from edgemm.bundle.prompt import as_messages, chat_prompt
 from edgemm.bundle.tokenizer import Tokenizer
 from edgemm.errors import UsageError
@@ -30,9 +31,11 @@ from edgemm.export.targets import read_plans
 from edgemm.export.trace import trace
 from edgemm.export.variants import Components, write_graphs
 from edgemm.families.family import Parts
+from edgemm.families.folder import Found
 from edgemm.families.hf_checkpoint import Checkpoint, greedy, open_checkpoint
 from edgemm.families.paper import describe, measure
-from edgemm.families.table import Found, load_family
+from edgemm.families.table import load_family
+from edgemm.verify.components import compare_component
 from edgemm.verify.export_native import check_runtime, different_plans, run_loops
 from edgemm.verify.loops import precision_of
 from edgemm.verify.parity import require
@@ -43,7 +46,6 @@ from edgemm.verify.recorded import (
     Recorded,
     TextCase,
     parity_document,
-    seeded_picture,
 )
 
 __all__ = ["export_foreign"]
@@ -87,9 +89,8 @@ def export_foreign(
         status("taking it apart")
         parts = family.parts(checkpoint)
         slots = _context(parts, max_context)
-        written = write_graphs(
-            parts.graphs, parts.inputs, writer, plans, {"transformer": {"T": slots}}, trace, report, status
-        )
+        words = (parts.graphs, parts.inputs, writer, plans, {"transformer": {"T": slots}}, trace, report, status)
+        written = write_graphs(*words, compare=compare_component)
         require(written.comparisons, "the bundle differs from the model, and was not kept")
         manifest = _manifest(checkpoint, family, parts, written, slots)
         writer.add_bytes(manifest.tokenizer, quick_to_open(parts.tokenizer_json or checkpoint.tokenizer_json))

@@ -33,9 +33,11 @@ from edgemm.quantize.spec import JSON_FILE, Spec, read_spec
 from edgemm.runtimes.backend.choice import Choice
 from edgemm.runtimes.engines import Engines
 from edgemm.runtimes.model import Model
+from edgemm.verify.components import compare_component
 from edgemm.verify.loops import compare_loops, precision_of
 from edgemm.verify.parity import Comparison, require
 from edgemm.verify.recorded import PARITY_FILE, PIXELS_FILE, Recorded, parity_document
+from edgemm.verify.reference_backend import REFERENCE
 from edgemm.verify.torch_answers import longest_prompt, torch_answers
 
 __all__ = ["MAX_CONTEXT", "check_runtime", "different_plans", "export_bundle", "run_loops"]
@@ -100,7 +102,7 @@ def export_bundle(
     with BundleWriter(output, overwrite, int(least_bytes)) as writer, torch.no_grad():
         known = (source.name, weights_hash(source))
         specs = plan_specs(model, plans, spec, known, status, cache)
-        options = (adapters, specs, adapter_rank, drafts)
+        options = (adapters, specs, adapter_rank, drafts, compare_component)
         written = write_components(model, writer, plans, slots, trace, report, status, *options)
         comparisons = written.comparisons
         require(comparisons, "the bundle differs from the model, and was not kept")
@@ -189,7 +191,7 @@ def different_plans(plans: tuple[Plan, ...], manifest: Manifest) -> list[Plan]:
 
 def run_loops(bundle: Bundle, plan: Plan, recorded: Recorded, named: bool) -> Iterator[Comparison]:
     """Whatever a target's own engine is, its graphs are ONNX, and ONNX Runtime's CPU says what they compute."""
-    choice = Choice("cpu", "reference", plan.target, "CPUExecutionProvider", "compared before it is shipped")
+    choice = Choice("cpu", REFERENCE, plan.target, "CPUExecutionProvider", "compared before it is shipped")
     precise = dataclasses.replace(recorded, precision=precision_of(bundle.manifest, plan.target))
     with Model(Engines(bundle, choice, plan_threads())) as runtime:
         for comparison in compare_loops(runtime, precise):

@@ -12,14 +12,14 @@ import numpy as np
 
 from edgemm.bundle.loops import ImageTokensLoop, TextLoop
 from edgemm.bundle.manifest import Manifest
-from edgemm.bundle.picture import load_picture
+from edgemm.bundle.picture import load_picture, seeded_picture
 from edgemm.bundle.prompt import as_messages, chat_prompt, image_prompt, unconditional_prompt
 from edgemm.errors import BundleError, CheckFailedError, EdgemmError
 from edgemm.runtimes.codes_loop import CodesClock, CodesRequest, write_codes
 from edgemm.runtimes.model import Model
 from edgemm.runtimes.sampling import Sampling
 from edgemm.verify.parity import CHOICE_FLOOR, Comparison, compare_choices, compare_pictures, compare_replies
-from edgemm.verify.recorded import CodesCase, DrawCase, Recorded, TextCase, seeded_picture
+from edgemm.verify.recorded import CodesCase, DrawCase, Recorded, TextCase
 
 __all__ = ["compare_loops", "precision_of"]
 

@@ -71,13 +71,6 @@ class Recorded:
     codes: tuple[CodesCase, ...] = ()
 
 
-def seeded_picture(seed: int, size: int) -> np.ndarray:
-    """uint8 (size, size, 3): coloured blocks, the same on every machine."""
-    blocks = np.random.Generator(np.random.PCG64(seed)).integers(0, 256, (4, 4, 3), dtype=np.uint8)
-    nearest = np.arange(size) * 4 // size
-    return blocks[nearest][:, nearest]
-
-
 def parity_document(recorded: Recorded, comparisons: Sequence[Comparison]) -> str:
     document = {
         "precision": recorded.precision,

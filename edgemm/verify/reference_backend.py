@@ -15,9 +15,13 @@ from edgemm.bundle.onnx_file import read_outline
 from edgemm.device.threads import ThreadPlan
 from edgemm.errors import MissingError
 from edgemm.runtimes.backend import ort_backend as onnxruntime_backend
+from edgemm.runtimes.backend.choice import BACKENDS
 from edgemm.runtimes.backend.ort_backend import OrtEngine, providers, version
 
-__all__ = ["open_engine", "providers", "version"]
+__all__ = ["REFERENCE", "open_engine", "providers", "version"]
+
+REFERENCE = "reference"
+BACKENDS[REFERENCE] = (__name__, "pip install 'edgemm[export,ort]'")  # there for whoever compares, never chosen
 
 
 def open_engine(

@@ -6,12 +6,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from edgemm.bundle.picture import load_picture
+from edgemm.bundle.picture import load_picture, seeded_picture
 from edgemm.model.codes import write_codes
 from edgemm.model.prompts import codes_prompt, draw_prompt, read_prompt
 from edgemm.model.unified import Unified
 from edgemm.runtimes import schedule
-from edgemm.verify.recorded import CodesCase, DrawCase, Recorded, TextCase, seeded_picture
+from edgemm.verify.recorded import CodesCase, DrawCase, Recorded, TextCase
 
 __all__ = ["longest_prompt", "torch_answers"]
 

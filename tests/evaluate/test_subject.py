@@ -10,8 +10,9 @@ import pytest
 
 import edgemm
 from edgemm.errors import InputError
+from edgemm.evaluate.evaluation import open_subject
 from edgemm.evaluate.samples import real_pictures
-from edgemm.evaluate.subject import DrawSettings, open_subject
+from edgemm.evaluate.subject import DrawSettings
 from tests.runtimes.tiny_bundle import build
 from tests.runtimes.tiny_weights import Weights
 
@@ -61,7 +62,7 @@ def test_a_bundle_draws_and_reads_what_the_runtime_does(bundle_path, emoji64):
 def test_a_bundle_is_read_without_torch(bundle_path):
     code = (
         "import sys, pathlib, numpy as np; from edgemm.evaluate import evaluation; "
-        "from edgemm.evaluate.subject import DrawSettings, open_subject; "
+        "from edgemm.evaluate.evaluation import open_subject; from edgemm.evaluate.subject import DrawSettings; "
         f"subject = open_subject(pathlib.Path({str(bundle_path)!r}), DrawSettings(), 'cpu', 1); "
         "subject.read(np.zeros((8, 8, 3), np.uint8), 'What?'); sys.exit('torch' in sys.modules)"
     )

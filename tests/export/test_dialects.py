@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from edgemm.bundle.bundle import Bundle, open_bundle
-from edgemm.bundle.picture import load_picture
+from edgemm.bundle.picture import load_picture, seeded_picture
 from edgemm.bundle.prompt import as_messages, chat_prompt
 from edgemm.cli.main import main
 from edgemm.device.threads import plan_threads
@@ -24,7 +24,6 @@ from edgemm.runtimes.engines import Engines
 from edgemm.runtimes.kv_cache import CachedTransformer
 from edgemm.runtimes.model import Model
 from edgemm.verify.bundle_checks import check_bundle
-from edgemm.verify.recorded import seeded_picture
 from tests.engines.tiny_engines import needs_rtx
 from tests.export.nano import needs_opset_24
 from tests.export.passes.one_op import one_op, ops

@@ -11,11 +11,10 @@ import pytest
 import torch
 
 import edgemm
-from edgemm.bundle.picture import load_picture
+from edgemm.bundle.picture import load_picture, seeded_picture
 from edgemm.export import manifest as manifest_of
 from edgemm.runtimes import schedule
 from edgemm.verify.loops import compare_loops
-from edgemm.verify.recorded import seeded_picture
 from edgemm.verify.torch_answers import torch_answers
 from tests.export.nano import needs_opset_24
 

@@ -11,6 +11,7 @@ import pytest
 from safetensors.numpy import save_file
 
 from edgemm.bundle.bundle import Bundle
+from edgemm.bundle.picture import seeded_picture
 from edgemm.errors import BundleError
 from edgemm.verify.parity import compare_pictures
 from edgemm.verify.recorded import (
@@ -21,7 +22,6 @@ from edgemm.verify.recorded import (
     TextCase,
     parity_document,
     read_recorded,
-    seeded_picture,
 )
 
 PIXELS = np.linspace(0, 1, 12, dtype=np.float32).reshape(3, 2, 2)

@@ -12,7 +12,7 @@ import torch
 pytest.importorskip("transformers")
 
 import edgemm
-from edgemm.families.table import find_foreign
+from edgemm.families.folder import find_foreign
 from edgemm.runtimes.model import Model
 from edgemm.verify.export_foreign import export_foreign
 from tests.families.tiny.folders import write_folder

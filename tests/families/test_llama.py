@@ -70,8 +70,8 @@ def test_a_folder_that_bitsandbytes_packed_is_opened_as_float(tmp_path, config):
     pytest.importorskip("bitsandbytes")
     from transformers import BitsAndBytesConfig
 
+    from edgemm.families.folder import find_foreign
     from edgemm.families.hf_checkpoint import open_checkpoint
-    from edgemm.families.table import find_foreign
     from tests.families.tiny.folders import write_folder
 
     plain = write_folder("llama", tmp_path / "plain", hidden_size=64, intermediate_size=128)

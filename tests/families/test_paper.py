@@ -13,8 +13,8 @@ pytest.importorskip("transformers")
 from transformers import ChameleonConfig, Emu3Config, JanusConfig, LlamaConfig, LlavaConfig, Qwen3VLConfig
 
 from edgemm.cli.main import main
+from edgemm.families.folder import find_foreign
 from edgemm.families.paper import measure
-from edgemm.families.table import find_foreign
 from edgemm.model.config import PRESETS, DenoiserConfig, TransformerConfig
 
 VOCABULARY = {"<image>": 4, "<|extra_200|>": 5}

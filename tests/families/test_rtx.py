@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import pytest
 
-from edgemm.families.table import find_foreign
+from edgemm.families.folder import find_foreign
 from edgemm.verify.export_foreign import export_foreign
 from tests.engines.tiny_engines import build_for_rtx, needs_rtx
 from tests.export.nano import needs_opset_24

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from edgemm.cli.main import main
-from edgemm.families.table import FAMILIES, NOT_BUILT, find_foreign
+from edgemm.families.folder import find_foreign
+from edgemm.families.table import FAMILIES, NOT_BUILT
 
 
 def folder_of(path: Path, **config) -> Path:

@@ -15,14 +15,13 @@ from edgemm.errors import BundleError, MissingError, UsageError
 
 __all__ = ["BACKENDS", "DEVICES", "ON_CPU", "Choice", "assign", "load_backend", "select"]
 
-BACKENDS = {  # backend -> (module, how to get it)
+BACKENDS: dict[str, tuple[str, str]] = {  # backend -> (module, how to get it)
     "onnxruntime": ("edgemm.runtimes.backend.ort_backend", "pip install 'edgemm[ort]'"),
     "ort_cuda": ("edgemm.runtimes.backend.ort_cuda_backend", "pip install 'edgemm[cuda]' and an NVIDIA driver"),
     "tensorrt": ("edgemm.runtimes.backend.tensorrt_backend", "comes with JetPack: sudo apt-get install nvidia-jetpack"),
     "tensorrt_rtx": ("edgemm.runtimes.backend.tensorrt_rtx_backend", "pip install 'edgemm[tensorrt-rtx]'"),
     "openvino": ("edgemm.runtimes.backend.openvino_backend", "pip install 'edgemm[openvino]'"),
     "openvino-bf16": ("edgemm.runtimes.backend.openvino_backend", "pip install 'edgemm[openvino]'"),
-    "reference": ("edgemm.verify.reference_backend", "pip install 'edgemm[export,ort]'"),  # it only compares
 }
 
 ON_CPU = {  # backends that a component may be given by hand, and what each calls the CPU

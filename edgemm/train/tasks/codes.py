@@ -4,8 +4,8 @@
     read   the answer that follows a question, behind the codes of its picture
     joint  both in one batch, half and half: L = cross-entropy of answers + flow_weight * cross-entropy of codes
 
-Early fusion as in Chameleon (arXiv:2405.09818); the tokenizer is trained before (train/vq.py) and frozen.  A step's
-batch is a function of (seed, step) alone, of which many processes take a share each.
+Early fusion as in Chameleon (arXiv:2405.09818); the tokenizer is trained before (tokenizer.py) and frozen.  A
+step's batch is a function of (seed, step) alone, of which many processes take a share each.
 Axes: b batch, s tokens of the longest sequence, n codes of a picture.
 """
 
