@@ -51,11 +51,11 @@ def flag_of(name: str, said: Option) -> str | None:
     return said.flag if isinstance(said.flag, str) else "--" + name.replace("_", "-")
 
 
-def from_keywords(options: type[T], function: str, given: Mapping[str, Any]) -> T:
+def from_keywords(options: type[T], function: str, given: Mapping[str, Any], also: tuple[str, ...] = ()) -> T:
     """The keyword arguments of a public function as its options; a wrong name is a UsageError with the nearest one.
 
-    `function` names the function that was called.  Call it there and nowhere deeper: the DeprecationWarning of an old
-    name points to that function's caller.
+    `function` is what was called, as "generate_text()"; `also` are names of its other arguments, which may have been
+    meant.  Call it there and nowhere deeper: the DeprecationWarning of an old name points to that function's caller.
     """
     known = [field.name for field in dataclasses.fields(cast(Any, options))]
     renamed = {old: name for name, (_, said) in options_of(options).items() for old in said.old}
@@ -63,13 +63,13 @@ def from_keywords(options: type[T], function: str, given: Mapping[str, Any]) -> 
     for said, value in given.items():
         name = renamed.get(said, said)
         if name not in known:
-            near = difflib.get_close_matches(name, known, n=1)
+            near = difflib.get_close_matches(name, [*known, *also], n=1)
             hint = f"did you mean {near[0]!r}?" if near else f"it has: {', '.join(known)}"
-            raise UsageError(f"{function}() has no option {said!r}; {hint}")
+            raise UsageError(f"{function} has no option {said!r}; {hint}")
         if name in found:
-            raise UsageError(f"{function}() was given {name!r} twice, once by an old name")
+            raise UsageError(f"{function} was given {name!r} twice, once by an old name")
         if name != said:
-            warnings.warn(f"{function}(): {said!r} is now {name!r}", DeprecationWarning, stacklevel=3)
+            warnings.warn(f"{function}: {said!r} is now {name!r}", DeprecationWarning, stacklevel=3)
         found[name] = value
     return options(**found)
 

@@ -41,7 +41,7 @@ def read(*words, options: type = Bread):
 
 
 def bake(**given):
-    return from_keywords(Bread, "bake", given)
+    return from_keywords(Bread, "bake()", given, also=("loaves",))
 
 
 def test_without_flags_it_is_the_dataclass_with_its_defaults():
@@ -109,6 +109,7 @@ def test_new_names_warn_of_nothing():
     ("given", "message"),
     [
         ({"slice": 2}, r"^bake\(\) has no option 'slice'; did you mean 'slices'\?$"),
+        ({"loafs": 2}, r"^bake\(\) has no option 'loafs'; did you mean 'loaves'\?$"),
         ({"temperature": 2}, r"^bake\(\) has no option 'temperature'; it has: slices, salt_g, .*dough$"),
         ({"sodium": 1, "salt_g": 2}, r"^bake\(\) was given 'salt_g' twice, once by an old name$"),
         ({"salt_g": 1, "sodium": 2}, r"^bake\(\) was given 'salt_g' twice, once by an old name$"),

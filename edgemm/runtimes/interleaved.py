@@ -16,7 +16,8 @@ import numpy as np
 from edgemm.bundle.prompt import picture_in_reply
 from edgemm.errors import UsageError
 from edgemm.runtimes.constraint import overlap
-from edgemm.runtimes.draw import Drawing, DrawingOptions
+from edgemm.runtimes.draw import Drawing
+from edgemm.runtimes.options import DrawingOptions
 from edgemm.runtimes.results import DenoiseProgress, FinishReason, ImageResult, Picture, TextChunk, TextResult
 from edgemm.runtimes.text import Talking
 from edgemm.runtimes.text_loop import Clock, TextRequest

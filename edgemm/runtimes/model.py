@@ -10,12 +10,10 @@ import math
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, TypeVar
-
-import numpy as np
+from typing import TYPE_CHECKING, TypeVar
 
 from edgemm.bundle.bundle import Bundle
 from edgemm.bundle.picture import PictureSource
@@ -23,22 +21,33 @@ from edgemm.bundle.prompt import Message, as_messages
 from edgemm.bundle.tokenizer import Tokenizer
 from edgemm.device.threads import ThreadPlan
 from edgemm.errors import EdgemmError, UsageError
+from edgemm.options import from_keywords
 from edgemm.runtimes.adapters import Adapter, Adapters
 from edgemm.runtimes.backend.choice import Choice
 from edgemm.runtimes.backend.engine import Engine
 from edgemm.runtimes.cache_budget import CacheBudget, MemoryPlan
-from edgemm.runtimes.draw import MOST_PICTURES, Drawing, DrawingOptions, check_whole
+from edgemm.runtimes.draw import Drawing
 from edgemm.runtimes.engines import Engines
 from edgemm.runtimes.image_encoder import Sight
 from edgemm.runtimes.interleaved import DRAW_MARKS, InterleavedResult, check_marks, write_interleaved
+from edgemm.runtimes.options import (
+    MOST_PICTURES,
+    DrawingKeywords,
+    DrawingOptions,
+    TextKeywords,
+    TextOptions,
+    check_whole,
+)
 from edgemm.runtimes.results import DenoiseProgress, ImageResult, TextChunk, TextResult
 from edgemm.runtimes.session import Session
-from edgemm.runtimes.text import Messages, Talking, TextOptions
+from edgemm.runtimes.text import Prompted, Talking
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 __all__ = ["Model", "Calls"]
 
 T = TypeVar("T")
-Prompted = str | Messages  # a prompt, or a list of {"role", "content", "images"}
 
 
 class Model:
@@ -66,58 +75,23 @@ class Model:
 
     # Text
 
-    def generate_text(self, prompt: Prompted, images: Sequence[PictureSource] = (), **options: Any) -> TextResult:
-        """A reply to a prompt, or to messages; `options` are those of stream_text."""
-        for chunk in self.stream_text(prompt, images, **options):
-            if chunk.result is not None:
-                return chunk.result
-        raise EdgemmError("the reply ended without a result")
+    def generate_text(
+        self, prompt: Prompted, images: Sequence[PictureSource] = (), **options: Unpack[TextKeywords]
+    ) -> TextResult:
+        """A reply to a prompt, or to messages; `options` as in stream_text."""
+        chosen = from_keywords(TextOptions, "generate_text()", options, ("images",))
+        return self.session()._whole(prompt, images, chosen)
 
     def stream_text(
-        self,
-        prompt: Prompted,
-        images: Sequence[PictureSource] = (),
-        max_new_tokens: int = 128,
-        temperature: float = 0.0,
-        top_k: int | None = None,
-        top_p: float | None = None,
-        min_p: float | None = None,
-        repetition_penalty: float = 1.0,
-        seed: int | None = None,
-        stop: Sequence[str] = (),
-        logprobs: int | None = None,
-        json_schema: Mapping[str, Any] | str | None = None,
-        grammar: str | None = None,
-        timeout_s: float | None = None,
-        ignore_eos: bool = False,
-        guess_ahead: int = 0,
+        self, prompt: Prompted, images: Sequence[PictureSource] = (), **options: Unpack[TextKeywords]
     ) -> Iterator[TextChunk]:
         """The reply in pieces as they come; arguments are checked and pictures read before the first is asked for.
 
-        `prompt` is a string or a list of {"role", "content", "images"}; `images` belong to the last message.  With
-        `logprobs` each token tells how likely it was, and so many of the likeliest beside it.  With `json_schema`, or
-        `grammar` in Lark's notation, the reply can be nothing else.  After `timeout_s` the reply ends with the reason
-        "cancelled" and keeps what it has.  With `ignore_eos` the model's own stop tokens end nothing, so that a
-        benchmark times every token it asked for.  With `guess_ahead` up to so many tokens are guessed from what the
-        conversation said before and checked in one run: the same reply, sooner where it repeats (`export --drafts`).
+        `prompt` is a string or a list of {"role", "content", "images"}; `images` belong to the last message.  `options`
+        are the fields of TextOptions (edgemm/runtimes/options.py, and the table in docs/embedding.md).
         """
-        options = TextOptions(
-            max_new_tokens,
-            temperature,
-            top_k,
-            top_p,
-            min_p,
-            repetition_penalty,
-            seed,
-            stop,
-            logprobs,
-            json_schema,
-            grammar,
-            timeout_s,
-            ignore_eos,
-            guess_ahead,
-        )
-        return Session(self.talking, self.call).stream_text(prompt, images, **vars(options))
+        chosen = from_keywords(TextOptions, "stream_text()", options, ("images",))
+        return self.session()._stream(prompt, images, chosen)
 
     def session(self, system: str | None = None) -> Session:
         """A conversation that keeps its K/V cache between turns; `system` is its system message."""
@@ -127,13 +101,13 @@ class Model:
         self,
         prompts: Sequence[Prompted],
         images: Sequence[Sequence[PictureSource]] | None = None,
-        **options: Any,
+        **options: Unpack[TextKeywords],
     ) -> list[TextResult]:
         """A reply to each prompt, written side by side; `images` are a list a prompt, `options` as in stream_text.
 
         Every reply is the one that its prompt would get alone, with the same seed.
         """
-        began, chosen = time.perf_counter(), TextOptions(**options)
+        began, chosen = time.perf_counter(), from_keywords(TextOptions, "generate_texts()", options, ("images",))
         self.engines.check_open()
         asked = self.talking.requests(prompts, images, chosen)
 
@@ -146,10 +120,10 @@ class Model:
         self,
         prompt: Prompted,
         images: Sequence[PictureSource] = (),
-        drawing: Mapping[str, Any] | None = None,
+        drawing: DrawingKeywords | None = None,
         draw_marks: tuple[str, str] = DRAW_MARKS,
         max_images: int = 4,
-        **options: Any,
+        **options: Unpack[TextKeywords],
     ) -> Iterator[TextChunk | DenoiseProgress | ImageResult | InterleavedResult]:
         """Text and pictures in one reply, as they come, and at last the whole InterleavedResult.
 
@@ -157,7 +131,8 @@ class Model:
         picture is read back before the reply goes on; `options` are those of stream_text.
         """
         self.engines.check_open()
-        chosen, marks, drawn = TextOptions(**options), check_marks(draw_marks), DrawingOptions(**(drawing or {}))
+        chosen = from_keywords(TextOptions, "generate()", options, ("images", "drawing", "draw_marks", "max_images"))
+        drawn, marks = from_keywords(DrawingOptions, "generate(drawing=...)", drawing or {}), check_marks(draw_marks)
         check_whole("max_images", max_images, 1, MOST_PICTURES)
         self.drawing.start("the options are checked before anything is written", drawn)
         self.talking.check_interleaving()
@@ -171,53 +146,25 @@ class Model:
 
     # Pictures
 
-    def generate_image(self, prompt: str, **options: Any) -> ImageResult:
-        """A picture of a prompt; `options` are those of stream_image."""
-        for event in self.stream_image(prompt, **options):
+    def generate_image(self, prompt: str, **options: Unpack[DrawingKeywords]) -> ImageResult:
+        """A picture of a prompt; `options` as in stream_image."""
+        for event in self._draw(prompt, from_keywords(DrawingOptions, "generate_image()", options)):
             if isinstance(event, ImageResult):
                 return event
         raise EdgemmError("drawing ended without a result")
 
-    def stream_image(
-        self,
-        prompt: str,
-        num_inference_steps: int | None = None,
-        guidance_scale: float | None = None,
-        seed: int = 0,
-        num_images: int = 1,
-        noise: np.ndarray | None = None,
-        preview: bool = False,
-        timeout_s: float | None = None,
-        temperature: float | None = None,
-        top_k: int | None = None,
-        top_p: float | None = None,
-        negative_prompt: str | None = None,
-        image: PictureSource | None = None,
-    ) -> Iterator[DenoiseProgress | ImageResult]:
+    def stream_image(self, prompt: str, **options: Unpack[DrawingKeywords]) -> Iterator[DenoiseProgress | ImageResult]:
         """Progress after every step, with previews when asked for, and at last the ImageResult.
 
-        What is None is the bundle's own default.  Picture number i has the seed `seed + i`; `noise`, (n, p) or
-        (num_images, n, p), takes the place of the seeds' noise.  Guidance leads away from `negative_prompt`, or from
-        the empty prompt; guidance 1 leaves that half out.  `image` is a picture to edit, for bundles that can.  Models
-        that draw by denoising take steps, noise and previews; those that draw token by token take temperature, top_k
-        and top_p.
+        `options` are the fields of DrawingOptions (edgemm/runtimes/options.py, and the table in docs/embedding.md).
+        Models that draw by denoising take steps, noise and previews; those that draw token by token take temperature,
+        top_k and top_p.
         """
+        return self._draw(prompt, from_keywords(DrawingOptions, "stream_image()", options))
+
+    def _draw(self, prompt: str, options: DrawingOptions) -> Iterator[DenoiseProgress | ImageResult]:
         self.engines.check_open()
-        options = DrawingOptions(
-            num_inference_steps,
-            guidance_scale,
-            seed,
-            num_images,
-            noise,
-            preview,
-            timeout_s,
-            temperature,
-            top_k,
-            top_p,
-            negative_prompt,
-            image,
-        )
-        return self.call(self.drawing.start(prompt, options), timeout_s)
+        return self.call(self.drawing.start(prompt, options), options.timeout_s)
 
     # Adapters
 

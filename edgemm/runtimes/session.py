@@ -9,17 +9,22 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from edgemm.bundle.picture import PictureSource
 from edgemm.bundle.prompt import Message, Prompt, as_messages, chat_prompt, turn_prompt
 from edgemm.errors import EdgemmError, InputError, UsageError
+from edgemm.options import from_keywords
 from edgemm.runtimes.kv_cache import CachedTransformer
+from edgemm.runtimes.options import TextKeywords, TextOptions
 from edgemm.runtimes.results import TextChunk, TextResult
-from edgemm.runtimes.text import Talking, TextOptions
+from edgemm.runtimes.text import Prompted, Talking
 from edgemm.runtimes.text_loop import Clock, TextRequest
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 __all__ = ["Session"]
 
@@ -54,27 +59,32 @@ class Session:
     _busy: threading.Lock = field(default_factory=threading.Lock)
 
     def generate_text(
-        self, content: str | Sequence[dict[str, Any]], images: Sequence[PictureSource] = (), **options: Any
+        self, content: Prompted, images: Sequence[PictureSource] = (), **options: Unpack[TextKeywords]
     ) -> TextResult:
-        """The reply to the next message; `options` are those of Model.stream_text.
+        """The reply to the next message; `options` are TextOptions' fields (edgemm/runtimes/options.py).
 
         A session may begin with a list of messages, as Model.generate_text takes it.
         """
-        for chunk in self.stream_text(content, images, **options):
+        return self._whole(content, images, from_keywords(TextOptions, "generate_text()", options, ("images",)))
+
+    def stream_text(
+        self, content: Prompted, images: Sequence[PictureSource] = (), **options: Unpack[TextKeywords]
+    ) -> Iterator[TextChunk]:
+        """The reply to the next message in pieces; see Model.stream_text."""
+        return self._stream(content, images, from_keywords(TextOptions, "stream_text()", options, ("images",)))
+
+    def _whole(self, content: Prompted, images: Sequence[PictureSource], options: TextOptions) -> TextResult:
+        for chunk in self._stream(content, images, options):
             if chunk.result is not None:
                 return chunk.result
         raise EdgemmError("the reply ended without a result")
 
-    def stream_text(
-        self, content: str | Sequence[dict[str, Any]], images: Sequence[PictureSource] = (), **options: Any
-    ) -> Iterator[TextChunk]:
-        """The reply to the next message in pieces; see Model.stream_text."""
-        clock, chosen = Clock(), TextOptions(**options)
-        messages = as_messages(content, images)
-        request, pictures = self._request(messages, chosen)
+    def _stream(self, content: Prompted, images: Sequence[PictureSource], options: TextOptions) -> Iterator[TextChunk]:
+        clock, messages = Clock(), as_messages(content, images)
+        request, pictures = self._request(messages, options)
         place = self._place
         return self._call(
-            lambda cancelled: self._turn(place, request, pictures, messages, cancelled, clock), chosen.timeout_s
+            lambda cancelled: self._turn(place, request, pictures, messages, cancelled, clock), options.timeout_s
         )
 
     @property
@@ -122,7 +132,6 @@ class Session:
         talking = self._talking
         loop = talking.loop
         talking.check_open()
-        talking.check_guesses(options)
         if self._place.used:
             if len(messages) != 1 or messages[0].role != "user":
                 raise UsageError("the session has begun, expected the next message and not a list of them")
@@ -130,8 +139,7 @@ class Session:
         else:
             prompt = chat_prompt((*self._opening, *messages), loop, talking.tokenizer)
         self._check_room(prompt)
-        request = options.request(prompt, loop, talking.constraints, self._place.history)
-        return request, talking.pictures(messages)
+        return talking.request_of(prompt, options, self._place.history), talking.pictures(messages)
 
     def _check_room(self, prompt: Prompt) -> None:
         most = self._talking.manifest.limits.max_context
