@@ -33,8 +33,9 @@ from edgemm.bench.workload import (
     write_reply,
 )
 from edgemm.bundle.bundle import open_bundle
-from edgemm.bundle.manifest import Manifest, cache_bytes_a_slot
+from edgemm.bundle.manifest import Manifest
 from edgemm.energy.meter import Meter, open_meter
+from edgemm.runtimes.cache_budget import cache_bytes_a_slot
 
 if TYPE_CHECKING:
     from edgemm.runtimes.model import Model

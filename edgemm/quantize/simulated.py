@@ -43,9 +43,12 @@ class QuantizedLinear(nn.Module):
         super().__init__()
         self.layer = layer
         self.bias = linear.bias
-        self.weight = nn.Parameter(spec.numbers(name).dequantized(), requires_grad=False)  # (n, k) what the codes mean
+        self.weight = nn.Parameter(
+            spec.numbers(name).dequantized().contiguous(), requires_grad=False
+        )  # (n, k) what the codes mean
         branch = spec.low_rank(name)
-        self.down, self.up = (torch.from_numpy(side) for side in branch) if branch else (None, None)
+        # A layout that depends on where the spec came from would choose another kernel, and round otherwise.
+        self.down, self.up = (torch.from_numpy(side).contiguous() for side in branch) if branch else (None, None)
         ranges = spec.tensors.get(f"{name}.range")
         self.largest = None if ranges is None else torch.tensor(float(ranges.max()))
 

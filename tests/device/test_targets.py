@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pytest
 
-from edgemm.device import targets
 from edgemm.device.board import read_board
 from edgemm.device.gpu import CudaDriver, Gpu
 from edgemm.device.packages import EXTRAS, Extra
@@ -102,8 +101,7 @@ def test_a_tensorrt_older_than_the_dialect_is_told(tmp_path, files, target, vers
 
 
 @pytest.mark.parametrize(("files", "target"), [(ORIN_NANO, "jetson-orin-jp6"), (THOR, "jetson-thor")])
-def test_a_jetson_takes_its_own_target_alone(tmp_path, monkeypatch, files, target):
-    monkeypatch.setattr(targets, "find_spec", lambda name: object())
+def test_a_jetson_takes_its_own_target_alone(tmp_path, files, target):
     board = read_board(lay_out(tmp_path, files))
     found = verdicts(board, present=("tensorrt", "tokenizers", "pillow", "tqdm"))
     assert [name for name, verdict in found.items() if verdict.runs] == [target]
@@ -113,13 +111,6 @@ def test_a_jetson_takes_its_own_target_alone(tmp_path, monkeypatch, files, targe
 def test_a_jetson_without_tensorrt_is_told_where_it_comes_from(tmp_path):
     board = read_board(lay_out(tmp_path, ORIN_NANO))
     assert "nvidia-jetpack" in verdicts(board)["jetson-orin-jp6"].cure
-
-
-def test_an_engine_without_a_backend_runs_nothing(tmp_path, monkeypatch):
-    monkeypatch.setattr(targets, "find_spec", lambda name: None)
-    board = read_board(lay_out(tmp_path, ORIN_NANO))
-    verdict = verdicts(board, present=("tensorrt", "tokenizers", "pillow", "tqdm"))["jetson-orin-jp6"]
-    assert not verdict.runs and "no backend" in verdict.problem
 
 
 def test_an_old_gpu_is_no_rtx():
