@@ -6,7 +6,7 @@ Axes: T cache slots, t prefix slots.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from onnx import ModelProto, NodeProto, TensorProto, ValueInfoProto, helper
 
@@ -45,7 +45,7 @@ def fixed_sizes(max_context: int, skip: int, rank: int = ADAPTER_RANK) -> dict[s
 
 
 def lower_float(
-    component: str, reference: ModelProto, precision: str, dialect: str, sizes: dict[str, dict[str, int]]
+    component: str, reference: ModelProto, precision: str, dialect: str, sizes: Mapping[str, Mapping[str, int]]
 ) -> tuple[ModelProto, str]:
     """The component's graph, and the precision it really has."""
     model, real = in_precision(component, reference, precision, sizes)
@@ -53,7 +53,7 @@ def lower_float(
 
 
 def in_precision(
-    component: str, reference: ModelProto, precision: str, sizes: dict[str, dict[str, int]]
+    component: str, reference: ModelProto, precision: str, sizes: Mapping[str, Mapping[str, int]]
 ) -> tuple[ModelProto, str]:
     """A copy in its precision, in the reference's operators: without products there is nothing to gain from half."""
     model = ModelProto()
@@ -89,7 +89,7 @@ def graph_specs(values: Sequence[ValueInfoProto]) -> tuple[TensorSpec, ...]:
 
 
 def lower_ort_cuda(
-    component: str, reference: ModelProto, spec: Spec, precision: str, sizes: dict[str, dict[str, int]]
+    component: str, reference: ModelProto, spec: Spec, precision: str, sizes: Mapping[str, Mapping[str, int]]
 ) -> tuple[ModelProto, str]:
     """The component's graph, and the precision to call it by."""
     model, real = in_precision(component, reference, precision, sizes)

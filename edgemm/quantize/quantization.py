@@ -17,17 +17,6 @@ from edgemm.quantize.spec import HEAD, RANGED, REST, Layer, Spec
 
 __all__ = ["SUITED", "Prepared", "prepare", "quantize"]
 
-SUITED = {  # what brings a precision within the project's bars (benchmarks/quantization.py)
-    "fp16": "",
-    "int8": "smoothquant",
-    "w8a8": "smoothquant",
-    "int4": "awq+gptq",
-    "fp8": "",
-    "nvfp4": "",
-    "nvfp4-weights": "",
-    "w4a8": "smoothquant+svd",
-}
-
 Say = Callable[[str], None]
 
 
