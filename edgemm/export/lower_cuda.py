@@ -14,15 +14,15 @@ from edgemm.bundle.components import KEYS_AND_VALUES, TensorSpec, pattern
 from edgemm.errors import InputError
 from edgemm.export.dialects import in_dialect
 from edgemm.export.lower_cpu import CONTRIB, write_blocks
+from edgemm.export.options import ADAPTER_RANK
 from edgemm.export.passes.fixed_axes import fixed_axes
 from edgemm.export.passes.half_precision import half_precision
 from edgemm.export.products import Product, Writer, rewrite_products
 from edgemm.quantize.spec import HEAD, Spec
 
-__all__ = ["ADAPTER_RANK", "fixed_sizes", "graph_specs", "in_precision", "lower_float", "lower_ort_cuda"]
+__all__ = ["fixed_sizes", "graph_specs", "in_precision", "lower_float", "lower_ort_cuda"]
 
 DRAWING_SLOTS = 128  # T of the conditioner: a drawing prompt is short, and every slot costs the denoiser at every step
-ADAPTER_RANK = 16  # fixed, as caches are; smaller adapters are filled up with zeros
 PRODUCTS = ("MatMul", "Gemm", "Conv")
 IN_FLOAT = ("vq_encoder",)  # gives ids: float16 would choose other codes where two are nearly as near
 DTYPES: dict[int, str] = {

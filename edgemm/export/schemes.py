@@ -1,10 +1,10 @@
 """What a precision means at a target: one table, which specs, lowerings, sizes and --help follow; and a caller's words.
 
 A CPU's int8 rounds the inputs of products, so the transformer is smoothed for it by a page of shipped text, which takes
-seconds and a fifth of the loss (docs/quantize.md); its int4 needs no data.  TensorRT gets forms that it has kernels for:
-8 bits a channel or 4 bits in blocks, without zero-points, and int8 inputs of conditioner and denoiser by ranges seen
-while shipped prompts were drawn; with fp8 all inputs are fp8, by ranges of shipped text and prompts.  ONNX Runtime CUDA
-multiplies int8 on the CPU only, so there drawing stays in float16.  Which layers a word leaves finer is in
+seconds and a fifth of the loss (docs/quantize.md); its int4 needs no data.  TensorRT gets forms that it has kernels
+for: 8 bits a channel or 4 bits in blocks, without zero-points, and int8 inputs of conditioner and denoiser by ranges
+seen while shipped prompts were drawn; with fp8 all inputs are fp8, by ranges of shipped text and prompts.  ONNX Runtime
+CUDA multiplies int8 on the CPU only, so there drawing stays in float16.  Which layers a word leaves finer is in
 edgemm/quantize/layers.py, which GPUs multiply small floats in edgemm/device/gpu.py.
 """
 
@@ -59,33 +59,36 @@ class Scheme:
 
 TENSORRT = tuple(name for name, target in TARGETS.items() if target.lowering == "tensorrt")
 SMALL_FLOATS = ("rtx", "jetson-thor")  # whose GPUs multiply them
-NO_DATA = "text=,draw="  # methods: rounded as the width suggests
 
 
-def _cpu(text: str, draw: str, method: str = NO_DATA) -> QuantizeOptions:
-    return QuantizeOptions(text, draw, method)
+def _cuda(text: str, draw: str, portable: bool = False) -> QuantizeOptions:
+    return QuantizeOptions(text, draw, method="", samples=8, portable=portable)
 
 
-def _engine(text: str, draw: str, portable: bool = True) -> QuantizeOptions:
-    return QuantizeOptions(text, draw, NO_DATA, samples=8, portable=portable)
+def _tensorrt(text: str, draw: str) -> QuantizeOptions:
+    return _cuda(text, draw, portable=True)
 
 
 # targets, precision, what stays in float, and how the rest is quantized; a target's first row is its default.
-_ROWS = (
+_ROWS: tuple[tuple[tuple[str, ...], str, str, QuantizeOptions | None], ...] = (
     (("cpu",), "fp32", "fp32", None),
-    (("cpu",), "int8", "fp32", _cpu("int8", "int8", "text=smoothquant,draw=")),
-    (("cpu",), "int4", "fp32", _cpu("int4", "int8")),
+    (("cpu",), "int8", "fp32", QuantizeOptions("int8", "int8", "text=smoothquant,draw=")),
+    (("cpu",), "int4", "fp32", QuantizeOptions("int4", "int8", "")),
     (("cuda", *TENSORRT), "fp16", "fp16", None),
     (("cuda", *TENSORRT), "fp32", "fp32", None),
-    (("cuda",), "int8", "fp16", _engine("int8", "fp16", portable=False)),
-    (("cuda",), "int4", "fp16", _engine("int4", "fp16", portable=False)),
-    (TENSORRT, "int8", "fp16", _engine("int8", "int8")),
-    (TENSORRT, "int4", "fp16", _engine("int4", "int8")),
-    (SMALL_FLOATS, "fp8", "fp16", _engine("fp8", "fp8")),
-    (SMALL_FLOATS, "nvfp4", "fp16", _engine("nvfp4", "fp8")),
-    (("rtx",), "nvfp4-weights", "fp16", _engine("nvfp4-weights", "fp8")),
+    (("cuda",), "int8", "fp16", _cuda("int8", "fp16")),
+    (("cuda",), "int4", "fp16", _cuda("int4", "fp16")),
+    (TENSORRT, "int8", "fp16", _tensorrt("int8", "int8")),
+    (TENSORRT, "int4", "fp16", _tensorrt("int4", "int8")),
+    (SMALL_FLOATS, "fp8", "fp16", _tensorrt("fp8", "fp8")),
+    (SMALL_FLOATS, "nvfp4", "fp16", _tensorrt("nvfp4", "fp8")),
+    (("rtx",), "nvfp4-weights", "fp16", _tensorrt("nvfp4-weights", "fp8")),
 )
-SCHEMES = {(target, row[0]): Scheme(target, *row) for targets, *row in _ROWS for target in targets}
+SCHEMES = {
+    (target, precision): Scheme(target, precision, real, quantize)
+    for targets, precision, real, quantize in _ROWS
+    for target in targets
+}
 
 
 def precisions_of(target: str) -> tuple[str, ...]:

@@ -20,8 +20,9 @@ from edgemm.export.adapter_points import adapter_inputs, adapter_points
 from edgemm.export.component_graphs import ComponentGraph
 from edgemm.export.dialects import in_dialect
 from edgemm.export.lower_cpu import CONTRIB, lower_ort_cpu
-from edgemm.export.lower_cuda import ADAPTER_RANK, fixed_sizes, graph_specs, lower_float, lower_ort_cuda
+from edgemm.export.lower_cuda import fixed_sizes, graph_specs, lower_float, lower_ort_cuda
 from edgemm.export.lower_tensorrt import check_target, lower_tensorrt
+from edgemm.export.options import ADAPTER_RANK
 from edgemm.export.ort_cpu_graph import for_ort_cpu
 from edgemm.export.passes.delta_to_residual import delta_to_residual
 from edgemm.export.products import copy_to_rewrite
@@ -139,9 +140,7 @@ def _copied(reference: ModelProto) -> ModelProto:
     return copy
 
 
-def _lower(
-    name: str, reference: ModelProto, scheme: Scheme, spec: Spec | None, sizes: Sizes
-) -> tuple[ModelProto, str]:
+def _lower(name: str, reference: ModelProto, scheme: Scheme, spec: Spec | None, sizes: Sizes) -> tuple[ModelProto, str]:
     """The component's graph for the scheme's target, and the precision to call it by."""
     if scheme.on_cpu:
         if spec is None:

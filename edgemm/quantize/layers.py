@@ -58,7 +58,8 @@ def choose_layers(
     """The same for weights (n, k) by name; drawing reads keys and values of layers below `drawing_depth`."""
     schemes = scheme_of("text", text), scheme_of("draw", draw)
     portable = portable or any(scheme.layer.form != "int" for scheme in schemes)  # who takes those takes nothing else
-    return dict(_decide(shapes, *(scheme.form(portable) for scheme in schemes), drawing_depth, portable))
+    text_form, draw_form = (scheme.form(portable) for scheme in schemes)
+    return dict(_decide(shapes, text_form, draw_form, drawing_depth, portable))
 
 
 def _decide(

@@ -12,7 +12,7 @@ from edgemm.options import option
 __all__ = ["RANK", "QuantizeOptions"]
 
 RANK = 16  # of svd's branch
-LEAST = {"samples": 2, "steps": 1, "rank": 1}
+LEAST = {"steps": 1, "rank": 1}
 
 
 @dataclass(frozen=True)
@@ -40,16 +40,18 @@ class QuantizeOptions:
         for name, least in LEAST.items():
             if (value := getattr(self, name)) is not None and value < least:
                 raise UsageError(f"--{name} is {value}, expected {least} or more")
-        _by_side(self.method or "")
+        _by_side(self.method)
 
     @property
     def methods(self) -> dict[str, str]:
         """Side -> the method that was asked for; a side that is missing has what suits its precision."""
-        return {} if self.method is None else _by_side(self.method)
+        return _by_side(self.method)
 
 
-def _by_side(words: str) -> dict[str, str]:
-    """`gptq` is for both sides, `text=awq+gptq,draw=svd` one for each."""
+def _by_side(words: str | None) -> dict[str, str]:
+    """`gptq` is for both sides, `text=awq+gptq,draw=svd` one for each, and "" none: rounded as the width suggests."""
+    if words is None:
+        return {}
     if "=" not in words:
         return dict.fromkeys(("text", "draw"), words)
     found = {}

@@ -1,6 +1,7 @@
 """The words of `edgemm quantize --text` and `--draw`: what most layers of a side become, and how they are rounded.
 
-Which layers stay finer, and why, is in layers.py; which words a target's `--precision` stands for, in export/schemes.py.
+Which layers stay finer, and why, is in layers.py; which words a target's `--precision` stands for, in
+export/schemes.py.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from dataclasses import dataclass
 
 from edgemm.errors import UsageError
 from edgemm.quantize.number_formats import BLOCK as FLOAT_BLOCK
+from edgemm.quantize.options import QuantizeOptions
 from edgemm.quantize.spec import Layer
 
 __all__ = ["BLOCK", "DRAW", "TEXT", "SideScheme", "methods_of", "scheme_of"]
@@ -58,6 +60,7 @@ def scheme_of(side: str, word: str) -> SideScheme:
     return SIDES[side][word]
 
 
-def methods_of(text: str, draw: str) -> dict[str, str]:
-    """Side -> the method that suits its word."""
-    return {side: scheme_of(side, word).method for side, word in (("text", text), ("draw", draw))}
+def methods_of(options: QuantizeOptions) -> dict[str, str]:
+    """Side -> the method that was asked for, or what suits its word."""
+    words = {"text": options.text, "draw": options.draw}
+    return {side: scheme_of(side, word).method for side, word in words.items()} | options.methods
