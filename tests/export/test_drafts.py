@@ -43,7 +43,7 @@ def drafting(request, checkpoint_path, references, tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         whole = {"transformer": trace}
         patch.setattr(bundle_export, "trace", lambda graph: whole.get(graph.name, references)(graph))
-        bundle_export.export_bundle(checkpoint_path, path, precision=request.param, drafts=True)
+        bundle_export.export_bundle(checkpoint_path, path, precision=request.param, prompt_lookup=True)
     with edgemm.load(path, device="cpu", threads=1) as runtime:
         yield runtime
 
@@ -60,7 +60,10 @@ def drafting(request, checkpoint_path, references, tmp_path_factory):
 )
 @pytest.mark.parametrize("prompt", ["What is this?", REPEATING, "x" * 440], ids=["plain", "repeating", "nearly full"])
 def test_a_reply_is_the_same_with_guesses(drafting, prompt, options):
-    one, other = (drafting.generate_text(prompt, max_new_tokens=100, guess_ahead=ahead, **options) for ahead in (0, 6))
+    one, other = (
+        drafting.generate_text(prompt, max_new_tokens=100, prompt_lookup_num_tokens=ahead, **options)
+        for ahead in (0, 6)
+    )
     assert (one.token_ids, one.text, one.finish_reason) == (other.token_ids, other.text, other.finish_reason)
 
 
@@ -69,7 +72,7 @@ def test_what_repeats_takes_fewer_runs(drafting):
     for ahead in (0, 6):
         clock, engine = EngineClock(), drafting.engine("transformer")
         drafting.watch_engines(clock.watch)
-        reply = drafting.generate_text(REPEATING, grammar=COPY, max_new_tokens=40, guess_ahead=ahead)
+        reply = drafting.generate_text(REPEATING, grammar=COPY, max_new_tokens=40, prompt_lookup_num_tokens=ahead)
         runs[ahead] = sum(run.component == "transformer" for run in clock.runs)
         drafting.watch_engines(lambda watched, engine=engine: engine if watched.component == "transformer" else watched)
     assert runs[0] == len(reply.token_ids) and runs[6] < runs[0] / 2
@@ -79,8 +82,8 @@ def test_a_session_goes_on_as_if_nothing_had_been_guessed(drafting):
     said = {}
     for ahead in (0, 6):
         with drafting.session() as chat:
-            first = chat.generate_text(REPEATING, grammar=COPY, guess_ahead=ahead)
-            second = chat.generate_text("And abcabc?", max_new_tokens=30, guess_ahead=ahead)
+            first = chat.generate_text(REPEATING, grammar=COPY, prompt_lookup_num_tokens=ahead)
+            second = chat.generate_text("And abcabc?", max_new_tokens=30, prompt_lookup_num_tokens=ahead)
             said[ahead] = (first.token_ids, second.token_ids, chat.tokens)
     assert said[0] == said[6]
 
@@ -94,11 +97,11 @@ def test_drawing_and_batches_take_such_a_bundle_as_any_other(drafting, runtimes)
 
 
 def test_guessing_is_refused_where_it_cannot_be(runtimes, drafting, tmp_path, checkpoint_path):
-    with pytest.raises(InputError, match="export it with --drafts"):
-        runtimes["fp32"].stream_text("x", guess_ahead=4)
-    with pytest.raises(UsageError, match="guess_ahead is -1, expected 0 to 64"):
-        drafting.stream_text("x", guess_ahead=-1)
-    with pytest.raises(UsageError, match="guess_ahead is for one reply at a time"):
-        drafting.generate_texts(["x"], guess_ahead=4)
-    with pytest.raises(UsageError, match="--drafts is for target cpu alone"):
-        bundle_export.export_bundle(checkpoint_path, tmp_path / "x", target="rtx", drafts=True)
+    with pytest.raises(InputError, match="export it with --prompt-lookup"):
+        runtimes["fp32"].stream_text("x", prompt_lookup_num_tokens=4)
+    with pytest.raises(UsageError, match="prompt_lookup_num_tokens is -1, expected 0 to 64"):
+        drafting.stream_text("x", prompt_lookup_num_tokens=-1)
+    with pytest.raises(UsageError, match="prompt_lookup_num_tokens is for one reply at a time"):
+        drafting.generate_texts(["x"], prompt_lookup_num_tokens=4)
+    with pytest.raises(UsageError, match="--prompt-lookup is for target cpu alone"):
+        bundle_export.export_bundle(checkpoint_path, tmp_path / "x", target="rtx", prompt_lookup=True)
