@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from edgemm import progress
 from edgemm.cli.arguments import add_model_arguments, open_model
-from edgemm.cli.progress_bar import ProgressBar
+from edgemm.cli.display import Display
 from edgemm.errors import EdgemmError, InputError, ResourceError
 
 if TYPE_CHECKING:
@@ -74,11 +76,13 @@ def run(args: argparse.Namespace) -> int:
 def _follow(stream: Iterator[DenoiseProgress | ImageResult], args: argparse.Namespace) -> ImageResult:
     from edgemm.runtimes.results import ImageResult
 
-    with ProgressBar("drawing", " steps", forced=args.show_progress) as bar:
+    with Display(forced=args.show_progress), contextlib.ExitStack() as open_bar:
+        bar = None
         for event in stream:
             if isinstance(event, ImageResult):
                 return event
-            bar.update(event.index * event.steps + event.step, args.num_images * event.steps)
+            bar = bar or open_bar.enter_context(progress.bar("drawing", args.num_images * event.steps, "steps"))
+            bar.update(event.index * event.steps + event.step - bar.done)
     raise EdgemmError("drawing ended without a result")
 
 
