@@ -1,7 +1,7 @@
 """How one model draws: by denoising, or token by token, whichever its bundle has a loop for.
 
 It turns a prompt and its options into a request and hands it with the engines to that loop (denoise_loop.py,
-codes_loop.py).  Talking is in text.py.
+codes_loop.py).  Text is in text.py.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ from edgemm.runtimes.cache_budget import CacheBudget
 from edgemm.runtimes.codes_loop import CodesClock, CodesEngines, CodesRequest, draw_codes
 from edgemm.runtimes.denoise_loop import DrawClock, DrawEngines, DrawRequest, check_noise, draw
 from edgemm.runtimes.engines import Engines
-from edgemm.runtimes.image_encoder import Sight
+from edgemm.runtimes.image_encoder import ImageReader
 from edgemm.runtimes.options import DrawingOptions, check_whole
 from edgemm.runtimes.results import DenoiseProgress, ImageResult
 from edgemm.runtimes.sampling import Sampling
 
-__all__ = ["Drawing", "Drawn", "codes_request", "denoise_request"]
+__all__ = ["ImageGenerator", "Drawn", "codes_request", "denoise_request"]
 
 LARGEST_GUIDANCE = 100.0
 PARTS = ("transformer", "conditioner", "denoiser", "image_decoder")
@@ -39,11 +39,11 @@ Cancelled = Callable[[], bool]
 Drawn = Iterator[DenoiseProgress | ImageResult]
 
 
-class Drawing:
+class ImageGenerator:
     """The drawing half of a model."""
 
-    def __init__(self, engines: Engines, sight: Sight, tokenizer: Tokenizer, budget: CacheBudget) -> None:
-        self._engines, self._sight, self._tokenizer, self._budget = engines, sight, tokenizer, budget
+    def __init__(self, engines: Engines, reader: ImageReader, tokenizer: Tokenizer, budget: CacheBudget) -> None:
+        self._engines, self._reader, self._tokenizer, self._budget = engines, reader, tokenizer, budget
         self._manifest = engines.bundle.manifest
 
     def start(self, prompt: str, options: DrawingOptions) -> Callable[[Cancelled], Drawn]:
@@ -64,7 +64,7 @@ class Drawing:
         loop, clock, picture, count = loops.denoise, DrawClock(), None, 0
         if options.image is not None:
             assert loops.text is not None  # manifest.py saw to it
-            picture, count = self._sight.picture(options.image, loops.text), loops.text.image_token_count
+            picture, count = self._reader.picture(options.image, loops.text), loops.text.image_token_count
         request = denoise_request(options, prompt, loop, limits, self._tokenizer, count)
         return lambda cancelled: self._denoise(request, picture, loop, cancelled, clock)
 
@@ -107,7 +107,7 @@ class Drawing:
         clock.load_s += self._engines.timed(("image_encoder",))[1]
         start, text = time.perf_counter(), self._manifest.loops.text
         assert text is not None
-        tokens = self._sight.encode([picture], text)
+        tokens = self._reader.encode([picture], text)
         clock.image_encode_s = time.perf_counter() - start
         return tokens
 

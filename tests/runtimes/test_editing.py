@@ -78,7 +78,7 @@ def test_a_prompt_has_room_for_its_picture(editor):
         denoise_request(DrawingOptions(), "blue", loop, short, tokenizer, TINY.image_tokens)
 
 
-def test_a_manifest_that_edits_needs_eyes(editor):
+def test_a_manifest_that_edits_needs_an_image_encoder(editor):
     loops = dataclasses.replace(editor.manifest.loops, text=None)
     with pytest.raises(BundleError, match="pictures to edit need an image_encoder"):
         dataclasses.replace(editor.manifest, loops=loops)
