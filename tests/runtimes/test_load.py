@@ -1,4 +1,4 @@
-"""Opening a bundle: what runs beside what, and what never runs before what."""
+"""Loading a bundle: what runs beside what, and what never runs before what."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def test_the_transformer_loads_while_the_tokenizer_is_read_and_is_loaded_once(bu
         engine = model.engine("transformer")
         model.prepare()
         assert model.engine("transformer") is engine
-        assert sorted(opened) == sorted(model.engines.components)
+        assert sorted(opened) == sorted(model._engines.components)
 
 
 @pytest.mark.parametrize("enabled", [True, False])
@@ -78,4 +78,4 @@ def test_a_model_that_was_closed_while_it_loads_keeps_no_engine(bundle_path, mon
     closed.set()
     with pytest.raises(UsageError, match="the model is closed"):
         model.engine("transformer")
-    assert not model.engines._loaded
+    assert not model._engines._loaded
