@@ -60,16 +60,14 @@ def plan_specs(
             if plan.precision in QUICK and (known or cache == "int8"):
                 methods = SMOOTHED.get(plan.precision, METHODS) if known else METHODS
                 found[plan.target] = quantize(
-                    model, *QUICK[plan.precision], methods, checkpoint=checkpoint, status=status, cache=cache
+                    model, *QUICK[plan.precision], methods, checkpoint=checkpoint, cache=cache
                 )
             continue
         portable = plan.target != "cuda"
         text, draw = (QUICK | FLOATS if portable else ORT_CUDA)[plan.precision]
         wish = (text, draw, portable)
         if wish not in made:
-            made[wish] = quantize(
-                model, text, draw, METHODS, samples=SAMPLES, portable=portable, checkpoint=checkpoint, status=status
-            )
+            made[wish] = quantize(model, text, draw, METHODS, samples=SAMPLES, portable=portable, checkpoint=checkpoint)
         found[plan.target] = made[wish]
     return found
 
