@@ -61,8 +61,7 @@ class TextOptions:
     ignore_eos: bool = option(False, "the model's own stop tokens end nothing: for benchmarks", flag=False)
     prompt_lookup_num_tokens: int | None = option(
         None,
-        "prompt-lookup decoding: up to so many tokens that followed the last ones earlier are checked in one run; the "
-        "same reply, sooner where it repeats (bundles of `edgemm export --prompt-lookup`)",
+        "prompt-lookup decoding: most candidates that one run checks; needs `edgemm export --prompt-lookup`",
         old=("guess_ahead",),
         metavar="N",
     )
