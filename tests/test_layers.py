@@ -15,6 +15,7 @@ ROOT = Path(__file__).resolve().parent.parent
 LAYERS = (  # from the ground
     ("progress",),
     ("errors",),
+    ("options",),
     ("bundle",),
     ("device",),
     ("engines",),

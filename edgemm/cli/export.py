@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from edgemm import progress
+from edgemm.cli.arguments import OldFlag
 from edgemm.cli.display import Display
 from edgemm.errors import MissingError, UsageError
 from edgemm.families.folder import find_foreign
@@ -53,9 +54,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--adapter-rank", type=int, metavar="R", help="the largest rank that NVIDIA's engines take (default: 16)"
     )
-    parser.add_argument(
-        "--drafts", action="store_true", help="several guessed tokens may be checked in one run (guess_ahead)"
+    lookup = parser.add_argument(
+        "--prompt-lookup", action="store_true", help="for prompt-lookup decoding: one run checks several candidates"
     )
+    parser.add_argument("--drafts", dest="prompt_lookup", action=OldFlag, now=lookup)
     parser.add_argument(
         "--cache", choices=("float", "int8"), help="keys and values on cpu: float (default) or 8 bits, a quarter of it"
     )
@@ -89,10 +91,10 @@ def run(args: argparse.Namespace) -> int:
             if foreign:
                 raise UsageError("--cache is for edgemm's own checkpoints")
             options["cache"] = args.cache
-        if args.drafts:
+        if args.prompt_lookup:
             if foreign:
-                raise UsageError("--drafts is for edgemm's own checkpoints")
-            options["drafts"] = True
+                raise UsageError("--prompt-lookup is for edgemm's own checkpoints")
+            options["prompt_lookup"] = True
         export = partial(export_foreign, foreign) if foreign else partial(export_bundle, Path(args.checkpoint))
         manifest = export(Path(args.output), args.target, args.precision, args.overwrite, args.max_context, **options)
     size = sum(record.size_bytes for record in manifest.files.values()) / 1e6

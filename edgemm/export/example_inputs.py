@@ -28,9 +28,9 @@ Named = dict[str, Tensor]
 
 
 @torch.no_grad()
-def example_inputs(model: Unified, drafts: bool = False) -> dict[str, Named]:
-    """component -> its inputs by name, b = 3 everywhere; with `drafts` for a transformer that takes them."""
-    more = {"draft_index": torch.tensor([[0, 2]] * len(DRAWINGS))} if drafts else {}
+def example_inputs(model: Unified, prompt_lookup: bool = False) -> dict[str, Named]:
+    """component -> its inputs by name, b = 3 everywhere; with `prompt_lookup` the transformer takes candidates."""
+    more = {"draft_index": torch.tensor([[0, 2]] * len(DRAWINGS))} if prompt_lookup else {}
     if model.vq is not None:
         pictures = _pictures(model.config.image_tokens.image_size)
         codes = model.vq.encode(pictures)

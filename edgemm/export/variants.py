@@ -68,17 +68,17 @@ def write_components(
     adapters: tuple[str, ...] | None = None,
     specs: Mapping[str, Spec] = NO_SPECS,
     rank: int = ADAPTER_RANK,
-    drafts: bool = False,
+    prompt_lookup: bool = False,
     compare: Compare | None = None,
 ) -> Components:
     """`slots` is the longest context, in tokens; `adapters` names linear layers that take one, () all usual ones, of
-    `rank` at most where sizes are fixed; with `drafts` the transformer gives logits of several positions."""
+    `rank` at most where sizes are fixed; with `prompt_lookup` the transformer gives logits of several positions."""
     draws_codes = model.config.objective == "ar"
     sizes = (
         {"transformer": {"T": slots, "r": rank}} if draws_codes else fixed_sizes(slots, model.conditioner.skip, rank)
     )
     drawing_depth = max(model.config.denoiser.prefix_layers, default=-1) + 1
-    graphs, inputs = component_graphs(model, drafts), example_inputs(model, drafts)
+    graphs, inputs = component_graphs(model, prompt_lookup), example_inputs(model, prompt_lookup)
     words = (drawing_depth, adapters, specs, compare)
     return write_graphs(graphs, inputs, writer, plans, sizes, trace, *words)
 

@@ -58,14 +58,14 @@ def export_bundle(
     quant: Path | None = None,
     adapters: tuple[str, ...] | None = None,
     adapter_rank: int = ADAPTER_RANK,
-    drafts: bool = False,
+    prompt_lookup: bool = False,
     cache: str = "float",
 ) -> Manifest:
     """Write the bundle of the checkpoint folder `source` for one target or several, as targets.py reads the words.
 
     `adapters` names the linear layers that take low-rank adapters at run time, () all usual ones, None none; engines of
     NVIDIA take those of `adapter_rank` at most.
-    With `drafts` the transformer checks several guessed tokens in one run (generate_text's `guess_ahead`), on cpu.
+    With `prompt_lookup` the transformer checks several candidates in one run (`prompt_lookup_num_tokens`), on cpu.
     `quant` is a spec that `edgemm quantize` wrote; precision then speaks of what stays in float.
     `cache` "int8" keeps keys and values in 8 bits, on cpu in int8 or int4.
 
@@ -74,8 +74,8 @@ def export_bundle(
     """
     plans = read_plans(target, precision)
     _check_adapters(adapters, adapter_rank)
-    if drafts and any(plan.dialect != "cpu" for plan in plans):
-        raise UsageError("--drafts is for target cpu alone: other runtimes step one token at a time")
+    if prompt_lookup and any(plan.dialect != "cpu" for plan in plans):
+        raise UsageError("--prompt-lookup is for target cpu alone: other runtimes step one token at a time")
     if quant and any(plan.precision not in ("fp32", "fp16") for plan in plans):
         raise UsageError("--precision int8, int4, fp8 and nvfp4 quantize by themselves: give that or --quant, not both")
     if quant and adapters is not None:
@@ -99,7 +99,7 @@ def export_bundle(
     with BundleWriter(output, overwrite, int(least_bytes)) as writer, torch.no_grad():
         known = (source.name, weights_hash(source))
         specs = plan_specs(model, plans, spec, known, cache)
-        options = (adapters, specs, adapter_rank, drafts, compare_component)
+        options = (adapters, specs, adapter_rank, prompt_lookup, compare_component)
         written = write_components(model, writer, plans, slots, trace, *options)
         comparisons = written.comparisons
         require(comparisons, "the bundle differs from the model, and was not kept")

@@ -395,12 +395,12 @@ def test_ctrl_c_while_writing_leaves_nothing(tmp_path):
     code = (
         "import sys, time; from edgemm.bundle.bundle import BundleWriter\n"
         f"with BundleWriter({str(tmp_path / 'new.bundle')!r}) as writer:\n"
-        "    writer.add_bytes('NOTICE', b'x'); print('writing', flush=True); time.sleep(60)"
+        "    writer.add_bytes('NOTICE', b'x'); print('writing', flush=True); time.sleep(100_000)"
     )
     process = subprocess.Popen(
         [sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
     )
     assert process.stdout.readline() == b"writing\n"
     process.send_signal(signal.SIGINT)
-    process.communicate(timeout=30)
+    process.communicate(timeout=600)
     assert left(tmp_path) == []

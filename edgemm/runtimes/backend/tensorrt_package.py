@@ -1,7 +1,8 @@
 """What both packages of TensorRT have in common as backends: is it here, which version, and a component as an engine.
 
-tensorrt_backend.py and tensorrt_rtx_backend.py are the two doors.  Engines come from the cache of edgemm.build, which
-builds them, once, when they are not there.  The CUDA driver is asked before any TensorRT object exists.
+tensorrt_backend.py and tensorrt_rtx_backend.py are the two packages.  Engines come from the cache of
+edgemm.engines, which builds them, once, when they are not there.  The CUDA driver is asked before any TensorRT object
+exists.
 """
 
 from __future__ import annotations
@@ -18,11 +19,11 @@ from edgemm.errors import BundleError, MissingError
 from edgemm.runtimes.backend.cuda_memory import shared_cuda
 from edgemm.runtimes.backend.tensorrt_engine import TensorRTEngine, load_engine
 
-__all__ = ["Door"]
+__all__ = ["TensorRTPackage"]
 
 
 @dataclass(frozen=True)
-class Door:
+class TensorRTPackage:
     package: str
     provider: str
 
