@@ -11,7 +11,7 @@ drawing stays in float16.  Neither is smoothed.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 from onnx import ModelProto
@@ -34,15 +34,12 @@ METHODS = {"text": "", "draw": ""}  # rounded as the width suggests, without dat
 SMOOTHED = {"int8": {"text": "smoothquant", "draw": ""}}  # of CPUs
 SAMPLES = 8  # shipped prompts, and pieces of text, for the ranges
 
-Say = Callable[[str], None]
-
 
 def plan_specs(
     model: Unified,
     plans: Sequence[Plan],
     given: Spec | None = None,
     checkpoint: tuple[str, str] = ("", ""),
-    status: Say = lambda text: None,
     cache: str = "float",
 ) -> dict[str, Spec]:
     """target -> spec, for the targets that have one; plans that ask for the same share it.
