@@ -9,6 +9,7 @@ import types
 import typing
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from edgemm.cli.display import Display
 from edgemm.errors import UsageError
 from edgemm.options import flag_of, options_of
 
@@ -110,14 +111,15 @@ def open_model(args: argparse.Namespace) -> Model:
 
     if args.adapter_strength is not None and not args.adapter:
         raise UsageError("--adapter-strength says how much of --adapter is added, and there is none")
-    model = edgemm.load(
-        args.bundle,
-        device=args.device,
-        threads=args.threads,
-        verify=not args.no_verify,
-        memory_limit_mb=args.memory_limit_mb,
-        backend=read_backend(args.backend),
-    )
+    with Display():
+        model = edgemm.load(
+            args.bundle,
+            device=args.device,
+            threads=args.threads,
+            verify=not args.no_verify,
+            memory_limit_mb=args.memory_limit_mb,
+            backend=read_backend(args.backend),
+        )
     if args.adapter:
         model.load_adapter("adapter", args.adapter, 1.0 if args.adapter_strength is None else args.adapter_strength)
         model.set_adapter("adapter")

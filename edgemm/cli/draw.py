@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from edgemm import progress
 from edgemm.cli.arguments import add_model_arguments, add_options, open_model, read_options
-from edgemm.cli.progress_bar import ProgressBar
+from edgemm.cli.display import Display
 from edgemm.errors import EdgemmError, InputError, ResourceError
 from edgemm.runtimes.options import DrawingOptions
 
@@ -51,11 +53,13 @@ def run(args: argparse.Namespace) -> int:
 def _follow(stream: Iterator[DenoiseProgress | ImageResult], count: int, forced: bool) -> ImageResult:
     from edgemm.runtimes.results import ImageResult
 
-    with ProgressBar("drawing", " steps", forced=forced) as bar:
+    with Display(forced=forced), contextlib.ExitStack() as open_bar:
+        bar = None
         for event in stream:
             if isinstance(event, ImageResult):
                 return event
-            bar.update(event.index * event.steps + event.step, count * event.steps)
+            bar = bar or open_bar.enter_context(progress.bar("drawing", count * event.steps, "steps"))
+            bar.update(event.index * event.steps + event.step - bar.done)
     raise EdgemmError("drawing ended without a result")
 
 

@@ -10,8 +10,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
+from edgemm import progress
 from edgemm.cli.arguments import OldFlag
-from edgemm.cli.status_line import StatusLine
+from edgemm.cli.display import Display
 from edgemm.errors import MissingError, UsageError
 from edgemm.families.folder import find_foreign
 
@@ -65,8 +66,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    with StatusLine() as status, ended_like_ctrl_c():
-        status.say("loading torch")
+    with Display(results=True), ended_like_ctrl_c():
+        progress.status("loading torch")
         try:
             from edgemm.verify.export_foreign import export_foreign
             from edgemm.verify.export_native import export_bundle
@@ -95,16 +96,7 @@ def run(args: argparse.Namespace) -> int:
                 raise UsageError("--prompt-lookup is for edgemm's own checkpoints")
             options["prompt_lookup"] = True
         export = partial(export_foreign, foreign) if foreign else partial(export_bundle, Path(args.checkpoint))
-        manifest = export(
-            Path(args.output),
-            args.target,
-            args.precision,
-            args.overwrite,
-            args.max_context,
-            report=status.print,
-            status=status.say,
-            **options,
-        )
+        manifest = export(Path(args.output), args.target, args.precision, args.overwrite, args.max_context, **options)
     size = sum(record.size_bytes for record in manifest.files.values()) / 1e6
     targets = ", ".join(manifest.targets)
     if "cpu" in manifest.targets and (manifest.loops.denoise or manifest.loops.image_tokens):

@@ -5,7 +5,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from edgemm.cli.status_line import StatusLine
+from edgemm import progress
+from edgemm.cli.display import Display
 from edgemm.errors import MissingError, UsageError
 from edgemm.quantize.spec import check_destination, journal_of
 
@@ -82,8 +83,8 @@ def run(args: argparse.Namespace) -> int:
     _check(args)
     if args.bitsandbytes:
         return _write_bitsandbytes(args)
-    with StatusLine() as status:
-        status.say("loading torch")
+    with Display(results=True):
+        progress.status("loading torch")
         try:
             from edgemm.model import checkpoint
             from edgemm.search.jobs import Job, auto, judged
@@ -111,9 +112,9 @@ def run(args: argparse.Namespace) -> int:
             cache=args.cache or "float",
         )
         if args.auto:
-            spec = auto(model, job, args.auto, output, status.say, status.print)
+            spec = auto(model, job, args.auto, output)
         else:
-            spec = judged(model, job, args.text or "int4", args.draw or "int8", args.portable, status.say, status.print)
+            spec = judged(model, job, args.text or "int4", args.draw or "int8", args.portable)
         spec.save(output, args.overwrite)
         if args.auto:
             journal_of(output).unlink(missing_ok=True)
@@ -126,15 +127,15 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _write_bitsandbytes(args: argparse.Namespace) -> int:
-    with StatusLine() as status:
-        status.say("loading torch")
+    with Display():
+        progress.status("loading torch")
         try:
             from edgemm.model import checkpoint
             from edgemm.quantize.bitsandbytes_folder import write_bitsandbytes
         except ImportError as error:
             raise MissingError(f"quantize needs {error.name or error}: pip install 'edgemm[export]'") from error
         model = checkpoint.load(Path(args.checkpoint).resolve())
-        status.say(f"packing the transformer in {args.bitsandbytes}")
+        progress.status(f"packing the transformer in {args.bitsandbytes}")
         write_bitsandbytes(model, Path(args.output), args.bitsandbytes, args.overwrite)
     print(
         f"Wrote {args.output} (the transformer in {args.bitsandbytes}: it reads text); "

@@ -11,7 +11,7 @@ drawing stays in float16.  Neither is smoothed.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 from onnx import ModelProto
@@ -34,15 +34,12 @@ METHODS = {"text": "", "draw": ""}  # rounded as the width suggests, without dat
 SMOOTHED = {"int8": {"text": "smoothquant", "draw": ""}}  # of CPUs
 SAMPLES = 8  # shipped prompts, and pieces of text, for the ranges
 
-Say = Callable[[str], None]
-
 
 def plan_specs(
     model: Unified,
     plans: Sequence[Plan],
     given: Spec | None = None,
     checkpoint: tuple[str, str] = ("", ""),
-    status: Say = lambda text: None,
     cache: str = "float",
 ) -> dict[str, Spec]:
     """target -> spec, for the targets that have one; plans that ask for the same share it.
@@ -60,16 +57,14 @@ def plan_specs(
             if plan.precision in QUICK and (known or cache == "int8"):
                 methods = SMOOTHED.get(plan.precision, METHODS) if known else METHODS
                 found[plan.target] = quantize(
-                    model, *QUICK[plan.precision], methods, checkpoint=checkpoint, status=status, cache=cache
+                    model, *QUICK[plan.precision], methods, checkpoint=checkpoint, cache=cache
                 )
             continue
         portable = plan.target != "cuda"
         text, draw = (QUICK | FLOATS if portable else ORT_CUDA)[plan.precision]
         wish = (text, draw, portable)
         if wish not in made:
-            made[wish] = quantize(
-                model, text, draw, METHODS, samples=SAMPLES, portable=portable, checkpoint=checkpoint, status=status
-            )
+            made[wish] = quantize(model, text, draw, METHODS, samples=SAMPLES, portable=portable, checkpoint=checkpoint)
         found[plan.target] = made[wish]
     return found
 

@@ -15,6 +15,7 @@ import numpy as np
 from onnx import ModelProto
 from torch import Tensor
 
+from edgemm import progress
 from edgemm.bundle.bundle import BundleWriter, Component, Variant
 from edgemm.errors import UsageError
 from edgemm.export.adapter_points import adapter_inputs, adapter_points
@@ -36,7 +37,6 @@ from edgemm.quantize.spec import Spec
 
 __all__ = ["Components", "write_components", "write_graphs"]
 
-Say = Callable[[str], None]
 Trace = Callable[[ComponentGraph], ModelProto]
 NO_SPECS: Mapping[str, Spec] = MappingProxyType({})
 
@@ -65,8 +65,6 @@ def write_components(
     plans: Sequence[Plan],
     slots: int,
     trace: Trace,
-    report: Say,
-    status: Say,
     adapters: tuple[str, ...] | None = None,
     specs: Mapping[str, Spec] = NO_SPECS,
     rank: int = ADAPTER_RANK,
@@ -82,7 +80,7 @@ def write_components(
     drawing_depth = max(model.config.denoiser.prefix_layers, default=-1) + 1
     graphs, inputs = component_graphs(model, prompt_lookup), example_inputs(model, prompt_lookup)
     words = (drawing_depth, adapters, specs, compare)
-    return write_graphs(graphs, inputs, writer, plans, sizes, trace, report, status, *words)
+    return write_graphs(graphs, inputs, writer, plans, sizes, trace, *words)
 
 
 def write_graphs(
@@ -92,8 +90,6 @@ def write_graphs(
     plans: Sequence[Plan],
     sizes: dict[str, dict[str, int]],  # of axes, for dialects that fix them: see lower_cuda.py
     trace: Trace,
-    report: Say,
-    status: Say,
     drawing_depth: int = 0,
     adapters: tuple[str, ...] | None = None,
     specs: Mapping[str, Spec] = NO_SPECS,
@@ -106,7 +102,7 @@ def write_graphs(
     written = Components({}, {plan.target: {} for plan in plans}, [])
     for number, (name, graph) in enumerate(graphs.items(), start=1):
         here = f"{name}, {number} of {len(graphs)}"
-        status(f"{here}: tracing")
+        progress.status(f"{here}: tracing")
         reference = trace(graph)
         adaptable = _adaptable(name, reference, adapters)
         variants: dict[str, Variant] = {}
@@ -116,7 +112,7 @@ def write_graphs(
             lowering = "cuda" if plan.target == "cuda" and plan.target in specs else plan.dialect
             kind = (lowering, plan.precision)
             if kind not in done:
-                status(f"{here}: lowering and writing for {plan.target}")
+                progress.status(f"{here}: lowering and writing for {plan.target}")
                 on_cpu = plan.dialect == "cpu"
                 if plan.target in specs:
                     whole = reference if on_cpu else adaptable
@@ -134,11 +130,11 @@ def write_graphs(
                     path = f"components/{name}/{done[kind]}.onnx"
                     variant = variants[done[kind]] = _write_graph(path, lowered, real, plan, writer, stored)
                     if compare is not None:
-                        status(f"{here}: comparing")
+                        progress.status(f"{here}: comparing")
                         steps = _steps(plan, specs)
                         comparison = compare(writer.folder, graph, variant, inputs[name], *steps)
                         written.comparisons.append(comparison)
-                        report(comparison.line())
+                        progress.line(comparison.line())
             written.targets[plan.target][name] = done[kind]
         written.components[name] = Component(variants)
     return written

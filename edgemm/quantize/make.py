@@ -7,7 +7,7 @@ A method is words joined by +: at most one that smooths (awq, smoothquant), one 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 import edgemm
+from edgemm import progress
 from edgemm.errors import InputError, UsageError
 from edgemm.model.unified import Unified
 from edgemm.quantize.calibration import Inputs, order_of
@@ -48,8 +49,6 @@ METHODS = {
 }
 RANK = 16
 LOOKED_UP = 1.0  # GPTQ's damping of an embedding: a lookup sees every error, whatever the head's inputs are
-
-Say = Callable[[str], None]
 
 
 @dataclass(frozen=True)
@@ -111,7 +110,6 @@ def make_spec(
     checkpoint: tuple[str, str] = ("", ""),
     calibration: str = "",
     rank: int = RANK,
-    status: Say = lambda text: None,
     cache: Mapping[str, Tensor] | None = None,  # steps of an int8 K/V cache
     places: Tensor | None = None,  # of the embedding's rows, as calibration.py has them
 ) -> Spec:
@@ -123,8 +121,7 @@ def make_spec(
         tensors[f"{HEAD}.{PLACES}"] = places.numpy()
         weights = {**weights, HEAD: weights[HEAD][order_of(places)]}
     made: dict[str, Layer] = {}
-    for number, (name, layer) in enumerate(layers.items(), start=1):
-        status(f"{name}, {number} of {len(layers)}")
+    for name, layer in progress.track(layers.items(), len(layers), "rounding", "layers"):
         if layer.bits is None:
             made[name] = layer
             continue

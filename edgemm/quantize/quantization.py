@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from torch import Tensor
 
+from edgemm import progress
 from edgemm.model.unified import Unified
 from edgemm.quantize.calibration import Calibration, Inputs, observe, places_of, read_calibration
 from edgemm.quantize.layers import layers_of, side_of
@@ -28,8 +29,6 @@ SUITED = {  # what brings a precision within the project's bars (benchmarks/quan
     "w4a8": "smoothquant+svd",
 }
 
-Say = Callable[[str], None]
-
 
 def quantize(
     model: Unified,
@@ -42,14 +41,14 @@ def quantize(
     portable: bool = False,
     rank: int = RANK,
     checkpoint: tuple[str, str] = ("", ""),
-    status: Say = lambda text: None,
     cache: str = "float",  # a word of simulated.py
 ) -> Spec:
     """The spec.  Smoothing is folded into `model` itself, which computes the same as before."""
+    progress.status("quantizing")
     chosen = layers_of(model, text, draw, portable)
     methods = {"text": SUITED[text], "draw": SUITED[draw]} if methods is None else methods
     data = read_calibration(calibration, model, samples)
-    ready = prepare(model, chosen, methods, data, steps, status)
+    ready = prepare(model, chosen, methods, data, steps)
     rounded = cache_steps(model, data) if cache == "int8" else None
     places = places_of(model, data) if chosen.get(HEAD, Layer(None)).rows else None
     return make_spec(
@@ -62,7 +61,6 @@ def quantize(
         checkpoint,
         ready.name,
         rank,
-        status,
         rounded,
         places,
     )
@@ -84,7 +82,6 @@ def prepare(
     methods: Mapping[str, str],
     data: Calibration,
     steps: int | None = None,
-    status: Say = lambda text: None,
 ) -> Prepared:
     """Calibrate, fold the smoothing into `model` itself, calibrate again where the numbers want it."""
     read = {side: read_method(words) for side, words in methods.items()}
@@ -101,9 +98,9 @@ def prepare(
     smoothed: dict[str, Tensor] = {}
     if before:
         with_gram = {side for side in before if read[side].smooths == "awq"}
-        smoothed = smooth(model, layers, read, _observe(model, layers, data, before, steps, with_gram, status))
+        smoothed = smooth(model, layers, read, _observe(model, layers, data, before, steps, with_gram))
     with_gram = {side for side in after if read[side].rounds == "gptq"}
-    seen = _observe(model, layers, data, after, steps, with_gram, status) if after else None
+    seen = _observe(model, layers, data, after, steps, with_gram) if after else None
     return Prepared(read, seen, smoothed, data.name)
 
 
@@ -119,9 +116,7 @@ def _observe(
     sides: Collection[str],
     steps: int,
     with_gram: Collection[str],
-    status: Say,
 ) -> Inputs:
-    status("running the calibration data")
     wanted = [name for name, layer in layers.items() if layer.bits and side_of(name) in sides]
     wanted = [name for name in wanted if not name.startswith(HEAD) or _is_rare(name, layers[name])]
     gram = [name for name in wanted if side_of(name) in with_gram or name.startswith(HEAD)]

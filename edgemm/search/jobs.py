@@ -5,11 +5,12 @@ Nothing is written here but the report, and that before the budgets are asked: w
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from edgemm import progress
 from edgemm.data.format import read_dataset
 from edgemm.model.unified import Unified
 from edgemm.quantize.quantization import SUITED, quantize
@@ -35,8 +36,6 @@ __all__ = ["AUTO_BUDGETS", "Job", "auto", "judged"]
 
 AUTO_BUDGETS = {"text": "ppl+3%", "draw": "psnr30"}  # when nobody says otherwise
 
-Say = Callable[[str], None]
-
 
 @dataclass(frozen=True)
 class Job:
@@ -58,14 +57,14 @@ class Job:
         return {side: read_budget(side, word) for side, word in self.budgets.items() if word}
 
 
-def judged(model: Unified, job: Job, text: str, draw: str, portable: bool, status: Say, say: Say) -> Spec:
+def judged(model: Unified, job: Job, text: str, draw: str, portable: bool) -> Spec:
     """Raises CheckFailedError where a budget is missed."""
     budgets = tuple(job.read_budgets().values())
     plain = None
     if budgets or job.report:
-        status("asking the float model")
+        progress.status("asking the float model")
         plain = ask(model, job.steps)
-    before = tasks_of(model, job, status)
+    before = tasks_of(model, job)
     methods = {side: job.methods.get(side, SUITED.get(word, "")) for side, word in (("text", text), ("draw", draw))}
     spec = quantize(
         model,
@@ -78,28 +77,27 @@ def judged(model: Unified, job: Job, text: str, draw: str, portable: bool, statu
         portable,
         job.rank,
         job.source,
-        status,
         job.cache,
     )
     if plain is None:
         return spec
-    status("asking the quantized model")
+    progress.status("asking the quantized model")
     signals = layer_signals(model, spec)
     swap(model, spec, folded=True)
     quantized = ask(model, job.steps)
     scores = compare(plain, quantized)
-    say(_line(scores))
+    progress.line(_line(scores))
     if job.report:
-        tasks = compare_tasks(model, job, before, status)
+        tasks = compare_tasks(model, job, before)
         write_report(job.report, document_of(spec, scores, signals, job.steps, tasks=tasks), plain, quantized)
     require_budgets(scores, budgets)
     return spec
 
 
-def auto(model: Unified, job: Job, goal: str, output: Path, status: Say, say: Say) -> Spec:
+def auto(model: Unified, job: Job, goal: str, output: Path) -> Spec:
     """The spec that a search finds; the report lies beside `output` when nobody names a place."""
     budgets = {side: read_budget(side, job.budgets.get(side) or word) for side, word in AUTO_BUDGETS.items()}
-    before = tasks_of(model, job, status)
+    before = tasks_of(model, job)
     methods = {side: job.methods.get(side, SUITED["int8"]) for side in AUTO_BUDGETS}
     found = search(
         model,
@@ -112,22 +110,20 @@ def auto(model: Unified, job: Job, goal: str, output: Path, status: Say, say: Sa
         job.samples,
         job.steps,
         job.rank,
-        status,
-        say,
         _checker(job),
     )
-    say(_line(found.best.scores))
+    progress.line(_line(found.best.scores))
     told = document_of_search(
         goal,
         {side: str(budget) for side, budget in budgets.items()},
         found.best.name,
         [point.to_json() for point in found.points],
     )
-    tasks = compare_tasks(model, job, before, status)
+    tasks = compare_tasks(model, job, before)
     page = job.report or output.with_name(f"{output.name}.html")
     document = document_of(found.spec, found.best.scores, found.signals, job.steps, told, tasks)
     write_report(page, document, found.plain, found.quantized)
-    say(f"What was tried is in {page} and {page.with_suffix('.json').name}")
+    progress.line(f"What was tried is in {page} and {page.with_suffix('.json').name}")
     return found.spec
 
 
@@ -140,20 +136,20 @@ def _checker(job: Job) -> Checker | None:
     return Checker(name, lambda model: drawn_share(task_records(model, data, limit, steps, suites=("draw",))))
 
 
-def tasks_of(model: Unified, job: Job, status: Say) -> Records | None:
+def tasks_of(model: Unified, job: Job) -> Records | None:
     """Of the float model, before anything is done to it."""
     if job.tasks is None:
         return None
     read_dataset(job.tasks)
-    status("the float model does its tasks")
+    progress.status("the float model does its tasks")
     return task_records(model, job.tasks, job.tasks_limit, job.steps)
 
 
-def compare_tasks(model: Unified, job: Job, before: Records | None, status: Say) -> dict[str, Any] | None:
+def compare_tasks(model: Unified, job: Job, before: Records | None) -> dict[str, Any] | None:
     """Of the model as it is now."""
     if before is None or job.tasks is None:
         return None
-    status("the quantized model does its tasks")
+    progress.status("the quantized model does its tasks")
     after = task_records(model, job.tasks, job.tasks_limit, job.steps)
     return differences(before, after, job.tasks, job.tasks_limit)
 

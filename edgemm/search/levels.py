@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import cast
 
@@ -69,7 +69,6 @@ def make_levels(
     steps: int,
     rank: int,
     checkpoint: tuple[str, str],
-    status: Callable[[str], None],
 ) -> Levels:
     """Smoothing is folded into `model` itself, once for both precisions."""
     fine = layers_of(model, "int8", "int8")
@@ -78,8 +77,8 @@ def make_levels(
             fine[name] = dataclasses.replace(layer, bits=8)
     data = read_calibration(calibration, model, samples)
     tables = {name: layer for name, layer in coarser(fine).items() if name.removesuffix(REST) == HEAD}
-    ready = prepare(model, fine | tables, methods, data, steps, status)
-    numbers, known = (ready.methods, ready.inputs, ready.smoothed), (checkpoint, ready.name, rank, status)
+    ready = prepare(model, fine | tables, methods, data, steps)
+    numbers, known = (ready.methods, ready.inputs, ready.smoothed), (checkpoint, ready.name, rank)
     places = places_of(model, data)
     specs = [
         make_spec(weights_of(model), layers, *numbers, ("auto", "auto"), *known, places=places)

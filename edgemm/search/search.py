@@ -21,6 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from edgemm import progress
 from edgemm.errors import CheckFailedError
 from edgemm.model.unified import Unified
 from edgemm.quantize.calibration import NOISE_SEED
@@ -37,8 +38,6 @@ GOALS = ("smallest", "fastest")
 GLANCE_TOKENS = 256  # of the text, when a group is judged alone
 GLANCE_PICTURES = 2
 LEAST = 1e-9  # so that nothing divides by zero
-
-Say = Callable[[str], None]
 
 
 @dataclass(frozen=True)
@@ -86,8 +85,6 @@ def search(
     samples: int | None = None,
     steps: int | None = None,
     rank: int = RANK,
-    status: Say = lambda text: None,
-    report: Say = lambda text: None,
     checker: Checker | None = None,
 ) -> Found:
     """Smoothing is folded into `model` itself.  Raises CheckFailedError where no walk meets both budgets."""
@@ -105,11 +102,12 @@ def search(
     }
     written = Journal(journal, about)
     if written.found:
-        report(f"going on with {len(written.found)} measurements in {journal}")
-    status("asking the float model")
+        progress.line(f"going on with {len(written.found)} measurements in {journal}")
+    progress.status("asking the float model")
     plain = ask(model, steps)
-    levels = make_levels(model, methods, calibration, samples, steps, rank, checkpoint, status)
-    walk = Search(model, levels, goal, budgets, written, plain, steps, status, report, checker)
+    progress.status("rounding to 8 and to 4 bits")
+    levels = make_levels(model, methods, calibration, samples, steps, rank, checkpoint)
+    walk = Search(model, levels, goal, budgets, written, plain, steps, checker)
     best = walk.run()
     levels.set(best.choice)
     return Found(levels.spec(best.choice), best, walk.points, levels.signals(best.choice), plain, ask(model, steps))
@@ -127,12 +125,10 @@ class Search:
         journal: Journal,
         plain: Answers,
         steps: int,
-        status: Say,
-        report: Say,
         checker: Checker | None = None,
     ) -> None:
         self.model, self.levels, self.goal, self.budgets = model, levels, goal, budgets
-        self.journal, self.plain, self.steps, self.status, self.report = journal, plain, steps, status, report
+        self.journal, self.plain, self.steps = journal, plain, steps
         self.checker = checker
         self.times = ProductTimes()
         self.points: list[Point] = []
@@ -148,7 +144,7 @@ class Search:
                 best = self.descend(side, best, 4)
         else:
             missed = next(side for side in ("text", "draw") if not self.budgets[side].met(start.scores))
-            self.report(f"8 bits miss {self.budgets[missed]}: looking for layers that have to stay in float")
+            progress.line(f"8 bits miss {self.budgets[missed]}: looking for layers that have to stay in float")
             kept = {group: FLOAT for group in self.levels.groups if not group.startswith(HEAD)}
             best = self.judge("all in float but the embedding", kept)
             if not self.met(best):
@@ -188,8 +184,8 @@ class Search:
         gains = {group: self.cost(base) - self.cost({**base, group: level}) for group in groups}
         groups = [group for group in groups if gains[group] > 0]
         harms = {}
-        for number, group in enumerate(groups, start=1):
-            self.status(f"{side}: {group} alone in {level} bits, {number} of {len(groups)}")
+        progress.status(f"{side}: what each group of layers costs alone in {level} bits")
+        for group in progress.track(groups, len(groups), "judging", "groups"):
             harms[group] = self.harm(base, {**base, group: level})
         words, pictures = (sum(harm[part] for harm in harms.values()) + LEAST for part in (0, 1))
         shares = {group: harm[0] / words + harm[1] / pictures + LEAST for group, harm in harms.items()}
@@ -234,7 +230,7 @@ class Search:
         """In full; kept in the journal."""
         key = _key("judged", {}, choice)
         if key not in self.journal.found:
-            self.status(f"judging {name}")
+            progress.status(f"judging {name}")
             self.levels.set(choice)
             scores = compare(self.plain, ask(self.model, self.steps))
             drawn = self.checker.score(self.model) if self.checker else None
@@ -244,7 +240,7 @@ class Search:
         point = Point(name, choice, size, ms["text"], ms["draw"], scores, row.get("drawn"))
         if all(point.choice != other.choice for other in self.points):
             self.points.append(point)
-            self.report(_line(point, self.met(point)))
+            progress.line(_line(point, self.met(point)))
         return point
 
 

@@ -5,7 +5,6 @@ Which graphs and loops is the family's word (family.py); tracing, lowering and w
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
@@ -13,6 +12,7 @@ import torch
 from safetensors.numpy import save
 
 import edgemm
+from edgemm import progress
 from edgemm.bundle.bundle import Bundle, BundleWriter, Licence, Limits, Loops, Manifest, Source
 from edgemm.bundle.picture import seeded_picture
 from edgemm.bundle.prompt import as_messages, chat_prompt
@@ -57,8 +57,6 @@ TEXTS = (("What is the capital of France?", False), ("What is this?", True))
 DRAWS = (("a red heart", 3.0), ("two small boats on a lake", 1.0))  # prompt, guidance
 PREPARED = {"fp32": 4, "fp16": 2, "int8": 1, "int4": 1}  # bytes a parameter, at least
 
-Say = Callable[[str], None]
-
 
 def export_foreign(
     found: Found,
@@ -67,8 +65,6 @@ def export_foreign(
     precision: str | None = None,
     overwrite: bool = False,
     max_context: int | None = None,
-    report: Say = print,
-    status: Say = lambda text: None,
 ) -> Manifest:
     """As export_bundle does for edgemm's own checkpoints: parity with the library, or nothing is left."""
     plans = read_plans(target, precision)
@@ -81,33 +77,33 @@ def export_foreign(
     family = load_family(found)
     paper = measure(found)
     for line in describe(paper):
-        report(line)
-    status(f"loading {paper.name}")
+        progress.line(line)
+    progress.status(f"loading {paper.name}")
     checkpoint = open_checkpoint(found)
     expected = max(PREPARED[plan.precision] for plan in plans) * paper.parameters
     with BundleWriter(output, overwrite, expected) as writer, torch.no_grad():
-        status("taking it apart")
+        progress.status("taking it apart")
         parts = family.parts(checkpoint)
         slots = _context(parts, max_context)
-        words = (parts.graphs, parts.inputs, writer, plans, {"transformer": {"T": slots}}, trace, report, status)
+        words = (parts.graphs, parts.inputs, writer, plans, {"transformer": {"T": slots}}, trace)
         written = write_graphs(*words, compare=compare_component)
         require(written.comparisons, "the bundle differs from the model, and was not kept")
         manifest = _manifest(checkpoint, family, parts, written, slots)
         writer.add_bytes(manifest.tokenizer, quick_to_open(parts.tokenizer_json or checkpoint.tokenizer_json))
         for name, content in {**parts.tables, **papers_of(checkpoint.folder, manifest)}.items():
             writer.add_bytes(name, content)
-        status("loops: asking the library")
+        progress.status("loops: asking the library")
         bundle = Bundle(writer.folder, manifest)
         recorded = _recorded(checkpoint, family, parts, bundle, precision_of(manifest, plans[0].target))
         for plan in different_plans(plans, manifest):
-            status(f"loops: comparing {plan.target}")
+            progress.status(f"loops: comparing {plan.target}")
             for comparison in run_loops(bundle, plan, recorded, len(plans) > 1):
                 written.comparisons.append(comparison)
-                report(comparison.line())
+                progress.line(comparison.line())
         require(written.comparisons, "the bundle differs from the library, and was not kept")
         writer.add_bytes(PARITY_FILE, parity_document(recorded, written.comparisons).encode())
         writer.add_bytes(PIXELS_FILE, save({}))
-        status("hashing")
+        progress.status("hashing")
         return writer.finish(manifest)
 
 

@@ -7,12 +7,13 @@ the manifest says about the model in manifest.py.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
 from safetensors.numpy import save
 
+from edgemm import progress
 from edgemm.bundle.bundle import UNCONDITIONAL, Bundle, BundleWriter, Manifest
 from edgemm.bundle.manifest import ADAPTER_SCALES
 from edgemm.device.threads import plan_threads
@@ -46,8 +47,6 @@ MAX_CONTEXT = 2048  # cache slots when nobody says otherwise, where the transfor
 MAX_NEW_TOKENS = 32  # of a recorded reply
 LEAST_BYTES = {"fp32": 4.0, "fp16": 2.0, "int8": 1.0, "fp8": 1.0}  # a parameter; of all others half a byte
 
-Say = Callable[[str], None]
-
 
 def export_bundle(
     source: Path,
@@ -57,8 +56,6 @@ def export_bundle(
     overwrite: bool = False,
     max_context: int | None = None,
     quant: Path | None = None,
-    report: Say = print,
-    status: Say = lambda text: None,
     adapters: tuple[str, ...] | None = None,
     adapter_rank: int = ADAPTER_RANK,
     prompt_lookup: bool = False,
@@ -72,8 +69,8 @@ def export_bundle(
     `quant` is a spec that `edgemm quantize` wrote; precision then speaks of what stays in float.
     `cache` "int8" keeps keys and values in 8 bits, on cpu in int8 or int4.
 
-    `report` gets a line for each comparison, `status` what is being done in between.  Raises CheckFailedError, and
-    leaves nothing, when a component or a loop differs from torch.
+    Each comparison is told in a line (progress.py).  Raises CheckFailedError, and leaves nothing, when a component or
+    a loop differs from torch.
     """
     plans = read_plans(target, precision)
     _check_adapters(adapters, adapter_rank)
@@ -90,20 +87,20 @@ def export_bundle(
         )
     check_runtime()
     source = source.resolve()
-    status(f"loading {source.name}")
+    progress.status(f"loading {source.name}")
     model = checkpoint.load(source)
     spec = _read_quant(quant, model, source) if quant else None
     slots, new_tokens = _check_context(model, max_context)
     parameters = sum(parameter.numel() for parameter in model.parameters())
     wanted = {plan.target: "as the spec says" if spec else plan.precision for plan in plans}
     asked = ", ".join(f"target {target}, {precision}" for target, precision in wanted.items())
-    report(f"{source.name}: family {model.config.family}, {parameters / 1e6:.1f}M parameters; {asked}")
+    progress.line(f"{source.name}: family {model.config.family}, {parameters / 1e6:.1f}M parameters; {asked}")
     least_bytes = sum(LEAST_BYTES.get(precision, 0.5) for precision in set(wanted.values())) * parameters
     with BundleWriter(output, overwrite, int(least_bytes)) as writer, torch.no_grad():
         known = (source.name, weights_hash(source))
-        specs = plan_specs(model, plans, spec, known, status, cache)
+        specs = plan_specs(model, plans, spec, known, cache)
         options = (adapters, specs, adapter_rank, prompt_lookup, compare_component)
-        written = write_components(model, writer, plans, slots, trace, report, status, *options)
+        written = write_components(model, writer, plans, slots, trace, *options)
         comparisons = written.comparisons
         require(comparisons, "the bundle differs from the model, and was not kept")
         manifest = manifest_of(model, source, written.components, written.targets, slots)
@@ -119,16 +116,16 @@ def export_bundle(
         scales = None if adapters is None else adapter_scales(model, specs.values())
         if scales:
             writer.add_bytes(ADAPTER_SCALES, scales)
-        status("loops: asking torch")
+        progress.status("loops: asking torch")
         recorded = torch_answers(model, precision_of(manifest, plans[0].target), new_tokens)
         for plan in different_plans(plans, manifest):
-            status(f"loops: comparing {plan.target}")
+            progress.status(f"loops: comparing {plan.target}")
             for comparison in run_loops(Bundle(writer.folder, manifest), plan, recorded, len(plans) > 1):
                 comparisons.append(comparison)
-                report(comparison.line())
+                progress.line(comparison.line())
         require(comparisons, "the bundle differs from the model, and was not kept")
         _write_recorded(recorded, comparisons, writer)
-        status("hashing")
+        progress.status("hashing")
         return writer.finish(manifest)
 
 

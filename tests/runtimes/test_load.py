@@ -68,12 +68,12 @@ def test_a_model_that_was_closed_while_it_loads_keeps_no_engine(bundle_path, mon
 
     def slow(*arguments):
         begun.set()
-        assert closed.wait(30)
+        assert closed.wait(600)
         return really(*arguments)
 
     monkeypatch.setattr(onnxruntime_backend, "open_engine", slow)
     model = edgemm.load(bundle_path, device="cpu", threads=1)
-    assert begun.wait(30)
+    assert begun.wait(600)
     model.close()
     closed.set()
     with pytest.raises(UsageError, match="the model is closed"):

@@ -59,18 +59,15 @@ class TensorRTPackage:
         plan: ThreadPlan,
         lock: threading.Lock,
     ) -> TensorRTEngine:
-        """Builds what is not in the cache, telling it on stderr: minutes of silence look like a hang."""
+        """Builds what is not in the cache."""
         from edgemm.engines.bundle_engines import engine_for
-        from edgemm.engines.heartbeat import Heartbeat
 
         cuda = shared_cuda()
         try:
             trt = importlib.import_module(self.package)
         except ImportError as error:
             raise MissingError(f"backend {self.package} is not installed ({error})") from error
-        folder = _bundle_of(graph, variant)
-        with Heartbeat() as heartbeat:
-            path = engine_for(folder, component, self.package, variant, heartbeat.say, heartbeat.status)
+        path = engine_for(_bundle_of(graph, variant), component, self.package, variant)
         return load_engine(trt, component, path, variant, cuda, lock)
 
 
