@@ -85,7 +85,7 @@ def spell_words(model: Unified, labels: Iterable[str]) -> list[str]:
     """
     words = _words(model)
     known = [label for label, _ in sorted(Counter(labels).items(), key=lambda item: (-item[1], item[0]))]
-    blank = model.encode(model.config.chat.image_close)[:1]
+    blank = model.encode(model.config.image_close)[:1]
     slots = words.spelling.shape[1]
     spelled = [(model.encode(" " + label)[:slots] + blank * slots)[:slots] for label in known]
     letters = sorted({token for ids in spelled for token in ids})
