@@ -8,7 +8,7 @@ from pathlib import Path
 from edgemm import progress
 from edgemm.cli.display import Display
 from edgemm.errors import MissingError, UsageError
-from edgemm.quantize.spec import check_destination, journal_of
+from edgemm.quantize.spec import Spec, check_destination
 
 __all__ = ["HELP", "add_arguments", "run"]
 
@@ -111,13 +111,14 @@ def run(args: argparse.Namespace) -> int:
             tasks_limit=args.tasks_limit,
             cache=args.cache or "float",
         )
+
+        def keep(spec: Spec) -> None:
+            spec.save(output, args.overwrite)
+
         if args.auto:
-            spec = auto(model, job, args.auto, output)
+            spec = auto(model, job, args.auto, output, keep)
         else:
-            spec = judged(model, job, args.text or "int4", args.draw or "int8", args.portable)
-        spec.save(output, args.overwrite)
-        if args.auto:
-            journal_of(output).unlink(missing_ok=True)
+            spec = judged(model, job, args.text or "int4", args.draw or "int8", args.portable, keep)
     counts = {bits: sum(layer.bits == bits for layer in spec.document.layers.values()) for bits in (4, 8, None)}
     print(
         f"Wrote {args.output} ({counts[4]} layers in 4 bits, {counts[8]} in 8, {counts[None]} in float); "

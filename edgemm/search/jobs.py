@@ -1,17 +1,18 @@
 """What `edgemm quantize` does, once its words were read: make a spec, or search one; judge it; report it.
 
-Nothing is written here but the report, and that before the budgets are asked: who misses one wants to see why.
+The spec is kept as soon as it is decided, the report is written after it; who misses a budget gets the report alone.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from edgemm import progress
 from edgemm.data.format import read_dataset
+from edgemm.errors import CheckFailedError
 from edgemm.model.unified import Unified
 from edgemm.quantize.quantization import SUITED, quantize
 from edgemm.quantize.simulated import swap
@@ -34,6 +35,7 @@ from edgemm.search.search import Checker, search
 
 __all__ = ["AUTO_BUDGETS", "Job", "auto", "judged"]
 
+Keep = Callable[[Spec], None]  # writes it where it belongs
 AUTO_BUDGETS = {"text": "ppl+3%", "draw": "psnr30"}  # when nobody says otherwise
 
 
@@ -57,8 +59,8 @@ class Job:
         return {side: read_budget(side, word) for side, word in self.budgets.items() if word}
 
 
-def judged(model: Unified, job: Job, text: str, draw: str, portable: bool) -> Spec:
-    """Raises CheckFailedError where a budget is missed."""
+def judged(model: Unified, job: Job, text: str, draw: str, portable: bool, keep: Keep) -> Spec:
+    """Raises CheckFailedError where a budget is missed; then nothing is kept."""
     budgets = tuple(job.read_budgets().values())
     plain = None
     if budgets or job.report:
@@ -79,6 +81,8 @@ def judged(model: Unified, job: Job, text: str, draw: str, portable: bool) -> Sp
         job.source,
         job.cache,
     )
+    if not budgets:
+        keep(spec)
     if plain is None:
         return spec
     progress.status("asking the quantized model")
@@ -87,14 +91,22 @@ def judged(model: Unified, job: Job, text: str, draw: str, portable: bool) -> Sp
     quantized = ask(model, job.steps)
     scores = compare(plain, quantized)
     progress.line(_line(scores))
+    missed = None
+    if budgets:
+        try:
+            require_budgets(scores, budgets)
+            keep(spec)
+        except CheckFailedError as error:
+            missed = error
     if job.report:
         tasks = compare_tasks(model, job, before)
         write_report(job.report, document_of(spec, scores, signals, job.steps, tasks=tasks), plain, quantized)
-    require_budgets(scores, budgets)
+    if missed:
+        raise missed
     return spec
 
 
-def auto(model: Unified, job: Job, goal: str, output: Path) -> Spec:
+def auto(model: Unified, job: Job, goal: str, output: Path, keep: Keep) -> Spec:
     """The spec that a search finds; the report lies beside `output` when nobody names a place."""
     budgets = {side: read_budget(side, job.budgets.get(side) or word) for side, word in AUTO_BUDGETS.items()}
     before = tasks_of(model, job)
@@ -113,6 +125,8 @@ def auto(model: Unified, job: Job, goal: str, output: Path) -> Spec:
         _checker(job),
     )
     progress.line(_line(found.best.scores))
+    keep(found.spec)
+    journal_of(output).unlink(missing_ok=True)
     told = document_of_search(
         goal,
         {side: str(budget) for side, budget in budgets.items()},
