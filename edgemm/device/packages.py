@@ -17,11 +17,13 @@ EXTRAS = {
     "openvino": ("openvino", "onnxruntime", "tokenizers", "pillow", "tqdm"),
     "tensorrt": ("tensorrt", "tokenizers", "pillow", "tqdm"),
     "tensorrt-rtx": ("tensorrt-rtx", "tokenizers", "pillow", "tqdm"),
+    "serve": ("onnxruntime", "tokenizers", "pillow", "tqdm"),
     "data": ("resvg_py", "cairosvg", "pillow", "tqdm"),
     "train": ("torch", "transformers", "accelerate", "peft", "safetensors", "tokenizers", "gguf", "pillow", "tqdm"),
     "quantize": ("bitsandbytes",),
     "loadgen": ("mlcommons-loadgen",),
     "constrained": ("llguidance",),
+    "families": ("transformers", "jinja2"),  # and export's
     "optimum": ("optimum",),
     "export": (
         "onnx",
@@ -37,7 +39,9 @@ EXTRAS = {
         "tqdm",
     ),
 }
-TORCH_FIRST = "pip install torch==2.13.0"  # by itself: as a dependency it may bring several GB of CUDA libraries
+# By itself, because as a dependency it brings several GB of CUDA libraries; uv looks for a GPU and takes the CPU build
+# where there is none.
+TORCH_FIRST = "pip install uv && python -m uv pip install --torch-backend=auto torch==2.13.0"
 RIVALS = {"cuda": "onnxruntime", "ort": "onnxruntime-gpu"}  # extra -> package that owns the same import name
 
 
