@@ -11,9 +11,9 @@ __all__ = ["Heard", "hearing"]
 
 
 class Heard(progress.Listener):
-    def __init__(self) -> None:
+    def __init__(self, lines: list[str]) -> None:
         self.statuses: list[str] = []
-        self.lines: list[str] = []
+        self.lines = lines
         self.bars: list[progress.Bar] = []
         self.open: list[progress.Bar] = []
 
@@ -32,7 +32,8 @@ class Heard(progress.Listener):
 
 
 @contextmanager
-def hearing() -> Iterator[Heard]:
-    heard = Heard()
+def hearing(lines: list[str] | None = None) -> Iterator[Heard]:
+    """`lines` is where lines for good go; a list of its own when nobody brings one."""
+    heard = Heard([] if lines is None else lines)
     with progress.listening(heard):
         yield heard

@@ -16,7 +16,13 @@ import numpy as np
 
 from edgemm.bundle.bundle import UNCONDITIONAL
 from edgemm.bundle.loops import DenoiseLoop, ImageTokensLoop, Limits
-from edgemm.bundle.prompt import check_length, drawing_prompt, empty_drawing_prompt, image_prompt, unconditional_prompt
+from edgemm.bundle.prompt import (
+    check_length,
+    drawing_prompt,
+    image_prompt,
+    negative_drawing_prompt,
+    unconditional_prompt,
+)
 from edgemm.bundle.tokenizer import Tokenizer
 from edgemm.errors import BundleError, InputError, UsageError
 from edgemm.runtimes import schedule
@@ -93,7 +99,7 @@ class ImageGenerator:
         if picture is not None:
             request = replace(request, image_tokens=self._seen(picture, clock))
         if "transformer" in adapter.touched and request.negative is None:  # the bundle's own was made without it
-            request = replace(request, negative=empty_drawing_prompt(loop.template, self._tokenizer))
+            request = replace(request, negative=negative_drawing_prompt("", loop.template, self._tokenizer))
         engines = DrawEngines(
             **loaded,
             unconditional=self._unconditional,

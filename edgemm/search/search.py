@@ -25,16 +25,15 @@ from edgemm import progress
 from edgemm.errors import CheckFailedError
 from edgemm.model.unified import Unified
 from edgemm.quantize.calibration import NOISE_SEED
-from edgemm.quantize.make import RANK
-from edgemm.quantize.quantization import SUITED
+from edgemm.quantize.options import QuantizeOptions
+from edgemm.quantize.schemes import methods_of
 from edgemm.quantize.spec import HEAD, Spec
 from edgemm.search.judges import PROMPTS, Answers, Budget, Scores, ask, compare
 from edgemm.search.levels import FLOAT, Choice, Levels, divergence, log_probabilities, make_levels
 from edgemm.search.measured import Journal, ProductTimes
 
-__all__ = ["GOALS", "Checker", "Found", "Point", "Search", "search"]
+__all__ = ["Aim", "Checker", "Found", "Point", "Search", "search"]
 
-GOALS = ("smallest", "fastest")
 GLANCE_TOKENS = 256  # of the text, when a group is judged alone
 GLANCE_PICTURES = 2
 LEAST = 1e-9  # so that nothing divides by zero
@@ -46,6 +45,15 @@ class Checker:
 
     name: str
     score: Callable[[Unified], float]
+
+
+@dataclass(frozen=True)
+class Aim:
+    """What is looked for."""
+
+    goal: str  # smallest or fastest
+    budgets: Mapping[str, Budget]  # "text" and "draw"
+    checker: Checker | None = None
 
 
 @dataclass(frozen=True)
@@ -76,28 +84,22 @@ class Found:
 
 def search(
     model: Unified,
-    goal: str,
-    budgets: Mapping[str, Budget],  # "text" and "draw"
+    aim: Aim,
+    options: QuantizeOptions,
     journal: Path,
     checkpoint: tuple[str, str] = ("", ""),
-    methods: Mapping[str, str] | None = None,
-    calibration: Path | None = None,
-    samples: int | None = None,
-    steps: int | None = None,
-    rank: int = RANK,
-    checker: Checker | None = None,
 ) -> Found:
     """Smoothing is folded into `model` itself.  Raises CheckFailedError where no walk meets both budgets."""
-    steps = steps or model.config.sampler.num_inference_steps
-    methods = {"text": SUITED["int8"], "draw": SUITED["int8"]} if methods is None else methods
+    steps = options.steps or model.config.sampler.num_inference_steps
+    options = dataclasses.replace(options, text="int8", draw="int8", steps=steps)  # where the walk begins
     about = {
         "checkpoint_sha256": checkpoint[1],
-        "methods": dict(methods),
-        "calibration": str(calibration),
-        "samples": samples,
+        "methods": methods_of(options),
+        "calibration": str(options.calibration),
+        "samples": options.samples,
         "steps": steps,
-        "rank": rank,
-        "checker": checker.name if checker else None,
+        "rank": options.rank,
+        "checker": aim.checker.name if aim.checker else None,
         "drawings": list(PROMPTS),
     }
     written = Journal(journal, about)
@@ -106,9 +108,9 @@ def search(
     progress.status("asking the float model")
     plain = ask(model, steps)
     progress.status("rounding to 8 and to 4 bits")
-    levels = make_levels(model, methods, calibration, samples, steps, rank, checkpoint)
-    walk = Search(model, levels, goal, budgets, written, plain, steps, checker)
+    walk = Search(make_levels(model, options, checkpoint), aim, written, plain, steps)
     best = walk.run()
+    levels = walk.levels
     levels.set(best.choice)
     return Found(levels.spec(best.choice), best, walk.points, levels.signals(best.choice), plain, ask(model, steps))
 
@@ -116,20 +118,10 @@ def search(
 class Search:
     """One walk; `points` is everything that was judged in full."""
 
-    def __init__(
-        self,
-        model: Unified,
-        levels: Levels,
-        goal: str,
-        budgets: Mapping[str, Budget],
-        journal: Journal,
-        plain: Answers,
-        steps: int,
-        checker: Checker | None = None,
-    ) -> None:
-        self.model, self.levels, self.goal, self.budgets = model, levels, goal, budgets
+    def __init__(self, levels: Levels, aim: Aim, journal: Journal, plain: Answers, steps: int) -> None:
+        self.model, self.levels = levels.model, levels
+        self.goal, self.budgets, self.checker = aim.goal, aim.budgets, aim.checker
         self.journal, self.plain, self.steps = journal, plain, steps
-        self.checker = checker
         self.times = ProductTimes()
         self.points: list[Point] = []
         self.glanced: tuple[dict[str, int], Tensor, Tensor] | None = None
@@ -237,7 +229,7 @@ class Search:
             self.journal.add(key, scores=dataclasses.asdict(scores), drawn=drawn)
         row, ms = self.journal.found[key], self.ms(choice)
         scores, size = Scores(**row["scores"]), self.levels.bytes_of(choice)
-        point = Point(name, choice, size, ms["text"], ms["draw"], scores, row.get("drawn"))
+        point = Point(name, choice, size, ms["text"], ms["draw"], scores, drawn=row.get("drawn"))
         if all(point.choice != other.choice for other in self.points):
             self.points.append(point)
             progress.line(_line(point, self.met(point)))

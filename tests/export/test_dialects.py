@@ -27,6 +27,7 @@ from edgemm.verify.bundle_checks import check_bundle
 from tests.engines.tiny_engines import needs_rtx
 from tests.export.nano import needs_opset_24
 from tests.export.passes.one_op import one_op, ops
+from tests.heard import hearing
 
 pytestmark = needs_opset_24
 
@@ -45,7 +46,8 @@ def lines():
 def bundle(export, tmp_path_factory, lines):
     words = ",".join(f"{target}={precision}" for target, precision in PRECISIONS.items())
     path = tmp_path_factory.mktemp("dialects") / "nano.bundle"
-    return open_bundle(export(path, target=",".join(PRECISIONS), precision=words, report=lines.append))
+    with hearing(lines):
+        return open_bundle(export(path, target=",".join(PRECISIONS), precision=words))
 
 
 @pytest.fixture(scope="module")

@@ -45,9 +45,7 @@ def lookup(request, checkpoint_path, references, tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         whole = {"transformer": trace}
         patch.setattr(bundle_export, "trace", lambda graph: whole.get(graph.name, references)(graph))
-        bundle_export.export_bundle(
-            checkpoint_path, path, precision=request.param, prompt_lookup=True, report=lambda line: None
-        )
+        bundle_export.export_bundle(checkpoint_path, path, precision=request.param, prompt_lookup=True)
     with edgemm.load(path, device="cpu", threads=1) as runtime:
         yield runtime
 

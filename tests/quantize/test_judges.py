@@ -15,6 +15,7 @@ from edgemm.data.format import read_dataset
 from edgemm.errors import CheckFailedError, UsageError
 from edgemm.model import checkpoint
 from edgemm.quantize.calibration import NOISE_SEED, read_calibration, thing_of
+from edgemm.quantize.options import QuantizeOptions
 from edgemm.quantize.quantization import quantize
 from edgemm.quantize.simulated import swap
 from edgemm.search.judges import PROMPTS, SEED, Scores, ask, compare, layer_signals, read_budget, require_budgets, ssim
@@ -49,7 +50,7 @@ def test_fewer_bits_score_worse(model):
     plain = ask(model, 2, TEXT)
     found = []
     for text, draw in (("int8", "int8"), ("int4", "w4a8")):
-        spec = quantize(copy.deepcopy(model), text, draw, {"text": "", "draw": ""})
+        spec = quantize(copy.deepcopy(model), QuantizeOptions(text, draw, ""))
         signals = layer_signals(model, spec)
         quantized = copy.deepcopy(model)
         swap(quantized, spec)
