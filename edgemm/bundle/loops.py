@@ -57,17 +57,20 @@ class TextLoop:
     joined: bool = False  # True: the whole conversation is tokenized as one string, False: each piece alone
     image_token: str = ""  # joined: the token that stands, image_token_count times, for a picture
     image_open: str = ""  # joined: before each picture's tokens
+    open_is_first: bool = False  # joined: image_open is one token, the first of the image_token_count
     image_end: str = ""  # joined: after each picture's tokens
     image_between: str = ""  # joined: between two pictures; image_close comes after the last
-    image_fit: str = "pad"  # "pad": all of it on the background; "crop": the middle square; "stretch": squeezed
+    image_fit: str = "pad"  # all of it on the background; "pad_cut": the same, the shorter side cut to whole pixels and
+    # not rounded; "crop": the middle square; "stretch": squeezed
+    image_least: int = 1  # pixels that the shorter side has at least, when it is padded
     image_resample: str = "bicubic"  # Pillow's name of the filter
     strip: bool = False  # messages lose the blanks around them
     silent_ids: str | None = None  # file whose tensor `ids` names tokens that a reply never has
 
     def __post_init__(self) -> None:
-        check_one_of("image_fit", self.image_fit, "pad", "crop", "stretch")
+        check_one_of("image_fit", self.image_fit, "pad", "pad_cut", "crop", "stretch")
         check_one_of("image_resample", self.image_resample, "nearest", "bilinear", "bicubic", "lanczos")
-        for name in ("image_size", "image_token_count"):
+        for name in ("image_size", "image_token_count", "image_least"):
             check_range(name, getattr(self, name), 1, 65_536)
         for channel in self.background:
             check_range("background", channel, 0, 255)
