@@ -36,15 +36,13 @@ def write_bundles(
             traced[graph.name] = trace(graph).SerializeToString()
         return ModelProto.FromString(traced[graph.name])
 
-    nobody = lambda text: None  # noqa: E731
     model = load(checkpoint)
     slots = max_context or min(MAX_CONTEXT, model.config.transformer.max_context)
     for precision in precisions:
         plans = read_plans("rtx", precision)
         with BundleWriter(folder / f"{precision}.bundle") as writer, torch.no_grad():
             specs = plan_specs(model, plans)
-            words = (writer, plans, slots, trace_once, nobody, nobody)
-            written = write_components(model, *words, specs=specs)
+            written = write_components(model, writer, plans, slots, trace_once, specs=specs)
             manifest = manifest_of(model, checkpoint, written.components, written.targets, slots)
             writer.add_bytes(manifest.tokenizer, model.tokenizer_json.encode())
             writer.add_bytes(UNCONDITIONAL, stored_prefix(model, ""))

@@ -6,11 +6,8 @@ It knows fields and what they may hold, never the disk: see bundle.py for readin
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
-
-import numpy as np
 
 from edgemm.bundle.components import COMPONENTS, TensorSpec, check_component, handed_over, layers_of
 from edgemm.bundle.loops import Limits, Loops, check_range
@@ -28,8 +25,6 @@ __all__ = [
     "Source",
     "Variant",
     "check_bundle_path",
-    "cache_bytes_a_slot",
-    "row_bytes",
 ]
 
 SCHEMA_VERSION = 1
@@ -248,16 +243,3 @@ class Manifest:
                 if variant.data is not None:
                     named.append((variant.data, f"{where}.data"))
         return named
-
-
-# How large the keys and values are that a bundle remembers: by the manifest's own shapes and types.
-
-
-def cache_bytes_a_slot(transformer: Variant) -> int:
-    """What every layer keeps of one token."""
-    return row_bytes(spec for spec in transformer.inputs if spec.name.startswith("past_"))
-
-
-def row_bytes(specs: Iterable[TensorSpec]) -> int:
-    """Of one slot in tensors (b, heads, slots, width)."""
-    return sum(spec.fixed(1, "heads") * spec.fixed(3, "head width") * np.dtype(spec.dtype).itemsize for spec in specs)

@@ -85,8 +85,8 @@ def describe(bundle: Bundle) -> Iterable[str]:
         yield f"target {target}: " + ", ".join(f"{component} {variant}" for component, variant in chosen.items())
     text, draws = manifest.loops.text, manifest.loops.denoise
     if text:
-        eyes = {"image_encoder", "vq_encoder"} & manifest.components.keys()
-        reads = f", reads pictures at {text.image_size} px" if eyes else ""
+        encoders = {"image_encoder", "vq_encoder"} & manifest.components.keys()
+        reads = f", reads pictures at {text.image_size} px" if encoders else ""
         yield f"talks{reads}; at most {manifest.limits.max_context} tokens"
     if draws:
         yield (

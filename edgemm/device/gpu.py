@@ -82,10 +82,6 @@ def _name(driver: ctypes.CDLL, status: int) -> str:
     return (text.value or b"unknown error").decode(errors="replace")
 
 
-if __name__ == "__main__":
-    print(json.dumps(_ask_driver()))
-
-
 # Which GPUs multiply which numbers: a graph held against a compute capability, before minutes of building.
 #
 # NVIDIA's builder may take small floats for a GPU that has no kernels for them, and widen them; we refuse.  From
@@ -116,3 +112,7 @@ def missing_kernels(outline: Outline, compute_capability: str) -> str | None:
             name = min(names, key=lambda name: (not name.endswith(".codes"), name))  # a weight rather than a zero-point
             return f"{name!r} is {kind}, which GPUs multiply from SM {least[0]}.{least[1]} on"
     return None
+
+
+if __name__ == "__main__":
+    print(json.dumps(_ask_driver()))

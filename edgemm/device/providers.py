@@ -84,10 +84,6 @@ def _newest_opset(name: str) -> int:
     return opset
 
 
-if __name__ == "__main__":
-    print(json.dumps(_run(sys.argv[1]) if len(sys.argv) > 1 else _list()))
-
-
 # The smallest ONNX model that proves a backend works: y = x @ x, written as bytes by hand.
 #
 # The doctor runs where the onnx package is not installed, so the few protobuf fields that are needed are written here.
@@ -142,3 +138,7 @@ def _varint(value: int) -> bytes:
         out.append(value & 0x7F | 0x80)
         value >>= 7
     return bytes([*out, value])
+
+
+if __name__ == "__main__":
+    print(json.dumps(_run(sys.argv[1]) if len(sys.argv) > 1 else _list()))

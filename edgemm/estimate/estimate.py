@@ -13,11 +13,11 @@ from typing import Any
 
 from edgemm.bundle.bundle import Bundle
 from edgemm.bundle.components import layers_of
-from edgemm.bundle.manifest import cache_bytes_a_slot, row_bytes
 from edgemm.errors import UsageError
 from edgemm.estimate.calibration import Calibration, Speed
 from edgemm.estimate.devices import Device, PowerMode
 from edgemm.estimate.graph_costs import GraphCosts, read_graph_costs
+from edgemm.runtimes.cache_budget import cache_bytes_a_slot, row_bytes
 
 __all__ = [
     "JUDGED",

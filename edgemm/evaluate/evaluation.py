@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import edgemm
+from edgemm import progress
 from edgemm.bench.conditions import commit
 from edgemm.data.format import Dataset, read_dataset
 from edgemm.data.sources import default_cache
@@ -79,7 +80,10 @@ class Evaluation:
 
 def evaluate(model: Path, data: Path, plan: Plan) -> Evaluation:
     read_dataset(data)  # refused before a model is loaded
-    return evaluate_subject(open_subject(model, plan.settings, plan.device, plan.threads), data, plan)
+    progress.status(f"loading {model.name}")
+    subject = open_subject(model, plan.settings, plan.device, plan.threads)
+    progress.status(f"{subject.name} does its tasks")
+    return evaluate_subject(subject, data, plan)
 
 
 def evaluate_subject(subject: Subject, data: Path, plan: Plan) -> Evaluation:

@@ -43,9 +43,12 @@ class QuantizedLinear(nn.Module):
         super().__init__()
         self.layer = layer
         self.bias = linear.bias
-        self.weight = nn.Parameter(spec.numbers(name).dequantized(), requires_grad=False)  # (n, k) what the codes mean
+        self.weight = nn.Parameter(
+            spec.numbers(name).dequantized().contiguous(), requires_grad=False
+        )  # (n, k) what the codes mean
         branch = spec.low_rank(name)
-        self.down, self.up = (torch.from_numpy(side) for side in branch) if branch else (None, None)
+        # A layout that depends on where the spec came from would choose another kernel, and round otherwise.
+        self.down, self.up = (torch.from_numpy(side).contiguous() for side in branch) if branch else (None, None)
         ranges = spec.tensors.get(f"{name}.range")
         self.largest = None if ranges is None else torch.tensor(float(ranges.max()))
 
@@ -184,10 +187,9 @@ def _caches(model: Unified, data: Calibration) -> Iterator[KeyValues]:
     random = torch.Generator().manual_seed(0)
     side = model.config.vision.image_size
     pictures = nn.functional.interpolate(torch.rand(PICTURES, 3, 4, 4, generator=random), side, mode="bilinear")
-    prompt = read_prompt(model.config, model.encode, QUESTION, pictures=1)
-    ids, index, limit = (
-        torch.tensor(row).expand(PICTURES, -1) for row in (prompt.ids, prompt.image_index, prompt.attention_limit)
-    )
+    prompt = read_prompt(model.config, model.tokenizer, QUESTION, pictures=1)
+    rows = (prompt.input_ids, prompt.image_index, prompt.attention_limit)
+    ids, index, limit = (torch.from_numpy(row).expand(PICTURES, -1) for row in rows)
     yield model.transformer(model.transformer.embed(ids, model.image_encoder(pictures), index), limit)[1]
 
 

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import threading
 import weakref
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
 
-from edgemm.bundle.manifest import Manifest
+from edgemm.bundle.components import TensorSpec
+from edgemm.bundle.manifest import Manifest, Variant
 from edgemm.errors import ResourceError, UsageError
 
 __all__ = ["UNLIMITED", "CacheBudget", "MemoryPlan", "plan_memory"]
@@ -56,11 +58,8 @@ def plan_memory(manifest: Manifest, target: str, limit_mb: float | None = None) 
         variant = manifest.variant(component, target)
         named = (manifest.files.get(name) for name in (variant.graph, variant.data) if name)
         weights += sum(record.size_bytes for record in named if record)  # none while a bundle is being written
-    slot = 0
-    if "transformer" in manifest.targets[target]:
-        for spec in manifest.variant("transformer", target).inputs:
-            if spec.name.startswith("past_"):
-                slot += spec.fixed(1, "K/V heads") * spec.fixed(3, "head width") * np.dtype(spec.dtype).itemsize
+    has_cache = "transformer" in manifest.targets[target]
+    slot = cache_bytes_a_slot(manifest.variant("transformer", target)) if has_cache else 0
     limit = None if limit_mb is None else int(limit_mb * MB)
     plan = MemoryPlan(limit, weights, slot, manifest.limits.max_context)
     least = weights + WORK_BYTES + slot * min(256, plan.max_context)
@@ -118,3 +117,13 @@ class Lease:
 
 
 UNLIMITED = CacheBudget()
+
+
+def cache_bytes_a_slot(transformer: Variant) -> int:
+    """Keys and values of every layer for one token."""
+    return row_bytes(spec for spec in transformer.inputs if spec.name.startswith("past_"))
+
+
+def row_bytes(specs: Iterable[TensorSpec]) -> int:
+    """Of one slot in tensors (b, heads, slots, width)."""
+    return sum(spec.fixed(1, "heads") * spec.fixed(3, "head width") * np.dtype(spec.dtype).itemsize for spec in specs)

@@ -30,8 +30,10 @@ __all__ = [
     "TokenLogprob",
     "DenoiseProgress",
     "TextChunk",
+    "clipped",
 ]
 
+MOST_SHOWN = 60  # characters of a text in a repr
 FinishReason = Literal["stop", "length", "cancelled", "error"]
 
 
@@ -66,6 +68,14 @@ class TextResult:
     metrics: TextMetrics
     logprobs: tuple[TokenLogprob, ...] | None = None  # one a token, when asked for
 
+    def __repr__(self) -> str:
+        return f"TextResult({clipped(self.text)}, {len(self.token_ids)} tokens, finish_reason={self.finish_reason!r})"
+
+
+def clipped(text: str) -> str:
+    """A text as an error or a repr shows it: its beginning, on one line."""
+    return repr(text if len(text) <= MOST_SHOWN else f"{text[: MOST_SHOWN - 3]}...")
+
 
 @dataclass(frozen=True)
 class ImageMetrics:
@@ -86,6 +96,10 @@ class Picture:
 
     pixels: np.ndarray
     seed: int
+
+    def __repr__(self) -> str:
+        height, width = self.pixels.shape[1:]
+        return f"Picture({width} x {height}, seed={self.seed})"
 
     def to_array(self) -> np.ndarray:
         """uint8 (H, W, 3)."""
@@ -129,6 +143,9 @@ class ImageResult:
     images: tuple[Picture, ...]
     finish_reason: FinishReason  # "stop" when all were finished, "cancelled" when the last one is a preview
     metrics: ImageMetrics
+
+    def __repr__(self) -> str:
+        return f"ImageResult({list(self.images)}, finish_reason={self.finish_reason!r})"
 
     @property
     def image(self) -> Picture:

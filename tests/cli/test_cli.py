@@ -25,6 +25,7 @@ from tests.runtimes.tiny_bundle import build
 
 ROOT = Path(__file__).resolve().parent.parent
 PROMPT = ["--prompt", "a red heart"]
+BUSY_S = 600  # a machine that trains at the same time
 
 
 @pytest.fixture(scope="module")
@@ -92,7 +93,7 @@ def test_chat_converses_on_a_terminal(bundle, picture):
     process = start("chat", bundle, "--max-new-tokens", 4, stdin=there)
     os.close(there)
     os.write(here, f"/image {picture}\nhello\n/image none.png\nwhat?\nagain\n/reset\nhello\n/quit\n".encode())
-    out, err = process.communicate(timeout=60)
+    out, err = process.communicate(timeout=BUSY_S)
     os.close(here)
     assert process.returncode == 0
     assert out.count(b"> ") == 8
@@ -123,7 +124,7 @@ def test_draw_numbers_many_pictures(bundle, tmp_path, capsys):
 
 def test_draw_shows_progress_when_asked(bundle, tmp_path, capsys):
     assert main(["draw", str(bundle), *PROMPT, "--output", str(tmp_path / "x.png"), "--show-progress"]) == 0
-    assert "] 4/4 steps" in capsys.readouterr().err
+    assert " 4/4 " in capsys.readouterr().err
 
 
 def test_inspect_says_what_is_inside(bundle, capsys):
@@ -272,7 +273,7 @@ def test_ctrl_c_is_one_line_130_and_no_half_picture(bundle, tmp_path):
     while b"drawing" not in process.stderr.read(64):
         pass
     process.send_signal(signal.SIGINT)
-    out, err = process.communicate(timeout=60)
+    out, err = process.communicate(timeout=BUSY_S)
     assert process.returncode == 130
     assert out == b""
     assert err.splitlines()[-1].endswith(b"edgemm: interrupted")
@@ -284,5 +285,5 @@ def test_nobody_reading_is_quiet(bundle):
     process = start("inspect", bundle)
     assert process.stdout is not None and process.stderr is not None
     process.stdout.close()
-    assert process.wait(timeout=60) == 141
+    assert process.wait(timeout=BUSY_S) == 141
     assert process.stderr.read() == b""

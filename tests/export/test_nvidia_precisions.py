@@ -17,6 +17,7 @@ from edgemm.errors import UsageError
 from edgemm.export.targets import read_plans
 from tests.engines.tiny_engines import needs_rtx
 from tests.export.nano import needs_opset_24
+from tests.heard import hearing
 
 pytestmark = needs_opset_24
 
@@ -34,12 +35,13 @@ def lines() -> list[str]:
 def bundles(export, tmp_path_factory, lines) -> dict[str, Bundle]:
     """Export's own gate runs every graph and every loop."""
     folder = tmp_path_factory.mktemp("precisions")
-    return {
-        precision: open_bundle(
-            export(folder / f"{precision}.bundle", target=",".join(TARGETS), precision=precision, report=lines.append)
-        )
-        for precision in QUANTIZED
-    }
+    with hearing(lines):
+        return {
+            precision: open_bundle(
+                export(folder / f"{precision}.bundle", target=",".join(TARGETS), precision=precision)
+            )
+            for precision in QUANTIZED
+        }
 
 
 def graph(bundle: Bundle, component: str, target: str) -> onnx.ModelProto:

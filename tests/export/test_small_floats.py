@@ -32,6 +32,7 @@ from edgemm.quantize.simulated import swap
 from edgemm.quantize.spec import Layer, Spec
 from tests.engines.tiny_engines import build_component, needs_rtx
 from tests.export.nano import needs_opset_24
+from tests.heard import hearing
 
 pytestmark = needs_opset_24
 
@@ -55,12 +56,11 @@ def lines() -> list[str]:
 def bundles(export, tmp_path_factory, lines) -> dict[str, Bundle]:
     """Export's own gate runs every graph and every loop."""
     folder = tmp_path_factory.mktemp("floats")
-    return {
-        word: open_bundle(
-            export(folder / f"{word}.bundle", target="rtx,jetson-thor", precision=word, report=lines.append)
-        )
-        for word in PRECISIONS
-    }
+    with hearing(lines):
+        return {
+            word: open_bundle(export(folder / f"{word}.bundle", target="rtx,jetson-thor", precision=word))
+            for word in PRECISIONS
+        }
 
 
 def graph(bundle: Bundle, component: str) -> onnx.GraphProto:

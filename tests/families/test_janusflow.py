@@ -34,7 +34,7 @@ def recorded():
 @pytest.fixture(scope="module")
 def bundle(tmp_path_factory):
     place = tmp_path_factory.mktemp("janusflow") / "made.bundle"
-    export_foreign(found_at(CHECKPOINT, vae=VAE), place, report=lambda line: None)
+    export_foreign(found_at(CHECKPOINT, vae=VAE), place)
     return place
 
 
@@ -62,14 +62,14 @@ def test_questions_about_pictures_and_without_are_answered_as_recorded(model, re
     said, pictures = question(recorded, case)
     prompt = chat_prompt(as_messages(said, pictures), loop, model.tokenizer)
     np.testing.assert_array_equal(prompt.input_ids, recorded[f"{case}.input_ids"][0])
-    seen = [model.sight.picture(picture, loop) for picture in pictures]
+    seen = [model._reader.picture(picture, loop) for picture in pictures]
     if pictures:
         np.testing.assert_array_equal(prompt.image_index >= 0, recorded[f"{case}.images_seq_mask"][0])
         np.testing.assert_array_equal((seen[0] - 0.5) / 0.5, recorded[f"{case}.pixel_values"][0, 0])
-    prompt, tokens = model.sight.look(prompt, seen, loop)
+    prompt, tokens = model._reader.read(prompt, seen, loop)
     if pictures:
         assert worst(tokens[:, 1:], recorded[f"{case}.aligned"]) <= FEATURES
-    conversation, wanted = model.talking.conversation(), recorded[f"{case}.greedy_ids"].tolist()
+    conversation, wanted = model._text.conversation(), recorded[f"{case}.greedy_ids"].tolist()
     logits = conversation.prefill(prompt, tokens)
     assert worst(logits, recorded[f"{case}.logits"]) <= LOGITS
     for token, expected in zip(wanted, recorded[f"{case}.greedy_logits"], strict=True):
@@ -161,7 +161,7 @@ def test_the_bundle_says_what_it_was_compared_with(bundle):
 @pytest.mark.slow
 def test_another_size_is_exported_and_compared_whole(tmp_path):
     path, vae = folder(tmp_path / "other")
-    export_foreign(found_at(path, vae=vae), tmp_path / "made.bundle", report=lambda line: None)
+    export_foreign(found_at(path, vae=vae), tmp_path / "made.bundle")
     with edgemm.load(tmp_path / "made.bundle", device="cpu", threads=1) as model:
         first, second = (model.generate_image(text, num_inference_steps=2).pixels for text in ("a boat", "a heart"))
         assert first.shape == (3, 48, 48) and worst(first, second) > 1e-3

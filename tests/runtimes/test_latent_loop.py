@@ -14,7 +14,8 @@ from edgemm.bundle.loops import Limits
 from edgemm.bundle.prompt import drawing_prompt, negative_drawing_prompt
 from edgemm.errors import InputError, UsageError
 from edgemm.runtimes.denoise_loop import DrawClock, DrawEngines, Prompts, draw
-from edgemm.runtimes.draw import DrawingOptions
+from edgemm.runtimes.draw_requests import denoise_request
+from edgemm.runtimes.options import DrawingOptions
 from edgemm.runtimes.results import DenoiseProgress
 
 GRID = LatentGrid(channels=3, cell=8, height=16, width=32, smallest=8, largest=64, most_pixels=2048)
@@ -126,7 +127,7 @@ def engines() -> DrawEngines:
 
 def drawn(loop: DenoiseLoop = LOOP, parts: DrawEngines | None = None, picture: int = 0, **options):
     """Every event of drawing "ab"; the prompt is < a b >."""
-    request = DrawingOptions(**options).denoise_request("ab", loop, LIMITS, Letters(), picture)
+    request = denoise_request(DrawingOptions(**options), "ab", loop, LIMITS, Letters(), picture)
     if picture:
         tokens = np.zeros((1, picture, 2), dtype=np.float32)
         request = dataclasses.replace(request, prompts=dataclasses.replace(request.prompts, image_tokens=tokens))
