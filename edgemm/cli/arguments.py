@@ -16,7 +16,7 @@ from edgemm.options import flag_of, options_of
 if TYPE_CHECKING:
     from edgemm.runtimes.model import Model
 
-__all__ = ["add_model_arguments", "add_options", "open_model", "read_backend", "read_options"]
+__all__ = ["OldFlag", "add_model_arguments", "add_options", "open_model", "read_backend", "read_options"]
 
 T = TypeVar("T")
 
@@ -37,7 +37,7 @@ def add_options(parser: argparse.ArgumentParser, options: type, *names: str) -> 
         help = _with_default(said.help, field.default).replace("%", "%%")
         action = parser.add_argument(flag, dest=name, default=None, help=help, **how | said.how)
         for old in said.old:
-            parser.add_argument("--" + old.replace("_", "-"), dest=name, action=_OldFlag, now=action)
+            parser.add_argument("--" + old.replace("_", "-"), dest=name, action=OldFlag, now=action)
 
 
 def read_options(args: argparse.Namespace, options: type[T], **more: Any) -> T:
@@ -46,7 +46,7 @@ def read_options(args: argparse.Namespace, options: type[T], **more: Any) -> T:
     return options(**{name: value for name, value in given.items() if value is not None} | more)
 
 
-class _OldFlag(argparse.Action):
+class OldFlag(argparse.Action):
     """A flag by an old name: says so, and does what the new one does."""
 
     def __init__(self, option_strings: list[str], dest: str, now: argparse.Action) -> None:

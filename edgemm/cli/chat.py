@@ -89,10 +89,10 @@ class _Tee:
         _show(text)
 
 
-def _converse(model: Model, opening: list[dict[str, Any]], args: argparse.Namespace) -> int:
+def _converse(model: Model, before: list[dict[str, Any]], args: argparse.Namespace) -> int:
     """Reads lines until the end of input; Ctrl-C ends a reply, and at the prompt the conversation."""
     print(f"{model.manifest.name}: {COMMANDS}", file=sys.stderr)
-    messages, images = list(opening), list(args.image)
+    messages, images = list(before), list(args.image)
     while True:
         try:
             line = input("> ").strip()
@@ -101,7 +101,7 @@ def _converse(model: Model, opening: list[dict[str, Any]], args: argparse.Namesp
         if line == "/quit":
             return 0
         if line == "/reset":
-            messages, images = list(opening), []
+            messages, images = list(before), []
         elif line.startswith("/image "):
             images.append(line.removeprefix("/image ").strip())
         elif line.startswith("/"):

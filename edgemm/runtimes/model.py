@@ -1,6 +1,6 @@
-"""An opened bundle that talks and draws: what `edgemm.load` gives back.
+"""An opened bundle that writes and draws: what `edgemm.load` gives back.
 
-The public face alone: the text half is in text.py and session.py, the drawing half in drawing.py, what is loaded in
+The public face alone: the text half is in text.py and session.py, the drawing half in draw.py, what is loaded in
 engines.py.  It knows no graph, no sampling and no schedule.
 """
 
@@ -26,9 +26,9 @@ from edgemm.runtimes.adapters import Adapter, Adapters
 from edgemm.runtimes.backend.choice import Choice
 from edgemm.runtimes.backend.engine import Engine
 from edgemm.runtimes.cache_budget import CacheBudget, MemoryPlan
-from edgemm.runtimes.draw import Drawing
+from edgemm.runtimes.draw import ImageGenerator
 from edgemm.runtimes.engines import Engines
-from edgemm.runtimes.image_encoder import Sight
+from edgemm.runtimes.image_encoder import ImageReader
 from edgemm.runtimes.interleaved import DRAW_MARKS, InterleavedResult, check_marks, write_interleaved
 from edgemm.runtimes.options import (
     MOST_PICTURES,
@@ -40,7 +40,7 @@ from edgemm.runtimes.options import (
 )
 from edgemm.runtimes.results import DenoiseProgress, ImageResult, TextChunk, TextResult
 from edgemm.runtimes.session import Session
-from edgemm.runtimes.text import Prompted, Talking
+from edgemm.runtimes.text import Prompted, TextGenerator
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -60,17 +60,17 @@ class Model:
     """
 
     def __init__(self, engines: Engines) -> None:
-        self.engines = engines
+        self._engines = engines
         self.bundle: Bundle = engines.bundle
         self.manifest = engines.bundle.manifest
         self.choice: Choice = engines.choice  # what it runs on, and why
         self.threads: ThreadPlan = engines.threads
         self.memory: MemoryPlan = engines.memory
-        self.budget = CacheBudget(self.memory.cache_bytes)  # of all conversations together
+        self._budget = CacheBudget(self.memory.cache_bytes)  # of all conversations together
         self.tokenizer = Tokenizer(self.bundle.file(self.manifest.tokenizer))
-        self.sight = Sight(self.engines)
-        self.talking = Talking(self.engines, self.sight, self.tokenizer, self.budget)
-        self.drawing = Drawing(self.engines, self.sight, self.tokenizer, self.budget)
+        self._reader = ImageReader(self._engines)
+        self._text = TextGenerator(self._engines, self._reader, self.tokenizer, self._budget)
+        self._image = ImageGenerator(self._engines, self._reader, self.tokenizer, self._budget)
         self._calls = Calls()
 
     # Text
@@ -95,7 +95,7 @@ class Model:
 
     def session(self, system: str | None = None) -> Session:
         """A conversation that keeps its K/V cache between turns; `system` is its system message."""
-        return Session(self.talking, self.call, () if system is None else (Message("system", system),))
+        return Session(self._text, self._call, () if system is None else (Message("system", system),))
 
     def generate_texts(
         self,
@@ -108,13 +108,13 @@ class Model:
         Every reply is the one that its prompt would get alone, with the same seed.
         """
         began, chosen = time.perf_counter(), from_keywords(TextOptions, "generate_texts()", options, ("images",))
-        self.engines.check_open()
-        asked = self.talking.requests(prompts, images, chosen)
+        self._engines.check_open()
+        asked = self._text.requests(prompts, images, chosen)
 
         def write(cancelled: Callable[[], bool]) -> Iterator[list[TextResult]]:
-            yield self.talking.write_batch(asked, began, cancelled)
+            yield self._text.write_batch(asked, began, cancelled)
 
-        return next(self.call(write, chosen.timeout_s))
+        return next(self._call(write, chosen.timeout_s))
 
     def generate(
         self,
@@ -130,16 +130,16 @@ class Model:
         What the model writes between `draw_marks` is drawn, with the options `drawing` (those of stream_image), and the
         picture is read back before the reply goes on; `options` are those of stream_text.
         """
-        self.engines.check_open()
+        self._engines.check_open()
         chosen = from_keywords(TextOptions, "generate()", options, ("images", "drawing", "draw_marks", "max_images"))
         drawn, marks = from_keywords(DrawingOptions, "generate(drawing=...)", drawing or {}), check_marks(draw_marks)
         check_whole("max_images", max_images, 1, MOST_PICTURES)
-        self.drawing.start("the options are checked before anything is written", drawn)
-        self.talking.check_interleaving()
-        request, pictures = self.talking.request(as_messages(prompt, images), chosen)
-        return self.call(
+        self._image.start("the options are checked before anything is written", drawn)
+        self._text.check_interleaving()
+        request, pictures = self._text.request(as_messages(prompt, images), chosen)
+        return self._call(
             lambda cancelled: write_interleaved(
-                self.talking, self.drawing, request, pictures, marks, max_images, drawn, cancelled
+                self._text, self._image, request, pictures, marks, max_images, drawn, cancelled
             ),
             chosen.timeout_s,
         )
@@ -163,14 +163,14 @@ class Model:
         return self._draw(prompt, from_keywords(DrawingOptions, "stream_image()", options))
 
     def _draw(self, prompt: str, options: DrawingOptions) -> Iterator[DenoiseProgress | ImageResult]:
-        self.engines.check_open()
-        return self.call(self.drawing.start(prompt, options), options.timeout_s)
+        self._engines.check_open()
+        return self._call(self._image.start(prompt, options), options.timeout_s)
 
     # Adapters
 
     @property
     def adapters(self) -> Adapters:
-        return self.engines.adapters
+        return self._engines.adapters
 
     def load_adapter(self, name: str, path: str | os.PathLike[str], strength: float = 1.0) -> None:
         """Reads an adapter in PEFT's layout; set_adapter makes it the one that calls take.
@@ -193,7 +193,7 @@ class Model:
     @property
     def choices(self) -> dict[str, Choice]:
         """What each component runs on, and why."""
-        return self.engines.choices
+        return self._engines.choices
 
     def cancel(self) -> None:
         """Ends every call in progress, from any thread; each keeps what it has."""
@@ -201,26 +201,26 @@ class Model:
 
     def close(self) -> None:
         """Ends every call and lets the engines go; a closed model answers nothing more."""
-        self.engines.close()
+        self._engines.close()
         self.cancel()
 
     def prepare(self) -> None:
         """Loads every engine now, so that no first call has to wait for one."""
-        self.engines.timed(tuple(self.engines.components))
+        self._engines.timed(tuple(self._engines.components))
 
     def engine(self, component: str, adapter: Adapter | None = None) -> Engine:
         """A component's engine, loaded when first asked for, with the active adapter or the one given."""
-        return self.engines.get(component, adapter)
+        return self._engines.get(component, adapter)
 
     def watch_engines(self, watch: Callable[[Engine], Engine]) -> None:
         """Loads every engine and puts `watch(engine)` in its place: for measuring, between calls."""
-        self.engines.watch(watch)
+        self._engines.watch(watch)
 
-    def call(self, start: Callable[[Callable[[], bool]], Iterator[T]], timeout_s: float | None) -> Iterator[T]:
+    def _call(self, start: Callable[[Callable[[], bool]], Iterator[T]], timeout_s: float | None) -> Iterator[T]:
         """Runs a loop with a `cancelled` that hears cancel(), close() and the clock."""
 
         def begin(cancelled: Callable[[], bool]) -> Iterator[T]:
-            self.engines.check_open()
+            self._engines.check_open()
             return start(cancelled)
 
         return self._calls.run(begin, timeout_s)

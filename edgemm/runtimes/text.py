@@ -1,6 +1,6 @@
-"""How one model talks: a caller's messages and options become requests, and conversations to write their replies in.
+"""How one model writes text: messages and options become requests, and conversations to write their replies in.
 
-Prefill, sampling and stopping are in text_loop.py and text.py, pictures in image_encoder.py; drawing is in drawing.py.
+Prefill, sampling and stopping are in text_loop.py and text.py, pictures in image_encoder.py; drawing is in draw.py.
 """
 
 from __future__ import annotations
@@ -22,32 +22,32 @@ from edgemm.errors import BundleError, InputError, UsageError
 from edgemm.runtimes.cache_budget import CacheBudget
 from edgemm.runtimes.constraint import ConstraintMaker
 from edgemm.runtimes.engines import Engines
-from edgemm.runtimes.image_encoder import Sight
+from edgemm.runtimes.image_encoder import ImageReader
 from edgemm.runtimes.kv_cache import CachedTransformer
 from edgemm.runtimes.options import TextOptions
 from edgemm.runtimes.results import TextChunk, TextResult
 from edgemm.runtimes.sampling import Sampling
 from edgemm.runtimes.text_loop import Clock, Reply, TextRequest, write_reply
 
-__all__ = ["Prompted", "Talking", "write_replies"]
+__all__ = ["Prompted", "TextGenerator", "write_replies"]
 
 Prompted = str | Sequence[dict[str, Any]]  # a prompt, or a list of {"role", "content", "images"}
 Pictures = list[np.ndarray]  # (3, S, S) each
 
 
-class Talking:
+class TextGenerator:
     """The text half of a model."""
 
-    def __init__(self, engines: Engines, sight: Sight, tokenizer: Tokenizer, budget: CacheBudget) -> None:
+    def __init__(self, engines: Engines, reader: ImageReader, tokenizer: Tokenizer, budget: CacheBudget) -> None:
         self.tokenizer = tokenizer
         self.constraints = _constraint_maker(engines)
-        self._engines, self._sight, self._budget = engines, sight, budget
+        self._engines, self._reader, self._budget = engines, reader, budget
         self.manifest = engines.bundle.manifest
 
     @property
     def loop(self) -> TextLoop:
         if self.manifest.loops.text is None:
-            raise BundleError(f"bundle {self.manifest.name} does not talk: it has no text loop")
+            raise BundleError(f"bundle {self.manifest.name} gives no text: it has no text loop")
         return self.manifest.loops.text
 
     def check_open(self) -> None:
@@ -102,11 +102,11 @@ class Talking:
         return [self.picture(image) for message in messages for image in message.images]
 
     def picture(self, image: PictureSource) -> np.ndarray:
-        return self._sight.picture(image, self.loop)
+        return self._reader.picture(image, self.loop)
 
-    def look(self, prompt: Prompt, pictures: Pictures, clock: Clock) -> tuple[Prompt, np.ndarray | None]:
+    def read_pictures(self, prompt: Prompt, pictures: Pictures, clock: Clock) -> tuple[Prompt, np.ndarray | None]:
         """The prompt as the transformer reads it, and the image tokens beside it."""
-        return self._sight.timed_look(prompt, pictures, self.loop, clock)
+        return self._reader.timed_read(prompt, pictures, self.loop, clock)
 
     def conversation(self, rows: int = 1) -> CachedTransformer:
         """The transformer with an empty memory, for one reply or several side by side."""
@@ -141,7 +141,7 @@ class Talking:
         if any(request.prompt_lookup_num_tokens for request, _ in asked):
             raise UsageError("prompt_lookup_num_tokens is for one reply at a time: leave it out, or call generate_text")
         clocks = [Clock(began) for _ in asked]
-        seen = [self.look(request.prompt, own, clock) for (request, own), clock in zip(asked, clocks)]
+        seen = [self.read_pictures(request.prompt, own, clock) for (request, own), clock in zip(asked, clocks)]
         requests = [replace(request, prompt=prompt) for (request, _), (prompt, _) in zip(asked, seen)]
         transformer = self.conversation(rows=len(requests))
         return write_replies(requests, [tokens for _, tokens in seen], transformer, self.tokenizer, cancelled, clocks)
@@ -166,9 +166,9 @@ class Talking:
 
 def _constraint_maker(engines: Engines) -> ConstraintMaker:
     manifest = engines.bundle.manifest
-    speaker, size = "text_head" if "text_head" in engines else "transformer", 0
-    if speaker in engines:
-        outputs = manifest.variant(speaker, engines.target).outputs
+    head, size = "text_head" if "text_head" in engines else "transformer", 0
+    if head in engines:
+        outputs = manifest.variant(head, engines.target).outputs
         size = next((spec.fixed(1, "vocabulary") for spec in outputs if spec.name == "logits"), 0)
     stops = () if manifest.loops.text is None else manifest.loops.text.stop_token_ids
     return ConstraintMaker(engines.bundle.file(manifest.tokenizer), size, stops)

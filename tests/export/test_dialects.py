@@ -119,7 +119,7 @@ def choices(runtime, text, images, tokens):
     prompt = chat_prompt(as_messages(text, images), runtime.manifest.loops.text, runtime.tokenizer)
     loop = runtime.manifest.loops.text
     pictures = [load_picture(image, loop.image_size, loop.background, 10**6) for image in images]
-    seen = runtime.sight.encode(pictures, loop) if images else None
+    seen = runtime._reader.encode(pictures, loop) if images else None
     transformer = CachedTransformer(runtime.engine("transformer"), runtime.manifest.limits.max_context)
     found = [int(transformer.prefill(prompt, seen).argmax())]
     return found + [int(transformer.step(token).argmax()) for token in tokens[:-1]]

@@ -110,7 +110,7 @@ def test_a_bundle_passes_its_gate_and_its_cache_takes_a_quarter(bundle, model):
         assert kinds == {"int8"}, component
     shape = model.config.transformer
     with edgemm.load(bundle, device="cpu", threads=1) as runtime:
-        assert runtime.talking.conversation().cache.slot_bytes == 2 * shape.depth * shape.kv_heads * shape.head_width
+        assert runtime._text.conversation().cache.slot_bytes == 2 * shape.depth * shape.kv_heads * shape.head_width
 
 
 def test_it_draws_as_torch_does_and_sessions_go_on(bundle, model):

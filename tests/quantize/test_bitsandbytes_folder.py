@@ -73,8 +73,8 @@ def test_the_tokenizer_puts_our_template_around_messages(written, model):
     tokenizer = AutoTokenizer.from_pretrained(folder)
     talk = [{"role": "user", "content": TEXT}]
     ids = tokenizer.apply_chat_template(talk, add_generation_prompt=True)["input_ids"]
-    assert list(ids) == read_prompt(model.config, model.encode, TEXT, 0).ids
-    assert tokenizer.eos_token == model.config.chat.stop_tokens[0]
+    assert list(ids) == read_prompt(model.config, model.tokenizer, TEXT, 0).input_ids.tolist()
+    assert tokenizer.eos_token == model.config.stop_tokens[0]
 
 
 def test_int8_codes_are_those_of_a_spec(model, tmp_path):

@@ -117,3 +117,9 @@ def test_the_command_judges_reports_and_keeps_nothing_that_misses(model, tmp_pat
     assert document["scores"]["psnr_db"] > 20
     assert document["layers"]["denoiser.blocks.0.up_proj"]["signal_db"] > 30
     assert report.read_text().count("data:image/png;base64,") == 12
+    (tmp_path / "file").write_text("no folder")
+    assert main([*words, str(tmp_path / "kept"), "--report", str(tmp_path / "file" / "report.html")]) != 0
+    assert (tmp_path / "kept" / "quant.json").is_file()  # the spec does not wait for its report
+    missed = tmp_path / "missed.html"
+    assert main([*words, str(tmp_path / "bad"), "--budget-draw", "psnr99", "--report", str(missed)]) == 7
+    assert missed.is_file() and not (tmp_path / "bad").exists()
