@@ -28,7 +28,7 @@ class Option:
     """What a field of an options dataclass says beside its name, type and default."""
 
     help: str
-    flag: str | bool  # True: the field's name with hyphens; False: for programs alone
+    flag: str | bool  # True: the field's name with hyphens; False: for programs alone; or "-n --number"
     old: tuple[str, ...]  # names it had before: accepted with a notice, as a keyword and as a flag
     how: dict[str, Any]  # for argparse, where the field's type does not say it: metavar, choices, type, nargs, const
 

@@ -21,7 +21,7 @@ __all__ = ["OldFlag", "add_model_arguments", "add_options", "open_model", "read_
 T = TypeVar("T")
 
 
-def add_options(parser: argparse.ArgumentParser, options: type, *names: str) -> None:
+def add_options(parser: argparse._ActionsContainer, options: type, *names: str) -> None:
     """A flag for every field of an options dataclass (edgemm/options.py) that has one, or for those that are named.
 
     The field's type says what the flag takes: a bool is a switch (--no-NAME where True is the default), a Sequence or
@@ -35,7 +35,7 @@ def add_options(parser: argparse.ArgumentParser, options: type, *names: str) -> 
             flag = "--no-" + flag.removeprefix("--")
         how = {} if "type" in said.how else _how(_hint(options, name), field.default)
         help = _with_default(said.help, field.default).replace("%", "%%")
-        action = parser.add_argument(flag, dest=name, default=None, help=help, **how | said.how)
+        action = parser.add_argument(*flag.split(), dest=name, default=None, help=help, **how | said.how)
         for old in said.old:
             parser.add_argument("--" + old.replace("_", "-"), dest=name, action=OldFlag, now=action)
 

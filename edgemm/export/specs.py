@@ -51,7 +51,7 @@ def make_specs(
 
 
 def make_specs_of_graphs(graphs: Mapping[str, ComponentGraph], schemes: Sequence[Scheme]) -> dict[str, Spec]:
-    """The same of any family's components; none of them draws as a denoiser does."""
+    """The same of any family's components."""
     weights = graph_weights(graphs)
     return {scheme.target: quantize_without_data(weights, scheme.quantize) for scheme in schemes if scheme.quantize}
 

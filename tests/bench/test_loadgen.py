@@ -13,8 +13,8 @@ import pytest
 
 from edgemm.bench import loadgen
 from edgemm.bench.loadgen import LABEL, parse_summary, run_loadgen
+from edgemm.bench.options import Plan
 from edgemm.bench.page import render_page
-from edgemm.bench.workload import Plan
 from edgemm.cli.main import main
 from edgemm.errors import EdgemmError, MissingError
 from tests.runtimes.tiny_bundle import build
