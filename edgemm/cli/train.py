@@ -6,7 +6,8 @@ import argparse
 from pathlib import Path
 
 from edgemm.errors import MissingError
-from edgemm.train.recipe import DESIGNS, read_stages
+from edgemm.train.recipe import DESIGNS
+from edgemm.train.recipe_file import read_stages
 
 __all__ = ["HELP", "add_arguments", "run"]
 
@@ -15,6 +16,11 @@ HELP = "train a checkpoint from a recipe; goes on where it was stopped"
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--config", required=True, metavar="RECIPE.toml", help="the recipe, see recipes/")
+    parser.add_argument("--data", metavar="DIR", help="a dataset made by `edgemm data` (default: the recipe's)")
+    parser.add_argument(
+        "--output", metavar="RUN", help="run folder; the result is RUN/checkpoint, of stages RUN/NAME/..."
+    )
+    parser.add_argument("--steps", type=int, metavar="N", help="steps of training, of every stage")
     parser.add_argument(
         "--set",
         action="append",
@@ -28,8 +34,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    chosen = [f"{name}={getattr(args, name)}" for name in DESIGNS if getattr(args, name)]
-    stages = read_stages(args.config, [*args.set, *chosen])
+    flags = {name: getattr(args, name) for name in ("data", "output", "steps", *DESIGNS)}
+    chosen = [f"{name}={value}" for name, value in flags.items() if value is not None]
+    stages = read_stages(args.config, [*chosen, *args.set])
     try:
         from edgemm.train.run import train_stages
     except ImportError as error:
