@@ -1,8 +1,8 @@
 """Messages to the token row that the transformer reads: ids, picture rows, and who may see whom.
 
-It knows templates and token counts, never cache slots, engines or pixels.  Each piece (a template's string, a user's
-text) is tokenized alone, as in training, or all of them as one string, where the model was trained so (`joined`).  Only
-the template's own strings may hold special tokens.
+Training, the torch reference and the runtime all build their rows here.  It knows templates and token counts, never
+cache slots, engines or pixels.  Each piece (a template's string, a user's text) is tokenized alone, or all of them as
+one string, where the model was trained so (`joined`).  Only the template's own strings may hold special tokens.
 Axes: s tokens.
 """
 
@@ -25,9 +25,10 @@ __all__ = [
     "chat_prompt",
     "check_length",
     "drawing_prompt",
-    "empty_drawing_prompt",
     "image_prompt",
+    "negative_drawing_prompt",
     "picture_in_reply",
+    "prompt_between",
     "turn_prompt",
     "unconditional_prompt",
     "with_picture_ids",
@@ -209,19 +210,17 @@ def drawing_prompt(prompt: str, template: DenoiseTemplate, tokenizer: Tokenizer,
     """What the denoiser's prefix is made of; `picture` is how many tokens a picture to edit takes."""
     if not isinstance(prompt, str) or not prompt.strip():
         raise UsageError("prompt is empty, expected some text")
+    return negative_drawing_prompt(prompt, template, tokenizer, picture)
+
+
+def negative_drawing_prompt(prompt: str, template: DenoiseTemplate, tokenizer: Tokenizer, picture: int = 0) -> Prompt:
+    """What guidance leads away from: the same around another prompt, which may be empty."""
     builder = _Builder(tokenizer)
     builder.text(template.open)
     if picture:
         builder.picture(picture)
-    builder.text(" " + prompt, own=True)
-    builder.text(template.close)
-    return builder.build()
-
-
-def empty_drawing_prompt(template: DenoiseTemplate, tokenizer: Tokenizer) -> Prompt:
-    """What guidance leads away from, when nothing else is said: the template around nothing."""
-    builder = _Builder(tokenizer)
-    builder.text(template.open)
+    if prompt:
+        builder.text(" " + prompt, own=True)
     builder.text(template.close)
     return builder.build()
 
@@ -231,6 +230,11 @@ def image_prompt(prompt: str, loop: ImageTokensLoop, tokenizer: Tokenizer) -> Pr
     if not isinstance(prompt, str) or not prompt.strip():
         raise UsageError("prompt is empty, expected some text")
     return _around(prompt, loop, tokenizer)
+
+
+def prompt_between(open: str, prompt: str, close: str, tokenizer: Tokenizer) -> Prompt:
+    """The three as one string; a prompt that spells a special token is tokenized alone."""
+    return _causal(_joined_ids([(open, False), (prompt, True), (close, False)], tokenizer))
 
 
 def unconditional_prompt(prompt: Prompt, negative: str | None, loop: ImageTokensLoop, tokenizer: Tokenizer) -> Prompt:
@@ -252,8 +256,7 @@ def with_picture_ids(prompt: Prompt, token_ids: np.ndarray) -> Prompt:
 
 
 def _around(prompt: str, loop: ImageTokensLoop, tokenizer: Tokenizer) -> Prompt:
-    own = prompt.strip() if loop.strip else prompt
-    return _causal(_joined_ids([(loop.open, False), (own, True), (loop.close, False)], tokenizer))
+    return prompt_between(loop.open, prompt.strip() if loop.strip else prompt, loop.close, tokenizer)
 
 
 def _joined_chat(messages: Sequence[Message], loop: TextLoop, tokenizer: Tokenizer) -> Prompt:

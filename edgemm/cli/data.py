@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from edgemm.cli.display import Display
 from edgemm.data.sources import STYLES, default_cache
 from edgemm.errors import UsageError
 
@@ -87,7 +88,7 @@ def run(args: argparse.Namespace) -> int:
         raise UsageError(f"--seed {args.seed} is negative; give 0 or more")
     from edgemm.data.writer import new_folder
 
-    with new_folder(args.output, force=args.force) as folder:
+    with Display(), new_folder(args.output, force=args.force) as folder:
         count, broken = _build(folder, args)
     skipped = f" ({len(broken)} broken ones were left out, the first: {broken[0]})" if broken else ""
     print(

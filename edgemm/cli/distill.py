@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from edgemm import progress
+from edgemm.cli.display import Display
 from edgemm.errors import MissingError, UsageError
 from edgemm.train.distill_recipe import DistillRecipe
 from edgemm.train.recipe_file import read_recipe
@@ -47,11 +49,13 @@ def run(args: argparse.Namespace) -> int:
     changes = [f"{name}={getattr(args, name)}" for name in FLAGS if getattr(args, name) is not None]
     kind = "few-steps" if args.few else "student"
     recipe = read_recipe(args.config, [*changes, *args.set], DistillRecipe, kind)
-    try:
-        from edgemm.train.distill import distill
-    except ImportError as error:
-        raise MissingError(f"distilling needs {error.name}: pip install 'edgemm[train]'") from error
-    distill(recipe)
+    with Display():
+        progress.status("loading torch")
+        try:
+            from edgemm.train.distill import distill
+        except ImportError as error:
+            raise MissingError(f"distilling needs {error.name}: pip install 'edgemm[train]'") from error
+        distill(recipe)
     result = Path(recipe.output) / "checkpoint"
     print(f"Wrote {result}; export it: edgemm export {result} --output {result.parent.name}.bundle")
     return 0

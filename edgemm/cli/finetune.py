@@ -9,6 +9,8 @@ import argparse
 import dataclasses
 from pathlib import Path
 
+from edgemm import progress
+from edgemm.cli.display import Display
 from edgemm.errors import MissingError
 from edgemm.train.finetune_recipe import METHODS, PARTS, FinetuneRecipe
 from edgemm.train.recipe_file import read_recipe
@@ -63,12 +65,14 @@ def run(args: argparse.Namespace) -> int:
         if value is not None:
             changes.append(f"{key}={','.join(value) if isinstance(value, list) else value}")
     recipe = read_recipe(args.config, [*changes, *args.set], FinetuneRecipe, "finetune")
-    recipe = dataclasses.replace(recipe, data=_dataset(recipe, args.skip_broken))
-    try:
-        from edgemm.train.finetune import finetune
-    except ImportError as error:
-        raise MissingError(f"finetuning needs {error.name}: pip install 'edgemm[train]'") from error
-    folder = finetune(recipe)
+    with Display():
+        recipe = dataclasses.replace(recipe, data=_dataset(recipe, args.skip_broken))
+        progress.status("loading torch")
+        try:
+            from edgemm.train.finetune import finetune
+        except ImportError as error:
+            raise MissingError(f"finetuning needs {error.name}: pip install 'edgemm[train]'") from error
+        folder = finetune(recipe)
     print(
         f"Wrote {folder}; merge it: edgemm merge {args.checkpoint} {folder} --output {Path(recipe.output) / 'merged'}"
     )

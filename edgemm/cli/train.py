@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from edgemm import progress
+from edgemm.cli.display import Display
 from edgemm.errors import MissingError
 from edgemm.train.recipe import DESIGNS
 from edgemm.train.recipe_file import read_stages
@@ -37,11 +39,14 @@ def run(args: argparse.Namespace) -> int:
     flags = {name: getattr(args, name) for name in ("data", "output", "steps", *DESIGNS)}
     chosen = [f"{name}={value}" for name, value in flags.items() if value is not None]
     stages = read_stages(args.config, [*chosen, *args.set])
-    try:
-        from edgemm.train.run import train_stages
-    except ImportError as error:
-        raise MissingError(f"training needs {error.name}: pip install 'edgemm[train]'") from error
-    if train_stages(stages):  # of many processes the first one speaks
+    with Display():
+        progress.status("loading torch")
+        try:
+            from edgemm.train.run import train_stages
+        except ImportError as error:
+            raise MissingError(f"training needs {error.name}: pip install 'edgemm[train]'") from error
+        is_first = train_stages(stages)
+    if is_first:  # of many processes the first one speaks
         result = Path(stages[-1].output) / "checkpoint"
         print(f"Wrote {result}; export it: edgemm export {result}")
     return 0

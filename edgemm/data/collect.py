@@ -14,15 +14,14 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-import sys
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from edgemm import progress
 from edgemm.bundle.picture import fit_square
 from edgemm.data.entries import Entry, read_entries
 from edgemm.data.format import SPLITS, Question, Sample
-from edgemm.data.progress import progress
 from edgemm.data.writer import DatasetWriter, new_folder
 from edgemm.errors import InputError
 
@@ -45,7 +44,7 @@ def build_pictures(
     `skip_broken` the first of them is an InputError.
     """
     writer, questions, broken = DatasetWriter(folder, "pictures", size), [], []
-    for entry in progress(read_entries(source), limit or 0, "collecting"):
+    for entry in progress.track(read_entries(source), limit, "collecting", "pictures"):
         number = len(writer.samples)
         if number == limit:
             break
@@ -85,8 +84,8 @@ def imported(source: Path, size: int, cache: Path, skip_broken: bool = False) ->
         with new_folder(goal, force=True) as folder:
             count, broken = build_pictures(folder, size, source, skip_broken=skip_broken)
         left_out = f"; {len(broken)} broken ones left out, the first: {broken[0]}" if broken else ""
-        print(f"{source}: {count} pictures{left_out}", file=sys.stderr)
-    print(f"{source} as a dataset: {goal}; look at {goal / 'contact_sheet.png'}", file=sys.stderr)
+        progress.line(f"{source}: {count} pictures{left_out}")
+    progress.line(f"{source} as a dataset: {goal}; look at {goal / 'contact_sheet.png'}")
     return goal
 
 

@@ -96,7 +96,8 @@ def estimate(
 ) -> Estimate:
     """Every figure with its ends; `target` says which of the bundle's variants to count."""
     manifest = bundle.manifest
-    chosen = target or (device.target if device.target in manifest.targets else next(iter(manifest.targets)))
+    made_for_it = [name for name in device.targets if name in manifest.targets]
+    chosen = target or (made_for_it or list(manifest.targets))[0]
     if chosen not in manifest.targets:
         raise UsageError(f"the bundle has no target {chosen!r}; it has: {', '.join(manifest.targets)}")
     runs = runs_of(bundle, chosen, work)
@@ -110,11 +111,9 @@ def estimate(
     remarks = [f"{device.title}, {mode.name}: {calibration.note}"]
     if manifest.loops.image_tokens:
         remarks.append("it draws token by token, and drawing of that kind is not estimated")
-    if chosen != device.target:
-        remarks.append(
-            f"counted in the graphs for {chosen}, the bundle has none for {device.target}: "
-            "weights are taken to keep their size"
-        )
+    if chosen not in device.targets:
+        lacking = "" if made_for_it else f", the bundle has none for {' or '.join(device.targets)}"
+        remarks.append(f"counted in the graphs for {chosen}{lacking}: weights are taken to keep their size")
     return Estimate(
         bundle=manifest.name,
         device=device.title,

@@ -61,7 +61,7 @@ def _source(model: Model, case: DrawCase) -> np.ndarray | None:
     """The picture that a drawing begins with."""
     if case.picture_seed is None:
         return None
-    return seeded_picture(case.picture_seed, model.talking.loop.image_size)
+    return seeded_picture(case.picture_seed, model._text.loop.image_size)
 
 
 def _compare_text(model: Model, case: TextCase, precision: str) -> Iterator[Comparison]:
@@ -84,8 +84,8 @@ def _choices(model: Model, case: TextCase, loop: TextLoop, images: list[np.ndarr
         load_picture(image, loop.image_size, loop.background, most, loop.image_fit, loop.image_resample)
         for image in images
     ]
-    prompt, image_tokens = model.sight.look(prompt, seen, loop)
-    transformer = model.talking.conversation()
+    prompt, image_tokens = model._reader.read(prompt, seen, loop)
+    transformer = model._text.conversation()
     found = [int(transformer.prefill(prompt, image_tokens).argmax())]
     for token in case.tokens[:-1]:
         found.append(int(transformer.step(token).argmax()))
@@ -107,7 +107,7 @@ def _codes(model: Model, case: CodesCase, loop: ImageTokensLoop, told: Sequence[
     prompt = image_prompt(case.prompt, loop, model.tokenizer)
     blank = None if case.guidance == 1 else unconditional_prompt(prompt, None, loop, model.tokenizer)
     request = CodesRequest(prompt, blank, case.guidance, Sampling(), (0,))
-    codes = write_codes(request, (0,), loop, model.drawing.codes_engines(loop), lambda: False, CodesClock(), told)
+    codes = write_codes(request, (0,), loop, model._image.codes_engines(loop), lambda: False, CodesClock(), told)
     return [int(code[0]) for code in islice(codes, len(case.codes))]
 
 

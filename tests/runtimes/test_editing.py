@@ -11,10 +11,11 @@ import edgemm
 from edgemm.bundle.bundle import Manifest
 from edgemm.bundle.loops import Loops
 from edgemm.bundle.picture import load_picture
-from edgemm.bundle.prompt import drawing_prompt, empty_drawing_prompt
+from edgemm.bundle.prompt import drawing_prompt, negative_drawing_prompt
 from edgemm.errors import BundleError, InputError
 from edgemm.runtimes import schedule
-from edgemm.runtimes.draw import DrawingOptions
+from edgemm.runtimes.draw import denoise_request
+from edgemm.runtimes.options import DrawingOptions
 from tests.runtimes import reference
 from tests.runtimes.test_denoise_loop import TOLERANCE
 from tests.runtimes.tiny_bundle import SKIP, build, denoise_loop, text_loop
@@ -39,7 +40,7 @@ def test_an_edit_is_the_references(editor, weights, scale):
     wanted = reference.draw(
         weights,
         drawing_prompt("make it blue", template, editor.tokenizer, TINY.image_tokens),
-        empty_drawing_prompt(template, editor.tokenizer),
+        negative_drawing_prompt("", template, editor.tokenizer),
         SKIP,
         schedule.initial_noise(3, TINY.token_count, TINY.token_width),
         *(4, scale, (0.0, 1.0), 2.0),
@@ -74,10 +75,10 @@ def test_a_prompt_has_room_for_its_picture(editor):
     assert length == len(drawing_prompt("blue", loop.template, tokenizer)) + TINY.image_tokens
     with pytest.raises(InputError, match=f"takes {length} tokens, this bundle holds at most {length - 1}"):
         short = dataclasses.replace(limits, max_context=length - 1)
-        DrawingOptions().denoise_request("blue", loop, short, tokenizer, TINY.image_tokens)
+        denoise_request(DrawingOptions(), "blue", loop, short, tokenizer, TINY.image_tokens)
 
 
-def test_a_manifest_that_edits_needs_eyes(editor):
+def test_a_manifest_that_edits_needs_an_image_encoder(editor):
     loops = dataclasses.replace(editor.manifest.loops, text=None)
     with pytest.raises(BundleError, match="pictures to edit need an image_encoder"):
         dataclasses.replace(editor.manifest, loops=loops)

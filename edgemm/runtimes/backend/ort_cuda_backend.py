@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import itertools
 import re
-import sys
 import threading
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from typing import Any
 import numpy as np
 import onnxruntime as ort
 
+from edgemm import progress
 from edgemm.bundle.manifest import Variant
 from edgemm.device.threads import ThreadPlan
 from edgemm.errors import BundleError
@@ -50,7 +50,7 @@ def open_engine(
     except BundleError as error:
         if not (graphs and re.search(REFUSES_GRAPHS, str(error))):
             raise
-        print(f"{component}: ONNX Runtime runs some of its nodes on the CPU, so no CUDA graph", file=sys.stderr)
+        progress.line(f"{component}: ONNX Runtime runs some of its nodes on the CPU, so no CUDA graph")
         graphs, session = False, open_session(component, graph, data, variant, PROVIDER, plan, DEVICE)
     return OrtCudaEngine(component, variant, session, lock, cuda, graphs)
 

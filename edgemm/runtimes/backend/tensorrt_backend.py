@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from edgemm.runtimes.backend.tensorrt_package import Door
+from edgemm.runtimes.backend.tensorrt_package import TensorRTPackage
 
 __all__ = ["open_engine", "problem", "providers", "version"]
 
-DOOR = Door("tensorrt", "TensorRT")
-version, providers, problem, open_engine = DOOR.version, DOOR.providers, DOOR.problem, DOOR.open_engine
+PACKAGE = TensorRTPackage("tensorrt", "TensorRT")
+version, providers, problem, open_engine = PACKAGE.version, PACKAGE.providers, PACKAGE.problem, PACKAGE.open_engine

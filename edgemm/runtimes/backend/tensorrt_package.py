@@ -1,7 +1,8 @@
 """What both packages of TensorRT have in common as backends: is it here, which version, and a component as an engine.
 
-tensorrt_backend.py and tensorrt_rtx_backend.py are the two doors.  Engines come from the cache of edgemm.build, which
-builds them, once, when they are not there.  The CUDA driver is asked before any TensorRT object exists.
+tensorrt_backend.py and tensorrt_rtx_backend.py are the two packages.  Engines come from the cache of
+edgemm.engines, which builds them, once, when they are not there.  The CUDA driver is asked before any TensorRT object
+exists.
 """
 
 from __future__ import annotations
@@ -18,11 +19,11 @@ from edgemm.errors import BundleError, MissingError
 from edgemm.runtimes.backend.cuda_memory import shared_cuda
 from edgemm.runtimes.backend.tensorrt_engine import TensorRTEngine, load_engine
 
-__all__ = ["Door"]
+__all__ = ["TensorRTPackage"]
 
 
 @dataclass(frozen=True)
-class Door:
+class TensorRTPackage:
     package: str
     provider: str
 
@@ -58,18 +59,15 @@ class Door:
         plan: ThreadPlan,
         lock: threading.Lock,
     ) -> TensorRTEngine:
-        """Builds what is not in the cache, telling it on stderr: minutes of silence look like a hang."""
+        """Builds what is not in the cache."""
         from edgemm.engines.bundle_engines import engine_for
-        from edgemm.engines.heartbeat import Heartbeat
 
         cuda = shared_cuda()
         try:
             trt = importlib.import_module(self.package)
         except ImportError as error:
             raise MissingError(f"backend {self.package} is not installed ({error})") from error
-        folder = _bundle_of(graph, variant)
-        with Heartbeat() as heartbeat:
-            path = engine_for(folder, component, self.package, variant, heartbeat.say, heartbeat.status)
+        path = engine_for(_bundle_of(graph, variant), component, self.package, variant)
         return load_engine(trt, component, path, variant, cuda, lock)
 
 

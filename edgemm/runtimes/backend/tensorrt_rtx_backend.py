@@ -5,9 +5,9 @@ The same engine object as TensorRT's, from another package: tensorrt_package.py.
 
 from __future__ import annotations
 
-from edgemm.runtimes.backend.tensorrt_package import Door
+from edgemm.runtimes.backend.tensorrt_package import TensorRTPackage
 
 __all__ = ["open_engine", "problem", "providers", "version"]
 
-DOOR = Door("tensorrt_rtx", "TensorRT-RTX")
-version, providers, problem, open_engine = DOOR.version, DOOR.providers, DOOR.problem, DOOR.open_engine
+PACKAGE = TensorRTPackage("tensorrt_rtx", "TensorRT-RTX")
+version, providers, problem, open_engine = PACKAGE.version, PACKAGE.providers, PACKAGE.problem, PACKAGE.open_engine
