@@ -6,24 +6,25 @@ its own business (its CPU plugin rounds inputs of compressed weights by itself),
 
 from __future__ import annotations
 
-from onnx import ModelProto
+import onnx_ir as ir
 
 from edgemm.errors import InputError
 from edgemm.export.dialects import in_dialect
 from edgemm.export.lower_tensorrt import write_qdq
-from edgemm.export.products import Product, Writer, rewrite_products
+from edgemm.export.passes.rewriting import Writer
+from edgemm.export.products import Product, rewrite_products
 from edgemm.quantize.spec import HEAD, Spec
 
 __all__ = ["lower_openvino"]
 
 
-def lower_openvino(component: str, reference: ModelProto, spec: Spec) -> tuple[ModelProto, str]:
+def lower_openvino(component: str, reference: ir.Model, spec: Spec) -> tuple[ir.Model, str]:
     """The component's graph with the spec's numbers, and the precision to call it by.  Changes `reference` itself."""
     rewrite_products(reference, lambda writer, product: _write(writer, product, spec), component)
     return in_dialect(reference, "portable-21"), spec.coarsest(component)
 
 
-def _write(writer: Writer, product: Product, spec: Spec) -> str | None:
+def _write(writer: Writer, product: Product, spec: Spec) -> ir.Value | None:
     layer = spec.layer(product.layer)
     if layer.bits is None or product.layer == HEAD:
         return None

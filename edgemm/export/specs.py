@@ -13,13 +13,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
+import onnx_ir as ir
 import torch
-from onnx import ModelProto
 from torch import Tensor
 
 from edgemm.errors import UsageError
 from edgemm.export.lower_cpu import lower_ort_cpu
-from edgemm.export.products import Product, Table, copy_to_rewrite, products_of, tables_of
+from edgemm.export.products import Product, Table, products_of, tables_of
 from edgemm.export.targets import Plan
 from edgemm.model.unified import Unified
 from edgemm.quantize.layers import FLOATS, QUICK, choose_layers
@@ -86,21 +86,18 @@ def plan_specs(
 PRECISIONS = ("fp32", *QUICK)
 
 
-def lower(component: str, reference: ModelProto, precision: str, drawing_depth: int = 0) -> tuple[ModelProto, str]:
+def lower(component: str, reference: ir.Model, precision: str, drawing_depth: int = 0) -> tuple[ir.Model, str]:
     """A copy of the component's graph for CPUs, and the precision it really has; drawing reads layers below
     `drawing_depth`."""
     if precision not in PRECISIONS:
         raise UsageError(f"precision {precision!r} is none of: {', '.join(PRECISIONS)}")
     if precision == "fp32":
-        copy = ModelProto()
-        copy.CopyFrom(reference)
-        return copy, precision
+        return reference.clone(), precision
     spec = quick_spec(component, reference, precision, drawing_depth)
-    copy = copy_to_rewrite(reference, lambda product: bool(spec.layer(product.layer).bits), component)
-    return lower_ort_cpu(component, copy, spec)
+    return lower_ort_cpu(component, reference.clone(), spec)
 
 
-def quick_spec(component: str, reference: ModelProto, precision: str, drawing_depth: int = 0) -> Spec:
+def quick_spec(component: str, reference: ir.Model, precision: str, drawing_depth: int = 0) -> Spec:
     """Of the layers that the graph multiplies with; constants that belong to no layer stay in float."""
     found: dict[str, Product | Table] = {
         product.layer: product for product in products_of(reference, component) if "." in product.layer

@@ -11,23 +11,22 @@ from pathlib import PurePosixPath
 from types import MappingProxyType
 
 import numpy as np
-from onnx import ModelProto
+import onnx_ir as ir
 from torch import Tensor
 
 from edgemm.bundle.bundle import BundleWriter, Component, Variant
 from edgemm.errors import UsageError
-from edgemm.export.adapter_points import adapter_inputs, adapter_points
+from edgemm.export.adapter_points import adapter_inputs, adapter_points, delta_to_residual
 from edgemm.export.component_graphs import ComponentGraph, component_graphs
 from edgemm.export.dialects import in_dialect
 from edgemm.export.example_inputs import example_inputs
-from edgemm.export.lower_cpu import CONTRIB, lower_ort_cpu
+from edgemm.export.graph_file import StoredWeights
+from edgemm.export.lower_cpu import lower_ort_cpu
 from edgemm.export.lower_cuda import ADAPTER_RANK, fixed_sizes, graph_specs, lower_float, lower_ort_cuda
 from edgemm.export.lower_tensorrt import check_target, lower_tensorrt
 from edgemm.export.ort_cpu_graph import for_ort_cpu
-from edgemm.export.passes.delta_to_residual import delta_to_residual
-from edgemm.export.products import copy_to_rewrite
+from edgemm.export.passes.rewriting import CONTRIB
 from edgemm.export.specs import lower as lower_cpu
-from edgemm.export.stored_weights import StoredWeights
 from edgemm.export.targets import Plan
 from edgemm.export.trace import OPSET
 from edgemm.model.unified import Unified
@@ -38,7 +37,7 @@ from edgemm.verify.parity import Comparison
 __all__ = ["Components", "write_components", "write_graphs"]
 
 Say = Callable[[str], None]
-Trace = Callable[[ComponentGraph], ModelProto]
+Trace = Callable[[ComponentGraph], ir.Model]
 NO_SPECS: Mapping[str, Spec] = MappingProxyType({})
 
 
@@ -120,7 +119,7 @@ def write_graphs(
                 if on_cpu:
                     if adapters is not None:
                         adapter_inputs(lowered, adapter_points(name, reference, adapters))
-                    for_ort_cpu(lowered, reference, _longest(sizes, inputs[name]))
+                    for_ort_cpu(lowered, _longest(sizes, inputs[name]))
                 done[kind] = f"{lowering if _has_contrib(lowered) else plan.dialect}-{real}"
                 if done[kind] not in variants:
                     path = f"components/{name}/{done[kind]}.onnx"
@@ -141,30 +140,23 @@ def _steps(plan: Plan, specs: Mapping[str, Spec]) -> tuple[Mapping[str, np.ndarr
     return (specs[plan.target].cache_steps(),) if plan.target in specs else ()
 
 
-def _adaptable(name: str, reference: ModelProto, adapters: tuple[str, ...] | None) -> ModelProto:
+def _adaptable(name: str, reference: ir.Model, adapters: tuple[str, ...] | None) -> ir.Model:
     """With inputs for low-rank adapters; they take part in the lowering, so a float16 graph casts them itself.  A CPU's
     own lowering would round such products too, so it gets the inputs after it."""
     points = [] if adapters is None else adapter_points(name, reference, adapters)
     if not points:
         return reference
-    copy = _copied(reference)
+    copy = reference.clone()
     adapter_inputs(copy, points)
     delta_to_residual(copy)
     return copy
 
 
-def _copied(reference: ModelProto) -> ModelProto:
-    """What is saved gives its weights away, and the next plan wants them too."""
-    copy = ModelProto()
-    copy.CopyFrom(reference)
-    return copy
-
-
 def _lower_spec(
-    name: str, reference: ModelProto, plan: Plan, spec: Spec, sizes: dict[str, dict[str, int]]
-) -> tuple[ModelProto, str]:
+    name: str, reference: ir.Model, plan: Plan, spec: Spec, sizes: dict[str, dict[str, int]]
+) -> tuple[ir.Model, str]:
     if plan.dialect == "cpu":
-        return lower_ort_cpu(name, copy_to_rewrite(reference, lambda p: bool(spec.layer(p.layer).bits), name), spec)
+        return lower_ort_cpu(name, reference.clone(), spec)
     if spec.document.cache != "float":
         raise UsageError(f"the spec has an {spec.document.cache} K/V cache, which target {plan.target} does not take")
     try:
@@ -175,9 +167,7 @@ def _lower_spec(
         raise UsageError(f"{name} cannot be quantized for {plan.target}: {error}") from error
 
 
-def _lower_float(
-    name: str, reference: ModelProto, plan: Plan, sizes: dict[str, dict[str, int]]
-) -> tuple[ModelProto, str]:
+def _lower_float(name: str, reference: ir.Model, plan: Plan, sizes: dict[str, dict[str, int]]) -> tuple[ir.Model, str]:
     try:
         return lower_float(name, reference, plan.precision, plan.dialect, sizes)
     except ValueError as error:
@@ -189,17 +179,17 @@ def _longest(sizes: dict[str, dict[str, int]], example: dict[str, Tensor]) -> in
     return max([sizes.get("transformer", {}).get("T", 0), *(t.shape[2] for t in example.values() if t.ndim == 4)])
 
 
-def _has_contrib(lowered: ModelProto) -> bool:
+def _has_contrib(lowered: ir.Model) -> bool:
     """Operators of ONNX Runtime's own."""
-    return any(opset.domain == CONTRIB for opset in lowered.opset_import)
+    return CONTRIB in lowered.opset_imports
 
 
 def _write_graph(
-    path: str, lowered: ModelProto, precision: str, plan: Plan, writer: BundleWriter, stored: StoredWeights
+    path: str, lowered: ir.Model, precision: str, plan: Plan, writer: BundleWriter, stored: StoredWeights
 ) -> Variant:
-    inputs, outputs = graph_specs(lowered.graph.input), graph_specs(lowered.graph.output)
+    inputs, outputs = graph_specs(lowered.graph.inputs), graph_specs(lowered.graph.outputs)
     dialect = f"opset{OPSET}" if plan.dialect == "cpu" else plan.dialect
-    dialect += "".join(f"+{opset.domain}" for opset in lowered.opset_import if opset.domain)
+    dialect += "".join(f"+{domain}" for domain in lowered.opset_imports if domain)
     data = stored.save(lowered, writer.file(path))
     return Variant(
         graph=path,

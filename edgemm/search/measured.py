@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx_ir as ir
 import torch
 from onnx import ModelProto, TensorProto, helper, numpy_helper
 
@@ -124,4 +125,4 @@ def _product(n: int, k: int, layer: Layer) -> ModelProto:
     parts = {"codes": numbers.codes, "scales": numbers.scales, "zeros": numbers.zeros}
     tensors = {f"{NAME}.{part}": tensor.numpy() for part, tensor in parts.items()}
     document = Document(SCHEMA_VERSION, "", "", "", "", "", "", {NAME: layer}, (), tensors_hash(tensors))
-    return lower_ort_cpu("transformer", model, Spec(document, tensors))[0]
+    return ir.to_proto(lower_ort_cpu("transformer", ir.from_proto(model), Spec(document, tensors))[0])
