@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+import onnx_ir as ir
 import pytest
-from onnx import ModelProto
 
 from benchmarks.rtx_graphs import write_bundles
 from edgemm.bundle.bundle import open_bundle
@@ -22,15 +22,15 @@ CONTEXT = 512  # slots: ONNX Runtime's CPU looks at all of them
 
 
 @pytest.fixture(scope="module")
-def traced_once(tmp_path_factory) -> Callable[..., ModelProto]:
+def traced_once(tmp_path_factory) -> Callable[..., ir.Model]:
     """For all precisions, and both ways."""
     folder = tmp_path_factory.mktemp("traced")
 
-    def traced(graph) -> ModelProto:
+    def traced(graph) -> ir.Model:
         kept = folder / f"{graph.name}.onnx"
         if not kept.exists():
-            kept.write_bytes(trace(graph).SerializeToString())
-        return ModelProto.FromString(kept.read_bytes())
+            ir.save(trace(graph), kept)
+        return ir.load(kept)
 
     return traced
 
