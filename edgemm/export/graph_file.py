@@ -78,7 +78,7 @@ def _append(data: Path, tensor: ir.TensorProtocol) -> ir.ExternalTensor:
         start,
         tensor.nbytes,
         tensor.dtype,
-        shape=ir.Shape(tensor.shape),
+        shape=ir.Shape(tensor.numpy().shape),
         name=tensor.name or "",
         base_dir=data.parent,
     )
