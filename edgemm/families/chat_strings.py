@@ -29,7 +29,19 @@ class ChatStrings:
 
 def plain_strings(opening: str = "", reply_open: str = "") -> ChatStrings:
     """For models without a chat template: what is asked is simply continued."""
-    return ChatStrings(TextTemplate("", "", reply_open, "", "", "", "", opening, reply_open, False), "", "", False)
+    template = TextTemplate(
+        user_open="",
+        user_close="",
+        assistant_open=reply_open,
+        assistant_close="",
+        system_open="",
+        system_close="",
+        system_default="",
+        opening=opening,
+        reply_open=reply_open,
+        takes_system=False,
+    )
+    return ChatStrings(template, "", "", False)
 
 
 def added_around(tokenizer: Any) -> tuple[str, str]:

@@ -29,7 +29,7 @@ from edgemm.runtimes.cache_budget import CacheBudget, MemoryPlan
 from edgemm.runtimes.draw import ImageGenerator
 from edgemm.runtimes.engines import Engines
 from edgemm.runtimes.image_encoder import ImageReader
-from edgemm.runtimes.interleaved import DRAW_MARKS, InterleavedResult, check_marks, write_interleaved
+from edgemm.runtimes.interleaved import DRAW_MARKS, Drawing, InterleavedResult, check_marks, write_interleaved
 from edgemm.runtimes.options import (
     MOST_PICTURES,
     DrawingKeywords,
@@ -139,7 +139,7 @@ class Model:
         request, pictures = self._text.request(as_messages(prompt, images), chosen)
         return self._call(
             lambda cancelled: write_interleaved(
-                self._text, self._image, request, pictures, marks, max_images, drawn, cancelled
+                self._text, self._image, request, pictures, Drawing(marks, max_images, drawn), cancelled
             ),
             chosen.timeout_s,
         )

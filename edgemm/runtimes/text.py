@@ -74,13 +74,13 @@ class TextGenerator:
             Sampling(
                 options.temperature, options.top_k, options.top_p, options.min_p, options.repetition_penalty, seed
             ),
-            options.max_new_tokens,
-            tuple(options.stop),
-            () if options.ignore_eos else self.loop.stop_token_ids,
-            options.logprobs,
-            constraint,
-            history,
-            options.prompt_lookup_num_tokens or 0,
+            max_new_tokens=options.max_new_tokens,
+            stop=tuple(options.stop),
+            stop_token_ids=() if options.ignore_eos else self.loop.stop_token_ids,
+            logprobs=options.logprobs,
+            constraint=constraint,
+            history=history,
+            prompt_lookup_num_tokens=options.prompt_lookup_num_tokens or 0,
         )
 
     def requests(

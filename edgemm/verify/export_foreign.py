@@ -216,7 +216,7 @@ def _draw_cases(loop: DenoiseLoop) -> list[DrawCase]:
             step = grid.multiple or grid.cell
             height = -(-max(grid.smallest, 2 * step) // step) * step
             width = min(height + (seed + 1) * step, grid.largest // step * step)
-        cases.append(DrawCase(prompt, seed + 1, steps, guidance, None, height, width))
+        cases.append(DrawCase(prompt, seed + 1, steps, guidance, height=height, width=width))
     if loop.edits:
         first = cases[0]
         cases.append(dataclasses.replace(first, picture_seed=EDITED))
@@ -232,7 +232,7 @@ def _drawing(checkpoint: Checkpoint, family: ModuleType, parts: Parts, case: Dra
     image = None
     if case.picture_seed is not None and parts.text is not None:
         image = seeded_picture(case.picture_seed, parts.text.image_size)
-    asked = Drawn(case.prompt, torch.from_numpy(noise), case.steps, case.guidance, height, width, image)
+    asked = Drawn(case.prompt, torch.from_numpy(noise), case.steps, case.guidance, height, width, image=image)
     return np.ascontiguousarray(family.draw(checkpoint, asked).clamp(0, 1).numpy(), dtype=np.float32)
 
 

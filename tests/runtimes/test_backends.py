@@ -14,6 +14,7 @@ from edgemm.bundle.components import TensorSpec
 from edgemm.device.threads import ThreadPlan
 from edgemm.errors import BundleError, MissingError, UsageError
 from edgemm.runtimes.backend import choice as backends
+from edgemm.runtimes.backend.engine import GraphFiles
 from edgemm.runtimes.backend.ort_backend import open_engine
 
 ONE_THREAD = ThreadPlan(1, False, "a test")
@@ -61,7 +62,7 @@ def open_denoiser(bundle_path, provider="CPUExecutionProvider", change=lambda va
     bundle = open_bundle(bundle_path)
     variant = change(bundle.manifest.variant("denoiser", "cpu"))
     graph, data = bundle.file(variant.graph), bundle.file(variant.data)
-    return open_engine("denoiser", graph, data, variant, provider, ONE_THREAD, threading.Lock())
+    return open_engine(GraphFiles("denoiser", graph, data, variant), provider, ONE_THREAD, threading.Lock())
 
 
 def test_a_provider_that_does_not_exist_is_no_silent_fallback(bundle_path):
@@ -100,9 +101,8 @@ def test_a_graph_that_onnxruntime_cannot_load_is_one_line_with_its_file(tmp_path
     graph = helper.make_graph([helper.make_node("NoSuchOperator", ["tokens"], ["pixels"])], "g", [], [])
     (tmp_path / "odd.onnx").write_bytes(helper.make_model(graph).SerializeToString())
     with pytest.raises(BundleError, match=r"odd\.onnx: ONNX Runtime .* cannot load it: ") as refused:
-        open_engine(
-            "image_decoder", tmp_path / "odd.onnx", None, variant, "CPUExecutionProvider", ONE_THREAD, threading.Lock()
-        )
+        files = GraphFiles("image_decoder", tmp_path / "odd.onnx", None, variant)
+        open_engine(files, "CPUExecutionProvider", ONE_THREAD, threading.Lock())
     assert "\n" not in str(refused.value)
 
 
@@ -122,9 +122,8 @@ def test_an_onnxruntime_that_is_too_old_is_told_apart_from_a_bundle_that_is_dama
         r"pip install -U 'onnxruntime>=1\.30' \(Python 3\.11 or newer\); it says: .*newer"
     )
     with pytest.raises(MissingError, match=wanted) as refused:
-        open_engine(
-            "image_decoder", tmp_path / "new.onnx", None, variant, "CPUExecutionProvider", ONE_THREAD, threading.Lock()
-        )
+        files = GraphFiles("image_decoder", tmp_path / "new.onnx", None, variant)
+        open_engine(files, "CPUExecutionProvider", ONE_THREAD, threading.Lock())
     assert "\n" not in str(refused.value)
 
 

@@ -11,7 +11,6 @@ from __future__ import annotations
 import itertools
 import re
 import threading
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,7 +21,7 @@ from edgemm.bundle.manifest import Variant
 from edgemm.device.threads import ThreadPlan
 from edgemm.errors import BundleError
 from edgemm.runtimes.backend.cuda_memory import Cuda, cuda_graphs_wanted, shared_cuda
-from edgemm.runtimes.backend.engine import Arrays, Binding
+from edgemm.runtimes.backend.engine import Arrays, Binding, GraphFiles
 from edgemm.runtimes.backend.ort_backend import OrtEngine, open_session, providers, version
 
 __all__ = ["GraphBinding", "OrtCudaEngine", "open_engine", "providers", "version"]
@@ -34,25 +33,17 @@ REFUSES_GRAPHS = r"cannot use the (graph capture|CUDA Graph) feature"  # in ONNX
 NOT_CAPTURED = -1
 
 
-def open_engine(
-    component: str,
-    graph: Path,
-    data: Path | None,
-    variant: Variant,
-    provider: str,
-    plan: ThreadPlan,
-    lock: threading.Lock,
-) -> OrtCudaEngine:
+def open_engine(files: GraphFiles, provider: str, plan: ThreadPlan, lock: threading.Lock) -> OrtCudaEngine:
     cuda, graphs = shared_cuda(), cuda_graphs_wanted()
     options = DEVICE | (GRAPHS if graphs else {})
     try:
-        session = open_session(component, graph, data, variant, PROVIDER, plan, options)
+        session = open_session(files, PROVIDER, plan, options)
     except BundleError as error:
         if not (graphs and re.search(REFUSES_GRAPHS, str(error))):
             raise
-        progress.line(f"{component}: ONNX Runtime runs some of its nodes on the CPU, so no CUDA graph")
-        graphs, session = False, open_session(component, graph, data, variant, PROVIDER, plan, DEVICE)
-    return OrtCudaEngine(component, variant, session, lock, cuda, graphs)
+        progress.line(f"{files.component}: ONNX Runtime runs some of its nodes on the CPU, so no CUDA graph")
+        graphs, session = False, open_session(files, PROVIDER, plan, DEVICE)
+    return OrtCudaEngine(files.component, files.variant, session, lock, cuda, graphs)
 
 
 class OrtCudaEngine(OrtEngine):
