@@ -18,7 +18,7 @@ from tests.train.conftest import ROOT, read_log, recipe
 # `edgemm train`, ended by the kernel as by SIGKILL: so many seconds of work after it wrote line `moment` of its log.
 KILLED = """
 import signal, sys
-from edgemm.cli import main
+from edgemm.cli.main import main
 from edgemm.train import loop
 
 moment, seconds, really = int(sys.argv[1]), float(sys.argv[2]), loop.refusing_full_disk
