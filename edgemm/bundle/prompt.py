@@ -88,9 +88,10 @@ class _Builder:
         self.rows += [-1] * len(ids)
         self.own += [0.0] * len(ids)
 
-    def picture(self, count: int) -> None:
-        """`count` tokens that see one another."""
-        self.limits += [len(self.ids) + count - 1] * count
+    def picture(self, count: int, causal: bool = False) -> None:
+        """`count` tokens that see one another, or only those before them."""
+        first, last = len(self.ids), len(self.ids) + count - 1
+        self.limits += range(first, last + 1) if causal else [last] * count
         self.ids += [PICTURE_ID] * count
         self.rows += range(self.pictures * count, (self.pictures + 1) * count)
         self.own += [0.0] * count
@@ -206,22 +207,56 @@ def _user(builder: _Builder, message: Message, loop: TextLoop) -> None:
     builder.text(loop.template.user_close)
 
 
-def drawing_prompt(prompt: str, template: DenoiseTemplate, tokenizer: Tokenizer, picture: int = 0) -> Prompt:
-    """What the denoiser's prefix is made of; `picture` is how many tokens a picture to edit takes."""
+Size = tuple[int, int]  # height and width of the picture, in pixels
+
+
+def drawing_prompt(
+    prompt: str,
+    template: DenoiseTemplate,
+    tokenizer: Tokenizer,
+    picture: int = 0,
+    size: Size = (0, 0),
+    causal: bool = False,
+) -> Prompt:
+    """What the denoiser's prefix is made of; `picture` is how many tokens a picture to edit takes, `causal` whether
+    they see only those before them."""
     if not isinstance(prompt, str) or not prompt.strip():
         raise UsageError("prompt is empty, expected some text")
-    return negative_drawing_prompt(prompt, template, tokenizer, picture)
+    return negative_drawing_prompt(prompt, template, tokenizer, picture, size, causal)
 
 
-def negative_drawing_prompt(prompt: str, template: DenoiseTemplate, tokenizer: Tokenizer, picture: int = 0) -> Prompt:
+def negative_drawing_prompt(
+    prompt: str,
+    template: DenoiseTemplate,
+    tokenizer: Tokenizer,
+    picture: int = 0,
+    size: Size = (0, 0),
+    causal: bool = False,
+) -> Prompt:
     """What guidance leads away from: the same around another prompt, which may be empty."""
-    builder = _Builder(tokenizer)
-    builder.text(template.open)
-    if picture:
-        builder.picture(picture)
-    if prompt:
-        builder.text(" " + prompt, own=True)
-    builder.text(template.close)
+    builder, said = _Builder(tokenizer), prompt.strip() if template.strip else prompt
+    sentence = template.size_sentence.format(height=size[0], width=size[1])
+    if sentence:
+        said = said.rstrip(".")
+        sentence = f". {sentence}" if said else sentence
+    if not template.joined:
+        builder.text(template.open)
+        if picture:
+            builder.picture(picture, causal)
+            builder.text(template.image_close)
+        if said:
+            builder.text(" " + said, own=True)
+        builder.text(sentence)
+        builder.text(template.close)
+        return builder.build()
+    before: Pieces = [(template.open, False)]
+    after: Pieces = [(said, True), (sentence, False), (template.close, False)]
+    if not picture:
+        builder.tokens(_joined_ids([*before, *after], tokenizer).tolist())
+        return builder.build()
+    builder.tokens(_joined_ids(before, tokenizer).tolist())
+    builder.picture(picture, causal)
+    builder.tokens(_joined_ids([(template.image_close, False), *after], tokenizer).tolist())
     return builder.build()
 
 
@@ -267,7 +302,8 @@ def _joined_chat(messages: Sequence[Message], loop: TextLoop, tokenizer: Tokeniz
         pieces = [(template.system_open, False), (content, True), (template.system_close, False)]
     for message in rest:
         if message.role == "user":
-            picture = loop.image_open + loop.image_token * loop.image_token_count + loop.image_end
+            rows = loop.image_token_count - int(loop.open_is_first)
+            picture = loop.image_open + loop.image_token * rows + loop.image_end
             pictures = loop.image_between.join([picture] * len(message.images))
             pieces += [(template.user_open, False), (pictures, False)]
             pieces += [(loop.image_close if message.images else "", False), (message.content, True)]
@@ -281,7 +317,9 @@ def _joined_chat(messages: Sequence[Message], loop: TextLoop, tokenizer: Tokeniz
 
 def _picture_rows(ids: np.ndarray, pictures: int, loop: TextLoop, tokenizer: Tokenizer) -> np.ndarray:
     """image_index of each position."""
-    pictured = ids == (tokenizer.token_id(loop.image_token) if loop.image_token else -1)
+    places = [loop.image_token, *([loop.image_open] if loop.open_is_first else [])]
+    named = [tokenizer.token_id(place) for place in places if place]
+    pictured = np.isin(ids, [token for token in named if token is not None])
     if pictured.sum() != pictures * loop.image_token_count:
         raise UsageError(f"the prompt spells {loop.image_token!r}, which stands for pictures alone; leave it out")
     return np.where(pictured, np.cumsum(pictured) - 1, -1)

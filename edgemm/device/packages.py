@@ -10,14 +10,16 @@ from importlib import metadata
 
 __all__ = ["EXTRAS", "Extra", "installed_version", "read_extra"]
 
+RUNTIME = ("tokenizers", "safetensors", "pillow", "tqdm")  # beside any backend
 # The same names as in pyproject.toml, which an installed package cannot read; a test compares the two.
 EXTRAS = {
-    "ort": ("onnxruntime", "tokenizers", "pillow", "tqdm"),
-    "cuda": ("onnxruntime-gpu", "tokenizers", "pillow", "tqdm"),
-    "openvino": ("openvino", "onnxruntime", "tokenizers", "pillow", "tqdm"),
-    "tensorrt": ("tensorrt", "tokenizers", "pillow", "tqdm"),
-    "tensorrt-rtx": ("tensorrt-rtx", "tokenizers", "pillow", "tqdm"),
-    "serve": ("onnxruntime", "tokenizers", "pillow", "tqdm"),
+    "ort": ("onnxruntime", *RUNTIME),
+    "cuda": ("onnxruntime-gpu", *RUNTIME, "nvidia-ml-py"),
+    "openvino": ("openvino", "onnxruntime", *RUNTIME),
+    "tensorrt": ("tensorrt", *RUNTIME),
+    "tensorrt-rtx": ("tensorrt-rtx", *RUNTIME, "nvidia-ml-py"),
+    "energy": ("nvidia-ml-py",),
+    "serve": ("onnxruntime", *RUNTIME),
     "data": ("resvg_py", "cairosvg", "pillow", "tqdm"),
     "train": ("torch", "transformers", "accelerate", "peft", "safetensors", "tokenizers", "gguf", "pillow", "tqdm"),
     "quantize": ("bitsandbytes",),

@@ -63,6 +63,12 @@ class ExportOptions:
         metavar="SPEC",
         type=Path,
     )
+    component: Sequence[str] = option(
+        (),
+        "where a part lies that a model is published without, for example vae=sdxl-vae; may be given again",
+        metavar="NAME=FOLDER",
+    )
+    vae: str | None = option(None, "the same as --component vae=FOLDER", metavar="FOLDER")
     overwrite: bool = option(False, "replace a bundle that stands there")
 
     def __post_init__(self) -> None:

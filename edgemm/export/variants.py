@@ -6,8 +6,8 @@ What a scheme is stands in schemes.py, what a lowering does in lower_*.py.  Targ
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import PurePosixPath
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
 from typing import Any, Protocol
 
 from onnx import ModelProto
@@ -55,6 +55,7 @@ class Wanted:
     specs: Mapping[str, Spec]  # target -> how it is quantized, those that specs.py tells
     sizes: Sizes
     adapters: tuple[str, ...] | None = None  # linear layers that take low-rank adapters, () all usual ones
+    shared: Mapping[str, str] = field(default_factory=dict)  # component -> the one whose weights it uses, too
 
     def __post_init__(self) -> None:
         for target, spec in self.specs.items():
@@ -87,13 +88,15 @@ def write_graphs(
 ) -> Components:
     """Any family's graphs.  Without `compare` none is run, which no bundle that anybody is to use may do without."""
     written = Components({}, {scheme.target: {} for scheme in wanted.schemes}, [])
+    every_stored: dict[str, StoredWeights] = {}
     for number, (name, graph) in enumerate(graphs.items(), start=1):
         here = f"{name}, {number} of {len(graphs)}"
         progress.status(f"{here}: tracing")
         reference = trace(graph)
         adaptable = _adaptable(name, reference, wanted.adapters)
         variants: dict[str, Variant] = {}
-        stored = StoredWeights()
+        beside = wanted.shared.get(name, name)  # whose folder and file of weights it has
+        stored = every_stored.setdefault(beside, StoredWeights())
         done: dict[tuple[str, str], str] = {}  # lowering and precision -> variant
         for scheme in wanted.schemes:
             spec = wanted.specs.get(scheme.target)
@@ -108,8 +111,9 @@ def write_graphs(
                     for_ort_cpu(lowered, reference, _longest(wanted.sizes, inputs[name]))
                 done[kind] = f"{lowering if _has_contrib(lowered) else scheme.dialect}-{real}"
                 if done[kind] not in variants:
-                    path = f"components/{name}/{done[kind]}.onnx"
-                    variant = variants[done[kind]] = _write_graph(path, lowered, real, scheme, writer, stored)
+                    path = f"components/{beside}/{'' if beside == name else f'{name}-'}{done[kind]}.onnx"
+                    data = stored.save(lowered, writer.file(path), behind=beside != name)
+                    variant = variants[done[kind]] = _described(path, data, lowered, real, scheme)
                     if compare is not None:
                         progress.status(f"{here}: comparing")
                         steps = spec.cache_steps() if spec else {}
@@ -170,18 +174,15 @@ def _has_contrib(lowered: ModelProto) -> bool:
     return any(opset.domain == CONTRIB for opset in lowered.opset_import)
 
 
-def _write_graph(
-    path: str, lowered: ModelProto, precision: str, scheme: Scheme, writer: BundleWriter, stored: StoredWeights
-) -> Variant:
-    inputs, outputs = graph_specs(lowered.graph.input), graph_specs(lowered.graph.output)
+def _described(path: str, data: Path | None, lowered: ModelProto, precision: str, scheme: Scheme) -> Variant:
+    """A graph that was written, for the manifest."""
     dialect = f"opset{OPSET}" if scheme.on_cpu else scheme.dialect
     dialect += "".join(f"+{opset.domain}" for opset in lowered.opset_import if opset.domain)
-    data = stored.save(lowered, writer.file(path))
     return Variant(
         graph=path,
         data=str(PurePosixPath(path).with_name(data.name)) if data else None,
         dialect=dialect,
         precision=precision,
-        inputs=inputs,
-        outputs=outputs,
+        inputs=graph_specs(lowered.graph.input),
+        outputs=graph_specs(lowered.graph.output),
     )

@@ -121,7 +121,7 @@ UNLIMITED = CacheBudget()
 
 def cache_bytes_a_slot(transformer: Variant) -> int:
     """Keys and values of every layer for one token."""
-    return row_bytes(spec for spec in transformer.inputs if spec.name.startswith(("past_key.", "past_value.")))
+    return row_bytes(spec for spec in transformer.inputs if spec.name.startswith("past_"))
 
 
 def row_bytes(specs: Iterable[TensorSpec]) -> int:

@@ -95,7 +95,10 @@ class DrawingOptions:
     seed: int = option(0, "the same seed gives the same picture; the next pictures have the next seeds")
     num_images: int = option(1, "pictures of the prompt, from 1 to 64", metavar="N")
     noise: np.ndarray | None = option(
-        None, "(n, p) or (num_images, n, p) float32, in the place of the seeds' noise", flag=False
+        None,
+        "float32, shaped as what is denoised, (n, p) or (c, h, w), for several pictures with their number before it; "
+        "in the place of the seeds' noise",
+        flag=False,
     )
     preview: bool = option(False, "each step shows what it expects the picture to become", flag=False)
     timeout_s: float | None = option(None, "give up after so many seconds", metavar="S")
@@ -110,6 +113,11 @@ class DrawingOptions:
     image: PictureSource | None = option(
         None, "a picture to edit, for bundles whose model was taught to", metavar="FILE", type=str
     )
+    image_guidance_scale: float | None = option(
+        None, "how closely the picture that is edited is kept, for models that know such a thing", metavar="W"
+    )
+    width: int | None = option(None, "of the picture, for models that draw several sizes", metavar="PIXELS")
+    height: int | None = option(None, "the same", metavar="PIXELS")
 
     def __post_init__(self) -> None:
         check_whole("seed", self.seed, 0, 2**64 - 1)
@@ -136,6 +144,9 @@ class DrawingKeywords(TypedDict, total=False):
     top_p: float | None
     negative_prompt: str | None
     image: PictureSource | None
+    image_guidance_scale: float | None
+    width: int | None
+    height: int | None
 
 
 def check_whole(name: str, value: Any, low: int, high: int) -> None:

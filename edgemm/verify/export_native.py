@@ -59,6 +59,8 @@ def export_bundle(source: Path, output: Path, options: ExportOptions | None = No
     loop differs from torch.
     """
     options = options or from_keywords(ExportOptions, "export_bundle()", given)
+    if options.component or options.vae:
+        raise UsageError("--component and --vae are for models that others published; edgemm's own are whole")
     schemes = options.schemes
     check_runtime()
     source = source.resolve()

@@ -12,7 +12,7 @@ import numpy as np
 
 from edgemm.bundle.loops import ImageTokensLoop, TextLoop
 from edgemm.bundle.manifest import Manifest
-from edgemm.bundle.picture import load_picture, seeded_picture
+from edgemm.bundle.picture import seeded_picture
 from edgemm.bundle.prompt import as_messages, chat_prompt, image_prompt, unconditional_prompt
 from edgemm.errors import BundleError, CheckFailedError, EdgemmError
 from edgemm.runtimes.codes_loop import CodesClock, CodesRequest, write_codes
@@ -79,11 +79,7 @@ def _compare_text(model: Model, case: TextCase, precision: str) -> Iterator[Comp
 def _choices(model: Model, case: TextCase, loop: TextLoop, images: list[np.ndarray]) -> list[int]:
     """The likeliest token after the prompt and after each of torch's tokens."""
     prompt = chat_prompt(as_messages(case.prompt, images), loop, model.tokenizer)
-    most = model.manifest.limits.max_image_pixels
-    seen = [
-        load_picture(image, loop.image_size, loop.background, most, loop.image_fit, loop.image_resample)
-        for image in images
-    ]
+    seen = [model._reader.picture(image, loop) for image in images]
     prompt, image_tokens = model._reader.read(prompt, seen, loop)
     transformer = model._text.conversation()
     found = [int(transformer.prefill(prompt, image_tokens).argmax())]

@@ -52,7 +52,10 @@ def installed(monkeypatch):
 def test_a_missing_extra_comes_with_its_line(installed):
     installed.update(tokenizers="0.23.3")
     extra = read_extra("ort")
-    assert (extra.versions, extra.missing) == ({"tokenizers": "0.23.3"}, ("onnxruntime", "pillow", "tqdm"))
+    assert (extra.versions, extra.missing) == (
+        {"tokenizers": "0.23.3"},
+        ("onnxruntime", "safetensors", "pillow", "tqdm"),
+    )
     assert extra.cure == "pip install 'edgemm[ort]'"
 
 

@@ -14,7 +14,7 @@ from edgemm.bundle.picture import load_picture
 from edgemm.bundle.prompt import drawing_prompt, negative_drawing_prompt
 from edgemm.errors import BundleError, InputError
 from edgemm.runtimes import schedule
-from edgemm.runtimes.draw import denoise_request
+from edgemm.runtimes.draw_requests import denoise_request
 from edgemm.runtimes.options import DrawingOptions
 from tests.runtimes import reference
 from tests.runtimes.test_denoise_loop import TOLERANCE
