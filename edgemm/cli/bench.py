@@ -1,8 +1,9 @@
-"""`edgemm bench BUNDLE`: how fast and how large; a table, then one JSON line."""
+"""`edgemm bench BUNDLE`: how fast and how large; a table, then one JSON line unless a person looks on."""
 
 from __future__ import annotations
 
 import argparse
+import sys
 from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,9 +19,11 @@ __all__ = ["add_arguments", "run"]
 
 SCENARIOS = ("single-stream", "offline", "server")
 PAIRS = 6  # processes a side, when two bundles take turns
+ROWS = "rows: time_to_first_token_ms is TTFT, time_per_output_token_ms is TPOT, inter_token_ms is ITL"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.epilog = ROWS
     parser.add_argument("bundle", metavar="BUNDLE", type=Path, nargs="?")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, ... (default: auto)")
     parser.add_argument("--threads", type=int, help="CPU threads (default: the cores this process may use)")
@@ -75,7 +78,7 @@ def run(args: argparse.Namespace) -> int:
     with Display():
         result, files = _measure(args)
     problem = _keep(files)
-    print(_rendered(result, args.output_format))  # even when a file could not be kept: it took minutes
+    print(_rendered(result, args, problem is not None))  # even when a file could not be kept: it took minutes
     if problem:
         raise problem
     return 0
@@ -188,7 +191,8 @@ def _tell(found: dict[str, Any], a: str, b: str, args: argparse.Namespace) -> in
     from edgemm.bench.page import as_json
 
     problem = _keep({args.result: as_json(found) + "\n"} if args.result else {})
-    print((render_comparison(found, a, b) + "\n\n" if args.output_format == "md" else "") + as_json(found))
+    page = render_comparison(found, a, b) if args.output_format == "md" else ""
+    print(_with_document(page, found, args, problem is not None))
     if problem:
         raise problem
     return 0
@@ -207,13 +211,21 @@ def _keep(files: dict[Path, str]) -> EdgemmError | None:
     return problem
 
 
-def _rendered(result: dict[str, Any], form: str) -> str:
+def _rendered(result: dict[str, Any], args: argparse.Namespace, lost: bool) -> str:
     from edgemm.bench import page as bench_formats
-    from edgemm.bench.page import render_page
 
-    if form == "jsonl":
+    if args.output_format == "jsonl":
         return bench_formats.as_jsonl(result)
-    if form == "csv":
+    if args.output_format == "csv":
         return bench_formats.as_csv(result)
-    page = render_page(result) + "\n\n" if form == "md" else ""
-    return page + bench_formats.as_json(result)
+    page = bench_formats.render_page(result) if args.output_format == "md" else ""
+    return _with_document(page, result, args, lost)
+
+
+def _with_document(page: str, document: dict[str, Any], args: argparse.Namespace, lost: bool) -> str:
+    """And its JSON line.  Who reads the page on a terminal is spared 18 kB of it, unless no file could keep it."""
+    from edgemm.bench.page import as_json
+
+    if page and sys.stdout.isatty() and not lost:
+        return page if args.result else f"{page}\n\nThe JSON document: --result FILE keeps it, -o json prints it."
+    return f"{page}\n\n{as_json(document)}" if page else as_json(document)

@@ -25,6 +25,7 @@ PATIENCE_S = 1.0  # what is over sooner is not drawn
 REDRAW_S = 0.1
 LOOK_S = 0.5  # so often a terminal is drawn where nobody says anything new
 SILENCE_S = 30.0  # a log hears so often what is being done
+ROOM = len(" [00:00:00]") + 1  # columns behind a status
 IS_FIRST = "RANK"  # of several processes, which a launcher numbers, the first one speaks
 
 
@@ -48,7 +49,7 @@ class Display(progress.Listener):
             if not text:
                 self._close(None)
             elif None not in self.bars:
-                self._open(None, bar_format="{desc}")
+                self._open(None, bar_format="{desc} [{elapsed}]")
             self._draw(None)
 
     def line(self, text: str) -> None:
@@ -64,7 +65,7 @@ class Display(progress.Listener):
     def began(self, bar: progress.Bar) -> None:
         with self.drawing:
             total = None if bar.total is None else round(bar.total)
-            self._open(bar, desc=bar.what, total=total, initial=round(bar.done), unit=f" {bar.unit or 'done'}")
+            self._open(bar, desc=bar.what, total=total, initial=round(bar.done), unit=bar.unit or "it")
 
     def moved(self, bar: progress.Bar) -> None:
         with self.drawing:
@@ -95,7 +96,7 @@ class Display(progress.Listener):
         if drawn is None:
             return
         if bar is None:
-            drawn.set_description_str(self.text[: shutil.get_terminal_size().columns - 1], refresh=False)
+            drawn.set_description_str(self.text[: shutil.get_terminal_size().columns - ROOM], refresh=False)
         else:
             drawn.set_postfix_str(bar.note, refresh=False)
         drawn.update(0 if bar is None else round(bar.done) - drawn.n)

@@ -11,7 +11,7 @@ from edgemm.cli.display import Display
 from edgemm.errors import MissingError, UsageError
 from edgemm.options import options_of
 from edgemm.quantize.options import QuantizeOptions
-from edgemm.quantize.spec import check_destination, journal_of
+from edgemm.quantize.spec import Spec, check_destination
 from edgemm.search.options import JudgeOptions
 
 __all__ = ["HELP", "add_arguments", "run"]
@@ -56,10 +56,11 @@ def run(args: argparse.Namespace) -> int:
             )
         steps = options.steps or model.config.sampler.num_inference_steps
         job = Job((source.name, checkpoint.weights_hash(source)), options, judging, steps)
-        spec = auto(model, job, judging.auto, output) if judging.auto else judged(model, job)
-        spec.save(output, args.overwrite)
-        if judging.auto:
-            journal_of(output).unlink(missing_ok=True)
+
+        def keep(spec: Spec) -> None:
+            spec.save(output, args.overwrite)
+
+        spec = auto(model, job, judging.auto, output, keep) if judging.auto else judged(model, job, keep)
     counts = {bits: sum(layer.bits == bits for layer in spec.document.layers.values()) for bits in (4, 8, None)}
     print(
         f"Wrote {args.output} ({counts[4]} layers in 4 bits, {counts[8]} in 8, {counts[None]} in float); "

@@ -32,7 +32,7 @@ from edgemm.export.trace import OPSET
 from edgemm.model.unified import Unified
 from edgemm.quantize.spec import Spec
 
-__all__ = ["Components", "Wanted", "native_sizes", "write_graphs"]
+__all__ = ["Components", "Wanted", "lower", "native_sizes", "write_graphs"]
 
 Trace = Callable[[ComponentGraph], ModelProto]
 Sizes = Mapping[str, Mapping[str, int]]  # component -> axis -> its size, for dialects that fix it
@@ -104,7 +104,7 @@ def write_graphs(
             kind = (lowering, scheme.precision)
             if kind not in done:
                 progress.status(f"{here}: lowering and writing for {scheme.target}")
-                lowered, real = _lower(name, reference if scheme.on_cpu else adaptable, scheme, spec, wanted.sizes)
+                lowered, real = lower(name, reference if scheme.on_cpu else adaptable, scheme, spec, wanted.sizes)
                 if scheme.on_cpu:
                     if wanted.adapters is not None:
                         adapter_inputs(lowered, adapter_points(name, reference, wanted.adapters))
@@ -144,7 +144,7 @@ def _copied(reference: ModelProto) -> ModelProto:
     return copy
 
 
-def _lower(name: str, reference: ModelProto, scheme: Scheme, spec: Spec | None, sizes: Sizes) -> tuple[ModelProto, str]:
+def lower(name: str, reference: ModelProto, scheme: Scheme, spec: Spec | None, sizes: Sizes) -> tuple[ModelProto, str]:
     """The component's graph for the scheme's target, and the precision to call it by."""
     if scheme.on_cpu:
         if spec is None:

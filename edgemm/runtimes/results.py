@@ -5,17 +5,17 @@ It holds values only; the loops make them.  Times are wall clock; loading an eng
 
 from __future__ import annotations
 
+import io
 import os
-import secrets
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
-from edgemm.bundle.files import is_disk_full
+from edgemm.bundle.files import write_whole
 from edgemm.bundle.picture import pillow
-from edgemm.errors import InputError, ResourceError, UsageError
+from edgemm.errors import InputError, UsageError
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -110,21 +110,13 @@ class Picture:
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes the file whole or not at all; the kind follows from the name (.png, .jpg, .webp, ...)."""
-        target = Path(os.path.abspath(path))
-        kind = picture_format(target)
-        temporary = target.with_name(f".{target.name}.{secrets.token_hex(4)}.partial")
+        stream = io.BytesIO()
+        kind = picture_format(Path(path))
         try:
-            with open(temporary, "xb") as stream:
-                self.to_pil().save(stream, format=kind)
-                stream.flush()
-                os.fsync(stream.fileno())
-            os.replace(temporary, target)
-        except OSError as error:
-            if is_disk_full(error):
-                raise ResourceError(f"{target}: the disk is full; nothing was kept") from error
-            raise InputError(f"{target}: cannot be written: {error.strerror or error}") from error
-        finally:
-            temporary.unlink(missing_ok=True)
+            self.to_pil().save(stream, format=kind)
+        except OSError as error:  # a format that holds no colours, say
+            raise InputError(f"{path}: cannot be written: {error}") from error
+        write_whole(path, stream.getvalue())
 
 
 def picture_format(path: Path) -> str:

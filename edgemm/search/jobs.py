@@ -1,11 +1,11 @@
 """What `edgemm quantize` does, once its words were read: make a spec, or search one; judge it; report it.
 
-Nothing is written here but the report, and that before the budgets are asked: who misses one wants to see why.
+The spec is kept as soon as it is decided, the report is written after it; who misses a budget gets the report alone.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
@@ -13,6 +13,7 @@ from typing import Any
 
 from edgemm import progress
 from edgemm.data.format import read_dataset
+from edgemm.errors import CheckFailedError
 from edgemm.model.unified import Unified
 from edgemm.quantize.options import QuantizeOptions
 from edgemm.quantize.quantization import quantize
@@ -39,6 +40,8 @@ __all__ = ["AUTO_BUDGETS", "Job", "auto", "judged"]
 
 AUTO_BUDGETS = {"text": "ppl+3%", "draw": "psnr30"}  # when nobody says otherwise
 
+Keep = Callable[[Spec], None]  # writes it where it belongs
+
 
 @dataclass(frozen=True)
 class Job:
@@ -54,8 +57,8 @@ class Job:
         return {side: read_budget(side, word) for side, word in words.items() if word}
 
 
-def judged(model: Unified, job: Job) -> Spec:
-    """Raises CheckFailedError where a budget is missed."""
+def judged(model: Unified, job: Job, keep: Keep) -> Spec:
+    """Raises CheckFailedError where a budget is missed; then nothing is kept."""
     budgets, page = tuple(job.budgets().values()), job.judging.report
     plain = None
     if budgets or page:
@@ -63,6 +66,8 @@ def judged(model: Unified, job: Job) -> Spec:
         plain = ask(model, job.steps)
     before = tasks_of(model, job)
     spec = quantize(model, job.options, job.checkpoint)
+    if not budgets:
+        keep(spec)
     if plain is None:
         return spec
     progress.status("asking the quantized model")
@@ -71,19 +76,29 @@ def judged(model: Unified, job: Job) -> Spec:
     quantized = ask(model, job.steps)
     scores = compare(plain, quantized)
     progress.line(_line(scores))
+    missed = None
+    if budgets:
+        try:
+            require_budgets(scores, budgets)
+            keep(spec)
+        except CheckFailedError as error:
+            missed = error
     if page:
         tasks = compare_tasks(model, job, before)
         write_report(page, document_of(spec, scores, signals, job.steps, tasks=tasks), plain, quantized)
-    require_budgets(scores, budgets)
+    if missed:
+        raise missed
     return spec
 
 
-def auto(model: Unified, job: Job, goal: str, output: Path) -> Spec:
+def auto(model: Unified, job: Job, goal: str, output: Path, keep: Keep) -> Spec:
     """The spec that a search finds; the report lies beside `output` when nobody names a place."""
     before = tasks_of(model, job)
     aim = Aim(goal, job.budgets(AUTO_BUDGETS), _checker(job))
     found = search(model, aim, job.options, journal_of(output), job.checkpoint)
     progress.line(_line(found.best.scores))
+    keep(found.spec)
+    journal_of(output).unlink(missing_ok=True)
     told = document_of_search(
         goal,
         {side: str(budget) for side, budget in aim.budgets.items()},

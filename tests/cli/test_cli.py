@@ -11,6 +11,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -18,8 +19,10 @@ import pytest
 from PIL import Image
 
 import edgemm
+from edgemm.bundle.bundle import open_bundle
 from edgemm.bundle.loops import Limits
 from edgemm.cli import main as cli
+from edgemm.cli.inspect import describe
 from edgemm.cli.main import VERBS, Verb, main
 from tests.runtimes.tiny_bundle import build
 
@@ -134,6 +137,20 @@ def test_inspect_says_what_is_inside(bundle, capsys):
     assert "draws 4 x 4 px in 4 steps" in page
     assert main(["inspect", str(bundle), "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["name"] == "tiny"
+
+
+def test_columns_stay_apart_where_a_dialect_is_long(bundle):
+    opened = open_bundle(bundle)
+    found = {
+        name: replace(
+            component, variants={v: replace(x, dialect="opset24+com.microsoft") for v, x in component.variants.items()}
+        )
+        for name, component in opened.manifest.components.items()
+    }
+    page = "\n".join(describe(replace(opened, manifest=replace(opened.manifest, components=found))))
+    head, *rows = page.split("\n\n")[1].splitlines()
+    assert head.split() == ["component", "variant", "dialect", "precision", "size"]
+    assert rows and all(row.split()[2:4] == ["opset24+com.microsoft", "fp32"] for row in rows)
 
 
 def test_verify_says_what_was_checked(bundle, capsys):

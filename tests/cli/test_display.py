@@ -32,7 +32,8 @@ def screen(written: str) -> list[str]:
         else:
             rows[row] = rows[row].ljust(column)[:column] + piece + rows[row][column + len(piece) :]
             column += len(piece)
-    return [line for line in map(str.rstrip, rows) if line]
+    rows = [re.sub(r" \[[\d:]+\]$", "", row.rstrip()) for row in rows]  # how long it has taken is not compared
+    return [line for line in rows if line]
 
 
 @pytest.fixture
@@ -105,7 +106,7 @@ def test_a_long_status_takes_one_row(terminal, monkeypatch):
     monkeypatch.setenv("COLUMNS", "20")
     with redirect_stderr(terminal), Display():
         progress.status("a status that is longer than the terminal is wide")
-        assert screen(terminal.getvalue()) == ["a status that is lo"]
+        assert screen(terminal.getvalue()) == ["a status"]
 
 
 def test_a_log_gets_lines_for_good_at_once_and_the_rest_now_and_then(capsys):

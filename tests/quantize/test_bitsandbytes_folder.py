@@ -12,6 +12,7 @@ from edgemm.model import checkpoint
 from edgemm.model.pretrained import load_transformer_weights
 from edgemm.model.transformer import Transformer
 from edgemm.quantize.bitsandbytes_folder import write_bitsandbytes
+from edgemm.quantize.options import QuantizeOptions
 from edgemm.quantize.quantization import quantize
 from tests.export.nano import left_behind, random_nano
 
@@ -82,7 +83,7 @@ def test_int8_codes_are_those_of_a_spec(model, tmp_path):
     again = random_nano()
     again.transformer.load_state_dict(load_transformer_weights(str(tmp_path / "int8"), model.config.transformer))
     name = "transformer.layers.1.mlp.up_proj"
-    once, twice = (quantize(one, "w8a8", "fp16", {"text": "", "draw": ""}) for one in (random_nano(), again))
+    once, twice = (quantize(one, QuantizeOptions("w8a8", "fp16", "")) for one in (random_nano(), again))
     assert (once.tensors[f"{name}.codes"] == twice.tensors[f"{name}.codes"]).all()
 
 

@@ -13,7 +13,7 @@ from edgemm.device.threads import plan_threads
 from edgemm.errors import BundleError
 from edgemm.runtimes.backend import ort_cuda_backend
 from edgemm.runtimes.backend.cuda_memory import Cuda
-from edgemm.runtimes.backend.ort_backend import OrtBinding
+from edgemm.runtimes.backend.engine import LockedBinding
 from edgemm.runtimes.backend.ort_cuda_backend import GraphBinding, OrtCudaEngine, open_engine
 from tests.heard import hearing
 from tests.runtimes.standin_cuda import CACHE, VARIANT, Driver
@@ -69,7 +69,7 @@ def test_every_run_reads_inputs_as_they_are_and_goes_on_from_the_cache(graphs):
     small = "cuda" if graphs else "cpu"
     assert engine.session.places == {"x": small, "y": small, "past_key.0": "cuda", "present_key.0": "cuda"}
     assert engine.session.graphs == (["-1", "1", "1"] if graphs else ["none"] * 3)
-    assert type(binding) is (GraphBinding if graphs else OrtBinding)
+    assert type(binding) is (GraphBinding if graphs else LockedBinding)
 
 
 def test_each_binding_is_a_graph_of_its_own_and_another_thread_captures_anew():
