@@ -7,6 +7,7 @@ Axes: n image tokens, p numbers in one; or c channels, h rows, w columns of a gr
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from edgemm.bundle.strict_json import check_one_of, check_range
@@ -185,6 +186,11 @@ class DenoiseLoop:
     @property
     def width(self) -> int:
         return self.latents.width if self.latents else self.image_size
+
+    @property
+    def places(self) -> int:
+        """Tokens, or places of the grid, of a picture of that size."""
+        return self.token_count or math.prod(self.state_shape(self.height, self.width)[1:])
 
     def problem(self, height: int, width: int) -> str | None:
         """Why this bundle cannot draw a picture of so many pixels; None where it can."""

@@ -4,6 +4,7 @@
     rotary_primitive       RotaryEmbedding (opset 23)   one half of a head turned against the other, arXiv:2104.09864
     scatter_primitive      TensorScatter (opset 24)     ScatterND, its index made once for all layers
     rms_norm_primitive     RMSNormalization (opset 23)  x / sqrt(mean(x x) + epsilon) * weight, arXiv:1910.07467
+    group_norm_primitive   GroupNormalization (21)      reshapes, means and products, arXiv:1803.08494
     gelu_primitive         Gelu (opset 20)              products with tanh or erf, arXiv:1606.08415
     clip_primitive         Clip of whole numbers        Max and Min: TensorRT 10's parser documents it for floats only
 
@@ -25,6 +26,7 @@ __all__ = [
     "attention_primitive",
     "clip_primitive",
     "gelu_primitive",
+    "group_norm_primitive",
     "rms_norm_primitive",
     "rotary_primitive",
     "scatter_primitive",
@@ -53,6 +55,11 @@ def scatter_primitive(model: ir.Model) -> bool:
 def rms_norm_primitive(model: ir.Model) -> bool:
     """The statistics are taken in float32, by a Cast that is seen, as the operator's own stash_type asks for."""
     return expand_nodes(model, "RMSNormalization", _rms_norm)
+
+
+def group_norm_primitive(model: ir.Model) -> bool:
+    """For parsers that do not know it; the statistics are taken in float32, as the operator's stash_type asks for."""
+    return expand_nodes(model, "GroupNormalization", _group_norm)
 
 
 def gelu_primitive(model: ir.Model) -> bool:
@@ -165,6 +172,24 @@ def _rms_norm(w: Writer, node: ir.Node) -> tuple[ir.Value]:
     if x.dtype != ir.DataType.FLOAT:
         normed = w.make("Cast", normed, to=x.dtype)
     return (w.make("Mul", normed, weight),)
+
+
+def _group_norm(w: Writer, node: ir.Node) -> tuple[ir.Value]:
+    x, scale, bias = _given(node)  # (b, c, ...), (c), (c)
+    channels = _size(x, 1, "GroupNormalization")
+    wide = x if x.dtype == ir.DataType.FLOAT else w.make("Cast", x, to=ir.DataType.FLOAT)
+    groups = w.constant([0, node.attributes.get_int("num_groups", 1), -1])
+    rows, last = w.make("Reshape", wide, groups), w.constant([2])  # (b, groups, numbers)
+    centred = w.make("Sub", rows, w.make("ReduceMean", rows, last, keepdims=1))
+    variance = w.make("ReduceMean", w.make("Mul", centred, centred), last, keepdims=1)
+    epsilon = w.constant(node.attributes.get_float("epsilon", 1e-5), np.float32)
+    normed = w.make("Div", centred, w.make("Sqrt", w.make("Add", variance, epsilon)))
+    if x.dtype != ir.DataType.FLOAT:
+        normed = w.make("Cast", normed, to=x.dtype)
+    back = w.make("Reshape", normed, w.make("Shape", x))
+    over_places = w.constant([channels, *[1] * (len(dims(x)) - 2)])
+    scale, bias = (w.make("Reshape", each, over_places) for each in (scale, bias))
+    return (w.make("Add", w.make("Mul", back, scale), bias),)
 
 
 def _gelu(w: Writer, node: ir.Node) -> tuple[ir.Value]:
