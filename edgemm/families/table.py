@@ -25,6 +25,7 @@ FAMILIES = {  # architecture -> module
     "FuyuForCausalLM": "edgemm.families.fuyu",
     "Qwen3VLForConditionalGeneration": "edgemm.families.qwen3_vl",
     "MultiModalityCausalLM": "edgemm.families.janusflow",
+    "Showo2Qwen2_5": "edgemm.families.showo2",
     "Cosmos3OmniForConditionalGeneration": "edgemm.families.qwen3_vl",
 }
 
