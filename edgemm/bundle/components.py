@@ -2,7 +2,7 @@
 
 It knows names, types and ranks of tensors, never files or weights.
 Axes: b batch, s new tokens, k drafts, T cache slots, t prefix slots, m/n image tokens read/drawn, g/h heads, d head
-width.
+width; of latents c channels, h rows, w columns.
 """
 
 from __future__ import annotations
@@ -28,13 +28,27 @@ __all__ = [
 
 DTYPES = ("float32", "float16", "int64", "int8", "bool")
 
-# a denoiser may do without a layout or a step size; a transformer gives one of logits and hidden, and perhaps more rows
-OPTIONAL = ("layout", "step_size", "logits", "hidden", "draft_index", "draft_logits")
+OPTIONAL = {  # component -> what its graph may do without
+    "transformer": ("logits", "hidden", "draft_index", "draft_logits", "past_hidden.*", "present_hidden.*"),
+    "conditioner": ("past_key.*", "past_value.*", "past_hidden.*", "prompt_mask", "prompt_vector", "layout"),
+    "denoiser": ("noisy_tokens", "latents", "step_size", "prompt_vector", "layout"),
+    "image_decoder": ("tokens", "latents"),
+}
+EITHER = (
+    ("logits", "hidden"),
+    ("noisy_tokens", "latents"),
+    ("tokens", "latents"),
+)  # one of the two, where both are known
 ADAPTER_PREFIX = "adapter."  # inputs of a transformer or a denoiser: low-rank factors (i, r) and (r, o) of a module
 CACHES = tuple(f"{stem}_{part}.*" for stem in ("past", "present") for part in ("key", "value"))  # int8 in a variant
-KEYS_AND_VALUES = tuple(f"{stem}_{part}.*" for stem in ("past", "present", "prefix") for part in ("key", "value"))
+KEYS_AND_VALUES = (
+    *(f"{stem}_{part}.*" for stem in ("past", "present", "prefix") for part in ("key", "value")),
+    "past_hidden.*",  # hidden states, kept as keys are
+    "present_hidden.*",
+)
 
 Signature = dict[str, tuple[str, int]]  # name -> (dtype, rank); "past_key.*" stands for one tensor a layer
+SAME_RANK = 0  # the rank of what is denoised
 
 COMPONENTS: dict[str, tuple[Signature, Signature]] = {  # component -> (inputs, outputs)
     "image_encoder": (
@@ -52,6 +66,7 @@ COMPONENTS: dict[str, tuple[Signature, Signature]] = {  # component -> (inputs, 
             "draft_index": ("int64", 2),
             "past_key.*": ("float32", 4),
             "past_value.*": ("float32", 4),
+            "past_hidden.*": ("float32", 4),
         },
         {
             "logits": ("float32", 2),
@@ -59,6 +74,7 @@ COMPONENTS: dict[str, tuple[Signature, Signature]] = {  # component -> (inputs, 
             "draft_logits": ("float32", 3),
             "present_key.*": ("float32", 4),
             "present_value.*": ("float32", 4),
+            "present_hidden.*": ("float32", 4),
         },
     ),
     # A transformer whose text and picture tokens have heads of their own gives `hidden`, and these two read it.
@@ -71,6 +87,7 @@ COMPONENTS: dict[str, tuple[Signature, Signature]] = {  # component -> (inputs, 
         {
             "past_key.*": ("float32", 4),
             "past_value.*": ("float32", 4),
+            "past_hidden.*": ("float32", 4),
             "prompt_mask": ("float32", 2),
             "prefix_length": ("int64", 1),
         },
@@ -85,6 +102,7 @@ COMPONENTS: dict[str, tuple[Signature, Signature]] = {  # component -> (inputs, 
     "denoiser": (
         {
             "noisy_tokens": ("float32", 3),
+            "latents": ("float32", 4),
             "time": ("float32", 1),
             "step_size": ("float32", 1),
             "prompt_vector": ("float32", 2),
@@ -93,10 +111,10 @@ COMPONENTS: dict[str, tuple[Signature, Signature]] = {  # component -> (inputs, 
             "prefix_key.*": ("float32", 4),
             "prefix_value.*": ("float32", 4),
         },
-        {"prediction": ("float32", 3)},
+        {"prediction": ("float32", SAME_RANK)},
     ),
     "image_decoder": (
-        {"tokens": ("float32", 3)},
+        {"tokens": ("float32", 3), "latents": ("float32", 4)},
         {"pixels": ("float32", 4)},
     ),
 }
@@ -128,17 +146,21 @@ class TensorSpec:
 def check_component(component: str, inputs: tuple[TensorSpec, ...], outputs: tuple[TensorSpec, ...]) -> None:
     """Refuses tensors that the contract does not know, lacks, or knows with another type or rank."""
     expected_inputs, expected_outputs = COMPONENTS[component]
+    optional = OPTIONAL.get(component, ())
     if component in ("transformer", "denoiser"):
         inputs = tuple(spec for spec in inputs if not _is_factor(spec))
-    _check_side("inputs", expected_inputs, inputs)
-    _check_side("outputs", expected_outputs, outputs)
+    _check_side("inputs", expected_inputs, inputs, optional, 0)
+    rank = next((len(spec.shape) for spec in inputs if spec.name in ("noisy_tokens", "latents")), 0)
+    _check_side("outputs", expected_outputs, outputs, optional, rank)
 
 
 def _is_factor(spec: TensorSpec) -> bool:
     return spec.name.startswith(ADAPTER_PREFIX) and (spec.dtype, len(spec.shape)) == ("float32", 2)
 
 
-def _check_side(side: str, expected: Signature, specs: tuple[TensorSpec, ...]) -> None:
+def _check_side(
+    side: str, expected: Signature, specs: tuple[TensorSpec, ...], optional: tuple[str, ...], same_rank: int
+) -> None:
     found = [spec.name for spec in specs]
     doubles = {name for name in found if found.count(name) > 1}
     if doubles:
@@ -147,15 +169,17 @@ def _check_side(side: str, expected: Signature, specs: tuple[TensorSpec, ...]) -
         if pattern(spec.name) not in expected:
             raise BundleError(f"{side}: unknown tensor {spec.name!r}, expected: {', '.join(expected)}")
         dtype, rank = expected[pattern(spec.name)]
+        rank = same_rank if rank == SAME_RANK else rank
         smaller = {"float16": KEYS_AND_VALUES, "int8": CACHES}.get(spec.dtype, ())
         if (spec.dtype != dtype and pattern(spec.name) not in smaller) or len(spec.shape) != rank:
             raise BundleError(
                 f"{side}: {spec.name!r} is {spec.dtype} of rank {len(spec.shape)}, expected {dtype} of rank {rank}"
             )
-    if {"logits", "hidden"} & expected.keys() and not {"logits", "hidden"} & set(found):
-        raise BundleError(f"{side}: neither 'logits' nor 'hidden' is there")
+    for one, other in EITHER:
+        if {one, other} <= expected.keys() and not {one, other} & set(found):
+            raise BundleError(f"{side}: neither {one!r} nor {other!r} is there")
     for name in expected:
-        if name not in OPTIONAL and name not in {pattern(item) for item in found}:
+        if name not in optional and name not in {pattern(item) for item in found}:
             raise BundleError(f"{side}: {name!r} is missing")
 
 
@@ -178,5 +202,5 @@ def layers_of(stem: str, specs: tuple[TensorSpec, ...]) -> tuple[int, ...]:
 
 def handed_over(denoiser_inputs: tuple[TensorSpec, ...]) -> tuple[TensorSpec, ...]:
     """What the conditioner gives the denoiser: everything but the picture in the making, its time and its step."""
-    own = ("noisy_tokens", "time", "step_size")
+    own = ("noisy_tokens", "latents", "time", "step_size")
     return tuple(spec for spec in denoiser_inputs if spec.name not in own and not _is_factor(spec))

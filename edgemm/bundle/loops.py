@@ -1,19 +1,21 @@
 """The loops a bundle asks for: numbers and strings that make one runtime serve every family.
 
 They are fields of manifest.json (docs/bundle.md), never code; runtimes/text_loop.py, runtimes/codes_loop.py and
-runtimes/denoise_loop.py run them.
+runtimes/denoise_loop.py run them.  The denoise loop's own are in denoise.py.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from edgemm.errors import BundleError
+from edgemm.bundle.denoise import DenoiseLoop, DenoiseTemplate, LatentGrid
+from edgemm.bundle.strict_json import check_one_of, check_range
 
 __all__ = [
     "DenoiseLoop",
     "DenoiseTemplate",
     "ImageTokensLoop",
+    "LatentGrid",
     "Limits",
     "Loops",
     "TextLoop",
@@ -24,17 +26,6 @@ __all__ = [
 ]
 
 SIDE_BY_SIDE = 4  # pictures of codes that are drawn in one batch: each weight is read once for all of them
-
-
-def check_range(name: str, value: float, low: float, high: float) -> None:
-    """Both bounds are allowed; the message names the field."""
-    if not low <= value <= high:
-        raise BundleError(f"{name} is {value:g}, expected {low:g} to {high:g}")
-
-
-def check_one_of(name: str, value: str, *known: str) -> None:
-    if value not in known:
-        raise BundleError(f"{name} is {value!r}, this edgemm knows: {', '.join(known)}")
 
 
 @dataclass(frozen=True)
@@ -82,46 +73,6 @@ class TextLoop:
             check_range("background", channel, 0, 255)
         for token in self.stop_token_ids:
             check_range("stop_token_ids", token, 0, 2**31)
-
-
-@dataclass(frozen=True)
-class DenoiseTemplate:
-    """The prompt stands between the two as " " + prompt."""
-
-    open: str
-    close: str
-
-
-@dataclass(frozen=True)
-class DenoiseLoop:
-    """Schedule, guidance and steps over a constant prefix, then decode."""
-
-    template: DenoiseTemplate
-    prefix_layers: tuple[int, ...]  # transformer layer that denoiser layer i reads
-    skip: int  # tokens of template.open: the same for every prompt, dropped by the conditioner
-    prediction: str
-    token_count: int  # n
-    token_width: int  # p
-    image_size: int  # H = W
-    num_inference_steps: int
-    guidance_scale: float
-    guidance_interval: tuple[float, float]  # guidance applies where low <= t <= high
-    shift: float
-    edits: bool = False  # the model was taught to draw from a picture that stands before the prompt
-
-    def __post_init__(self) -> None:
-        if self.prediction != "x":
-            raise BundleError(f"prediction is {self.prediction!r}, this edgemm runs 'x'")
-        for name in ("token_count", "token_width", "image_size", "num_inference_steps"):
-            check_range(name, getattr(self, name), 1, 2**24)
-        for layer in self.prefix_layers:
-            check_range("prefix_layers", layer, 0, 65_536)
-        low, high = self.guidance_interval
-        if not 0.0 <= low <= high <= 1.0:
-            raise BundleError(f"guidance_interval is {low:g} to {high:g}, expected 0 <= low <= high <= 1")
-        check_range("guidance_scale", self.guidance_scale, 0, 1000)
-        check_range("skip", self.skip, 0, 65_536)
-        check_range("shift", self.shift, 1e-3, 1e3)
 
 
 @dataclass(frozen=True)

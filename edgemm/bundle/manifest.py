@@ -186,9 +186,11 @@ class Manifest:
             depth = tuple(range(len(layers_of("past_key", specs))))
             return [(stem, depth) for stem in ("past_key", "past_value", "present_key", "present_value")]
         if name in ("conditioner", "denoiser") and self.loops.denoise:
-            layers = self.loops.denoise.prefix_layers
+            layers, hidden = self.loops.denoise.prefix_layers, self.loops.denoise.hidden_layers
             read, drawn = tuple(sorted(set(layers))), tuple(range(len(layers)))
-            return [("past_key", read), ("past_value", read), ("prefix_key", drawn), ("prefix_value", drawn)]
+            expected = [("past_key", read), ("past_value", read), ("past_hidden", tuple(sorted(set(hidden))))]
+            # what is made of hidden states is the graphs' own business
+            return expected if hidden else [*expected, ("prefix_key", drawn), ("prefix_value", drawn)]
         return []
 
     def _check_target(self, target: str, chosen: dict[str, str]) -> None:
@@ -228,7 +230,7 @@ class Manifest:
 
     def _named_files(self) -> list[tuple[str, str]]:
         named = [(self.tokenizer, "tokenizer")]
-        if self.loops.denoise:
+        if self.loops.denoise and self.loops.denoise.unconditional == "file":
             named.append((UNCONDITIONAL, "loops.denoise"))
         if self.loops.image_tokens and self.loops.image_tokens.code_ids is not None:
             named.append((self.loops.image_tokens.code_ids, "loops.image_tokens.code_ids"))

@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 
 from edgemm.errors import BundleError, InputError
 
-__all__ = ["decode", "encode", "parse"]
+__all__ = ["check_one_of", "check_range", "decode", "encode", "parse"]
 
 T = TypeVar("T")
 PLAIN = {str: "a string", bool: "true or false", int: "a whole number", float: "a number"}
@@ -134,3 +134,17 @@ def _object_without_doubles(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
             raise ValueError(f"field {name!r} stands twice")
         found[name] = value
     return found
+
+
+# What a field may hold: the checks that dataclasses make at birth.
+
+
+def check_range(name: str, value: float, low: float, high: float) -> None:
+    """Both bounds are allowed; the message names the field."""
+    if not low <= value <= high:
+        raise BundleError(f"{name} is {value:g}, expected {low:g} to {high:g}")
+
+
+def check_one_of(name: str, value: str, *known: str) -> None:
+    if value not in known:
+        raise BundleError(f"{name} is {value!r}, this edgemm knows: {', '.join(known)}")

@@ -90,7 +90,7 @@ def describe(bundle: Bundle) -> Iterable[str]:
         yield f"talks{reads}; at most {manifest.limits.max_context} tokens"
     if draws:
         yield (
-            f"draws {draws.image_size} x {draws.image_size} px in {draws.num_inference_steps} steps "
+            f"draws {draws.width} x {draws.height} px in {draws.num_inference_steps} steps "
             f"(at most {manifest.limits.max_steps}), guidance {draws.guidance_scale:g}"
         )
     codes = manifest.loops.image_tokens

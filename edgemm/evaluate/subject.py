@@ -67,7 +67,7 @@ class BundleSubject:
     def drawing_size(self) -> int:
         loops = self.model.manifest.loops
         if loops.denoise is not None:
-            return loops.denoise.image_size
+            return loops.denoise.height
         if loops.image_tokens is not None:
             return loops.image_tokens.image_height
         raise InputError(f"bundle {self.name} does not draw; ask for --suite read")

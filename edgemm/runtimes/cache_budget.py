@@ -120,8 +120,8 @@ UNLIMITED = CacheBudget()
 
 
 def cache_bytes_a_slot(transformer: Variant) -> int:
-    """Keys and values of every layer for one token."""
-    return row_bytes(spec for spec in transformer.inputs if spec.name.startswith(("past_key.", "past_value.")))
+    """What every layer keeps of one token."""
+    return row_bytes(spec for spec in transformer.inputs if spec.name.startswith("past_"))
 
 
 def row_bytes(specs: Iterable[TensorSpec]) -> int:

@@ -28,7 +28,9 @@ WEIGHTS_BYTES = 1000  # of each component
 DRAWS = ("image_encoder", "transformer", "conditioner", "denoiser", "image_decoder")
 SIZES = {1: (1,), 2: (1, 2), 3: (1, 2, 3), 4: (1, 2, 3, 4)}
 TEXT = TextLoop(TextTemplate("<u>", "</u>", "<a>", "</a>", "<s>", "</s>", ""), "\n", 32, 16, (255, 255, 255), (0,))
-DENOISE = DenoiseLoop(DenoiseTemplate("Draw", "."), (0,), 1, "x", 2, 3, 32, 10, 2.0, (0.0, 1.0), 1.0)
+DENOISE = DenoiseLoop(
+    DenoiseTemplate("Draw", "."), (0,), 1, "x", 10, 2.0, (0.0, 1.0), 1.0, token_count=2, token_width=3, image_size=32
+)
 
 
 def write_paper_bundle(path: Path, target: str = "cpu", draws: bool = True, dialect: str = "opset21") -> Path:

@@ -175,7 +175,7 @@ VARIANT = ("components", "denoiser", "variants", "cpu-fp32")
         (("limits", "max_context"), 0, "limits.max_context is 0, expected 1 to"),
         (("limits", "max_steps"), True, "limits.max_steps: true, expected a whole number"),
         (("loops", "denoise", "shift"), 0, "loops.denoise.shift is 0, expected"),
-        (("loops", "denoise", "prediction"), "v", "loops.denoise.prediction is 'v', this edgemm runs 'x'"),
+        (("loops", "denoise", "prediction"), "v", "loops.denoise.prediction is 'v', this edgemm knows: x, velocity"),
         (("loops", "denoise", "guidance_interval"), [0.9, 0.1], "guidance_interval is 0.9 to 0.1, expected 0 <= low"),
         (("loops", "denoise", "guidance_interval"), [0.0], "guidance_interval: a list of 1, expected 2 entries"),
         (("loops", "denoise", "prefix_layers"), [0, 1, 1], r"prefix_key of layers \[0, 1\], expected \[0, 1, 2\]"),
@@ -226,7 +226,10 @@ def test_a_component_with_other_tensors_is_refused(bundle, side):
     change(bundle, *VARIANT, side, to=[*tensors, {"name": "odd", "dtype": "float32", "shape": ["b"]}])
     refuse(bundle, f"denoiser.variants.cpu-fp32.{side}: unknown tensor 'odd'")
     change(bundle, *VARIANT, side, to=tensors[1:])
-    refuse(bundle, f"denoiser.variants.cpu-fp32.{side}: '{tensors[0]['name']}' is missing")
+    missing = (
+        f"'{tensors[0]['name']}' is missing" if side == "outputs" else "neither 'noisy_tokens' nor 'latents' is there"
+    )
+    refuse(bundle, f"denoiser.variants.cpu-fp32.{side}: {missing}")
     change(bundle, *VARIANT, side, to=[{**tensors[0], "dtype": "int64"}, *tensors[1:]])
     refuse(bundle, f"{side}: '{tensors[0]['name']}' is int64 of rank 3, expected float32 of rank 3")
     change(bundle, *VARIANT, side, to=[{**tensors[0], "dtype": "float16"}, *tensors[1:]])
