@@ -152,15 +152,15 @@ class ImageEncoder(nn.Module):
 
 
 class LatentEncoder(nn.Module):
-    """A picture to edit, (b, 3, H, W) in [0, 1], and noise (b, p, h, w) to latents (b, p, h, w)."""
+    """A picture to edit, (b, 3, H, W) in [0, 1], to latents' mean and deviation, (b, p, h, w) each."""
 
     def __init__(self, model: BagelModel) -> None:
         super().__init__()
         self.encoder, self.patch = model.vae.encoder, model.sizes.latent_patch
 
-    def forward(self, pixels: Tensor, noise: Tensor) -> Tensor:
-        mean, logarithm = self.encoder(2 * pixels - 1).chunk(2, dim=1)
-        return SCALE * (as_tokens(mean, self.patch) + (as_tokens(logarithm, self.patch) / 2).exp() * noise - SHIFT)
+    def forward(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
+        mean, logarithm = as_tokens(self.encoder(2 * pixels - 1), self.patch, parts=2)
+        return SCALE * (mean - SHIFT), SCALE * (logarithm / 2).exp()
 
 
 class ImageDecoder(nn.Module):
@@ -174,10 +174,10 @@ class ImageDecoder(nn.Module):
         return self.decoder(as_places(latents, self.patch) / SCALE + SHIFT) / 2 + 0.5
 
 
-def as_tokens(latents: Tensor, patch: int) -> Tensor:
-    """(b, z, h patch, w patch) -> (b, p, h, w): a token's numbers are row, column, channel."""
-    x = latents.unflatten(3, (-1, patch)).unflatten(2, (-1, patch))  # (b, z, h, patch, w, patch)
-    return x.permute(0, 3, 5, 1, 2, 4).flatten(1, 3)
+def as_tokens(latents: Tensor, patch: int, parts: int = 1) -> tuple[Tensor, ...]:
+    """(b, parts z, h patch, w patch) -> (b, p, h, w) a part: a token's numbers are row, column, channel."""
+    x = latents.unflatten(3, (-1, patch)).unflatten(2, (-1, patch)).unflatten(1, (parts, -1))
+    return x.permute(1, 0, 4, 6, 2, 3, 5).flatten(2, 4).unbind(0)  # from (b, parts, z, h, patch, w, patch)
 
 
 def as_places(tokens: Tensor, patch: int) -> Tensor:

@@ -1,0 +1,110 @@
+"""Published tensors in modules of our own, where no library that is installed knows the model.
+
+A model is made without memory (meta device), and each tensor is read when its place is filled, as float32: nothing is
+held twice.  What is missing, cut or of another shape is told in one line, before anything is traced.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+
+from edgemm.errors import CheckpointError
+from edgemm.families.hf_checkpoint import complaints
+
+__all__ = ["fill", "from_sizes", "names_and_shapes", "read_config"]
+
+T = TypeVar("T")
+POINTER = b"version https://git-lfs"
+LARGEST = {"depth": 1024, "layers": 1024, "heads": 4096}  # of what is counted; more is a damaged config
+LARGEST_NUMBER = 10_000_000  # any other size: a vocabulary is the largest there is
+
+Places = Mapping[str, Path]  # a tensor's name in the model -> the file it is in
+
+
+def read_config(path: Path, what: str) -> dict[str, Any]:
+    """A JSON object with no absurd numbers in it; `what` says what the file would tell."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise CheckpointError(f"{path}: {what}: cannot be read: {error.strerror}") from error
+    except ValueError as error:
+        raise CheckpointError(f"{path}: {what}: not JSON: {error}") from error
+    if not isinstance(found, dict):
+        raise CheckpointError(f"{path}: {what}: expected an object")
+    for key, value in found.items():
+        if isinstance(value, int) and not isinstance(value, bool) and _counts(key) and not 0 < value <= _largest(key):
+            raise CheckpointError(f"{path}: {key} is {value}, expected 1 to {_largest(key)}")
+    return found
+
+
+def _counts(key: str) -> bool:
+    return key.startswith("num_") or key.endswith(("_size", "_dim", "_layers", "_heads", "_channels"))
+
+
+def _largest(key: str) -> int:
+    return next((most for part, most in LARGEST.items() if part in key), LARGEST_NUMBER)
+
+
+def names_and_shapes(path: Path, what: str) -> dict[str, tuple[int, ...]]:
+    """Of one .safetensors file, from its header alone."""
+    try:
+        with path.open("rb") as file:
+            if file.read(len(POINTER)) == POINTER:
+                raise CheckpointError(f"{path}: a Git-LFS pointer and no weights ({what}); fetch it: git lfs pull")
+        with safe_open(path, framework="pt") as opened:
+            return {name: tuple(opened.get_slice(name).get_shape()) for name in opened.keys()}  # noqa: SIM118
+    except OSError as error:
+        raise CheckpointError(f"{path}: {what}: cannot be read: {error.strerror or error}") from error
+    except SafetensorError as error:
+        raise CheckpointError(f"{path}: {what}: damaged or cut: {error}") from error
+
+
+def from_sizes(make: Callable[[], T], folder: Path) -> T:
+    """The model without its weights, on the meta device; a config that cannot be one is the folder's fault."""
+    with complaints(folder, "its configs do not fit together"), torch.device("meta"):
+        return make()
+
+
+@torch.no_grad()
+def fill(model: nn.Module, folder: Path, places: Places, renamed: Callable[[str], str] = lambda name: name) -> None:
+    """Reads every tensor of the model; `renamed` gives a name in the file for one in the model."""
+    wanted = {**dict(model.named_parameters()), **_stored_buffers(model)}
+    if missing := sorted(wanted.keys() - places.keys()):
+        raise CheckpointError(f"{folder}: {len(missing)} tensors are missing, for example {renamed(missing[0])}")
+    by_file: dict[Path, list[str]] = {}
+    for name in wanted:
+        by_file.setdefault(places[name], []).append(name)
+    for path, names in by_file.items():
+        with safe_open(path, framework="pt") as opened:
+            for name in names:
+                _put(model, name, opened.get_tensor(renamed(name)), wanted[name], f"{path}: {renamed(name)}")
+
+
+def _stored_buffers(model: nn.Module) -> dict[str, Tensor]:
+    """Those that a state has; a count of batches is none of anybody's business."""
+    parameters = dict(model.named_parameters())
+    return {name: x for name, x in model.state_dict().items() if name not in parameters and x.is_floating_point()}
+
+
+def _put(model: nn.Module, name: str, found: Tensor, wanted: Tensor, where: str) -> None:
+    if found.shape != wanted.shape:
+        raise CheckpointError(f"{where} has shape {tuple(found.shape)}, its config says {tuple(wanted.shape)}")
+    parent, _, last = name.rpartition(".")
+    module = model.get_submodule(parent)
+    value = found.float().contiguous()
+    if last in module._parameters:
+        module._parameters[last] = nn.Parameter(value, requires_grad=False)
+    else:
+        module._buffers[last] = value
+
+
+def starting(names: Iterable[str], path: Path, prefix: str = "") -> dict[str, Path]:
+    """`fill`'s places of a file's tensors, in the model under `prefix`."""
+    return {prefix + name: path for name in names}
