@@ -25,8 +25,8 @@ __all__ = [
     "chat_prompt",
     "check_length",
     "drawing_prompt",
-    "empty_drawing_prompt",
     "image_prompt",
+    "negative_drawing_prompt",
     "picture_in_reply",
     "turn_prompt",
     "unconditional_prompt",
@@ -87,9 +87,10 @@ class _Builder:
         self.rows += [-1] * len(ids)
         self.own += [0.0] * len(ids)
 
-    def picture(self, count: int) -> None:
-        """`count` tokens that see one another."""
-        self.limits += [len(self.ids) + count - 1] * count
+    def picture(self, count: int, causal: bool = False) -> None:
+        """`count` tokens that see one another, or only those before them."""
+        first, last = len(self.ids), len(self.ids) + count - 1
+        self.limits += range(first, last + 1) if causal else [last] * count
         self.ids += [PICTURE_ID] * count
         self.rows += range(self.pictures * count, (self.pictures + 1) * count)
         self.own += [0.0] * count
@@ -205,24 +206,56 @@ def _user(builder: _Builder, message: Message, loop: TextLoop) -> None:
     builder.text(loop.template.user_close)
 
 
-def drawing_prompt(prompt: str, template: DenoiseTemplate, tokenizer: Tokenizer, picture: int = 0) -> Prompt:
-    """What the denoiser's prefix is made of; `picture` is how many tokens a picture to edit takes."""
+Size = tuple[int, int]  # height and width of the picture, in pixels
+
+
+def drawing_prompt(
+    prompt: str,
+    template: DenoiseTemplate,
+    tokenizer: Tokenizer,
+    picture: int = 0,
+    size: Size = (0, 0),
+    causal: bool = False,
+) -> Prompt:
+    """What the denoiser's prefix is made of; `picture` is how many tokens a picture to edit takes, `causal` whether
+    they see only those before them."""
     if not isinstance(prompt, str) or not prompt.strip():
         raise UsageError("prompt is empty, expected some text")
-    builder = _Builder(tokenizer)
-    builder.text(template.open)
-    if picture:
-        builder.picture(picture)
-    builder.text(" " + prompt, own=True)
-    builder.text(template.close)
-    return builder.build()
+    return negative_drawing_prompt(prompt, template, tokenizer, picture, size, causal)
 
 
-def empty_drawing_prompt(template: DenoiseTemplate, tokenizer: Tokenizer) -> Prompt:
-    """What guidance leads away from, when nothing else is said: the template around nothing."""
-    builder = _Builder(tokenizer)
-    builder.text(template.open)
-    builder.text(template.close)
+def negative_drawing_prompt(
+    prompt: str,
+    template: DenoiseTemplate,
+    tokenizer: Tokenizer,
+    picture: int = 0,
+    size: Size = (0, 0),
+    causal: bool = False,
+) -> Prompt:
+    """What guidance leads away from: the same around another prompt, which may be empty."""
+    builder, said = _Builder(tokenizer), prompt.strip() if template.strip else prompt
+    sentence = template.size_sentence.format(height=size[0], width=size[1])
+    if sentence:
+        said = said.rstrip(".")
+        sentence = f". {sentence}" if said else sentence
+    if not template.joined:
+        builder.text(template.open)
+        if picture:
+            builder.picture(picture, causal)
+            builder.text(template.image_close)
+        if said:
+            builder.text(" " + said, own=True)
+        builder.text(sentence)
+        builder.text(template.close)
+        return builder.build()
+    before: Pieces = [(template.open, False)]
+    after: Pieces = [(said, True), (sentence, False), (template.close, False)]
+    if not picture:
+        builder.tokens(_joined_ids([*before, *after], tokenizer).tolist())
+        return builder.build()
+    builder.tokens(_joined_ids(before, tokenizer).tolist())
+    builder.picture(picture, causal)
+    builder.tokens(_joined_ids([(template.image_close, False), *after], tokenizer).tolist())
     return builder.build()
 
 

@@ -38,6 +38,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--top-k", type=int, metavar="K", help="keep the K likeliest tokens")
     parser.add_argument("--top-p", type=float, metavar="P", help="keep the likeliest tokens of this probability")
     parser.add_argument("--negative-prompt", metavar="TEXT", help="what to guide away from, where the model can")
+    parser.add_argument("--width", type=int, metavar="PIXELS", help="of models that draw several sizes")
+    parser.add_argument("--height", type=int, metavar="PIXELS", help="the same")
+    parser.add_argument(
+        "--image-guidance-scale", type=float, metavar="W", help="how closely the picture that is edited is kept"
+    )
     parser.add_argument("--show-progress", action="store_true", help="a bar on stderr (always there on a terminal)")
     parser.add_argument("--timeout-s", type=float, metavar="S", help="give up after so many seconds")
 
@@ -61,6 +66,9 @@ def run(args: argparse.Namespace) -> int:
             top_p=args.top_p,
             negative_prompt=args.negative_prompt,
             image=args.image,
+            width=args.width,
+            height=args.height,
+            image_guidance_scale=args.image_guidance_scale,
         )
         result = _follow(stream, args)
     if result.finish_reason != "stop":

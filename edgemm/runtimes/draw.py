@@ -18,7 +18,13 @@ import numpy as np
 from edgemm.bundle.bundle import UNCONDITIONAL
 from edgemm.bundle.loops import DenoiseLoop, ImageTokensLoop, Limits
 from edgemm.bundle.picture import PictureSource
-from edgemm.bundle.prompt import check_length, drawing_prompt, empty_drawing_prompt, image_prompt, unconditional_prompt
+from edgemm.bundle.prompt import (
+    check_length,
+    drawing_prompt,
+    image_prompt,
+    negative_drawing_prompt,
+    unconditional_prompt,
+)
 from edgemm.bundle.tokenizer import Tokenizer
 from edgemm.errors import BundleError, InputError, UsageError
 from edgemm.runtimes import schedule
@@ -26,7 +32,7 @@ from edgemm.runtimes.adapters import read_tensors
 from edgemm.runtimes.backend.engine import Arrays
 from edgemm.runtimes.cache_budget import CacheBudget
 from edgemm.runtimes.codes_loop import CodesClock, CodesEngines, CodesRequest, draw_codes
-from edgemm.runtimes.denoise_loop import DrawClock, DrawEngines, DrawRequest, check_noise, draw
+from edgemm.runtimes.denoise_loop import DrawClock, DrawEngines, DrawRequest, Prompts, check_noise, draw
 from edgemm.runtimes.engines import Engines
 from edgemm.runtimes.image_encoder import Sight
 from edgemm.runtimes.results import DenoiseProgress, ImageResult
@@ -61,11 +67,12 @@ class Drawing:
             return lambda cancelled: self._draw_codes(codes, codes_loop, cancelled, codes_clock)
         if loops.denoise is None:
             raise BundleError(f"bundle {name} does not draw: it has no denoise loop and no image_tokens loop")
-        loop, clock, picture, count = loops.denoise, DrawClock(), None, 0
+        loop, clock, picture, tokens = loops.denoise, DrawClock(), None, (0, False)
         if options.image is not None:
             assert loops.text is not None  # manifest.py saw to it
-            picture, count = self._sight.picture(options.image, loops.text), loops.text.image_token_count
-        request = options.denoise_request(prompt, loop, limits, self._tokenizer, count)
+            picture = self._sight.picture(options.image, loops.text)
+            tokens = loops.text.image_token_count, loops.text.joined
+        request = options.denoise_request(prompt, loop, limits, self._tokenizer, *tokens)
         return lambda cancelled: self._denoise(request, picture, loop, cancelled, clock)
 
     def codes_engines(self, loop: ImageTokensLoop) -> CodesEngines:
@@ -90,13 +97,15 @@ class Drawing:
     ) -> Drawn:
         adapter = self._engines.adapters.active
         loaded, clock.load_s = self._engines.timed(PARTS, adapter)
+        prompts, from_file = request.prompts, loop.unconditional == "file"
         if picture is not None:
-            request = replace(request, image_tokens=self._seen(picture, clock))
-        if "transformer" in adapter.touched and request.negative is None:  # the bundle's own was made without it
-            request = replace(request, negative=empty_drawing_prompt(loop.template, self._tokenizer))
+            prompts = replace(prompts, image_tokens=self._seen(picture, clock))
+        if "transformer" in adapter.touched and from_file and prompts.negative is None:  # it was made without it
+            prompts = replace(prompts, negative=negative_drawing_prompt("", loop.template, self._tokenizer))
+        request = replace(request, prompts=prompts)
         engines = DrawEngines(
             **loaded,
-            unconditional=self._unconditional,
+            unconditional=self._unconditional if from_file else {},
             max_context=self._manifest.limits.max_context,
             budget=self._budget,
         )
@@ -146,34 +155,91 @@ class DrawingOptions:
     top_p: float | None = None
     negative_prompt: str | None = None  # what guidance leads away from, instead of the empty prompt
     image: PictureSource | None = None  # a picture to edit
+    width: int | None = None  # of the picture, in pixels, where the model draws several sizes
+    height: int | None = None
+    image_guidance_scale: float | None = None  # towards the picture that is edited, where the model knows such a thing
 
     def __post_init__(self) -> None:
         check_whole("seed", self.seed, 0, 2**64 - 1)
         check_whole("num_images", self.num_images, 1, MOST_PICTURES)
 
     def denoise_request(
-        self, prompt: str, loop: DenoiseLoop, limits: Limits, tokenizer: Tokenizer, picture: int = 0
+        self,
+        prompt: str,
+        loop: DenoiseLoop,
+        limits: Limits,
+        tokenizer: Tokenizer,
+        picture: int = 0,
+        causal: bool = False,
     ) -> DrawRequest:
-        """What the denoise loop wants, or UsageError; `picture` is how many tokens the one to edit takes."""
+        """What the denoise loop wants, or UsageError.
+
+        `picture` is how many tokens the one to edit takes, `causal` whether they see only those before them.
+        """
         self._refuse("draws by denoising", "temperature", "top_k", "top_p")
         steps = loop.num_inference_steps if self.num_inference_steps is None else self.num_inference_steps
-        check_whole("num_inference_steps", steps, 1, limits.max_steps)
+        points = int(loop.counts == "points")
+        check_whole("num_inference_steps", steps, 1 + points, limits.max_steps)
+        height, width = self._size(loop)
         scale = self._guidance(loop.guidance_scale)
-        tokens, negative = drawing_prompt(prompt, loop.template, tokenizer, picture), None
-        if self.negative_prompt is not None:
-            if scale == 1:
-                raise UsageError("negative_prompt needs guidance, guidance_scale is 1")
-            negative = drawing_prompt(self.negative_prompt, loop.template, tokenizer)
-        check_length(max(len(tokens), len(negative or ())), limits)
+        prompts = self._prompts(prompt, loop, tokenizer, (picture, (height, width), causal), scale)
+        check_length(max(len(read) for _, read, _ in prompts.rows), limits)
         if self.noise is None:
-            noises = tuple(schedule.initial_noise(each, loop.token_count, loop.token_width) for each in self._seeds)
+            shape = loop.state_shape(height, width)
+            noises = tuple(schedule.initial_noise(each, *shape) for each in self._seeds)
         else:
-            noises = check_noise(self.noise, self.num_images, loop)
-        return DrawRequest(tokens, steps, scale, self._seeds, noises, self.preview, negative)
+            noises = check_noise(self.noise, self.num_images, loop, height, width)
+        sizes = (height, width, self._image_guidance(loop))
+        return DrawRequest(prompts, steps - points, scale, self._seeds, noises, self.preview, *sizes)
+
+    def _prompts(
+        self,
+        prompt: str,
+        loop: DenoiseLoop,
+        tokenizer: Tokenizer,
+        pictured: tuple[int, tuple[int, int], bool],  # tokens of the picture to edit, size of the drawn one, causal
+        scale: float,
+    ) -> Prompts:
+        """What is read: the prompt, what guidance leads away from, and the prompt without the picture it edits."""
+        if self.negative_prompt is not None and scale == 1:
+            raise UsageError("negative_prompt needs guidance, guidance_scale is 1")
+        edits, size = pictured[0] > 0, pictured[1]
+        template = (loop.edit_template if edits else None) or loop.template
+        tokens = drawing_prompt(prompt, template, tokenizer, *pictured)
+        by_picture = edits and loop.image_guidance_scale is not None
+        guided = scale != 1 or (by_picture and self._image_guidance(loop) != 1)
+        negative, alone = None, None
+        if by_picture and guided:
+            negative = negative_drawing_prompt(self.negative_prompt or "", template, tokenizer, *pictured)
+            alone = drawing_prompt(prompt, loop.template, tokenizer, size=size)
+        elif scale != 1 and (self.negative_prompt is not None or loop.unconditional == "prompt"):
+            text = loop.negative_prompt if self.negative_prompt is None else self.negative_prompt
+            around = loop.negative_template or loop.template
+            negative = negative_drawing_prompt(text, around, tokenizer, size=size)
+        return Prompts(tokens, negative, alone, guided=guided)
+
+    def _size(self, loop: DenoiseLoop) -> tuple[int, int]:
+        """Height and width in pixels."""
+        for name in ("height", "width"):
+            if getattr(self, name) is not None:
+                check_whole(name, getattr(self, name), 1, 2**24)
+        height, width = self.height or loop.height, self.width or loop.width
+        if problem := loop.problem(int(height), int(width)):
+            raise UsageError(problem)
+        return int(height), int(width)
+
+    def _image_guidance(self, loop: DenoiseLoop) -> float:
+        if loop.image_guidance_scale is None:
+            self._refuse("does not guide by the picture it edits", "image_guidance_scale")
+            return 1.0
+        own = loop.image_guidance_scale if self.image is not None else 1.0
+        return self._scale("image_guidance_scale", own)
 
     def codes_request(self, prompt: str, loop: ImageTokensLoop, limits: Limits, tokenizer: Tokenizer) -> CodesRequest:
         """What the image_tokens loop wants."""
-        self._refuse("draws token by token", "num_inference_steps", "noise", "preview")
+        self._refuse(
+            "draws token by token", "num_inference_steps", "noise", "preview", "width", "height", "image_guidance_scale"
+        )
         scale = self._guidance(loop.guidance_scale)
         tokens = image_prompt(prompt, loop, tokenizer)
         blank = None if scale == 1 else unconditional_prompt(tokens, self.negative_prompt, loop, tokenizer)
@@ -190,9 +256,12 @@ class DrawingOptions:
         return tuple(int(self.seed) + index for index in range(self.num_images))
 
     def _guidance(self, default: float) -> float:
-        scale = default if self.guidance_scale is None else self.guidance_scale
+        return self._scale("guidance_scale", default)
+
+    def _scale(self, name: str, default: float) -> float:
+        scale = default if getattr(self, name) is None else getattr(self, name)
         if not (math.isfinite(scale) and 0 <= scale <= LARGEST_GUIDANCE):
-            raise UsageError(f"guidance_scale is {scale}, expected 0 to {LARGEST_GUIDANCE:g}")
+            raise UsageError(f"{name} is {scale}, expected 0 to {LARGEST_GUIDANCE:g}")
         return float(scale)
 
     def _refuse(self, how: str, *names: str) -> None:

@@ -193,14 +193,18 @@ class Model:
         top_p: float | None = None,
         negative_prompt: str | None = None,
         image: PictureSource | None = None,
+        width: int | None = None,
+        height: int | None = None,
+        image_guidance_scale: float | None = None,
     ) -> Iterator[DenoiseProgress | ImageResult]:
         """Progress after every step, with previews when asked for, and at last the ImageResult.
 
         What is None is the bundle's own default.  Picture number i has the seed `seed + i`; `noise`, (n, p) or
-        (num_images, n, p), takes the place of the seeds' noise.  Guidance leads away from `negative_prompt`, or from
-        the empty prompt; guidance 1 leaves that half out.  `image` is a picture to edit, for bundles that can.  Models
-        that draw by denoising take steps, noise and previews; those that draw token by token take temperature, top_k
-        and top_p.
+        (c, h, w), for several pictures with their number before it, takes the place of the seeds' noise.  Guidance
+        leads away from `negative_prompt`, or from the empty prompt; guidance 1 leaves that half out.  `image` is a
+        picture to edit, for bundles that can, and `image_guidance_scale` how closely it is kept, for models that know
+        that.  `width` and `height`, in pixels, are for models that draw several sizes.  Models that draw by denoising
+        take steps, noise and previews; those that draw token by token take temperature, top_k and top_p.
         """
         self.engines.check_open()
         options = DrawingOptions(
@@ -216,6 +220,9 @@ class Model:
             top_p,
             negative_prompt,
             image,
+            width,
+            height,
+            image_guidance_scale,
         )
         return self.call(self.drawing.start(prompt, options), timeout_s)
 

@@ -168,3 +168,4 @@ class DenoiseProgress:
     time: float  # t after the step: 1 is the finished picture
     index: int  # which picture of the prompt, from 0
     preview: Picture | None = None  # what the picture is expected to become, when asked for
+    latents: np.ndarray | None = None  # what is denoised, after the step: (n, p), or (c, h, w)

@@ -41,7 +41,7 @@ class Trajectory:
     @property
     def done(self) -> float:
         """How much of the way lies behind: 1 is the finished picture."""
-        return 1 - self.sigmas[self.k]
+        return self.now if self.loop.time_zero == "noise" else 1 - self.now
 
     def clean(self, x: np.ndarray, prediction: np.ndarray) -> np.ndarray:
         """The picture that is expected behind x."""

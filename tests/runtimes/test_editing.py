@@ -11,7 +11,7 @@ import edgemm
 from edgemm.bundle.bundle import Manifest
 from edgemm.bundle.loops import Loops
 from edgemm.bundle.picture import load_picture
-from edgemm.bundle.prompt import drawing_prompt, empty_drawing_prompt
+from edgemm.bundle.prompt import drawing_prompt, negative_drawing_prompt
 from edgemm.errors import BundleError, InputError
 from edgemm.runtimes import schedule
 from edgemm.runtimes.draw import DrawingOptions
@@ -39,7 +39,7 @@ def test_an_edit_is_the_references(editor, weights, scale):
     wanted = reference.draw(
         weights,
         drawing_prompt("make it blue", template, editor.tokenizer, TINY.image_tokens),
-        empty_drawing_prompt(template, editor.tokenizer),
+        negative_drawing_prompt("", template, editor.tokenizer),
         SKIP,
         schedule.initial_noise(3, TINY.token_count, TINY.token_width),
         *(4, scale, (0.0, 1.0), 2.0),
