@@ -8,12 +8,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from edgemm.bundle.denoise import DenoiseLoop, DenoiseTemplate, LatentGrid
+from edgemm.bundle.denoise import DenoiseLoop, DenoiseTemplate, EditGuidance, LatentGrid
 from edgemm.bundle.strict_json import check_one_of, check_range
+from edgemm.errors import BundleError
 
 __all__ = [
     "DenoiseLoop",
     "DenoiseTemplate",
+    "EditGuidance",
     "ImageTokensLoop",
     "LatentGrid",
     "Limits",
@@ -63,8 +65,12 @@ class TextLoop:
     image_resample: str = "bicubic"  # Pillow's name of the filter
     strip: bool = False  # messages lose the blanks around them
     silent_ids: str | None = None  # file whose tensor `ids` names tokens that a reply never has
+    block: bool = False  # not joined: pictures stand before what opens their message, and all of image_open, a
+    # picture's tokens and image_end see one another
 
     def __post_init__(self) -> None:
+        if self.block and self.joined:
+            raise BundleError("block and joined are both true, expected one of them")
         check_one_of("image_fit", self.image_fit, "pad", "crop", "stretch")
         check_one_of("image_resample", self.image_resample, "nearest", "bilinear", "bicubic", "lanczos")
         for name in ("image_size", "image_token_count"):
@@ -73,6 +79,11 @@ class TextLoop:
             check_range("background", channel, 0, 255)
         for token in self.stop_token_ids:
             check_range("stop_token_ids", token, 0, 2**31)
+
+    @property
+    def around(self) -> tuple[str, str]:
+        """What belongs to a picture's block."""
+        return (self.image_open, self.image_end) if self.block else ("", "")
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,16 @@ from edgemm.errors import InputError, MissingError
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-__all__ = ["MAX_PIXELS", "PictureSource", "fit_square", "load_picture", "open_picture", "pillow", "seeded_picture"]
+__all__ = [
+    "MAX_PIXELS",
+    "PictureSource",
+    "fit_square",
+    "load_picture",
+    "load_stretched",
+    "open_picture",
+    "pillow",
+    "seeded_picture",
+]
 
 MAX_PIXELS = 50_000_000
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM")  # plain decoders only: no PostScript, no plugins
@@ -42,6 +51,22 @@ def load_picture(
     """A path, a PIL image or an array (H, W), (H, W, 3) or (H, W, 4) -> float32 (3, S, S) in [0, 1]."""
     square = fit_square(open_picture(source, max_pixels), size, background, fit, resample)
     pixels = np.asarray(square, dtype=np.float32) / np.float32(255)  # (S, S, 3)
+    return np.ascontiguousarray(pixels.transpose(2, 0, 1))
+
+
+def load_stretched(
+    source: PictureSource,
+    height: int,
+    width: int,
+    background: tuple[int, int, int] = WHITE,
+    max_pixels: int = MAX_PIXELS,
+) -> np.ndarray:
+    """The same, squeezed to so many pixels: float32 (3, height, width) in [0, 1]."""
+    pil = pillow()
+    flat = _flat(open_picture(source, max_pixels), background)
+    if flat.size != (width, height):
+        flat = flat.resize((width, height), pil.Resampling.BICUBIC)
+    pixels = np.asarray(flat, dtype=np.float32) / np.float32(255)
     return np.ascontiguousarray(pixels.transpose(2, 0, 1))
 
 
@@ -82,8 +107,7 @@ def fit_square(
 ) -> Image:
     """An RGB square of side `size`: all of it on the background, its middle ("crop"), or squeezed ("stretch")."""
     pil = pillow()
-    flat = pil.new("RGB", picture.size, background)
-    flat.paste(picture, mask=picture if picture.mode == "RGBA" else None)
+    flat = _flat(picture, background)
     width, height = _sides(*picture.size, size, fit)
     if (width, height) != flat.size:
         flat = flat.resize((width, height), pil.Resampling[resample.upper()])
@@ -95,6 +119,13 @@ def fit_square(
     square = pil.new("RGB", (size, size), background)
     square.paste(flat, ((size - width) // 2, (size - height) // 2))
     return square
+
+
+def _flat(picture: Image, background: tuple[int, int, int]) -> Image:
+    """What is transparent shows the background."""
+    flat = pillow().new("RGB", picture.size, background)
+    flat.paste(picture, mask=picture if picture.mode == "RGBA" else None)
+    return flat
 
 
 def _sides(width: int, height: int, size: int, fit: str) -> tuple[int, int]:

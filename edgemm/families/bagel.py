@@ -10,8 +10,17 @@ from typing import Any
 
 import torch
 
-from edgemm.bundle.loops import DenoiseLoop, DenoiseTemplate, LatentGrid, TextLoop, TextTemplate
-from edgemm.errors import CheckpointError
+from edgemm.bundle.loops import DenoiseLoop, DenoiseTemplate, EditGuidance, LatentGrid, TextLoop, TextTemplate
+from edgemm.families.bagel_answers import (
+    EDIT_GUIDANCE,
+    EDIT_IMAGE_GUIDANCE,
+    EDIT_INTERVAL,
+    GUIDANCE,
+    INTERVAL,
+    SHIFT,
+    STEPS,
+    Answers,
+)
 from edgemm.families.bagel_graphs import (
     BlockGraph,
     Conditioner,
@@ -21,14 +30,14 @@ from edgemm.families.bagel_graphs import (
     LatentEncoder,
 )
 from edgemm.families.bagel_layers import BagelModel, sizes_of
-from edgemm.families.family import Named, Parts, Pieces, Shape, component
+from edgemm.families.family import Drawn, Named, Parts, Pieces, Shape, component
 from edgemm.families.folder import Found
 from edgemm.families.hf_checkpoint import Checkpoint
 from edgemm.families.llama import as_transformer, example_tokens
 from edgemm.families.own_modules import fill, from_sizes, names_and_shapes, read_config, starting
 from edgemm.families.vision import example_pictures
 
-__all__ = ["CANNOT", "open_model", "parts", "pieces", "skeleton"]
+__all__ = ["CANNOT", "draw", "open_model", "parts", "pieces", "reply", "skeleton"]
 
 CANNOT = "pictures that are read in another size than one square; thinking before drawing"
 EXAMPLE = "What do you see in this picture, and which colours does it have?"
@@ -37,9 +46,6 @@ START, END, VISION_START, VISION_END = "<|im_start|>", "<|im_end|>", "<|vision_s
 READING_SIDE = 448  # pixels, or the nearest below it that is whole patches
 DRAWING_SIDE = 1024  # of a picture when nobody says otherwise; what the model was trained for at most
 LEAST_TOKENS = 4  # a side of the smallest picture that may be asked for
-# The published app's: text guidance 4 on top of picture guidance 1.5, which from words alone are one of 5.5
-STEPS, SHIFT, GUIDANCE, INTERVAL = 50, 3.0, 1 + 1.5 * (4 - 1), (0.4, 1.0)
-EDIT_GUIDANCE, EDIT_IMAGE_GUIDANCE, EDIT_INTERVAL = 4.0, 2.0, (0.0, 1.0)
 
 
 def skeleton(found: Found) -> BagelModel:
@@ -56,7 +62,7 @@ def skeleton(found: Found) -> BagelModel:
         from transformers import Qwen2Config
 
         model = BagelModel(sizes_of(text, vision, shapes if complete else None))
-        model.config = Qwen2Config(**text)  # pyright: ignore[reportAttributeAccessIssue]
+        model.config = Qwen2Config(**text)
         return model
 
     return from_sizes(make, found.folder)
@@ -71,7 +77,7 @@ def open_model(found: Found) -> BagelModel:
 
 
 def pieces(model: BagelModel) -> Pieces:
-    language: Any = model.language_model
+    language = model.language_model
     text = language.model
     own = [model.vae2llm, model.llm2vae, model.time_embedder, model.latent_pos_embed]
     return {
@@ -92,7 +98,7 @@ def parts(checkpoint: Checkpoint) -> Parts:
     model: BagelModel = checkpoint.model
     sizes, text = model.sizes, model.language_model.model
     graph = BlockGraph(text, model.language_model.lm_head)
-    side = min(READING_SIDE, sizes.vision_side * sizes.vision_patch) // sizes.vision_patch * sizes.vision_patch
+    side = _reading_side(model)
     pictures = example_pictures(side)
     encoder = ImageEncoder(model)
     tokens = encoder(pictures)
@@ -142,7 +148,9 @@ def parts(checkpoint: Checkpoint) -> Parts:
 
 
 @torch.no_grad()
-def _inputs(checkpoint: Checkpoint, modules: dict[str, Any], transformer: Any, pictures: Any, tokens: Any) -> Named:
+def _inputs(
+    checkpoint: Checkpoint, modules: dict[str, Any], transformer: Any, pictures: Any, tokens: Any
+) -> dict[str, Named]:
     """What each component is compared on, made by those before it; a picture's tokens see one another."""
     ids = checkpoint.tokenizer(EXAMPLE)["input_ids"]
     read = example_tokens(transformer, ids, tokens)
@@ -166,6 +174,24 @@ def _inputs(checkpoint: Checkpoint, modules: dict[str, Any], transformer: Any, p
         "latent_encoder": {"pixels": example_pictures(side)[..., : side - sizes.cell]},
         "image_decoder": {"latents": latents},
     }
+
+
+def reply(checkpoint: Checkpoint, ids: Any, images: list[Any], count: int) -> list[int]:
+    return _answers(checkpoint).reply(ids[0].tolist(), images, count)
+
+
+def draw(checkpoint: Checkpoint, drawn: Drawn) -> torch.Tensor:
+    return _answers(checkpoint).draw(drawn)
+
+
+def _answers(checkpoint: Checkpoint) -> Answers:
+    tokenizer, model = checkpoint.tokenizer, checkpoint.model
+    return Answers(model, lambda text: tokenizer(text)["input_ids"], _reading_side(model))
+
+
+def _reading_side(model: BagelModel) -> int:
+    sizes = model.sizes
+    return min(READING_SIDE // sizes.vision_patch, sizes.vision_side) * sizes.vision_patch
 
 
 def _text_loop(checkpoint: Checkpoint, side: int, count: int) -> TextLoop:
@@ -211,4 +237,6 @@ def _denoise_loop(model: BagelModel) -> DenoiseLoop:
         unconditional="empty",
         edits=True,
         image_guidance_scale=EDIT_IMAGE_GUIDANCE,
+        edit_guidance=EditGuidance(EDIT_GUIDANCE, EDIT_INTERVAL, "text_token", 0.0),
+        picture_words=2,
     )

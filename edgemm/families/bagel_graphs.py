@@ -82,16 +82,16 @@ class Conditioner(nn.Module):
 class Denoiser(nn.Module):
     """Latents (b, p, h, w) at a time to their velocity, over a prefix.
 
-    With `tells_block` it also gives the keys and values of its own rows, (b, g, k, d) a layer: a picture to edit is read
-    that way, at time 0, before the prompt.
+    It also gives what its own rows leave in a cache, (b, g, k, d) a layer, and where they stand: a picture to edit is
+    read that way, at time 0, before the prompt.
     """
 
-    def __init__(self, model: BagelModel, start: int, end: int, tells_block: bool = True) -> None:
+    def __init__(self, model: BagelModel, start: int, end: int) -> None:
         super().__init__()
-        text: Any = model.language_model.model
+        text = model.language_model.model
         self.layers, self.norm_moe_gen = text.layers, text.norm_moe_gen
         self.vae2llm, self.llm2vae, self.time_embedder = model.vae2llm, model.llm2vae, model.time_embedder
-        self.latent_pos_embed, self.tells_block = model.latent_pos_embed, tells_block
+        self.latent_pos_embed = model.latent_pos_embed
         self.words = nn.Buffer(text.embed_tokens.weight.detach()[[start, end]].clone(), persistent=False)  # (2, w)
 
     def forward(self, noisy: Tensor, time: Tensor, prefix_mask: Tensor, *pairs: Tensor) -> tuple[Tensor, ...]:
@@ -102,12 +102,13 @@ class Denoiser(nn.Module):
         own = torch.ones(b, h * w + 2, dtype=torch.bool)
         mask = torch.cat([prefix_mask, own], dim=1)[:, None, None]  # (b, 1, 1, t + k)
         mask = mask.expand(-1, -1, h * w + 2, -1)
-        told: list[Tensor] = []
+        left: list[Tensor] = []
         for layer, keys, values in zip(self.layers, pairs[::2], pairs[1::2], strict=True):
             words, x, *block = self._layer(layer, words, x, mask, keys, values)
-            told += block
+            left += block
         velocity = self.llm2vae(self.norm_moe_gen(x)).transpose(1, 2).unflatten(2, (h, w))
-        return (velocity, *told) if self.tells_block else (velocity,)
+        first = torch.zeros(b, 1, h * w + 2, 1)  # a picture in an empty context stands at place 0, and the next at 1
+        return velocity, *left, first, first + 1
 
     def _layer(
         self, layer: Any, words: Tensor, x: Tensor, mask: Tensor, keys: Tensor, values: Tensor
@@ -144,10 +145,8 @@ class ImageEncoder(nn.Module):
         self.places, self.patch = model.vit_pos_embed, model.sizes.vision_patch
 
     def forward(self, pixels: Tensor) -> Tensor:
-        tower: Any = self.tower
-        connector: Any = self.connector
-        x = connector.fc1(tower(2 * pixels - 1))
-        x = connector.fc2(nn.functional.gelu(x, approximate="tanh"))
+        x = self.connector.fc1(self.tower(2 * pixels - 1))
+        x = self.connector.fc2(nn.functional.gelu(x, approximate="tanh"))
         return x + self.places(pixels.shape[2] // self.patch, pixels.shape[3] // self.patch)
 
 

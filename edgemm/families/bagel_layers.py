@@ -75,12 +75,13 @@ class BagelModel(nn.Module):
         super().__init__()
         width = sizes.width
         self.sizes = sizes
-        self.language_model = nn.Module()
+        self.config: Any = None  # transformers', of the language model
+        self.language_model: Any = nn.Module()
         self.language_model.model = TextModel(sizes)
         self.language_model.lm_head = nn.Linear(width, sizes.vocab, bias=False)
-        self.vit_model = nn.Module()
+        self.vit_model: Any = nn.Module()
         self.vit_model.vision_model = VisionTower(sizes)
-        self.connector = nn.Module()
+        self.connector: Any = nn.Module()
         self.connector.fc1, self.connector.fc2 = nn.Linear(sizes.vision_width, width), nn.Linear(width, width)
         self.vit_pos_embed = Table(sizes.vision_side**2, width)
         self.vae2llm, self.llm2vae = nn.Linear(sizes.latent_width, width), nn.Linear(width, sizes.latent_width)

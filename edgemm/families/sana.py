@@ -59,9 +59,7 @@ class Connector(nn.Module):
             nn.Linear(sizes.text_width, sizes.width), nn.LayerNorm(sizes.width), nn.Hardswish()
         )
         self.sequence_refiners = nn.ModuleList(Refiner(sizes) for _ in range(sizes.refiners))
-        self.output_proj = nn.Sequential(
-            nn.Linear(sizes.width, sizes.caption_width), nn.LayerNorm(sizes.caption_width)
-        )
+        self.output_proj = nn.Sequential(nn.Linear(sizes.width, sizes.caption_width), nn.LayerNorm(sizes.caption_width))
 
     def forward(self, hidden: Sequence[Tensor], mask: Tensor) -> Tensor:
         weights = (self.layer_weights / self.temperature).softmax(0)

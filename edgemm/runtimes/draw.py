@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -17,19 +17,20 @@ import numpy as np
 
 from edgemm.bundle.bundle import UNCONDITIONAL
 from edgemm.bundle.loops import DenoiseLoop, ImageTokensLoop, Limits
-from edgemm.bundle.picture import PictureSource
+from edgemm.bundle.picture import PictureSource, load_stretched, open_picture
 from edgemm.bundle.prompt import (
     check_length,
     drawing_prompt,
     image_prompt,
     negative_drawing_prompt,
+    picture_prompt,
     unconditional_prompt,
 )
 from edgemm.bundle.tokenizer import Tokenizer
 from edgemm.errors import BundleError, InputError, UsageError
 from edgemm.runtimes import schedule
 from edgemm.runtimes.adapters import read_tensors
-from edgemm.runtimes.backend.engine import Arrays
+from edgemm.runtimes.backend.engine import Arrays, check_finite
 from edgemm.runtimes.cache_budget import CacheBudget
 from edgemm.runtimes.codes_loop import CodesClock, CodesEngines, CodesRequest, draw_codes
 from edgemm.runtimes.denoise_loop import DrawClock, DrawEngines, DrawRequest, Prompts, check_noise, draw
@@ -67,13 +68,20 @@ class Drawing:
             return lambda cancelled: self._draw_codes(codes, codes_loop, cancelled, codes_clock)
         if loops.denoise is None:
             raise BundleError(f"bundle {name} does not draw: it has no denoise loop and no image_tokens loop")
-        loop, clock, picture, tokens = loops.denoise, DrawClock(), None, (0, False)
-        if options.image is not None:
-            assert loops.text is not None  # manifest.py saw to it
-            picture = self._sight.picture(options.image, loops.text)
-            tokens = loops.text.image_token_count, loops.text.joined
-        request = options.denoise_request(prompt, loop, limits, self._tokenizer, *tokens)
-        return lambda cancelled: self._denoise(request, picture, loop, cancelled, clock)
+        loop, clock, text = loops.denoise, DrawClock(), loops.text
+        if options.image is None:
+            request = options.denoise_request(prompt, loop, limits, self._tokenizer)
+            return lambda cancelled: self._denoise(request, [], loop, cancelled, clock)
+        assert text is not None  # manifest.py saw to it
+        picture, edit = open_picture(options.image, limits.max_image_pixels), loop.editing
+        options = options.sized_as(picture.height, picture.width, edit)
+        seen = [self._sight.picture(picture, text)]
+        if edit.picture_words is not None:
+            size = options.size(edit)
+            seen.append(load_stretched(picture, *size, text.background, limits.max_image_pixels))
+        read = (text.image_token_count, text.joined, text.around)
+        edited = options.denoise_request(prompt, edit, limits, self._tokenizer, *read)
+        return lambda cancelled: self._denoise(edited, seen, edit, cancelled, clock)
 
     def codes_engines(self, loop: ImageTokensLoop) -> CodesEngines:
         """What draws token by token."""
@@ -90,7 +98,7 @@ class Drawing:
     def _denoise(
         self,
         request: DrawRequest,
-        picture: np.ndarray | None,  # (3, S, S)
+        picture: Sequence[np.ndarray],  # the one to edit: (3, S, S), and (3, H, W) where it is read as latents too
         loop: DenoiseLoop,
         cancelled: Cancelled,
         clock: DrawClock,
@@ -98,8 +106,10 @@ class Drawing:
         adapter = self._engines.adapters.active
         loaded, clock.load_s = self._engines.timed(PARTS, adapter)
         prompts, from_file = request.prompts, loop.unconditional == "file"
-        if picture is not None:
-            prompts = replace(prompts, image_tokens=self._seen(picture, clock))
+        if picture:
+            prompts = replace(prompts, image_tokens=self._seen(picture[0], clock))
+        if len(picture) > 1:
+            prompts = replace(prompts, latents=self._latents(picture[1], request.seeds[0], loop, clock))
         if "transformer" in adapter.touched and from_file and prompts.negative is None:  # it was made without it
             prompts = replace(prompts, negative=negative_drawing_prompt("", loop.template, self._tokenizer))
         request = replace(request, prompts=prompts)
@@ -119,6 +129,19 @@ class Drawing:
         tokens = self._sight.encode([picture], text)
         clock.image_encode_s = time.perf_counter() - start
         return tokens
+
+    def _latents(self, pixels: np.ndarray, seed: int, loop: DenoiseLoop, clock: DrawClock) -> np.ndarray:
+        """The picture that is edited, (3, H, W), as latents (1, c, h, w) drawn from what its encoder gives."""
+        loaded, seconds = self._engines.timed(("latent_encoder",))
+        clock.load_s += seconds
+        start, shape = time.perf_counter(), loop.state_shape(*pixels.shape[1:])
+        found = {name: np.zeros((1, *shape), dtype=np.float32) for name in ("mean", "deviation")}
+        loaded["latent_encoder"].bind({"pixels": pixels[None]}, found).run()
+        for name, array in found.items():
+            check_finite(array, f"latent_encoder, {name}")
+        own = schedule.initial_noise(seed, 2, *shape)[1]  # the first is what the picture is drawn from
+        clock.image_encode_s += time.perf_counter() - start
+        return found["mean"] + found["deviation"] * own
 
     def _draw_codes(
         self, request: CodesRequest, loop: ImageTokensLoop, cancelled: Cancelled, clock: CodesClock
@@ -171,19 +194,23 @@ class DrawingOptions:
         tokenizer: Tokenizer,
         picture: int = 0,
         causal: bool = False,
+        around: tuple[str, str] = ("", ""),
     ) -> DrawRequest:
         """What the denoise loop wants, or UsageError.
 
-        `picture` is how many tokens the one to edit takes, `causal` whether they see only those before them.
+        `picture` is how many tokens the one to edit takes, `causal` whether they see only those before them, `around`
+        the words of their block.
         """
         self._refuse("draws by denoising", "temperature", "top_k", "top_p")
         steps = loop.num_inference_steps if self.num_inference_steps is None else self.num_inference_steps
         points = int(loop.counts == "points")
         check_whole("num_inference_steps", steps, 1 + points, limits.max_steps)
-        height, width = self._size(loop)
+        height, width = self.size(loop)
         scale = self._guidance(loop.guidance_scale)
-        prompts = self._prompts(prompt, loop, tokenizer, (picture, (height, width), causal), scale)
-        check_length(max(len(read) for _, read, _ in prompts.rows), limits)
+        prompts = self._prompts(prompt, loop, tokenizer, (picture, (height, width), causal, around), scale)
+        before = math.prod(loop.state_shape(height, width)[1:]) + (loop.picture_words or 0)  # slots, as latents
+        before = before if picture and loop.picture_words is not None else 0
+        check_length(before + max(len(read) for _, read, _ in prompts.rows), limits)
         if self.noise is None:
             shape = loop.state_shape(height, width)
             noises = tuple(schedule.initial_noise(each, *shape) for each in self._seeds)
@@ -197,7 +224,8 @@ class DrawingOptions:
         prompt: str,
         loop: DenoiseLoop,
         tokenizer: Tokenizer,
-        pictured: tuple[int, tuple[int, int], bool],  # tokens of the picture to edit, size of the drawn one, causal
+        pictured: tuple[int, tuple[int, int], bool, tuple[str, str]],  # tokens of the picture to edit, size of the
+        # drawn one, causal, words of the block
         scale: float,
     ) -> Prompts:
         """What is read: the prompt, what guidance leads away from, and the prompt without the picture it edits."""
@@ -210,15 +238,26 @@ class DrawingOptions:
         guided = scale != 1 or (by_picture and self._image_guidance(loop) != 1)
         negative, alone = None, None
         if by_picture and guided:
-            negative = negative_drawing_prompt(self.negative_prompt or "", template, tokenizer, *pictured)
-            alone = drawing_prompt(prompt, loop.template, tokenizer, size=size)
+            if self.negative_prompt is None and loop.unconditional == "empty":
+                negative = picture_prompt(tokenizer, pictured[0], pictured[3])
+            else:
+                negative = negative_drawing_prompt(self.negative_prompt or "", template, tokenizer, *pictured)
+            if self._image_guidance(loop) != 1:
+                alone = drawing_prompt(prompt, loop.template, tokenizer, size=size)
         elif scale != 1 and (self.negative_prompt is not None or loop.unconditional == "prompt"):
             text = loop.negative_prompt if self.negative_prompt is None else self.negative_prompt
             around = loop.negative_template or loop.template
             negative = negative_drawing_prompt(text, around, tokenizer, size=size)
         return Prompts(tokens, negative, alone, guided=guided)
 
-    def _size(self, loop: DenoiseLoop) -> tuple[int, int]:
+    def sized_as(self, height: int, width: int, loop: DenoiseLoop) -> DrawingOptions:
+        """A picture to edit says how large the new one is, where nobody else does and the model draws several sizes."""
+        if loop.latents is None or self.height is not None or self.width is not None:
+            return self
+        height, width = loop.latents.nearest(height, width)
+        return replace(self, height=height, width=width)
+
+    def size(self, loop: DenoiseLoop) -> tuple[int, int]:
         """Height and width in pixels."""
         for name in ("height", "width"):
             if getattr(self, name) is not None:
