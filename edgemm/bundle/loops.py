@@ -64,6 +64,7 @@ class TextLoop:
     image_fit: str = "pad"  # "pad": all of it on the background; "crop": the middle square; "stretch": squeezed
     image_resample: str = "bicubic"  # Pillow's name of the filter
     strip: bool = False  # messages lose the blanks around them
+    apart: bool = False  # joined: no token stands for a picture; the strings before and after it are tokenized apart
     silent_ids: str | None = None  # file whose tensor `ids` names tokens that a reply never has
     block: bool = False  # not joined: pictures stand before what opens their message, and all of image_open, a
     # picture's tokens and image_end see one another

@@ -36,6 +36,7 @@ __all__ = [
 
 ROLES = ("system", "user", "assistant")
 PICTURE_ID = 0  # stands where a picture's row does; the transformer never looks at it
+PLACE = "\0"  # of a picture, in strings of a template
 ALONE = ("", "")  # nothing around a picture belongs to its block
 
 
@@ -330,15 +331,32 @@ def _joined_chat(messages: Sequence[Message], loop: TextLoop, tokenizer: Tokeniz
     for message in rest:
         if message.role == "user":
             picture = loop.image_open + loop.image_token * loop.image_token_count + loop.image_end
-            pictures = loop.image_between.join([picture] * len(message.images))
+            pictures = loop.image_between.join([PLACE if loop.apart else picture] * len(message.images))
             pieces += [(template.user_open, False), (pictures, False)]
             pieces += [(loop.image_close if message.images else "", False), (message.content, True)]
             pieces.append((template.user_close, False))
         else:
             pieces += [(template.assistant_open, False), (message.content, True), (template.assistant_close, False)]
     pieces.append((template.assistant_open if template.reply_open is None else template.reply_open, False))
-    ids = _joined_ids([(piece.strip() if own and loop.strip else piece, own) for piece, own in pieces], tokenizer)
+    pieces = [(piece.strip() if own and loop.strip else piece, own) for piece, own in pieces]
+    if loop.apart:
+        return _apart(pieces, loop, tokenizer)
+    ids = _joined_ids(pieces, tokenizer)
     return _causal(ids, _picture_rows(ids, sum(len(message.images) for message in rest), loop, tokenizer))
+
+
+def _apart(pieces: Pieces, loop: TextLoop, tokenizer: Tokenizer) -> Prompt:
+    """The strings between pictures, each as one."""
+    builder, before = _Builder(tokenizer), []
+    for piece, own in pieces:
+        *places, last = [piece] if own else piece.split(PLACE)  # nobody's own text holds a place
+        for text in places:
+            builder.tokens(_joined_ids([*before, (text, False)], tokenizer).tolist())
+            builder.picture(loop.image_token_count, causal=True)
+            before = []
+        before.append((last, own))
+    builder.tokens(_joined_ids(before, tokenizer).tolist())
+    return builder.build()
 
 
 def _picture_rows(ids: np.ndarray, pictures: int, loop: TextLoop, tokenizer: Tokenizer) -> np.ndarray:

@@ -36,7 +36,7 @@ class Engine(Protocol):
     outputs: dict[str, TensorSpec]
 
     def bind(self, inputs: Arrays, outputs: Arrays) -> Binding:
-        """All inputs and outputs, but those of SPARED, have to be given, contiguous and of the shape the spec allows."""
+        """All inputs and outputs, but those of SPARED, have to be given, contiguous and as large as their specs say."""
         ...
 
 
