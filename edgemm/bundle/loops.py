@@ -72,7 +72,7 @@ class TextLoop:
     def __post_init__(self) -> None:
         if self.block and self.joined:
             raise BundleError("block and joined are both true, expected one of them")
-        check_one_of("image_fit", self.image_fit, "pad", "crop", "stretch")
+        check_one_of("image_fit", self.image_fit, "pad", "pad_first", "crop", "stretch")
         check_one_of("image_resample", self.image_resample, "nearest", "bilinear", "bicubic", "lanczos")
         for name in ("image_size", "image_token_count"):
             check_range(name, getattr(self, name), 1, 65_536)

@@ -108,6 +108,11 @@ def fit_square(
     """An RGB square of side `size`: all of it on the background, its middle ("crop"), or squeezed ("stretch")."""
     pil = pillow()
     flat = _flat(picture, background)
+    if fit == "pad_first":  # and resized then
+        side = max(flat.size)
+        whole = pil.new("RGB", (side, side), background)
+        whole.paste(flat, ((side - flat.width) // 2, (side - flat.height) // 2))
+        flat, fit = whole, "stretch"
     width, height = _sides(*picture.size, size, fit)
     if (width, height) != flat.size:
         flat = flat.resize((width, height), pil.Resampling[resample.upper()])
