@@ -59,9 +59,12 @@ class TextLoop:
     joined: bool = False  # True: the whole conversation is tokenized as one string, False: each piece alone
     image_token: str = ""  # joined: the token that stands, image_token_count times, for a picture
     image_open: str = ""  # joined: before each picture's tokens
+    open_is_first: bool = False  # joined: image_open is one token, the first of the image_token_count
     image_end: str = ""  # joined: after each picture's tokens
     image_between: str = ""  # joined: between two pictures; image_close comes after the last
-    image_fit: str = "pad"  # "pad": all of it on the background; "crop": the middle square; "stretch": squeezed
+    image_fit: str = "pad"  # all of it on the background; "pad_cut": the same, the shorter side cut to whole pixels and
+    # not rounded; "pad_first": made a square and resized then; "crop": the middle square; "stretch": squeezed
+    image_least: int = 1  # pixels that the shorter side has at least, when it is padded
     image_resample: str = "bicubic"  # Pillow's name of the filter
     strip: bool = False  # messages lose the blanks around them
     apart: bool = False  # joined: no token stands for a picture; the strings before and after it are tokenized apart
@@ -72,9 +75,9 @@ class TextLoop:
     def __post_init__(self) -> None:
         if self.block and self.joined:
             raise BundleError("block and joined are both true, expected one of them")
-        check_one_of("image_fit", self.image_fit, "pad", "pad_first", "crop", "stretch")
+        check_one_of("image_fit", self.image_fit, "pad", "pad_cut", "pad_first", "crop", "stretch")
         check_one_of("image_resample", self.image_resample, "nearest", "bilinear", "bicubic", "lanczos")
-        for name in ("image_size", "image_token_count"):
+        for name in ("image_size", "image_token_count", "image_least"):
             check_range(name, getattr(self, name), 1, 65_536)
         for channel in self.background:
             check_range("background", channel, 0, 255)

@@ -47,9 +47,10 @@ def load_picture(
     max_pixels: int = MAX_PIXELS,
     fit: str = "pad",
     resample: str = "bicubic",
+    least: int = 1,
 ) -> np.ndarray:
     """A path, a PIL image or an array (H, W), (H, W, 3) or (H, W, 4) -> float32 (3, S, S) in [0, 1]."""
-    square = fit_square(open_picture(source, max_pixels), size, background, fit, resample)
+    square = fit_square(open_picture(source, max_pixels), size, background, fit, resample, least)
     pixels = np.asarray(square, dtype=np.float32) / np.float32(255)  # (S, S, 3)
     return np.ascontiguousarray(pixels.transpose(2, 0, 1))
 
@@ -104,8 +105,12 @@ def fit_square(
     background: tuple[int, int, int] = WHITE,
     fit: str = "pad",
     resample: str = "bicubic",
+    least: int = 1,
 ) -> Image:
-    """An RGB square of side `size`: all of it on the background, its middle ("crop"), or squeezed ("stretch")."""
+    """An RGB square of side `size`: all of it on the background, its middle ("crop"), or squeezed ("stretch").
+
+    On the background the shorter side has `least` pixels or more; "pad_cut" cuts it to whole pixels, "pad" rounds.
+    """
     pil = pillow()
     flat = _flat(picture, background)
     if fit == "pad_first":  # and resized then
@@ -113,7 +118,7 @@ def fit_square(
         whole = pil.new("RGB", (side, side), background)
         whole.paste(flat, ((side - flat.width) // 2, (side - flat.height) // 2))
         flat, fit = whole, "stretch"
-    width, height = _sides(*picture.size, size, fit)
+    width, height = _sides(*picture.size, size, fit, least)
     if (width, height) != flat.size:
         flat = flat.resize((width, height), pil.Resampling[resample.upper()])
     if width == height:
@@ -133,7 +138,7 @@ def _flat(picture: Image, background: tuple[int, int, int]) -> Image:
     return flat
 
 
-def _sides(width: int, height: int, size: int, fit: str) -> tuple[int, int]:
+def _sides(width: int, height: int, size: int, fit: str, least: int = 1) -> tuple[int, int]:
     """Width and height after the resize."""
     if fit == "stretch":
         return size, size
@@ -141,7 +146,8 @@ def _sides(width: int, height: int, size: int, fit: str) -> tuple[int, int]:
         shorter = min(width, height)
         return size * width // shorter, size * height // shorter
     longer = max(width, height)
-    return max(1, round(width * size / longer)), max(1, round(height * size / longer))
+    whole = int if fit == "pad_cut" else round
+    return max(least, whole(width * size / longer)), max(least, whole(height * size / longer))
 
 
 def pillow() -> Any:

@@ -330,7 +330,8 @@ def _joined_chat(messages: Sequence[Message], loop: TextLoop, tokenizer: Tokeniz
         pieces = [(template.system_open, False), (content, True), (template.system_close, False)]
     for message in rest:
         if message.role == "user":
-            picture = loop.image_open + loop.image_token * loop.image_token_count + loop.image_end
+            rows = loop.image_token_count - int(loop.open_is_first)
+            picture = loop.image_open + loop.image_token * rows + loop.image_end
             pictures = loop.image_between.join([PLACE if loop.apart else picture] * len(message.images))
             pieces += [(template.user_open, False), (pictures, False)]
             pieces += [(loop.image_close if message.images else "", False), (message.content, True)]
@@ -361,7 +362,9 @@ def _apart(pieces: Pieces, loop: TextLoop, tokenizer: Tokenizer) -> Prompt:
 
 def _picture_rows(ids: np.ndarray, pictures: int, loop: TextLoop, tokenizer: Tokenizer) -> np.ndarray:
     """image_index of each position."""
-    pictured = ids == (tokenizer.token_id(loop.image_token) if loop.image_token else -1)
+    places = [loop.image_token, *([loop.image_open] if loop.open_is_first else [])]
+    named = [tokenizer.token_id(place) for place in places if place]
+    pictured = np.isin(ids, [token for token in named if token is not None])
     if pictured.sum() != pictures * loop.image_token_count:
         raise UsageError(f"the prompt spells {loop.image_token!r}, which stands for pictures alone; leave it out")
     return np.where(pictured, np.cumsum(pictured) - 1, -1)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import dataclasses
 import signal
 from collections.abc import Iterator
 from functools import partial
@@ -12,7 +13,7 @@ from typing import Any, NoReturn
 
 from edgemm.cli.status_line import StatusLine
 from edgemm.errors import MissingError, UsageError
-from edgemm.families.folder import find_foreign
+from edgemm.families.folder import find_foreign, other_folders
 
 __all__ = ["HELP", "add_arguments", "run"]
 
@@ -59,6 +60,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--cache", choices=("float", "int8"), help="keys and values on cpu: float (default) or 8 bits, a quarter of it"
     )
     parser.add_argument("--quant", metavar="SPEC", help="how to quantize: a folder that `edgemm quantize` wrote")
+    parser.add_argument(
+        "--component",
+        action="append",
+        default=[],
+        metavar="NAME=FOLDER",
+        help="where a part lies that a model is published without, for example vae=sdxl-vae; may be given again",
+    )
+    parser.add_argument("--vae", metavar="FOLDER", help="the same as --component vae=FOLDER")
     parser.add_argument("--overwrite", action="store_true", help="replace a bundle that stands there")
 
 
@@ -71,6 +80,11 @@ def run(args: argparse.Namespace) -> int:
         except ImportError as error:
             raise MissingError(f"export needs {error.name or error}: pip install 'edgemm[export,ort]'") from error
         foreign = find_foreign(Path(args.checkpoint))
+        others = other_folders([*args.component, *([f"vae={args.vae}"] if args.vae else [])])
+        if others and not foreign:
+            raise UsageError("--component and --vae are for models that others published; this checkpoint is whole")
+        if foreign:
+            foreign = dataclasses.replace(foreign, others=others)
         options: dict[str, Any] = {}
         if foreign and args.quant:
             raise UsageError("--quant is for edgemm's own checkpoints; this one takes --precision int8 or int4")

@@ -39,6 +39,7 @@ __all__ = ["Components", "write_components", "write_graphs"]
 Say = Callable[[str], None]
 Trace = Callable[[ComponentGraph], ModelProto]
 NO_SPECS: Mapping[str, Spec] = MappingProxyType({})
+NO_SHARES: Mapping[str, str] = MappingProxyType({})
 
 
 class Compared(Protocol):
@@ -98,11 +99,14 @@ def write_graphs(
     adapters: tuple[str, ...] | None = None,
     specs: Mapping[str, Spec] = NO_SPECS,
     compare: Compare | None = None,
+    shared: Mapping[str, str] = NO_SHARES,
 ) -> Components:
-    """Any family's graphs; `specs` says how targets are quantized, those that specs.py tells.  Without `compare`,
-    no graph is run, which no bundle that anybody is to use may do without."""
+    """Any family's graphs; `specs` says how targets are quantized, those that specs.py tells, `shared` which component
+    uses weights of another, whose folder and file of weights it then has, too.  Without `compare` no graph is run,
+    which no bundle that anybody is to use may do without."""
     for target, spec in specs.items():
         check_target(spec, target)
+    every_stored: dict[str, StoredWeights] = {}
     written = Components({}, {plan.target: {} for plan in plans}, [])
     for number, (name, graph) in enumerate(graphs.items(), start=1):
         here = f"{name}, {number} of {len(graphs)}"
@@ -110,7 +114,8 @@ def write_graphs(
         reference = trace(graph)
         adaptable = _adaptable(name, reference, adapters)
         variants: dict[str, Variant] = {}
-        stored = StoredWeights()
+        beside = shared.get(name, name)
+        stored = every_stored.setdefault(beside, StoredWeights())
         done: dict[tuple[str, str], str] = {}  # lowering and precision -> variant
         for plan in plans:
             lowering = "cuda" if plan.target == "cuda" and plan.target in specs else plan.dialect
@@ -131,8 +136,11 @@ def write_graphs(
                     for_ort_cpu(lowered, reference, _longest(sizes, inputs[name]))
                 done[kind] = f"{lowering if _has_contrib(lowered) else plan.dialect}-{real}"
                 if done[kind] not in variants:
-                    path = f"components/{name}/{done[kind]}.onnx"
-                    variant = variants[done[kind]] = _write_graph(path, lowered, real, plan, writer, stored)
+                    own = "" if beside == name else f"{name}-"
+                    path = f"components/{beside}/{own}{done[kind]}.onnx"
+                    variant = variants[done[kind]] = _write_graph(
+                        path, lowered, real, plan, writer, stored, beside != name
+                    )
                     if compare is not None:
                         status(f"{here}: comparing")
                         steps = _steps(plan, specs)
@@ -203,12 +211,18 @@ def _has_contrib(lowered: ModelProto) -> bool:
 
 
 def _write_graph(
-    path: str, lowered: ModelProto, precision: str, plan: Plan, writer: BundleWriter, stored: StoredWeights
+    path: str,
+    lowered: ModelProto,
+    precision: str,
+    plan: Plan,
+    writer: BundleWriter,
+    stored: StoredWeights,
+    behind: bool,
 ) -> Variant:
     inputs, outputs = graph_specs(lowered.graph.input), graph_specs(lowered.graph.output)
     dialect = f"opset{OPSET}" if plan.dialect == "cpu" else plan.dialect
     dialect += "".join(f"+{opset.domain}" for opset in lowered.opset_import if opset.domain)
-    data = stored.save(lowered, writer.file(path))
+    data = stored.save(lowered, writer.file(path), behind)
     return Variant(
         graph=path,
         data=str(PurePosixPath(path).with_name(data.name)) if data else None,

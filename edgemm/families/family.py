@@ -8,6 +8,12 @@ and, where it draws,
     draw_codes(checkpoint, prompt, guidance, count)     the library's own likeliest codes, for comparison
 and, where the library wants more than its image processor gives,
     library_inputs(checkpoint, ids, images)             what its model is called with for the runtime's token ids
+A model that no library knows is made of modules of our own (own_modules.py):
+    NEEDS                         what is published apart: name -> what it is, for the refusal where it is missing
+    skeleton(found)               the model without weights, on the meta device; `config` is its text model's
+    open_model(found)             the same with weights, float32
+    reply(checkpoint, ids, images, count)               its likeliest tokens after the runtime's token ids
+    draw(checkpoint, drawn)                             a whole picture (3, H, W) of a Drawn, by the published loop
 Everything a runtime has to know goes into loops and tables: it never learns a family's name for more than a label.
 """
 
@@ -21,11 +27,11 @@ import torch
 from torch import Tensor, nn
 
 from edgemm.bundle.components import COMPONENTS, TensorSpec, pattern
-from edgemm.bundle.loops import ImageTokensLoop, TextLoop
+from edgemm.bundle.loops import DenoiseLoop, ImageTokensLoop, TextLoop
 from edgemm.export.component_graphs import ComponentGraph
 from edgemm.export.manifest import CODE_IDS, id_table
 
-__all__ = ["CODE_IDS", "Named", "Parts", "Pieces", "Shape", "component", "id_table", "without_copies"]
+__all__ = ["CODE_IDS", "Drawn", "Named", "Parts", "Pieces", "Shape", "component", "id_table", "without_copies"]
 
 Named = dict[str, Tensor]
 Pieces = Mapping[str, Sequence[nn.Module | nn.Parameter]]
@@ -40,9 +46,24 @@ class Parts:
     inputs: dict[str, Named]  # component -> what its graph is compared on
     text: TextLoop | None
     image_tokens: ImageTokensLoop | None = None
+    denoise: DenoiseLoop | None = None
     most_context: int = 2048  # positions the model was trained for
     tables: dict[str, bytes] = field(default_factory=dict)  # path in the bundle -> content
     tokenizer_json: bytes | None = None  # where the runtime needs another than the folder's
+    shared: dict[str, str] = field(default_factory=dict)  # component -> the one before it whose weights it uses, too
+
+
+@dataclass(frozen=True, eq=False)
+class Drawn:
+    """A drawing that is compared: what the runtime is asked for, and the noise it begins with."""
+
+    prompt: str
+    noise: Tensor  # shaped as what is denoised
+    steps: int  # as a caller counts them
+    guidance: float
+    height: int  # pixels
+    width: int
+    image: Any = None  # uint8 (H, W, 3): a picture that is edited
 
 
 def component(name: str, module: nn.Module, inputs: dict[str, Shape], outputs: dict[str, Shape]) -> ComponentGraph:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-__all__ = ["Found", "find_foreign"]
+from edgemm.errors import CheckpointError, InputError, UsageError
+
+__all__ = ["Found", "find_foreign", "other_folders"]
 
 
 @dataclass(frozen=True)
@@ -17,6 +20,14 @@ class Found:
     folder: Path
     architecture: str
     config: dict[str, Any]
+    others: Mapping[str, Path] = field(default_factory=dict)  # folders of what is published apart, by name
+
+    def other(self, name: str, what: str) -> Path:
+        """A folder that the caller has named; CheckpointError says `what` it is and how to name it."""
+        if name not in self.others:
+            option = "--vae FOLDER" if name == "vae" else f"--component {name}=FOLDER"
+            raise CheckpointError(f"{self.folder}: holds no {name}, which is {what}; name its folder: {option}")
+        return self.others[name]
 
 
 def find_foreign(folder: Path) -> Found | None:
@@ -29,3 +40,18 @@ def find_foreign(folder: Path) -> Found | None:
         return None
     names = config.get("architectures") or [f"(none named, model_type {config.get('model_type')!r})"]
     return Found(folder, str(names[0]), config)
+
+
+def other_folders(named: Iterable[str]) -> dict[str, Path]:
+    """Of words NAME=FOLDER; InputError where there is no such folder."""
+    found: dict[str, Path] = {}
+    for word in named:
+        name, _, folder = word.partition("=")
+        if not name or not folder:
+            raise UsageError(f"--component is {word!r}, expected NAME=FOLDER")
+        if name in found:
+            raise UsageError(f"--component names {name} twice")
+        found[name] = Path(folder)
+        if not found[name].is_dir():
+            raise InputError(f"{folder}: no folder, and {name} was to be read from it")
+    return found

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -75,7 +76,7 @@ class Checkpoint:
         """What ends a reply: generation_config.json's word, else the text model's."""
         text = self.config.get_text_config()
         for found in (
-            self.model.generation_config.eos_token_id,
+            getattr(getattr(self.model, "generation_config", None), "eos_token_id", None),
             getattr(text, "eos_token_id", None),
             self.tokenizer.eos_token_id,
         ):
@@ -84,7 +85,12 @@ class Checkpoint:
         return ()
 
 
-def open_checkpoint(found: Found) -> Checkpoint:
+def open_checkpoint(found: Found, family: ModuleType | None = None) -> Checkpoint:
+    """By the library, or by the family's own modules where it has such."""
+    opened = getattr(family, "open_model", None)
+    if opened is not None:
+        with quiet():
+            return Checkpoint(found.folder, found.architecture, opened(found).eval())
     if not list(found.folder.glob("*.safetensors")):
         pickles = sorted(path.name for kind in PICKLES for path in found.folder.glob(kind))
         what = f"only {pickles[0]}, a pickle, which may hold a program" if pickles else "no weights"
@@ -122,8 +128,11 @@ def _weights(found: Found) -> tuple[Path | None, dict[str, Any]]:
     return None, {"config": config, "state_dict": read_tensors(sorted(found.folder.glob("*.safetensors")))}
 
 
-def skeleton(found: Found) -> Any:
+def skeleton(found: Found, family: ModuleType | None = None) -> Any:
     """The model without its weights (meta device): every shape, no memory."""
+    own = getattr(family, "skeleton", None)
+    if own is not None:
+        return own(found)
     with complaints(found.folder, "config.json cannot be read"), quiet():
         config = _config(found)
         with torch.device("meta"):

@@ -18,11 +18,17 @@ from torch import Tensor, nn
 from edgemm.errors import CheckpointError
 from edgemm.families.hf_checkpoint import complaints
 
-__all__ = ["fill", "from_sizes", "names_and_shapes", "read_config"]
+__all__ = ["fill", "from_sizes", "names_and_shapes", "names_in", "read_config", "starting"]
 
 T = TypeVar("T")
 POINTER = b"version https://git-lfs"
-LARGEST = {"depth": 1024, "layers": 1024, "heads": 4096}  # of what is counted; more is a damaged config
+LARGEST = {
+    "depth": 1024,
+    "layers": 1024,
+    "middle": 1024,
+    "heads": 4096,
+    "width": 1_000_000,
+}  # of what is counted; more is a damaged config
 LARGEST_NUMBER = 10_000_000  # any other size: a vocabulary is the largest there is
 
 Places = Mapping[str, Path]  # a tensor's name in the model -> the file it is in
@@ -38,14 +44,20 @@ def read_config(path: Path, what: str) -> dict[str, Any]:
         raise CheckpointError(f"{path}: {what}: not JSON: {error}") from error
     if not isinstance(found, dict):
         raise CheckpointError(f"{path}: {what}: expected an object")
-    for key, value in found.items():
-        if isinstance(value, int) and not isinstance(value, bool) and _counts(key) and not 0 < value <= _largest(key):
-            raise CheckpointError(f"{path}: {key} is {value}, expected 1 to {_largest(key)}")
+    _check_numbers(found, path)
     return found
 
 
+def _check_numbers(found: dict[str, Any], path: Path) -> None:
+    for key, value in found.items():
+        if isinstance(value, dict):
+            _check_numbers(value, path)
+        if isinstance(value, int) and not isinstance(value, bool) and _counts(key) and not 0 < value <= _largest(key):
+            raise CheckpointError(f"{path}: {key} is {value}, expected 1 to {_largest(key)}")
+
+
 def _counts(key: str) -> bool:
-    return key.startswith("num_") or key.endswith(("_size", "_dim", "_layers", "_heads", "_channels"))
+    return key.startswith("num_") or key.endswith(("size", "dim", "layers", "heads", "channels", "width", "_in_middle"))
 
 
 def _largest(key: str) -> int:
@@ -66,6 +78,14 @@ def names_and_shapes(path: Path, what: str) -> dict[str, tuple[int, ...]]:
         raise CheckpointError(f"{path}: {what}: damaged or cut: {error}") from error
 
 
+def names_in(folder: Path) -> dict[str, Path]:
+    """`fill`'s places of a folder's *.safetensors, from their headers alone."""
+    files = sorted(folder.glob("*.safetensors"))
+    if not files:
+        raise CheckpointError(f"{folder}: no weights, expected *.safetensors")
+    return {name: file for file in files for name in names_and_shapes(file, "the weights")}
+
+
 def from_sizes(make: Callable[[], T], folder: Path) -> T:
     """The model without its weights, on the meta device; a config that cannot be one is the folder's fault."""
     with complaints(folder, "its configs do not fit together"), torch.device("meta"):
@@ -73,9 +93,17 @@ def from_sizes(make: Callable[[], T], folder: Path) -> T:
 
 
 @torch.no_grad()
-def fill(model: nn.Module, folder: Path, places: Places, renamed: Callable[[str], str] = lambda name: name) -> None:
-    """Reads every tensor of the model; `renamed` gives a name in the file for one in the model."""
+def fill(
+    model: nn.Module,
+    folder: Path,
+    places: Places,
+    renamed: Callable[[str], str] = lambda name: name,
+    given: tuple[str, ...] | str = (),
+) -> None:
+    """Reads every tensor of the model but those that begin so (`given`: they have been read); `renamed` gives a name in
+    the file for one in the model."""
     wanted = {**dict(model.named_parameters()), **_stored_buffers(model)}
+    wanted = {name: tensor for name, tensor in wanted.items() if not name.startswith(given)}
     if missing := sorted(wanted.keys() - places.keys()):
         raise CheckpointError(f"{folder}: {len(missing)} tensors are missing, for example {renamed(missing[0])}")
     by_file: dict[Path, list[str]] = {}

@@ -48,7 +48,8 @@ class Paper:
 
 
 def measure(found: Found) -> Paper:
-    family, model = load_family(found), skeleton(found)
+    family = load_family(found)
+    model = skeleton(found, family)
     text = model.config.get_text_config()
     head = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
     heads = getattr(text, "num_key_value_heads", None) or text.num_attention_heads

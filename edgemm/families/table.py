@@ -8,7 +8,7 @@ from __future__ import annotations
 import importlib
 from types import ModuleType
 
-from edgemm.errors import CheckpointError, MissingError
+from edgemm.errors import CheckpointError, MissingError, UsageError
 from edgemm.families.folder import Found
 
 __all__ = ["FAMILIES", "NOT_BUILT", "load_family"]
@@ -24,6 +24,7 @@ FAMILIES = {  # architecture -> module
     "Emu3ForConditionalGeneration": "edgemm.families.emu3",
     "FuyuForCausalLM": "edgemm.families.fuyu",
     "Qwen3VLForConditionalGeneration": "edgemm.families.qwen3_vl",
+    "MultiModalityCausalLM": "edgemm.families.janusflow",
     "Cosmos3OmniForConditionalGeneration": "edgemm.families.qwen3_vl",
 }
 
@@ -46,6 +47,11 @@ def load_family(found: Found) -> ModuleType:
         known = ", ".join(FAMILIES)
         raise CheckpointError(f"{where}: no family knows the architecture {name}; known: {known}; {HOW}")
     try:
-        return importlib.import_module(FAMILIES[name])
+        family = importlib.import_module(FAMILIES[name])
     except ImportError as error:
         raise MissingError(f"{name} needs {error.name or error}: pip install 'edgemm[families,ort]'") from error
+    known = getattr(family, "NEEDS", {})
+    if unknown := sorted(found.others.keys() - known.keys()):
+        has = f"what it can be told: {', '.join(known)}" if known else "it is whole"
+        raise UsageError(f"--component names {unknown[0]!r}, which {name} does not have; {has}")
+    return family

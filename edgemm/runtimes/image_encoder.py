@@ -36,7 +36,8 @@ class Sight:
         if not any(eye in self._engines for eye in EYES):
             raise InputError(f"bundle {manifest.name} does not read pictures: it has no image_encoder")
         most = manifest.limits.max_image_pixels
-        return load_picture(image, loop.image_size, loop.background, most, loop.image_fit, loop.image_resample)
+        rule = (loop.image_fit, loop.image_resample, loop.image_least)
+        return load_picture(image, loop.image_size, loop.background, most, *rule)
 
     def look(self, prompt: Prompt, pictures: Sequence[np.ndarray], loop: TextLoop) -> tuple[Prompt, np.ndarray | None]:
         """Pictures (3, S, S) as what the transformer reads: token ids in the prompt, or tokens (1, m, width) beside."""

@@ -5,19 +5,22 @@ Which graphs and loops is the family's word (family.py); tracing, lowering and w
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import dataclasses
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import ModuleType
 
+import numpy as np
 import torch
 from safetensors.numpy import save
 
 import edgemm
-from edgemm.bundle.bundle import Bundle, BundleWriter, Licence, Limits, Loops, Manifest, Source
+from edgemm.bundle.bundle import Bundle, BundleWriter, DenoiseLoop, Licence, Limits, Loops, Manifest, Source
 from edgemm.bundle.picture import seeded_picture
 from edgemm.bundle.prompt import as_messages, chat_prompt
 from edgemm.bundle.tokenizer import Tokenizer
 from edgemm.errors import UsageError
+from edgemm.export.lower_cuda import fixed_sizes
 from edgemm.export.manifest import (
     MAX_IMAGE_PIXELS,
     MAX_STEPS,
@@ -30,11 +33,12 @@ from edgemm.export.manifest import (
 from edgemm.export.targets import read_plans
 from edgemm.export.trace import trace
 from edgemm.export.variants import Components, write_graphs
-from edgemm.families.family import Parts
+from edgemm.families.family import Drawn, Parts
 from edgemm.families.folder import Found
 from edgemm.families.hf_checkpoint import Checkpoint, greedy, open_checkpoint
 from edgemm.families.paper import describe, measure
 from edgemm.families.table import load_family
+from edgemm.runtimes import schedule
 from edgemm.verify.components import compare_component
 from edgemm.verify.export_native import check_runtime, different_plans, run_loops
 from edgemm.verify.loops import precision_of
@@ -43,6 +47,7 @@ from edgemm.verify.recorded import (
     PARITY_FILE,
     PIXELS_FILE,
     CodesCase,
+    DrawCase,
     Recorded,
     TextCase,
     parity_document,
@@ -55,6 +60,9 @@ MAX_NEW_TOKENS = 16  # of a recorded reply
 MAX_NEW_CODES = 16  # of a picture that is compared code by code
 TEXTS = (("What is the capital of France?", False), ("What is this?", True))
 DRAWS = (("a red heart", 3.0), ("two small boats on a lake", 1.0))  # prompt, guidance
+STEPS = 4  # of a picture that is compared whole
+EDITED = 1  # seed of the picture that is edited
+OWN_MODULES = "the family's own torch modules: no library that is installed knows this model"
 PREPARED = {"fp32": 4, "fp16": 2, "int8": 1, "int4": 1}  # bytes a parameter, at least
 
 Say = Callable[[str], None]
@@ -83,16 +91,19 @@ def export_foreign(
     for line in describe(paper):
         report(line)
     status(f"loading {paper.name}")
-    checkpoint = open_checkpoint(found)
+    checkpoint = open_checkpoint(found, family)
     expected = max(PREPARED[plan.precision] for plan in plans) * paper.parameters
     with BundleWriter(output, overwrite, expected) as writer, torch.no_grad():
         status("taking it apart")
         parts = family.parts(checkpoint)
         slots = _context(parts, max_context)
-        words = (parts.graphs, parts.inputs, writer, plans, {"transformer": {"T": slots}}, trace, report, status)
-        written = write_graphs(*words, compare=compare_component)
+        loop = parts.denoise
+        sizes = fixed_sizes(slots, loop.skip) if loop else {"transformer": {"T": slots}}
+        depth = max(loop.prefix_layers, default=-1) + 1 if loop else 0
+        words = (parts.graphs, parts.inputs, writer, plans, sizes, trace, report, status, depth)
+        written = write_graphs(*words, compare=compare_component, shared=parts.shared)
         require(written.comparisons, "the bundle differs from the model, and was not kept")
-        manifest = _manifest(checkpoint, family, parts, written, slots)
+        manifest = _manifest(checkpoint, family, parts, written, slots, found.others)
         writer.add_bytes(manifest.tokenizer, quick_to_open(parts.tokenizer_json or checkpoint.tokenizer_json))
         for name, content in {**parts.tables, **papers_of(checkpoint.folder, manifest)}.items():
             writer.add_bytes(name, content)
@@ -106,7 +117,7 @@ def export_foreign(
                 report(comparison.line())
         require(written.comparisons, "the bundle differs from the library, and was not kept")
         writer.add_bytes(PARITY_FILE, parity_document(recorded, written.comparisons).encode())
-        writer.add_bytes(PIXELS_FILE, save({}))
+        writer.add_bytes(PIXELS_FILE, save({f"draw.{row}": pixels for row, pixels in enumerate(recorded.pixels)}))
         status("hashing")
         return writer.finish(manifest)
 
@@ -117,6 +128,8 @@ def _context(parts: Parts, asked: int | None) -> int:
         least += parts.text.image_token_count
     if parts.image_tokens:
         least = max(least, 64 + parts.image_tokens.length)
+    if parts.denoise and parts.denoise.edits and parts.text:
+        least = max(least, 64 + parts.text.image_token_count)
     slots = min(max(MAX_CONTEXT, least), parts.most_context) if asked is None else asked
     if not min(least, parts.most_context) <= slots <= parts.most_context:
         raise UsageError(
@@ -125,9 +138,19 @@ def _context(parts: Parts, asked: int | None) -> int:
     return slots
 
 
-def _manifest(checkpoint: Checkpoint, family: ModuleType, parts: Parts, written: Components, slots: int) -> Manifest:
+def _manifest(
+    checkpoint: Checkpoint,
+    family: ModuleType,
+    parts: Parts,
+    written: Components,
+    slots: int,
+    others: Mapping[str, Path],
+) -> Manifest:
     name = checkpoint.folder.resolve().name
-    weights = Licence(f"weights of {name}", licence_in(checkpoint.folder / "README.md"), f"checkpoint {name}")
+    apart = {what: folder.resolve() for what, folder in others.items()}
+    licences = [Licence(f"weights of {name}", licence_in(checkpoint.folder / "README.md"), f"checkpoint {name}")]
+    for what, folder in apart.items():
+        licences.append(Licence(f"weights of {what}", licence_in(folder / "README.md"), f"checkpoint {folder.name}"))
     return Manifest(
         name=name,
         family=family.__name__.rpartition(".")[2],
@@ -135,11 +158,11 @@ def _manifest(checkpoint: Checkpoint, family: ModuleType, parts: Parts, written:
         source=Source(name, hash_of(checkpoint.folder)),
         components=written.components,
         targets=written.targets,
-        loops=Loops(text=parts.text, image_tokens=parts.image_tokens),
+        loops=Loops(text=parts.text, denoise=parts.denoise, image_tokens=parts.image_tokens),
         limits=Limits(slots, MAX_IMAGE_PIXELS, MAX_STEPS),
         tokenizer="tokenizer.json",
         quantization=precisions_of(written.components, written.targets),
-        licences=(weights,),
+        licences=tuple(licences),
         files={},
     )
 
@@ -147,7 +170,7 @@ def _manifest(checkpoint: Checkpoint, family: ModuleType, parts: Parts, written:
 def _recorded(checkpoint: Checkpoint, family: ModuleType, parts: Parts, bundle: Bundle, precision: str) -> Recorded:
     """Replies of the library, to prompts that the runtime's own code put together and the library's tokenized alike."""
     cases: list[TextCase] = []
-    loop = parts.text
+    loop, own = parts.text, hasattr(family, "reply")
     if loop is not None:
         tokenizer = Tokenizer(bundle.file(bundle.manifest.tokenizer))
         for prompt, pictured in TEXTS:
@@ -155,20 +178,64 @@ def _recorded(checkpoint: Checkpoint, family: ModuleType, parts: Parts, bundle: 
                 continue
             images = [seeded_picture(1, loop.image_size)] if pictured else []
             ids = chat_prompt(as_messages(prompt, images), loop, tokenizer).input_ids
-            room = bundle.manifest.limits.max_context - len(ids)
+            count = min(MAX_NEW_TOKENS, bundle.manifest.limits.max_context - len(ids))
             inputs = {"input_ids": torch.from_numpy(ids)[None]}
+            if own:
+                said = family.reply(checkpoint, inputs["input_ids"], images, count)
+                cases.append(TextCase(prompt, 1 if pictured else None, tuple(said)))
+                continue
             if hasattr(family, "library_inputs"):
                 inputs = family.library_inputs(checkpoint, inputs["input_ids"], images)
             elif pictured:
                 inputs |= _pixels(checkpoint, images)
-            tokens = greedy(checkpoint.model, inputs, min(MAX_NEW_TOKENS, room))
+            tokens = greedy(checkpoint.model, inputs, count)
             cases.append(TextCase(prompt, 1 if pictured else None, tuple(tokens)))
     drawn: list[CodesCase] = []
     if parts.image_tokens is not None:
         count = min(MAX_NEW_CODES, parts.image_tokens.rows * parts.image_tokens.columns)
         for prompt, guidance in DRAWS:
             drawn.append(CodesCase(prompt, guidance, tuple(family.draw_codes(checkpoint, prompt, guidance, count))))
-    return Recorded(precision, tuple(cases), (), (), tuple(drawn))
+    draws = _draw_cases(parts.denoise) if parts.denoise else []
+    pixels = [_drawing(checkpoint, family, parts, case) for case in draws]
+    who = OWN_MODULES if own else f"transformers {_version_of('transformers')}"
+    return Recorded(precision, tuple(cases), tuple(draws), tuple(pixels), tuple(drawn), who)
+
+
+def _draw_cases(loop: DenoiseLoop) -> list[DrawCase]:
+    """With guidance and without; of free sizes also one that is not square; of models that edit, an edit."""
+    steps = min(STEPS, loop.num_inference_steps) + int(loop.counts == "points")
+    grid = loop.latents
+    cases = []
+    for seed, (prompt, guidance) in enumerate(DRAWS):
+        height = width = None
+        if grid and grid.free:
+            step = grid.multiple or grid.cell
+            height = -(-max(grid.smallest, 2 * step) // step) * step
+            width = min(height + (seed + 1) * step, grid.largest // step * step)
+        cases.append(DrawCase(prompt, seed + 1, steps, guidance, None, height, width))
+    if loop.edits:
+        first = cases[0]
+        cases.append(dataclasses.replace(first, picture_seed=EDITED))
+    return cases
+
+
+def _drawing(checkpoint: Checkpoint, family: ModuleType, parts: Parts, case: DrawCase) -> np.ndarray:
+    """(3, H, W) in [0, 1], by the family's own writing of the published loop."""
+    loop = parts.denoise
+    assert loop is not None
+    height, width = case.height or loop.height, case.width or loop.width
+    noise = schedule.initial_noise(case.seed, *loop.state_shape(height, width))
+    image = None
+    if case.picture_seed is not None and parts.text is not None:
+        image = seeded_picture(case.picture_seed, parts.text.image_size)
+    asked = Drawn(case.prompt, torch.from_numpy(noise), case.steps, case.guidance, height, width, image)
+    return np.ascontiguousarray(family.draw(checkpoint, asked).clamp(0, 1).numpy(), dtype=np.float32)
+
+
+def _version_of(package: str) -> str:
+    from importlib.metadata import version
+
+    return version(package)
 
 
 def _pixels(checkpoint: Checkpoint, images: list) -> dict[str, torch.Tensor]:

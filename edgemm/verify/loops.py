@@ -12,7 +12,7 @@ import numpy as np
 
 from edgemm.bundle.loops import ImageTokensLoop, TextLoop
 from edgemm.bundle.manifest import Manifest
-from edgemm.bundle.picture import load_picture, seeded_picture
+from edgemm.bundle.picture import seeded_picture
 from edgemm.bundle.prompt import as_messages, chat_prompt, image_prompt, unconditional_prompt
 from edgemm.errors import BundleError, CheckFailedError, EdgemmError
 from edgemm.runtimes.codes_loop import CodesClock, CodesRequest, write_codes
@@ -44,6 +44,8 @@ def compare_loops(model: Model, recorded: Recorded) -> Iterator[Comparison]:
                 guidance_scale=case.guidance,
                 seed=case.seed,
                 image=_source(model, case),
+                height=case.height,
+                width=case.width,
             )
             yield compare_pictures(_name_drawing(case), recorded.precision, drawn.pixels, wanted)
     except EdgemmError as error:
@@ -54,7 +56,8 @@ def compare_loops(model: Model, recorded: Recorded) -> Iterator[Comparison]:
 
 def _name_drawing(case: DrawCase) -> str:
     source = "" if case.picture_seed is None else " from a picture"
-    return f"denoise loop, {case.prompt!r}{source}, {case.steps} steps, guidance {case.guidance:g}"
+    size = "" if case.height is None else f" {case.width} x {case.height}"
+    return f"denoise loop, {case.prompt!r}{source}{size}, {case.steps} steps, guidance {case.guidance:g}"
 
 
 def _source(model: Model, case: DrawCase) -> np.ndarray | None:
@@ -79,11 +82,7 @@ def _compare_text(model: Model, case: TextCase, precision: str) -> Iterator[Comp
 def _choices(model: Model, case: TextCase, loop: TextLoop, images: list[np.ndarray]) -> list[int]:
     """The likeliest token after the prompt and after each of torch's tokens."""
     prompt = chat_prompt(as_messages(case.prompt, images), loop, model.tokenizer)
-    most = model.manifest.limits.max_image_pixels
-    seen = [
-        load_picture(image, loop.image_size, loop.background, most, loop.image_fit, loop.image_resample)
-        for image in images
-    ]
+    seen = [model.sight.picture(image, loop) for image in images]
     prompt, image_tokens = model.sight.look(prompt, seen, loop)
     transformer = model.talking.conversation()
     found = [int(transformer.prefill(prompt, image_tokens).argmax())]

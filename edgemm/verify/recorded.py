@@ -51,6 +51,8 @@ class DrawCase:
     steps: int
     guidance: float
     picture_seed: int | None = None  # of models that edit: drawn from a picture of seeded coloured blocks
+    height: int | None = None  # of models that draw several sizes, in pixels
+    width: int | None = None
 
 
 @dataclass(frozen=True)
@@ -69,11 +71,13 @@ class Recorded:
     draws: tuple[DrawCase, ...]
     pixels: tuple[np.ndarray, ...]  # (3, H, W) float32, one a drawing
     codes: tuple[CodesCase, ...] = ()
+    compared_with: str = ""  # who said and drew it
 
 
 def parity_document(recorded: Recorded, comparisons: Sequence[Comparison]) -> str:
     document = {
         "precision": recorded.precision,
+        **({"compared_with": recorded.compared_with} if recorded.compared_with else {}),
         "comparisons": [comparison.to_json() for comparison in comparisons],
         "text_cases": [asdict(case) for case in recorded.texts],
         "draw_cases": [asdict(case) for case in recorded.draws],

@@ -1,0 +1,304 @@
+"""JanusFlow (arXiv:2411.07975): one Llama that reads by autoregression and draws by rectified flow.
+
+The transformer is the denoiser: its layers run again over [time ; noisy latents] behind the prompt's keys and values.
+Without guidance's prompt the second row sees the first token alone.  No library knows the model (janusflow_layers.py);
+its autoencoder is published apart.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from edgemm.bundle.denoise import DenoiseLoop, DenoiseTemplate, LatentGrid
+from edgemm.bundle.loops import TextLoop, TextTemplate
+from edgemm.errors import CheckpointError
+from edgemm.families.autoencoder_kl import WHAT, autoencoder_skeleton, open_autoencoder
+from edgemm.families.family import Drawn, Named, Parts, Pieces, component
+from edgemm.families.folder import Found
+from edgemm.families.hf_checkpoint import Checkpoint
+from edgemm.families.janusflow_layers import FULL_RATE, JanusFlow
+from edgemm.families.llama import check_llama_shaped, example_tokens, text_pieces, transformer_component
+from edgemm.families.own_modules import fill, from_sizes, names_in, read_config
+from edgemm.families.prefix import OverPrefix, conditioner_component, prefix_shapes
+from edgemm.families.vision import Eye, PictureRule, example_pictures
+
+__all__ = ["CANNOT", "NEEDS", "draw", "open_model", "parts", "pieces", "reply", "skeleton"]
+
+CANNOT = "editing (the model has none), pictures of other sizes than its own square"
+NEEDS = {"vae": f"{WHAT}; JanusFlow is published with stabilityai/sdxl-vae"}
+EXAMPLE = "What do you see in this picture, and which colours does it have?"
+PARTS = ("und_enc", "gen_enc", "gen_dec")
+UNUSED = "vision_und_enc_model.vision_tower.attn_pool."  # in the file, never run
+# What the published code says and no file does
+SYSTEM = (
+    "You are a helpful language and vision assistant. You are able to understand the visual content that the user "
+    "provides, and assist the user with a variety of tasks using natural language."
+)
+FORMAT, BETWEEN, USER, ASSISTANT = "deepseek_old", "\n\n", "User", "Assistant"
+STEPS, GUIDANCE = 30, 2.0
+BEGIN, END, PLACE = "<begin_of_image>", "<end_of_image>", "<image_placeholder>"
+
+
+def skeleton(found: Found) -> JanusFlow:
+    vae = autoencoder_skeleton(found.others["vae"]) if "vae" in found.others else None
+    return _model(found, vae)
+
+
+def open_model(found: Found) -> JanusFlow:
+    vae = open_autoencoder(found.other("vae", NEEDS["vae"]))
+    model = _model(found, vae)
+    fill(model, found.folder, names_in(found.folder), given="vae.")
+    from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
+
+    model.language_model.model.rotary_emb = LlamaRotaryEmbedding(model.config)
+    _check_autoencoder(model, found)
+    return model.eval()
+
+
+def _model(found: Found, vae: Any) -> JanusFlow:
+    config = read_config(found.folder / "config.json", "the sizes of JanusFlow")
+    sections: dict[str, dict[str, Any]] = {
+        name: (config.get(f"vision_{name}_config") or {}).get("params") or {} for name in PARTS
+    }
+    if lacking := [name for name, section in sections.items() if not section]:
+        raise CheckpointError(
+            f"{found.folder}: no vision_{lacking[0]}_config in config.json, so no JanusFlow; Janus and Janus-Pro are "
+            "read in the layout of transformers (deepseek-community/Janus-Pro-1B)"
+        )
+    biased = {name for name in names_in(found.folder) if name.endswith(".bias")}
+
+    def make() -> JanusFlow:
+        from transformers import LlamaConfig, LlamaForCausalLM
+
+        language = {"hidden_size": sections["gen_enc"]["hidden_size"], **config["language_config"]}
+        text = LlamaForCausalLM(LlamaConfig(**{**language, "attn_implementation": "eager"}))
+        return JanusFlow(text, sections, vae)
+
+    model = from_sizes(make, found.folder)
+    _drop_biases(model, biased)
+    return model
+
+
+def _drop_biases(model: JanusFlow, biased: set[str]) -> None:
+    """`use_bias` is not every layer's: what the file has counts, where there is a file."""
+    for part in ("vision_gen_enc_model", "vision_gen_dec_model"):
+        for name, module in getattr(model, part).named_modules():
+            if isinstance(module, (nn.Linear, nn.Conv2d)) and biased:
+                has, width = f"{part}.{name}.bias" in biased, len(module.weight)
+                bias = nn.Parameter(torch.empty(width, device="meta")) if has else None
+                module.register_parameter("bias", bias)
+
+
+def _check_autoencoder(model: JanusFlow, found: Found) -> None:
+    channels = model.vision_gen_enc_model.in_conv.in_channels
+    if model.vae.channels != channels:
+        raise CheckpointError(
+            f"{found.others['vae']}: an autoencoder of {model.vae.channels} latent channels, {found.folder} draws "
+            f"{channels}"
+        )
+    if model.image_size % (2 * model.vae.cell):
+        raise CheckpointError(f"{found.folder}: image_size {model.image_size} is no multiple of {2 * model.vae.cell}")
+
+
+def pieces(model: JanusFlow) -> Pieces:
+    text, aligners = model.language_model.model, [model.vision_gen_enc_aligner, model.vision_gen_dec_aligner]
+    own = [model.vision_gen_enc_model, model.vision_gen_dec_model, *aligners, model.vision_gen_dec_aligner_norm]
+    return {
+        "image_encoder": [model.vision_und_enc_model, model.vision_und_enc_aligner, model.beg_of_und_embed],
+        "transformer": text_pieces(text, model.language_model.lm_head),
+        "denoiser": own,  # and the transformer's layers, which are stored once
+        **({} if model.vae is None else {"image_decoder": [model.vae]}),
+    }
+
+
+class Denoiser(OverPrefix):
+    """Latents (b, 4, s, s) at tau (b) to their velocity, over a prefix; the time token and all before see no later."""
+
+    def __init__(self, model: JanusFlow) -> None:
+        super().__init__(model.language_model.model, None)
+        del self.embed_tokens  # the prompt was read already
+        self.vision_gen_enc_model, self.vision_gen_dec_model = model.vision_gen_enc_model, model.vision_gen_dec_model
+        self.vision_gen_enc_aligner = model.vision_gen_enc_aligner
+        self.vision_gen_dec_aligner, self.norm_made = model.vision_gen_dec_aligner, model.vision_gen_dec_aligner_norm
+        self.rows, self.velocity = model.drawing_rows, model.velocity
+
+    def forward(self, latents: Tensor, time: Tensor, prefix_mask: Tensor, *pairs: Tensor) -> Tensor:
+        rows, x, e = self.rows(latents, time)
+        causal = torch.ones(rows.shape[1], rows.shape[1], dtype=torch.bool).tril()
+        hidden = self.behind(rows, prefix_mask, pairs, causal)
+        return self.velocity(hidden[:, 1:], x, e)
+
+
+class ImageDecoder(nn.Module):
+    def __init__(self, vae: Any) -> None:
+        super().__init__()
+        self.vae = vae
+
+    def forward(self, latents: Tensor) -> Tensor:
+        return self.vae(latents) / 2 + 0.5
+
+
+def parts(checkpoint: Checkpoint) -> Parts:
+    model: JanusFlow = checkpoint.model
+    text, config, side = model.language_model.model, model.config, model.image_size
+    most = check_llama_shaped(config, checkpoint.folder)
+    rule, least = _picture_rule(checkpoint.folder, side)
+    eye = Eye(rule, model.image_tokens, model)
+    tokens = eye(example_pictures(side))
+    heads, width = config.num_key_value_heads, config.head_dim
+    prefix, grid = prefix_shapes(len(text.layers), heads, width), side // model.vae.cell
+    latents = ("b", model.vae.channels, grid, grid)
+    pixels = ("b", 3, side, side)
+    graphs = [
+        component("image_encoder", eye, {"pixels": pixels}, {"image_tokens": ("b", *tokens.shape[1:])}),
+        transformer_component(text, model.language_model.lm_head),
+        conditioner_component(text, heads, width),
+        component("denoiser", Denoiser(model), {"latents": latents, "time": ("b",), **prefix}, {"prediction": latents}),
+        component("image_decoder", ImageDecoder(model.vae), {"latents": latents}, {"pixels": pixels}),
+    ]
+    by_name = {graph.name: graph for graph in graphs}
+    return Parts(
+        graphs=by_name,
+        inputs=_inputs(checkpoint, by_name, tokens, prefix),
+        text=_text_loop(checkpoint, rule, least, tokens.shape[1]),
+        denoise=_denoise_loop(checkpoint),
+        most_context=most,
+        shared={"denoiser": "transformer"},
+    )
+
+
+@torch.no_grad()
+def _inputs(checkpoint: Checkpoint, graphs: dict[str, Any], tokens: Tensor, prefix: dict[str, Any]) -> dict[str, Named]:
+    """What each component is compared on, made by those before it."""
+    model: JanusFlow = checkpoint.model
+    read = example_tokens(graphs["transformer"], checkpoint.tokenizer(EXAMPLE)["input_ids"], tokens)
+    _, *present = graphs["transformer"].module(*read.values())
+    past = [name for name in read if name.startswith("past_")]
+    length = read["attention_limit"][:, -1] + 1
+    condition = {**dict(zip(past, present, strict=True)), "prefix_length": length - torch.tensor([0, 3])}
+    given = graphs["conditioner"].module(*condition.values())
+    grid = model.image_size // model.vae.cell
+    latents = torch.randn(2, model.vae.channels, grid, grid, generator=torch.Generator().manual_seed(0))
+    return {
+        "image_encoder": {"pixels": example_pictures(model.image_size)},
+        "transformer": read,
+        "conditioner": condition,
+        "denoiser": {"latents": latents, "time": torch.tensor([0.0, 700.0]), **dict(zip(prefix, given, strict=True))},
+        "image_decoder": {"latents": latents},
+    }
+
+
+def _picture_rule(folder: Path, side: int) -> tuple[PictureRule, int]:
+    """And the least that the shorter side may become."""
+    found = read_config(folder / "preprocessor_config.json", "how JanusFlow reads pictures")
+    if found.get("image_size") != side:
+        raise CheckpointError(f"{folder}: pictures become {found.get('image_size')}, the vision tower reads {side}")
+    rule = PictureRule(
+        size=side,
+        fit="pad_cut",
+        resample="bicubic",
+        background=tuple(found.get("background_color", (127, 127, 127))),  # type: ignore[arg-type]
+        scale=tuple(1 / deviation for deviation in found["image_std"]),
+        shift=tuple(-mean / deviation for mean, deviation in zip(found["image_mean"], found["image_std"])),
+    )
+    return rule, int(found.get("min_size", 1))
+
+
+def _text_loop(checkpoint: Checkpoint, rule: PictureRule, least: int, count: int) -> TextLoop:
+    folder, tokenizer = checkpoint.folder, checkpoint.tokenizer
+    settings = read_config(folder / "processor_config.json", "the prompt's format")
+    if settings.get("sft_format") != FORMAT or settings.get("image_tag", PLACE) != PLACE:
+        raise CheckpointError(f"{folder}: prompts of format {settings.get('sft_format')!r}, expected {FORMAT!r}")
+    if settings.get("num_image_tokens") != count - 1:
+        raise CheckpointError(f"{folder}: num_image_tokens is {settings.get('num_image_tokens')}, not {count - 1}")
+    bos, eos = tokenizer.bos_token, tokenizer.eos_token
+    template = TextTemplate(
+        user_open=f"{USER}: ",
+        user_close=BETWEEN,
+        assistant_open=f"{ASSISTANT}: ",
+        assistant_close=eos,
+        system_open=bos,
+        system_close=BETWEEN,
+        system_default="",
+        opening=bos + SYSTEM + BETWEEN,
+        reply_open=f"{ASSISTANT}:",
+    )
+    return TextLoop(
+        template=template,
+        image_close="\n",
+        image_size=rule.size,
+        image_token_count=count,
+        background=rule.background,
+        stop_token_ids=(tokenizer.eos_token_id,),
+        joined=True,
+        image_token=PLACE,
+        image_open=BEGIN,
+        open_is_first=True,
+        image_end=END,
+        image_between="\n",
+        image_fit=rule.fit,
+        image_least=least,
+        image_resample=rule.resample,
+        strip=True,
+    )
+
+
+def _denoise_loop(checkpoint: Checkpoint) -> DenoiseLoop:
+    model: JanusFlow = checkpoint.model
+    side, bos = model.image_size, checkpoint.tokenizer.bos_token
+    return DenoiseLoop(
+        template=DenoiseTemplate(f"{bos}{USER}: ", f"{BETWEEN}{ASSISTANT}:", joined=True, strip=True),
+        prefix_layers=tuple(range(len(model.language_model.model.layers))),
+        skip=0,
+        prediction="velocity",
+        num_inference_steps=STEPS,
+        guidance_scale=GUIDANCE,
+        guidance_interval=(0.0, 1.0),
+        shift=1.0,
+        latents=LatentGrid(model.vae.channels, model.vae.cell, side, side),
+        time_scale=FULL_RATE,
+        unconditional="mask",
+        seen_slots=1,
+    )
+
+
+@torch.no_grad()
+def reply(checkpoint: Checkpoint, ids: Tensor, images: list[np.ndarray], count: int) -> list[int]:
+    """The model's likeliest tokens after ids (1, s), pictures in their places."""
+    return [int(row.argmax()) for row in logits_of(checkpoint, ids, images, count)]
+
+
+@torch.no_grad()
+def logits_of(checkpoint: Checkpoint, ids: Tensor, images: list[np.ndarray], count: int) -> list[Tensor]:
+    """Of each token of the greedy reply, (vocabulary)."""
+    model: JanusFlow = checkpoint.model
+    embeds = model.language_model.get_input_embeddings()(ids)
+    if images:
+        rule, _ = _picture_rule(checkpoint.folder, model.image_size)
+        pixels = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).float() / 255
+        seen = model.image_tokens(Eye(rule, lambda x: x)(pixels))
+        named = [checkpoint.tokenizer.convert_tokens_to_ids(token) for token in (BEGIN, PLACE)]
+        embeds[torch.isin(ids, torch.tensor(named))] = seen.flatten(0, 1)
+    answer = model.language_model(inputs_embeds=embeds, use_cache=True)
+    said = []
+    while True:
+        said.append(answer.logits[0, -1])
+        if len(said) == count:
+            return said
+        step = said[-1].argmax()[None, None]
+        answer = model.language_model(input_ids=step, past_key_values=answer.past_key_values, use_cache=True)
+
+
+@torch.no_grad()
+def draw(checkpoint: Checkpoint, drawn: Drawn) -> Tensor:
+    """(3, H, W) in [0, 1]: the whole picture as published, the prompt read again at every step."""
+    model, tokenizer = checkpoint.model, checkpoint.tokenizer
+    asked = f"{USER}: {drawn.prompt.strip()}{BETWEEN}{ASSISTANT}:{BEGIN}"
+    ids = torch.tensor(tokenizer(asked)["input_ids"])[:-1]  # the time token stands in the last one's place
+    latents = model.draw(ids, drawn.noise, drawn.steps, drawn.guidance)
+    return (model.vae(latents[None])[0] / 2 + 0.5).clamp(0, 1)

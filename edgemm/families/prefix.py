@@ -1,0 +1,77 @@
+"""A language model that draws over the keys and values of its prompt: conditioner and denoiser around its own layers.
+
+The prompt's keys were turned to their positions 0 to L - 1.  The conditioner turns them back by L, so that the denoiser
+counts positions from 0 and needs no L: attention sees only differences of positions (arXiv:2104.09864).
+Axes: b batch, r the denoiser's own rows, t prefix slots, g K/V heads, d head width, w width.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from edgemm.export.component_graphs import ComponentGraph
+from edgemm.families.family import Shape, component
+from edgemm.families.llama import LlamaGraph, rms
+
+__all__ = ["OverPrefix", "TurnedBack", "conditioner_component", "prefix_shapes"]
+
+
+class TurnedBack(nn.Module):
+    """The first `prefix_length` slots of a cache, their keys turned back by as many positions."""
+
+    def __init__(self, inv_freq: Tensor) -> None:
+        super().__init__()
+        self.inv_freq = nn.Buffer(inv_freq.float().clone(), persistent=False)
+
+    def forward(self, *tensors: Tensor) -> tuple[Tensor, ...]:
+        *past, prefix_length = tensors
+        mask = torch.arange(past[0].shape[2]) < prefix_length[:, None]  # (b, T)
+        angles = -prefix_length.float()[:, None, None] * self.inv_freq  # (b, 1, d/2)
+        cos, sin = (part.expand(-1, mask.shape[1], -1) for part in (angles.cos(), angles.sin()))
+        keys = [torch.onnx.ops.rotary_embedding(each, cos, sin) for each in past[::2]]
+        return mask, *(tensor for pair in zip(keys, past[1::2], strict=True) for tensor in pair)
+
+
+class OverPrefix(LlamaGraph):
+    """Rows (b, r, w) through a language model's layers, at positions 0, 1, ..., behind a prefix."""
+
+    def behind(self, x: Tensor, prefix_mask: Tensor, pairs: tuple[Tensor, ...], own_mask: Tensor) -> Tensor:
+        """Hidden states (b, r, w) after the last norm; `own_mask` (r, r) says which rows each row sees."""
+        b, r, _ = x.shape
+        angles = torch.arange(r).float()[None, :, None] * self.inv_freq  # (1, r, d/2)
+        cos, sin = ((part * self.rotary_scale).expand(b, -1, -1) for part in (angles.cos(), angles.sin()))
+        seen = prefix_mask[:, None, None].expand(-1, -1, r, -1)
+        mask = torch.cat([seen, own_mask.expand(b, 1, -1, -1)], dim=3)  # (b, 1, r, t + r)
+        for layer, keys, values in zip(self.layers, pairs[::2], pairs[1::2], strict=True):
+            x = self._over(layer, x, cos, sin, mask, keys, values)
+        return rms(self.norm, x)
+
+    def _over(
+        self, layer: Any, x: Tensor, cos: Tensor, sin: Tensor, mask: Tensor, keys: Tensor, values: Tensor
+    ) -> Tensor:
+        attention = layer.self_attn
+        normed = rms(layer.input_layernorm, x)
+        queries, own_keys, own_values = (self._heads(attention, part, normed) for part in "qkv")
+        queries, own_keys = (torch.onnx.ops.rotary_embedding(part, cos, sin) for part in (queries, own_keys))
+        every_key, every_value = torch.cat([keys, own_keys], dim=2), torch.cat([values, own_values], dim=2)
+        attended = torch.onnx.ops.attention(queries, every_key, every_value, mask)[0]  # (b, h, r, d)
+        x = x + attention.o_proj(attended.transpose(1, 2).flatten(2))
+        return x + layer.mlp(rms(layer.post_attention_layernorm, x))
+
+
+def prefix_shapes(depth: int, kv_heads: int, head_width: int) -> dict[str, Shape]:
+    """What such a conditioner gives and such a denoiser takes, in their order."""
+    pair: Shape = ("b", kv_heads, "t", head_width)
+    layers = {f"prefix_{part}.{layer}": pair for layer in range(depth) for part in ("key", "value")}
+    return {"prefix_mask": ("b", "t"), **layers}
+
+
+def conditioner_component(text: Any, kv_heads: int, head_width: int) -> ComponentGraph:
+    """Of every layer of a language model."""
+    depth, cache = len(text.layers), ("b", kv_heads, "T", head_width)
+    read: dict[str, Shape] = {f"past_{part}.{layer}": cache for layer in range(depth) for part in ("key", "value")}
+    given = prefix_shapes(depth, kv_heads, head_width)
+    return component("conditioner", TurnedBack(text.rotary_emb.inv_freq), {**read, "prefix_length": ("b",)}, given)
