@@ -8,7 +8,8 @@ Axes: b batch, s new tokens, T cache slots, m image tokens, n drawing tokens, t 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
@@ -32,6 +33,7 @@ class ComponentGraph:
     module: nn.Module
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
+    multiples: Mapping[str, int] = field(default_factory=dict)  # named axes of inputs that are multiples of a number
 
 
 class TransformerGraph(nn.Module):

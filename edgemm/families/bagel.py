@@ -135,7 +135,13 @@ def parts(checkpoint: Checkpoint) -> Parts:
             {"latents": cells, "time": ("b",), **prefix},
             {"prediction": cells, **block},
         ),
-        component("latent_encoder", LatentEncoder(model), {"pixels": pixels}, {"mean": cells, "deviation": cells}),
+        component(
+            "latent_encoder",
+            LatentEncoder(model),
+            {"pixels": pixels},
+            {"mean": cells, "deviation": cells},
+            dict.fromkeys("HW", sizes.cell),
+        ),
         component("image_decoder", ImageDecoder(model), {"latents": cells}, {"pixels": pixels}),
     ]
     return Parts(
@@ -144,6 +150,7 @@ def parts(checkpoint: Checkpoint) -> Parts:
         text=_text_loop(checkpoint, side, tokens.shape[1]),
         denoise=_denoise_loop(model),
         most_context=checkpoint.config.max_position_embeddings,
+        shared={"denoiser": "transformer"},
     )
 
 

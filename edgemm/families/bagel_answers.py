@@ -120,7 +120,7 @@ class Answers:
         if edits:
             pixels = load_stretched(drawn.image, drawn.height, drawn.width)
             mean, deviation = LatentEncoder(self.model)(torch.from_numpy(pixels)[None])
-            clean = mean + deviation * drawn.second
+            clean = mean + deviation * drawn.picture_noise
             for context in (whole, text_free):
                 context.latents(clean, self.denoiser)
                 context.picture(self._seen(drawn.image), *self.vision)

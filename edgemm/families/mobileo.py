@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from edgemm.bundle.loops import DenoiseLoop, DenoiseTemplate, LatentGrid, TextLoop, TextTemplate
 from edgemm.bundle.manifest import Licence
 from edgemm.bundle.picture import load_picture
-from edgemm.bundle.prompt import Prompt
+from edgemm.bundle.prompt import PICTURE_ID
 from edgemm.errors import CheckpointError
 from edgemm.export.component_graphs import scatter
 from edgemm.families.family import Drawn, Named, Parts, Pieces, Shape, component
@@ -76,7 +76,8 @@ def skeleton(found: Found) -> Any:
     shapes = _shapes(found.folder)
 
     def make() -> Any:
-        from diffusers import AutoencoderDC, SanaTransformer2DModel
+        from diffusers.models.autoencoders.autoencoder_dc import AutoencoderDC
+        from diffusers.models.transformers.sana_transformer import SanaTransformer2DModel
         from transformers import Qwen2Config, Qwen2ForCausalLM
 
         model = Qwen2ForCausalLM(Qwen2Config(**{k: v for k, v in config.items() if k not in ("architectures",)}))
@@ -92,7 +93,7 @@ def skeleton(found: Found) -> Any:
         whole.diffusion_connector = nn.Module()
         whole.diffusion_connector.fusion = Connector(fusion)
         whole.dit, whole.vae = SanaTransformer2DModel.from_config(transformer), AutoencoderDC.from_config(vae)
-        del whole.vae.encoder  # never used
+        delattr(whole.vae, "encoder")  # never used
         whole.scheduler = scheduler
         return model
 
@@ -319,12 +320,15 @@ def _denoise_loop(checkpoint: Checkpoint, hidden: tuple[int, ...]) -> DenoiseLoo
 # The published loop, for comparison: transformers' language model and diffusers' scheduler, all tokens at every step.
 
 
-def reply(checkpoint: Checkpoint, prompt: Prompt, images: list[np.ndarray], count: int) -> list[int]:
-    """The likeliest tokens; every one is read again for the next."""
-    model, places = checkpoint.model, torch.from_numpy(prompt.image_index)
-    x = model.model.embed_tokens(torch.from_numpy(prompt.input_ids))
+def reply(checkpoint: Checkpoint, ids: Tensor, images: list[np.ndarray], count: int) -> list[int]:
+    """The likeliest tokens after ids (1, s), pictures in the places of PICTURE_ID; all is read each time."""
+    model, x = checkpoint.model, checkpoint.model.model.embed_tokens(ids[0])
     if images:
-        x = torch.where((places >= 0)[:, None], _seen(checkpoint, images)[places.clamp(min=0)], x)
+        seen = _seen(checkpoint, images)
+        places = (ids[0] == PICTURE_ID).nonzero()[:, 0]
+        if len(places) != len(seen):
+            raise ValueError(f"a prompt has {len(places)} places for {len(seen)} image tokens")
+        x[places] = seen
     said: list[int] = []
     while True:
         said.append(int(model(inputs_embeds=x[None]).logits[0, -1].argmax()))
@@ -335,7 +339,7 @@ def reply(checkpoint: Checkpoint, prompt: Prompt, images: list[np.ndarray], coun
 
 def draw(checkpoint: Checkpoint, drawn: Drawn) -> Tensor:
     """Pixels (3, H, W), not clipped."""
-    from diffusers import DPMSolverMultistepScheduler
+    from diffusers.schedulers.scheduling_dpmsolver_multistep import DPMSolverMultistepScheduler
 
     whole, tokenizer = checkpoint.model.model, checkpoint.tokenizer
     if drawn.image is None:
@@ -350,7 +354,7 @@ def draw(checkpoint: Checkpoint, drawn: Drawn) -> Tensor:
     fusion = whole.diffusion_connector.fusion
     hidden, ones = states[-len(fusion.layer_weights) :], torch.ones(1, x.shape[1], 1)
     captions = fusion(hidden, ones), fusion([torch.zeros_like(state) for state in hidden], ones)
-    scheduler = DPMSolverMultistepScheduler.from_config(whole.scheduler)
+    scheduler: Any = DPMSolverMultistepScheduler.from_config(whole.scheduler)
     scheduler.set_timesteps(drawn.steps)
     latents = drawn.noise[None]
     for time in scheduler.timesteps:

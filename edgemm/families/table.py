@@ -25,6 +25,8 @@ FAMILIES = {  # architecture -> module
     "FuyuForCausalLM": "edgemm.families.fuyu",
     "Qwen3VLForConditionalGeneration": "edgemm.families.qwen3_vl",
     "MultiModalityCausalLM": "edgemm.families.janusflow",
+    "BagelForConditionalGeneration": "edgemm.families.bagel",
+    "mobileoForInferenceLM": "edgemm.families.mobileo",
     "Cosmos3OmniForConditionalGeneration": "edgemm.families.qwen3_vl",
 }
 

@@ -139,9 +139,8 @@ class Drawing:
         loaded["latent_encoder"].bind({"pixels": pixels[None]}, found).run()
         for name, array in found.items():
             check_finite(array, f"latent_encoder, {name}")
-        own = schedule.initial_noise(seed, 2, *shape)[1]  # the first is what the picture is drawn from
         clock.image_encode_s += time.perf_counter() - start
-        return found["mean"] + found["deviation"] * own
+        return found["mean"] + found["deviation"] * schedule.picture_noise(seed, *shape)
 
     def _draw_codes(
         self, request: CodesRequest, loop: ImageTokensLoop, cancelled: Cancelled, clock: CodesClock
