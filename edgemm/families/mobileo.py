@@ -19,6 +19,7 @@ from edgemm.bundle.picture import load_picture
 from edgemm.bundle.prompt import PICTURE_ID
 from edgemm.errors import CheckpointError
 from edgemm.export.component_graphs import scatter
+from edgemm.export.trace import quiet
 from edgemm.families.family import Drawn, Named, Parts, Pieces, Shape, component
 from edgemm.families.fastvit import STRIDE, FastViT, FastViTSizes
 from edgemm.families.folder import Found
@@ -74,6 +75,9 @@ def skeleton(found: Found) -> Any:
         if scheduler.get(key) != wanted:
             raise CheckpointError(f"{sana}: scheduler has {key} {scheduler.get(key)!r}, this export knows {wanted!r}")
     shapes = _shapes(found.folder)
+
+    with quiet():  # importing it says what it lacks
+        import diffusers  # noqa: F401
 
     def make() -> Any:
         from diffusers.models.autoencoders.autoencoder_dc import AutoencoderDC

@@ -144,7 +144,7 @@ class SanaDenoiser(nn.Module):
     ) -> Tensor:
         parts = (block.scale_shift_table[None] + modulation.unflatten(1, (6, -1))).chunk(6, dim=1)
         shift, scale, gate, mlp_shift, mlp_scale, mlp_gate = parts
-        x = x + gate * block.attn1(block.norm1(x) * (1 + scale) + shift)
+        x = x + gate * _mixed(block.attn1, block.norm1(x) * (1 + scale) + shift)
         queries = block.attn2.to_q(x).unflatten(-1, (block.attn2.heads, -1)).transpose(1, 2)
         attended = torch.onnx.ops.attention(queries, keys, values, mask)[0]
         x = x + block.attn2.to_out[0](attended.transpose(1, 2).flatten(2))
@@ -153,12 +153,43 @@ class SanaDenoiser(nn.Module):
         return x + mlp_gate * fed.flatten(2).transpose(1, 2)
 
 
+def _mixed(attention: Any, x: Tensor) -> Tensor:
+    """Linear attention of places (b, n, w) to one another."""
+    parts = (project(x).transpose(1, 2) for project in (attention.to_q, attention.to_k, attention.to_v))
+    queries, keys, values = (part.unflatten(1, (attention.heads, -1)) for part in parts)  # (b, h, d, n)
+    mixed = linear_attention(queries.relu(), keys.relu(), values)
+    return attention.to_out[0](mixed.flatten(1, 2).transpose(1, 2))
+
+
+def linear_attention(queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+    """(b, h, d, n) of numbers that are not negative.
+
+    A query that meets no key gives 0.  The library adds 1e-15 instead, which float16 does not hold and the exporter
+    takes for nothing.
+    """
+    both = nn.functional.pad(values, (0, 0, 0, 1), value=1.0) @ keys.transpose(2, 3) @ queries
+    return both[:, :, :-1] / _not_zero(both[:, :, -1:])
+
+
+def quadratic_attention(queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+    """The same numbers, for maps with fewer places than a head is wide."""
+    scores = keys.transpose(2, 3) @ queries
+    return values @ (scores / _not_zero(scores.sum(2, keepdim=True)))
+
+
+def _not_zero(sums: Tensor) -> Tensor:
+    return torch.where(sums > 0, sums, 1.0)
+
+
 class LatentDecoder(nn.Module):
     """Latents (b, c, H, W) to pixels (b, 3, H', W'), around [0, 1], by DC-AE's decoder (arXiv:2410.10733)."""
 
     def __init__(self, vae: Any) -> None:
         super().__init__()
         self.decoder, self.scale = vae.decoder, float(vae.config.scaling_factor)
+        for module in self.decoder.modules():
+            if hasattr(module, "apply_linear_attention"):
+                module.apply_linear_attention, module.apply_quadratic_attention = linear_attention, quadratic_attention
 
     def forward(self, latents: Tensor) -> Tensor:
         return self.decoder(latents / self.scale) / 2 + 0.5
