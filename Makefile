@@ -23,7 +23,7 @@ TEST_ENV = OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} TOKENIZERS_PARALLELISM=false H
 # One process a core, each file in one of them: models that a file trains once are trained once.
 PYTEST = $(TEST_ENV) $(VENV)/bin/python -m pytest -q -n $${WORKERS:-2} --dist loadfile
 
-.PHONY: help demo test test-slow build-rtx check format setup clean
+.PHONY: help demo test test-slow build-rtx wheel check format setup clean
 .DEFAULT_GOAL := help
 
 help:
@@ -31,6 +31,7 @@ help:
 	@echo "make test       every test that takes seconds"
 	@echo "make test-slow  the others"
 	@echo "make build-rtx  engines of the checkpoint with NVIDIA's own builder, in fp16, int8 and int4; needs no GPU"
+	@echo "make wheel      wheel and sdist, and the wheel alone in an environment of its own: doctor, and one drawing"
 	@echo "make check      format, lint, types, tests: what a change has to pass"
 	@echo "make format     let ruff put the code in order"
 	@echo "make clean      remove what was made, but not .venv, data or runs"
@@ -48,6 +49,19 @@ test-slow: $(READY)
 build-rtx: $(READY)
 	$(VENV)/bin/python benchmarks/rtx_build.py --checkpoint checkpoints/sticker-small --sm 86,89,120 \
 		--jobs $${WORKERS:-2} --opt-level $(OPT_LEVEL) --timeout 600 --max-memory 4GiB --if-installed
+
+# What a user of the thin runtime gets: the wheel, numpy and one backend.  Nothing of this folder may be found from there.
+WHEEL_TRY = build/wheel-try
+wheel: $(READY)
+	rm -rf dist build/lib $(WHEEL_TRY)
+	$(VENV)/bin/python -m build --outdir dist . > /dev/null
+	@! tar -tzf dist/edgemm-*.tar.gz | grep -E '/(checkpoints|benchmarks/results|docs)/' || { echo "the sdist is heavy"; exit 1; }
+	@$(VENV)/bin/python -m edgemm export checkpoints/micro-shapes --output $(WHEEL_TRY)/shapes.bundle --precision int8 > /dev/null
+	$(PYTHON) -m venv $(WHEEL_TRY)/venv
+	@$(WHEEL_TRY)/venv/bin/pip --disable-pip-version-check install --quiet -c constraints.txt "$$(ls $$PWD/dist/edgemm-*.whl)[ort]"
+	cd $(WHEEL_TRY) && venv/bin/edgemm doctor shapes.bundle && \
+		venv/bin/edgemm draw shapes.bundle --prompt "a green star" --output star.png && test -s star.png
+	@ls -l dist; echo "$$(du -sm $(WHEEL_TRY)/venv | cut -f 1) MB installed, pip itself included"
 
 check: $(READY)
 	$(VENV)/bin/ruff format --check .

@@ -127,7 +127,7 @@ def _torch(path: Path) -> dict[str, float]:
     llama.load_state_dict(state | {"lm_head.weight": state["model.embed_tokens.weight"]}, assign=True, strict=False)
     llama.model.rotary_emb = type(llama.model.rotary_emb)(config)
     llama.eval()
-    ids = torch.tensor([read_prompt(model.config, model.encode, PROMPT, 0).ids])
+    ids = torch.from_numpy(read_prompt(model.config, model.tokenizer, PROMPT, 0).input_ids)[None]
     times = {}
     with torch.no_grad():
         llama.generate(ids, max_new_tokens=4, do_sample=False, pad_token_id=0)

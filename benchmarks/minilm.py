@@ -29,7 +29,7 @@ from torch import Tensor, nn
 
 from edgemm.bench.conditions import machine_card
 from edgemm.quantize.calibration import shipped_text
-from edgemm.quantize.make import Method, make_spec
+from edgemm.quantize.make import make_spec
 from edgemm.quantize.simulated import quantizable, swap
 from edgemm.quantize.spec import Layer
 from edgemm.search.levels import size_bytes
@@ -122,7 +122,7 @@ def quantized(model: nn.Module, product: Layer, table: Layer) -> tuple[nn.Module
     found = quantizable(model)
     layers = {name: table if isinstance(part, nn.Embedding) else product for name, part in found.items()}
     weights = {name: cast(Tensor, part.weight) for name, part in found.items()}
-    spec = make_spec(weights, layers, {"": Method()})
+    spec = make_spec(weights, layers)
     ours = copy.deepcopy(model)
     swap(ours, spec, folded=True)
     rest = sum(parameter.numel() for parameter in model.parameters()) - sum(w.numel() for w in weights.values())

@@ -76,7 +76,7 @@ def _compare(
 ) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         bundle = Path(folder) / "parity.bundle"
-        export_bundle(source, bundle, precision=precision, report=lambda line: None)
+        export_bundle(source, bundle, precision=precision)
         with _unstopped(bundle) as runtime:
             found = [
                 runtime.generate_text(p, images=[picture] if picture else [], max_new_tokens=TOKENS).token_ids

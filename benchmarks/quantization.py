@@ -27,7 +27,8 @@ from edgemm.evaluate.evaluation import SUITES
 from edgemm.evaluate.metrics import compare_records, paired_difference
 from edgemm.model import checkpoint
 from edgemm.model.unified import Unified
-from edgemm.quantize.quantization import SUITED, quantize
+from edgemm.quantize.options import QuantizeOptions
+from edgemm.quantize.quantization import quantize
 from edgemm.quantize.simulated import swap
 from edgemm.search.judges import PROMPTS, Answers, Records, ask, compare, task_records
 from edgemm.search.levels import size_bytes
@@ -152,10 +153,7 @@ class Table:
                 if tensor.is_floating_point():
                     tensor.data = tensor.data.half().float()
             return 2 * sum(_numbers(model).values())
-        chosen = {side: SUITED[word] for side, word in (("text", row.text), ("draw", row.draw))}
-        if row.method:
-            chosen = dict.fromkeys(chosen, row.method)
-        spec = quantize(model, row.text, row.draw, chosen, steps=self.args.steps)
+        spec = quantize(model, QuantizeOptions(row.text, row.draw, row.method or None, steps=self.args.steps))
         named = {name for name, layer in spec.document.layers.items() if layer.bits}
         left = [(name, n) for name, n in _numbers(model).items() if not named & {name, name.rpartition(".")[0]}]
         swap(model, spec, folded=True)

@@ -20,12 +20,13 @@ def write_bundles(
     from onnx import ModelProto
 
     from edgemm.bundle.bundle import UNCONDITIONAL, BundleWriter
-    from edgemm.export.component_graphs import ComponentGraph
+    from edgemm.export.component_graphs import ComponentGraph, component_graphs
+    from edgemm.export.example_inputs import example_inputs
     from edgemm.export.manifest import manifest_of, papers_of
-    from edgemm.export.specs import plan_specs
-    from edgemm.export.targets import read_plans
+    from edgemm.export.schemes import read_schemes
+    from edgemm.export.specs import make_specs
     from edgemm.export.trace import trace
-    from edgemm.export.variants import write_components
+    from edgemm.export.variants import Wanted, native_sizes, write_graphs
     from edgemm.model.checkpoint import load
     from edgemm.verify.export_native import MAX_CONTEXT, stored_prefix
 
@@ -36,15 +37,13 @@ def write_bundles(
             traced[graph.name] = trace(graph).SerializeToString()
         return ModelProto.FromString(traced[graph.name])
 
-    nobody = lambda text: None  # noqa: E731
     model = load(checkpoint)
     slots = max_context or min(MAX_CONTEXT, model.config.transformer.max_context)
     for precision in precisions:
-        plans = read_plans("rtx", precision)
+        schemes = read_schemes("rtx", precision)
         with BundleWriter(folder / f"{precision}.bundle") as writer, torch.no_grad():
-            specs = plan_specs(model, plans)
-            words = (writer, plans, slots, trace_once, nobody, nobody)
-            written = write_components(model, *words, specs=specs)
+            wanted = Wanted(schemes, make_specs(model, schemes), native_sizes(model, slots))
+            written = write_graphs(component_graphs(model), example_inputs(model), writer, wanted, trace_once)
             manifest = manifest_of(model, checkpoint, written.components, written.targets, slots)
             writer.add_bytes(manifest.tokenizer, model.tokenizer_json.encode())
             writer.add_bytes(UNCONDITIONAL, stored_prefix(model, ""))

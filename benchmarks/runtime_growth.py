@@ -68,7 +68,7 @@ def curves(model: Model) -> list[Curve]:
         found.append(Curve("prefill by prompt", "prompt tokens", lengths, prefill))
         block = text.image_token_count
         counts = sorted({round(n / block) for n in (64, 128, 256, 512, 1024) if block <= n < most - 64})
-        if "image_encoder" in model.engines and counts:
+        if "image_encoder" in model._engines and counts:
             found.append(Curve("prefill by pictures", f"pictures of {block} image tokens", tuple(counts), pictured))
         found.append(Curve("batch, a token and row", "rows", (1, 2, 4, 8), batch))
     if model.manifest.loops.denoise is not None:

@@ -13,6 +13,7 @@ import argparse
 import sys
 from pathlib import Path
 
+from edgemm.cli.display import Display
 from edgemm.export import variants
 from edgemm.verify.export_native import export_bundle
 
@@ -24,7 +25,8 @@ def main(words: list[str] | None = None) -> int:
     parser.add_argument("--precision", default="int8", help="fp32, int8 or int4 (default %(default)s)")
     args = parser.parse_args(words)
     variants.for_ort_cpu = lambda lowered, reference, slots: None
-    export_bundle(args.checkpoint, args.output, "cpu", args.precision)
+    with Display(results=True):
+        export_bundle(args.checkpoint, args.output, "cpu", args.precision)
     print(f"Wrote {args.output}")
     return 0
 

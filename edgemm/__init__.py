@@ -4,13 +4,15 @@
     print(model.generate_text("What is this?", images=["heart.png"]).text)
     model.generate_image("a red heart", seed=7).image.save("heart.png")
 
-Importing this brings neither torch nor a backend; `load` brings the backend that it chose.
+This is the public face; everything below it may change.  Importing it brings neither numpy nor torch nor a backend: a
+name is fetched when it is first used, and `load` brings the backend that it chose.
 """
 
 from __future__ import annotations
 
+import importlib
 import os
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from edgemm.errors import (
     BundleError,
@@ -26,22 +28,63 @@ from edgemm.errors import (
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from edgemm.runtimes.interleaved import InterleavedResult
     from edgemm.runtimes.model import Model
+    from edgemm.runtimes.options import DrawingKeywords, DrawingOptions, TextKeywords, TextOptions
+    from edgemm.runtimes.results import DenoiseProgress, ImageResult, Picture, TextChunk, TextResult
+    from edgemm.runtimes.session import Session
 
 __all__ = [
     "BundleError",
     "CheckFailedError",
     "CheckpointError",
+    "DenoiseProgress",
+    "DrawingKeywords",
+    "DrawingOptions",
     "EdgemmError",
+    "ImageResult",
     "InputError",
+    "InterleavedResult",
     "MissingError",
+    "Model",
+    "Picture",
     "ResourceError",
+    "Session",
+    "TextChunk",
+    "TextKeywords",
+    "TextOptions",
+    "TextResult",
     "UsageError",
     "__version__",
     "load",
 ]
 
 __version__ = "0.1.0"
+
+LAZY = {  # where each name is found when it is first asked for
+    "InterleavedResult": "edgemm.runtimes.interleaved",
+    "Model": "edgemm.runtimes.model",
+    "Session": "edgemm.runtimes.session",
+    **dict.fromkeys(
+        ("DrawingKeywords", "DrawingOptions", "TextKeywords", "TextOptions"),
+        "edgemm.runtimes.options",
+    ),
+    **dict.fromkeys(
+        ("DenoiseProgress", "ImageResult", "Picture", "TextChunk", "TextResult"),
+        "edgemm.runtimes.results",
+    ),
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in LAZY:
+        raise AttributeError(f"module 'edgemm' has no attribute {name!r}")
+    globals()[name] = found = getattr(importlib.import_module(LAZY[name]), name)
+    return found
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
 
 
 def load(

@@ -1,10 +1,12 @@
-"""What every test may rely on: Ctrl-C arrives, also where the tests were started in the background."""
+"""What every test may rely on: Ctrl-C arrives, also where the tests were started in the background; a log is quiet."""
 
 from __future__ import annotations
 
 import signal
 
 import pytest
+
+from edgemm.cli import display
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -13,3 +15,11 @@ def _ctrl_c_arrives():
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     signal.signal(signal.SIGINT, before)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _a_log_is_quiet():
+    """However busy the machine is, stderr holds what a command says for good."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(display, "SILENCE_S", 1e6)
+        yield

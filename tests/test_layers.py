@@ -13,7 +13,9 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 LAYERS = (  # from the ground
+    ("progress",),
     ("errors",),
+    ("options",),
     ("bundle",),
     ("device",),
     ("engines",),

@@ -21,7 +21,7 @@ class Edgemm:
 
     def reply(self, ids: list[int], new_tokens: int) -> tuple[float, float, list[int]]:
         start = time.perf_counter()
-        talk = self.model.talking.conversation()
+        talk = self.model._text.conversation()
         tokens = [int(np.argmax(talk.prefill(_prompt(ids))))]
         first = time.perf_counter()
         while len(tokens) < new_tokens:
@@ -29,7 +29,7 @@ class Edgemm:
         return first - start, time.perf_counter() - first, tokens
 
     def logits(self, ids: list[int]) -> np.ndarray:
-        talk = self.model.talking.conversation()
+        talk = self.model._text.conversation()
         rows = [np.array(talk.prefill(_prompt(ids[:1])))]
         rows += [np.array(talk.step(token)).reshape(-1) for token in ids[1:]]
         return np.stack(rows)

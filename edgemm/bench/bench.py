@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 import edgemm
+from edgemm import progress
 from edgemm.bench.conditions import ClockWatch, make_card, other_cores, read_cpu_times
 from edgemm.bench.memory import MemoryWatch, measure_fresh, thinned
 from edgemm.bench.pooled import parts_of_pictures, parts_of_replies, pool
@@ -25,7 +26,6 @@ from edgemm.bench.workload import (
     QUESTION,
     Drawn,
     Plan,
-    Progress,
     Written,
     draw,
     fit_prompt,
@@ -57,30 +57,29 @@ class _Run:
     other_cores: float | None = None
 
 
-def run_bench(
-    path: Path, plan: Plan, progress: Progress = lambda done, of, what: None, clock: EngineClock | None = None
-) -> dict[str, Any]:
+def run_bench(path: Path, plan: Plan, clock: EngineClock | None = None) -> dict[str, Any]:
     """The result of this process as one JSON document; for several processes see processes.py.
 
     `clock` is filled with every run of an engine, for a timeline.
     """
-    return pool([measure_once(path, plan, progress, clock)], plan)
+    return pool([measure_once(path, plan, clock)], plan)
 
 
-def measure_once(
-    path: Path, plan: Plan, progress: Progress = lambda done, of, what: None, clock: EngineClock | None = None
-) -> dict[str, Any]:
+def measure_once(path: Path, plan: Plan, clock: EngineClock | None = None) -> dict[str, Any]:
     """What this process saw, unjudged: plain values, so that a child can tell them."""
     bundle = open_bundle(path, verify=False)  # edgemm.load verifies
     manifest = bundle.manifest
-    progress(0, plan.rounds + 1, "loading in a fresh process")
+    progress.status("loading in a fresh process")
     fresh = measure_fresh(_fresh_request(path, plan, manifest), FRESH_TIMEOUT_S)
+    progress.status("loading")
     model = edgemm.load(path, device=plan.device, threads=plan.threads)
+    progress.status("")
     card = make_card(bundle, model.choice, model.threads)
     run = _Run(ClockWatch(), clock or EngineClock())
     model.watch_engines(run.clock.watch)
     with MemoryWatch(model.choice.device) as memory, open_meter(model.choice.device) as meter:
-        _take_turns(model, manifest, plan, progress, run, meter)
+        with progress.bar("measuring", plan.rounds, "rounds") as bar:
+            _take_turns(model, manifest, plan, bar, run, meter)
         prefill = growth_of_prefill(model, manifest) if plan.growth and manifest.loops.text else None
     loaded = {name: [float(value)] for name, value in (fresh.value or {}).items() if name in ROWS}
     replies, pictures = [r.reply for r in run.rounds if r.reply], [r.picture for r in run.rounds if r.picture]
@@ -104,7 +103,7 @@ def measure_once(
     }
 
 
-def _take_turns(model: Model, manifest: Manifest, plan: Plan, progress: Progress, run: _Run, meter: Meter) -> None:
+def _take_turns(model: Model, manifest: Manifest, plan: Plan, bar: progress.Bar, run: _Run, meter: Meter) -> None:
     """Fills `run`, round by round."""
     prompt = prompt_of(model, manifest, plan)
     index, began_s = 0, 0.0
@@ -115,13 +114,13 @@ def _take_turns(model: Model, manifest: Manifest, plan: Plan, progress: Progress
             meter.forget()
             began_s = run.watch.look()
             before = read_cpu_times(began_s)
-        progress(min(index + 1, plan.rounds), plan.rounds + 1, "measuring" if kept else "warming up")
         done = _one_round(model, manifest, plan, index, prompt, meter)
         run.watch.look()
         run.clock.works += named_works(done)
         if kept:
             run.rounds.append(done)
         index += 1
+        bar.update(index <= plan.rounds, "" if kept else "warming up")
     after = read_cpu_times(run.watch.look())
     run.other_cores = other_cores(before, after) if before and after else None
 
@@ -228,7 +227,8 @@ def growth_of_prefill(model: Model, manifest: Manifest) -> list[list[float]]:
         return metrics.prompt_tokens, metrics.prefill_ms
 
     found: dict[int, float] = {}
-    for wanted in (length for length in LENGTHS if length < 0.95 * manifest.limits.max_context):
+    fitting = [length for length in LENGTHS if length < 0.95 * manifest.limits.max_context]
+    for wanted in progress.track(fitting, len(fitting), "reading longer prompts", "lengths"):
         prompt = fit_prompt(lambda text: prefill(text)[0], wanted)
         runs = [prefill(prompt) for _ in range(RUNS)]
         found[runs[0][0]] = float(f"{np.median([ms for _, ms in runs]):.6g}")

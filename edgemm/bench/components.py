@@ -15,12 +15,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import edgemm
+from edgemm import progress
 from edgemm.bench.bench import draws, prompt_of
 from edgemm.bench.conditions import ClockWatch, make_card, read_cpu_times, report_other_work
 from edgemm.bench.pooled import SCHEMA_VERSION
 from edgemm.bench.rows import Row, make_row
 from edgemm.bench.timeline import Bound, EngineClock
-from edgemm.bench.workload import DRAWING, Plan, Progress, draw, read_picture, write_reply
+from edgemm.bench.workload import DRAWING, Plan, draw, read_picture, write_reply
 from edgemm.bundle.bundle import open_bundle
 from edgemm.errors import InputError, MissingError
 from edgemm.report.samples import warnings_about
@@ -36,11 +37,7 @@ ALONE = Row("one run of the engine alone, in ms")
 
 
 def bench_component(
-    path: Path,
-    component: str,
-    plan: Plan,
-    by_operators: bool = False,
-    progress: Progress = lambda done, of, what: None,
+    path: Path, component: str, plan: Plan, by_operators: bool = False
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """The result, whose rows are the component's shapes; and the raw events of its profile, if one was asked for."""
     bundle = open_bundle(path, verify=False)
@@ -48,11 +45,12 @@ def bench_component(
         if component not in bundle.manifest.targets[model.choice.target]:
             known = ", ".join(bundle.manifest.targets[model.choice.target])
             raise InputError(f"this bundle has no component {component!r} for {model.choice.target}; it has: {known}")
-        progress(0, plan.rounds + 1, "binding real arrays")
+        progress.status("binding real arrays")
         shapes = _bound_by_real_work(model, component, plan)
+        progress.status("")
         watch = ClockWatch()
         before = read_cpu_times(watch.look())
-        samples = {_name(bound): _run_alone(bound, plan, watch, progress) for bound in shapes}
+        samples = {_name(bound): _run_alone(bound, plan, watch) for bound in shapes}
         other, busy = report_other_work(before, read_cpu_times(watch.look()))
         profiles = {_name(bound): profile(model, bound, PROFILED_RUNS) for bound in shapes if by_operators}
         card = make_card(bundle, model.choice, model.threads)
@@ -88,17 +86,20 @@ def _bound_by_real_work(model: Model, component: str, plan: Plan) -> list[Bound]
     return found
 
 
-def _run_alone(bound: Bound, plan: Plan, watch: ClockWatch, progress: Progress) -> list[float]:
+def _run_alone(bound: Bound, plan: Plan, watch: ClockWatch) -> list[float]:
     for _ in range(plan.warmup):
         bound.run()
     began_s, times = watch.look(), []
-    while len(times) < plan.repetitions or (time.perf_counter() - began_s < plan.duration_s and len(times) < MOST_RUNS):
-        progress(min(len(times), plan.repetitions), plan.repetitions + 1, _name(bound))
-        start_s = time.perf_counter()
-        bound.run()
-        took_ms = (time.perf_counter() - start_s) * 1e3
-        if not watch.refuse(took_ms):
-            times.append(float(f"{took_ms:.6g}"))
+    with progress.bar(_name(bound), plan.repetitions, "runs") as bar:
+        while len(times) < plan.repetitions or (
+            time.perf_counter() - began_s < plan.duration_s and len(times) < MOST_RUNS
+        ):
+            start_s = time.perf_counter()
+            bound.run()
+            took_ms = (time.perf_counter() - start_s) * 1e3
+            if not watch.refuse(took_ms):
+                times.append(float(f"{took_ms:.6g}"))
+                bar.update(len(times) <= plan.repetitions)
     watch.look()
     return times
 

@@ -2,7 +2,8 @@
 
     /proc/stat      cpu user nice system idle iowait irq softirq steal ...   in ticks since boot, all cores together
 
-Time that a hypervisor gave to other guests (steal) counts too.  Linux only; elsewhere the reason is told.
+Time that a hypervisor gave to other guests (steal) counts too.  Linux only; elsewhere the reason is told.  psutil has
+the same line and no root folder, from which recorded machines are read.
 """
 
 from __future__ import annotations

@@ -18,11 +18,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import edgemm
+from edgemm import progress
 from edgemm.bench.bench import draws, prompt_of
 from edgemm.bench.conditions import ClockWatch, make_card, read_cpu_times, report_other_work
 from edgemm.bench.pooled import SCHEMA_VERSION
 from edgemm.bench.rows import Row, make_row
-from edgemm.bench.workload import DRAWING, Plan, Progress
+from edgemm.bench.workload import DRAWING, Plan
 from edgemm.bundle.bundle import open_bundle
 from edgemm.errors import MissingError
 from edgemm.runtimes.results import TextChunk
@@ -48,13 +49,7 @@ QUOTED = (  # LoadGen's name, ours, and what makes it milliseconds
 FirstToken = Callable[[], None]
 
 
-def run_loadgen(
-    path: Path,
-    plan: Plan,
-    logs: Path | None = None,
-    fewest: int = ENOUGH_FOR_P90,
-    progress: Progress = lambda done, of, what: None,
-) -> dict[str, Any]:
+def run_loadgen(path: Path, plan: Plan, logs: Path | None = None, fewest: int = ENOUGH_FOR_P90) -> dict[str, Any]:
     """`logs` keeps what LoadGen writes, a folder a run; `fewest` queries are asked for in single stream."""
     try:
         version = metadata.version("mlcommons-loadgen")
@@ -73,13 +68,14 @@ def run_loadgen(
         watch = ClockWatch()
         before = read_cpu_times(watch.look())
         tests = _tests(model, plan)
-        for index, (name, (answer, scenario, tokens)) in enumerate(tests.items()):
-            progress(index, len(tests), name)
+        for name, (answer, scenario, tokens) in progress.track(tests.items(), len(tests), "LoadGen", "tests"):
+            progress.status(name)
             alone_s = _warm_up(answer, plan.warmup)
             home = Path(folder or ".") / name
             latencies, summary = _until_valid(answer, scenario, tokens, plan, fewest, alone_s, home)
             runs[name] = {"scenario": scenario, "token_latencies": tokens, **summary}
             rows[f"{name} query_ms"] = make_row(QUERY, latencies)
+        progress.status("")
         other, busy = report_other_work(before, read_cpu_times(watch.look()))
     invalid = [
         f"LoadGen calls {name} INVALID: {run['why'] or 'see its log'}" for name, run in runs.items() if not run["valid"]

@@ -1,6 +1,7 @@
 """Memory while a benchmark runs: this process's resident size ten times a second, and the card's where there is one.
 
 A thread reads /proc/self/statm; NVML says what a card's memory holds.  What cannot be read is null, with the reason.
+psutil would tell the first, and not a process's peak, so the kernel is asked for both.
 """
 
 from __future__ import annotations

@@ -8,14 +8,18 @@ from __future__ import annotations
 import csv
 import io
 import json
+from textwrap import wrap
 from typing import Any
 
 from edgemm.bench.components import render_operators
 from edgemm.bench.loadgen import render_loadgen
+from edgemm.bench.rows import ABBREVIATIONS
+from edgemm.report.page import text_table
 
-__all__ = ["card_lines", "render_page", "show_figure", "FORMATS", "as_csv", "as_json", "as_jsonl"]
+__all__ = ["card_lines", "render_page", "show_figure", "show_name", "FORMATS", "as_csv", "as_json", "as_jsonl"]
 
-COLUMNS = ("", "mean ± sd", "p50", "p90", "p95", "p99", "n", "what is timed")
+COLUMNS = ("", "mean ± sd", "p50", "p90", "p95", "p99", "n")
+WIDTH = 100  # of the table and of what explains it
 
 
 def render_page(result: dict[str, Any]) -> str:
@@ -26,6 +30,8 @@ def render_page(result: dict[str, Any]) -> str:
         *card_lines(result),
         "",
         *_table(result["rows"]),
+        "",
+        *_timed_lines(result["rows"]),
         "",
         *(_part_lines(result) if "parts" in result else []),
         *(_memory_lines(result["memory"]) if "memory" in result else []),
@@ -101,26 +107,36 @@ def _energy_lines(energy: dict[str, Any]) -> list[str]:
 
 
 def _table(rows: dict[str, Any]) -> list[str]:
-    body = [[name, *_cells(name, row)] for name, row in rows.items()]
-    widths = [max(len(line[column]) for line in [list(COLUMNS), *body]) for column in range(len(COLUMNS))]
-    rule = ["-" * width for width in widths]
-    return ["| " + " | ".join(_pad(line, widths)) + " |" for line in [list(COLUMNS), rule, *body]]
+    body = [[show_name(name), *_cells(name, row)] for name, row in rows.items()]
+    cells = text_table([COLUMNS, *body], gap=" | ")
+    width = max(map(len, cells))
+    rule = " | ".join("-" * max(map(len, column)) for column in zip(COLUMNS, *body))
+    return [f"| {line:<{width}} |" for line in [cells[0], rule, *cells[1:]]]
 
 
-def _pad(line: list[str], widths: list[int]) -> list[str]:
-    """Numbers to the right, words to the left."""
-    last = len(line) - 1
-    return [
-        cell.ljust(width) if i in (0, last) else cell.rjust(width) for i, (cell, width) in enumerate(zip(line, widths))
-    ]
+def _timed_lines(rows: dict[str, Any]) -> list[str]:
+    """What the clock saw, row by row, after the median's interval where several processes give one."""
+    indent = 2 + max(len(show_name(name)) for name in rows)
+    lines = []
+    for name, row in rows.items():
+        told = row["timed"]
+        if row["p50_interval"]:
+            low, high = (show_figure(name, end) for end in row["p50_interval"])
+            told = f"p50 {show_figure(name, row['p50'])} ({low} to {high}); {told}"
+        lines += wrap(told, WIDTH, initial_indent=f"{show_name(name):<{indent}}", subsequent_indent=" " * indent)
+    return lines
 
 
 def _cells(name: str, row: dict[str, Any]) -> list[str]:
-    mean = show_figure(name, row["mean"]) + (f" ± {show_figure(name, row['sd'])}" if row["sd"] is not None else "")
-    p50, *figures = (show_figure(name, row[key]) for key in ("p50", "p90", "p95", "p99"))
-    if row["p50_interval"]:
-        p50 += f" ({' to '.join(show_figure(name, end) for end in row['p50_interval'])})"
-    return [mean, p50, *figures, str(row["count"]), row["timed"]]
+    mean, space, unit = show_figure(name, row["mean"]).partition(" ")
+    spread = "" if row["sd"] is None else f" ± {show_figure(name, row['sd']).partition(' ')[0]}"
+    figures = (show_figure(name, row[key]) for key in ("p50", "p90", "p95", "p99"))
+    return [f"{mean}{spread}{space}{unit}", *figures, str(row["count"])]
+
+
+def show_name(name: str) -> str:
+    """With what the field calls it, where it has a name for it."""
+    return f"{name} ({ABBREVIATIONS[name]})" if name in ABBREVIATIONS else name
 
 
 def show_figure(name: str, value: float | None) -> str:
@@ -129,9 +145,12 @@ def show_figure(name: str, value: float | None) -> str:
 
 
 def _three_digits(value: float | None) -> str:
+    """Fewer below a hundredth: a table has no room for them, the JSON document has."""
     if value is None:
         return "-"
-    return f"{value:.0f}" if abs(value) >= 100 else f"{value:.3g}"
+    if abs(value) >= 100:
+        return f"{value:.0f}"
+    return f"{value:.3g}" if abs(value) >= 0.01 or not value else f"{value:.{2 if abs(value) >= 0.001 else 1}g}"
 
 
 def _megabytes(value: float | None) -> str:

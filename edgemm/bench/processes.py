@@ -14,10 +14,10 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from edgemm import errors
+from edgemm import errors, progress
 from edgemm.bench.bench import measure_once
 from edgemm.bench.pooled import pool
-from edgemm.bench.workload import Plan, Progress
+from edgemm.bench.workload import Plan
 from edgemm.bundle.bundle import open_bundle
 from edgemm.device.child import ask
 
@@ -27,27 +27,23 @@ LOADING_S = 3600.0  # at most, with everything that is not measured
 Seen = dict[str, Any]
 
 
-def run_processes(path: Path, plan: Plan, progress: Progress = lambda done, of, what: None) -> dict[str, Any]:
+def run_processes(path: Path, plan: Plan) -> dict[str, Any]:
     """The result of `plan.processes` children, in the form of run_bench."""
     open_bundle(path, verify=False)  # refused here, before anything starts
     seen = []
-    for index in range(plan.processes):
-        progress(index, plan.processes, f"process {index + 1}")
+    for index in progress.track(range(plan.processes), plan.processes, "measuring", "processes"):
         growth = plan.growth and index == plan.processes - 1
         seen.append(_measure(path, replace(plan, growth=growth), index))
     return pool(seen, plan)
 
 
-def run_in_turns(
-    a: Path, b: Path, plan: Plan, progress: Progress = lambda done, of, what: None
-) -> tuple[dict[str, Any], dict[str, Any]]:
+def run_in_turns(a: Path, b: Path, plan: Plan) -> tuple[dict[str, Any], dict[str, Any]]:
     """Both results; process i of the one ran beside process i of the other."""
     for path in (a, b):
         open_bundle(path, verify=False)
     seen: tuple[list[Seen], list[Seen]] = ([], [])
-    for index in range(plan.processes):
-        for place, side in enumerate((0, 1) if index % 2 == 0 else (1, 0)):
-            progress(2 * index + place, 2 * plan.processes, f"pair {index + 1}, {'ab'[side]}")
+    for index in progress.track(range(plan.processes), plan.processes, "measuring", "pairs of processes"):
+        for side in (0, 1) if index % 2 == 0 else (1, 0):
             seen[side].append(_measure((a, b)[side], plan, index))
     return pool(seen[0], plan), pool(seen[1], plan)
 

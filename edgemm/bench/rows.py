@@ -17,6 +17,7 @@ from edgemm.bench.workload import Drawn, Written
 from edgemm.report.samples import median_interval, summarise
 
 __all__ = [
+    "ABBREVIATIONS",
     "ROWS",
     "Row",
     "make_row",
@@ -60,6 +61,12 @@ ROWS = {
     "inter_step_ms": Row("from the end of one step to that of the next; every gap is a sample", judged=False),
     "image_decode_ms": Row("tokens to pixels"),
     "image_s": Row("one picture, from the call to pixels"),
+}
+
+ABBREVIATIONS = {  # row -> what the field calls it
+    "time_to_first_token_ms": "TTFT",
+    "time_per_output_token_ms": "TPOT",
+    "inter_token_ms": "ITL",
 }
 
 

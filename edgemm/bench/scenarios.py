@@ -17,11 +17,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 import edgemm
+from edgemm import progress
 from edgemm.bench.bench import draws, prompt_of
 from edgemm.bench.conditions import ClockWatch, make_card, read_cpu_times, report_other_work
 from edgemm.bench.pooled import SCHEMA_VERSION
 from edgemm.bench.rows import Row, make_row
-from edgemm.bench.workload import DRAWING, Plan, Progress, draw, write_reply
+from edgemm.bench.workload import DRAWING, Plan, draw, write_reply
 from edgemm.bundle.bundle import open_bundle
 from edgemm.errors import UsageError
 
@@ -55,13 +56,7 @@ def arrivals(count: int, rate_per_s: float, seed: int) -> np.ndarray:
     return np.cumsum(np.random.default_rng(seed).exponential(1 / rate_per_s, count))
 
 
-def run_scenario(
-    path: Path,
-    scenario: str,
-    plan: Plan,
-    rate_per_s: float | None = None,
-    progress: Progress = lambda done, of, what: None,
-) -> dict[str, Any]:
+def run_scenario(path: Path, scenario: str, plan: Plan, rate_per_s: float | None = None) -> dict[str, Any]:
     if rate_per_s is not None and not 0 < rate_per_s <= 1e6:
         raise UsageError(f"rate is {rate_per_s}, expected requests a second above 0")
     bundle = open_bundle(path, verify=False)
@@ -72,15 +67,16 @@ def run_scenario(
         watch = ClockWatch()
         before = read_cpu_times(watch.look())
         for kind, request in _requests(model, plan).items():
-            progress(0, 2, f"{kind}: warming up")
+            progress.status(f"{kind}: warming up")
             alone_s = _alone(request, plan.warmup)
             count = max(plan.repetitions, int(plan.duration_s / alone_s))
             due = np.zeros(count)
             if scenario == "server":
                 rates[kind] = rate_per_s or CAREFUL / alone_s
                 due = arrivals(count, rates[kind], plan.seed)
-            progress(1, 2, f"{kind}: {count} requests")
-            rows |= _rows(kind, _serve(request, due, WORKERS[scenario]))
+            progress.status("")
+            with progress.bar(f"{kind}s", count, "requests") as bar:
+                rows |= _rows(kind, _serve(request, due, WORKERS[scenario], bar))
         other, busy = report_other_work(before, read_cpu_times(watch.look()))
     return {
         "schema_version": SCHEMA_VERSION,
@@ -119,12 +115,14 @@ def _alone(request: Callable[[int], int], warmup: int) -> float:
     return took_s
 
 
-def _serve(request: Callable[[int], int], due: np.ndarray, workers: int) -> list[_Answer]:
+def _serve(request: Callable[[int], int], due: np.ndarray, workers: int, bar: progress.Bar) -> list[_Answer]:
     begin_s = time.perf_counter()
 
     def answer(index: int) -> _Answer:
         tokens = request(index)
-        return _Answer(begin_s + float(due[index]), time.perf_counter(), tokens)
+        answered = _Answer(begin_s + float(due[index]), time.perf_counter(), tokens)
+        bar.update()
+        return answered
 
     with ThreadPoolExecutor(workers) as pool:
         waiting = []

@@ -31,7 +31,6 @@ __all__ = [
     "fit_prompt",
     "noise_picture",
     "Plan",
-    "Progress",
 ]
 
 Now = Callable[[], float]
@@ -117,7 +116,6 @@ def _words(count: int) -> str:
 # What a benchmark is asked for.
 
 LEAST = {"prompt_tokens": 1, "new_tokens": 2, "steps": 1, "repetitions": 1, "warmup": 0, "processes": 1}
-Progress = Callable[[int, int, str], None]  # done, of how many, what comes next
 
 
 @dataclass(frozen=True)

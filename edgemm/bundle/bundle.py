@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from threading import Lock
 from typing import TYPE_CHECKING
 
+from edgemm import progress
 from edgemm.bundle.components import COMPONENTS, TensorSpec
 from edgemm.bundle.loops import DenoiseLoop, DenoiseTemplate, ImageTokensLoop, Limits, Loops, TextLoop, TextTemplate
 from edgemm.bundle.manifest import (
@@ -61,8 +61,6 @@ __all__ = [
 
 LARGEST_MANIFEST_BYTES = 16_000_000
 
-Progress = Callable[[int, int], None]  # bytes done, bytes in all
-
 
 @dataclass(frozen=True)
 class Bundle:
@@ -76,7 +74,7 @@ class Bundle:
         return resolve(self.path, name)
 
 
-def open_bundle(path: str | os.PathLike[str], verify: bool = True, progress: Progress | None = None) -> Bundle:
+def open_bundle(path: str | os.PathLike[str], verify: bool = True) -> Bundle:
     """Reads the manifest and, unless told otherwise, checks the size and hash of every file it lists."""
     folder = Path(path)
     if not folder.is_dir():
@@ -89,31 +87,21 @@ def open_bundle(path: str | os.PathLike[str], verify: bool = True, progress: Pro
         raise BundleError(f"{manifest_path}: larger than {LARGEST_MANIFEST_BYTES} bytes, which no manifest is")
     manifest = Manifest.from_json(manifest_path.read_bytes(), str(manifest_path))
     if verify:
-        verify_files(folder, manifest, progress)
+        verify_files(folder, manifest)
     return Bundle(folder, manifest)
 
 
-def verify_files(
-    path: str | os.PathLike[str],
-    manifest: Manifest,
-    progress: Progress | None = None,
-    hashes: FileHashes | None = None,
-) -> None:
+def verify_files(path: str | os.PathLike[str], manifest: Manifest, hashes: FileHashes | None = None) -> None:
     """Raises BundleError at the first file that is missing or is not what the manifest says."""
-    for problem in altered_files(path, manifest, progress, hashes):
+    for problem in altered_files(path, manifest, hashes):
         raise BundleError(f"{problem}; copy or export the bundle again")
 
 
-def altered_files(
-    path: str | os.PathLike[str],
-    manifest: Manifest,
-    progress: Progress | None = None,
-    hashes: FileHashes | None = None,
-) -> Iterator[str]:
+def altered_files(path: str | os.PathLike[str], manifest: Manifest, hashes: FileHashes | None = None) -> Iterator[str]:
     """One line a file that is not what it should be: all sizes first, because they cost nothing, then hashes.
 
-    Several files are read side by side, the largest first.  `hashes` are those that somebody began before; they tell no
-    progress.
+    Several files are read side by side, the largest first.  `hashes` are those that somebody began before; they
+    tell of whole files only.
     """
     from edgemm.bundle.files import FileHashes
 
@@ -130,20 +118,17 @@ def altered_files(
             yield f"{file}: {size} bytes, the manifest says {record.size_bytes}"
         else:
             sound[file] = record
-    total, done, telling = sum(record.size_bytes for record in sound.values()), 0, Lock()
-
-    def tell(size: int) -> None:
-        nonlocal done
-        if progress:
-            with telling:
-                done += size
-                progress(done, total)
-
-    with hashes or FileHashes(tell=tell) as running:
+    total = sum(record.size_bytes for record in sound.values())
+    with (
+        progress.bar("hashing", total / 1e6, "MB") as bar,
+        hashes or FileHashes(tell=lambda size: bar.update(size / 1e6)) as running,
+    ):
         for file in sorted(sound, key=lambda file: -sound[file].size_bytes):
             running.begin(file)
         for file, record in sound.items():
             found = running.begin(file).result()
+            if hashes:
+                bar.update(record.size_bytes / 1e6)
             if found != record.sha256:
                 yield f"{file}: SHA-256 {found[:16]}..., the manifest says {record.sha256[:16]}..."
 

@@ -1,7 +1,7 @@
 """The components a bundle may have: what goes into each graph and what comes out, as docs/bundle.md says.
 
 It knows names, types and ranks of tensors, never files or weights.
-Axes: b batch, s new tokens, k drafts, T cache slots, t prefix slots, m/n image tokens read/drawn, g/h heads, d head
+Axes: b batch, s new tokens, k candidates, T cache slots, t prefix slots, m/n image tokens read/drawn, g/h heads, d head
 width; of latents c channels, h rows, w columns.
 """
 

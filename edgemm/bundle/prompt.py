@@ -1,8 +1,8 @@
 """Messages to the token row that the transformer reads: ids, picture rows, and who may see whom.
 
-It knows templates and token counts, never cache slots, engines or pixels.  Each piece (a template's string, a user's
-text) is tokenized alone, as in training, or all of them as one string, where the model was trained so (`joined`).  Only
-the template's own strings may hold special tokens.
+Training, the torch reference and the runtime all build their rows here.  It knows templates and token counts, never
+cache slots, engines or pixels.  Each piece (a template's string, a user's text) is tokenized alone, or all of them as
+one string, where the model was trained so (`joined`).  Only the template's own strings may hold special tokens.
 Axes: s tokens.
 """
 
@@ -29,6 +29,7 @@ __all__ = [
     "negative_drawing_prompt",
     "picture_in_reply",
     "picture_prompt",
+    "prompt_between",
     "turn_prompt",
     "unconditional_prompt",
     "with_picture_ids",
@@ -299,6 +300,11 @@ def image_prompt(prompt: str, loop: ImageTokensLoop, tokenizer: Tokenizer) -> Pr
     return _around(prompt, loop, tokenizer)
 
 
+def prompt_between(open: str, prompt: str, close: str, tokenizer: Tokenizer) -> Prompt:
+    """The three as one string; a prompt that spells a special token is tokenized alone."""
+    return _causal(_joined_ids([(open, False), (prompt, True), (close, False)], tokenizer))
+
+
 def unconditional_prompt(prompt: Prompt, negative: str | None, loop: ImageTokensLoop, tokenizer: Tokenizer) -> Prompt:
     """The other half of guidance: the same prompt blotted out, or one that says what is not wanted."""
     if loop.unconditional == "prompt":
@@ -318,8 +324,7 @@ def with_picture_ids(prompt: Prompt, token_ids: np.ndarray) -> Prompt:
 
 
 def _around(prompt: str, loop: ImageTokensLoop, tokenizer: Tokenizer) -> Prompt:
-    own = prompt.strip() if loop.strip else prompt
-    return _causal(_joined_ids([(loop.open, False), (own, True), (loop.close, False)], tokenizer))
+    return prompt_between(loop.open, prompt.strip() if loop.strip else prompt, loop.close, tokenizer)
 
 
 def _joined_chat(messages: Sequence[Message], loop: TextLoop, tokenizer: Tokenizer) -> Prompt:

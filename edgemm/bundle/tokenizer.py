@@ -21,18 +21,25 @@ INCOMPLETE = "\ufffd"  # what a decoder shows for bytes that are not yet, or nev
 class Tokenizer:
     """A tokenizer.json in Hugging Face's format; safe to share between threads."""
 
-    def __init__(self, path: str | os.PathLike[str]) -> None:
+    def __init__(self, path: str | os.PathLike[str], text: str | None = None) -> None:
+        """`text` is what stands in the file, where that was read already."""
         try:
             import tokenizers
         except ImportError as error:
             raise MissingError("text needs the package tokenizers: pip install 'edgemm[ort]'") from error
         try:
-            self._inner = tokenizers.Tokenizer.from_str(Path(path).read_text(encoding="utf-8"))
+            text = Path(path).read_text(encoding="utf-8") if text is None else text
+            self._inner = tokenizers.Tokenizer.from_str(text)
         except Exception as error:  # the library raises a bare Exception for a file it cannot read
             raise InputError(f"{path}: not a tokenizer.json: {error}") from error
         self._inner.no_padding()
         self._inner.no_truncation()
+        self._path = path
         self._lock = threading.Lock()
+
+    def __reduce__(self) -> tuple[type[Tokenizer], tuple[str | os.PathLike[str], str]]:
+        """How it is copied: a lock cannot be."""
+        return Tokenizer, (self._path, self._inner.to_str())
 
     def __len__(self) -> int:
         return self._inner.get_vocab_size(with_added_tokens=True)

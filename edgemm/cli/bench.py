@@ -1,4 +1,4 @@
-"""`edgemm bench BUNDLE`: how fast and how large; a table, then one JSON line."""
+"""`edgemm bench BUNDLE`: how fast and how large; a table, then one JSON line unless a person looks on."""
 
 from __future__ import annotations
 
@@ -8,18 +8,22 @@ from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from edgemm import progress
+from edgemm.cli.display import Display
 from edgemm.errors import EdgemmError, UsageError
 
 if TYPE_CHECKING:
-    from edgemm.bench.workload import Plan, Progress
+    from edgemm.bench.workload import Plan
 
 __all__ = ["add_arguments", "run"]
 
 SCENARIOS = ("single-stream", "offline", "server")
 PAIRS = 6  # processes a side, when two bundles take turns
+ROWS = "rows: time_to_first_token_ms is TTFT, time_per_output_token_ms is TPOT, inter_token_ms is ITL"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.epilog = ROWS
     parser.add_argument("bundle", metavar="BUNDLE", type=Path, nargs="?")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, ... (default: auto)")
     parser.add_argument("--threads", type=int, help="CPU threads (default: the cores this process may use)")
@@ -69,14 +73,12 @@ def run(args: argparse.Namespace) -> int:
     if args.compare:
         return _compare(args)
     _check(args)
-    progress: Progress = _show if sys.stderr.isatty() else lambda done, of, what: None
     if args.against:
-        return _against(args, progress)
-    result, files = _measure(args, progress)
-    if sys.stderr.isatty():
-        sys.stderr.write("\r\033[K")
+        return _against(args)
+    with Display():
+        result, files = _measure(args)
     problem = _keep(files)
-    print(_rendered(result, args.output_format))  # even when a file could not be kept: it took minutes
+    print(_rendered(result, args, problem is not None))  # even when a file could not be kept: it took minutes
     if problem:
         raise problem
     return 0
@@ -102,7 +104,7 @@ def _check(args: argparse.Namespace) -> None:
         raise UsageError("--trace of a component needs --profile")
 
 
-def _measure(args: argparse.Namespace, progress: Progress) -> tuple[dict[str, Any], dict[Path, str]]:
+def _measure(args: argparse.Namespace) -> tuple[dict[str, Any], dict[Path, str]]:
     """The result, and the text of every file that was asked for."""
     from edgemm.bench.page import as_json
 
@@ -110,28 +112,28 @@ def _measure(args: argparse.Namespace, progress: Progress) -> tuple[dict[str, An
     if args.component:
         from edgemm.bench.components import bench_component
 
-        result, trace = bench_component(args.bundle, args.component, _plan(args), args.profile, progress)
+        result, trace = bench_component(args.bundle, args.component, _plan(args), args.profile)
     elif args.loadgen:
         from edgemm.bench.loadgen import run_loadgen
 
-        result = run_loadgen(args.bundle, _plan(args), args.loadgen_logs, progress=progress)
+        result = run_loadgen(args.bundle, _plan(args), args.loadgen_logs)
     elif args.scenario != "single-stream":
         from edgemm.bench.scenarios import run_scenario
 
-        result = run_scenario(args.bundle, args.scenario, _plan(args), args.rate, progress)
+        result = run_scenario(args.bundle, args.scenario, _plan(args), args.rate)
     elif args.processes and args.processes > 1:
         from edgemm.bench.processes import run_processes
 
-        result = run_processes(args.bundle, _plan(args), progress)
+        result = run_processes(args.bundle, _plan(args))
     else:
         from edgemm.bench.bench import run_bench
         from edgemm.bench.timeline import EngineClock, trace_document
 
         clock = EngineClock()
-        result = run_bench(args.bundle, _plan(args), progress, clock)
+        result = run_bench(args.bundle, _plan(args), clock)
         trace = trace_document(clock.works, clock.runs)
     if args.report:
-        result["roofline"] = _roofline(args.bundle, result, progress)
+        result["roofline"] = _roofline(args.bundle, result)
     files = {args.result: as_json(result) + "\n"} if args.result else {}
     if args.report:
         from edgemm.bench.report import render_report
@@ -140,11 +142,11 @@ def _measure(args: argparse.Namespace, progress: Progress) -> tuple[dict[str, An
     return result, files | ({args.trace: as_json(trace) + "\n"} if args.trace else {})
 
 
-def _roofline(bundle: Path, result: dict[str, Any], progress: Progress) -> dict[str, Any]:
+def _roofline(bundle: Path, result: dict[str, Any]) -> dict[str, Any]:
     from edgemm.bench.roofline import roofline
     from edgemm.bundle.bundle import open_bundle
 
-    progress(0, 1, "measuring this machine's ceilings")
+    progress.status("measuring this machine's ceilings")
     return roofline(open_bundle(bundle, verify=False), result)
 
 
@@ -166,13 +168,12 @@ def _plan(args: argparse.Namespace) -> Plan:
     )
 
 
-def _against(args: argparse.Namespace, progress: Progress) -> int:
+def _against(args: argparse.Namespace) -> int:
     from edgemm.bench.comparison import compare
     from edgemm.bench.processes import run_in_turns
 
-    a, b = run_in_turns(args.bundle, args.against, _plan(args), progress)
-    if sys.stderr.isatty():
-        sys.stderr.write("\r\033[K")
+    with Display():
+        a, b = run_in_turns(args.bundle, args.against, _plan(args))
     found = {**compare(a, b, took_turns=True), "results": {"a": a, "b": b}}
     return _tell(found, str(args.bundle), str(args.against), args)
 
@@ -190,7 +191,8 @@ def _tell(found: dict[str, Any], a: str, b: str, args: argparse.Namespace) -> in
     from edgemm.bench.page import as_json
 
     problem = _keep({args.result: as_json(found) + "\n"} if args.result else {})
-    print((render_comparison(found, a, b) + "\n\n" if args.output_format == "md" else "") + as_json(found))
+    page = render_comparison(found, a, b) if args.output_format == "md" else ""
+    print(_with_document(page, found, args, problem is not None))
     if problem:
         raise problem
     return 0
@@ -209,18 +211,21 @@ def _keep(files: dict[Path, str]) -> EdgemmError | None:
     return problem
 
 
-def _rendered(result: dict[str, Any], form: str) -> str:
+def _rendered(result: dict[str, Any], args: argparse.Namespace, lost: bool) -> str:
     from edgemm.bench import page as bench_formats
-    from edgemm.bench.page import render_page
 
-    if form == "jsonl":
+    if args.output_format == "jsonl":
         return bench_formats.as_jsonl(result)
-    if form == "csv":
+    if args.output_format == "csv":
         return bench_formats.as_csv(result)
-    page = render_page(result) + "\n\n" if form == "md" else ""
-    return page + bench_formats.as_json(result)
+    page = bench_formats.render_page(result) if args.output_format == "md" else ""
+    return _with_document(page, result, args, lost)
 
 
-def _show(done: int, of: int, what: str) -> None:
-    sys.stderr.write(f"\r\033[K[{'#' * done}{'.' * (of - done)}] {done}/{of} {what}")
-    sys.stderr.flush()
+def _with_document(page: str, document: dict[str, Any], args: argparse.Namespace, lost: bool) -> str:
+    """And its JSON line.  Who reads the page on a terminal is spared 18 kB of it, unless no file could keep it."""
+    from edgemm.bench.page import as_json
+
+    if page and sys.stdout.isatty() and not lost:
+        return page if args.result else f"{page}\n\nThe JSON document: --result FILE keeps it, -o json prints it."
+    return f"{page}\n\n{as_json(document)}" if page else as_json(document)

@@ -7,6 +7,7 @@ import json
 import re
 from pathlib import Path
 
+from edgemm.cli.display import Display
 from edgemm.errors import UsageError
 
 __all__ = ["HELP", "add_arguments", "parse_bytes", "run"]
@@ -60,7 +61,6 @@ def run(args: argparse.Namespace) -> int:
     from edgemm.engines.cache import EngineCache, default_folder
     from edgemm.engines.destination import choose_destinations
     from edgemm.engines.engine_spec import trtexec_command
-    from edgemm.engines.heartbeat import Heartbeat
 
     bundle = open_bundle(args.bundle)
     memory = memory or default_memory_bytes(bundle.path)
@@ -73,12 +73,10 @@ def run(args: argparse.Namespace) -> int:
         return 0
     cache = EngineCache(args.cache or default_folder(), limit)
     rows = []
-    with Heartbeat() as heartbeat:
+    with Display():
         for destination in destinations:
             limits = Limits(memory, args.timeout)
-            for spec, built in build_bundle(
-                bundle, destination, cache, limits, args.opt_level, heartbeat.say, heartbeat.status
-            ):
+            for spec, built in build_bundle(bundle, destination, cache, limits, args.opt_level):
                 record = built.entry.record
                 rows.append(
                     {
@@ -91,7 +89,7 @@ def run(args: argparse.Namespace) -> int:
                 )
                 if not args.json:
                     took = f"built in {record['seconds']:.0f} s" if built.fresh else "in the cache"
-                    heartbeat.print(f"{spec}: {took}, {record['size_bytes'] / 1e6:.1f} MB, {record['rung']}")
+                    print(f"{spec}: {took}, {record['size_bytes'] / 1e6:.1f} MB, {record['rung']}", flush=True)
     if args.json:
         print(json.dumps({"bundle": str(bundle.path), "cache": str(cache.folder), "engines": rows}))
     else:

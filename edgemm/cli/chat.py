@@ -10,11 +10,11 @@ import dataclasses
 import json
 import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edgemm.cli.arguments import add_model_arguments, open_model
+from edgemm.cli.arguments import add_model_arguments, add_options, open_model, read_options
 from edgemm.errors import InputError, UsageError
+from edgemm.runtimes.options import TextOptions
 
 if TYPE_CHECKING:
     from edgemm.runtimes.model import Model
@@ -33,23 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--image", action="append", default=[], metavar="FILE", help="a picture; may be repeated")
     parser.add_argument("--system", help="a system message")
-    parser.add_argument("--max-new-tokens", type=int, default=128, metavar="N", help="default %(default)s")
-    parser.add_argument("--temperature", type=float, default=0.0, help="0 takes the likeliest token (default)")
-    parser.add_argument("--top-k", type=int, metavar="K", help="keep the K likeliest tokens")
-    parser.add_argument("--top-p", type=float, metavar="P", help="keep the likeliest tokens of this probability")
-    parser.add_argument("--min-p", type=float, metavar="P", help="drop tokens below this part of the likeliest")
-    parser.add_argument("--repetition-penalty", type=float, default=1.0, help="above 1 repeats less (default 1)")
-    parser.add_argument("--seed", type=int, help="the same seed gives the same reply")
-    parser.add_argument("--stop", action="append", default=[], metavar="TEXT", help="end there; may be repeated")
-    parser.add_argument("--json-schema", metavar="FILE", help="the reply is JSON of the schema in this file")
-    parser.add_argument(
-        "--guess-ahead",
-        type=int,
-        default=0,
-        metavar="N",
-        help="guess up to N tokens, check them in one run: the same reply, sooner where it repeats",
-    )
-    parser.add_argument("--timeout-s", type=float, metavar="S", help="end the reply after so many seconds")
+    add_options(parser, TextOptions)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -71,20 +55,7 @@ def run(args: argparse.Namespace) -> int:
 def _reply(
     model: Model, messages: list[dict[str, Any]], args: argparse.Namespace, show: Callable[[str], None]
 ) -> TextResult:
-    stream = model.stream_text(
-        messages,
-        max_new_tokens=args.max_new_tokens,
-        temperature=args.temperature,
-        top_k=args.top_k,
-        top_p=args.top_p,
-        min_p=args.min_p,
-        repetition_penalty=args.repetition_penalty,
-        seed=args.seed,
-        stop=args.stop,
-        json_schema=Path(args.json_schema).read_text(encoding="utf-8") if args.json_schema else None,
-        timeout_s=args.timeout_s,
-        guess_ahead=args.guess_ahead,
-    )
+    stream = model.stream_text(messages, **vars(read_options(args, TextOptions)))
     result = None
     for chunk in stream:
         show(chunk.text)
@@ -118,10 +89,10 @@ class _Tee:
         _show(text)
 
 
-def _converse(model: Model, opening: list[dict[str, Any]], args: argparse.Namespace) -> int:
+def _converse(model: Model, before: list[dict[str, Any]], args: argparse.Namespace) -> int:
     """Reads lines until the end of input; Ctrl-C ends a reply, and at the prompt the conversation."""
     print(f"{model.manifest.name}: {COMMANDS}", file=sys.stderr)
-    messages, images = list(opening), list(args.image)
+    messages, images = list(before), list(args.image)
     while True:
         try:
             line = input("> ").strip()
@@ -130,7 +101,7 @@ def _converse(model: Model, opening: list[dict[str, Any]], args: argparse.Namesp
         if line == "/quit":
             return 0
         if line == "/reset":
-            messages, images = list(opening), []
+            messages, images = list(before), []
         elif line.startswith("/image "):
             images.append(line.removeprefix("/image ").strip())
         elif line.startswith("/"):

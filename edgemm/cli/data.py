@@ -9,6 +9,7 @@ import argparse
 import sys
 from pathlib import Path
 
+from edgemm.cli.display import Display
 from edgemm.data.sources import STYLES, default_cache
 from edgemm.errors import EdgemmError, UsageError
 
@@ -74,7 +75,7 @@ def run(args: argparse.Namespace) -> int:
 
     styles = list(dict.fromkeys(args.styles))
     cache = (args.cache or default_cache()).expanduser()
-    with new_folder(args.output, force=args.force) as folder:
+    with Display(), new_folder(args.output, force=args.force) as folder:
         if args.kind == "emoji":
             from edgemm.data.emoji import build_emoji
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from edgemm import progress
+from edgemm.cli.display import Display
 from edgemm.errors import MissingError
 from edgemm.train.distill_recipe import DistillRecipe
 from edgemm.train.recipe import read_recipe
@@ -52,11 +54,13 @@ def run(args: argparse.Namespace) -> int:
     given = {key: getattr(args, flag) for flag, key in FLAGS.items() if getattr(args, flag) is not None}
     changes = [f"{key}={value}" for key, value in given.items()]
     recipe = read_recipe(args.config, ["task=draw", *changes, *args.set], DistillRecipe)
-    try:
-        from edgemm.train.distill import distill
-    except ImportError as error:
-        raise MissingError(f"distilling needs {error.name}: pip install 'edgemm[train]'") from error
-    distill(recipe)
+    with Display():
+        progress.status("loading torch")
+        try:
+            from edgemm.train.distill import distill
+        except ImportError as error:
+            raise MissingError(f"distilling needs {error.name}: pip install 'edgemm[train]'") from error
+        distill(recipe)
     result = Path(recipe.output) / "checkpoint"
     print(f"Wrote {result}; export it: edgemm export {result} --output {result.parent.name}.bundle")
     return 0

@@ -66,8 +66,8 @@ def run(args: argparse.Namespace) -> int:
 
 def _observations(args: argparse.Namespace, bundle: Bundle, device: Device, mode: PowerMode) -> tuple[Observation, ...]:
     """What was published; with --fit, the device's own runs stand in for what was published of it."""
-    from edgemm.estimate.bench_fit import observations_of
     from edgemm.estimate.calibration import calibrate, published_observations
+    from edgemm.estimate.estimate import observations_of
 
     published = published_observations()
     if not args.fit:

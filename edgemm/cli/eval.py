@@ -7,6 +7,7 @@ import json
 import math
 from pathlib import Path
 
+from edgemm.cli.display import Display
 from edgemm.errors import InputError, UsageError
 
 __all__ = ["HELP", "add_arguments", "run"]
@@ -53,9 +54,10 @@ def run(args: argparse.Namespace) -> int:
         device=args.device,
         threads=args.threads,
     )
-    evaluation = evaluate(args.model, args.data, plan)
-    if args.compare:
-        evaluation = compared(evaluation, evaluate(args.compare, args.data, plan))
+    with Display():
+        evaluation = evaluate(args.model, args.data, plan)
+        if args.compare:
+            evaluation = compared(evaluation, evaluate(args.compare, args.data, plan))
     print(render(evaluation.document), end="\n\n")
     if args.output:
         names = ", ".join(path.name for path in evaluation.save(args.output))

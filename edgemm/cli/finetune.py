@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from edgemm import progress
+from edgemm.cli.display import Display
 from edgemm.errors import MissingError
 from edgemm.train.finetune_recipe import METHODS, PARTS, FinetuneRecipe
 from edgemm.train.recipe import read_recipe
@@ -55,11 +57,13 @@ def run(args: argparse.Namespace) -> int:
         if value is not None:
             changes.append(f"{key}={','.join(value) if isinstance(value, list) else value}")
     recipe = read_recipe(args.config, ["task=draw", *changes, *args.set], FinetuneRecipe)
-    try:
-        from edgemm.train.finetune import finetune
-    except ImportError as error:
-        raise MissingError(f"finetuning needs {error.name}: pip install 'edgemm[train]'") from error
-    folder = finetune(recipe)
+    with Display():
+        progress.status("loading torch")
+        try:
+            from edgemm.train.finetune import finetune
+        except ImportError as error:
+            raise MissingError(f"finetuning needs {error.name}: pip install 'edgemm[train]'") from error
+        folder = finetune(recipe)
     print(
         f"Wrote {folder}; merge it: edgemm merge {args.checkpoint} {folder} --output {Path(recipe.output) / 'merged'}"
     )

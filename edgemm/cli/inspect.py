@@ -13,6 +13,7 @@ from pathlib import Path
 
 from edgemm.bundle.bundle import Bundle, open_bundle
 from edgemm.errors import InputError, MissingError
+from edgemm.report.page import text_table
 
 __all__ = ["HELP", "add_arguments", "describe", "run"]
 
@@ -74,19 +75,20 @@ def describe(bundle: Bundle) -> Iterable[str]:
     source = manifest.source
     yield f"from checkpoint {source.checkpoint} ({source.sha256[:16]}), exported by edgemm {manifest.edgemm_version}"
     yield ""
-    yield f"{'component':<16}{'variant':<16}{'dialect':<14}{'precision':<12}{'size':>10}"
+    rows = [("component", "variant", "dialect", "precision", "size")]
     for name, component in manifest.components.items():
         for variant_name, variant in component.variants.items():
             files = [path for path in (variant.graph, variant.data) if path]
             size = sum(manifest.files[path].size_bytes for path in files)
-            yield f"{name:<16}{variant_name:<16}{variant.dialect:<14}{variant.precision:<12}{_megabytes(size):>10}"
+            rows.append((name, variant_name, variant.dialect, variant.precision, _megabytes(size)))
+    yield from text_table(rows, left=range(4))
     yield ""
     for target, chosen in manifest.targets.items():
         yield f"target {target}: " + ", ".join(f"{component} {variant}" for component, variant in chosen.items())
     text, draws = manifest.loops.text, manifest.loops.denoise
     if text:
-        eyes = {"image_encoder", "vq_encoder"} & manifest.components.keys()
-        reads = f", reads pictures at {text.image_size} px" if eyes else ""
+        encoders = {"image_encoder", "vq_encoder"} & manifest.components.keys()
+        reads = f", reads pictures at {text.image_size} px" if encoders else ""
         yield f"talks{reads}; at most {manifest.limits.max_context} tokens"
     if draws:
         yield (

@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from edgemm import progress
+from edgemm.cli.display import Display
 from edgemm.errors import MissingError
 
 __all__ = ["HELP", "add_arguments", "run"]
@@ -26,6 +28,8 @@ def run(args: argparse.Namespace) -> int:
         from edgemm.train.merge import join
     except ImportError as error:
         raise MissingError(f"joining needs {error.name}: pip install 'edgemm[train]'") from error
-    join(Path(args.drawing), Path(args.reading), Path(args.output), args.name)
+    with Display():
+        progress.status("joining")
+        join(Path(args.drawing), Path(args.reading), Path(args.output), args.name)
     print(f"Wrote {args.output}; export it: edgemm export {args.output} --output {Path(args.output).name}.bundle")
     return 0

@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from edgemm import progress
+from edgemm.cli.display import Display
 from edgemm.errors import MissingError
 
 __all__ = ["HELP", "add_arguments", "run"]
@@ -32,6 +34,8 @@ def run(args: argparse.Namespace) -> int:
         from edgemm.train.merge import merge
     except ImportError as error:
         raise MissingError(f"merging needs {error.name}: pip install 'edgemm[train]'") from error
-    merge(args.checkpoint, args.adapter, args.output, args.onto, args.name, args.strength)
+    with Display():
+        progress.status("merging")
+        merge(args.checkpoint, args.adapter, args.output, args.onto, args.name, args.strength)
     print(f"Wrote {args.output}; export it: edgemm export {args.output} --output {args.output.name}.bundle")
     return 0

@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from edgemm import progress
+from edgemm.cli.display import Display
 from edgemm.errors import MissingError
 from edgemm.train.recipe import DESIGNS, read_stages
 
@@ -30,11 +32,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     chosen = [f"{name}={getattr(args, name)}" for name in DESIGNS if getattr(args, name)]
     stages = read_stages(args.config, [*args.set, *chosen])
-    try:
-        from edgemm.train.run import train_stages
-    except ImportError as error:
-        raise MissingError(f"training needs {error.name}: pip install 'edgemm[train]'") from error
-    if train_stages(stages):  # of many processes the first one speaks
+    with Display():
+        progress.status("loading torch")
+        try:
+            from edgemm.train.run import train_stages
+        except ImportError as error:
+            raise MissingError(f"training needs {error.name}: pip install 'edgemm[train]'") from error
+        is_first = train_stages(stages)
+    if is_first:  # of many processes the first one speaks
         result = Path(stages[-1].output) / "checkpoint"
         print(f"Wrote {result}; export it: edgemm export {result}")
     return 0

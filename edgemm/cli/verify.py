@@ -12,11 +12,12 @@ import importlib
 import json
 from collections.abc import Callable
 
+from edgemm import progress
 from edgemm.bundle.bundle import Bundle, altered_files, open_bundle
 from edgemm.bundle.graph_rules import RULES, broken_rules
 from edgemm.bundle.manifest import Manifest
 from edgemm.bundle.onnx_file import check_external_data, read_outline
-from edgemm.cli.progress_bar import ProgressBar
+from edgemm.cli.display import Display
 from edgemm.errors import CheckFailedError, MissingError
 
 __all__ = ["HELP", "PARITY", "add_arguments", "check_graphs", "check_hashes", "check_rules", "run"]
@@ -37,10 +38,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     bundle = open_bundle(args.bundle, verify=False)
-    check_hashes(bundle)
-    graphs = check_graphs(bundle)
-    check_rules(bundle)
-    lines = _compare(bundle, args.parity)
+    with Display():
+        check_hashes(bundle)
+        progress.status("reading the graphs")
+        graphs = check_graphs(bundle)
+        check_rules(bundle)
+        lines = _compare(bundle, args.parity)
     if args.json:
         files = len(bundle.manifest.files)
         print(json.dumps({"bundle": str(bundle.path), "files": files, "graphs": graphs, "parity": lines}))
@@ -54,10 +57,7 @@ def run(args: argparse.Namespace) -> int:
 
 def check_hashes(bundle: Bundle) -> None:
     """CheckFailedError that names every altered file."""
-    with ProgressBar("hashing", " MB") as bar:
-        problems = list(
-            altered_files(bundle.path, bundle.manifest, lambda done, total: bar.update(done / 1e6, total / 1e6))
-        )
+    problems = list(altered_files(bundle.path, bundle.manifest))
     if problems:
         files = len(bundle.manifest.files)
         raise CheckFailedError(f"{len(problems)} of {files} files are not as exported: {'; '.join(problems)}")
@@ -100,4 +100,5 @@ def _compare(bundle: Bundle, wanted: bool | None) -> list[str] | None:
         if wanted:
             raise MissingError(f"--parity needs {module}.{function} ({error}): pip install 'edgemm[export]'") from error
         return None
+    progress.status("comparing what they compute")
     return check(bundle)

@@ -15,10 +15,10 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from edgemm import progress
 from edgemm.bundle.picture import fit_square
 from edgemm.data.entries import Entry, read_entries
 from edgemm.data.format import SPLITS, Question, Sample
-from edgemm.data.progress import progress
 from edgemm.data.writer import DatasetWriter
 from edgemm.errors import InputError
 
@@ -31,7 +31,7 @@ LONGEST = 1000  # characters of a caption, a question or an answer
 def build_pictures(folder: Path, size: int, source: Path, limit: int | None = None) -> int:
     """Write every entry of `source` (at most `limit`) into `folder`, its picture fitted into a square."""
     writer, questions = DatasetWriter(folder, "pictures", size), []
-    for number, entry in progress(enumerate(read_entries(source)), limit or 0, "collecting"):
+    for number, entry in progress.track(enumerate(read_entries(source)), limit, "collecting", "pictures"):
         if number == limit:
             break
         sample = sample_of(number, entry)

@@ -20,10 +20,10 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from edgemm import progress
 from edgemm.data.emoji import draw_emoji, packages_of
 from edgemm.data.format import Sample, read_dataset
 from edgemm.data.labels import NUMBERS, is_countable, names_gender, plural, with_article
-from edgemm.data.progress import progress
 from edgemm.data.questions import surely_differ
 from edgemm.data.scenes import RELATIONS, Box, count_questions, existence_questions, place, relation_questions
 from edgemm.data.sources import PACKAGES, Package
@@ -76,7 +76,7 @@ def build_compose(
         raise InputError(f"no style and split has {FEWEST} emoji fit for scenes; give a larger --source")
     writer, rng = DatasetWriter(folder, "compose", size), random.Random(seed)
     turns = rng.choices(names, weights=[len(pools[name]) for name in names], k=count)
-    for index, name in progress(enumerate(turns), count, "composing"):
+    for index, name in progress.track(enumerate(turns), count, "composing", "scenes"):
         writer.add(*_compose(index, pools[name], size, rng))
     by_name = {one.sample.label: one.sample for one in emoji}
     questions = [*count_questions(writer.samples, rng), *relation_questions(writer.samples)]

@@ -19,11 +19,11 @@ from typing import Any
 
 from PIL import Image
 
+from edgemm import progress
 from edgemm.data.compose import Emoji, emoji_of, is_fit, two_kinds
 from edgemm.data.format import Edit, Sample
 from edgemm.data.labels import COLOURS as COLOUR_WORDS
 from edgemm.data.labels import with_article
-from edgemm.data.progress import progress
 from edgemm.data.scenes import place
 from edgemm.data.shapes import COLOURS, HELD_OUT_SHARE, draw_scene, make_scene, scene_sample
 from edgemm.data.writer import DatasetWriter
@@ -47,7 +47,7 @@ def build_edits(folder: Path, size: int, count: int, seed: int, source: Path | N
         emoji, packages = emoji_of(source, styles)
         pairs = _emoji_pairs(emoji, size, count, rng)
     written: set[str] = set()
-    for before, picture, instruction, after, changed, kind in progress(pairs, count, "editing"):
+    for before, picture, instruction, after, changed, kind in progress.track(pairs, count, "editing", "pairs"):
         for sample, image in ((before, picture), (after, changed)):
             if sample.id not in written:
                 writer.add(sample, image)

@@ -16,10 +16,10 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from edgemm import progress
 from edgemm.data.format import Sample
 from edgemm.data.icons import dominant_colour, name_codes, on_white, rasterise, read_icons, run_together_names
 from edgemm.data.labels import Label, read_labels
-from edgemm.data.progress import progress
 from edgemm.data.questions import emoji_questions
 from edgemm.data.sources import LABELS, PACKAGES, Package, fetch, read_json
 from edgemm.data.splits import HELD_OUT_STYLE, SCORER_STYLE, assign_splits
@@ -76,7 +76,7 @@ def draw_emoji(size: int, styles: Sequence[str], cache: Path, *, offline: bool =
         for style in styles
         for code, svg in read_icons(tarballs[style], labels, names_of(style)).items()
     ]
-    drawings = distinct([_draw(*icon, size) for icon in progress(icons, len(icons), "drawing")])
+    drawings = distinct([_draw(*icon, size) for icon in progress.track(icons, len(icons), "drawing", "icons")])
     splits = assign_splits((drawing.style, drawing.label.hexcode, drawing.label.family) for drawing in drawings)
     return [(_sample_of(drawing, splits[drawing.style, drawing.label.hexcode]), drawing) for drawing in drawings]
 

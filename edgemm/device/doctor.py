@@ -22,15 +22,6 @@ from edgemm.device.targets import Findings, Verdict, find_system_tensorrt, judge
 __all__ = ["BundleFit", "Report", "TargetFit", "examine", "report_json", "report_text"]
 
 NO_CUDA = CudaDriver(None, (), "")
-WORKSHOP = (
-    "ort",
-    "openvino",
-    "data",
-    "train",
-    "quantize",
-    "export",
-    "loadgen",
-)  # the other extras are a target's engine
 
 
 @dataclass(frozen=True)
@@ -197,7 +188,7 @@ def _tensorrt(extras: Mapping[str, Extra]) -> str:
 
 def _extra_lines(extras: Mapping[str, Extra]) -> list[str]:
     lines = []
-    for extra in (extras[name] for name in WORKSHOP):
+    for extra in extras.values():
         have = ", ".join(f"{package} {version}" for package, version in extra.versions.items())
         lines.append(f"  {'[x]' if extra.missing else '[✓]'} {extra.name:<16} {have or 'nothing'}")
         if extra.missing:

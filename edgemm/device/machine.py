@@ -1,7 +1,7 @@
 """What this machine gives a process: cores, memory, disk, and the names that belong on a report.
 
 In a container the machine is larger than what may be used, so affinity and control groups are read too.  Every reader
-takes a root folder, so recorded layouts can be read anywhere.
+takes a root folder, so recorded layouts can be read anywhere: psutil knows this machine alone, and no control groups.
 """
 
 from __future__ import annotations

@@ -10,18 +10,22 @@ from importlib import metadata
 
 __all__ = ["EXTRAS", "Extra", "installed_version", "read_extra"]
 
+RUNTIME = ("tokenizers", "safetensors", "pillow", "tqdm")  # beside any backend
 # The same names as in pyproject.toml, which an installed package cannot read; a test compares the two.
 EXTRAS = {
-    "ort": ("onnxruntime", "tokenizers", "pillow"),
-    "cuda": ("onnxruntime-gpu", "tokenizers", "pillow"),
-    "openvino": ("openvino", "onnxruntime", "tokenizers", "pillow"),
-    "tensorrt": ("tensorrt", "tokenizers", "pillow"),
-    "tensorrt-rtx": ("tensorrt-rtx", "tokenizers", "pillow"),
-    "data": ("resvg_py", "cairosvg", "pillow"),
+    "ort": ("onnxruntime", *RUNTIME),
+    "cuda": ("onnxruntime-gpu", *RUNTIME, "nvidia-ml-py"),
+    "openvino": ("openvino", "onnxruntime", *RUNTIME),
+    "tensorrt": ("tensorrt", *RUNTIME),
+    "tensorrt-rtx": ("tensorrt-rtx", *RUNTIME, "nvidia-ml-py"),
+    "energy": ("nvidia-ml-py",),
+    "serve": ("onnxruntime", *RUNTIME),
+    "data": ("resvg_py", "cairosvg", "pillow", "tqdm"),
     "train": ("torch", "transformers", "accelerate", "peft", "safetensors", "tokenizers", "gguf", "pillow", "tqdm"),
     "quantize": ("bitsandbytes",),
     "loadgen": ("mlcommons-loadgen",),
     "constrained": ("llguidance",),
+    "families": ("transformers", "jinja2"),  # and export's
     "optimum": ("optimum",),
     "export": (
         "onnx",
@@ -34,9 +38,12 @@ EXTRAS = {
         "pillow",
         "ml_dtypes",
         "gguf",
+        "tqdm",
     ),
 }
-TORCH_FIRST = "pip install torch==2.13.0"  # by itself: as a dependency it may bring several GB of CUDA libraries
+# By itself, because as a dependency it brings several GB of CUDA libraries; uv looks for a GPU and takes the CPU build
+# where there is none.
+TORCH_FIRST = "pip install uv && python -m uv pip install --torch-backend=auto torch==2.13.0"
 RIVALS = {"cuda": "onnxruntime", "ort": "onnxruntime-gpu"}  # extra -> package that owns the same import name
 
 

@@ -22,6 +22,7 @@ ON_JETSON = (
 )
 RTX_OLDEST = (7, 5)  # compute capability
 TENSORRT_OLDEST = {"jetson-orin-jp6": (10, 3), "jetson-orin": (10, 15), "jetson-thor": (10, 15)}  # for the dialect
+NEEDED = ("tokenizers", "pillow")  # of what every runtime extra brings: without these nothing is read or drawn
 NOT_TRIED = "not tried on a device yet"
 
 
@@ -65,7 +66,7 @@ def _onnxruntime(target: str, found: Findings, provider: str, extra: Extra) -> V
         )
     if seen.problem:
         return Verdict(target, "", f"{provider}: {seen.problem}", extra.cure)
-    lacking = [package for package in ("tokenizers", "pillow") if package in extra.missing]
+    lacking = [package for package in NEEDED if package in extra.missing]
     if lacking:
         return Verdict(target, "", f"missing: {', '.join(lacking)}", f"pip install {' '.join(lacking)}")
     return Verdict(target, f"ONNX Runtime, {provider}", "", "", seen.newest_opset)
@@ -108,8 +109,9 @@ def _rtx(target: str, found: Findings) -> Verdict:
     extra = found.extras["tensorrt-rtx"]
     if found.board or not capable:
         return Verdict(target, "", found.cuda.problem or "no RTX GPU (compute capability 7.5 or newer)", "")
-    if extra.missing:
-        return Verdict(target, "", f"missing: {', '.join(extra.missing)}", extra.cure)
+    lacking = [package for package in ("tensorrt-rtx", *NEEDED) if package in extra.missing]
+    if lacking:
+        return Verdict(target, "", f"missing: {', '.join(lacking)}", extra.cure)
     return Verdict(target, f"TensorRT for RTX {extra.versions['tensorrt-rtx']}, {NOT_TRIED}", "", "")
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -11,7 +10,7 @@ from pathlib import Path
 from edgemm.device.board import read_board
 from edgemm.device.machine import read_text
 from edgemm.energy.ina3221 import open_ina3221
-from edgemm.energy.nvml import Load, open_nvml
+from edgemm.energy.nvml import open_nvml
 from edgemm.energy.sensor import Sensor, read_number
 from edgemm.energy.tegrastats import open_tegrastats
 from edgemm.errors import MissingError
@@ -27,7 +26,7 @@ class Found:
     missing: dict[str, str]  # source -> why it is not among them
 
 
-def find_sensors(device: str = "cpu", root: Path = Path("/"), load: Load = ctypes.CDLL) -> Found:
+def find_sensors(device: str = "cpu", root: Path = Path("/")) -> Found:
     """A Jetson's rails hold processor and GPU; elsewhere each has its own sensor, asked when it does the work."""
     sensors: list[Sensor] = []
     missing: dict[str, str] = {}
@@ -46,7 +45,7 @@ def find_sensors(device: str = "cpu", root: Path = Path("/"), load: Load = ctype
         return Found(tuple(sensors), missing)
     attempt("RAPL", lambda: open_rapl(root))
     if device != "cpu":
-        attempt("NVML", lambda: open_nvml(load=load))
+        attempt("NVML", open_nvml)
     return Found(tuple(sensors), missing)
 
 

@@ -1,4 +1,4 @@
-"""One attempt at one engine: a child process, watched: its news passed on, its memory held under a cap, its time too.
+"""One attempt at one engine: a child process, watched: its news told, its memory held under a cap, its time too.
 
 The child is child.py.  What to do after a failed attempt is for builder.py.
 """
@@ -11,17 +11,16 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import edgemm
+from edgemm import progress
 
 __all__ = ["Outcome", "attempt"]
 
 POLL_S = 0.03
-News = Callable[[str, int, int], None]  # phase, done, of
 
 
 @dataclass(frozen=True)
@@ -34,7 +33,9 @@ class Outcome:
     peak_bytes: int = 0
 
 
-def attempt(wish: dict[str, Any], memory_bytes: int, timeout_s: float, news: News) -> Outcome:
+def attempt(what: str, wish: dict[str, Any], memory_bytes: int, timeout_s: float) -> Outcome:
+    """`what` is how the engine is called to whoever waits."""
+    began_s = time.monotonic()
     root = str(Path(edgemm.__file__).resolve().parent.parent)
     path = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))
     child = subprocess.Popen(
@@ -56,7 +57,9 @@ def attempt(wish: dict[str, Any], memory_bytes: int, timeout_s: float, news: New
         for line in child.stdout:
             last = _read(line) or last
             if "phase" in last:
-                news(last["phase"], last["done"], last["of"])
+                steps = f" {last['done']}/{last['of']}" if last["of"] > 1 else ""
+                so_far = f"{time.monotonic() - began_s:.0f} s so far, at most {timeout_s:.0f} s an attempt"
+                progress.status(f"{what}: {last['phase']}{steps}, {so_far}")
         child.wait()
     finally:
         child.kill()

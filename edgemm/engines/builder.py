@@ -8,12 +8,12 @@ one, are in attempt.py and builder.py; what an engine depends on is in engine_sp
 from __future__ import annotations
 
 import shutil
-import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from edgemm import progress
 from edgemm.bundle.files import is_disk_full
 from edgemm.engines.attempt import Outcome, attempt
 from edgemm.engines.cache import EngineCache, Entry
@@ -40,39 +40,25 @@ def build_engine(
     graph: Path,
     cache: EngineCache,
     limits: Limits,
-    say: Callable[[str], None] = lambda line: None,
-    status: Callable[[str], None] = lambda text: None,
 ) -> Built:
-    """`say` gets lines worth keeping, `status` what is being done right now."""
     entry, problem = cache.find(spec)
     if entry:
         return Built(entry, fresh=False)
-    wait = lambda seconds: status(f"{spec}: another process builds it, waiting for {seconds:.0f} s")  # noqa: E731
-    with cache.lock(spec, wait):
+    with cache.lock(spec):
         entry, problem = cache.find(spec)  # somebody may have built it meanwhile
         if entry:
             return Built(entry, fresh=False)
         if problem:
-            say(f"{spec}: the engine in the cache is not used, because {problem}; it is built again")
-        status(f"{spec}: building, once for this device; minutes are usual")
-        return Built(_build(spec, graph, cache, limits, say, status), fresh=True)
+            progress.line(f"{spec}: the engine in the cache is not used, because {problem}; it is built again")
+        progress.status(f"{spec}: building, once for this device; minutes are usual")
+        try:
+            return Built(_build(spec, graph, cache, limits), fresh=True)
+        finally:
+            progress.status("")
 
 
-def _build(
-    spec: EngineSpec,
-    graph: Path,
-    cache: EngineCache,
-    limits: Limits,
-    say: Callable[[str], None],
-    status: Callable[[str], None],
-) -> Entry:
-    began = time.monotonic()
+def _build(spec: EngineSpec, graph: Path, cache: EngineCache, limits: Limits) -> Entry:
     workshop: Path | None = None
-
-    def news(phase: str, done: int, of: int) -> None:
-        steps = f" {done}/{of}" if of > 1 else ""
-        so_far = f"{time.monotonic() - began:.0f} s so far, at most {limits.timeout_s:.0f} s an attempt"
-        status(f"{spec}: {phase}{steps}, {so_far}")
 
     def run(rung: Rung) -> Outcome:
         assert workshop
@@ -86,12 +72,12 @@ def _build(
             "opt_level": rung.opt_level,
             "decomposable": rung.decomposable,
         }
-        return attempt(wish, limits.memory_bytes, limits.timeout_s, news)
+        return attempt(str(spec), wish, limits.memory_bytes, limits.timeout_s)
 
     try:
         workshop = cache.workshop(spec)
         first = Rung(spec.workspace_bytes, spec.opt_level, spec.profiles)
-        rung, result, peak = climb(first, run, say, str(spec))
+        rung, result, peak = climb(first, run, str(spec))
         largest = {profile.phase: {n: s[2] for n, s in profile.shapes.items()} for profile in rung.profiles}
         record = {**result, "rung": rung.what, "peak_bytes": peak, "largest": largest}
         return cache.store(spec, workshop, record)
@@ -124,9 +110,7 @@ class Rung:
     what: str = "as asked"
 
 
-def climb(
-    first: Rung, attempt: Callable[[Rung], Outcome], say: Callable[[str], None], what: str
-) -> tuple[Rung, dict[str, Any], int]:
+def climb(first: Rung, attempt: Callable[[Rung], Outcome], what: str) -> tuple[Rung, dict[str, Any], int]:
     """The rung that held, its result, and the peak of memory; raises with the whole story when none does."""
     rung, story = first, []
     while True:
@@ -142,7 +126,7 @@ def climb(
         if following is None:
             kind = ResourceError if outcome.kind in ("memory", "time", "crash") else EdgemmError
             raise kind(f"{what}: no engine after {len(story)} attempts: {'; '.join(story)}")
-        say(f"{what}: {rung.what}: {outcome.text}; next: {following.what}")
+        progress.line(f"{what}: {rung.what}: {outcome.text}; next: {following.what}")
         rung = following
 
 

@@ -5,7 +5,7 @@ A command line, a backend and a benchmark ask here; the verb is verb.py.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 from edgemm.bundle.bundle import Bundle, open_bundle
@@ -35,15 +35,13 @@ TIMEOUT_S = 3600.0
 MOST_WORKSPACE_BYTES = 1 << 30
 SHARE_OF_FREE = 0.75  # of what is free: on a Jetson the GPU's memory is the same memory
 
-Say = Callable[[str], None]
-
 
 def default_memory_bytes(disk: Path = Path(".")) -> int:
     free = read_machine(disk=disk).memory_available_bytes
     return int(SHARE_OF_FREE * free) if free else 4 << 30
 
 
-def engine_for(folder: Path, component: str, package: str, variant: Variant, say: Say, status: Say) -> Path:
+def engine_for(folder: Path, component: str, package: str, variant: Variant) -> Path:
     """The engine of one component for this machine's first GPU, built when the cache has none; for a backend."""
     bundle = open_bundle(folder, verify=False)  # the backend's caller has checked the hashes
     fitting = [t for t, p in PACKAGES.items() if p == package and t in bundle.manifest.targets]
@@ -57,7 +55,7 @@ def engine_for(folder: Path, component: str, package: str, variant: Variant, say
         for pair in bundle_specs(bundle, destination, OPT_LEVEL, limits.memory_bytes)
         if pair[0].component == component
     )
-    return build_engine(spec, graph, EngineCache(default_folder()), limits, say, status).entry.path
+    return build_engine(spec, graph, EngineCache(default_folder()), limits).entry.path
 
 
 def bundle_specs(
@@ -89,14 +87,12 @@ def build_bundle(
     cache: EngineCache,
     limits: Limits,
     opt_level: int = OPT_LEVEL,
-    say: Say = lambda line: None,
-    status: Say = lambda text: None,
 ) -> Iterator[tuple[EngineSpec, Built]]:
     for spec, graph in list(bundle_specs(bundle, destination, opt_level, limits.memory_bytes)):
         least = graph.stat().st_size
         if limits.memory_bytes < least:
             raise ResourceError(f"{spec}: its graph alone has {least} bytes, --max-memory is {limits.memory_bytes}")
-        yield spec, build_engine(spec, graph, cache, limits, say, status)
+        yield spec, build_engine(spec, graph, cache, limits)
 
 
 # What a graph has to pass before NVIDIA's parser may see it, because that parser trusts its input.

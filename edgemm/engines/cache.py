@@ -17,11 +17,12 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from edgemm import progress
 from edgemm.engines.engine_spec import EngineSpec
 
 __all__ = ["EngineCache", "Entry", "default_folder"]
@@ -66,8 +67,8 @@ class EngineCache:
         return Entry(home / ENGINE, record), ""
 
     @contextlib.contextmanager
-    def lock(self, spec: EngineSpec, waiting: Callable[[float], None] = lambda seconds: None) -> Iterator[None]:
-        """Held by one process at a time; `waiting` is called while another has it."""
+    def lock(self, spec: EngineSpec) -> Iterator[None]:
+        """Held by one process at a time."""
         self.folder.mkdir(parents=True, exist_ok=True)
         began = time.monotonic()
         with open(self.folder / f"{spec.key}.lock", "w") as handle:
@@ -76,7 +77,8 @@ class EngineCache:
                     fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
                     break
                 except BlockingIOError:
-                    waiting(time.monotonic() - began)
+                    waited_s = time.monotonic() - began
+                    progress.status(f"{spec}: another process builds it, waiting for {waited_s:.0f} s")
                     time.sleep(POLL_S)
             yield
 

@@ -30,7 +30,7 @@ class PowerMode:
 class Device:
     title: str
     architecture: str  # of its GPU: what a layer costs is shared within one
-    target: str  # the bundle target made for it
+    targets: tuple[str, ...]  # the bundle targets made for it, the first is counted where a bundle has several
     multiprocessors: int
     memory_gb: float
     system_gb: float  # of that, what the system and a desktop keep; a guess
@@ -56,11 +56,13 @@ THOR = "NVIDIA Jetson Thor series modules data sheet"
 ADA = "NVIDIA Ada GPU architecture whitepaper"
 RTX_BLACKWELL = "NVIDIA RTX Blackwell GPU architecture whitepaper"
 
+ORIN_TARGETS = ("jetson-orin", "jetson-orin-jp6")  # of JetPack 7 and of JetPack 6
+
 DEVICES = {
     "orin-nano-8gb": Device(
         title="Jetson Orin Nano 8 GB",
         architecture="orin",
-        target="jetson-orin",
+        targets=ORIN_TARGETS,
         multiprocessors=8,
         memory_gb=8,
         system_gb=1.5,
@@ -71,7 +73,7 @@ DEVICES = {
     "orin-nx-16gb": Device(
         title="Jetson Orin NX 16 GB",
         architecture="orin",
-        target="jetson-orin",
+        targets=ORIN_TARGETS,
         multiprocessors=8,
         memory_gb=16,
         system_gb=1.5,
@@ -82,7 +84,7 @@ DEVICES = {
     "agx-orin-64gb": Device(
         title="Jetson AGX Orin 64 GB",
         architecture="orin",
-        target="jetson-orin",
+        targets=ORIN_TARGETS,
         multiprocessors=16,
         memory_gb=64,
         system_gb=2,
@@ -93,7 +95,7 @@ DEVICES = {
     "thor-t4000": Device(
         title="Jetson Thor T4000",
         architecture="thor",
-        target="jetson-thor",
+        targets=("jetson-thor",),
         multiprocessors=12,
         memory_gb=64,
         system_gb=2,
@@ -104,7 +106,7 @@ DEVICES = {
     "thor-t5000": Device(
         title="Jetson AGX Thor (T5000)",
         architecture="thor",
-        target="jetson-thor",
+        targets=("jetson-thor",),
         multiprocessors=20,
         memory_gb=128,
         system_gb=2,
@@ -115,7 +117,7 @@ DEVICES = {
     "rtx-4090": Device(
         title="GeForce RTX 4090",
         architecture="ada",
-        target="rtx",
+        targets=("rtx",),
         multiprocessors=128,
         memory_gb=24,
         system_gb=1,
@@ -125,7 +127,7 @@ DEVICES = {
     "rtx-5090": Device(
         title="GeForce RTX 5090",
         architecture="blackwell",
-        target="rtx",
+        targets=("rtx",),
         multiprocessors=170,
         memory_gb=32,
         system_gb=1,
@@ -135,7 +137,7 @@ DEVICES = {
     "h200": Device(
         title="H200",
         architecture="hopper",
-        target="cuda",
+        targets=("cuda",),
         multiprocessors=132,
         memory_gb=141,
         system_gb=1,

@@ -9,12 +9,15 @@ prefill, reading a picture, drawing and memory were judged against none.
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
+from hashlib import sha256
+from pathlib import Path
 from typing import Any
 
 from edgemm.bundle.bundle import Bundle
 from edgemm.bundle.components import layers_of
-from edgemm.errors import UsageError
-from edgemm.estimate.calibration import Calibration, Speed
+from edgemm.bundle.files import read_result
+from edgemm.errors import InputError, UsageError
+from edgemm.estimate.calibration import Calibration, Observation, Speed
 from edgemm.estimate.devices import Device, PowerMode
 from edgemm.estimate.graph_costs import GraphCosts, read_graph_costs
 from edgemm.runtimes.cache_budget import cache_bytes_a_slot, row_bytes
@@ -28,6 +31,7 @@ __all__ = [
     "Run",
     "Workload",
     "estimate",
+    "observations_of",
     "runs_of",
     "seconds",
 ]
@@ -96,7 +100,8 @@ def estimate(
 ) -> Estimate:
     """Every figure with its ends; `target` says which of the bundle's variants to count."""
     manifest = bundle.manifest
-    chosen = target or (device.target if device.target in manifest.targets else next(iter(manifest.targets)))
+    made_for_it = [name for name in device.targets if name in manifest.targets]
+    chosen = target or (made_for_it or list(manifest.targets))[0]
     if chosen not in manifest.targets:
         raise UsageError(f"the bundle has no target {chosen!r}; it has: {', '.join(manifest.targets)}")
     runs = runs_of(bundle, chosen, work)
@@ -110,11 +115,9 @@ def estimate(
     remarks = [f"{device.title}, {mode.name}: {calibration.note}"]
     if manifest.loops.image_tokens:
         remarks.append("it draws token by token, and drawing of that kind is not estimated")
-    if chosen != device.target:
-        remarks.append(
-            f"counted in the graphs for {chosen}, the bundle has none for {device.target}: "
-            "weights are taken to keep their size"
-        )
+    if chosen not in device.targets:
+        lacking = "" if made_for_it else f", the bundle has none for {' or '.join(device.targets)}"
+        remarks.append(f"counted in the graphs for {chosen}{lacking}: weights are taken to keep their size")
     return Estimate(
         bundle=manifest.name,
         device=device.title,
@@ -234,3 +237,50 @@ def _memory(bundle: Bundle, target: str) -> Interval:
         (times * weights + cache + runtime) / 1e9 for times, runtime in zip(WEIGHTS_IN_MEMORY, RUNTIME_BYTES)
     )
     return Interval(middle, low, high)
+
+
+# A device's own `edgemm bench` files as timed runs that calibration.py takes instead of published ones.
+#
+# Only runs that memory bounds say what a byte and a layer cost; those that arithmetic bounds are left out.  A file is
+# refused when it is of another bundle or another board, or faster than the memory could be.
+
+TIMED = {"token": "time_per_output_token_ms", "step": "denoise_step_ms"}
+
+
+def observations_of(
+    path: Path, bundle: Bundle, name: str, device: Device, mode: PowerMode, before: Calibration
+) -> tuple[Observation, ...]:
+    """Timed runs of this bundle; `before` is what the device was taken for until now."""
+    document = read_result(path)
+    card, rows, measured = document["card"], document["rows"], document["measured"]
+    found = card.get("bundle_sha256")
+    wanted = sha256(bundle.file("manifest.json").read_bytes()).hexdigest()
+    if found != wanted:
+        raise InputError(
+            f"{path}: of a bundle {str(found)[:12]}, expected {wanted[:12]}: give the bundle it was run with"
+        )
+    if device.board and device.board not in (card.get("board") or ""):
+        raise InputError(f"{path}: measured on {card.get('board') or card.get('cpu')}, expected a {device.title}")
+    work = Workload(prompt_tokens=measured.get("prompt_tokens", 128), new_tokens=measured.get("new_tokens", 64))
+    runs = runs_of(bundle, card["target"], work)
+    timed = {
+        part: float(rows[row]["p50"]) / 1e3
+        for part, row in TIMED.items()
+        if part in runs and row in rows and _bound_by_memory(runs[part], before.middle)
+    }
+    if not timed:
+        raise InputError(f"{path}: holds no run that memory bounds, so it says nothing of bandwidth or launches")
+    for part, taken in timed.items():
+        least = runs[part].read_bytes / (mode.memory_gb_s * 1e9)
+        if taken < least:
+            raise InputError(
+                f"{path}: a {part} of {taken * 1e3:.3g} ms, its bytes alone take {least * 1e3:.3g}: wrong mode?"
+            )
+    return tuple(
+        Observation(name, mode.name, part, runs[part].read_bytes, runs[part].layers, taken)
+        for part, taken in timed.items()
+    )
+
+
+def _bound_by_memory(run: Run, speed: Speed) -> bool:
+    return _computing_s(run, speed) < run.read_bytes / speed.bytes_per_s

@@ -60,7 +60,7 @@ class CheckpointSubject:
         config = self.model.config
         pixels = torch.from_numpy(load_picture(picture, config.vision.image_size, config.background))[None]
         ids, _ = self.model.generate(question, pixels, max_new_tokens=MAX_NEW_TOKENS)
-        return self.model.tokenizer.decode(ids, skip_special_tokens=True)
+        return self.model.tokenizer.decode(ids)
 
 
 def by_lot(sampler: SamplerConfig, seeds: Sequence[int]) -> Choose:

@@ -21,14 +21,16 @@ from pathlib import Path
 from typing import Any
 
 import edgemm
+from edgemm import progress
 from edgemm.bench.conditions import commit
+from edgemm.bundle.files import write_whole
 from edgemm.data.format import Dataset, read_dataset
 from edgemm.data.sources import default_cache
 from edgemm.errors import InputError
 from edgemm.evaluate.draw_sheet import Cell, Section, as_png, draw_sheet
-from edgemm.evaluate.html_report import html_report
 from edgemm.evaluate.metrics import compare_records
 from edgemm.evaluate.read_suite import ReadResult, default_split, run_read_suite
+from edgemm.evaluate.report import render_page
 from edgemm.evaluate.samples import DRAWN_SPLITS, Drawings
 from edgemm.evaluate.subject import BundleSubject, DrawSettings, Subject
 
@@ -60,26 +62,25 @@ class Evaluation:
     sheet: bytes | None  # a PNG
 
     def save(self, folder: Path) -> list[Path]:
-        """Write the files into a folder, made if need be; returns them."""
+        """Write the files into a folder, made if need be, each whole or not at all; returns them."""
         folder.mkdir(parents=True, exist_ok=True)
-        written = [folder / "eval.json"]
+        files: dict[str, str | bytes] = {"eval.json": json.dumps(self.document, indent=2) + "\n"}
         for name, rows in self.records.items():
-            lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-            (folder / f"{name}.jsonl").write_text(lines, encoding="utf-8")
-            written.append(folder / f"{name}.jsonl")
+            files[f"{name}.jsonl"] = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
         if self.sheet:
-            (folder / "drawings.png").write_bytes(self.sheet)
-            written.append(folder / "drawings.png")
-        page = folder / "report.html"
-        page.write_text(html_report(self.document, self.sheet), encoding="utf-8")
-        written.append(page)
-        written[0].write_text(json.dumps(self.document, indent=2) + "\n", encoding="utf-8")  # last: all of it is there
-        return written
+            files["drawings.png"] = self.sheet
+        for name, content in files.items():
+            write_whole(folder / name, content)
+        write_whole(folder / "report.html", render_page(self.document, self.sheet))  # last: the numbers are there
+        return [folder / name for name in (*files, "report.html")]
 
 
 def evaluate(model: Path, data: Path, plan: Plan) -> Evaluation:
     read_dataset(data)  # refused before a model is loaded
-    return evaluate_subject(open_subject(model, plan.settings, plan.device, plan.threads), data, plan)
+    progress.status(f"loading {model.name}")
+    subject = open_subject(model, plan.settings, plan.device, plan.threads)
+    progress.status(f"{subject.name} does its tasks")
+    return evaluate_subject(subject, data, plan)
 
 
 def evaluate_subject(subject: Subject, data: Path, plan: Plan) -> Evaluation:

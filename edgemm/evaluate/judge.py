@@ -18,8 +18,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from edgemm import progress
 from edgemm.data.format import Dataset, Sample
-from edgemm.data.progress import progress
 from edgemm.errors import InputError
 from edgemm.evaluate.samples import real_pictures, resized
 from edgemm.model.config import LITE0_CHANNELS
@@ -120,7 +120,7 @@ class Eye:
     def look(self, pictures: np.ndarray, what: str = "looking") -> Looks:
         """At uint8 (b, S, S, 3)."""
         seen = []
-        for start in progress(range(0, len(pictures), BATCH), -(-len(pictures) // BATCH), what):
+        for start in progress.track(range(0, len(pictures), BATCH), -(-len(pictures) // BATCH), what, "batches"):
             chunk = torch.from_numpy(resized(pictures[start : start + BATCH], SIDE).transpose(0, 3, 1, 2).copy())
             seen.append(self._look(chunk.float() / 255))
         grids, pooled = zip(*seen)

@@ -13,8 +13,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from edgemm import progress
 from edgemm.data.format import Dataset, Question, Sample
-from edgemm.data.progress import progress
 from edgemm.errors import InputError
 from edgemm.evaluate.answers import (
     chosen,
@@ -92,7 +92,7 @@ def run_read_suite(
 def _ask(subject: Subject, dataset: Dataset, questions: Sequence[Question]) -> list[str]:
     samples = _by_id(dataset)
     replies = []
-    for question in progress(questions, len(questions), "asking"):
+    for question in progress.track(questions, len(questions), "asking", "questions"):
         picture = real_pictures(dataset, [samples[question.sample]], dataset.size)[0]
         replies.append(subject.read(picture, question.question))
     return replies
@@ -102,7 +102,7 @@ def _ask_around(subject: Subject, dataset: Dataset, questions: Sequence[Question
     """Whether the answer was chosen in every order of the options; None for what has no options."""
     samples = _by_id(dataset)
     always: list[bool | None] = []
-    for question in progress(questions, len(questions), "asking in every order"):
+    for question in progress.track(questions, len(questions), "asking in every order", "questions"):
         if not has_choices(question):
             always.append(None)
             continue

@@ -1,134 +1,152 @@
-"""The tables that a person reads, from the document that a program reads.
+"""What an evaluation says, for a person: as tables on a terminal, and as one page with bars and the sheet of drawings.
 
-It knows plain values only, so an eval.json of last week prints the same.
+It knows the document that a program reads and plain values only, so an eval.json of last week prints the same.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
-__all__ = ["render"]
+from edgemm.evaluate.samples import DRAWN_SPLITS
+from edgemm.report import page as kit
+from edgemm.report.svg import Bar, bars
 
-NAMES = {"train": "seen pairs", "held-out-pair": "held-out pairs"}
+__all__ = ["render", "render_page"]
+
+Shares = Sequence[tuple[str, dict[str, Any], float | None]]  # what, its share with an interval, its baseline
+
+
+@dataclass(frozen=True)
+class Part:
+    """One table with its title, what is said below it, and the bars that a page draws of it."""
+
+    title: str
+    head: tuple[str, ...]
+    rows: list[tuple[str, ...]]
+    notes: tuple[str, ...] = ()
+    bars: tuple[Bar, ...] = ()
+    seen: str = ""  # in the bars
 
 
 def render(document: dict[str, Any]) -> str:
     model = document["model"]
     lines = [f"{model['name']} ({model['kind']} {model['sha256'][:12]}), edgemm {document['edgemm']}"]
-    for split, part in document.get("read", {}).items():
-        lines += ["", f"Reading: {split}, {part['pictures']} pictures", *_reading(part)]
-    draw = document.get("draw")
-    if draw and isinstance(draw["judge"], str):
-        lines += ["", "Drawing, judged exactly", *_shapes(draw["parts"])]
-    elif draw:
-        lines += ["", "Drawing, named by a judge beside the real pictures", *_drawing(draw["parts"]), *_judge(draw)]
-    if "compare" in document:
-        other = document["compare"]["model"]
-        lines += [
-            "",
-            f"Against {other['name']} ({other['kind']} {other['sha256'][:12]})",
-            *_compare(document["compare"]),
-        ]
+    for part in _parts(document):
+        lines += ["", part.title, *kit.text_table([part.head, *part.rows]), *part.notes]
     return "\n".join(lines)
 
 
-def _compare(compare: dict[str, Any]) -> Iterable[str]:
-    rows: list[tuple[str, ...]] = [("", "this", "other", "difference", "95 %", "p", "changed")]
-    for score, found in compare["differences"].items():
-        values = (_number(found[part]) for part in ("first", "second", "value"))
-        rows.append(
-            (
-                score,
-                *values,
-                f"{_number(found['low'])} to {_number(found['high'])}",
-                _number(found["p_value"]),
-                f"{found['changed']} of {found['count']}",
-            )
-        )
-    yield from _table(rows)
+def render_page(document: dict[str, Any], sheet: bytes | None = None) -> str:
+    """`sheet` is a PNG of the drawings."""
+    model, data = document["model"], document["data"]
+    title = f"{model['name']}: how it reads and draws"
+    about = (
+        f"{model['kind']} {str(model['sha256'])[:12]}, edgemm {document['edgemm']} at "
+        f"{document['commit'] or 'no commit'}; {data['kind']} at {data['size']} pixels, {str(data['sha256'])[:12]}; "
+        f"settings {json.dumps(document['settings'])}"
+    )
+    blocks = [kit.heading(title, 1), kit.paragraph(about, "sub")]
+    for part in _parts(document):
+        blocks.append(kit.heading(part.title))
+        blocks += [kit.figure("", "", bars(part.bars, part.seen))] if part.bars else []
+        blocks += [kit.table(part.head, part.rows), *map(kit.paragraph, part.notes)]
+    if sheet:
+        blocks += [kit.heading("Drawings"), kit.pictures([sheet], "drawings below real pictures")]
+    blocks += [kit.heading("Everything"), kit.preformatted(json.dumps(document, indent=1))]
+    return kit.page(title, blocks)
 
 
-def _reading(part: dict[str, Any]) -> Iterable[str]:
-    rows: list[tuple[str, ...]] = [("", "accuracy", "95 %", "baseline", "questions")]
+def _parts(document: dict[str, Any]) -> Iterable[Part]:
+    for split, part in document.get("read", {}).items():
+        yield _reading(f"Reading: {split}, {part['pictures']} pictures", part)
+    draw = document.get("draw")
+    if draw and isinstance(draw["judge"], str):
+        for split, part in draw["parts"].items():
+            yield _shapes(f"Drawing, judged exactly: {DRAWN_SPLITS.get(split, split)}", part)
+    elif draw:
+        for split, part in draw["parts"].items():
+            yield _drawing(f"Drawing, named by a judge: {DRAWN_SPLITS.get(split, split)}", part, draw["judge"])
+    if "compare" in document:
+        other = document["compare"]["model"]
+        title = f"Against {other['name']} ({other['kind']} {str(other['sha256'])[:12]})"
+        yield _compare(title, document["compare"]["differences"])
+
+
+def _reading(title: str, part: dict[str, Any]) -> Part:
+    shares: list[tuple[str, dict[str, Any], float | None]] = []
     for kind, score in part["kinds"].items():
-        rows.append((kind, *_score(score)))
+        shares.append((kind, score["accuracy"], score["baseline"]))
         if kind == "label" and part["any_tag"]:
-            rows.append(("label or tag", *_share(part["any_tag"]), "", _count(part["any_tag"])))
+            shares.append(("label or tag", part["any_tag"], None))
     if part["balanced"]:
-        rows.append(("all but label", *_score(part["balanced"])))
-    for kind, found in (part.get("circular") or {}).items():
-        rows.append((f"{kind}, every order", *_share(found), "", _count(found)))
-    yield from _table(rows)
-    if part.get("vqa"):
-        yield f"VQAv2 accuracy over all: {_number(part['vqa']['value'])}"
+        shares.append(("all but label", part["balanced"]["accuracy"], part["balanced"]["baseline"]))
+    shares += [(f"{kind}, every order", found, None) for kind, found in (part.get("circular") or {}).items()]
+    notes = [f"VQAv2 accuracy over all: {_number(part['vqa']['value'])}"] if part.get("vqa") else []
     if part["yes_no"]:
         scores = part["yes_no"]
-        yield (
+        notes.append(
             f"yes/no: F1 {_number(scores['f1'])}, precision {_number(scores['precision'])}, "
             f"recall {_number(scores['recall'])}, says yes {_number(scores['yes_ratio'])}, unclear {scores['unclear']}"
         )
+    seen = "accuracy, with 95 % interval; upright: always the commonest answer"
+    return _of_shares(title, shares, "accuracy", "questions", notes, seen)
 
 
-def _drawing(parts: dict[str, Any]) -> Iterable[str]:
-    rows: list[tuple[str, ...]] = [
-        ("", "drawn top-1", "95 %", "real top-1", "95 %", "ratio", "95 %", "KID-Lite0", "pictures")
-    ]
-    for split, part in parts.items():
-        ratio = part["top1_ratio"]
-        rows.append(
-            (
-                NAMES.get(split, split),
-                *_share(part["drawn_top1"]),
-                *_share(part["real_top1"]),
-                *_share(ratio),
-                _number(part["kid_lite0"]),
-                _count(part["drawn_top1"]),
-            )
-        )
-    yield from _table(rows)
-
-
-def _judge(draw: dict[str, Any]) -> Iterable[str]:
-    judge, parts = draw["judge"], draw["parts"].values()
-    yield (
+def _drawing(title: str, part: dict[str, Any], judge: dict[str, Any]) -> Part:
+    names = ("drawn, top 1", "real, top 1", "drawn, top 5", "real, top 5")
+    shares = [(name, part[name.replace(", top ", "_top")], None) for name in names]
+    value, interval = _share(part["top1_ratio"])
+    halves = _number(part["kid_lite0_real_halves"])
+    notes = [
+        f"drawn over real, top 1: {value} ({interval})",
+        f"KID-Lite0 {_number(part['kid_lite0'])}; between halves of the real pictures {halves}",
         f"LabelScorer, trained on {judge['pictures']} pictures of {', '.join(judge['styles'])}; "
-        f"{judge['candidates']} candidates, chance {judge['chance']:.4f}"
-    )
-    halves = ", ".join(_number(part["kid_lite0_real_halves"]) for part in parts)
-    yield f"KID-Lite0 between two halves of the real pictures: {halves}"
+        f"{judge['candidates']} candidates, chance {judge['chance']:.4f}",
+    ]
+    seen = "share that the judge names rightly, with 95 % interval"
+    return _of_shares(title, shares, "named", "pictures", notes, seen)
 
 
-def _shapes(parts: dict[str, Any]) -> Iterable[str]:
-    rows: list[tuple[str, ...]] = [("", "passed", "95 %", "pictures")]
-    for split, part in parts.items():
-        name = NAMES.get(split, split)
-        rows += [(f"{name}: {task}", *_share(found), _count(found)) for task, found in part["tasks"].items()]
-        rows.append((f"{name}: mean of tasks", _number(part["mean_of_tasks"]), "", ""))
-        rows.append((f"{name}: real pictures", *_share(part["real"]), _count(part["real"])))
-        if "shuffled" in part:
-            rows.append((f"{name}: others' captions", *_share(part["shuffled"]), _count(part["shuffled"])))
-    yield from _table(rows)
+def _shapes(title: str, part: dict[str, Any]) -> Part:
+    shares = [(task, share, None) for task, share in part["tasks"].items()]
+    shares.append(("real pictures", part["real"], None))
+    shares += [("others' captions", part["shuffled"], None)] if "shuffled" in part else []
+    notes = [f"mean of tasks: {_number(part['mean_of_tasks'])}"]
+    seen = "share that the exact checker passes, with 95 % interval"
+    return _of_shares(title, shares, "passed", "pictures", notes, seen)
 
 
-def _score(score: dict[str, Any]) -> tuple[str, ...]:
-    return (*_share(score["accuracy"]), _number(score["baseline"]), _count(score["accuracy"]))
+def _of_shares(title: str, shares: Shares, what: str, unit: str, notes: Sequence[str], seen: str) -> Part:
+    based = any(baseline is not None for _, _, baseline in shares)  # a column, where any has one
+    rows, drawn = [], []
+    for name, share, baseline in shares:
+        against = ("" if baseline is None else _number(baseline),) if based else ()
+        rows.append((name, *_share(share), *against, str(share["count"])))
+        drawn.append(Bar(name, share["value"], share["low"], share["high"], baseline))
+    head = ("", what, "95 %", *(("baseline",) if based else ()), unit)
+    return Part(title, head, rows, tuple(notes), tuple(drawn), seen)
+
+
+def _compare(title: str, differences: dict[str, Any]) -> Part:
+    rows = [
+        (
+            score,
+            *(_number(found[part]) for part in ("first", "second", "value")),
+            f"{_number(found['low'])} to {_number(found['high'])}",
+            _number(found["p_value"]),
+            f"{found['changed']} of {found['count']}",
+        )
+        for score, found in differences.items()
+    ]
+    return Part(title, ("", "this", "other", "difference", "95 %", "p", "changed"), rows)
 
 
 def _share(share: dict[str, Any]) -> tuple[str, str]:
     return _number(share["value"]), f"{_number(share['low'])}-{_number(share['high'])}"
 
 
-def _count(share: dict[str, Any]) -> str:
-    return str(share["count"])
-
-
 def _number(value: float | None) -> str:
     return "none" if value is None else f"{value:.3f}"
-
-
-def _table(rows: list[tuple[str, ...]]) -> Iterable[str]:
-    widths = [max(map(len, column)) for column in zip(*rows)]
-    for row in rows:
-        first, *others = (cell.ljust(w) if i == 0 else cell.rjust(w) for i, (cell, w) in enumerate(zip(row, widths)))
-        yield "  ".join([first, *others]).rstrip()

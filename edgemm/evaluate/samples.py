@@ -11,9 +11,9 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+from edgemm import progress
 from edgemm.bundle.picture import fit_square, open_picture
 from edgemm.data.format import Dataset, Sample
-from edgemm.data.progress import progress
 from edgemm.data.splits import stable_fraction
 from edgemm.evaluate.subject import Subject
 
@@ -66,7 +66,7 @@ def draw_samples(subject: Subject, dataset: Dataset, samples: Sequence[Sample], 
     starts = range(0, len(samples), BATCH)
     drawn = [
         subject.draw(prompts[start : start + BATCH], seeds[start : start + BATCH])
-        for start in progress(starts, len(starts), f"drawing {what}")
+        for start in progress.track(starts, len(starts), f"drawing {what}", "batches")
     ]
     real = real_pictures(dataset, samples, subject.drawing_size)
     return Drawings(tuple(samples), tuple(prompts), tuple(seeds), np.concatenate(drawn), real)

@@ -18,16 +18,12 @@ from safetensors.numpy import save
 from torch import nn
 
 from edgemm.errors import UsageError
+from edgemm.export.options import ADAPTABLE
 from edgemm.export.products import SCOPES
 from edgemm.quantize.smoothing import sites
 from edgemm.quantize.spec import Spec
 
-__all__ = ["ADAPTABLE", "AdapterPoint", "adapter_inputs", "adapter_points", "adapter_scales"]
-
-ADAPTABLE = {  # component -> its linear layers that may have one, as PEFT's users name them
-    "transformer": ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"),
-    "denoiser": ("qkv_proj", "o_proj", "up_proj", "down_proj"),
-}
+__all__ = ["AdapterPoint", "adapter_inputs", "adapter_points", "adapter_scales"]
 
 
 @dataclass(frozen=True)

@@ -37,18 +37,18 @@ class ComponentGraph:
 
 
 class TransformerGraph(nn.Module):
-    """With `drafts` it gives logits of more positions than one, so that guesses ahead are checked in one run."""
+    """With `prompt_lookup` it gives logits of more positions than one, so that candidates are checked in one run."""
 
-    def __init__(self, model: Unified, drafts: bool = False) -> None:
+    def __init__(self, model: Unified, prompt_lookup: bool = False) -> None:
         super().__init__()
-        self.drafts = drafts
+        self.prompt_lookup = prompt_lookup
         self.transformer = model.transformer
         self.config = model.config.transformer
 
     def forward(self, *tensors: Tensor) -> tuple[Tensor, ...]:
         input_ids, image_tokens, image_index, write_index, attention_limit, logits_index, *past = tensors
         wanted_index = logits_index[:, None]  # (b, 1), or (b, 1 + k)
-        if self.drafts:
+        if self.prompt_lookup:
             wanted_index = torch.cat((wanted_index, past.pop(0)), dim=1)
         config = self.config
         b, s = input_ids.shape
@@ -72,9 +72,9 @@ class TransformerGraph(nn.Module):
             x = x + attention.output(attended)
             x = x + layer.mlp(_rms(layer.post_attention_layernorm, x))
         wanted = x.gather(1, wanted_index[..., None].expand(-1, -1, x.shape[-1]))
-        hidden = _rms(self.transformer.norm, wanted.flatten(0, 1) if self.drafts else wanted[:, 0])
+        hidden = _rms(self.transformer.norm, wanted.flatten(0, 1) if self.prompt_lookup else wanted[:, 0])
         logits = nn.functional.linear(hidden, self.transformer.embed_tokens.weight)
-        if not self.drafts:
+        if not self.prompt_lookup:
             return logits, *present
         rows = logits.unflatten(0, (b, wanted_index.shape[1]))  # (b, 1 + k, v)
         return rows[:, 0], rows[:, 1:], *present
@@ -165,14 +165,14 @@ class VqDecoderGraph(nn.Module):
         return self.vq.decode(codes).clamp(0, 1)
 
 
-def component_graphs(model: Unified, drafts: bool = False) -> dict[str, ComponentGraph]:
-    """Every component of the model by its name in the bundle; `drafts` as TransformerGraph has it."""
+def component_graphs(model: Unified, prompt_lookup: bool = False) -> dict[str, ComponentGraph]:
+    """Every component of the model by its name in the bundle; `prompt_lookup` as TransformerGraph has it."""
     if model.config.objective == "ar":
-        graphs = (_vq_encoder(model), _transformer(model, drafts), _vq_decoder(model))
+        graphs = (_vq_encoder(model), _transformer(model, prompt_lookup), _vq_decoder(model))
     else:
         graphs = (
             _image_encoder(model),
-            _transformer(model, drafts),
+            _transformer(model, prompt_lookup),
             _conditioner(model),
             _denoiser(model),
             _image_decoder(model),
@@ -182,10 +182,10 @@ def component_graphs(model: Unified, drafts: bool = False) -> dict[str, Componen
 
 def _graph(name: str, module: nn.Module, inputs: dict[str, Shape], outputs: dict[str, Shape]) -> ComponentGraph:
     types = {stem: dtype for side in COMPONENTS[name] for stem, (dtype, _) in side.items()}
-    sides = (
+    taken, given = (
         tuple(TensorSpec(key, types[pattern(key)], shape) for key, shape in side.items()) for side in (inputs, outputs)
     )
-    return ComponentGraph(name, module.eval(), *sides)
+    return ComponentGraph(name, module.eval(), taken, given)
 
 
 def _image_encoder(model: Unified) -> ComponentGraph:
@@ -195,7 +195,7 @@ def _image_encoder(model: Unified) -> ComponentGraph:
     return _graph("image_encoder", model.image_encoder, {"pixels": pixels}, {"image_tokens": tokens})
 
 
-def _transformer(model: Unified, drafts: bool) -> ComponentGraph:
+def _transformer(model: Unified, prompt_lookup: bool) -> ComponentGraph:
     config = model.config.transformer
     cache = ("b", config.kv_heads, "T", config.head_width)
     layers = [f"{part}.{layer}" for layer in range(config.depth) for part in ("key", "value")]
@@ -208,11 +208,11 @@ def _transformer(model: Unified, drafts: bool) -> ComponentGraph:
         "logits_index": ("b",),
     }
     outputs: dict[str, Shape] = {"logits": ("b", config.vocab_size)}
-    if drafts:
+    if prompt_lookup:
         inputs["draft_index"], outputs["draft_logits"] = ("b", "k"), ("b", "k", config.vocab_size)
     return _graph(
         "transformer",
-        TransformerGraph(model, drafts),
+        TransformerGraph(model, prompt_lookup),
         inputs | {f"past_{layer}": cache for layer in layers},
         outputs | {f"present_{layer}": cache for layer in layers},
     )

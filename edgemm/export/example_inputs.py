@@ -13,7 +13,8 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from edgemm.bundle.picture import seeded_picture
-from edgemm.model.prompts import read_prompt, with_codes
+from edgemm.bundle.prompt import with_picture_ids
+from edgemm.model.prompts import read_prompt
 from edgemm.model.transformer import KeyValues
 from edgemm.model.unified import Unified
 
@@ -28,9 +29,9 @@ Named = dict[str, Tensor]
 
 
 @torch.no_grad()
-def example_inputs(model: Unified, drafts: bool = False) -> dict[str, Named]:
-    """component -> its inputs by name, b = 3 everywhere; with `drafts` for a transformer that takes them."""
-    more = {"draft_index": torch.tensor([[0, 2]] * len(DRAWINGS))} if drafts else {}
+def example_inputs(model: Unified, prompt_lookup: bool = False) -> dict[str, Named]:
+    """component -> its inputs by name, b = 3 everywhere; with `prompt_lookup` the transformer takes candidates."""
+    more = {"draft_index": torch.tensor([[0, 2]] * len(DRAWINGS))} if prompt_lookup else {}
     if model.vq is not None:
         pictures = _pictures(model.config.image_tokens.image_size)
         codes = model.vq.encode(pictures)
@@ -66,16 +67,18 @@ def _transformer(model: Unified) -> Named:
     """The rest of a prompt, each row with a picture of its own, after the tokens before the picture were read."""
     config, pictures = model.config.transformer, _pictures(model.config.vision.image_size)
     b = len(pictures)
-    prompt = read_prompt(model.config, model.encode, QUESTION, pictures=1)
-    before, length = prompt.image_index.index(0), len(prompt.ids)
+    prompt = read_prompt(model.config, model.tokenizer, QUESTION, pictures=1)
+    before, length = int(np.flatnonzero(prompt.image_index == 0)[0]), len(prompt)
     if model.vq is None:
         prompts, image_tokens = [prompt] * b, model.image_encoder(pictures)
     else:
         codes = model.vq.encode(pictures) + model.config.first_code
-        prompts, image_tokens = [with_codes(prompt, row) for row in codes.tolist()], torch.zeros(b, 1, config.width)
-    ids = torch.tensor([one.ids for one in prompts])
-    index = torch.tensor([one.image_index for one in prompts])
-    limit = torch.tensor([one.attention_limit for one in prompts])
+        prompts = [with_picture_ids(prompt, row) for row in codes.numpy()]
+        image_tokens = torch.zeros(b, 1, config.width)
+    ids, index, limit = (
+        torch.from_numpy(np.stack([getattr(one, name) for one in prompts]))
+        for name in ("input_ids", "image_index", "attention_limit")
+    )
     start = torch.zeros(b, dtype=torch.long)
     empty = torch.zeros(b, config.kv_heads, length + SPARE_SLOTS, config.head_width)
     past: KeyValues = [(empty, empty)] * config.depth

@@ -6,7 +6,7 @@ Axes: T cache slots, t prefix slots.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from onnx import ModelProto, NodeProto, TensorProto, ValueInfoProto, helper
 
@@ -14,23 +14,15 @@ from edgemm.bundle.components import KEYS_AND_VALUES, TensorSpec, pattern
 from edgemm.errors import InputError
 from edgemm.export.dialects import in_dialect
 from edgemm.export.lower_cpu import CONTRIB, write_blocks
+from edgemm.export.options import ADAPTER_RANK
 from edgemm.export.passes.fixed_axes import fixed_axes
 from edgemm.export.passes.half_precision import half_precision
 from edgemm.export.products import Product, Writer, rewrite_products
 from edgemm.quantize.spec import HEAD, Spec
 
-__all__ = [
-    "ADAPTER_RANK",
-    "DRAWING_SLOTS",
-    "fixed_sizes",
-    "graph_specs",
-    "in_precision",
-    "lower_float",
-    "lower_ort_cuda",
-]
+__all__ = ["DRAWING_SLOTS", "fixed_sizes", "graph_specs", "in_precision", "lower_float", "lower_ort_cuda"]
 
 DRAWING_SLOTS = 128  # T of the conditioner: a drawing prompt is short, and every slot costs the denoiser at every step
-ADAPTER_RANK = 16  # fixed, as caches are; smaller adapters are filled up with zeros
 PRODUCTS = ("MatMul", "Gemm", "Conv")
 IN_FLOAT = ("vq_encoder",)  # gives ids: float16 would choose other codes where two are nearly as near
 DTYPES: dict[int, str] = {
@@ -55,7 +47,7 @@ def fixed_sizes(
 
 
 def lower_float(
-    component: str, reference: ModelProto, precision: str, dialect: str, sizes: dict[str, dict[str, int]]
+    component: str, reference: ModelProto, precision: str, dialect: str, sizes: Mapping[str, Mapping[str, int]]
 ) -> tuple[ModelProto, str]:
     """The component's graph, and the precision it really has."""
     model, real = in_precision(component, reference, precision, sizes)
@@ -63,7 +55,7 @@ def lower_float(
 
 
 def in_precision(
-    component: str, reference: ModelProto, precision: str, sizes: dict[str, dict[str, int]]
+    component: str, reference: ModelProto, precision: str, sizes: Mapping[str, Mapping[str, int]]
 ) -> tuple[ModelProto, str]:
     """A copy in its precision, in the reference's operators: without products there is nothing to gain from half."""
     model = ModelProto()
@@ -99,7 +91,7 @@ def graph_specs(values: Sequence[ValueInfoProto]) -> tuple[TensorSpec, ...]:
 
 
 def lower_ort_cuda(
-    component: str, reference: ModelProto, spec: Spec, precision: str, sizes: dict[str, dict[str, int]]
+    component: str, reference: ModelProto, spec: Spec, precision: str, sizes: Mapping[str, Mapping[str, int]]
 ) -> tuple[ModelProto, str]:
     """The component's graph, and the precision to call it by."""
     model, real = in_precision(component, reference, precision, sizes)

@@ -8,6 +8,8 @@ an operator of NVIDIA's own: ONNX has none that rounds in blocks by scales found
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 import torch
 from onnx import ModelProto, TensorProto, helper
@@ -16,7 +18,7 @@ from edgemm.errors import InputError
 from edgemm.export.dialects import in_dialect
 from edgemm.export.lower_cuda import in_precision
 from edgemm.export.products import Product, Writer, rewrite_products
-from edgemm.export.targets import TARGETS
+from edgemm.export.schemes import TARGETS, precisions_of
 from edgemm.quantize.calibration import reader_of
 from edgemm.quantize.number_formats import BLOCK, E4M3_LARGEST, FLOAT_FORMS, Floats, Integers, as_e4m3, whole_of
 from edgemm.quantize.spec import HEAD, RANGED, Layer, Spec
@@ -27,7 +29,12 @@ BLOCKS = (64, 128)  # channels a scale of an INT4 weight may cover
 
 
 def lower_tensorrt(
-    component: str, reference: ModelProto, spec: Spec, precision: str, dialect: str, sizes: dict[str, dict[str, int]]
+    component: str,
+    reference: ModelProto,
+    spec: Spec,
+    precision: str,
+    dialect: str,
+    sizes: Mapping[str, Mapping[str, int]],
 ) -> tuple[ModelProto, str]:
     """The component's graph in the dialect; `precision` is that of what stays in float: fp16 or fp32."""
     model, real = in_precision(component, reference, precision, sizes)
@@ -72,10 +79,10 @@ def check_target(spec: Spec, target: str) -> None:
     for name, layer in spec.document.layers.items():
         if layer.bits is None or layer.form == "int":
             continue
-        takers = [other for other, row in TARGETS.items() if layer.form in row.precisions]
-        weights = f"{layer.form} weights"
+        wanted, weights = {layer.form}, f"{layer.form} weights"
         if layer.activations == "float":
-            takers, weights = [other for other in takers if other == "rtx"], f"{weights} beside float16 inputs"
+            wanted, weights = wanted | {"nvfp4-weights"}, f"{weights} beside float16 inputs"
+        takers = [other for other in TARGETS if wanted <= set(precisions_of(other))]
         if target not in takers:
             raise InputError(f"{name}: target {target} has no kernels for {weights}, only: {', '.join(takers)}")
 

@@ -5,6 +5,7 @@ It knows configs and strings, never graphs or numbers.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Sequence
 from importlib import resources
@@ -18,23 +19,21 @@ import edgemm
 from edgemm.bundle.bundle import (
     Component,
     DenoiseLoop,
-    DenoiseTemplate,
     ImageTokensLoop,
     Licence,
     Limits,
     Loops,
     Manifest,
     Source,
-    TextLoop,
-    TextTemplate,
 )
 from edgemm.model.checkpoint import weights_hash
-from edgemm.model.prompts import stop_ids
+from edgemm.model.prompts import text_loop
 from edgemm.model.unified import Unified
 
 __all__ = [
     "hash_of",
     "licence_in",
+    "loops_of",
     "manifest_of",
     "papers_of",
     "precisions_of",
@@ -66,7 +65,7 @@ def manifest_of(
         source=Source(source.name, hash_of(source)),
         components=components,
         targets=targets,
-        loops=_loops(model),
+        loops=loops_of(model),
         limits=Limits(max_context, MAX_IMAGE_PIXELS, MAX_STEPS),
         tokenizer="tokenizer.json",
         quantization=precisions_of(components, targets),
@@ -125,32 +124,12 @@ def precisions_of(components: dict[str, Component], targets: dict[str, dict[str,
     return tables if len(tables) > 1 else next(iter(tables.values()))
 
 
-def _loops(model: Unified) -> Loops:
+def loops_of(model: Unified) -> Loops:
+    """How a bundle of the model is asked, and how it draws."""
+    text = text_loop(model.config, model.tokenizer)
     if model.config.objective == "ar":
-        return Loops(_text_loop(model), image_tokens=_image_tokens_loop(model))
-    return Loops(_text_loop(model), _denoise_loop(model))
-
-
-def _text_loop(model: Unified) -> TextLoop:
-    chat, vision = model.config.chat, model.config.vision
-    template = TextTemplate(
-        user_open=chat.user_open,
-        user_close=chat.user_close,
-        assistant_open=chat.assistant_open,
-        assistant_close=chat.assistant_close,
-        system_open=chat.system_open,
-        system_close=chat.system_close,
-        system_default=chat.system_default,
-    )
-    return TextLoop(
-        template=template,
-        image_close=chat.image_close,
-        image_size=vision.image_size,
-        image_token_count=vision.token_count,
-        background=model.config.background,
-        stop_token_ids=tuple(stop_ids(model.config, model.encode)),
-        silent_ids=CODE_IDS if model.config.image_tokens.codes else None,
-    )
+        return Loops(dataclasses.replace(text, silent_ids=CODE_IDS), image_tokens=_image_tokens_loop(model))
+    return Loops(text, _denoise_loop(model))
 
 
 def _image_tokens_loop(model: Unified) -> ImageTokensLoop:
@@ -180,7 +159,7 @@ def _image_tokens_loop(model: Unified) -> ImageTokensLoop:
 def _denoise_loop(model: Unified) -> DenoiseLoop:
     config, sampler = model.config, model.config.sampler
     return DenoiseLoop(
-        template=DenoiseTemplate(config.draw.open, config.draw.close),
+        template=config.draw,
         prefix_layers=config.denoiser.prefix_layers,
         skip=model.conditioner.skip,
         prediction="x",

@@ -1,45 +1,41 @@
-"""Every variant of every component that a bundle's plans ask for: traced once, lowered, written, run and compared.
+"""Every variant of every component that a bundle's schemes ask for: traced once, lowered, written, run and compared.
 
-What a plan is stands in targets.py, what a lowering does in lower_*.py.  Targets that take the same graph share it.
+What a scheme is stands in schemes.py, what a lowering does in lower_*.py.  Targets that take the same graph share it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import PurePosixPath
-from types import MappingProxyType
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
 from typing import Any, Protocol
 
-import numpy as np
 from onnx import ModelProto
 from torch import Tensor
 
+from edgemm import progress
 from edgemm.bundle.bundle import BundleWriter, Component, Variant
 from edgemm.errors import UsageError
 from edgemm.export.adapter_points import adapter_inputs, adapter_points
-from edgemm.export.component_graphs import ComponentGraph, component_graphs
+from edgemm.export.component_graphs import ComponentGraph
 from edgemm.export.dialects import in_dialect
-from edgemm.export.example_inputs import example_inputs
 from edgemm.export.lower_cpu import CONTRIB, lower_ort_cpu
-from edgemm.export.lower_cuda import ADAPTER_RANK, fixed_sizes, graph_specs, lower_float, lower_ort_cuda
+from edgemm.export.lower_cuda import fixed_sizes, graph_specs, lower_float, lower_ort_cuda
 from edgemm.export.lower_tensorrt import check_target, lower_tensorrt
+from edgemm.export.options import ADAPTER_RANK
 from edgemm.export.ort_cpu_graph import for_ort_cpu
 from edgemm.export.passes.delta_to_residual import delta_to_residual
 from edgemm.export.products import copy_to_rewrite
-from edgemm.export.specs import lower as lower_cpu
+from edgemm.export.schemes import Scheme
 from edgemm.export.stored_weights import StoredWeights
-from edgemm.export.targets import Plan
 from edgemm.export.trace import OPSET
 from edgemm.model.unified import Unified
 from edgemm.quantize.spec import Spec
 
-__all__ = ["Components", "write_components", "write_graphs"]
+__all__ = ["Components", "Wanted", "lower", "native_sizes", "write_graphs"]
 
-Say = Callable[[str], None]
 Trace = Callable[[ComponentGraph], ModelProto]
-NO_SPECS: Mapping[str, Spec] = MappingProxyType({})
-NO_SHARES: Mapping[str, str] = MappingProxyType({})
+Sizes = Mapping[str, Mapping[str, int]]  # component -> axis -> its size, for dialects that fix it
 
 
 class Compared(Protocol):
@@ -52,6 +48,21 @@ Compare = Callable[..., Compared]  # verify/components.py's compare_component: e
 
 
 @dataclass(frozen=True)
+class Wanted:
+    """What a bundle's graphs are lowered to."""
+
+    schemes: Sequence[Scheme]
+    specs: Mapping[str, Spec]  # target -> how it is quantized, those that specs.py tells
+    sizes: Sizes
+    adapters: tuple[str, ...] | None = None  # linear layers that take low-rank adapters, () all usual ones
+    shared: Mapping[str, str] = field(default_factory=dict)  # component -> the one whose weights it uses, too
+
+    def __post_init__(self) -> None:
+        for target, spec in self.specs.items():
+            check_target(spec, target)
+
+
+@dataclass(frozen=True)
 class Components:
     """What was written, and how close it came to torch."""
 
@@ -60,101 +71,58 @@ class Components:
     comparisons: list[Any]
 
 
-def write_components(
-    model: Unified,
-    writer: BundleWriter,
-    plans: Sequence[Plan],
-    slots: int,
-    trace: Trace,
-    report: Say,
-    status: Say,
-    adapters: tuple[str, ...] | None = None,
-    specs: Mapping[str, Spec] = NO_SPECS,
-    rank: int = ADAPTER_RANK,
-    drafts: bool = False,
-    compare: Compare | None = None,
-) -> Components:
-    """`slots` is the longest context, in tokens; `adapters` names linear layers that take one, () all usual ones, of
-    `rank` at most where sizes are fixed; with `drafts` the transformer gives logits of several positions."""
-    draws_codes = model.config.objective == "ar"
-    sizes = (
-        {"transformer": {"T": slots, "r": rank}} if draws_codes else fixed_sizes(slots, model.conditioner.skip, rank)
-    )
-    drawing_depth = max(model.config.denoiser.prefix_layers, default=-1) + 1
-    graphs, inputs = component_graphs(model, drafts), example_inputs(model, drafts)
-    words = (drawing_depth, adapters, specs, compare)
-    return write_graphs(graphs, inputs, writer, plans, sizes, trace, report, status, *words)
+def native_sizes(model: Unified, slots: int, rank: int = ADAPTER_RANK) -> Sizes:
+    """`slots` is the longest context, in tokens; adapters have `rank` at most where sizes are fixed."""
+    if model.config.objective == "ar":
+        return {"transformer": {"T": slots, "r": rank}}
+    return fixed_sizes(slots, model.conditioner.skip, rank)
 
 
 def write_graphs(
-    graphs: dict[str, ComponentGraph],
-    inputs: dict[str, dict[str, Tensor]],  # component -> what its graph is compared on
+    graphs: Mapping[str, ComponentGraph],
+    inputs: Mapping[str, dict[str, Tensor]],  # component -> what its graph is compared on
     writer: BundleWriter,
-    plans: Sequence[Plan],
-    sizes: dict[str, dict[str, int]],  # of axes, for dialects that fix them: see lower_cuda.py
+    wanted: Wanted,
     trace: Trace,
-    report: Say,
-    status: Say,
-    drawing_depth: int = 0,
-    adapters: tuple[str, ...] | None = None,
-    specs: Mapping[str, Spec] = NO_SPECS,
     compare: Compare | None = None,
-    shared: Mapping[str, str] = NO_SHARES,
 ) -> Components:
-    """Any family's graphs; `specs` says how targets are quantized, those that specs.py tells, `shared` which component
-    uses weights of another, whose folder and file of weights it then has, too.  Without `compare` no graph is run,
-    which no bundle that anybody is to use may do without."""
-    for target, spec in specs.items():
-        check_target(spec, target)
+    """Any family's graphs.  Without `compare` none is run, which no bundle that anybody is to use may do without."""
+    written = Components({}, {scheme.target: {} for scheme in wanted.schemes}, [])
     every_stored: dict[str, StoredWeights] = {}
-    written = Components({}, {plan.target: {} for plan in plans}, [])
     for number, (name, graph) in enumerate(graphs.items(), start=1):
         here = f"{name}, {number} of {len(graphs)}"
-        status(f"{here}: tracing")
+        progress.status(f"{here}: tracing")
         reference = trace(graph)
-        adaptable = _adaptable(name, reference, adapters)
+        adaptable = _adaptable(name, reference, wanted.adapters)
         variants: dict[str, Variant] = {}
-        beside = shared.get(name, name)
+        beside = wanted.shared.get(name, name)  # whose folder and file of weights it has
         stored = every_stored.setdefault(beside, StoredWeights())
         done: dict[tuple[str, str], str] = {}  # lowering and precision -> variant
-        for plan in plans:
-            lowering = "cuda" if plan.target == "cuda" and plan.target in specs else plan.dialect
-            kind = (lowering, plan.precision)
+        for scheme in wanted.schemes:
+            spec = wanted.specs.get(scheme.target)
+            lowering = "cuda" if scheme.lowering == "cuda" and spec else scheme.dialect
+            kind = (lowering, scheme.precision)
             if kind not in done:
-                status(f"{here}: lowering and writing for {plan.target}")
-                on_cpu = plan.dialect == "cpu"
-                if plan.target in specs:
-                    whole = reference if on_cpu else adaptable
-                    lowered, real = _lower_spec(name, whole, plan, specs[plan.target], sizes)
-                elif on_cpu:
-                    lowered, real = lower_cpu(name, reference, plan.precision, drawing_depth)
-                else:
-                    lowered, real = _lower_float(name, adaptable, plan, sizes)
-                if on_cpu:
-                    if adapters is not None:
-                        adapter_inputs(lowered, adapter_points(name, reference, adapters))
-                    for_ort_cpu(lowered, reference, _longest(sizes, inputs[name]))
-                done[kind] = f"{lowering if _has_contrib(lowered) else plan.dialect}-{real}"
+                progress.status(f"{here}: lowering and writing for {scheme.target}")
+                lowered, real = lower(name, reference if scheme.on_cpu else adaptable, scheme, spec, wanted.sizes)
+                if scheme.on_cpu:
+                    if wanted.adapters is not None:
+                        adapter_inputs(lowered, adapter_points(name, reference, wanted.adapters))
+                    for_ort_cpu(lowered, reference, _longest(wanted.sizes, inputs[name]))
+                done[kind] = f"{lowering if _has_contrib(lowered) else scheme.dialect}-{real}"
                 if done[kind] not in variants:
-                    own = "" if beside == name else f"{name}-"
-                    path = f"components/{beside}/{own}{done[kind]}.onnx"
-                    variant = variants[done[kind]] = _write_graph(
-                        path, lowered, real, plan, writer, stored, beside != name
-                    )
+                    path = f"components/{beside}/{'' if beside == name else f'{name}-'}{done[kind]}.onnx"
+                    data = stored.save(lowered, writer.file(path), behind=beside != name)
+                    variant = variants[done[kind]] = _described(path, data, lowered, real, scheme)
                     if compare is not None:
-                        status(f"{here}: comparing")
-                        steps = _steps(plan, specs)
-                        comparison = compare(writer.folder, graph, variant, inputs[name], *steps)
+                        progress.status(f"{here}: comparing")
+                        steps = spec.cache_steps() if spec else {}
+                        comparison = compare(writer.folder, graph, variant, inputs[name], steps)
                         written.comparisons.append(comparison)
-                        report(comparison.line())
-            written.targets[plan.target][name] = done[kind]
+                        progress.line(comparison.line())
+            written.targets[scheme.target][name] = done[kind]
         written.components[name] = Component(variants)
     return written
-
-
-def _steps(plan: Plan, specs: Mapping[str, Spec]) -> tuple[Mapping[str, np.ndarray], ...]:
-    """Of an int8 cache, where the plan has one."""
-    return (specs[plan.target].cache_steps(),) if plan.target in specs else ()
 
 
 def _adaptable(name: str, reference: ModelProto, adapters: tuple[str, ...] | None) -> ModelProto:
@@ -176,31 +144,27 @@ def _copied(reference: ModelProto) -> ModelProto:
     return copy
 
 
-def _lower_spec(
-    name: str, reference: ModelProto, plan: Plan, spec: Spec, sizes: dict[str, dict[str, int]]
-) -> tuple[ModelProto, str]:
-    if plan.dialect == "cpu":
-        return lower_ort_cpu(name, copy_to_rewrite(reference, lambda p: bool(spec.layer(p.layer).bits), name), spec)
-    if spec.document.cache != "float":
-        raise UsageError(f"the spec has an {spec.document.cache} K/V cache, which target {plan.target} does not take")
+def lower(name: str, reference: ModelProto, scheme: Scheme, spec: Spec | None, sizes: Sizes) -> tuple[ModelProto, str]:
+    """The component's graph for the scheme's target, and the precision to call it by."""
+    if scheme.on_cpu:
+        if spec is None:
+            return _copied(reference), scheme.real
+        copy = copy_to_rewrite(reference, lambda product: bool(spec.layer(product.layer).bits), name)
+        return lower_ort_cpu(name, copy, spec)
+    if spec and spec.document.cache != "float":
+        raise UsageError(f"the spec has an {spec.document.cache} K/V cache, which target {scheme.target} does not take")
     try:
-        if plan.target == "cuda":
-            return lower_ort_cuda(name, in_dialect(reference, plan.dialect), spec, plan.real, sizes)
-        return lower_tensorrt(name, reference, spec, plan.real, plan.dialect, sizes)
+        if spec is None:
+            return lower_float(name, reference, scheme.real, scheme.dialect, sizes)
+        if scheme.lowering == "cuda":
+            return lower_ort_cuda(name, in_dialect(reference, scheme.dialect), spec, scheme.real, sizes)
+        return lower_tensorrt(name, reference, spec, scheme.real, scheme.dialect, sizes)
     except ValueError as error:
-        raise UsageError(f"{name} cannot be quantized for {plan.target}: {error}") from error
+        how = "quantized" if spec else f"written in {scheme.precision}"
+        raise UsageError(f"{name} cannot be {how} for {scheme.target}: {error}") from error
 
 
-def _lower_float(
-    name: str, reference: ModelProto, plan: Plan, sizes: dict[str, dict[str, int]]
-) -> tuple[ModelProto, str]:
-    try:
-        return lower_float(name, reference, plan.precision, plan.dialect, sizes)
-    except ValueError as error:
-        raise UsageError(f"{name} cannot be written for {plan.target} in {plan.precision}: {error}") from error
-
-
-def _longest(sizes: dict[str, dict[str, int]], example: dict[str, Tensor]) -> int:
+def _longest(sizes: Sizes, example: dict[str, Tensor]) -> int:
     """Tokens of a context, and what it is compared on may be longer than what is promised."""
     return max([sizes.get("transformer", {}).get("T", 0), *(t.shape[2] for t in example.values() if t.ndim == 4)])
 
@@ -210,24 +174,15 @@ def _has_contrib(lowered: ModelProto) -> bool:
     return any(opset.domain == CONTRIB for opset in lowered.opset_import)
 
 
-def _write_graph(
-    path: str,
-    lowered: ModelProto,
-    precision: str,
-    plan: Plan,
-    writer: BundleWriter,
-    stored: StoredWeights,
-    behind: bool,
-) -> Variant:
-    inputs, outputs = graph_specs(lowered.graph.input), graph_specs(lowered.graph.output)
-    dialect = f"opset{OPSET}" if plan.dialect == "cpu" else plan.dialect
+def _described(path: str, data: Path | None, lowered: ModelProto, precision: str, scheme: Scheme) -> Variant:
+    """A graph that was written, for the manifest."""
+    dialect = f"opset{OPSET}" if scheme.on_cpu else scheme.dialect
     dialect += "".join(f"+{opset.domain}" for opset in lowered.opset_import if opset.domain)
-    data = stored.save(lowered, writer.file(path), behind)
     return Variant(
         graph=path,
         data=str(PurePosixPath(path).with_name(data.name)) if data else None,
         dialect=dialect,
         precision=precision,
-        inputs=inputs,
-        outputs=outputs,
+        inputs=graph_specs(lowered.graph.input),
+        outputs=graph_specs(lowered.graph.output),
     )

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from edgemm.errors import CheckpointError, MissingError
+from edgemm.errors import CheckpointError, EdgemmError, MissingError
 from edgemm.export.trace import quiet
 from edgemm.families.folder import Found
 from edgemm.model.bitsandbytes_weights import is_packed
@@ -173,7 +173,9 @@ def complaints(folder: Path, what: str) -> Iterator[None]:
     """The library's many kinds of errors about a folder, as one of ours."""
     try:
         yield
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
+    except EdgemmError:
+        raise
+    except Exception as error:  # they share no base
         raise CheckpointError(f"{folder}: {what}: {' '.join(str(error).split())[:300]}") from error
 
 

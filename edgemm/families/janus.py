@@ -68,7 +68,7 @@ def parts(checkpoint: Checkpoint) -> Parts:
     pictures, side = example_pictures(rule.size), config.vq_config.num_patches
     tokens, codes = eye(pictures), torch.arange(2 * side * side).reshape(2, -1) * 7 % config.vq_config.num_embeddings
     decoder = CodeDecoder(whole.vqmodel, rule)
-    drawn = decoder(codes[:1]).shape
+    drawn, said = decoder(codes[:1]).shape, model.lm_head.out_features
     graphs = [
         component(
             "image_encoder",
@@ -77,7 +77,7 @@ def parts(checkpoint: Checkpoint) -> Parts:
             {"image_tokens": ("b", *tokens.shape[1:])},
         ),
         transformer_component(whole.language_model, None),
-        component("text_head", model.lm_head, {"hidden": ("b", width)}, {"logits": ("b", model.lm_head.out_features)}),
+        component("text_head", nn.Sequential(model.lm_head), {"hidden": ("b", width)}, {"logits": ("b", said)}),
         component(
             "image_head",
             whole.generation_head,

@@ -70,7 +70,8 @@ def _model(found: Found, vae: Any) -> JanusFlow:
             f"{found.folder}: no vision_{lacking[0]}_config in config.json, so no JanusFlow; Janus and Janus-Pro are "
             "read in the layout of transformers (deepseek-community/Janus-Pro-1B)"
         )
-    biased = {name for name in names_in(found.folder) if name.endswith(".bias")}
+    weighed = any(found.folder.glob("*.safetensors"))  # sizes can be told without
+    biased = {name for name in names_in(found.folder) if name.endswith(".bias")} if weighed else set()
 
     def make() -> JanusFlow:
         from transformers import LlamaConfig, LlamaForCausalLM

@@ -4,10 +4,12 @@
       .absmax            the largest number of each block, float32, or a code of its own where it is nested
       .quant_map         what each of 16 codes means, times that
       .nested_absmax, .nested_quant_map   of nested blocks
-      .quant_state.bitsandbytes__nf4      JSON as bytes: shape, block sizes, offset
+      .quant_state.bitsandbytes__nf4      JSON as bytes: shape, block sizes, offset, type of nested scales
     X.weight, X.SCB    int8: codes (n, k), and the largest number of each row (n): w = code * SCB / 127
 
-Files are read, never layers: on some CPUs a layer repacks itself at its first forward, and says nothing.
+Files are read, never layers: on CPUs with AVX512-BF16 a layer repacks itself at its first forward, and says nothing.
+Saved after that, its codes are the same but its scales went through bfloat16: nested ones are then rounded anew, to
+others than before; plain ones lie there transposed, (k / block, n), which bitsandbytes itself reads as garbage.
 bitsandbytes itself is not needed.  Papers: arXiv:2305.14314 (nf4), arXiv:2208.07339 (int8).
 Axes: n output channels, k input channels, g blocks.
 """
@@ -26,6 +28,7 @@ from edgemm.errors import CheckpointError
 
 __all__ = ["is_packed", "unpacked"]
 
+REALS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 STATE = ".quant_state.bitsandbytes__"
 
 
@@ -69,6 +72,7 @@ def _of_four_bits(name: str, tensors: Mapping[str, Tensor], state: str, where: P
         told = json.loads(bytes(tensors[state].tolist()))
         shape, block = tuple(told["shape"]), int(told["blocksize"])
         nested = (int(told["nested_blocksize"]), float(told["nested_offset"])) if "nested_offset" in told else None
+        real = REALS[told.get("nested_dtype", "float32")]
     except (ValueError, KeyError, TypeError) as error:
         raise CheckpointError(f"{where}: {state} cannot be read: {error!r}") from error
     packed = tensors[name].contiguous().view(torch.uint8).flatten()
@@ -76,7 +80,10 @@ def _of_four_bits(name: str, tensors: Mapping[str, Tensor], state: str, where: P
     largest = part("absmax")
     if nested is not None:
         of_blocks = part("nested_absmax").float().repeat_interleave(nested[0])[: len(largest)]
-        largest = part("nested_quant_map").float()[largest.long()] * of_blocks + nested[1]
+        # in the type, and so with the rounding, of bitsandbytes' own sum
+        largest = (part("nested_quant_map").float()[largest.long()] * of_blocks).to(real) + nested[1]
+    elif len(shape) == 2 and largest.shape == (shape[1] // block, shape[0]):
+        largest = largest.T.flatten()  # of a layer that was run; see above
     count = torch.Size(shape).numel()
     if not count <= len(codes) <= count + 1 or len(largest) != -(-count // block):
         raise CheckpointError(

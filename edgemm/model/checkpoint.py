@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from edgemm.bundle.files import is_disk_full, whole_folder
-from edgemm.errors import CheckpointError, ResourceError
+from edgemm.errors import CheckpointError, InputError, ResourceError
 from edgemm.model.config import PRESETS, ModelConfig
 from edgemm.model.lite0 import lite0_weights
 from edgemm.model.pretrained import load_transformer_weights, write_tokenizer
@@ -138,9 +138,7 @@ def load(path: str | os.PathLike[str], merge: bool = True) -> Unified:
     config = ModelConfig.read(folder / "config.json")
     try:
         model = Unified(config, (folder / "tokenizer.json").read_text(encoding="utf-8"))
-    except ImportError:
-        raise
-    except Exception as error:  # the tokenizers library raises a bare Exception for a file it cannot read
+    except (InputError, ValueError) as error:
         raise CheckpointError(f"{folder / 'tokenizer.json'}: {error}") from error
     try:
         state = load_file(folder / "model.safetensors")

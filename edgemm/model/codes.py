@@ -15,6 +15,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from edgemm.bundle.tokenizer import Tokenizer
 from edgemm.model.config import ModelConfig
 from edgemm.model.prompts import codes_prompt
 from edgemm.model.transformer import KeyValues, Transformer
@@ -33,7 +34,8 @@ class WritesTokens(Protocol):
     @property
     def device(self) -> torch.device: ...
 
-    def encode(self, text: str) -> list[int]: ...
+    @property
+    def tokenizer(self) -> Tokenizer: ...
 
 
 def likeliest(scores: Tensor) -> Tensor:
@@ -47,7 +49,7 @@ def write_codes(
     """Codes (b, n) of a picture a prompt, or the first `count` of each."""
     first = model.config.first_code
     asked = [*prompts, *([""] * len(prompts) if guidance != 1 else [])]
-    rows = [codes_prompt(model.config, model.encode, prompt) for prompt in asked]
+    rows = [codes_prompt(model.config, model.tokenizer, prompt).input_ids.tolist() for prompt in asked]
     wanted = model.config.image_tokens.token_count if count is None else count
     decode = BatchDecode(model, rows, wanted)
     codes: list[Tensor] = []

@@ -13,13 +13,12 @@ from pathlib import Path
 from typing import Any
 
 from edgemm.bundle import strict_json as typed_json
+from edgemm.bundle.loops import DenoiseTemplate, TextTemplate
 from edgemm.errors import BundleError, CheckpointError
 
 __all__ = [
     "PRESETS",
-    "ChatTemplate",
     "DenoiserConfig",
-    "DrawTemplate",
     "ImageTokensConfig",
     "ModelConfig",
     "SamplerConfig",
@@ -225,30 +224,16 @@ class SamplerConfig:
             )
 
 
-@dataclass(frozen=True)
-class ChatTemplate:
-    """Strings around each message; each piece is tokenized alone."""
-
-    system_open: str = ""
-    system_close: str = ""
-    system_default: str = ""
-    user_open: str = "<|im_start|>user\n"
-    user_close: str = "<|im_end|>\n"
-    assistant_open: str = "<|im_start|>assistant\n"
-    assistant_close: str = "<|im_end|>\n"
-    image_close: str = "\n"  # after a picture's tokens
-    stop_tokens: tuple[str, ...] = ("<|im_end|>", "<|endoftext|>")
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "stop_tokens", tuple(self.stop_tokens))
-
-
-@dataclass(frozen=True)
-class DrawTemplate:
-    """The prompt stands between them as " " + prompt; `open` is the same for all and never reaches the denoiser."""
-
-    open: str = "<|im_start|>user\nDraw"
-    close: str = "<|im_end|>\n"
+CHAT = TextTemplate(
+    user_open="<|im_start|>user\n",
+    user_close="<|im_end|>\n",
+    assistant_open="<|im_start|>assistant\n",
+    assistant_close="<|im_end|>\n",
+    system_open="",
+    system_close="",
+    system_default="",
+)
+DRAW = DenoiseTemplate(open="<|im_start|>user\nDraw", close="<|im_end|>\n")  # `open` never reaches the denoiser
 
 
 @dataclass(frozen=True)
@@ -261,8 +246,10 @@ class ModelConfig:
     image_tokens: ImageTokensConfig
     denoiser: DenoiserConfig  # of no layers where the objective is "ar"
     sampler: SamplerConfig = field(default_factory=SamplerConfig)
-    chat: ChatTemplate = field(default_factory=ChatTemplate)
-    draw: DrawTemplate = field(default_factory=DrawTemplate)
+    chat: TextTemplate = CHAT
+    draw: DenoiseTemplate = DRAW
+    image_close: str = "\n"  # after a picture's tokens, in a message
+    stop_tokens: tuple[str, ...] = ("<|im_end|>", "<|endoftext|>")
     family: str = "mot"
     # "dense": the denoiser has no layers of its own, it uses the transformer's; "connector": it sees learned queries
     experts: str = "mot"
@@ -277,6 +264,7 @@ class ModelConfig:
     def __post_init__(self) -> None:
         object.__setattr__(self, "background", tuple(self.background))
         object.__setattr__(self, "base_layers", tuple(self.base_layers))
+        object.__setattr__(self, "stop_tokens", tuple(self.stop_tokens))
         if self.base_layers and len(self.base_layers) != self.transformer.depth:
             raise ValueError(f"base_layers are {len(self.base_layers)}, the transformer has {self.transformer.depth}")
         if self.experts not in ("mot", "dense", "connector"):
@@ -343,7 +331,7 @@ class ModelConfig:
         if document.get("schema_version") != 1:
             raise CheckpointError(f"{where}: schema_version is {document.get('schema_version')!r}, this edgemm reads 1")
         try:
-            return typed_json.decode(cls, document, where)
+            return typed_json.decode(cls, _templates_apart(document), where)
         except (BundleError, ValueError) as error:
             message = str(error)
             raise CheckpointError(message if message.startswith(where) else f"{where}: {message}") from error
@@ -359,6 +347,19 @@ class ModelConfig:
         if not isinstance(document, dict):
             raise CheckpointError(f"{path}: holds a {type(document).__name__}, expected an object")
         return cls.from_json(document, str(path))
+
+
+def _templates_apart(document: dict[str, Any]) -> dict[str, Any]:
+    """The document as it is written today: `chat` once held what is no part of a template, and what it left out was the
+    default."""
+    found = dict(document)
+    for part, default in (("chat", CHAT), ("draw", DRAW)):
+        if isinstance(found.get(part), dict):
+            found[part] = dataclasses.asdict(default) | found[part]
+    if isinstance(found.get("chat"), dict):
+        moved = {name: found["chat"].pop(name) for name in ("image_close", "stop_tokens") if name in found["chat"]}
+        found = moved | found
+    return found
 
 
 def _small() -> ModelConfig:

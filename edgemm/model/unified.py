@@ -13,13 +13,15 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from edgemm.bundle.prompt import with_picture_ids
+from edgemm.bundle.tokenizer import Tokenizer
 from edgemm.model import codes, flow
 from edgemm.model.conditioner import Conditioner, Prefix
 from edgemm.model.config import ModelConfig, SamplerConfig
 from edgemm.model.denoiser import Denoiser
 from edgemm.model.designs import Connector, DenseDenoiser
 from edgemm.model.image_tokens import Autoencoder, VqTokenizer, pixels_to_tokens, tokens_to_pixels
-from edgemm.model.prompts import draw_prompt, read_prompt, stop_ids, with_codes
+from edgemm.model.prompts import draw_prompt, read_prompt, stop_ids
 from edgemm.model.transformer import KeyValues, Transformer
 from edgemm.model.vision import ImageEncoder
 
@@ -39,14 +41,12 @@ class Unified(nn.Module):
     vq: VqTokenizer | None
 
     def __init__(self, config: ModelConfig, tokenizer_json: str) -> None:
-        from tokenizers import Tokenizer
-
         super().__init__()
         self.config = config
         self.tokenizer_json = tokenizer_json
         self.adapter: Path | None = None  # the PEFT folder whose weights were merged into a base transformer
-        self.tokenizer = Tokenizer.from_str(tokenizer_json)
-        tokens, rows = self.tokenizer.get_vocab_size(), config.transformer.vocab_size + config.transformer.queries
+        self.tokenizer = Tokenizer("tokenizer.json", tokenizer_json)
+        tokens, rows = len(self.tokenizer), config.transformer.vocab_size + config.transformer.queries
         if tokens > rows:
             raise ValueError(f"the tokenizer has {tokens} tokens, the transformer's embedding {rows} rows")
         self.transformer = Transformer(config.transformer)
@@ -70,8 +70,7 @@ class Unified(nn.Module):
 
     def encode(self, text: str, special: bool = True) -> list[int]:
         """Ids of one piece; `special` lets <|im_end|> and its like be one token."""
-        self.tokenizer.encode_special_tokens = not special
-        return self.tokenizer.encode(text, add_special_tokens=False).ids
+        return self.tokenizer.encode(text, special)
 
     # --- drawing ------------------------------------------------------------------------------------------------
 
@@ -95,24 +94,24 @@ class Unified(nn.Module):
         self, prompts: Sequence[str], pictures: Sequence[Tensor | None]
     ) -> tuple[KeyValues, Tensor, Tensor]:
         built = [
-            draw_prompt(self.config, self.encode, prompt, int(picture is not None))
+            draw_prompt(self.config, self.tokenizer, prompt, picture is not None)
             for prompt, picture in zip(prompts, pictures, strict=True)
         ]
-        longest, device = max(len(prompt.ids) for prompt in built), self.device
+        device = self.device
 
-        def padded(rows: Sequence[list[int]], filling: int) -> Tensor:
-            return torch.tensor([row + [filling] * (longest - len(row)) for row in rows], device=device)
+        def padded(name: str, filling: int) -> Tensor:
+            rows = [torch.from_numpy(getattr(prompt, name)) for prompt in built]
+            return nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=filling).to(device)
 
-        ids, mask = padded([one.ids for one in built], 0), padded([one.prompt_mask for one in built], 0).float()
-        length = torch.tensor([len(prompt.ids) for prompt in built], device=device)
-        steps = torch.arange(longest, device=device)
-        limit = torch.maximum(padded([one.attention_limit for one in built], 0), steps)
+        ids, mask = padded("input_ids", 0), padded("users_own", 0)
+        length = torch.tensor([len(prompt) for prompt in built], device=device)
+        limit = torch.maximum(padded("attention_limit", 0), torch.arange(ids.shape[1], device=device))
         seen = [row for row, picture in enumerate(pictures) if picture is not None]
         if seen:
             clean = self.image_encoder(torch.stack([pictures[row] for row in seen]).to(device))  # type: ignore[misc]
             rows = torch.tensor(seen, device=device)
             image_tokens = clean.new_zeros(len(built), *clean.shape[1:]).index_copy(0, rows, clean)  # (b, m, w)
-            x = self.transformer.embed(ids, image_tokens, padded([one.image_index for one in built], -1))
+            x = self.transformer.embed(ids, image_tokens, padded("image_index", -1))
         else:
             x = self.transformer.embed_ids(ids)
         _, cached = self.transformer(x, limit, depth=max(self.config.denoiser.prefix_layers) + 1)
@@ -170,8 +169,8 @@ class Unified(nn.Module):
         """Greedy reply to one message with pictures (pictures, 3, S, S): token ids, and the logits (tokens, vocab)
         behind each and behind the one that stopped it. The cache is static, as on a device."""
         pictures = 0 if pixels is None else len(pixels)
-        prompt = read_prompt(self.config, self.encode, text, pictures)
-        slots, device = len(prompt.ids) + max_new_tokens, self.device
+        prompt = read_prompt(self.config, self.tokenizer, text, pictures)
+        slots, device = len(prompt) + max_new_tokens, self.device
         shape = (1, self.config.transformer.kv_heads, slots, self.config.transformer.head_width)
         past: KeyValues = [
             (torch.zeros(shape, device=device), torch.zeros(shape, device=device)) for _ in self.transformer.layers
@@ -179,11 +178,11 @@ class Unified(nn.Module):
         image_tokens = torch.zeros(1, 1, self.config.transformer.width, device=device)
         if pixels is not None and self.vq is not None:
             seen = self.vq.encode(pixels.to(device)).flatten() + self.config.first_code
-            prompt = with_codes(prompt, seen.tolist())
+            prompt = with_picture_ids(prompt, seen.cpu().numpy())
         elif pixels is not None:
             image_tokens = self.image_encoder(pixels.to(device)).flatten(0, 1)[None]  # (1, pictures * m, w)
-        stops = set(stop_ids(self.config, self.encode)) if stop else set()
-        ids, index, limit = ([list(row)] for row in (prompt.ids, prompt.image_index, prompt.attention_limit))
+        stops = set(stop_ids(self.config, self.tokenizer)) if stop else set()
+        ids, index, limit = ([row.tolist()] for row in (prompt.input_ids, prompt.image_index, prompt.attention_limit))
         write_index = torch.zeros(1, dtype=torch.long, device=device)
         produced: list[int] = []
         rows: list[Tensor] = []

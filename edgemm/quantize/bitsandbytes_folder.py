@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from edgemm.bundle.files import whole_folder
 from edgemm.errors import InputError, MissingError, UsageError
-from edgemm.model.config import ChatTemplate
+from edgemm.model.config import ModelConfig
 from edgemm.model.prompts import stop_ids
 from edgemm.model.unified import Unified
 from edgemm.quantize.rounding import rtn
@@ -56,7 +56,7 @@ def write_bitsandbytes(model: Unified, output: Path, kind: str, overwrite: bool 
         (folder / "tokenizer.json").write_text(model.tokenizer_json, encoding="utf-8")
         for name, document in (
             ("config.json", _config(model, kind)),
-            ("tokenizer_config.json", _tokenizer_config(model.config.chat)),
+            ("tokenizer_config.json", _tokenizer_config(model.config)),
         ):
             (folder / name).write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
 
@@ -111,13 +111,14 @@ def _config(model: Unified, kind: str) -> dict[str, Any]:
         "rope_parameters": {"rope_type": "default", "rope_theta": told.rope_theta},
         "tie_word_embeddings": True,
         "bos_token_id": None,
-        "eos_token_id": stop_ids(model.config, model.encode),
+        "eos_token_id": stop_ids(model.config, model.tokenizer),
         "dtype": "bfloat16",
         "quantization_config": {"quant_method": "bitsandbytes", **CONFIGS[kind]},
     }
 
 
-def _tokenizer_config(chat: ChatTemplate) -> dict[str, Any]:
+def _tokenizer_config(config: ModelConfig) -> dict[str, Any]:
+    chat = config.chat
     turns = {"system": (chat.system_open, chat.system_close), "user": (chat.user_open, chat.user_close)}
     turns["assistant"] = (chat.assistant_open, chat.assistant_close)
     cases = "".join(
@@ -127,7 +128,7 @@ def _tokenizer_config(chat: ChatTemplate) -> dict[str, Any]:
     )
     return {
         "tokenizer_class": "PreTrainedTokenizerFast",
-        "eos_token": chat.stop_tokens[0],
+        "eos_token": config.stop_tokens[0],
         "chat_template": f"{{% for message in messages %}}{cases}{{% endif %}}{{% endfor %}}"
         f"{{% if add_generation_prompt %}}{{{{ {json.dumps(chat.assistant_open)} }}}}{{% endif %}}",
     }

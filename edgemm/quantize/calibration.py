@@ -21,6 +21,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from edgemm import progress
 from edgemm.data.format import read_dataset
 from edgemm.errors import InputError, UsageError
 from edgemm.model import flow
@@ -115,12 +116,15 @@ def observe(model: Unified, data: Calibration, inputs: Inputs, text: bool, draw:
     """Run what is needed and let `inputs` see it."""
     with inputs.watching(model):
         if text:
-            for batch in data.texts.split(BATCH):
+            batches = data.texts.split(BATCH)
+            for batch in progress.track(batches, len(batches), "reading to calibrate", "batches"):
                 limit = torch.arange(batch.shape[1]).expand(len(batch), -1)
                 hidden, _ = model.transformer(model.transformer.embed_tokens(batch), limit)
                 inputs.see(HEAD, hidden)
-        for prompts, noise in _drawings(model, data.prompts) if draw else ():
-            _draw(model, prompts, noise, inputs, steps)
+        if draw:
+            drawings, total = _drawings(model, data.prompts), -(-len(data.prompts) // BATCH)
+            for prompts, noise in progress.track(drawings, total, "drawing to calibrate", "batches"):
+                _draw(model, prompts, noise, inputs, steps)
     return inputs
 
 

@@ -1,57 +1,34 @@
 """From a caller's words to what each layer shall be: bits, groups, inputs, and what stays finer and why.
 
-TEXT words are about the transformer and the image encoder, DRAW words about conditioner and denoiser.  What the numbers
-are is not decided here, and nothing here knows more of a model than names and shapes of its weights, so that the same
-recipe serves a torch model and a traced graph.  The image decoder stays in float.
+Words for text are about the transformer and the image encoder, those for drawing about conditioner and denoiser; what
+they mean for most layers is in schemes.py.  What the numbers are is not decided here, and nothing here knows more of a
+model than names and shapes of its weights, so that it serves every family.  The image decoder stays in float.
 Axes: n output channels, k input channels.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import re
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 
-from edgemm.errors import UsageError
 from edgemm.model.unified import Unified
-from edgemm.quantize.number_formats import BLOCK as FLOAT_BLOCK
+from edgemm.quantize.schemes import BLOCK, INT4, scheme_of
 from edgemm.quantize.simulated import weights_of
 from edgemm.quantize.spec import HEAD, REST, Layer
 
-__all__ = ["DRAW", "FLOATS", "QUICK", "TEXT", "choose_layers", "layers_of", "side_of"]
+__all__ = ["choose_layers", "layers_of", "side_of"]
 
-BLOCK = 32  # channels a scale covers, as CPU kernels like it
 WIDE = 64  # the same of an embedding in 8 bits
 FREQUENT = {4: 16_384, 8: 24_576}  # tokens that keep 8 bits, as calibration.py orders them, by the bits asked for
 HEAVY = 1 / 3  # of the transformer's numbers: where the embedding has more, bytes matter even when 8 bits are asked for
 WIDE_BLOCKS = (128, 64)  # of 8 bits, where 4 are asked for: as good, and faster than blocks of 32
 TENDER = re.compile(r"layers\.\d+\.(?:self_attn\.[qkv]_proj|mlp\.down_proj)$")  # as k-quant mixes of llama.cpp have it
-PORTABLE_BLOCK = 64  # as NVIDIA's builders take it
-
-TEXT = {
-    "fp16": Layer(None),
-    "int8": Layer(8, BLOCK, activations="block"),
-    "w8a8": Layer(8, 0, activations="token"),
-    "int4": Layer(4, BLOCK, symmetric=False, activations="block"),
-    "fp8": Layer(8, form="fp8", activations="fp8"),
-    "nvfp4": Layer(4, FLOAT_BLOCK, form="nvfp4", activations="nvfp4"),
-    "nvfp4-weights": Layer(4, FLOAT_BLOCK, form="nvfp4"),
-}
-DRAW = {
-    "fp16": Layer(None),
-    "int8": Layer(8, 0, activations="tensor"),
-    "w4a8": Layer(4, BLOCK, symmetric=False, activations="block"),
-    "fp8": Layer(8, form="fp8", activations="fp8"),
-}
 READ_AT_EVERY_STEP = "its keys and values are read at every step"
 READING = ("transformer", "text_head", "image_head")  # the heads of transformers that have several
 EYE = (  # of image encoders: layers, the fewest numbers, what they become
-    (
-        r"words\.proj",
-        0,
-        Layer(4, BLOCK, symmetric=False, activations="block", reason="only the likeliest words matter"),
-    ),
-    (r"(up|down)_proj", 0, Layer(4, BLOCK, symmetric=False, activations="block", reason="it bears 4 bits")),
+    (r"words\.proj", 0, replace(INT4, reason="only the likeliest words matter")),
+    (r"(up|down)_proj", 0, replace(INT4, reason="it bears 4 bits")),
 )
 EYE_CUT = (  # the same where bytes matter more than 30 ms a load: engines have no products for these, and unpack them
     (r"words\.letters", 0, Layer(8, BLOCK, reason="as fine as the embedding that they are copied from")),
@@ -61,18 +38,6 @@ EYE_CUT = (  # the same where bytes matter more than 30 ms a load: engines have 
         Layer(8, BLOCK, reason="the last ones bear it"),
     ),
 )
-QUICK = {"int8": ("int8", "int8"), "int4": ("int4", "int8")}  # --precision -> the text and the draw word
-FLOATS = {  # the same for engines that multiply small floats
-    "fp8": ("fp8", "fp8"),
-    "nvfp4": ("nvfp4", "fp8"),
-    "nvfp4-weights": ("nvfp4-weights", "fp8"),
-}
-PORTABLE = {  # forms that every target takes: no zero-points, ranges known beforehand
-    "int8": Layer(8, 0),
-    "w8a8": Layer(8, 0, activations="static"),
-    "int4": Layer(4, PORTABLE_BLOCK),
-}
-PORTABLE_DRAW = {"int8": Layer(8, 0, activations="static")}
 
 
 def side_of(name: str) -> str:
@@ -91,19 +56,10 @@ def choose_layers(
     shapes: Mapping[str, tuple[int, int]], text: str, draw: str, drawing_depth: int = 0, portable: bool = False
 ) -> dict[str, Layer]:
     """The same for weights (n, k) by name; drawing reads keys and values of layers below `drawing_depth`."""
-    small = {word for word, layer in (*TEXT.items(), *DRAW.items()) if layer.form != "int"}
-    portable = portable or text in small or draw in small  # who takes those takes nothing else of TEXT and DRAW
-    asked = (
-        _read(text, "text", TEXT, PORTABLE if portable else {}),
-        _read(draw, "draw", DRAW, PORTABLE_DRAW if portable else {}),
-    )
-    return dict(_decide(shapes, *asked, drawing_depth, portable))
-
-
-def _read(word: str, side: str, table: dict[str, Layer], portable: dict[str, Layer]) -> Layer:
-    if word not in table:
-        raise UsageError(f"--{side} {word!r} is none of: {', '.join(table)}")
-    return portable.get(word, table[word])
+    schemes = scheme_of("text", text), scheme_of("draw", draw)
+    portable = portable or any(scheme.layer.form != "int" for scheme in schemes)  # who takes those takes nothing else
+    text_form, draw_form = (scheme.form(portable) for scheme in schemes)
+    return dict(_decide(shapes, text_form, draw_form, drawing_depth, portable))
 
 
 def _decide(
@@ -118,10 +74,10 @@ def _decide(
             else:
                 layer = _text_layer(name, width, text, drawing_depth)
                 if name == HEAD and layer.bits and drawing_depth and tight and rows >= 2 * FREQUENT[text.bits]:
-                    yield name, dataclasses.replace(layer, rows=FREQUENT[text.bits])
+                    yield name, replace(layer, rows=FREQUENT[text.bits])
                     yield (
                         name + REST,
-                        dataclasses.replace(layer, bits=4, group=BLOCK, reason="tokens that are seldom said"),
+                        replace(layer, bits=4, group=BLOCK, reason="tokens that are seldom said"),
                     )
                 else:
                     yield name, layer
@@ -153,7 +109,7 @@ def _text_layer(name: str, width: int, asked: Layer, drawing_depth: int) -> Laye
         return Layer(8, 0, asked.symmetric, asked.activations, reason=READ_AT_EVERY_STEP)
     if asked.activations in ("tensor", "token", "static", "fp8") and name.endswith(".down_proj"):
         safe = Layer(8) if asked.activations in ("static", "fp8") else Layer(8, BLOCK, activations="block")
-        return dataclasses.replace(safe, reason="a few tokens' inputs are thousands of times the others'")
+        return replace(safe, reason="a few tokens' inputs are thousands of times the others'")
     return asked
 
 

@@ -7,19 +7,21 @@ A method is words joined by +: at most one that smooths (awq, smoothquant), one 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 import edgemm
+from edgemm import progress
 from edgemm.errors import InputError, UsageError
 from edgemm.model.unified import Unified
 from edgemm.quantize.calibration import Inputs, order_of
 from edgemm.quantize.layers import side_of
 from edgemm.quantize.number_formats import Floats, Integers, to_floats
+from edgemm.quantize.options import RANK
 from edgemm.quantize.rounding import DAMPING, gptq, kquant, low_rank_branch, rtn
 from edgemm.quantize.smoothing import Site, awq_factors, fold, sites, smoothquant_factors
 from edgemm.quantize.spec import (
@@ -36,7 +38,7 @@ from edgemm.quantize.spec import (
     tensors_hash,
 )
 
-__all__ = ["METHODS", "Method", "make_spec", "read_method", "smooth"]
+__all__ = ["METHODS", "Method", "Prepared", "make_spec", "read_method", "smooth"]
 
 METHODS = {
     "awq": "smooths",
@@ -46,10 +48,7 @@ METHODS = {
     "kquant": "rounds",
     "gptq": "rounds",
 }
-RANK = 16
 LOOKED_UP = 1.0  # GPTQ's damping of an embedding: a lookup sees every error, whatever the head's inputs are
-
-Say = Callable[[str], None]
 
 
 @dataclass(frozen=True)
@@ -100,47 +99,52 @@ def _factors(model: nn.Module, site: Site, layers: Mapping[str, Layer], method: 
     return smoothquant_factors(weights, record.largest)  # type: ignore[arg-type]
 
 
+@dataclass(frozen=True, eq=False)
+class Prepared:
+    """What was seen of the calibration data, and done before the first number."""
+
+    methods: Mapping[str, Method] = field(default_factory=dict)  # "text" and "draw"
+    inputs: Inputs | None = None  # seen after smoothing
+    smoothed: Mapping[str, Tensor] = field(default_factory=dict)  # site -> factors (k)
+    data: str = ""  # what it was
+    cache: Mapping[str, Tensor] = field(default_factory=dict)  # steps of an int8 K/V cache
+    places: Tensor | None = None  # of the embedding's rows, as calibration.py has them
+
+
 @torch.no_grad()
 def make_spec(
     weights: Mapping[str, Tensor],  # (n, k), all that layers name
     layers: Mapping[str, Layer],
-    methods: Mapping[str, Method],  # "text" and "draw"
-    inputs: Inputs | None = None,  # seen after smoothing
-    smoothed: Mapping[str, Tensor] | None = None,
+    prepared: Prepared = Prepared(),
     asked: tuple[str, str] = ("", ""),
     checkpoint: tuple[str, str] = ("", ""),
-    calibration: str = "",
     rank: int = RANK,
-    status: Say = lambda text: None,
-    cache: Mapping[str, Tensor] | None = None,  # steps of an int8 K/V cache
-    places: Tensor | None = None,  # of the embedding's rows, as calibration.py has them
 ) -> Spec:
     """The numbers of the weights as they are now; `asked` is the text and the draw word, `checkpoint` its name and
     hash."""
-    tensors: dict[str, np.ndarray] = {f"{site}.smooth": factors.numpy() for site, factors in (smoothed or {}).items()}
-    tensors |= {f"{CACHE}{name}": steps.numpy() for name, steps in (cache or {}).items()}
-    if places is not None and layers.get(HEAD, Layer(None)).rows:
-        tensors[f"{HEAD}.{PLACES}"] = places.numpy()
-        weights = {**weights, HEAD: weights[HEAD][order_of(places)]}
+    tensors = {f"{site}.smooth": factors.numpy() for site, factors in prepared.smoothed.items()}
+    tensors |= {f"{CACHE}{name}": steps.numpy() for name, steps in prepared.cache.items()}
+    if prepared.places is not None and layers.get(HEAD, Layer(None)).rows:
+        tensors[f"{HEAD}.{PLACES}"] = prepared.places.numpy()
+        weights = {**weights, HEAD: weights[HEAD][order_of(prepared.places)]}
     made: dict[str, Layer] = {}
-    for number, (name, layer) in enumerate(layers.items(), start=1):
-        status(f"{name}, {number} of {len(layers)}")
-        if layer.bits is None:
-            made[name] = layer
-            continue
-        made[name] = _make_layer(
-            _rows(weights, name, layers), name, layer, _method(methods, name), inputs, rank, tensors
-        )
+    for name, layer in progress.track(layers.items(), len(layers), "rounding", "layers"):
+        made[name] = layer
+        if layer.bits is not None:
+            made[name], numbers = _make_layer(_rows(weights, name, layers), name, layer, prepared, rank)
+            tensors |= numbers
     document = Document(
-        SCHEMA_VERSION,
-        edgemm.__version__,
-        *checkpoint,
-        *asked,
-        calibration,
-        made,
-        tuple(smoothed or ()),
-        tensors_hash(tensors),
-        "int8" if cache else "float",
+        schema_version=SCHEMA_VERSION,
+        edgemm_version=edgemm.__version__,
+        checkpoint=checkpoint[0],
+        checkpoint_sha256=checkpoint[1],
+        text=asked[0],
+        draw=asked[1],
+        calibration=prepared.data,
+        layers=made,
+        smoothed=tuple(prepared.smoothed),
+        tensors_sha256=tensors_hash(tensors),
+        cache="int8" if prepared.cache else "float",
     )
     return Spec(document, tensors)
 
@@ -161,17 +165,13 @@ def _method(methods: Mapping[str, Method], name: str) -> Method:
 
 
 def _make_layer(
-    weight: Tensor,
-    name: str,
-    layer: Layer,
-    method: Method,
-    inputs: Inputs | None,
-    rank: int,
-    tensors: dict[str, np.ndarray],
-) -> Layer:
-    weight = weight.detach().float()
+    weight: Tensor, name: str, layer: Layer, prepared: Prepared, rank: int
+) -> tuple[Layer, dict[str, np.ndarray]]:
+    """The layer with what was done to it, and its tensors."""
+    weight, inputs, method = weight.detach().float(), prepared.inputs, _method(prepared.methods, name)
     if not torch.isfinite(weight).all():
         raise InputError(f"{name}: its weight is not finite")
+    tensors: dict[str, np.ndarray] = {}
     if method.branches and layer.bits == 4:
         down, up = low_rank_branch(weight, _need(inputs, name).of(name).squares(), rank)
         weight = weight - up @ down
@@ -183,8 +183,8 @@ def _make_layer(
     if layer.activations in RANGED:
         steps = _need(inputs, name).of(name).by_step
         tensors[f"{name}.range"] = np.array([steps[step] for step in sorted(steps)], np.float32)
-    smooths = method.smooths if f"{name}.codes" in tensors else ""
-    return dataclasses.replace(layer, method=str(Method(smooths, method.branches if layer.rank else "", rounds)))
+    said = Method(method.smooths, method.branches if layer.rank else "", rounds)
+    return dataclasses.replace(layer, method=str(said)), tensors
 
 
 def _rounds(method: Method, layer: Layer, name: str, inputs: Inputs | None) -> str:

@@ -2,80 +2,47 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Collection, Mapping
+from dataclasses import replace
 
 from torch import Tensor
 
+from edgemm import progress
 from edgemm.model.unified import Unified
 from edgemm.quantize.calibration import Calibration, Inputs, observe, places_of, read_calibration
-from edgemm.quantize.layers import layers_of, side_of
-from edgemm.quantize.make import RANK, Method, make_spec, read_method, smooth
+from edgemm.quantize.layers import choose_layers, layers_of, side_of
+from edgemm.quantize.make import Prepared, make_spec, read_method, smooth
+from edgemm.quantize.options import QuantizeOptions
+from edgemm.quantize.schemes import methods_of
 from edgemm.quantize.simulated import cache_steps, weights_of
 from edgemm.quantize.spec import HEAD, RANGED, REST, Layer, Spec
 
-__all__ = ["SUITED", "Prepared", "prepare", "quantize"]
-
-SUITED = {  # what brings a precision within the project's bars (benchmarks/quantization.py)
-    "fp16": "",
-    "int8": "smoothquant",
-    "w8a8": "smoothquant",
-    "int4": "awq+gptq",
-    "fp8": "",
-    "nvfp4": "",
-    "nvfp4-weights": "",
-    "w4a8": "smoothquant+svd",
-}
-
-Say = Callable[[str], None]
+__all__ = ["prepare", "quantize", "quantize_without_data"]
 
 
-def quantize(
-    model: Unified,
-    text: str,
-    draw: str,
-    methods: Mapping[str, str] | None = None,  # "text" and "draw"; None: what suits the precision
-    calibration: Path | None = None,
-    samples: int | None = None,
-    steps: int | None = None,
-    portable: bool = False,
-    rank: int = RANK,
-    checkpoint: tuple[str, str] = ("", ""),
-    status: Say = lambda text: None,
-    cache: str = "float",  # a word of simulated.py
-) -> Spec:
-    """The spec.  Smoothing is folded into `model` itself, which computes the same as before."""
-    chosen = layers_of(model, text, draw, portable)
-    methods = {"text": SUITED[text], "draw": SUITED[draw]} if methods is None else methods
-    data = read_calibration(calibration, model, samples)
-    ready = prepare(model, chosen, methods, data, steps, status)
-    rounded = cache_steps(model, data) if cache == "int8" else None
-    places = places_of(model, data) if chosen.get(HEAD, Layer(None)).rows else None
-    return make_spec(
-        weights_of(model),
-        chosen,
-        ready.methods,
-        ready.inputs,
-        ready.smoothed,
-        (text, draw),
-        checkpoint,
-        ready.name,
-        rank,
-        status,
-        rounded,
-        places,
-    )
+def quantize(model: Unified, options: QuantizeOptions | None = None, checkpoint: tuple[str, str] = ("", "")) -> Spec:
+    """The spec; `checkpoint` is the model's name and hash.
+
+    Smoothing is folded into `model` itself, which computes the same as before.
+    """
+    progress.status("quantizing")
+    options = options or QuantizeOptions()
+    chosen = layers_of(model, options.text, options.draw, options.portable)
+    data = read_calibration(options.calibration, model, options.samples)
+    ready = prepare(model, chosen, methods_of(options), data, options.steps)
+    if options.cache == "int8":
+        ready = replace(ready, cache=cache_steps(model, data))
+    if chosen.get(HEAD, Layer(None)).rows:
+        ready = replace(ready, places=places_of(model, data))
+    return make_spec(weights_of(model), chosen, ready, (options.text, options.draw), checkpoint, options.rank)
 
 
-@dataclass(frozen=True)
-class Prepared:
-    """What was seen of the calibration data, and done before the first number."""
-
-    methods: dict[str, Method]
-    inputs: Inputs | None
-    smoothed: dict[str, Tensor]
-    name: str
+def quantize_without_data(weights: Mapping[str, Tensor], options: QuantizeOptions, drawing_depth: int = 0) -> Spec:
+    """Any family's weights (n, k), by layer, rounded as their width suggests; drawing reads layers below
+    `drawing_depth`."""
+    shapes = {name: (len(weight), weight.shape[1]) for name, weight in weights.items()}
+    chosen = choose_layers(shapes, options.text, options.draw, drawing_depth, options.portable)
+    return make_spec(weights, chosen, asked=(options.text, options.draw))
 
 
 def prepare(
@@ -84,7 +51,6 @@ def prepare(
     methods: Mapping[str, str],
     data: Calibration,
     steps: int | None = None,
-    status: Say = lambda text: None,
 ) -> Prepared:
     """Calibrate, fold the smoothing into `model` itself, calibrate again where the numbers want it."""
     read = {side: read_method(words) for side, words in methods.items()}
@@ -96,14 +62,14 @@ def prepare(
     if rare and "text" in before | after and read["text"].rounds in ("", "gptq"):
         after |= {"text"}
     if not before | after:
-        return Prepared(read, None, {}, "")
+        return Prepared(read)
     steps = steps or model.config.sampler.num_inference_steps
     smoothed: dict[str, Tensor] = {}
     if before:
         with_gram = {side for side in before if read[side].smooths == "awq"}
-        smoothed = smooth(model, layers, read, _observe(model, layers, data, before, steps, with_gram, status))
+        smoothed = smooth(model, layers, read, _observe(model, layers, data, before, steps, with_gram))
     with_gram = {side for side in after if read[side].rounds == "gptq"}
-    seen = _observe(model, layers, data, after, steps, with_gram, status) if after else None
+    seen = _observe(model, layers, data, after, steps, with_gram) if after else None
     return Prepared(read, seen, smoothed, data.name)
 
 
@@ -119,9 +85,7 @@ def _observe(
     sides: Collection[str],
     steps: int,
     with_gram: Collection[str],
-    status: Say,
 ) -> Inputs:
-    status("running the calibration data")
     wanted = [name for name, layer in layers.items() if layer.bits and side_of(name) in sides]
     wanted = [name for name in wanted if not name.startswith(HEAD) or _is_rare(name, layers[name])]
     gram = [name for name in wanted if side_of(name) in with_gram or name.startswith(HEAD)]

@@ -187,10 +187,9 @@ def _caches(model: Unified, data: Calibration) -> Iterator[KeyValues]:
     random = torch.Generator().manual_seed(0)
     side = model.config.vision.image_size
     pictures = nn.functional.interpolate(torch.rand(PICTURES, 3, 4, 4, generator=random), side, mode="bilinear")
-    prompt = read_prompt(model.config, model.encode, QUESTION, pictures=1)
-    ids, index, limit = (
-        torch.tensor(row).expand(PICTURES, -1) for row in (prompt.ids, prompt.image_index, prompt.attention_limit)
-    )
+    prompt = read_prompt(model.config, model.tokenizer, QUESTION, pictures=1)
+    rows = (prompt.input_ids, prompt.image_index, prompt.attention_limit)
+    ids, index, limit = (torch.from_numpy(row).expand(PICTURES, -1) for row in rows)
     yield model.transformer(model.transformer.embed(ids, model.image_encoder(pictures), index), limit)[1]
 
 

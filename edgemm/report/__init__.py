@@ -1,1 +1,1 @@
-"""A result as one HTML file that needs nothing else: svg.py draws, plots.py says what, page.py writes it."""
+"""A result for people: page.py has the blocks of a page, svg.py the plots, samples.py the statistics."""

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from html import escape
 
-__all__ = ["Axis", "Plot", "nice_ticks", "short"]
+__all__ = ["Axis", "Bar", "Plot", "bars", "nice_ticks", "short"]
 
 LEFT, RIGHT, TOP, BOTTOM = 62, 14, 12, 44  # margins, pixels
 LETTER = 6.2  # width of one, pixels
@@ -75,6 +75,7 @@ class Plot:
     width: int = 520
     height: int = 260
     y_names: Sequence[str] | None = None  # words in the place of the y axis's numbers, from 0 upwards
+    right: int = RIGHT
     marks: list[str] = field(default_factory=list)
 
     @property
@@ -122,7 +123,7 @@ class Plot:
         )
 
     def _grid(self) -> list[str]:
-        bottom, right = self.height - BOTTOM, self.width - RIGHT
+        bottom, right = self.height - BOTTOM, self.width - self.right
         parts = []
         for tick in self.x.ticks():
             at = f"{self._x(tick):.1f}"
@@ -150,7 +151,35 @@ class Plot:
         return parts
 
     def _x(self, value: float) -> float:
-        return self.left + self.x.place(value) * (self.width - self.left - RIGHT)
+        return self.left + self.x.place(value) * (self.width - self.left - self.right)
 
     def _y(self, value: float) -> float:
         return self.height - BOTTOM - self.y.place(value) * (self.height - TOP - BOTTOM)
+
+
+@dataclass(frozen=True)
+class Bar:
+    """A share with its interval, and what it is compared with."""
+
+    name: str
+    value: float | None
+    low: float
+    high: float
+    mark: float | None = None
+
+
+def bars(found: Sequence[Bar], label: str) -> str:
+    """Shares from 0 to 1, the first on top; a line from low to high, and an upright one at the mark."""
+    names = [bar.name for bar in found]
+    y = Axis("", -0.5, len(found) - 0.5)
+    plot = Plot(label, Axis(label, 0, 1), y, 640, TOP + BOTTOM + 26 * len(found), names[::-1], right=52)
+    for place, bar in enumerate(reversed(found)):
+        if bar.value is None:
+            plot.words(0, place, "none", shift=(6, 4))
+            continue
+        plot.box(0, bar.value, place - 0.3, place + 0.3, "s0", f"{bar.name}: {bar.value:.3f}")
+        plot.line([(bar.low, place), (bar.high, place)], "span")
+        if bar.mark is not None:
+            plot.line([(bar.mark, place - 0.4), (bar.mark, place + 0.4)], "s1")
+        plot.words(1, place, f"{bar.value:.3f}", shift=(8, 4))
+    return plot.render()

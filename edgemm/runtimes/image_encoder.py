@@ -19,13 +19,13 @@ from edgemm.runtimes.backend.engine import Engine, check_finite
 from edgemm.runtimes.engines import Engines
 from edgemm.runtimes.text_loop import Clock
 
-__all__ = ["Sight"]
+__all__ = ["ImageReader"]
 
-EYES = ("image_encoder", "vq_encoder")
+ENCODERS = ("image_encoder", "vq_encoder")
 
 
-class Sight:
-    """How one model sees."""
+class ImageReader:
+    """How one model reads pictures."""
 
     def __init__(self, engines: Engines) -> None:
         self._engines = engines
@@ -33,25 +33,25 @@ class Sight:
     def picture(self, image: PictureSource, loop: TextLoop) -> np.ndarray:
         """(3, S, S), as the encoder wants it."""
         manifest = self._engines.bundle.manifest
-        if not any(eye in self._engines for eye in EYES):
+        if not any(name in self._engines for name in ENCODERS):
             raise InputError(f"bundle {manifest.name} does not read pictures: it has no image_encoder")
         most = manifest.limits.max_image_pixels
         rule = (loop.image_fit, loop.image_resample, loop.image_least)
         return load_picture(image, loop.image_size, loop.background, most, *rule)
 
-    def look(self, prompt: Prompt, pictures: Sequence[np.ndarray], loop: TextLoop) -> tuple[Prompt, np.ndarray | None]:
+    def read(self, prompt: Prompt, pictures: Sequence[np.ndarray], loop: TextLoop) -> tuple[Prompt, np.ndarray | None]:
         """Pictures (3, S, S) as what the transformer reads: token ids in the prompt, or tokens (1, m, width) beside."""
         if pictures and "vq_encoder" in self._engines:
             return with_picture_ids(prompt, _as_ids(self._engines.get("vq_encoder"), pictures, loop)), None
         return prompt, self.encode(pictures, loop) if pictures else None
 
-    def timed_look(
+    def timed_read(
         self, prompt: Prompt, pictures: Sequence[np.ndarray], loop: TextLoop, clock: Clock
     ) -> tuple[Prompt, np.ndarray | None]:
         """The same; what its engines take to load is told apart."""
-        clock.load_s += self._engines.timed([eye for eye in EYES if pictures and eye in self._engines])[1]
+        clock.load_s += self._engines.timed([name for name in ENCODERS if pictures and name in self._engines])[1]
         start = time.perf_counter()
-        seen = self.look(prompt, pictures, loop)
+        seen = self.read(prompt, pictures, loop)
         clock.image_encode_s += time.perf_counter() - start
         return seen
 

@@ -16,9 +16,10 @@ import numpy as np
 from edgemm.bundle.prompt import picture_in_reply
 from edgemm.errors import UsageError
 from edgemm.runtimes.constraint import overlap
-from edgemm.runtimes.draw import Drawing, DrawingOptions
-from edgemm.runtimes.results import DenoiseProgress, FinishReason, ImageResult, Picture, TextChunk, TextResult
-from edgemm.runtimes.text import Talking
+from edgemm.runtimes.draw import ImageGenerator
+from edgemm.runtimes.options import DrawingOptions
+from edgemm.runtimes.results import DenoiseProgress, FinishReason, ImageResult, Picture, TextChunk, TextResult, clipped
+from edgemm.runtimes.text import TextGenerator
 from edgemm.runtimes.text_loop import Clock, TextRequest
 
 __all__ = ["DRAW_MARKS", "InterleavedResult", "MarkedText", "check_marks", "write_interleaved"]
@@ -35,6 +36,10 @@ class InterleavedResult:
     token_ids: tuple[int, ...]  # of the text, marks included
     finish_reason: FinishReason
 
+    def __repr__(self) -> str:
+        parts = ", ".join(clipped(part) if isinstance(part, str) else repr(part) for part in self.parts)
+        return f"InterleavedResult([{parts}], finish_reason={self.finish_reason!r})"
+
     @property
     def text(self) -> str:
         return "".join(part for part in self.parts if isinstance(part, str))
@@ -45,10 +50,10 @@ class InterleavedResult:
 
 
 class MarkedText:
-    """Text in, text out, up to the opening mark; what follows it is the prompt of a picture."""
+    """Text in, text out, up to the start mark; what follows it is the prompt of a picture."""
 
-    def __init__(self, opening: str) -> None:
-        self._opening = opening
+    def __init__(self, start_mark: str) -> None:
+        self._start_mark = start_mark
         self._held = ""
         self.prompt: str | None = None  # None as long as there was no mark
 
@@ -57,12 +62,12 @@ class MarkedText:
         if self.prompt is not None:
             self.prompt += text
             return ""
-        before, mark, after = (self._held + text).partition(self._opening)
+        before, mark, after = (self._held + text).partition(self._start_mark)
         self._held = ""
         if mark:
             self.prompt = after
             return before
-        held = overlap(before, self._opening)
+        held = overlap(before, self._start_mark)
         self._held = before[len(before) - held :]
         return before[: len(before) - held]
 
@@ -73,8 +78,8 @@ class MarkedText:
 
 
 def write_interleaved(
-    talking: Talking,
-    drawing: Drawing,
+    text_generator: TextGenerator,
+    image_generator: ImageGenerator,
     request: TextRequest,
     pictures: list[np.ndarray],
     marks: tuple[str, str],
@@ -84,8 +89,8 @@ def write_interleaved(
 ) -> Iterator[TextChunk | DenoiseProgress | ImageResult | InterleavedResult]:
     """Text chunks, steps and pictures as they come, then the whole reply."""
     clock = Clock()
-    transformer = talking.timed_conversation(clock)
-    seen, image_tokens = talking.look(request.prompt, pictures, clock)
+    transformer = text_generator.timed_conversation(clock)
+    seen, image_tokens = text_generator.read_pictures(request.prompt, pictures, clock)
     request = replace(request, prompt=seen)
     parts: list[str | Picture] = []
     prompts: list[str] = []
@@ -95,7 +100,7 @@ def write_interleaved(
         marked, shown, written, used = MarkedText(marks[0]), "", [], transformer.cache.used
         run = replace(request, max_new_tokens=left, stop=(*request.stop, marks[1]))
         result: TextResult | None = None
-        for chunk in talking.write(run, image_tokens, cancelled, clock, transformer):
+        for chunk in text_generator.write(run, image_tokens, cancelled, clock, transformer):
             written += chunk.token_ids
             text = marked.push(chunk.text) + (marked.flush() if chunk.finished else "")
             shown += text
@@ -107,11 +112,11 @@ def write_interleaved(
         parts += [shown] if shown else []
         left -= len(written)
         prompt = (marked.prompt or "").strip()
-        if result.finish_reason != "stop" or not prompt or marks[1] not in talking.tokenizer.decode(written):
+        if result.finish_reason != "stop" or not prompt or marks[1] not in text_generator.tokenizer.decode(written):
             reason = result.finish_reason
             break
         picture = None
-        for event in drawing.start(prompt, options)(cancelled):
+        for event in image_generator.start(prompt, options)(cancelled):
             yield event
             if isinstance(event, ImageResult) and event.images:
                 picture = event.images[0]
@@ -123,14 +128,14 @@ def write_interleaved(
         parts.append(picture)
         prompts.append(prompt)
         read = transformer.cache.used - used - len(request.prompt)
-        again = picture_in_reply(written[read:], talking.loop, talking.tokenizer)
-        room = talking.manifest.limits.max_context - transformer.cache.used
+        again = picture_in_reply(written[read:], text_generator.loop, text_generator.tokenizer)
+        room = text_generator.manifest.limits.max_context - transformer.cache.used
         if reason is None and request.constraint and request.constraint.complete:
             reason = "stop"
         elif reason is None and (left < 1 or len(prompts) >= max_images or len(again) > room):
             reason = "length"
         history = (*request.history, *request.prompt.text_ids, *written)
-        again, image_tokens = talking.look(again, [talking.picture(picture.to_array())], clock)
+        again, image_tokens = text_generator.read_pictures(again, [text_generator.picture(picture.to_array())], clock)
         request = replace(request, prompt=again, history=history)
     yield InterleavedResult(tuple(parts), tuple(prompts), tuple(ids), reason)
 

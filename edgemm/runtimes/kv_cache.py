@@ -116,8 +116,8 @@ class CachedTransformer:
         self.logits = np.zeros((rows, said.fixed(1, "vocabulary")), dtype=np.float32)
         self._outputs: dict[str, np.ndarray] = {"logits": self.logits}
         self._head: Binding | None = None
-        self._more_inputs: dict[str, np.ndarray] = {}  # of a graph that takes drafts, where there are none
-        if self.takes_drafts:
+        self._more_inputs: dict[str, np.ndarray] = {}  # of a graph that takes candidates, where there are none
+        if self.takes_candidates:
             self._outputs["draft_logits"] = np.zeros((rows, 1, self.logits.shape[1]), dtype=np.float32)
             self._more_inputs["draft_index"] = np.zeros((rows, 1), dtype=np.int64)
         if head is not None:
@@ -137,7 +137,7 @@ class CachedTransformer:
         self._step: Binding | None = None
 
     @property
-    def takes_drafts(self) -> bool:
+    def takes_candidates(self) -> bool:
         """Whether one run can give the logits of several positions."""
         return "draft_index" in self.engine.inputs
 
@@ -228,10 +228,10 @@ class CachedTransformer:
         """Reads one token; gives the logits (v) of the next.  Ask `full` first."""
         return self.step_rows(np.array([token], dtype=np.int64))[0]
 
-    def read_ahead(self, tokens: Sequence[int]) -> np.ndarray:
-        """Reads one token and guesses after it; gives the logits (r, v) after each.  Only the first counts as read.
+    def read_candidates(self, tokens: Sequence[int]) -> np.ndarray:
+        """Reads one token and candidates after it; gives the logits (r, v) after each.  Only the first counts as read.
 
-        Each guess that proves right is `keep`t; the others' slots are written over.
+        Each candidate that proves right is `keep`t; the others' slots are written over.
         """
         first, r = int(self.lengths[0]), len(tokens)
         if self.cache.reserve(first + r):
@@ -250,13 +250,13 @@ class CachedTransformer:
         self.engine.bind({**inputs, **self.cache.past}, outputs).run()
         self.keep()
         logits = np.concatenate([more[0], self.logits])
-        check_finite(logits, f"transformer, logits at token {first + 1} and {r - 1} guessed after it")
+        check_finite(logits, f"transformer, logits at token {first + 1} and {r - 1} candidates after it")
         if self._silent is not None:
             logits[:, self._silent] = -np.inf
         return logits
 
     def keep(self) -> None:
-        """One more of the tokens that were read ahead is the conversation's."""
+        """One more of the candidates that were read is the conversation's."""
         self.lengths += 1
         self.cache.used = int(self.lengths[0])
 

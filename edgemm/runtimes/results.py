@@ -5,17 +5,17 @@ It holds values only; the loops make them.  Times are wall clock; loading an eng
 
 from __future__ import annotations
 
+import io
 import os
-import secrets
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
-from edgemm.bundle.files import is_disk_full
+from edgemm.bundle.files import write_whole
 from edgemm.bundle.picture import pillow
-from edgemm.errors import InputError, ResourceError, UsageError
+from edgemm.errors import InputError, UsageError
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -30,8 +30,10 @@ __all__ = [
     "TokenLogprob",
     "DenoiseProgress",
     "TextChunk",
+    "clipped",
 ]
 
+MOST_SHOWN = 60  # characters of a text in a repr
 FinishReason = Literal["stop", "length", "cancelled", "error"]
 
 
@@ -66,6 +68,14 @@ class TextResult:
     metrics: TextMetrics
     logprobs: tuple[TokenLogprob, ...] | None = None  # one a token, when asked for
 
+    def __repr__(self) -> str:
+        return f"TextResult({clipped(self.text)}, {len(self.token_ids)} tokens, finish_reason={self.finish_reason!r})"
+
+
+def clipped(text: str) -> str:
+    """A text as an error or a repr shows it: its beginning, on one line."""
+    return repr(text if len(text) <= MOST_SHOWN else f"{text[: MOST_SHOWN - 3]}...")
+
 
 @dataclass(frozen=True)
 class ImageMetrics:
@@ -87,6 +97,10 @@ class Picture:
     pixels: np.ndarray
     seed: int
 
+    def __repr__(self) -> str:
+        height, width = self.pixels.shape[1:]
+        return f"Picture({width} x {height}, seed={self.seed})"
+
     def to_array(self) -> np.ndarray:
         """uint8 (H, W, 3)."""
         return np.rint(self.pixels * 255).clip(0, 255).astype(np.uint8).transpose(1, 2, 0).copy()
@@ -96,21 +110,13 @@ class Picture:
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes the file whole or not at all; the kind follows from the name (.png, .jpg, .webp, ...)."""
-        target = Path(os.path.abspath(path))
-        kind = picture_format(target)
-        temporary = target.with_name(f".{target.name}.{secrets.token_hex(4)}.partial")
+        stream = io.BytesIO()
+        kind = picture_format(Path(path))
         try:
-            with open(temporary, "xb") as stream:
-                self.to_pil().save(stream, format=kind)
-                stream.flush()
-                os.fsync(stream.fileno())
-            os.replace(temporary, target)
-        except OSError as error:
-            if is_disk_full(error):
-                raise ResourceError(f"{target}: the disk is full; nothing was kept") from error
-            raise InputError(f"{target}: cannot be written: {error.strerror or error}") from error
-        finally:
-            temporary.unlink(missing_ok=True)
+            self.to_pil().save(stream, format=kind)
+        except OSError as error:  # a format that holds no colours, say
+            raise InputError(f"{path}: cannot be written: {error}") from error
+        write_whole(path, stream.getvalue())
 
 
 def picture_format(path: Path) -> str:
@@ -129,6 +135,9 @@ class ImageResult:
     images: tuple[Picture, ...]
     finish_reason: FinishReason  # "stop" when all were finished, "cancelled" when the last one is a preview
     metrics: ImageMetrics
+
+    def __repr__(self) -> str:
+        return f"ImageResult({list(self.images)}, finish_reason={self.finish_reason!r})"
 
     @property
     def image(self) -> Picture:

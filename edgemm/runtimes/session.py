@@ -9,17 +9,22 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from edgemm.bundle.picture import PictureSource
 from edgemm.bundle.prompt import Message, Prompt, as_messages, chat_prompt, turn_prompt
 from edgemm.errors import EdgemmError, InputError, UsageError
+from edgemm.options import from_keywords
 from edgemm.runtimes.kv_cache import CachedTransformer
+from edgemm.runtimes.options import TextKeywords, TextOptions
 from edgemm.runtimes.results import TextChunk, TextResult
-from edgemm.runtimes.text import Talking, TextOptions
+from edgemm.runtimes.text import Prompted, TextGenerator
 from edgemm.runtimes.text_loop import Clock, TextRequest
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 __all__ = ["Session"]
 
@@ -45,36 +50,41 @@ class Session:
     Different sessions may be used from different threads.
     """
 
-    _talking: Talking
+    _generator: TextGenerator
     _call: Call
-    _opening: tuple[Message, ...] = ()  # a system message, or nothing
+    _system: tuple[Message, ...] = ()  # a system message, or nothing
     _transformer: CachedTransformer | None = None
     _place: _Place = field(default_factory=_Place)
     _earlier: list[_Place] = field(default_factory=list)  # before each turn
     _busy: threading.Lock = field(default_factory=threading.Lock)
 
     def generate_text(
-        self, content: str | Sequence[dict[str, Any]], images: Sequence[PictureSource] = (), **options: Any
+        self, content: Prompted, images: Sequence[PictureSource] = (), **options: Unpack[TextKeywords]
     ) -> TextResult:
-        """The reply to the next message; `options` are those of Model.stream_text.
+        """The reply to the next message; `options` are TextOptions' fields (edgemm/runtimes/options.py).
 
         A session may begin with a list of messages, as Model.generate_text takes it.
         """
-        for chunk in self.stream_text(content, images, **options):
+        return self._whole(content, images, from_keywords(TextOptions, "generate_text()", options, ("images",)))
+
+    def stream_text(
+        self, content: Prompted, images: Sequence[PictureSource] = (), **options: Unpack[TextKeywords]
+    ) -> Iterator[TextChunk]:
+        """The reply to the next message in pieces; see Model.stream_text."""
+        return self._stream(content, images, from_keywords(TextOptions, "stream_text()", options, ("images",)))
+
+    def _whole(self, content: Prompted, images: Sequence[PictureSource], options: TextOptions) -> TextResult:
+        for chunk in self._stream(content, images, options):
             if chunk.result is not None:
                 return chunk.result
         raise EdgemmError("the reply ended without a result")
 
-    def stream_text(
-        self, content: str | Sequence[dict[str, Any]], images: Sequence[PictureSource] = (), **options: Any
-    ) -> Iterator[TextChunk]:
-        """The reply to the next message in pieces; see Model.stream_text."""
-        clock, chosen = Clock(), TextOptions(**options)
-        messages = as_messages(content, images)
-        request, pictures = self._request(messages, chosen)
+    def _stream(self, content: Prompted, images: Sequence[PictureSource], options: TextOptions) -> Iterator[TextChunk]:
+        clock, messages = Clock(), as_messages(content, images)
+        request, pictures = self._request(messages, options)
         place = self._place
         return self._call(
-            lambda cancelled: self._turn(place, request, pictures, messages, cancelled, clock), chosen.timeout_s
+            lambda cancelled: self._turn(place, request, pictures, messages, cancelled, clock), options.timeout_s
         )
 
     @property
@@ -85,19 +95,19 @@ class Session:
     @property
     def room(self) -> int:
         """How many more it can hold."""
-        return self._talking.manifest.limits.max_context - self.tokens
+        return self._generator.manifest.limits.max_context - self.tokens
 
     @property
     def messages(self) -> list[dict[str, Any]]:
         """What was said, as Model.generate_text takes it."""
-        said = (*self._opening, *self._place.messages)
+        said = (*self._system, *self._place.messages)
         return [{"role": m.role, "content": m.content, "images": list(m.images)} for m in said]
 
     def fork(self) -> Session:
         """A conversation that begins where this one stands and goes its own way, in memory of its own."""
         with self._alone():
             twin = None if self._transformer is None else self._transformer.fork()
-            return Session(self._talking, self._call, self._opening, twin, self._place, list(self._earlier))
+            return Session(self._generator, self._call, self._system, twin, self._place, list(self._earlier))
 
     def rewind(self, turns: int = 1) -> None:
         """Takes back the last questions and their replies; nothing is computed."""
@@ -119,22 +129,20 @@ class Session:
         self.close()
 
     def _request(self, messages: tuple[Message, ...], options: TextOptions) -> tuple[TextRequest, list[np.ndarray]]:
-        talking = self._talking
-        loop = talking.loop
-        talking.check_open()
-        talking.check_guesses(options)
+        generator = self._generator
+        loop = generator.loop
+        generator.check_open()
         if self._place.used:
             if len(messages) != 1 or messages[0].role != "user":
                 raise UsageError("the session has begun, expected the next message and not a list of them")
-            prompt = turn_prompt(messages[0], self._place.unread, loop, talking.tokenizer)
+            prompt = turn_prompt(messages[0], self._place.unread, loop, generator.tokenizer)
         else:
-            prompt = chat_prompt((*self._opening, *messages), loop, talking.tokenizer)
+            prompt = chat_prompt((*self._system, *messages), loop, generator.tokenizer)
         self._check_room(prompt)
-        request = options.request(prompt, loop, talking.constraints, self._place.history)
-        return request, talking.pictures(messages)
+        return generator.request_of(prompt, options, self._place.history), generator.pictures(messages)
 
     def _check_room(self, prompt: Prompt) -> None:
-        most = self._talking.manifest.limits.max_context
+        most = self._generator.manifest.limits.max_context
         if self._place.used + len(prompt) > most:
             after = f" after {self._place.used}; rewind() or begin another session" if self._place.used else ""
             raise InputError(f"the prompt takes {len(prompt)} tokens, this bundle holds at most {most}{after}")
@@ -150,16 +158,16 @@ class Session:
     ) -> Iterator[TextChunk]:
         ids: list[int] = []
         texts: list[str] = []
-        talking = self._talking
+        generator = self._generator
         with self._alone():
             if self._place is not place:
                 raise UsageError("the session has moved on since this reply was asked for; ask again")
             if self._transformer is None:
-                self._transformer = talking.timed_conversation(clock)
+                self._transformer = generator.timed_conversation(clock)
             try:
-                prompt, image_tokens = talking.look(request.prompt, pictures, clock)
+                prompt, image_tokens = generator.read_pictures(request.prompt, pictures, clock)
                 request = replace(request, prompt=prompt)
-                for chunk in talking.write(request, image_tokens, cancelled, clock, self._transformer):
+                for chunk in generator.write(request, image_tokens, cancelled, clock, self._transformer):
                     ids += chunk.token_ids
                     texts.append(chunk.text)
                     yield chunk

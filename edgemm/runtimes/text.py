@@ -1,14 +1,14 @@
-"""How one model talks: a caller's messages and options become requests, and conversations to write their replies in.
+"""How one model writes text: messages and options become requests, and conversations to write their replies in.
 
-Prefill, sampling and stopping are in text_loop.py and text.py, pictures in image_encoder.py; drawing is in drawing.py.
+Prefill, sampling and stopping are in text_loop.py and text.py, pictures in image_encoder.py; drawing is in draw.py.
 """
 
 from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from functools import cached_property
 from typing import Any
 
@@ -22,31 +22,32 @@ from edgemm.errors import BundleError, InputError, UsageError
 from edgemm.runtimes.cache_budget import CacheBudget
 from edgemm.runtimes.constraint import ConstraintMaker
 from edgemm.runtimes.engines import Engines
-from edgemm.runtimes.image_encoder import Sight
+from edgemm.runtimes.image_encoder import ImageReader
 from edgemm.runtimes.kv_cache import CachedTransformer
+from edgemm.runtimes.options import TextOptions
 from edgemm.runtimes.results import TextChunk, TextResult
 from edgemm.runtimes.sampling import Sampling
 from edgemm.runtimes.text_loop import Clock, Reply, TextRequest, write_reply
 
-__all__ = ["Talking", "TextOptions", "write_replies"]
+__all__ = ["Prompted", "TextGenerator", "write_replies"]
 
-Messages = Sequence[dict[str, Any]]
+Prompted = str | Sequence[dict[str, Any]]  # a prompt, or a list of {"role", "content", "images"}
 Pictures = list[np.ndarray]  # (3, S, S) each
 
 
-class Talking:
+class TextGenerator:
     """The text half of a model."""
 
-    def __init__(self, engines: Engines, sight: Sight, tokenizer: Tokenizer, budget: CacheBudget) -> None:
+    def __init__(self, engines: Engines, reader: ImageReader, tokenizer: Tokenizer, budget: CacheBudget) -> None:
         self.tokenizer = tokenizer
         self.constraints = _constraint_maker(engines)
-        self._engines, self._sight, self._budget = engines, sight, budget
+        self._engines, self._reader, self._budget = engines, reader, budget
         self.manifest = engines.bundle.manifest
 
     @property
     def loop(self) -> TextLoop:
         if self.manifest.loops.text is None:
-            raise BundleError(f"bundle {self.manifest.name} does not talk: it has no text loop")
+            raise BundleError(f"bundle {self.manifest.name} gives no text: it has no text loop")
         return self.manifest.loops.text
 
     def check_open(self) -> None:
@@ -55,14 +56,36 @@ class Talking:
 
     def request(self, messages: Sequence[Message], options: TextOptions) -> tuple[TextRequest, Pictures]:
         """What the loop wants of a whole conversation, and its pictures; bad options and pictures are refused here."""
-        self.check_guesses(options)
         prompt = chat_prompt(messages, self.loop, self.tokenizer)
         check_length(len(prompt), self.manifest.limits)
-        return options.request(prompt, self.loop, self.constraints), self.pictures(messages)
+        return self.request_of(prompt, options), self.pictures(messages)
+
+    def request_of(self, prompt: Prompt, options: TextOptions, history: tuple[int, ...] = ()) -> TextRequest:
+        """What the loop wants of a prompt; raises UsageError by the option's name."""
+        self._check_prompt_lookup(options)
+        if isinstance(options.stop, str):
+            raise UsageError(f"stop is {options.stop!r}, expected a list of strings")
+        seed = secrets.randbits(32) if options.seed is None and options.temperature else options.seed
+        constraint = None
+        if options.json_schema is not None or options.grammar is not None:
+            constraint = self.constraints.make(options.json_schema, options.grammar)
+        return TextRequest(
+            prompt,
+            Sampling(
+                options.temperature, options.top_k, options.top_p, options.min_p, options.repetition_penalty, seed
+            ),
+            options.max_new_tokens,
+            tuple(options.stop),
+            () if options.ignore_eos else self.loop.stop_token_ids,
+            options.logprobs,
+            constraint,
+            history,
+            options.prompt_lookup_num_tokens or 0,
+        )
 
     def requests(
         self,
-        prompts: Sequence[str | Messages],
+        prompts: Sequence[Prompted],
         images: Sequence[Sequence[PictureSource]] | None,
         options: TextOptions,
     ) -> list[tuple[TextRequest, Pictures]]:
@@ -79,11 +102,11 @@ class Talking:
         return [self.picture(image) for message in messages for image in message.images]
 
     def picture(self, image: PictureSource) -> np.ndarray:
-        return self._sight.picture(image, self.loop)
+        return self._reader.picture(image, self.loop)
 
-    def look(self, prompt: Prompt, pictures: Pictures, clock: Clock) -> tuple[Prompt, np.ndarray | None]:
+    def read_pictures(self, prompt: Prompt, pictures: Pictures, clock: Clock) -> tuple[Prompt, np.ndarray | None]:
         """The prompt as the transformer reads it, and the image tokens beside it."""
-        return self._sight.timed_look(prompt, pictures, self.loop, clock)
+        return self._reader.timed_read(prompt, pictures, self.loop, clock)
 
     def conversation(self, rows: int = 1) -> CachedTransformer:
         """The transformer with an empty memory, for one reply or several side by side."""
@@ -115,18 +138,21 @@ class Talking:
         self, asked: Sequence[tuple[TextRequest, Pictures]], began: float, cancelled: Callable[[], bool]
     ) -> list[TextResult]:
         """Several replies, side by side."""
-        if any(request.guess_ahead for request, _ in asked):
-            raise UsageError("guess_ahead is for one reply at a time: leave it out, or call generate_text")
+        if any(request.prompt_lookup_num_tokens for request, _ in asked):
+            raise UsageError("prompt_lookup_num_tokens is for one reply at a time: leave it out, or call generate_text")
         clocks = [Clock(began) for _ in asked]
-        seen = [self.look(request.prompt, own, clock) for (request, own), clock in zip(asked, clocks)]
+        seen = [self.read_pictures(request.prompt, own, clock) for (request, own), clock in zip(asked, clocks)]
         requests = [replace(request, prompt=prompt) for (request, _), (prompt, _) in zip(asked, seen)]
         transformer = self.conversation(rows=len(requests))
         return write_replies(requests, [tokens for _, tokens in seen], transformer, self.tokenizer, cancelled, clocks)
 
-    def check_guesses(self, options: TextOptions) -> None:
+    def _check_prompt_lookup(self, options: TextOptions) -> None:
         inputs = self.manifest.variant("transformer", self._engines.target).inputs
-        if options.guess_ahead and all(spec.name != "draft_index" for spec in inputs):
-            raise InputError("guess_ahead needs a bundle whose transformer checks guesses: export it with --drafts")
+        if options.prompt_lookup_num_tokens and all(spec.name != "draft_index" for spec in inputs):
+            raise InputError(
+                "prompt_lookup_num_tokens needs a bundle whose transformer gives logits of several positions: "
+                "export it with --prompt-lookup"
+            )
 
     def check_interleaving(self) -> None:
         if self.loop.joined:
@@ -140,58 +166,12 @@ class Talking:
 
 def _constraint_maker(engines: Engines) -> ConstraintMaker:
     manifest = engines.bundle.manifest
-    speaker, size = "text_head" if "text_head" in engines else "transformer", 0
-    if speaker in engines:
-        outputs = manifest.variant(speaker, engines.target).outputs
+    head, size = "text_head" if "text_head" in engines else "transformer", 0
+    if head in engines:
+        outputs = manifest.variant(head, engines.target).outputs
         size = next((spec.fixed(1, "vocabulary") for spec in outputs if spec.name == "logits"), 0)
     stops = () if manifest.loops.text is None else manifest.loops.text.stop_token_ids
     return ConstraintMaker(engines.bundle.file(manifest.tokenizer), size, stops)
-
-
-# How a reply may go, as a caller says it: one place for names, defaults and checks of every way to ask for text.
-
-
-@dataclass(frozen=True)
-class TextOptions:
-    """The options of Model.stream_text and its relatives."""
-
-    max_new_tokens: int = 128
-    temperature: float = 0.0  # 0 takes the likeliest token
-    top_k: int | None = None
-    top_p: float | None = None
-    min_p: float | None = None
-    repetition_penalty: float = 1.0
-    seed: int | None = None  # None draws one, which the result tells
-    stop: Sequence[str] = ()
-    logprobs: int | None = None  # tell how likely each token was, and so many of the likeliest beside it
-    json_schema: Mapping[str, Any] | str | None = None  # the reply is JSON of this schema
-    grammar: str | None = None  # the reply is a word of this grammar, in Lark's notation
-    timeout_s: float | None = None
-    ignore_eos: bool = False  # the model's own stop tokens end nothing
-    guess_ahead: int = 0  # tokens at most that are guessed from the conversation and checked in one run
-
-    def request(
-        self, prompt: Prompt, loop: TextLoop, constraints: ConstraintMaker, history: tuple[int, ...] = ()
-    ) -> TextRequest:
-        """What the text loop wants; raises UsageError by the option's name."""
-        if isinstance(self.stop, str):
-            raise UsageError(f"stop is {self.stop!r}, expected a list of strings")
-        seed = secrets.randbits(32) if self.seed is None and self.temperature else self.seed
-        sampling = Sampling(self.temperature, self.top_k, self.top_p, self.min_p, self.repetition_penalty, seed)
-        constraint = None
-        if self.json_schema is not None or self.grammar is not None:
-            constraint = constraints.make(self.json_schema, self.grammar)
-        return TextRequest(
-            prompt,
-            sampling,
-            self.max_new_tokens,
-            tuple(self.stop),
-            () if self.ignore_eos else loop.stop_token_ids,
-            self.logprobs,
-            constraint,
-            history,
-            self.guess_ahead,
-        )
 
 
 # Several prompts written side by side: one run of the transformer gives every row its next token.

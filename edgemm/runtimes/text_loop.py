@@ -20,10 +20,10 @@ from edgemm.runtimes.kv_cache import CachedTransformer
 from edgemm.runtimes.results import FinishReason, TextChunk, TextMetrics, TextResult, TokenLogprob
 from edgemm.runtimes.sampling import Sampling, log_probabilities, next_token
 
-__all__ = ["Clock", "Reply", "TextRequest", "write_reply", "LookAhead", "guess"]
+__all__ = ["Clock", "PromptLookup", "Reply", "TextRequest", "find_candidates", "write_reply"]
 
 MOST_LOGPROBS = 100  # beside each token
-MOST_GUESSES = 64
+MOST_CANDIDATES = 64
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,15 +38,16 @@ class TextRequest:
     logprobs: int | None = None  # how many of the likeliest tokens to tell beside each chosen one; None tells nothing
     constraint: Constraint | None = None  # what may come next
     history: tuple[int, ...] = ()  # text ids of earlier turns, for the repetition penalty
-    guess_ahead: int = 0  # tokens at most that are guessed from what was said, and checked in one run
+    prompt_lookup_num_tokens: int = 0  # candidates at most, found in what was said and checked in one run
 
     def __post_init__(self) -> None:
         if self.logprobs is not None and not 0 <= self.logprobs <= MOST_LOGPROBS:
             raise UsageError(f"logprobs is {self.logprobs}, expected 0 to {MOST_LOGPROBS}")
         if self.max_new_tokens < 1:
             raise UsageError(f"max_new_tokens is {self.max_new_tokens}, expected at least 1")
-        if not 0 <= self.guess_ahead <= MOST_GUESSES:
-            raise UsageError(f"guess_ahead is {self.guess_ahead}, expected 0 to {MOST_GUESSES}")
+        if not 0 <= self.prompt_lookup_num_tokens <= MOST_CANDIDATES:
+            found = self.prompt_lookup_num_tokens
+            raise UsageError(f"prompt_lookup_num_tokens is {found}, expected 0 to {MOST_CANDIDATES}")
         StopStrings(self.stop)
 
 
@@ -173,11 +174,12 @@ def write_reply(
     yield reply.end(clock)
 
 
-def _steps(request: TextRequest, transformer: CachedTransformer) -> CachedTransformer | LookAhead:
+def _steps(request: TextRequest, transformer: CachedTransformer) -> CachedTransformer | PromptLookup:
     """What gives the logits after each token."""
-    if not request.guess_ahead:
+    if not request.prompt_lookup_num_tokens:
         return transformer
-    return LookAhead(transformer, [*request.history, *request.prompt.text_ids], request.guess_ahead)
+    said = [*request.history, *request.prompt.text_ids]
+    return PromptLookup(transformer, said, request.prompt_lookup_num_tokens)
 
 
 def _logprob(token: int, logits: np.ndarray, count: int, tokenizer: Tokenizer) -> TokenLogprob:
@@ -200,51 +202,50 @@ def _metrics(request: TextRequest, clock: Clock, new_tokens: int) -> TextMetrics
     )
 
 
-# Several tokens in one run, and the same reply: what was said before is guessed again, and the guess is checked.
+# Prompt-lookup decoding: several tokens in one run, and the same reply.
 #
-# Prompt lookup: the last few tokens are looked for earlier in the conversation, and what followed them there is the
-# guess; the transformer reads the guess at once and gives the logits after each of its tokens (arXiv:2211.17192, with
-# the conversation itself as the small model).  Each token is still chosen from the transformer's own logits, so
-# sampling,
-# penalties and grammars know nothing of it: a guess that the choice does not confirm is forgotten.
+# The last few tokens are looked for earlier in the conversation, and what followed them there are the candidates; the
+# transformer reads them at once and gives the logits after each (speculative decoding, arXiv:2211.17192, with the
+# conversation itself as the draft model).  Each token is still chosen from the transformer's own logits, so sampling,
+# penalties and grammars know nothing of it: a candidate that the choice does not confirm is forgotten.
 # Axes: r tokens read at once, v vocabulary.
 
 LONGEST_MATCH = 3  # tokens
 
 
-class LookAhead:
+class PromptLookup:
     """A transformer whose steps may have been run already."""
 
     def __init__(self, transformer: CachedTransformer, said: Sequence[int], most: int) -> None:
         self._transformer, self._most = transformer, most
-        self._said = list(said)  # everything that a guess may be found in, this reply's own tokens included
-        self._ahead: deque[tuple[int, np.ndarray]] = deque()  # a guessed token, and the logits (v) after it
+        self._said = list(said)  # everything that candidates may be found in, this reply's own tokens included
+        self._checked: deque[tuple[int, np.ndarray]] = deque()  # a candidate, and the logits (v) after it
         self.runs = 0
 
     def step(self, token: int) -> np.ndarray:
         """The logits (v) after one more token; ask `full` of the transformer first."""
         self._said.append(token)
-        if self._ahead and self._ahead[0][0] == token:
+        if self._checked and self._checked[0][0] == token:
             self._transformer.keep()
-            return self._ahead.popleft()[1]
-        self._ahead.clear()
+            return self._checked.popleft()[1]
+        self._checked.clear()
         self.runs += 1
-        drafts = guess(self._said, self._room())
-        if not drafts:
+        candidates = find_candidates(self._said, self._room())
+        if not candidates:
             return self._transformer.step(token)
-        logits = self._transformer.read_ahead([token, *drafts])
-        self._ahead.extend(zip(drafts, logits[1:]))
+        logits = self._transformer.read_candidates([token, *candidates])
+        self._checked.extend(zip(candidates, logits[1:]))
         return logits[0]
 
     def _room(self) -> int:
-        """How many guesses the cache can hold beside the token."""
+        """How many candidates the cache can hold beside the token."""
         cache, most = self._transformer.cache, self._most
         while most and not cache.has_room(cache.used + 1 + most):
             most -= 1
         return most
 
 
-def guess(said: Sequence[int], most: int) -> list[int]:
+def find_candidates(said: Sequence[int], most: int) -> list[int]:
     """What followed the last tokens when they were said before: the longest match, the latest of those."""
     for length in range(min(LONGEST_MATCH, len(said) - 1), 0, -1):
         last = list(said[-length:])

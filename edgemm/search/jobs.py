@@ -1,6 +1,6 @@
 """What `edgemm quantize` does, once its words were read: make a spec, or search one; judge it; report it.
 
-Nothing is written here but the report, and that before the budgets are asked: who misses one wants to see why.
+The spec is kept as soon as it is decided, the report is written after it; who misses a budget gets the report alone.
 """
 
 from __future__ import annotations
@@ -8,11 +8,15 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
+from edgemm import progress
 from edgemm.data.format import read_dataset
+from edgemm.errors import CheckFailedError
 from edgemm.model.unified import Unified
-from edgemm.quantize.quantization import SUITED, quantize
+from edgemm.quantize.options import QuantizeOptions
+from edgemm.quantize.quantization import quantize
 from edgemm.quantize.simulated import swap
 from edgemm.quantize.spec import Spec, journal_of
 from edgemm.search.judges import (
@@ -28,134 +32,112 @@ from edgemm.search.judges import (
     require_budgets,
     task_records,
 )
+from edgemm.search.options import JudgeOptions
 from edgemm.search.report import document_of, document_of_search, write_report
-from edgemm.search.search import Checker, search
+from edgemm.search.search import Aim, Checker, search
 
 __all__ = ["AUTO_BUDGETS", "Job", "auto", "judged"]
 
 AUTO_BUDGETS = {"text": "ppl+3%", "draw": "psnr30"}  # when nobody says otherwise
 
-Say = Callable[[str], None]
+Keep = Callable[[Spec], None]  # writes it where it belongs
 
 
 @dataclass(frozen=True)
 class Job:
     """What both ways have in common."""
 
-    source: tuple[str, str]  # name and hash of the checkpoint
-    methods: Mapping[str, str]  # by side; a side that is missing has its precision's own
-    calibration: Path | None
-    samples: int | None
-    steps: int
-    rank: int
-    budgets: Mapping[str, str | None]
-    report: Path | None
-    tasks: Path | None
-    tasks_limit: int | None
-    cache: str = "float"
+    checkpoint: tuple[str, str]  # name and hash
+    options: QuantizeOptions
+    judging: JudgeOptions
+    steps: int  # of a drawing
 
-    def read_budgets(self) -> dict[str, Budget]:
-        return {side: read_budget(side, word) for side, word in self.budgets.items() if word}
+    def budgets(self, otherwise: Mapping[str, str] = MappingProxyType({})) -> dict[str, Budget]:
+        words = {side: word or otherwise.get(side) for side, word in self.judging.budgets.items()}
+        return {side: read_budget(side, word) for side, word in words.items() if word}
 
 
-def judged(model: Unified, job: Job, text: str, draw: str, portable: bool, status: Say, say: Say) -> Spec:
-    """Raises CheckFailedError where a budget is missed."""
-    budgets = tuple(job.read_budgets().values())
+def judged(model: Unified, job: Job, keep: Keep) -> Spec:
+    """Raises CheckFailedError where a budget is missed; then nothing is kept."""
+    budgets, page = tuple(job.budgets().values()), job.judging.report
     plain = None
-    if budgets or job.report:
-        status("asking the float model")
+    if budgets or page:
+        progress.status("asking the float model")
         plain = ask(model, job.steps)
-    before = tasks_of(model, job, status)
-    methods = {side: job.methods.get(side, SUITED.get(word, "")) for side, word in (("text", text), ("draw", draw))}
-    spec = quantize(
-        model,
-        text,
-        draw,
-        methods,
-        job.calibration,
-        job.samples,
-        job.steps,
-        portable,
-        job.rank,
-        job.source,
-        status,
-        job.cache,
-    )
+    before = tasks_of(model, job)
+    spec = quantize(model, job.options, job.checkpoint)
+    if not budgets:
+        keep(spec)
     if plain is None:
         return spec
-    status("asking the quantized model")
+    progress.status("asking the quantized model")
     signals = layer_signals(model, spec)
     swap(model, spec, folded=True)
     quantized = ask(model, job.steps)
     scores = compare(plain, quantized)
-    say(_line(scores))
-    if job.report:
-        tasks = compare_tasks(model, job, before, status)
-        write_report(job.report, document_of(spec, scores, signals, job.steps, tasks=tasks), plain, quantized)
-    require_budgets(scores, budgets)
+    progress.line(_line(scores))
+    missed = None
+    if budgets:
+        try:
+            require_budgets(scores, budgets)
+            keep(spec)
+        except CheckFailedError as error:
+            missed = error
+    if page:
+        tasks = compare_tasks(model, job, before)
+        write_report(page, document_of(spec, scores, signals, job.steps, tasks=tasks), plain, quantized)
+    if missed:
+        raise missed
     return spec
 
 
-def auto(model: Unified, job: Job, goal: str, output: Path, status: Say, say: Say) -> Spec:
+def auto(model: Unified, job: Job, goal: str, output: Path, keep: Keep) -> Spec:
     """The spec that a search finds; the report lies beside `output` when nobody names a place."""
-    budgets = {side: read_budget(side, job.budgets.get(side) or word) for side, word in AUTO_BUDGETS.items()}
-    before = tasks_of(model, job, status)
-    methods = {side: job.methods.get(side, SUITED["int8"]) for side in AUTO_BUDGETS}
-    found = search(
-        model,
-        goal,
-        budgets,
-        journal_of(output),
-        job.source,
-        methods,
-        job.calibration,
-        job.samples,
-        job.steps,
-        job.rank,
-        status,
-        say,
-        _checker(job),
-    )
-    say(_line(found.best.scores))
+    before = tasks_of(model, job)
+    aim = Aim(goal, job.budgets(AUTO_BUDGETS), _checker(job))
+    found = search(model, aim, job.options, journal_of(output), job.checkpoint)
+    progress.line(_line(found.best.scores))
+    keep(found.spec)
+    journal_of(output).unlink(missing_ok=True)
     told = document_of_search(
         goal,
-        {side: str(budget) for side, budget in budgets.items()},
+        {side: str(budget) for side, budget in aim.budgets.items()},
         found.best.name,
         [point.to_json() for point in found.points],
     )
-    tasks = compare_tasks(model, job, before, status)
-    page = job.report or output.with_name(f"{output.name}.html")
+    tasks = compare_tasks(model, job, before)
+    page = job.judging.report or output.with_name(f"{output.name}.html")
     document = document_of(found.spec, found.best.scores, found.signals, job.steps, told, tasks)
     write_report(page, document, found.plain, found.quantized)
-    say(f"What was tried is in {page} and {page.with_suffix('.json').name}")
+    progress.line(f"What was tried is in {page} and {page.with_suffix('.json').name}")
     return found.spec
 
 
 def _checker(job: Job) -> Checker | None:
     """The dataset's judge of drawings, for every variant that a search judges in full."""
-    data, limit, steps = job.tasks, job.tasks_limit, job.steps
+    data, limit, steps = job.judging.tasks, job.judging.tasks_limit, job.steps
     if data is None:
         return None
-    name = f"{data.name}, {limit or 'all'} a split"
+    name = f"{data.name}, {limit} a split"
     return Checker(name, lambda model: drawn_share(task_records(model, data, limit, steps, suites=("draw",))))
 
 
-def tasks_of(model: Unified, job: Job, status: Say) -> Records | None:
+def tasks_of(model: Unified, job: Job) -> Records | None:
     """Of the float model, before anything is done to it."""
-    if job.tasks is None:
+    if job.judging.tasks is None:
         return None
-    read_dataset(job.tasks)
-    status("the float model does its tasks")
-    return task_records(model, job.tasks, job.tasks_limit, job.steps)
+    read_dataset(job.judging.tasks)
+    progress.status("the float model does its tasks")
+    return task_records(model, job.judging.tasks, job.judging.tasks_limit, job.steps)
 
 
-def compare_tasks(model: Unified, job: Job, before: Records | None, status: Say) -> dict[str, Any] | None:
+def compare_tasks(model: Unified, job: Job, before: Records | None) -> dict[str, Any] | None:
     """Of the model as it is now."""
-    if before is None or job.tasks is None:
+    data, limit = job.judging.tasks, job.judging.tasks_limit
+    if before is None or data is None:
         return None
-    status("the quantized model does its tasks")
-    after = task_records(model, job.tasks, job.tasks_limit, job.steps)
-    return differences(before, after, job.tasks, job.tasks_limit)
+    progress.status("the quantized model does its tasks")
+    return differences(before, task_records(model, data, limit, job.steps), data, limit)
 
 
 def _line(scores: Scores) -> str:

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from edgemm import progress
 from edgemm.errors import CheckFailedError, UsageError
 from edgemm.evaluate.checkpoint_subject import CheckpointSubject
 from edgemm.evaluate.evaluation import SUITES, Plan, evaluate_subject
@@ -94,7 +95,8 @@ def _read(model: Unified, text: str) -> tuple[float, Tensor]:
     """exp of the mean negative log-likelihood of each token after those before it in its piece."""
     ids = torch.tensor(model.encode(text, special=False))
     total, choices = 0.0, []
-    for start in range(0, len(ids) - 1, PIECE):
+    starts = range(0, len(ids) - 1, PIECE)
+    for start in progress.track(starts, len(starts), "reading", "pieces"):
         piece = ids[start : start + PIECE + 1]
         seen, wanted = piece[None, :-1], piece[1:]
         hidden, _ = model.transformer(model.transformer.embed_tokens(seen), torch.arange(len(wanted))[None])

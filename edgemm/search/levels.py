@@ -10,8 +10,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import re
-from collections.abc import Callable, Iterator, Mapping
-from pathlib import Path
+from collections.abc import Iterator, Mapping
 from typing import cast
 
 import torch
@@ -19,9 +18,11 @@ from torch import Tensor, nn
 
 from edgemm.model.unified import Unified
 from edgemm.quantize.calibration import Calibration, order_of, places_of, read_calibration
-from edgemm.quantize.layers import BLOCK, layers_of, side_of
+from edgemm.quantize.layers import layers_of, side_of
 from edgemm.quantize.make import make_spec
+from edgemm.quantize.options import QuantizeOptions
 from edgemm.quantize.quantization import prepare
+from edgemm.quantize.schemes import INT4, methods_of
 from edgemm.quantize.simulated import QuantizedLinear, quantizable, weights_of
 from edgemm.quantize.spec import HEAD, PLACES, REST, Layer, Spec, tensors_hash
 from edgemm.search.judges import layer_signals
@@ -53,36 +54,24 @@ def group_of(layer: str) -> str:
 def coarser(layers: Mapping[str, Layer]) -> dict[str, Layer]:
     """The same layers in 4 bits; an embedding that is looked up has no zero-points."""
     return {
-        name: dataclasses.replace(
-            layer, bits=4, group=BLOCK, symmetric=name.removesuffix(REST) == HEAD, activations="block", reason=""
-        )
+        name: dataclasses.replace(INT4, symmetric=name.removesuffix(REST) == HEAD, rows=layer.rows)
         for name, layer in layers.items()
         if layer.bits and side_of(name)
     }
 
 
-def make_levels(
-    model: Unified,
-    methods: Mapping[str, str],
-    calibration: Path | None,
-    samples: int | None,
-    steps: int,
-    rank: int,
-    checkpoint: tuple[str, str],
-    status: Callable[[str], None],
-) -> Levels:
+def make_levels(model: Unified, options: QuantizeOptions, checkpoint: tuple[str, str]) -> Levels:
     """Smoothing is folded into `model` itself, once for both precisions."""
-    fine = layers_of(model, "int8", "int8")
-    for name, layer in layers_of(model, "int4", "int8").items():  # frequent and rare tokens are groups of their own
+    fine = layers_of(model, options.text, options.draw)
+    for name, layer in layers_of(model, "int4", options.draw).items():  # frequent and rare tokens are groups
         if name.removesuffix(REST) == HEAD:
             fine[name] = dataclasses.replace(layer, bits=8)
-    data = read_calibration(calibration, model, samples)
+    data = read_calibration(options.calibration, model, options.samples)
     tables = {name: layer for name, layer in coarser(fine).items() if name.removesuffix(REST) == HEAD}
-    ready = prepare(model, fine | tables, methods, data, steps, status)
-    numbers, known = (ready.methods, ready.inputs, ready.smoothed), (checkpoint, ready.name, rank, status)
-    places = places_of(model, data)
+    ready = prepare(model, fine | tables, methods_of(options), data, options.steps)
+    ready = dataclasses.replace(ready, places=places_of(model, data))
     specs = [
-        make_spec(weights_of(model), layers, *numbers, ("auto", "auto"), *known, places=places)
+        make_spec(weights_of(model), layers, ready, ("auto", "auto"), checkpoint, options.rank)
         for layers in (fine, coarser(fine))
     ]
     return Levels(model, data, *specs)

@@ -16,8 +16,8 @@ import torch
 from onnx import ModelProto, TensorProto, helper, numpy_helper
 
 from edgemm.errors import InputError
-from edgemm.quantize.rounding import rtn
-from edgemm.quantize.spec import SCHEMA_VERSION, Document, Layer, Spec, tensors_hash
+from edgemm.quantize.make import Method, Prepared, make_spec
+from edgemm.quantize.spec import Layer
 
 __all__ = ["Journal", "ProductTimes"]
 
@@ -120,8 +120,5 @@ def _product(n: int, k: int, layer: Layer) -> ModelProto:
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=IR)
     if layer.bits is None:
         return model
-    numbers = rtn(weight, layer.bits, layer.group, layer.symmetric)
-    parts = {"codes": numbers.codes, "scales": numbers.scales, "zeros": numbers.zeros}
-    tensors = {f"{NAME}.{part}": tensor.numpy() for part, tensor in parts.items()}
-    document = Document(SCHEMA_VERSION, "", "", "", "", "", "", {NAME: layer}, (), tensors_hash(tensors))
-    return lower_ort_cpu("transformer", model, Spec(document, tensors))[0]
+    spec = make_spec({NAME: weight}, {NAME: layer}, Prepared({"text": Method(rounds="rtn")}))
+    return lower_ort_cpu("transformer", model, spec)[0]

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import html
-import io
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -12,19 +9,15 @@ from typing import Any
 
 from torch import Tensor
 
+from edgemm.bundle.files import write_whole
+from edgemm.evaluate.draw_sheet import as_png
 from edgemm.quantize.spec import Spec
+from edgemm.report import page as kit
 from edgemm.report.svg import Axis, Plot
-from edgemm.search import report as pareto
 from edgemm.search.judges import Answers, Scores
 from edgemm.search.levels import size_bytes
 
 __all__ = ["document_of", "write_report", "HEADS", "document_of_search", "front", "plots", "rows"]
-
-STYLE = """body { font: 15px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem }
-table { border-collapse: collapse } td, th { padding: .15rem .8rem .15rem 0; text-align: left }
-td.number { text-align: right; font-variant-numeric: tabular-nums } img { width: 128px; image-rendering: pixelated }
-svg { max-width: 34rem; font-size: 11px } .grid { stroke: #d0d7de } .frame { stroke: #57606a } .dot.s0 { fill: #4c78a8 }
-.dot.s1 { fill: #e45756 } .line { fill: none; stroke: #4c78a8 } figure { margin: 1rem 0 }"""
 
 
 def document_of(
@@ -63,14 +56,14 @@ def document_of(
 def write_report(path: Path, document: dict[str, Any], plain: Answers, quantized: Answers) -> None:
     """`path` is the page; the JSON lies beside it."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.with_suffix(".json").write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
-    path.write_text(_page(document, plain.pictures, quantized.pictures), encoding="utf-8")
+    write_whole(path.with_suffix(".json"), json.dumps(document, indent=1) + "\n")
+    write_whole(path, _page(document, plain.pictures, quantized.pictures))
 
 
 def _page(document: dict[str, Any], plain: Tensor, quantized: Tensor) -> str:
     title = f"{document['checkpoint']}: text {document['text']}, draw {document['draw']}"
     scores = document["scores"]
-    rows = [
+    facts = [
         ("perplexity, float", f"{scores['perplexity_float']:.3f}"),
         ("perplexity", f"{scores['perplexity']:.3f} ({scores['perplexity_percent']:+.2f} %)"),
         ("same likeliest token", f"{100 * scores['token_agreement']:.1f} %"),
@@ -84,41 +77,41 @@ def _page(document: dict[str, Any], plain: Tensor, quantized: Tensor) -> str:
         (name, _precision(layer), _number(layer["signal_db"]), layer["method"], layer["reason"])
         for name, layer in document["layers"].items()
     ]
-    return f"""<!doctype html>
-<html lang="en"><meta charset="utf-8"><title>{html.escape(title)}</title><style>{STYLE}</style>
-<h1>{html.escape(title)}</h1>
-{_table((), rows)}
-<h2>The same noise, in float and quantized</h2>
-<p>{_images(plain)}<br>{_images(quantized)}</p>
-{_tasks(document.get("tasks"))}{_search(document.get("search"))}<h2>Layers</h2>
-{_table(("layer", "bits", "signal dB", "method", "why"), layers)}
-</html>
-"""
+    blocks = [
+        kit.heading(title, 1),
+        kit.table((), facts, {1}),
+        kit.heading("The same noise, in float and quantized"),
+        *(f"<p>{kit.pictures(map(_png, pictures), small=True)}</p>" for pictures in (plain, quantized)),
+        *_tasks(document.get("tasks")),
+        *_search(document.get("search")),
+        kit.heading("Layers"),
+        kit.table(("layer", "bits", "signal dB", "method", "why"), layers, {3, 4}),
+    ]
+    return kit.page(title, blocks)
 
 
-def _tasks(tasks: dict[str, Any] | None) -> str:
+def _tasks(tasks: dict[str, Any] | None) -> list[str]:
     """Scores of both models on the same questions and prompts, and the difference with its 95 % interval."""
     if not tasks:
-        return ""
-    rows = [
+        return []
+    found = [
         (score, f"{d['first']:.3f}", f"{d['second']:.3f}", f"{d['value']:+.3f} ({d['low']:+.3f} to {d['high']:+.3f})")
         + (f"{d['changed']} of {d['count']}",)
         for score, d in tasks["differences"].items()
     ]
-    heads = ("", "float", "quantized", "difference (95 %, paired)", "changed")
-    return f"<h2>Tasks: {html.escape(tasks['data'])}</h2>\n{_table(heads, rows)}\n"
+    head = ("", "float", "quantized", "difference (95 %, paired)", "changed")
+    return [kit.heading(f"Tasks: {tasks['data']}"), kit.table(head, found)]
 
 
-def _search(search: dict[str, Any] | None) -> str:
+def _search(search: dict[str, Any] | None) -> list[str]:
     if not search:
-        return ""
-    asked = ", ".join(search["budgets"].values())
-    figures = "".join(f"<figure>{plot}</figure>" for plot in pareto.plots(search))
-    return (
-        f"<h2>What was tried: the {html.escape(search['goal'])} within {html.escape(asked)}</h2>\n{figures}\n"
-        f"<p>Milliseconds are those of the products alone, one by one, on the machine that searched.</p>\n"
-        f"{_table(pareto.HEADS, pareto.rows(search))}\n"
-    )
+        return []
+    return [
+        kit.heading(f"What was tried: the {search['goal']} within {', '.join(search['budgets'].values())}"),
+        kit.figures(kit.figure("", "", plot) for plot in plots(search)),
+        kit.paragraph("Milliseconds are those of the products alone, one by one, on the machine that searched."),
+        kit.table(HEADS, rows(search)),
+    ]
 
 
 def _precision(layer: dict[str, Any]) -> str:
@@ -131,23 +124,10 @@ def _number(value: float | None) -> str:
     return "" if value is None else f"{value:.1f}"
 
 
-def _table(heads: tuple[str, ...], rows: list[Any]) -> str:
-    top = "".join(f"<th>{html.escape(head)}" for head in heads)
-    body = "".join("<tr>" + "".join(f"<td>{html.escape(cell)}" for cell in row) + "\n" for row in rows)
-    return f"<table>{'<tr>' + top if heads else ''}\n{body}</table>"
-
-
-def _images(pictures: Tensor) -> str:
-    return " ".join(f'<img alt="" src="data:image/png;base64,{_png(picture)}">' for picture in pictures)
-
-
-def _png(picture: Tensor) -> str:
+def _png(picture: Tensor) -> bytes:
     from PIL import Image
 
-    pixels = (picture.permute(1, 2, 0) * 255).round().byte().numpy()
-    file = io.BytesIO()
-    Image.fromarray(pixels).save(file, "PNG")
-    return base64.b64encode(file.getvalue()).decode()
+    return as_png(Image.fromarray((picture.permute(1, 2, 0) * 255).round().byte().numpy()))
 
 
 # The variants that a search judged, as a table and a plot: which of them no other one beats in everything.

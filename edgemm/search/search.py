@@ -21,24 +21,22 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from edgemm import progress
 from edgemm.errors import CheckFailedError
 from edgemm.model.unified import Unified
 from edgemm.quantize.calibration import NOISE_SEED
-from edgemm.quantize.make import RANK
-from edgemm.quantize.quantization import SUITED
+from edgemm.quantize.options import QuantizeOptions
+from edgemm.quantize.schemes import methods_of
 from edgemm.quantize.spec import HEAD, Spec
 from edgemm.search.judges import PROMPTS, Answers, Budget, Scores, ask, compare
 from edgemm.search.levels import FLOAT, Choice, Levels, divergence, log_probabilities, make_levels
 from edgemm.search.measured import Journal, ProductTimes
 
-__all__ = ["GOALS", "Checker", "Found", "Point", "Search", "search"]
+__all__ = ["Aim", "Checker", "Found", "Point", "Search", "search"]
 
-GOALS = ("smallest", "fastest")
 GLANCE_TOKENS = 256  # of the text, when a group is judged alone
 GLANCE_PICTURES = 2
 LEAST = 1e-9  # so that nothing divides by zero
-
-Say = Callable[[str], None]
 
 
 @dataclass(frozen=True)
@@ -47,6 +45,15 @@ class Checker:
 
     name: str
     score: Callable[[Unified], float]
+
+
+@dataclass(frozen=True)
+class Aim:
+    """What is looked for."""
+
+    goal: str  # smallest or fastest
+    budgets: Mapping[str, Budget]  # "text" and "draw"
+    checker: Checker | None = None
 
 
 @dataclass(frozen=True)
@@ -77,40 +84,33 @@ class Found:
 
 def search(
     model: Unified,
-    goal: str,
-    budgets: Mapping[str, Budget],  # "text" and "draw"
+    aim: Aim,
+    options: QuantizeOptions,
     journal: Path,
     checkpoint: tuple[str, str] = ("", ""),
-    methods: Mapping[str, str] | None = None,
-    calibration: Path | None = None,
-    samples: int | None = None,
-    steps: int | None = None,
-    rank: int = RANK,
-    status: Say = lambda text: None,
-    report: Say = lambda text: None,
-    checker: Checker | None = None,
 ) -> Found:
     """Smoothing is folded into `model` itself.  Raises CheckFailedError where no walk meets both budgets."""
-    steps = steps or model.config.sampler.num_inference_steps
-    methods = {"text": SUITED["int8"], "draw": SUITED["int8"]} if methods is None else methods
+    steps = options.steps or model.config.sampler.num_inference_steps
+    options = dataclasses.replace(options, text="int8", draw="int8", steps=steps)  # where the walk begins
     about = {
         "checkpoint_sha256": checkpoint[1],
-        "methods": dict(methods),
-        "calibration": str(calibration),
-        "samples": samples,
+        "methods": methods_of(options),
+        "calibration": str(options.calibration),
+        "samples": options.samples,
         "steps": steps,
-        "rank": rank,
-        "checker": checker.name if checker else None,
+        "rank": options.rank,
+        "checker": aim.checker.name if aim.checker else None,
         "drawings": list(PROMPTS),
     }
     written = Journal(journal, about)
     if written.found:
-        report(f"going on with {len(written.found)} measurements in {journal}")
-    status("asking the float model")
+        progress.line(f"going on with {len(written.found)} measurements in {journal}")
+    progress.status("asking the float model")
     plain = ask(model, steps)
-    levels = make_levels(model, methods, calibration, samples, steps, rank, checkpoint, status)
-    walk = Search(model, levels, goal, budgets, written, plain, steps, status, report, checker)
+    progress.status("rounding to 8 and to 4 bits")
+    walk = Search(make_levels(model, options, checkpoint), aim, written, plain, steps)
     best = walk.run()
+    levels = walk.levels
     levels.set(best.choice)
     return Found(levels.spec(best.choice), best, walk.points, levels.signals(best.choice), plain, ask(model, steps))
 
@@ -118,22 +118,10 @@ def search(
 class Search:
     """One walk; `points` is everything that was judged in full."""
 
-    def __init__(
-        self,
-        model: Unified,
-        levels: Levels,
-        goal: str,
-        budgets: Mapping[str, Budget],
-        journal: Journal,
-        plain: Answers,
-        steps: int,
-        status: Say,
-        report: Say,
-        checker: Checker | None = None,
-    ) -> None:
-        self.model, self.levels, self.goal, self.budgets = model, levels, goal, budgets
-        self.journal, self.plain, self.steps, self.status, self.report = journal, plain, steps, status, report
-        self.checker = checker
+    def __init__(self, levels: Levels, aim: Aim, journal: Journal, plain: Answers, steps: int) -> None:
+        self.model, self.levels = levels.model, levels
+        self.goal, self.budgets, self.checker = aim.goal, aim.budgets, aim.checker
+        self.journal, self.plain, self.steps = journal, plain, steps
         self.times = ProductTimes()
         self.points: list[Point] = []
         self.glanced: tuple[dict[str, int], Tensor, Tensor] | None = None
@@ -148,7 +136,7 @@ class Search:
                 best = self.descend(side, best, 4)
         else:
             missed = next(side for side in ("text", "draw") if not self.budgets[side].met(start.scores))
-            self.report(f"8 bits miss {self.budgets[missed]}: looking for layers that have to stay in float")
+            progress.line(f"8 bits miss {self.budgets[missed]}: looking for layers that have to stay in float")
             kept = {group: FLOAT for group in self.levels.groups if not group.startswith(HEAD)}
             best = self.judge("all in float but the embedding", kept)
             if not self.met(best):
@@ -188,8 +176,8 @@ class Search:
         gains = {group: self.cost(base) - self.cost({**base, group: level}) for group in groups}
         groups = [group for group in groups if gains[group] > 0]
         harms = {}
-        for number, group in enumerate(groups, start=1):
-            self.status(f"{side}: {group} alone in {level} bits, {number} of {len(groups)}")
+        progress.status(f"{side}: what each group of layers costs alone in {level} bits")
+        for group in progress.track(groups, len(groups), "judging", "groups"):
             harms[group] = self.harm(base, {**base, group: level})
         words, pictures = (sum(harm[part] for harm in harms.values()) + LEAST for part in (0, 1))
         shares = {group: harm[0] / words + harm[1] / pictures + LEAST for group, harm in harms.items()}
@@ -234,17 +222,17 @@ class Search:
         """In full; kept in the journal."""
         key = _key("judged", {}, choice)
         if key not in self.journal.found:
-            self.status(f"judging {name}")
+            progress.status(f"judging {name}")
             self.levels.set(choice)
             scores = compare(self.plain, ask(self.model, self.steps))
             drawn = self.checker.score(self.model) if self.checker else None
             self.journal.add(key, scores=dataclasses.asdict(scores), drawn=drawn)
         row, ms = self.journal.found[key], self.ms(choice)
         scores, size = Scores(**row["scores"]), self.levels.bytes_of(choice)
-        point = Point(name, choice, size, ms["text"], ms["draw"], scores, row.get("drawn"))
+        point = Point(name, choice, size, ms["text"], ms["draw"], scores, drawn=row.get("drawn"))
         if all(point.choice != other.choice for other in self.points):
             self.points.append(point)
-            self.report(_line(point, self.met(point)))
+            progress.line(_line(point, self.met(point)))
         return point
 
 

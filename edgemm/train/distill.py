@@ -8,13 +8,13 @@ Run folder, beside what train/loop.py writes:
 from __future__ import annotations
 
 import dataclasses
-import sys
 import tempfile
 from pathlib import Path
 
 import torch
 from torch import nn
 
+from edgemm import progress
 from edgemm.errors import CheckpointError, UsageError
 from edgemm.model import checkpoint
 from edgemm.model.config import ModelConfig
@@ -45,6 +45,7 @@ def distill(recipe: DistillRecipe) -> None:
     family = ModelConfig.read(Path(recipe.teacher) / "config.json").family
     if family != "mot":
         raise CheckpointError(f"{recipe.teacher}: its family is {family}; students are built for mot only")
+    progress.status("preparing")
     if recipe.few:
         _few_steps(recipe, ranks)
     else:
@@ -65,7 +66,7 @@ def _few_steps(recipe: DistillRecipe, ranks: Ranks) -> None:
     torch.manual_seed(recipe.seed)
     task = FewStepTask(model, recipe, taught, ranks.share)
     if ranks.is_first:
-        print(f"distill: {task.description}; {recipe.output}", file=sys.stderr)
+        progress.line(f"distill: {task.description}; {recipe.output}")
     run_loop(model, task, recipe, ranks)
 
 
@@ -83,7 +84,7 @@ def _smaller(recipe: DistillRecipe, ranks: Ranks) -> None:
     with ranks.accelerator.main_process_first():  # it keeps what the eye sees in a file that the others then read
         task = StudentTask(student, teacher.to(ranks.device), _as_started(student, recipe), ranks.share)
     if ranks.is_first:
-        print(f"distill: {task.description}; {recipe.output}", file=sys.stderr)
+        progress.line(f"distill: {task.description}; {recipe.output}")
     run_loop(student, task, recipe, ranks)
 
 
@@ -138,7 +139,7 @@ def _cut(teacher: Unified, recipe: DistillRecipe, start: Path) -> None:
             healing_adapter(student, teacher.adapter, kept, first, recipe, adapter)
         checkpoint.save(student, start, torch.bfloat16, adapter=adapter)
     shown = ", ".join(f"{layer}{'' if layer in kept else '-'} {value:.3f}" for layer, value in enumerate(influence))
-    print(f"distill: keeps layers {', '.join(map(str, kept))}; influence (- goes): {shown}", file=sys.stderr)
+    progress.line(f"distill: keeps layers {', '.join(map(str, kept))}; influence (- goes): {shown}")
 
 
 def _calibrate(teacher: Unified, recipe: DistillRecipe) -> tuple[list[str], list[float]]:

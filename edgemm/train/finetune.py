@@ -8,7 +8,6 @@ half of the model as it was, bit for bit.
 from __future__ import annotations
 
 import dataclasses
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,6 +15,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
+from edgemm import progress
 from edgemm.errors import CheckpointError
 from edgemm.model import checkpoint
 from edgemm.model.unified import Unified
@@ -38,12 +38,13 @@ def finetune(recipe: FinetuneRecipe) -> Path:
     if recipe.threads:
         torch.set_num_threads(recipe.threads)
     ranks = Ranks()
+    progress.status("preparing")
     model = checkpoint.load(recipe.start).requires_grad_(False).to(ranks.device)
     torch.manual_seed(recipe.seed)  # what the adapter starts from
     with ranks.accelerator.main_process_first():
         task = AdapterTask(model, recipe, ranks.share)
     if ranks.is_first:
-        print(f"finetune: {task.description}; {recipe.output}", file=sys.stderr)
+        progress.line(f"finetune: {task.description}; {recipe.output}")
     run_loop(model, task, recipe, ranks)
     return adapter_folder(Path(recipe.output), recipe)
 

@@ -14,7 +14,6 @@ from __future__ import annotations
 import json
 import math
 import os
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext, suppress
@@ -24,6 +23,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from edgemm import progress
 from edgemm.errors import EdgemmError, InputError
 from edgemm.model.unified import Unified
 from edgemm.train.optimizers import Average, make_optimizers, rate
@@ -71,14 +71,19 @@ def run_loop(model: Unified, task: Task, recipe: Recipe, ranks: Ranks | None = N
     average = Average(task.named_parameters(), recipe.ema)
     start = _resume(folder / "state.pt", task, optimizers, average, recipe)
     ranks.check_same(start, str(folder / "state.pt"))
+    progress.status("")
     if ranks.is_first:
         _cut_log(folder / "log.jsonl", start)
+        if start:
+            progress.line(f"resuming at step {start} of {recipe.steps}")
     if start == recipe.steps:  # stopped after its last step, perhaps before its result was written
         _write_result(model, task, average, folder, start, ranks)
-    bar = _progress(recipe.steps, start, ranks.is_first)
     precision = autocast(recipe.precision, ranks.device)
     clock, last_logged = time.perf_counter(), start
-    with open(folder / "log.jsonl" if ranks.is_first else os.devnull, "ab", buffering=0) as log:
+    with (
+        progress.bar("training", recipe.steps, "steps", start) as bar,
+        open(folder / "log.jsonl" if ranks.is_first else os.devnull, "ab", buffering=0) as log,
+    ):
         for step in range(start, recipe.steps):
             share, done = rate(step, recipe), step + 1
             with refusing_out_of_memory(done, recipe.batch, ranks.share.count, ranks.device):
@@ -103,7 +108,10 @@ def run_loop(model: Unified, task: Task, recipe: Recipe, ranks: Ranks | None = N
                 text = json.dumps({key: _short(value) for key, value in line.items()}) + "\n"
                 with refusing_full_disk(folder / "log.jsonl", done, len(text)):
                     log.write(text.encode())
-                bar.set_postfix(loss=f"{line['loss']:.4f}")
+                note = f"loss {line['loss']:.4f}, {line['seconds_a_step']:.3g} s/step"
+                bar.update(0, note)
+                if done == recipe.steps and ranks.is_first:
+                    progress.line(f"step {done} of {recipe.steps}: {note}")
                 clock, last_logged = time.perf_counter(), done
             paused = time.perf_counter()
             if done % recipe.save_every == 0 or done == recipe.steps:
@@ -111,7 +119,6 @@ def run_loop(model: Unified, task: Task, recipe: Recipe, ranks: Ranks | None = N
             if done % recipe.sample_every == 0 or done == recipe.steps:
                 _write_result(model, task, average, folder, done, ranks)
             clock += time.perf_counter() - paused  # writing is not part of a step
-    bar.close()
     ranks.wait()
 
 
@@ -132,6 +139,7 @@ def autocast(precision: str, device: torch.device) -> AbstractContextManager[obj
 
 def _write_result(model: Unified, task: Task, average: Average, folder: Path, step: int, ranks: Ranks) -> None:
     """Samples and checkpoint, with averaged weights."""
+    progress.status("drawing samples and writing the checkpoint")
     average.swap(task.named_parameters())
     with ranks.whole():
         if ranks.is_first:
@@ -142,6 +150,7 @@ def _write_result(model: Unified, task: Task, average: Average, folder: Path, st
                     _write_grid(pictures.cpu(), grid)
             task.save(folder / "checkpoint")
     average.swap(task.named_parameters())
+    progress.status("")
 
 
 def _clip(task: Task, largest: float, step: int, loss: Tensor) -> float:
@@ -248,10 +257,3 @@ def _write_grid(pictures: Tensor, path: Path) -> None:
 
 def _short(value: Any) -> Any:
     return float(f"{value:.6g}") if isinstance(value, float) else value
-
-
-def _progress(steps: int, start: int, shown: bool) -> Any:
-    from tqdm import tqdm
-
-    disable = None if shown else True  # None: where there is no terminal
-    return tqdm(total=steps, initial=start, unit="step", file=sys.stderr, mininterval=1.0, disable=disable)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 
+from edgemm import progress
 from edgemm.model import checkpoint
 from edgemm.model.config import PRESETS
 from edgemm.model.designs import variant
@@ -42,13 +42,14 @@ def train(recipe: Recipe) -> bool:
         torch.set_num_threads(recipe.threads)
     ranks = Ranks()
     ranks.share.of(recipe.batch)  # refuses a batch that cannot be shared, before anything is computed
+    progress.status("preparing")
     model = _start(recipe)
     model.requires_grad_(False)
     model.to(ranks.device)
     task = _task(model, recipe, ranks)
     if ranks.is_first:
         where = f"{ranks.share.count} x {ranks.device.type}{', sharded' if ranks.sharded else ''}"
-        print(f"{recipe.task}: {task.description}; {where}; {Path(recipe.output)}", file=sys.stderr)
+        progress.line(f"{recipe.task}: {task.description}; {where}; {Path(recipe.output)}")
     run_loop(model, task, recipe, ranks)
     return ranks.is_first
 

@@ -13,11 +13,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from edgemm.bundle.prompt import Prompt
+from edgemm.bundle.tokenizer import Tokenizer
 from edgemm.data.format import Dataset, Sample, read_dataset
 from edgemm.errors import InputError
 from edgemm.model.codes import BatchDecode
 from edgemm.model.config import ModelConfig
-from edgemm.model.prompts import Encode, TextPrompt, read_prompt, reply_ids, stop_ids
+from edgemm.model.prompts import read_prompt, reply_ids, stop_ids
 from edgemm.model.unified import Unified
 from edgemm.train.recipe import CAPTION, Recipe
 
@@ -109,12 +111,12 @@ def batch_rows(count: int, batch: int, seed: int, step: int) -> np.ndarray:
 class Asked:
     kind: str
     row: int  # of the picture, among the samples
-    prompt: TextPrompt
+    prompt: Prompt
     answer: list[int]  # ids, with the one that ends it
 
 
 def questions_about(
-    dataset: Dataset, samples: Sequence[Sample], recipe: Recipe, config: ModelConfig, encode: Encode
+    dataset: Dataset, samples: Sequence[Sample], recipe: Recipe, config: ModelConfig, tokenizer: Tokenizer
 ) -> list[Asked]:
     """In the dataset's order; InputError when there is none."""
     row_of = {sample.id: row for row, sample in enumerate(samples)}
@@ -122,8 +124,8 @@ def questions_about(
         Asked(
             question.kind,
             row_of[question.sample],
-            read_prompt(config, encode, question.question, 1),
-            reply_ids(config, encode, question.answer),
+            read_prompt(config, tokenizer, question.question, 1),
+            reply_ids(config, tokenizer, question.answer),
         )
         for question in dataset.questions
         if question.sample in row_of
@@ -152,7 +154,7 @@ TEMPLATES = (
 )
 BATCH = 64
 
-Reply = tuple[TextPrompt, list[int]]  # a message's prompt, and the ids said to it
+Reply = tuple[Prompt, list[int]]  # a message's prompt, and the ids said to it
 
 
 def prompts_about(things: Sequence[str], count: int) -> list[str]:
@@ -164,8 +166,8 @@ def prompts_about(things: Sequence[str], count: int) -> list[str]:
 @torch.no_grad()
 def own_replies(model: Unified, messages: Sequence[str], new_tokens: int) -> list[Reply]:
     """The transformer's greedy reply to each message, at most `new_tokens` ids with the one that ends it."""
-    prompts = [read_prompt(model.config, model.encode, message, pictures=0) for message in messages]
-    order = sorted(range(len(prompts)), key=lambda i: len(prompts[i].ids))  # alike lengths run together
+    prompts = [read_prompt(model.config, model.tokenizer, message, pictures=0) for message in messages]
+    order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))  # alike lengths run together
     replies: dict[int, list[int]] = {}
     for start in range(0, len(order), BATCH):
         rows = order[start : start + BATCH]
@@ -174,9 +176,9 @@ def own_replies(model: Unified, messages: Sequence[str], new_tokens: int) -> lis
     return [(prompt, replies[row]) for row, prompt in enumerate(prompts)]
 
 
-def _greedy(model: Unified, prompts: Sequence[TextPrompt], new_tokens: int) -> list[list[int]]:
-    stops = set(stop_ids(model.config, model.encode))
-    decode = BatchDecode(model, [prompt.ids for prompt in prompts], new_tokens)
+def _greedy(model: Unified, prompts: Sequence[Prompt], new_tokens: int) -> list[list[int]]:
+    stops = set(stop_ids(model.config, model.tokenizer))
+    decode = BatchDecode(model, [prompt.input_ids.tolist() for prompt in prompts], new_tokens)
     said: list[list[int]] = [[] for _ in prompts]
     tokens: Tensor | None = None
     for _ in range(new_tokens):

@@ -56,11 +56,11 @@ def block_influence(model: Unified, questions: Sequence[str], answers: Sequence[
     tokens = 0
     try:
         for question, answer, picture in zip(questions, answers, pixels, strict=True):
-            prompt, reply = read_prompt(model.config, model.encode, question, 1), model.encode(answer, special=False)
-            length = len(prompt.ids) + len(reply)
-            ids = torch.tensor([prompt.ids + reply])
-            index = torch.tensor([prompt.image_index + [-1] * len(reply)])
-            limit = torch.tensor([prompt.attention_limit + list(range(len(prompt.ids), length))])
+            prompt, reply = read_prompt(model.config, model.tokenizer, question, 1), model.tokenizer.encode(answer)
+            length = len(prompt) + len(reply)
+            ids = torch.tensor([[*prompt.input_ids, *reply]])
+            index = torch.tensor([[*prompt.image_index, *[-1] * len(reply)]])
+            limit = torch.tensor([[*prompt.attention_limit, *range(len(prompt), length)]])
             entering.clear()
             model.transformer(model.transformer.embed(ids, model.image_encoder(picture[None]), index), limit)
             for layer in range(len(changes)):

@@ -7,15 +7,17 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import numpy as np
 import torch
 from safetensors.numpy import save
 
 import edgemm
+from edgemm import progress
 from edgemm.bundle.bundle import Bundle, BundleWriter, DenoiseLoop, Licence, Limits, Loops, Manifest, Source
 from edgemm.bundle.picture import seeded_picture
 from edgemm.bundle.prompt import as_messages, chat_prompt
@@ -31,17 +33,19 @@ from edgemm.export.manifest import (
     precisions_of,
     quick_to_open,
 )
-from edgemm.export.targets import read_plans
+from edgemm.export.options import ExportOptions
+from edgemm.export.specs import bytes_per_weight, make_specs_of_graphs
 from edgemm.export.trace import trace
-from edgemm.export.variants import Components, write_graphs
+from edgemm.export.variants import Components, Wanted, write_graphs
 from edgemm.families.family import Drawn, Parts
-from edgemm.families.folder import Found
+from edgemm.families.folder import Found, other_folders
 from edgemm.families.hf_checkpoint import Checkpoint, greedy, open_checkpoint
 from edgemm.families.paper import describe, measure
 from edgemm.families.table import load_family
+from edgemm.options import from_keywords
 from edgemm.runtimes import schedule
 from edgemm.verify.components import compare_component
-from edgemm.verify.export_native import check_runtime, different_plans, run_loops
+from edgemm.verify.export_native import check_runtime, run_loops
 from edgemm.verify.loops import precision_of
 from edgemm.verify.parity import require
 from edgemm.verify.recorded import (
@@ -64,66 +68,66 @@ DRAWS = (("a red heart", 3.0), ("two small boats on a lake", 1.0))  # prompt, gu
 STEPS = 4  # of a picture that is compared whole
 EDITED = 1  # seed of the picture that is edited
 OWN_MODULES = "the family's own torch modules: no library that is installed knows this model"
-PREPARED = {"fp32": 4, "fp16": 2, "int8": 1, "int4": 1}  # bytes a parameter, at least
+OWN = {  # options for edgemm's own checkpoints -> what to do instead
+    "quant": "; this one takes --precision int8 or int4",
+    "adapters": "; merge the adapter before you export",
+    "cache": "",
+    "prompt_lookup": "",
+}
 
-Say = Callable[[str], None]
 
-
-def export_foreign(
-    found: Found,
-    output: Path,
-    target: str = "cpu",
-    precision: str | None = None,
-    overwrite: bool = False,
-    max_context: int | None = None,
-    report: Say = print,
-    status: Say = lambda text: None,
-) -> Manifest:
+def export_foreign(found: Found, output: Path, options: ExportOptions | None = None, **given: Any) -> Manifest:
     """As export_bundle does for edgemm's own checkpoints: parity with the library, or nothing is left."""
-    plans = read_plans(target, precision)
-    quantized = [plan.target for plan in plans if plan.quantizes]
-    if quantized:
-        raise UsageError(
-            f"quantized weights for {quantized[0]} are for edgemm's own checkpoints; this one takes fp16 or fp32"
-        )
+    options = options or from_keywords(ExportOptions, "export_foreign()", given)
+    _check_options(options)
+    schemes = options.schemes
+    named = [*options.component, *([] if options.vae is None else [f"vae={options.vae}"])]
+    found = dataclasses.replace(found, others={**found.others, **other_folders(named)})
     check_runtime()
     family = load_family(found)
     paper = measure(found)
     for line in describe(paper):
-        report(line)
+        progress.line(line)
     for licence in getattr(family, "LICENCES", ()):
-        report(f"licence: {licence.what}: {licence.licence}, {licence.source}")
-    status(f"loading {paper.name}")
+        progress.line(f"licence: {licence.what}: {licence.licence}, {licence.source}")
+    progress.status(f"loading {paper.name}")
     checkpoint = open_checkpoint(found, family)
-    expected = max(PREPARED[plan.precision] for plan in plans) * paper.parameters
-    with BundleWriter(output, overwrite, expected) as writer, torch.no_grad():
-        status("taking it apart")
+    least = max(map(bytes_per_weight, schemes)) * paper.parameters
+    with BundleWriter(output, options.overwrite, int(least)) as writer, torch.no_grad():
+        progress.status("taking it apart")
         parts = family.parts(checkpoint)
-        slots = _context(parts, max_context)
+        slots = _context(parts, options.max_context)
         loop = parts.denoise
         sizes = fixed_sizes(slots, loop.skip, drawing=DRAWING_SLOTS + _edit_slots(parts)) if loop else {}
         sizes.setdefault("transformer", {"T": slots})
-        depth = max(loop.prefix_layers, default=-1) + 1 if loop else 0
-        words = (parts.graphs, parts.inputs, writer, plans, sizes, trace, report, status, depth)
-        written = write_graphs(*words, compare=compare_component, shared=parts.shared)
+        specs = make_specs_of_graphs(parts.graphs, schemes)
+        wanted = Wanted(schemes, specs, sizes, shared=parts.shared)
+        written = write_graphs(parts.graphs, parts.inputs, writer, wanted, trace, compare_component)
         require(written.comparisons, "the bundle differs from the model, and was not kept")
         manifest = _manifest(checkpoint, family, parts, written, slots, found.others)
         writer.add_bytes(manifest.tokenizer, quick_to_open(parts.tokenizer_json or checkpoint.tokenizer_json))
         for name, content in {**parts.tables, **papers_of(checkpoint.folder, manifest)}.items():
             writer.add_bytes(name, content)
-        status("loops: asking the library")
+        progress.status("loops: asking the library")
         bundle = Bundle(writer.folder, manifest)
-        recorded = _recorded(checkpoint, family, parts, bundle, precision_of(manifest, plans[0].target))
-        for plan in different_plans(plans, manifest):
-            status(f"loops: comparing {plan.target}")
-            for comparison in run_loops(bundle, plan, recorded, len(plans) > 1):
-                written.comparisons.append(comparison)
-                report(comparison.line())
+        recorded = _recorded(checkpoint, family, parts, bundle, precision_of(manifest, schemes[0].target))
+        written.comparisons.extend(run_loops(bundle, schemes, recorded))
         require(written.comparisons, "the bundle differs from the library, and was not kept")
         writer.add_bytes(PARITY_FILE, parity_document(recorded, written.comparisons).encode())
         writer.add_bytes(PIXELS_FILE, save({f"draw.{row}": pixels for row, pixels in enumerate(recorded.pixels)}))
-        status("hashing")
+        progress.status("hashing")
         return writer.finish(manifest)
+
+
+def _check_options(options: ExportOptions) -> None:
+    for name, instead in OWN.items():
+        if getattr(options, name) != getattr(ExportOptions, name):
+            raise UsageError(f"--{name.replace('_', '-')} is for edgemm's own checkpoints{instead}")
+    for scheme in options.schemes:
+        if scheme.quantize and not scheme.on_cpu:
+            raise UsageError(
+                f"quantized weights for {scheme.target} are for edgemm's own checkpoints; this one takes fp16 or fp32"
+            )
 
 
 def _context(parts: Parts, asked: int | None) -> int:
@@ -162,11 +166,11 @@ def _manifest(
     others: Mapping[str, Path],
 ) -> Manifest:
     name = checkpoint.folder.resolve().name
-    apart = {what: folder.resolve() for what, folder in others.items()}
     licences = [Licence(f"weights of {name}", licence_in(checkpoint.folder / "README.md"), f"checkpoint {name}")]
     licences += getattr(family, "LICENCES", ())
-    for what, folder in apart.items():
-        licences.append(Licence(f"weights of {what}", licence_in(folder / "README.md"), f"checkpoint {folder.name}"))
+    for what, folder in others.items():
+        source = f"checkpoint {folder.resolve().name}"
+        licences.append(Licence(f"weights of {what}", licence_in(folder / "README.md"), source))
     return Manifest(
         name=name,
         family=family.__name__.rpartition(".")[2],

@@ -7,26 +7,31 @@ the manifest says about the model in manifest.py.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.numpy import save
 
+from edgemm import progress
 from edgemm.bundle.bundle import UNCONDITIONAL, Bundle, BundleWriter, Manifest
 from edgemm.bundle.manifest import ADAPTER_SCALES
 from edgemm.device.threads import plan_threads
 from edgemm.errors import MissingError, UsageError
-from edgemm.export.adapter_points import ADAPTABLE, adapter_scales
-from edgemm.export.lower_cuda import ADAPTER_RANK
+from edgemm.export.adapter_points import adapter_scales
+from edgemm.export.component_graphs import component_graphs
+from edgemm.export.example_inputs import example_inputs
 from edgemm.export.manifest import CODE_IDS, id_table, manifest_of, papers_of, quick_to_open
-from edgemm.export.specs import plan_specs
-from edgemm.export.targets import Plan, read_plans
+from edgemm.export.options import ExportOptions
+from edgemm.export.schemes import Scheme
+from edgemm.export.specs import bytes_per_weight, make_specs
 from edgemm.export.trace import OPSET, trace
-from edgemm.export.variants import write_components
+from edgemm.export.variants import Wanted, native_sizes, write_graphs
 from edgemm.model import checkpoint
 from edgemm.model.checkpoint import weights_hash
 from edgemm.model.unified import Unified
+from edgemm.options import from_keywords
 from edgemm.quantize.simulated import check_layers
 from edgemm.quantize.smoothing import fold_all
 from edgemm.quantize.spec import JSON_FILE, Spec, read_spec
@@ -40,78 +45,50 @@ from edgemm.verify.recorded import PARITY_FILE, PIXELS_FILE, Recorded, parity_do
 from edgemm.verify.reference_backend import REFERENCE
 from edgemm.verify.torch_answers import longest_prompt, torch_answers
 
-__all__ = ["MAX_CONTEXT", "check_runtime", "different_plans", "export_bundle", "run_loops"]
+__all__ = ["MAX_CONTEXT", "check_runtime", "export_bundle", "run_loops"]
 
 MAX_CONTEXT = 2048  # cache slots when nobody says otherwise, where the transformer was trained for as many
 MAX_NEW_TOKENS = 32  # of a recorded reply
-LEAST_BYTES = {"fp32": 4.0, "fp16": 2.0, "int8": 1.0, "fp8": 1.0}  # a parameter; of all others half a byte
-
-Say = Callable[[str], None]
 
 
-def export_bundle(
-    source: Path,
-    output: Path,
-    target: str = "cpu",
-    precision: str | None = None,
-    overwrite: bool = False,
-    max_context: int | None = None,
-    quant: Path | None = None,
-    report: Say = print,
-    status: Say = lambda text: None,
-    adapters: tuple[str, ...] | None = None,
-    adapter_rank: int = ADAPTER_RANK,
-    drafts: bool = False,
-    cache: str = "float",
-) -> Manifest:
-    """Write the bundle of the checkpoint folder `source` for one target or several, as targets.py reads the words.
+def export_bundle(source: Path, output: Path, options: ExportOptions | None = None, **given: Any) -> Manifest:
+    """Write the bundle of the checkpoint folder `source`; its options may be given as keywords, too.
 
-    `adapters` names the linear layers that take low-rank adapters at run time, () all usual ones, None none; engines of
-    NVIDIA take those of `adapter_rank` at most.
-    With `drafts` the transformer checks several guessed tokens in one run (generate_text's `guess_ahead`), on cpu.
-    `quant` is a spec that `edgemm quantize` wrote; precision then speaks of what stays in float.
-    `cache` "int8" keeps keys and values in 8 bits, on cpu in int8 or int4.
-
-    `report` gets a line for each comparison, `status` what is being done in between.  Raises CheckFailedError, and
-    leaves nothing, when a component or a loop differs from torch.
+    Tells every comparison on the progress channel.  Raises CheckFailedError, and leaves nothing, when a component or a
+    loop differs from torch.
     """
-    plans = read_plans(target, precision)
-    _check_adapters(adapters, adapter_rank)
-    if drafts and any(plan.dialect != "cpu" for plan in plans):
-        raise UsageError("--drafts is for target cpu alone: other runtimes step one token at a time")
-    if quant and any(plan.precision not in ("fp32", "fp16") for plan in plans):
-        raise UsageError("--precision int8, int4, fp8 and nvfp4 quantize by themselves: give that or --quant, not both")
-    if quant and adapters is not None:
-        raise UsageError("--quant and --adapters do not go together yet: give one of them")
-    if cache == "int8" and (quant or adapters is not None or any(not _quantized_on_cpu(plan) for plan in plans)):
-        raise UsageError(
-            "--cache int8 is for target cpu in --precision int8 or int4, without --adapters; a spec says so itself: "
-            "edgemm quantize --cache int8"
-        )
+    options = options or from_keywords(ExportOptions, "export_bundle()", given)
+    if options.component or options.vae:
+        raise UsageError("--component and --vae are for models that others published; edgemm's own are whole")
+    schemes = options.schemes
     check_runtime()
     source = source.resolve()
-    status(f"loading {source.name}")
+    progress.status(f"loading {source.name}")
     model = checkpoint.load(source)
-    spec = _read_quant(quant, model, source) if quant else None
-    slots, new_tokens = _check_context(model, max_context)
+    known = (source.name, weights_hash(source))
+    given_spec = _read_quant(options.quant, model, known) if options.quant else None
+    slots, new_tokens = _check_context(model, options.max_context)
     parameters = sum(parameter.numel() for parameter in model.parameters())
-    wanted = {plan.target: "as the spec says" if spec else plan.precision for plan in plans}
-    asked = ", ".join(f"target {target}, {precision}" for target, precision in wanted.items())
-    report(f"{source.name}: family {model.config.family}, {parameters / 1e6:.1f}M parameters; {asked}")
-    least_bytes = sum(LEAST_BYTES.get(precision, 0.5) for precision in set(wanted.values())) * parameters
-    with BundleWriter(output, overwrite, int(least_bytes)) as writer, torch.no_grad():
-        known = (source.name, weights_hash(source))
-        specs = plan_specs(model, plans, spec, known, status, cache)
-        options = (adapters, specs, adapter_rank, drafts, compare_component)
-        written = write_components(model, writer, plans, slots, trace, report, status, *options)
+    progress.line(f"{source.name}: family {model.config.family}, {parameters / 1e6:.1f}M parameters; {_asked(options)}")
+    least = sum({0.5 if given_spec else bytes_per_weight(scheme) for scheme in schemes}) * parameters
+    with BundleWriter(output, options.overwrite, int(least)) as writer, torch.no_grad():
+        if given_spec:
+            specs = {scheme.target: given_spec for scheme in schemes}
+        else:
+            specs = make_specs(model, schemes, options.cache, known)
+        sizes = native_sizes(model, slots, options.adapter_rank)
+        adapters = None if options.adapters is None else tuple(options.adapters)
+        graphs, inputs = component_graphs(model, options.prompt_lookup), example_inputs(model, options.prompt_lookup)
+        wanted = Wanted(schemes, specs, sizes, adapters)
+        written = write_graphs(graphs, inputs, writer, wanted, trace, compare_component)
         comparisons = written.comparisons
         require(comparisons, "the bundle differs from the model, and was not kept")
         manifest = manifest_of(model, source, written.components, written.targets, slots)
         writer.add_bytes(manifest.tokenizer, quick_to_open(model.tokenizer_json))
         for name, content in papers_of(source, manifest).items():
             writer.add_bytes(name, content)
-        if spec:
-            writer.add_bytes(JSON_FILE, spec.to_json().encode())
+        if given_spec:
+            writer.add_bytes(JSON_FILE, given_spec.to_json().encode())
         if model.config.objective == "ar":
             writer.add_bytes(CODE_IDS, id_table(range(model.config.first_code, model.config.transformer.vocab_size)))
         else:
@@ -119,30 +96,18 @@ def export_bundle(
         scales = None if adapters is None else adapter_scales(model, specs.values())
         if scales:
             writer.add_bytes(ADAPTER_SCALES, scales)
-        status("loops: asking torch")
-        recorded = torch_answers(model, precision_of(manifest, plans[0].target), new_tokens)
-        for plan in different_plans(plans, manifest):
-            status(f"loops: comparing {plan.target}")
-            for comparison in run_loops(Bundle(writer.folder, manifest), plan, recorded, len(plans) > 1):
-                comparisons.append(comparison)
-                report(comparison.line())
+        progress.status("loops: asking torch")
+        recorded = torch_answers(model, precision_of(manifest, schemes[0].target), new_tokens)
+        comparisons += run_loops(Bundle(writer.folder, manifest), schemes, recorded)
         require(comparisons, "the bundle differs from the model, and was not kept")
         _write_recorded(recorded, comparisons, writer)
-        status("hashing")
+        progress.status("hashing")
         return writer.finish(manifest)
 
 
-def _check_adapters(names: tuple[str, ...] | None, rank: int) -> None:
-    if rank < 1:
-        raise UsageError(f"adapter-rank is {rank}, expected 1 or more")
-    known = sorted({name for layers in ADAPTABLE.values() for name in layers})
-    for name in names or ():
-        if name not in known:
-            raise UsageError(f"adapters names {name!r}, expected some of: {', '.join(known)}")
-
-
-def _quantized_on_cpu(plan: Plan) -> bool:
-    return plan.dialect == "cpu" and plan.precision.startswith("int")
+def _asked(options: ExportOptions) -> str:
+    how = {scheme.target: "as the spec says" if options.quant else scheme.precision for scheme in options.schemes}
+    return ", ".join(f"target {target}, {precision}" for target, precision in how.items())
 
 
 def check_runtime() -> None:
@@ -162,10 +127,10 @@ def check_runtime() -> None:
         ) from error
 
 
-def _read_quant(quant: Path, model: Unified, source: Path) -> Spec:
+def _read_quant(quant: Path, model: Unified, known: tuple[str, str]) -> Spec:
     """What it smooths is folded into `model`, which computes the same as before."""
-    spec = read_spec(quant)
-    spec.require_checkpoint(weights_hash(source), source.name)
+    spec, (name, sha256) = read_spec(quant), known
+    spec.require_checkpoint(sha256, name)
     check_layers(model, spec)
     fold_all(model, spec)
     return spec
@@ -183,20 +148,21 @@ def _check_context(model: Unified, asked: int | None) -> tuple[int, int]:
     return slots, min(MAX_NEW_TOKENS, slots - prompts)
 
 
-def different_plans(plans: tuple[Plan, ...], manifest: Manifest) -> list[Plan]:
-    """One plan of those that share every graph."""
-    graphs = {tuple(sorted(manifest.targets[plan.target].items())): plan for plan in reversed(plans)}
-    return list(graphs.values())[::-1]
-
-
-def run_loops(bundle: Bundle, plan: Plan, recorded: Recorded, named: bool) -> Iterator[Comparison]:
-    """Whatever a target's own engine is, its graphs are ONNX, and ONNX Runtime's CPU says what they compute."""
-    choice = Choice("cpu", REFERENCE, plan.target, "CPUExecutionProvider", "compared before it is shipped")
-    precise = dataclasses.replace(recorded, precision=precision_of(bundle.manifest, plan.target))
-    with Model(Engines(bundle, choice, plan_threads())) as runtime:
-        for comparison in compare_loops(runtime, precise):
-            what = f"{plan.target}: {comparison.what}" if named else comparison.what
-            yield dataclasses.replace(comparison, what=what)
+def run_loops(bundle: Bundle, schemes: Sequence[Scheme], recorded: Recorded) -> Iterator[Comparison]:
+    """For one of the targets that share every graph.  Whatever a target's own engine is, its graphs are ONNX, and ONNX
+    Runtime's CPU says what they compute."""
+    targets = bundle.manifest.targets
+    different = {tuple(sorted(targets[scheme.target].items())): scheme.target for scheme in reversed(schemes)}
+    for target in list(different.values())[::-1]:
+        progress.status(f"loops: comparing {target}")
+        choice = Choice("cpu", REFERENCE, target, "CPUExecutionProvider", "compared before it is shipped")
+        precise = dataclasses.replace(recorded, precision=precision_of(bundle.manifest, target))
+        with Model(Engines(bundle, choice, plan_threads())) as runtime:
+            for comparison in compare_loops(runtime, precise):
+                what = f"{target}: {comparison.what}" if len(schemes) > 1 else comparison.what
+                named = dataclasses.replace(comparison, what=what)
+                progress.line(named.line())
+                yield named
 
 
 def stored_prefix(model: Unified, prompt: str) -> bytes:

@@ -44,8 +44,6 @@ def compare_loops(model: Model, recorded: Recorded) -> Iterator[Comparison]:
                 guidance_scale=case.guidance,
                 seed=case.seed,
                 image=_source(model, case),
-                height=case.height,
-                width=case.width,
             )
             yield compare_pictures(_name_drawing(case), recorded.precision, drawn.pixels, wanted)
     except EdgemmError as error:
@@ -56,15 +54,14 @@ def compare_loops(model: Model, recorded: Recorded) -> Iterator[Comparison]:
 
 def _name_drawing(case: DrawCase) -> str:
     source = "" if case.picture_seed is None else " from a picture"
-    size = "" if case.height is None else f" {case.width} x {case.height}"
-    return f"denoise loop, {case.prompt!r}{source}{size}, {case.steps} steps, guidance {case.guidance:g}"
+    return f"denoise loop, {case.prompt!r}{source}, {case.steps} steps, guidance {case.guidance:g}"
 
 
 def _source(model: Model, case: DrawCase) -> np.ndarray | None:
     """The picture that a drawing begins with."""
     if case.picture_seed is None:
         return None
-    return seeded_picture(case.picture_seed, model.talking.loop.image_size)
+    return seeded_picture(case.picture_seed, model._text.loop.image_size)
 
 
 def _compare_text(model: Model, case: TextCase, precision: str) -> Iterator[Comparison]:
@@ -82,9 +79,9 @@ def _compare_text(model: Model, case: TextCase, precision: str) -> Iterator[Comp
 def _choices(model: Model, case: TextCase, loop: TextLoop, images: list[np.ndarray]) -> list[int]:
     """The likeliest token after the prompt and after each of torch's tokens."""
     prompt = chat_prompt(as_messages(case.prompt, images), loop, model.tokenizer)
-    seen = [model.sight.picture(image, loop) for image in images]
-    prompt, image_tokens = model.sight.look(prompt, seen, loop)
-    transformer = model.talking.conversation()
+    seen = [model._reader.picture(image, loop) for image in images]
+    prompt, image_tokens = model._reader.read(prompt, seen, loop)
+    transformer = model._text.conversation()
     found = [int(transformer.prefill(prompt, image_tokens).argmax())]
     for token in case.tokens[:-1]:
         found.append(int(transformer.step(token).argmax()))
@@ -106,7 +103,7 @@ def _codes(model: Model, case: CodesCase, loop: ImageTokensLoop, told: Sequence[
     prompt = image_prompt(case.prompt, loop, model.tokenizer)
     blank = None if case.guidance == 1 else unconditional_prompt(prompt, None, loop, model.tokenizer)
     request = CodesRequest(prompt, blank, case.guidance, Sampling(), (0,))
-    codes = write_codes(request, (0,), loop, model.drawing.codes_engines(loop), lambda: False, CodesClock(), told)
+    codes = write_codes(request, (0,), loop, model._image.codes_engines(loop), lambda: False, CodesClock(), told)
     return [int(code[0]) for code in islice(codes, len(case.codes))]
 
 

@@ -64,16 +64,20 @@ class Comparison:
     value: float
     limit: float | None  # None: told, not judged
     passed: bool
+    count: int | None = None  # of what `value` is a share
 
     def line(self) -> str:
-        return f"-[{'✓' if self.passed else 'x'}] {self}"
+        return f"-[{' ' if self.limit is None else '✓' if self.passed else 'x'}] {self}"
 
     def __str__(self) -> str:
         value, limit = WORDS[self.measure]
+        told = f"{value}: {self.value:.4g}"
+        if self.count is not None:
+            told += f", {round(self.value * self.count)} of {self.count}"
         if self.limit is None:
-            return f"{self.what}: {value}: {self.value:.4g} (not judged)"
+            return f"{self.what}: {told} (not judged)"
         verdict = "values close" if self.passed else "values not close enough"
-        return f"{self.what}: {verdict}, {value}: {self.value:.4g} ({limit}: {self.limit:.4g})"
+        return f"{self.what}: {verdict}, {told} ({limit}: {self.limit:.4g})"
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self) | {"value": self.value if np.isfinite(self.value) else None}
@@ -107,7 +111,7 @@ def _decibel(signal: float, noise: float) -> float:
 def compare_choices(what: str, precision: str, found: Sequence[int], wanted: Sequence[int]) -> Comparison:
     """The likeliest token at each position, after torch's own tokens: one that differs does not carry on."""
     share = float(np.mean([a == b for a, b in zip(found, wanted, strict=True)]))
-    return Comparison(what, "choices", share, CHOICE_FLOOR[precision], share >= CHOICE_FLOOR[precision])
+    return Comparison(what, "choices", share, CHOICE_FLOOR[precision], share >= CHOICE_FLOOR[precision], len(wanted))
 
 
 def compare_replies(what: str, precision: str, found: Sequence[int], wanted: Sequence[int]) -> Comparison:
@@ -120,7 +124,7 @@ def compare_replies(what: str, precision: str, found: Sequence[int], wanted: Seq
     longest = max(len(found), len(wanted))
     share = same / longest if longest else 1.0
     limit = 1.0 if precision == "fp32" else None
-    return Comparison(what, "reply", share, limit, limit is None or share >= limit)
+    return Comparison(what, "reply", share, limit, limit is None or share >= limit, longest)
 
 
 def compare_pictures(what: str, precision: str, found: np.ndarray, wanted: np.ndarray) -> Comparison:

@@ -21,7 +21,7 @@ from edgemm.runtimes.backend.ort_backend import OrtEngine, providers, version
 __all__ = ["REFERENCE", "open_engine", "providers", "version"]
 
 REFERENCE = "reference"
-BACKENDS[REFERENCE] = (__name__, "pip install 'edgemm[export,ort]'")  # there for whoever compares, never chosen
+BACKENDS[REFERENCE] = (__name__, "", "pip install 'edgemm[export,ort]'")  # there for whoever compares, never chosen
 
 
 def open_engine(

@@ -24,12 +24,12 @@ MOST_CODES = 32  # of a picture that is compared code by code
 
 def longest_prompt(model: Unified) -> int:
     """Cache slots that the longest recorded prompt takes."""
-    asked = [read_prompt(model.config, model.encode, text, int(seed is not None)).ids for text, seed in TEXTS]
+    asked = [read_prompt(model.config, model.tokenizer, text, int(seed is not None)) for text, seed in TEXTS]
     if model.config.objective == "ar":
-        drawn = [codes_prompt(model.config, model.encode, text) for text, _, _ in DRAWS]
+        drawn = [codes_prompt(model.config, model.tokenizer, text) for text, _, _ in DRAWS]
         return max(*map(len, asked), max(map(len, drawn)) + model.config.image_tokens.token_count)
-    drawn = [draw_prompt(model.config, model.encode, text).ids for text, _, _ in DRAWS]
-    drawn.append(draw_prompt(model.config, model.encode, EDIT[0], int(model.config.edits)).ids)
+    drawn = [draw_prompt(model.config, model.tokenizer, text) for text, _, _ in DRAWS]
+    drawn.append(draw_prompt(model.config, model.tokenizer, EDIT[0], model.config.edits))
     return max(map(len, asked + drawn))
 
 

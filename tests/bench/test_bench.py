@@ -5,15 +5,17 @@ from __future__ import annotations
 import argparse
 import csv
 import errno
+import itertools
 import json
 import os
+import sys
 
 import pytest
 
 import edgemm
 from edgemm.bench import bench
 from edgemm.bench.bench import run_bench
-from edgemm.bench.conditions import ClockWatch
+from edgemm.bench.conditions import ClockWatch, CpuTimes
 from edgemm.bench.rows import Round, measured_rows
 from edgemm.bench.workload import Drawn, Plan
 from edgemm.bundle.files import read_result
@@ -74,9 +76,13 @@ def test_every_picture_has_its_own_seed(tmp_path, model):
     assert [drawing["seed"] for drawing in model.drawn] == [5, 6, 7, 8]
 
 
-def test_steady_metrics_bring_no_warning(tmp_path, model):
-    warnings = run_bench(write_paper_bundle(tmp_path / "b"), Plan(repetitions=9))["warnings"]
-    assert [line for line in warnings if "other work" not in line] == []  # the machine of a test may be busy
+def test_steady_metrics_bring_no_warning(tmp_path, model, monkeypatch):
+    """Whatever the machine of a test is busy with: its clocks and its other work are not looked at."""
+    seconds = itertools.count()
+    monkeypatch.setattr(bench, "ClockWatch", lambda: ClockWatch(*[lambda: float(next(seconds))] * 3))
+    monkeypatch.setattr(bench, "read_cpu_times", lambda at: CpuTimes(at, busy=at, own=at))
+    result = run_bench(write_paper_bundle(tmp_path / "b"), Plan(repetitions=9))
+    assert result["warnings"] == [] and result["other_work"] == {"cores": 0.0, "reason": None}
 
 
 def test_a_reply_that_would_end_early_is_written_to_its_end(tmp_path, model):
@@ -172,6 +178,22 @@ def test_the_page_is_a_card_a_table_and_one_json_line(tmp_path, model, capsys):
     assert document["plan"]["new_tokens"] == 16 and document["measured"]["prompt_tokens"] == 64
     assert document["rows"]["denoise_step_ms"]["p99"] is None
     assert len(document["card"]["bundle_sha256"]) == 64 and document["card"]["precision"]["denoiser"] == "fp32"
+
+
+def test_a_person_at_a_terminal_gets_the_table_in_100_columns_and_no_json_line(tmp_path, model, capsys, monkeypatch):
+    words = [str(write_paper_bundle(tmp_path / "b")), "-r", "2", "--duration", "0"]
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    lines = run_verb(capsys, *words)
+    assert lines[-1] == "The JSON document: --result FILE keeps it, -o json prints it."
+    assert not any(line.startswith("{") for line in lines)
+    explained = lines[lines.index(next(line for line in lines if line.startswith("| "))) :]
+    assert max(len(line) for line in explained[: explained.index("", explained.index("") + 1)]) <= 100
+    assert any(line.startswith("| time_to_first_token_ms (TTFT) ") for line in lines)
+    assert any(line.startswith("time_per_output_token_ms (TPOT) ") for line in lines)
+    kept = tmp_path / "kept.json"
+    assert not any(line.startswith(("{", "The JSON")) for line in run_verb(capsys, *words, "--result", str(kept)))
+    assert json.loads(kept.read_text())["measured"]["rounds"] == 2
+    assert json.loads(run_verb(capsys, *words, "-o", "json")[-1])["measured"]["rounds"] == 2
 
 
 @pytest.mark.parametrize("flags", [["--json"], ["-o", "json"]])

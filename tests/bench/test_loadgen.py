@@ -7,6 +7,7 @@ import re
 import sys
 import time
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 
@@ -93,20 +94,34 @@ class TestRealLoadGen:
 
     @pytest.mark.parametrize("scenario", ["SingleStream", "Offline"])
     def test_who_was_slow_to_warm_up_is_asked_again_at_the_speed_that_it_showed(self, scenario, bundle, monkeypatch):
-        """A system that answers ten times as fast as it did when it was asked to say how fast it is."""
+        """A system that answers in 10 ms and had said 100 ms: too few queries are prepared for it.
+
+        Our clock says 10 ms whatever else the machine does.  By LoadGen's the queries of the first run are over at
+        once, and each later one takes 10 ms or more, so that what is prepared for that speed lasts.
+        """
+        clock, one_test, tries = SimpleNamespace(now=0.0), loadgen._one_test, []
 
         def answer(index, first_token):
-            time.sleep(0.01)
+            clock.now += 0.01
+            if len(tries) > 1:
+                time.sleep(0.01)
             return 1
 
+        def counted(*arguments):
+            tries.append(arguments)
+            return one_test(*arguments)
+
+        monkeypatch.setattr(loadgen, "time", SimpleNamespace(perf_counter=lambda: clock.now))
+        monkeypatch.setattr(loadgen, "_one_test", counted)
         monkeypatch.setattr(loadgen, "_warm_up", lambda answer, count: 0.1)
         monkeypatch.setattr(loadgen, "_tests", lambda model, plan: {"image": (answer, scenario, False)})
         run = run_loadgen(bundle, replace(PLAN, duration_s=1.0))["loadgen"]["runs"]["image"]
-        assert run["valid"] and run["tries"] > 1, run["why"]
+        assert (run["valid"], run["tries"], len(tries)) == (True, 2, 2), run["why"]
 
     def test_what_stays_invalid_is_told_and_not_asked_for_ever(self, bundle, monkeypatch):
-        monkeypatch.setattr(loadgen, "MARGIN", 0.1)
-        result = run_loadgen(bundle, replace(PLAN, duration_s=0.3))
+        """One picture is prepared for ten minutes."""
+        monkeypatch.setattr(loadgen, "MARGIN", 1e-6)
+        result = run_loadgen(bundle, replace(PLAN, duration_s=600.0))
         run = result["loadgen"]["runs"]["image-offline"]
         assert (run["valid"], run["tries"]) == (False, loadgen.TRIES)
         assert any("LoadGen calls image-offline INVALID" in line for line in result["warnings"])

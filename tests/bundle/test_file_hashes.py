@@ -48,15 +48,15 @@ def test_whoever_leaves_waits_for_no_hash(tmp_path, monkeypatch):
     def tell(size: int) -> None:
         told.append(size)
         began.set()
-        left.wait(10)
+        left.wait(600)
 
     hashes = FileHashes(1, tell)
     running, waiting = hashes.begin(tmp_path / "file"), hashes.begin(tmp_path / "other")
     waiting.add_done_callback(lambda _: ended.set())
-    began.wait(10)
+    began.wait(600)
     leaving = threading.Thread(target=hashes.__exit__)
     leaving.start()
-    ended.wait(10)
+    ended.wait(600)
     left.set()
     leaving.join()
     with pytest.raises(CancelledError):

@@ -93,12 +93,12 @@ def test_a_kill_leaves_the_old_folder_whole(old):
     code = (
         "import time; from edgemm.bundle.files import whole_folder\n"
         f"with whole_folder({str(old)!r}) as folder:\n"
-        "    (folder / 'new').write_text('x'); print('writing', flush=True); time.sleep(60)"
+        "    (folder / 'new').write_text('x'); print('writing', flush=True); time.sleep(100_000)"
     )
     process = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE)
     assert process.stdout and process.stdout.readline() == b"writing\n"
     process.send_signal(signal.SIGKILL)
-    process.communicate(timeout=30)
+    process.communicate(timeout=600)
     assert (old / "old").is_file() and not (old / "new").exists()
     (partial,) = (path.name for path in old.parent.iterdir() if path != old)
     assert partial.startswith(".set.") and partial.endswith(".partial"), "hidden, and it says whose it is"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+import re
 
 import pytest
 
@@ -14,7 +15,7 @@ from edgemm.device import doctor as doctor_module
 from edgemm.device.doctor import examine, fit_bundle, report_json, report_text
 from edgemm.device.gpu import CudaDriver, Gpu
 from edgemm.device.machine import read_machine
-from edgemm.device.packages import Extra
+from edgemm.device.packages import EXTRAS, Extra
 from edgemm.device.targets import Verdict
 from edgemm.errors import BundleError
 from tests.bench.paper_bundle import WEIGHTS_BYTES, write_paper_bundle
@@ -50,8 +51,11 @@ def test_json_is_one_document_with_a_version(capsys):
 def test_the_page_ends_with_what_runs(capsys):
     pytest.importorskip("onnxruntime")
     assert doctor() == 0
-    assert "[✓] cpu" in (page := capsys.readouterr().out)
+    page = capsys.readouterr().out
+    assert "[✓] cpu" in page
     assert page.strip().splitlines()[-1].startswith("Bundles exported for cpu")
+    listed = page[page.index("extras\n") :]
+    assert set(re.findall(r"^  \[[✓x]\] (\S+)", listed, re.MULTILINE)) == set(EXTRAS)
 
 
 def test_a_recorded_board_is_examined_like_a_live_one(tmp_path):

@@ -40,7 +40,7 @@ def test_a_bare_install_runs_nothing_and_says_how_to_begin():
 
 
 def test_a_cpu_with_onnxruntime_runs_cpu_bundles():
-    found = verdicts(providers=[CPU], present=("onnxruntime", "tokenizers", "pillow"))
+    found = verdicts(providers=[CPU], present=("onnxruntime", "tokenizers", "pillow", "tqdm"))
     assert [name for name, verdict in found.items() if verdict.runs] == ["cpu"]
 
 
@@ -51,7 +51,7 @@ def test_onnxruntime_without_a_tokenizer_is_not_enough():
 
 def test_a_gpu_with_a_broken_provider_does_not_run_cuda_bundles():
     broken = Provider("CUDAExecutionProvider", "libcudnn.so.9: cannot open shared object file")
-    everything = ("onnxruntime-gpu", "tokenizers", "pillow")
+    everything = ("onnxruntime-gpu", "tokenizers", "pillow", "tqdm")
     cuda = verdicts(cuda=RTX_4090, providers=[CPU, broken], present=everything)["cuda"]
     assert not cuda.runs and "libcudnn" in cuda.problem
 
@@ -78,7 +78,7 @@ def test_every_board_is_told_what_it_lacks_and_gets_its_target_when_it_has_it(tm
         unseen = judge(Findings(board, NO_DRIVER, (), extras(), find_system_tensorrt(root)))
         (verdict,) = [verdict for verdict in unseen if verdict.target == target]
         assert str(system.parent) in verdict.problem and "--system-site-packages" in verdict.cure
-        found = verdicts(board, present=("tensorrt", "tokenizers", "pillow"))
+        found = verdicts(board, present=("tensorrt", "tokenizers", "pillow", "tqdm"))
         assert [name for name, verdict in found.items() if verdict.runs] == [target]
         assert found[target].engine == "TensorRT 10.16.2, not tried on a device yet"
 
@@ -103,7 +103,7 @@ def test_a_tensorrt_older_than_the_dialect_is_told(tmp_path, files, target, vers
 @pytest.mark.parametrize(("files", "target"), [(ORIN_NANO, "jetson-orin-jp6"), (THOR, "jetson-thor")])
 def test_a_jetson_takes_its_own_target_alone(tmp_path, files, target):
     board = read_board(lay_out(tmp_path, files))
-    found = verdicts(board, present=("tensorrt", "tokenizers", "pillow"))
+    found = verdicts(board, present=("tensorrt", "tokenizers", "pillow", "tqdm"))
     assert [name for name, verdict in found.items() if verdict.runs] == [target]
     assert target in found["cuda"].cure
 

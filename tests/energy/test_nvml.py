@@ -1,9 +1,10 @@
-"""NVIDIA's cards by a library of paper."""
+"""NVIDIA's cards by a library of paper below NVIDIA's own bindings."""
 
 from __future__ import annotations
 
-import ctypes
+import sys
 
+import pynvml
 import pytest
 
 from edgemm.energy.nvml import memory_used_bytes, open_nvml, throttle_reasons
@@ -40,38 +41,64 @@ class PaperLibrary:
         return call
 
 
-def test_a_card_that_counts_gives_joules():
-    library = PaperLibrary(nvmlDeviceGetTotalEnergyConsumption=7_000_000_001_500)
-    sensor = open_nvml(load=lambda name: library)
+def test_a_card_that_counts_gives_joules(driver):
+    driver(PaperLibrary(nvmlDeviceGetTotalEnergyConsumption=7_000_000_001_500))
+    sensor = open_nvml()
     assert (sensor.counts, sensor.covers) == (True, "GPU 0 with its memory (Paper 9000)")
     assert sensor.read() == pytest.approx(7_000_000_001.5)
 
 
-def test_an_older_card_gives_watts():
-    library = PaperLibrary({"nvmlDeviceGetTotalEnergyConsumption": NOT_SUPPORTED}, nvmlDeviceGetPowerUsage=61_250)
-    sensor = open_nvml(load=lambda name: library)
+def test_an_older_card_gives_watts(driver):
+    driver(PaperLibrary({"nvmlDeviceGetTotalEnergyConsumption": NOT_SUPPORTED}, nvmlDeviceGetPowerUsage=61_250))
+    sensor = open_nvml()
     assert (sensor.counts, sensor.read()) == (False, 61.25)
 
 
-def test_a_jetson_is_told_where_its_power_is():
+def test_a_jetson_is_told_where_its_power_is(driver):
     statuses = {"nvmlDeviceGetTotalEnergyConsumption": NOT_SUPPORTED, "nvmlDeviceGetPowerUsage": NOT_SUPPORTED}
+    driver(PaperLibrary(statuses))
     with pytest.raises(MissingError, match=r"not supported on this GPU; a Jetson's power is in its INA3221"):
-        open_nvml(load=lambda name: PaperLibrary(statuses))
+        open_nvml()
 
 
-def test_a_driver_that_is_not_loaded_is_told():
-    with pytest.raises(MissingError, match="nvmlInit_v2 returns 9: Driver Not Loaded"):
-        open_nvml(load=lambda name: PaperLibrary({"nvmlInit_v2": 9}))
+def test_a_driver_that_is_not_loaded_is_told(driver):
+    driver(PaperLibrary({"nvmlInitWithFlags": 9}))
+    with pytest.raises(MissingError, match="nvmlInit returns 9: Driver Not Loaded"):
+        open_nvml()
 
 
-def test_no_library_is_told():
+def test_no_library_is_told(driver, monkeypatch):
+    driver(None)
+
+    def no_library(name):
+        raise OSError(name)
+
+    monkeypatch.setattr(pynvml, "CDLL", no_library)
     with pytest.raises(MissingError, match=r"no libnvidia-ml\.so\.1"):
-        open_nvml(load=lambda name: ctypes.CDLL("libnothing-of-this-name.so.1"))
+        open_nvml()
 
 
-def test_a_card_that_falls_off_the_bus_is_told():
-    library = PaperLibrary(nvmlDeviceGetTotalEnergyConsumption=1000)
-    sensor = open_nvml(load=lambda name: library)
+def test_a_driver_without_the_function_is_too_old(driver):
+    class Old(PaperLibrary):
+        def __getattr__(self, name):
+            if "Throttle" in name:
+                raise AttributeError(name)
+            return super().__getattr__(name)
+
+    driver(Old())
+    with pytest.raises(MissingError, match="no nvmlDeviceGetCurrentClocksThrottleReasons: it is too old"):
+        throttle_reasons()
+
+
+def test_without_the_bindings_the_cure_is_told(monkeypatch):
+    monkeypatch.setitem(sys.modules, "pynvml", None)
+    with pytest.raises(MissingError, match=r"pip install 'edgemm\[energy\]'"):
+        open_nvml()
+
+
+def test_a_card_that_falls_off_the_bus_is_told(driver):
+    library = driver(PaperLibrary(nvmlDeviceGetTotalEnergyConsumption=1000))
+    sensor = open_nvml()
     library.statuses["nvmlDeviceGetTotalEnergyConsumption"] = GPU_IS_LOST
     with pytest.raises(MissingError, match="returns 15: GPU is lost"):
         sensor.read()
@@ -80,15 +107,16 @@ def test_a_card_that_falls_off_the_bus_is_told():
 @pytest.mark.parametrize(
     ("bits", "reasons"), [(0x0, ()), (0x1, ()), (0x4 | 0x40, ("power cap", "heat, by the hardware")), (0x100, ())]
 )
-def test_only_reasons_that_slow_work_down_are_named(bits, reasons):
-    library = PaperLibrary(nvmlDeviceGetCurrentClocksThrottleReasons=bits)
-    assert throttle_reasons(load=lambda name: library) == reasons
+def test_only_reasons_that_slow_work_down_are_named(driver, bits, reasons):
+    driver(PaperLibrary(nvmlDeviceGetCurrentClocksThrottleReasons=bits))
+    assert throttle_reasons() == reasons
 
 
-def test_a_cards_memory_is_what_it_holds_now():
+def test_a_cards_memory_is_what_it_holds_now(driver):
     class Library(PaperLibrary):
         def nvmlDeviceGetMemoryInfo(self, device, answer):
             answer._obj.total, answer._obj.free, answer._obj.used = 80, 70, 10
             return 0
 
-    assert memory_used_bytes(load=lambda name: Library()) == 10
+    driver(Library())
+    assert memory_used_bytes() == 10

@@ -96,7 +96,7 @@ def test_the_thread_samples_by_itself_and_closes_its_sensors():
 
     with Sampler([Sensor("paper", "everything", False, read, script.close)], rate_hz=500) as sampler:
         start = sampler.mark()
-        assert enough.wait(timeout=60)
+        assert enough.wait(timeout=600)
         end = sampler.mark()
     assert script.closed
     found = sampler.energy(start, end)
@@ -106,4 +106,4 @@ def test_the_thread_samples_by_itself_and_closes_its_sensors():
 def test_what_changes_slowly_is_looked_at_once_a_second_of_samples():
     looked = threading.Event()
     with Sampler([], rate_hz=100, each_second=looked.set):
-        assert looked.wait(timeout=60)
+        assert looked.wait(timeout=600)

@@ -22,10 +22,19 @@ from edgemm.engines.cache import EngineCache
 from edgemm.engines.engine_spec import Place, Profile
 from edgemm.errors import BundleError, ResourceError
 from tests.engines.tiny_engines import LIMITS, needs_rtx, spec_of, write_graph
+from tests.heard import hearing
 
 pytestmark = needs_rtx
 ROOT = Path(__file__).resolve().parents[2]
 BUSY_S = 600  # a machine that trains at the same time
+
+# In TensorRT's place: a build that is in its middle until somebody ends it.
+ENDLESS = """
+import os, time
+from pathlib import Path
+Path(os.environ["BUILDING"]).write_text(str(os.getpid()))
+time.sleep(100_000)
+"""
 
 CALLER = """
 import pickle, resource, sys
@@ -38,7 +47,7 @@ if largest_file:
     resource.setrlimit(resource.RLIMIT_FSIZE, (largest_file, largest_file))
 print("ready", flush=True)
 try:
-    built = build_engine(spec, graph, EngineCache(folder), limits, say=print)
+    built = build_engine(spec, graph, EngineCache(folder), limits)
 except EdgemmError as error:
     sys.exit(print(error) or error.exit_code)
 print("fresh" if built.fresh else "from the cache", built.entry.path)
@@ -92,11 +101,12 @@ def cache(tmp_path):
 def call(graph, cache, tmp_path):
     """Starts build_engine in a process of its own."""
 
-    def start(spec, largest_file=0):
+    def start(spec, largest_file=0, **variables):
         wish = tmp_path / "wish"
         wish.write_bytes(pickle.dumps((spec, graph, cache.folder, LIMITS, largest_file)))
         command = [sys.executable, "-c", CALLER, str(wish)]
-        return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+        return subprocess.Popen(command, cwd=ROOT, env=os.environ | variables, text=True, **pipes)
 
     return start
 
@@ -107,8 +117,9 @@ def left_in(cache):
 
 def test_an_engine_is_built_once_and_says_what_it_is_made_of(graph, cache):
     spec = spec_of(graph)
-    said = []
-    built = build_engine(spec, graph, cache, LIMITS, status=said.append)
+    with hearing() as heard:
+        built = build_engine(spec, graph, cache, LIMITS)
+    said = heard.statuses
     assert built.fresh and built.entry.path.stat().st_size == built.entry.record["size_bytes"] > 1000
     assert built.entry.record["layers"] == {"CONSTANT": 1, "MATRIX_MULTIPLY": 1}
     assert built.entry.record["rung"] == "as asked" and built.entry.record["largest"] == {"run": {"x": (8, 64)}}
@@ -134,26 +145,27 @@ def test_a_flipped_byte_and_a_foreign_engine_are_built_again_never_loaded(graph,
     path = build_engine(spec, graph, cache, LIMITS).entry.path
     whole = path.read_bytes()
     path.write_bytes(whole[:100] + bytes([whole[100] ^ 1]) + whole[101:])
-    said = []
-    assert build_engine(spec, graph, cache, LIMITS, said.append).fresh
-    assert "its bytes are not those that were built; it is built again" in said[0]
-    (cache.folder / spec.key).rename(cache.folder / foreign.key)
-    assert build_engine(foreign, graph, cache, LIMITS, said.append).fresh
-    assert "it was built for something else" in said[1]
+    with hearing() as heard:
+        assert build_engine(spec, graph, cache, LIMITS).fresh
+        assert "its bytes are not those that were built; it is built again" in heard.lines[0]
+        (cache.folder / spec.key).rename(cache.folder / foreign.key)
+        assert build_engine(foreign, graph, cache, LIMITS).fresh
+        assert "it was built for something else" in heard.lines[1]
     assert not build_engine(foreign, graph, cache, LIMITS).fresh
 
 
-def test_kill_9_in_the_middle_leaves_nothing_that_is_loaded(graph, cache, call):
-    spec = spec_of(graph)
-    caller = call(spec)
+def test_kill_9_in_the_middle_leaves_nothing_that_is_loaded(graph, cache, call, tmp_path):
+    spec, building = spec_of(graph), tmp_path / "building"
+    (tmp_path / "endless").mkdir()
+    (tmp_path / "endless" / "tensorrt_rtx.py").write_text(ENDLESS)
+    path = os.pathsep.join(filter(None, [str(tmp_path / "endless"), os.environ.get("PYTHONPATH")]))
+    caller = call(spec, PYTHONPATH=path, BUILDING=str(building))
     partial = cache.folder / f".{spec.key}.partial"
     deadline = time.monotonic() + BUSY_S
-    while not partial.exists() and time.monotonic() < deadline:
+    while not (building.exists() and building.read_text()) and time.monotonic() < deadline:
         time.sleep(0.01)
-    children = Path(f"/proc/{caller.pid}/task/{caller.pid}/children")
-    while not children.read_text().split() and time.monotonic() < deadline:
-        time.sleep(0.01)
-    builder = int(children.read_text().split()[0])
+    builder = int(building.read_text())
+    assert alive(builder) and partial.exists()
     os.kill(caller.pid, signal.SIGKILL)
     caller.wait()
     while alive(builder) and time.monotonic() < deadline:
@@ -200,18 +212,17 @@ def test_a_disk_that_is_really_full_is_told_and_the_old_engine_stays(graph, tmp_
 
 
 def test_a_cap_that_is_too_small_tells_every_rung(graph, cache):
-    said = []
-    with pytest.raises(ResourceError) as told:
-        build_engine(spec_of(graph, workspace_bytes=64 << 20), graph, cache, Limits(1 << 20, 600), said.append)
+    with hearing() as heard, pytest.raises(ResourceError) as told:
+        build_engine(spec_of(graph, workspace_bytes=64 << 20), graph, cache, Limits(1 << 20, 600))
     rungs = ["as asked", "a workspace of 16 MiB", "optimization level 1", "smaller shapes"]
     assert re.findall(r"(?:: |; )([^:;]+): it grew past 1 MiB", str(told.value)) == rungs
-    assert [line.rpartition("next: ")[2] for line in said] == rungs[1:]
+    assert [line.rpartition("next: ")[2] for line in heard.lines] == rungs[1:]
     assert left_in(cache) == []
 
 
 def test_time_that_runs_out_is_told(graph, cache):
     with pytest.raises(ResourceError, match=r"as asked: it was not done after 0 s; optimization level 1: "):
-        build_engine(spec_of(graph), graph, cache, Limits(4 << 30, 0.01))
+        build_engine(spec_of(graph), graph, cache, Limits(4 << 30, 1e-9))
 
 
 def test_a_node_that_the_parser_refuses_is_named(tmp_path, cache):
@@ -233,8 +244,8 @@ def test_attention_without_a_kernel_of_its_own_is_taken_apart(tmp_path, cache):
     path = tmp_path / "attention.onnx"
     onnx.save(model, path)
     shapes = {name: ((1, 4, 32, 16),) * 3 for name, _ in side}
-    said = []
     spec = spec_of(path, profiles=(Profile("run", shapes),))
-    built = build_engine(spec, path, cache, LIMITS, said.append)
-    assert built.entry.record["rung"] == "attention taken apart" and "next: attention taken apart" in said[0]
+    with hearing() as heard:
+        built = build_engine(spec, path, cache, LIMITS)
+    assert built.entry.record["rung"] == "attention taken apart" and "next: attention taken apart" in heard.lines[0]
     assert np.sum([built.entry.record["layers"][f"ATTENTION_{end}"] for end in ("INPUT", "OUTPUT")]) == 2

@@ -89,7 +89,7 @@ def test_the_ladder_goes_down_one_rung_at_a_time_and_ends():
         return Outcome(None, "memory", "too large")
 
     with pytest.raises(ResourceError, match="no engine after 5 attempts: as asked: too large; "):
-        climb(Rung(64 << 20, 3, PROFILES), fail, lambda line: None, "transformer")
+        climb(Rung(64 << 20, 3, PROFILES), fail, "transformer")
     assert [rung.what for rung in tried[1:]] == [
         "a workspace of 16 MiB", "one profile for all phases", "optimization level 1", "smaller shapes"
     ]  # fmt: skip

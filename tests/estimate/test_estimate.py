@@ -180,6 +180,25 @@ def test_only_tokens_in_a_mode_with_rows_are_called_judged(bundle, calibration):
     assert carried.figures["token_ms"].standing == NOT_JUDGED
 
 
+def test_a_bundle_for_either_jetpack_is_one_for_the_board(bundle, calibration):
+    """Orin runs both; only a bundle for neither is counted in the graphs of another target."""
+    manifest = bundle.manifest
+    chosen = dict(manifest.targets["cpu"])
+
+    def remarks(targets, asked=None):
+        told = replace(bundle, manifest=replace(manifest, targets=dict.fromkeys(targets, chosen)))
+        found = estimate(told, NANO, NANO.mode(None), calibration, Workload(), asked)
+        return found.target, [remark for remark in found.remarks if "counted in" in remark]
+
+    assert remarks(["cpu", "jetson-orin-jp6"]) == ("jetson-orin-jp6", [])
+    assert remarks(["cpu", "jetson-orin-jp6"], "jetson-orin-jp6") == ("jetson-orin-jp6", [])
+    assert remarks(["cpu", "jetson-orin-jp6", "jetson-orin"]) == ("jetson-orin", [])
+    target, (remark,) = remarks(["cpu"])
+    assert target == "cpu" and "the bundle has none for jetson-orin or jetson-orin-jp6" in remark
+    _, (remark,) = remarks(["cpu", "jetson-orin-jp6"], "cpu")
+    assert "none" not in remark
+
+
 def test_a_picture_takes_its_steps_and_what_is_done_once(bundle, calibration):
     figures = estimate(bundle, NANO, NANO.mode(None), calibration, Workload(steps=7)).figures
     once = sum(figures[f"{part}_ms"].value.middle for part in ("prefill", "conditioner", "image_decode"))

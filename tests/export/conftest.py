@@ -73,7 +73,7 @@ def export(references, checkpoint_path) -> Callable[..., Path]:
         torch.manual_seed(len(str(path)))  # nothing may depend on it
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(bundle_export, "trace", references)
-            export_bundle(checkpoint_path, path, **{"report": lambda line: None, **options})
+            export_bundle(checkpoint_path, path, **options)
         return path
 
     return run
@@ -106,7 +106,7 @@ def saved(model, tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def bundle(saved, tmp_path_factory) -> Path:
     path = tmp_path_factory.mktemp("bundles") / "tiny.bundle"
-    export_bundle(saved, path, report=lambda line: None)
+    export_bundle(saved, path)
     return path
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,8 @@ import torch
 from packaging.version import Version
 
 from edgemm.bundle.manifest import Variant
+from edgemm.export.schemes import SCHEMES
+from edgemm.export.variants import lower
 from edgemm.model.config import (
     DenoiserConfig,
     ImageTokensConfig,
@@ -24,9 +27,22 @@ from edgemm.model.config import (
     VisionConfig,
 )
 from edgemm.model.unified import Unified
+from edgemm.quantize.quantization import quantize_without_data
+from edgemm.quantize.spec import Spec
 from tests.model.tiny import micro, random_micro
 
-__all__ = ["PRECISIONS", "left_behind", "nano", "needs_opset_24", "open_graph", "random_nano", "rehash", "run_graph"]
+__all__ = [
+    "PRECISIONS",
+    "left_behind",
+    "lower_on_cpu",
+    "nano",
+    "needs_opset_24",
+    "open_graph",
+    "random_nano",
+    "rehash",
+    "run_graph",
+    "spec_without_data",
+]
 
 PRECISIONS = ("fp32", "int8", "int4")
 
@@ -60,6 +76,17 @@ def random_nano(config: ModelConfig | None = None) -> Unified:
         for weight in model.transformer.layers.parameters():
             weight.mul_(3 if weight.dim() == 2 else 1)
     return model
+
+
+def spec_without_data(weights: Mapping[str, torch.Tensor], precision: str, drawing_depth: int = 0) -> Spec:
+    """As a CPU's `--precision` has it, where nothing is calibrated."""
+    options = SCHEMES["cpu", precision].quantize
+    assert options
+    return quantize_without_data(weights, options, drawing_depth)
+
+
+def lower_on_cpu(component: str, reference: onnx.ModelProto, spec: Spec | None) -> tuple[onnx.ModelProto, str]:
+    return lower(component, reference, SCHEMES["cpu", "fp32"], spec, {})
 
 
 def open_graph(bundle: Path, variant: Variant) -> onnxruntime.InferenceSession:

@@ -82,7 +82,7 @@ def answers(runtime):
 
 def logits(runtime):
     prompt = chat_prompt(as_messages(PROMPT, ()), runtime.manifest.loops.text, runtime.tokenizer)
-    return runtime.talking.conversation().prefill(prompt).copy()
+    return runtime._text.conversation().prefill(prompt).copy()
 
 
 def equal(one, other):

@@ -87,7 +87,7 @@ def test_the_bundle_has_the_loops_of_other_families_and_verifies(bundle, capsys)
 
 @pytest.mark.slow
 def test_int4_keeps_tokenizer_of_pictures_in_float(saved, tmp_path):
-    export_bundle(saved, tmp_path / "x.bundle", precision="int4", report=lambda line: None)
+    export_bundle(saved, tmp_path / "x.bundle", precision="int4")
     targets = json.loads((tmp_path / "x.bundle" / "manifest.json").read_text())["targets"]["cpu"]
     assert targets == {"vq_encoder": "cpu-fp32", "transformer": "cpu-int4", "vq_decoder": "cpu-fp32"}
 
@@ -96,7 +96,7 @@ def test_int4_keeps_tokenizer_of_pictures_in_float(saved, tmp_path):
 @needs_rtx
 def test_every_component_builds_with_tensorrt_for_rtx(saved, tmp_path):
     bundle, root = tmp_path / "rtx.bundle", Path(__file__).resolve().parents[2]
-    export_bundle(saved, bundle, target="rtx", report=lambda line: None)
+    export_bundle(saved, bundle, target="rtx")
     command = [sys.executable, "benchmarks/rtx_build.py", str(bundle), "--sm", "86"]
     ran = subprocess.run(command, cwd=root, stdout=subprocess.PIPE, text=True)
     document = json.loads(ran.stdout.splitlines()[-1])

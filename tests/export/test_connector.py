@@ -72,14 +72,14 @@ def test_the_denoiser_of_the_bundle_reads_as_many_slots_as_there_are_queries(mod
 @pytest.mark.slow
 @pytest.mark.parametrize("precision", ["int8", "int4"])
 def test_quantized_bundles_pass_their_comparisons(saved, tmp_path, precision):
-    export_bundle(saved, tmp_path / "x.bundle", precision=precision, report=lambda line: None)
+    export_bundle(saved, tmp_path / "x.bundle", precision=precision)
 
 
 @pytest.mark.slow
 @needs_rtx
 def test_every_component_builds_with_tensorrt_for_rtx(saved, tmp_path):
     bundle, root = tmp_path / "rtx.bundle", Path(__file__).resolve().parents[2]
-    export_bundle(saved, bundle, target="rtx", report=lambda line: None)
+    export_bundle(saved, bundle, target="rtx")
     command = [sys.executable, "benchmarks/rtx_build.py", str(bundle), "--sm", "86"]
     ran = subprocess.run(command, cwd=root, stdout=subprocess.PIPE, text=True)
     document = json.loads(ran.stdout.splitlines()[-1])

@@ -27,6 +27,7 @@ from edgemm.verify.bundle_checks import check_bundle
 from tests.engines.tiny_engines import needs_rtx
 from tests.export.nano import needs_opset_24
 from tests.export.passes.one_op import one_op, ops
+from tests.heard import hearing
 
 pytestmark = needs_opset_24
 
@@ -45,7 +46,8 @@ def lines():
 def bundle(export, tmp_path_factory, lines):
     words = ",".join(f"{target}={precision}" for target, precision in PRECISIONS.items())
     path = tmp_path_factory.mktemp("dialects") / "nano.bundle"
-    return open_bundle(export(path, target=",".join(PRECISIONS), precision=words, report=lines.append))
+    with hearing(lines):
+        return open_bundle(export(path, target=",".join(PRECISIONS), precision=words))
 
 
 @pytest.fixture(scope="module")
@@ -117,7 +119,7 @@ def choices(runtime, text, images, tokens):
     prompt = chat_prompt(as_messages(text, images), runtime.manifest.loops.text, runtime.tokenizer)
     loop = runtime.manifest.loops.text
     pictures = [load_picture(image, loop.image_size, loop.background, 10**6) for image in images]
-    seen = runtime.sight.encode(pictures, loop) if images else None
+    seen = runtime._reader.encode(pictures, loop) if images else None
     transformer = CachedTransformer(runtime.engine("transformer"), runtime.manifest.limits.max_context)
     found = [int(transformer.prefill(prompt, seen).argmax())]
     return found + [int(transformer.step(token).argmax()) for token in tokens[:-1]]

@@ -18,6 +18,7 @@ from edgemm.export.component_graphs import component_graphs
 from edgemm.export.example_inputs import example_inputs
 from edgemm.export.lower_cpu import lower_ort_cpu
 from edgemm.export.passes.int8_cache import int8_cache
+from edgemm.quantize.options import QuantizeOptions
 from edgemm.quantize.quantization import quantize
 from edgemm.quantize.simulated import RoundedCache, swap
 from edgemm.quantize.spec import Spec, read_spec
@@ -25,13 +26,12 @@ from edgemm.runtimes.schedule import initial_noise
 from tests.export.nano import left_behind, needs_opset_24, run_graph
 
 pytestmark = needs_opset_24
-NONE = {"text": "", "draw": ""}
 
 
 @pytest.fixture(scope="module")
 def spec(model) -> Spec:
     """Nothing but the cache."""
-    return quantize(copy.deepcopy(model), "fp16", "fp16", NONE, cache="int8")
+    return quantize(copy.deepcopy(model), QuantizeOptions("fp16", "fp16", "", cache="int8"))
 
 
 @pytest.fixture(scope="module")
@@ -110,7 +110,7 @@ def test_a_bundle_passes_its_gate_and_its_cache_takes_a_quarter(bundle, model):
         assert kinds == {"int8"}, component
     shape = model.config.transformer
     with edgemm.load(bundle, device="cpu", threads=1) as runtime:
-        assert runtime.talking.conversation().cache.slot_bytes == 2 * shape.depth * shape.kv_heads * shape.head_width
+        assert runtime._text.conversation().cache.slot_bytes == 2 * shape.depth * shape.kv_heads * shape.head_width
 
 
 def test_it_draws_as_torch_does_and_sessions_go_on(bundle, model):

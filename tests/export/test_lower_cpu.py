@@ -1,4 +1,4 @@
-"""`--precision` on CPUs: the recipe of `edgemm quantize`, on whatever graph there is, without data."""
+"""`--precision` on CPUs: what most layers become and which stay finer, of whatever weights there are."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from onnx import ModelProto, TensorProto, helper, numpy_helper
 
 from edgemm.errors import UsageError
 from edgemm.export.lower_cpu import lower_ort_cpu
-from edgemm.export.products import copy_to_rewrite
-from edgemm.export.specs import PRECISIONS, lower, plan_specs, quick_spec
-from edgemm.export.targets import read_plans
+from edgemm.export.products import copy_to_rewrite, products_of
+from edgemm.export.schemes import precisions_of, read_schemes
+from edgemm.export.specs import graph_weights, make_specs
 from edgemm.quantize import layers as recipe
-from edgemm.quantize.layers import QUICK, choose_layers
-from edgemm.quantize.make import make_spec
-from edgemm.quantize.quantization import quantize
-from edgemm.quantize.spec import HEAD, REST
+from edgemm.quantize.layers import choose_layers
+from edgemm.quantize.make import Prepared, make_spec
+from edgemm.quantize.spec import HEAD, REST, Spec
+from tests.export.nano import lower_on_cpu, spec_without_data
 
 COMPONENTS = ("image_encoder", "transformer", "conditioner", "denoiser", "image_decoder")
 
@@ -33,28 +33,24 @@ def attribute(node, name):
     return next(helper.get_attribute_value(a) for a in node.attribute if a.name == name)
 
 
-@pytest.mark.parametrize("precision", ["int8", "int4"])
-def test_a_graph_gets_the_numbers_that_its_torch_model_would(references, graphs, model, precision):
-    """So the judges of `edgemm quantize` speak for `--precision` too."""
-    depth = max(model.config.denoiser.prefix_layers) + 1
-    wanted = quantize(copy.deepcopy(model), *QUICK[precision], {"text": "", "draw": ""})
-    found = [quick_spec(name, references(graphs[name]), precision, depth) for name in COMPONENTS]
-    layers = {name: layer for spec in found for name, layer in spec.document.layers.items()}
-    tensors = {name: array for spec in found for name, array in spec.tensors.items()}
-    assert layers == wanted.document.layers
-    assert tensors.keys() == wanted.tensors.keys()
-    assert all(np.array_equal(array, wanted.tensors[name]) for name, array in tensors.items())
+@pytest.mark.parametrize("component", COMPONENTS)
+def test_every_product_of_a_graph_goes_by_a_name_that_a_spec_has(references, graphs, component):
+    """Else its layer would stay in float without a word."""
+    named = {product.layer for product in products_of(references(graphs[component]), component)}
+    assert named <= graph_weights(graphs).keys()
 
 
 def test_int8_alone_is_smoothed(model):
-    found = {precision: plan_specs(copy.deepcopy(model), read_plans("cpu", precision)) for precision in PRECISIONS}
+    words = precisions_of("cpu")
+    found = {precision: make_specs(copy.deepcopy(model), read_schemes("cpu", precision)) for precision in words}
     assert {precision: len(specs) for precision, specs in found.items()} == {"fp32": 0, "int8": 1, "int4": 1}
     assert found["int4"]["cpu"].document.smoothed == ()
     assert len(found["int8"]["cpu"].document.smoothed) == 2 * 3, "three places of each transformer layer"
 
 
 def test_in_int4_what_4_bits_harm_most_keeps_8_bits_in_wide_blocks(references, graphs):
-    graph, real = lower("transformer", references(graphs["transformer"]), "int4")
+    spec = spec_without_data(graph_weights(graphs), "int4")
+    graph, real = lower_on_cpu("transformer", references(graphs["transformer"]), spec)
     products = [node for node in nodes(graph, "MatMulNBits") if node.output[0] != "logits"]
     assert real == "int4"
     shapes = Counter(tuple(attribute(node, n) for n in ("bits", "block_size", "K", "N")) for node in products)
@@ -70,14 +66,14 @@ def test_in_int4_what_4_bits_harm_most_keeps_8_bits_in_wide_blocks(references, g
 @pytest.mark.parametrize("component", COMPONENTS)
 def test_lowering_leaves_the_reference_alone(references, graphs, component):
     reference = references(graphs[component])
-    lower(component, reference, "int8")
+    lower_on_cpu(component, reference, spec_without_data(graph_weights(graphs), "int8"))
     assert reference == references(graphs[component])
-    assert lower(component, reference, "fp32")[0] == reference
+    assert lower_on_cpu(component, reference, None)[0] == reference
 
 
 def test_an_unknown_precision_is_refused_with_those_there_are():
-    with pytest.raises(UsageError, match=r"'fp8' is none of: fp32, int8, int4"):
-        lower("transformer", ModelProto(), "fp8")
+    with pytest.raises(UsageError, match=r"'fp8' is none of what target cpu has: fp32, int8, int4"):
+        read_schemes("cpu", "fp8")
 
 
 TABLE = "embed_tokens.weight"
@@ -115,12 +111,16 @@ def embedding_and_head(width: int, turned: bool) -> tuple[ModelProto, np.ndarray
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10), table
 
 
+def spec_of(table: np.ndarray, precision: str, drawing_depth: int = 0) -> Spec:
+    return spec_without_data({HEAD: torch.from_numpy(table)}, precision, drawing_depth)
+
+
 @pytest.mark.parametrize("precision", ["int8", "int4"])
 @pytest.mark.parametrize("turned", [True, False])
 @pytest.mark.parametrize("width", [48, 64, 96, 128])  # no multiple of a block; an even and an odd number of blocks
 def test_any_width_can_be_lowered(precision, width, turned):
     model, table = embedding_and_head(width, turned)
-    graph, _ = lower("transformer", model, precision)
+    graph, _ = lower_on_cpu("transformer", model, spec_of(table, precision))
     session = onnxruntime.InferenceSession(graph.SerializeToString(), providers=["CPUExecutionProvider"])
     ids = np.arange(40)[None]
     (logits,) = session.run(None, {"input_ids": ids})
@@ -134,10 +134,10 @@ def test_rare_tokens_have_4_bits_at_int4_and_every_token_its_own_row(monkeypatch
     monkeypatch.setattr(recipe, "FREQUENT", {4: 16, 8: 16})
     model, table = embedding_and_head(64, turned=False)
     monkeypatch.setattr(recipe, "HEAVY", 1.0)
-    assert list(quick_spec("transformer", model, "int8", drawing_depth=1).document.layers) == [HEAD]
-    spec = quick_spec("transformer", model, "int4", drawing_depth=1)
+    assert list(spec_of(table, "int8", drawing_depth=1).document.layers) == [HEAD]
+    spec = spec_of(table, "int4", drawing_depth=1)
     assert (spec.layer(HEAD).bits, spec.layer(HEAD + REST).bits) == (8, 4)
-    graph, _ = lower("transformer", model, "int4", drawing_depth=1)
+    graph, _ = lower_on_cpu("transformer", model, spec)
     session = onnxruntime.InferenceSession(graph.SerializeToString(), providers=["CPUExecutionProvider"])
     (logits,) = session.run(None, {"input_ids": np.arange(40)[None]})
     said = spec.dequantized(HEAD).numpy()
@@ -150,7 +150,7 @@ def test_rare_tokens_have_4_bits_at_int4_and_every_token_its_own_row(monkeypatch
 def test_weights_are_not_in_memory_once_more_for_each_lowering():
     """A copy that is about to be rewritten holds the numbers that somebody still reads, and no others."""
     model, table = embedding_and_head(64, turned=True)
-    spec = quick_spec("transformer", model, "int8")
+    spec = spec_of(table, "int8")
     bare = copy_to_rewrite(model, lambda product: bool(spec.layer(product.layer).bits), "transformer")
     assert len(bare.SerializeToString()) < table.nbytes < len(model.SerializeToString())
     assert [(list(t.dims), t.data_type) for t in bare.graph.initializer] == [
@@ -158,7 +158,7 @@ def test_weights_are_not_in_memory_once_more_for_each_lowering():
     ]
     model.graph.node.append(helper.make_node("ReduceSum", [TABLE], ["sum"]))
     model.graph.output.append(helper.make_tensor_value_info("sum", TensorProto.FLOAT, [1, 1]))
-    graph, _ = lower("transformer", model, "int8")
+    graph, _ = lower_on_cpu("transformer", model, spec)
     session = onnxruntime.InferenceSession(graph.SerializeToString(), providers=["CPUExecutionProvider"])
     (summed,) = session.run(["sum"], {"input_ids": np.arange(40)[None]})
     assert summed.item() == pytest.approx(table.sum(), rel=1e-4), (
@@ -183,7 +183,7 @@ def test_tokens_that_spell_pictures_are_fine_wherever_they_stand(monkeypatch):
     weights = {HEAD: torch.from_numpy(table)}
     first = [3, 30, 39]
     places = torch.argsort(torch.tensor(first + [token for token in range(40) if token not in first])).int()
-    spec = make_spec(weights, choose_layers({HEAD: table.shape}, "int4", "int8", 1), {}, places=places)
+    spec = make_spec(weights, choose_layers({HEAD: table.shape}, "int4", "int8", 1), Prepared(places=places))
     said = spec.dequantized(HEAD).numpy()
     off = np.abs(said - table).mean(-1)
     assert off[first].max() < 0.3 * off[16:29].min(), "30 and 39 are rare, and have 8 bits"
@@ -196,5 +196,5 @@ def test_tokens_that_spell_pictures_are_fine_wherever_they_stand(monkeypatch):
 
 def test_other_families_keep_pictures_among_their_rare_tokens(monkeypatch):
     monkeypatch.setattr(recipe, "FREQUENT", {4: 16, 8: 16})
-    spec = quick_spec("transformer", embedding_and_head(64, turned=False)[0], "int4")
+    spec = spec_of(embedding_and_head(64, turned=False)[1], "int4")
     assert list(spec.document.layers) == [HEAD]

@@ -16,21 +16,21 @@ from onnx import ModelProto, TensorProto, helper, numpy_helper
 
 from edgemm.errors import InputError
 from edgemm.export.lower_cpu import lower_ort_cpu
-from edgemm.export.specs import quick_spec
-from edgemm.quantize.layers import QUICK
 from edgemm.quantize.number_formats import Integers
+from edgemm.quantize.options import QuantizeOptions
 from edgemm.quantize.quantization import quantize
 from edgemm.quantize.rounding import kquant, rtn
 from edgemm.quantize.simulated import QuantizedLinear
 from edgemm.quantize.spec import HEAD, SCHEMA_VERSION, Document, Layer, Spec, tensors_hash
+from tests.export.nano import spec_without_data
 
 COMPONENTS = ("image_encoder", "transformer", "conditioner", "denoiser", "image_decoder")
 
 
 @pytest.fixture(scope="module")
 def specs(model):
-    none = {"text": "", "draw": ""}
-    return {precision: quantize(copy.deepcopy(model), *asked, none) for precision, asked in QUICK.items()}
+    asked = {"int8": QuantizeOptions("int8", "int8", ""), "int4": QuantizeOptions("int4", "int8", "")}
+    return {precision: quantize(copy.deepcopy(model), options) for precision, options in asked.items()}
 
 
 @pytest.fixture(scope="module")
@@ -172,8 +172,9 @@ def test_at_int4_late_filters_and_letters_are_8_bits_in_the_file_and_float32_in_
         [numpy_helper.from_array(filters.numpy(), name), numpy_helper.from_array(letters.numpy(), "letters")],
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10)
-    assert not quick_spec("image_encoder", model, "int8").document.layers, "what is float16 opens sooner"
-    spec = quick_spec("image_encoder", model, "int4")
+    weights = {"image_encoder.encoder.blocks.9.expand": filters.flatten(1), "image_encoder.words.letters": letters}
+    assert not spec_without_data(weights, "int8").document.layers, "what is float16 opens sooner"
+    spec = spec_without_data(weights, "int4")
     assert set(spec.document.layers) == {"image_encoder.encoder.blocks.9.expand", "image_encoder.words.letters"}
     stored, _ = lower_ort_cpu("image_encoder", model, spec)
     assert sum(len(tensor.raw_data) for tensor in stored.graph.initializer) < (640 * 192 + 40 * 64) * 1.07

@@ -15,23 +15,25 @@ from edgemm.bundle.bundle import Bundle, open_bundle
 from edgemm.errors import InputError
 from edgemm.export.example_inputs import example_inputs
 from edgemm.export.lower_cuda import lower_ort_cuda
-from edgemm.export.lower_openvino import lower_openvino
 from edgemm.export.lower_tensorrt import lower_tensorrt, refusal
 from edgemm.model.checkpoint import weights_hash
+from edgemm.quantize.options import QuantizeOptions
 from edgemm.quantize.quantization import quantize
 from edgemm.quantize.simulated import swap
 from edgemm.quantize.spec import Layer, Spec
 from tests.engines.tiny_engines import build_component, needs_rtx
 
 QUANTIZED = ("transformer", "conditioner", "denoiser")
-METHODS = {"text": "", "draw": ""}  # the graphs here are traced once, from the model as it was before any smoothing
+NO_METHOD = ""  # the graphs here are traced once, from the model as it was before any smoothing
 
 
 @pytest.fixture(scope="module")
 def specs(model, checkpoint_path) -> dict[str, Spec]:
     known = (checkpoint_path.name, weights_hash(checkpoint_path))
     return {
-        text: quantize(copy.deepcopy(model), text, "int8", METHODS, portable=True, steps=2, checkpoint=known)
+        text: quantize(
+            copy.deepcopy(model), QuantizeOptions(text, "int8", NO_METHOD, portable=True, steps=2), checkpoint=known
+        )
         for text in ("int4", "w8a8")
     }
 
@@ -93,7 +95,7 @@ def test_what_tensorrt_cannot_take_is_named(layer, construct):
     assert refusal(Layer(8, activations="static")) is refusal(Layer(4, 128)) is None
 
 
-@pytest.mark.parametrize("lowering", ["tensorrt", "openvino", "cuda"])
+@pytest.mark.parametrize("lowering", ["tensorrt", "cuda"])
 def test_a_spec_for_cpus_is_refused_with_layer_and_construct(references, graphs, specs, lowering):
     document = specs["w8a8"].document
     layers = {name: dataclasses.replace(layer, activations="tensor") for name, layer in document.layers.items()}
@@ -102,8 +104,6 @@ def test_a_spec_for_cpus_is_refused_with_layer_and_construct(references, graphs,
     with pytest.raises(InputError, match=r"denoiser\.\S+: \w+.* takes no 'tensor' activations"):
         if lowering == "tensorrt":
             lower_tensorrt("denoiser", reference, spec, "fp16", "standard-24", {"denoiser": {"t": 20}})
-        elif lowering == "openvino":
-            lower_openvino("denoiser", reference, spec)
         else:
             lower_ort_cuda("denoiser", reference, spec, "fp16", {"denoiser": {"t": 20}})
 
@@ -124,7 +124,7 @@ def test_openvino_computes_what_the_swapped_torch_model_does(references, graphs,
     openvino = pytest.importorskip("openvino")
     from edgemm.export.component_graphs import component_graphs
 
-    graph, _ = lower_openvino(component, references(graphs[component]), specs[text])
+    graph, _ = lower_tensorrt(component, references(graphs[component]), specs[text], "fp32", "portable-21", {})
     core = openvino.Core()
     compiled = core.compile_model(
         core.read_model(graph.SerializeToString(), b""), "CPU", {"INFERENCE_PRECISION_HINT": "f32"}

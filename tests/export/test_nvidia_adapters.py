@@ -95,7 +95,7 @@ def test_factors_are_float32_at_the_edge_and_lie_where_the_engine_wants_them(bun
     assert first is second and 0 < engine.made <= 2 * 4 * DEPTH, "placed once"
     for name, factor in adapter.factors["denoiser"].items():
         np.testing.assert_array_equal(first[name], factor)
-    assert runtime.adapters._none.placed(runtime.engines.get("image_encoder")) is None
+    assert runtime.adapters._none.placed(runtime._engines.get("image_encoder")) is None
 
 
 def test_a_larger_rank_is_refused_with_what_to_do(opened, model, tmp_path):

@@ -14,9 +14,10 @@ from benchmarks.rtx_graphs import write_bundles
 from edgemm.bundle.bundle import Bundle, open_bundle
 from edgemm.cli.main import main
 from edgemm.errors import UsageError
-from edgemm.export.targets import read_plans
+from edgemm.export.schemes import read_schemes
 from tests.engines.tiny_engines import needs_rtx
 from tests.export.nano import needs_opset_24
+from tests.heard import hearing
 
 pytestmark = needs_opset_24
 
@@ -34,12 +35,13 @@ def lines() -> list[str]:
 def bundles(export, tmp_path_factory, lines) -> dict[str, Bundle]:
     """Export's own gate runs every graph and every loop."""
     folder = tmp_path_factory.mktemp("precisions")
-    return {
-        precision: open_bundle(
-            export(folder / f"{precision}.bundle", target=",".join(TARGETS), precision=precision, report=lines.append)
-        )
-        for precision in QUANTIZED
-    }
+    with hearing(lines):
+        return {
+            precision: open_bundle(
+                export(folder / f"{precision}.bundle", target=",".join(TARGETS), precision=precision)
+            )
+            for precision in QUANTIZED
+        }
 
 
 def graph(bundle: Bundle, component: str, target: str) -> onnx.ModelProto:
@@ -149,7 +151,8 @@ def test_a_node_that_falls_back_fails_the_build(checkpoint_path, references, cap
 
 
 def test_one_precision_a_target_and_the_cpus_own():
-    cpu, rtx = read_plans("cpu,rtx", "int8")
-    assert (cpu.quantizes, rtx.quantizes, rtx.real) == (False, True, "fp16")
+    cpu, rtx = read_schemes("cpu,rtx", "int8")
+    assert cpu.quantize and rtx.quantize and (cpu.real, rtx.real) == ("fp32", "fp16")
+    assert (cpu.quantize.portable, rtx.quantize.portable) == (False, True)
     with pytest.raises(UsageError, match="precision 'fp6' is none of what target rtx has: fp16, fp32, int8, int4, fp8"):
-        read_plans("rtx", "fp6")
+        read_schemes("rtx", "fp6")

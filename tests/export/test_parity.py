@@ -86,7 +86,9 @@ def test_quantized_choices_have_a_floor(precision, alike, passed):
 def test_one_near_tie_does_not_judge_a_quantized_reply():
     found = compare_replies("it", "int8", [1, 9, 9, 9], [1, 2, 3, 4])
     assert (found.value, found.limit, found.passed) == (0.25, None, True)
-    assert "not judged" in found.line() and "at least" not in found.line()
+    assert found.line() == "-[ ] it: tokens alike before the first that differs: 0.25, 1 of 4 (not judged)"
+    judged = compare_choices("it", "int8", [1, 2, 3, 4], [1, 2, 3, 4])
+    assert judged.line() == "-[✓] it: values close, tokens chosen alike: 1, 4 of 4 (at least: 0.75)"
 
 
 @pytest.mark.parametrize(

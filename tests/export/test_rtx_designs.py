@@ -23,6 +23,6 @@ DESIGNS = {"dense": {"experts": "dense"}, "autoencoder": {"image_tokens": "ae"},
 @pytest.mark.parametrize("name", DESIGNS)
 def test_every_component_builds_for_an_rtx_device_that_is_not_here(tmp_path, name):
     checkpoint.save(random_micro(variant(nano(), **DESIGNS[name])), tmp_path / "made")
-    export_bundle(tmp_path / "made", tmp_path / "made.bundle", target="rtx", report=lambda line: None)
+    export_bundle(tmp_path / "made", tmp_path / "made.bundle", target="rtx")
     components = {"image_encoder", "transformer", "conditioner", "denoiser", "image_decoder"}
     assert build_for_rtx(tmp_path / "made.bundle", tmp_path / "engines") == components

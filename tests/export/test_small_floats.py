@@ -23,15 +23,15 @@ from edgemm.errors import InputError, UsageError
 from edgemm.export.component_graphs import component_graphs
 from edgemm.export.example_inputs import example_inputs
 from edgemm.export.lower_cuda import lower_ort_cuda
-from edgemm.export.lower_openvino import lower_openvino
 from edgemm.export.lower_tensorrt import DYNAMIC_FP4, check_target, lower_tensorrt, refusal
 from edgemm.export.passes.fp4_decoded import fp4_decoded
-from edgemm.export.specs import plan_specs
-from edgemm.export.targets import read_plans
+from edgemm.export.schemes import read_schemes
+from edgemm.export.specs import make_specs
 from edgemm.quantize.simulated import swap
 from edgemm.quantize.spec import Layer, Spec
 from tests.engines.tiny_engines import build_component, needs_rtx
 from tests.export.nano import needs_opset_24
+from tests.heard import hearing
 
 pytestmark = needs_opset_24
 
@@ -43,7 +43,7 @@ FP8, FP4 = TensorProto.FLOAT8E4M3FN, TensorProto.FLOAT4E2M1
 @pytest.fixture(scope="module")
 def specs(model) -> dict[str, Spec]:
     """What export makes of the same words."""
-    return {word: plan_specs(model, read_plans("rtx", word))["rtx"] for word in (*PRECISIONS, "nvfp4-weights")}
+    return {word: make_specs(model, read_schemes("rtx", word))["rtx"] for word in (*PRECISIONS, "nvfp4-weights")}
 
 
 @pytest.fixture(scope="module")
@@ -55,12 +55,11 @@ def lines() -> list[str]:
 def bundles(export, tmp_path_factory, lines) -> dict[str, Bundle]:
     """Export's own gate runs every graph and every loop."""
     folder = tmp_path_factory.mktemp("floats")
-    return {
-        word: open_bundle(
-            export(folder / f"{word}.bundle", target="rtx,jetson-thor", precision=word, report=lines.append)
-        )
-        for word in PRECISIONS
-    }
+    with hearing(lines):
+        return {
+            word: open_bundle(export(folder / f"{word}.bundle", target="rtx,jetson-thor", precision=word))
+            for word in PRECISIONS
+        }
 
 
 def graph(bundle: Bundle, component: str) -> onnx.GraphProto:
@@ -238,7 +237,7 @@ def test_which_gpu_multiplies_what():
 @pytest.mark.parametrize("word", PRECISIONS)
 def test_a_target_without_such_kernels_is_refused_by_name(target, word):
     with pytest.raises(UsageError, match=rf"'{word}' is none of what target {target} has: .*no kernels for {word}"):
-        read_plans(target, word)
+        read_schemes(target, word)
 
 
 @pytest.mark.parametrize("target", ["cpu", "cuda", "jetson-orin", "rtx,jetson-orin-jp6"])
@@ -253,10 +252,7 @@ def test_a_spec_with_such_weights_is_refused_with_its_layer(export, specs, check
     assert not (tmp_path / "x.bundle").exists()
 
 
-def test_other_lowerings_refuse_it_too(references, graphs, specs):
-    reference = references(graphs["transformer"])
-    with pytest.raises(InputError, match=r"takes no (fp8|nvfp4) weights|takes no 'fp8' activations"):
-        lower_openvino("transformer", reference, specs["nvfp4"])
+def test_onnx_runtime_cuda_refuses_it_too(references, graphs, specs):
     with pytest.raises(InputError, match=r"takes no (fp8|nvfp4) weights|takes no 'fp8' activations"):
         lower_ort_cuda("denoiser", references(graphs["denoiser"]), specs["nvfp4"], "fp16", {"denoiser": {"t": 20}})
 

@@ -20,7 +20,7 @@ def test_a_bundle_draws_as_torch_does_and_differently_in_other_steps(tmp_path):
     with torch.no_grad():
         model.denoiser.step_mlp[2].weight.mul_(10)
     checkpoint.save(model, tmp_path / "told")
-    export_bundle(tmp_path / "told", tmp_path / "told.bundle", precision="fp32", report=lambda line: None)
+    export_bundle(tmp_path / "told", tmp_path / "told.bundle", precision="fp32")
     tokens = model.config.image_tokens
     noise = torch.from_numpy(initial_noise(5, tokens.token_count, tokens.token_width))[None]
     with edgemm.load(tmp_path / "told.bundle", device="cpu", threads=1) as bundle:

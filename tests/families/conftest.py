@@ -32,7 +32,7 @@ def exported(tmp_path_factory) -> Iterator[Callable[..., tuple[Path, Model]]]:
             folder = write_folder(name, place / "checkpoint", **changes)
             found = find_foreign(folder)
             assert found is not None
-            export_foreign(found, place / "made.bundle", report=lambda line: None)
+            export_foreign(found, place / "made.bundle")
             made[key] = folder, edgemm.load(place / "made.bundle", device="cpu", threads=1)
         return made[key]
 

@@ -44,8 +44,8 @@ def check_reading(
     assert len(set(wanted)) > 3, "weights that always say the same prove nothing"
     with torch.no_grad():
         logits = library(**inputs).logits[0, -1].numpy()
-    read, image_tokens = model.sight.look(tokens, [model.talking.picture(picture) for picture in pictures], loop)
-    found = model.talking.conversation().prefill(read, image_tokens)
+    read, image_tokens = model._reader.read(tokens, [model._text.picture(picture) for picture in pictures], loop)
+    found = model._text.conversation().prefill(read, image_tokens)
     heard = np.isfinite(found)  # the others are silent here and as low as numbers go in the library
     assert (logits[~heard] < -1e30).all()
     assert np.abs(found - logits)[heard].max() <= 1e-4 * max(1, np.abs(logits[heard]).max())

@@ -48,8 +48,8 @@ def test_a_picture_and_a_question_are_answered_as_by_the_library(exported, chang
         assert list(reply.token_ids) == wanted and len(set(wanted)) > 3
         with torch.no_grad():
             logits = library(**inputs).logits[0, -1].numpy()
-        read, tokens = model.sight.look(prompt, [model.talking.picture(shown)], loop)
-        found = model.talking.conversation().prefill(read, tokens)
+        read, tokens = model._reader.read(prompt, [model._text.picture(shown)], loop)
+        found = model._text.conversation().prefill(read, tokens)
         assert np.abs(found - logits).max() <= 1e-4 * max(1, np.abs(logits).max())
 
 

@@ -35,7 +35,7 @@ def check_same(folder, model, prompt, ids) -> None:
     assert ids_of(model, prompt) == ids
     wanted, logits = reply_of_library(folder, ids, 24)
     tokens = chat_prompt(as_messages(prompt), model.manifest.loops.text, model.tokenizer)
-    assert np.abs(model.talking.conversation().prefill(tokens) - logits).max() <= 1e-4 * max(1, np.abs(logits).max())
+    assert np.abs(model._text.conversation().prefill(tokens) - logits).max() <= 1e-4 * max(1, np.abs(logits).max())
     reply = model.generate_text(prompt, max_new_tokens=24, ignore_eos=True)
     assert list(reply.token_ids) == wanted
     assert len(set(wanted)) > 3, "weights that always say the same prove nothing"

@@ -39,8 +39,8 @@ def test_pictures_and_words_are_answered_as_by_the_library(exported, changes, sh
     assert list(reply.token_ids) == wanted
     assert len(set(wanted)) > 3
     prompt = chat_prompt(as_messages(SPOKEN[0], pictures), loop, model.tokenizer)
-    prompt, tokens = model.sight.look(prompt, [model.talking.picture(image) for image in pictures], loop)
-    found = model.talking.conversation().prefill(prompt, tokens)
+    prompt, tokens = model._reader.read(prompt, [model._text.picture(image) for image in pictures], loop)
+    found = model._text.conversation().prefill(prompt, tokens)
     assert np.abs(found - logits).max() <= 1e-4 * max(1, np.abs(logits).max())
 
 

@@ -62,10 +62,12 @@ def test_where_the_next_token_stands_survives_reading_in_two_halves(pair):
     model, *_ = pair
     loop = model.manifest.loops.text
     shown = picture(3, loop.image_size, loop.image_size)
-    prompt, tokens = model.sight.look(
-        chat_prompt(as_messages(SPOKEN[0], [shown]), loop, model.tokenizer), [model.talking.picture(shown)], loop
+    prompt, tokens = model._reader.read(
+        chat_prompt(as_messages(SPOKEN[0], [shown]), loop, model.tokenizer),
+        [model._text.picture(shown)],
+        loop,
     )
-    whole = model.talking.conversation().prefill(prompt, tokens).copy()
+    whole = model._text.conversation().prefill(prompt, tokens).copy()
     cut = int(np.flatnonzero(prompt.image_index >= 0)[0]) + 3
     halves = [
         type(prompt)(
@@ -74,7 +76,7 @@ def test_where_the_next_token_stands_survives_reading_in_two_halves(pair):
         for part in (slice(cut), slice(cut, None))
     ]
     halves[1].attention_limit[:] -= cut
-    conversation = model.talking.conversation()
+    conversation = model._text.conversation()
     conversation.prefill(halves[0], tokens)
     found = conversation.prefill(halves[1], tokens)
     assert np.abs(found - whole).max() <= 1e-4 * max(1, np.abs(whole).max())

@@ -33,5 +33,5 @@ COMPONENTS = {
 def test_every_component_builds_for_an_rtx_device_that_is_not_here(tmp_path, name):
     found = find_foreign(write_folder(name, tmp_path / "checkpoint"))
     assert found is not None
-    export_foreign(found, tmp_path / "made.bundle", target="rtx", max_context=256, report=print)
+    export_foreign(found, tmp_path / "made.bundle", target="rtx", max_context=256)
     assert build_for_rtx(tmp_path / "made.bundle", tmp_path / "engines") == COMPONENTS[name]

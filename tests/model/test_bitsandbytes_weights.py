@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 
 import pytest
@@ -23,18 +24,41 @@ KINDS = {
 }
 
 
-def load(folder, **config):
+def load(folder, dtype=torch.float32, **config):
     from transformers import BitsAndBytesConfig, LlamaForCausalLM
 
     more = {"quantization_config": BitsAndBytesConfig(**config)} if config else {}
-    return LlamaForCausalLM.from_pretrained(folder, dtype=torch.float32, **more)
+    return LlamaForCausalLM.from_pretrained(folder, dtype=dtype, **more)
 
 
 def dense(layer) -> torch.Tensor:
     """What bitsandbytes says that a layer holds, if it was never run."""
     if isinstance(layer, bitsandbytes.nn.Linear4bit):
-        return bitsandbytes.functional.dequantize_4bit(layer.weight.data, layer.weight.quant_state).float()
+        state = copy.copy(layer.weight.quant_state)
+        state.dtype = torch.float32  # the numbers themselves, not rounded to what is computed in
+        return bitsandbytes.functional.dequantize_4bit(layer.weight.data, state)
     return bitsandbytes.functional.int8_vectorwise_dequant(layer.weight.data, layer.weight.SCB).float()
+
+
+def with_short_scales(layer) -> torch.Tensor:
+    """What a Linear4bit that was never run will compute with once it has repacked itself: its scales in bfloat16."""
+    state = copy.copy(layer.weight.quant_state)
+    assert not state.nested
+    state.absmax, state.dtype = state.absmax.bfloat16().float(), torch.float32
+    return bitsandbytes.functional.dequantize_4bit(layer.weight.data, state)
+
+
+def run_and_save(model, folder) -> None:
+    """One forward, which repacks every layer on CPUs with AVX512-BF16; elsewhere its packing is called by hand."""
+    with torch.no_grad():
+        model(torch.arange(12)[None])
+    for layer in packed_layers(model).values():
+        weight = layer.weight
+        if not getattr(weight.quant_state, "packing_format_for_cpu", False):
+            assert not bitsandbytes.functional.has_avx512bf16(), "the forward was to repack it"
+            pack = bitsandbytes.functional._convert_weight_packed_for_cpu
+            weight.data, weight.quant_state = pack(weight.data, weight.quant_state)
+    model.save_pretrained(folder)
 
 
 def packed_layers(model):
@@ -61,21 +85,40 @@ def test_every_number_is_the_one_that_bitsandbytes_computes_with(packed, llama_s
     assert all(tensor.dtype == torch.float32 for tensor in state.values())
 
 
-def test_a_model_that_was_run_before_it_was_saved_reads_the_same(llama_folder, tmp_path):
-    """On some CPUs a layer repacks its weight at its first forward."""
-    model = load(llama_folder, **KINDS["nf4, nested"]).eval()
-    wanted = {name: dense(layer) for name, layer in packed_layers(model).items()}
-    with torch.no_grad():
-        model(torch.arange(12)[None])
-    model.save_pretrained(tmp_path)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("kind", ["nf4", "fp4"])
+def test_a_model_that_was_run_before_it_was_saved_reads_as_what_it_computed_with(kind, dtype, llama_folder, tmp_path):
+    """Repacked layers save their scales transposed.  bitsandbytes reads those as if they were not."""
+    model = load(llama_folder, dtype, **KINDS[kind]).eval()
+    wanted = {name: with_short_scales(layer) for name, layer in packed_layers(model).items()}
+    run_and_save(model, tmp_path)
     found = read_tensors([tmp_path / "model.safetensors"])
     for name, weight in wanted.items():
         torch.testing.assert_close(found[f"{name}.weight"], weight, rtol=1e-6, atol=1e-7)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_nested_scales_of_a_model_that_was_run_read_as_bitsandbytes_reads_them(dtype, llama_folder, tmp_path):
+    """Not as they were: bitsandbytes rounds them to bfloat16 at the forward, and to 8 bits again to save them."""
+    model = load(llama_folder, dtype, **KINDS["nf4, nested"]).eval()
+    before = {name: dense(layer) for name, layer in packed_layers(model).items()}
+    run_and_save(model, tmp_path)
+    found = read_tensors([tmp_path / "model.safetensors"])
+    layers = packed_layers(load(tmp_path, dtype))
+    assert layers.keys() == before.keys()
+    for name, layer in layers.items():
+        torch.testing.assert_close(found[f"{name}.weight"], dense(layer), rtol=1e-6, atol=1e-7)
+        lost = (found[f"{name}.weight"] - before[name]).norm() / before[name].norm()
+        assert lost < 2**-8, "more than the rounding of scales"  # bfloat16's step; garbage is at 1.4
+
+
 def test_what_is_not_packed_stays_as_it_is(tmp_path):
     tensors = {"a.weight": torch.ones(2, 2, dtype=torch.bfloat16), "a.bias": torch.zeros(2)}
     assert unpacked(tensors, tmp_path) == tensors
+
+
+def as_bytes(told: dict) -> torch.Tensor:
+    return torch.tensor(list(json.dumps(told).encode()), dtype=torch.uint8)
 
 
 @pytest.mark.parametrize(
@@ -85,6 +128,7 @@ def test_what_is_not_packed_stays_as_it_is(tmp_path):
         ("nf4", lambda t: t.update({"w.weight": t["w.weight"][:-1]}), "holds 126 codes in 2 blocks, .* says"),
         ("nf4", lambda t: t.update({"w.weight.absmax": torch.ones(1)}), "in 1 blocks"),
         ("nf4", lambda t: t.update({STATE: torch.tensor([123], dtype=torch.uint8)}), "nf4 cannot be read"),
+        ("nf4", lambda t: t.update({STATE: as_bytes(NESTED | {"nested_dtype": "save"})}), "nf4 cannot be read"),
         ("int8", lambda t: t.update({"w.SCB": torch.ones(3)}), r"int8 \(2, 4\) with \(3,\) scales"),
         ("int8", lambda t: t.update({"w.weight": torch.ones(2, 4)}), r"w\.weight is torch\.float32"),
     ],
@@ -102,3 +146,4 @@ def test_a_damaged_folder_is_refused_by_the_tensors_name(tmp_path, kind, change,
 
 
 STATE = "w.weight.quant_state.bitsandbytes__nf4"
+NESTED = {"shape": [8, 16], "blocksize": 64, "nested_blocksize": 256, "nested_offset": 0.0}

@@ -5,11 +5,14 @@ from __future__ import annotations
 import copy
 import dataclasses
 import json
+from pathlib import Path
 
 import pytest
 
 from edgemm.errors import CheckpointError
 from edgemm.model.config import PRESETS, ModelConfig, SamplerConfig
+
+CHECKPOINTS = Path(__file__).resolve().parents[2] / "checkpoints"
 
 
 @pytest.mark.parametrize("preset", PRESETS)
@@ -114,3 +117,41 @@ def test_a_file_that_holds_no_config_is_refused(tmp_path, text, message):
 
 def test_the_default_sampler_is_a_valid_one():
     assert SamplerConfig().guidance_interval == (0.0, 1.0)
+
+
+def test_a_config_written_before_templates_were_the_bundles_still_opens(tmp_path):
+    """`chat` once held image_close and stop_tokens, and none of what only foreign models need."""
+    document = PRESETS["micro"]().to_json()
+    seven = ("user", "assistant", "system")
+    document["chat"] = {f"{role}_{side}": f"<{role} {side}>" for role in seven for side in ("open", "close")}
+    document["chat"] |= {"system_default": "Be kind.", "image_close": "|", "stop_tokens": ["<stop>"]}
+    del document["image_close"], document["stop_tokens"]
+    config = ModelConfig.from_json(document)
+    assert (config.chat.system_default, config.chat.user_open) == ("Be kind.", "<user open>")
+    assert (config.image_close, config.stop_tokens) == ("|", ("<stop>",))
+    assert ModelConfig.from_json(json.loads(json.dumps(config.to_json()))) == config
+
+
+def test_what_an_old_template_left_out_is_the_default():
+    document = PRESETS["micro"]().to_json()
+    document["chat"], document["draw"] = {"user_open": "<u>"}, {"close": "<c>"}
+    config = ModelConfig.from_json(document)
+    assert config.chat == dataclasses.replace(PRESETS["micro"]().chat, user_open="<u>")
+    assert config.draw == dataclasses.replace(PRESETS["micro"]().draw, close="<c>")
+
+
+@pytest.mark.parametrize("part", ["chat", "draw"])
+def test_an_unknown_string_of_a_template_is_refused(part):
+    document = PRESETS["micro"]().to_json()
+    document[part]["colour"] = "red"
+    with pytest.raises(CheckpointError, match=f"{part}.colour: unknown field"):
+        ModelConfig.from_json(document)
+
+
+@pytest.mark.parametrize("folder", sorted(path.parent.name for path in CHECKPOINTS.glob("*/config.json")))
+def test_shipped_configs_open_and_keep_their_strings(folder):
+    document = json.loads((CHECKPOINTS / folder / "config.json").read_text(encoding="utf-8"))
+    config = ModelConfig.read(CHECKPOINTS / folder / "config.json")
+    told = dataclasses.asdict(config.chat) | {"image_close": config.image_close, "stop_tokens": [*config.stop_tokens]}
+    assert told.items() >= document["chat"].items()
+    assert dataclasses.asdict(config.draw).items() >= document["draw"].items()

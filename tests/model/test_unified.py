@@ -22,16 +22,16 @@ def drawn_the_long_way(model: Unified, prompt: str, noise: torch.Tensor) -> torc
 
     def predict(text: str):
         def at(x: torch.Tensor, time: torch.Tensor, size: torch.Tensor) -> torch.Tensor:
-            ids = draw_prompt(config, model.encode, text)
+            asked = draw_prompt(config, model.tokenizer, text)
             shape = (1, config.transformer.kv_heads, slots, config.transformer.head_width)
             past = [(torch.full(shape, 2.0), torch.full(shape, -2.0)) for _ in model.transformer.layers]
             start = torch.zeros(1, dtype=torch.long)
-            embedded = model.transformer.embed_tokens(torch.tensor([ids.ids]))
-            _, cached = model.transformer(embedded, torch.arange(len(ids.ids))[None], past, start)
+            embedded = model.transformer.embed_tokens(torch.from_numpy(asked.input_ids)[None])
+            _, cached = model.transformer(embedded, torch.arange(len(asked))[None], past, start)
             mask = torch.zeros(1, slots)
-            mask[0, : len(ids.ids)] = torch.tensor(ids.prompt_mask, dtype=torch.float32)
+            mask[0, : len(asked)] = torch.from_numpy(asked.users_own)
             layers = [cached[layer] for layer in config.denoiser.prefix_layers]
-            return model.denoiser(x, time, model.conditioner(layers, mask, torch.tensor([len(ids.ids)])))
+            return model.denoiser(x, time, model.conditioner(layers, mask, torch.tensor([len(asked)])))
 
         return at
 
@@ -79,13 +79,13 @@ def test_replies_from_a_static_cache_equal_whole_passes_without_one(model, pictu
     pixels = torch.rand(pictures, 3, 32, 32, generator=torch.Generator().manual_seed(0)) if pictures else None
     ids, logits = model.generate("What is this?", pixels, max_new_tokens=8, stop=False)
     assert len(ids) == len(logits) == 8
-    prompt = read_prompt(model.config, model.encode, "What is this?", pictures)
-    whole = torch.tensor([prompt.ids + ids[:-1]])
-    index = torch.tensor([prompt.image_index + [-1] * 7])
-    limit = torch.tensor([prompt.attention_limit + list(range(len(prompt.ids), len(prompt.ids) + 7))])
+    prompt = read_prompt(model.config, model.tokenizer, "What is this?", pictures)
+    whole = torch.tensor([[*prompt.input_ids, *ids[:-1]]])
+    index = torch.tensor([[*prompt.image_index, *[-1] * 7]])
+    limit = torch.tensor([[*prompt.attention_limit, *range(len(prompt), len(prompt) + 7)]])
     rows = torch.zeros(1, 1, 128) if pixels is None else model.image_encoder(pixels).flatten(0, 1)[None]
     hidden, _ = model.transformer(model.transformer.embed(whole, rows, index), limit)
-    expected = model.transformer.logits(hidden)[0, len(prompt.ids) - 1 :]
+    expected = model.transformer.logits(hidden)[0, len(prompt) - 1 :]
     torch.testing.assert_close(logits, expected, atol=1e-4, rtol=1e-5)  # logits of a size of tens
     assert ids == expected.argmax(-1).tolist()
 
@@ -102,7 +102,7 @@ def test_the_picture_and_its_place_change_the_reply(model):
 
 def test_a_reply_stops_at_the_stop_token_and_keeps_its_logits(model, monkeypatch):
     ids, _ = model.generate("hello", max_new_tokens=6, stop=False)
-    monkeypatch.setattr(unified, "stop_ids", lambda config, encode: [ids[2]])
+    monkeypatch.setattr(unified, "stop_ids", lambda config, tokenizer: [ids[2]])
     stopped, logits = model.generate("hello", max_new_tokens=6)
     assert stopped == ids[: ids.index(ids[2])]
     assert len(logits) == len(stopped) + 1

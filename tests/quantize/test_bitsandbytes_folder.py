@@ -12,6 +12,7 @@ from edgemm.model import checkpoint
 from edgemm.model.pretrained import load_transformer_weights
 from edgemm.model.transformer import Transformer
 from edgemm.quantize.bitsandbytes_folder import write_bitsandbytes
+from edgemm.quantize.options import QuantizeOptions
 from edgemm.quantize.quantization import quantize
 from tests.export.nano import left_behind, random_nano
 
@@ -72,8 +73,8 @@ def test_the_tokenizer_puts_our_template_around_messages(written, model):
     tokenizer = AutoTokenizer.from_pretrained(folder)
     talk = [{"role": "user", "content": TEXT}]
     ids = tokenizer.apply_chat_template(talk, add_generation_prompt=True)["input_ids"]
-    assert list(ids) == read_prompt(model.config, model.encode, TEXT, 0).ids
-    assert tokenizer.eos_token == model.config.chat.stop_tokens[0]
+    assert list(ids) == read_prompt(model.config, model.tokenizer, TEXT, 0).input_ids.tolist()
+    assert tokenizer.eos_token == model.config.stop_tokens[0]
 
 
 def test_int8_codes_are_those_of_a_spec(model, tmp_path):
@@ -82,7 +83,7 @@ def test_int8_codes_are_those_of_a_spec(model, tmp_path):
     again = random_nano()
     again.transformer.load_state_dict(load_transformer_weights(str(tmp_path / "int8"), model.config.transformer))
     name = "transformer.layers.1.mlp.up_proj"
-    once, twice = (quantize(one, "w8a8", "fp16", {"text": "", "draw": ""}) for one in (random_nano(), again))
+    once, twice = (quantize(one, QuantizeOptions("w8a8", "fp16", "")) for one in (random_nano(), again))
     assert (once.tensors[f"{name}.codes"] == twice.tensors[f"{name}.codes"]).all()
 
 

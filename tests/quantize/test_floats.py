@@ -11,13 +11,14 @@ import torch
 
 from edgemm.errors import InputError, UsageError
 from edgemm.quantize.layers import choose_layers
-from edgemm.quantize.make import Method, make_spec
+from edgemm.quantize.make import Method, Prepared, make_spec
 from edgemm.quantize.number_formats import BLOCK, Floats, to_floats
 from edgemm.quantize.simulated import QuantizedLinear
 from edgemm.quantize.spec import Layer, Spec, read_spec, tensors_hash
 
 SHAPES = {"transformer.layers.0.mlp.up_proj": (24, 64), "transformer.embed_tokens": (32, 64)}
 NAME = "transformer.layers.0.mlp.up_proj"
+KQUANT = Prepared({"text": Method(rounds="kquant")})
 
 
 def weight(n: int = 24, k: int = 64) -> torch.Tensor:
@@ -73,7 +74,7 @@ def spec() -> Spec:
     assert chosen == {NAME: Layer(4, BLOCK, form="nvfp4", activations="nvfp4")}
     layers = {NAME: Layer(4, BLOCK, form="nvfp4"), "denoiser.x": Layer(8, form="fp8")}
     weights = {NAME: weight(), "denoiser.x": weight(8, 32)}
-    return make_spec(weights, layers, {"text": Method(), "draw": Method()})
+    return make_spec(weights, layers)
 
 
 def test_a_spec_comes_back_as_it_was_written(spec, tmp_path):
@@ -105,7 +106,7 @@ def test_targets_of_whole_numbers_are_told_which_layer_they_cannot_take(spec):
 
 def test_the_swapped_layer_rounds_its_inputs_too():
     given, layers = weight(8, 32), {"denoiser.x": Layer(8, form="fp8", activations="fp8")}
-    made = make_spec({"denoiser.x": given}, {"denoiser.x": Layer(8, form="fp8")}, {})
+    made = make_spec({"denoiser.x": given}, {"denoiser.x": Layer(8, form="fp8")})
     tensors = made.tensors | {"denoiser.x.range": np.array([1.0, 3.0], np.float32)}
     spec = Spec(dataclasses.replace(made.document, layers=layers), tensors)
     linear = torch.nn.Linear(32, 8, bias=False)
@@ -123,7 +124,9 @@ def test_the_swapped_layer_rounds_its_inputs_too():
         (lambda: Layer(8, 16, form="nvfp4"), InputError, r"nvfp4 has bits, group \(4, 16\), not \(8, 16\)"),
         (lambda: Layer(8, form="fp6"), InputError, "form is 'fp6', expected one of: int, fp8, nvfp4"),
         (
-            lambda: make_spec({NAME: weight()}, {NAME: Layer(8, form="fp8")}, {"text": Method(rounds="kquant")}),
+            lambda: make_spec(
+                {NAME: weight()}, {NAME: Layer(8, form="fp8")}, Prepared({"text": Method(rounds="kquant")})
+            ),
             UsageError,
             "kquant chooses whole numbers, fp8 is rounded to nearest",
         ),

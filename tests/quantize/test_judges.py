@@ -15,6 +15,7 @@ from edgemm.data.format import read_dataset
 from edgemm.errors import CheckFailedError, UsageError
 from edgemm.model import checkpoint
 from edgemm.quantize.calibration import NOISE_SEED, read_calibration, thing_of
+from edgemm.quantize.options import QuantizeOptions
 from edgemm.quantize.quantization import quantize
 from edgemm.quantize.simulated import swap
 from edgemm.search.judges import PROMPTS, SEED, Scores, ask, compare, layer_signals, read_budget, require_budgets, ssim
@@ -49,7 +50,7 @@ def test_fewer_bits_score_worse(model):
     plain = ask(model, 2, TEXT)
     found = []
     for text, draw in (("int8", "int8"), ("int4", "w4a8")):
-        spec = quantize(copy.deepcopy(model), text, draw, {"text": "", "draw": ""})
+        spec = quantize(copy.deepcopy(model), QuantizeOptions(text, draw, ""))
         signals = layer_signals(model, spec)
         quantized = copy.deepcopy(model)
         swap(quantized, spec)
@@ -116,3 +117,9 @@ def test_the_command_judges_reports_and_keeps_nothing_that_misses(model, tmp_pat
     assert document["scores"]["psnr_db"] > 20
     assert document["layers"]["denoiser.blocks.0.up_proj"]["signal_db"] > 30
     assert report.read_text().count("data:image/png;base64,") == 12
+    (tmp_path / "file").write_text("no folder")
+    assert main([*words, str(tmp_path / "kept"), "--report", str(tmp_path / "file" / "report.html")]) != 0
+    assert (tmp_path / "kept" / "quant.json").is_file()  # the spec does not wait for its report
+    missed = tmp_path / "missed.html"
+    assert main([*words, str(tmp_path / "bad"), "--budget-draw", "psnr99", "--report", str(missed)]) == 7
+    assert missed.is_file() and not (tmp_path / "bad").exists()

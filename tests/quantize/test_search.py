@@ -13,18 +13,18 @@ from edgemm.errors import CheckFailedError, InputError
 from edgemm.export.lower_cpu import lower_ort_cpu
 from edgemm.model import checkpoint
 from edgemm.quantize import layers as recipe
+from edgemm.quantize.options import QuantizeOptions
 from edgemm.quantize.simulated import swap
 from edgemm.quantize.spec import HEAD, REST, read_spec
 from edgemm.search import search as searching
 from edgemm.search.judges import ask, compare, read_budget
 from edgemm.search.levels import FLOAT, group_of
 from edgemm.search.report import front
-from edgemm.search.search import search
+from edgemm.search.search import Aim, search
 from tests.evaluate.conftest import FIXTURE
 from tests.export.nano import left_behind, random_nano
 
 TEXT = "Alice was beginning to get very tired of sitting by her sister on the bank. " * 3
-NONE = {"text": "", "draw": ""}
 
 
 @pytest.fixture(scope="module")
@@ -43,10 +43,11 @@ def quick(monkeypatch):
     )
 
 
-def run(model, tmp_path, text="ppl+3%", draw="psnr30", goal="smallest", **more):
+def run(model, tmp_path, text="ppl+3%", draw="psnr30", goal="smallest", checker=None, **more):
     budgets = {"text": read_budget("text", text), "draw": read_budget("draw", draw)}
     searched = copy.deepcopy(model)
-    return search(searched, goal, budgets, tmp_path / "journal", methods=NONE, steps=2, **more)
+    options = QuantizeOptions(method="", steps=2, **more)
+    return search(searched, Aim(goal, budgets, checker), options, tmp_path / "journal")
 
 
 @pytest.mark.parametrize("goal", ["smallest", "fastest"])

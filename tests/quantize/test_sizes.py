@@ -8,7 +8,7 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 
 from edgemm.export.lower_cpu import lower_ort_cpu
-from edgemm.quantize.make import Method, make_spec
+from edgemm.quantize.make import make_spec
 from edgemm.quantize.spec import Layer
 from edgemm.search.levels import size_bytes
 
@@ -34,7 +34,7 @@ def test_bytes_told_are_bytes_written(layer):
         [node], "one", [x], [y], [numpy_helper.from_array(np.ascontiguousarray(weight.T.numpy()), "w")]
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10)
-    spec = make_spec({LAYER: weight}, {LAYER: layer}, {"text": Method()})
+    spec = make_spec({LAYER: weight}, {LAYER: layer})
     lower_ort_cpu("transformer", model, spec)
     written = sum(len(t.raw_data) for t in model.graph.initializer if len(t.dims))
     assert written == pytest.approx(size_bytes(spec), abs=32)  # a shape or two

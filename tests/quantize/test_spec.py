@@ -13,6 +13,7 @@ from edgemm.errors import CheckFailedError, EdgemmError, InputError, UsageError
 from edgemm.model.unified import Unified
 from edgemm.quantize import layers as recipe
 from edgemm.quantize.layers import layers_of
+from edgemm.quantize.options import QuantizeOptions
 from edgemm.quantize.quantization import quantize
 from edgemm.quantize.simulated import swap
 from edgemm.quantize.smoothing import fold, sites
@@ -29,7 +30,7 @@ def model() -> Unified:
 @pytest.fixture(scope="module")
 def spec(model) -> Spec:
     """Everything that a spec can hold: smoothing, a branch, static ranges."""
-    return quantize(copy.deepcopy(model), "int4", "w4a8", {"text": "awq+gptq", "draw": "smoothquant+svd"}, rank=4)
+    return quantize(copy.deepcopy(model), QuantizeOptions("int4", "w4a8", "text=awq+gptq,draw=smoothquant+svd", rank=4))
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +38,7 @@ def split(model) -> Spec:
     """The embedding in two precisions."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(recipe, "FREQUENT", {4: 100, 8: 100})
-        return quantize(copy.deepcopy(model), "int4", "fp16", {"text": "", "draw": ""})
+        return quantize(copy.deepcopy(model), QuantizeOptions("int4", "fp16", ""))
 
 
 def test_an_embedding_in_two_precisions_comes_back_and_is_swapped_in(model, split, tmp_path):
@@ -68,7 +69,7 @@ def test_a_saved_spec_comes_back_as_it_was(spec, tmp_path):
 @pytest.mark.parametrize("method", ["awq", "smoothquant"])
 def test_smoothing_changes_no_answer(model, method):
     smoothed = copy.deepcopy(model)
-    found = quantize(smoothed, "int8", "int8", {"text": method, "draw": method})
+    found = quantize(smoothed, QuantizeOptions("int8", "int8", method))
     assert len(found.document.smoothed) == 2 * 3 + 2 * 2, "three sites a transformer layer, two a denoiser block"
     for after, before in zip(answers(smoothed), answers(model), strict=True):
         torch.testing.assert_close(after, before, rtol=1e-3, atol=1e-4 * float(before.abs().max()))
@@ -86,7 +87,7 @@ def test_a_site_that_is_forgotten_would_be_noticed(model):
     ("text", "draw", "floor_db"), [("int8", "int8", 25), ("int4", "w4a8", 5), ("w8a8", "fp16", 15)]
 )
 def test_the_swapped_model_answers_alike(model, text, draw, floor_db):
-    found = quantize(copy.deepcopy(model), text, draw, {"text": "", "draw": ""})
+    found = quantize(copy.deepcopy(model), QuantizeOptions(text, draw, ""))
     swapped = copy.deepcopy(model)
     swap(swapped, found)
     for after, before in zip(answers(swapped), answers(model), strict=True):
@@ -104,7 +105,7 @@ def test_a_spec_in_another_process_gives_the_same_model(model, spec, tmp_path):
 
 
 def test_static_ranges_are_kept_a_step(model):
-    found = quantize(copy.deepcopy(model), "fp16", "int8", {"text": "", "draw": ""}, portable=True, steps=3)
+    found = quantize(copy.deepcopy(model), QuantizeOptions("fp16", "int8", "", portable=True, steps=3))
     layer = "denoiser.blocks.1.qkv_proj"
     assert found.layer(layer).activations == "static"
     assert found.tensors[f"{layer}.range"].shape == (3,)
@@ -156,7 +157,7 @@ def test_another_checkpoints_spec_is_refused(spec):
 
 
 def test_a_layer_that_the_model_has_not_is_named(model):
-    found = quantize(random_nano(), "int8", "int8", {"text": "", "draw": ""})
+    found = quantize(random_nano(), QuantizeOptions("int8", "int8", ""))
     found.document.layers["transformer.layers.9.mlp.up_proj"] = found.document.layers[
         "transformer.layers.1.mlp.up_proj"
     ]
@@ -168,9 +169,9 @@ def test_a_weight_that_is_not_finite_is_named():
     model = random_nano()
     model.transformer.layers[0].mlp.up_proj.weight.data[0, 0] = float("nan")
     with pytest.raises(InputError, match=r"layers\.0\.mlp\.up_proj"):
-        quantize(model, "int8", "fp16", {"text": "", "draw": ""})
+        quantize(model, QuantizeOptions("int8", "fp16", ""))
     with pytest.raises(InputError, match=r"inputs of transformer\.layers\.0\.mlp\.down_proj are not finite"):
-        quantize(model, "int8", "fp16", {"text": "gptq", "draw": ""})
+        quantize(model, QuantizeOptions("int8", "fp16", "text=gptq,draw="))
 
 
 @pytest.mark.parametrize(
@@ -179,11 +180,11 @@ def test_a_weight_that_is_not_finite_is_named():
 )
 def test_methods_that_make_no_sense_are_refused(methods, message):
     with pytest.raises(UsageError, match=message):
-        quantize(random_nano(), "int4", "fp16", {"text": methods, "draw": ""})
+        quantize(random_nano(), QuantizeOptions("int4", "fp16", f"text={methods},draw="))
 
 
 def test_data_that_does_not_fit_is_refused(model, tmp_path):
-    methods = {"text": "gptq", "draw": ""}
+    methods = "text=gptq,draw="
     (tmp_path / "short.txt").write_text("Too short.")
     (tmp_path / "bytes.txt").write_bytes(b"\xff\xfe\x00")
     for source, samples, message in (
@@ -195,4 +196,4 @@ def test_data_that_does_not_fit_is_refused(model, tmp_path):
         (None, 5000, "expected 5000 or more"),
     ):
         with pytest.raises(EdgemmError, match=message):
-            quantize(copy.deepcopy(model), "int4", "fp16", methods, source, samples)
+            quantize(copy.deepcopy(model), QuantizeOptions("int4", "fp16", methods, source, samples))

@@ -12,6 +12,7 @@ from edgemm.cli.main import main
 from edgemm.errors import InputError
 from edgemm.evaluate.metrics import paired_difference
 from edgemm.model import checkpoint
+from edgemm.quantize.options import QuantizeOptions
 from edgemm.quantize.quantization import quantize
 from edgemm.quantize.simulated import swap
 from edgemm.search.judges import differences, drawn_share, task_records
@@ -39,7 +40,7 @@ def model():
 def records(model):
     """Of the float model and of a coarse one."""
     coarse = copy.deepcopy(model)
-    swap(coarse, quantize(coarse, "int4", "w4a8", {"text": "rtn", "draw": "rtn"}), folded=True)
+    swap(coarse, quantize(coarse, QuantizeOptions("int4", "w4a8", "rtn")), folded=True)
     return [task_records(one, FIXTURE, LIMIT, STEPS) for one in (model, coarse)]
 
 

@@ -12,8 +12,7 @@ import pytest
 import edgemm
 from edgemm.bench import bench, roofline
 from edgemm.bench.bench import run_bench
-from edgemm.bench.plots import FIGURES
-from edgemm.bench.report import render_report
+from edgemm.bench.report import FIGURES, render_report
 from edgemm.bench.workload import Plan
 from edgemm.device.child import Answer
 from edgemm.report.svg import Axis, Plot, nice_ticks, short
@@ -79,6 +78,17 @@ def test_the_page_is_balanced_and_has_no_script_that_runs_and_no_address(result)
     assert parser.seen.count("svg") >= 8 and parser.seen.count("script") == 1
     assert not re.search(r"https?://|src=|url\(|@import", page)
     assert ("type", "application/json") in parser.attributes
+
+
+def test_the_memory_plot_shows_the_figure_of_the_tile(result):
+    """The tile is a fresh process's peak, the curve this process's: the plot holds both, by name."""
+    told = json.loads(json.dumps(result))
+    told["rows"]["peak_memory_bytes"] = told["rows"]["image_s"] | {"p50": 4e8}
+    page = render_report(told)
+    assert ">400 MB</b>resident at most, in a fresh process" in page
+    assert ">a fresh process, at most 400 MB</text>" in page
+    most = max(result["memory"]["resident"]["bytes"]) / 1e6
+    assert f">this process, at most {most:.0f} MB</text>" in page
 
 
 def test_the_document_can_be_had_back_from_the_page(result):

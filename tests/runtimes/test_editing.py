@@ -14,7 +14,8 @@ from edgemm.bundle.picture import load_picture
 from edgemm.bundle.prompt import drawing_prompt, negative_drawing_prompt
 from edgemm.errors import BundleError, InputError
 from edgemm.runtimes import schedule
-from edgemm.runtimes.draw import DrawingOptions
+from edgemm.runtimes.draw_requests import denoise_request
+from edgemm.runtimes.options import DrawingOptions
 from tests.runtimes import reference
 from tests.runtimes.test_denoise_loop import TOLERANCE
 from tests.runtimes.tiny_bundle import SKIP, build, denoise_loop, text_loop
@@ -74,10 +75,10 @@ def test_a_prompt_has_room_for_its_picture(editor):
     assert length == len(drawing_prompt("blue", loop.template, tokenizer)) + TINY.image_tokens
     with pytest.raises(InputError, match=f"takes {length} tokens, this bundle holds at most {length - 1}"):
         short = dataclasses.replace(limits, max_context=length - 1)
-        DrawingOptions().denoise_request("blue", loop, short, tokenizer, TINY.image_tokens)
+        denoise_request(DrawingOptions(), "blue", loop, short, tokenizer, editor.manifest.loops.text)
 
 
-def test_a_manifest_that_edits_needs_eyes(editor):
+def test_a_manifest_that_edits_needs_an_image_encoder(editor):
     loops = dataclasses.replace(editor.manifest.loops, text=None)
     with pytest.raises(BundleError, match="pictures to edit need an image_encoder"):
         dataclasses.replace(editor.manifest, loops=loops)

@@ -18,7 +18,7 @@ import pytest
 from edgemm.bundle.components import TensorSpec
 from edgemm.errors import EdgemmError, InputError, MissingError, ResourceError
 from edgemm.runtimes.backend import choice as backends
-from edgemm.runtimes.backend import tensorrt_package as tensorrt_door
+from edgemm.runtimes.backend import tensorrt_backend
 from edgemm.runtimes.backend.cuda_memory import Cuda
 from edgemm.runtimes.backend.engine import allocator
 from edgemm.runtimes.backend.tensorrt_engine import TensorRTEngine
@@ -156,7 +156,7 @@ def test_an_engine_that_has_no_memory_of_its_own_gets_numpys():
 
 @pytest.mark.parametrize("device", ["rtx", "jetson-orin-jp6", "jetson-thor"])
 def test_a_device_that_is_not_there_is_exit_4_with_this_platforms_line(device, monkeypatch):
-    monkeypatch.setattr(tensorrt_door, "find_spec", lambda name: None)
+    monkeypatch.setattr(tensorrt_backend, "find_spec", lambda name: None)
     with pytest.raises(
         MissingError, match=r"was asked for: .*(pip install 'edgemm\[tensorrt-rtx\]'|no such Jetson)"
     ) as told:

@@ -14,7 +14,7 @@ from edgemm.runtimes.backend import ort_backend as onnxruntime_backend
 
 
 @pytest.fixture
-def quiet(monkeypatch, tmp_path):
+def idle(monkeypatch, tmp_path):
     """Eight cores, all allowed, nobody else at work."""
     monkeypatch.setattr(os, "cpu_count", lambda: 8)
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(8)), raising=False)
@@ -22,14 +22,14 @@ def quiet(monkeypatch, tmp_path):
     return tmp_path
 
 
-def test_alone_on_the_machine_every_core_may_spin(quiet):
-    plan = threads.plan_threads(root=quiet)
+def test_alone_on_the_machine_every_core_may_spin(idle):
+    plan = threads.plan_threads(root=idle)
     assert (plan.count, plan.spinning) == (8, True)
 
 
-def test_fewer_allowed_cores_mean_fewer_threads_and_no_spinning(quiet, monkeypatch):
+def test_fewer_allowed_cores_mean_fewer_threads_and_no_spinning(idle, monkeypatch):
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {0, 1}, raising=False)
-    plan = threads.plan_threads(root=quiet)
+    plan = threads.plan_threads(root=idle)
     assert (plan.count, plan.spinning) == (2, False)
     assert "2 of 8 cores" in plan.why
 
@@ -41,38 +41,38 @@ def test_fewer_allowed_cores_mean_fewer_threads_and_no_spinning(quiet, monkeypat
         {"cpu/cpu.cfs_quota_us": "250000\n", "cpu/cpu.cfs_period_us": "100000\n"},
     ],
 )
-def test_a_containers_quota_counts_as_cores(quiet, files):
+def test_a_containers_quota_counts_as_cores(idle, files):
     for name, content in files.items():
-        path = quiet / "sys/fs/cgroup" / name
+        path = idle / "sys/fs/cgroup" / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(content)
-    plan = threads.plan_threads(root=quiet)
+    plan = threads.plan_threads(root=idle)
     assert (plan.count, plan.spinning) == (2, False)
 
 
-def test_no_quota_is_no_limit(quiet):
-    (quiet / "sys/fs/cgroup").mkdir(parents=True)
-    (quiet / "sys/fs/cgroup/cpu.max").write_text("max 100000\n")
-    assert threads.plan_threads(root=quiet).count == 8
+def test_no_quota_is_no_limit(idle):
+    (idle / "sys/fs/cgroup").mkdir(parents=True)
+    (idle / "sys/fs/cgroup/cpu.max").write_text("max 100000\n")
+    assert threads.plan_threads(root=idle).count == 8
 
 
-def test_other_work_stops_the_spinning(quiet, monkeypatch):
+def test_other_work_stops_the_spinning(idle, monkeypatch):
     monkeypatch.setattr(os, "getloadavg", lambda: (6.0, 1.0, 1.0))
-    plan = threads.plan_threads(root=quiet)
+    plan = threads.plan_threads(root=idle)
     assert (plan.count, plan.spinning) == (8, False)
     assert "75% busy" in plan.why
 
 
 @pytest.mark.parametrize(("running", "spins"), [("1/200", True), ("5/200", False), ("?", False)])
-def test_work_that_has_ended_does_not(quiet, monkeypatch, running, spins):
+def test_work_that_has_ended_does_not(idle, monkeypatch, running, spins):
     monkeypatch.setattr(os, "getloadavg", lambda: (6.0, 1.0, 1.0))
-    (quiet / "proc").mkdir()
-    (quiet / "proc/loadavg").write_text(f"6.00 1.00 1.00 {running} 4711\n")
-    assert threads.plan_threads(root=quiet).spinning == spins
+    (idle / "proc").mkdir()
+    (idle / "proc/loadavg").write_text(f"6.00 1.00 1.00 {running} 4711\n")
+    assert threads.plan_threads(root=idle).spinning == spins
 
 
-def test_more_threads_than_cores_do_not_spin(quiet):
-    plan = threads.plan_threads(12, root=quiet)
+def test_more_threads_than_cores_do_not_spin(idle):
+    plan = threads.plan_threads(12, root=idle)
     assert (plan.count, plan.spinning) == (12, False)
 
 

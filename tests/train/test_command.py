@@ -6,7 +6,6 @@ import random
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -15,6 +14,23 @@ from safetensors.torch import load_file
 from edgemm.cli.main import main
 from edgemm.train.run import train
 from tests.train.conftest import ROOT, read_log, recipe
+
+# `edgemm train`, ended by the kernel as by SIGKILL: so many seconds of work after it wrote line `moment` of its log.
+KILLED = """
+import signal, sys
+from edgemm.cli import main
+from edgemm.train import loop
+
+moment, seconds, really = int(sys.argv[1]), float(sys.argv[2]), loop.refusing_full_disk
+
+def counting(path, done, size):
+    if done == moment + 1:
+        signal.setitimer(signal.ITIMER_PROF, seconds)  # of this process's own time, however busy the machine is
+    return really(path, done, size)
+
+loop.refusing_full_disk = counting
+sys.exit(main(sys.argv[3:]))
+"""
 
 CHANGES = {"steps": 40, "batch": 8, "log_every": 1, "save_every": 3, "sample_every": 1000}
 
@@ -31,19 +47,17 @@ def losses(folder: Path) -> list[tuple[int, float]]:
 
 def test_a_run_killed_at_any_step_goes_on_with_the_same_losses_to_the_same_weights(tmp_path, shapes):
     train(recipe("micro-shapes", tmp_path / "whole", data=shapes, **CHANGES))
-    moment = random.SystemRandom().randint(1, 20)
-    words = [sys.executable, "-m", "edgemm", *command(tmp_path / "killed", shapes)]
+    chance = random.SystemRandom()
+    moment, seconds = chance.randint(1, 20), chance.uniform(0.001, 0.1)
+    words = command(tmp_path / "killed", shapes)
     log = tmp_path / "killed" / "log.jsonl"
-    with subprocess.Popen(words, cwd=ROOT, stderr=subprocess.PIPE) as process:
-        while process.poll() is None and not (log.exists() and log.read_text().count("\n") >= moment):
-            time.sleep(0.005)
-        process.kill()
-    assert process.returncode == -signal.SIGKILL, f"it was over before step {moment}"
-    assert len(log.read_text().splitlines()) < CHANGES["steps"]
+    killed = subprocess.run([sys.executable, "-c", KILLED, str(moment), str(seconds), *words], cwd=ROOT)
+    assert killed.returncode == -signal.SIGPROF, f"it was over before step {moment}"
+    assert moment <= len(log.read_text().splitlines()) < CHANGES["steps"]
 
-    ran = subprocess.run(words, cwd=ROOT, capture_output=True, text=True)
+    ran = subprocess.run([sys.executable, "-m", "edgemm", *words], cwd=ROOT, capture_output=True, text=True)
     assert ran.returncode == 0, ran.stderr
-    assert losses(tmp_path / "killed") == losses(tmp_path / "whole"), f"killed after {moment} lines"
+    assert losses(tmp_path / "killed") == losses(tmp_path / "whole"), f"killed {seconds} s after {moment} lines"
     weights = [load_file(tmp_path / run / "checkpoint" / "model.safetensors") for run in ("killed", "whole")]
     assert all((weights[0][name] == tensor).all() for name, tensor in weights[1].items())
 

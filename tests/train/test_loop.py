@@ -16,6 +16,7 @@ from edgemm.errors import EdgemmError, InputError, ResourceError
 from edgemm.train import loop
 from edgemm.train.loop import run_loop
 from edgemm.train.recipe import Recipe
+from tests.heard import hearing
 from tests.train.conftest import read_log
 
 
@@ -120,6 +121,22 @@ def test_a_stopped_run_goes_on_with_the_same_losses(tmp_path, stop_at, optimizer
     assert compared(tmp_path / "stopped") == compared(tmp_path / "whole")
     assert torch.equal(resumed.first, expected.first)
     assert resumed.saved[-1] == expected.saved[-1]
+
+
+def test_who_waits_hears_step_loss_and_seconds_a_step_and_where_a_resumed_run_begins(tmp_path):
+    with hearing() as heard, pytest.raises(KeyboardInterrupt):
+        run(TwoNumbers(stop_at=7), settings(tmp_path))
+    (bar,) = heard.bars
+    told = read_log(tmp_path)[-1]
+    assert (bar.what, bar.done, bar.total, bar.unit) == ("training", 7, 12, "steps")
+    assert bar.note == f"loss {told['loss']:.4f}, {told['seconds_a_step']:.3g} s/step"
+    assert heard.lines == [] and not heard.open and heard.statuses[-1] == "", "nothing is left on a terminal"
+
+    with hearing() as heard:
+        run(TwoNumbers(), settings(tmp_path))
+    assert heard.bars[0].done == 12
+    resumed, last = heard.lines
+    assert resumed == "resuming at step 4 of 12" and last == f"step 12 of 12: {heard.bars[0].note}"
 
 
 def test_a_task_prepares_itself_for_a_new_run_only(tmp_path):

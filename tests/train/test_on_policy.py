@@ -61,7 +61,7 @@ def test_the_student_answers_as_its_own_words_are_likely(task):
     norm = sharp.transformer.norm.weight
     norm.data.mul_(1e4)
     said = own_answers(task, sharp, features, prompts, 3, seed=1)
-    stops = set(stop_ids(sharp.config, sharp.encode))
+    stops = set(stop_ids(sharp.config, sharp.tokenizer))
     for row, answer in enumerate(said):
         hidden, targets, _ = task.answered(sharp, features[row : row + 1], prompts[row : row + 1], [answer])
         assert targets.tolist() == answer == sharp.transformer.logits(hidden).argmax(-1).tolist()

@@ -28,7 +28,7 @@ def launch(name: str, output: Path, launcher: tuple[str, ...] = (), **changes) -
         *("-m", "edgemm", "train", "--config", str(ROOT / "recipes" / f"{name}.toml")),
         *(word for change in words for word in ("--set", change)),
     ]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=3000)
 
 
 def test_shares_are_disjoint_and_make_the_whole_batch():

@@ -132,21 +132,23 @@ def test_only_the_answer_is_scored_and_each_token_from_the_one_before(task):
     assert targets.tolist() == [token for answer in answers for token in answer]
     picture = task.features[rows[0], task._batch(0)[3].integers(task.features.shape[1], size=len(rows))[0]]
     tokens = task.model.image_encoder.project(picture[None].float())
-    ids = torch.tensor([prompts[0].ids + answers[0][:-1]])
+    ids = torch.tensor([[*prompts[0].input_ids, *answers[0][:-1]]])
     extra = len(answers[0]) - 1
-    index = torch.tensor([prompts[0].image_index + [-1] * extra])
-    limit = torch.tensor([prompts[0].attention_limit + list(range(len(prompts[0].ids), ids.shape[1]))])
+    index = torch.tensor([[*prompts[0].image_index, *[-1] * extra]])
+    limit = torch.tensor([[*prompts[0].attention_limit, *range(len(prompts[0]), ids.shape[1])]])
     with torch.no_grad():
         hidden, _ = task.model.transformer(task.model.transformer.embed(ids, tokens, index), limit)
-        expected = task.model.transformer.logits(hidden)[0, len(prompts[0].ids) - 1 :]
+        expected = task.model.transformer.logits(hidden)[0, len(prompts[0]) - 1 :]
     torch.testing.assert_close(logits[: extra + 1].detach(), expected, atol=1e-4, rtol=1e-4)
 
 
 def test_half_of_the_questions_ask_for_the_name(task):
-    names = {(tuple(prompt.ids), tuple(answer)) for _, prompt, answer in task.questions["label"]}
+    names = {(tuple(prompt.input_ids), tuple(answer)) for _, prompt, answer in task.questions["label"]}
     for step in range(3):
         _, prompts, answers, _ = task._batch(step)
-        asked = [(tuple(prompt.ids), tuple(answer)) in names for prompt, answer in zip(prompts, answers, strict=True)]
+        asked = [
+            (tuple(prompt.input_ids), tuple(answer)) in names for prompt, answer in zip(prompts, answers, strict=True)
+        ]
         assert sum(asked) == 4
 
 
@@ -168,8 +170,10 @@ def test_text_replies_are_scored_apart_and_with_their_own_weight(drawn, tmp_path
 def test_prompts_and_answers_are_those_of_the_dataset(task):
     row, prompt, answer = task.questions["label"][0]
     assert row == 0
-    assert prompt == read_prompt(task.model.config, task.model.encode, "What is this?", 1)
-    assert answer == reply_ids(task.model.config, task.model.encode, "red heart")
+    expected = read_prompt(task.model.config, task.model.tokenizer, "What is this?", 1)
+    assert prompt.input_ids.tolist() == expected.input_ids.tolist()
+    assert prompt.image_index.tolist() == expected.image_index.tolist()
+    assert answer == reply_ids(task.model.config, task.model.tokenizer, "red heart")
 
 
 def test_the_first_view_is_the_picture_itself_and_the_others_are_changed(task):

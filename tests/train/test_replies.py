@@ -17,7 +17,7 @@ def test_batched_replies_are_those_of_one_prompt_at_a_time():
             weight.normal_(0, 0.5, generator=random)
     messages = ["Why?", "Give me three facts about a red heart.", "Where would I find a bus?"]
     replies = own_replies(model, messages, 6)
-    stops = set(stop_ids(model.config, model.encode))
+    stops = set(stop_ids(model.config, model.tokenizer))
     for message, (_, reply) in zip(messages, replies, strict=True):
         expected, _ = model.generate(message, max_new_tokens=6, stop=False)
         ends = [place for place, token in enumerate(expected) if token in stops]

@@ -9,19 +9,28 @@ from __future__ import annotations
 import importlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from types import ModuleType
+from typing import Any
 
 from edgemm.errors import BundleError, MissingError, UsageError
+from edgemm.runtimes.backend.engine import Backend
 
 __all__ = ["BACKENDS", "DEVICES", "ON_CPU", "Choice", "assign", "load_backend", "select"]
 
-BACKENDS: dict[str, tuple[str, str]] = {  # backend -> (module, how to get it)
-    "onnxruntime": ("edgemm.runtimes.backend.ort_backend", "pip install 'edgemm[ort]'"),
-    "ort_cuda": ("edgemm.runtimes.backend.ort_cuda_backend", "pip install 'edgemm[cuda]' and an NVIDIA driver"),
-    "tensorrt": ("edgemm.runtimes.backend.tensorrt_backend", "comes with JetPack: sudo apt-get install nvidia-jetpack"),
-    "tensorrt_rtx": ("edgemm.runtimes.backend.tensorrt_rtx_backend", "pip install 'edgemm[tensorrt-rtx]'"),
-    "openvino": ("edgemm.runtimes.backend.openvino_backend", "pip install 'edgemm[openvino]'"),
-    "openvino-bf16": ("edgemm.runtimes.backend.openvino_backend", "pip install 'edgemm[openvino]'"),
+BACKENDS: dict[str, tuple[str, str, str]] = {  # backend -> (module, the object in it or "", how to get it)
+    "onnxruntime": ("edgemm.runtimes.backend.ort_backend", "", "pip install 'edgemm[ort]'"),
+    "ort_cuda": ("edgemm.runtimes.backend.ort_cuda_backend", "", "pip install 'edgemm[cuda]' and an NVIDIA driver"),
+    "tensorrt": (
+        "edgemm.runtimes.backend.tensorrt_backend",
+        "TENSORRT",
+        "comes with JetPack: sudo apt-get install nvidia-jetpack",
+    ),
+    "tensorrt_rtx": (
+        "edgemm.runtimes.backend.tensorrt_backend",
+        "TENSORRT_RTX",
+        "pip install 'edgemm[tensorrt-rtx]'",
+    ),
+    "openvino": ("edgemm.runtimes.backend.openvino_backend", "", "pip install 'edgemm[openvino]'"),
+    "openvino-bf16": ("edgemm.runtimes.backend.openvino_backend", "", "pip install 'edgemm[openvino]'"),
 }
 
 ON_CPU = {  # backends that a component may be given by hand, and what each calls the CPU
@@ -106,8 +115,8 @@ def _problem(row: Device) -> str:
         backend = load_backend(row.backend)
     except MissingError as error:
         return str(error)
-    if hasattr(backend, "problem"):  # it knows better than a list of names
-        return str(backend.problem(row.target))
+    if problem := getattr(backend, "problem", None):  # it knows better than a list of names
+        return str(problem(row.target))
     providers = backend.providers()
     return "" if row.provider in providers else f"{row.backend} here has {', '.join(providers)} and no {row.provider}"
 
@@ -129,10 +138,11 @@ def assign(choice: Choice, components: Iterable[str], asked: str | Mapping[str, 
     return {component: by_hand.get(component, choice) for component in names}
 
 
-def load_backend(name: str) -> ModuleType:
-    """The backend's module; MissingError with the cure when its package is not installed."""
-    module, cure = BACKENDS[name]
+def load_backend(name: str) -> Backend:
+    """MissingError with the cure when its package is not installed."""
+    module, part, cure = BACKENDS[name]
     try:
-        return importlib.import_module(module)
+        found: Any = importlib.import_module(module)
     except ImportError as error:
         raise MissingError(f"backend {name} is not installed ({error}): {cure}") from error
+    return getattr(found, part) if part else found

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -19,14 +20,20 @@ from edgemm.bundle.components import TensorSpec
 from edgemm.bundle.manifest import Variant
 from edgemm.bundle.onnx_file import check_external_data
 from edgemm.device.threads import ThreadPlan
-from edgemm.errors import BundleError, EdgemmError, MissingError, ResourceError
-from edgemm.runtimes.backend.engine import Arrays, check_binding
+from edgemm.errors import BundleError, MissingError
+from edgemm.runtimes.backend.engine import (
+    Arrays,
+    Binding,
+    LoadedEngine,
+    LockedBinding,
+    check_names,
+    explained,
+    first_line,
+)
 
 __all__ = [
-    "OrtBinding",
     "OrtEngine",
     "compare_io",
-    "explained",
     "open_engine",
     "open_session",
     "providers",
@@ -54,7 +61,6 @@ def version() -> str:
 
 
 def providers() -> tuple[str, ...]:
-    """What this build could use; whether it does is known once a session is open."""
     return tuple(ort.get_available_providers())
 
 
@@ -67,7 +73,6 @@ def open_engine(
     plan: ThreadPlan,
     lock: threading.Lock,
 ) -> OrtEngine:
-    """Loads one component; `lock` is shared by the engines of a model, so that runs take turns."""
     return OrtEngine(component, variant, open_session(component, graph, data, variant, provider, plan), lock)
 
 
@@ -90,7 +95,7 @@ def open_session(
         what, kind = f"{graph}: ONNX Runtime {ort.__version__} cannot load it", BundleError
         if provider == CPU and _release(ort.__version__) < NEEDED:
             what, kind = f"{what}; {UPGRADE}; it says", MissingError
-        raise explained(error, what, kind) from error
+        raise explained(error, what, kind, first_line(error)) from error
     if session.get_providers()[0] != provider:
         raise MissingError(f"{component}: asked ONNX Runtime for {provider}, it uses {session.get_providers()[0]}")
     compare_io(graph, "input", variant.inputs, session.get_inputs())
@@ -98,48 +103,33 @@ def open_session(
     return session
 
 
-class OrtEngine:
-    """A loaded component; see engine.py.  What another provider does differently, its engine overrides."""
+class OrtEngine(LoadedEngine):
+    """What another provider does differently, its engine overrides."""
+
+    title = "ONNX Runtime"
 
     def __init__(self, component: str, variant: Variant, session: Any, lock: threading.Lock) -> None:
-        self.component = component
-        self.inputs = {spec.name: spec for spec in variant.inputs}
-        self.outputs = {spec.name: spec for spec in variant.outputs}
+        super().__init__(component, variant, lock)
         self.session = session
-        self.lock = lock
 
-    def bind(self, inputs: Arrays, outputs: Arrays) -> OrtBinding:
-        check_binding(self, inputs, outputs)
-        return OrtBinding(self, inputs, outputs)
+    def tie(self, inputs: Arrays, outputs: Arrays) -> Binding:
+        return self.tie_by_address(inputs, outputs)
+
+    def tie_by_address(self, inputs: Arrays, outputs: Arrays) -> LockedBinding:
+        """Its `run` takes ONNX Runtime's options."""
+        io = self.session.io_binding()
+        for side, bind in ((inputs, io.bind_input), (outputs, io.bind_output)):
+            for name, array in side.items():
+                bind(name, self.place(array), 0, array.dtype.type, array.shape, array.ctypes.data)
+        return LockedBinding(self, (inputs, outputs), partial(self.run, io))
 
     def place(self, array: np.ndarray) -> str:
         """Where the memory of an array is, in ONNX Runtime's words."""
         return "cpu"
 
-    def run(self, io: Any, options: ort.RunOptions | None) -> None:
+    def run(self, io: Any, options: ort.RunOptions | None = None) -> None:
         """With the lock held."""
         self.session.run_with_iobinding(io, options)
-
-
-class OrtBinding:
-    """Arrays tied to a session by address; they are kept alive here."""
-
-    def __init__(self, engine: OrtEngine, inputs: Arrays, outputs: Arrays) -> None:
-        self._engine = engine
-        self._kept_alive = (*inputs.values(), *outputs.values())
-        self._io = engine.session.io_binding()
-        for name, array in inputs.items():
-            self._io.bind_input(name, engine.place(array), 0, array.dtype.type, array.shape, array.ctypes.data)
-        for name, array in outputs.items():
-            self._io.bind_output(name, engine.place(array), 0, array.dtype.type, array.shape, array.ctypes.data)
-
-    def run(self, options: ort.RunOptions | None = None) -> None:
-        engine = self._engine
-        try:
-            with engine.lock:
-                engine.run(self._io, options)
-        except Exception as error:
-            raise explained(error, f"{engine.component}: ONNX Runtime failed", EdgemmError) from error
 
 
 def session_options(plan: ThreadPlan) -> ort.SessionOptions:
@@ -155,12 +145,10 @@ def session_options(plan: ThreadPlan) -> ort.SessionOptions:
     return options
 
 
-def compare_io(graph: Path, side: str, specs: tuple[TensorSpec, ...], found: Sequence[Any]) -> None:
-    """The manifest and the graph have to name the same tensors."""
+def compare_io(graph: Path, side: str, specs: Sequence[TensorSpec], found: Sequence[Any]) -> None:
+    """The manifest and the graph have to tell of the same tensors."""
+    check_names(graph, side, specs, [{node.name} for node in found])
     nodes = {node.name: node for node in found}
-    if nodes.keys() != {spec.name for spec in specs}:
-        wrong = sorted(nodes.keys() ^ {spec.name for spec in specs})
-        raise BundleError(f"{graph}: {side}s {', '.join(wrong)} are not both in the graph and in the manifest")
     for spec in specs:
         node = nodes[spec.name]
         numbers = [(have, want) for have, want in zip(node.shape, spec.shape) if isinstance(have, int)]
@@ -173,10 +161,3 @@ def compare_io(graph: Path, side: str, specs: tuple[TensorSpec, ...], found: Seq
 
 def _release(version: str) -> tuple[int, ...]:
     return tuple(int(part) for part in version.split(".")[:2])
-
-
-def explained(error: Exception, what: str, kind: type[EdgemmError]) -> EdgemmError:
-    first_line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-    if isinstance(error, MemoryError) or "bad_alloc" in first_line or "Failed to allocate memory" in first_line:
-        return ResourceError(f"{what}: out of memory: {first_line}")
-    return kind(f"{what}: {first_line}")

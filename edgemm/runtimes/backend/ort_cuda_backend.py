@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import itertools
 import re
-import sys
 import threading
 from pathlib import Path
 from typing import Any
@@ -18,12 +17,13 @@ from typing import Any
 import numpy as np
 import onnxruntime as ort
 
+from edgemm import progress
 from edgemm.bundle.manifest import Variant
 from edgemm.device.threads import ThreadPlan
 from edgemm.errors import BundleError
 from edgemm.runtimes.backend.cuda_memory import Cuda, cuda_graphs_wanted, shared_cuda
-from edgemm.runtimes.backend.engine import Arrays, Binding, check_binding
-from edgemm.runtimes.backend.ort_backend import OrtBinding, OrtEngine, open_session, providers, version
+from edgemm.runtimes.backend.engine import Arrays, Binding
+from edgemm.runtimes.backend.ort_backend import OrtEngine, open_session, providers, version
 
 __all__ = ["GraphBinding", "OrtCudaEngine", "open_engine", "providers", "version"]
 
@@ -50,14 +50,12 @@ def open_engine(
     except BundleError as error:
         if not (graphs and re.search(REFUSES_GRAPHS, str(error))):
             raise
-        print(f"{component}: ONNX Runtime runs some of its nodes on the CPU, so no CUDA graph", file=sys.stderr)
+        progress.line(f"{component}: ONNX Runtime runs some of its nodes on the CPU, so no CUDA graph")
         graphs, session = False, open_session(component, graph, data, variant, PROVIDER, plan, DEVICE)
     return OrtCudaEngine(component, variant, session, lock, cuda, graphs)
 
 
 class OrtCudaEngine(OrtEngine):
-    """See engine.py."""
-
     def __init__(
         self, component: str, variant: Variant, session: Any, lock: threading.Lock, cuda: Cuda, graphs: bool
     ) -> None:
@@ -68,16 +66,13 @@ class OrtCudaEngine(OrtEngine):
     def zeros(self, shape: tuple[int, ...], dtype: Any) -> np.ndarray:
         return self.cuda.zeros(shape, dtype)
 
-    def bind(self, inputs: Arrays, outputs: Arrays) -> Binding:
-        if not self.graphs:
-            return super().bind(inputs, outputs)
-        check_binding(self, inputs, outputs)
-        return GraphBinding(self, inputs, outputs)
+    def tie(self, inputs: Arrays, outputs: Arrays) -> Binding:
+        return GraphBinding(self, inputs, outputs) if self.graphs else self.tie_by_address(inputs, outputs)
 
     def place(self, array: np.ndarray) -> str:
         return "cuda" if self.cuda.shared.holds(array) else "cpu"
 
-    def run(self, io: Any, options: ort.RunOptions | None) -> None:
+    def run(self, io: Any, options: ort.RunOptions | None = None) -> None:
         """Waits for the result: managed memory may not be touched before."""
         super().run(io, options)
         io.synchronize_outputs()
@@ -102,7 +97,7 @@ class GraphBinding:
         gotten = {name: seen(array) for name, array in outputs.items()}
         self._before = [(given[name], array) for name, array in inputs.items() if given[name] is not array]
         self._after = [(array, gotten[name]) for name, array in outputs.items() if gotten[name] is not array]
-        self._binding = OrtBinding(engine, given, gotten)
+        self._binding = engine.tie_by_address(given, gotten)
         self._captured, self._plain = (_options(number) for number in (next(engine.numbers), NOT_CAPTURED))
         self._thread: int | None = None  # of the last run
 

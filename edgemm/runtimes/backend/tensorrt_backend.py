@@ -1,10 +1,82 @@
-"""TensorRT as a backend: JetPack's own, 10.3 to 11.  Not tried on a device yet.  What it does: tensorrt_package.py."""
+"""TensorRT's two packages as backends: JetPack's own, 10.3 to 11, and TensorRT for RTX.  Not tried on a device yet.
+
+Engines come from the cache of edgemm.engines, which builds them, once, when they are not there.  The CUDA driver is
+asked before any TensorRT object exists.
+"""
 
 from __future__ import annotations
 
-from edgemm.runtimes.backend.tensorrt_package import Door
+import importlib
+import threading
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
 
-__all__ = ["open_engine", "problem", "providers", "version"]
+from edgemm.bundle.manifest import Variant
+from edgemm.device.threads import ThreadPlan
+from edgemm.errors import BundleError, MissingError
+from edgemm.runtimes.backend.cuda_memory import shared_cuda
+from edgemm.runtimes.backend.tensorrt_engine import TensorRTEngine, load_engine
 
-DOOR = Door("tensorrt", "TensorRT")
-version, providers, problem, open_engine = DOOR.version, DOOR.providers, DOOR.problem, DOOR.open_engine
+__all__ = ["TENSORRT", "TENSORRT_RTX", "TensorRTPackage"]
+
+
+@dataclass(frozen=True)
+class TensorRTPackage:
+    package: str
+    provider: str
+
+    def version(self) -> str:
+        return importlib.import_module(self.package).__version__
+
+    def providers(self) -> tuple[str, ...]:
+        return (self.provider,) if not self.problem() else ()
+
+    def problem(self, target: str = "") -> str:
+        """Why this target does not run here, or an empty string.  Cheap questions first: most machines have no such
+        package, and no driver."""
+        from edgemm.device.board import read_board
+
+        board = read_board()
+        if target.startswith("jetson") and (board is None or board.target != target):
+            return "this machine is no such Jetson" if board is None else f"this board takes target {board.target}"
+        if find_spec(self.package) is None:
+            from edgemm.engines.destination import install_line
+
+            return f"{self.package} is not installed: {install_line(self.package, board)}"
+        from edgemm.device.gpu import probe_cuda
+
+        return probe_cuda().problem
+
+    def open_engine(
+        self,
+        component: str,
+        graph: Path,
+        data: Path | None,
+        variant: Variant,
+        provider: str,
+        plan: ThreadPlan,
+        lock: threading.Lock,
+    ) -> TensorRTEngine:
+        """Builds what is not in the cache."""
+        from edgemm.engines.bundle_engines import engine_for
+
+        cuda = shared_cuda()
+        try:
+            trt = importlib.import_module(self.package)
+        except ImportError as error:
+            raise MissingError(f"backend {self.package} is not installed ({error})") from error
+        path = engine_for(_bundle_of(graph, variant), component, self.package, variant)
+        return load_engine(trt, component, path, variant, cuda, lock)
+
+
+def _bundle_of(graph: Path, variant: Variant) -> Path:
+    """The folder that `variant.graph` is in."""
+    parts = Path(variant.graph).parts
+    if graph.parts[-len(parts) :] != parts:
+        raise BundleError(f"{graph} is not {variant.graph} of a bundle")
+    return graph.parents[len(parts) - 1]
+
+
+TENSORRT = TensorRTPackage("tensorrt", "TensorRT")
+TENSORRT_RTX = TensorRTPackage("tensorrt_rtx", "TensorRT-RTX")

@@ -19,7 +19,7 @@ from edgemm.bundle.components import TensorSpec
 from edgemm.bundle.manifest import Variant
 from edgemm.errors import BundleError, EdgemmError, InputError
 from edgemm.runtimes.backend.cuda_memory import Cuda, cuda_graphs_wanted
-from edgemm.runtimes.backend.engine import Arrays, Binding, check_binding
+from edgemm.runtimes.backend.engine import Arrays, Binding, LoadedEngine
 
 __all__ = ["RowByRow", "TensorRTBinding", "TensorRTEngine", "load_engine"]
 
@@ -45,15 +45,14 @@ def load_engine(
     return TensorRTEngine(trt, component, variant, (logger, runtime, engine), cuda, lock)
 
 
-class TensorRTEngine:
-    """See engine.py."""
+class TensorRTEngine(LoadedEngine):
+    title = "TensorRT"
 
     def __init__(
         self, trt: Any, component: str, variant: Variant, parts: tuple[Any, Any, Any], cuda: Cuda, lock: threading.Lock
     ) -> None:
-        self.trt, self.component, self.cuda, self.lock = trt, component, cuda, lock
-        self.inputs = {spec.name: spec for spec in variant.inputs}
-        self.outputs = {spec.name: spec for spec in variant.outputs}
+        super().__init__(component, variant, lock)
+        self.trt, self.cuda = trt, cuda
         self._parts = parts  # the logger and the runtime have to outlive the engine
         self.engine = parts[-1]
 
@@ -61,8 +60,7 @@ class TensorRTEngine:
         """An array that needs no staging."""
         return self.cuda.zeros(shape, dtype)
 
-    def bind(self, inputs: Arrays, outputs: Arrays) -> Binding:
-        check_binding(self, inputs, outputs)
+    def tie(self, inputs: Arrays, outputs: Arrays) -> Binding:
         self.cuda.enter()
         rows = max((len(array) for name, array in inputs.items() if _has_rows(self.inputs[name])), default=1)
         if rows > 1 and not self._fitting(inputs):

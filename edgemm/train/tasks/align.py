@@ -13,15 +13,14 @@ import dataclasses
 import hashlib
 import json
 import re
-import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 
+from edgemm import progress
 from edgemm.data.format import Sample
 from edgemm.errors import InputError
 from edgemm.model.config import VisionConfig
@@ -86,7 +85,7 @@ def spell_words(model: Unified, labels: Iterable[str]) -> list[str]:
     """
     words = _words(model)
     known = [label for label, _ in sorted(Counter(labels).items(), key=lambda item: (-item[1], item[0]))]
-    blank = model.encode(model.config.chat.image_close)[:1]
+    blank = model.encode(model.config.image_close)[:1]
     slots = words.spelling.shape[1]
     spelled = [(model.encode(" " + label)[:slots] + blank * slots)[:slots] for label in known]
     letters = sorted({token for ids in spelled for token in ids})
@@ -137,7 +136,7 @@ def _descend(
     """AdamW with a linear decay over random views of random pictures."""
     optimizer = torch.optim.AdamW(groups, lr=RATE, fused=True)
     loss = torch.zeros(())
-    for step in tqdm(range(steps), what, unit="step", file=sys.stderr, mininterval=1.0, disable=None):
+    for step in progress.track(range(steps), steps, what, "steps"):
         for group in optimizer.param_groups:
             group["lr"] = RATE * min(1.0, (step + 1) / 50) * (1 - step / steps)
         rows = torch.randint(len(features), (BATCH,), generator=random)
@@ -178,7 +177,7 @@ def eye_features(model: Unified, pixels: Tensor, mirrored: Tensor, views: int, s
     mirrored (b) says which of them may be mirrored.
     """
     stacked, device = [], model.image_encoder.position.device
-    for view in tqdm(range(views), "looking", unit="view", file=sys.stderr, disable=None):
+    for view in progress.track(range(views), views, "looking", "views"):
         random = torch.Generator().manual_seed(seed * 1000 + view)
         seen = []
         for chunk, may in zip(pixels.split(CHUNK), mirrored.split(CHUNK), strict=True):

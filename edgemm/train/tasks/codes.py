@@ -18,10 +18,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from edgemm.bundle.prompt import with_picture_ids
 from edgemm.data.format import Sample
 from edgemm.errors import UsageError
 from edgemm.model import checkpoint
-from edgemm.model.prompts import codes_prompt, with_codes
+from edgemm.model.prompts import codes_prompt
 from edgemm.model.unified import Unified
 from edgemm.train.ranks import Share
 from edgemm.train.recipe import Recipe
@@ -50,7 +51,7 @@ class CodesTask:
         self.shown = [samples[row].captions[-1] for row in spread(len(samples))]
         self.questions: list[Asked] = []
         if recipe.task != "draw":
-            self.questions = questions_about(dataset, samples, recipe, model.config, model.encode)
+            self.questions = questions_about(dataset, samples, recipe, model.config, model.tokenizer)
         model.transformer.requires_grad_(True)
         self.description = f"{len(samples)} pictures, {len(self.questions)} questions"
 
@@ -115,7 +116,7 @@ class CodesTask:
             known = self.captions[row]
             caption = known[random.integers(len(known))]
             caption = caption if random.random() >= self.recipe.drop_prompt else ""
-            ids = codes_prompt(self.model.config, self.model.encode, caption)
+            ids = codes_prompt(self.model.config, self.model.tokenizer, caption).input_ids.tolist()
             found.append((ids, list(range(len(ids))), self.codes[pictured].tolist()))
         return found
 
@@ -124,8 +125,8 @@ class CodesTask:
         found: list[Taught] = []
         for which in batch_rows(len(self.questions), self._half, self.recipe.seed + 1, step):
             question = self.questions[which]
-            asked = with_codes(question.prompt, self.codes[question.row].tolist())
-            found.append((asked.ids, asked.attention_limit, question.answer))
+            asked = with_picture_ids(question.prompt, self.codes[question.row].numpy())
+            found.append((asked.input_ids.tolist(), asked.attention_limit.tolist(), question.answer))
         return found
 
     @property

@@ -15,8 +15,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from edgemm.bundle.prompt import Prompt
 from edgemm.model import flow
-from edgemm.model.prompts import TextPrompt, stop_ids
+from edgemm.model.prompts import stop_ids
 from edgemm.model.unified import Unified
 from edgemm.train.distill_recipe import DistillRecipe
 from edgemm.train.ranks import Share
@@ -197,11 +198,11 @@ def feature_loss(ours: Tensor, theirs: Tensor) -> Tensor:
 
 @torch.no_grad()
 def own_answers(
-    task: ReadTask, model: Unified, features: Tensor, prompts: Sequence[TextPrompt], new_tokens: int, seed: int
+    task: ReadTask, model: Unified, features: Tensor, prompts: Sequence[Prompt], new_tokens: int, seed: int
 ) -> list[list[int]]:
     """The model's sampled answers to prompts over features (b, m, f): at most `new_tokens` ids each, the one that ends
     it among them."""
-    stops = set(stop_ids(model.config, model.encode))
+    stops = set(stop_ids(model.config, model.tokenizer))
     random = torch.Generator(model.device).manual_seed(seed)
     said: list[list[int]] = [[] for _ in prompts]
     going = list(range(len(prompts)))

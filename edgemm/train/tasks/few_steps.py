@@ -10,7 +10,6 @@ Axes: r trajectories, k times, b batch, n image tokens, p numbers a token.
 from __future__ import annotations
 
 import dataclasses
-import sys
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -19,6 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from edgemm import progress
 from edgemm.model import checkpoint, flow
 from edgemm.model.config import SamplerConfig
 from edgemm.model.denoiser import Denoiser
@@ -43,8 +43,6 @@ class Trajectories:
 
 def record(teacher: Unified, recipe: DistillRecipe, cache: TeacherCache) -> Trajectories:
     """Let the teacher draw the training captions, each with noise of its own; finished chunks are not drawn again."""
-    from tqdm import tqdm
-
     _, samples = pick_samples(recipe.data, recipe.splits, recipe.groups, recipe.pictures, recipe.caption)
     known = sorted({caption for sample in samples for caption in sample.captions})
     order = np.random.default_rng([recipe.seed, 4]).permutation(len(known))
@@ -55,7 +53,7 @@ def record(teacher: Unified, recipe: DistillRecipe, cache: TeacherCache) -> Traj
     )
     tokens, states = teacher.config.image_tokens, []
     starts = range(0, len(captions), CHUNK)
-    for start in tqdm(starts, "teacher draws", unit="chunk", file=sys.stderr, mininterval=1.0, disable=None):
+    for start in progress.track(starts, len(starts), "teacher draws", "chunks"):
         rows = range(start, min(start + CHUNK, len(captions)))
         noise = np.stack(
             [

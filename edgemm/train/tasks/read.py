@@ -19,9 +19,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from edgemm.bundle.prompt import Prompt
 from edgemm.errors import InputError, UsageError
 from edgemm.model import checkpoint
-from edgemm.model.prompts import TextPrompt
 from edgemm.model.unified import Unified
 from edgemm.train.optimizers import parts_of
 from edgemm.train.ranks import Share
@@ -73,8 +73,8 @@ class ReadTask:
             lambda: eye_features(model, pixels, mirrored, recipe.views, recipe.seed),
         )
         self.labels = [sample.label for sample in samples]
-        self.questions: dict[str, list[tuple[int, TextPrompt, list[int]]]] = {}
-        for asked in questions_about(dataset, samples, recipe, model.config, model.encode):
+        self.questions: dict[str, list[tuple[int, Prompt, list[int]]]] = {}
+        for asked in questions_about(dataset, samples, recipe, model.config, model.tokenizer):
             self.questions.setdefault(asked.kind, []).append((asked.row, asked.prompt, asked.answer))
         self.kinds = [kind for kind in sorted(self.questions) if kind != "label"]
         counts = np.array([len(self.questions[kind]) for kind in self.kinds])
@@ -163,7 +163,7 @@ class ReadTask:
         """The same as hidden states (scored tokens, w), of this model or of a teacher with the same eye."""
         return self.answered(model, *self.asked(step))
 
-    def asked(self, step: int) -> tuple[Tensor, list[TextPrompt], list[list[int]]]:
+    def asked(self, step: int) -> tuple[Tensor, list[Prompt], list[list[int]]]:
         """This process's features (b, m, f), prompts and answers of a step."""
         rows, prompts, answers, random = self._batch(step)
         views = random.integers(self.features.shape[1], size=len(rows))
@@ -171,21 +171,21 @@ class ReadTask:
         return self._blended(rows, views, random)[mine], prompts[mine], answers[mine]
 
     def answered(
-        self, model: Unified, features: Tensor, prompts: Sequence[TextPrompt], answers: Sequence[list[int]]
+        self, model: Unified, features: Tensor, prompts: Sequence[Prompt], answers: Sequence[list[int]]
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Last hidden states (scored tokens, w) before each token of the answers, row by row, the tokens, and which of
         them answer a question about a picture."""
         device = model.image_encoder.position.device
         image_tokens = model.image_encoder.project(features.to(device))  # (b, m, w)
-        length = max(len(p.ids) + len(a) for p, a in zip(prompts, answers, strict=True)) - 1
+        length = max(len(p) + len(a) for p, a in zip(prompts, answers, strict=True)) - 1
         ids = torch.zeros(len(prompts), length, dtype=torch.long)
         index, limit = torch.full_like(ids, -1), torch.arange(length).repeat(len(prompts), 1)
         targets = torch.full_like(ids, -1)
         for row, (prompt, answer) in enumerate(zip(prompts, answers, strict=True)):
-            asked, whole = len(prompt.ids), prompt.ids + answer
+            asked, whole = len(prompt), prompt.input_ids.tolist() + answer
             ids[row, : len(whole) - 1] = torch.tensor(whole[:-1])
-            index[row, :asked] = torch.tensor(prompt.image_index)
-            limit[row, :asked] = torch.tensor(prompt.attention_limit)
+            index[row, :asked] = torch.from_numpy(prompt.image_index)
+            limit[row, :asked] = torch.from_numpy(prompt.attention_limit)
             targets[row, asked - 1 : len(whole) - 1] = torch.tensor(answer)
         scored, pictured = targets >= 0, torch.tensor([is_pictured(prompt) for prompt in prompts])
         pictured = pictured[:, None].expand_as(scored).to(device)
@@ -208,7 +208,7 @@ class ReadTask:
         others = self.features[random.integers(len(self.features), size=len(rows)), 0].float()
         return torch.lerp(features, others, shares)
 
-    def _batch(self, step: int) -> tuple[np.ndarray, list[TextPrompt], list[list[int]], np.random.Generator]:
+    def _batch(self, step: int) -> tuple[np.ndarray, list[Prompt], list[list[int]], np.random.Generator]:
         """Some text without a picture; of the others half ask what it is, half the other kinds of question."""
         random = np.random.default_rng([self.recipe.seed, step, 2])
         texts = round(self.recipe.batch * self.recipe.reply_share) if self.replies else 0
@@ -224,8 +224,8 @@ class ReadTask:
         return np.array(rows), list(prompts), list(answers), random
 
 
-def is_pictured(prompt: TextPrompt) -> bool:
-    return max(prompt.image_index) >= 0
+def is_pictured(prompt: Prompt) -> bool:
+    return bool((prompt.image_index >= 0).any())
 
 
 def adapted(model: Unified, recipe: Recipe) -> PeftModel:

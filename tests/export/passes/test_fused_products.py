@@ -7,8 +7,8 @@ import onnx
 import pytest
 
 from edgemm.export.passes.fused_products import fused_products
-from edgemm.export.specs import lower
-from tests.export.nano import needs_opset_24, opened, run_graph
+from edgemm.export.specs import graph_weights
+from tests.export.nano import lower_on_cpu, needs_opset_24, opened, run_graph, spec_without_data
 
 pytestmark = needs_opset_24
 
@@ -16,7 +16,7 @@ pytestmark = needs_opset_24
 @pytest.fixture(scope="module", params=["int8", "int4"])
 def lowered(request, references, graphs):
     reference = references(graphs["transformer"])
-    return lower("transformer", reference, request.param)[0]
+    return lower_on_cpu("transformer", reference, spec_without_data(graph_weights(graphs), request.param))[0]
 
 
 def test_a_transformer_with_fused_products_is_the_same_bit_for_bit(lowered):
@@ -37,7 +37,8 @@ def test_a_transformer_with_fused_products_is_the_same_bit_for_bit(lowered):
 
 
 def test_products_of_other_inputs_or_in_float_stay(references, graphs):
-    model, _ = lower("denoiser", references(graphs["denoiser"]), "int8")
+    spec = spec_without_data(graph_weights(graphs), "int8")
+    model, _ = lower_on_cpu("denoiser", references(graphs["denoiser"]), spec)
     assert not fused_products(model) and not any("fused" in node.name for node in model.graph.node)
 
 

@@ -15,8 +15,8 @@ from edgemm.export.ort_cpu_graph import for_ort_cpu
 from edgemm.export.passes.added_norm import added_norm
 from edgemm.export.passes.grouped_attention import grouped_attention
 from edgemm.export.passes.rewriting import value_shapes
-from edgemm.export.specs import quick_spec
-from tests.export.nano import needs_opset_24, opened, run_graph
+from edgemm.export.specs import graph_weights
+from tests.export.nano import needs_opset_24, opened, run_graph, spec_without_data
 
 pytestmark = needs_opset_24
 SLOTS, CACHE = 40, 24  # the longest context, and this one's
@@ -103,9 +103,8 @@ def test_nothing_of_the_old_attention_is_left(model, reference, rewritten):
 
 
 def test_one_product_gives_queries_keys_and_values_in_one_piece(references, graphs, reference):
-    model, _ = lower_ort_cpu(
-        "transformer", references(graphs["transformer"]), quick_spec("transformer", reference, "int8")
-    )
+    spec = spec_without_data(graph_weights(graphs), "int8")
+    model, _ = lower_ort_cpu("transformer", references(graphs["transformer"]), spec)
     for_ort_cpu(model, reference, SLOTS)
     attentions = [node for node in model.graph.node if node.op_type == "GroupQueryAttention"]
     assert attentions and all(list(node.input[1:3]) == ["", ""] for node in attentions)

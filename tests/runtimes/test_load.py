@@ -1,4 +1,4 @@
-"""Opening a bundle: what runs beside what, and what never runs before what."""
+"""Loading a bundle: what runs beside what, and what never runs before what."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def test_the_transformer_loads_while_the_tokenizer_is_read_and_is_loaded_once(bu
         engine = model.engine("transformer")
         model.prepare()
         assert model.engine("transformer") is engine
-        assert sorted(opened) == sorted(model.engines.components)
+        assert sorted(opened) == sorted(model._engines.components)
 
 
 @pytest.mark.parametrize("enabled", [True, False])
@@ -68,14 +68,14 @@ def test_a_model_that_was_closed_while_it_loads_keeps_no_engine(bundle_path, mon
 
     def slow(*arguments):
         begun.set()
-        assert closed.wait(30)
+        assert closed.wait(600)
         return really(*arguments)
 
     monkeypatch.setattr(onnxruntime_backend, "open_engine", slow)
     model = edgemm.load(bundle_path, device="cpu", threads=1)
-    assert begun.wait(30)
+    assert begun.wait(600)
     model.close()
     closed.set()
     with pytest.raises(UsageError, match="the model is closed"):
         model.engine("transformer")
-    assert not model.engines._loaded
+    assert not model._engines._loaded

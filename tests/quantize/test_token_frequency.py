@@ -11,6 +11,7 @@ import torch
 from edgemm.model.unified import Unified
 from edgemm.quantize import layers as recipe
 from edgemm.quantize.calibration import Calibration, order_of, places_of, read_calibration, shipped_text
+from edgemm.quantize.options import QuantizeOptions
 from edgemm.quantize.quantization import quantize
 from edgemm.quantize.simulated import swap
 from edgemm.quantize.spec import HEAD, REST
@@ -53,7 +54,7 @@ def test_rare_rows_are_rounded_for_what_the_head_reads_where_text_is_read(monkey
     hidden, _ = model.transformer(model.transformer.embed_tokens(ids), torch.arange(ids.shape[1])[None])
     off = {}
     for text, method in (("awq", "gptq"), ("", "kquant")):
-        spec = quantize(copy.deepcopy(model), "int4", "fp16", {"text": text, "draw": ""})
+        spec = quantize(copy.deepcopy(model), QuantizeOptions("int4", "fp16", f"text={text},draw="))
         assert spec.layer(HEAD + REST).method == method
         assert spec.layer(HEAD).method == "rtn"
         swapped = copy.deepcopy(model)
@@ -64,7 +65,7 @@ def test_rare_rows_are_rounded_for_what_the_head_reads_where_text_is_read(monkey
 
 def test_a_rare_token_that_spells_a_picture_keeps_8_bits(wordy, monkeypatch):
     monkeypatch.setattr(recipe, "FREQUENT", {4: 100, 8: 100})
-    spec = quantize(copy.deepcopy(wordy), "int4", "fp16", {"text": "", "draw": ""})
+    spec = quantize(copy.deepcopy(wordy), QuantizeOptions("int4", "fp16", ""))
     swapped = copy.deepcopy(wordy)
     swap(swapped, spec)
     off = (swapped.transformer.embed_tokens.weight - wordy.transformer.embed_tokens.weight).abs().mean(-1)

@@ -1,0 +1,83 @@
+"""Options said once: a frozen dataclass from which keyword arguments, flags, --help and the docs' tables are made.
+
+    @dataclass(frozen=True)
+    class TextOptions:
+        max_new_tokens: int = option(128, "most tokens of the reply", metavar="N")
+        prompt_lookup_num_tokens: int | None = option(None, "...", old=("guess_ahead",))
+
+Keyword arguments become one by from_keywords, a command line by cli/arguments.py, and from there it is passed whole.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import warnings
+from collections.abc import Mapping
+from typing import Any, TypeVar, cast
+
+from edgemm.errors import UsageError
+
+__all__ = ["Option", "flag_of", "from_keywords", "option", "options_of", "options_table"]
+
+T = TypeVar("T")
+
+
+@dataclasses.dataclass(frozen=True)
+class Option:
+    """What a field of an options dataclass says beside its name, type and default."""
+
+    help: str
+    flag: str | bool  # True: the field's name with hyphens; False: for programs alone
+    old: tuple[str, ...]  # names it had before: accepted with a notice, as a keyword and as a flag
+    how: dict[str, Any]  # for argparse, where the field's type does not say it: metavar, choices, type, nargs, const
+
+
+def option(default: Any, help: str, *, flag: str | bool = True, old: tuple[str, ...] = (), **how: Any) -> Any:
+    """A dataclass field with its default; the rest is what Option's fields say."""
+    return dataclasses.field(default=default, metadata={"option": Option(help, flag, old, how)})
+
+
+def options_of(options: type) -> dict[str, tuple[dataclasses.Field[Any], Option]]:
+    """Every field made by option(), by its name."""
+    fields = dataclasses.fields(cast(Any, options))
+    return {field.name: (field, field.metadata["option"]) for field in fields if "option" in field.metadata}
+
+
+def flag_of(name: str, said: Option) -> str | None:
+    """`--max-new-tokens`; None for what a command line does not take."""
+    if said.flag is False:
+        return None
+    return said.flag if isinstance(said.flag, str) else "--" + name.replace("_", "-")
+
+
+def from_keywords(options: type[T], function: str, given: Mapping[str, Any], also: tuple[str, ...] = ()) -> T:
+    """The keyword arguments of a public function as its options; a wrong name is a UsageError with the nearest one.
+
+    `function` is what was called, as "generate_text()"; `also` are names of its other arguments, which may have been
+    meant.  Call it there and nowhere deeper: the DeprecationWarning of an old name points to that function's caller.
+    """
+    known = [field.name for field in dataclasses.fields(cast(Any, options))]
+    renamed = {old: name for name, (_, said) in options_of(options).items() for old in said.old}
+    found: dict[str, Any] = {}
+    for said, value in given.items():
+        name = renamed.get(said, said)
+        if name not in known:
+            near = difflib.get_close_matches(name, [*known, *also], n=1)
+            hint = f"did you mean {near[0]!r}?" if near else f"it has: {', '.join(known)}"
+            raise UsageError(f"{function} has no option {said!r}; {hint}")
+        if name in found:
+            raise UsageError(f"{function} was given {name!r} twice, once by an old name")
+        if name != said:
+            warnings.warn(f"{function}: {said!r} is now {name!r}", DeprecationWarning, stacklevel=3)
+        found[name] = value
+    return options(**found)
+
+
+def options_table(options: type) -> str:
+    """The options in Markdown, for docs/: a test holds each page's table to it."""
+    rows = ["| keyword | flag | default | |", "|---|---|---|---|"]
+    for name, (field, said) in options_of(options).items():
+        flag = flag_of(name, said)
+        rows.append(f"| `{name}` | {f'`{flag}`' if flag else ''} | `{field.default!r}` | {said.help} |")
+    return "\n".join(rows)

@@ -1,0 +1,63 @@
+"""What `edgemm quantize` is asked for: names, defaults and meaning of every option, said once.  No torch here."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from edgemm.errors import UsageError
+from edgemm.options import option
+
+__all__ = ["RANK", "QuantizeOptions"]
+
+RANK = 16  # of svd's branch
+LEAST = {"steps": 1, "rank": 1}
+
+
+@dataclass(frozen=True)
+class QuantizeOptions:
+    """How the layers of reading (text) and drawing are quantized, and on what data their numbers are chosen."""
+
+    text: str = option("int4", "the transformer: int4, int8, w8a8, fp16, fp8, nvfp4 or nvfp4-weights")
+    draw: str = option("int8", "conditioner and denoiser: int8, w4a8, fp16 or fp8")
+    method: str | None = option(
+        None,
+        "rtn, kquant, awq, gptq, smoothquant, svd; joined by +, one a side with text=...,draw=... "
+        "(default: what suits the precision)",
+        metavar="METHOD",
+    )
+    calibration: Path | None = option(
+        None, "a text file or a dataset folder (default: shipped text)", metavar="DATA", type=Path
+    )
+    samples: int | None = option(None, "pieces of text and prompts (default: 128, if there are)", metavar="N")
+    steps: int | None = option(None, "denoising steps to calibrate and judge at (default: the model's)", metavar="N")
+    rank: int = option(RANK, "of svd's branch", metavar="R")
+    portable: bool = option(False, "forms that NVIDIA and OpenVINO take too")
+    cache: Literal["float", "int8"] = option("float", "keys and values on CPUs")
+
+    def __post_init__(self) -> None:
+        for name, least in LEAST.items():
+            if (value := getattr(self, name)) is not None and value < least:
+                raise UsageError(f"--{name} is {value}, expected {least} or more")
+        _by_side(self.method)
+
+    @property
+    def methods(self) -> dict[str, str]:
+        """Side -> the method that was asked for; a side that is missing has what suits its precision."""
+        return _by_side(self.method)
+
+
+def _by_side(words: str | None) -> dict[str, str]:
+    """`gptq` is for both sides, `text=awq+gptq,draw=svd` one for each, and "" none: rounded as the width suggests."""
+    if words is None:
+        return {}
+    if "=" not in words:
+        return dict.fromkeys(("text", "draw"), words)
+    found = {}
+    for pair in words.split(","):
+        side, _, method = pair.partition("=")
+        if side not in ("text", "draw"):
+            raise UsageError(f"--method names {side!r}, expected text=... or draw=...")
+        found[side] = method
+    return found

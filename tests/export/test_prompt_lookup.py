@@ -1,0 +1,115 @@
+"""Prompt-lookup decoding: several tokens a run, and every reply the one that it would have been."""
+
+from __future__ import annotations
+
+import pytest
+
+import edgemm
+from edgemm.bench.timeline import EngineClock
+from edgemm.cli import export
+from edgemm.cli.main import Parser
+from edgemm.errors import InputError, UsageError
+from edgemm.export.trace import trace
+from edgemm.runtimes.text_loop import find_candidates
+from edgemm.verify import export_native as bundle_export
+from tests.export.nano import needs_opset_24
+
+pytestmark = needs_opset_24
+
+REPEATING = "Say abcabcabcabcabcabc again: abcabc"
+COPY = 'start: "abcabcabcabcabcabc!"'
+
+
+@pytest.mark.parametrize(
+    ("said", "found"),
+    [
+        ("abcdeabc", "dea"),  # the longest match wins
+        ("abxabyab", "yab"),  # of two, the later
+        ("aaaa", "a"),
+        ("abcd", ""),
+        ("a", ""),
+    ],
+)
+def test_candidates_are_what_followed_before(said, found):
+    assert bytes(find_candidates(said.encode(), 3)).decode() == found
+
+
+def test_no_more_candidates_than_asked_for():
+    assert find_candidates([1, 2, 3, 4, 5, 1], 2) == [2, 3] and find_candidates([1, 2, 1], 0) == []
+
+
+@pytest.fixture(scope="module", params=["fp32", pytest.param("int4", marks=pytest.mark.slow)])
+def lookup(request, checkpoint_path, references, tmp_path_factory):
+    """A bundle whose transformer checks candidates; the other components are traced already."""
+    path = tmp_path_factory.mktemp("lookup") / f"{request.param}.bundle"
+    with pytest.MonkeyPatch.context() as patch:
+        whole = {"transformer": trace}
+        patch.setattr(bundle_export, "trace", lambda graph: whole.get(graph.name, references)(graph))
+        bundle_export.export_bundle(checkpoint_path, path, precision=request.param, prompt_lookup=True)
+    with edgemm.load(path, device="cpu", threads=1) as runtime:
+        yield runtime
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"temperature": 0.9, "seed": 3, "logprobs": 1},
+        {"repetition_penalty": 1.3, "stop": ["q"]},
+        {"grammar": COPY},
+    ],
+    ids=["greedy", "sampled", "penalised", "constrained"],
+)
+@pytest.mark.parametrize("prompt", ["What is this?", REPEATING, "x" * 440], ids=["plain", "repeating", "nearly full"])
+def test_a_reply_is_the_same_with_candidates(lookup, prompt, options):
+    one, other = (
+        lookup.generate_text(prompt, max_new_tokens=100, prompt_lookup_num_tokens=most, **options) for most in (0, 6)
+    )
+    assert (one.token_ids, one.text, one.finish_reason) == (other.token_ids, other.text, other.finish_reason)
+
+
+def test_what_repeats_takes_fewer_runs(lookup):
+    runs = {}
+    for most in (0, 6):
+        clock, engine = EngineClock(), lookup.engine("transformer")
+        lookup.watch_engines(clock.watch)
+        reply = lookup.generate_text(REPEATING, grammar=COPY, max_new_tokens=40, prompt_lookup_num_tokens=most)
+        runs[most] = sum(run.component == "transformer" for run in clock.runs)
+        lookup.watch_engines(lambda watched, engine=engine: engine if watched.component == "transformer" else watched)
+    assert runs[0] == len(reply.token_ids) and runs[6] < runs[0] / 2
+
+
+def test_a_session_goes_on_as_if_nothing_had_been_looked_up(lookup):
+    said = {}
+    for most in (0, 6):
+        with lookup.session() as chat:
+            first = chat.generate_text(REPEATING, grammar=COPY, prompt_lookup_num_tokens=most)
+            second = chat.generate_text("And abcabc?", max_new_tokens=30, prompt_lookup_num_tokens=most)
+            said[most] = (first.token_ids, second.token_ids, chat.tokens)
+    assert said[0] == said[6]
+
+
+def test_drawing_and_batches_take_such_a_bundle_as_any_other(lookup, runtimes):
+    plain = runtimes["fp32" if lookup.manifest.quantization is None else "int4"]
+    drawn = [one.generate_image("red heart", seed=1).pixels for one in (lookup, plain)]
+    assert (drawn[0] == drawn[1]).all()
+    replies = lookup.generate_texts(["What is this?", REPEATING], max_new_tokens=8)
+    assert replies[0].token_ids == lookup.generate_text("What is this?", max_new_tokens=8).token_ids
+
+
+def test_prompt_lookup_is_refused_where_it_cannot_be(runtimes, lookup, tmp_path, checkpoint_path):
+    with pytest.raises(InputError, match="export it with --prompt-lookup"):
+        runtimes["fp32"].stream_text("x", prompt_lookup_num_tokens=4)
+    with pytest.raises(UsageError, match="prompt_lookup_num_tokens is -1, expected 0 to 64"):
+        lookup.stream_text("x", prompt_lookup_num_tokens=-1)
+    with pytest.raises(UsageError, match="prompt_lookup_num_tokens is for one reply at a time"):
+        lookup.generate_texts(["x"], prompt_lookup_num_tokens=4)
+    with pytest.raises(UsageError, match="--prompt-lookup is for target cpu alone"):
+        bundle_export.export_bundle(checkpoint_path, tmp_path / "x", target="rtx", prompt_lookup=True)
+
+
+def test_the_flag_by_its_old_name_says_the_new_one(capsys):
+    parser = Parser()
+    export.add_arguments(parser)
+    assert parser.parse_args(["x", "--output", "y", "--drafts"]).prompt_lookup
+    assert capsys.readouterr().err == "edgemm: --drafts is now --prompt-lookup\n"
