@@ -20,7 +20,7 @@ from edgemm.export.passes.half_precision import half_precision
 from edgemm.export.products import Product, Writer, rewrite_products
 from edgemm.quantize.spec import HEAD, Spec
 
-__all__ = ["fixed_sizes", "graph_specs", "in_precision", "lower_float", "lower_ort_cuda"]
+__all__ = ["DRAWING_SLOTS", "fixed_sizes", "graph_specs", "in_precision", "lower_float", "lower_ort_cuda"]
 
 DRAWING_SLOTS = 128  # T of the conditioner: a drawing prompt is short, and every slot costs the denoiser at every step
 PRODUCTS = ("MatMul", "Gemm", "Conv")
@@ -34,9 +34,11 @@ DTYPES: dict[int, str] = {
 }
 
 
-def fixed_sizes(max_context: int, skip: int, rank: int = ADAPTER_RANK) -> dict[str, dict[str, int]]:
+def fixed_sizes(
+    max_context: int, skip: int, rank: int = ADAPTER_RANK, drawing: int = DRAWING_SLOTS
+) -> dict[str, dict[str, int]]:
     """component -> named axis -> its size, for engines that want caches of one size, and adapters of one rank."""
-    drawing = min(DRAWING_SLOTS, max_context)
+    drawing = min(drawing, max_context)
     return {
         "transformer": {"T": max_context, "r": rank},
         "conditioner": {"T": drawing, "t": drawing - skip},

@@ -49,7 +49,9 @@ class ImageEncoder(nn.Module):
 def _seeing(model: ShowO2) -> nn.ModuleList:
     """What `ShowO2.picture_rows` uses, for a graph's module to own."""
     und, gen, places = model.image_embedder_und, model.image_embedder_gen, model.position_embedding
-    return nn.ModuleList([und, gen, places, model.und_trans, model.fusion_proj, model.time_embed, model.time_embed_proj])
+    return nn.ModuleList(
+        [und, gen, places, model.und_trans, model.fusion_proj, model.time_embed, model.time_embed_proj]
+    )
 
 
 class HeadOverPrefix(nn.Module):

@@ -70,7 +70,10 @@ class SigLipLayer(nn.Module):
         self.self_attn, self.mlp, self.heads = nn.Module(), nn.Module(), config.num_attention_heads
         for part in ("q", "k", "v", "out"):
             setattr(self.self_attn, f"{part}_proj", nn.Linear(width, width))
-        self.mlp.fc1, self.mlp.fc2 = nn.Linear(width, config.intermediate_size), nn.Linear(config.intermediate_size, width)
+        self.mlp.fc1, self.mlp.fc2 = (
+            nn.Linear(width, config.intermediate_size),
+            nn.Linear(config.intermediate_size, width),
+        )
         self.act = ACT2FN[config.hidden_act]
 
     def forward(self, x: Tensor) -> Tensor:

@@ -26,6 +26,8 @@ FAMILIES = {  # architecture -> module
     "Qwen3VLForConditionalGeneration": "edgemm.families.qwen3_vl",
     "MultiModalityCausalLM": "edgemm.families.janusflow",
     "Showo2Qwen2_5": "edgemm.families.showo2",
+    "BagelForConditionalGeneration": "edgemm.families.bagel",
+    "mobileoForInferenceLM": "edgemm.families.mobileo",
     "Cosmos3OmniForConditionalGeneration": "edgemm.families.qwen3_vl",
 }
 
