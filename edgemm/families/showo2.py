@@ -133,11 +133,11 @@ def parts(checkpoint: Checkpoint) -> Parts:
         prefix |= {f"prefix_{part}.{layer}": ("b", own, "t", narrow) for part in ("key", "value")}
     grid: Shape = ("b", model.channels, *_grid(model))
     pixels: Shape = ("b", 3, side, side)
-    graphs = [
-        component("image_encoder", eye, {"pixels": pixels}, {"image_tokens": ("b", *tokens.shape[1:])}),
+    graphs = [  # the denoiser has weights of all that follow
         transformer,
-        component("conditioner", Conditioner(model), {**caches, "prefix_length": ("b",)}, prefix),
         component("denoiser", Denoiser(model), {"latents": grid, "time": ("b",), **prefix}, {"prediction": grid}),
+        component("conditioner", Conditioner(model), {**caches, "prefix_length": ("b",)}, prefix),
+        component("image_encoder", eye, {"pixels": pixels}, {"image_tokens": ("b", *tokens.shape[1:])}),
         component("image_decoder", ImageDecoder(model), {"latents": grid}, {"pixels": pixels}),
     ]
     by_name = {graph.name: graph for graph in graphs}
@@ -147,7 +147,7 @@ def parts(checkpoint: Checkpoint) -> Parts:
         text=_text_loop(checkpoint, side, tokens.shape[1]),
         denoise=_denoise_loop(model, side),
         most_context=most,
-        shared={"conditioner": "transformer", "denoiser": "transformer"},
+        shared=dict.fromkeys(("denoiser", "conditioner", "image_encoder"), "transformer"),
     )
 
 

@@ -112,14 +112,15 @@ class Conditioner(nn.Module):
         angles = places.float()[..., None] * self.inv_freq  # (b, T, d/2)
         cos, sin = angles.cos(), angles.sin()
         causal = (slots[None, :] <= slots[:, None])[None, None].expand(x.shape[0], -1, -1, -1)
-        for layer in self.layers:
+        layers: Any = self.layers
+        for layer in layers:
             x, keys, values = layer.words(x, cos, sin, causal)
             pairs += [keys, values]
         return mask, *pairs
 
 
 class Denoiser(OverPrefix):
-    """Latents (b, z, h, w) at t (b) to their velocity, over a prefix; the time's row and the picture's see one another."""
+    """Latents (b, z, h, w) at t (b) to their velocity, over a prefix; all of its own rows see one another."""
 
     def __init__(self, model: ShowO2) -> None:
         super().__init__(model.showo.model, None)
@@ -138,7 +139,8 @@ class Denoiser(OverPrefix):
         cos, sin = (part.expand(b, -1, -1) for part in (angles.cos(), angles.sin()))
         seen = prefix_mask[:, None, None].expand(-1, -1, r, -1)
         mask = torch.cat([seen, own.expand(b, 1, -1, -1)], dim=3)
-        for layer, keys, values in zip(self.head_layers, pairs[depth::2], pairs[depth + 1 :: 2], strict=True):
+        layers: Any = self.head_layers
+        for layer, keys, values in zip(layers, pairs[depth::2], pairs[depth + 1 :: 2], strict=True):
             x = layer.picture(x, e, cos, sin, mask, keys, values)
         return self.as_latents(self.last(x[:, 1:], e))
 

@@ -1,7 +1,7 @@
 """Show-o2's modules around its published tensors, and its loops as they were published.
 
-One Qwen2 reads and draws.  A picture is the latents of Wan's autoencoder, both when it is read and when it is drawn: two
-ways of seeing them, one through SigLIP's layers, are fused to tokens.  For drawing the Qwen2's hidden states, the
+One Qwen2 reads and draws.  A picture is the latents of Wan's autoencoder, whether it is read or drawn: two ways of
+seeing them, one through SigLIP's layers, are fused to tokens.  For drawing the Qwen2's hidden states, the
 prompt's too, go through a smaller transformer, the head, that the time modulates at the picture's rows alone.
 Axes: b batch, r rows, n picture tokens, t prefix slots, w width, z latent channels, h rows and v columns of latents.
 """
@@ -9,6 +9,7 @@ Axes: b batch, r rows, n picture tokens, t prefix slots, w width, z latent chann
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -192,7 +193,7 @@ class ShowO2(nn.Module):
     def draw(self, ids: Tensor, blank: Tensor, noise: Tensor, times: list[float], guidance: float) -> Tensor:
         """Latents (z, h, v) of prompt ids (L), led away from a blank prompt's."""
         z = noise
-        for now, later in zip(times, times[1:]):
+        for now, later in pairwise(times):
             v = self.velocity(ids, z, torch.tensor(now))
             if guidance != 1:
                 w = self.velocity(blank, z, torch.tensor(now))

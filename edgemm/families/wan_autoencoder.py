@@ -124,7 +124,7 @@ class Half(nn.Module):
 
 
 class WanAutoencoder(nn.Module):
-    """Pixels (b, 3, H, W) in [-1, 1] to the mean and the logarithm of the variance of latents (b, z, h, w), and back."""
+    """Pixels (b, 3, H, W) in [-1, 1] to latents' means and variances' logarithms (b, z, h, w), and back."""
 
     def __init__(self, shapes: Shapes) -> None:
         super().__init__()
