@@ -7,6 +7,7 @@ a pickle may hold a program.  Weights that bitsandbytes packed are loaded as flo
 from __future__ import annotations
 
 import contextlib
+import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -26,6 +27,7 @@ from edgemm.model.pretrained import read_tensors
 __all__ = ["Checkpoint", "greedy", "no_weights", "open_checkpoint", "skeleton"]
 
 GENERATION = "generation_config.json"
+INDEX = "model.safetensors.index.json"
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 
 
@@ -94,7 +96,7 @@ def open_checkpoint(found: Found, family: ModuleType | None = None) -> Checkpoin
         with quiet():
             words = found.others.get(getattr(family, "TOKENIZER", ""))
             return Checkpoint(found.folder, found.architecture, opened(found).eval(), words)
-    if not list(found.folder.glob("*.safetensors")):
+    if not (_by_index(found.folder) or list(found.folder.glob("*.safetensors"))):
         raise no_weights(found.folder)
     with complaints(found.folder, "the library cannot load it"), quiet(), _without_bars():
         folder, weights = _weights(found)
@@ -115,6 +117,21 @@ def open_checkpoint(found: Found, family: ModuleType | None = None) -> Checkpoin
     if wrong := sorted(loading.get("mismatched_keys") or ()):
         raise CheckpointError(f"{found.folder}: {wrong[0]} has another shape than config.json says")
     return Checkpoint(found.folder, found.architecture, model.eval())
+
+
+def _by_index(folder: Path) -> set[str]:
+    """Files that an index names, which may lie in folders below; CheckpointError where one is missing."""
+    index = folder / INDEX
+    if not index.is_file():
+        return set()
+    try:
+        named = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+        missing = sorted(name for name in named if not (folder / name).is_file())
+    except (ValueError, KeyError, AttributeError, TypeError) as error:
+        raise CheckpointError(f"{index}: no index of weights: {error!r:.100}") from error
+    if missing:
+        raise CheckpointError(f"{folder}: {len(missing)} of {len(named)} files are missing, for example {missing[0]}")
+    return named
 
 
 def no_weights(folder: Path) -> CheckpointError:

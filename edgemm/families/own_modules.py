@@ -18,7 +18,19 @@ from torch import Tensor, nn
 from edgemm.errors import CheckpointError
 from edgemm.families.hf_checkpoint import complaints, no_weights
 
-__all__ = ["fill", "from_sizes", "names_and_shapes", "names_in", "read_config", "starting"]
+__all__ = ["RmsNorm", "fill", "from_sizes", "names_and_shapes", "names_in", "read_config", "starting"]
+
+
+class RmsNorm(nn.Module):
+    """Names as the library has them (llama.py's `rms`)."""
+
+    def __init__(self, width: int, eps: float) -> None:
+        super().__init__()
+        self.weight, self.variance_epsilon = nn.Parameter(torch.ones(width)), eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        return nn.functional.rms_norm(x, self.weight.shape, self.weight, self.variance_epsilon)
+
 
 T = TypeVar("T")
 POINTER = b"version https://git-lfs"

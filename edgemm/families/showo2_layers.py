@@ -15,6 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from edgemm.families.own_modules import RmsNorm
+
 __all__ = ["HEAD_SIZES", "ShowO2", "head_inv_freq"]
 
 FREQUENCIES = 256  # of a time
@@ -35,15 +37,6 @@ HEAD_ROTARY = {
     "original_max_position_embeddings": 8192,
 }
 HEAD_EPSILON, INNER_EPSILON = 1e-5, 1e-6  # of a layer's norms; of queries, keys, the last layer and the fusion
-
-
-class RmsNorm(nn.Module):
-    def __init__(self, width: int, eps: float) -> None:
-        super().__init__()
-        self.weight, self.variance_epsilon = nn.Parameter(torch.ones(width)), eps
-
-    def forward(self, x: Tensor) -> Tensor:
-        return nn.functional.rms_norm(x, self.weight.shape, self.weight, self.variance_epsilon)
 
 
 class TimeEmbedding(nn.Module):

@@ -16,7 +16,20 @@ from torch import Tensor, nn
 from edgemm.errors import CheckpointError
 from edgemm.families.own_modules import fill, from_sizes, names_and_shapes, starting
 
-__all__ = ["LATENT_MEAN", "LATENT_STD", "WHAT", "WanAutoencoder", "open_wan", "wan_skeleton"]
+__all__ = [
+    "LATENT_MEAN",
+    "LATENT_STD",
+    "WHAT",
+    "Attention",
+    "Doubled",
+    "Norm",
+    "Shapes",
+    "WanAutoencoder",
+    "convolution",
+    "of_a_picture",
+    "open_wan",
+    "wan_skeleton",
+]
 
 WHAT = "Wan 2.1's autoencoder, Wan2.1_VAE.pth converted to safetensors"
 # Of each latent channel, as the published code says them
@@ -156,7 +169,7 @@ def _skeleton(folder: Path) -> tuple[WanAutoencoder, Path, Shapes]:
 
 def open_wan(folder: Path) -> WanAutoencoder:
     model, path, shapes = _skeleton(folder)
-    fill(model, folder, starting(shapes, path), shaped=_of_a_picture)
+    fill(model, folder, starting(shapes, path), shaped=of_a_picture)
     if model.channels != len(LATENT_MEAN):
         raise CheckpointError(
             f"{folder}: latents of {model.channels} channels; Wan 2.1's have {len(LATENT_MEAN)}, whose means are known"
@@ -164,7 +177,7 @@ def open_wan(folder: Path) -> WanAutoencoder:
     return model.eval()
 
 
-def _of_a_picture(tensor: Tensor) -> Tensor:
+def of_a_picture(tensor: Tensor) -> Tensor:
     """The last tap in time of a convolution; a gamma without its axes of one."""
     if tensor.shape[1:].numel() == 1 and tensor.ndim in (3, 4):
         return tensor.flatten()
