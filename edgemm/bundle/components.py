@@ -31,7 +31,7 @@ DTYPES = ("float32", "float16", "int64", "int8", "bool")
 OPTIONAL = {  # component -> what its graph may do without
     "transformer": ("logits", "hidden", "draft_index", "draft_logits", "past_hidden.*", "present_hidden.*"),
     "conditioner": ("past_key.*", "past_value.*", "past_hidden.*", "prompt_mask", "prompt_vector", "layout"),
-    "denoiser": ("noisy_tokens", "latents", "step_size", "prompt_vector", "layout"),
+    "denoiser": ("noisy_tokens", "latents", "step_size", "prompt_vector", "layout", "block_key.*", "block_value.*"),
     "image_decoder": ("tokens", "latents"),
 }
 EITHER = (
@@ -42,7 +42,7 @@ EITHER = (
 ADAPTER_PREFIX = "adapter."  # inputs of a transformer or a denoiser: low-rank factors (i, r) and (r, o) of a module
 CACHES = tuple(f"{stem}_{part}.*" for stem in ("past", "present") for part in ("key", "value"))  # int8 in a variant
 KEYS_AND_VALUES = (
-    *(f"{stem}_{part}.*" for stem in ("past", "present", "prefix") for part in ("key", "value")),
+    *(f"{stem}_{part}.*" for stem in ("past", "present", "prefix", "block") for part in ("key", "value")),
     "past_hidden.*",  # hidden states, kept as keys are
     "present_hidden.*",
 )
@@ -111,7 +111,15 @@ COMPONENTS: dict[str, tuple[Signature, Signature]] = {  # component -> (inputs, 
             "prefix_key.*": ("float32", 4),
             "prefix_value.*": ("float32", 4),
         },
-        {"prediction": ("float32", SAME_RANK)},
+        {
+            "prediction": ("float32", SAME_RANK),
+            "block_key.*": ("float32", 4),  # what a picture that is read as latents leaves in the transformer's cache
+            "block_value.*": ("float32", 4),
+        },
+    ),
+    "latent_encoder": (
+        {"pixels": ("float32", 4)},
+        {"mean": ("float32", 4), "deviation": ("float32", 4)},
     ),
     "image_decoder": (
         {"tokens": ("float32", 3), "latents": ("float32", 4)},

@@ -8,12 +8,12 @@ Axes: n image tokens, p numbers in one; or c channels, h rows, w columns of a gr
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from edgemm.bundle.strict_json import check_one_of, check_range
 from edgemm.errors import BundleError
 
-__all__ = ["DenoiseLoop", "DenoiseTemplate", "LatentGrid"]
+__all__ = ["DenoiseLoop", "DenoiseTemplate", "EditGuidance", "LatentGrid"]
 
 LARGEST_SIDE = 16_384  # of a picture, in pixels
 LARGEST_SIGMA = 1e6
@@ -76,6 +76,21 @@ class LatentGrid:
         """Whether a caller may ask for other sizes."""
         return self.largest > 0
 
+    def nearest(self, height: int, width: int) -> tuple[int, int]:
+        """The size that can be drawn and is most like a picture's; larger only where that is less than `smallest`."""
+        if not self.free:
+            return self.height, self.width
+        step = self.multiple or self.cell
+        least, most = -(-max(self.smallest, 1) // step) * step, self.largest // step * step
+        scale = min(1.0, most / max(height, width))
+        if self.most_pixels:
+            scale = min(scale, math.sqrt(self.most_pixels / (height * width)))
+        scale = max(scale, least / min(height, width))
+        found = [min(max(round(side * scale / step) * step, least), most) for side in (height, width)]
+        while self.most_pixels and math.prod(found) > self.most_pixels and max(found) > least:
+            found[found.index(max(found))] -= step
+        return found[0], found[1]
+
     def problem(self, height: int, width: int) -> str | None:
         """Why this bundle cannot draw a picture of so many pixels; None where it can."""
         step = self.multiple or self.cell
@@ -89,6 +104,16 @@ class LatentGrid:
         if self.most_pixels and height * width > self.most_pixels:
             return f"{width} x {height} is {width * height} pixels, expected at most {self.most_pixels}"
         return None
+
+
+@dataclass(frozen=True)
+class EditGuidance:
+    """How a drawing that begins with a picture is guided, where that differs."""
+
+    guidance_scale: float
+    guidance_interval: tuple[float, float]
+    renorm: str
+    renorm_min: float
 
 
 @dataclass(frozen=True)
@@ -113,6 +138,7 @@ class DenoiseLoop:
     latents: LatentGrid | None = None
     # What the conditioner reads, beside keys and values
     hidden_layers: tuple[int, ...] = ()  # transformer layers whose hidden states are kept for it
+    place_layer: int | None = None  # "layer" of the cache that says where a slot's token stands; read beside the others
     # Time
     time_zero: str = "noise"  # what the model's time 0 is: "noise" (and 1 the picture) or "picture"
     time_scale: float = 1.0  # the model is told time_scale * time
@@ -133,6 +159,9 @@ class DenoiseLoop:
     edits: bool = False  # the model was taught to draw from a picture that stands before the prompt
     edit_template: DenoiseTemplate | None = None  # where another one stands around such a prompt
     image_guidance_scale: float | None = None  # of a third row, the prompt without the picture; None: there is none
+    edit_guidance: EditGuidance | None = None
+    picture_words: int | None = None  # slots beside one a place of the grid that a picture takes which is read as clean
+    # latents too, by the denoiser, before its tokens; None: it is read as tokens alone
 
     def __post_init__(self) -> None:
         check_one_of("prediction", self.prediction, "x", "velocity")
@@ -160,6 +189,12 @@ class DenoiseLoop:
         check_range("shift", self.shift, 1e-3, 1e3)
         check_range("time_scale", self.time_scale, 1e-3, 1e6)
         self._check_sigmas()
+        if self.picture_words is not None:
+            check_range("picture_words", self.picture_words, 0, 65_536)
+            if self.latents is None:
+                raise BundleError("picture_words is given without latents: there are none to read a picture as")
+        if self.edit_guidance is not None:
+            _ = self.editing  # checked at birth, as this one
 
     def _check_sizes(self) -> None:
         tokens = ("token_count", "token_width", "image_size")
@@ -177,6 +212,13 @@ class DenoiseLoop:
         if not 0 <= self.sigma_last < self.sigma_first or (self.spacing != "linear" and not self.sigma_last):
             least = "0 <=" if self.spacing == "linear" else "0 <"
             raise BundleError(f"sigma_last is {self.sigma_last:g}, expected {least} sigma_last < sigma_first")
+
+    @property
+    def editing(self) -> DenoiseLoop:
+        """The loop of a drawing that begins with a picture."""
+        if self.edit_guidance is None:
+            return self
+        return replace(self, **vars(self.edit_guidance), edit_guidance=None)
 
     @property
     def height(self) -> int:

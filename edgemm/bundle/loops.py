@@ -8,12 +8,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from edgemm.bundle.denoise import DenoiseLoop, DenoiseTemplate, LatentGrid
+from edgemm.bundle.denoise import DenoiseLoop, DenoiseTemplate, EditGuidance, LatentGrid
 from edgemm.bundle.strict_json import check_one_of, check_range
+from edgemm.errors import BundleError
 
 __all__ = [
     "DenoiseLoop",
     "DenoiseTemplate",
+    "EditGuidance",
     "ImageTokensLoop",
     "LatentGrid",
     "Limits",
@@ -61,14 +63,24 @@ class TextLoop:
     image_end: str = ""  # joined: after each picture's tokens
     image_between: str = ""  # joined: between two pictures; image_close comes after the last
     image_fit: str = "pad"  # all of it on the background; "pad_cut": the same, the shorter side cut to whole pixels and
-    # not rounded; "crop": the middle square; "stretch": squeezed
+    # not rounded; "pad_first": made a square and resized then; "crop": the middle square; "stretch": squeezed
     image_least: int = 1  # pixels that the shorter side has at least, when it is padded
     image_resample: str = "bicubic"  # Pillow's name of the filter
     strip: bool = False  # messages lose the blanks around them
+    apart: bool = False  # joined: no token stands for a picture; the strings before and after it are tokenized apart
     silent_ids: str | None = None  # file whose tensor `ids` names tokens that a reply never has
+    block: bool = False  # not joined: pictures stand before what opens their message, and all of image_open, a
+    # picture's tokens and image_end see one another
+    image_lead: int = 0  # not joined: the first rows of a picture, which see only those before them, as image_open
+    # does before them; the others and image_end see one another
 
     def __post_init__(self) -> None:
-        check_one_of("image_fit", self.image_fit, "pad", "pad_cut", "crop", "stretch")
+        if self.block and self.joined:
+            raise BundleError("block and joined are both true, expected one of them")
+        if self.image_lead and (self.joined or self.block):
+            raise BundleError("image_lead is given beside joined or block, expected one of them")
+        check_range("image_lead", self.image_lead, 0, self.image_token_count)
+        check_one_of("image_fit", self.image_fit, "pad", "pad_cut", "pad_first", "crop", "stretch")
         check_one_of("image_resample", self.image_resample, "nearest", "bilinear", "bicubic", "lanczos")
         for name in ("image_size", "image_token_count", "image_least"):
             check_range(name, getattr(self, name), 1, 65_536)
@@ -76,6 +88,11 @@ class TextLoop:
             check_range("background", channel, 0, 255)
         for token in self.stop_token_ids:
             check_range("stop_token_ids", token, 0, 2**31)
+
+    @property
+    def around(self) -> tuple[str, str]:
+        """What belongs to a picture's block."""
+        return (self.image_open, self.image_end) if self.block or self.image_lead else ("", "")
 
 
 @dataclass(frozen=True)

@@ -187,7 +187,8 @@ class Manifest:
             return [(stem, depth) for stem in ("past_key", "past_value", "present_key", "present_value")]
         if name in ("conditioner", "denoiser") and self.loops.denoise:
             layers, hidden = self.loops.denoise.prefix_layers, self.loops.denoise.hidden_layers
-            read, drawn = tuple(sorted(set(layers))), tuple(range(len(layers)))
+            place, drawn = self.loops.denoise.place_layer, tuple(range(len(layers)))
+            read = tuple(sorted({*layers, *(() if place is None else (place,))}))
             expected = [("past_key", read), ("past_value", read), ("past_hidden", tuple(sorted(set(hidden))))]
             # what is made of hidden states is the graphs' own business
             return expected if hidden else [*expected, ("prefix_key", drawn), ("prefix_value", drawn)]
@@ -205,6 +206,8 @@ class Manifest:
             raise BundleError(f"targets.{target}: component {missing[0]!r} is missing, the loops need it")
         if self.loops.denoise and self.loops.denoise.edits and not (self.loops.text and "image_encoder" in chosen):
             raise BundleError(f"targets.{target}: pictures to edit need an image_encoder and the text loop's sizes")
+        if self.loops.denoise and self.loops.denoise.picture_words is not None and "latent_encoder" not in chosen:
+            raise BundleError(f"targets.{target}: pictures to edit are read as latents, and there is no latent_encoder")
         gives = {spec.name for spec in self.variant("transformer", target).outputs}
         if self.loops.text and "logits" not in gives and "text_head" not in chosen:
             raise BundleError(f"targets.{target}: the transformer gives no logits and there is no text_head")

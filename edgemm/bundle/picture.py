@@ -22,7 +22,16 @@ from edgemm.errors import InputError, MissingError
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-__all__ = ["MAX_PIXELS", "PictureSource", "fit_square", "load_picture", "open_picture", "pillow", "seeded_picture"]
+__all__ = [
+    "MAX_PIXELS",
+    "PictureSource",
+    "fit_square",
+    "load_picture",
+    "load_stretched",
+    "open_picture",
+    "pillow",
+    "seeded_picture",
+]
 
 MAX_PIXELS = 50_000_000
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM")  # plain decoders only: no PostScript, no plugins
@@ -43,6 +52,22 @@ def load_picture(
     """A path, a PIL image or an array (H, W), (H, W, 3) or (H, W, 4) -> float32 (3, S, S) in [0, 1]."""
     square = fit_square(open_picture(source, max_pixels), size, background, fit, resample, least)
     pixels = np.asarray(square, dtype=np.float32) / np.float32(255)  # (S, S, 3)
+    return np.ascontiguousarray(pixels.transpose(2, 0, 1))
+
+
+def load_stretched(
+    source: PictureSource,
+    height: int,
+    width: int,
+    background: tuple[int, int, int] = WHITE,
+    max_pixels: int = MAX_PIXELS,
+) -> np.ndarray:
+    """The same, squeezed to so many pixels: float32 (3, height, width) in [0, 1]."""
+    pil = pillow()
+    flat = _flat(open_picture(source, max_pixels), background)
+    if flat.size != (width, height):
+        flat = flat.resize((width, height), pil.Resampling.BICUBIC)
+    pixels = np.asarray(flat, dtype=np.float32) / np.float32(255)
     return np.ascontiguousarray(pixels.transpose(2, 0, 1))
 
 
@@ -87,8 +112,12 @@ def fit_square(
     On the background the shorter side has `least` pixels or more; "pad_cut" cuts it to whole pixels, "pad" rounds.
     """
     pil = pillow()
-    flat = pil.new("RGB", picture.size, background)
-    flat.paste(picture, mask=picture if picture.mode == "RGBA" else None)
+    flat = _flat(picture, background)
+    if fit == "pad_first":  # and resized then
+        side = max(flat.size)
+        whole = pil.new("RGB", (side, side), background)
+        whole.paste(flat, ((side - flat.width) // 2, (side - flat.height) // 2))
+        flat, fit = whole, "stretch"
     width, height = _sides(*picture.size, size, fit, least)
     if (width, height) != flat.size:
         flat = flat.resize((width, height), pil.Resampling[resample.upper()])
@@ -100,6 +129,13 @@ def fit_square(
     square = pil.new("RGB", (size, size), background)
     square.paste(flat, ((size - width) // 2, (size - height) // 2))
     return square
+
+
+def _flat(picture: Image, background: tuple[int, int, int]) -> Image:
+    """What is transparent shows the background."""
+    flat = pillow().new("RGB", picture.size, background)
+    flat.paste(picture, mask=picture if picture.mode == "RGBA" else None)
+    return flat
 
 
 def _sides(width: int, height: int, size: int, fit: str, least: int = 1) -> tuple[int, int]:

@@ -28,6 +28,7 @@ __all__ = [
     "image_prompt",
     "negative_drawing_prompt",
     "picture_in_reply",
+    "picture_prompt",
     "prompt_between",
     "turn_prompt",
     "unconditional_prompt",
@@ -36,6 +37,8 @@ __all__ = [
 
 ROLES = ("system", "user", "assistant")
 PICTURE_ID = 0  # stands where a picture's row does; the transformer never looks at it
+PLACE = "\0"  # of a picture, in strings of a template
+ALONE = ("", "")  # nothing around a picture belongs to its block
 
 
 @dataclass(frozen=True)
@@ -56,6 +59,18 @@ class Prompt:
 
     def __len__(self) -> int:
         return len(self.input_ids)
+
+    def opens(self, other: Prompt) -> bool:
+        """Whether another begins with this one, so that who has read that has read this."""
+        size = len(self)
+        return all(
+            np.array_equal(mine, theirs[:size])
+            for mine, theirs in (
+                (self.input_ids, other.input_ids),
+                (self.image_index, other.image_index),
+                (self.attention_limit, other.attention_limit),
+            )
+        )
 
     @property
     def text_ids(self) -> list[int]:
@@ -88,13 +103,18 @@ class _Builder:
         self.rows += [-1] * len(ids)
         self.own += [0.0] * len(ids)
 
-    def picture(self, count: int, causal: bool = False) -> None:
-        """`count` tokens that see one another, or only those before them."""
-        first, last = len(self.ids), len(self.ids) + count - 1
-        self.limits += range(first, last + 1) if causal else [last] * count
-        self.ids += [PICTURE_ID] * count
-        self.rows += range(self.pictures * count, (self.pictures + 1) * count)
-        self.own += [0.0] * count
+    def picture(self, count: int, causal: bool = False, around: tuple[str, str] = ALONE, lead: int = 0) -> None:
+        """`count` tokens, and those of the words around them, that see one another, or only those before them; with
+        `lead` so many tokens and the word before them do only that."""
+        start, end = (self.tokenizer.encode(word, special=True) if word else [] for word in around)
+        ids = [*start, *[PICTURE_ID] * count, *end]
+        first, last = len(self.ids), len(self.ids) + len(ids) - 1
+        block = len(ids) if causal else len(start) + lead if lead else 0  # where those begin that see one another
+        self.limits += [*range(first, first + block), *[last] * (len(ids) - block)]
+        self.ids += ids
+        rows = range(self.pictures * count, (self.pictures + 1) * count)
+        self.rows += [*[-1] * len(start), *rows, *[-1] * len(end)]
+        self.own += [0.0] * len(ids)
         self.pictures += 1
 
     def build(self) -> Prompt:
@@ -192,17 +212,20 @@ def picture_in_reply(unread: Sequence[int], loop: TextLoop, tokenizer: Tokenizer
     """A picture that the model drew, in the middle of its reply."""
     builder = _Builder(tokenizer)
     builder.tokens(unread)
-    builder.picture(loop.image_token_count)
+    builder.picture(loop.image_token_count, around=loop.around, lead=loop.image_lead)
     builder.text(loop.image_close)
     return builder.build()
 
 
 def _user(builder: _Builder, message: Message, loop: TextLoop) -> None:
-    builder.text(loop.template.user_open)
+    if not loop.block:
+        builder.text(loop.template.user_open)
     for _ in message.images:
-        builder.picture(loop.image_token_count)
+        builder.picture(loop.image_token_count, around=loop.around, lead=loop.image_lead)
     if message.images:
         builder.text(loop.image_close)
+    if loop.block:
+        builder.text(loop.template.user_open)
     builder.text(message.content, own=True)
     builder.text(loop.template.user_close)
 
@@ -217,12 +240,20 @@ def drawing_prompt(
     picture: int = 0,
     size: Size = (0, 0),
     causal: bool = False,
+    around: tuple[str, str] = ALONE,
 ) -> Prompt:
     """What the denoiser's prefix is made of; `picture` is how many tokens a picture to edit takes, `causal` whether
-    they see only those before them."""
+    they see only those before them, `around` the words that make a block with them, before the template's own."""
     if not isinstance(prompt, str) or not prompt.strip():
         raise UsageError("prompt is empty, expected some text")
-    return negative_drawing_prompt(prompt, template, tokenizer, picture, size, causal)
+    return negative_drawing_prompt(prompt, template, tokenizer, picture, size, causal, around)
+
+
+def picture_prompt(tokenizer: Tokenizer, picture: int, around: tuple[str, str] = ALONE) -> Prompt:
+    """The block of a picture to edit, and no word."""
+    builder = _Builder(tokenizer)
+    builder.picture(picture, around=around)
+    return builder.build()
 
 
 def negative_drawing_prompt(
@@ -232,9 +263,13 @@ def negative_drawing_prompt(
     picture: int = 0,
     size: Size = (0, 0),
     causal: bool = False,
+    around: tuple[str, str] = ALONE,
 ) -> Prompt:
     """What guidance leads away from: the same around another prompt, which may be empty."""
     builder, said = _Builder(tokenizer), prompt.strip() if template.strip else prompt
+    if picture and around != ALONE:
+        builder.picture(picture, around=around)
+        picture = 0
     sentence = template.size_sentence.format(height=size[0], width=size[1])
     if sentence:
         said = said.rstrip(".")
@@ -304,15 +339,32 @@ def _joined_chat(messages: Sequence[Message], loop: TextLoop, tokenizer: Tokeniz
         if message.role == "user":
             rows = loop.image_token_count - int(loop.open_is_first)
             picture = loop.image_open + loop.image_token * rows + loop.image_end
-            pictures = loop.image_between.join([picture] * len(message.images))
+            pictures = loop.image_between.join([PLACE if loop.apart else picture] * len(message.images))
             pieces += [(template.user_open, False), (pictures, False)]
             pieces += [(loop.image_close if message.images else "", False), (message.content, True)]
             pieces.append((template.user_close, False))
         else:
             pieces += [(template.assistant_open, False), (message.content, True), (template.assistant_close, False)]
     pieces.append((template.assistant_open if template.reply_open is None else template.reply_open, False))
-    ids = _joined_ids([(piece.strip() if own and loop.strip else piece, own) for piece, own in pieces], tokenizer)
+    pieces = [(piece.strip() if own and loop.strip else piece, own) for piece, own in pieces]
+    if loop.apart:
+        return _apart(pieces, loop, tokenizer)
+    ids = _joined_ids(pieces, tokenizer)
     return _causal(ids, _picture_rows(ids, sum(len(message.images) for message in rest), loop, tokenizer))
+
+
+def _apart(pieces: Pieces, loop: TextLoop, tokenizer: Tokenizer) -> Prompt:
+    """The strings between pictures, each as one."""
+    builder, before = _Builder(tokenizer), []
+    for piece, own in pieces:
+        *places, last = [piece] if own else piece.split(PLACE)  # nobody's own text holds a place
+        for text in places:
+            builder.tokens(_joined_ids([*before, (text, False)], tokenizer).tolist())
+            builder.picture(loop.image_token_count, causal=True)
+            before = []
+        before.append((last, own))
+    builder.tokens(_joined_ids(before, tokenizer).tolist())
+    return builder.build()
 
 
 def _picture_rows(ids: np.ndarray, pictures: int, loop: TextLoop, tokenizer: Tokenizer) -> np.ndarray:

@@ -86,15 +86,24 @@ def profiles_of(manifest: Manifest, component: str, target: str) -> tuple[Profil
     slots: Range = (1, context, context)
     pictures = 2 * SIDE_BY_SIDE  # each beside its unconditional row
     rows: Range = (1, 2, pictures) if manifest.loops.image_tokens else one
+    drawing, grid = manifest.loops.denoise, manifest.loops.denoise and manifest.loops.denoise.latents
+    drawn: Range = (1, 2, 3 if drawing and drawing.image_guidance_scale is not None else 2)
+    cells: dict[str, Range] = {}
+    if grid is not None:
+        for row, side, own in (("h", "H", grid.height), ("w", "W", grid.width)):
+            pixels = (max(grid.smallest, grid.cell), own, grid.largest or own)
+            cells[side] = tuple(size // grid.cell * grid.cell for size in pixels)  # type: ignore[assignment]
+            cells[row] = tuple(size // grid.cell for size in pixels)  # type: ignore[assignment]
     phases: dict[str, dict[str, dict[str, Range]]] = {
         "transformer": {
             "prefill": {"b": rows, "s": (1, min(USUAL_PROMPT, context), context), "m": (1, seen, context), "T": slots},
             "decode": {"b": rows, "s": one, "m": one, "T": slots},
         },
         "conditioner": {"condition": {"b": one, "T": slots, "t": slots}},
-        "denoiser": {"denoise": {"b": (1, 2, 2), "t": slots}},
+        "denoiser": {"denoise": {"b": drawn, "t": slots, **cells}},
         "image_encoder": {"encode": {"b": one}},
-        "image_decoder": {"decode": {"b": one}},
+        "image_decoder": {"decode": {"b": one, **cells}},
+        "latent_encoder": {"encode": {"b": one, **cells}},
         "text_head": {"say": {"b": rows}},
         "image_head": {"say": {"b": rows}},
         "image_embedder": {"embed": {"b": rows, "s": one}},

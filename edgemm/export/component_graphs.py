@@ -8,7 +8,8 @@ Axes: b batch, s new tokens, T cache slots, m image tokens, n drawing tokens, t 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
@@ -32,6 +33,7 @@ class ComponentGraph:
     module: nn.Module
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
+    multiples: Mapping[str, int] = field(default_factory=dict)  # named axes of inputs that are multiples of a number
 
 
 class TransformerGraph(nn.Module):
@@ -180,10 +182,10 @@ def component_graphs(model: Unified, prompt_lookup: bool = False) -> dict[str, C
 
 def _graph(name: str, module: nn.Module, inputs: dict[str, Shape], outputs: dict[str, Shape]) -> ComponentGraph:
     types = {stem: dtype for side in COMPONENTS[name] for stem, (dtype, _) in side.items()}
-    sides = (
+    taken, given = (
         tuple(TensorSpec(key, types[pattern(key)], shape) for key, shape in side.items()) for side in (inputs, outputs)
     )
-    return ComponentGraph(name, module.eval(), *sides)
+    return ComponentGraph(name, module.eval(), taken, given)
 
 
 def _image_encoder(model: Unified) -> ComponentGraph:

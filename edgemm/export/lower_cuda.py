@@ -20,16 +20,26 @@ from edgemm.export.passes.rewriting import CONTRIB, Writer, dims
 from edgemm.export.products import Product, rewrite_products
 from edgemm.quantize.spec import HEAD, Spec
 
-__all__ = ["fixed_axes", "fixed_sizes", "graph_specs", "in_precision", "lower_float", "lower_ort_cuda"]
+__all__ = [
+    "DRAWING_SLOTS",
+    "fixed_axes",
+    "fixed_sizes",
+    "graph_specs",
+    "in_precision",
+    "lower_float",
+    "lower_ort_cuda",
+]
 
 DRAWING_SLOTS = 128  # T of the conditioner: a drawing prompt is short, and every slot costs the denoiser at every step
 PRODUCTS = ("MatMul", "Gemm", "Conv")
 IN_FLOAT = ("vq_encoder",)  # gives ids: float16 would choose other codes where two are nearly as near
 
 
-def fixed_sizes(max_context: int, skip: int, rank: int = ADAPTER_RANK) -> dict[str, dict[str, int]]:
+def fixed_sizes(
+    max_context: int, skip: int, rank: int = ADAPTER_RANK, drawing: int = DRAWING_SLOTS
+) -> dict[str, dict[str, int]]:
     """component -> named axis -> its size, for engines that want caches of one size, and adapters of one rank."""
-    drawing = min(DRAWING_SLOTS, max_context)
+    drawing = min(drawing, max_context)
     return {
         "transformer": {"T": max_context, "r": rank},
         "conditioner": {"T": drawing, "t": drawing - skip},

@@ -9,7 +9,7 @@ import contextlib
 import io
 import logging
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import onnx_ir as ir
 import torch
@@ -24,7 +24,8 @@ from edgemm.export.products import SCOPES
 __all__ = ["OPSET", "trace", "quiet"]
 
 OPSET = 24
-SIZES = {"b": 2, "s": 5, "m": 7, "t": 6, "k": 3, "T": 256}  # of what it is traced with: no 0 or 1, no two alike
+# of what it is traced with: no 0 or 1, no two alike; of pixels, so many times what a side is a multiple of
+SIZES = {"b": 2, "s": 5, "m": 7, "t": 6, "k": 3, "T": 256, "h": 9, "w": 10, "H": 11, "W": 12}
 LONGEST = 1 << 20
 
 
@@ -45,13 +46,14 @@ def trace(graph: ComponentGraph) -> ir.Model:
     Raises CheckFailedError when the tracer took the size of a named axis for a constant.
     """
     dims = {name: torch.export.Dim(f"{name}_", min=1, max=LONGEST) for name in SIZES}
+    dims |= {name: times * dims[name] for name, times in graph.multiples.items()}
     axes = tuple(
         {axis: dims[entry] for axis, entry in enumerate(spec.shape) if isinstance(entry, str)} for spec in graph.inputs
     )
     with quiet():
         program = torch.onnx.export(
             _Positional(graph.module).eval(),
-            tuple(_example(spec) for spec in graph.inputs),
+            tuple(_example(spec, graph.multiples) for spec in graph.inputs),
             input_names=[spec.name for spec in graph.inputs],
             output_names=[spec.name for spec in graph.outputs],
             opset_version=OPSET,
@@ -81,9 +83,9 @@ def _forget_notes(node: ir.Node) -> None:
             value.shape = None
 
 
-def _example(spec: TensorSpec) -> Tensor:
+def _example(spec: TensorSpec, multiples: Mapping[str, int]) -> Tensor:
     """Zeros: only shapes and types leave a trace."""
-    shape = [entry if isinstance(entry, int) else SIZES[entry] for entry in spec.shape]
+    shape = [entry if isinstance(entry, int) else SIZES[entry] * multiples.get(entry, 1) for entry in spec.shape]
     return torch.zeros(shape, dtype=getattr(torch, spec.dtype))
 
 

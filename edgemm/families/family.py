@@ -10,6 +10,7 @@ and, where the library wants more than its image processor gives,
     library_inputs(checkpoint, ids, images)             what its model is called with for the runtime's token ids
 A model that no library knows is made of modules of our own (own_modules.py):
     NEEDS                         what is published apart: name -> what it is, for the refusal where it is missing
+    LICENCES                      of weights that people have, where an export has to name them
     skeleton(found)               the model without weights, on the meta device; `config` is its text model's
     open_model(found)             the same with weights, float32
     reply(checkpoint, ids, images, count)               its likeliest tokens after the runtime's token ids
@@ -21,6 +22,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -64,15 +66,22 @@ class Drawn:
     height: int  # pixels
     width: int
     image: Any = None  # uint8 (H, W, 3): a picture that is edited
+    picture_noise: Any = None  # shaped as noise: of latents that such a picture is read as
 
 
-def component(name: str, module: nn.Module, inputs: dict[str, Shape], outputs: dict[str, Shape]) -> ComponentGraph:
-    """A component's graph; types of its tensors are the contract's."""
+def component(
+    name: str,
+    module: nn.Module,
+    inputs: dict[str, Shape],
+    outputs: dict[str, Shape],
+    multiples: Mapping[str, int] = MappingProxyType({}),
+) -> ComponentGraph:
+    """A component's graph; types of its tensors are the contract's, `multiples` those of axes of pixels."""
     types = {stem: dtype for side in COMPONENTS[name] for stem, (dtype, _) in side.items()}
     sides = (
         tuple(TensorSpec(key, types[pattern(key)], shape) for key, shape in side.items()) for side in (inputs, outputs)
     )
-    return ComponentGraph(name, module.eval(), *sides)
+    return ComponentGraph(name, module.eval(), *sides, multiples=multiples)
 
 
 def without_copies(pieces: Sequence[Any]) -> int:

@@ -36,9 +36,10 @@ def find_foreign(folder: Path) -> Found | None:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None  # the native loader says what is wrong
-    if not isinstance(config, dict) or not config.keys() & {"architectures", "model_type"}:
+    if not isinstance(config, dict) or not config.keys() & {"architectures", "model_type", "_class_name"}:
         return None
-    names = config.get("architectures") or [f"(none named, model_type {config.get('model_type')!r})"]
+    class_name = config.get("_class_name")  # of what was saved through diffusers
+    names = config.get("architectures") or [class_name or f"(none named, model_type {config.get('model_type')!r})"]
     return Found(folder, str(names[0]), config)
 
 

@@ -7,6 +7,7 @@ a pickle may hold a program.  Weights that bitsandbytes packed are loaded as flo
 from __future__ import annotations
 
 import contextlib
+import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -23,9 +24,10 @@ from edgemm.families.folder import Found
 from edgemm.model.bitsandbytes_weights import is_packed
 from edgemm.model.pretrained import read_tensors
 
-__all__ = ["Checkpoint", "greedy", "open_checkpoint", "skeleton"]
+__all__ = ["Checkpoint", "greedy", "no_weights", "open_checkpoint", "skeleton"]
 
 GENERATION = "generation_config.json"
+INDEX = "model.safetensors.index.json"
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 
 
@@ -36,6 +38,7 @@ class Checkpoint:
     folder: Path
     architecture: str
     model: Any
+    words: Path | None = None  # where the tokenizer is published apart
 
     @property
     def config(self) -> Any:
@@ -61,10 +64,11 @@ class Checkpoint:
     def tokenizer(self) -> Any:
         from transformers import AutoTokenizer
 
-        with complaints(self.folder, "its tokenizer cannot be read"), quiet():
-            found = AutoTokenizer.from_pretrained(self.folder, trust_remote_code=False, local_files_only=True)
+        folder = self.words or self.folder
+        with complaints(folder, "its tokenizer cannot be read"), quiet():
+            found = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
         if not hasattr(found, "backend_tokenizer"):
-            raise CheckpointError(f"{self.folder}: a tokenizer without a tokenizer.json; the runtime reads no other")
+            raise CheckpointError(f"{folder}: a tokenizer without a tokenizer.json; the runtime reads no other")
         return found
 
     @property
@@ -90,11 +94,10 @@ def open_checkpoint(found: Found, family: ModuleType | None = None) -> Checkpoin
     opened = getattr(family, "open_model", None)
     if opened is not None:
         with quiet():
-            return Checkpoint(found.folder, found.architecture, opened(found).eval())
-    if not list(found.folder.glob("*.safetensors")):
-        pickles = sorted(path.name for kind in PICKLES for path in found.folder.glob(kind))
-        what = f"only {pickles[0]}, a pickle, which may hold a program" if pickles else "no weights"
-        raise CheckpointError(f"{found.folder}: {what}; expected *.safetensors (convert it where you trust it)")
+            words = found.others.get(getattr(family, "TOKENIZER", ""))
+            return Checkpoint(found.folder, found.architecture, opened(found).eval(), words)
+    if not (_by_index(found.folder) or list(found.folder.glob("*.safetensors"))):
+        raise no_weights(found.folder)
     with complaints(found.folder, "the library cannot load it"), quiet(), _without_bars():
         folder, weights = _weights(found)
         model, loading = _class_of(found).from_pretrained(
@@ -114,6 +117,28 @@ def open_checkpoint(found: Found, family: ModuleType | None = None) -> Checkpoin
     if wrong := sorted(loading.get("mismatched_keys") or ()):
         raise CheckpointError(f"{found.folder}: {wrong[0]} has another shape than config.json says")
     return Checkpoint(found.folder, found.architecture, model.eval())
+
+
+def _by_index(folder: Path) -> set[str]:
+    """Files that an index names, which may lie in folders below; CheckpointError where one is missing."""
+    index = folder / INDEX
+    if not index.is_file():
+        return set()
+    try:
+        named = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+        missing = sorted(name for name in named if not (folder / name).is_file())
+    except (ValueError, KeyError, AttributeError, TypeError) as error:
+        raise CheckpointError(f"{index}: no index of weights: {error!r:.100}") from error
+    if missing:
+        raise CheckpointError(f"{folder}: {len(missing)} of {len(named)} files are missing, for example {missing[0]}")
+    return named
+
+
+def no_weights(folder: Path) -> CheckpointError:
+    """Of a folder without *.safetensors."""
+    pickles = sorted(path.name for kind in PICKLES for path in folder.glob(kind))
+    what = f"only {pickles[0]}, a pickle, which may hold a program" if pickles else "no weights"
+    return CheckpointError(f"{folder}: {what}; expected *.safetensors (convert it where you trust it)")
 
 
 def _weights(found: Found) -> tuple[Path | None, dict[str, Any]]:

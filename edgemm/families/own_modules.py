@@ -16,9 +16,21 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from edgemm.errors import CheckpointError
-from edgemm.families.hf_checkpoint import complaints
+from edgemm.families.hf_checkpoint import complaints, no_weights
 
-__all__ = ["fill", "from_sizes", "names_and_shapes", "names_in", "read_config", "starting"]
+__all__ = ["RmsNorm", "fill", "from_sizes", "names_and_shapes", "names_in", "read_config", "starting"]
+
+
+class RmsNorm(nn.Module):
+    """Names as the library has them (llama.py's `rms`)."""
+
+    def __init__(self, width: int, eps: float) -> None:
+        super().__init__()
+        self.weight, self.variance_epsilon = nn.Parameter(torch.ones(width)), eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        return nn.functional.rms_norm(x, self.weight.shape, self.weight, self.variance_epsilon)
+
 
 T = TypeVar("T")
 POINTER = b"version https://git-lfs"
@@ -82,7 +94,7 @@ def names_in(folder: Path) -> dict[str, Path]:
     """`fill`'s places of a folder's *.safetensors, from their headers alone."""
     files = sorted(folder.glob("*.safetensors"))
     if not files:
-        raise CheckpointError(f"{folder}: no weights, expected *.safetensors")
+        raise no_weights(folder)
     return {name: file for file in files for name in names_and_shapes(file, "the weights")}
 
 
@@ -99,9 +111,10 @@ def fill(
     places: Places,
     renamed: Callable[[str], str] = lambda name: name,
     given: tuple[str, ...] | str = (),
+    shaped: Callable[[Tensor], Tensor] = lambda tensor: tensor,
 ) -> None:
     """Reads every tensor of the model but those that begin so (`given`: they have been read); `renamed` gives a name in
-    the file for one in the model."""
+    the file for one in the model, `shaped` what the model keeps of a tensor in the file."""
     wanted = {**dict(model.named_parameters()), **_stored_buffers(model)}
     wanted = {name: tensor for name, tensor in wanted.items() if not name.startswith(given)}
     if missing := sorted(wanted.keys() - places.keys()):
@@ -112,7 +125,7 @@ def fill(
     for path, names in by_file.items():
         with safe_open(path, framework="pt") as opened:
             for name in names:
-                _put(model, name, opened.get_tensor(renamed(name)), wanted[name], f"{path}: {renamed(name)}")
+                _put(model, name, shaped(opened.get_tensor(renamed(name))), wanted[name], f"{path}: {renamed(name)}")
 
 
 def _stored_buffers(model: nn.Module) -> dict[str, Tensor]:

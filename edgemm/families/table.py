@@ -25,14 +25,16 @@ FAMILIES = {  # architecture -> module
     "FuyuForCausalLM": "edgemm.families.fuyu",
     "Qwen3VLForConditionalGeneration": "edgemm.families.qwen3_vl",
     "MultiModalityCausalLM": "edgemm.families.janusflow",
-    "Cosmos3OmniForConditionalGeneration": "edgemm.families.qwen3_vl",
+    "Showo2Qwen2_5": "edgemm.families.showo2",
+    "BagelForConditionalGeneration": "edgemm.families.bagel",
+    "mobileoForInferenceLM": "edgemm.families.mobileo",
+    "Cosmos3OmniForConditionalGeneration": "edgemm.families.cosmos3",
+    "Cosmos3EdgeForConditionalGeneration": "edgemm.families.cosmos3",
 }
 
 NOT_BUILT = {  # known, and what is in the way
     "GlmImageForConditionalGeneration": "the folder holds only what says the codes; pixels come from a diffusion "
     "transformer of another library, so its bundle could neither draw nor talk",
-    "Cosmos3EdgeForConditionalGeneration": "its vision tower splits its row of patches by sizes that come as data, and "
-    "nobody has rewritten it for one square, as qwen3_vl.py does for Cosmos3-Omni's",
 }
 
 HOW = "docs/families.md shows how to write one"

@@ -120,7 +120,7 @@ UNLIMITED = CacheBudget()
 
 
 def cache_bytes_a_slot(transformer: Variant) -> int:
-    """Keys and values of every layer for one token."""
+    """What every layer keeps of one token."""
     return row_bytes(spec for spec in transformer.inputs if spec.name.startswith("past_"))
 
 

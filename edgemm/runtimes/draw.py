@@ -7,7 +7,7 @@ It has a prompt and its options made into a request (draw_requests.py) and hands
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import cached_property
 
@@ -15,15 +15,17 @@ import numpy as np
 
 from edgemm.bundle.bundle import UNCONDITIONAL
 from edgemm.bundle.loops import DenoiseLoop, ImageTokensLoop
+from edgemm.bundle.picture import load_stretched, open_picture
 from edgemm.bundle.prompt import negative_drawing_prompt
 from edgemm.bundle.tokenizer import Tokenizer
 from edgemm.errors import BundleError, InputError
+from edgemm.runtimes import schedule
 from edgemm.runtimes.adapters import read_tensors
-from edgemm.runtimes.backend.engine import Arrays
+from edgemm.runtimes.backend.engine import Arrays, check_finite
 from edgemm.runtimes.cache_budget import CacheBudget
 from edgemm.runtimes.codes_loop import CodesClock, CodesEngines, CodesRequest, draw_codes
 from edgemm.runtimes.denoise_loop import DrawClock, DrawEngines, DrawRequest, draw
-from edgemm.runtimes.draw_requests import codes_request, denoise_request
+from edgemm.runtimes.draw_requests import codes_request, denoise_request, sized_as
 from edgemm.runtimes.engines import Engines
 from edgemm.runtimes.image_encoder import ImageReader
 from edgemm.runtimes.options import DrawingOptions
@@ -58,13 +60,18 @@ class ImageGenerator:
             return lambda cancelled: self._draw_codes(codes, codes_loop, cancelled, codes_clock)
         if loops.denoise is None:
             raise BundleError(f"bundle {name} does not draw: it has no denoise loop and no image_tokens loop")
-        loop, clock, picture, tokens = loops.denoise, DrawClock(), None, (0, False)
-        if options.image is not None:
-            assert loops.text is not None  # manifest.py saw to it
-            picture = self._reader.picture(options.image, loops.text)
-            tokens = loops.text.image_token_count, loops.text.joined
-        request = denoise_request(options, prompt, loop, limits, self._tokenizer, *tokens)
-        return lambda cancelled: self._denoise(request, picture, loop, cancelled, clock)
+        loop, clock, text = loops.denoise, DrawClock(), loops.text
+        if options.image is None:
+            request = denoise_request(options, prompt, loop, limits, self._tokenizer)
+            return lambda cancelled: self._denoise(request, [], loop, cancelled, clock)
+        assert text is not None  # manifest.py saw to it
+        picture, edit = open_picture(options.image, limits.max_image_pixels), loop.editing
+        options = sized_as(options, picture.height, picture.width, edit)
+        edited = denoise_request(options, prompt, edit, limits, self._tokenizer, text)
+        seen = [self._reader.picture(picture, text)]
+        if edit.picture_words is not None:
+            seen.append(load_stretched(picture, edited.height, edited.width, text.background, limits.max_image_pixels))
+        return lambda cancelled: self._denoise(edited, seen, edit, cancelled, clock)
 
     def codes_engines(self, loop: ImageTokensLoop) -> CodesEngines:
         """What draws token by token."""
@@ -81,7 +88,7 @@ class ImageGenerator:
     def _denoise(
         self,
         request: DrawRequest,
-        picture: np.ndarray | None,  # (3, S, S)
+        picture: Sequence[np.ndarray],  # the one to edit: (3, S, S), and (3, H, W) where it is read as latents too
         loop: DenoiseLoop,
         cancelled: Cancelled,
         clock: DrawClock,
@@ -89,8 +96,10 @@ class ImageGenerator:
         adapter = self._engines.adapters.active
         loaded, clock.load_s = self._engines.timed(PARTS, adapter)
         prompts, from_file = request.prompts, loop.unconditional == "file"
-        if picture is not None:
-            prompts = replace(prompts, image_tokens=self._seen(picture, clock))
+        if picture:
+            prompts = replace(prompts, image_tokens=self._seen(picture[0], clock))
+        if len(picture) > 1:
+            prompts = replace(prompts, latents=self._latents(picture[1], request.seeds[0], loop, clock))
         if "transformer" in adapter.touched and from_file and prompts.negative is None:  # it was made without it
             prompts = replace(prompts, negative=negative_drawing_prompt("", loop.template, self._tokenizer))
         request = replace(request, prompts=prompts)
@@ -110,6 +119,18 @@ class ImageGenerator:
         tokens = self._reader.encode([picture], text)
         clock.image_encode_s = time.perf_counter() - start
         return tokens
+
+    def _latents(self, pixels: np.ndarray, seed: int, loop: DenoiseLoop, clock: DrawClock) -> np.ndarray:
+        """The picture that is edited, (3, H, W), as latents (1, c, h, w) drawn from what its encoder gives."""
+        loaded, seconds = self._engines.timed(("latent_encoder",))
+        clock.load_s += seconds
+        start, shape = time.perf_counter(), loop.state_shape(*pixels.shape[1:])
+        found = {name: np.zeros((1, *shape), dtype=np.float32) for name in ("mean", "deviation")}
+        loaded["latent_encoder"].bind({"pixels": pixels[None]}, found).run()
+        for name, array in found.items():
+            check_finite(array, f"latent_encoder, {name}")
+        clock.image_encode_s += time.perf_counter() - start
+        return found["mean"] + found["deviation"] * schedule.picture_noise(seed, *shape)
 
     def _draw_codes(
         self, request: CodesRequest, loop: ImageTokensLoop, cancelled: Cancelled, clock: CodesClock

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 from edgemm.bundle.denoise import DenoiseLoop
-from edgemm.bundle.loops import ImageTokensLoop, Limits
+from edgemm.bundle.loops import ImageTokensLoop, Limits, TextLoop
 from edgemm.bundle.prompt import (
     check_length,
     drawing_prompt,
     image_prompt,
     negative_drawing_prompt,
+    picture_prompt,
     unconditional_prompt,
 )
 from edgemm.bundle.tokenizer import Tokenizer
@@ -21,7 +23,7 @@ from edgemm.runtimes.denoise_loop import DrawRequest, Prompts, check_noise
 from edgemm.runtimes.options import DrawingOptions, check_whole
 from edgemm.runtimes.sampling import Sampling
 
-__all__ = ["codes_request", "denoise_request"]
+__all__ = ["codes_request", "denoise_request", "sized_as"]
 
 LARGEST_GUIDANCE = 100.0
 LARGEST_SIDE = 2**24  # pixels; the bundle's own limits are narrower
@@ -35,21 +37,20 @@ def denoise_request(
     loop: DenoiseLoop,
     limits: Limits,
     tokenizer: Tokenizer,
-    picture: int = 0,
-    causal: bool = False,
+    reads: TextLoop | None = None,
 ) -> DrawRequest:
-    """What the denoise loop wants, or UsageError.
-
-    `picture` is how many tokens the one to edit takes, `causal` whether they see only those before them.
-    """
+    """What the denoise loop wants, or UsageError; `reads` is how a picture to edit is read, None without one."""
     _refuse(options, "draws by denoising", *BY_TOKENS)
     steps = loop.num_inference_steps if options.num_inference_steps is None else options.num_inference_steps
     points = int(loop.counts == "points")
     check_whole("num_inference_steps", steps, 1 + points, limits.max_steps)
     height, width = _size(options, loop)
     scale = _scale(options, "guidance_scale", loop.guidance_scale)
-    prompts = _prompts(options, prompt, loop, tokenizer, (picture, (height, width), causal), scale)
-    check_length(max(len(read) for _, read, _ in prompts.rows), limits)
+    prompts = _prompts(options, prompt, loop, tokenizer, (height, width), reads, scale)
+    latents = 0  # slots of a picture that is read as latents, too
+    if reads is not None and loop.picture_words is not None:
+        latents = math.prod(loop.state_shape(height, width)[1:]) + loop.picture_words
+    check_length(latents + max(len(read) for _, read, _ in prompts.rows), limits)
     if options.noise is None:
         shape = loop.state_shape(height, width)
         noises = tuple(schedule.initial_noise(seed, *shape) for seed in options.seeds)
@@ -73,26 +74,42 @@ def _prompts(
     prompt: str,
     loop: DenoiseLoop,
     tokenizer: Tokenizer,
-    pictured: tuple[int, tuple[int, int], bool],  # tokens of the picture to edit, size of the drawn one, causal
+    size: tuple[int, int],  # of the picture that is drawn
+    reads: TextLoop | None,
     scale: float,
 ) -> Prompts:
     """What is read: the prompt, what guidance leads away from, and the prompt without the picture it edits."""
     if options.negative_prompt is not None and scale == 1:
         raise UsageError("negative_prompt needs guidance, guidance_scale is 1")
-    edits, size = pictured[0] > 0, pictured[1]
+    edits = reads is not None
+    pictured: tuple[int, tuple[int, int], bool, tuple[str, str]] = (0, size, False, ("", ""))
+    if reads is not None:
+        pictured = (reads.image_token_count, size, reads.joined, reads.around)
     template = (loop.edit_template if edits else None) or loop.template
     tokens = drawing_prompt(prompt, template, tokenizer, *pictured)
     by_picture = edits and loop.image_guidance_scale is not None
     guided = scale != 1 or (by_picture and _image_guidance(options, loop) != 1)
     negative, alone = None, None
     if by_picture and guided:
-        negative = negative_drawing_prompt(options.negative_prompt or "", template, tokenizer, *pictured)
-        alone = drawing_prompt(prompt, loop.template, tokenizer, size=size)
+        if reads is not None and reads.block and options.negative_prompt is None:
+            negative = picture_prompt(tokenizer, pictured[0], pictured[3])
+        else:
+            wrong = options.negative_prompt or ""
+            negative = negative_drawing_prompt(wrong, template, tokenizer, *pictured)
+        if _image_guidance(options, loop) != 1:
+            alone = drawing_prompt(prompt, loop.template, tokenizer, size=size)
     elif scale != 1 and (options.negative_prompt is not None or loop.unconditional == "prompt"):
         text = loop.negative_prompt if options.negative_prompt is None else options.negative_prompt
-        around = loop.negative_template or loop.template
-        negative = negative_drawing_prompt(text, around, tokenizer, size=size)
+        negative = negative_drawing_prompt(text, loop.negative_template or loop.template, tokenizer, size=size)
     return Prompts(tokens, negative, alone, guided=guided)
+
+
+def sized_as(options: DrawingOptions, height: int, width: int, loop: DenoiseLoop) -> DrawingOptions:
+    """A picture to edit says how large the new one is, where the caller does not and the model draws several sizes."""
+    if loop.latents is None or options.height is not None or options.width is not None:
+        return options
+    height, width = loop.latents.nearest(height, width)
+    return replace(options, height=height, width=width)
 
 
 def _size(options: DrawingOptions, loop: DenoiseLoop) -> tuple[int, int]:

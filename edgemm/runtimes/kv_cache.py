@@ -179,6 +179,16 @@ class CachedTransformer:
         cache.used = max(cache.used, length)
         return self._said(f"after the prompt of {len(prompt)} tokens{after}", alone)[row]
 
+    def adopt(self, slots: Arrays) -> None:
+        """Begins with slots (1, g, k, d) that were read elsewhere, one tensor a layer under its past input's name."""
+        count = next(iter(slots.values())).shape[2]
+        if count > self.cache.max_slots:
+            raise InputError(f"the picture takes {count} slots, this bundle holds at most {self.cache.max_slots}")
+        self.cache.reserve(count)
+        for name, array in slots.items():
+            self.cache.buffers[name][:, :, :count] = array
+        self.lengths[:] = self.cache.used = count
+
     def rewind(self, slots: int) -> None:
         """Forgets all but the first `slots` tokens; what comes next overwrites them."""
         self.lengths = np.minimum(self.lengths, slots)

@@ -20,7 +20,8 @@ from edgemm.bundle.components import TensorSpec, handed_over, pattern
 from edgemm.bundle.denoise import DenoiseLoop
 from edgemm.bundle.prompt import Prompt
 from edgemm.errors import BundleError, InputError
-from edgemm.runtimes.backend.engine import Arrays, Engine, allocator, check_finite
+from edgemm.runtimes import schedule
+from edgemm.runtimes.backend.engine import SPARED, Arrays, Engine, allocator, check_finite
 from edgemm.runtimes.cache_budget import UNLIMITED, CacheBudget
 from edgemm.runtimes.kv_cache import CachedTransformer
 
@@ -39,6 +40,7 @@ class Prompts:
     negative: Prompt | None = None  # what guidance leads away from; None: what the bundle says
     without_picture: Prompt | None = None  # the third row
     image_tokens: np.ndarray | None = None  # (1, m, width): the picture that the prompt edits
+    latents: np.ndarray | None = None  # (1, c, h, w): the same, of models that read it as clean latents too
     guided: bool = True  # False: row 1 is never looked at
 
     @property
@@ -73,17 +75,26 @@ def _pictured(prompt: Prompt) -> bool:
 def read_prompts(prompts: Prompts, loop: DenoiseLoop, engines: DrawEngines, times: PrefixTimes) -> PromptPrefix:
     """Prefill, then the conditioner, which writes the rows that the denoiser reads."""
     conditioner, rows = engines.conditioner, prompts.rows
-    longest = max(len(prompt) for _, prompt, _ in rows)
+    block = _read_latents(prompts.latents, loop, engines.denoiser, times)
+    before = next((array.shape[2] for array in block.values()), 0)  # slots that a picture takes as latents
+    longest = max(len(prompt) + before * _pictured(prompt) for _, prompt, _ in rows)
     room = fixed_slots(engines.denoiser.inputs) or _slots_of(engines.unconditional)  # t
     fixed = _fixed_prompt(conditioner)
     if fixed is not None and longest > fixed:
         raise InputError(f"the drawing prompt takes {longest} tokens, this bundle draws from at most {fixed}")
     prefix: PromptPrefix | None = None
+    first: CachedTransformer | None = None
     for row, prompt, image_tokens in rows:
-        transformer = CachedTransformer(engines.transformer, engines.max_context, BLOCK, budget=engines.budget)
         start = time.perf_counter()
-        transformer.prefill(prompt, image_tokens, slots=max(longest, room + loop.skip))
+        transformer = first if prompt.opens(prompts.prompt) else None  # it has read this, too
+        if transformer is None:
+            transformer = CachedTransformer(engines.transformer, engines.max_context, BLOCK, budget=engines.budget)
+            if block and image_tokens is not None:
+                transformer.adopt(block)
+            transformer.prefill(prompt, image_tokens, slots=max(longest, room + loop.skip))
+        first = first or transformer
         times.prefill_s += time.perf_counter() - start
+        used = before * _pictured(prompt)
         slots = fixed or transformer.cache.slots
         if prefix is None:
             kept = fixed_slots(engines.denoiser.inputs) or slots - loop.skip
@@ -92,11 +103,11 @@ def read_prompts(prompts: Prompts, loop: DenoiseLoop, engines: DrawEngines, time
             prefix = PromptPrefix(engines.denoiser.inputs, engines.unconditional, kept, zeros, count)
         start = time.perf_counter()
         kept_by = {name: buffer for name, buffer in transformer.cache.past.items() if name in conditioner.inputs}
-        _condition(prompt, kept_by, slots, conditioner, prefix.row(row))
+        _condition(prompt, kept_by, slots, conditioner, prefix.row(row), used)
         if row == PROMPT and prompts.guided and prompts.negative is None:
             if loop.unconditional == "zeros":
                 nothing = {name: np.zeros_like(buffer) for name, buffer in kept_by.items()}
-                _condition(prompt, nothing, slots, conditioner, prefix.row(UNCONDITIONAL))
+                _condition(prompt, nothing, slots, conditioner, prefix.row(UNCONDITIONAL), used)
             elif loop.unconditional == "mask":
                 prefix.mask_from_prompt(loop.seen_slots)
         times.conditioner_s += time.perf_counter() - start
@@ -104,12 +115,35 @@ def read_prompts(prompts: Prompts, loop: DenoiseLoop, engines: DrawEngines, time
     return prefix
 
 
-def _condition(prompt: Prompt, kept: Arrays, slots: int, conditioner: Engine, outputs: Arrays) -> None:
-    """What the transformer has read of a prompt, as the denoiser reads it, written into its row."""
+def _read_latents(latents: np.ndarray | None, loop: DenoiseLoop, denoiser: Engine, times: PrefixTimes) -> Arrays:
+    """Slots (1, g, k, d) that a picture leaves in an empty cache when the denoiser reads it clean, a layer each."""
+    if latents is None:
+        return {}
+    start = time.perf_counter()
+    _, _, h, w = latents.shape
+    count = h * w + (loop.picture_words or 0)
+    told = schedule.told(0.0 if loop.time_zero == "picture" else 1.0, loop)
+    empty = PromptPrefix(denoiser.inputs, {}, fixed_slots(denoiser.inputs) or 1, rows=1).first(1)
+    block: dict[str, np.ndarray] = {}
+    for name, spec in denoiser.outputs.items():
+        if pattern(name) in SPARED:
+            shape = (1, spec.fixed(1, "K/V heads"), count, spec.fixed(3, "head width"))
+            block[name] = np.zeros(shape, spec.dtype)
+    inputs = {"latents": latents, "time": np.array([told], dtype=np.float32), **empty}
+    denoiser.bind(inputs, {"prediction": np.zeros_like(latents), **block}).run()
+    for name, array in block.items():
+        check_finite(array, f"denoiser, {name} of the picture")
+    times.prefill_s += time.perf_counter() - start
+    return {name.replace("block_", "past_", 1): array for name, array in block.items()}
+
+
+def _condition(prompt: Prompt, kept: Arrays, slots: int, conditioner: Engine, outputs: Arrays, before: int = 0) -> None:
+    """What the transformer has read of a prompt, as the denoiser reads it, written into its row; `before` it stand
+    slots of a picture's latents."""
     inputs = {name: np.ascontiguousarray(buffer[:, :, :slots]) for name, buffer in kept.items()}  # itself where it can
     mask = np.zeros((1, slots), dtype=np.float32)
-    mask[0, : len(prompt)] = prompt.users_own
-    more = {"prompt_mask": mask, "prefix_length": np.array([len(prompt)], dtype=np.int64)}
+    mask[0, before : before + len(prompt)] = prompt.users_own
+    more = {"prompt_mask": mask, "prefix_length": np.array([before + len(prompt)], dtype=np.int64)}
     inputs |= {name: array for name, array in more.items() if name in conditioner.inputs}
     conditioner.bind(inputs, outputs).run()
     for name, row in outputs.items():

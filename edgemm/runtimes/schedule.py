@@ -12,7 +12,18 @@ import numpy as np
 
 from edgemm.bundle.denoise import DenoiseLoop
 
-__all__ = ["guide", "initial_noise", "is_guided", "model_times", "noise_levels", "renormed", "step", "times", "told"]
+__all__ = [
+    "guide",
+    "initial_noise",
+    "is_guided",
+    "model_times",
+    "noise_levels",
+    "picture_noise",
+    "renormed",
+    "step",
+    "times",
+    "told",
+]
 
 RHO = 7.0  # of Karras' spacing
 ALL_NOISE = 1e-6  # what UniPC stays away from a sigma of 1: its logarithm of 1 - sigma
@@ -64,6 +75,11 @@ def initial_noise(seed: int, *shape: int) -> np.ndarray:
     """(n, p) or (c, h, w) float32; the same seed gives the same noise on every machine."""
     generator = np.random.Generator(np.random.PCG64(seed))
     return generator.standard_normal(shape, dtype=np.float32)
+
+
+def picture_noise(seed: int, *shape: int) -> np.ndarray:
+    """Of the latents of a picture to edit: what comes in the seed's stream after the noise that is drawn from."""
+    return initial_noise(seed, 2, *shape)[1]
 
 
 def is_guided(time: float, guidance_scale: float, interval: tuple[float, float]) -> bool:

@@ -6,6 +6,7 @@ Which graphs and loops is the family's word (family.py); tracing, lowering and w
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from types import ModuleType
@@ -22,7 +23,7 @@ from edgemm.bundle.picture import seeded_picture
 from edgemm.bundle.prompt import as_messages, chat_prompt
 from edgemm.bundle.tokenizer import Tokenizer
 from edgemm.errors import UsageError
-from edgemm.export.lower_cuda import fixed_sizes
+from edgemm.export.lower_cuda import DRAWING_SLOTS, fixed_sizes
 from edgemm.export.manifest import (
     MAX_IMAGE_PIXELS,
     MAX_STEPS,
@@ -87,6 +88,8 @@ def export_foreign(found: Found, output: Path, options: ExportOptions | None = N
     paper = measure(found)
     for line in describe(paper):
         progress.line(line)
+    for licence in getattr(family, "LICENCES", ()):
+        progress.line(f"licence: {licence.what}: {licence.licence}, {licence.source}")
     progress.status(f"loading {paper.name}")
     checkpoint = open_checkpoint(found, family)
     least = max(map(bytes_per_weight, schemes)) * paper.parameters
@@ -95,7 +98,8 @@ def export_foreign(found: Found, output: Path, options: ExportOptions | None = N
         parts = family.parts(checkpoint)
         slots = _context(parts, options.max_context)
         loop = parts.denoise
-        sizes = fixed_sizes(slots, loop.skip) if loop else {"transformer": {"T": slots}}
+        sizes = fixed_sizes(slots, loop.skip, drawing=DRAWING_SLOTS + _edit_slots(parts)) if loop else {}
+        sizes.setdefault("transformer", {"T": slots})
         depth = max(loop.prefix_layers, default=-1) + 1 if loop else 0
         specs = make_specs_of_graphs(parts.graphs, schemes, parts.shared, depth)
         wanted = Wanted(schemes, specs, sizes, shared=parts.shared)
@@ -135,12 +139,23 @@ def _context(parts: Parts, asked: int | None) -> int:
         least = max(least, 64 + parts.image_tokens.length)
     if parts.denoise and parts.denoise.edits and parts.text:
         least = max(least, 64 + parts.text.image_token_count)
-    slots = min(max(MAX_CONTEXT, least), parts.most_context) if asked is None else asked
+    usual = max(MAX_CONTEXT, 64 + _edit_slots(parts))
+    slots = min(max(usual, least), parts.most_context) if asked is None else asked
     if not min(least, parts.most_context) <= slots <= parts.most_context:
         raise UsageError(
             f"max_context is {slots}, expected {least} (one picture) to {parts.most_context} (the model's)"
         )
     return slots
+
+
+def _edit_slots(parts: Parts) -> int:
+    """Of a picture to edit, of the size that is drawn when nobody says otherwise."""
+    loop = parts.denoise
+    if loop is None or not loop.edits or parts.text is None:
+        return 0
+    words, around = loop.picture_words, 2 * int(parts.text.block)
+    latents = 0 if words is None else math.prod(loop.state_shape(loop.height, loop.width)[1:]) + words
+    return latents + parts.text.image_token_count + around
 
 
 def _manifest(
@@ -153,6 +168,7 @@ def _manifest(
 ) -> Manifest:
     name = checkpoint.folder.resolve().name
     licences = [Licence(f"weights of {name}", licence_in(checkpoint.folder / "README.md"), f"checkpoint {name}")]
+    licences += getattr(family, "LICENCES", ())
     for what, folder in others.items():
         source = f"checkpoint {folder.resolve().name}"
         licences.append(Licence(f"weights of {what}", licence_in(folder / "README.md"), source))
@@ -179,7 +195,7 @@ def _recorded(checkpoint: Checkpoint, family: ModuleType, parts: Parts, bundle: 
     if loop is not None:
         tokenizer = Tokenizer(bundle.file(bundle.manifest.tokenizer))
         for prompt, pictured in TEXTS:
-            if pictured and not loop.image_token:
+            if pictured and not parts.graphs.keys() & {"image_encoder", "vq_encoder"}:
                 continue
             images = [seeded_picture(1, loop.image_size)] if pictured else []
             ids = chat_prompt(as_messages(prompt, images), loop, tokenizer).input_ids
@@ -233,7 +249,10 @@ def _drawing(checkpoint: Checkpoint, family: ModuleType, parts: Parts, case: Dra
     image = None
     if case.picture_seed is not None and parts.text is not None:
         image = seeded_picture(case.picture_seed, parts.text.image_size)
-    asked = Drawn(case.prompt, torch.from_numpy(noise), case.steps, case.guidance, height, width, image=image)
+    own = schedule.picture_noise(case.seed, *noise.shape)
+    asked = Drawn(
+        case.prompt, torch.from_numpy(noise), case.steps, case.guidance, height, width, image, torch.from_numpy(own)
+    )
     return np.ascontiguousarray(family.draw(checkpoint, asked).clamp(0, 1).numpy(), dtype=np.float32)
 
 

@@ -6,12 +6,38 @@ import dataclasses
 from pathlib import Path
 
 import numpy as np
+import pytest
+import torch
 
 from edgemm.families.folder import Found, find_foreign
 
-__all__ = ["GOLDEN", "answers", "found_at", "worst"]
+__all__ = ["GOLDEN", "Cases", "answers", "found_at", "worst"]
 
 GOLDEN = Path(__file__).resolve().parents[1] / "fixtures" / "golden"
+BESIDE = Path(__file__).resolve().parents[3] / "shared" / "golden"  # those that are too large for this repository
+
+
+class Cases:
+    """One model's recorded arrays."""
+
+    def __init__(self, name: str) -> None:
+        self.folder = next((place / name for place in (GOLDEN, BESIDE) if (place / name).is_dir()), GOLDEN)
+        if not self.folder.is_dir():
+            pytest.skip(f"no recorded answers of {name} in {GOLDEN}, nor in {BESIDE}: too large to be kept here")
+        self.arrays = np.load(self.folder / "cases.npz")
+
+    def __contains__(self, name: str) -> bool:
+        return name in self.arrays.files
+
+    def tensor(self, name: str) -> torch.Tensor:
+        return torch.from_numpy(self.arrays[name])
+
+    def number(self, name: str) -> float:
+        return float(self.arrays[name])
+
+    def text(self, name: str) -> str:
+        array = self.arrays[name]
+        return bytes(array).decode() if array.dtype == np.uint8 else str(array)
 
 
 def answers(name: str) -> dict[str, np.ndarray]:

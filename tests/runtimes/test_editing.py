@@ -75,7 +75,7 @@ def test_a_prompt_has_room_for_its_picture(editor):
     assert length == len(drawing_prompt("blue", loop.template, tokenizer)) + TINY.image_tokens
     with pytest.raises(InputError, match=f"takes {length} tokens, this bundle holds at most {length - 1}"):
         short = dataclasses.replace(limits, max_context=length - 1)
-        denoise_request(DrawingOptions(), "blue", loop, short, tokenizer, TINY.image_tokens)
+        denoise_request(DrawingOptions(), "blue", loop, short, tokenizer, editor.manifest.loops.text)
 
 
 def test_a_manifest_that_edits_needs_an_image_encoder(editor):

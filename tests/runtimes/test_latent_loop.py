@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from edgemm.bundle.components import TensorSpec
-from edgemm.bundle.denoise import DenoiseLoop, DenoiseTemplate, LatentGrid
-from edgemm.bundle.loops import Limits
+from edgemm.bundle.denoise import DenoiseLoop, DenoiseTemplate, EditGuidance, LatentGrid
+from edgemm.bundle.loops import Limits, TextLoop, TextTemplate
 from edgemm.bundle.prompt import drawing_prompt, negative_drawing_prompt
 from edgemm.errors import InputError, UsageError
 from edgemm.runtimes.denoise_loop import DrawClock, DrawEngines, Prompts, draw
@@ -33,6 +33,7 @@ LOOP = DenoiseLoop(
     unconditional="empty",
 )
 LIMITS = Limits(max_context=64, max_image_pixels=10_000, max_steps=50)
+READS = TextLoop(TextTemplate("", "", "", "", "", "", ""), "", 8, 2, (0, 0, 0), ())
 
 
 class Letters:
@@ -127,7 +128,8 @@ def engines() -> DrawEngines:
 
 def drawn(loop: DenoiseLoop = LOOP, parts: DrawEngines | None = None, picture: int = 0, **options):
     """Every event of drawing "ab"; the prompt is < a b >."""
-    request = denoise_request(DrawingOptions(**options), "ab", loop, LIMITS, Letters(), picture)
+    reads = dataclasses.replace(READS, image_token_count=picture) if picture else None
+    request = denoise_request(DrawingOptions(**options), "ab", loop, LIMITS, Letters(), reads)
     if picture:
         tokens = np.zeros((1, picture, 2), dtype=np.float32)
         request = dataclasses.replace(request, prompts=dataclasses.replace(request.prompts, image_tokens=tokens))
@@ -243,6 +245,61 @@ def test_an_edit_is_guided_by_its_text_and_then_by_its_picture(renorm):
     unguided = engines()
     drawn(loop, unguided, picture=2, image="x", guidance_scale=1.0, image_guidance_scale=1.0)
     assert [len(run["latents"]) for run in unguided.denoiser.runs] == [1, 1, 1]
+
+
+class Reading(NumpyEngine):
+    """The denoiser above that also tells what a picture it reads leaves: the sum of its latents, once a slot."""
+
+    def __init__(self, plain: NumpyEngine) -> None:
+        block = [spec(f"block_{part}.0", "b", 1, "k", 1) for part in ("key", "value")]
+        super().__init__("denoiser", plain.inputs.values(), [*plain.outputs.values(), *block], self.tell)
+
+    def bind(self, inputs, outputs):
+        assert "prediction" in outputs and len(outputs) in (1, 3)
+        return Bound(self, inputs, outputs)
+
+    def tell(self, inputs, outputs):
+        denoise(inputs, outputs)
+        for part in ("key", "value"):
+            if f"block_{part}.0" in outputs:
+                outputs[f"block_{part}.0"][:] = inputs["latents"].sum()
+
+
+def test_a_picture_to_edit_is_read_as_clean_latents_and_as_a_block_before_the_prompt():
+    guidance = EditGuidance(4.0, (0.0, 1.0), "none", 0.0)
+    loop = dataclasses.replace(LOOP, edits=True, image_guidance_scale=2.0, picture_words=1, edit_guidance=guidance)
+    reads = dataclasses.replace(READS, block=True, image_open="[", image_end="]", image_token_count=3)
+    request = denoise_request(DrawingOptions(noise=NOISE, image="x"), "ab", loop.editing, LIMITS, Letters(), reads)
+    latents = np.full((1, *NOISE.shape), 0.25, dtype=np.float32)  # 9 slots of their sum, 6
+    tokens = np.zeros((1, 3, 2), dtype=np.float32)
+    prompts = dataclasses.replace(request.prompts, image_tokens=tokens, latents=latents)
+    parts = engines()
+    parts = dataclasses.replace(parts, denoiser=Reading(parts.denoiser))
+    request = dataclasses.replace(request, prompts=prompts)
+    found = last(list(draw(request, loop.editing, parts, lambda: False, DrawClock())))
+    picture = 9 * 6 + sum(b"[]") + 3 * 100
+
+    def velocity(x, t):
+        c, u, i = (predicted(x, t, said) for said in (picture + PROMPT, picture, PROMPT))
+        return i + 2 * ((u + 4 * (c - u)) - i)
+
+    np.testing.assert_allclose(found, by_hand(NOISE, [1.0, 2 / 3, 1 / 3, 0.0], velocity), atol=1e-4)
+    clean, *steps = parts.denoiser.runs
+    assert clean["time"] == 0 and not clean["prefix_mask"].any() and [len(run["latents"]) for run in steps] == [3, 3, 3]
+    first, alone = parts.transformer.runs  # what guidance leads away from was read with the first
+    assert first["write_index"] == 9 and first["attention_limit"][0].tolist() == [13] * 5 + [14, 15, 16, 17]
+    assert alone["write_index"] == 0 and alone["attention_limit"][0].tolist() == [0, 1, 2, 3]
+    with pytest.raises(InputError, match="takes 18 tokens, this bundle holds at most 17"):
+        short = dataclasses.replace(LIMITS, max_context=17)
+        denoise_request(DrawingOptions(noise=NOISE, image="x"), "ab", loop, short, Letters(), reads)
+
+
+def test_a_picture_to_edit_says_how_large_the_new_one_is():
+    assert LOOP.latents.nearest(16, 32) == (16, 32)
+    assert LOOP.latents.nearest(100, 200) == (32, 64)  # 2048 pixels at most
+    assert LOOP.latents.nearest(3, 30) == (8, 64)
+    for height, width in ((1000, 1), (1, 1), (61, 45), (33, 47)):
+        assert LOOP.problem(*LOOP.latents.nearest(height, width)) is None
 
 
 def test_from_words_alone_the_pictures_guidance_stretches_the_texts():

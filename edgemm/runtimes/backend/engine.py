@@ -15,7 +15,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from edgemm.bundle.components import TensorSpec
+from edgemm.bundle.components import TensorSpec, pattern
 from edgemm.bundle.manifest import Variant
 from edgemm.device.threads import ThreadPlan
 from edgemm.errors import BundleError, EdgemmError, ResourceError
@@ -37,6 +37,7 @@ __all__ = [
 ]
 
 Arrays = Mapping[str, np.ndarray]
+SPARED = ("block_key.*", "block_value.*")  # outputs that may be left unbound: only a picture's reading wants them
 
 
 @dataclass(frozen=True)
@@ -65,7 +66,7 @@ class Engine(Protocol):
     outputs: dict[str, TensorSpec]
 
     def bind(self, inputs: Arrays, outputs: Arrays) -> Binding:
-        """Every input and output has to be given, contiguous, and of the shape that its spec allows."""
+        """All inputs and outputs, but those of SPARED, have to be given, contiguous and as large as their specs say."""
         ...
 
 
@@ -98,7 +99,8 @@ class LoadedEngine:
         """Arrays are checked before anybody takes their addresses: an axis has one size on both sides."""
         axes: dict[str, int] = {}
         check_arrays(self.component, self.inputs, inputs, axes)
-        check_arrays(self.component, self.outputs, outputs, axes)
+        asked = {name: spec for name, spec in self.outputs.items() if name in outputs or pattern(name) not in SPARED}
+        check_arrays(self.component, asked, outputs, axes)
         return self.tie(inputs, outputs)
 
     def tie(self, inputs: Arrays, outputs: Arrays) -> Binding:

@@ -1,0 +1,347 @@
+"""Mobile-O (Mobile-O-0.5B): FastVLM reads, and SANA draws over the hidden states of its last layers.
+
+The checkpoint holds all weights, not SANA's configs: their folder is named with --component sana=FOLDER.  Editing is
+drawing after a picture that was read; the autoencoder's encoder is never used.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from edgemm.bundle.loops import DenoiseLoop, DenoiseTemplate, LatentGrid, TextLoop, TextTemplate
+from edgemm.bundle.manifest import Licence
+from edgemm.bundle.picture import load_picture
+from edgemm.bundle.prompt import PICTURE_ID
+from edgemm.errors import CheckpointError
+from edgemm.export.trace import quiet
+from edgemm.families.family import Drawn, Named, Parts, Pieces, Shape, component
+from edgemm.families.fastvit import STRIDE, FastViT, FastViTSizes
+from edgemm.families.folder import Found
+from edgemm.families.hf_checkpoint import Checkpoint
+from edgemm.families.llama import as_transformer, check_llama_shaped, example_tokens, text_pieces
+from edgemm.families.own_modules import fill, from_sizes, names_and_shapes, read_config, starting
+from edgemm.families.prefix import HiddenGraph
+from edgemm.families.sana import Connector, ConnectorSizes, LatentDecoder, SanaConditioner, SanaDenoiser
+from edgemm.families.vision import example_pictures
+
+__all__ = ["CANNOT", "LICENCES", "NEEDS", "draw", "open_model", "parts", "pieces", "reply", "skeleton"]
+
+CANNOT = "pictures of other sizes than one square, read or drawn"
+NEEDS = {"sana": "the folder that diffusion_name_or_path names: transformer, vae and scheduler configs of SANA"}
+LICENCES = (
+    Licence("Mobile-O: code and weights", "CC-BY-NC-SA-4.0", "not for commercial use"),
+    Licence("FastVLM, its reading half, copyright Apple", "Apple's model licence", "for research only"),
+)
+EXAMPLE = "What do you see in this picture, and which colours does it have?"
+VISION, FUSION = "model.vision_tower.vision_tower.model.", "model.diffusion_connector.fusion."
+SYSTEM, USER, ASSISTANT, END = (
+    "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n",
+    "<|im_start|>user\n",
+    "<|im_start|>assistant\n",
+    "<|im_end|>\n",
+)
+CAPTION = "Please generate image based on the following caption: "
+EDIT = "\nPlease edit the provided image according to the following description: "
+STEPS, GUIDANCE = 20, 1.5  # the published code's
+WEIGHTS = "model.safetensors"
+SCHEDULER = {  # what the loop takes, and no other
+    "algorithm_type": "dpmsolver++",
+    "solver_order": 2,
+    "solver_type": "midpoint",
+    "prediction_type": "flow_prediction",
+    "use_flow_sigmas": True,
+    "timestep_spacing": "linspace",
+    "final_sigmas_type": "zero",
+    "lower_order_final": True,
+    "euler_at_final": False,
+}
+
+
+def skeleton(found: Found) -> Any:
+    """Without weights: transformers' Qwen2, with Mobile-O's other parts in the places that their names say."""
+    config = read_config(found.folder / "config.json", "the sizes of Mobile-O")
+    sana = found.other("sana", NEEDS["sana"])
+    transformer, vae, scheduler = (
+        read_config(sana / part, "SANA's own")
+        for part in ("transformer/config.json", "vae/config.json", "scheduler/scheduler_config.json")
+    )
+    for key, wanted in SCHEDULER.items():
+        if scheduler.get(key) != wanted:
+            raise CheckpointError(f"{sana}: scheduler has {key} {scheduler.get(key)!r}, this export knows {wanted!r}")
+    shapes = _shapes(found.folder)
+
+    with quiet():  # importing it says what it lacks
+        import diffusers  # noqa: F401
+
+    def make() -> Any:
+        from diffusers.models.autoencoders.autoencoder_dc import AutoencoderDC
+        from diffusers.models.transformers.sana_transformer import SanaTransformer2DModel
+        from transformers import Qwen2Config, Qwen2ForCausalLM
+
+        model = Qwen2ForCausalLM(Qwen2Config(**{k: v for k, v in config.items() if k not in ("architectures",)}))
+        layers = config.get("vlm_num_layers", 4)
+        vision = FastViTSizes.read(shapes, VISION) if shapes else FastViTSizes()
+        fusion = ConnectorSizes.read(shapes, FUSION) if shapes else ConnectorSizes(layers, config["hidden_size"])
+        whole: Any = model.model
+        whole.vision_tower, whole.vision_tower.vision_tower = nn.Module(), nn.Module()
+        whole.vision_tower.vision_tower.model = FastViT(vision)
+        whole.mm_projector = nn.Sequential(
+            nn.Linear(vision.out_width, config["hidden_size"]), nn.GELU(), nn.Linear(*[config["hidden_size"]] * 2)
+        )
+        whole.diffusion_connector = nn.Module()
+        whole.diffusion_connector.fusion = Connector(fusion)
+        whole.dit, whole.vae = SanaTransformer2DModel.from_config(transformer), AutoencoderDC.from_config(vae)
+        delattr(whole.vae, "encoder")  # never used
+        whole.scheduler = scheduler
+        return model
+
+    return from_sizes(make, found.folder)
+
+
+def _shapes(folder: Path) -> dict[str, tuple[int, ...]]:
+    """Of every file of weights; none on paper."""
+    found: dict[str, tuple[int, ...]] = {}
+    for path in sorted(folder.glob("*.safetensors")):
+        found |= names_and_shapes(path, "the weights")
+    return found
+
+
+def open_model(found: Found) -> Any:
+    places: dict[str, Path] = {}
+    for path in sorted(found.folder.glob("*.safetensors")):
+        places |= starting(names_and_shapes(path, "the weights"), path)
+    if not places:
+        raise CheckpointError(f"{found.folder}: no weights; expected {WEIGHTS}")
+    model = skeleton(found)
+    from transformers.models.qwen2.modeling_qwen2 import Qwen2RotaryEmbedding
+
+    model.model.rotary_emb = Qwen2RotaryEmbedding(model.config)  # its numbers are in no file
+    if model.config.tie_word_embeddings:
+        places.setdefault("lm_head.weight", places["model.embed_tokens.weight"])
+    fill(model, found.folder, places)
+    return model.eval()
+
+
+def pieces(model: Any) -> Pieces:
+    whole = model.model
+    dit = whole.dit
+    read = [x for block in dit.transformer_blocks for x in (block.attn2.to_k, block.attn2.to_v)]
+    constant = {id(x) for part in (*read, dit.caption_projection, dit.caption_norm) for x in part.parameters()}
+    return {
+        "image_encoder": [whole.vision_tower, whole.mm_projector],
+        "transformer": text_pieces(whole, model.lm_head),
+        "conditioner": [whole.diffusion_connector, dit.caption_projection, dit.caption_norm, *read],
+        "denoiser": [x for x in dit.parameters() if id(x) not in constant],
+        "image_decoder": [whole.vae],
+    }
+
+
+class Eye(nn.Module):
+    """Pixels (b, 3, S, S) in [0, 1] to image tokens (b, m, w)."""
+
+    def __init__(self, whole: Any) -> None:
+        super().__init__()
+        self.tower, self.projector = whole.vision_tower.vision_tower.model, whole.mm_projector
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        return self.projector(self.tower(pixels))
+
+
+def parts(checkpoint: Checkpoint) -> Parts:
+    model, config = checkpoint.model, checkpoint.config
+    whole = model.model
+    most = check_llama_shaped(config, checkpoint.folder)
+    side = _reading_side(checkpoint)
+    eye, pictures = Eye(whole), example_pictures(side)
+    tokens = eye(pictures)
+    fusion = whole.diffusion_connector.fusion
+    hidden = _hidden_layers(checkpoint)
+    attention, width = whole.layers[0].self_attn, config.hidden_size
+    transformer = as_transformer(
+        HiddenGraph(whole, model.lm_head, len(hidden)),
+        whole,
+        model.lm_head,
+        attention.k_proj.out_features // attention.head_dim,
+        attention.head_dim,
+        more_caches={f"hidden.{layer}": ("b", 1, "T", width) for layer in hidden},
+    )
+    dit, vae = whole.dit, whole.vae
+    cross = dit.transformer_blocks[0].attn2
+    heads: Shape = ("b", cross.heads, "t", cross.inner_kv_dim // cross.heads)
+    prefix: dict[str, Shape] = {"prefix_mask": ("b", "t")}
+    prefix |= {f"prefix_{part}.{n}": heads for n in range(len(dit.transformer_blocks)) for part in ("key", "value")}
+    grid, cell = dit.config.sample_size, _cell(vae)
+    latents: Shape = ("b", dit.config.in_channels, grid, grid)
+    read: dict[str, Shape] = {f"past_hidden.{layer}": ("b", 1, "T", width) for layer in hidden}
+    graphs = [
+        component("image_encoder", eye, {"pixels": ("b", 3, side, side)}, {"image_tokens": ("b", *tokens.shape[1:])}),
+        transformer,
+        component("conditioner", SanaConditioner(fusion, dit), {**read, "prefix_length": ("b",)}, prefix),
+        component(
+            "denoiser", SanaDenoiser(dit), {"latents": latents, "time": ("b",), **prefix}, {"prediction": latents}
+        ),
+        component(
+            "image_decoder", LatentDecoder(vae), {"latents": latents}, {"pixels": ("b", 3, grid * cell, grid * cell)}
+        ),
+    ]
+    by_name = {graph.name: graph for graph in graphs}
+    return Parts(
+        graphs=by_name,
+        inputs=_inputs(checkpoint, by_name, pictures, tokens),
+        text=_text_loop(checkpoint, side, tokens.shape[1]),
+        denoise=_denoise_loop(checkpoint, hidden),
+        most_context=most,
+    )
+
+
+@torch.no_grad()
+def _inputs(checkpoint: Checkpoint, graphs: dict[str, Any], pictures: Tensor, tokens: Tensor) -> dict[str, Named]:
+    """What each component is compared on, made by those before it."""
+    read = example_tokens(graphs["transformer"], checkpoint.tokenizer(EXAMPLE)["input_ids"], tokens)
+    present = dict(
+        zip([spec.name for spec in graphs["transformer"].outputs], graphs["transformer"].module(*read.values()))
+    )
+    hidden = {spec.name: present[spec.name.replace("past", "present")] for spec in graphs["conditioner"].inputs[:-1]}
+    condition = {**hidden, "prefix_length": read["attention_limit"][:, -1] + 1 - torch.tensor([0, 5])}
+    given = zip(
+        [spec.name for spec in graphs["conditioner"].outputs], graphs["conditioner"].module(*condition.values())
+    )
+    shape = graphs["image_decoder"].inputs[0].shape[1:]
+    latents = torch.randn(2, *shape, generator=torch.Generator().manual_seed(0))
+    return {
+        "image_encoder": {"pixels": pictures},
+        "transformer": read,
+        "conditioner": condition,
+        "denoiser": {"latents": latents, "time": torch.tensor([900.0, 300.0]), **dict(given)},
+        "image_decoder": {"latents": latents},
+    }
+
+
+def _hidden_layers(checkpoint: Checkpoint) -> tuple[int, ...]:
+    """Numbers of the layers whose outputs the connector mixes: the last ones."""
+    count, depth = (
+        len(checkpoint.model.model.diffusion_connector.fusion.layer_weights),
+        len(checkpoint.model.model.layers),
+    )
+    if count > depth:
+        raise CheckpointError(
+            f"{checkpoint.folder}: the connector mixes {count} layers, the language model has {depth}"
+        )
+    return tuple(range(depth - count, depth))
+
+
+def _reading_side(checkpoint: Checkpoint) -> int:
+    """Pixels: the number at the end of the vision tower's name."""
+    name = str(getattr(checkpoint.config, "mm_vision_tower", ""))
+    number = name.rpartition("_")[2]
+    if not number.isdigit() or not 0 < int(number) <= 4096 or int(number) % STRIDE:
+        raise CheckpointError(
+            f"{checkpoint.folder}: mm_vision_tower is {name!r}, expected a name that ends in the side of a picture, a "
+            f"multiple of {STRIDE} pixels"
+        )
+    return int(number)
+
+
+def _cell(vae: Any) -> int:
+    return 2 ** (len(vae.config.decoder_block_out_channels) - 1)
+
+
+def _text_loop(checkpoint: Checkpoint, side: int, count: int) -> TextLoop:
+    return TextLoop(
+        template=TextTemplate(USER, END, "", END, "<|im_start|>system\n", END, "", SYSTEM, ASSISTANT),
+        image_close="\n",
+        image_between="\n",
+        image_size=side,
+        image_token_count=count,
+        background=(0, 0, 0),
+        stop_token_ids=checkpoint.stop_token_ids,
+        joined=True,
+        apart=True,
+        image_fit="pad_first",
+    )
+
+
+def _denoise_loop(checkpoint: Checkpoint, hidden: tuple[int, ...]) -> DenoiseLoop:
+    whole = checkpoint.model.model
+    scheduler, grid, cell = whole.scheduler, whole.dit.config, _cell(whole.vae)
+    steps = scheduler["num_train_timesteps"]
+    close = END + ASSISTANT
+    return DenoiseLoop(
+        template=DenoiseTemplate(SYSTEM + USER + CAPTION, close, joined=True),
+        prefix_layers=(),
+        hidden_layers=hidden,
+        skip=0,
+        prediction="velocity",
+        num_inference_steps=STEPS,
+        guidance_scale=GUIDANCE,
+        guidance_interval=(0.0, 1.0),
+        shift=float(scheduler["flow_shift"]),
+        latents=LatentGrid(grid.in_channels, cell, grid.sample_size * cell, grid.sample_size * cell),
+        time_zero="picture",
+        time_scale=float(steps),
+        time_whole=True,
+        sigma_first=1 - 1 / steps,
+        solver="dpmsolver++_2m",
+        unconditional="zeros",
+        edits=True,
+        edit_template=DenoiseTemplate(SYSTEM + USER, close, joined=True, image_close=EDIT),
+    )
+
+
+# The published loop, for comparison: transformers' language model and diffusers' scheduler, all tokens at every step.
+
+
+def reply(checkpoint: Checkpoint, ids: Tensor, images: list[np.ndarray], count: int) -> list[int]:
+    """The likeliest tokens after ids (1, s), pictures in the places of PICTURE_ID; all is read each time."""
+    model, x = checkpoint.model, checkpoint.model.model.embed_tokens(ids[0])
+    if images:
+        seen = _seen(checkpoint, images)
+        places = (ids[0] == PICTURE_ID).nonzero()[:, 0]
+        if len(places) != len(seen):
+            raise ValueError(f"a prompt has {len(places)} places for {len(seen)} image tokens")
+        x[places] = seen
+    said: list[int] = []
+    while True:
+        said.append(int(model(inputs_embeds=x[None]).logits[0, -1].argmax()))
+        if len(said) == count:
+            return said
+        x = torch.cat([x, model.model.embed_tokens(torch.tensor(said[-1:]))])
+
+
+def draw(checkpoint: Checkpoint, drawn: Drawn) -> Tensor:
+    """Pixels (3, H, W), not clipped."""
+    from diffusers.schedulers.scheduling_dpmsolver_multistep import DPMSolverMultistepScheduler
+
+    whole, tokenizer = checkpoint.model.model, checkpoint.tokenizer
+    if drawn.image is None:
+        words, images = [SYSTEM + USER + CAPTION + drawn.prompt + END + ASSISTANT], []
+    else:
+        words, images = [SYSTEM + USER, EDIT + drawn.prompt + END + ASSISTANT], [drawn.image]
+    parts = [whole.embed_tokens(torch.tensor(tokenizer(piece)["input_ids"])) for piece in words]
+    if images:
+        parts.insert(1, _seen(checkpoint, images))
+    x = torch.cat(parts)[None]
+    states = checkpoint.model(inputs_embeds=x, output_hidden_states=True).hidden_states
+    fusion = whole.diffusion_connector.fusion
+    hidden, ones = states[-len(fusion.layer_weights) :], torch.ones(1, x.shape[1], 1)
+    captions = fusion(hidden, ones), fusion([torch.zeros_like(state) for state in hidden], ones)
+    scheduler: Any = DPMSolverMultistepScheduler.from_config(whole.scheduler)
+    scheduler.set_timesteps(drawn.steps)
+    latents = drawn.noise[None]
+    for time in scheduler.timesteps:
+        found = [whole.dit(latents, caption, time[None]).sample for caption in captions]
+        velocity = found[1] + drawn.guidance * (found[0] - found[1])
+        latents = scheduler.step(velocity, time, latents).prev_sample
+    return whole.vae.decoder(latents / whole.vae.config.scaling_factor)[0] / 2 + 0.5
+
+
+def _seen(checkpoint: Checkpoint, images: list[np.ndarray]) -> Tensor:
+    """Pictures (H, W, 3) as image tokens (pictures m, w)."""
+    side = _reading_side(checkpoint)
+    pixels = np.stack([load_picture(image, side, (0, 0, 0), fit="pad_first") for image in images])
+    return Eye(checkpoint.model.model)(torch.from_numpy(pixels)).flatten(0, 1)
