@@ -7,6 +7,7 @@ a pickle may hold a program.  Weights that bitsandbytes packed are loaded as flo
 from __future__ import annotations
 
 import contextlib
+import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -17,11 +18,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from edgemm.errors import CheckpointError, EdgemmError, MissingError
+from edgemm.bundle.reading import check_is_file, read_text, reading
+from edgemm.errors import CheckpointError, MissingError
 from edgemm.export.trace import quiet
 from edgemm.families.folder import Found
 from edgemm.model.bitsandbytes_weights import is_packed
-from edgemm.model.pretrained import read_tensors
+from edgemm.model.pretrained import check_tensors, read_tensors
 
 __all__ = ["Checkpoint", "greedy", "open_checkpoint", "skeleton"]
 
@@ -46,7 +48,7 @@ class Checkpoint:
         """Tokenizer and picture rules together; for models that read pictures."""
         from transformers import AutoProcessor
 
-        with complaints(self.folder, "its processor cannot be read"), quiet():
+        with reading(self.folder, "its processor cannot be read", CheckpointError), quiet():
             return AutoProcessor.from_pretrained(self.folder, trust_remote_code=False, local_files_only=True)
 
     @cached_property
@@ -54,14 +56,14 @@ class Checkpoint:
         """The picture rules alone: a processor that also takes video cannot be read where torchvision is missing."""
         from transformers import AutoImageProcessor
 
-        with complaints(self.folder, "its image processor cannot be read"), quiet():
+        with reading(self.folder, "its image processor cannot be read", CheckpointError), quiet():
             return AutoImageProcessor.from_pretrained(self.folder, trust_remote_code=False, local_files_only=True)
 
     @cached_property
     def tokenizer(self) -> Any:
         from transformers import AutoTokenizer
 
-        with complaints(self.folder, "its tokenizer cannot be read"), quiet():
+        with reading(self.folder, "its tokenizer cannot be read", CheckpointError), quiet():
             found = AutoTokenizer.from_pretrained(self.folder, trust_remote_code=False, local_files_only=True)
         if not hasattr(found, "backend_tokenizer"):
             raise CheckpointError(f"{self.folder}: a tokenizer without a tokenizer.json; the runtime reads no other")
@@ -91,11 +93,12 @@ def open_checkpoint(found: Found, family: ModuleType | None = None) -> Checkpoin
     if opened is not None:
         with quiet():
             return Checkpoint(found.folder, found.architecture, opened(found).eval())
+    _check_files(found.folder)
     if not list(found.folder.glob("*.safetensors")):
         pickles = sorted(path.name for kind in PICKLES for path in found.folder.glob(kind))
         what = f"only {pickles[0]}, a pickle, which may hold a program" if pickles else "no weights"
         raise CheckpointError(f"{found.folder}: {what}; expected *.safetensors (convert it where you trust it)")
-    with complaints(found.folder, "the library cannot load it"), quiet(), _without_bars():
+    with reading(found.folder, "the library cannot load it", CheckpointError), quiet(), _without_bars():
         folder, weights = _weights(found)
         model, loading = _class_of(found).from_pretrained(
             folder,
@@ -116,6 +119,20 @@ def open_checkpoint(found: Found, family: ModuleType | None = None) -> Checkpoin
     return Checkpoint(found.folder, found.architecture, model.eval())
 
 
+def _check_files(folder: Path) -> None:
+    """Nothing that its library would wait for, nothing cut, and no tensor to be read from another folder."""
+    with reading(folder, kind=CheckpointError):
+        for path in sorted(folder.iterdir()):
+            if not path.is_dir():
+                check_is_file(path, "a file of a model", CheckpointError)
+            if path.suffix == ".safetensors":
+                check_tensors(path)
+            if path.name.endswith(".index.json"):
+                for name in json.loads(read_text(path))["weight_map"].values():
+                    if Path(name).name != name:
+                        raise CheckpointError(f"{path}: weight_map names {name!r}, which is no file of this folder")
+
+
 def _weights(found: Found) -> tuple[Path | None, dict[str, Any]]:
     """What the library loads: the folder as it is, or the floats that bitsandbytes packed there.
 
@@ -133,7 +150,7 @@ def skeleton(found: Found, family: ModuleType | None = None) -> Any:
     own = getattr(family, "skeleton", None)
     if own is not None:
         return own(found)
-    with complaints(found.folder, "config.json cannot be read"), quiet():
+    with reading(found.folder, "config.json cannot be read", CheckpointError), quiet():
         config = _config(found)
         with torch.device("meta"):
             return _class_of(found)(config)
@@ -166,17 +183,6 @@ def _without_bars() -> Iterator[None]:
     finally:
         if shown:
             logging.enable_progress_bar()
-
-
-@contextlib.contextmanager
-def complaints(folder: Path, what: str) -> Iterator[None]:
-    """The library's many kinds of errors about a folder, as one of ours."""
-    try:
-        yield
-    except EdgemmError:
-        raise
-    except Exception as error:  # they share no base
-        raise CheckpointError(f"{folder}: {what}: {' '.join(str(error).split())[:300]}") from error
 
 
 @torch.no_grad()

@@ -14,6 +14,7 @@ from typing import Any
 
 from edgemm.bundle import strict_json as typed_json
 from edgemm.bundle.loops import DenoiseTemplate, TextTemplate
+from edgemm.bundle.reading import read_text, reading
 from edgemm.errors import BundleError, CheckpointError
 
 __all__ = [
@@ -338,12 +339,10 @@ class ModelConfig:
 
     @classmethod
     def read(cls, path: Path) -> ModelConfig:
-        try:
-            document = json.loads(path.read_text(encoding="utf-8"))
-        except FileNotFoundError as error:
-            raise CheckpointError(f"{path}: not found; a checkpoint folder holds config.json") from error
-        except (OSError, ValueError) as error:
-            raise CheckpointError(f"{path}: cannot be read as JSON: {error}") from error
+        if not path.exists():
+            raise CheckpointError(f"{path}: not found; a checkpoint folder holds config.json")
+        with reading(path, "cannot be read as JSON", CheckpointError):
+            document = json.loads(read_text(path))
         if not isinstance(document, dict):
             raise CheckpointError(f"{path}: holds a {type(document).__name__}, expected an object")
         return cls.from_json(document, str(path))

@@ -63,8 +63,6 @@ class TextGenerator:
     def request_of(self, prompt: Prompt, options: TextOptions, history: tuple[int, ...] = ()) -> TextRequest:
         """What the loop wants of a prompt; raises UsageError by the option's name."""
         self._check_prompt_lookup(options)
-        if isinstance(options.stop, str):
-            raise UsageError(f"stop is {options.stop!r}, expected a list of strings")
         seed = secrets.randbits(32) if options.seed is None and options.temperature else options.seed
         constraint = None
         if options.json_schema is not None or options.grammar is not None:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+from edgemm.bundle.reading import read_text, reading
 from edgemm.errors import InputError, UsageError
 
 __all__ = ["CAPTION", "DESIGNS", "PARTS", "Recipe", "read_recipe", "read_stages"]
@@ -197,14 +198,11 @@ def _recipe(path: str | Path | None, values: dict[str, Any], overrides: Sequence
 
 def _document(path: str | Path | None) -> dict[str, Any]:
     """The TOML file's own lines, unchecked."""
-    try:
-        text = "" if path is None else Path(path).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: recipe cannot be read: {error}") from error
-    try:
+    if path is None:
+        return {}
+    text = read_text(path, "a recipe")
+    with reading(path, "not TOML"):
         return _toml(text)
-    except ValueError as error:
-        raise InputError(f"{path}: not TOML: {error}") from error
 
 
 def _toml(text: str) -> dict[str, Any]:
