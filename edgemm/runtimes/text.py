@@ -23,7 +23,7 @@ from edgemm.runtimes.cache_budget import CacheBudget
 from edgemm.runtimes.constraint import ConstraintMaker
 from edgemm.runtimes.engines import Engines
 from edgemm.runtimes.image_encoder import ImageReader
-from edgemm.runtimes.kv_cache import CachedTransformer
+from edgemm.runtimes.kv_cache import CachedTransformer, PrefillCancelled
 from edgemm.runtimes.options import TextOptions
 from edgemm.runtimes.results import TextChunk, TextResult
 from edgemm.runtimes.sampling import Sampling
@@ -208,7 +208,10 @@ def write_replies(
         if cancelled():
             break
         start = time.perf_counter()
-        transformer.prefill(request.prompt, pictures, longest, row)
+        try:
+            transformer.prefill(request.prompt, pictures, longest, row, cancelled)
+        except PrefillCancelled:
+            break
         clock.prefill_s = time.perf_counter() - start
     step = 0
     while True:
