@@ -8,7 +8,7 @@ Axes: s tokens.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -126,19 +126,65 @@ class _Builder:
         )
 
 
-def as_messages(prompt: str | Sequence[dict[str, Any]], images: Sequence[Any] = ()) -> tuple[Message, ...]:
-    """A prompt, or a list of {"role", "content", "images"}; loose images go to the last message."""
+def as_messages(prompt: str | Sequence[dict[str, Any]], images: Any = ()) -> tuple[Message, ...]:
+    """A prompt, or a list of {"role", "content", "images"}; loose images go to the last message.
+
+    `images` are a list of pictures, or one.  `content` may also be a list of text and image parts, as transformers and
+    OpenAI's interface have it: a message's pictures come before its text, whose parts are joined by newlines.
+    """
+    images = _pictures(images)
     if isinstance(prompt, str):
-        return _checked((Message("user", prompt, tuple(images)),))
+        return _checked((Message("user", prompt, images),))
+    if isinstance(prompt, (bytes, dict)) or not isinstance(prompt, Iterable):
+        raise UsageError(f"the prompt is {type(prompt).__name__}, expected a string or a list of messages")
     messages = []
     for index, entry in enumerate(prompt):
         if not isinstance(entry, dict) or not {"role", "content"} <= entry.keys() <= {"role", "content", "images"}:
             raise UsageError(f"messages[{index}] is {entry!r:.80}, expected role, content and perhaps images")
-        messages.append(Message(entry["role"], entry["content"], tuple(entry.get("images") or ())))
+        content, shown = _parts(entry["content"], f"messages[{index}]")
+        messages.append(Message(entry["role"], content, (*shown, *_pictures(entry.get("images")))))
     if messages and images:
         last = messages[-1]
-        messages[-1] = Message(last.role, last.content, last.images + tuple(images))
+        messages[-1] = Message(last.role, last.content, last.images + images)
     return _checked(tuple(messages))
+
+
+def _pictures(images: Any) -> tuple[Any, ...]:
+    """A list of pictures as it is, and one picture as a list of one."""
+    if images is None:
+        return ()
+    listed = isinstance(images, (list, tuple, Iterator)) and not hasattr(images, "read")  # as a file has
+    several = listed or getattr(images, "ndim", 0) == 4
+    return tuple(images) if several else (images,)
+
+
+PICTURE_KEYS = ("image", "path", "url", "base64")  # of a part of type "image", as transformers takes them
+
+
+def _parts(content: Any, where: str) -> tuple[Any, tuple[Any, ...]]:
+    """Text and pictures of a content that is a list of parts."""
+    if not isinstance(content, (list, tuple)):
+        return content, ()
+    texts, images = [], []
+    for index, part in enumerate(content):
+        kind = part.get("type") if isinstance(part, dict) else None
+        if kind in ("text", "input_text") and isinstance(part.get("text"), str):
+            texts.append(part["text"])
+            continue
+        found = None
+        if kind in ("image_url", "input_image"):
+            found = part.get("image_url")
+            found = found.get("url") if isinstance(found, dict) else found
+        elif kind == "image":
+            key = next((key for key in PICTURE_KEYS if part.get(key) is not None), None)
+            found = f"data:image/any;base64,{part[key]}" if key == "base64" else part.get(key)
+        if found is None:
+            raise UsageError(
+                f"{where}.content[{index}] is {part!r:.60}, expected {{'type': 'text', 'text': ...}}, "
+                f"{{'type': 'image', {PICTURE_KEYS[0]!r}: ...}} or {{'type': 'image_url', 'image_url': {{'url': ...}}}}"
+            )
+        images.append(found)
+    return "\n".join(texts), tuple(images)
 
 
 def _checked(messages: tuple[Message, ...]) -> tuple[Message, ...]:

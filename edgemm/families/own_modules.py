@@ -12,11 +12,13 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from torch import Tensor, nn
 
+from edgemm.bundle.reading import read_text, reading
 from edgemm.errors import CheckpointError
-from edgemm.families.hf_checkpoint import complaints, no_weights
+from edgemm.families.hf_checkpoint import no_weights
+from edgemm.model.pretrained import check_tensors
 
 __all__ = ["RmsNorm", "fill", "from_sizes", "names_and_shapes", "names_in", "read_config", "starting"]
 
@@ -33,7 +35,6 @@ class RmsNorm(nn.Module):
 
 
 T = TypeVar("T")
-POINTER = b"version https://git-lfs"
 LARGEST = {
     "depth": 1024,
     "layers": 1024,
@@ -48,15 +49,11 @@ Places = Mapping[str, Path]  # a tensor's name in the model -> the file it is in
 
 def read_config(path: Path, what: str) -> dict[str, Any]:
     """A JSON object with no absurd numbers in it; `what` says what the file would tell."""
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise CheckpointError(f"{path}: {what}: cannot be read: {error.strerror}") from error
-    except ValueError as error:
-        raise CheckpointError(f"{path}: {what}: not JSON: {error}") from error
-    if not isinstance(found, dict):
-        raise CheckpointError(f"{path}: {what}: expected an object")
-    _check_numbers(found, path)
+    with reading(path, f"{what}: cannot be read", CheckpointError):
+        found = json.loads(read_text(path))
+        if not isinstance(found, dict):
+            raise CheckpointError(f"{path}: {what}: expected an object")
+        _check_numbers(found, path)
     return found
 
 
@@ -79,15 +76,9 @@ def _largest(key: str) -> int:
 def names_and_shapes(path: Path, what: str) -> dict[str, tuple[int, ...]]:
     """Of one .safetensors file, from its header alone."""
     try:
-        with path.open("rb") as file:
-            if file.read(len(POINTER)) == POINTER:
-                raise CheckpointError(f"{path}: a Git-LFS pointer and no weights ({what}); fetch it: git lfs pull")
-        with safe_open(path, framework="pt") as opened:
-            return {name: tuple(opened.get_slice(name).get_shape()) for name in opened.keys()}  # noqa: SIM118
-    except OSError as error:
-        raise CheckpointError(f"{path}: {what}: cannot be read: {error.strerror or error}") from error
-    except SafetensorError as error:
-        raise CheckpointError(f"{path}: {what}: damaged or cut: {error}") from error
+        return check_tensors(path)
+    except CheckpointError as error:
+        raise CheckpointError(f"{error} ({what})") from error
 
 
 def names_in(folder: Path) -> dict[str, Path]:
@@ -100,7 +91,7 @@ def names_in(folder: Path) -> dict[str, Path]:
 
 def from_sizes(make: Callable[[], T], folder: Path) -> T:
     """The model without its weights, on the meta device; a config that cannot be one is the folder's fault."""
-    with complaints(folder, "its configs do not fit together"), torch.device("meta"):
+    with reading(folder, "its configs do not fit together", CheckpointError), torch.device("meta"):
         return make()
 
 
@@ -123,7 +114,7 @@ def fill(
     for name in wanted:
         by_file.setdefault(places[name], []).append(name)
     for path, names in by_file.items():
-        with safe_open(path, framework="pt") as opened:
+        with reading(path, kind=CheckpointError), safe_open(path, framework="pt") as opened:
             for name in names:
                 _put(model, name, shaped(opened.get_tensor(renamed(name))), wanted[name], f"{path}: {renamed(name)}")
 

@@ -43,6 +43,11 @@ HOW = "docs/families.md shows how to write one"
 def load_family(found: Found) -> ModuleType:
     """Raises CheckpointError with the list of families where none knows this architecture."""
     name, where = found.architecture, found.folder
+    if (packed := found.packed) not in (None, "bitsandbytes"):
+        raise CheckpointError(
+            f"{where}: its weights are packed by {packed}, which edgemm cannot read, whatever is installed; export the "
+            "float folder that it was made from, with --precision int8 or int4 to make it small"
+        )
     if name in NOT_BUILT:
         raise CheckpointError(f"{where}: {name} is known but not built: {NOT_BUILT[name]}; {HOW}")
     if name not in FAMILIES:

@@ -24,10 +24,11 @@ from torch import Tensor
 
 from edgemm.bundle.adapter_config import FILES, AdapterConfig
 from edgemm.bundle.files import is_disk_full, whole_folder
+from edgemm.bundle.reading import read_text, reading
 from edgemm.errors import CheckpointError, InputError, ResourceError
 from edgemm.model.config import PRESETS, ModelConfig
 from edgemm.model.lite0 import lite0_weights
-from edgemm.model.pretrained import load_transformer_weights, write_tokenizer
+from edgemm.model.pretrained import load_transformer_weights, read_file, write_tokenizer
 from edgemm.model.prompts import byte_tokenizer_json, with_queries
 from edgemm.model.unified import Unified
 from edgemm.model.vision import DualEye
@@ -125,9 +126,6 @@ def load(path: str | os.PathLike[str], merge: bool = True) -> Unified:
 
     Raises CheckpointError naming what is missing or does not fit.
     """
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
     folder = Path(path)
     if not folder.is_dir():
         raise CheckpointError(f"{folder}: not a folder; a checkpoint is a folder with {', '.join(FORMAT_FILES)}")
@@ -135,14 +133,13 @@ def load(path: str | os.PathLike[str], merge: bool = True) -> Unified:
         if not (folder / name).is_file():
             raise CheckpointError(f"{folder}: {name} is missing; a checkpoint holds {', '.join(FORMAT_FILES)}")
     config = ModelConfig.read(folder / "config.json")
-    try:
-        model = Unified(config, (folder / "tokenizer.json").read_text(encoding="utf-8"))
-    except (InputError, ValueError) as error:
-        raise CheckpointError(f"{folder / 'tokenizer.json'}: {error}") from error
-    try:
-        state = load_file(folder / "model.safetensors")
-    except (SafetensorError, OSError) as error:
-        raise CheckpointError(f"{folder / 'model.safetensors'}: {error}") from error
+    with reading(folder / "tokenizer.json", "", CheckpointError):
+        tokenizer = read_text(folder / "tokenizer.json")
+        try:
+            model = Unified(config, tokenizer)
+        except InputError as error:
+            raise CheckpointError(f"{folder / 'tokenizer.json'}: {error}") from error
+    state = read_file(folder / "model.safetensors")
     expected = stored_state(model)
     for name, tensor in expected.items():
         if name not in state:

@@ -13,6 +13,7 @@ from typing import Any
 
 from edgemm.bundle import strict_json
 from edgemm.bundle.loops import DenoiseTemplate, TextTemplate
+from edgemm.bundle.reading import read_text, reading
 from edgemm.errors import BundleError, CheckpointError
 
 __all__ = [
@@ -337,12 +338,11 @@ class ModelConfig:
 
     @classmethod
     def read(cls, path: Path) -> ModelConfig:
+        if not path.exists():
+            raise CheckpointError(f"{path}: not found; a checkpoint folder holds config.json")
         try:
-            document = strict_json.parse(path.read_bytes(), str(path))
-        except FileNotFoundError as error:
-            raise CheckpointError(f"{path}: not found; a checkpoint folder holds config.json") from error
-        except OSError as error:
-            raise CheckpointError(f"{path}: cannot be read: {error}") from error
+            with reading(path, "cannot be read as JSON", CheckpointError):
+                document = strict_json.parse(read_text(path).encode(), str(path))
         except BundleError as error:
             raise CheckpointError(str(error)) from error
         return cls.from_json(document, str(path))

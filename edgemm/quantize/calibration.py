@@ -22,6 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from edgemm import progress
+from edgemm.bundle.reading import read_text
 from edgemm.data.format import read_dataset
 from edgemm.errors import InputError, UsageError
 from edgemm.model import flow
@@ -105,10 +106,7 @@ def _require_enough(where: str, samples: int | None, source: Path | None, pieces
 def _read_text(path: Path) -> str:
     if not path.is_file():
         raise InputError(f"{path}: no such file or dataset folder to calibrate on")
-    try:
-        return path.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path}: not text: byte {error.start} is no UTF-8") from error
+    return read_text(path)
 
 
 @torch.no_grad()

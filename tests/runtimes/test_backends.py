@@ -43,6 +43,21 @@ def test_auto_says_what_it_passed_over(monkeypatch):
     assert "not cuda, because ort_cuda here has CPUExecutionProvider" in choice.why
 
 
+def test_auto_passes_over_a_cuda_package_where_the_driver_is_missing(monkeypatch, tmp_path):
+    """onnxruntime-gpu lists its provider on every machine; what the driver says is another matter."""
+    monkeypatch.setattr(
+        "onnxruntime.get_available_providers", lambda: ["CUDAExecutionProvider", "CPUExecutionProvider"]
+    )
+    # an empty file of the driver's name comes first: no library, as on a machine without a driver
+    (tmp_path / "libcuda.so.1").write_bytes(b"")
+    monkeypatch.setenv("LD_LIBRARY_PATH", str(tmp_path))
+    choice = backends.select("auto", ["cpu", "cuda"])
+    assert (choice.device, choice.target) == ("cpu", "cpu")
+    assert "not cuda, because no CUDA driver" in choice.why
+    with pytest.raises(MissingError, match="'cuda' was asked for: no CUDA driver"):
+        backends.select("cuda", ["cpu", "cuda"])
+
+
 def test_a_bundle_for_another_target_says_so():
     with pytest.raises(BundleError, match=r"no target 'cpu', only: jetson-orin"):
         backends.select("cpu", ["jetson-orin"])

@@ -18,19 +18,28 @@ import onnxruntime as ort
 
 from edgemm import progress
 from edgemm.bundle.manifest import Variant
+from edgemm.device.gpu import probe_cuda
 from edgemm.device.threads import ThreadPlan
 from edgemm.errors import BundleError
 from edgemm.runtimes.backend.cuda_memory import Cuda, cuda_graphs_wanted, shared_cuda
 from edgemm.runtimes.backend.engine import Arrays, Binding, GraphFiles
 from edgemm.runtimes.backend.ort_backend import OrtEngine, open_session, providers, version
 
-__all__ = ["GraphBinding", "OrtCudaEngine", "open_engine", "providers", "version"]
+__all__ = ["GraphBinding", "OrtCudaEngine", "open_engine", "problem", "providers", "version"]
 
 PROVIDER = "CUDAExecutionProvider"
 DEVICE = {"device_id": "0"}
 GRAPHS = {"enable_cuda_graph": "1"}
 REFUSES_GRAPHS = r"cannot use the (graph capture|CUDA Graph) feature"  # in ONNX Runtime's words
 NOT_CAPTURED = -1
+
+
+def problem(target: str = "") -> str:
+    """Why nothing runs on it here, or an empty string: the package has its provider also where there is no GPU."""
+    found = ort.get_available_providers()
+    if PROVIDER not in found:
+        return f"ort_cuda here has {', '.join(found)} and no {PROVIDER}"
+    return probe_cuda().problem
 
 
 def open_engine(files: GraphFiles, provider: str, plan: ThreadPlan, lock: threading.Lock) -> OrtCudaEngine:
