@@ -26,7 +26,7 @@ def main(words: list[str] | None = None) -> int:
     args = parser.parse_args(words)
     variants.for_ort_cpu = lambda lowered, slots: None
     with Display(results=True):
-        export_bundle(args.checkpoint, args.output, "cpu", args.precision)
+        export_bundle(args.checkpoint, args.output, precision=args.precision)
     print(f"Wrote {args.output}")
     return 0
 

@@ -79,7 +79,7 @@ OWN = {  # options for edgemm's own checkpoints -> what to do instead
 
 def export_foreign(found: Found, output: Path, options: ExportOptions | None = None, **given: Any) -> Manifest:
     """As export_bundle does for edgemm's own checkpoints: parity with the library, or nothing is left."""
-    options = options or from_keywords(ExportOptions, "export_foreign()", given)
+    options = from_keywords(ExportOptions, "export_foreign()", (vars(options) if options else {}) | given)
     _check_options(options)
     schemes = options.schemes
     named = [*options.component, *([] if options.vae is None else [f"vae={options.vae}"])]

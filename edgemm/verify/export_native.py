@@ -53,12 +53,12 @@ MAX_NEW_TOKENS = 32  # of a recorded reply
 
 
 def export_bundle(source: Path, output: Path, options: ExportOptions | None = None, **given: Any) -> Manifest:
-    """Write the bundle of the checkpoint folder `source`; its options may be given as keywords, too.
+    """Write the bundle of the checkpoint folder `source`; keywords are options, too, over `options`.
 
     Tells every comparison on the progress channel.  Raises CheckFailedError, and leaves nothing, when a component or a
     loop differs from torch.
     """
-    options = options or from_keywords(ExportOptions, "export_bundle()", given)
+    options = from_keywords(ExportOptions, "export_bundle()", (vars(options) if options else {}) | given)
     if options.component or options.vae:
         raise UsageError("--component and --vae are for models that others published; edgemm's own are whole")
     schemes = options.schemes

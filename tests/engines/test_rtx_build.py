@@ -41,7 +41,7 @@ def test_the_graphs_that_ci_builds_are_those_that_agree_with_torch(precision, tr
     monkeypatch.setattr(bundle_export, "trace", traced_once)
     monkeypatch.setattr("edgemm.export.trace.trace", traced_once)
     (uncompared,) = write_bundles(CHECKPOINT, [precision], tmp_path / "uncompared", CONTEXT)
-    export_bundle(CHECKPOINT, tmp_path / "compared", "rtx", precision, max_context=CONTEXT)
+    export_bundle(CHECKPOINT, tmp_path / "compared", target="rtx", precision=precision, max_context=CONTEXT)
     graphs = [
         {name: record for name, record in open_bundle(path).manifest.files.items() if name.startswith("components/")}
         for path in (uncompared, tmp_path / "compared")
