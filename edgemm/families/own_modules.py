@@ -20,7 +20,7 @@ from edgemm.errors import CheckpointError
 from edgemm.families.hf_checkpoint import no_weights
 from edgemm.model.pretrained import check_tensors
 
-__all__ = ["RmsNorm", "fill", "from_sizes", "names_and_shapes", "names_in", "read_config", "starting"]
+__all__ = ["RmsNorm", "fill", "from_sizes", "keep_biases", "names_and_shapes", "names_in", "read_config", "starting"]
 
 
 class RmsNorm(nn.Module):
@@ -93,6 +93,14 @@ def from_sizes(make: Callable[[], T], folder: Path) -> T:
     """The model without its weights, on the meta device; a config that cannot be one is the folder's fault."""
     with reading(folder, "its configs do not fit together", CheckpointError), torch.device("meta"):
         return make()
+
+
+def keep_biases(model: nn.Module, names: set[str]) -> None:
+    """Linear and convolution layers get the biases that a file has (`names`, NAME.bias) and lose the others."""
+    for name, module in model.named_modules():
+        if isinstance(module, (nn.Linear, nn.Conv2d)):
+            bias = torch.empty(len(module.weight), device="meta") if f"{name}.bias" in names else None
+            module.register_parameter("bias", None if bias is None else nn.Parameter(bias))
 
 
 @torch.no_grad()
