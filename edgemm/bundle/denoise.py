@@ -229,6 +229,11 @@ class DenoiseLoop:
     def width(self) -> int:
         return self.latents.width if self.latents else self.image_size
 
+    @property
+    def places(self) -> int:
+        """Tokens, or places of the grid, of a picture of that size."""
+        return self.token_count or math.prod(self.state_shape(self.height, self.width)[1:])
+
     def problem(self, height: int, width: int) -> str | None:
         """Why this bundle cannot draw a picture of so many pixels; None where it can."""
         if self.latents is not None:

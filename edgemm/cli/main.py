@@ -11,6 +11,7 @@ import contextlib
 import difflib
 import errno
 import importlib
+import io
 import os
 import sys
 import traceback
@@ -66,6 +67,9 @@ class Parser(argparse.ArgumentParser):
 
 def main(argv: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if argv is None else argv)
+    for stream in (sys.stdout, sys.stderr):  # a letter that the terminal lacks comes out as \\u1f3a8, not as an error
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     debug = "--debug" in words
     try:
         code = _run(words)

@@ -146,7 +146,7 @@ def runs_of(bundle: Bundle, target: str, work: Workload) -> dict[str, Run]:
     if manifest.loops.denoise:
         found["conditioner"] = _rows(costs["conditioner"], work.prompt_tokens)
         found["step"] = _denoiser(bundle, target, costs["denoiser"], work.prompt_tokens)
-        found["image_decode"] = _rows(costs["image_decoder"], manifest.loops.denoise.token_count)
+        found["image_decode"] = _rows(costs["image_decoder"], manifest.loops.denoise.places)
     return found
 
 
@@ -214,9 +214,9 @@ def _denoiser(bundle: Bundle, target: str, costs: GraphCosts, prompt_tokens: int
     keys = [spec for spec in specs if spec.name.startswith("prefix_key.")]
     images = 1 if loop.guidance_scale == 1 else 2  # guidance draws a second one from the empty prompt
     prefix = max(prompt_tokens - loop.skip, 1)
-    run = _rows(costs, loop.token_count, images)
+    run = _rows(costs, loop.places, images)
     widths = sum(spec.fixed(1, "heads") * spec.fixed(3, "head width") for spec in keys)  # of all layers
-    attention = 4.0 * images * widths * loop.token_count * (prefix + loop.token_count)
+    attention = 4.0 * images * widths * loop.places * (prefix + loop.places)
     values = [spec for spec in specs if spec.name.startswith("prefix_value.")]
     cache = images * prefix * row_bytes([*keys, *values])
     return Run(run.read_bytes + cache, run.operations + attention, run.layers, run.int8)

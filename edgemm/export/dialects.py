@@ -16,6 +16,7 @@ from edgemm.export.passes.attention_fused import attention_fused
 from edgemm.export.passes.attention_primitive import attention_primitive
 from edgemm.export.passes.clip_primitive import clip_primitive
 from edgemm.export.passes.gelu_primitive import gelu_primitive
+from edgemm.export.passes.group_norm_primitive import group_norm_primitive
 from edgemm.export.passes.older_opset import older_opset
 from edgemm.export.passes.rms_norm_primitive import rms_norm_primitive
 from edgemm.export.passes.rotary_primitive import rotary_primitive
@@ -32,6 +33,7 @@ DIALECTS: dict[str, tuple[Pass, ...]] = {
         attention_primitive,
         rotary_primitive,
         rms_norm_primitive,
+        group_norm_primitive,
         gelu_primitive,
         clip_primitive,
         lambda model: older_opset(model, 21),

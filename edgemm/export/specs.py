@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from types import MappingProxyType
 
 from torch import Tensor
 
@@ -24,6 +25,8 @@ from edgemm.quantize.spec import Spec
 __all__ = ["bytes_per_weight", "graph_weights", "make_specs", "make_specs_of_graphs"]
 
 WITHOUT_DATA = ("vq", "connector")  # families whose calibration nobody has written
+NO_SHARES: Mapping[str, str] = MappingProxyType({})
+TOGETHER = {"int8": {"text": "w8a8"}, "int4": {"draw": "w4a8"}}  # one form for reading and drawing, where both share
 
 
 def make_specs(
@@ -50,10 +53,40 @@ def make_specs(
     return found
 
 
-def make_specs_of_graphs(graphs: Mapping[str, ComponentGraph], schemes: Sequence[Scheme]) -> dict[str, Spec]:
-    """The same of any family's components; none of them draws as a denoiser does."""
+def make_specs_of_graphs(
+    graphs: Mapping[str, ComponentGraph],
+    schemes: Sequence[Scheme],
+    shared: Mapping[str, str] = NO_SHARES,  # component -> the one whose weights it uses, too
+    drawing_depth: int = 0,  # layers below it are read at every step of drawing
+) -> dict[str, Spec]:
+    """The same of any family's components.  What two of them share gets the same numbers, and so is stored once."""
     weights = graph_weights(graphs)
-    return {scheme.target: quantize_without_data(weights, scheme.quantize) for scheme in schemes if scheme.quantize}
+    twins = _twins(weights, shared)
+    own = {name: weight for name, weight in weights.items() if name not in twins}
+    found = {}
+    for scheme in schemes:
+        if scheme.quantize:
+            options = replace(scheme.quantize, **TOGETHER[scheme.quantize.text]) if twins else scheme.quantize
+            found[scheme.target] = _with_twins(quantize_without_data(own, options, drawing_depth), twins)
+    return found
+
+
+def _twins(weights: Mapping[str, Tensor], shared: Mapping[str, str]) -> dict[str, str]:
+    """Layer of a component that uses another one's weights -> that one's layer, where they are the same memory."""
+    first = {weight.data_ptr(): name for name, weight in weights.items() if name.partition(".")[0] in shared.values()}
+    users = {name: weight for name, weight in weights.items() if name.partition(".")[0] in shared}
+    return {name: first[weight.data_ptr()] for name, weight in users.items() if weight.data_ptr() in first}
+
+
+def _with_twins(spec: Spec, twins: Mapping[str, str]) -> Spec:
+    layers, tensors = dict(spec.document.layers), dict(spec.tensors)
+    for twin, name in twins.items():
+        if name in layers:
+            each = layers[name].activations
+            layers[twin] = replace(layers[name], activations="tensor" if each == "token" else each)
+            own = {key: array for key, array in spec.tensors.items() if key.startswith(f"{name}.")}
+            tensors |= {twin + key.removeprefix(name): array for key, array in own.items()}
+    return Spec(replace(spec.document, layers=layers), tensors)
 
 
 def graph_weights(graphs: Mapping[str, ComponentGraph]) -> dict[str, Tensor]:

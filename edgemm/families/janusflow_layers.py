@@ -116,7 +116,8 @@ class Unpatched(nn.Module):
         self.unpatch_conv = nn.Conv2d(width, 4 * out, 1, bias=bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        return nn.functional.pixel_shuffle(self.unpatch_conv(self.norm(x)), 2)
+        y = self.unpatch_conv(self.norm(x)).unflatten(1, (-1, 2, 2))  # (b, out, row, column, h, w)
+        return y.permute(0, 1, 4, 2, 5, 3).flatten(4).flatten(2, 3)
 
 
 class VelocityWriter(nn.Module):

@@ -98,9 +98,11 @@ def export_foreign(found: Found, output: Path, options: ExportOptions | None = N
         parts = family.parts(checkpoint)
         slots = _context(parts, options.max_context)
         loop = parts.denoise
-        sizes = fixed_sizes(slots, loop.skip, drawing=DRAWING_SLOTS + _edit_slots(parts)) if loop else {}
+        room = DRAWING_SLOTS + _template_slots(loop, checkpoint) + _edit_slots(parts)
+        sizes = fixed_sizes(slots, loop.skip, drawing=room) if loop else {}
         sizes.setdefault("transformer", {"T": slots})
-        specs = make_specs_of_graphs(parts.graphs, schemes)
+        depth = max(loop.prefix_layers, default=-1) + 1 if loop else 0
+        specs = make_specs_of_graphs(parts.graphs, schemes, parts.shared, depth)
         wanted = Wanted(schemes, specs, sizes, shared=parts.shared)
         written = write_graphs(parts.graphs, parts.inputs, writer, wanted, trace, compare_component)
         require(written.comparisons, "the bundle differs from the model, and was not kept")
@@ -145,6 +147,15 @@ def _context(parts: Parts, asked: int | None) -> int:
             f"max_context is {slots}, expected {least} (one picture) to {parts.most_context} (the model's)"
         )
     return slots
+
+
+def _template_slots(loop: DenoiseLoop | None, checkpoint: Checkpoint) -> int:
+    """Tokens of the strings that stand around every drawing prompt: the longest."""
+    if loop is None or loop.skip:  # strings that are dropped take no room
+        return 0
+    templates = [loop.template, *([loop.edit_template] if loop.edit_template else [])]
+    strings = (t.open + t.image_close * int(t is not loop.template) + t.close for t in templates)
+    return max(len(checkpoint.tokenizer(string)["input_ids"]) for string in strings)
 
 
 def _edit_slots(parts: Parts) -> int:

@@ -44,6 +44,8 @@ def compare_loops(model: Model, recorded: Recorded) -> Iterator[Comparison]:
                 guidance_scale=case.guidance,
                 seed=case.seed,
                 image=_source(model, case),
+                height=case.height,
+                width=case.width,
             )
             yield compare_pictures(_name_drawing(case), recorded.precision, drawn.pixels, wanted)
     except EdgemmError as error:
@@ -54,7 +56,8 @@ def compare_loops(model: Model, recorded: Recorded) -> Iterator[Comparison]:
 
 def _name_drawing(case: DrawCase) -> str:
     source = "" if case.picture_seed is None else " from a picture"
-    return f"denoise loop, {case.prompt!r}{source}, {case.steps} steps, guidance {case.guidance:g}"
+    size = "" if case.height is None else f" {case.width} x {case.height}"
+    return f"denoise loop, {case.prompt!r}{source}{size}, {case.steps} steps, guidance {case.guidance:g}"
 
 
 def _source(model: Model, case: DrawCase) -> np.ndarray | None:

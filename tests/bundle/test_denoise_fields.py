@@ -44,6 +44,7 @@ def test_latents_are_as_many_as_the_picture_asks_for():
     loop = read()
     assert (loop.height, loop.width) == (48, 80)
     assert loop.state_shape(48, 80) == (4, 6, 10)
+    assert loop.places == 60
     assert decode(DenoiseLoop, encode(loop), "loops.denoise") == loop
 
 

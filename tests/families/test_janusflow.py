@@ -10,13 +10,17 @@ import pytest
 import torch
 
 import edgemm
+from edgemm.bundle.bundle import open_bundle
 from edgemm.bundle.prompt import as_messages, chat_prompt, drawing_prompt
 from edgemm.cli.main import main
+from edgemm.cli.verify import check_rules
 from edgemm.errors import UsageError
 from edgemm.families import janusflow
 from edgemm.families.autoencoder_kl import open_autoencoder
 from edgemm.runtimes.results import DenoiseProgress
 from edgemm.verify.export_foreign import OWN_MODULES, export_foreign
+from tests.engines.tiny_engines import build_for_rtx, needs_rtx
+from tests.export.nano import needs_opset_24
 from tests.families.golden import GOLDEN, answers, found_at, worst
 from tests.families.tiny.janusflow import folder, other_autoencoder
 
@@ -165,6 +169,32 @@ def test_another_size_is_exported_and_compared_whole(tmp_path):
     with edgemm.load(tmp_path / "made.bundle", device="cpu", threads=1) as model:
         first, second = (model.generate_image(text, num_inference_steps=2).pixels for text in ("a boat", "a heart"))
         assert first.shape == (3, 48, 48) and worst(first, second) > 1e-3
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("precision", "psnr"), [("int8", 35), ("int4", 30)])
+def test_rounded_weights_are_shared_too_and_draw_nearly_the_same(tmp_path, model, precision, psnr):
+    place = tmp_path / "made.bundle"
+    export_foreign(found_at(CHECKPOINT, vae=VAE), place, precision=precision, max_context=512)
+    with edgemm.load(place, device="cpu", threads=1) as rounded:
+        components = rounded.manifest.components
+        files = [next(iter(components[name].variants.values())).data for name in ("transformer", "denoiser")]
+        assert files[0] == files[1] and (place / files[0]).stat().st_size < 1_845_376 / 3  # of the same in float32
+        options = {"num_inference_steps": 3, "guidance_scale": 3.0, "seed": 2}
+        wanted, found = (each.generate_image("a red heart", **options).pixels for each in (model, rounded))
+    assert -10 * np.log10(np.square(found - wanted).mean()) >= psnr
+
+
+@needs_rtx
+@needs_opset_24
+@pytest.mark.slow
+def test_every_component_builds_for_an_rtx_device_and_is_written_for_the_first_jetsons(tmp_path):
+    place = tmp_path / "made.bundle"
+    export_foreign(found_at(CHECKPOINT, vae=VAE), place, target="rtx,jetson-orin-jp6", max_context=256)
+    assert build_for_rtx(place, tmp_path / "engines") == {
+        "image_encoder", "transformer", "conditioner", "denoiser", "image_decoder",
+    }  # fmt: skip
+    check_rules(open_bundle(place))
 
 
 @pytest.mark.parametrize("make", [lambda path: VAE, other_autoencoder], ids=["recorded", "other"])
