@@ -17,7 +17,7 @@ from tests.export.nano import needs_opset_24
 from tests.families.golden import Cases, found_at, worst
 
 LOGITS, LATENTS, PIXELS = 1e-4, 1e-4, 5e-5
-WHAT = "what"  # was asked of every picture
+WHAT = "what?"  # was asked of every picture
 CASES = {  # name -> what was asked otherwise than the usual
     "base": {},
     "seed": {},
@@ -45,7 +45,7 @@ def model(cases, tmp_path_factory):
 
 
 def picture(patches: np.ndarray, merge: int = 2, patch: int = 8) -> np.ndarray:
-    """(3, S, S) in [0, 1] of the recorded patches of a square, in blocks: row, column, colour, or colour first, twice."""
+    """(3, S, S) in [0, 1] of a square's recorded patches, in blocks: row, column, colour, or colour first, twice."""
     blocks = round((len(patches) / merge**2) ** 0.5)
     grid = patches.reshape(blocks, blocks, merge, merge, -1)
     if grid.shape[-1] == 3 * patch**2:
