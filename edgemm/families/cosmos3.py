@@ -233,11 +233,12 @@ def _schedule(folder: Path) -> dict[str, Any]:
     if not c.get("use_karras_sigmas"):
         return fields | {"sigma_first": 1 - 1 / count, "shift": float(c.get("flow_shift") or 1)}
     last, first = c.get("sigma_min"), c.get("sigma_max")
-    if native and None in (first, last):
+    given = first is not None and last is not None
+    if native and not given:
         raise CheckpointError(
             f"{place}: use_karras_sigmas without sigma_min and sigma_max, and a native flow: its noise would rise"
         )
-    if None in (first, last):  # ends of the noise that the scheduler was made with
+    if not given:  # ends of the noise that the scheduler was made with
         left = torch.cumprod(1 - torch.linspace(c["beta_start"], c["beta_end"], count, dtype=torch.float32), dim=0)
         noise = ((1 - left) / left).sqrt()
         first, last = float(noise[-1]) if first is None else first, float(noise[0]) if last is None else last
