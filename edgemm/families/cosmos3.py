@@ -22,7 +22,7 @@ from edgemm.families import hf_checkpoint, qwen3_vl
 from edgemm.families.cosmos3_layers import Conditioner, Denoiser, Generator, PictureDecoder
 from edgemm.families.family import Drawn, Named, Parts, Pieces, Shape, component
 from edgemm.families.folder import Found
-from edgemm.families.hf_checkpoint import Checkpoint
+from edgemm.families.hf_checkpoint import Checkpoint, complaints
 from edgemm.families.llama import text_pieces
 from edgemm.families.own_modules import fill, from_sizes, names_and_shapes, names_in, read_config, starting
 from edgemm.families.prefix import prefix_shapes
@@ -90,7 +90,8 @@ def _drawing_parts(folder: Path) -> tuple[Generator, PictureDecoder]:
     """Without weights; and a look at what the loop will need."""
     config = read_config(folder / "transformer" / "config.json", "the generator's sizes")
     vae = read_config(folder / "vae" / "config.json", "the autoencoder's sizes")
-    _schedule(folder)
+    with complaints(folder, "its scheduler's settings do not fit together"):
+        _schedule(folder)
     if not config.get("unified_3d_mrope_reset_spatial_ids", True):
         raise CheckpointError(f"{folder}: rows and columns of a picture count on from its prompt; expected from 0")
     if not vae.get("is_residual"):
@@ -237,11 +238,11 @@ def _schedule(folder: Path) -> dict[str, Any]:
         raise CheckpointError(
             f"{place}: use_karras_sigmas without sigma_min and sigma_max, and a native flow: its noise would rise"
         )
-    if None in (first, last):  # ends of the noise that the scheduler was made with
-        left = torch.cumprod(1 - torch.linspace(c["beta_start"], c["beta_end"], count, dtype=torch.float32), dim=0)
-        noise = ((1 - left) / left).sqrt()
-        first, last = float(noise[-1]) if first is None else first, float(noise[0]) if last is None else last
-    return fields | {"spacing": "karras", "sigma_first": float(first), "sigma_last": float(last)}
+    # ends of the noise that the scheduler was made with
+    left = torch.cumprod(1 - torch.linspace(c["beta_start"], c["beta_end"], count, dtype=torch.float32), dim=0)
+    noise = ((1 - left) / left).sqrt()
+    first, last = (float(usual if own is None else own) for usual, own in ((noise[-1], first), (noise[0], last)))
+    return fields | {"spacing": "karras", "sigma_first": first, "sigma_last": last}
 
 
 def _denoise_loop(checkpoint: Checkpoint) -> DenoiseLoop:

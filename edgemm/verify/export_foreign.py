@@ -155,8 +155,12 @@ def _template_slots(loop: DenoiseLoop | None, checkpoint: Checkpoint) -> int:
     """Tokens of the strings that stand around every drawing prompt: the longest."""
     if loop is None or loop.skip:  # strings that are dropped take no room
         return 0
-    templates = [loop.template, *([loop.edit_template] if loop.edit_template else [])]
-    strings = (t.open + t.image_close * int(t is not loop.template) + t.close for t in templates)
+    templates = [loop.template, *(t for t in (loop.edit_template, loop.negative_template) if t)]
+    said = {"height": loop.height, "width": loop.width}
+    closed = [
+        t.image_close * int(t is loop.edit_template) + t.size_sentence.format(**said) + t.close for t in templates
+    ]
+    strings = (template.open + rest for template, rest in zip(templates, closed, strict=True))
     return max(len(checkpoint.tokenizer(string)["input_ids"]) for string in strings)
 
 

@@ -15,6 +15,8 @@ from edgemm.cli.main import main
 from edgemm.families import showo2
 from edgemm.families.showo2_graphs import ImageEncoder
 from edgemm.verify.export_foreign import OWN_MODULES, export_foreign
+from tests.engines.tiny_engines import build_for_rtx, rtx_version
+from tests.export.nano import needs_opset_24
 from tests.families.golden import GOLDEN, answers, found_at, worst
 
 HERE = GOLDEN / "showo2"
@@ -136,7 +138,7 @@ def test_every_component_is_lowered_for_devices_and_builds_for_one(tmp_path, tar
     written = export_foreign(found_at(CHECKPOINT, **APART), tmp_path / "made.bundle", target=target, max_context=256)
     names = {"image_encoder", "transformer", "conditioner", "denoiser", "image_decoder"}
     assert written.targets[target].keys() == names
-    if target == "rtx" and RTX:
+    if target == "rtx" and rtx_version():
         assert build_for_rtx(tmp_path / "made.bundle", tmp_path / "engines") == names
 
 
