@@ -65,6 +65,9 @@ class TextLoop:
     image_least: int = 1  # pixels that the shorter side has at least, when it is padded
     image_resample: str = "bicubic"  # Pillow's name of the filter
     strip: bool = False  # messages lose the blanks around them
+    adds_special: bool = False  # joined: the tokenizer itself puts its special tokens around the whole string
+    thoughts_end: str = ""  # joined: of an earlier reply what stands behind the last of these is read, "" all of it
+    thoughts_blank: str = ""  # joined: letters that are taken away there, too
     silent_ids: str | None = None  # file whose tensor `ids` names tokens that a reply never has
 
     def __post_init__(self) -> None:
