@@ -28,7 +28,7 @@ from edgemm.evaluate.evaluation import Plan, evaluate
 from edgemm.model import checkpoint
 from edgemm.model.config import PRESETS, ModelConfig
 from edgemm.model.designs import variant
-from edgemm.train.recipe import Recipe
+from edgemm.train.recipe import DrawRecipe, JointRecipe, Parts, ReadRecipe
 from edgemm.train.run import train
 from edgemm.train.tasks.draw import DrawTask
 
@@ -113,23 +113,23 @@ def _scores(name: str, task: str, config: ModelConfig, seed: int, args: argparse
         return json.loads(kept.read_text(encoding="utf-8"))
     with tempfile.TemporaryDirectory() as start:
         checkpoint.save(checkpoint.build(config, seed), Path(start) / "start", torch.float32)
+        kinds: dict[str, type[Parts]] = {"draw": DrawRecipe, "read": ReadRecipe, "joint": JointRecipe}
+        own: dict[str, Any] = {"noises": args.noises} if task != "read" else {}
+        own |= {"views": 1, "replies": 0} if task != "draw" else {}
         train(
-            Recipe(
-                task=task,
+            kinds[task](
                 data=str(args.data),
                 output=str(folder),
                 start=str(Path(start) / "start"),
                 train=ALL,
                 steps=args.steps,
                 batch=args.batch,
-                noises=args.noises if task != "read" else 1,
                 seed=seed,
                 learning_rate=2e-3,
                 warmup=20,
                 decay=0.5,
                 ema=0.99,
-                views=1,
-                replies=0,
+                **own,
                 log_every=100,
                 save_every=10**9,
                 sample_every=10**9,
@@ -153,7 +153,7 @@ def _scores(name: str, task: str, config: ModelConfig, seed: int, args: argparse
 
 def _flow_loss(folder: Path, data: Path) -> float:
     """Mean over 1,024 noisy pictures whose pairs of what they show were never trained."""
-    recipe = Recipe(task="draw", data=str(data), output=str(folder), splits=("held-out-pair",), batch=64, drop_prompt=0)
+    recipe = DrawRecipe(data=str(data), output=str(folder), splits=("held-out-pair",), batch=64, drop_prompt=0)
     task = DrawTask(checkpoint.load(folder), recipe)
     with torch.no_grad():
         return statistics.mean(task.loss(step).item() for step in range(16))

@@ -77,7 +77,7 @@ def _decode(hint: Any, value: Any, where: str) -> Any:
 def _decode_dataclass(cls: Any, value: Any, where: str) -> Any:
     _expect(isinstance(value, dict), where, "an object", value)
     fields, hints = _fields_of(cls)
-    prefix = f"{where}: " if where.endswith(".json") else f"{where}."
+    prefix = "" if not where else f"{where}: " if where.endswith(".json") else f"{where}."
     for name in value:
         if name not in fields:
             raise BundleError(f"{prefix}{name}: unknown field, expected one of: {', '.join(fields)}")

@@ -6,12 +6,11 @@ Only the standard library at import time; the builders come in when one is chose
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
 
 from edgemm.cli.display import Display
 from edgemm.data.sources import STYLES, default_cache
-from edgemm.errors import EdgemmError, UsageError
+from edgemm.errors import UsageError
 
 __all__ = ["HELP", "add_arguments", "run"]
 
@@ -23,100 +22,111 @@ KINDS = {
     "edits": "pairs of pictures and what turns one into the other: style, colour, one thing more",
     "pictures": "your own: a folder with metadata.jsonl, .tar shards, or a Hugging Face dataset on disk",
 }
-WITH_SOURCE = ("compose", "edits", "pictures")
 SIZES = (64, 128)
-DEFAULT_COUNT = 4000
 SHAPE_TASKS = ("single-object", "two-objects", "counting", "colours", "position", "attribute-binding")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("kind", choices=tuple(KINDS), help="; ".join(f"{kind}: {what}" for kind, what in KINDS.items()))
-    parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="the dataset folder to make")
-    parser.add_argument("--size", type=int, choices=SIZES, default=SIZES[0], help="pixels a side (default %(default)s)")
-    parser.add_argument(
-        "--styles", nargs="+", choices=STYLES, default=["fluent", "noto", "noto-v1"],
-        help="icon sets to draw (default: %(default)s); twemoji is CC BY 4.0 and goes to the scorer split, "
-        "openmoji is CC BY-SA 4.0",
-    )  # fmt: skip
-    parser.add_argument("--count", type=int, help="scenes to make (default 4000), of pictures at most (default: all)")
-    parser.add_argument(
-        "--tasks", nargs="+", choices=SHAPE_TASKS, default=SHAPE_TASKS, metavar="TASK",
-        help="shapes: kinds of scenes (default: all; one and two objects: all but counting)",
-    )  # fmt: skip
-    parser.add_argument(
-        "--fixed", action="store_true",
-        help="shapes: one size, one place a scene and no shades, for models that learn in minutes",
-    )  # fmt: skip
-    parser.add_argument("--seed", type=int, default=0, help="for questions and scenes (default %(default)s)")
-    parser.add_argument(
-        "--source",
-        type=Path,
-        metavar="DIR",
-        help="compose, edits: an emoji dataset to take from (edits without: shapes); pictures: your folder",
+    kinds = parser.add_subparsers(
+        dest="kind", required=True, metavar="KIND", title="kinds, each with its own --help", parser_class=type(parser)
     )
-    parser.add_argument("--cache", type=Path, metavar="DIR", help="where packages are kept (default ~/.cache/edgemm)")
-    parser.add_argument("--offline", action="store_true", help="use only what the cache holds")
-    parser.add_argument("--force", action="store_true", help="replace a folder that is not empty")
+    for kind, what in KINDS.items():
+        one = kinds.add_parser(kind, help=what, description=what, allow_abbrev=False)
+        one.add_argument("--output", type=Path, required=True, metavar="DIR", help="the dataset folder to make")
+        one.add_argument(
+            "--size", type=int, choices=SIZES, default=SIZES[0], help="pixels a side (default %(default)s)"
+        )
+        _add_own(one, kind)
+        one.add_argument("--force", action="store_true", help="replace a folder that is not empty")
+        one.add_argument("--debug", action="store_true", default=argparse.SUPPRESS, help=argparse.SUPPRESS)
+
+
+def _add_own(parser: argparse.ArgumentParser, kind: str) -> None:
+    """The options of one kind."""
+    if kind in ("emoji", "compose", "edits"):
+        parser.add_argument(
+            "--styles", nargs="+", choices=STYLES, default=["fluent", "noto", "noto-v1"],
+            help="icon sets to draw (default: %(default)s); twemoji is CC BY 4.0 and goes to the scorer split, "
+            "openmoji is CC BY-SA 4.0",
+        )  # fmt: skip
+    if kind in ("emoji", "compose"):
+        parser.add_argument(
+            "--cache", type=Path, metavar="DIR", help="where packages are kept (default ~/.cache/edgemm)"
+        )
+        parser.add_argument("--offline", action="store_true", help="use only what the cache holds")
+    if kind == "pictures":
+        parser.add_argument(
+            "--source", type=Path, required=True, metavar="DIR",
+            help="your folder: with metadata.jsonl or .csv, a .txt beside each picture, folders named like their "
+            "labels, .tar shards, or a `datasets` folder",
+        )  # fmt: skip
+        parser.add_argument("--count", type=int, help="pictures at most (default: all)")
+        parser.add_argument("--skip-broken", action="store_true", help="leave out pictures that cannot be read")
+        return
+    parser.add_argument("--seed", type=int, default=0, help="for questions and scenes (default %(default)s)")
+    if kind in ("compose", "edits"):
+        otherwise = ": shapes" if kind == "edits" else " of --styles is made"
+        parser.add_argument(
+            "--source", type=Path, metavar="DIR", help=f"an emoji dataset to take from (without{otherwise})"
+        )
+    if kind != "emoji":
+        parser.add_argument("--count", type=int, default=4000, help="scenes to make (default %(default)s)")
+    if kind == "shapes":
+        parser.add_argument(
+            "--tasks", nargs="+", choices=SHAPE_TASKS, default=SHAPE_TASKS, metavar="TASK",
+            help="kinds of scenes (default: all; one and two objects: all but counting)",
+        )  # fmt: skip
+        parser.add_argument(
+            "--fixed", action="store_true", help="one size, one place a scene and no shades, to be learned in minutes"
+        )
 
 
 def run(args: argparse.Namespace) -> int:
-    if args.count is not None and args.count < 1:
+    if getattr(args, "count", None) is not None and args.count < 1:
         raise UsageError(f"--count {args.count} makes nothing; give at least 1")
-    scenes = args.count or DEFAULT_COUNT
-    if args.seed < 0:
+    if getattr(args, "seed", 0) < 0:
         raise UsageError(f"--seed {args.seed} is negative; give 0 or more")
-    if args.source and args.kind not in WITH_SOURCE:
-        raise UsageError(f"--source is for {', '.join(WITH_SOURCE)} only, not for {args.kind}")
-    if args.fixed and args.kind != "shapes":
-        raise UsageError(f"--fixed is for shapes only, not for {args.kind}")
-    if args.kind == "pictures" and not args.source:
-        raise UsageError("--source is missing: the folder, or the .tar, that holds your pictures")
     from edgemm.data.writer import new_folder
 
-    styles = list(dict.fromkeys(args.styles))
-    cache = (args.cache or default_cache()).expanduser()
     with Display(), new_folder(args.output, force=args.force) as folder:
-        if args.kind == "emoji":
-            from edgemm.data.emoji import build_emoji
-
-            count = build_emoji(folder, args.size, styles, args.seed, cache, offline=args.offline)
-        elif args.kind == "compose":
-            from edgemm.data.compose import build_compose
-
-            count = build_compose(
-                folder, args.size, styles, scenes, args.seed, cache, source=args.source, offline=args.offline
-            )
-        elif args.kind == "edits":
-            from edgemm.data.edits import build_edits
-
-            count = build_edits(folder, args.size, scenes, args.seed, args.source, styles)
-        elif args.kind == "pictures":
-            from edgemm.data.collect import build_pictures
-
-            count = build_pictures(folder, args.size, args.source, args.count)
-        else:
-            from edgemm.data.shapes import build_shapes
-
-            tasks = [task.replace("-", " ") for task in args.tasks]
-            count = build_shapes(folder, args.size, scenes, args.seed, tasks, fixed=args.fixed)
+        count, broken = _build(folder, args)
+    skipped = f" ({len(broken)} broken ones were left out, the first: {broken[0]})" if broken else ""
     print(
-        f"Wrote {count} pictures to {args.output}; look at {args.output / 'contact_sheet.png'}, "
-        f"then train with: edgemm train --config RECIPE.toml --set data={args.output}"
+        f"Wrote {count} pictures to {args.output}{skipped}; look at {args.output / 'contact_sheet.png'}, "
+        f"then train with: {_next(args)}"
     )
     return 0
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(prog="edgemm data", description=HELP)
-    add_arguments(parser)
-    try:
-        return run(parser.parse_args())
-    except EdgemmError as error:
-        print(f"edgemm data: {error}", file=sys.stderr)
-        return error.exit_code
-    except KeyboardInterrupt:
-        return 130
+def _build(folder: Path, args: argparse.Namespace) -> tuple[int, list[str]]:
+    """How many pictures there are, and what is wrong with those that were left out."""
+    if args.kind == "pictures":
+        from edgemm.data.collect import build_pictures
+
+        return build_pictures(folder, args.size, args.source, args.count, args.skip_broken)
+    if args.kind == "shapes":
+        from edgemm.data.shapes import build_shapes
+
+        tasks = [task.replace("-", " ") for task in args.tasks]
+        return build_shapes(folder, args.size, args.count, args.seed, tasks, fixed=args.fixed), []
+    styles = list(dict.fromkeys(args.styles))
+    if args.kind == "edits":
+        from edgemm.data.edits import build_edits
+
+        return build_edits(folder, args.size, args.count, args.seed, args.source, styles), []
+    cache = (args.cache or default_cache()).expanduser()
+    if args.kind == "emoji":
+        from edgemm.data.emoji import build_emoji
+
+        return build_emoji(folder, args.size, styles, args.seed, cache, offline=args.offline), []
+    from edgemm.data.compose import build_compose
+
+    source, offline = args.source, args.offline
+    return build_compose(folder, args.size, styles, args.count, args.seed, cache, source=source, offline=offline), []
 
 
-if __name__ == "__main__":
-    sys.exit(main())
+def _next(args: argparse.Namespace) -> str:
+    """The command that trains on such a dataset."""
+    if args.kind == "pictures":
+        return f"edgemm finetune CHECKPOINT --data {args.output} --output runs/{args.output.name}"
+    return f"edgemm train --config RECIPE.toml --data {args.output}"

@@ -1,4 +1,4 @@
-"""`edgemm distill --teacher A --student nano|CONFIG.json|CHECKPOINT [--steps 4,2,1]`: a smaller or a faster student."""
+"""`edgemm distill --teacher A --student nano|CONFIG.json|CHECKPOINT [--few 4,2,1]`: a smaller or a faster student."""
 
 from __future__ import annotations
 
@@ -7,26 +7,17 @@ from pathlib import Path
 
 from edgemm import progress
 from edgemm.cli.display import Display
-from edgemm.errors import MissingError
+from edgemm.errors import MissingError, UsageError
 from edgemm.train.distill_recipe import DistillRecipe
-from edgemm.train.recipe import read_recipe
+from edgemm.train.recipe_file import read_recipe
 
 __all__ = ["HELP", "add_arguments", "run"]
 
 HELP = "make a smaller student of a checkpoint, or one that draws in few steps; goes on where it was stopped"
-FLAGS = {  # flag -> line of the recipe
-    "teacher": "teacher",
-    "student": "student",
-    "steps": "few",
-    "data": "data",
-    "output": "output",
-    "name": "name",
-    "parts": "parts",
-    "guidance": "guidance",
-    "transformer_layers": "transformer_layers",
-    "denoiser_layers": "denoiser_layers",
-    "train_steps": "steps",
-}
+FLAGS = (  # named like the recipe's lines
+    *("teacher", "student", "few", "data", "output", "steps", "name", "parts", "guidance"),
+    *("transformer_layers", "denoiser_layers"),
+)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -34,11 +25,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--teacher", metavar="CHECKPOINT", help="it stays as it is")
     parser.add_argument(
         "--student", metavar="WHAT",
-        help="nano (half of the teacher), a config.json of another depth, or with --steps a checkpoint to go on from",
+        help="nano (half of the teacher), a config.json of another depth, or with --few a checkpoint to go on from",
     )  # fmt: skip
-    parser.add_argument("--steps", metavar="N,N", help="teach drawing in so many steps without guidance: 4,2,1")
+    parser.add_argument("--few", metavar="N,N", help="teach drawing in so few steps without guidance: 4,2,1")
     parser.add_argument("--data", metavar="DIR", help="a dataset made by `edgemm data`")
     parser.add_argument("--output", metavar="RUN", help="run folder; the student is RUN/checkpoint")
+    parser.add_argument("--steps", metavar="N", help="steps of training (default: 1000)")
     parser.add_argument("--name", help="the student's name (default: the run folder's)")
     parser.add_argument(
         "--parts", choices=("transformer", "denoiser", "both"), help="which half learns (default: both)"
@@ -46,14 +38,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--guidance", type=float, metavar="W", help="of the teacher, baked in (default: its own)")
     parser.add_argument("--transformer-layers", type=int, metavar="N", help="default: what the student says")
     parser.add_argument("--denoiser-layers", type=int, metavar="N", help="default: what the student says")
-    parser.add_argument("--train-steps", type=int, metavar="N", help="steps of training (default: 1000)")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="set any line of the recipe")
 
 
 def run(args: argparse.Namespace) -> int:
-    given = {key: getattr(args, flag) for flag, key in FLAGS.items() if getattr(args, flag) is not None}
-    changes = [f"{key}={value}" for key, value in given.items()]
-    recipe = read_recipe(args.config, ["task=draw", *changes, *args.set], DistillRecipe)
+    if args.steps and "," in args.steps:
+        raise UsageError(f"--steps is the steps of training; to draw in so few: --few {args.steps}")
+    if not (args.config or args.student or args.few):
+        raise UsageError("nothing to distil: give --student nano, --few 4,2,1, or one after the other")
+    changes = [f"{name}={getattr(args, name)}" for name in FLAGS if getattr(args, name) is not None]
+    kind = "few-steps" if args.few else "student"
+    recipe = read_recipe(args.config, [*changes, *args.set], DistillRecipe, kind)
     with Display():
         progress.status("loading torch")
         try:

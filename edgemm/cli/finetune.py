@@ -1,15 +1,19 @@
-"""`edgemm finetune CHECKPOINT --data DIR --output RUN`: an adapter in PEFT's layout, resumable."""
+"""`edgemm finetune CHECKPOINT --data DIR --output RUN`: an adapter in PEFT's layout, resumable.
+
+DIR is a dataset, or a folder of pictures with words, which becomes one on the way.
+"""
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 from pathlib import Path
 
 from edgemm import progress
 from edgemm.cli.display import Display
 from edgemm.errors import MissingError
 from edgemm.train.finetune_recipe import METHODS, PARTS, FinetuneRecipe
-from edgemm.train.recipe import read_recipe
+from edgemm.train.recipe_file import read_recipe
 
 __all__ = ["HELP", "add_arguments", "run"]
 
@@ -34,7 +38,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--config", metavar="RECIPE.toml", help="a recipe, see recipes/style-lora.toml; flags go on top"
     )
-    parser.add_argument("--data", metavar="DIR", help="a dataset made by `edgemm data`")
+    parser.add_argument(
+        "--data", metavar="DIR",
+        help="a dataset made by `edgemm data`, or a folder of pictures: edgemm data pictures --help",
+    )  # fmt: skip
+    parser.add_argument("--skip-broken", action="store_true", help="of such a folder: leave out what cannot be read")
     parser.add_argument("--output", metavar="RUN", help="run folder; the adapter is RUN/adapters/NAME")
     parser.add_argument("--name", help="the adapter's name (default: adapter)")
     parser.add_argument("--method", choices=METHODS, help="default: lora")
@@ -56,8 +64,9 @@ def run(args: argparse.Namespace) -> int:
         value = getattr(args, flag)
         if value is not None:
             changes.append(f"{key}={','.join(value) if isinstance(value, list) else value}")
-    recipe = read_recipe(args.config, ["task=draw", *changes, *args.set], FinetuneRecipe)
+    recipe = read_recipe(args.config, [*changes, *args.set], FinetuneRecipe, "finetune")
     with Display():
+        recipe = dataclasses.replace(recipe, data=_dataset(recipe, args.skip_broken))
         progress.status("loading torch")
         try:
             from edgemm.train.finetune import finetune
@@ -68,3 +77,18 @@ def run(args: argparse.Namespace) -> int:
         f"Wrote {folder}; merge it: edgemm merge {args.checkpoint} {folder} --output {Path(recipe.output) / 'merged'}"
     )
     return 0
+
+
+def _dataset(recipe: FinetuneRecipe, skip_broken: bool) -> str:
+    """The recipe's dataset; a folder of pictures is made one first, in the size that the model reads and draws."""
+    from edgemm.model.config import ModelConfig
+
+    config = ModelConfig.read(Path(recipe.start) / "config.json")  # before the pictures are read
+    data = Path(recipe.data)
+    if (data / "dataset.json").exists():
+        return recipe.data
+    from edgemm.data.collect import imported
+    from edgemm.data.sources import default_cache
+
+    sizes = [config.image_tokens.image_size] * recipe.draws + [config.vision.image_size] * recipe.reads
+    return str(imported(data, max(sizes), default_cache(), skip_broken))

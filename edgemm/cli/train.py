@@ -8,7 +8,8 @@ from pathlib import Path
 from edgemm import progress
 from edgemm.cli.display import Display
 from edgemm.errors import MissingError
-from edgemm.train.recipe import DESIGNS, read_stages
+from edgemm.train.recipe import DESIGNS
+from edgemm.train.recipe_file import read_stages
 
 __all__ = ["HELP", "add_arguments", "run"]
 
@@ -17,6 +18,11 @@ HELP = "train a checkpoint from a recipe; goes on where it was stopped"
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--config", required=True, metavar="RECIPE.toml", help="the recipe, see recipes/")
+    parser.add_argument("--data", metavar="DIR", help="a dataset made by `edgemm data` (default: the recipe's)")
+    parser.add_argument(
+        "--output", metavar="RUN", help="run folder; the result is RUN/checkpoint, of stages RUN/NAME/..."
+    )
+    parser.add_argument("--steps", type=int, metavar="N", help="steps of training, of every stage")
     parser.add_argument(
         "--set",
         action="append",
@@ -30,8 +36,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    chosen = [f"{name}={getattr(args, name)}" for name in DESIGNS if getattr(args, name)]
-    stages = read_stages(args.config, [*args.set, *chosen])
+    flags = {name: getattr(args, name) for name in ("data", "output", "steps", *DESIGNS)}
+    chosen = [f"{name}={value}" for name, value in flags.items() if value is not None]
+    stages = read_stages(args.config, [*chosen, *args.set])
     with Display():
         progress.status("loading torch")
         try:

@@ -11,6 +11,9 @@ question and answer feeds both.  Fields of an entry, all but the words optional:
 
 from __future__ import annotations
 
+import hashlib
+import os
+import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -19,28 +22,71 @@ from edgemm import progress
 from edgemm.bundle.picture import fit_square
 from edgemm.data.entries import Entry, read_entries
 from edgemm.data.format import SPLITS, Question, Sample
-from edgemm.data.writer import DatasetWriter
+from edgemm.data.writer import DatasetWriter, new_folder
 from edgemm.errors import InputError
 
-__all__ = ["build_pictures", "questions_of", "sample_of"]
+__all__ = ["build_pictures", "imported", "questions_of", "sample_of"]
 
 CAPTION_FIELDS = ("text", "caption", "captions", "prompt")
+LAYOUTS = (
+    "no pictures in it; expected pictures with metadata.jsonl or metadata.csv, with a .txt of the same name each, in "
+    "folders named like their labels, or .tar shards"
+)
 LONGEST = 1000  # characters of a caption, a question or an answer
 
 
-def build_pictures(folder: Path, size: int, source: Path, limit: int | None = None) -> int:
-    """Write every entry of `source` (at most `limit`) into `folder`, its picture fitted into a square."""
-    writer, questions = DatasetWriter(folder, "pictures", size), []
-    for number, entry in progress.track(enumerate(read_entries(source)), limit, "collecting", "pictures"):
+def build_pictures(
+    folder: Path, size: int, source: Path, limit: int | None = None, skip_broken: bool = False
+) -> tuple[int, list[str]]:
+    """Write every entry of `source` (at most `limit`) into `folder`, its picture fitted into a square.
+
+    Returns how many there are, and of each broken picture that was left out, what is wrong with it; without
+    `skip_broken` the first of them is an InputError.
+    """
+    writer, questions, broken = DatasetWriter(folder, "pictures", size), [], []
+    for entry in progress.track(read_entries(source), limit, "collecting", "pictures"):
+        number = len(writer.samples)
         if number == limit:
             break
         sample = sample_of(number, entry)
+        try:
+            picture = fit_square(entry.picture(), size)
+        except InputError as error:
+            if not skip_broken:
+                raise InputError(f"{error}; --skip-broken leaves such pictures out") from error
+            broken.append(str(error))
+            continue
         questions += questions_of(sample, entry)
-        writer.add(sample, fit_square(entry.picture, size))
+        writer.add(sample, picture)
     if not writer.samples:
-        raise InputError(f"{source}: no pictures in it")
-    writer.finish(questions, [], f"The pictures come from {source.name} and keep the terms they had there.")
-    return len(writer.samples)
+        what = f"none of its {len(broken)} pictures can be read; the first: {broken[0]}" if broken else LAYOUTS
+        raise InputError(f"{source}: {what}")
+    name = os.fsencode(source.resolve().name).decode(errors="replace")
+    writer.finish(questions, [], f"The pictures come from {name} and keep the terms they had there.")
+    return len(writer.samples), broken
+
+
+def imported(source: Path, size: int, cache: Path, skip_broken: bool = False) -> Path:
+    """The dataset folder below `cache` that holds the pictures of `source` as they are now; made when it is not there.
+
+    A file that is added, changed or taken away makes another one.
+    """
+    files = sorted(path for path in (source.rglob("*") if source.is_dir() else [source]) if path.is_file())
+    facts = [(os.fspath(path), path.stat().st_size, path.stat().st_mtime_ns) for path in files]
+    key = hashlib.sha256(repr([os.path.abspath(source), size, skip_broken, facts]).encode()).hexdigest()
+    name = re.sub(r"\W+", "-", source.resolve().stem, flags=re.ASCII)
+    goal = cache / "datasets" / f"{name}-{size}-{key[:12]}"
+    if not (goal / "dataset.json").is_file():
+        try:
+            goal.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise InputError(f"{goal.parent}: {error.strerror}; name another cache in XDG_CACHE_HOME") from error
+        with new_folder(goal, force=True) as folder:
+            count, broken = build_pictures(folder, size, source, skip_broken=skip_broken)
+        left_out = f"; {len(broken)} broken ones left out, the first: {broken[0]}" if broken else ""
+        progress.line(f"{source}: {count} pictures{left_out}")
+    progress.line(f"{source} as a dataset: {goal}; look at {goal / 'contact_sheet.png'}")
+    return goal
 
 
 def sample_of(number: int, entry: Entry) -> Sample:

@@ -6,6 +6,7 @@
     .tar shards    WebDataset: 0001.jpg, 0001.txt and 0001.json are one entry; read in order, never unpacked
     save_to_disk   a Hugging Face `datasets` folder, when that library is installed
 
+Words are UTF-8, with or without a mark in front; names that begin with a dot, as macOS leaves them, are passed over.
 What becomes of the fields is in collect.py.  A tar is read as a stream and a path of a metadata file may not leave its
 folder, so data from strangers is data.
 """
@@ -15,9 +16,11 @@ from __future__ import annotations
 import csv
 import io
 import json
+import os
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
@@ -40,7 +43,7 @@ class Entry:
     """One picture and what its owner wrote about it."""
 
     where: str  # for messages: file, or shard and member
-    picture: Image
+    picture: Callable[[], Image]  # opened when asked; InputError where it is broken
     fields: dict[str, Any]  # caption, label, questions, ...
     split: str
 
@@ -72,43 +75,49 @@ def _folder(source: Path) -> Iterator[Entry]:
             yield from _table(table, _split_of(table.relative_to(source)))
         return
     for file in sorted(source.rglob("*")):
-        if file.suffix.lower() not in PICTURES or not file.is_file():
+        if file.suffix.lower() not in PICTURES or file.name.startswith(".") or not file.is_file():
             continue
         below = file.relative_to(source)
         words = next((file.with_suffix(end) for end in WORDS if file.with_suffix(end).is_file()), None)
         folders = [name for name in below.parts[:-1] if name.lower() not in SPLIT_FOLDERS]
         if words is not None:
-            fields = {"text": words.read_text(encoding="utf-8")}
+            fields = {"text": _text(words.read_bytes(), str(words))}
         elif folders:
-            fields = {"label": folders[-1].replace("_", " ")}
+            fields = {"label": _text(os.fsencode(folders[-1]), f"{file}: its folder's name").replace("_", " ")}
         else:
             raise InputError(
                 f"{file}: no words; expected metadata.jsonl with file_name, {file.stem}.txt beside it, or a folder "
                 "named like its label"
             )
-        yield Entry(str(file), open_picture(file), fields, _split_of(below))
+        yield Entry(str(file), partial(open_picture, file), fields, _split_of(below))
 
 
 def _table(table: Path, split: str) -> Iterator[Entry]:
     for number, fields in _rows(table):
         name = fields.pop("file_name", None)
-        if not isinstance(name, str):
-            raise InputError(f"{table}, line {number}: file_name is {name!r}, expected a path beside the table")
+        if not isinstance(name, str) or "\0" in name:
+            found = "" if name else f" among {', '.join(map(str, fields))}"
+            raise InputError(f"{table}, line {number}: file_name is {name!r}{found}, expected a path beside the table")
         file = (table.parent / name).resolve()
         if table.parent.resolve() not in file.parents:
             raise InputError(f"{table}, line {number}: file_name {name!r} leaves the folder")
-        yield Entry(f"{table}, line {number}", open_picture(file), fields, str(fields.pop("split", split)))
+        yield Entry(f"{table}, line {number}", partial(open_picture, file), fields, str(fields.pop("split", split)))
 
 
 def _rows(table: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    with table.open(encoding="utf-8", newline="") as lines:
-        if table.suffix == ".csv":
-            for number, row in enumerate(csv.DictReader(lines), start=2):
-                yield number, {key: value for key, value in row.items() if value}
-            return
-        for number, line in enumerate(lines, start=1):
-            if line.strip():
-                yield number, _object(line, f"{table}, line {number}")
+    text = _text(table.read_bytes(), str(table))
+    lines = io.StringIO(text, newline="")
+    if table.suffix == ".csv":
+        delimiter = max(",;\t", key=text.partition("\n")[0].count)  # Excel's is a semicolon in half of the world
+        try:
+            for number, row in enumerate(csv.DictReader(lines, delimiter=delimiter), start=2):
+                yield number, {key: value for key, value in row.items() if key and value}
+        except csv.Error as error:
+            raise InputError(f"{table}: not CSV: {error}") from error
+        return
+    for number, line in enumerate(lines, start=1):
+        if line.strip():
+            yield number, _object(line, f"{table}, line {number}")
 
 
 def _tar(shard: Path, split: str) -> Iterator[Entry]:
@@ -141,17 +150,14 @@ def _grouped(shard: Path, key: str | None, group: dict[str, bytes], split: str) 
     if "picture" not in group:
         raise InputError(f"{where} has no picture; an entry is a picture with words of the same name")
     fields: dict[str, Any] = {}
-    try:
-        words = {end: group[end].decode("utf-8") for end in ("json", "txt", "caption", "cls") if end in group}
-    except UnicodeDecodeError as error:
-        raise InputError(f"{where}: words are not UTF-8: {error}") from error
+    words = {end: _text(group[end], f"{where}.{end}") for end in ("json", "txt", "caption", "cls") if end in group}
     if "json" in words:
         fields |= _object(words["json"], where)
     if text := words.get("txt", words.get("caption")):
         fields["text"] = text
     if "cls" in words:
         fields.setdefault("label", words["cls"].strip())
-    return Entry(where, _decoded(group["picture"], where), fields, str(fields.pop("split", split)))
+    return Entry(where, partial(_decoded, group["picture"], where), fields, str(fields.pop("split", split)))
 
 
 def _decoded(data: bytes, where: str) -> Image:
@@ -180,14 +186,24 @@ def _saved_dataset(source: Path) -> Iterator[Entry]:
         for number, row in enumerate(part):
             fields = {key: named[key].int2str(value) if key in named else value for key, value in row.items()}
             where = f"{source}: {name}, row {number}"
-            yield Entry(where, open_picture(fields.pop(picture)), fields, SPLIT_FOLDERS.get(name, "train"))
+            yield Entry(where, partial(open_picture, fields.pop(picture)), fields, SPLIT_FOLDERS.get(name, "train"))
 
 
 def _object(text: str, where: str) -> dict[str, Any]:
     try:
         document = json.loads(text)
-    except ValueError as error:
+        json.dumps(document, ensure_ascii=False).encode()
+    except UnicodeEncodeError as error:
+        raise InputError(f"{where}: half of a surrogate pair, {error.object[error.start]!a}: no letter") from error
+    except (ValueError, RecursionError) as error:
         raise InputError(f"{where}: not JSON: {error}") from error
     if not isinstance(document, dict):
         raise InputError(f"{where}: holds a {type(document).__name__}, expected an object")
     return document
+
+
+def _text(data: bytes, where: str) -> str:
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise InputError(f"{where}: not UTF-8 ({error.reason} at byte {error.start}); save it as UTF-8") from error

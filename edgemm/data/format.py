@@ -146,7 +146,10 @@ def _read_header(path: Path) -> dict[str, Any]:
         raise InputError(f"no dataset folder at {path}; make one with: edgemm data emoji --output {path}")
     file = path / "dataset.json"
     if not file.is_file():
-        raise InputError(f"{path} has no dataset.json, so it is not an edgemm dataset; give the folder above images/")
+        raise InputError(
+            f"{path} has no dataset.json, so it is no dataset; make one of its pictures: edgemm data pictures --source "
+            f"{path} --output {path}-dataset"
+        )
     try:
         header = json.loads(file.read_text(encoding="utf-8"))
     except ValueError as error:

@@ -59,7 +59,8 @@ def in_precision(
     model = ModelProto()
     model.CopyFrom(reference)
     fixed_axes(model, sizes.get(component, {}))
-    if component in IN_FLOAT or not any(node.op_type in PRODUCTS for node in model.graph.node):
+    hands_on = any(pattern(value.name) in KEYS_AND_VALUES for value in model.graph.input)  # to one of this precision
+    if component in IN_FLOAT or not (hands_on or any(node.op_type in PRODUCTS for node in model.graph.node)):
         precision = "fp32"
     if precision == "fp16":
         half_precision(model, lambda name: pattern(name) in KEYS_AND_VALUES, _whitens)

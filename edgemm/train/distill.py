@@ -19,7 +19,7 @@ from edgemm.errors import CheckpointError, UsageError
 from edgemm.model import checkpoint
 from edgemm.model.config import ModelConfig
 from edgemm.model.unified import Unified
-from edgemm.train.distill_recipe import DistillRecipe
+from edgemm.train.distill_recipe import DistillRecipe, FewStepsRecipe, StudentRecipe
 from edgemm.train.loop import run_loop
 from edgemm.train.ranks import Ranks, Share
 from edgemm.train.recipe import PROJECTIONS
@@ -46,16 +46,16 @@ def distill(recipe: DistillRecipe) -> None:
     if family != "mot":
         raise CheckpointError(f"{recipe.teacher}: its family is {family}; students are built for mot only")
     progress.status("preparing")
-    if recipe.few:
+    if isinstance(recipe, FewStepsRecipe):
         _few_steps(recipe, ranks)
-    else:
+    elif isinstance(recipe, StudentRecipe):
         _smaller(recipe, ranks)
 
 
-def _few_steps(recipe: DistillRecipe, ranks: Ranks) -> None:
+def _few_steps(recipe: FewStepsRecipe, ranks: Ranks) -> None:
     start = recipe.student or recipe.teacher
     if not Path(start).is_dir():
-        raise UsageError(f"--steps goes on from a checkpoint: distil --student {start} first, then give its checkpoint")
+        raise UsageError(f"--few goes on from a checkpoint: distil --student {start} first, then give its checkpoint")
     teacher = checkpoint.load(recipe.teacher).requires_grad_(False).to(ranks.device)
     asked = ("data", "splits", "groups", "pictures", "seed", "guidance", "few", "teacher_steps", "trajectories")
     with ranks.accelerator.main_process_first():  # it draws what the others then read
@@ -70,7 +70,7 @@ def _few_steps(recipe: DistillRecipe, ranks: Ranks) -> None:
     run_loop(model, task, recipe, ranks)
 
 
-def _smaller(recipe: DistillRecipe, ranks: Ranks) -> None:
+def _smaller(recipe: StudentRecipe, ranks: Ranks) -> None:
     teacher = checkpoint.load(recipe.teacher).requires_grad_(False)
     if teacher.config.denoiser.step_size:
         raise CheckpointError(f"{recipe.teacher}: draws in few steps; cut a student from its own teacher instead")
@@ -91,7 +91,7 @@ def _smaller(recipe: DistillRecipe, ranks: Ranks) -> None:
 class StudentTask(TwoTasks):
     """What the loop trains; see train/loop.py for the interface."""
 
-    def __init__(self, student: Unified, teacher: Unified, recipe: DistillRecipe, share: Share | None = None) -> None:
+    def __init__(self, student: Unified, teacher: Unified, recipe: StudentRecipe, share: Share | None = None) -> None:
         if recipe.parts in ("denoiser", "both"):
             self.drawing = DistillDraw(student, teacher, recipe, share)
         if recipe.parts in ("transformer", "both"):
@@ -109,7 +109,7 @@ class StudentTask(TwoTasks):
         (self.reading or self.tasks[0]).save(path)  # either stores the whole model, reading its adapter too
 
 
-def _cut(teacher: Unified, recipe: DistillRecipe, start: Path) -> None:
+def _cut(teacher: Unified, recipe: StudentRecipe, start: Path) -> None:
     """Choose the student's layers and write it as a checkpoint."""
     config = teacher.config
     if recipe.student == "nano":
@@ -122,7 +122,9 @@ def _cut(teacher: Unified, recipe: DistillRecipe, start: Path) -> None:
             raise CheckpointError(f"{recipe.student}: only depth and denoiser may differ from the teacher's config")
         depth, expert = wanted.transformer.depth, wanted.denoiser
     else:
-        raise UsageError(f"--student {recipe.student}: expected nano or a config.json (a checkpoint goes with --steps)")
+        raise UsageError(
+            f"--student {recipe.student}: expected nano or a config.json (a checkpoint goes with --few 4,2,1)"
+        )
     captions, influence = _calibrate(teacher, recipe)
     name = recipe.name or Path(recipe.output).name
     student, kept = shrink(teacher, recipe.transformer_layers or depth, expert, influence, captions, name)
@@ -142,7 +144,7 @@ def _cut(teacher: Unified, recipe: DistillRecipe, start: Path) -> None:
     progress.line(f"distill: keeps layers {', '.join(map(str, kept))}; influence (- goes): {shown}")
 
 
-def _calibrate(teacher: Unified, recipe: DistillRecipe) -> tuple[list[str], list[float]]:
+def _calibrate(teacher: Unified, recipe: StudentRecipe) -> tuple[list[str], list[float]]:
     """Captions of the data to fit the whitening to, and each layer's influence on questions about it."""
     dataset, samples = pick_samples(recipe.data, recipe.splits, recipe.groups, recipe.pictures, recipe.caption)
     row_of = {sample.id: row for row, sample in enumerate(samples)}
@@ -158,7 +160,7 @@ def _calibrate(teacher: Unified, recipe: DistillRecipe) -> tuple[list[str], list
 
 
 def healing_adapter(
-    student: Unified, source: Path, kept: list[int], first: int, recipe: DistillRecipe, output: Path
+    student: Unified, source: Path, kept: list[int], first: int, recipe: StudentRecipe, output: Path
 ) -> None:
     """The teacher's adapter on the layers that were kept, under their new numbers, with room to learn.
 
@@ -191,7 +193,7 @@ def healing_adapter(
     save_file(found, output / "adapter_model.safetensors", metadata={"format": "pt"})
 
 
-def _as_started(student: Unified, recipe: DistillRecipe) -> DistillRecipe:
+def _as_started(student: Unified, recipe: StudentRecipe) -> StudentRecipe:
     """The recipe with the adapter that the student came with, or a new one above what its denoiser reads."""
     first = max(student.config.denoiser.prefix_layers) + 1
     if student.adapter is None:

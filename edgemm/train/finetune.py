@@ -60,7 +60,7 @@ class AdapterTask(TwoTasks):
         if model.config.family != "mot":  # one set of weights, or none to draw with: no half could stay as it is
             raise CheckpointError(f"{recipe.start}: its family is {model.config.family}; adapters are built for mot")
         first = recipe.lora_first_layer or max(model.config.denoiser.prefix_layers) + 1
-        recipe = dataclasses.replace(recipe, lora_first_layer=first, train_projection=False, align_steps=0)
+        recipe = dataclasses.replace(recipe, lora_first_layer=first)
         self.recipe = recipe
         self.peft: dict[str, PeftModel] = {}
         if recipe.draws:

@@ -1,4 +1,4 @@
-"""What `edgemm finetune` adds to a recipe: which adapter, on which part.
+"""What `edgemm finetune` is told: which adapter, on which part.
 
 No torch here: the command line answers at once.
 """
@@ -6,9 +6,10 @@ No torch here: the command line answers at once.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from edgemm.errors import UsageError
-from edgemm.train.recipe import Recipe
+from edgemm.train.recipe import Answering, Drawing
 
 __all__ = ["METHODS", "PARTS", "FinetuneRecipe"]
 
@@ -16,13 +17,15 @@ METHODS = ("lora", "rslora", "dora", "qlora")
 PARTS = ("transformer", "denoiser", "both")
 
 
-@dataclass(frozen=True)
-class FinetuneRecipe(Recipe):
+@dataclass(frozen=True, kw_only=True)
+class FinetuneRecipe(Drawing, Answering):
     """An adapter on a finished checkpoint, every weight of which stays as it is."""
 
-    method: str = (
-        "lora"  # arXiv:2106.09685; "rslora" arXiv:2312.03732; "dora" arXiv:2402.09353; "qlora" arXiv:2305.14314
-    )
+    kind: ClassVar[str] = "finetune"
+    verb: ClassVar[str] = "finetune"
+
+    start: str  # checkpoint folder
+    method: str = "lora"  # arXiv:2106.09685; "rslora" 2312.03732; "dora" 2402.09353; "qlora" 2305.14314
     parts: str = "denoiser"  # "denoiser": how it draws; "transformer": how it reads; "both"
     target_modules: tuple[str, ...] = ()  # linear layers by name; none: the usual ones of each part
     name: str = "adapter"  # the adapter's folder: output/adapters/NAME/{transformer,denoiser}
@@ -38,9 +41,8 @@ class FinetuneRecipe(Recipe):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for field, allowed in (("method", METHODS), ("parts", PARTS), ("optimizer", ("adamw",))):
-            if getattr(self, field) not in allowed:
-                raise UsageError(f"recipe: {field} is {getattr(self, field)!r}, expected one of: {', '.join(allowed)}")
+        for name, allowed in (("method", METHODS), ("parts", PARTS), ("optimizer", ("adamw",))):
+            self._one_of(name, allowed)
         if self.method == "qlora" and self.parts == "denoiser":
             raise UsageError("recipe: qlora keeps the transformer in nf4; for the denoiser alone take method lora")
         if not self.name or self.name.startswith(".") or set(self.name) & set("/\\"):

@@ -194,7 +194,7 @@ def _save_state(
 ) -> None:
     state = {
         "step": step,
-        "task": recipe.task,
+        "task": recipe.kind,
         "parameters": full({name: parameter.detach() for name, parameter in task.named_parameters()}),
         "buffers": full(dict(task.named_buffers())),
         "average": full(average.tensors),
@@ -220,7 +220,7 @@ def _resume(path: Path, task: Task, optimizers: list[torch.optim.Optimizer], ave
     except Exception as error:
         raise InputError(f"{path}: cannot be read: {error}; delete it to start again") from error
     parameters, buffers = dict(task.named_parameters()), dict(task.named_buffers())
-    same_task = isinstance(state, dict) and state.get("task") == recipe.task
+    same_task = isinstance(state, dict) and state.get("task") == recipe.kind
     if not same_task or state["parameters"].keys() != parameters.keys():
         raise InputError(f"{path}: belongs to another run; delete it or choose another output")
     with torch.no_grad():

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from edgemm.model.config import ModelConfig
 from edgemm.model.unified import Unified
-from edgemm.train.recipe import Recipe
+from edgemm.train.recipe import Answering, Flow, Parts, Recipe
 
 __all__ = ["Average", "make_optimizers", "rate", "own_the_transformer", "parts_of", "trained_parts"]
 
@@ -102,11 +102,12 @@ def trained_parts(model: Unified, names: Sequence[str]) -> nn.ModuleDict:
 
 def parts_of(recipe: Recipe, config: ModelConfig, default: Sequence[str] = ()) -> tuple[str, ...]:
     """What a stage trains; a dense model cannot learn to draw without its transformer, a model of codes nothing."""
-    names = recipe.train or tuple(default)
-    needed = config.objective == "ar" or (config.experts == "dense" and recipe.task != "read")
-    if needed and recipe.task != "autoencode" and "transformer" not in names:
+    names = (recipe.train if isinstance(recipe, Parts) else ()) or tuple(default)
+    draws, reads = isinstance(recipe, Flow), isinstance(recipe, Answering)
+    needed = (config.objective == "ar" and (draws or reads)) or (config.experts == "dense" and draws)
+    if needed and "transformer" not in names:
         names = (*names, "transformer")
-    if config.experts == "connector" and recipe.task in ("draw", "edit", "joint") and "queries" not in names:
+    if config.experts == "connector" and draws and "queries" not in names:
         names = (*names, "queries")
     return names
 

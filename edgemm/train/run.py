@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 
 from edgemm import progress
+from edgemm.errors import UsageError
 from edgemm.model import checkpoint
 from edgemm.model.config import PRESETS
 from edgemm.model.designs import variant
@@ -15,13 +16,20 @@ from edgemm.model.unified import Unified
 from edgemm.train.loop import Task, run_loop
 from edgemm.train.optimizers import own_the_transformer, parts_of
 from edgemm.train.ranks import Ranks
-from edgemm.train.recipe import Recipe
+from edgemm.train.recipe import (
+    AutoencodeRecipe,
+    DrawRecipe,
+    EditRecipe,
+    JointRecipe,
+    ReadRecipe,
+    Stage,
+)
 from edgemm.train.tasks.draw import DrawTask
 
 __all__ = ["train", "train_stages"]
 
 
-def train_stages(stages: Sequence[Recipe]) -> bool:
+def train_stages(stages: Sequence[Stage]) -> bool:
     """Train one stage after the other; a finished one is not touched again. True in the process that wrote them."""
     speaks = True
     for number, recipe in enumerate(stages, start=1):
@@ -32,12 +40,12 @@ def train_stages(stages: Sequence[Recipe]) -> bool:
     return speaks
 
 
-def _result(recipe: Recipe) -> str:
+def _result(recipe: Stage) -> str:
     return str(Path(recipe.output) / "checkpoint")
 
 
-def train(recipe: Recipe) -> bool:
-    """Train recipe.task to the end; the result is recipe.output/checkpoint. True in the process that wrote it."""
+def train(recipe: Stage) -> bool:
+    """Train one stage to its end; the result is recipe.output/checkpoint. True in the process that wrote it."""
     if recipe.threads:
         torch.set_num_threads(recipe.threads)
     ranks = Ranks()
@@ -49,54 +57,57 @@ def train(recipe: Recipe) -> bool:
     task = _task(model, recipe, ranks)
     if ranks.is_first:
         where = f"{ranks.share.count} x {ranks.device.type}{', sharded' if ranks.sharded else ''}"
-        progress.line(f"{recipe.task}: {task.description}; {where}; {Path(recipe.output)}")
+        progress.line(f"{recipe.kind}: {task.description}; {where}; {Path(recipe.output)}")
     run_loop(model, task, recipe, ranks)
     return ranks.is_first
 
 
-def _start(recipe: Recipe) -> Unified:
+def _start(recipe: Stage) -> Unified:
     """The preset or the checkpoint; whatever a task adds to it is initialised from the seed too."""
     torch.manual_seed(recipe.seed)
     if recipe.start in PRESETS:
         config = variant(PRESETS[recipe.start](), recipe.experts, recipe.vision, recipe.image_tokens, recipe.objective)
         model = checkpoint.build(config, recipe.seed)
     else:  # reading goes on with an adapter as it is, unless all weights learn
-        adapts = recipe.task in ("read", "joint") and "transformer" not in recipe.train
+        adapts = isinstance(recipe, ReadRecipe | JointRecipe) and "transformer" not in recipe.train
         model = checkpoint.load(recipe.start, merge=not adapts)
     if "transformer" in parts_of(recipe, model.config):
         own_the_transformer(model)
     return model
 
 
-def _task(model: Unified, recipe: Recipe, ranks: Ranks) -> Task:
+def _task(model: Unified, recipe: Stage, ranks: Ranks) -> Task:
     if model.config.objective == "ar":
         return _task_of_codes(model, recipe, ranks)
-    if recipe.task == "autoencode":
+    if isinstance(recipe, AutoencodeRecipe):
         from edgemm.train.tasks.tokenizer import AutoencodeTask
 
         return AutoencodeTask(model, recipe, ranks.share)
-    if recipe.task == "edit":
+    if isinstance(recipe, EditRecipe):
         from edgemm.train.tasks.draw import EditTask
 
         return EditTask(model, recipe, ranks.share)
-    if recipe.task == "draw":
+    if isinstance(recipe, DrawRecipe):
         return DrawTask(model, recipe, ranks.share)
     with ranks.accelerator.main_process_first():  # it keeps what the eye sees in a file that the others then read
-        if recipe.task == "read":
-            from edgemm.train.tasks.read import ReadTask
+        if isinstance(recipe, JointRecipe):
+            from edgemm.train.tasks.joint import JointTask
 
-            return ReadTask(model, recipe, share=ranks.share)
-        from edgemm.train.tasks.joint import JointTask
+            return JointTask(model, recipe, ranks.share)
+        from edgemm.train.tasks.read import ReadTask
 
-        return JointTask(model, recipe, ranks.share)
+        assert isinstance(recipe, ReadRecipe)
+        return ReadTask(model, recipe, share=ranks.share)
 
 
-def _task_of_codes(model: Unified, recipe: Recipe, ranks: Ranks) -> Task:
+def _task_of_codes(model: Unified, recipe: Stage, ranks: Ranks) -> Task:
     """Of a model whose pictures are codes."""
-    if recipe.task == "autoencode":
+    if isinstance(recipe, AutoencodeRecipe):
         from edgemm.train.tasks.tokenizer import VqTask
 
         return VqTask(model, recipe, ranks.share)
+    if not isinstance(recipe, DrawRecipe | ReadRecipe | JointRecipe):
+        raise UsageError(f"recipe: kind is {recipe.kind}, a model of codes learns to draw, read or joint")
     from edgemm.train.tasks.codes import CodesTask
 
     return CodesTask(model, recipe, ranks.share)

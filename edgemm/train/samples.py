@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -26,6 +27,7 @@ from edgemm.train.recipe import CAPTION, Recipe
 __all__ = [
     "PicturesOnDisk",
     "batch_rows",
+    "evenly",
     "load_pictures",
     "pick_samples",
     "pictures_of",
@@ -36,6 +38,7 @@ __all__ = [
     "prompts_about",
 ]
 
+Item = TypeVar("Item")
 IN_MEMORY_BYTES = 4 << 30  # of pictures, in each process
 
 
@@ -52,11 +55,17 @@ def pick_samples(
     if not samples:
         known = sorted({s.group for s in dataset.samples})
         raise InputError(f"{path}: no picture is in splits {list(splits)} and groups {list(groups)}; groups: {known}")
-    if 0 < count < len(samples):
-        samples = [samples[row] for row in np.linspace(0, len(samples) - 1, count).round().astype(int)]
+    samples = evenly(samples, count)
     if caption:
         samples = [replace(s, captions=(caption.replace(CAPTION, s.captions[0]),)) for s in samples]
     return dataset, samples
+
+
+def evenly(items: list[Item], count: int) -> list[Item]:
+    """`count` of them, spread evenly over the list; 0: all."""
+    if not 0 < count < len(items):
+        return items
+    return [items[row] for row in np.linspace(0, len(items) - 1, count).round().astype(int)]
 
 
 def load_pictures(dataset: Path, samples: Sequence[Sample], size: int) -> Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import tarfile
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from edgemm.data.collect import build_pictures
+from edgemm.data.collect import build_pictures, imported
 from edgemm.data.format import Dataset, read_dataset
 from edgemm.data.writer import new_folder
 from edgemm.errors import InputError
@@ -109,6 +110,15 @@ def metadata(folder: Path, **row) -> None:
     (folder / "metadata.jsonl").write_text(json.dumps(row))
 
 
+def latin(folder: Path, name: str, text: str) -> None:
+    picture(folder / "a.png")
+    (folder / name).write_bytes(text.encode("latin-1"))
+
+
+def deep(folder: Path) -> None:
+    (folder / "metadata.jsonl").write_text('{"text": ' + "[" * 200_000)
+
+
 @pytest.mark.parametrize(
     ("make", "message"),
     [
@@ -116,8 +126,22 @@ def metadata(folder: Path, **row) -> None:
         (lambda folder: folder.mkdir(), "no pictures in it"),
         (lambda folder: picture(folder / "a.png"), r"a.png: no words; expected metadata.jsonl"),
         (lambda folder: metadata(folder, file_name="../../etc/x.png", text="x"), "leaves the folder"),
-        (lambda folder: metadata(folder, file_name="none.png", text="x"), "none.png: cannot be read"),
-        (lambda folder: metadata(folder, text="x"), "line 1: file_name is None"),
+        (
+            lambda folder: metadata(folder, file_name="none.png", text="x"),
+            "none.png: cannot be read.*; --skip-broken leaves",
+        ),
+        (lambda folder: metadata(folder, text="x"), "line 1: file_name is None among text, expected a path"),
+        (lambda folder: metadata(folder, file_name="a\0.png", text="x"), r"file_name is 'a\\x00.png', expected a path"),
+        (
+            lambda folder: metadata(folder, file_name="a.png", text="\ud83d"),
+            r"line 1: half of a surrogate pair, '\\ud83d'",
+        ),
+        (lambda folder: metadata(folder, file_name="a.png", questions=[["[" * 9, "\udc00"]]), "half of a surrogate"),
+        (lambda folder: latin(folder, "metadata.csv", "file_name,text\na.png,Käse\n"), "metadata.csv: not UTF-8 .* 22"),
+        (lambda folder: latin(folder, "metadata.jsonl", '{"text": "Käse"}'), "metadata.jsonl: not UTF-8"),
+        (lambda folder: latin(folder, "a.txt", "Käse"), "a.txt: not UTF-8 .*; save it as UTF-8"),
+        (lambda folder: picture(folder / os.fsdecode(b"k\xe4se") / "a.png"), "its folder's name: not UTF-8"),
+        (lambda folder: metadata(folder, **{"file_name": "a.png", "text": "x"}) or deep(folder), "line 1: not JSON"),
         (lambda folder: metadata(folder, file_name="a.png"), "line 1: no words"),
         (lambda folder: metadata(folder, file_name="a.png", text={}), "text is a dict, expected text"),
         (lambda folder: metadata(folder, file_name="a.png", text="x" * 1001), "has 1001 characters"),
@@ -133,6 +157,54 @@ def test_what_cannot_be_used_is_refused_by_its_name_and_leaves_nothing(tmp_path,
     with pytest.raises(InputError, match=message):
         build(tmp_path / "in", tmp_path / "set")
     assert not (tmp_path / "set").exists()
+
+
+@pytest.mark.parametrize("end", [",", ";", "\t"])
+def test_what_excel_and_macos_leave_is_read_as_it_was_meant(tmp_path, end):
+    picture(tmp_path / "in" / "a.png")
+    rows = f"file_name{end}text\r\na.png{end}Käse\r\n"
+    (tmp_path / "in" / "metadata.csv").write_bytes(b"\xef\xbb\xbf" + rows.encode())
+    assert build(tmp_path / "in", tmp_path / "set").samples[0].captions == ("Käse",)
+
+
+def test_a_mark_in_front_of_words_and_files_that_begin_with_a_dot_are_passed_over(tmp_path):
+    picture(tmp_path / "in" / "a.png")
+    (tmp_path / "in" / "a.txt").write_bytes(b"\xef\xbb\xbfa cat")
+    (tmp_path / "in" / "._a.png").write_bytes(b"\x00\x05\x16\x07 of macOS")
+    picture(tmp_path / "lines" / "b.png")
+    (tmp_path / "lines" / "metadata.jsonl").write_text('\ufeff{"file_name": "b.png", "text": "a\u2028dog"}\n')
+    assert [sample.label for sample in build(tmp_path / "in", tmp_path / "set").samples] == ["a cat"]
+    assert [sample.label for sample in build(tmp_path / "lines", tmp_path / "other").samples] == ["a dog"]
+
+
+def test_broken_pictures_are_left_out_when_asked_and_counted(tmp_path, capsys):
+    for name in ("1.png", "3.png"):
+        picture(tmp_path / "in" / "cats" / name)
+    (tmp_path / "in" / "cats" / "2.png").write_bytes(b"\x89PNG\r\n\x1a\n")
+    words = ["pictures", "--source", tmp_path / "in", "--output", tmp_path / "set"]
+    with pytest.raises(InputError, match=r"2.png: .*; --skip-broken leaves such pictures out"):
+        run(*words)
+    assert run(*words, "--skip-broken") == 0
+    out = capsys.readouterr().out
+    assert "Wrote 2 pictures" in out and f"(1 broken ones were left out, the first: {tmp_path / 'in/cats/2.png'}" in out
+    dataset = read_dataset(tmp_path / "set")
+    assert [sample.id for sample in dataset.samples] == ["pictures/00000000", "pictures/00000001"]
+    assert len(dataset.questions) == 2
+    (tmp_path / "in" / "cats" / "1.png").unlink()
+    (tmp_path / "in" / "cats" / "3.png").unlink()
+    with pytest.raises(InputError, match="none of its 1 pictures can be read; the first: "):
+        run(*words, "--skip-broken", "--force")
+
+
+def test_a_folder_is_imported_once_and_again_when_it_has_changed(tmp_path):
+    picture(tmp_path / "in" / "cats" / "1.png")
+    first = imported(tmp_path / "in", 32, tmp_path / "cache")
+    kept = (first / "dataset.json").stat().st_mtime_ns
+    assert imported(tmp_path / "in", 32, tmp_path / "cache") == first
+    assert (first / "dataset.json").stat().st_mtime_ns == kept and read_dataset(first).size == 32
+    picture(tmp_path / "in" / "cats" / "2.png")
+    second = imported(tmp_path / "in", 32, tmp_path / "cache")
+    assert len(read_dataset(second).samples) == 2 and second != first
 
 
 def test_the_verb_collects_and_says_what_next(tmp_path, capsys):

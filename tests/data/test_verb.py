@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from edgemm.cli import data as verb
+from edgemm.cli.main import main
 from edgemm.data.format import read_dataset
 from edgemm.data.shapes import TASKS
 from edgemm.errors import MissingError, UsageError
@@ -58,7 +61,6 @@ def test_shapes_of_chosen_tasks(tmp_path):
     [
         (("--count", "0"), "--count 0 makes nothing"),
         (("--seed", "-1"), "--seed -1 is negative"),
-        (("--source", "x"), "--source is for compose, edits, pictures only"),
     ],
 )
 def test_impossible_calls_are_refused(tmp_path, arguments, message):
@@ -67,9 +69,31 @@ def test_impossible_calls_are_refused(tmp_path, arguments, message):
     assert not (tmp_path / "set").exists()
 
 
-def test_fixed_scenes_are_shapes_only(tmp_path):
-    with pytest.raises(UsageError, match="--fixed is for shapes only, not for compose"):
-        run("compose", "--output", tmp_path / "set", "--fixed")
+@pytest.mark.parametrize(
+    ("kind", "its_own", "of_others"),
+    [
+        ("emoji", {"--styles", "--offline"}, {"--source", "--fixed", "--count", "--skip-broken"}),
+        ("shapes", {"--fixed", "--tasks", "--count"}, {"--source", "--styles", "--cache"}),
+        ("edits", {"--source", "--count", "--seed"}, {"--fixed", "--offline"}),
+        ("pictures", {"--source", "--skip-broken"}, {"--styles", "--seed", "--fixed"}),
+    ],
+)
+def test_a_kinds_help_has_its_own_options_and_others_are_refused(tmp_path, capsys, kind, its_own, of_others):
+    assert main(["data", kind, "--help"]) == 0
+    shown = set(re.findall(r"--[a-z-]+", capsys.readouterr().out))
+    assert its_own | {"--output", "--size", "--force"} <= shown and not of_others & shown
+    words = ["--source", str(tmp_path)] if kind == "pictures" else []
+    for option in of_others:
+        assert main(["data", kind, "--output", str(tmp_path / "set"), *words, option]) == 2
+        assert option in capsys.readouterr().err
+
+
+def test_the_verbs_help_says_what_each_kind_is(capsys):
+    assert main(["data", "--help"]) == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    assert all(what in shown for what in verb.KINDS.values())
+    assert main(["data", "--output", "x"]) == 2
+    assert "KIND" in capsys.readouterr().err
 
 
 def test_offline_without_a_cache_leaves_nothing(tmp_path):
@@ -78,8 +102,9 @@ def test_offline_without_a_cache_leaves_nothing(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_the_module_runs_and_answers_in_one_line(tmp_path):
-    command = [sys.executable, "-m", "edgemm.cli.data", "shapes", "--output", tmp_path / "set", "--count", "-3"]
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 2
-    assert done.stderr.splitlines() == ["edgemm data: --count -3 makes nothing; give at least 1"]
+def test_a_refusal_is_one_line_in_whatever_letters_the_terminal_has(tmp_path):
+    command = [sys.executable, "-m", "edgemm", "data", "pictures", "--source", tmp_path / "Bäume🎨", "--output", "x"]
+    environment = {**os.environ, "PYTHONIOENCODING": "ascii"}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=tmp_path)
+    assert done.returncode == 3
+    assert len(done.stderr.splitlines()) == 1 and r"B\xe4ume\U0001f3a8: no folder" in done.stderr

@@ -11,7 +11,8 @@ import pytest
 from edgemm.data.shapes import build_shapes
 from edgemm.data.writer import new_folder
 from edgemm.model import checkpoint
-from edgemm.train.recipe import Recipe, read_recipe
+from edgemm.train.recipe import Stage
+from edgemm.train.recipe_file import read_recipe
 from edgemm.train.run import train
 from tests.model.tiny import varied_micro
 
@@ -19,10 +20,10 @@ ROOT = Path(__file__).resolve().parents[2]
 EMOJI = ROOT / "tests" / "fixtures" / "emoji64"
 
 
-def recipe(name: str, output: Path, **changes: Any) -> Recipe:
+def recipe(name: str, output: Path, **changes: Any) -> Any:
     """A recipe of recipes/ with changes, on one thread."""
     changes = {"output": output, "threads": 1, **changes}
-    return read_recipe(ROOT / "recipes" / f"{name}.toml", [f"{key}={value}" for key, value in changes.items()])
+    return read_recipe(ROOT / "recipes" / f"{name}.toml", [f"{key}={value}" for key, value in changes.items()], Stage)
 
 
 def read_log(folder: Path) -> list[dict[str, Any]]:

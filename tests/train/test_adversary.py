@@ -18,7 +18,7 @@ from edgemm.train.tasks.adversary import Adversary, PerceptualDistance, SquareJu
 from edgemm.train.tasks.tokenizer import VqTask
 from tests.train.conftest import read_log, recipe
 
-QUICK = {"task": "autoencode", "start": "micro", "batch": 4, "log_every": 1, "warmup": 1, "precision": "fp32"}
+QUICK = {"kind": "autoencode", "start": "micro", "batch": 4, "log_every": 1, "warmup": 1, "precision": "fp32"}
 CODES = {"image_tokens": "vq", "objective": "ar"}
 
 

@@ -11,7 +11,7 @@ from edgemm.errors import UsageError
 from edgemm.model import checkpoint
 from edgemm.model.config import PRESETS, ModelConfig
 from edgemm.model.designs import variant
-from edgemm.train.recipe import read_stages
+from edgemm.train.recipe_file import read_stages
 from edgemm.train.run import train, train_stages
 from tests.model.tiny_codes import tiny_codes
 from tests.train.conftest import ROOT, read_log, recipe
@@ -60,8 +60,8 @@ def test_the_transformer_learns_codes_and_answers_and_leaves_the_tokenizer_alone
 def test_a_run_that_is_resumed_goes_on_as_if_it_had_not_stopped(trained, tmp_path, shapes, start):
     first = trained / "codes" / "checkpoint"
     for steps in (3, 6):
-        train(recipe("micro-shapes", tmp_path, task="joint", data=shapes, start=first, steps=steps, decay=0, **QUICK))
-    train(recipe("micro-shapes", tmp_path / "b", task="joint", data=shapes, start=first, steps=6, decay=0, **QUICK))
+        train(recipe("micro-shapes", tmp_path, kind="joint", data=shapes, start=first, steps=steps, decay=0, **QUICK))
+    train(recipe("micro-shapes", tmp_path / "b", kind="joint", data=shapes, start=first, steps=6, decay=0, **QUICK))
     assert [line["loss"] for line in read_log(tmp_path)] == [line["loss"] for line in read_log(tmp_path / "b")]
 
 
@@ -100,7 +100,7 @@ def test_a_config_that_contradicts_itself_is_refused(changes, message):
 
 def test_what_a_model_of_codes_cannot_do_is_refused_in_a_line(tmp_path, shapes, start, capsys):
     with pytest.raises(UsageError, match="learns to draw, read or joint"):
-        train(recipe("micro-shapes", tmp_path, task="edit", data=shapes, start=start, steps=1, **QUICK))
+        train(recipe("micro-shapes", tmp_path, kind="edit", data=shapes, start=start, steps=1, **QUICK))
     assert main(["quantize", str(start), "--output", str(tmp_path / "spec")]) == 2
     assert "of family vq, which only" in capsys.readouterr().err
     assert main(["join", "--drawing", str(start), "--reading", str(start), "--output", str(tmp_path / "j")]) == 3

@@ -73,7 +73,7 @@ def test_a_run_killed_at_any_step_goes_on_with_the_same_losses_to_the_same_weigh
         ("start=/nowhere", 3, "/nowhere: not a folder; a checkpoint is a folder with config.json"),
         ("splits=test", 3, "no picture is in splits ['test']"),
         ("learning_rate=1e30", 1, "first not finite"),
-        ("stesp=1", 2, "--set stesp=1: expected key=value"),
+        ("stesp=1", 2, "stesp=1: kind draw has no stesp, it has: data, output"),
     ],
 )
 def test_what_cannot_work_is_one_line_and_an_exit_code(tmp_path, shapes, capsys, change, code, message):
@@ -82,6 +82,19 @@ def test_what_cannot_work_is_one_line_and_an_exit_code(tmp_path, shapes, capsys,
     lines = [line for line in capsys.readouterr().err.splitlines() if "error" in line]
     assert len(lines) == 1
     assert message in lines[0]
+
+
+def test_flags_stand_beside_set(tmp_path, shapes, capsys):
+    words = ["train", "--config", str(ROOT / "recipes" / "micro-shapes.toml"), "--data", str(shapes), "--steps", "1"]
+    words += ["--output", str(tmp_path / "run"), "--set", "batch=4", "--set", "threads=1", "--set", "steps=2"]
+    assert main(words) == 0
+    assert [line["step"] for line in read_log(tmp_path / "run")] == [2]
+
+
+@pytest.mark.parametrize("verb", ["train", "distill"])
+def test_a_recipe_for_another_verb_is_told_which(capsys, verb):
+    assert main([verb, "--config", str(ROOT / "recipes" / "style-lora.toml")]) == 3
+    assert "style-lora.toml is for `edgemm finetune`: its kind is finetune" in capsys.readouterr().err
 
 
 def test_a_recipe_that_is_not_there_is_named(capsys):

@@ -10,7 +10,7 @@ import torch
 from edgemm.model import checkpoint
 from edgemm.model.config import PRESETS, ModelConfig
 from edgemm.model.designs import variant
-from edgemm.train.recipe import read_stages
+from edgemm.train.recipe_file import read_stages
 from edgemm.train.run import train_stages
 from edgemm.train.stores import QueryStore
 from tests.export.nano import nano, random_nano

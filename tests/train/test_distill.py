@@ -15,7 +15,7 @@ from edgemm.errors import InputError
 from edgemm.model import checkpoint
 from edgemm.train.distill import distill, healing_adapter
 from edgemm.train.distill_recipe import DistillRecipe
-from edgemm.train.recipe import read_recipe
+from edgemm.train.recipe_file import read_recipe
 from edgemm.train.stores import TeacherCache
 from edgemm.train.tasks.distill import DistillDraw
 from edgemm.train.tasks.few_steps import tell_step_size
@@ -28,9 +28,10 @@ PROMPTS = [f"a {colour} {shape}" for colour in ("red", "green", "blue") for shap
 def settings(teacher: Path, output: Path, **changes) -> DistillRecipe:
     given = {"teacher": teacher, "data": EMOJI, "output": output, "threads": 1, "batch": 8, "views": 1, "log_every": 1}
     given |= {"warmup": 2, "ema": 0.9, "pictures": 32, "lora_rank": 8, "lora_alpha": 16, "precision": "fp32"}
-    return read_recipe(
-        None, [f"{key}={value}" for key, value in {"task": "draw", **given, **changes}.items()], DistillRecipe
-    )
+    if "few" in changes:  # what only a smaller student has
+        given = {key: value for key, value in given.items() if key not in ("views", "lora_rank", "lora_alpha")}
+    words = [f"{key}={value}" for key, value in {**given, **changes}.items()]
+    return read_recipe(None, words, DistillRecipe, "few-steps" if "few" in changes else "student")
 
 
 @pytest.fixture(scope="module")
@@ -194,8 +195,8 @@ def test_telling_the_step_size_changes_nothing_at_first():
 def test_a_smaller_student_becomes_a_fast_one_and_a_bundle(nano, teacher, tmp_path, capsys):
     """Both jobs, one after the other, from the command line; export's own parity check judges the bundle."""
     run, bundle = str(tmp_path / "fast"), tmp_path / "fast.bundle"
-    words = ["distill", "--teacher", str(teacher), "--student", str(nano / "checkpoint"), "--steps", "2,1"]
-    words += ["--data", str(EMOJI), "--output", run, "--train-steps", "2", "--set", "trajectories=8"]
+    words = ["distill", "--teacher", str(teacher), "--student", str(nano / "checkpoint"), "--few", "2,1"]
+    words += ["--data", str(EMOJI), "--output", run, "--steps", "2", "--set", "trajectories=8"]
     assert main([*words, "--set", "teacher_steps=4", "--set", "batch=4", "--set", "threads=1"]) == 0
     assert f"Wrote {run}/checkpoint; export it: edgemm export" in capsys.readouterr().out
     assert main(["export", f"{run}/checkpoint", "--output", str(bundle), "--precision", "fp32"]) == 0
@@ -208,12 +209,12 @@ def test_a_smaller_student_becomes_a_fast_one_and_a_bundle(nano, teacher, tmp_pa
 @pytest.mark.parametrize(
     ("words", "code", "message"),
     [
-        ([], 2, "nothing to distil: give --student nano, --steps 4,2,1"),
+        ([], 2, "nothing to distil: give --student nano, --few 4,2,1"),
         (["--student", "giant"], 2, "--student giant: expected nano or a config.json"),
-        (["--steps", "4,3"], 2, "each must divide the largest"),
-        (["--steps", "4,x"], 2, "few is 4, x, expected whole numbers"),
-        (["--steps", "5"], 2, "a teacher's 48"),
-        (["--student", "nano", "--steps", "4"], 2, "distil --student nano first, then give its checkpoint"),
+        (["--few", "4,3"], 2, "each must divide the largest"),
+        (["--few", "4,x"], 2, "few is 4, x, expected whole numbers"),
+        (["--few", "5"], 2, "a teacher's 48"),
+        (["--student", "nano", "--few", "4"], 2, "distil --student nano first, then give its checkpoint"),
         (["--student", "nano", "--transformer-layers", "1"], 2, "a student of 1 transformer layers: expected 2 to 6"),
         (["--student", "nano", "--set", "other_prompts=1.5"], 2, "other_prompts is 1.5, expected 0 to 1"),
         (["--student", "nano", "--denoiser-layers", "5"], 2, "a student of 5 denoiser layers: expected 1 to 4"),

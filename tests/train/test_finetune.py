@@ -20,7 +20,7 @@ from edgemm.train.adapters import dense_weight, to_dense, to_nf4
 from edgemm.train.finetune import AdapterTask, finetune
 from edgemm.train.finetune_recipe import FinetuneRecipe
 from edgemm.train.merge import joined, merge
-from edgemm.train.recipe import read_recipe
+from edgemm.train.recipe_file import read_recipe
 from tests.model.tiny import micro, random_micro, tokens_of
 from tests.train.conftest import EMOJI, ROOT, read_log
 
@@ -65,8 +65,8 @@ def llama_start(tmp_path_factory) -> Path:
 
 def settings(start: Path, output: Path, **changes) -> FinetuneRecipe:
     given = {"start": start, "data": EMOJI, "output": output, "threads": 1, "lora_rank": 4, "batch": 8, "views": 1}
-    words = [f"{key}={value}" for key, value in {"task": "draw", **given, **changes}.items()]
-    return read_recipe(None, words, FinetuneRecipe)
+    words = [f"{key}={value}" for key, value in {**given, **changes}.items()]
+    return read_recipe(None, words, FinetuneRecipe, "finetune")
 
 
 def grown(start: Path, output: Path, **changes) -> tuple[AdapterTask, Path]:
@@ -140,7 +140,7 @@ def test_an_adapter_lies_in_pefts_own_layout_and_peft_reads_it(start, tmp_path):
 def test_sixty_four_pictures_of_a_style_lower_the_loss(drawn, tmp_path):
     recipe = read_recipe(
         ROOT / "recipes" / "style-lora.toml",
-        ["task=draw", f"start={drawn / 'checkpoint'}", f"data={EMOJI}", f"output={tmp_path}", "threads=1"]
+        [f"start={drawn / 'checkpoint'}", f"data={EMOJI}", f"output={tmp_path}", "threads=1"]
         + ["steps=24", "batch=16", "log_every=1", "learning_rate=3e-3", "lora_rank=8"],
         FinetuneRecipe,
     )
@@ -310,3 +310,57 @@ def test_the_verbs_work_one_after_the_other(start, tmp_path, capsys):
     assert (document["r"], document["lora_alpha"]) == (2, 4)
     assert main(["merge", str(start), adapter, "--output", merged]) == 0
     assert checkpoint.load(merged).config.name == "merged"
+
+
+def test_a_folder_of_pictures_is_enough(start, tmp_path, capsys, monkeypatch):
+    """Named like any of the layouts, with a broken picture among them; the dataset on the way is kept for next time."""
+    from PIL import Image
+
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    for name in ("a", "b", "c"):
+        (tmp_path / "mine").mkdir(exist_ok=True)
+        Image.new("RGB", (40, 30), "red").save(tmp_path / "mine" / f"{name}.png")
+    (tmp_path / "mine" / "metadata.csv").write_text(
+        "\ufefffile_name;text\n" + "".join(f"{name}.png;a red flag\n" for name in "abcd"), encoding="utf-8"
+    )
+    run = str(tmp_path / "run")
+    words = ["finetune", str(start), "--data", str(tmp_path / "mine"), "--output", run, "--set", "batch=2"]
+    words += ["--rank", "2", "--set", "threads=1", "--parts", "both", "--set", "views=1"]
+    assert main([*words, "--steps", "1"]) == 3
+    message = capsys.readouterr().err
+    assert "d.png: cannot be read" in message and "--skip-broken leaves such pictures out" in message
+    assert main([*words, "--steps", "1", "--skip-broken"]) == 0
+    printed = capsys.readouterr()
+    (dataset,) = (tmp_path / "cache" / "edgemm" / "datasets").iterdir()
+    assert "3 pictures; 1 broken ones left out, the first: " in printed.err
+    assert f"as a dataset: {dataset}; look at {dataset}/contact_sheet.png" in printed.err
+    assert json.loads((dataset / "dataset.json").read_text())["size"] == max(
+        micro().image_tokens.image_size, micro().vision.image_size
+    )
+    assert "merge it: edgemm merge" in printed.out and Path(run, "adapters", "adapter", "denoiser").is_dir()
+    assert main([*words, "--steps", "2", "--skip-broken"]) == 0  # goes on with the same dataset
+    assert "broken" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "message"),
+    [
+        ([], 2, "--data is needed; --output is needed"),
+        (["--data", "x", "--output", "run", "--config", "none.toml"], 3, "none.toml: recipe cannot be read"),
+        (["--data", "nowhere", "--output", "run"], 3, "nowhere: no folder and no .tar; give a folder of pictures"),
+        (["--data", "empty", "--output", "run"], 3, "empty: no pictures in it; expected pictures with metadata.jsonl"),
+        (["--data", "bare", "--output", "run"], 3, "a.png: no words; expected metadata.jsonl with file_name, a.txt"),
+    ],
+)
+def test_every_slip_on_the_way_to_an_adapter_is_told_what_to_give(
+    start, tmp_path, capsys, monkeypatch, words, code, message
+):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "bare").mkdir()
+    (tmp_path / "bare" / "a.png").write_bytes(b"")
+    assert main(["finetune", str(start), *words]) == code
+    err = capsys.readouterr().err
+    assert message in err and err.count("\n") == 1
+    assert not (tmp_path / "run").exists()

@@ -15,7 +15,7 @@ from torch import nn
 from edgemm.errors import EdgemmError, InputError, ResourceError
 from edgemm.train import loop
 from edgemm.train.loop import run_loop
-from edgemm.train.recipe import Recipe
+from edgemm.train.recipe import DrawRecipe, ReadRecipe, Recipe
 from tests.heard import hearing
 from tests.train.conftest import read_log
 
@@ -61,9 +61,8 @@ class TwoNumbers:
         path.mkdir(exist_ok=True)
 
 
-def settings(folder: Path, **changes) -> Recipe:
+def settings(folder: Path, kind=DrawRecipe, **changes) -> Recipe:
     values = {
-        "task": "draw",
         "data": "",
         "output": str(folder),
         "steps": 12,
@@ -75,7 +74,7 @@ def settings(folder: Path, **changes) -> Recipe:
         "save_every": 4,
         "sample_every": 6,
     }
-    return Recipe(**{**values, **changes})
+    return kind(**{**values, **changes})
 
 
 def run(task: TwoNumbers, recipe: Recipe) -> TwoNumbers:
@@ -267,7 +266,7 @@ def test_out_of_memory_is_told_with_its_numbers_and_the_old_state_kept(tmp_path)
         ({}, lambda f: f.write_bytes(f.read_bytes()[:200]), "cannot be read"),
         ({}, lambda f: torch.save({"weights": 1}, f), "belongs to another run"),
         ({}, lambda f: torch.save([1, 2], f), "belongs to another run"),
-        ({"task": "read"}, None, "belongs to another run"),
+        ({"kind": ReadRecipe}, None, "belongs to another run"),
         ({"optimizer": "muon"}, None, "was made with another optimizer"),
         ({"steps": 2}, None, "is at step 4, the recipe ends at 2"),
     ],

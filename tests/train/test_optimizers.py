@@ -8,11 +8,11 @@ from torch import nn
 
 from edgemm.model import checkpoint
 from edgemm.train.optimizers import Average, make_optimizers, rate
-from edgemm.train.recipe import Recipe
+from edgemm.train.recipe import DrawRecipe
 
 
-def settings(**changes) -> Recipe:
-    return Recipe(**{"task": "draw", "data": "", "output": "", **changes})
+def settings(**changes) -> DrawRecipe:
+    return DrawRecipe(**{"data": "", "output": "", **changes})
 
 
 def test_the_rate_rises_stays_and_falls_to_a_hundredth():

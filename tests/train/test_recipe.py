@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
+import re
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -11,10 +15,13 @@ import pytest
 from edgemm.errors import InputError, UsageError
 from edgemm.train.distill_recipe import DistillRecipe
 from edgemm.train.finetune_recipe import FinetuneRecipe
-from edgemm.train.recipe import Recipe, read_recipe, read_stages
+from edgemm.train.recipe import DrawRecipe, Stage
+from edgemm.train.recipe_file import KINDS, read_recipe, read_stages
 
 ROOT = Path(__file__).resolve().parents[2]
-WHOLE = 'task = "draw"\ndata = "d"\noutput = "o"\n'
+RECIPES = sorted((ROOT / "recipes").glob("*.toml"))
+VERBS = {"train": Stage, "distill": DistillRecipe, "finetune": FinetuneRecipe}
+WHOLE = 'kind = "draw"\ndata = "d"\noutput = "o"\n'
 
 
 @pytest.fixture
@@ -26,51 +33,109 @@ def write(tmp_path):
     return write
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "recipes").glob("*.toml")), ids=lambda path: path.stem)
-def test_every_recipe_of_the_repository_is_valid(path):
-    if path.stem.startswith(("sticker-few", "micro-few", "sticker-nano-draw", "sticker-nano-read")):
-        read_recipe(path, ["task=draw"], DistillRecipe)
-    elif path.stem.endswith("-lora"):
-        read_recipe(path, ["task=draw"], FinetuneRecipe)
-    else:
+def read(path: Path, overrides: Sequence[str] = ()) -> DrawRecipe:
+    return read_recipe(path, overrides, DrawRecipe)
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_every_recipe_of_the_repository_is_valid_and_goes_to_the_verb_that_its_comments_name(path):
+    text = path.read_text()
+    if "[[stages]]" in text:
         assert read_stages(path)
+        return
+    kind = KINDS[re.search(r'^kind = "(.+)"$', text, re.MULTILINE)[1]]
+    assert read_recipe(path, ["start=x"] if kind.verb != "distill" else [], VERBS[kind.verb])
+    for verb in VERBS.keys() - {kind.verb}:
+        with pytest.raises(InputError, match=rf"{path.name} is for `edgemm {kind.verb}`: its kind is {kind.kind}"):
+            read_recipe(path, [], VERBS[verb])
+    told = re.findall(r"edgemm (\w+) .*--config recipes/" + re.escape(path.name), text)
+    assert set(told) <= {kind.verb}
+
+
+def test_every_kind_reads_its_own_lines_and_no_kind_those_of_others(write):
+    """Each key of each kind, given to every kind: taken where the dataclass has it, else refused with its name."""
+    needed = {"data": "d", "output": "o", "start": "s", "teacher": "t", "student": "nano", "few": ["4"]}
+    every = {field.name: field for kind in KINDS.values() for field in dataclasses.fields(kind)}
+    for name, kind in KINDS.items():
+        own = {field.name for field in dataclasses.fields(kind)}
+        lines = [f'kind = "{name}"', *(f"{k} = {json.dumps(v)}" for k, v in needed.items() if k in own)]
+        assert read_recipe(write("\n".join(lines)), [], kind).kind == name
+        for key in every.keys() - own:
+            with pytest.raises(InputError, match=f"of kind {name}: {key}: unknown field, expected one of: .*data"):
+                read_recipe(write("\n".join([*lines, f"{key} = 1"])), [], kind)
+
+
+def test_a_kind_has_no_line_that_only_another_needs():
+    keys = {name: {field.name for field in dataclasses.fields(kind)} for name, kind in KINDS.items()}
+    assert not keys["draw"] & {"views", "lora_rank", "flow_weight", "teacher", "perceptual_weight", "few"}
+    assert not keys["read"] & {"noises", "time_mean", "caption", "flow_weight", "compile"}
+    assert not keys["autoencode"] & {"drop_prompt", "views", "train", "lora_rank"}
+    assert not keys["few-steps"] & {"temperature", "lora_rank", "parts", "start"}
+    assert not keys["finetune"] & {"align_steps", "train", "experts", "teacher"}
+    assert keys["joint"] == keys["draw"] | keys["read"] | {"flow_weight"}
 
 
 def test_what_a_recipe_leaves_out_has_its_default(write):
-    assert read_recipe(write(WHOLE)) == Recipe(task="draw", data="d", output="o")
+    assert read(write(WHOLE)) == DrawRecipe(data="d", output="o")
+
+
+def test_a_file_name_means_nothing(tmp_path):
+    (tmp_path / "sticker-lora.txt").write_text("\ufeff" + WHOLE, encoding="utf-8")
+    assert read(tmp_path / "sticker-lora.txt").kind == "draw"
 
 
 def test_overrides_win_and_have_the_fields_types(write):
-    overrides = ["steps=7", "learning_rate=1e-4", "compile=true", "groups=a-b,c", "start=x=y", "lora_targets=k_proj"]
-    recipe = read_recipe(write(WHOLE + "steps = 5\n"), overrides)
-    assert (recipe.steps, recipe.learning_rate, recipe.compile, recipe.start) == (7, 1e-4, True, "x=y")
-    assert (recipe.groups, recipe.lora_targets) == (("a-b", "c"), ("k_proj",))
-    assert read_recipe(write(WHOLE), ['groups=["a-b", "c"]']).groups == ("a-b", "c")
+    overrides = ["steps=7", "learning_rate=1e-4", "clip=.5", "compile=true", "groups=a-b,c", "start=x=y"]
+    recipe = read(write(WHOLE + "steps = 5\n"), overrides)
+    assert (recipe.steps, recipe.learning_rate, recipe.clip, recipe.compile) == (7, 1e-4, 0.5, True)
+    assert (recipe.start, recipe.groups) == ("x=y", ("a-b", "c"))
+    assert read(write(WHOLE), ['groups=["a-b", "c"]']).groups == ("a-b", "c")
+    assert read_recipe(write(WHOLE), ["kind=joint", "lora_targets=k_proj"], Stage).kind == "joint"
 
 
 def test_whole_numbers_may_stand_for_fractions_and_lists_for_tuples(write):
-    recipe = read_recipe(write(WHOLE + 'clip = 2\nsplits = ["train", "scorer"]\n'))
+    recipe = read(write(WHOLE + 'clip = 2\nsplits = ["train", "scorer"]\n'))
     assert (recipe.clip, recipe.splits) == (2.0, ("train", "scorer"))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('task = "draw"\ndata = "d"\n', 'task is called kind now: kind = "draw"'),
+        ('data = "d"\nmethod = "lora"\n', 'kind is missing; its lines fit: kind = "finetune"$'),
+        ('teacher = "t"\nfew = ["4"]\n', 'kind is missing; its lines fit: kind = "few-steps"$'),
+        ('teacher = "t"\non_policy = 0.5\n', 'kind is missing; its lines fit: kind = "student"$'),
+        ('kind = "sing"\n', "kind is 'sing', expected one of: draw, edit, read"),
+        ('data = "d"\n[[stages]]\nname = "a"\ntask = "read"\n', 'task is called kind now: kind = "read"'),
+        ('data = "d"\noutput = "o"\n[[stages]]\nname = "a"\nkind = "student"\n', "is for `edgemm distill`"),
+    ],
+)
+def test_a_recipe_of_before_is_told_what_to_change(write, text, message):
+    with pytest.raises(InputError, match=message) as refusal:
+        read_stages(write(text))
+    assert "recipe.toml" in str(refusal.value) and "\n" not in str(refusal.value)
 
 
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("stesp = 5", "unknown key 'stesp'; known: task, data"),
-        ('steps = "many"', "steps is 'many', expected int"),
-        ("steps = 1.5", "steps is 1.5, expected int"),
-        ("steps = true", "steps is True, expected int"),
-        ("data = 3", "data is 3, expected str"),
-        ('groups = "food-drink"', "groups is 'food-drink', expected a list of strings"),
-        ("groups = [1]", r"groups is \[1\], expected a list of strings"),
-        ('learning_rate = "1e-3"', "learning_rate is '1e-3', expected float"),
+        ("stesp = 5", "of kind draw: stesp: unknown field, expected one of: data, output, steps"),
+        ("views = 5", "of kind draw: views: unknown field"),
+        ('steps = "many"', "steps: 'many', expected a whole number"),
+        ("steps = 1.5", "steps: 1.5, expected a whole number"),
+        ("steps = true", "steps: true, expected a whole number"),
+        ("data = 3", "data: 3, expected a string"),
+        ('groups = "food-drink"', "groups: 'food-drink', expected a list"),
+        ("groups = [1]", r"groups\[0\]: 1, expected a string"),
+        ('learning_rate = "1e-3"', "learning_rate: '1e-3', expected a number"),
+        ("learning_rate = nan", "learning_rate: NaN, expected a finite number"),
         ("steps =", "not TOML"),
     ],
 )
 def test_a_wrong_line_is_refused_with_its_key(write, line, message):
     text = "\n".join(kept for kept in WHOLE.splitlines() if kept.split()[0] != line.split()[0])
     with pytest.raises(InputError, match=message) as refusal:
-        read_recipe(write(f"{text}\n{line}\n"))
+        read(write(f"{text}\n{line}\n"))
     assert "recipe.toml" in str(refusal.value)
 
 
@@ -78,13 +143,12 @@ def test_a_wrong_line_is_refused_with_its_key(write, line, message):
     ("override", "message"),
     [
         ("caption=noto style", r"caption is 'noto style', expected \{caption\} somewhere in it"),
-        ("stesp=5", "--set stesp=5: expected key=value with a key of: task"),
-        ("steps", "--set steps: expected key=value"),
-        ("steps=many", "--set steps=many: expected int"),
-        ("steps=1.5", "--set steps=1.5: expected int"),
-        ("compile=yes", "--set compile=yes: expected bool"),
-        ("learning_rate=fast", "--set learning_rate=fast: expected float"),
-        ("task=sing", "task is 'sing', expected one of: draw, read, edit, joint, autoencode"),
+        ("stesp=5", "stesp=5: kind joint has no stesp, it has: data, output"),
+        ("steps", "--set steps: expected KEY=VALUE"),
+        ("steps=many", "--set steps=many: steps: 'many', expected a whole number"),
+        ("steps=1.5", "--set steps=1.5: steps: '1.5', expected a whole number"),
+        ("compile=yes", "--set compile=yes: compile: 'yes', expected true or false"),
+        ("learning_rate=fast", "--set learning_rate=fast: learning_rate: 'fast', expected a number"),
         ("train=denoiser,eye", "train is denoiser, eye, expected some of: conditioner, denoiser"),
         ("flow_weight=-1", "flow_weight is -1"),
         ("optimizer=sgd", "optimizer is 'sgd', expected one of: adamw, muon"),
@@ -96,20 +160,21 @@ def test_a_wrong_line_is_refused_with_its_key(write, line, message):
         ("drop_prompt=1.5", "drop_prompt is 1.5, expected 0 to 1"),
         ("ema=-0.1", "ema is -0.1, expected 0 to 1"),
         ("learning_rate=-1", "learning_rate is -1.0, expected 0 or more"),
-        ("learning_rate=nan", "learning_rate is nan"),
-        ("learning_rate=inf", "learning_rate is inf"),
+        ("learning_rate=nan", "learning_rate: NaN, expected a finite number"),
+        ("learning_rate=inf", "learning_rate: Infinity, expected a finite number"),
         ("clip=0", "clip is 0.0"),
         ("noises=7", "batch is [0-9]+, expected a multiple of noises, 7"),
         ("loss_floor=0", "loss_floor is 0.0"),
         ("lora_rank=0", "lora_rank is 0"),
         ("lora_targets=q_proj,head", "lora_targets is q_proj, head, expected some of: q_proj, k_proj"),
         ("lora_targets=", "lora_targets is empty"),
-        ("groups=[a", "--set groups=.a: expected tuple"),
+        ("groups=[a", r"--set groups=\[a: groups: '\[a', expected a list"),
+        ("start=a\0b", "start holds a NUL character"),
     ],
 )
 def test_a_wrong_override_is_refused_with_its_key(write, override, message):
     with pytest.raises(UsageError, match=message):
-        read_recipe(write(WHOLE), [override])
+        read_recipe(write(WHOLE.replace("draw", "joint")), [override], Stage)
 
 
 STAGES = """data = "d"
@@ -117,10 +182,11 @@ output = "o"
 steps = 9
 [[stages]]
 name = "first"
-task = "draw"
+kind = "draw"
+noises = 1
 [[stages]]
 name = "second"
-task = "joint"
+kind = "joint"
 train = ["conditioner", "denoiser", "transformer"]
 flow_weight = 2
 """
@@ -128,12 +194,19 @@ flow_weight = 2
 
 def test_stages_follow_one_another_and_overrides_reach_all_or_one(write):
     first, second = read_stages(write(STAGES), ["start=small", "second.steps=3", "batch=5"])
-    assert (first.task, first.output, first.start, first.steps, first.batch) == ("draw", "o/first", "small", 9, 5)
-    assert (second.task, second.output, second.start) == ("joint", "o/second", "o/first/checkpoint")
+    assert (first.kind, first.output, first.start, first.steps, first.batch) == ("draw", "o/first", "small", 9, 5)
+    assert (second.kind, second.output, second.start) == ("joint", "o/second", "o/first/checkpoint")
     assert (second.steps, second.batch, second.flow_weight) == (3, 5, 2.0)
     assert second.train == ("conditioner", "denoiser", "transformer")
     assert read_stages(write(STAGES), ["second.start=x"])[1].start == "x"
-    assert read_stages(write(WHOLE)) == [read_recipe(write(WHOLE))]
+    assert read_stages(write(WHOLE)) == [read(write(WHOLE))]
+
+
+def test_a_line_above_the_stages_goes_to_those_that_have_it(write):
+    first, second = read_stages(write("views = 7\n" + STAGES), ["reply_tokens=8", "noises=2", "batch=4"])
+    assert (second.views, second.reply_tokens, second.noises, first.noises) == (7, 8, 2, 2)
+    with pytest.raises(UsageError, match="perceptual_weight=1: kind draw has no perceptual_weight"):
+        read_stages(write(STAGES), ["perceptual_weight=1"])
 
 
 @pytest.mark.parametrize(
@@ -143,7 +216,7 @@ def test_stages_follow_one_another_and_overrides_reach_all_or_one(write):
         ('name = "second"', "", "names of stages are"),
         ('name = "second"', 'name = "a/b"', "names of stages are"),
         ("flow_weight = 2", 'output = "x"', "second.output: a stage writes below the recipe's output"),
-        ("flow_weight = 2", "stesp = 2", "unknown key 'stesp'"),
+        ("flow_weight = 2", "stesp = 2", "stesp: unknown field"),
         (STAGES, WHOLE + "stages = 3\n", "stages is 3, expected tables"),
     ],
 )
@@ -152,11 +225,11 @@ def test_a_wrong_stage_is_refused(write, old, new, message):
         read_stages(write(STAGES.replace(old, new)))
 
 
-@pytest.mark.parametrize("key", ["task", "data", "output"])
+@pytest.mark.parametrize("key", ["kind", "data", "output"])
 def test_what_has_no_default_must_be_there(write, key):
     text = "\n".join(line for line in WHOLE.splitlines() if not line.startswith(key))
     with pytest.raises(InputError, match=f"{key} is missing"):
-        read_recipe(write(text))
+        read(write(text))
 
 
 @pytest.mark.parametrize("content", [None, b"\xff\xfe\x00"])
@@ -164,7 +237,7 @@ def test_a_recipe_that_cannot_be_read_is_refused_by_its_name(tmp_path, content):
     if content:
         (tmp_path / "recipe.toml").write_bytes(content)
     with pytest.raises(InputError, match=r"recipe\.toml"):
-        read_recipe(tmp_path / "recipe.toml")
+        read(tmp_path / "recipe.toml")
 
 
 @pytest.mark.parametrize(("line", "code"), [("stesp = 5", 3), ("steps = 0", 2)])

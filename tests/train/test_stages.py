@@ -10,13 +10,14 @@ from edgemm.data.edits import build_edits
 from edgemm.data.writer import new_folder
 from edgemm.errors import InputError
 from edgemm.model import checkpoint
-from edgemm.train.recipe import read_stages
+from edgemm.train.recipe_file import read_stages
 from edgemm.train.run import train, train_stages
 from edgemm.train.tasks.draw import EditTask
 from edgemm.train.tasks.joint import JointTask
 from tests.train.conftest import read_log, recipe
 
 QUICK = {"start": "micro", "steps": 2, "batch": 4, "log_every": 1, "lora_first_layer": 4}
+EDIT = {key: value for key, value in QUICK.items() if key != "lora_first_layer"} | {"kind": "edit"}
 EVERYTHING = "conditioner,denoiser,projection,transformer"
 
 
@@ -40,7 +41,7 @@ def test_stages_run_in_order_and_finished_ones_are_not_touched_again(tmp_path, s
     (tmp_path / "recipe.toml").write_text(
         f'data = "{shapes}"\noutput = "{tmp_path / "run"}"\nstart = "micro"\nbatch = 4\nsteps = 2\nlog_every = 1\n'
         "threads = 1\nlora_first_layer = 4\n"
-        '[[stages]]\nname = "draw"\ntask = "draw"\n[[stages]]\nname = "read"\ntask = "read"\n'
+        '[[stages]]\nname = "draw"\nkind = "draw"\n[[stages]]\nname = "read"\nkind = "read"\n'
     )
     stages = read_stages(tmp_path / "recipe.toml")
     assert train_stages(stages)
@@ -56,7 +57,7 @@ def test_stages_run_in_order_and_finished_ones_are_not_touched_again(tmp_path, s
 
 
 def test_joint_training_adds_the_two_losses_and_teaches_every_part(tmp_path, shapes):
-    settings = recipe("micro-read", tmp_path, task="joint", data=shapes, **QUICK, train=EVERYTHING, flow_weight=3)
+    settings = recipe("micro-read", tmp_path, kind="joint", data=shapes, **QUICK, train=EVERYTHING, flow_weight=3)
     model = checkpoint.build("micro", 0).requires_grad_(False)
     task = JointTask(model, settings)
     assert task.loss(0).item() == pytest.approx(task.reading.loss(0).item() + 3 * task.drawing.loss(0).item(), rel=1e-5)
@@ -72,7 +73,7 @@ def test_joint_training_adds_the_two_losses_and_teaches_every_part(tmp_path, sha
 
 
 def test_joint_training_with_an_adapter_leaves_drawing_to_drawing(tmp_path, shapes):
-    train(recipe("micro-read", tmp_path, task="joint", data=shapes, **QUICK))
+    train(recipe("micro-read", tmp_path, kind="joint", data=shapes, **QUICK))
     after = checkpoint.load(tmp_path / "checkpoint")
     before = checkpoint.build("micro", 0)
     for layer in range(max(before.config.denoiser.prefix_layers) + 1):
@@ -83,7 +84,7 @@ def test_joint_training_with_an_adapter_leaves_drawing_to_drawing(tmp_path, shap
 
 
 def test_an_edit_is_drawn_from_its_picture_and_resumes(tmp_path, edits):
-    settings = {**QUICK, "task": "edit", "data": edits}
+    settings = {**EDIT, "data": edits}
     train(recipe("micro-shapes", tmp_path / "whole", **settings, decay=0))
     train(recipe("micro-shapes", tmp_path / "parts", **{**settings, "steps": 1}, decay=0))
     train(recipe("micro-shapes", tmp_path / "parts", **settings, decay=0))
@@ -103,13 +104,13 @@ def test_an_edit_is_drawn_from_its_picture_and_resumes(tmp_path, edits):
 
 def test_a_dataset_without_edits_is_refused(tmp_path, shapes):
     with pytest.raises(InputError, match=r"no edits in splits .*; make some: edgemm data edits"):
-        train(recipe("micro-shapes", tmp_path, task="edit", data=shapes, **QUICK))
+        train(recipe("micro-shapes", tmp_path, data=shapes, **EDIT))
 
 
 @pytest.mark.slow
 def test_a_model_learns_to_look_at_the_picture(tmp_path):
     """Somebody else's picture with the right instruction is worse than the right one: at birth it is the same."""
-    changes = {"data": edits_of(tmp_path / "edits", 600), "task": "edit", "start": "micro", "log_every": 20, "ema": 0.9}
+    changes = {"data": edits_of(tmp_path / "edits", 600), "kind": "edit", "start": "micro", "log_every": 20, "ema": 0.9}
     train(recipe("micro-shapes", tmp_path / "run", **changes, steps=240, batch=16))
     worth = [line["other_picture_over_right"] for line in read_log(tmp_path / "run")]
     assert np.mean(worth[-5:]) > 1.015 > np.mean(worth[:3])

@@ -37,7 +37,7 @@ def trained(design, tmp_path_factory, shapes):
     """The run folder of a few steps of both losses."""
     output = tmp_path_factory.mktemp("variants") / "-".join(design.values())
     parts = "conditioner,denoiser,projection,transformer"
-    train(recipe("micro-read", output, task="joint", data=shapes, start="micro", train=parts, **QUICK, **design))
+    train(recipe("micro-read", output, kind="joint", data=shapes, start="micro", train=parts, **QUICK, **design))
     return output
 
 
@@ -93,7 +93,7 @@ def test_dual_vision_puts_the_squares_own_pixels_beside_the_pretrained_features(
 
 def test_an_autoencoder_learns_pictures_and_standardises_its_latents(tmp_path, shapes):
     changes = {**QUICK, "steps": 50, "batch": 8, "learning_rate": 4e-3, "warmup": 5, "ema": 0.8}
-    run = recipe("micro-shapes", tmp_path, task="autoencode", data=shapes, start="micro", image_tokens="ae", **changes)
+    run = recipe("micro-shapes", tmp_path, kind="autoencode", data=shapes, start="micro", image_tokens="ae", **changes)
     train(run)
     psnr = [line["psnr_db"] for line in read_log(tmp_path)]
     assert np.mean(psnr[-5:]) > psnr[0] + 3
@@ -107,8 +107,8 @@ def test_an_autoencoder_learns_pictures_and_standardises_its_latents(tmp_path, s
 @pytest.mark.parametrize(
     ("changes", "error", "message"),
     [
-        ({"task": "autoencode"}, InputError, "micro draws pixels, it has no autoencoder"),
-        ({"task": "read", "experts": "dense"}, UsageError, "reads all 6 layers .* none is left for an adapter"),
+        ({"kind": "autoencode"}, InputError, "micro draws pixels, it has no autoencoder"),
+        ({"kind": "read", "experts": "dense"}, UsageError, "reads all 6 layers .* none is left for an adapter"),
     ],
 )
 def test_what_a_design_cannot_do_is_refused(tmp_path, shapes, changes, error, message):

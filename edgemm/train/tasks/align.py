@@ -26,7 +26,7 @@ from edgemm.errors import InputError
 from edgemm.model.config import VisionConfig
 from edgemm.model.unified import Unified
 from edgemm.model.vision import LENGTH, NEVER, VisualWords
-from edgemm.train.recipe import Recipe
+from edgemm.train.recipe import Answering
 
 __all__ = [
     "align_projection",
@@ -208,7 +208,7 @@ def changed_view(pixels: Tensor, may_mirror: Tensor, random: torch.Generator) ->
     return (grey + (tinted - grey) * uniform(0.3, 1.4, 1, 1, 1)).clamp(0, 1)
 
 
-def features_key(recipe: Recipe, samples: Sequence[Sample], vision: VisionConfig) -> str:
+def features_key(recipe: Answering, samples: Sequence[Sample], vision: VisionConfig) -> str:
     """What the features depend on, the weights of the released eye aside, as a hash."""
     eye = {name: dataclasses.asdict(vision)[name] for name in ("encoder", "image_size", "stride", "blocks")}
     pictures = [hashlib.sha256(Path(recipe.data, sample.image).read_bytes()).hexdigest() for sample in samples]

@@ -25,7 +25,7 @@ from edgemm.model import checkpoint
 from edgemm.model.prompts import codes_prompt
 from edgemm.model.unified import Unified
 from edgemm.train.ranks import Share
-from edgemm.train.recipe import Recipe
+from edgemm.train.recipe import DrawRecipe, JointRecipe, ReadRecipe
 from edgemm.train.samples import Asked, batch_rows, pick_samples, pictures_of, questions_about
 from edgemm.train.tasks.draw import spread
 
@@ -39,18 +39,20 @@ Taught = tuple[list[int], list[int], list[int]]  # ids, last position each may s
 class CodesTask:
     """What the loop trains; see train/loop.py for the interface."""
 
-    def __init__(self, model: Unified, recipe: Recipe, share: Share | None = None) -> None:
-        if recipe.task not in ("draw", "read", "joint"):
-            raise UsageError(f"recipe: task is {recipe.task!r}, a model of codes learns to draw, read or joint")
+    def __init__(
+        self, model: Unified, recipe: DrawRecipe | ReadRecipe | JointRecipe, share: Share | None = None
+    ) -> None:
         if set(recipe.train) - {"transformer"}:
             raise UsageError(f"recipe: train is {', '.join(recipe.train)}, a model of codes trains its transformer")
         self.model, self.recipe, self.share = model, recipe, share or Share()
-        dataset, samples = pick_samples(recipe.data, recipe.splits, recipe.groups, recipe.pictures, recipe.caption)
+        self.drawing = None if isinstance(recipe, ReadRecipe) else recipe
+        caption = self.drawing.caption if self.drawing else ""
+        dataset, samples = pick_samples(recipe.data, recipe.splits, recipe.groups, recipe.pictures, caption)
         self.codes = self._codes_of(samples)  # (pictures, n)
         self.captions = [sample.captions for sample in samples]
         self.shown = [samples[row].captions[-1] for row in spread(len(samples))]
         self.questions: list[Asked] = []
-        if recipe.task != "draw":
+        if not isinstance(recipe, DrawRecipe):
             self.questions = questions_about(dataset, samples, recipe, model.config, model.tokenizer)
         model.transformer.requires_grad_(True)
         self.description = f"{len(samples)} pictures, {len(self.questions)} questions"
@@ -66,21 +68,21 @@ class CodesTask:
 
     def loss(self, step: int) -> Tensor:
         drawn, read = self._losses(step)
-        return read + (self.recipe.flow_weight if self.recipe.task == "joint" else 1) * drawn
+        return read + (self.recipe.flow_weight if isinstance(self.recipe, JointRecipe) else 1) * drawn
 
     @torch.no_grad()
     def measures(self, step: int) -> dict[str, float]:
         """Each loss by itself, and how much the caption matters: the loss with other pictures' over the right one."""
         drawn, read = self._losses(step)
         found = {"answers": read.item()} if self.questions else {}
-        if self.recipe.task == "read":
+        if not self.drawing:
             return found
         other = self._cross_entropy(self._drawings(step, turned=1))
         return found | {"codes": drawn.item(), "shuffled_over_right": (other / drawn).item()}
 
     def samples(self, model: Unified) -> Tensor | None:
         """Pictures (16, 3, H, W) of the same prompts, each code the likeliest."""
-        return None if self.recipe.task == "read" else model.draw_codes(self.shown)
+        return model.draw_codes(self.shown) if self.drawing else None
 
     def save(self, path: Path) -> None:
         checkpoint.save(self.model, path, torch.bfloat16)
@@ -88,7 +90,7 @@ class CodesTask:
     def _losses(self, step: int) -> tuple[Tensor, Tensor]:
         """Of codes and of answers, means over what is said in the batch of all processes, by this one's share."""
         nothing = torch.zeros((), device=self.model.device)
-        drawn = nothing if self.recipe.task == "read" else self._cross_entropy(self._drawings(step))
+        drawn = self._cross_entropy(self._drawings(step)) if self.drawing else nothing
         return drawn, self._cross_entropy(self._readings(step)) if self.questions else nothing
 
     def _cross_entropy(self, sequences: list[Taught]) -> Tensor:
@@ -109,13 +111,14 @@ class CodesTask:
 
     def _drawings(self, step: int, turned: int = 0) -> list[Taught]:
         """Captions and the codes of their pictures, or of the batch's pictures `turned` by so many places."""
+        assert self.drawing
         rows = batch_rows(len(self.codes), self._half, self.recipe.seed, step)
         random = np.random.default_rng([self.recipe.seed, step, 5])
         found: list[Taught] = []
         for row, pictured in zip(rows, np.roll(rows, turned), strict=True):
             known = self.captions[row]
             caption = known[random.integers(len(known))]
-            caption = caption if random.random() >= self.recipe.drop_prompt else ""
+            caption = caption if random.random() >= self.drawing.drop_prompt else ""
             ids = codes_prompt(self.model.config, self.model.tokenizer, caption).input_ids.tolist()
             found.append((ids, list(range(len(ids))), self.codes[pictured].tolist()))
         return found
@@ -131,7 +134,7 @@ class CodesTask:
 
     @property
     def _half(self) -> int:
-        return self.recipe.batch // 2 if self.recipe.task == "joint" else self.recipe.batch
+        return self.recipe.batch // 2 if isinstance(self.recipe, JointRecipe) else self.recipe.batch
 
     @torch.no_grad()
     def _codes_of(self, samples: list[Sample]) -> Tensor:

@@ -19,7 +19,7 @@ from edgemm.bundle.prompt import Prompt
 from edgemm.model import flow
 from edgemm.model.prompts import stop_ids
 from edgemm.model.unified import Unified
-from edgemm.train.distill_recipe import DistillRecipe
+from edgemm.train.distill_recipe import StudentRecipe
 from edgemm.train.ranks import Share
 from edgemm.train.samples import own_replies, prompts_about
 from edgemm.train.stores import PromptStore, TeacherCache
@@ -32,7 +32,7 @@ __all__ = ["DistillDraw", "DistillRead", "feature_loss", "kept_words", "word_los
 class DistillDraw(DrawTask):
     """The teacher's velocity, guided as it draws best, and its last features, where they have the same width."""
 
-    def __init__(self, model: Unified, teacher: Unified, recipe: DistillRecipe, share: Share | None = None) -> None:
+    def __init__(self, model: Unified, teacher: Unified, recipe: StudentRecipe, share: Share | None = None) -> None:
         super().__init__(model, recipe, share)
         self.teacher, self.weights = teacher, recipe
         self.teacher_store = PromptStore(teacher, self.captions)
@@ -93,7 +93,7 @@ class DistillRead(ReadTask):
     """The teacher's next words at a temperature and its last hidden states, on the answers of the data."""
 
     def __init__(
-        self, model: Unified, teacher: Unified, recipe: DistillRecipe, cache: TeacherCache, share: Share | None = None
+        self, model: Unified, teacher: Unified, recipe: StudentRecipe, cache: TeacherCache, share: Share | None = None
     ) -> None:
         super().__init__(model, dataclasses.replace(recipe, replies=0), share=share)
         self.teacher, self.weights, self.cache = teacher, recipe, cache

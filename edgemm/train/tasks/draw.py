@@ -21,8 +21,8 @@ from edgemm.model.transformer import KeyValues
 from edgemm.model.unified import Unified
 from edgemm.train.optimizers import parts_of, trained_parts
 from edgemm.train.ranks import Share
-from edgemm.train.recipe import Recipe
-from edgemm.train.samples import PicturesOnDisk, batch_rows, load_pictures, pick_samples, pictures_of
+from edgemm.train.recipe import Drawing, Flow
+from edgemm.train.samples import PicturesOnDisk, batch_rows, evenly, load_pictures, pick_samples, pictures_of
 from edgemm.train.stores import PromptStore, QueryStore, fits_in_memory
 
 __all__ = ["FITTED", "DrawTask", "spread", "EditTask"]
@@ -36,7 +36,7 @@ class DrawTask:
 
     default_parts = ("conditioner", "denoiser")
 
-    def __init__(self, model: Unified, recipe: Recipe, share: Share | None = None) -> None:
+    def __init__(self, model: Unified, recipe: Flow, share: Share | None = None) -> None:
         if model.config.denoiser.step_size:
             raise CheckpointError(
                 f"{model.config.name} draws in few steps and learns from its teacher only: train the teacher, "
@@ -64,6 +64,7 @@ class DrawTask:
     def load(self) -> None:
         """Pictures to draw, prompts, and which prompts each picture has; row 0 of the prompts is the unconditional."""
         recipe = self.recipe
+        assert isinstance(recipe, Drawing)
         _, samples = pick_samples(recipe.data, recipe.splits, recipe.groups, recipe.pictures, recipe.caption)
         self.pixels: Tensor | PicturesOnDisk = pictures_of(
             Path(recipe.data), samples, self.model.config.image_tokens.image_size
@@ -192,8 +193,10 @@ class EditTask(DrawTask):
 
     def load(self) -> None:
         recipe, config = self.recipe, self.model.config
-        dataset, _ = pick_samples(recipe.data, recipe.splits, recipe.groups)
-        edits = [edit for edit in dataset.edits if edit.split in recipe.splits]
+        dataset, picked = pick_samples(recipe.data, recipe.splits, recipe.groups)
+        known = {sample.id for sample in (dataset.samples if not recipe.groups else picked)}
+        edits = [edit for edit in dataset.edits if edit.split in recipe.splits and {edit.source, edit.target} <= known]
+        edits = evenly(edits, recipe.pictures)
         if not edits:
             raise InputError(f"{recipe.data}: no edits in splits {list(recipe.splits)}; make some: edgemm data edits")
         named = {name for edit in edits for name in (edit.source, edit.target)}

@@ -23,7 +23,7 @@ from edgemm.model import checkpoint, flow
 from edgemm.model.config import SamplerConfig
 from edgemm.model.denoiser import Denoiser
 from edgemm.model.unified import Unified
-from edgemm.train.distill_recipe import DistillRecipe
+from edgemm.train.distill_recipe import FewStepsRecipe
 from edgemm.train.ranks import Share
 from edgemm.train.samples import batch_rows, pick_samples
 from edgemm.train.stores import PromptStore, TeacherCache
@@ -41,7 +41,7 @@ class Trajectories:
     states: Tensor  # (r, k + 1, n, p) float16; the first is the noise
 
 
-def record(teacher: Unified, recipe: DistillRecipe, cache: TeacherCache) -> Trajectories:
+def record(teacher: Unified, recipe: FewStepsRecipe, cache: TeacherCache) -> Trajectories:
     """Let the teacher draw the training captions, each with noise of its own; finished chunks are not drawn again."""
     _, samples = pick_samples(recipe.data, recipe.splits, recipe.groups, recipe.pictures, recipe.caption)
     known = sorted({caption for sample in samples for caption in sample.captions})
@@ -108,7 +108,9 @@ def tell_step_size(model: Unified, steps: int) -> None:
 class FewStepTask:
     """What the loop trains; see train/loop.py for the interface."""
 
-    def __init__(self, model: Unified, recipe: DistillRecipe, taught: Trajectories, share: Share | None = None) -> None:
+    def __init__(
+        self, model: Unified, recipe: FewStepsRecipe, taught: Trajectories, share: Share | None = None
+    ) -> None:
         self.model, self.recipe, self.taught, self.share = model, recipe, taught, share or Share()
         self.counts = recipe.step_counts
         tell_step_size(model, max(self.counts))

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from edgemm.model.unified import Unified
 from edgemm.train.ranks import Share
-from edgemm.train.recipe import Recipe
+from edgemm.train.recipe import JointRecipe
 from edgemm.train.tasks.draw import DrawTask
 from edgemm.train.tasks.read import ReadTask
 
@@ -26,7 +26,7 @@ __all__ = ["JointTask", "TwoTasks"]
 class JointTask:
     """What the loop trains; see train/loop.py for the interface."""
 
-    def __init__(self, model: Unified, recipe: Recipe, share: Share | None = None) -> None:
+    def __init__(self, model: Unified, recipe: JointRecipe, share: Share | None = None) -> None:
         self.model, self.recipe = model, recipe
         self.drawing = DrawTask(model, recipe, share)  # reads every prompt before an adapter is put in
         self.reading = ReadTask(model, recipe, share=share)

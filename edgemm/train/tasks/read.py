@@ -25,7 +25,7 @@ from edgemm.model import checkpoint
 from edgemm.model.unified import Unified
 from edgemm.train.optimizers import parts_of
 from edgemm.train.ranks import Share
-from edgemm.train.recipe import Recipe
+from edgemm.train.recipe import Answering, Reading
 from edgemm.train.samples import batch_rows, load_pictures, own_replies, pick_samples, prompts_about, questions_about
 from edgemm.train.tasks.align import (
     align_projection,
@@ -46,7 +46,7 @@ class ReadTask:
     """What the loop trains: projection and adapter; see train/loop.py for the interface."""
 
     def __init__(
-        self, model: Unified, recipe: Recipe, peft: PeftModel | None = None, share: Share | None = None
+        self, model: Unified, recipe: Answering, peft: PeftModel | None = None, share: Share | None = None
     ) -> None:
         """`peft` is the transformer with an adapter already in place; without it the recipe says which."""
         depth, deepest = model.config.transformer.depth, max(model.config.denoiser.prefix_layers)
@@ -82,17 +82,21 @@ class ReadTask:
         messages = prompts_about(sorted(set(self.labels)), recipe.replies)
         with peft.disable_adapter() if peft is not None else nullcontext():
             self.replies = own_replies(model, messages, recipe.reply_tokens)
-        self.peft = peft if peft is not None or self.whole else adapted(model, recipe)
+        self.peft = peft
+        if peft is None and not self.whole:
+            assert isinstance(recipe, Reading)  # only there the transformer comes without an adapter
+            self.peft = adapted(model, recipe)
         if self.whole:
             model.transformer.requires_grad_(True)
         projection = {n: m for n, m in model.image_encoder.named_children() if n != "encoder"}
         self.projection = nn.ModuleDict(projection)
-        self._teach_projection(recipe.train_projection)
+        self.teaches_projection = isinstance(recipe, Reading) and recipe.train_projection
+        self._teach_projection(self.teaches_projection)
         counts = ", ".join(f"{len(questions)} {kind}" for kind, questions in self.questions.items())
         self.description = f"{len(samples)} pictures, questions: {counts}"
 
     def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
-        if self.recipe.train_projection:
+        if self.teaches_projection:
             yield from self._projection_parameters()
         for name, parameter in (self.peft or self.model.transformer).named_parameters():
             if parameter.requires_grad:
@@ -100,18 +104,20 @@ class ReadTask:
 
     def named_buffers(self) -> Iterator[tuple[str, Tensor]]:
         """What alignment made and training leaves alone: a resume does not align again."""
-        if not self.recipe.train_projection:
+        if not self.teaches_projection:
             yield from self._projection_parameters()
         for name, buffer in self.projection.named_buffers():
             yield f"projection.{name}", buffer
 
     def prepare(self) -> None:
         """Alignment, where the recipe asks for it."""
+        if not isinstance(self.recipe, Reading):
+            return
         self._teach_projection(True)
         for steps, teach in ((self.recipe.align_steps, align_projection), (self.recipe.word_steps, learn_words)):
             if steps:
                 teach(self.model, self.features, self.labels, steps, self.recipe.seed)
-        self._teach_projection(self.recipe.train_projection)
+        self._teach_projection(self.teaches_projection)
 
     def _projection_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
         yield "position", self.model.image_encoder.position
@@ -228,7 +234,7 @@ def is_pictured(prompt: Prompt) -> bool:
     return bool((prompt.image_index >= 0).any())
 
 
-def adapted(model: Unified, recipe: Recipe) -> PeftModel:
+def adapted(model: Unified, recipe: Reading) -> PeftModel:
     """The transformer with LoRA in place: a new one, or the one that the model's checkpoint came with."""
     from peft import LoraConfig, PeftModel, get_peft_model
 

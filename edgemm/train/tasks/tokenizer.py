@@ -21,7 +21,7 @@ from edgemm.evaluate.metrics import psnr_db
 from edgemm.model import checkpoint
 from edgemm.model.unified import Unified
 from edgemm.train.ranks import Share
-from edgemm.train.recipe import Recipe
+from edgemm.train.recipe import AutoencodeRecipe
 from edgemm.train.samples import batch_rows, pick_samples, pictures_of
 from edgemm.train.tasks.adversary import Adversary, PerceptualDistance
 
@@ -32,8 +32,9 @@ class TokenizerTask:
     """All of what the loop trains but losses, measures and samples; see train/loop.py for the interface."""
 
     def __init__(
-        self, model: Unified, tokenizer: nn.Module, last_layer: nn.Module, recipe: Recipe, share: Share | None = None
-    ) -> None:
+        self, model: Unified, tokenizer: nn.Module, last_layer: nn.Module, recipe: AutoencodeRecipe,
+        share: Share | None = None,
+    ) -> None:  # fmt: skip
         """`last_layer` of the tokenizer's decoder."""
         self.model, self.recipe, self.share = model, recipe, share or Share()
         self._tokenizer = tokenizer.requires_grad_(True)
@@ -107,7 +108,7 @@ STANDARDISED = 2048  # pictures that mean and spread are taken from
 class AutoencodeTask(TokenizerTask):
     """What the loop trains; see train/loop.py for the interface."""
 
-    def __init__(self, model: Unified, recipe: Recipe, share: Share | None = None) -> None:
+    def __init__(self, model: Unified, recipe: AutoencodeRecipe, share: Share | None = None) -> None:
         if model.autoencoder is None:
             raise InputError(f"{recipe.start} draws pixels, it has no autoencoder; give image_tokens = 'ae'")
         super().__init__(model, model.autoencoder, model.autoencoder.up[-1], recipe, share)
@@ -161,7 +162,7 @@ PROBED = 128  # pictures that have to use an entry, or it starts anew
 class VqTask(TokenizerTask):
     """What the loop trains; see train/loop.py for the interface."""
 
-    def __init__(self, model: Unified, recipe: Recipe, share: Share | None = None) -> None:
+    def __init__(self, model: Unified, recipe: AutoencodeRecipe, share: Share | None = None) -> None:
         if model.vq is None:
             raise InputError(f"{recipe.start} has no codes; give image_tokens = 'vq'")
         super().__init__(model, model.vq, model.vq.up[-1], recipe, share)
