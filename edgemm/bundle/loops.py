@@ -68,6 +68,9 @@ class TextLoop:
     image_resample: str = "bicubic"  # Pillow's name of the filter
     strip: bool = False  # messages lose the blanks around them
     apart: bool = False  # joined: no token stands for a picture; the strings before and after it are tokenized apart
+    adds_special: bool = False  # joined: the tokenizer itself puts its special tokens around the whole string
+    thoughts_end: str = ""  # joined: of an earlier reply what stands behind the last of these is read, "" all of it
+    thoughts_blank: str = ""  # joined: letters that are taken away there, too
     silent_ids: str | None = None  # file whose tensor `ids` names tokens that a reply never has
     block: bool = False  # not joined: pictures stand before what opens their message, and all of image_open, a
     # picture's tokens and image_end see one another

@@ -185,11 +185,12 @@ def _flat(picture: Image, background: tuple[int, int, int]) -> Image:
 
 
 def _middle(flat: Image, width: int, height: int, size: int, resample: Any) -> Image:
-    """The middle square of what a resize to (width, height) would give, without the rest of it: a strip of 60,000 x 1
-    pixels would be one of 20 million x 336."""
+    """The middle square of what a resize to (width, height) gives; without the rest of it where that is large: a strip
+    of 60,000 x 1 pixels would be one of 20 million x 336.  The last bit may differ then."""
     left, top = (width - size) // 2, (height - size) // 2
-    if (width, height) == flat.size:
-        return flat.crop((left, top, left + size, top + size))
+    if width * height <= MAX_PIXELS:
+        whole = flat if (width, height) == flat.size else flat.resize((width, height), resample)
+        return whole.crop((left, top, left + size, top + size))
     x, y = flat.width / width, flat.height / height
     return flat.resize((size, size), resample, (left * x, top * y, (left + size) * x, (top + size) * y))
 

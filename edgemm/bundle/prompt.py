@@ -390,12 +390,15 @@ def _joined_chat(messages: Sequence[Message], loop: TextLoop, tokenizer: Tokeniz
             pieces += [(loop.image_close if message.images else "", False), (message.content, True)]
             pieces.append((template.user_close, False))
         else:
-            pieces += [(template.assistant_open, False), (message.content, True), (template.assistant_close, False)]
+            said = message.content
+            if loop.thoughts_end and loop.thoughts_end in said:
+                said = said.rpartition(loop.thoughts_end)[2].lstrip(loop.thoughts_blank)
+            pieces += [(template.assistant_open, False), (said, True), (template.assistant_close, False)]
     pieces.append((template.assistant_open if template.reply_open is None else template.reply_open, False))
     pieces = [(piece.strip() if own and loop.strip else piece, own) for piece, own in pieces]
     if loop.apart:
         return _apart(pieces, loop, tokenizer)
-    ids = _joined_ids(pieces, tokenizer)
+    ids = np.array(tokenizer.encode_whole(pieces, loop.adds_special), dtype=np.int64)
     return _causal(ids, _picture_rows(ids, sum(len(message.images) for message in rest), loop, tokenizer))
 
 
@@ -425,11 +428,7 @@ def _picture_rows(ids: np.ndarray, pictures: int, loop: TextLoop, tokenizer: Tok
 
 def _joined_ids(pieces: Pieces, tokenizer: Tokenizer) -> np.ndarray:
     """Ids of all pieces as one string; each piece alone where a user's own text spells a special token."""
-    if any(own and tokenizer.spells_special(piece) for piece, own in pieces):
-        ids = [token for piece, own in pieces for token in tokenizer.encode(piece, special=not own)]
-    else:
-        ids = tokenizer.encode("".join(piece for piece, _ in pieces), special=True)
-    return np.array(ids, dtype=np.int64)
+    return np.array(tokenizer.encode_whole(pieces), dtype=np.int64)
 
 
 def _causal(ids: np.ndarray, image_index: np.ndarray | None = None) -> Prompt:

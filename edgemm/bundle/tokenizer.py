@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Sequence
+from typing import Any
 
 from edgemm.bundle.reading import read_text, reading
 from edgemm.errors import InputError, MissingError
@@ -52,6 +53,28 @@ class Tokenizer:
         with reading(self._path, "cannot tokenize this text"), self._lock:
             self._inner.encode_special_tokens = not special
             return self._inner.encode(text, add_special_tokens=False).ids
+
+    def encode_whole(self, pieces: Sequence[tuple[str, bool]], add_special: bool = False) -> list[int]:
+        """Ids of pieces as one string, each with whether it is a user's own; where such a one spells a special token
+        each piece is tokenized alone.  `add_special` lets the tokenizer put its special tokens around the whole."""
+        if any(own and self.spells_special(piece) for piece, own in pieces):
+            if not add_special:
+                return [token for piece, own in pieces for token in self.encode(piece, special=not own)]
+            return self._around([self._encoding(piece, not own) for piece, own in pieces if piece])
+        whole = "".join(piece for piece, _ in pieces)
+        return self._around([self._encoding(whole, True)]) if add_special else self.encode(whole, special=True)
+
+    def _encoding(self, text: str, special: bool) -> Any:
+        with reading(self._path, "cannot tokenize this text"), self._lock:
+            self._inner.encode_special_tokens = not special
+            return self._inner.encode(text, add_special_tokens=False)
+
+    def _around(self, encodings: list[Any]) -> list[int]:
+        import tokenizers
+
+        with reading(self._path, "cannot put its special tokens around a text"):
+            merged = tokenizers.Encoding.merge(encodings, growing_offsets=False)
+            return self._inner.post_process(merged, None, True).ids
 
     def spells_special(self, text: str) -> bool:
         """Whether a special token's own spelling stands somewhere in a user's text."""

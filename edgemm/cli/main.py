@@ -79,9 +79,6 @@ class Parser(argparse.ArgumentParser):
 
 def main(argv: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if argv is None else argv)
-    for stream in (sys.stdout, sys.stderr):  # a letter that the terminal lacks comes out as \\u1f3a8, not as an error
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")
     debug = "--debug" in words
     for stream in (sys.stdout, sys.stderr):  # an encoding that lacks a letter is no reason to fail
         if isinstance(stream, io.TextIOWrapper):

@@ -18,7 +18,14 @@ from edgemm.export.component_graphs import scatter
 from edgemm.families.chat_strings import chat_strings
 from edgemm.families.family import Parts, Pieces, component
 from edgemm.families.hf_checkpoint import Checkpoint
-from edgemm.families.llama import LlamaGraph, as_transformer, check_llama_shaped, example_tokens, text_pieces
+from edgemm.families.llama import (
+    LlamaGraph,
+    as_the_library_reads,
+    as_transformer,
+    check_llama_shaped,
+    example_tokens,
+    text_pieces,
+)
 from edgemm.families.vision import Eye, example_pictures, picture_rule
 from edgemm.model.transformer import visible_up_to
 
@@ -145,7 +152,7 @@ def _text_loop(checkpoint: Checkpoint, size: int, count: int, resample: str) -> 
         return tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
 
     found = chat_strings(render, start + image + end, checkpoint.folder)
-    return TextLoop(
+    loop = TextLoop(
         template=found.template,
         image_close=found.image_close,
         image_size=size,
@@ -161,6 +168,7 @@ def _text_loop(checkpoint: Checkpoint, size: int, count: int, resample: str) -> 
         image_resample=resample,
         strip=found.strip,
     )
+    return as_the_library_reads(checkpoint, loop, tokenizer, as_parts=True)
 
 
 def side_of(checkpoint: Checkpoint) -> int:
