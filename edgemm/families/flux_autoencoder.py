@@ -15,6 +15,7 @@ from torch import Tensor, nn
 __all__ = ["Autoencoder", "AutoencoderSizes"]
 
 GROUPS, EPSILON = 32, 1e-6  # of every GroupNorm
+QUARTERS = 4
 
 
 @dataclass(frozen=True)
@@ -138,7 +139,10 @@ class Residual(nn.Module):
 
 
 class OneHead(nn.Module):
-    """Every place sees every place; 1x1 convolutions are its projections."""
+    """Every place sees every place; 1x1 convolutions are its projections.
+
+    A quarter of the places after the other: of 1024 pixels all scores at once would be a gigabyte.
+    """
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -148,9 +152,11 @@ class OneHead(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         normed = self.norm(x)
         queries, keys, values = (part(normed).flatten(2) for part in (self.q, self.k, self.v))  # (b, c, h w)
-        scores = torch.matmul(queries.transpose(1, 2), keys) * x.shape[1] ** -0.5
-        attended = torch.matmul(values, scores.softmax(-1).transpose(1, 2))
-        return x + self.proj_out(attended.view_as(x))
+        parts: list[Tensor] = []
+        for some in queries.unflatten(2, (QUARTERS, -1)).unbind(2):  # both sides are even: latents of 2 x 2 a token
+            scores = torch.matmul(some.transpose(1, 2), keys) * x.shape[1] ** -0.5  # (b, h w / 4, h w)
+            parts.append(torch.matmul(values, scores.softmax(-1).transpose(1, 2)))
+        return x + self.proj_out(torch.cat(parts, dim=2).view_as(x))
 
 
 def _blocks(before: int, width: int, count: int) -> nn.ModuleList:
