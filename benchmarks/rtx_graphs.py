@@ -16,8 +16,8 @@ def write_bundles(
     checkpoint: Path, precisions: Sequence[str], folder: Path, max_context: int | None = None
 ) -> Iterator[Path]:
     """One bundle after the other, below `folder`, as soon as each is whole; of export's own context, if not said."""
+    import onnx_ir as ir
     import torch
-    from onnx import ModelProto
 
     from edgemm.bundle.bundle import UNCONDITIONAL, BundleWriter
     from edgemm.export.component_graphs import ComponentGraph, component_graphs
@@ -30,12 +30,12 @@ def write_bundles(
     from edgemm.model.checkpoint import load
     from edgemm.verify.export_native import MAX_CONTEXT, stored_prefix
 
-    traced: dict[str, bytes] = {}
+    traced: dict[str, ir.Model] = {}
 
-    def trace_once(graph: ComponentGraph) -> ModelProto:
+    def trace_once(graph: ComponentGraph) -> ir.Model:
         if graph.name not in traced:
-            traced[graph.name] = trace(graph).SerializeToString()
-        return ModelProto.FromString(traced[graph.name])
+            traced[graph.name] = trace(graph)
+        return traced[graph.name]
 
     model = load(checkpoint)
     slots = max_context or min(MAX_CONTEXT, model.config.transformer.max_context)

@@ -3,8 +3,9 @@
     python benchmarks/with_pass.py attention_fused sticker.bundle fused.bundle
     python benchmarks/runtime_speed.py sticker.bundle fused.bundle
 
-Every cpu graph goes through the pass; everything else is copied.  Passes that want more than the graph (its
-reference's shapes) are part of every export, see edgemm/export/ort_cpu_graph.py: their "before" is an older bundle.
+Every cpu graph goes through the pass; everything else is copied.  Passes that want more than the graph (shapes, which
+a bundle's does not tell) are part of every export, see edgemm/export/ort_cpu_graph.py: their "before" is an older
+bundle.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import importlib
 import sys
 from pathlib import Path
 
-import onnx
+import onnx_ir as ir
 
 from edgemm.bundle.bundle import BundleWriter, open_bundle
 from edgemm.export.graph_file import save_graph
@@ -34,7 +35,7 @@ def main(words: list[str] | None = None) -> int:
     with BundleWriter(args.output) as writer:
         for component in chosen:
             variant = manifest.variant(component, "cpu")
-            model = onnx.load(bundle.file(variant.graph))
+            model = ir.load(bundle.file(variant.graph))
             if rewrite(model):
                 changed.append(component)
                 done |= {variant.graph, variant.data}

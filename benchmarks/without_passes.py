@@ -24,9 +24,9 @@ def main(words: list[str] | None = None) -> int:
     parser.add_argument("output", type=Path)
     parser.add_argument("--precision", default="int8", help="fp32, int8 or int4 (default %(default)s)")
     args = parser.parse_args(words)
-    variants.for_ort_cpu = lambda lowered, reference, slots: None
+    variants.for_ort_cpu = lambda lowered, slots: None
     with Display(results=True):
-        export_bundle(args.checkpoint, args.output, "cpu", args.precision)
+        export_bundle(args.checkpoint, args.output, precision=args.precision)
     print(f"Wrote {args.output}")
     return 0
 

@@ -6,6 +6,9 @@
 
 This is the public face; everything below it may change.  Importing it brings neither numpy nor torch nor a backend: a
 name is fetched when it is first used, and `load` brings the backend that it chose.
+
+ONNX Runtime reports its use to its makers unless told not to before it is imported, so importing edgemm sets
+ORT_DISABLE_TELEMETRY=1, for child processes too; EDGEMM_TELEMETRY=1, or the variable set by hand, is left alone.
 """
 
 from __future__ import annotations
@@ -60,6 +63,9 @@ __all__ = [
 ]
 
 __version__ = "0.1.0"
+
+if os.environ.get("EDGEMM_TELEMETRY") != "1":
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 LAZY = {  # where each name is found when it is first asked for
     "InterleavedResult": "edgemm.runtimes.interleaved",

@@ -10,15 +10,23 @@ Keyword arguments become one by from_keywords, a command line by cli/arguments.p
 
 from __future__ import annotations
 
+import collections.abc
 import dataclasses
 import difflib
+import functools
+import numbers
+import os
+import sys
+import types
+import typing
 import warnings
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, TypeVar, cast
 
 from edgemm.errors import UsageError
 
-__all__ = ["Option", "flag_of", "from_keywords", "option", "options_of", "options_table"]
+__all__ = ["Option", "flag_of", "from_keywords", "hint_of", "option", "options_of", "options_table"]
 
 T = TypeVar("T")
 
@@ -28,7 +36,7 @@ class Option:
     """What a field of an options dataclass says beside its name, type and default."""
 
     help: str
-    flag: str | bool  # True: the field's name with hyphens; False: for programs alone
+    flag: str | bool  # True: the field's name with hyphens; False: for programs alone; or "-n --number"
     old: tuple[str, ...]  # names it had before: accepted with a notice, as a keyword and as a flag
     how: dict[str, Any]  # for argparse, where the field's type does not say it: metavar, choices, type, nargs, const
 
@@ -70,8 +78,61 @@ def from_keywords(options: type[T], function: str, given: Mapping[str, Any], als
             raise UsageError(f"{function} was given {name!r} twice, once by an old name")
         if name != said:
             warnings.warn(f"{function}: {said!r} is now {name!r}", DeprecationWarning, stacklevel=3)
+        _check(options, name, value)
         found[name] = value
     return options(**found)
+
+
+NUMBERS = {int: (numbers.Integral, "a whole number"), float: (numbers.Real, "a number")}
+
+
+def _check(options: type, name: str, value: Any) -> None:
+    """UsageError where a value is of another type than the field says; numpy's numbers are numbers, True is none."""
+    hint = hint_of(options, name)
+    if hint is None:
+        return
+    choices = typing.get_args(hint) if typing.get_origin(hint) in (typing.Union, types.UnionType) else (hint,)
+    if not any(_is_a(choice, value) for choice in choices):
+        raise UsageError(f"{name} is {value!r:.60}, expected {' or '.join(map(_in_words, choices))}")
+
+
+def _is_a(hint: Any, value: Any) -> bool:
+    kind = typing.get_origin(hint) or hint
+    if kind is Any:
+        return True
+    if kind is typing.Literal:
+        return value in typing.get_args(hint)
+    if kind in NUMBERS:
+        return isinstance(value, NUMBERS[kind][0]) and not isinstance(value, bool)
+    if kind in (tuple, list, collections.abc.Sequence):
+        inside = typing.get_args(hint)[:1]
+        listed = isinstance(value, collections.abc.Sequence) and not isinstance(value, (str, bytes))
+        return listed and all(_is_a(each, item) for each in inside for item in value)
+    if kind is Path:
+        return isinstance(value, (str, os.PathLike))
+    return isinstance(value, kind) if isinstance(kind, type) else True
+
+
+def _in_words(hint: Any) -> str:
+    kind = typing.get_origin(hint) or hint
+    if kind is typing.Literal:
+        return " or ".join(map(repr, typing.get_args(hint)))
+    if kind in (tuple, list, collections.abc.Sequence):
+        return "a list of strings" if typing.get_args(hint)[:1] == (str,) else "a list"
+    words = {str: "a string", bool: "True or False", type(None): "None", Path: "a path"}
+    words[collections.abc.Mapping] = "an object"
+    return NUMBERS[kind][1] if kind in NUMBERS else words.get(kind) or getattr(kind, "__name__", str(kind))
+
+
+@functools.cache
+def hint_of(options: type, name: str) -> Any:
+    """The type of one field; None where it names what is imported for type checkers alone."""
+    owner = next(each for each in options.__mro__ if name in vars(each).get("__annotations__", {}))
+    holder = types.SimpleNamespace(__annotations__={name: owner.__annotations__[name]})
+    try:
+        return typing.get_type_hints(holder, vars(sys.modules[owner.__module__]))[name]
+    except NameError:
+        return None
 
 
 def options_table(options: type) -> str:

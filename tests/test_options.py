@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import pytest
 
 from edgemm.cli.arguments import add_options, read_options
@@ -127,3 +128,46 @@ def test_the_docs_table_has_a_row_an_option():
     assert rows[2] == "| `slices` | `--slices` | `8` | how many |"
     assert rows[-1] == "| `dough` |  | `None` | what it is made of |"
     assert len(rows) == 2 + 9
+
+
+@dataclass(frozen=True)
+class Kinds(Bread):
+    form: dict[str, int] | str | None = option(None, "what it is baked in")
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ({"slices": 1.5}, "slices is 1.5, expected a whole number"),
+        ({"slices": True}, "slices is True, expected a whole number"),
+        ({"slices": "8"}, "slices is '8', expected a whole number"),
+        ({"salt_g": True}, "salt_g is True, expected a number or None"),
+        ({"salt_g": "x"}, "salt_g is 'x', expected a number or None"),
+        ({"seeded": 1}, "seeded is 1, expected True or False"),
+        ({"oven": "sun"}, "oven is 'sun', expected 'gas' or 'wood'"),
+        ({"toppings": "salt"}, "toppings is 'salt', expected a list of strings"),
+        ({"toppings": [1]}, r"toppings is \[1\], expected a list of strings"),
+        ({"tin": 3}, "tin is 3, expected a path or None"),
+        ({"form": 1}, "form is 1, expected dict or a string or None"),
+    ],
+)
+def test_a_value_of_another_type_is_refused_by_name(given, expected):
+    with pytest.raises(UsageError, match=f"^{expected}$"):
+        from_keywords(Kinds, "bake()", given)
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"slices": np.int64(3)},
+        {"salt_g": np.float32(0.5)},
+        {"salt_g": 1},
+        {"salt_g": None},
+        {"toppings": ("a", "b")},
+        {"tin": "there"},
+        {"dough": object()},
+        {"form": {"a": 1}},
+    ],
+)
+def test_numpys_numbers_lists_and_paths_are_what_they_seem(given):
+    assert vars(from_keywords(Kinds, "bake()", given)).items() >= given.items()

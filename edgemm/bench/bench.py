@@ -18,6 +18,7 @@ import edgemm
 from edgemm import progress
 from edgemm.bench.conditions import ClockWatch, make_card, other_cores, read_cpu_times
 from edgemm.bench.memory import MemoryWatch, measure_fresh, thinned
+from edgemm.bench.options import Plan
 from edgemm.bench.pooled import parts_of_pictures, parts_of_replies, pool
 from edgemm.bench.rows import ROWS, Round, measured_rows, measured_work, named_works
 from edgemm.bench.timeline import EngineClock, EngineRun
@@ -25,7 +26,6 @@ from edgemm.bench.workload import (
     DRAWING,
     QUESTION,
     Drawn,
-    Plan,
     Written,
     draw,
     fit_prompt,

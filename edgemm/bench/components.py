@@ -18,10 +18,11 @@ import edgemm
 from edgemm import progress
 from edgemm.bench.bench import draws, prompt_of
 from edgemm.bench.conditions import ClockWatch, make_card, read_cpu_times, report_other_work
+from edgemm.bench.options import Plan
 from edgemm.bench.pooled import SCHEMA_VERSION
 from edgemm.bench.rows import Row, make_row
 from edgemm.bench.timeline import Bound, EngineClock
-from edgemm.bench.workload import DRAWING, Plan, draw, read_picture, write_reply
+from edgemm.bench.workload import DRAWING, draw, read_picture, write_reply
 from edgemm.bundle.bundle import open_bundle
 from edgemm.errors import InputError, MissingError
 from edgemm.report.samples import warnings_about

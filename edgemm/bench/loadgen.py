@@ -12,7 +12,8 @@ import tempfile
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
+from functools import partial
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,9 +22,10 @@ import edgemm
 from edgemm import progress
 from edgemm.bench.bench import draws, prompt_of
 from edgemm.bench.conditions import ClockWatch, make_card, read_cpu_times, report_other_work
+from edgemm.bench.options import Plan
 from edgemm.bench.pooled import SCHEMA_VERSION
 from edgemm.bench.rows import Row, make_row
-from edgemm.bench.workload import DRAWING, Plan
+from edgemm.bench.workload import DRAWING
 from edgemm.bundle.bundle import open_bundle
 from edgemm.errors import MissingError
 from edgemm.runtimes.results import TextChunk
@@ -68,12 +70,11 @@ def run_loadgen(path: Path, plan: Plan, logs: Path | None = None, fewest: int = 
         watch = ClockWatch()
         before = read_cpu_times(watch.look())
         tests = _tests(model, plan)
-        for name, (answer, scenario, tokens) in progress.track(tests.items(), len(tests), "LoadGen", "tests"):
+        for name, test in progress.track(tests.items(), len(tests), "LoadGen", "tests"):
             progress.status(name)
-            alone_s = _warm_up(answer, plan.warmup)
-            home = Path(folder or ".") / name
-            latencies, summary = _until_valid(answer, scenario, tokens, plan, fewest, alone_s, home)
-            runs[name] = {"scenario": scenario, "token_latencies": tokens, **summary}
+            alone_s = _warm_up(test.answer, plan.warmup)
+            latencies, summary = _until_valid(test, plan, fewest, alone_s, Path(folder or ".") / name)
+            runs[name] = {"scenario": test.scenario, "token_latencies": test.token_latencies, **summary}
             rows[f"{name} query_ms"] = make_row(QUERY, latencies)
         progress.status("")
         other, busy = report_other_work(before, read_cpu_times(watch.look()))
@@ -95,25 +96,32 @@ def run_loadgen(path: Path, plan: Plan, logs: Path | None = None, fewest: int = 
 Answer = Callable[[int, FirstToken], int]  # number of the query, called at the first token -> tokens made
 
 
-def _tests(model: Model, plan: Plan) -> dict[str, tuple[Answer, str, bool]]:
-    found: dict[str, tuple[Answer, str, bool]] = {}
+@dataclass(frozen=True)
+class _Test:
+    answer: Answer
+    scenario: str  # in LoadGen's words
+    token_latencies: bool = False  # LoadGen is told the first token, too
+
+
+def _tests(model: Model, plan: Plan) -> dict[str, _Test]:
+    found: dict[str, _Test] = {}
     if model.manifest.loops.text:
         prompt = prompt_of(model, model.manifest, plan)
 
         def reply(index: int, first_token: FirstToken) -> int:
             return _reply(model, prompt, plan.new_tokens, first_token)
 
-        found["reply-single-stream"] = (reply, "SingleStream", False)
-        found["reply-offline"] = (reply, "Offline", False)
-        found["reply-tokens"] = (reply, "SingleStream", True)
+        found["reply-single-stream"] = _Test(reply, "SingleStream")
+        found["reply-offline"] = _Test(reply, "Offline")
+        found["reply-tokens"] = _Test(reply, "SingleStream", token_latencies=True)
     if draws(model.manifest):
 
         def picture(index: int, first_token: FirstToken) -> int:
             model.generate_image(DRAWING, num_inference_steps=plan.steps, seed=plan.seed + index)
             return 1
 
-        found["image-single-stream"] = (picture, "SingleStream", False)
-        found["image-offline"] = (picture, "Offline", False)
+        found["image-single-stream"] = _Test(picture, "SingleStream")
+        found["image-offline"] = _Test(picture, "Offline")
     return found
 
 
@@ -138,34 +146,32 @@ def _warm_up(answer: Answer, count: int) -> float:
 
 
 def _until_valid(
-    answer: Answer, scenario: str, tokens: bool, plan: Plan, fewest: int, alone_s: float, home: Path
+    test: _Test, plan: Plan, fewest: int, alone_s: float, home: Path
 ) -> tuple[list[float], dict[str, Any]]:
     """The answers of one test and its summary; other work beside the warm-up makes it INVALID, not worthless."""
     tries = 0
     while True:
         tries += 1
-        latencies = _one_test(answer, scenario, tokens, plan, fewest, alone_s, home)
+        latencies = _one_test(test, plan, fewest, alone_s, home)
         summary = parse_summary((home / SUMMARY).read_text())
         if summary["valid"] or tries == TRIES:
             return latencies, {"tries": tries, **summary}
         alone_s = min(latencies) / 1e3
 
 
-def _one_test(
-    answer: Answer, scenario: str, tokens: bool, plan: Plan, fewest: int, alone_s: float, home: Path
-) -> list[float]:
+def _one_test(test: _Test, plan: Plan, fewest: int, alone_s: float, home: Path) -> list[float]:
     """Milliseconds of every answer; LoadGen's logs are in `home`."""
     import mlperf_loadgen as lg
 
     home.mkdir(parents=True, exist_ok=True)
     settings = lg.TestSettings()
-    settings.scenario = getattr(lg.TestScenario, scenario)
+    settings.scenario = getattr(lg.TestScenario, test.scenario)
     settings.mode = lg.TestMode.PerformanceOnly
     settings.min_duration_ms = max(int(plan.duration_s * 1000), 1)
-    settings.min_query_count = fewest if scenario == "SingleStream" else 1
+    settings.min_query_count = fewest if test.scenario == "SingleStream" else 1
     settings.single_stream_expected_latency_ns = int(alone_s / MARGIN * 1e9)
     settings.offline_expected_qps = MARGIN / alone_s
-    settings.use_token_latencies = tokens
+    settings.use_token_latencies = test.token_latencies
     logging = lg.LogSettings()
     logging.log_output = lg.LogOutputSettings()
     logging.log_output.outdir = str(home)
@@ -180,7 +186,7 @@ def _one_test(
             made = 0
             if not problem:  # LoadGen has no way to stop, so the rest is answered with nothing
                 try:
-                    made = answer(sample.index, lambda sample=sample: _first_token(lg, sample.id) if tokens else None)
+                    made = test.answer(sample.index, partial(_first_token, lg, sample.id, test.token_latencies))
                     latencies.append(float(f"{(time.perf_counter() - start_s) * 1e3:.6g}"))
                 except BaseException as error:
                     problem.append(error)
@@ -198,8 +204,9 @@ def _one_test(
     return latencies
 
 
-def _first_token(lg: Any, identity: int) -> None:
-    lg.FirstTokenComplete([lg.QuerySampleResponse(identity, 0, 0)])
+def _first_token(lg: Any, identity: int, wanted: bool) -> None:
+    if wanted:
+        lg.FirstTokenComplete([lg.QuerySampleResponse(identity, 0, 0)])
 
 
 def parse_summary(text: str) -> dict[str, Any]:

@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 
 from edgemm.bench.conditions import tell_other_work
+from edgemm.bench.options import Plan
 from edgemm.bench.rows import ROWS, make_row
-from edgemm.bench.workload import Plan
 from edgemm.energy.meter import pool_energy
 from edgemm.report.samples import warnings_about
 from edgemm.runtimes.results import ImageMetrics, TextMetrics

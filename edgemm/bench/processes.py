@@ -16,8 +16,8 @@ from typing import Any
 
 from edgemm import errors, progress
 from edgemm.bench.bench import measure_once
+from edgemm.bench.options import Plan
 from edgemm.bench.pooled import pool
-from edgemm.bench.workload import Plan
 from edgemm.bundle.bundle import open_bundle
 from edgemm.device.child import ask
 

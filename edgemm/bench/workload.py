@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from edgemm.errors import UsageError
 from edgemm.runtimes.results import ImageMetrics, ImageResult, TextMetrics
 
 if TYPE_CHECKING:
@@ -30,7 +29,6 @@ __all__ = [
     "QUESTION",
     "fit_prompt",
     "noise_picture",
-    "Plan",
 ]
 
 Now = Callable[[], float]
@@ -111,37 +109,3 @@ def noise_picture(seed: int = 0) -> np.ndarray:
 
 def _words(count: int) -> str:
     return (WORD * count).strip()
-
-
-# What a benchmark is asked for.
-
-LEAST = {"prompt_tokens": 1, "new_tokens": 2, "steps": 1, "repetitions": 1, "warmup": 0, "processes": 1}
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What is measured, and how often."""
-
-    prompt_tokens: int = 128  # template included
-    new_tokens: int = 64
-    steps: int | None = None  # denoising steps; None takes the bundle's own number
-    repetitions: int = 20
-    warmup: int = 3
-    duration_s: float = 0.0  # runs are added until they took so long together
-    device: str = "auto"
-    threads: int | None = None
-    seed: int = 0  # of the first picture; each run draws another one
-    growth: bool = False  # also how prefill grows with the prompt
-    processes: int = 1  # each does all of the above anew
-
-    def __post_init__(self) -> None:
-        for name, low in LEAST.items():
-            value = getattr(self, name)
-            if value is not None and value < low:
-                raise UsageError(f"{name} is {value}, expected at least {low}")
-        if not 0 <= self.duration_s <= 86_400:
-            raise UsageError(f"duration_s is {self.duration_s}, expected 0 to a day")
-
-    @property
-    def rounds(self) -> int:
-        return self.warmup + self.repetitions

@@ -27,6 +27,7 @@ from edgemm.bundle.manifest import (
     Variant,
     check_bundle_path,
 )
+from edgemm.bundle.reading import reading
 from edgemm.bundle.writer import BundleWriter
 from edgemm.errors import BundleError
 
@@ -76,7 +77,15 @@ class Bundle:
 
 def open_bundle(path: str | os.PathLike[str], verify: bool = True) -> Bundle:
     """Reads the manifest and, unless told otherwise, checks the size and hash of every file it lists."""
-    folder = Path(path)
+    with reading(path, kind=BundleError):
+        folder = Path(path)
+        manifest = _manifest_of(folder)
+        if verify:
+            verify_files(folder, manifest)
+        return Bundle(folder, manifest)
+
+
+def _manifest_of(folder: Path) -> Manifest:
     if not folder.is_dir():
         problem = "is not a folder" if folder.exists() else "does not exist"
         raise BundleError(f"{folder}: {problem}; a bundle is the folder that `edgemm export` writes")
@@ -85,10 +94,7 @@ def open_bundle(path: str | os.PathLike[str], verify: bool = True) -> Bundle:
     manifest_path = resolve(folder, "manifest.json")
     if manifest_path.stat().st_size > LARGEST_MANIFEST_BYTES:
         raise BundleError(f"{manifest_path}: larger than {LARGEST_MANIFEST_BYTES} bytes, which no manifest is")
-    manifest = Manifest.from_json(manifest_path.read_bytes(), str(manifest_path))
-    if verify:
-        verify_files(folder, manifest)
-    return Bundle(folder, manifest)
+    return Manifest.from_json(manifest_path.read_bytes(), str(manifest_path))
 
 
 def verify_files(path: str | os.PathLike[str], manifest: Manifest, hashes: FileHashes | None = None) -> None:

@@ -27,11 +27,24 @@ from typing import Any
 
 from edgemm.errors import InputError, ResourceError
 
-__all__ = ["is_disk_full", "whole_folder", "AT_ONCE", "FileHashes", "read_result", "write_whole"]
+__all__ = ["is_disk_full", "telling_name", "whole_folder", "AT_ONCE", "FileHashes", "read_result", "write_whole"]
+
+
+STAGES = ("codes", "autoencode", "read", "draw", "edit", "joint")  # what recipes call theirs
 
 
 def is_disk_full(error: BaseException | None) -> bool:
     return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+
+
+def telling_name(folder: Path) -> str:
+    """What tells a checkpoint from others: "style" of runs/style/checkpoint, "a-draw" of runs/a/draw/checkpoint."""
+    path = Path(os.path.abspath(folder))
+    if path.name == "checkpoint" and path.parent.name:
+        path = path.parent
+        if path.name in STAGES and path.parent.name:
+            return f"{path.parent.name}-{path.name}"
+    return path.name
 
 
 def _any_folder(path: Path) -> None:

@@ -68,13 +68,21 @@ class TextLoop:
     image_resample: str = "bicubic"  # Pillow's name of the filter
     strip: bool = False  # messages lose the blanks around them
     apart: bool = False  # joined: no token stands for a picture; the strings before and after it are tokenized apart
+    adds_special: bool = False  # joined: the tokenizer itself puts its special tokens around the whole string
+    thoughts_end: str = ""  # joined: of an earlier reply what stands behind the last of these is read, "" all of it
+    thoughts_blank: str = ""  # joined: letters that are taken away there, too
     silent_ids: str | None = None  # file whose tensor `ids` names tokens that a reply never has
     block: bool = False  # not joined: pictures stand before what opens their message, and all of image_open, a
     # picture's tokens and image_end see one another
+    image_lead: int = 0  # not joined: the first rows of a picture, which see only those before them, as image_open
+    # does before them; the others and image_end see one another
 
     def __post_init__(self) -> None:
         if self.block and self.joined:
             raise BundleError("block and joined are both true, expected one of them")
+        if self.image_lead and (self.joined or self.block):
+            raise BundleError("image_lead is given beside joined or block, expected one of them")
+        check_range("image_lead", self.image_lead, 0, self.image_token_count)
         check_one_of("image_fit", self.image_fit, "pad", "pad_cut", "pad_first", "crop", "stretch")
         check_one_of("image_resample", self.image_resample, "nearest", "bilinear", "bicubic", "lanczos")
         for name in ("image_size", "image_token_count", "image_least"):
@@ -87,7 +95,7 @@ class TextLoop:
     @property
     def around(self) -> tuple[str, str]:
         """What belongs to a picture's block."""
-        return (self.image_open, self.image_end) if self.block else ("", "")
+        return (self.image_open, self.image_end) if self.block or self.image_lead else ("", "")
 
 
 @dataclass(frozen=True)

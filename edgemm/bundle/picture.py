@@ -9,15 +9,19 @@ Axes: S side of the square; H, W of the picture as given.
 
 from __future__ import annotations
 
+import base64
+import io
 import os
-import stat
+import urllib.parse
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Union, cast
+from typing import IO, TYPE_CHECKING, Any, Protocol, Union, cast
 
 import numpy as np
 
-from edgemm.errors import InputError, MissingError
+from edgemm.bundle.reading import check_is_file, reading
+from edgemm.errors import InputError, MissingError, UsageError
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -25,6 +29,7 @@ if TYPE_CHECKING:
 __all__ = [
     "MAX_PIXELS",
     "PictureSource",
+    "PictureSources",
     "fit_square",
     "load_picture",
     "load_stretched",
@@ -37,7 +42,18 @@ MAX_PIXELS = 50_000_000
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM")  # plain decoders only: no PostScript, no plugins
 WHITE = (255, 255, 255)
 
-PictureSource = Union[str, "os.PathLike[str]", "Image", np.ndarray]
+BITS_PER_SAMPLE = 258  # a tag of TIFF
+
+
+class AsPil(Protocol):
+    """A picture of ours: Picture and ImageResult of runtimes/results.py."""
+
+    def to_pil(self) -> Image: ...
+
+
+PictureSource = Union[str, "os.PathLike[str]", "Image", np.ndarray, bytes, bytearray, IO[bytes], AsPil]
+PictureSources = PictureSource | Sequence[PictureSource]  # one is a list of one
+SOURCES = ("a path", "a PIL image", "an array", "bytes", "a file opened with mode 'rb'", "a data: URL", "our Picture")
 
 
 def load_picture(
@@ -49,7 +65,7 @@ def load_picture(
     resample: str = "bicubic",
     least: int = 1,
 ) -> np.ndarray:
-    """A path, a PIL image or an array (H, W), (H, W, 3) or (H, W, 4) -> float32 (3, S, S) in [0, 1]."""
+    """Any of SOURCES; an array is (H, W), (H, W, 3) or (H, W, 4) -> float32 (3, S, S) in [0, 1]."""
     square = fit_square(open_picture(source, max_pixels), size, background, fit, resample, least)
     pixels = np.asarray(square, dtype=np.float32) / np.float32(255)  # (S, S, 3)
     return np.ascontiguousarray(pixels.transpose(2, 0, 1))
@@ -74,29 +90,60 @@ def load_stretched(
 def open_picture(source: PictureSource, max_pixels: int = MAX_PIXELS) -> Image:
     """The picture decoded and turned upright, in mode RGB or RGBA."""
     pil = pillow()
+    if hasattr(source, "to_pil"):  # a Picture or an ImageResult of ours: a model reads what it drew
+        source = cast(Any, source).to_pil()
     if isinstance(source, np.ndarray):
         return _from_array(source, max_pixels)
     if isinstance(source, pil.Image):
-        picture = cast("Image", source)
-        _check_pixels("the picture", picture.width, picture.height, max_pixels)
-        return _upright(picture, "the picture")
-    path = Path(cast("str | os.PathLike[str]", source))
-    _check_is_file(path)
+        picture, name = cast("Image", source), "the picture"
+        _check_pixels(name, picture.width, picture.height, max_pixels)
+        return _upright(picture, name)
+    opened, name = _as_file(source)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", pil.DecompressionBombWarning)  # the limit here is stricter and is an error
         try:
-            with pil.open(path, formats=FORMATS) as picture:
-                _check_pixels(str(path), picture.width, picture.height, max_pixels)
-                return _upright(picture, str(path))
-        except InputError:
+            with reading(name, "damaged picture"), pil.open(opened, formats=FORMATS) as picture:
+                _check_pixels(name, picture.width, picture.height, max_pixels)
+                return _upright(picture, name)
+        except InputError as error:
+            if isinstance(error.__cause__, pil.UnidentifiedImageError):
+                known = ", ".join(FORMATS)
+                raise InputError(f"{name}: not a picture that edgemm reads; it reads {known}") from error
+            if isinstance(error.__cause__, pil.DecompressionBombError):
+                raise InputError(f"{name}: more than the {max_pixels} pixels that are allowed: {error}") from error
             raise
-        except pil.UnidentifiedImageError as error:
-            known = ", ".join(FORMATS)
-            raise InputError(f"{path}: not a picture that edgemm reads; it reads {known}") from error
-        except pil.DecompressionBombError as error:
-            raise InputError(f"{path}: more than the {max_pixels} pixels that are allowed: {error}") from error
-        except Exception as error:  # a hostile header makes decoders raise nearly anything
-            raise InputError(f"{path}: damaged picture: {error}") from error
+
+
+def _as_file(source: Any) -> tuple[Path | io.BytesIO, str]:
+    """What Pillow opens, and what errors call it."""
+    if isinstance(source, (bytes, bytearray, memoryview)):
+        return io.BytesIO(source), "the picture"
+    if hasattr(source, "read"):
+        name = str(getattr(source, "name", "the picture"))
+        with reading(name):
+            content = source.read()
+        if not isinstance(content, bytes):
+            raise InputError(f"{name}: opened as text, expected a file opened with mode 'rb'")
+        return io.BytesIO(content), name
+    if not isinstance(source, (str, os.PathLike)):
+        raise UsageError(f"a picture is {type(source).__name__}, expected {', '.join(SOURCES)}")
+    words = os.fspath(source)
+    if isinstance(words, str) and words.startswith("data:"):
+        return io.BytesIO(_of_data_url(words)), f"{words[:24]}..."
+    if isinstance(words, str) and words.lower().startswith(("http://", "https://", "ftp://")):
+        raise InputError(f"{words:.100}: nothing is fetched from a network; download it and give its path")
+    with reading(words):
+        return check_is_file(Path(os.fsdecode(words)).expanduser(), "a picture"), str(words)
+
+
+def _of_data_url(url: str) -> bytes:
+    """The bytes in a data: URL (RFC 2397)."""
+    head, comma, content = url.partition(",")
+    if not comma:
+        raise InputError(f"{url[:24]}...: a data: URL without a comma")
+    with reading(f"{url[:24]}...", "not the data: URL that was expected"):
+        raw = urllib.parse.unquote_to_bytes(content)
+        return base64.b64decode(b"".join(raw.split()), validate=True) if head.endswith(";base64") else raw
 
 
 def fit_square(
@@ -119,13 +166,12 @@ def fit_square(
         whole.paste(flat, ((side - flat.width) // 2, (side - flat.height) // 2))
         flat, fit = whole, "stretch"
     width, height = _sides(*picture.size, size, fit, least)
+    if fit == "crop":
+        return _middle(flat, width, height, size, pil.Resampling[resample.upper()])
     if (width, height) != flat.size:
         flat = flat.resize((width, height), pil.Resampling[resample.upper()])
     if width == height:
         return flat
-    if fit == "crop":
-        left, top = (width - size) // 2, (height - size) // 2
-        return flat.crop((left, top, left + size, top + size))
     square = pil.new("RGB", (size, size), background)
     square.paste(flat, ((size - width) // 2, (size - height) // 2))
     return square
@@ -136,6 +182,17 @@ def _flat(picture: Image, background: tuple[int, int, int]) -> Image:
     flat = pillow().new("RGB", picture.size, background)
     flat.paste(picture, mask=picture if picture.mode == "RGBA" else None)
     return flat
+
+
+def _middle(flat: Image, width: int, height: int, size: int, resample: Any) -> Image:
+    """The middle square of what a resize to (width, height) gives; without the rest of it where that is large: a strip
+    of 60,000 x 1 pixels would be one of 20 million x 336.  The last bit may differ then."""
+    left, top = (width - size) // 2, (height - size) // 2
+    if width * height <= MAX_PIXELS:
+        whole = flat if (width, height) == flat.size else flat.resize((width, height), resample)
+        return whole.crop((left, top, left + size, top + size))
+    x, y = flat.width / width, flat.height / height
+    return flat.resize((size, size), resample, (left * x, top * y, (left + size) * x, (top + size) * y))
 
 
 def _sides(width: int, height: int, size: int, fit: str, least: int = 1) -> tuple[int, int]:
@@ -159,15 +216,6 @@ def pillow() -> Any:
     return Image
 
 
-def _check_is_file(path: Path) -> None:
-    try:
-        mode = path.stat().st_mode
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read: {error.strerror}") from error
-    if not stat.S_ISREG(mode):
-        raise InputError(f"{path}: not a file; expected a picture")
-
-
 def _check_pixels(name: str, width: int, height: int, max_pixels: int) -> None:
     if width * height > max_pixels:
         raise InputError(
@@ -180,16 +228,37 @@ def _check_pixels(name: str, width: int, height: int, max_pixels: int) -> None:
 def _upright(picture: Image, name: str) -> Image:
     from PIL import ImageOps
 
-    try:
+    white = _white(picture)
+    with reading(name, "damaged picture"):  # a damaged file makes decoders raise nearly anything
         picture.load()
         picture = ImageOps.exif_transpose(picture)
-    except Exception as error:  # a damaged file makes decoders raise nearly anything
-        raise InputError(f"{name}: damaged picture: {error}") from error
-    if picture.mode.startswith("I"):  # 16 bits a pixel; Pillow's own conversion clips it to white
-        grey = np.asarray(picture).astype(np.int64).clip(0, 65_535) // 257
-        return pillow().fromarray(grey.astype(np.uint8)).convert("RGB")
+    if picture.mode.startswith(("I", "F")):  # Pillow's own conversion clips them to 0 to 255
+        return _of_wide_numbers(np.asarray(picture), white, name)
     see_through = "A" in picture.mode or "a" in picture.mode or "transparency" in picture.info
     return picture.convert("RGBA" if see_through else "RGB")
+
+
+def _white(picture: Image) -> int | None:
+    """The number that means white in a grey picture of more than 8 bits; None where its file does not say."""
+    if picture.mode.startswith("I;16"):
+        bits = getattr(picture, "tag_v2", {}).get(BITS_PER_SAMPLE, (16,))[0]
+        return 2**bits - 1 if 8 < bits <= 16 else 65_535
+    return 65_535 if picture.mode == "I" and picture.format in ("PPM", "PNG") else None
+
+
+def _of_wide_numbers(grey: np.ndarray, white: int | None, name: str) -> Image:
+    """Grey numbers (H, W) as RGB.  Where nobody says what white is, it is the least of 1 (floats), 255, 65,535 and the
+    largest of 32 bits that no number exceeds."""
+    numbers = grey.astype(np.float64)
+    if not (np.isfinite(numbers).all() and numbers.min() >= 0):
+        raise InputError(f"{name}: holds numbers below 0 or none at all, expected 0 (black) and above")
+    if white is None:
+        known = (1, 255, 65_535) if grey.dtype.kind == "f" else (255, 65_535, 2**31 - 1)
+        white = next((most for most in known if numbers.max() <= most), None)
+    if white is None:
+        raise InputError(f"{name}: numbers up to {numbers.max():g}, and nothing says which one is white")
+    levels = np.rint(numbers / white * 255).clip(0, 255).astype(np.uint8)
+    return pillow().fromarray(levels).convert("RGB")
 
 
 def _from_array(array: np.ndarray, max_pixels: int) -> Image:

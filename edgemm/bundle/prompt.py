@@ -8,7 +8,7 @@ Axes: s tokens.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -103,12 +103,14 @@ class _Builder:
         self.rows += [-1] * len(ids)
         self.own += [0.0] * len(ids)
 
-    def picture(self, count: int, causal: bool = False, around: tuple[str, str] = ALONE) -> None:
-        """`count` tokens, and those of the words around them, that see one another, or only those before them."""
+    def picture(self, count: int, causal: bool = False, around: tuple[str, str] = ALONE, lead: int = 0) -> None:
+        """`count` tokens, and those of the words around them, that see one another, or only those before them; with
+        `lead` so many tokens and the word before them do only that."""
         start, end = (self.tokenizer.encode(word, special=True) if word else [] for word in around)
         ids = [*start, *[PICTURE_ID] * count, *end]
         first, last = len(self.ids), len(self.ids) + len(ids) - 1
-        self.limits += range(first, last + 1) if causal else [last] * len(ids)
+        block = len(ids) if causal else len(start) + lead if lead else 0  # where those begin that see one another
+        self.limits += [*range(first, first + block), *[last] * (len(ids) - block)]
         self.ids += ids
         rows = range(self.pictures * count, (self.pictures + 1) * count)
         self.rows += [*[-1] * len(start), *rows, *[-1] * len(end)]
@@ -124,19 +126,65 @@ class _Builder:
         )
 
 
-def as_messages(prompt: str | Sequence[dict[str, Any]], images: Sequence[Any] = ()) -> tuple[Message, ...]:
-    """A prompt, or a list of {"role", "content", "images"}; loose images go to the last message."""
+def as_messages(prompt: str | Sequence[dict[str, Any]], images: Any = ()) -> tuple[Message, ...]:
+    """A prompt, or a list of {"role", "content", "images"}; loose images go to the last message.
+
+    `images` are a list of pictures, or one.  `content` may also be a list of text and image parts, as transformers and
+    OpenAI's interface have it: a message's pictures come before its text, whose parts are joined by newlines.
+    """
+    images = _pictures(images)
     if isinstance(prompt, str):
-        return _checked((Message("user", prompt, tuple(images)),))
+        return _checked((Message("user", prompt, images),))
+    if isinstance(prompt, (bytes, dict)) or not isinstance(prompt, Iterable):
+        raise UsageError(f"the prompt is {type(prompt).__name__}, expected a string or a list of messages")
     messages = []
     for index, entry in enumerate(prompt):
         if not isinstance(entry, dict) or not {"role", "content"} <= entry.keys() <= {"role", "content", "images"}:
             raise UsageError(f"messages[{index}] is {entry!r:.80}, expected role, content and perhaps images")
-        messages.append(Message(entry["role"], entry["content"], tuple(entry.get("images") or ())))
+        content, shown = _parts(entry["content"], f"messages[{index}]")
+        messages.append(Message(entry["role"], content, (*shown, *_pictures(entry.get("images")))))
     if messages and images:
         last = messages[-1]
-        messages[-1] = Message(last.role, last.content, last.images + tuple(images))
+        messages[-1] = Message(last.role, last.content, last.images + images)
     return _checked(tuple(messages))
+
+
+def _pictures(images: Any) -> tuple[Any, ...]:
+    """A list of pictures as it is, and one picture as a list of one."""
+    if images is None:
+        return ()
+    listed = isinstance(images, (list, tuple, Iterator)) and not hasattr(images, "read")  # as a file has
+    several = listed or getattr(images, "ndim", 0) == 4
+    return tuple(images) if several else (images,)
+
+
+PICTURE_KEYS = ("image", "path", "url", "base64")  # of a part of type "image", as transformers takes them
+
+
+def _parts(content: Any, where: str) -> tuple[Any, tuple[Any, ...]]:
+    """Text and pictures of a content that is a list of parts."""
+    if not isinstance(content, (list, tuple)):
+        return content, ()
+    texts, images = [], []
+    for index, part in enumerate(content):
+        kind = part.get("type") if isinstance(part, dict) else None
+        if kind in ("text", "input_text") and isinstance(part.get("text"), str):
+            texts.append(part["text"])
+            continue
+        found = None
+        if kind in ("image_url", "input_image"):
+            found = part.get("image_url")
+            found = found.get("url") if isinstance(found, dict) else found
+        elif kind == "image":
+            key = next((key for key in PICTURE_KEYS if part.get(key) is not None), None)
+            found = f"data:image/any;base64,{part[key]}" if key == "base64" else part.get(key)
+        if found is None:
+            raise UsageError(
+                f"{where}.content[{index}] is {part!r:.60}, expected {{'type': 'text', 'text': ...}}, "
+                f"{{'type': 'image', {PICTURE_KEYS[0]!r}: ...}} or {{'type': 'image_url', 'image_url': {{'url': ...}}}}"
+            )
+        images.append(found)
+    return "\n".join(texts), tuple(images)
 
 
 def _checked(messages: tuple[Message, ...]) -> tuple[Message, ...]:
@@ -210,7 +258,7 @@ def picture_in_reply(unread: Sequence[int], loop: TextLoop, tokenizer: Tokenizer
     """A picture that the model drew, in the middle of its reply."""
     builder = _Builder(tokenizer)
     builder.tokens(unread)
-    builder.picture(loop.image_token_count, around=loop.around)
+    builder.picture(loop.image_token_count, around=loop.around, lead=loop.image_lead)
     builder.text(loop.image_close)
     return builder.build()
 
@@ -219,7 +267,7 @@ def _user(builder: _Builder, message: Message, loop: TextLoop) -> None:
     if not loop.block:
         builder.text(loop.template.user_open)
     for _ in message.images:
-        builder.picture(loop.image_token_count, around=loop.around)
+        builder.picture(loop.image_token_count, around=loop.around, lead=loop.image_lead)
     if message.images:
         builder.text(loop.image_close)
     if loop.block:
@@ -342,12 +390,15 @@ def _joined_chat(messages: Sequence[Message], loop: TextLoop, tokenizer: Tokeniz
             pieces += [(loop.image_close if message.images else "", False), (message.content, True)]
             pieces.append((template.user_close, False))
         else:
-            pieces += [(template.assistant_open, False), (message.content, True), (template.assistant_close, False)]
+            said = message.content
+            if loop.thoughts_end and loop.thoughts_end in said:
+                said = said.rpartition(loop.thoughts_end)[2].lstrip(loop.thoughts_blank)
+            pieces += [(template.assistant_open, False), (said, True), (template.assistant_close, False)]
     pieces.append((template.assistant_open if template.reply_open is None else template.reply_open, False))
     pieces = [(piece.strip() if own and loop.strip else piece, own) for piece, own in pieces]
     if loop.apart:
         return _apart(pieces, loop, tokenizer)
-    ids = _joined_ids(pieces, tokenizer)
+    ids = np.array(tokenizer.encode_whole(pieces, loop.adds_special), dtype=np.int64)
     return _causal(ids, _picture_rows(ids, sum(len(message.images) for message in rest), loop, tokenizer))
 
 
@@ -377,11 +428,7 @@ def _picture_rows(ids: np.ndarray, pictures: int, loop: TextLoop, tokenizer: Tok
 
 def _joined_ids(pieces: Pieces, tokenizer: Tokenizer) -> np.ndarray:
     """Ids of all pieces as one string; each piece alone where a user's own text spells a special token."""
-    if any(own and tokenizer.spells_special(piece) for piece, own in pieces):
-        ids = [token for piece, own in pieces for token in tokenizer.encode(piece, special=not own)]
-    else:
-        ids = tokenizer.encode("".join(piece for piece, _ in pieces), special=True)
-    return np.array(ids, dtype=np.int64)
+    return np.array(tokenizer.encode_whole(pieces), dtype=np.int64)
 
 
 def _causal(ids: np.ndarray, image_index: np.ndarray | None = None) -> Prompt:

@@ -9,8 +9,9 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Sequence
-from pathlib import Path
+from typing import Any
 
+from edgemm.bundle.reading import read_text, reading
 from edgemm.errors import InputError, MissingError
 
 __all__ = ["StreamDecoder", "Tokenizer"]
@@ -27,13 +28,10 @@ class Tokenizer:
             import tokenizers
         except ImportError as error:
             raise MissingError("text needs the package tokenizers: pip install 'edgemm[ort]'") from error
-        try:
-            text = Path(path).read_text(encoding="utf-8") if text is None else text
-            self._inner = tokenizers.Tokenizer.from_str(text)
-        except Exception as error:  # the library raises a bare Exception for a file it cannot read
-            raise InputError(f"{path}: not a tokenizer.json: {error}") from error
-        self._inner.no_padding()
-        self._inner.no_truncation()
+        with reading(path, "not a tokenizer.json"):
+            self._inner = tokenizers.Tokenizer.from_str(read_text(path) if text is None else text)
+            self._inner.no_padding()
+            self._inner.no_truncation()
         self._path = path
         self._lock = threading.Lock()
 
@@ -52,9 +50,31 @@ class Tokenizer:
             text.encode("utf-8")
         except UnicodeEncodeError as error:
             raise InputError(f"text that is not valid Unicode: {error}") from error
-        with self._lock:
+        with reading(self._path, "cannot tokenize this text"), self._lock:
             self._inner.encode_special_tokens = not special
             return self._inner.encode(text, add_special_tokens=False).ids
+
+    def encode_whole(self, pieces: Sequence[tuple[str, bool]], add_special: bool = False) -> list[int]:
+        """Ids of pieces as one string, each with whether it is a user's own; where such a one spells a special token
+        each piece is tokenized alone.  `add_special` lets the tokenizer put its special tokens around the whole."""
+        if any(own and self.spells_special(piece) for piece, own in pieces):
+            if not add_special:
+                return [token for piece, own in pieces for token in self.encode(piece, special=not own)]
+            return self._around([self._encoding(piece, not own) for piece, own in pieces if piece])
+        whole = "".join(piece for piece, _ in pieces)
+        return self._around([self._encoding(whole, True)]) if add_special else self.encode(whole, special=True)
+
+    def _encoding(self, text: str, special: bool) -> Any:
+        with reading(self._path, "cannot tokenize this text"), self._lock:
+            self._inner.encode_special_tokens = not special
+            return self._inner.encode(text, add_special_tokens=False)
+
+    def _around(self, encodings: list[Any]) -> list[int]:
+        import tokenizers
+
+        with reading(self._path, "cannot put its special tokens around a text"):
+            merged = tokenizers.Encoding.merge(encodings, growing_offsets=False)
+            return self._inner.post_process(merged, None, True).ids
 
     def spells_special(self, text: str) -> bool:
         """Whether a special token's own spelling stands somewhere in a user's text."""
@@ -62,7 +82,8 @@ class Tokenizer:
 
     def decode(self, ids: Sequence[int]) -> str:
         """Special tokens are left out; always valid UTF-8."""
-        return self._inner.decode(list(ids), skip_special_tokens=True)
+        with reading(self._path, "cannot decode these tokens"):
+            return self._inner.decode(list(ids), skip_special_tokens=True)
 
     def token_id(self, token: str) -> int | None:
         return self._inner.token_to_id(token)

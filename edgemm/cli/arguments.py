@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from edgemm.cli.display import Display
 from edgemm.errors import UsageError
-from edgemm.options import flag_of, options_of
+from edgemm.options import flag_of, hint_of, options_of
 
 if TYPE_CHECKING:
     from edgemm.runtimes.model import Model
@@ -21,7 +21,7 @@ __all__ = ["OldFlag", "add_model_arguments", "add_options", "open_model", "read_
 T = TypeVar("T")
 
 
-def add_options(parser: argparse.ArgumentParser, options: type, *names: str) -> None:
+def add_options(parser: argparse._ActionsContainer, options: type, *names: str) -> None:
     """A flag for every field of an options dataclass (edgemm/options.py) that has one, or for those that are named.
 
     The field's type says what the flag takes: a bool is a switch (--no-NAME where True is the default), a Sequence or
@@ -33,9 +33,9 @@ def add_options(parser: argparse.ArgumentParser, options: type, *names: str) -> 
             continue
         if field.default is True and said.flag is True:
             flag = "--no-" + flag.removeprefix("--")
-        how = {} if "type" in said.how else _how(_hint(options, name), field.default)
+        how = {} if "type" in said.how else _how(hint_of(options, name), field.default)
         help = _with_default(said.help, field.default).replace("%", "%%")
-        action = parser.add_argument(flag, dest=name, default=None, help=help, **how | said.how)
+        action = parser.add_argument(*flag.split(), dest=name, default=None, help=help, **how | said.how)
         for old in said.old:
             parser.add_argument("--" + old.replace("_", "-"), dest=name, action=OldFlag, now=action)
 
@@ -59,13 +59,6 @@ class OldFlag(argparse.Action):
     ) -> None:
         print(f"edgemm: {said} is now {self._now.option_strings[0]}", file=sys.stderr)
         self._now(parser, namespace, values, said)
-
-
-def _hint(options: type, name: str) -> Any:
-    """The type of one field: the others' may name what is imported for type checkers alone."""
-    owner = next(each for each in options.__mro__ if name in vars(each).get("__annotations__", {}))
-    holder = types.SimpleNamespace(__annotations__={name: owner.__annotations__[name]})
-    return typing.get_type_hints(holder, vars(sys.modules[owner.__module__]))[name]
 
 
 def _how(hint: Any, default: Any) -> dict[str, Any]:

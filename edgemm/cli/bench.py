@@ -6,14 +6,13 @@ import argparse
 import sys
 from importlib import resources
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from edgemm import progress
+from edgemm.bench.options import Plan
+from edgemm.cli.arguments import add_options, read_options
 from edgemm.cli.display import Display
 from edgemm.errors import EdgemmError, UsageError
-
-if TYPE_CHECKING:
-    from edgemm.bench.workload import Plan
 
 __all__ = ["add_arguments", "run"]
 
@@ -25,22 +24,7 @@ ROWS = "rows: time_to_first_token_ms is TTFT, time_per_output_token_ms is TPOT, 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.epilog = ROWS
     parser.add_argument("bundle", metavar="BUNDLE", type=Path, nargs="?")
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, ... (default: auto)")
-    parser.add_argument("--threads", type=int, help="CPU threads (default: the cores this process may use)")
-    work = parser.add_argument_group("work")
-    work.add_argument("-p", "--prompt-tokens", type=int, default=128, help="tokens to read (default: 128)")
-    work.add_argument("-n", "--new-tokens", type=int, default=64, help="tokens to write (default: 64)")
-    work.add_argument("--steps", type=int, help="denoising steps (default: the bundle's own)")
-    work.add_argument(
-        "-r", "--repetitions", type=int, help="runs that count, at least (default: 20; 5 in each process)"
-    )
-    work.add_argument("--warmup", type=int, default=3, help="runs before, thrown away (default: 3)")
-    work.add_argument(
-        "--duration", type=float, metavar="S", help="and at least so long (default: 10; 0 in each process)"
-    )
-    work.add_argument(
-        "--processes", type=int, metavar="N", help="start anew N times: an interval needs it (default: 1; --against: 6)"
-    )
+    add_options(parser.add_argument_group("work"), Plan)
     kind = parser.add_argument_group("kind of measurement (default: one request after the other)")
     kind.add_argument("--scenario", choices=SCENARIOS, default="single-stream", help="offline: all requests at once")
     kind.add_argument(
@@ -151,21 +135,14 @@ def _roofline(bundle: Path, result: dict[str, Any]) -> dict[str, Any]:
 
 
 def _plan(args: argparse.Namespace) -> Plan:
-    from edgemm.bench.workload import Plan
-
+    """One process measures long, and many measure briefly each."""
     processes = (PAIRS if args.against else 1) if args.processes is None else args.processes
-    return Plan(
-        prompt_tokens=args.prompt_tokens,
-        new_tokens=args.new_tokens,
-        steps=args.steps,
-        repetitions=(20 if processes == 1 else 5) if args.repetitions is None else args.repetitions,
-        warmup=args.warmup,
-        duration_s=(10.0 if processes == 1 else 0.0) if args.duration is None else args.duration,
-        device=args.device,
-        threads=args.threads,
-        growth=bool(args.report),
-        processes=processes,
-    )
+    chosen: dict[str, Any] = {"processes": processes, "growth": bool(args.report)}
+    if args.repetitions is None and processes != 1:
+        chosen["repetitions"] = 5
+    if args.duration_s is None and processes == 1:
+        chosen["duration_s"] = 10.0
+    return read_options(args, Plan, **chosen)
 
 
 def _against(args: argparse.Namespace) -> int:

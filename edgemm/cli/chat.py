@@ -12,6 +12,7 @@ import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from edgemm.bundle.reading import reading
 from edgemm.cli.arguments import add_model_arguments, add_options, open_model, read_options
 from edgemm.errors import InputError, UsageError
 from edgemm.runtimes.options import TextOptions
@@ -40,7 +41,10 @@ def run(args: argparse.Namespace) -> int:
     interactive = args.prompt is None and sys.stdin.isatty()
     if interactive and args.json:
         raise UsageError("--json needs --prompt")
-    prompt = sys.stdin.read().strip() if args.prompt is None and not interactive else args.prompt
+    prompt = args.prompt
+    if prompt is None and not interactive:
+        with reading("standard input"):
+            prompt = sys.stdin.read().strip()
     with open_model(args) as model:
         messages: list[dict[str, Any]] = [{"role": "system", "content": args.system}] if args.system else []
         if interactive:
@@ -95,9 +99,12 @@ def _converse(model: Model, before: list[dict[str, Any]], args: argparse.Namespa
     messages, images = list(before), list(args.image)
     while True:
         try:
-            line = input("> ").strip()
-        except EOFError:
-            return 0
+            with reading("standard input"):
+                line = input("> ").strip()
+        except InputError as error:
+            if isinstance(error.__cause__, EOFError):
+                return 0
+            raise
         if line == "/quit":
             return 0
         if line == "/reset":

@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 
 from edgemm import progress
+from edgemm.bundle.files import telling_name
 from edgemm.cli.display import Display
 from edgemm.errors import MissingError, UsageError
 from edgemm.train.distill_recipe import DistillRecipe
@@ -57,5 +58,5 @@ def run(args: argparse.Namespace) -> int:
             raise MissingError(f"distilling needs {error.name}: pip install 'edgemm[train]'") from error
         distill(recipe)
     result = Path(recipe.output) / "checkpoint"
-    print(f"Wrote {result}; export it: edgemm export {result} --output {result.parent.name}.bundle")
+    print(f"Wrote {result}; export it: edgemm export {result} --output {telling_name(result)}.bundle")
     return 0

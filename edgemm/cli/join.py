@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 
 from edgemm import progress
+from edgemm.bundle.files import telling_name
 from edgemm.cli.display import Display
 from edgemm.errors import MissingError
 
@@ -31,5 +32,7 @@ def run(args: argparse.Namespace) -> int:
     with Display():
         progress.status("joining")
         join(Path(args.drawing), Path(args.reading), Path(args.output), args.name)
-    print(f"Wrote {args.output}; export it: edgemm export {args.output} --output {Path(args.output).name}.bundle")
+    print(
+        f"Wrote {args.output}; export it: edgemm export {args.output} --output {telling_name(Path(args.output))}.bundle"
+    )
     return 0

@@ -7,6 +7,7 @@ are those of errors.py, 130 after Ctrl-C, 141 when nobody reads the output any m
 from __future__ import annotations
 
 import argparse
+import codecs
 import contextlib
 import difflib
 import errno
@@ -56,6 +57,17 @@ VERBS = {
 }
 
 INTERRUPTED, PIPE_CLOSED = 130, 141
+ESCAPED = "edgemm.escaped"
+
+
+def _escaped(error: UnicodeError) -> tuple[str, int]:
+    """Letters that an encoding lacks, as JSON spells them: a document stays the same document."""
+    assert isinstance(error, UnicodeEncodeError)
+    units = error.object[error.start : error.end].encode("utf-16-be", "surrogatepass").hex()
+    return "".join(f"\\u{units[i : i + 4]}" for i in range(0, len(units), 4)), error.end
+
+
+codecs.register_error(ESCAPED, _escaped)
 
 
 class Parser(argparse.ArgumentParser):
@@ -67,10 +79,10 @@ class Parser(argparse.ArgumentParser):
 
 def main(argv: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if argv is None else argv)
-    for stream in (sys.stdout, sys.stderr):  # a letter that the terminal lacks comes out as \\u1f3a8, not as an error
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")
     debug = "--debug" in words
+    for stream in (sys.stdout, sys.stderr):  # an encoding that lacks a letter is no reason to fail
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors=ESCAPED)
     try:
         code = _run(words)
         sys.stdout.flush()
@@ -153,6 +165,8 @@ def _explain(error: Exception) -> tuple[str, int]:
         return f"the disk is full{where}", ResourceError.exit_code
     if isinstance(error, OSError) and error.filename:
         return f"{error.filename}: {error.strerror}", InputError.exit_code
+    if isinstance(error, ValueError) and "null byte" in str(error):  # Python's word for any path with a NUL in it
+        return "a path with a NUL byte in it: no file has such a name", InputError.exit_code
     return f"a bug: {type(error).__name__}: {error} (--debug shows where)", EdgemmError.exit_code
 
 

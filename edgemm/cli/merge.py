@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 
 from edgemm import progress
+from edgemm.bundle.files import telling_name
 from edgemm.cli.display import Display
 from edgemm.errors import MissingError
 
@@ -37,5 +38,5 @@ def run(args: argparse.Namespace) -> int:
     with Display():
         progress.status("merging")
         merge(args.checkpoint, args.adapter, args.output, args.onto, args.name, args.strength)
-    print(f"Wrote {args.output}; export it: edgemm export {args.output} --output {args.output.name}.bundle")
+    print(f"Wrote {args.output}; export it: edgemm export {args.output} --output {telling_name(args.output)}.bundle")
     return 0

@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 
 from edgemm import progress
+from edgemm.bundle.files import telling_name
 from edgemm.cli.arguments import add_options, read_options
 from edgemm.cli.display import Display
 from edgemm.errors import MissingError, UsageError
@@ -51,11 +52,11 @@ def run(args: argparse.Namespace) -> int:
         model = checkpoint.load(source)
         if model.config.family in ("vq", "connector"):
             raise UsageError(
-                f"{source.name} is of family {model.config.family}, which only `edgemm export --precision int8` or "
-                "int4 quantizes so far"
+                f"{telling_name(source)} is of family {model.config.family}, which only `edgemm export --precision "
+                "int8` or int4 quantizes so far"
             )
         steps = options.steps or model.config.sampler.num_inference_steps
-        job = Job((source.name, checkpoint.weights_hash(source)), options, judging, steps)
+        job = Job((telling_name(source), checkpoint.weights_hash(source)), options, judging, steps)
 
         def keep(spec: Spec) -> None:
             spec.save(output, args.overwrite)

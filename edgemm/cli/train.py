@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 
 from edgemm import progress
+from edgemm.bundle.files import telling_name
 from edgemm.cli.display import Display
 from edgemm.errors import MissingError
 from edgemm.train.recipe import DESIGNS
@@ -48,5 +49,5 @@ def run(args: argparse.Namespace) -> int:
         is_first = train_stages(stages)
     if is_first:  # of many processes the first one speaks
         result = Path(stages[-1].output) / "checkpoint"
-        print(f"Wrote {result}; export it: edgemm export {result}")
+        print(f"Wrote {result}; export it: edgemm export {result} --output {telling_name(result)}.bundle")
     return 0

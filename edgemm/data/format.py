@@ -138,7 +138,17 @@ def read_dataset(path: str | Path) -> Dataset:
             f"{path} has {len(samples)} samples, dataset.json says {expected}; rebuild it with: edgemm data"
         )
     _check_references(path, samples, questions, edits)
-    return Dataset(path, kind, size, styles, sources, baselines, samples, questions, edits)
+    return Dataset(
+        path=path,
+        kind=kind,
+        size=size,
+        styles=styles,
+        sources=sources,
+        baselines=baselines,
+        samples=samples,
+        questions=questions,
+        edits=edits,
+    )
 
 
 def _read_header(path: Path) -> dict[str, Any]:

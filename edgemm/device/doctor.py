@@ -76,7 +76,7 @@ def examine(bundle: Path | None = None, root: Path = Path("/")) -> Report:
     extras = {name: read_extra(name) for name in EXTRAS}
     verdicts = judge(Findings(board, cuda, providers, extras, find_system_tensorrt(root)))
     fit = fit_bundle(opened, verdicts, machine, cuda) if opened else None
-    return Report(machine, board, cuda, providers, extras, verdicts, fit)
+    return Report(machine, board, cuda, providers, extras=extras, verdicts=verdicts, bundle=fit)
 
 
 def fit_bundle(

@@ -79,10 +79,20 @@ class PublishedRow:
         return 2 * (self.shape.body * self.context + self.shape.head)
 
 
-def _rows(device: str, precision: str, *rows: tuple[str, int, float, float | None]) -> tuple[PublishedRow, ...]:
+def _rows(
+    device: str, precision: str, rows: tuple[tuple[str, int, float, float | None], ...]
+) -> tuple[PublishedRow, ...]:
     decoders = {"Qwen3-VL-2B": "Qwen3-1.7B", "Qwen3-VL-4B": "Qwen3-4B", "Qwen3-VL-8B": "Qwen3-8B"}
     return tuple(
-        PublishedRow(device, decoders.get(model, model), model, precision, context, rate, prefill)
+        PublishedRow(
+            device,
+            decoders.get(model, model),
+            model,
+            precision,
+            context=context,
+            decode_tokens_per_s=rate,
+            prefill_ms=prefill,
+        )
         for model, context, rate, prefill in rows
     )
 
@@ -91,56 +101,66 @@ ROWS = (
     *_rows(
         "orin-nano-8gb",
         "int4",
-        ("Qwen3-0.6B", 61, 72.8, 28.7),
-        ("Qwen3-1.7B", 61, 37.4, 63.1),
-        ("Qwen3-VL-2B", 292, 36.9, 190.9),
+        (
+            ("Qwen3-0.6B", 61, 72.8, 28.7),
+            ("Qwen3-1.7B", 61, 37.4, 63.1),
+            ("Qwen3-VL-2B", 292, 36.9, 190.9),
+        ),
     ),
     *_rows(
         "orin-nx-16gb",
         "int4",
-        ("Qwen3-0.6B", 61, 117.4, 18.9),
-        ("Qwen3-1.7B", 61, 60.4, 35.4),
-        ("Qwen3-4B", 57, 31.6, 74.9),
-        ("Qwen3-8B", 61, 19.0, 127.2),
-        ("Qwen3-VL-2B", 292, 60.1, 103.1),
-        ("Qwen3-VL-4B", 292, 31.2, 244.6),
-        ("Qwen3-VL-8B", 292, 18.9, 462.1),
+        (
+            ("Qwen3-0.6B", 61, 117.4, 18.9),
+            ("Qwen3-1.7B", 61, 60.4, 35.4),
+            ("Qwen3-4B", 57, 31.6, 74.9),
+            ("Qwen3-8B", 61, 19.0, 127.2),
+            ("Qwen3-VL-2B", 292, 60.1, 103.1),
+            ("Qwen3-VL-4B", 292, 31.2, 244.6),
+            ("Qwen3-VL-8B", 292, 18.9, 462.1),
+        ),
     ),
     *_rows(
         "agx-orin-64gb",
         "int4",
-        ("Qwen3-0.6B", 61, 186.4, 14.8),
-        ("Qwen3-1.7B", 61, 98.6, 20.4),
-        ("Qwen3-4B", 57, 53.1, 42.6),
-        ("Qwen3-8B", 61, 32.5, 65.7),
-        ("Qwen3-VL-2B", 292, 98.4, 50.0),
-        ("Qwen3-VL-4B", 292, 52.4, 123.7),
-        ("Qwen3-VL-8B", 292, 32.3, 225.1),
+        (
+            ("Qwen3-0.6B", 61, 186.4, 14.8),
+            ("Qwen3-1.7B", 61, 98.6, 20.4),
+            ("Qwen3-4B", 57, 53.1, 42.6),
+            ("Qwen3-8B", 61, 32.5, 65.7),
+            ("Qwen3-VL-2B", 292, 98.4, 50.0),
+            ("Qwen3-VL-4B", 292, 52.4, 123.7),
+            ("Qwen3-VL-8B", 292, 32.3, 225.1),
+        ),
     ),
     *_rows(
         "thor-t5000",
         "int4",
-        ("Qwen3-4B", 57, 79.6, 33.5),
-        ("Qwen3-8B", 61, 49.3, 56.0),
-        ("Qwen3-VL-4B", 292, 79.0, 85.2),
-        ("Qwen3-VL-8B", 292, 48.9, 156.5),
+        (
+            ("Qwen3-4B", 57, 79.6, 33.5),
+            ("Qwen3-8B", 61, 49.3, 56.0),
+            ("Qwen3-VL-4B", 292, 79.0, 85.2),
+            ("Qwen3-VL-8B", 292, 48.9, 156.5),
+        ),
     ),
     *_rows(
         "thor-t5000",
         "nvfp4",
-        ("Qwen3-0.6B", 61, 303.1, 8.0),
-        ("Qwen3-1.7B", 61, 154.2, 12.0),
-        ("Qwen3-4B", 57, 80.5, 20.5),
-        ("Qwen3-8B", 61, 46.8, 30.4),
-        ("Qwen3-VL-2B", 292, 151.9, 10.7),
-        ("Qwen3-VL-4B", 292, 79.4, 20.4),
-        ("Qwen3-VL-8B", 292, 47.1, 30.2),
-        ("Qwen3-0.6B", 2048, 245.4, 20.3),
-        ("Qwen3-1.7B", 2048, 135.5, 29.9),
-        ("Qwen3-4B", 2048, 73.7, 64.7),
-        ("Qwen3-8B", 2048, 44.4, 108.4),
-        ("Qwen3-VL-2B", 2048, 135.7, 30.5),
-        ("Qwen3-VL-4B", 2048, 73.4, 64.3),
-        ("Qwen3-VL-8B", 2048, 44.8, 108.4),
+        (
+            ("Qwen3-0.6B", 61, 303.1, 8.0),
+            ("Qwen3-1.7B", 61, 154.2, 12.0),
+            ("Qwen3-4B", 57, 80.5, 20.5),
+            ("Qwen3-8B", 61, 46.8, 30.4),
+            ("Qwen3-VL-2B", 292, 151.9, 10.7),
+            ("Qwen3-VL-4B", 292, 79.4, 20.4),
+            ("Qwen3-VL-8B", 292, 47.1, 30.2),
+            ("Qwen3-0.6B", 2048, 245.4, 20.3),
+            ("Qwen3-1.7B", 2048, 135.5, 29.9),
+            ("Qwen3-4B", 2048, 73.7, 64.7),
+            ("Qwen3-8B", 2048, 44.4, 108.4),
+            ("Qwen3-VL-2B", 2048, 135.7, 30.5),
+            ("Qwen3-VL-4B", 2048, 73.4, 64.3),
+            ("Qwen3-VL-8B", 2048, 44.8, 108.4),
+        ),
     ),
 )

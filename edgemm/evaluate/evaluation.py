@@ -37,6 +37,7 @@ from edgemm.evaluate.subject import BundleSubject, DrawSettings, Subject
 __all__ = ["SUITES", "Evaluation", "Plan", "compared", "evaluate", "evaluate_subject"]
 
 SUITES = ("read", "draw")
+JUDGED = ("emoji", "shapes")  # kinds of datasets
 SHEET_CELLS = 24  # a section
 
 
@@ -76,16 +77,31 @@ class Evaluation:
 
 
 def evaluate(model: Path, data: Path, plan: Plan) -> Evaluation:
-    read_dataset(data)  # refused before a model is loaded
+    plan = _possible(read_dataset(data), plan)  # refused before a model is loaded
     progress.status(f"loading {model.name}")
     subject = open_subject(model, plan.settings, plan.device, plan.threads)
     progress.status(f"{subject.name} does its tasks")
     return evaluate_subject(subject, data, plan)
 
 
+def _possible(dataset: Dataset, plan: Plan) -> Plan:
+    """The plan without drawing where nobody can judge it; InputError where nothing else was asked for."""
+    if "draw" not in plan.suites or dataset.kind in JUDGED:
+        return plan
+    unjudged = (
+        f"{dataset.path}: no judge for drawings of a {dataset.kind} dataset, only of {' and '.join(JUDGED)}; look at "
+        "some yourself: edgemm draw"
+    )
+    if plan.suites == ("draw",):
+        raise InputError(unjudged)
+    progress.line(f"drawing is left out: {unjudged}")
+    return dataclasses.replace(plan, suites=tuple(suite for suite in plan.suites if suite != "draw"))
+
+
 def evaluate_subject(subject: Subject, data: Path, plan: Plan) -> Evaluation:
     """The same of whatever reads and draws."""
     dataset = read_dataset(data)
+    plan = _possible(dataset, plan)
     document: dict[str, Any] = {
         "edgemm": edgemm.__version__,
         "commit": commit(Path(edgemm.__file__).parent),
@@ -117,7 +133,12 @@ def compared(first: Evaluation, second: Evaluation) -> Evaluation:
 
 
 def _read(subject: Subject, dataset: Dataset, plan: Plan) -> ReadResult:
-    return run_read_suite(subject, dataset, plan.splits or [default_split(dataset)], plan.limit, plan.circular)
+    if not plan.splits:
+        chosen = default_split(dataset)
+        kept = ", on which it may have been trained: nothing was kept back" if chosen == "train" else ""
+        progress.line(f"reading is asked about split {chosen!r}{kept}; --splits chooses others")
+        plan = dataclasses.replace(plan, splits=(chosen,))
+    return run_read_suite(subject, dataset, plan.splits, plan.limit, plan.circular)
 
 
 def _draw(subject: Subject, dataset: Dataset, plan: Plan) -> tuple[dict[str, Any], list[dict[str, Any]], dict]:
@@ -127,8 +148,6 @@ def _draw(subject: Subject, dataset: Dataset, plan: Plan) -> tuple[dict[str, Any
 
         exact = run_shapes_suite(subject, dataset, plan.limit)
         return {"judge": "shapes checker", "parts": exact.parts}, exact.records, exact.drawings
-    if dataset.kind != "emoji":
-        raise InputError(f"{dataset.path}: no judge for drawings of {dataset.kind}; give an emoji or shapes dataset")
     from edgemm.evaluate.draw_suite import run_draw_suite
 
     cache = plan.cache or default_cache()

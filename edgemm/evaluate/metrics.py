@@ -151,7 +151,8 @@ def paired_difference(first: Sequence[float], second: Sequence[float], seed: int
         raise ValueError(f"{len(one)} results beside {len(other)}: the pairs must belong together")
     count = len(one)
     if not count:
-        return Difference(math.nan, math.nan, math.nan, math.nan, math.nan, 0, 0, math.nan)
+        unknown = dict.fromkeys(("value", "low", "high", "first", "second", "p_value"), math.nan)
+        return Difference(**unknown, count=0, changed=0)
     delta = other - one
     random = np.random.default_rng(seed)
     means = np.concatenate(

@@ -32,7 +32,7 @@ from edgemm.evaluate.subject import Subject
 
 __all__ = ["KindScore", "ReadPart", "ReadResult", "default_split", "run_read_suite"]
 
-PREFERRED_SPLITS = ("held-out-style", "held-out-pair", "held-out-family")
+PREFERRED_SPLITS = ("held-out-style", "held-out-pair", "held-out-family", "test", "train")  # the strictest first
 
 
 @dataclass(frozen=True)
@@ -61,12 +61,15 @@ class ReadResult:
 
 
 def default_split(dataset: Dataset) -> str:
-    """The strictest test that the dataset holds: another style if it can be."""
+    """The strictest test that the dataset holds: another style if it can be, what was trained on if it must."""
     asked = {question.split for question in dataset.questions}
     for split in PREFERRED_SPLITS:
         if split in asked:
             return split
-    raise InputError(f"{dataset.path}: no question in {', '.join(PREFERRED_SPLITS)}; rebuild it with: edgemm data")
+    raise InputError(
+        f"{dataset.path}: no question in splits {', '.join(PREFERRED_SPLITS)}; they come from labels, captions and "
+        "`questions` of pictures"
+    )
 
 
 def run_read_suite(

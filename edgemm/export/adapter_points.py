@@ -13,17 +13,20 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
-from onnx import ModelProto, NodeProto, TensorProto, helper
+import onnx_ir as ir
 from safetensors.numpy import save
 from torch import nn
 
 from edgemm.errors import UsageError
 from edgemm.export.options import ADAPTABLE
+from edgemm.export.passes.rewriting import dims, nodes_of
 from edgemm.export.products import SCOPES
 from edgemm.quantize.smoothing import sites
 from edgemm.quantize.spec import Spec
 
-__all__ = ["AdapterPoint", "adapter_inputs", "adapter_points", "adapter_scales"]
+__all__ = ["AdapterPoint", "adapter_inputs", "adapter_points", "adapter_scales", "delta_to_residual"]
+
+BASE = "/base"  # the product beside an adapter's
 
 
 @dataclass(frozen=True)
@@ -37,56 +40,81 @@ class AdapterPoint:
     width_out: int
 
 
-def adapter_points(component: str, reference: ModelProto, names: tuple[str, ...] = ()) -> list[AdapterPoint]:
+def adapter_points(component: str, reference: ir.Model, names: tuple[str, ...] = ()) -> list[AdapterPoint]:
     """The component's linear layers with one of these names, or with any that ADAPTABLE tells."""
-    weights = {tensor.name: tuple(tensor.dims) for tensor in reference.graph.initializer}
     wanted = [name for name in ADAPTABLE.get(component, ()) if not names or name in names]
     points = []
-    for node in reference.graph.node:
+    for node in nodes_of(reference, "MatMul"):
+        (x, weight), y = node.inputs, node.outputs[0]
         module = _module(component, node)
-        if module is None or module.rpartition(".")[2] not in wanted:
+        if module is None or module.rpartition(".")[2] not in wanted or weight is None or not weight.is_initializer():
             continue
-        if node.op_type == "MatMul" and node.input[1] in weights:
-            width_in, width_out = weights[node.input[1]]
-            points.append(AdapterPoint(module, node.input[0], node.output[0], width_in, width_out))
+        width_in, width_out = dims(weight)
+        assert x and x.name and y.name and isinstance(width_in, int) and isinstance(width_out, int)
+        points.append(AdapterPoint(module, x.name, y.name, width_in, width_out))
     return points
 
 
-def adapter_inputs(lowered: ModelProto, points: list[AdapterPoint]) -> None:
+def adapter_inputs(lowered: ir.Model, points: list[AdapterPoint]) -> None:
     """Puts `adapter.MODULE.a` (i, r) and `adapter.MODULE.b` (r, o) into the graph itself."""
-    makers = {output: node for node in lowered.graph.node for output in node.output}
-    known = {*makers, *(value.name for value in lowered.graph.input)}
-    after: dict[str, list[NodeProto]] = {}  # the base product -> what follows it
+    graph = lowered.graph
+    values = ir.convenience.create_value_mapping(graph)
     for point in points:
-        if point.x not in known or point.y not in makers:
+        x, base = values.get(point.x), values.get(point.y)
+        node = base.producer() if base is not None else None
+        if x is None or base is None or node is None:
             raise UsageError(f"{point.module}: the lowered graph has no such product; leave it out of --adapters")
-        node, base = makers[point.y], f"{point.y}/base"
-        node.output[list(node.output).index(point.y)] = base
-        factors = []
-        for factor, shape in (("a", (point.width_in, "r")), ("b", ("r", point.width_out))):
-            name = f"adapter.{point.module}.{factor}"
-            lowered.graph.input.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, shape))
-            factors.append(name)
-        inner, delta = f"{point.y}/adapter_inner", f"{point.y}/adapter"
-        after[base] = [
-            helper.make_node("MatMul", [point.x, factors[0]], [inner], name=inner),
-            helper.make_node("MatMul", [inner, factors[1]], [delta], name=delta),
-            helper.make_node("Add", [base, delta], [point.y], name=f"{point.y}/adapted"),
+        factors = [
+            ir.val(f"adapter.{point.module}.{factor}", ir.DataType.FLOAT, shape)
+            for factor, shape in (("a", (point.width_in, "r")), ("b", ("r", point.width_out)))
         ]
-    nodes = []
-    for node in lowered.graph.node:
-        copy = NodeProto()  # a repeated field gives up its elements when it is cleared
-        copy.CopyFrom(node)
-        nodes += [copy, *(new for output in node.output for new in after.get(output, ()))]
-    del lowered.graph.node[:]
-    lowered.graph.node.extend(nodes)
+        graph.inputs.extend(factors)
+        adapted = ir.val(point.y, type=base.type, shape=base.shape)
+        base.replace_all_uses_with(adapted, replace_graph_outputs=True)
+        base.name = f"{point.y}{BASE}"
+        inner = _node("MatMul", [x, factors[0]], f"{point.y}/adapter_inner")
+        delta = _node("MatMul", [inner.outputs[0], factors[1]], f"{point.y}/adapter")
+        last = ir.node("Add", [base, delta.outputs[0]], outputs=[adapted], name=f"{point.y}/adapted")
+        graph.insert_after(node, [inner, delta, last])
+        values[point.y] = adapted
 
 
-def _module(component: str, node: NodeProto) -> str | None:
+def _node(op_type: str, inputs: list[ir.Value], name: str) -> ir.Node:
+    return ir.node(op_type, inputs, outputs=[ir.val(name)], name=name)
+
+
+def _module(component: str, node: ir.Node) -> str | None:
     """The module that a node was traced from, as the component's own weights name it."""
-    scopes = {prop.key: prop.value for prop in node.metadata_props}.get(SCOPES, "")
-    found = re.findall(rf"'module\.{component}\.([\w.]+)'", scopes)
+    found = re.findall(rf"'module\.{component}\.([\w.]+)'", node.metadata_props.get(SCOPES, ""))
     return found[-1] if found else None
+
+
+def delta_to_residual(model: ir.Model) -> bool:
+    """The low-rank product goes to the residual stream directly: r + (x W + d) becomes (r + d) + x W, where only that
+    one sum reads the inner one.
+
+    TensorRT for RTX 1.7 fails on the first form in a transformer whose o_proj and down_proj both take adapters
+    ("value.h: CHECK(is_const())"), whatever the sizes; it builds the second.
+    """
+    moved, made = False, {*model.graph.inputs, *model.graph.initializers.values()}
+    for node in model.graph:
+        made.update(node.outputs)
+        if node.op_type != "Add" or not (node.inputs[0] and (node.inputs[0].name or "").endswith(BASE)):
+            continue
+        (summed,), (base, delta) = node.outputs, node.inputs
+        uses = list(summed.uses())
+        if summed.is_graph_output() or len(uses) != 1 or uses[0].node.op_type != "Add":
+            continue
+        reader, side = uses[0]
+        residual = reader.inputs[1 - side]
+        if residual not in made:
+            continue  # what it would be added to comes later
+        for place, value in enumerate((residual, delta)):
+            node.replace_input_with(place, value)
+        reader.replace_input_with(1 - side, summed)
+        reader.replace_input_with(side, base)
+        moved = True
+    return moved
 
 
 # What smoothing did to the inputs and outputs of linear layers, so that adapters made for the checkpoint still fit.

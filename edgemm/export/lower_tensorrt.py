@@ -11,13 +11,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import numpy as np
+import onnx_ir as ir
 import torch
-from onnx import ModelProto, TensorProto, helper
 
 from edgemm.errors import InputError
 from edgemm.export.dialects import in_dialect
 from edgemm.export.lower_cuda import in_precision
-from edgemm.export.products import Product, Writer, rewrite_products
+from edgemm.export.passes.rewriting import Writer
+from edgemm.export.products import Product, rewrite_products, write_beside
 from edgemm.export.schemes import TARGETS, precisions_of
 from edgemm.quantize.calibration import reader_of
 from edgemm.quantize.number_formats import BLOCK, E4M3_LARGEST, FLOAT_FORMS, Floats, Integers, as_e4m3, whole_of
@@ -30,18 +31,18 @@ BLOCKS = (64, 128)  # channels a scale of an INT4 weight may cover
 
 def lower_tensorrt(
     component: str,
-    reference: ModelProto,
+    reference: ir.Model,
     spec: Spec,
     precision: str,
     dialect: str,
     sizes: Mapping[str, Mapping[str, int]],
-) -> tuple[ModelProto, str]:
+) -> tuple[ir.Model, str]:
     """The component's graph in the dialect; `precision` is that of what stays in float: fp16 or fp32."""
     model, real = in_precision(component, reference, precision, sizes)
     model = in_dialect(model, dialect)
     rewrite_products(model, lambda writer, product: _write(writer, product, spec), component)
-    if any(node.domain == TRT for node in model.graph.node):
-        model.opset_import.append(helper.make_opsetid(TRT, 1))
+    if any(node.domain == TRT for node in model.graph):
+        model.opset_imports[TRT] = 1
     found = spec.coarsest(component)
     return model, real if found == "fp32" else found
 
@@ -87,7 +88,7 @@ def check_target(spec: Spec, target: str) -> None:
             raise InputError(f"{name}: target {target} has no kernels for {weights}, only: {', '.join(takers)}")
 
 
-def _write(writer: Writer, product: Product, spec: Spec) -> str | None:
+def _write(writer: Writer, product: Product, spec: Spec) -> ir.Value | None:
     layer = spec.layer(product.layer)
     if layer.bits is None or product.layer == HEAD:
         return None
@@ -106,14 +107,14 @@ def _write(writer: Writer, product: Product, spec: Spec) -> str | None:
 # Axes: n output channels, k input channels, g groups along k.
 
 TRT, DYNAMIC_FP4 = "trt", "TRT_FP4DynamicQuantize"  # NVIDIA's own domain and operator
-FP8, FP4 = TensorProto.FLOAT8E4M3FN, TensorProto.FLOAT4E2M1
-KINDS = {"static": (TensorProto.INT8, 127.0), "fp8": (FP8, E4M3_LARGEST)}  # of inputs -> type, largest number
+FP8, FP4 = ir.DataType.FLOAT8E4M3FN, ir.DataType.FLOAT4E2M1
+KINDS = {"static": (ir.DataType.INT8, 127.0), "fp8": (FP8, E4M3_LARGEST)}  # of inputs -> type, largest number
 
 
-def write_qdq(writer: Writer, product: Product, spec: Spec) -> str:
+def write_qdq(writer: Writer, product: Product, spec: Spec) -> ir.Value:
     """Nodes for one product, in the type that its weight has in this graph."""
     layer, name = spec.layer(product.layer), product.layer
-    real = helper.tensor_dtype_to_np_dtype(product.dtype)
+    real = product.dtype.numpy()
     x = product.x
     if layer.activations in RANGED:
         largest = float(spec.tensors[f"{name}.range"].max())
@@ -123,87 +124,81 @@ def write_qdq(writer: Writer, product: Product, spec: Spec) -> str:
         weight = _integers(writer, name, layer, numbers, real)
     else:
         weight = _floats(writer, name, numbers, real)
-    (y,) = writer.add("MatMul", x, weight)
-    branch = spec.low_rank(name)
-    if branch:
-        down, up = (
-            writer.constant(f"{name}.{side}", array.T.astype(real)) for side, array in zip(("down", "up"), branch)
-        )
-        (narrow,) = writer.add("MatMul", product.x, down)
-        (y,) = writer.add("Add", y, *writer.add("MatMul", narrow, up))
-    if product.bias:
-        (y,) = writer.add("Add", y, product.bias)
-    return y
+    return write_beside(writer, product, spec, writer.make("MatMul", x, weight))
 
 
-def _rounded(writer: Writer, x: str, kind: str, site: str, largest: float, real: np.dtype) -> str:
+def _rounded(writer: Writer, x: ir.Value, kind: str, site: str, largest: float, real: np.dtype) -> ir.Value:
     """Layers that read the same activation share these nodes."""
     if kind == "nvfp4":
-        whole = writer.constant(f"{site}.input_whole", whole_of(torch.tensor(largest)).numpy().reshape(()))
-        codes, scales = writer.add(
-            DYNAMIC_FP4, x, whole, outputs=2, domain=TRT, axis=-1, block_size=BLOCK, scale_type=FP8
-        )
-        return _blocks(writer, codes, scales, whole, "", -1, real)
+        whole = writer.constant(whole_of(torch.tensor(largest)).numpy().reshape(()), name=f"{site}.input_whole")
+        codes, scales = writer.make_many(DYNAMIC_FP4, (x, whole), 2, TRT, axis=-1, block_size=BLOCK, scale_type=FP8)
+        return _blocks(writer, codes, scales, whole, None, -1, real)
     dtype, most = KINDS[kind]
     if largest / most < float(np.finfo(real).tiny):
         raise InputError(f"{site}: its inputs are never larger than {largest:g}, too small for {real}")
-    scale = writer.constant(f"{site}.input_scale", np.array(largest / most, real))
-    zero = writer.constant(f"{kind}_zero", _typed(np.zeros((), np.uint8), dtype))
-    return writer.add("DequantizeLinear", *writer.add("QuantizeLinear", x, scale, zero), scale, zero)[0]
+    scale = writer.constant(largest / most, real, name=f"{site}.input_scale")
+    zero = writer.constant(_typed(np.zeros((), np.uint8), dtype), name=f"{kind}_zero")
+    return writer.make("DequantizeLinear", writer.make("QuantizeLinear", x, scale, zero), scale, zero)
 
 
-def _integers(writer: Writer, name: str, layer: Layer, numbers: Integers, real: np.dtype) -> str:
+def _integers(writer: Writer, name: str, layer: Layer, numbers: Integers, real: np.dtype) -> ir.Value:
     middle = 2 ** (numbers.bits - 1)
     codes = numbers.codes.numpy().astype(np.int16).T - middle  # [k, n]
     scales = numbers.scales.numpy().T.astype(real)  # [g, n]
     zeros = numbers.zeros.numpy().astype(np.int16).T - middle
-    kind = TensorProto.INT8 if numbers.bits == 8 else TensorProto.INT4
+    kind = ir.DataType.INT8 if numbers.bits == 8 else ir.DataType.INT4
     if not layer.group:
         scales, zeros = scales[0], zeros[0]
     inputs = (
-        writer.constant(f"{name}.codes", _typed(codes, kind)),
-        writer.constant(f"{name}.scales", scales),
-        writer.constant(f"{name}.zeros", _typed(zeros, kind)),
+        writer.constant(_typed(codes, kind), name=f"{name}.codes"),
+        writer.constant(scales, name=f"{name}.scales"),
+        writer.constant(_typed(zeros, kind), name=f"{name}.zeros"),
     )
     if layer.group:
-        return writer.add("DequantizeLinear", *inputs, axis=0, block_size=layer.group)[0]
-    return writer.add("DequantizeLinear", *inputs, axis=1)[0]
+        return writer.make("DequantizeLinear", *inputs, axis=0, block_size=layer.group)
+    return writer.make("DequantizeLinear", *inputs, axis=1)
 
 
-def _floats(writer: Writer, name: str, numbers: Floats, real: np.dtype) -> str:
+def _floats(writer: Writer, name: str, numbers: Floats, real: np.dtype) -> ir.Value:
     codes, scales = numbers.codes.numpy().T, numbers.scales.T  # [k, n], [g, n]
 
-    def constant(part: str, bits: np.ndarray, kind: int) -> str:
-        return writer.constant(f"{name}.{part}", _typed(bits, kind))
+    def constant(part: str, bits: np.ndarray, kind: ir.DataType) -> ir.Value:
+        return writer.constant(_typed(bits, kind), name=f"{name}.{part}")
 
     if numbers.form == "fp8":
-        scale = writer.constant(f"{name}.scales", scales[0].numpy().astype(real))
+        scale = writer.constant(scales[0].numpy(), real, name=f"{name}.scales")
         zeros = constant("zeros", np.zeros(codes.shape[1], np.uint8), FP8)
-        return writer.add("DequantizeLinear", constant("codes", codes, FP8), scale, zeros, axis=1)[0]
-    whole = writer.constant(f"{name}.whole", numbers.whole.numpy().reshape(()))
+        return writer.make("DequantizeLinear", constant("codes", codes, FP8), scale, zeros, axis=1)
+    whole = writer.constant(numbers.whole.numpy().reshape(()), name=f"{name}.whole")
     bits = as_e4m3(scales).view(torch.uint8).numpy()
     zeros = constant("zeros", np.zeros(bits.shape, np.uint8), FP4)
     return _blocks(writer, constant("codes", codes, FP4), constant("scales", bits, FP8), whole, zeros, 0, real)
 
 
-def _blocks(writer: Writer, codes: str, scales: str, whole: str, zeros: str, axis: int, real: np.dtype) -> str:
-    """NVFP4 back in float: the scales first, then by them the numbers.  `zeros` may be "" beside dynamic scales.
+def _blocks(
+    writer: Writer,
+    codes: ir.Value,
+    scales: ir.Value,
+    whole: ir.Value,
+    zeros: ir.Value | None,
+    axis: int,
+    real: np.dtype,
+) -> ir.Value:
+    """NVFP4 back in float: the scales first, then by them the numbers.  `zeros` may be None beside dynamic scales.
 
     A Cast, because TensorRT for RTX 1.7 parses an output_dtype other than the scales' and then cannot build it.
     """
-    zero = writer.constant("fp8_zero", _typed(np.zeros((), np.uint8), FP8))
-    (scale,) = writer.add("DequantizeLinear", scales, whole, zero)
-    inputs = (codes, scale, zeros) if zeros else (codes, scale)
-    (value,) = writer.add("DequantizeLinear", *inputs, axis=axis, block_size=BLOCK)
-    return value if real == np.float32 else writer.add("Cast", value, to=helper.np_dtype_to_tensor_dtype(real))[0]
+    zero = writer.constant(_typed(np.zeros((), np.uint8), FP8), name="fp8_zero")
+    scale = writer.make("DequantizeLinear", scales, whole, zero)
+    inputs = (codes, scale) if zeros is None else (codes, scale, zeros)
+    value = writer.make("DequantizeLinear", *inputs, axis=axis, block_size=BLOCK)
+    return value if real == np.float32 else writer.make("Cast", value, to=ir.DataType.from_numpy(real))
 
 
-def _typed(codes: np.ndarray, kind: int) -> TensorProto:
+def _typed(codes: np.ndarray, kind: ir.DataType) -> ir.TensorProtocol:
     """Numbers of 4 bits lie two a byte, the first in the low half."""
-    if kind in (TensorProto.INT8, FP8):
-        raw = np.ascontiguousarray(codes.astype(np.uint8)).tobytes()
-    else:
-        flat = (codes.reshape(-1) & 15).astype(np.uint8)
-        flat = np.pad(flat, (0, flat.size % 2))
-        raw = (flat[::2] | (flat[1::2] << 4)).tobytes()
-    return helper.make_tensor("", kind, codes.shape, raw, raw=True)
+    if kind in (ir.DataType.INT8, FP8):
+        return ir.Tensor(codes.astype(np.int8 if kind == ir.DataType.INT8 else np.uint8, order="C"), kind)
+    flat = (codes.reshape(-1) & 15).astype(np.uint8)
+    flat = np.pad(flat, (0, flat.size % 2))
+    return ir.PackedTensor(flat[::2] | (flat[1::2] << 4), kind, shape=codes.shape)

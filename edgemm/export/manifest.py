@@ -26,6 +26,7 @@ from edgemm.bundle.bundle import (
     Manifest,
     Source,
 )
+from edgemm.bundle.files import telling_name
 from edgemm.model.checkpoint import weights_hash
 from edgemm.model.prompts import text_loop
 from edgemm.model.unified import Unified
@@ -62,7 +63,7 @@ def manifest_of(
         name=model.config.name,
         family=model.config.family,
         edgemm_version=edgemm.__version__,
-        source=Source(source.name, hash_of(source)),
+        source=Source(telling_name(source), hash_of(source)),
         components=components,
         targets=targets,
         loops=loops_of(model),
@@ -77,7 +78,10 @@ def manifest_of(
 def papers_of(source: Path, manifest: Manifest) -> dict[str, bytes]:
     """NOTICE, the licence texts it needs, and the checkpoint's model card: path in the bundle -> content."""
     card = source / MODEL_CARD
-    lines = [f"{manifest.name}, exported by edgemm {manifest.edgemm_version} from the checkpoint {source.name}", ""]
+    lines = [
+        f"{manifest.name}, exported by edgemm {manifest.edgemm_version} from the checkpoint {telling_name(source)}",
+        "",
+    ]
     lines += [f"- {entry.what}: {entry.licence}; from {entry.source}" for entry in manifest.licences]
     papers = {"NOTICE": "\n".join([*lines, ""]).encode()}
     if any(entry.licence == "Apache-2.0" for entry in manifest.licences):
@@ -89,7 +93,8 @@ def papers_of(source: Path, manifest: Manifest) -> dict[str, bytes]:
 
 def _licences(model: Unified, source: Path) -> tuple[Licence, ...]:
     """The trained weights are their trainer's: only the model card knows their licence."""
-    found = [Licence(f"weights of {model.config.name}", licence_in(source / MODEL_CARD), f"checkpoint {source.name}")]
+    trained = f"weights of {model.config.name}"
+    found = [Licence(trained, licence_in(source / MODEL_CARD), f"checkpoint {telling_name(source)}")]
     for table, key, what in (
         (TRANSFORMERS, model.config.base or model.config.origin, "transformer"),
         (EYES, "lite0" if model.config.vision.sees else "", "eye"),

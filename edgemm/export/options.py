@@ -24,15 +24,26 @@ def _layers(words: str) -> tuple[str, ...]:
     return tuple(filter(None, words.split(",")))
 
 
+def _precisions() -> str:
+    """`cpu: fp32, int8, int4; cuda, jetson-orin: fp16, ...`."""
+    found: dict[tuple[str, ...], list[str]] = {}
+    for target in TARGETS:
+        found.setdefault(precisions_of(target), []).append(target)
+    return "; ".join(f"{', '.join(targets)}: {', '.join(words)}" for words, targets in found.items())
+
+
 @dataclass(frozen=True)
 class ExportOptions:
     """For one target or several."""
 
-    target: str = option("cpu", f"where it runs, with commas: {', '.join(TARGETS)}", metavar="TARGET,...")
+    target: str = option(
+        "cpu",
+        "where it runs, with commas: " + ", ".join(f"{name} ({row.reads})" for name, row in TARGETS.items()),
+        metavar="TARGET,...",
+    )
     precision: str | None = option(
         None,
-        "; ".join(f"{target}: {', '.join(precisions_of(target))}" for target in TARGETS)
-        + " (default: the first); or one each: cpu=int8,rtx=fp16",
+        _precisions() + " (default: the first); or one each: cpu=int8,rtx=fp16",
         metavar="PRECISION",
     )
     max_context: int | None = option(

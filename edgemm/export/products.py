@@ -9,16 +9,15 @@ from __future__ import annotations
 import ast
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
-from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper, numpy_helper
+import onnx_ir as ir
 
 from edgemm.bundle.components import COMPONENTS
-from edgemm.export.passes.rewriting import replace_nodes
-from edgemm.quantize.spec import HEAD
+from edgemm.export.passes.rewriting import Writer, dims, drop_unread, stored
+from edgemm.quantize.spec import HEAD, Spec
 
-__all__ = ["SCOPES", "Product", "Table", "Writer", "copy_to_rewrite", "products_of", "rewrite_products", "tables_of"]
+__all__ = ["SCOPES", "Product", "Table", "products_of", "rewrite_products", "tables_of", "write_beside"]
 
 PRODUCTS = ("MatMul", "Gemm")
 SCOPES = "pkg.torch.onnx.name_scopes"
@@ -28,21 +27,36 @@ SCOPES = "pkg.torch.onnx.name_scopes"
 class Product:
     """A MatMul or Gemm of an activation with a constant, or the embedding's Gather."""
 
-    node: NodeProto
+    node: ir.Node
     layer: str  # torch's name: transformer.layers.3.mlp.down_proj
-    x: str  # the activation, or the ids that are looked up
-    bias: str | None
-    dtype: int  # TensorProto.FLOAT or FLOAT16, of the weight
-    stored: TensorProto  # the constant
+    stored: ir.Value  # the constant
     across: bool = False  # it lies (n, k), not [k, n]
 
     @property
     def is_lookup(self) -> bool:
         return self.node.op_type == "Gather"
 
+    @property
+    def x(self) -> ir.Value:
+        """The activation, or the ids that are looked up; asked for when it is wanted, for what makes it may change."""
+        value = self.node.inputs[1 if self.is_lookup else 0]
+        assert value is not None
+        return value
+
+    @property
+    def bias(self) -> ir.Value | None:
+        return self.node.inputs[2] if len(self.node.inputs) > 2 else None
+
+    @property
+    def dtype(self) -> ir.DataType:
+        """FLOAT or FLOAT16, of the weight."""
+        assert self.stored.dtype is not None
+        return self.stored.dtype
+
     def weight(self) -> np.ndarray:
         """(n, k)."""
-        array = numpy_helper.to_array(self.stored)
+        array = stored(self.stored)
+        assert array is not None
         return array if self.across else array.T
 
 
@@ -51,160 +65,83 @@ class Table:
     """A constant that is no product's, but may be stored small: a filter of one pixel, letters of visual words."""
 
     layer: str
-    stored: TensorProto
+    stored: ir.Value
 
     def weight(self) -> np.ndarray:
         """(n, k)."""
-        array = numpy_helper.to_array(self.stored)
+        array = stored(self.stored)
+        assert array is not None
         return array.reshape(len(array), -1)
 
 
-class Writer:
-    """Adds nodes and constants to a graph that is being rewritten; equal ones are made once."""
-
-    def __init__(self, model: ModelProto) -> None:
-        self.model = model
-        self.nodes: list[NodeProto] = []
-        self.made: dict[tuple[object, ...], tuple[str, ...]] = {}
-        self.taken = {name for node in model.graph.node for name in node.output}
-        self.taken |= {tensor.name for tensor in model.graph.initializer}
-
-    def constant(self, name: str, array: np.ndarray | TensorProto) -> str:
-        """A weight under a name of its own."""
-        if ("constant", name) not in self.made:
-            tensor = array if isinstance(array, TensorProto) else numpy_helper.from_array(np.ascontiguousarray(array))
-            tensor.name = self._fresh(name)
-            self.model.graph.initializer.append(tensor)
-            self.made["constant", name] = (tensor.name,)
-        return self.made["constant", name][0]
-
-    def add(
-        self, op_type: str, *inputs: str, outputs: int = 1, domain: str = "", output: str = "", **attributes: Any
-    ) -> list[str]:
-        """`output` names what others know already: that node is made even where there is an equal one."""
-        if output:
-            self.nodes.append(
-                helper.make_node(op_type, list(inputs), [output], name=output, domain=domain, **attributes)
-            )
-            return [output]
-        key = (op_type, inputs, repr(sorted(attributes.items())))
-        if key not in self.made:
-            base = next(filter(None, inputs)) if inputs else op_type
-            names = tuple(self._fresh(f"{base}/{op_type}") for _ in range(outputs))
-            node = helper.make_node(op_type, list(inputs), list(names), name=names[0], domain=domain, **attributes)
-            self.nodes.append(node)
-            self.made[key] = names
-        return list(self.made[key])
-
-    def _fresh(self, name: str) -> str:
-        free, number = name, 0
-        while free in self.taken:
-            number += 1
-            free = f"{name}_{number}"
-        self.taken.add(free)
-        return free
-
-
 def rewrite_products(
-    model: ModelProto, write: Callable[[Writer, Product], str | None], component: str = "transformer"
+    model: ir.Model, write: Callable[[Writer, Product], ir.Value | None], component: str = "transformer"
 ) -> None:
     """In `model` itself: `write` answers with the value that stands for the product (bias included), None to leave it.
 
     Weights that nobody reads any more are dropped.
     """
-    found = {id(product.node): product for product in products_of(model, component)}
     writer = Writer(model)
-    before = list(model.graph.node)
-    for node in before:
-        product = found.get(id(node))
-        value = write(writer, product) if product else None
-        if value is None:
-            writer.nodes.append(node)
-        else:
-            _rename_output(writer.nodes, value, node.output[0])
-            writer.made = {key: names for key, names in writer.made.items() if value not in names}
-    replace_nodes(model, writer.nodes)
+    for product in list(products_of(model, component)):
+        writer.place = product.node
+        value = write(writer, product)
+        if value is not None:
+            writer.replace(product.node, value)
+    drop_unread(model)
 
 
-def copy_to_rewrite(model: ModelProto, replaced: Callable[[Product], bool], component: str) -> ModelProto:
-    """A copy whose products may be rewritten where `replaced` says so: weights that nobody else reads are sizes without
-    numbers in it, because a second copy of a large model is what memory has no room for."""
-    gone = {id(product.node): product for product in products_of(model, component) if replaced(product)}
-    read = {value.name for value in model.graph.output}
-    for node in reversed(model.graph.node):
-        product = gone.get(id(node))
-        if read & set(node.output):
-            read |= {product.x, product.bias or ""} if product else set(node.input)
-    copy = ModelProto(
-        ir_version=model.ir_version,
-        opset_import=model.opset_import,
-        functions=model.functions,
-        metadata_props=model.metadata_props,
-    )
-    inner = model.graph
-    copy.graph.MergeFrom(
-        GraphProto(
-            name=inner.name, node=inner.node, input=inner.input, output=inner.output, value_info=inner.value_info
+def write_beside(writer: Writer, product: Product, spec: Spec, y: ir.Value) -> ir.Value:
+    """The product y with what is added to it: the spec's low-rank branch, and its bias."""
+    branch = spec.low_rank(product.layer)
+    if branch:
+        down, up = (
+            writer.constant(array.T, product.dtype.numpy(), name=f"{product.layer}.{side}")
+            for side, array in zip(("down", "up"), branch)
         )
-    )
-    for tensor in inner.initializer:
-        if tensor.name in read:
-            copy.graph.initializer.append(tensor)
-        else:
-            copy.graph.initializer.add(name=tensor.name, data_type=tensor.data_type, dims=tensor.dims)
-    return copy
+        y = writer.make("Add", y, writer.make("MatMul", writer.make("MatMul", product.x, down), up))
+    return writer.make("Add", y, product.bias) if product.bias is not None else y
 
 
-def products_of(model: ModelProto, component: str) -> Iterator[Product]:
+def products_of(model: ir.Model, component: str) -> Iterator[Product]:
     """In the graph's order; a layer whose name does not begin with a component's gets this one's."""
-    weights = {tensor.name: tensor for tensor in model.graph.initializer}
-    turned = {n.output[0]: n.input[0] for n in model.graph.node if n.op_type == "Transpose" and n.input[0] in weights}
-    for number, node in enumerate(model.graph.node):
-        if node.op_type == "Gather" and node.input[0] in weights and _is_embedding(node):
-            table = weights[node.input[0]]
-            yield Product(node, HEAD, node.input[1], None, table.data_type, table, True)
+    for number, node in enumerate(model.graph):
+        if node.op_type == "Gather":
+            table, ids = node.inputs
+            if table and ids and table.is_initializer() and _is_embedding(table, ids):
+                yield Product(node, HEAD, table, True)
         elif node.op_type in PRODUCTS:
-            name = turned.get(node.input[1], node.input[1])
-            if name not in weights or len(weights[name].dims) != 2:
+            weight = node.inputs[1]
+            turned = weight.producer() if weight is not None else None
+            is_turned = turned is not None and turned.op_type == "Transpose"
+            weight = turned.inputs[0] if turned is not None and is_turned else weight
+            if weight is None or not weight.is_initializer() or len(dims(weight)) != 2:
                 continue
-            bias = node.input[2] if len(node.input) > 2 and node.input[2] else None
-            flagged = any(a.name == "transB" and a.i for a in node.attribute)
-            across = flagged != (node.input[1] in turned)
-            layer = _layer_of(node, name, component) or f"{component}.product_{number}"
-            yield Product(node, layer, node.input[0], bias, weights[name].data_type, weights[name], across)
+            across = bool(node.attributes.get_int("transB", 0)) != is_turned
+            layer = _layer_of(node, weight.name or "", component) or f"{component}.product_{number}"
+            yield Product(node, layer, weight, across)
 
 
-def tables_of(model: ModelProto, component: str) -> Iterator[Table]:
-    weights = {tensor.name: tensor for tensor in model.graph.initializer if tensor.data_type == TensorProto.FLOAT}
-    for node in model.graph.node:
-        if node.op_type == "Conv" and node.input[1] in weights:
-            filters = weights[node.input[1]]
-            if all(size == 1 for size in filters.dims[2:]) and all(
-                a.name != "group" or a.i == 1 for a in node.attribute
-            ):
-                yield Table(f"{component}.{filters.name.removeprefix('module.').removesuffix('.weight')}", filters)
-        elif node.op_type == "GatherND" and node.input[0] in weights:
-            yield Table(f"{component}.words.letters", weights[node.input[0]])
+def tables_of(model: ir.Model, component: str) -> Iterator[Table]:
+    for node in model.graph:
+        value = node.inputs[0] if node.op_type == "GatherND" else node.inputs[1] if node.op_type == "Conv" else None
+        if value is None or not value.is_initializer() or value.dtype != ir.DataType.FLOAT:
+            continue
+        if node.op_type == "GatherND":
+            yield Table(f"{component}.words.letters", value)
+        elif all(size == 1 for size in dims(value)[2:]) and node.attributes.get_int("group", 1) == 1:
+            name = (value.name or "").removeprefix("module.").removesuffix(".weight")
+            yield Table(f"{component}.{name}", value)
 
 
-def _is_embedding(node: NodeProto) -> bool:
+def _is_embedding(table: ir.Value, ids: ir.Value) -> bool:
     """Where the head is tied the table may go by the head's name."""
-    return "embed_tokens.weight" in node.input[0] or node.input[1] == "input_ids"
+    return "embed_tokens.weight" in (table.name or "") or ids.name == "input_ids"
 
 
-def _layer_of(node: NodeProto, weight: str, component: str) -> str:
+def _layer_of(node: ir.Node, weight: str, component: str) -> str:
     if "embed_tokens.weight" in weight:
         return HEAD
-    scopes = {prop.key: prop.value for prop in node.metadata_props}.get(SCOPES, "[]")
+    scopes = node.metadata_props.get(SCOPES, "[]")
     names: Sequence[str] = [name for name in ast.literal_eval(scopes) if str(name).startswith("module.")]
     layer = names[-1].removeprefix("module.") if names else ""
     return layer if not layer or layer.partition(".")[0] in COMPONENTS else f"{component}.{layer}"
-
-
-def _rename_output(nodes: list[NodeProto], value: str, name: str) -> None:
-    """The last node that was written makes what others know by `name`."""
-    for node in nodes:
-        for names in (node.input, node.output):
-            for place, found in enumerate(names):
-                if found == value:
-                    names[place] = name

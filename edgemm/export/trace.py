@@ -11,13 +11,14 @@ import logging
 import warnings
 from collections.abc import Iterator, Mapping
 
+import onnx_ir as ir
 import torch
-from onnx import ModelProto, ValueInfoProto
 from torch import Tensor, nn
 
 from edgemm.bundle.components import TensorSpec
 from edgemm.errors import CheckFailedError
 from edgemm.export.component_graphs import ComponentGraph
+from edgemm.export.passes.rewriting import dims, infer
 from edgemm.export.products import SCOPES
 
 __all__ = ["OPSET", "trace", "quiet"]
@@ -39,8 +40,8 @@ class _Positional(nn.Module):
         return self.module(*tensors)
 
 
-def trace(graph: ComponentGraph) -> ModelProto:
-    """The component as an ONNX model.
+def trace(graph: ComponentGraph) -> ir.Model:
+    """The component as an ONNX model, whose weights are the module's own: it is not to be changed afterwards.
 
     Raises CheckFailedError when the tracer took the size of a named axis for a constant.
     """
@@ -62,21 +63,24 @@ def trace(graph: ComponentGraph) -> ModelProto:
             verbose=False,
         )
     assert program is not None
-    model = program.model_proto
-    _forget_addresses(model)
-    for specs, values in ((graph.inputs, model.graph.input), (graph.outputs, model.graph.output)):
+    model = program.model
+    for node in model.graph:
+        _forget_notes(node)
+    for specs, values in ((graph.inputs, model.graph.inputs), (graph.outputs, model.graph.outputs)):
         for spec, value in zip(specs, values, strict=True):
             _name_axes(graph.name, spec, value)
+    infer(model)
     return model
 
 
-def _forget_addresses(model: ModelProto) -> None:
+def _forget_notes(node: ir.Node) -> None:
     """Of what the tracer notes beside a node only its place in the module is used; the rest may hold a function's
-    address, and differ from one process to the next."""
-    for node in model.graph.node:
-        kept = [prop for prop in node.metadata_props if prop.key == SCOPES]
-        del node.metadata_props[:]
-        node.metadata_props.extend(kept)
+    address, and differ from one process to the next.  Shapes have the tracer's own names of axes."""
+    for name in node.metadata_props.keys() - {SCOPES}:
+        del node.metadata_props[name]
+    for value in node.outputs:
+        if not value.is_graph_output():
+            value.shape = None
 
 
 def _example(spec: TensorSpec, multiples: Mapping[str, int]) -> Tensor:
@@ -85,19 +89,13 @@ def _example(spec: TensorSpec, multiples: Mapping[str, int]) -> Tensor:
     return torch.zeros(shape, dtype=getattr(torch, spec.dtype))
 
 
-def _name_axes(component: str, spec: TensorSpec, value: ValueInfoProto) -> None:
+def _name_axes(component: str, spec: TensorSpec, value: ir.Value) -> None:
     """Write the contract's axis names over the tracer's."""
     assert value.name == spec.name
-    shape = value.type.tensor_type.shape
-    for dim, entry in zip(shape.dim, spec.shape, strict=True):
-        fixed = dim.dim_value if dim.HasField("dim_value") else None
-        if fixed is not None and fixed != entry:
-            raise CheckFailedError(f"{component}: tracing fixed axis {entry!r} of {spec.name} at {fixed}")
-        dim.Clear()
-        if isinstance(entry, str):
-            dim.dim_param = entry
-        else:
-            dim.dim_value = entry
+    for found, entry in zip(dims(value), spec.shape, strict=True):
+        if isinstance(found, int) and found != entry:
+            raise CheckFailedError(f"{component}: tracing fixed axis {entry!r} of {spec.name} at {found}")
+    value.shape = ir.Shape(spec.shape)
 
 
 # Silence for libraries that talk to their own developers: log lines on the root logger, bars and notes on stdout.

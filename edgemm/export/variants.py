@@ -10,31 +10,30 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any, Protocol
 
-from onnx import ModelProto
+import onnx_ir as ir
 from torch import Tensor
 
 from edgemm import progress
 from edgemm.bundle.bundle import BundleWriter, Component, Variant
 from edgemm.errors import UsageError
-from edgemm.export.adapter_points import adapter_inputs, adapter_points
+from edgemm.export.adapter_points import adapter_inputs, adapter_points, delta_to_residual
 from edgemm.export.component_graphs import ComponentGraph
 from edgemm.export.dialects import in_dialect
-from edgemm.export.lower_cpu import CONTRIB, lower_ort_cpu
+from edgemm.export.graph_file import StoredWeights
+from edgemm.export.lower_cpu import lower_ort_cpu
 from edgemm.export.lower_cuda import fixed_sizes, graph_specs, lower_float, lower_ort_cuda
 from edgemm.export.lower_tensorrt import check_target, lower_tensorrt
 from edgemm.export.options import ADAPTER_RANK
 from edgemm.export.ort_cpu_graph import for_ort_cpu
-from edgemm.export.passes.delta_to_residual import delta_to_residual
-from edgemm.export.products import copy_to_rewrite
+from edgemm.export.passes.rewriting import CONTRIB
 from edgemm.export.schemes import Scheme
-from edgemm.export.stored_weights import StoredWeights
 from edgemm.export.trace import OPSET
 from edgemm.model.unified import Unified
 from edgemm.quantize.spec import Spec
 
 __all__ = ["Components", "Wanted", "lower", "native_sizes", "write_graphs"]
 
-Trace = Callable[[ComponentGraph], ModelProto]
+Trace = Callable[[ComponentGraph], ir.Model]
 Sizes = Mapping[str, Mapping[str, int]]  # component -> axis -> its size, for dialects that fix it
 
 
@@ -108,7 +107,7 @@ def write_graphs(
                 if scheme.on_cpu:
                     if wanted.adapters is not None:
                         adapter_inputs(lowered, adapter_points(name, reference, wanted.adapters))
-                    for_ort_cpu(lowered, reference, _longest(wanted.sizes, inputs[name]))
+                    for_ort_cpu(lowered, _longest(wanted.sizes, inputs[name]))
                 done[kind] = f"{lowering if _has_contrib(lowered) else scheme.dialect}-{real}"
                 if done[kind] not in variants:
                     path = f"components/{beside}/{'' if beside == name else f'{name}-'}{done[kind]}.onnx"
@@ -125,32 +124,24 @@ def write_graphs(
     return written
 
 
-def _adaptable(name: str, reference: ModelProto, adapters: tuple[str, ...] | None) -> ModelProto:
+def _adaptable(name: str, reference: ir.Model, adapters: tuple[str, ...] | None) -> ir.Model:
     """With inputs for low-rank adapters; they take part in the lowering, so a float16 graph casts them itself.  A CPU's
     own lowering would round such products too, so it gets the inputs after it."""
     points = [] if adapters is None else adapter_points(name, reference, adapters)
     if not points:
         return reference
-    copy = _copied(reference)
+    copy = reference.clone()
     adapter_inputs(copy, points)
     delta_to_residual(copy)
     return copy
 
 
-def _copied(reference: ModelProto) -> ModelProto:
-    """What is saved gives its weights away, and the next plan wants them too."""
-    copy = ModelProto()
-    copy.CopyFrom(reference)
-    return copy
-
-
-def lower(name: str, reference: ModelProto, scheme: Scheme, spec: Spec | None, sizes: Sizes) -> tuple[ModelProto, str]:
+def lower(name: str, reference: ir.Model, scheme: Scheme, spec: Spec | None, sizes: Sizes) -> tuple[ir.Model, str]:
     """The component's graph for the scheme's target, and the precision to call it by."""
     if scheme.on_cpu:
         if spec is None:
-            return _copied(reference), scheme.real
-        copy = copy_to_rewrite(reference, lambda product: bool(spec.layer(product.layer).bits), name)
-        return lower_ort_cpu(name, copy, spec)
+            return reference.clone(), scheme.real
+        return lower_ort_cpu(name, reference.clone(), spec)
     if spec and spec.document.cache != "float":
         raise UsageError(f"the spec has an {spec.document.cache} K/V cache, which target {scheme.target} does not take")
     try:
@@ -169,20 +160,20 @@ def _longest(sizes: Sizes, example: dict[str, Tensor]) -> int:
     return max([sizes.get("transformer", {}).get("T", 0), *(t.shape[2] for t in example.values() if t.ndim == 4)])
 
 
-def _has_contrib(lowered: ModelProto) -> bool:
+def _has_contrib(lowered: ir.Model) -> bool:
     """Operators of ONNX Runtime's own."""
-    return any(opset.domain == CONTRIB for opset in lowered.opset_import)
+    return CONTRIB in lowered.opset_imports
 
 
-def _described(path: str, data: Path | None, lowered: ModelProto, precision: str, scheme: Scheme) -> Variant:
+def _described(path: str, data: Path | None, lowered: ir.Model, precision: str, scheme: Scheme) -> Variant:
     """A graph that was written, for the manifest."""
     dialect = f"opset{OPSET}" if scheme.on_cpu else scheme.dialect
-    dialect += "".join(f"+{opset.domain}" for opset in lowered.opset_import if opset.domain)
+    dialect += "".join(f"+{domain}" for domain in lowered.opset_imports if domain)
     return Variant(
         graph=path,
         data=str(PurePosixPath(path).with_name(data.name)) if data else None,
         dialect=dialect,
         precision=precision,
-        inputs=graph_specs(lowered.graph.input),
-        outputs=graph_specs(lowered.graph.output),
+        inputs=graph_specs(lowered.graph.inputs),
+        outputs=graph_specs(lowered.graph.outputs),
     )

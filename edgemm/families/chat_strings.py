@@ -13,7 +13,7 @@ from typing import Any
 from edgemm.bundle.loops import TextTemplate
 from edgemm.errors import CheckpointError
 
-__all__ = ["ChatStrings", "added_around", "chat_strings", "plain_strings"]
+__all__ = ["ChatStrings", "added_around", "chat_strings", "plain_strings", "says"]
 
 MARKS = tuple(f"mark{letter}ends" for letter in "QXWZK")  # what no template says
 Render = Callable[[list[dict[str, Any]]], str]  # messages -> the string, up to where the reply starts
@@ -29,7 +29,19 @@ class ChatStrings:
 
 def plain_strings(opening: str = "", reply_open: str = "") -> ChatStrings:
     """For models without a chat template: what is asked is simply continued."""
-    return ChatStrings(TextTemplate("", "", reply_open, "", "", "", "", opening, reply_open, False), "", "", False)
+    template = TextTemplate(
+        user_open="",
+        user_close="",
+        assistant_open=reply_open,
+        assistant_close="",
+        system_open="",
+        system_close="",
+        system_default="",
+        opening=opening,
+        reply_open=reply_open,
+        takes_system=False,
+    )
+    return ChatStrings(template, "", "", False)
 
 
 def added_around(tokenizer: Any) -> tuple[str, str]:
@@ -58,8 +70,8 @@ def chat_strings(render: Render, place: str | None, folder: Any) -> ChatStrings:
 
 
 def _cut(render: Render, place: str | None, q: str, answer: str, other: str, system: str) -> ChatStrings:
-    before, ask = _split(render([_says("user", q)]), q)
-    first, rest = _split(render([_says("user", q), _says("assistant", answer), _says("user", other)]), q)
+    before, ask = _split(render([says("user", q)]), q)
+    first, rest = _split(render([says("user", q), says("assistant", answer), says("user", other)]), q)
     reply, rest = _split(rest, answer)
     between, last = _split(rest, other)
     if first != before or last != ask:
@@ -67,7 +79,7 @@ def _cut(render: Render, place: str | None, q: str, answer: str, other: str, sys
     user_open = _common_end(before, between)
     shared = _common_start(reply, ask)  # the end of a question, and what starts a reply
     try:
-        head, rest = _split(render([_says("system", system), _says("user", q)]), system)
+        head, rest = _split(render([says("system", system), says("user", q)]), system)
         takes_system = rest.endswith(user_open + q + ask)
         tail = rest[: len(rest) - len(user_open + q + ask)]
     except Exception:  # templates refuse a system message in many ways
@@ -84,13 +96,13 @@ def _cut(render: Render, place: str | None, q: str, answer: str, other: str, sys
         reply_open=ask[len(shared) :],
         takes_system=takes_system,
     )
-    strip = f" {q} " not in render([_says("user", f" {q} ")])
+    strip = render([says("user", f" {q} ")]) == render([says("user", q)])
     image_between, image_close = _around_pictures(render, place, before, ask, q) if place else ("", "")
     return ChatStrings(template, image_between, image_close, strip)
 
 
 def _around_pictures(render: Render, place: str, before: str, ask: str, q: str) -> tuple[str, str]:
-    whole = render([_says("user", q, pictures=2)])
+    whole = render([says("user", q, pictures=2)])
     if not (whole.startswith(before + place) and whole.endswith(q + ask)):
         raise ValueError("pictures do not come right before the text of their message")
     _, between, rest = whole[: len(whole) - len(q + ask)].split(place)
@@ -102,9 +114,9 @@ def _try_out(render: Render, found: ChatStrings, place: str | None, folder: Any)
     t = found.template
     for pictures in (0, *((1, 3) if place else ())):
         for system in ("", *(("Be brief.",) if t.takes_system else ())):
-            messages = [_says("system", system)] if system else []
-            messages += [_says("user", "Who?", pictures), _says("assistant", "Me."), _says("user", "Why?")]
-            messages += [_says("assistant", "So."), _says("user", "And then?")]
+            messages = [says("system", system)] if system else []
+            messages += [says("user", "Who?", pictures), says("assistant", "Me."), says("user", "Why?")]
+            messages += [says("assistant", "So."), says("user", "And then?")]
             seen = found.image_between.join([place or ""] * pictures) + (found.image_close if pictures else "")
             ours = t.system_open + system + t.system_close if system else t.opening
             ours += t.user_open + seen + "Who?" + t.user_close + t.assistant_open + "Me." + t.assistant_close
@@ -116,7 +128,8 @@ def _try_out(render: Render, found: ChatStrings, place: str | None, folder: Any)
                 )
 
 
-def _says(role: str, text: str, pictures: int = 0) -> dict[str, Any]:
+def says(role: str, text: str, pictures: int = 0) -> dict[str, Any]:
+    """A message as processors take it."""
     return {"role": role, "content": [{"type": "image"}] * pictures + [{"type": "text", "text": text}]}
 
 

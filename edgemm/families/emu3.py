@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from edgemm.bundle.loops import ImageTokensLoop, TextLoop
+from edgemm.bundle.reading import read_text, reading
 from edgemm.errors import CheckpointError
 from edgemm.families.family import CODE_IDS, Parts, Pieces, component, id_table
 from edgemm.families.hf_checkpoint import Checkpoint
@@ -94,8 +95,9 @@ def parts(checkpoint: Checkpoint) -> Parts:
 def _canvas(checkpoint: Checkpoint) -> dict[str, Any]:
     """Shape and size of what is drawn: processor_config.json's word, which the library itself leaves to the caller."""
     path, usual = checkpoint.folder / "processor_config.json", checkpoint.processor
-    said = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    return {"ratio": said.get("ratio", usual.ratio), "image_area": said.get("image_area", usual.image_area)}
+    with reading(path, kind=CheckpointError):
+        said = json.loads(read_text(path)) if path.is_file() else {}
+        return {"ratio": said.get("ratio", usual.ratio), "image_area": said.get("image_area", usual.image_area)}
 
 
 def _side(eye: Any, factor: int) -> int:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from edgemm.bundle.reading import read_text, reading
 from edgemm.errors import CheckpointError, InputError, UsageError
 
 __all__ = ["Found", "find_foreign", "other_folders"]
@@ -22,6 +23,12 @@ class Found:
     config: dict[str, Any]
     others: Mapping[str, Path] = field(default_factory=dict)  # folders of what is published apart, by name
 
+    @property
+    def packed(self) -> str | None:
+        """Who packed the weights, "gptq" or "awq" for example, as config.json says; None where they are plain."""
+        told = self.config.get("quantization_config") or self.config.get("compression_config")
+        return str(told.get("quant_method", "compressed-tensors")) if isinstance(told, dict) else None
+
     def other(self, name: str, what: str) -> Path:
         """A folder that the caller has named; CheckpointError says `what` it is and how to name it."""
         if name not in self.others:
@@ -32,14 +39,18 @@ class Found:
 
 def find_foreign(folder: Path) -> Found | None:
     """None where it is no Hugging Face model: then it may be a checkpoint of edgemm's own."""
+    path = folder / "config.json"
     try:
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        with reading(path):
+            config = json.loads(read_text(path))
+    except InputError:
         return None  # the native loader says what is wrong
-    if not isinstance(config, dict) or not config.keys() & {"architectures", "model_type"}:
+    if not isinstance(config, dict) or not config.keys() & {"architectures", "model_type", "_class_name"}:
         return None
-    names = config.get("architectures") or [f"(none named, model_type {config.get('model_type')!r})"]
-    return Found(folder, str(names[0]), config)
+    class_name = config.get("_class_name")  # of what was saved through diffusers
+    names = config.get("architectures") or [class_name or f"(none named, model_type {config.get('model_type')!r})"]
+    with reading(path, "architectures", CheckpointError):
+        return Found(folder, str(names[0]), config)
 
 
 def other_folders(named: Iterable[str]) -> dict[str, Path]:

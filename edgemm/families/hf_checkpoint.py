@@ -7,6 +7,7 @@ a pickle may hold a program.  Weights that bitsandbytes packed are loaded as flo
 from __future__ import annotations
 
 import contextlib
+import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -17,15 +18,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from edgemm.errors import CheckpointError, EdgemmError, MissingError
+from edgemm.bundle.reading import check_is_file, read_text, reading
+from edgemm.errors import CheckpointError, MissingError
 from edgemm.export.trace import quiet
 from edgemm.families.folder import Found
 from edgemm.model.bitsandbytes_weights import is_packed
-from edgemm.model.pretrained import read_tensors
+from edgemm.model.pretrained import check_tensors, read_tensors
 
-__all__ = ["Checkpoint", "greedy", "open_checkpoint", "skeleton"]
+__all__ = ["Checkpoint", "greedy", "no_weights", "open_checkpoint", "skeleton"]
 
 GENERATION = "generation_config.json"
+INDEX = "model.safetensors.index.json"
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 
 
@@ -36,6 +39,7 @@ class Checkpoint:
     folder: Path
     architecture: str
     model: Any
+    words: Path | None = None  # where the tokenizer is published apart
 
     @property
     def config(self) -> Any:
@@ -46,7 +50,7 @@ class Checkpoint:
         """Tokenizer and picture rules together; for models that read pictures."""
         from transformers import AutoProcessor
 
-        with complaints(self.folder, "its processor cannot be read"), quiet():
+        with reading(self.folder, "its processor cannot be read", CheckpointError), quiet():
             return AutoProcessor.from_pretrained(self.folder, trust_remote_code=False, local_files_only=True)
 
     @cached_property
@@ -54,17 +58,18 @@ class Checkpoint:
         """The picture rules alone: a processor that also takes video cannot be read where torchvision is missing."""
         from transformers import AutoImageProcessor
 
-        with complaints(self.folder, "its image processor cannot be read"), quiet():
+        with reading(self.folder, "its image processor cannot be read", CheckpointError), quiet():
             return AutoImageProcessor.from_pretrained(self.folder, trust_remote_code=False, local_files_only=True)
 
     @cached_property
     def tokenizer(self) -> Any:
         from transformers import AutoTokenizer
 
-        with complaints(self.folder, "its tokenizer cannot be read"), quiet():
-            found = AutoTokenizer.from_pretrained(self.folder, trust_remote_code=False, local_files_only=True)
+        folder = self.words or self.folder
+        with reading(folder, "its tokenizer cannot be read", CheckpointError), quiet():
+            found = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
         if not hasattr(found, "backend_tokenizer"):
-            raise CheckpointError(f"{self.folder}: a tokenizer without a tokenizer.json; the runtime reads no other")
+            raise CheckpointError(f"{folder}: a tokenizer without a tokenizer.json; the runtime reads no other")
         return found
 
     @property
@@ -90,12 +95,12 @@ def open_checkpoint(found: Found, family: ModuleType | None = None) -> Checkpoin
     opened = getattr(family, "open_model", None)
     if opened is not None:
         with quiet():
-            return Checkpoint(found.folder, found.architecture, opened(found).eval())
-    if not list(found.folder.glob("*.safetensors")):
-        pickles = sorted(path.name for kind in PICKLES for path in found.folder.glob(kind))
-        what = f"only {pickles[0]}, a pickle, which may hold a program" if pickles else "no weights"
-        raise CheckpointError(f"{found.folder}: {what}; expected *.safetensors (convert it where you trust it)")
-    with complaints(found.folder, "the library cannot load it"), quiet(), _without_bars():
+            words = found.others.get(getattr(family, "TOKENIZER", ""))
+            return Checkpoint(found.folder, found.architecture, opened(found).eval(), words)
+    _check_files(found.folder)
+    if not (_by_index(found.folder) or list(found.folder.glob("*.safetensors"))):
+        raise no_weights(found.folder)
+    with reading(found.folder, "the library cannot load it", CheckpointError), quiet(), _without_bars():
         folder, weights = _weights(found)
         model, loading = _class_of(found).from_pretrained(
             folder,
@@ -116,6 +121,39 @@ def open_checkpoint(found: Found, family: ModuleType | None = None) -> Checkpoin
     return Checkpoint(found.folder, found.architecture, model.eval())
 
 
+def _by_index(folder: Path) -> set[str]:
+    """Files that an index names, which may lie in folders below; CheckpointError where one is missing or elsewhere."""
+    index = folder / INDEX
+    if not index.is_file():
+        return set()
+    with reading(index, "no index of weights", CheckpointError):
+        named = set(json.loads(read_text(index))["weight_map"].values())
+        for name in named:
+            if Path(name).is_absolute() or ".." in Path(name).parts:
+                raise CheckpointError(f"{index}: weight_map names {name!r}, which is no file of this folder")
+        missing = sorted(name for name in named if not (folder / name).is_file())
+    if missing:
+        raise CheckpointError(f"{folder}: {len(missing)} of {len(named)} files are missing, for example {missing[0]}")
+    return named
+
+
+def no_weights(folder: Path) -> CheckpointError:
+    """Of a folder without *.safetensors."""
+    pickles = sorted(path.name for kind in PICKLES for path in folder.glob(kind))
+    what = f"only {pickles[0]}, a pickle, which may hold a program" if pickles else "no weights"
+    return CheckpointError(f"{folder}: {what}; expected *.safetensors (convert it where you trust it)")
+
+
+def _check_files(folder: Path) -> None:
+    """Nothing that its library would wait for, and nothing cut."""
+    with reading(folder, kind=CheckpointError):
+        for path in sorted(folder.iterdir()):
+            if not path.is_dir():
+                check_is_file(path, "a file of a model", CheckpointError)
+            if path.suffix == ".safetensors":
+                check_tensors(path)
+
+
 def _weights(found: Found) -> tuple[Path | None, dict[str, Any]]:
     """What the library loads: the folder as it is, or the floats that bitsandbytes packed there.
 
@@ -133,7 +171,7 @@ def skeleton(found: Found, family: ModuleType | None = None) -> Any:
     own = getattr(family, "skeleton", None)
     if own is not None:
         return own(found)
-    with complaints(found.folder, "config.json cannot be read"), quiet():
+    with reading(found.folder, "config.json cannot be read", CheckpointError), quiet():
         config = _config(found)
         with torch.device("meta"):
             return _class_of(found)(config)
@@ -166,17 +204,6 @@ def _without_bars() -> Iterator[None]:
     finally:
         if shown:
             logging.enable_progress_bar()
-
-
-@contextlib.contextmanager
-def complaints(folder: Path, what: str) -> Iterator[None]:
-    """The library's many kinds of errors about a folder, as one of ours."""
-    try:
-        yield
-    except EdgemmError:
-        raise
-    except Exception as error:  # they share no base
-        raise CheckpointError(f"{folder}: {what}: {' '.join(str(error).split())[:300]}") from error
 
 
 @torch.no_grad()

@@ -14,7 +14,13 @@ from torch import Tensor, nn
 from edgemm.bundle.loops import ImageTokensLoop, TextLoop
 from edgemm.families.family import Parts, Pieces, component
 from edgemm.families.hf_checkpoint import Checkpoint
-from edgemm.families.llama import check_llama_shaped, example_tokens, text_pieces, transformer_component
+from edgemm.families.llama import (
+    as_the_library_reads,
+    check_llama_shaped,
+    example_tokens,
+    text_pieces,
+    transformer_component,
+)
 from edgemm.families.llava import processor_strings
 from edgemm.families.vision import Eye, PictureRule, example_pictures, picture_rule
 
@@ -109,7 +115,7 @@ def parts(checkpoint: Checkpoint) -> Parts:
 def _text_loop(checkpoint: Checkpoint, rule: PictureRule, count: int) -> TextLoop:
     processor = checkpoint.processor
     found = processor_strings(checkpoint, processor.image_token)
-    return TextLoop(
+    loop = TextLoop(
         template=found.template,
         image_close=found.image_close,
         image_size=rule.size,
@@ -125,6 +131,7 @@ def _text_loop(checkpoint: Checkpoint, rule: PictureRule, count: int) -> TextLoo
         image_resample=rule.resample,
         strip=found.strip,
     )
+    return as_the_library_reads(checkpoint, loop, processor, as_parts=True)
 
 
 def _drawing_loop(checkpoint: Checkpoint, side: int, height: int, width: int) -> ImageTokensLoop:

@@ -23,7 +23,7 @@ from edgemm.families.folder import Found
 from edgemm.families.hf_checkpoint import Checkpoint
 from edgemm.families.janusflow_layers import FULL_RATE, JanusFlow
 from edgemm.families.llama import check_llama_shaped, example_tokens, text_pieces, transformer_component
-from edgemm.families.own_modules import fill, from_sizes, names_in, read_config
+from edgemm.families.own_modules import fill, from_sizes, keep_biases, names_in, read_config
 from edgemm.families.prefix import OverPrefix, conditioner_component, prefix_shapes
 from edgemm.families.vision import Eye, PictureRule, example_pictures
 
@@ -33,7 +33,6 @@ CANNOT = "editing (the model has none), pictures of other sizes than its own squ
 NEEDS = {"vae": f"{WHAT}; JanusFlow is published with stabilityai/sdxl-vae"}
 EXAMPLE = "What do you see in this picture, and which colours does it have?"
 PARTS = ("und_enc", "gen_enc", "gen_dec")
-UNUSED = "vision_und_enc_model.vision_tower.attn_pool."  # in the file, never run
 # What the published code says and no file does
 SYSTEM = (
     "You are a helpful language and vision assistant. You are able to understand the visual content that the user "
@@ -81,18 +80,10 @@ def _model(found: Found, vae: Any) -> JanusFlow:
         return JanusFlow(text, sections, vae)
 
     model = from_sizes(make, found.folder)
-    _drop_biases(model, biased)
+    if biased:  # `use_bias` is not every layer's
+        for part in ("vision_gen_enc_model", "vision_gen_dec_model"):
+            keep_biases(getattr(model, part), {name.removeprefix(f"{part}.") for name in biased})
     return model
-
-
-def _drop_biases(model: JanusFlow, biased: set[str]) -> None:
-    """`use_bias` is not every layer's: what the file has counts, where there is a file."""
-    for part in ("vision_gen_enc_model", "vision_gen_dec_model"):
-        for name, module in getattr(model, part).named_modules():
-            if isinstance(module, (nn.Linear, nn.Conv2d)) and biased:
-                has, width = f"{part}.{name}.bias" in biased, len(module.weight)
-                bias = nn.Parameter(torch.empty(width, device="meta")) if has else None
-                module.register_parameter("bias", bias)
 
 
 def _check_autoencoder(model: JanusFlow, found: Found) -> None:
@@ -271,27 +262,19 @@ def _denoise_loop(checkpoint: Checkpoint) -> DenoiseLoop:
 @torch.no_grad()
 def reply(checkpoint: Checkpoint, ids: Tensor, images: list[np.ndarray], count: int) -> list[int]:
     """The model's likeliest tokens after ids (1, s), pictures in their places."""
-    return [int(row.argmax()) for row in logits_of(checkpoint, ids, images, count)]
-
-
-@torch.no_grad()
-def logits_of(checkpoint: Checkpoint, ids: Tensor, images: list[np.ndarray], count: int) -> list[Tensor]:
-    """Of each token of the greedy reply, (vocabulary)."""
     model: JanusFlow = checkpoint.model
-    embeds = model.language_model.get_input_embeddings()(ids)
+    embeds, said = model.language_model.get_input_embeddings()(ids), []
     if images:
         rule, _ = _picture_rule(checkpoint.folder, model.image_size)
         pixels = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).float() / 255
-        seen = model.image_tokens(Eye(rule, lambda x: x)(pixels))
         named = [checkpoint.tokenizer.convert_tokens_to_ids(token) for token in (BEGIN, PLACE)]
-        embeds[torch.isin(ids, torch.tensor(named))] = seen.flatten(0, 1)
+        embeds[torch.isin(ids, torch.tensor(named))] = Eye(rule, model.image_tokens)(pixels).flatten(0, 1)
     answer = model.language_model(inputs_embeds=embeds, use_cache=True)
-    said = []
     while True:
-        said.append(answer.logits[0, -1])
+        said.append(int(answer.logits[0, -1].argmax()))
         if len(said) == count:
             return said
-        step = said[-1].argmax()[None, None]
+        step = torch.tensor([said[-1:]])
         answer = model.language_model(input_ids=step, past_key_values=answer.past_key_values, use_cache=True)
 
 

@@ -13,7 +13,13 @@ from edgemm.errors import CheckpointError
 from edgemm.families.chat_strings import ChatStrings, added_around, chat_strings, plain_strings
 from edgemm.families.family import Parts, Pieces, component
 from edgemm.families.hf_checkpoint import Checkpoint
-from edgemm.families.llama import check_llama_shaped, example_tokens, text_pieces, transformer_component
+from edgemm.families.llama import (
+    as_the_library_reads,
+    check_llama_shaped,
+    example_tokens,
+    text_pieces,
+    transformer_component,
+)
 from edgemm.families.vision import Eye, example_pictures, picture_rule
 
 __all__ = ["CANNOT", "parts", "pieces", "processor_strings"]
@@ -54,7 +60,7 @@ def parts(checkpoint: Checkpoint) -> Parts:
     )
     place = checkpoint.processor.image_token
     found = processor_strings(checkpoint, place)
-    text = TextLoop(
+    loop = TextLoop(
         template=found.template,
         image_close=found.image_close,
         image_size=rule.size,
@@ -68,6 +74,7 @@ def parts(checkpoint: Checkpoint) -> Parts:
         image_resample=rule.resample,
         strip=found.strip,
     )
+    text = as_the_library_reads(checkpoint, loop, checkpoint.processor, as_parts=True)
     ids = checkpoint.tokenizer(EXAMPLE)["input_ids"]
     return Parts(
         graphs={encoder.name: encoder, transformer.name: transformer},

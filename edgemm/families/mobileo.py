@@ -18,17 +18,16 @@ from edgemm.bundle.manifest import Licence
 from edgemm.bundle.picture import load_picture
 from edgemm.bundle.prompt import PICTURE_ID
 from edgemm.errors import CheckpointError
-from edgemm.export.component_graphs import scatter
 from edgemm.export.trace import quiet
 from edgemm.families.family import Drawn, Named, Parts, Pieces, Shape, component
 from edgemm.families.fastvit import STRIDE, FastViT, FastViTSizes
 from edgemm.families.folder import Found
 from edgemm.families.hf_checkpoint import Checkpoint
-from edgemm.families.llama import LlamaGraph, as_transformer, check_llama_shaped, example_tokens, rms, text_pieces
+from edgemm.families.llama import as_transformer, check_llama_shaped, example_tokens, text_pieces
 from edgemm.families.own_modules import fill, from_sizes, names_and_shapes, read_config, starting
+from edgemm.families.prefix import HiddenGraph
 from edgemm.families.sana import Connector, ConnectorSizes, LatentDecoder, SanaConditioner, SanaDenoiser
 from edgemm.families.vision import example_pictures
-from edgemm.model.transformer import visible_up_to
 
 __all__ = ["CANNOT", "LICENCES", "NEEDS", "draw", "open_model", "parts", "pieces", "reply", "skeleton"]
 
@@ -151,33 +150,6 @@ class Eye(nn.Module):
 
     def forward(self, pixels: Tensor) -> Tensor:
         return self.projector(self.tower(pixels))
-
-
-class HiddenGraph(LlamaGraph):
-    """LlamaGraph that keeps hidden states (b, 1, T, w) of its last layers, too; the very last is after the norm."""
-
-    def __init__(self, text: Any, head: nn.Module, kept: int) -> None:
-        super().__init__(text, head)
-        self.first = len(self.layers) - kept
-
-    def forward(self, *tensors: Tensor) -> tuple[Tensor, ...]:
-        input_ids, image_tokens, image_index, write_index, attention_limit, logits_index, *past = tensors
-        pairs, hidden = past[: 2 * len(self.layers)], past[2 * len(self.layers) :]
-        rows = image_index.clamp(min=0)[..., None].expand(-1, -1, image_tokens.shape[-1])
-        x = torch.where((image_index >= 0)[..., None], image_tokens.gather(1, rows), self.embed_tokens(input_ids))
-        places = write_index[:, None] + torch.arange(input_ids.shape[1])
-        angles = places.float()[..., None] * self.inv_freq  # (b, s, d/2)
-        cos, sin = angles.cos() * self.rotary_scale, angles.sin() * self.rotary_scale
-        mask = visible_up_to(attention_limit, past[0].shape[2])
-        present: list[Tensor] = []
-        kept: list[Tensor] = []
-        for index, layer in enumerate(self.layers):
-            x, *slots = self.run_layer(layer, x, cos, sin, mask, write_index, pairs[2 * index : 2 * index + 2])
-            present += slots
-            if index >= self.first:
-                state = rms(self.norm, x) if index == len(self.layers) - 1 else x
-                kept.append(scatter(hidden[index - self.first], state[:, None], write_index))
-        return self.answer(x, logits_index), *present, *kept
 
 
 def parts(checkpoint: Checkpoint) -> Parts:

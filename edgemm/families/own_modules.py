@@ -12,16 +12,29 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from torch import Tensor, nn
 
+from edgemm.bundle.reading import read_text, reading
 from edgemm.errors import CheckpointError
-from edgemm.families.hf_checkpoint import complaints
+from edgemm.families.hf_checkpoint import no_weights
+from edgemm.model.pretrained import check_tensors
 
-__all__ = ["fill", "from_sizes", "names_and_shapes", "names_in", "read_config", "starting"]
+__all__ = ["RmsNorm", "fill", "from_sizes", "keep_biases", "names_and_shapes", "names_in", "read_config", "starting"]
+
+
+class RmsNorm(nn.Module):
+    """Names as the library has them (llama.py's `rms`)."""
+
+    def __init__(self, width: int, eps: float) -> None:
+        super().__init__()
+        self.weight, self.variance_epsilon = nn.Parameter(torch.ones(width)), eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        return nn.functional.rms_norm(x, self.weight.shape, self.weight, self.variance_epsilon)
+
 
 T = TypeVar("T")
-POINTER = b"version https://git-lfs"
 LARGEST = {
     "depth": 1024,
     "layers": 1024,
@@ -36,15 +49,11 @@ Places = Mapping[str, Path]  # a tensor's name in the model -> the file it is in
 
 def read_config(path: Path, what: str) -> dict[str, Any]:
     """A JSON object with no absurd numbers in it; `what` says what the file would tell."""
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise CheckpointError(f"{path}: {what}: cannot be read: {error.strerror}") from error
-    except ValueError as error:
-        raise CheckpointError(f"{path}: {what}: not JSON: {error}") from error
-    if not isinstance(found, dict):
-        raise CheckpointError(f"{path}: {what}: expected an object")
-    _check_numbers(found, path)
+    with reading(path, f"{what}: cannot be read", CheckpointError):
+        found = json.loads(read_text(path))
+        if not isinstance(found, dict):
+            raise CheckpointError(f"{path}: {what}: expected an object")
+        _check_numbers(found, path)
     return found
 
 
@@ -67,29 +76,31 @@ def _largest(key: str) -> int:
 def names_and_shapes(path: Path, what: str) -> dict[str, tuple[int, ...]]:
     """Of one .safetensors file, from its header alone."""
     try:
-        with path.open("rb") as file:
-            if file.read(len(POINTER)) == POINTER:
-                raise CheckpointError(f"{path}: a Git-LFS pointer and no weights ({what}); fetch it: git lfs pull")
-        with safe_open(path, framework="pt") as opened:
-            return {name: tuple(opened.get_slice(name).get_shape()) for name in opened.keys()}  # noqa: SIM118
-    except OSError as error:
-        raise CheckpointError(f"{path}: {what}: cannot be read: {error.strerror or error}") from error
-    except SafetensorError as error:
-        raise CheckpointError(f"{path}: {what}: damaged or cut: {error}") from error
+        return check_tensors(path)
+    except CheckpointError as error:
+        raise CheckpointError(f"{error} ({what})") from error
 
 
 def names_in(folder: Path) -> dict[str, Path]:
     """`fill`'s places of a folder's *.safetensors, from their headers alone."""
     files = sorted(folder.glob("*.safetensors"))
     if not files:
-        raise CheckpointError(f"{folder}: no weights, expected *.safetensors")
+        raise no_weights(folder)
     return {name: file for file in files for name in names_and_shapes(file, "the weights")}
 
 
 def from_sizes(make: Callable[[], T], folder: Path) -> T:
     """The model without its weights, on the meta device; a config that cannot be one is the folder's fault."""
-    with complaints(folder, "its configs do not fit together"), torch.device("meta"):
+    with reading(folder, "its configs do not fit together", CheckpointError), torch.device("meta"):
         return make()
+
+
+def keep_biases(model: nn.Module, names: set[str]) -> None:
+    """Linear and convolution layers get the biases that a file has (`names`, NAME.bias) and lose the others."""
+    for name, module in model.named_modules():
+        if isinstance(module, (nn.Linear, nn.Conv2d)):
+            bias = torch.empty(len(module.weight), device="meta") if f"{name}.bias" in names else None
+            module.register_parameter("bias", None if bias is None else nn.Parameter(bias))
 
 
 @torch.no_grad()
@@ -99,9 +110,10 @@ def fill(
     places: Places,
     renamed: Callable[[str], str] = lambda name: name,
     given: tuple[str, ...] | str = (),
+    shaped: Callable[[Tensor], Tensor] = lambda tensor: tensor,
 ) -> None:
     """Reads every tensor of the model but those that begin so (`given`: they have been read); `renamed` gives a name in
-    the file for one in the model."""
+    the file for one in the model, `shaped` what the model keeps of a tensor in the file."""
     wanted = {**dict(model.named_parameters()), **_stored_buffers(model)}
     wanted = {name: tensor for name, tensor in wanted.items() if not name.startswith(given)}
     if missing := sorted(wanted.keys() - places.keys()):
@@ -110,9 +122,9 @@ def fill(
     for name in wanted:
         by_file.setdefault(places[name], []).append(name)
     for path, names in by_file.items():
-        with safe_open(path, framework="pt") as opened:
+        with reading(path, kind=CheckpointError), safe_open(path, framework="pt") as opened:
             for name in names:
-                _put(model, name, opened.get_tensor(renamed(name)), wanted[name], f"{path}: {renamed(name)}")
+                _put(model, name, shaped(opened.get_tensor(renamed(name))), wanted[name], f"{path}: {renamed(name)}")
 
 
 def _stored_buffers(model: nn.Module) -> dict[str, Tensor]:

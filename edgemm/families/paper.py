@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from edgemm.bundle.reading import reading
+from edgemm.errors import CheckpointError
 from edgemm.families.family import without_copies
 from edgemm.families.folder import Found
 from edgemm.families.hf_checkpoint import skeleton
@@ -50,18 +52,19 @@ class Paper:
 def measure(found: Found) -> Paper:
     family = load_family(found)
     model = skeleton(found, family)
-    text = model.config.get_text_config()
-    head = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
-    heads = getattr(text, "num_key_value_heads", None) or text.num_attention_heads
-    return Paper(
-        name=found.folder.resolve().name,
-        architecture=found.architecture,
-        family=family.__name__.rpartition(".")[2],
-        cannot=family.CANNOT,
-        parameters=without_copies([model]),
-        components={name: without_copies(pieces) for name, pieces in family.pieces(model).items()},
-        kv_numbers=2 * text.num_hidden_layers * heads * head,
-    )
+    with reading(found.folder, "its config.json does not describe such a model", CheckpointError):
+        text = model.config.get_text_config()
+        head = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
+        heads = getattr(text, "num_key_value_heads", None) or text.num_attention_heads
+        return Paper(
+            name=found.folder.resolve().name,
+            architecture=found.architecture,
+            family=family.__name__.rpartition(".")[2],
+            cannot=family.CANNOT,
+            parameters=without_copies([model]),
+            components={name: without_copies(pieces) for name, pieces in family.pieces(model).items()},
+            kv_numbers=2 * text.num_hidden_layers * heads * head,
+        )
 
 
 def measure_own(folder: Path) -> Paper:

@@ -12,11 +12,39 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from edgemm.export.component_graphs import ComponentGraph
+from edgemm.export.component_graphs import ComponentGraph, scatter
 from edgemm.families.family import Shape, component
 from edgemm.families.llama import LlamaGraph, rms
+from edgemm.model.transformer import visible_up_to
 
-__all__ = ["OverPrefix", "TurnedBack", "conditioner_component", "prefix_shapes"]
+__all__ = ["HiddenGraph", "OverPrefix", "TurnedBack", "conditioner_component", "prefix_shapes"]
+
+
+class HiddenGraph(LlamaGraph):
+    """LlamaGraph that keeps hidden states (b, 1, T, w) of its last layers, too; the very last is after the norm."""
+
+    def __init__(self, text: Any, head: nn.Module, kept: int) -> None:
+        super().__init__(text, head)
+        self.first = len(self.layers) - kept
+
+    def forward(self, *tensors: Tensor) -> tuple[Tensor, ...]:
+        input_ids, image_tokens, image_index, write_index, attention_limit, logits_index, *past = tensors
+        pairs, hidden = past[: 2 * len(self.layers)], past[2 * len(self.layers) :]
+        rows = image_index.clamp(min=0)[..., None].expand(-1, -1, image_tokens.shape[-1])
+        x = torch.where((image_index >= 0)[..., None], image_tokens.gather(1, rows), self.embed_tokens(input_ids))
+        places = write_index[:, None] + torch.arange(input_ids.shape[1])
+        angles = places.float()[..., None] * self.inv_freq  # (b, s, d/2)
+        cos, sin = angles.cos() * self.rotary_scale, angles.sin() * self.rotary_scale
+        mask = visible_up_to(attention_limit, past[0].shape[2])
+        present: list[Tensor] = []
+        kept: list[Tensor] = []
+        for index, layer in enumerate(self.layers):
+            x, *slots = self.run_layer(layer, x, cos, sin, mask, write_index, pairs[2 * index : 2 * index + 2])
+            present += slots
+            if index >= self.first:
+                state = rms(self.norm, x) if index == len(self.layers) - 1 else x
+                kept.append(scatter(hidden[index - self.first], state[:, None], write_index))
+        return self.answer(x, logits_index), *present, *kept
 
 
 class TurnedBack(nn.Module):

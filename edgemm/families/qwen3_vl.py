@@ -1,8 +1,7 @@
-"""Qwen3-VL, and what transformers has of Cosmos3-Omni: its reasoner, which is a Qwen3-VL.
+"""Qwen3-VL; Cosmos3-Omni's reasoner is one, and Edge's has its positions (cosmos3.py).
 
 The library packs patches of all pictures into one row and splits it by sizes that come as data.  A bundle reads
 pictures of one square, so positions are constants here and attention is over one picture (b of them side by side).
-Cosmos3's generator shares the checkpoint, and the library leaves it on disk: nothing here can draw.
 Axes: b pictures, n patches in blocks of merge * merge, c width of the tower, h heads, d head width, m = n / merge**2.
 """
 
@@ -19,16 +18,20 @@ from edgemm.export.component_graphs import scatter
 from edgemm.families.chat_strings import chat_strings
 from edgemm.families.family import Parts, Pieces, component
 from edgemm.families.hf_checkpoint import Checkpoint
-from edgemm.families.llama import LlamaGraph, as_transformer, check_llama_shaped, example_tokens, text_pieces
+from edgemm.families.llama import (
+    LlamaGraph,
+    as_the_library_reads,
+    as_transformer,
+    check_llama_shaped,
+    example_tokens,
+    text_pieces,
+)
 from edgemm.families.vision import Eye, example_pictures, picture_rule
 from edgemm.model.transformer import visible_up_to
 
-__all__ = ["CANNOT", "library_inputs", "parts", "pieces", "GridGraph"]
+__all__ = ["CANNOT", "library_inputs", "parts", "pieces", "side_of", "GridGraph"]
 
-CANNOT = (
-    "video; pictures of other sizes than one square, 512 pixels where the processor allows it; "
-    "Cosmos3's drawing: transformers does not load the generator"
-)
+CANNOT = "video; pictures of other sizes than one square, 512 pixels where the processor allows it"
 EXAMPLE = "What do you see in this picture, and which colours does it have?"
 SIDE = 512  # pixels, or the nearest that the image processor leaves as it is
 
@@ -93,11 +96,12 @@ class Tower(nn.Module):
         return merger(x).view(x.shape[0], -1, merger.linear_fc2.out_features)
 
 
-def parts(checkpoint: Checkpoint) -> Parts:
+def parts(checkpoint: Checkpoint, tower: nn.Module | None = None) -> Parts:
+    """`tower` is another picture encoder for squares of side_of pixels."""
     model, config = checkpoint.model, checkpoint.config
     most = check_llama_shaped(config.text_config, checkpoint.folder)
-    rule = picture_rule(checkpoint.image_processor, checkpoint.folder, size=_side(checkpoint))
-    tower = Tower(model.model.visual, rule.size)
+    rule = picture_rule(checkpoint.image_processor, checkpoint.folder, size=side_of(checkpoint))
+    tower = tower or Tower(model.model.visual, rule.size)
     eye, pictures = Eye(rule, tower, tower), example_pictures(rule.size)
     tokens = eye(pictures)
     encoder = component(
@@ -148,7 +152,7 @@ def _text_loop(checkpoint: Checkpoint, size: int, count: int, resample: str) -> 
         return tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
 
     found = chat_strings(render, start + image + end, checkpoint.folder)
-    return TextLoop(
+    loop = TextLoop(
         template=found.template,
         image_close=found.image_close,
         image_size=size,
@@ -164,9 +168,10 @@ def _text_loop(checkpoint: Checkpoint, size: int, count: int, resample: str) -> 
         image_resample=resample,
         strip=found.strip,
     )
+    return as_the_library_reads(checkpoint, loop, tokenizer, as_parts=True)
 
 
-def _side(checkpoint: Checkpoint) -> int:
+def side_of(checkpoint: Checkpoint) -> int:
     settings = checkpoint.image_processor.to_dict()
     step = settings["patch_size"] * settings["merge_size"]
     least, most = (settings["size"][edge] for edge in ("shortest_edge", "longest_edge"))  # pixels of the whole picture

@@ -25,16 +25,16 @@ FAMILIES = {  # architecture -> module
     "FuyuForCausalLM": "edgemm.families.fuyu",
     "Qwen3VLForConditionalGeneration": "edgemm.families.qwen3_vl",
     "MultiModalityCausalLM": "edgemm.families.janusflow",
+    "Showo2Qwen2_5": "edgemm.families.showo2",
     "BagelForConditionalGeneration": "edgemm.families.bagel",
     "mobileoForInferenceLM": "edgemm.families.mobileo",
-    "Cosmos3OmniForConditionalGeneration": "edgemm.families.qwen3_vl",
+    "Cosmos3OmniForConditionalGeneration": "edgemm.families.cosmos3",
+    "Cosmos3EdgeForConditionalGeneration": "edgemm.families.cosmos3",
 }
 
 NOT_BUILT = {  # known, and what is in the way
     "GlmImageForConditionalGeneration": "the folder holds only what says the codes; pixels come from a diffusion "
     "transformer of another library, so its bundle could neither draw nor talk",
-    "Cosmos3EdgeForConditionalGeneration": "its vision tower splits its row of patches by sizes that come as data, and "
-    "nobody has rewritten it for one square, as qwen3_vl.py does for Cosmos3-Omni's",
 }
 
 HOW = "docs/families.md shows how to write one"
@@ -43,6 +43,11 @@ HOW = "docs/families.md shows how to write one"
 def load_family(found: Found) -> ModuleType:
     """Raises CheckpointError with the list of families where none knows this architecture."""
     name, where = found.architecture, found.folder
+    if (packed := found.packed) not in (None, "bitsandbytes"):
+        raise CheckpointError(
+            f"{where}: its weights are packed by {packed}, which edgemm cannot read, whatever is installed; export the "
+            "float folder that it was made from, with --precision int8 or int4 to make it small"
+        )
     if name in NOT_BUILT:
         raise CheckpointError(f"{where}: {name} is known but not built: {NOT_BUILT[name]}; {HOW}")
     if name not in FAMILIES:

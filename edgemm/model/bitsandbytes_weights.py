@@ -34,8 +34,8 @@ STATE = ".quant_state.bitsandbytes__"
 
 def is_packed(config: Mapping[str, Any]) -> bool:
     """Whether a config.json says that bitsandbytes packed the weights beside it."""
-    told = config.get("quantization_config") or {}
-    return told.get("quant_method") == "bitsandbytes"
+    told = config.get("quantization_config")
+    return isinstance(told, Mapping) and told.get("quant_method") == "bitsandbytes"
 
 
 def unpacked(tensors: Mapping[str, Tensor], where: Path) -> dict[str, Tensor]:

@@ -18,16 +18,17 @@ import os
 import shutil
 import tempfile
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
+from edgemm.bundle.adapter_config import FILES, AdapterConfig
 from edgemm.bundle.files import is_disk_full, whole_folder
+from edgemm.bundle.reading import read_text, reading
 from edgemm.errors import CheckpointError, InputError, ResourceError
 from edgemm.model.config import PRESETS, ModelConfig
 from edgemm.model.lite0 import lite0_weights
-from edgemm.model.pretrained import load_transformer_weights, write_tokenizer
+from edgemm.model.pretrained import load_transformer_weights, read_file, write_tokenizer
 from edgemm.model.prompts import byte_tokenizer_json, with_queries
 from edgemm.model.unified import Unified
 from edgemm.model.vision import DualEye
@@ -35,7 +36,6 @@ from edgemm.model.vision import DualEye
 __all__ = [
     "ADAPTER",
     "FORMAT_FILES",
-    "adapter_scale",
     "build",
     "load",
     "merge_adapter",
@@ -126,9 +126,6 @@ def load(path: str | os.PathLike[str], merge: bool = True) -> Unified:
 
     Raises CheckpointError naming what is missing or does not fit.
     """
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
     folder = Path(path)
     if not folder.is_dir():
         raise CheckpointError(f"{folder}: not a folder; a checkpoint is a folder with {', '.join(FORMAT_FILES)}")
@@ -136,14 +133,13 @@ def load(path: str | os.PathLike[str], merge: bool = True) -> Unified:
         if not (folder / name).is_file():
             raise CheckpointError(f"{folder}: {name} is missing; a checkpoint holds {', '.join(FORMAT_FILES)}")
     config = ModelConfig.read(folder / "config.json")
-    try:
-        model = Unified(config, (folder / "tokenizer.json").read_text(encoding="utf-8"))
-    except (InputError, ValueError) as error:
-        raise CheckpointError(f"{folder / 'tokenizer.json'}: {error}") from error
-    try:
-        state = load_file(folder / "model.safetensors")
-    except (SafetensorError, OSError) as error:
-        raise CheckpointError(f"{folder / 'model.safetensors'}: {error}") from error
+    with reading(folder / "tokenizer.json", "", CheckpointError):
+        tokenizer = read_text(folder / "tokenizer.json")
+        try:
+            model = Unified(config, tokenizer)
+        except InputError as error:
+            raise CheckpointError(f"{folder / 'tokenizer.json'}: {error}") from error
+    state = read_file(folder / "model.safetensors")
     expected = stored_state(model)
     for name, tensor in expected.items():
         if name not in state:
@@ -165,7 +161,7 @@ def load(path: str | os.PathLike[str], merge: bool = True) -> Unified:
 
 def merge_adapter(model: Unified, folder: Path) -> None:
     """Add a LoRA adapter's product to the base weights, in float32: W + scale * B A (arXiv:2106.09685)."""
-    document, tensors = read_adapter(folder)
+    config, tensors = read_adapter(folder)
     weights = dict(model.transformer.named_parameters())
     for name, down in tensors.items():
         target = name.removeprefix("base_model.model.").removesuffix(".lora_A.weight")
@@ -177,32 +173,22 @@ def merge_adapter(model: Unified, folder: Path) -> None:
         if (up.shape[0], down.shape[1], up.shape[1]) != (*weight.shape, down.shape[0]):
             shapes = f"{tuple(up.shape)} x {tuple(down.shape)}"
             raise CheckpointError(f"{folder}: {target} is {shapes}, the transformer's weight is {tuple(weight.shape)}")
+        scale = config.scale(target, down.shape[0])
         with torch.no_grad():
-            weight += adapter_scale(document, down.shape[0]) * (up.float() @ down.float())
+            weight += scale * (up.float() @ down.float())
 
 
-def adapter_scale(document: dict[str, Any], rank: int) -> float:
-    """What an adapter multiplies B A with; divided by the rank's root where it asks for that (arXiv:2312.03732)."""
-    return document["lora_alpha"] / (rank**0.5 if document.get("use_rslora") else rank)
-
-
-def read_adapter(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+def read_adapter(folder: Path) -> tuple[AdapterConfig, dict[str, Tensor]]:
     """PEFT's two files of a plain LoRA. Raises CheckpointError where it is anything else."""
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
     try:
-        document = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
-        tensors = load_file(folder / "adapter_model.safetensors")
-    except (OSError, ValueError, SafetensorError) as error:
-        raise CheckpointError(f"{folder}: {error}; an adapter is adapter_config.json and .safetensors") from error
-    plain = {"peft_type": "LORA", "use_dora": False, "alpha_pattern": {}, "fan_in_fan_out": False, "bias": "none"}
-    for field, value in plain.items():
-        if document.get(field, value) != value:
-            raise CheckpointError(f"{folder}: {field} is {document[field]!r}, only plain LoRA ({value!r}) is merged")
-    if not isinstance(document.get("lora_alpha"), (int, float)):
-        raise CheckpointError(f"{folder}: lora_alpha is {document.get('lora_alpha')!r}, expected a number")
-    return document, tensors
+        return AdapterConfig.read(folder), load_file(folder / FILES[1])
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"{folder}: {error}; an adapter is {' and '.join(FILES)}") from error
+    except InputError as error:
+        raise CheckpointError(str(error)) from error
 
 
 def save(
@@ -251,11 +237,11 @@ def _copy_adapter(source: Path, destination: Path, dtype: torch.dtype | None) ->
     from safetensors.torch import load_file, save_file
 
     destination.mkdir()
-    shutil.copyfile(source / "adapter_config.json", destination / "adapter_config.json")
-    tensors = load_file(source / "adapter_model.safetensors")
+    shutil.copyfile(source / FILES[0], destination / FILES[0])
+    tensors = load_file(source / FILES[1])
     if dtype is not None:
         tensors = {name: tensor.to(dtype) for name, tensor in tensors.items()}
-    save_file(tensors, destination / "adapter_model.safetensors", metadata={"format": "pt"})
+    save_file(tensors, destination / FILES[1], metadata={"format": "pt"})
 
 
 def weights_hash(source: Path) -> str:

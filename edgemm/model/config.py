@@ -7,13 +7,13 @@ parts later; a preset is a plain entry of PRESETS.
 from __future__ import annotations
 
 import dataclasses
-import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from edgemm.bundle import strict_json as typed_json
+from edgemm.bundle import strict_json
 from edgemm.bundle.loops import DenoiseTemplate, TextTemplate
+from edgemm.bundle.reading import read_text, reading
 from edgemm.errors import BundleError, CheckpointError
 
 __all__ = [
@@ -331,21 +331,20 @@ class ModelConfig:
         if document.get("schema_version") != 1:
             raise CheckpointError(f"{where}: schema_version is {document.get('schema_version')!r}, this edgemm reads 1")
         try:
-            return typed_json.decode(cls, _templates_apart(document), where)
+            return strict_json.decode(cls, _templates_apart(document), where)
         except (BundleError, ValueError) as error:
             message = str(error)
             raise CheckpointError(message if message.startswith(where) else f"{where}: {message}") from error
 
     @classmethod
     def read(cls, path: Path) -> ModelConfig:
+        if not path.exists():
+            raise CheckpointError(f"{path}: not found; a checkpoint folder holds config.json")
         try:
-            document = json.loads(path.read_text(encoding="utf-8"))
-        except FileNotFoundError as error:
-            raise CheckpointError(f"{path}: not found; a checkpoint folder holds config.json") from error
-        except (OSError, ValueError) as error:
-            raise CheckpointError(f"{path}: cannot be read as JSON: {error}") from error
-        if not isinstance(document, dict):
-            raise CheckpointError(f"{path}: holds a {type(document).__name__}, expected an object")
+            with reading(path, "cannot be read as JSON", CheckpointError):
+                document = strict_json.parse(read_text(path).encode(), str(path))
+        except BundleError as error:
+            raise CheckpointError(str(error)) from error
         return cls.from_json(document, str(path))
 
 

@@ -19,11 +19,22 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from edgemm.bundle.reading import check_is_file, read_text, reading
 from edgemm.errors import CheckpointError, MissingError
 from edgemm.model.bitsandbytes_weights import unpacked
 from edgemm.model.config import TransformerConfig
 
-__all__ = ["BASES", "find_base", "load_transformer_weights", "read_tensors", "write_tokenizer"]
+__all__ = [
+    "BASES",
+    "check_tensors",
+    "find_base",
+    "load_transformer_weights",
+    "read_file",
+    "read_tensors",
+    "write_tokenizer",
+]
+
+POINTER = b"version https://git-lfs"
 
 # name -> (package that carries it, file in the package, what to install)
 BASES = {
@@ -96,10 +107,8 @@ def _read_gguf(path: Path, config: TransformerConfig) -> Iterator[tuple[str, Ten
         import gguf
     except ImportError as error:
         raise MissingError("reading GGUF weights needs the gguf package: pip install 'edgemm[export]'") from error
-    try:
-        reader = gguf.GGUFReader(str(path))
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path}: not a whole GGUF file: {error}") from error
+    with reading(path, "not a whole GGUF file", CheckpointError):
+        reader = gguf.GGUFReader(str(check_is_file(path)))
     keys = {
         "heads": "llama.attention.head_count",
         "kv_heads": "llama.attention.head_count_kv",
@@ -142,31 +151,45 @@ def _read_folder(path: Path, config: TransformerConfig) -> Iterator[tuple[str, T
 
 def read_tensors(files: Sequence[Path]) -> dict[str, Tensor]:
     """All of a folder's; those that bitsandbytes packed come as float32."""
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
     found: dict[str, Tensor] = {}
     for file in files:
-        try:
-            found |= load_file(file)
-        except SafetensorError as error:
-            raise CheckpointError(f"{file}: {error}") from error
+        found |= read_file(file)
     return unpacked(found, files[0].parent)
 
 
+def read_file(path: Path) -> dict[str, Tensor]:
+    """One .safetensors file."""
+    from safetensors.torch import load_file
+
+    check_tensors(path)
+    with reading(path, "damaged or cut", CheckpointError):
+        return load_file(path)
+
+
+def check_tensors(path: Path) -> dict[str, tuple[int, ...]]:
+    """Name and shape of each tensor of a .safetensors file, from its header alone; CheckpointError where it is none."""
+    from safetensors import safe_open
+
+    with reading(path, "damaged or cut", CheckpointError):
+        check_is_file(path, "weights", CheckpointError)
+        with path.open("rb") as file:
+            if file.read(len(POINTER)) == POINTER:
+                raise CheckpointError(f"{path}: a Git-LFS pointer and no weights; fetch them: git lfs pull")
+        with safe_open(path, framework="pt") as opened:
+            return {name: tuple(opened.get_slice(name).get_shape()) for name in opened.keys()}  # noqa: SIM118
+
+
 def _folder_numbers(path: Path) -> dict[str, Any]:
-    try:
-        document = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path}: cannot be read: {error}") from error
-    rotary = document.get("rope_parameters") or document.get("rope_scaling") or {}
-    return {
-        "heads": document.get("num_attention_heads"),
-        "kv_heads": document.get("num_key_value_heads"),
-        "rope_theta": document.get("rope_theta", rotary.get("rope_theta")),
-        "norm_eps": document.get("rms_norm_eps"),
-        "rope_type": rotary.get("rope_type", rotary.get("type")),
-    }
+    with reading(path, kind=CheckpointError):
+        document = json.loads(read_text(path))
+        rotary = document.get("rope_parameters") or document.get("rope_scaling") or {}
+        return {
+            "heads": document.get("num_attention_heads"),
+            "kv_heads": document.get("num_key_value_heads"),
+            "rope_theta": document.get("rope_theta", rotary.get("rope_theta")),
+            "norm_eps": document.get("rms_norm_eps"),
+            "rope_type": rotary.get("rope_type", rotary.get("type")),
+        }
 
 
 def write_tokenizer(base: str, destination: Path) -> None:
@@ -180,6 +203,7 @@ def write_tokenizer(base: str, destination: Path) -> None:
     from transformers import AutoTokenizer
 
     load: Callable[..., Any] = AutoTokenizer.from_pretrained
-    tokenizer = load(str(path.parent), gguf_file=path.name)
-    document = json.loads(tokenizer.backend_tokenizer.to_str())
+    with reading(path, "its tokenizer cannot be read", CheckpointError):
+        tokenizer = load(str(path.parent), gguf_file=path.name)
+        document = json.loads(tokenizer.backend_tokenizer.to_str())
     destination.write_text(json.dumps(document, ensure_ascii=False, separators=(",", ":")), encoding="utf-8")

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from edgemm import progress
+from edgemm.bundle.reading import read_text
 from edgemm.data.format import read_dataset
 from edgemm.errors import InputError, UsageError
 from edgemm.model import flow
@@ -105,10 +106,7 @@ def _require_enough(where: str, samples: int | None, source: Path | None, pieces
 def _read_text(path: Path) -> str:
     if not path.is_file():
         raise InputError(f"{path}: no such file or dataset folder to calibrate on")
-    try:
-        return path.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path}: not text: byte {error.start} is no UTF-8") from error
+    return read_text(path)
 
 
 @torch.no_grad()
@@ -233,12 +231,11 @@ class Inputs:
         record.by_step[self.step] = max(record.by_step.get(self.step, 0.0), float(largest.max()))
 
 
-# Which rows of an embedding deserve the finer precision: those of tokens that are said often.
+# Token frequency: which rows of an embedding deserve the finer precision.
 #
 # Vocabularies begin with what was merged first, so a low number means a frequent token.  But what a model reads and
-# draws
-# is said in the tokens that spell its pictures' names (vision.py) and that calibration data has, however rare they
-# are in books: they stand before all others.
+# draws is told in the tokens that spell its pictures' names (vision.py) and that calibration data has, however rare
+# they are in books: they stand before all others.
 # Axes: v tokens of the vocabulary, u letters, w width.
 
 SAME = 0.999  # cosine of a letter and the row that it was copied from
@@ -247,13 +244,13 @@ SAME = 0.999  # cosine of a letter and the row that it was copied from
 @torch.no_grad()
 def places_of(model: Unified, data: Calibration) -> Tensor:
     """Token -> its row (v)."""
-    said = torch.zeros(model.config.transformer.vocab_size, dtype=torch.bool)
-    said[data.texts] = True
+    frequent = torch.zeros(model.config.transformer.vocab_size, dtype=torch.bool)
+    frequent[data.texts] = True
     for prompt in data.prompts:
-        said[model.encode(f" {prompt}", special=False)] = True
-    said[_spelled(model)] = True
-    tokens = torch.arange(len(said))
-    return torch.argsort(torch.cat([tokens[said], tokens[~said]])).int()
+        frequent[model.encode(f" {prompt}", special=False)] = True
+    frequent[_spelled(model)] = True
+    tokens = torch.arange(len(frequent))
+    return torch.argsort(torch.cat([tokens[frequent], tokens[~frequent]])).int()
 
 
 def _spelled(model: Unified) -> Tensor:

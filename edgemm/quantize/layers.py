@@ -26,11 +26,11 @@ WIDE_BLOCKS = (128, 64)  # of 8 bits, where 4 are asked for: as good, and faster
 TENDER = re.compile(r"layers\.\d+\.(?:self_attn\.[qkv]_proj|mlp\.down_proj)$")  # as k-quant mixes of llama.cpp have it
 READ_AT_EVERY_STEP = "its keys and values are read at every step"
 READING = ("transformer", "text_head", "image_head")  # the heads of transformers that have several
-EYE = (  # of image encoders: layers, the fewest numbers, what they become
+IMAGE_ENCODER = (  # of image encoders: layers, the fewest numbers, what they become
     (r"words\.proj", 0, replace(INT4, reason="only the likeliest words matter")),
     (r"(up|down)_proj", 0, replace(INT4, reason="it bears 4 bits")),
 )
-EYE_CUT = (  # the same where bytes matter more than 30 ms a load: engines have no products for these, and unpack them
+IMAGE_ENCODER_TIGHT = (  # the same where bytes matter more than 30 ms a load: engines unpack them before any product
     (r"words\.letters", 0, Layer(8, BLOCK, reason="as fine as the embedding that they are copied from")),
     (
         r"encoder\.(eye\.)?(blocks\.\d+\.(expand|project)|head)",
@@ -82,12 +82,16 @@ def _decide(
                 else:
                     yield name, layer
         elif name.startswith("image_encoder.") and text.bits is not None and not portable:
-            yield from _seeing(name, rows, width, EYE + EYE_CUT if tight else EYE)
+            yield from _image_encoder_layers(
+                name, rows, width, IMAGE_ENCODER + IMAGE_ENCODER_TIGHT if tight else IMAGE_ENCODER
+            )
         elif side_of(name) == "draw" and draw.bits is not None:
             yield name, _draw_layer(name, draw)
 
 
-def _seeing(name: str, rows: int, width: int, table: tuple[tuple[str, int, Layer], ...]) -> Iterator[tuple[str, Layer]]:
+def _image_encoder_layers(
+    name: str, rows: int, width: int, table: tuple[tuple[str, int, Layer], ...]
+) -> Iterator[tuple[str, Layer]]:
     for pattern, least, layer in table:
         if re.fullmatch(rf"image_encoder\.{pattern}", name) and rows * width >= least and width % layer.group == 0:
             yield name, layer

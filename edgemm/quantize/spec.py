@@ -24,6 +24,7 @@ import numpy as np
 import torch
 
 from edgemm.bundle.files import whole_folder
+from edgemm.bundle.reading import reading
 from edgemm.bundle.strict_json import decode, encode, parse
 from edgemm.errors import CheckFailedError, InputError
 from edgemm.quantize.number_formats import FLOAT_FORMS, Floats, Integers, group_size
@@ -238,7 +239,6 @@ def tensors_hash(tensors: dict[str, np.ndarray]) -> str:
 
 def read_spec(path: Path) -> Spec:
     """The spec in the folder `path`; every tensor is there, whole and of the shape that its layer has."""
-    from safetensors import SafetensorError
     from safetensors.numpy import load_file
 
     for name in (JSON_FILE, TENSOR_FILE):
@@ -246,10 +246,8 @@ def read_spec(path: Path) -> Spec:
             raise InputError(f"{path}: {name} is missing; a spec is a folder with {JSON_FILE} and {TENSOR_FILE}")
     where = str(path / JSON_FILE)
     document = decode(Document, parse((path / JSON_FILE).read_bytes(), where), where)
-    try:
+    with reading(path / TENSOR_FILE):
         tensors = load_file(path / TENSOR_FILE)
-    except (SafetensorError, OSError) as error:
-        raise InputError(f"{path / TENSOR_FILE}: {error}") from error
     spec = Spec(document, tensors)
     for name, layer in document.layers.items():
         if layer.bits is not None:

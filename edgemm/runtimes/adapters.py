@@ -11,7 +11,6 @@ Axes: i in, o out, r rank.
 
 from __future__ import annotations
 
-import json
 import re
 import threading
 from collections.abc import Mapping
@@ -22,6 +21,7 @@ from typing import Any
 
 import numpy as np
 
+from edgemm.bundle.adapter_config import FILES, AdapterConfig
 from edgemm.bundle.components import ADAPTER_PREFIX, TensorSpec, check_strength
 from edgemm.errors import BundleError, InputError, MissingError, UsageError
 from edgemm.runtimes.backend.engine import Arrays, Binding, Engine, allocator
@@ -30,16 +30,6 @@ __all__ = ["AdaptedEngine", "Adapter", "Adapters", "zero_factors", "read_tensors
 
 RANK_AXIS = {"a": 1, "b": 0}
 NO_SCALES: Arrays = MappingProxyType({})
-FILES = ("adapter_config.json", "adapter_model.safetensors")
-PLAIN = {  # what a config may ask for that is more than two factors, and what it has to be here
-    "use_dora": False,
-    "lora_bias": False,
-    "bias": "none",
-    "fan_in_fan_out": False,
-    "modules_to_save": None,
-    "layer_replication": None,
-    "trainable_token_indices": None,
-}
 
 
 @dataclass(frozen=True, eq=False)
@@ -159,7 +149,7 @@ def read_factors(
 
     `scales` tell by MODULE.in (i) and MODULE.out (o) what the bundle divided inputs and outputs by.
     """
-    config, tensors = _config(folder), _tensors(folder)
+    config, tensors = AdapterConfig.read(folder), _tensors(folder)
     rank = max((array.shape[0] for (_, kind), array in tensors.items() if kind == "a"), default=0)
     known = {_split(name)[0] for name in specs}
     unknown = sorted({module for module, _ in tensors} - known)
@@ -175,7 +165,7 @@ def read_factors(
             raise InputError(
                 f"{folder}: {module} has rank {own}, this bundle takes {most}: export with --adapter-rank {own}"
             )
-        factor = array.T * np.float32(1.0 if kind == "a" else strength * _scale(config, module, own))
+        factor = array.T * np.float32(1.0 if kind == "a" else strength * config.scale(module, own))
         padded = np.zeros_like(factors[name])
         sizes = tuple(own if axis == RANK_AXIS[kind] else size for axis, size in enumerate(specs[name].shape))
         if factor.shape != sizes:
@@ -198,30 +188,6 @@ def _adapter_specs(specs: tuple[TensorSpec, ...]) -> dict[str, TensorSpec]:
 def _split(name: str) -> tuple[str, str]:
     module, _, kind = name.removeprefix(ADAPTER_PREFIX).rpartition(".")
     return module, kind
-
-
-def _config(folder: Path) -> dict[str, Any]:
-    path = folder / FILES[0]
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(config, dict) or config.get("peft_type") != "LORA":
-            raise ValueError("no LoRA adapter of PEFT")
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path}: cannot be read: {error}") from error
-    odd = [key for key, plain in PLAIN.items() if config.get(key, plain) not in (plain, [] if plain is None else plain)]
-    if odd:
-        raise InputError(f"{path}: {odd[0]} is {config[odd[0]]!r}; merge such an adapter before you export")
-    return config
-
-
-def _scale(config: dict[str, Any], module: str, rank: int) -> float:
-    """alpha / r (or / sqrt(r)), with PEFT's own patterns by module name."""
-    alpha = config.get("lora_alpha", 8)
-    for pattern, value in (config.get("alpha_pattern") or {}).items():
-        if re.match(rf"(.*\.)?({pattern})$", module):
-            alpha = value
-            break
-    return alpha / (rank**0.5 if config.get("use_rslora") else rank)
 
 
 def _tensors(folder: Path) -> dict[tuple[str, str], np.ndarray]:

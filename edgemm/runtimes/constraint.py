@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from edgemm.bundle.reading import read_text, reading
 from edgemm.errors import EdgemmError, MissingError, UsageError
 
 __all__ = ["Constraint", "ConstraintMaker", "StopStrings", "overlap"]
@@ -39,23 +40,21 @@ class ConstraintMaker:
             import llguidance
         except ImportError as error:
             raise MissingError(f"json_schema and grammar need the package llguidance: {CURE}") from error
-        matcher = llguidance.LLMatcher
-        if grammar is not None:
-            source, name = matcher.grammar_from_lark(grammar), "grammar"
-        else:
-            # A small model that may write blanks writes blanks.
-            compact = matcher.grammar_from_json_schema(
-                _schema_text(json_schema), defaults={"whitespace_flexible": False}
-            )
-            source, name = compact, "json_schema"
-        with self._lock:
+        matcher, name = llguidance.LLMatcher, "json_schema" if grammar is None else "grammar"
+        with self._lock, reading(self._path, "cannot be used with json_schema or grammar"):
             if self._prepared is None:
-                text = self._path.read_text(encoding="utf-8")
-                stops = list(self._stops) or None
+                stops, text = list(self._stops) or None, read_text(self._path)
                 self._prepared = llguidance.LLTokenizer(text, n_vocab=self._vocab_size, eos_token=stops)
-        made = matcher(self._prepared, source, log_level=0)
-        if made.is_error():
-            raise UsageError(f"{name} cannot be used: {' '.join(made.get_error().split())}")
+        with reading(name, "cannot be used", UsageError):
+            if grammar is not None:
+                source = matcher.grammar_from_lark(grammar)
+            else:  # a small model that may write blanks writes blanks
+                compact = {"whitespace_flexible": False}
+                source = matcher.grammar_from_json_schema(_schema_text(json_schema), defaults=compact)
+            made = matcher(self._prepared, source, log_level=0)
+            made.compute_logit_bias()  # of the first token: a grammar without a single word fails here
+            if made.is_error():
+                raise UsageError(f"{name} cannot be used: {' '.join(made.get_error().split())}")
         return Constraint(made)
 
 
@@ -63,13 +62,13 @@ def _schema_text(schema: Any) -> str:
     if isinstance(schema, str):
         try:
             schema = json.loads(schema)
-        except json.JSONDecodeError as error:
+        except (ValueError, RecursionError) as error:
             raise UsageError(f"json_schema is not JSON: {error}") from error
     if not isinstance(schema, Mapping):
         raise UsageError(f"json_schema is {type(schema).__name__}, expected an object")
     try:
         return json.dumps(schema)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, RecursionError) as error:
         raise UsageError(f"json_schema is not JSON: {error}") from error
 
 

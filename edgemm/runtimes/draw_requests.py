@@ -56,8 +56,17 @@ def denoise_request(
         noises = tuple(schedule.initial_noise(seed, *shape) for seed in options.seeds)
     else:
         noises = check_noise(options.noise, options.num_images, loop, height, width)
-    rest = (height, width, _image_guidance(options, loop))
-    return DrawRequest(prompts, steps - points, scale, options.seeds, noises, options.preview, *rest)
+    return DrawRequest(
+        prompts,
+        steps - points,
+        scale,
+        seeds=options.seeds,
+        noises=noises,
+        preview=options.preview,
+        height=height,
+        width=width,
+        image_guidance_scale=_image_guidance(options, loop),
+    )
 
 
 def _prompts(

@@ -8,7 +8,6 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 
 import numpy as np
 
@@ -19,7 +18,7 @@ from edgemm.device.threads import ThreadPlan
 from edgemm.errors import BundleError, InputError, UsageError
 from edgemm.runtimes.adapters import AdaptedEngine, Adapter, Adapters, read_tensors
 from edgemm.runtimes.backend.choice import Choice, assign, load_backend
-from edgemm.runtimes.backend.engine import Engine
+from edgemm.runtimes.backend.engine import Engine, GraphFiles
 from edgemm.runtimes.cache_budget import MemoryPlan, plan_memory
 
 __all__ = ["Engines"]
@@ -53,7 +52,8 @@ class Engines:
         self._running = threading.Lock()
         self._closed = False
         for component in self.components:
-            check_external_data(*self._files(component))
+            files = self._files(component)
+            check_external_data(files.graph, files.data)
 
     def __contains__(self, component: object) -> bool:
         return component in self.components
@@ -112,16 +112,13 @@ class Engines:
         with self._loading[component]:
             self.check_open()
             if component not in self._loaded:
-                graph, data = self._files(component)
-                variant = self.bundle.manifest.variant(component, self.target)
-                choice = self.choices[component]
-                engine = load_backend(choice.backend).open_engine(
-                    component, graph, data, variant, choice.provider, self.threads, self._running
-                )
+                choice, files = self.choices[component], self._files(component)
+                engine = load_backend(choice.backend).open_engine(files, choice.provider, self.threads, self._running)
                 self.check_open()  # it may have been closed meanwhile
                 self._loaded[component] = engine
             return self._loaded[component]
 
-    def _files(self, component: str) -> tuple[Path, Path | None]:
+    def _files(self, component: str) -> GraphFiles:
         variant = self.bundle.manifest.variant(component, self.target)
-        return self.bundle.file(variant.graph), None if variant.data is None else self.bundle.file(variant.data)
+        data = None if variant.data is None else self.bundle.file(variant.data)
+        return GraphFiles(component, self.bundle.file(variant.graph), data, variant)

@@ -30,12 +30,16 @@ class ImageReader:
     def __init__(self, engines: Engines) -> None:
         self._engines = engines
 
+    def check(self) -> None:
+        """InputError of a bundle that reads no pictures."""
+        if not any(name in self._engines for name in ENCODERS):
+            name = self._engines.bundle.manifest.name
+            raise InputError(f"bundle {name} does not read pictures: it has no image_encoder; leave images out")
+
     def picture(self, image: PictureSource, loop: TextLoop) -> np.ndarray:
         """(3, S, S), as the encoder wants it."""
-        manifest = self._engines.bundle.manifest
-        if not any(name in self._engines for name in ENCODERS):
-            raise InputError(f"bundle {manifest.name} does not read pictures: it has no image_encoder")
-        most = manifest.limits.max_image_pixels
+        self.check()
+        most = self._engines.bundle.manifest.limits.max_image_pixels
         rule = (loop.image_fit, loop.image_resample, loop.image_least)
         return load_picture(image, loop.image_size, loop.background, most, *rule)
 

@@ -22,7 +22,7 @@ from edgemm.runtimes.results import DenoiseProgress, FinishReason, ImageResult, 
 from edgemm.runtimes.text import TextGenerator
 from edgemm.runtimes.text_loop import Clock, TextRequest
 
-__all__ = ["DRAW_MARKS", "InterleavedResult", "MarkedText", "check_marks", "write_interleaved"]
+__all__ = ["DRAW_MARKS", "Drawing", "InterleavedResult", "MarkedText", "check_marks", "write_interleaved"]
 
 DRAW_MARKS = ("<draw>", "</draw>")
 
@@ -77,18 +77,25 @@ class MarkedText:
         return held
 
 
+@dataclass(frozen=True)
+class Drawing:
+    """When a picture is drawn in between, and how."""
+
+    marks: tuple[str, str]  # around what is drawn
+    max_images: int
+    options: DrawingOptions
+
+
 def write_interleaved(
     text_generator: TextGenerator,
     image_generator: ImageGenerator,
     request: TextRequest,
     pictures: list[np.ndarray],
-    marks: tuple[str, str],
-    max_images: int,
-    options: DrawingOptions,
+    drawing: Drawing,
     cancelled: Callable[[], bool],
 ) -> Iterator[TextChunk | DenoiseProgress | ImageResult | InterleavedResult]:
     """Text chunks, steps and pictures as they come, then the whole reply."""
-    clock = Clock()
+    clock, marks = Clock(), drawing.marks
     transformer = text_generator.timed_conversation(clock)
     seen, image_tokens = text_generator.read_pictures(request.prompt, pictures, clock)
     request = replace(request, prompt=seen)
@@ -116,7 +123,7 @@ def write_interleaved(
             reason = result.finish_reason
             break
         picture = None
-        for event in image_generator.start(prompt, options)(cancelled):
+        for event in image_generator.start(prompt, drawing.options)(cancelled):
             yield event
             if isinstance(event, ImageResult) and event.images:
                 picture = event.images[0]
@@ -132,7 +139,7 @@ def write_interleaved(
         room = text_generator.manifest.limits.max_context - transformer.cache.used
         if reason is None and request.constraint and request.constraint.complete:
             reason = "stop"
-        elif reason is None and (left < 1 or len(prompts) >= max_images or len(again) > room):
+        elif reason is None and (left < 1 or len(prompts) >= drawing.max_images or len(again) > room):
             reason = "length"
         history = (*request.history, *request.prompt.text_ids, *written)
         again, image_tokens = text_generator.read_pictures(again, [text_generator.picture(picture.to_array())], clock)

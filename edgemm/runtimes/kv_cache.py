@@ -9,7 +9,8 @@ Axes: b batch (rows), s new tokens, T cache slots, m image tokens, g K/V heads, 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from itertools import pairwise
 
 import numpy as np
 
@@ -18,9 +19,10 @@ from edgemm.errors import InputError
 from edgemm.runtimes.backend.engine import Arrays, Binding, Engine, allocator, check_finite
 from edgemm.runtimes.cache_budget import UNLIMITED, CacheBudget
 
-__all__ = ["BLOCK", "CachedTransformer", "KVCache"]
+__all__ = ["BLOCK", "CachedTransformer", "KVCache", "PrefillCancelled", "pieces_of"]
 
 BLOCK = 256  # slots a cache grows by
+PIECE = 256  # tokens of a prompt that one run reads; 512 in two take as long as in one
 
 
 class KVCache:
@@ -146,11 +148,17 @@ class CachedTransformer:
         return not self.cache.has_room(self.cache.used + 1)
 
     def prefill(
-        self, prompt: Prompt, image_tokens: np.ndarray | None = None, slots: int = 0, row: int = 0
+        self,
+        prompt: Prompt,
+        image_tokens: np.ndarray | None = None,
+        slots: int = 0,
+        row: int = 0,
+        cancelled: Callable[[], bool] = lambda: False,
     ) -> np.ndarray:
         """Reads a prompt after what the row has read already, with pictures (1, m, width); its last token's logits (v).
 
-        `slots` asks for that much room at once.
+        `slots` asks for that much room at once.  Raises PrefillCancelled between two pieces of a long prompt once
+        `cancelled` says so; then nothing of it counts as read.
         """
         cache, first, alone = self.cache, int(self.lengths[row]), slice(row, row + 1)
         length = first + len(prompt)
@@ -161,20 +169,23 @@ class CachedTransformer:
             )
         if cache.reserve(max(slots, length)):
             self._step = None
-        inputs = {
-            "input_ids": prompt.input_ids[None],
-            "image_tokens": self._no_picture[:1] if image_tokens is None else image_tokens,
-            "image_index": prompt.image_index[None],
-            "write_index": np.array([first], dtype=np.int64),
-            "attention_limit": prompt.attention_limit[None] + first,
-            "logits_index": np.array([len(prompt) - 1], dtype=np.int64),
-            **{name: array[alone] for name, array in self._more_inputs.items()},
-        }
-        past, present, outputs = (
+        past, present, outputs, more = (
             {name: buffer[alone] for name, buffer in side.items()}
-            for side in (cache.past, cache.present, self._outputs)
+            for side in (cache.past, cache.present, self._outputs, self._more_inputs)
         )
-        self.engine.bind({**inputs, **past}, {**outputs, **present}).run()
+        for piece in pieces_of(prompt):
+            if piece.start and cancelled():
+                raise PrefillCancelled
+            inputs = {
+                "input_ids": prompt.input_ids[None, piece],
+                "image_tokens": self._no_picture[:1] if image_tokens is None else image_tokens,
+                "image_index": prompt.image_index[None, piece],
+                "write_index": np.array([first + piece.start], dtype=np.int64),
+                "attention_limit": prompt.attention_limit[None, piece] + first,
+                "logits_index": np.array([piece.stop - piece.start - 1], dtype=np.int64),
+                **more,
+            }
+            self.engine.bind({**inputs, **past}, {**outputs, **present}).run()
         self.lengths[row] = length
         cache.used = max(cache.used, length)
         return self._said(f"after the prompt of {len(prompt)} tokens{after}", alone)[row]
@@ -289,6 +300,25 @@ class CachedTransformer:
         if self._silent is not None:
             self.logits[:, self._silent] = -np.inf
         return self.logits
+
+
+class PrefillCancelled(Exception):
+    """A prompt was not read to its end, because nobody wants to hear the reply any more."""
+
+
+def pieces_of(prompt: Prompt) -> list[slice]:
+    """A long prompt as parts that are read one after the other, with the same result: whoever cancels is heard between
+    two of them.  Tokens that see later ones, a picture's for example, stay together with those."""
+    seen = np.maximum.accumulate(prompt.attention_limit)  # the last position that any token so far looks at
+    cuts = [0]
+    while len(prompt) - cuts[-1] > PIECE:
+        end = cuts[-1] + PIECE
+        while end < len(prompt) and seen[end - 1] >= end:
+            end += 1
+        cuts.append(end)
+    if cuts[-1] < len(prompt):
+        cuts.append(len(prompt))
+    return [slice(start, end) for start, end in pairwise(cuts)]
 
 
 def _side_by_side(rows: Sequence[np.ndarray], longest: int, filling: int = 0) -> np.ndarray:

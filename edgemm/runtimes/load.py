@@ -16,7 +16,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edgemm.bundle.files import AT_ONCE, FileHashes
+from edgemm.bundle.reading import reading
 from edgemm.device.threads import plan_threads
+from edgemm.errors import BundleError
 
 if TYPE_CHECKING:
     from edgemm.bundle.bundle import Bundle
@@ -52,7 +54,8 @@ def open_model(
     plan = plan_threads(threads)
     with FileHashes(min(AT_ONCE, max(1, plan.count - 1))) as hashes:  # one core is for what is imported meanwhile
         if verify:
-            hashes.begin_weights(Path(path))
+            with reading(path, kind=BundleError):
+                hashes.begin_weights(Path(path))
         bundle, choice = _chosen(path, device, hashes if verify else None)
     from edgemm.runtimes.engines import Engines
 

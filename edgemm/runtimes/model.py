@@ -16,7 +16,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, TypeVar
 
 from edgemm.bundle.bundle import Bundle
-from edgemm.bundle.picture import PictureSource
+from edgemm.bundle.picture import PictureSources
 from edgemm.bundle.prompt import Message, as_messages
 from edgemm.bundle.tokenizer import Tokenizer
 from edgemm.device.threads import ThreadPlan
@@ -29,7 +29,7 @@ from edgemm.runtimes.cache_budget import CacheBudget, MemoryPlan
 from edgemm.runtimes.draw import ImageGenerator
 from edgemm.runtimes.engines import Engines
 from edgemm.runtimes.image_encoder import ImageReader
-from edgemm.runtimes.interleaved import DRAW_MARKS, InterleavedResult, check_marks, write_interleaved
+from edgemm.runtimes.interleaved import DRAW_MARKS, Drawing, InterleavedResult, check_marks, write_interleaved
 from edgemm.runtimes.options import (
     MOST_PICTURES,
     DrawingKeywords,
@@ -76,22 +76,28 @@ class Model:
     # Text
 
     def generate_text(
-        self, prompt: Prompted, images: Sequence[PictureSource] = (), **options: Unpack[TextKeywords]
+        self, prompt: Prompted, images: PictureSources = (), **options: Unpack[TextKeywords]
     ) -> TextResult:
         """A reply to a prompt, or to messages; `options` as in stream_text."""
         chosen = from_keywords(TextOptions, "generate_text()", options, ("images",))
         return self.session()._whole(prompt, images, chosen)
 
     def stream_text(
-        self, prompt: Prompted, images: Sequence[PictureSource] = (), **options: Unpack[TextKeywords]
+        self, prompt: Prompted, images: PictureSources = (), **options: Unpack[TextKeywords]
     ) -> Iterator[TextChunk]:
         """The reply in pieces as they come; arguments are checked and pictures read before the first is asked for.
 
-        `prompt` is a string or a list of {"role", "content", "images"}; `images` belong to the last message.  `options`
-        are the fields of TextOptions (edgemm/runtimes/options.py, and the table in docs/embedding.md).
+        `prompt` is a string or a list of {"role", "content", "images"}, where content may be a list of parts as
+        transformers and OpenAI have it; `images`, one or a list, belong to the last message.  `options` are the fields
+        of TextOptions (edgemm/runtimes/options.py, and the table in docs/embedding.md).
         """
         chosen = from_keywords(TextOptions, "stream_text()", options, ("images",))
         return self.session()._stream(prompt, images, chosen)
+
+    def count_tokens(self, prompt: Prompted, images: PictureSources = ()) -> int:
+        """How many slots of the context a prompt takes, with its pictures, none of which is opened for it."""
+        self._engines.check_open()
+        return len(self._text.prompt(as_messages(prompt, images)))
 
     def session(self, system: str | None = None) -> Session:
         """A conversation that keeps its K/V cache between turns; `system` is its system message."""
@@ -100,7 +106,7 @@ class Model:
     def generate_texts(
         self,
         prompts: Sequence[Prompted],
-        images: Sequence[Sequence[PictureSource]] | None = None,
+        images: Sequence[PictureSources] | None = None,
         **options: Unpack[TextKeywords],
     ) -> list[TextResult]:
         """A reply to each prompt, written side by side; `images` are a list a prompt, `options` as in stream_text.
@@ -119,7 +125,7 @@ class Model:
     def generate(
         self,
         prompt: Prompted,
-        images: Sequence[PictureSource] = (),
+        images: PictureSources = (),
         drawing: DrawingKeywords | None = None,
         draw_marks: tuple[str, str] = DRAW_MARKS,
         max_images: int = 4,
@@ -139,7 +145,7 @@ class Model:
         request, pictures = self._text.request(as_messages(prompt, images), chosen)
         return self._call(
             lambda cancelled: write_interleaved(
-                self._text, self._image, request, pictures, marks, max_images, drawn, cancelled
+                self._text, self._image, request, pictures, Drawing(marks, max_images, drawn), cancelled
             ),
             chosen.timeout_s,
         )

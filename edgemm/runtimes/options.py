@@ -10,9 +10,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Integral
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict
 
+from edgemm.bundle.reading import read_text
 from edgemm.errors import UsageError
 from edgemm.options import option
 
@@ -28,7 +28,7 @@ MOST_PICTURES = 64  # of one prompt in one call
 
 def _file(path: str) -> str:
     """The text in a file, where a flag names one."""
-    return Path(path).read_text(encoding="utf-8")
+    return read_text(path)
 
 
 @dataclass(frozen=True)

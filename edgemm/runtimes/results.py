@@ -150,6 +150,10 @@ class ImageResult:
         """(3, H, W) float32 of the first picture."""
         return self.image.pixels
 
+    def to_pil(self) -> Image:
+        """The first picture."""
+        return self.image.to_pil()
+
 
 # What a stream gives out while a model works: pieces of text, and progress of a picture.
 #

@@ -7,14 +7,14 @@ conversation is what the model really read and wrote, token for token: a reply t
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from edgemm.bundle.picture import PictureSource
-from edgemm.bundle.prompt import Message, Prompt, as_messages, chat_prompt, turn_prompt
+from edgemm.bundle.picture import PictureSources
+from edgemm.bundle.prompt import Message, Prompt, as_messages, turn_prompt
 from edgemm.errors import EdgemmError, InputError, UsageError
 from edgemm.options import from_keywords
 from edgemm.runtimes.kv_cache import CachedTransformer
@@ -59,7 +59,7 @@ class Session:
     _busy: threading.Lock = field(default_factory=threading.Lock)
 
     def generate_text(
-        self, content: Prompted, images: Sequence[PictureSource] = (), **options: Unpack[TextKeywords]
+        self, content: Prompted, images: PictureSources = (), **options: Unpack[TextKeywords]
     ) -> TextResult:
         """The reply to the next message; `options` are TextOptions' fields (edgemm/runtimes/options.py).
 
@@ -68,18 +68,18 @@ class Session:
         return self._whole(content, images, from_keywords(TextOptions, "generate_text()", options, ("images",)))
 
     def stream_text(
-        self, content: Prompted, images: Sequence[PictureSource] = (), **options: Unpack[TextKeywords]
+        self, content: Prompted, images: PictureSources = (), **options: Unpack[TextKeywords]
     ) -> Iterator[TextChunk]:
         """The reply to the next message in pieces; see Model.stream_text."""
         return self._stream(content, images, from_keywords(TextOptions, "stream_text()", options, ("images",)))
 
-    def _whole(self, content: Prompted, images: Sequence[PictureSource], options: TextOptions) -> TextResult:
+    def _whole(self, content: Prompted, images: PictureSources, options: TextOptions) -> TextResult:
         for chunk in self._stream(content, images, options):
             if chunk.result is not None:
                 return chunk.result
         raise EdgemmError("the reply ended without a result")
 
-    def _stream(self, content: Prompted, images: Sequence[PictureSource], options: TextOptions) -> Iterator[TextChunk]:
+    def _stream(self, content: Prompted, images: PictureSources, options: TextOptions) -> Iterator[TextChunk]:
         clock, messages = Clock(), as_messages(content, images)
         request, pictures = self._request(messages, options)
         place = self._place
@@ -135,9 +135,10 @@ class Session:
         if self._place.used:
             if len(messages) != 1 or messages[0].role != "user":
                 raise UsageError("the session has begun, expected the next message and not a list of them")
+            generator.check_pictures(messages)
             prompt = turn_prompt(messages[0], self._place.unread, loop, generator.tokenizer)
         else:
-            prompt = chat_prompt((*self._system, *messages), loop, generator.tokenizer)
+            prompt = generator.prompt((*self._system, *messages))
         self._check_room(prompt)
         return generator.request_of(prompt, options, self._place.history), generator.pictures(messages)
 

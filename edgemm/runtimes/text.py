@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from edgemm.bundle.loops import TextLoop
-from edgemm.bundle.picture import PictureSource
+from edgemm.bundle.picture import PictureSource, PictureSources
 from edgemm.bundle.prompt import Message, Prompt, as_messages, chat_prompt, check_length
 from edgemm.bundle.tokenizer import Tokenizer
 from edgemm.errors import BundleError, InputError, UsageError
@@ -23,7 +23,7 @@ from edgemm.runtimes.cache_budget import CacheBudget
 from edgemm.runtimes.constraint import ConstraintMaker
 from edgemm.runtimes.engines import Engines
 from edgemm.runtimes.image_encoder import ImageReader
-from edgemm.runtimes.kv_cache import CachedTransformer
+from edgemm.runtimes.kv_cache import CachedTransformer, PrefillCancelled
 from edgemm.runtimes.options import TextOptions
 from edgemm.runtimes.results import TextChunk, TextResult
 from edgemm.runtimes.sampling import Sampling
@@ -56,15 +56,23 @@ class TextGenerator:
 
     def request(self, messages: Sequence[Message], options: TextOptions) -> tuple[TextRequest, Pictures]:
         """What the loop wants of a whole conversation, and its pictures; bad options and pictures are refused here."""
-        prompt = chat_prompt(messages, self.loop, self.tokenizer)
+        prompt = self.prompt(messages)
         check_length(len(prompt), self.manifest.limits)
         return self.request_of(prompt, options), self.pictures(messages)
+
+    def prompt(self, messages: Sequence[Message]) -> Prompt:
+        """A whole conversation as tokens; no picture is opened for it."""
+        self.check_pictures(messages)
+        return chat_prompt(messages, self.loop, self.tokenizer)
+
+    def check_pictures(self, messages: Sequence[Message]) -> None:
+        """InputError of pictures that are shown to a model without eyes."""
+        if any(message.images for message in messages):
+            self._reader.check()
 
     def request_of(self, prompt: Prompt, options: TextOptions, history: tuple[int, ...] = ()) -> TextRequest:
         """What the loop wants of a prompt; raises UsageError by the option's name."""
         self._check_prompt_lookup(options)
-        if isinstance(options.stop, str):
-            raise UsageError(f"stop is {options.stop!r}, expected a list of strings")
         seed = secrets.randbits(32) if options.seed is None and options.temperature else options.seed
         constraint = None
         if options.json_schema is not None or options.grammar is not None:
@@ -74,25 +82,25 @@ class TextGenerator:
             Sampling(
                 options.temperature, options.top_k, options.top_p, options.min_p, options.repetition_penalty, seed
             ),
-            options.max_new_tokens,
-            tuple(options.stop),
-            () if options.ignore_eos else self.loop.stop_token_ids,
-            options.logprobs,
-            constraint,
-            history,
-            options.prompt_lookup_num_tokens or 0,
+            max_new_tokens=options.max_new_tokens,
+            stop=tuple(options.stop),
+            stop_token_ids=() if options.ignore_eos else self.loop.stop_token_ids,
+            logprobs=options.logprobs,
+            constraint=constraint,
+            history=history,
+            prompt_lookup_num_tokens=options.prompt_lookup_num_tokens or 0,
         )
 
     def requests(
         self,
         prompts: Sequence[Prompted],
-        images: Sequence[Sequence[PictureSource]] | None,
+        images: Sequence[PictureSources] | None,
         options: TextOptions,
     ) -> list[tuple[TextRequest, Pictures]]:
         """One a prompt; `images` are a list a prompt."""
         if isinstance(prompts, str) or not prompts:
             raise UsageError("prompts is empty or a string, expected a list of prompts")
-        given = [()] * len(prompts) if images is None else images
+        given: Sequence[Any] = [()] * len(prompts) if images is None else images
         if len(given) != len(prompts):
             raise UsageError(f"images has {len(given)} lists, expected one for each of {len(prompts)} prompts")
         return [self.request(as_messages(prompt, own), options) for prompt, own in zip(prompts, given)]
@@ -200,7 +208,10 @@ def write_replies(
         if cancelled():
             break
         start = time.perf_counter()
-        transformer.prefill(request.prompt, pictures, longest, row)
+        try:
+            transformer.prefill(request.prompt, pictures, longest, row, cancelled)
+        except PrefillCancelled:
+            break
         clock.prefill_s = time.perf_counter() - start
     step = 0
     while True:

@@ -16,7 +16,7 @@ from edgemm.bundle.prompt import Prompt
 from edgemm.bundle.tokenizer import StreamDecoder, Tokenizer
 from edgemm.errors import EdgemmError, UsageError
 from edgemm.runtimes.constraint import Constraint, StopStrings
-from edgemm.runtimes.kv_cache import CachedTransformer
+from edgemm.runtimes.kv_cache import CachedTransformer, PrefillCancelled
 from edgemm.runtimes.results import FinishReason, TextChunk, TextMetrics, TextResult, TokenLogprob
 from edgemm.runtimes.sampling import Sampling, log_probabilities, next_token
 
@@ -145,7 +145,10 @@ def write_reply(
         return
     try:
         start = time.perf_counter()
-        logits = transformer.prefill(request.prompt, image_tokens)
+        try:
+            logits = transformer.prefill(request.prompt, image_tokens, cancelled=cancelled)
+        except PrefillCancelled:
+            logits, reply.reason = transformer.logits[0], "cancelled"
         clock.prefill_s = time.perf_counter() - start
         steps = _steps(request, transformer)
         if cancelled():

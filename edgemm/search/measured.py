@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx_ir as ir
 import torch
 from onnx import ModelProto, TensorProto, helper, numpy_helper
 
@@ -121,4 +122,4 @@ def _product(n: int, k: int, layer: Layer) -> ModelProto:
     if layer.bits is None:
         return model
     spec = make_spec({NAME: weight}, {NAME: layer}, Prepared({"text": Method(rounds="rtn")}))
-    return lower_ort_cpu("transformer", model, spec)[0]
+    return ir.to_proto(lower_ort_cpu("transformer", ir.from_proto(model), spec)[0])

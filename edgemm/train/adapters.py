@@ -8,14 +8,16 @@ It knows modules and folders, never losses or data.
 
 from __future__ import annotations
 
+import re
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
 
+from edgemm.bundle.adapter_config import FILES, FOUND_AGAIN, INIT, AdapterConfig
 from edgemm.bundle.files import whole_folder
 from edgemm.errors import CheckpointError, MissingError, UsageError
 from edgemm.model.unified import Unified
@@ -39,7 +41,6 @@ USUAL = {
     "transformer": ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"),
     "denoiser": ("qkv_proj", "o_proj", "up_proj", "down_proj"),
 }
-FILES = ("adapter_config.json", "adapter_model.safetensors")
 
 
 def target_modules(model: Unified, part: str, recipe: FinetuneRecipe) -> str:
@@ -102,27 +103,53 @@ def parts_of(folder: Path) -> list[str]:
 
 
 def merge_part(module: nn.Module, folder: Path, strength: float = 1.0) -> None:
-    """Add an adapter's part, times `strength`, to a module's own weights, in their precision, and leave it plain."""
-    from peft import PeftModel, get_peft_model_state_dict
+    """Add an adapter's part, times `strength`, to a module's own weights, in their precision, and leave it plain.
+
+    PEFT merges, told what the tensors say: it follows no pattern and imports nothing that a stranger's config names.
+    """
+    from peft import LoraConfig, PeftModel, get_peft_model_state_dict
     from peft.tuners.lora import LoraLayer
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
-    inner: Any = module
+    inner, config = cast(Any, module), AdapterConfig.read(folder, merging=True)
     try:
+        tensors = load_file(folder / FILES[1])
+        asked = LoraConfig(**_asked(config, tensors))
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # PEFT only warns where a tensor is missing: that is an error below
-            adapted: Any = PeftModel.from_pretrained(inner, str(folder))
-        found, wanted = set(load_file(folder / FILES[1])), set(get_peft_model_state_dict(adapted))
+            adapted: Any = PeftModel.from_pretrained(inner, str(folder), config=asked)
+        found, wanted = set(tensors), set(get_peft_model_state_dict(adapted))
         if found != wanted:
             raise ValueError(f"tensor {sorted(found ^ wanted)[0]} is in only one of the two")
         for layer in adapted.modules():
             if isinstance(layer, LoraLayer):
                 layer.scale_layer(strength)
         adapted.merge_and_unload()
-    except (ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RuntimeError, OSError, SafetensorError) as error:
         reason = " ".join(str(error).split())
         raise CheckpointError(f"{folder}: does not fit this checkpoint: {reason[:300]}") from error
+
+
+def _asked(config: AdapterConfig, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
+    """PEFT's settings for the modules that the tensors are of. CheckpointError where PEFT would get one wrong."""
+    if embedded := [name for name in tensors if ".lora_embedding_" in name]:
+        raise CheckpointError(
+            f"{config.path.parent}: {embedded[0]} is LoRA on an embedding, which is the output head as well; "
+            "PEFT changes the lookup alone, and a merged weight would change both"
+        )
+    ranks = {name: len(tensor) for name, tensor in tensors.items() if name.endswith(".lora_A.weight")}
+    ranks = {name.removeprefix("base_model.model.").removesuffix(".lora_A.weight"): r for name, r in ranks.items()}
+    for module, rank in ranks.items():
+        config.scale(module, rank)  # says where config and factors differ
+    copied = ("r", "lora_alpha", "use_rslora", "use_dora", "bias", "lora_bias", "modules_to_save")
+    asked = {key: config.document[key] for key in copied if config.document.get(key) is not None}
+    if config.document.get(INIT) in FOUND_AGAIN:
+        asked[INIT] = config.document[INIT]
+    asked["target_modules"] = sorted(ranks)
+    asked["rank_pattern"] = {f"^{re.escape(module)}": rank for module, rank in ranks.items()}
+    asked["alpha_pattern"] = {f"^{re.escape(module)}": config.alpha(module) for module in ranks}
+    return asked
 
 
 # A transformer's linear layers in bitsandbytes' nf4 while an adapter is trained (QLoRA, arXiv:2305.14314).

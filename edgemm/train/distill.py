@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from edgemm import progress
+from edgemm.bundle.adapter_config import FILES
 from edgemm.errors import CheckpointError, UsageError
 from edgemm.model import checkpoint
 from edgemm.model.config import ModelConfig
@@ -169,9 +170,8 @@ def healing_adapter(
     from peft import LoraConfig
     from safetensors.torch import save_file
 
-    document, known = checkpoint.read_adapter(source)
-    rank, old = max(recipe.lora_rank, document["r"]), document["r"]
-    scale = checkpoint.adapter_scale(document, old) / 2  # the new one has alpha = 2 rank
+    config, known = checkpoint.read_adapter(source)
+    rank = max(recipe.lora_rank, *(len(tensor) for key, tensor in known.items() if key.endswith(".lora_A.weight")))
     targets = {name for name in PROJECTIONS if any(f".{name}." in key for key in known)} | set(recipe.lora_targets)
     random, found = torch.Generator().manual_seed(recipe.seed), {}
     for number, layer in enumerate(kept[first:], first):
@@ -181,7 +181,9 @@ def healing_adapter(
                 up = torch.zeros(module.out_features, rank)
                 stem = f"base_model.model.layers.{layer}.{name}"
                 if f"{stem}.lora_A.weight" in known:
+                    old = len(known[f"{stem}.lora_A.weight"])
                     down[:old] = known[f"{stem}.lora_A.weight"].float()
+                    scale = config.scale(f"layers.{layer}.{name}", old) / 2  # the new one has alpha = 2 rank
                     up[:, :old] = known[f"{stem}.lora_B.weight"].float() * scale
                 stem = f"base_model.model.layers.{number}.{name}"
                 found |= {f"{stem}.lora_A.weight": down, f"{stem}.lora_B.weight": up}
@@ -190,7 +192,7 @@ def healing_adapter(
     LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=rf"layers\.({layers})\.\w+\.({names})").save_pretrained(
         str(output)
     )
-    save_file(found, output / "adapter_model.safetensors", metadata={"format": "pt"})
+    save_file(found, output / FILES[1], metadata={"format": "pt"})
 
 
 def _as_started(student: Unified, recipe: StudentRecipe) -> StudentRecipe:
@@ -198,12 +200,12 @@ def _as_started(student: Unified, recipe: StudentRecipe) -> StudentRecipe:
     first = max(student.config.denoiser.prefix_layers) + 1
     if student.adapter is None:
         return dataclasses.replace(recipe, lora_first_layer=first)
-    document, tensors = checkpoint.read_adapter(student.adapter)
+    config, tensors = checkpoint.read_adapter(student.adapter)
     numbers = sorted({int(name.partition("layers.")[2].partition(".")[0]) for name in tensors})
     return dataclasses.replace(
         recipe,
-        lora_rank=document["r"],
-        lora_alpha=document["lora_alpha"],
+        lora_rank=config.document["r"],
+        lora_alpha=config.document["lora_alpha"],
         lora_first_layer=numbers[0],
         lora_targets=tuple(name for name in PROJECTIONS if any(f".{name}." in key for key in tensors)),
     )

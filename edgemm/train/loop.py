@@ -115,7 +115,7 @@ def run_loop(model: Unified, task: Task, recipe: Recipe, ranks: Ranks | None = N
                 clock, last_logged = time.perf_counter(), done
             paused = time.perf_counter()
             if done % recipe.save_every == 0 or done == recipe.steps:
-                _save_state(folder / "state.pt", done, task, optimizers, average, recipe, ranks)
+                _save_state(folder / "state.pt", {"step": done, "task": recipe.kind}, task, optimizers, average, ranks)
             if done % recipe.sample_every == 0 or done == recipe.steps:
                 _write_result(model, task, average, folder, done, ranks)
             clock += time.perf_counter() - paused  # writing is not part of a step
@@ -185,16 +185,14 @@ def _cut_log(path: Path, start: int) -> None:
 
 def _save_state(
     path: Path,
-    step: int,
+    where: dict[str, Any],  # the step, and what kind of task takes it
     task: Task,
     optimizers: list[torch.optim.Optimizer],
     average: Average,
-    recipe: Recipe,
     ranks: Ranks,
 ) -> None:
     state = {
-        "step": step,
-        "task": recipe.kind,
+        **where,
         "parameters": full({name: parameter.detach() for name, parameter in task.named_parameters()}),
         "buffers": full(dict(task.named_buffers())),
         "average": full(average.tensors),
@@ -205,7 +203,7 @@ def _save_state(
     temporary = path.with_suffix(".tmp")  # one name, so what a killed run left is written over
     needed = 4 * sum(p.numel() * p.element_size() for p in state["parameters"].values())  # with AdamW's two moments
     try:
-        with refusing_full_disk(path, step, needed):
+        with refusing_full_disk(path, where["step"], needed):
             torch.save(state, temporary)
             os.replace(temporary, path)
     finally:

@@ -2,13 +2,13 @@
 
 The denoiser's part goes into the checkpoint's own weights.  So does the transformer's, unless the transformer has a
 base: a LoRA then joins the adapter that the checkpoint carries on it, and the base is still not stored.  What no LoRA
-can say (DoRA, a base rounded to nf4) costs that: the transformer's weights become the checkpoint's own.
+can say (DoRA, modules that were saved whole, biases, PiSSA, a base rounded to nf4) costs that: the transformer's
+weights become the checkpoint's own.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import json
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from edgemm.bundle.adapter_config import FILES, AdapterConfig
 from edgemm.bundle.components import check_strength
 from edgemm.errors import CheckpointError, UsageError
 from edgemm.model import checkpoint
@@ -34,9 +35,10 @@ def merge(
     """
     parts = parts_of(adapter)
     check_strength(strength)
-    dora = {part for part in parts if _is_dora(adapter / part)}
-    if strength != 1 and dora:
-        raise UsageError(f"{adapter}: DoRA sets magnitudes, of which there is no half: leave --strength out")
+    beyond = {part: AdapterConfig.read(adapter / part, merging=True).beyond_factors for part in parts}
+    if strength != 1 and any(beyond.values()):
+        key, why = next(item for keys in beyond.values() for item in keys.items())
+        raise UsageError(f"{adapter}: {key}: {why}, of which there is no half: leave --strength out")
     if onto == "nf4" and "transformer" not in parts:
         raise UsageError(f"--onto nf4 is for an adapter of the transformer; {adapter} is one of the denoiser")
     model = checkpoint.load(source)
@@ -44,7 +46,7 @@ def merge(
         merge_part(model.denoiser, adapter / "denoiser", strength)
     with tempfile.TemporaryDirectory() as folder:
         if "transformer" in parts:
-            if model.config.base and onto == "float" and "transformer" not in dora:
+            if model.config.base and onto == "float" and not beyond["transformer"]:
                 both = [path for path in (model.adapter, adapter / "transformer") if path]
                 merge_part(model.transformer, adapter / "transformer")  # says what does not fit
                 joined(both, Path(folder), [1.0] * (len(both) - 1) + [strength])
@@ -68,13 +70,13 @@ def merge(
 def joined(folders: list[Path], output: Path, strengths: Sequence[float] = ()) -> None:
     """LoRA adapters of one transformer as one: the products add up when the factors stand side by side.
 
-    Every layer gets the sum of the ranks, zeros where an adapter has nothing, and each scale goes into its B.
+    Every layer gets the sum of the largest ranks, zeros where an adapter has less, and each scale goes into its B.
     """
     from peft import LoraConfig
     from safetensors.torch import save_file
 
     adapters = [checkpoint.read_adapter(folder) for folder in folders]
-    ranks = [int(document["r"]) for document, _ in adapters]
+    ranks = [max(len(t) for key, t in own.items() if key.endswith("lora_A.weight")) for _, own in adapters]
     strengths = strengths or [1.0] * len(adapters)
     names = sorted(
         {key.removesuffix(".lora_A.weight") for _, t in adapters for key in t if key.endswith("lora_A.weight")}
@@ -84,20 +86,19 @@ def joined(folders: list[Path], output: Path, strengths: Sequence[float] = ()) -
         downs, ups = [], []
         like = next(t for _, t in adapters if f"{name}.lora_A.weight" in t)
         shape_in, shape_out = like[f"{name}.lora_A.weight"].shape[1], like[f"{name}.lora_B.weight"].shape[0]
-        for (document, own), rank, strength in zip(adapters, ranks, strengths, strict=True):
-            down, up = own.get(f"{name}.lora_A.weight"), own.get(f"{name}.lora_B.weight")
-            downs.append(torch.zeros(rank, shape_in) if down is None else down.float())
-            scale = strength * checkpoint.adapter_scale(document, rank)
-            ups.append(torch.zeros(shape_out, rank) if up is None else up.float() * scale)
+        for (config, own), rank, strength in zip(adapters, ranks, strengths, strict=True):
+            downs.append(torch.zeros(rank, shape_in))
+            ups.append(torch.zeros(shape_out, rank))
+            if f"{name}.lora_A.weight" in own:
+                down, up = own[f"{name}.lora_A.weight"], own[f"{name}.lora_B.weight"]
+                downs[-1][: len(down)] = down
+                scale = config.scale(name.removeprefix("base_model.model."), len(down))
+                ups[-1][:, : len(down)] = up.float() * strength * scale
         tensors[f"{name}.lora_A.weight"] = torch.cat(downs, dim=0)
         tensors[f"{name}.lora_B.weight"] = torch.cat(ups, dim=1)
     targets = [name.removeprefix("base_model.model.") for name in names]
     LoraConfig(r=sum(ranks), lora_alpha=sum(ranks), target_modules=targets).save_pretrained(str(output))
-    save_file(tensors, output / "adapter_model.safetensors", metadata={"format": "pt"})
-
-
-def _is_dora(part: Path) -> bool:
-    return bool(json.loads((part / "adapter_config.json").read_text(encoding="utf-8")).get("use_dora"))
+    save_file(tensors, output / FILES[1], metadata={"format": "pt"})
 
 
 def _precision_of(source: Path) -> torch.dtype | None:

@@ -13,6 +13,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
+from edgemm.bundle.reading import read_text, reading
 from edgemm.bundle.strict_json import decode
 from edgemm.errors import BundleError, InputError, UsageError
 from edgemm.train.distill_recipe import FewStepsRecipe, StudentRecipe
@@ -129,12 +130,9 @@ def _keys(kind: type[Recipe]) -> list[str]:
 
 def _document(path: str | Path) -> dict[str, Any]:
     """The TOML file's own lines, unchecked."""
-    try:
-        return _toml(Path(path).read_text(encoding="utf-8-sig"))
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: recipe cannot be read: {error}") from error
-    except ValueError as error:
-        raise InputError(f"{path}: not TOML: {error}") from error
+    text = read_text(path, "a recipe")
+    with reading(path, "not TOML"):
+        return _toml(text)
 
 
 def _toml(text: str) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from edgemm.errors import BundleError, CheckFailedError, EdgemmError
 from edgemm.export.component_graphs import ComponentGraph
 from edgemm.export.dialects import DIALECTS
 from edgemm.runtimes.adapters import zero_factors
+from edgemm.runtimes.backend.engine import GraphFiles
 from edgemm.verify.parity import Comparison, compare_arrays
 from edgemm.verify.reference_backend import open_engine
 
@@ -41,11 +42,9 @@ def compare_component(
     answer = graph.module(*(inputs[spec.name] for spec in graph.inputs))
     wanted = [tensor.contiguous().numpy() for tensor in ((answer,) if isinstance(answer, Tensor) else answer)]
     found = [np.zeros_like(_fitted(array, spec, steps)) for array, spec in zip(wanted, variant.outputs, strict=True)]
-    data = folder / variant.data if variant.data else None
+    files = GraphFiles(graph.name, folder / variant.graph, folder / variant.data if variant.data else None, variant)
     try:
-        engine = open_engine(
-            graph.name, folder / variant.graph, data, variant, "CPUExecutionProvider", plan_threads(), threading.Lock()
-        )
+        engine = open_engine(files, "CPUExecutionProvider", plan_threads(), threading.Lock())
         given = {
             spec.name: _fitted(inputs[spec.name].numpy(), spec, steps) for spec in variant.inputs if spec.name in inputs
         }

@@ -21,8 +21,9 @@ from edgemm import progress
 from edgemm.bundle.bundle import Bundle, BundleWriter, DenoiseLoop, Licence, Limits, Loops, Manifest, Source
 from edgemm.bundle.picture import seeded_picture
 from edgemm.bundle.prompt import as_messages, chat_prompt
+from edgemm.bundle.reading import reading
 from edgemm.bundle.tokenizer import Tokenizer
-from edgemm.errors import UsageError
+from edgemm.errors import CheckpointError, UsageError
 from edgemm.export.lower_cuda import DRAWING_SLOTS, fixed_sizes
 from edgemm.export.manifest import (
     MAX_IMAGE_PIXELS,
@@ -78,7 +79,7 @@ OWN = {  # options for edgemm's own checkpoints -> what to do instead
 
 def export_foreign(found: Found, output: Path, options: ExportOptions | None = None, **given: Any) -> Manifest:
     """As export_bundle does for edgemm's own checkpoints: parity with the library, or nothing is left."""
-    options = options or from_keywords(ExportOptions, "export_foreign()", given)
+    options = from_keywords(ExportOptions, "export_foreign()", (vars(options) if options else {}) | given)
     _check_options(options)
     schemes = options.schemes
     named = [*options.component, *([] if options.vae is None else [f"vae={options.vae}"])]
@@ -95,7 +96,8 @@ def export_foreign(found: Found, output: Path, options: ExportOptions | None = N
     least = max(map(bytes_per_weight, schemes)) * paper.parameters
     with BundleWriter(output, options.overwrite, int(least)) as writer, torch.no_grad():
         progress.status("taking it apart")
-        parts = family.parts(checkpoint)
+        with reading(checkpoint.folder, "cannot be taken apart", CheckpointError):
+            parts = family.parts(checkpoint)
         slots = _context(parts, options.max_context)
         loop = parts.denoise
         room = DRAWING_SLOTS + _template_slots(loop, checkpoint) + _edit_slots(parts)
@@ -153,8 +155,12 @@ def _template_slots(loop: DenoiseLoop | None, checkpoint: Checkpoint) -> int:
     """Tokens of the strings that stand around every drawing prompt: the longest."""
     if loop is None or loop.skip:  # strings that are dropped take no room
         return 0
-    templates = [loop.template, *([loop.edit_template] if loop.edit_template else [])]
-    strings = (t.open + t.image_close * int(t is not loop.template) + t.close for t in templates)
+    templates = [loop.template, *(t for t in (loop.edit_template, loop.negative_template) if t)]
+    said = {"height": loop.height, "width": loop.width}
+    closed = [
+        t.image_close * int(t is loop.edit_template) + t.size_sentence.format(**said) + t.close for t in templates
+    ]
+    strings = (template.open + rest for template, rest in zip(templates, closed, strict=True))
     return max(len(checkpoint.tokenizer(string)["input_ids"]) for string in strings)
 
 
@@ -243,7 +249,7 @@ def _draw_cases(loop: DenoiseLoop) -> list[DrawCase]:
             step = grid.multiple or grid.cell
             height = -(-max(grid.smallest, 2 * step) // step) * step
             width = min(height + (seed + 1) * step, grid.largest // step * step)
-        cases.append(DrawCase(prompt, seed + 1, steps, guidance, None, height, width))
+        cases.append(DrawCase(prompt, seed + 1, steps, guidance, height=height, width=width))
     if loop.edits:
         first = cases[0]
         cases.append(dataclasses.replace(first, picture_seed=EDITED))

@@ -16,6 +16,7 @@ from safetensors.numpy import save
 
 from edgemm import progress
 from edgemm.bundle.bundle import UNCONDITIONAL, Bundle, BundleWriter, Manifest
+from edgemm.bundle.files import telling_name
 from edgemm.bundle.manifest import ADAPTER_SCALES
 from edgemm.device.threads import plan_threads
 from edgemm.errors import MissingError, UsageError
@@ -52,24 +53,25 @@ MAX_NEW_TOKENS = 32  # of a recorded reply
 
 
 def export_bundle(source: Path, output: Path, options: ExportOptions | None = None, **given: Any) -> Manifest:
-    """Write the bundle of the checkpoint folder `source`; its options may be given as keywords, too.
+    """Write the bundle of the checkpoint folder `source`; keywords are options, too, over `options`.
 
     Tells every comparison on the progress channel.  Raises CheckFailedError, and leaves nothing, when a component or a
     loop differs from torch.
     """
-    options = options or from_keywords(ExportOptions, "export_bundle()", given)
+    options = from_keywords(ExportOptions, "export_bundle()", (vars(options) if options else {}) | given)
     if options.component or options.vae:
         raise UsageError("--component and --vae are for models that others published; edgemm's own are whole")
     schemes = options.schemes
     check_runtime()
     source = source.resolve()
-    progress.status(f"loading {source.name}")
+    name = telling_name(source)
+    progress.status(f"loading {name}")
     model = checkpoint.load(source)
-    known = (source.name, weights_hash(source))
+    known = (name, weights_hash(source))
     given_spec = _read_quant(options.quant, model, known) if options.quant else None
     slots, new_tokens = _check_context(model, options.max_context)
     parameters = sum(parameter.numel() for parameter in model.parameters())
-    progress.line(f"{source.name}: family {model.config.family}, {parameters / 1e6:.1f}M parameters; {_asked(options)}")
+    progress.line(f"{name}: family {model.config.family}, {parameters / 1e6:.1f}M parameters; {_asked(options)}")
     least = sum({0.5 if given_spec else bytes_per_weight(scheme) for scheme in schemes}) * parameters
     with BundleWriter(output, options.overwrite, int(least)) as writer, torch.no_grad():
         if given_spec:

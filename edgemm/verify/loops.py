@@ -106,7 +106,7 @@ def _codes(model: Model, case: CodesCase, loop: ImageTokensLoop, told: Sequence[
     prompt = image_prompt(case.prompt, loop, model.tokenizer)
     blank = None if case.guidance == 1 else unconditional_prompt(prompt, None, loop, model.tokenizer)
     request = CodesRequest(prompt, blank, case.guidance, Sampling(), (0,))
-    codes = write_codes(request, (0,), loop, model._image.codes_engines(loop), lambda: False, CodesClock(), told)
+    codes = write_codes(request, (0,), loop, model._image.codes_engines(loop), lambda: False, CodesClock(), told=told)
     return [int(code[0]) for code in islice(codes, len(case.codes))]
 
 

@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import tempfile
 import threading
+from dataclasses import replace
 from pathlib import Path
 
-from edgemm.bundle.manifest import Variant
 from edgemm.bundle.onnx_file import read_outline
 from edgemm.device.threads import ThreadPlan
 from edgemm.errors import MissingError
 from edgemm.runtimes.backend import ort_backend as onnxruntime_backend
 from edgemm.runtimes.backend.choice import BACKENDS
+from edgemm.runtimes.backend.engine import GraphFiles
 from edgemm.runtimes.backend.ort_backend import OrtEngine, providers, version
 
 __all__ = ["REFERENCE", "open_engine", "providers", "version"]
@@ -24,21 +25,14 @@ REFERENCE = "reference"
 BACKENDS[REFERENCE] = (__name__, "", "pip install 'edgemm[export,ort]'")  # there for whoever compares, never chosen
 
 
-def open_engine(
-    component: str,
-    graph: Path,
-    data: Path | None,
-    variant: Variant,
-    provider: str,
-    plan: ThreadPlan,
-    lock: threading.Lock,
-) -> OrtEngine:
-    if "float4e2m1" not in read_outline(graph).types.values():
-        return onnxruntime_backend.open_engine(component, graph, data, variant, provider, plan, lock)
+def open_engine(files: GraphFiles, provider: str, plan: ThreadPlan, lock: threading.Lock) -> OrtEngine:
+    if "float4e2m1" not in read_outline(files.graph).types.values():
+        return onnxruntime_backend.open_engine(files, provider, plan, lock)
     try:
         from edgemm.export.passes.fp4_decoded import decoded_copy
     except ImportError as error:
         raise MissingError(f"comparing nvfp4 needs {error.name or error}: pip install 'edgemm[export]'") from error
     with tempfile.TemporaryDirectory(prefix="edgemm-decoded-") as folder:
-        copy, weights = decoded_copy(graph, Path(folder))
-        return onnxruntime_backend.open_engine(component, copy, weights, variant, provider, plan, lock)
+        copy, weights = decoded_copy(files.graph, Path(folder))
+        decoded = replace(files, graph=copy, data=weights)
+        return onnxruntime_backend.open_engine(decoded, provider, plan, lock)

@@ -26,6 +26,7 @@ from edgemm.runtimes.results import DenoiseProgress, ImageMetrics, ImageResult, 
 
 WEIGHTS_BYTES = 1000  # of each component
 DRAWS = ("image_encoder", "transformer", "conditioner", "denoiser", "image_decoder")
+LEFT_OUT = ("layout", "hidden", "draft_index", "draft_logits", "latents", "past_hidden.*", "present_hidden.*")
 SIZES = {1: (1,), 2: (1, 2), 3: (1, 2, 3), 4: (1, 2, 3, 4)}
 TEXT = TextLoop(TextTemplate("<u>", "</u>", "<a>", "</a>", "<s>", "</s>", ""), "\n", 32, 16, (255, 255, 255), (0,))
 DENOISE = DenoiseLoop(
@@ -63,9 +64,9 @@ def write_paper_bundle(path: Path, target: str = "cpu", draws: bool = True, dial
 def _variant(component: str, dialect: str) -> Variant:
     inputs, outputs = (
         tuple(
-            TensorSpec(name.replace("*", "0"), dtype, SIZES[rank])
+            TensorSpec(name.replace("*", "0"), dtype, SIZES[rank or 3])
             for name, (dtype, rank) in side.items()
-            if name != "layout"
+            if name not in LEFT_OUT
         )
         for side in COMPONENTS[component]
     )

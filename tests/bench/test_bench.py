@@ -16,8 +16,9 @@ import edgemm
 from edgemm.bench import bench
 from edgemm.bench.bench import run_bench
 from edgemm.bench.conditions import ClockWatch, CpuTimes
+from edgemm.bench.options import Plan
 from edgemm.bench.rows import Round, measured_rows
-from edgemm.bench.workload import Drawn, Plan
+from edgemm.bench.workload import Drawn
 from edgemm.bundle.files import read_result
 from edgemm.cli import bench as bench_verb
 from edgemm.device.child import Answer

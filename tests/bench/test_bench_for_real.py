@@ -8,7 +8,7 @@ from packaging.version import Version
 import edgemm
 from edgemm.bench import bench
 from edgemm.bench.bench import run_bench
-from edgemm.bench.workload import Plan
+from edgemm.bench.options import Plan
 from edgemm.device.child import Answer
 from edgemm.device.doctor import examine
 

@@ -12,9 +12,9 @@ import edgemm
 from edgemm.bench import bench
 from edgemm.bench.bench import run_bench
 from edgemm.bench.components import bench_component
+from edgemm.bench.options import Plan
 from edgemm.bench.pooled import SCHEMA_VERSION
 from edgemm.bench.scenarios import run_scenario
-from edgemm.bench.workload import Plan
 from edgemm.cli.main import main
 from edgemm.device.child import Answer
 from tests.bench.paper_bundle import PaperModel, write_paper_bundle

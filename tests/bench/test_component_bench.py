@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from edgemm.bench.components import bench_component, by_operator, render_operators
+from edgemm.bench.options import Plan
 from edgemm.bench.scenarios import arrivals, run_scenario
-from edgemm.bench.workload import Plan
 from edgemm.cli.main import main
 from edgemm.errors import InputError
 from tests.runtimes.tiny_bundle import build

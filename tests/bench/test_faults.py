@@ -16,8 +16,8 @@ from edgemm.bench import bench
 from edgemm.bench.bench import run_bench
 from edgemm.bench.conditions import ClockWatch, CpuTimes, other_cores, read_cpu_times, report_other_work
 from edgemm.bench.memory import MemoryWatch, thinned
+from edgemm.bench.options import Plan
 from edgemm.bench.page import render_page
-from edgemm.bench.workload import Plan
 from edgemm.cli.main import main
 from edgemm.device.child import Answer
 from edgemm.energy.heat import Heat

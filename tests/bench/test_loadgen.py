@@ -13,8 +13,8 @@ import pytest
 
 from edgemm.bench import loadgen
 from edgemm.bench.loadgen import LABEL, parse_summary, run_loadgen
+from edgemm.bench.options import Plan
 from edgemm.bench.page import render_page
-from edgemm.bench.workload import Plan
 from edgemm.cli.main import main
 from edgemm.errors import EdgemmError, MissingError
 from tests.runtimes.tiny_bundle import build
@@ -114,7 +114,7 @@ class TestRealLoadGen:
         monkeypatch.setattr(loadgen, "time", SimpleNamespace(perf_counter=lambda: clock.now))
         monkeypatch.setattr(loadgen, "_one_test", counted)
         monkeypatch.setattr(loadgen, "_warm_up", lambda answer, count: 0.1)
-        monkeypatch.setattr(loadgen, "_tests", lambda model, plan: {"image": (answer, scenario, False)})
+        monkeypatch.setattr(loadgen, "_tests", lambda model, plan: {"image": loadgen._Test(answer, scenario)})
         run = run_loadgen(bundle, replace(PLAN, duration_s=1.0))["loadgen"]["runs"]["image"]
         assert (run["valid"], run["tries"], len(tries)) == (True, 2, 2), run["why"]
 

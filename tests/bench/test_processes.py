@@ -10,11 +10,11 @@ import pytest
 import edgemm
 from edgemm.bench import bench, comparison, processes
 from edgemm.bench.bench import measure_once
+from edgemm.bench.options import Plan
 from edgemm.bench.page import render_page
 from edgemm.bench.pooled import pool
 from edgemm.bench.processes import run_in_turns, run_processes
 from edgemm.bench.report import render_report
-from edgemm.bench.workload import Plan
 from edgemm.cli.main import main
 from edgemm.device.child import Answer
 from edgemm.errors import BundleError, EdgemmError, MissingError

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import base64
+import io
 import os
+import resource
 import struct
+import urllib.parse
 import zlib
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from edgemm.bundle.picture import load_picture
-from edgemm.errors import InputError
+from edgemm.bundle.picture import fit_square, load_picture
+from edgemm.errors import InputError, UsageError
+from edgemm.runtimes.results import ImageMetrics, ImageResult, Picture
 
 COLOURS = np.random.default_rng(0).integers(0, 256, (24, 24, 3), dtype=np.uint8)
 
@@ -140,3 +145,118 @@ def test_what_is_no_file_is_refused_and_not_waited_for(tmp_path):
 def test_an_array_that_is_no_picture_is_refused(array):
     with pytest.raises(InputError, match="picture"):
         load_picture(array, 16)
+
+
+RAMP = np.linspace(0, 1, 256, dtype=np.float64).reshape(16, 16)
+
+
+def levels(source):
+    """Pixels of a picture of 16 x 16, from 0 to 255."""
+    return load_picture(source, 16)[0] * 255
+
+
+def test_floats_in_a_tiff_have_the_brightness_that_they_say(tmp_path):
+    Image.fromarray(RAMP.astype(np.float32)).save(tmp_path / "float.tif")
+    assert Image.open(tmp_path / "float.tif").mode == "F"
+    assert np.abs(levels(tmp_path / "float.tif") - RAMP * 255).max() <= 0.5001
+    Image.fromarray((RAMP * 255).astype(np.float32)).save(tmp_path / "wide.tif")  # as Image.convert("F") has them
+    assert np.abs(levels(tmp_path / "wide.tif") - RAMP * 255).max() <= 0.5001
+
+
+@pytest.mark.parametrize(
+    ("kind", "white"), [(np.uint16, 65_535), (np.int32, 2**31 - 1), (np.int32, 65_535), (np.int32, 255)]
+)
+@pytest.mark.parametrize("file", [None, "grey.tif"])
+def test_whole_numbers_of_16_and_32_bits_have_theirs(tmp_path, kind, white, file):
+    picture = source = Image.fromarray(np.rint(RAMP * white).astype(kind))
+    if file:
+        picture.save(tmp_path / file)
+        source = tmp_path / file
+    assert np.abs(levels(source) - RAMP * 255).max() <= 0.5001
+
+
+def test_a_dark_picture_of_16_bits_stays_dark(tmp_path):
+    Image.fromarray(np.rint(RAMP * 250).astype(np.uint16)).save(tmp_path / "dark.png")
+    assert levels(tmp_path / "dark.png").max() == 1
+    (tmp_path / "dark.pgm").write_bytes(b"P5 2 2 65535\n" + struct.pack(">4H", 0, 0, 0, 250))
+    assert load_picture(tmp_path / "dark.pgm", 2).max() * 255 == pytest.approx(1)
+
+
+def twelve_bits():
+    """A TIFF of 2 x 1 pixels of 12 bits, packed: 0x800 and 0xFFF."""
+    pixels = bytes([0x80, 0x0F, 0xFF])
+    tags = [(256, 4, 2), (257, 4, 1), (258, 3, 12), (259, 3, 1), (262, 3, 1), (273, 4, 8), (277, 3, 1), (278, 4, 1)]
+    tags.append((279, 4, len(pixels)))
+    entries = b"".join(struct.pack("<HHII", tag, kind, 1, value) for tag, kind, value in tags)
+    return struct.pack("<2sHI", b"II", 42, 12) + pixels + b"\0" + struct.pack("<H", len(tags)) + entries + b"\0\0\0\0"
+
+
+def test_twelve_bits_are_not_a_sixteenth_of_the_light():
+    assert Image.open(io.BytesIO(twelve_bits())).mode == "I;16"
+    left, right = load_picture(twelve_bits(), 2, fit="stretch")[0, 0]
+    assert (left * 255, right * 255) == (pytest.approx(0x800 / 4095 * 255, abs=0.51), pytest.approx(255))
+
+
+@pytest.mark.parametrize("number", [-1.0, np.nan, 1e9])
+def test_numbers_that_are_no_light_are_refused(tmp_path, number):
+    Image.fromarray(np.full((4, 4), number, dtype=np.float32)).save(tmp_path / "odd.tif")
+    with pytest.raises(InputError, match=r"odd\.tif: "):
+        load_picture(tmp_path / "odd.tif", 4)
+
+
+@pytest.mark.parametrize("shape", [(37, 23), (23, 37), (224, 300), (48, 48), (100, 999), (5, 8), (3, 400)])
+@pytest.mark.parametrize("resample", ["bicubic", "bilinear", "lanczos"])
+@pytest.mark.parametrize(("most", "apart"), [(50_000_000, 0), (1, 1)])  # 1: the last bit of a filter's weights
+def test_a_crop_is_the_middle_of_the_resized_whole(monkeypatch, shape, resample, most, apart):
+    """Pillow's resize of all of it, cut after: what image processors do."""
+    height, width = shape
+    picture = Image.fromarray(np.random.default_rng(1).integers(0, 256, (*shape, 3), dtype=np.uint8))
+    size, shorter = 48, min(shape)
+    whole = picture.resize((size * width // shorter, size * height // shorter), Image.Resampling[resample.upper()])
+    left, top = (whole.width - size) // 2, (whole.height - size) // 2
+    wanted = np.asarray(whole.crop((left, top, left + size, top + size)), dtype=int)
+    monkeypatch.setattr("edgemm.bundle.picture.MAX_PIXELS", most)
+    found = np.asarray(fit_square(picture, size, fit="crop", resample=resample), dtype=int)
+    assert np.abs(found - wanted).max() <= apart
+
+
+@pytest.mark.parametrize("shape", [(1, 60_000), (60_000, 1)])
+def test_the_crop_of_a_strip_never_holds_the_whole_resized(shape):
+    strip = np.zeros((*shape, 3), dtype=np.uint8)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    square = load_picture(strip, 336, fit="crop")
+    grown_kb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
+    assert square.shape == (3, 336, 336) and grown_kb < 100_000
+
+
+def test_every_source_is_the_same_picture(tmp_path, monkeypatch):
+    Image.fromarray(COLOURS).save(tmp_path / "a.png")
+    whole = (tmp_path / "a.png").read_bytes()
+    monkeypatch.setenv("HOME", str(tmp_path))
+    drawn = Picture((COLOURS.transpose(2, 0, 1) / 255).astype(np.float32), 7)
+    result = ImageResult((drawn,), "stop", ImageMetrics(*[0] * 8))
+    url = "data:image/png;base64," + base64.b64encode(whole).decode()
+    with open(tmp_path / "a.png", "rb") as stream:
+        given = [tmp_path / "a.png", "~/a.png", whole, bytearray(whole), io.BytesIO(whole), stream, url]
+        given += ["data:image/png," + urllib.parse.quote(whole), drawn, result, Image.fromarray(COLOURS)]
+        for source in given:
+            assert np.array_equal(load_picture(source, 24), load_picture(COLOURS, 24)), source
+
+
+@pytest.mark.parametrize(
+    ("source", "kind", "message"),
+    [
+        ("http://example.org/a.png", InputError, "http://example.org/a.png: nothing is fetched"),
+        ("HTTPS://example.org/a.png", InputError, "nothing is fetched"),
+        ("data:image/png;base64,!!!", InputError, "data:image/png;base64,!!...: not the data: URL"),
+        ("data:image/png", InputError, "without a comma"),
+        ("a\0b.png", InputError, "cannot be read"),
+        (b"hello", InputError, "the picture: not a picture"),
+        (io.StringIO("hello"), InputError, "opened as text"),
+        (7, UsageError, "a picture is int, expected a path, a PIL image"),
+        ({"image": "x"}, UsageError, "a picture is dict"),
+    ],
+)
+def test_what_is_no_source_is_refused_by_name(source, kind, message):
+    with pytest.raises(kind, match=message):
+        load_picture(source, 16)

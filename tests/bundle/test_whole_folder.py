@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from edgemm.bundle.files import is_disk_full, whole_folder
+from edgemm.bundle.files import is_disk_full, telling_name, whole_folder
 from edgemm.errors import InputError
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -120,3 +120,17 @@ def test_a_disk_that_is_really_full_leaves_the_old_folder(tmp_path):
         assert is_disk_full(caught.value) and left(disk) == ["set"]
     finally:
         subprocess.run(["umount", str(disk)], check=True)
+
+
+@pytest.mark.parametrize(
+    ("folder", "name"),
+    [
+        ("runs/style/checkpoint", "style"),
+        ("runs/both/draw/checkpoint", "both-draw"),
+        ("checkpoints/sticker-small", "sticker-small"),
+        ("runs/style/merged", "merged"),
+        ("/checkpoint", "checkpoint"),
+    ],
+)
+def test_a_checkpoint_is_told_by_the_nearest_name_that_tells(folder, name):
+    assert telling_name(Path(folder)) == name

@@ -304,3 +304,23 @@ def test_nobody_reading_is_quiet(bundle):
     process.stdout.close()
     assert process.wait(timeout=BUSY_S) == 141
     assert process.stderr.read() == b""
+
+
+def test_stdin_that_is_no_utf_8_is_the_inputs_fault(bundle, monkeypatch, fails):
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"caf\xe9\n"), encoding="utf-8"))
+    assert "standard input: cannot be read: not UTF-8" in fails(3, "chat", bundle)
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "cp1252"])
+def test_an_output_that_lacks_a_letter_says_it_as_json_does(monkeypatch, encoding):
+    text = "caf\u00e9 \U0001f496 \u2603"
+    written = io.BytesIO()
+    monkeypatch.setattr("sys.stdout", io.TextIOWrapper(written, encoding=encoding))
+    monkeypatch.setattr(cli, "_run", lambda words: print(json.dumps({"text": text}, ensure_ascii=False)) or 0)
+    assert main(["chat"]) == 0
+    assert json.loads(written.getvalue().decode(encoding)) == {"text": text}
+
+
+def test_a_path_with_a_nul_in_it_is_the_inputs_fault(bundle, fails, tmp_path):
+    assert "NUL byte" in fails(3, "draw", bundle, *PROMPT, "--output", tmp_path / "a\0b.png")
+    assert "a\\0b.txt" in fails(3, "chat", bundle, "--prompt", "x", "--grammar", "a\0b.txt")

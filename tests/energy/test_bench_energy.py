@@ -7,8 +7,8 @@ import pytest
 import edgemm
 from edgemm.bench import bench
 from edgemm.bench.bench import run_bench
+from edgemm.bench.options import Plan
 from edgemm.bench.page import render_page
-from edgemm.bench.workload import Plan
 from edgemm.device.child import Answer
 from edgemm.energy.heat import Heat
 from edgemm.energy.meter import Meter

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+import onnx_ir as ir
 import pytest
-from onnx import ModelProto
 
 from benchmarks.rtx_graphs import write_bundles
 from edgemm.bundle.bundle import open_bundle
@@ -22,15 +22,15 @@ CONTEXT = 512  # slots: ONNX Runtime's CPU looks at all of them
 
 
 @pytest.fixture(scope="module")
-def traced_once(tmp_path_factory) -> Callable[..., ModelProto]:
+def traced_once(tmp_path_factory) -> Callable[..., ir.Model]:
     """For all precisions, and both ways."""
     folder = tmp_path_factory.mktemp("traced")
 
-    def traced(graph) -> ModelProto:
+    def traced(graph) -> ir.Model:
         kept = folder / f"{graph.name}.onnx"
         if not kept.exists():
-            kept.write_bytes(trace(graph).SerializeToString())
-        return ModelProto.FromString(kept.read_bytes())
+            ir.save(trace(graph), kept)
+        return ir.load(kept)
 
     return traced
 
@@ -41,7 +41,7 @@ def test_the_graphs_that_ci_builds_are_those_that_agree_with_torch(precision, tr
     monkeypatch.setattr(bundle_export, "trace", traced_once)
     monkeypatch.setattr("edgemm.export.trace.trace", traced_once)
     (uncompared,) = write_bundles(CHECKPOINT, [precision], tmp_path / "uncompared", CONTEXT)
-    export_bundle(CHECKPOINT, tmp_path / "compared", "rtx", precision, max_context=CONTEXT)
+    export_bundle(CHECKPOINT, tmp_path / "compared", target="rtx", precision=precision, max_context=CONTEXT)
     graphs = [
         {name: record for name, record in open_bundle(path).manifest.files.items() if name.startswith("components/")}
         for path in (uncompared, tmp_path / "compared")

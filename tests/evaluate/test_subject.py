@@ -74,7 +74,7 @@ def test_a_checkpoint_and_its_bundle_score_the_same(micro_checkpoint, emoji64, t
     from edgemm.evaluate.evaluation import Plan, evaluate
     from edgemm.verify.export_native import export_bundle
 
-    export_bundle(micro_checkpoint, tmp_path / "micro.bundle", "cpu", "fp32", False, 128)
+    export_bundle(micro_checkpoint, tmp_path / "micro.bundle", max_context=128)
     plan = Plan(limit=8, settings=DrawSettings(num_inference_steps=4), cache=cache, device="cpu", threads=1)
     torch_run, bundle_run = (
         evaluate(path, emoji64.path, plan) for path in (micro_checkpoint, tmp_path / "micro.bundle")

@@ -38,6 +38,38 @@ def test_all_suites_print_tables_and_one_json_line(evaluated, tmp_path):
     assert Image.open(out / "drawings.png").size[0] == 1200
 
 
+@pytest.fixture
+def own(tmp_path):
+    """Pictures of one's own, those of `test` kept back."""
+    for folder, colour in (("train/flag", "red"), ("test/sea", "blue")):
+        (tmp_path / "in" / folder).mkdir(parents=True)
+        Image.new("RGB", (16, 16), colour).save(tmp_path / "in" / folder / "1.png")
+    words = ["data", "pictures", "--source", str(tmp_path / "in"), "--output", str(tmp_path / "set")]
+    assert main(words) == 0
+    return tmp_path
+
+
+def test_pictures_of_ones_own_are_asked_about_what_was_kept_back_and_nobody_judges_drawings(evaluated, own):
+    code, lines, error = evaluated("--data", str(own / "set"))
+    assert code == 0 and "Reading: test" in "\n".join(lines)
+    assert "reading is asked about split 'test'; --splits chooses others" in error
+    assert "drawing is left out" in error and "no judge for drawings of a pictures dataset, only of emoji and" in error
+    assert "draw" not in json.loads((own / "out" / "eval.json").read_text())
+
+
+def test_asked_for_drawings_alone_that_nobody_judges_it_says_so_before_a_model_is_loaded(evaluated, own):
+    code, _, error = evaluated("--data", str(own / "set"), "--suite", "draw")
+    assert code == 3 and "no judge for drawings of a pictures dataset" in error and "edgemm draw" in error
+    assert len(error.splitlines()) == 1
+
+
+def test_where_nothing_was_kept_back_it_says_that_too(evaluated, own):
+    words = ["data", "pictures", "--source", str(own / "in" / "train"), "--output", str(own / "all")]
+    assert main(words) == 0
+    code, _, error = evaluated("--data", str(own / "all"), "--suite", "read")
+    assert code == 0 and "split 'train', on which it may have been trained: nothing was kept back" in error
+
+
 def test_one_suite_leaves_the_other_alone(evaluated, tmp_path):
     code, lines, _ = evaluated("--suite", "read")
     assert code == 0

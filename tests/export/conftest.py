@@ -7,9 +7,9 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
+import onnx_ir as ir
 import pytest
 import torch
-from onnx import ModelProto
 
 import edgemm
 from edgemm.export.component_graphs import ComponentGraph, component_graphs
@@ -40,20 +40,20 @@ def graphs(model) -> dict[str, ComponentGraph]:
 
 
 @pytest.fixture(scope="session")
-def references(tmp_path_factory) -> Callable[[ComponentGraph], ModelProto]:
+def references(tmp_path_factory) -> Callable[[ComponentGraph], ir.Model]:
     """trace(), but each component is traced once in the whole session, whichever of its processes asks, and once more
     when it was smoothed: tracing takes most of what these tests do."""
     base = tmp_path_factory.getbasetemp()
     kept = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "traced"
     kept.mkdir(exist_ok=True)
 
-    def trace_once(graph: ComponentGraph) -> ModelProto:
+    def trace_once(graph: ComponentGraph) -> ir.Model:
         path = kept / f"{graph.name}-{_weights_of(graph)}.onnx"
         if not path.exists():
             mine = path.with_suffix(f".{os.getpid()}")
-            mine.write_bytes(trace(graph).SerializeToString())
+            ir.save(trace(graph), mine, format="protobuf")
             os.replace(mine, path)
-        return ModelProto.FromString(path.read_bytes())
+        return ir.load(path)
 
     return trace_once
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnx_ir as ir
 import onnxruntime
 import pytest
 import torch
@@ -85,7 +86,7 @@ def spec_without_data(weights: Mapping[str, torch.Tensor], precision: str, drawi
     return quantize_without_data(weights, options, drawing_depth)
 
 
-def lower_on_cpu(component: str, reference: onnx.ModelProto, spec: Spec | None) -> tuple[onnx.ModelProto, str]:
+def lower_on_cpu(component: str, reference: ir.Model, spec: Spec | None) -> tuple[ir.Model, str]:
     return lower(component, reference, SCHEMES["cpu", "fp32"], spec, {})
 
 

@@ -178,7 +178,13 @@ def test_an_adapter_that_does_not_fit_says_where(opened, adapters, bundles, tmp_
 
     key = "base_model.model.layers.0.self_attn.q_proj.lora_A.weight"
     cases = [
-        (config | {"use_dora": True}, tensors, "use_dora is True; merge such an adapter"),
+        (config | {"use_dora": True}, tensors, "use_dora is True: DoRA sets magnitudes; merge it before you export"),
+        (
+            config | {"init_lora_weights": "pissa"},
+            tensors,
+            "its first factors were taken from the base; merge it .*; or save",
+        ),
+        (config | {"alora_invocation_tokens": [1]}, tensors, "alora_invocation_tokens is .1.,.* it acts only behind"),
         (config, {name: tensor for name, tensor in tensors.items() if name != key}, "only one of its two factors"),
         (config, tensors | {key: tensors[key][:, :-1].contiguous()}, "q_proj is .* for this bundle's"),
         (config, tensors | {key: tensors[key] * float("nan")}, "holds NaN"),

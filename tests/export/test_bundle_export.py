@@ -17,6 +17,7 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import onnx_ir as ir
 import pytest
 
 from edgemm.bundle.bundle import open_bundle
@@ -269,10 +270,13 @@ def test_an_onnx_runtime_that_is_too_old_is_told_before_anything_is_traced(fails
 
 def scaled(model, output, factor):
     """Multiply what a node makes: the graph stays valid, and computes something else."""
-    node = next(node for node in model.graph.node if output in node.output)
-    node.output[list(node.output).index(output)] = "before"
-    model.graph.initializer.append(onnx.numpy_helper.from_array(np.array(factor, dtype=np.float32), "factor"))
-    model.graph.node.append(onnx.helper.make_node("Mul", ["before", "factor"], [output]))
+    (place,) = [place for place, value in enumerate(model.graph.outputs) if value.name == output]
+    before = model.graph.outputs[place]
+    before.name = "before"
+    by = ir.tape.Tape(model.graph).initializer(ir.tensor(np.array(factor, dtype=np.float32)), "factor")
+    node = ir.node("Mul", [before, by], outputs=[ir.val(output, type=before.type, shape=before.shape)])
+    model.graph.append(node)
+    model.graph.outputs[place] = node.outputs[0]
     return model
 
 
@@ -307,7 +311,7 @@ def test_a_graph_that_cannot_be_run_leaves_no_bundle(fails, monkeypatch, tmp_pat
 
     def lower_wrongly(name, *how):
         graph, real = lower(name, *how)
-        graph.graph.node[-1].op_type = "NoSuchOperator"
+        graph.graph[-1].op_type = "NoSuchOperator"
         return graph, real
 
     monkeypatch.setattr(variants, "lower", lower_wrongly)

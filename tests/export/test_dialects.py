@@ -8,6 +8,7 @@ import shutil
 
 import numpy as np
 import onnx
+import onnx_ir as ir
 import pytest
 import torch
 
@@ -181,7 +182,7 @@ def test_a_bundle_that_runs_nowhere_here_is_compared_by_the_cpu(bundle):
 
 def test_a_node_that_a_dialect_cannot_say_is_named():
     side = {"x": (np.float32, [4])}
-    swish = one_op("Swish", side, {"y": side["x"]})
-    assert in_dialect(swish, "standard-24") == swish
+    swish = ir.from_proto(one_op("Swish", side, {"y": side["x"]}))
+    assert ir.to_proto(in_dialect(swish, "standard-24")).graph.node == ir.to_proto(swish).graph.node
     with pytest.raises(ValueError, match="swish: Swish is newer than opset 21"):
         in_dialect(swish, "portable-21")

@@ -6,6 +6,7 @@ import stat
 
 import numpy as np
 import onnx
+import onnx_ir as ir
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
@@ -58,7 +59,7 @@ def test_no_note_stays():
 @pytest.fixture
 def written(tmp_path):
     path = tmp_path / "cpu-fp32.onnx"
-    return path, save_graph(noted_model(), path)
+    return path, save_graph(ir.from_proto(noted_model()), path)
 
 
 def test_large_weights_go_to_one_file_beside_the_graph(written):
@@ -82,12 +83,12 @@ def test_whoever_may_read_the_graph_may_read_its_weights(written):
 def test_writing_again_gives_the_same_bytes(written):
     path, data = written
     before = path.read_bytes(), data.read_bytes()
-    assert save_graph(noted_model(), path) == data
+    assert save_graph(ir.from_proto(noted_model()), path) == data
     assert (path.read_bytes(), data.read_bytes()) == before
 
 
 def test_a_graph_without_large_weights_has_no_data(tmp_path):
     model = noted_model()
     del model.graph.initializer[:2]
-    assert save_graph(model, tmp_path / "x.onnx") is None
+    assert save_graph(ir.from_proto(model), tmp_path / "x.onnx") is None
     assert [p.name for p in tmp_path.iterdir()] == ["x.onnx"]

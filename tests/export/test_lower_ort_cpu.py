@@ -9,6 +9,7 @@ from collections import Counter
 
 import numpy as np
 import onnx
+import onnx_ir as ir
 import onnxruntime
 import pytest
 import torch
@@ -40,10 +41,16 @@ def lowered(references, graphs, specs):
     def get(component: str, precision: str) -> tuple[ModelProto, str]:
         key = component, precision
         if key not in made:
-            made[key] = lower_ort_cpu(component, references(graphs[component]), specs[precision])
+            made[key] = lowered_proto(component, references(graphs[component]), specs[precision])
         return made[key]
 
     return get
+
+
+def lowered_proto(component: str, model: ModelProto | ir.Model, spec: Spec) -> tuple[ModelProto, str]:
+    inner = ir.from_proto(model) if isinstance(model, ModelProto) else model
+    graph, precision = lower_ort_cpu(component, inner, spec)
+    return ir.to_proto(graph), precision
 
 
 def nodes(model, *kinds):
@@ -114,7 +121,7 @@ def test_the_whitening_stays_in_float(lowered):
 def test_the_decoder_stays_as_it_is(lowered, references, graphs):
     graph, real = lowered("image_decoder", "int4")
     assert real == "fp32"
-    assert graph == references(graphs["image_decoder"])
+    assert graph == ir.to_proto(references(graphs["image_decoder"]))
 
 
 @pytest.mark.parametrize("precision", ["int8", "int4"])
@@ -144,7 +151,7 @@ def test_filters_and_letters_are_float16_in_the_file_and_float32_in_memory(specs
         [numpy_helper.from_array(filters.numpy(), "w"), numpy_helper.from_array(letters.numpy(), "letters")],
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10)
-    found, _ = lower_ort_cpu("image_encoder", model, specs["int8"])
+    found, _ = lowered_proto("image_encoder", model, specs["int8"])
     assert {tensor.data_type for tensor in found.graph.initializer} == {TensorProto.FLOAT16}
     session = onnxruntime.InferenceSession(found.SerializeToString(), providers=["CPUExecutionProvider"])
     x = torch.randn(2, 3, 9, 9)
@@ -176,7 +183,7 @@ def test_at_int4_late_filters_and_letters_are_8_bits_in_the_file_and_float32_in_
     assert not spec_without_data(weights, "int8").document.layers, "what is float16 opens sooner"
     spec = spec_without_data(weights, "int4")
     assert set(spec.document.layers) == {"image_encoder.encoder.blocks.9.expand", "image_encoder.words.letters"}
-    stored, _ = lower_ort_cpu("image_encoder", model, spec)
+    stored, _ = lowered_proto("image_encoder", model, spec)
     assert sum(len(tensor.raw_data) for tensor in stored.graph.initializer) < (640 * 192 + 40 * 64) * 1.07
     with tempfile.TemporaryDirectory() as folder:
         options = onnxruntime.SessionOptions()
@@ -200,7 +207,7 @@ def test_the_embedding_is_off_by_half_a_step_at_most(model, specs):
 
 @pytest.mark.parametrize("component", COMPONENTS)
 def test_lowering_twice_gives_the_same_bytes(references, graphs, lowered, specs, component):
-    again = lower_ort_cpu(component, references(graphs[component]), specs["int8"])[0]
+    again = lowered_proto(component, references(graphs[component]), specs["int8"])[0]
     assert again.SerializeToString() == lowered(component, "int8")[0].SerializeToString()
 
 
@@ -240,7 +247,7 @@ def answers(k: int, layer: Layer, numbers: Integers, bias: bool = False, **more:
     """What ONNX Runtime computes with the spec, and what the swapped torch module does."""
     graph, linear = one_product(k, 24, bias)
     spec = spec_of(numbers, layer, **more)
-    lowered, _ = lower_ort_cpu("transformer", graph, spec)
+    lowered, _ = lowered_proto("transformer", graph, spec)
     session = onnxruntime.InferenceSession(lowered.SerializeToString(), providers=["CPUExecutionProvider"])
     x = torch.randn(7, k, generator=torch.Generator().manual_seed(1))
     (found,) = session.run(None, {"x": x.numpy()})
@@ -271,7 +278,7 @@ def test_onnx_runtime_and_the_swapped_module_agree_on_whole_numbers(activations,
 def test_a_scale_a_token_is_one_kernel_and_no_token_depends_on_another():
     numbers = rtn(one_product(96, 24)[1].weight, 8, 0, True)
     graph, _ = one_product(96, 24, False)
-    lowered, _ = lower_ort_cpu("transformer", graph, spec_of(numbers, Layer(8, activations="token")))
+    lowered, _ = lowered_proto("transformer", graph, spec_of(numbers, Layer(8, activations="token")))
     options = onnxruntime.SessionOptions()
     with tempfile.TemporaryDirectory() as folder:
         options.log_severity_level = 3
@@ -307,11 +314,11 @@ def test_what_the_target_cannot_take_is_refused_with_its_name(layer, construct):
     graph, linear = one_product(96, 24)
     spec = spec_of(rtn(linear.weight, layer.bits or 8, layer.group, layer.symmetric), layer)
     with pytest.raises(InputError, match=f"{LAYER}.*{construct}"):
-        lower_ort_cpu("transformer", graph, spec)
+        lowered_proto("transformer", graph, spec)
 
 
 def test_a_layer_left_in_float_keeps_its_node(references, graphs, specs):
     spec = specs["int8"]
     document = dataclasses.replace(spec.document, layers=spec.document.layers | {LAYER: Layer(None, reason="asked")})
-    graph, _ = lower_ort_cpu("transformer", references(graphs["transformer"]), Spec(document, spec.tensors))
+    graph, _ = lowered_proto("transformer", references(graphs["transformer"]), Spec(document, spec.tensors))
     assert len(float_products_with_weights(graph)) == 1

@@ -7,6 +7,7 @@ import dataclasses
 
 import numpy as np
 import onnx
+import onnx_ir as ir
 import pytest
 import torch
 from onnx import TensorProto
@@ -109,9 +110,10 @@ def test_a_spec_for_cpus_is_refused_with_layer_and_construct(references, graphs,
 
 
 def test_cuda_gets_float16_blocks(references, graphs, specs):
-    graph, precision = lower_ort_cuda(
+    lowered, precision = lower_ort_cuda(
         "transformer", references(graphs["transformer"]), specs["int4"], "fp16", {"transformer": {"T": 64}}
     )
+    graph = ir.to_proto(lowered)
     blocks = [node for node in graph.graph.node if node.op_type == "MatMulNBits"]
     tensors = {tensor.name: tensor for tensor in graph.graph.initializer}
     assert precision == "int4" and len(blocks) == 14
@@ -124,10 +126,10 @@ def test_openvino_computes_what_the_swapped_torch_model_does(references, graphs,
     openvino = pytest.importorskip("openvino")
     from edgemm.export.component_graphs import component_graphs
 
-    graph, _ = lower_tensorrt(component, references(graphs[component]), specs[text], "fp32", "portable-21", {})
+    lowered, _ = lower_tensorrt(component, references(graphs[component]), specs[text], "fp32", "portable-21", {})
     core = openvino.Core()
     compiled = core.compile_model(
-        core.read_model(graph.SerializeToString(), b""), "CPU", {"INFERENCE_PRECISION_HINT": "f32"}
+        core.read_model(ir.to_proto(lowered).SerializeToString(), b""), "CPU", {"INFERENCE_PRECISION_HINT": "f32"}
     )
     inputs = example_inputs(model)[component]
     found = compiled({name: tensor.contiguous().numpy() for name, tensor in inputs.items()})

@@ -106,7 +106,7 @@ def test_a_config_without_a_part_is_refused_by_its_name(part):
 
 
 @pytest.mark.parametrize(
-    ("text", "message"), [("{", "cannot be read as JSON"), ("[]", "holds a list"), (None, "not found")]
+    ("text", "message"), [("{", "not the JSON that was expected"), ("[]", "holds a list"), (None, "not found")]
 )
 def test_a_file_that_holds_no_config_is_refused(tmp_path, text, message):
     if text is not None:

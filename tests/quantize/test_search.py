@@ -163,7 +163,7 @@ def test_the_command_writes_spec_page_and_table_and_the_spec_can_be_lowered(
     assert page.count("<svg") == 3 and "<th>drawn" in page
     spec = read_spec(out)
     graph, _ = lower_ort_cpu("transformer", references_of(model, "transformer"), spec)
-    assert sum(node.op_type == "MatMulNBits" for node in graph.graph.node) == 16, "14 layers and two heads"
+    assert sum(node.op_type == "MatMulNBits" for node in graph.graph) == 16, "14 layers and two heads"
 
 
 def test_auto_and_words_of_its_own_are_refused_together(tmp_path, capsys):

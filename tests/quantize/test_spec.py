@@ -189,7 +189,7 @@ def test_data_that_does_not_fit_is_refused(model, tmp_path):
     (tmp_path / "bytes.txt").write_bytes(b"\xff\xfe\x00")
     for source, samples, message in (
         (tmp_path / "short.txt", None, "holds 0 pieces of 128 tokens, expected 2 or more"),
-        (tmp_path / "bytes.txt", None, "byte 0 is no UTF-8"),
+        (tmp_path / "bytes.txt", None, "bytes.txt: cannot be read: not UTF-8"),
         (tmp_path / "none.txt", None, "no such file"),
         (tmp_path, None, "no dataset.json"),
         (None, 1, "--samples 1 is too few"),

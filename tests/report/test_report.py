@@ -12,8 +12,8 @@ import pytest
 import edgemm
 from edgemm.bench import bench, roofline
 from edgemm.bench.bench import run_bench
+from edgemm.bench.options import Plan
 from edgemm.bench.report import FIGURES, render_report
-from edgemm.bench.workload import Plan
 from edgemm.device.child import Answer
 from edgemm.report.svg import Axis, Plot, nice_ticks, short
 from tests.bench.paper_bundle import PaperModel, write_paper_bundle

@@ -14,6 +14,7 @@ from edgemm.bundle.components import TensorSpec
 from edgemm.device.threads import ThreadPlan
 from edgemm.errors import BundleError, MissingError, UsageError
 from edgemm.runtimes.backend import choice as backends
+from edgemm.runtimes.backend.engine import GraphFiles
 from edgemm.runtimes.backend.ort_backend import open_engine
 
 ONE_THREAD = ThreadPlan(1, False, "a test")
@@ -42,6 +43,21 @@ def test_auto_says_what_it_passed_over(monkeypatch):
     assert "not cuda, because ort_cuda here has CPUExecutionProvider" in choice.why
 
 
+def test_auto_passes_over_a_cuda_package_where_the_driver_is_missing(monkeypatch, tmp_path):
+    """onnxruntime-gpu lists its provider on every machine; what the driver says is another matter."""
+    monkeypatch.setattr(
+        "onnxruntime.get_available_providers", lambda: ["CUDAExecutionProvider", "CPUExecutionProvider"]
+    )
+    # an empty file of the driver's name comes first: no library, as on a machine without a driver
+    (tmp_path / "libcuda.so.1").write_bytes(b"")
+    monkeypatch.setenv("LD_LIBRARY_PATH", str(tmp_path))
+    choice = backends.select("auto", ["cpu", "cuda"])
+    assert (choice.device, choice.target) == ("cpu", "cpu")
+    assert "not cuda, because no CUDA driver" in choice.why
+    with pytest.raises(MissingError, match="'cuda' was asked for: no CUDA driver"):
+        backends.select("cuda", ["cpu", "cuda"])
+
+
 def test_a_bundle_for_another_target_says_so():
     with pytest.raises(BundleError, match=r"no target 'cpu', only: jetson-orin"):
         backends.select("cpu", ["jetson-orin"])
@@ -61,7 +77,7 @@ def open_denoiser(bundle_path, provider="CPUExecutionProvider", change=lambda va
     bundle = open_bundle(bundle_path)
     variant = change(bundle.manifest.variant("denoiser", "cpu"))
     graph, data = bundle.file(variant.graph), bundle.file(variant.data)
-    return open_engine("denoiser", graph, data, variant, provider, ONE_THREAD, threading.Lock())
+    return open_engine(GraphFiles("denoiser", graph, data, variant), provider, ONE_THREAD, threading.Lock())
 
 
 def test_a_provider_that_does_not_exist_is_no_silent_fallback(bundle_path):
@@ -100,9 +116,8 @@ def test_a_graph_that_onnxruntime_cannot_load_is_one_line_with_its_file(tmp_path
     graph = helper.make_graph([helper.make_node("NoSuchOperator", ["tokens"], ["pixels"])], "g", [], [])
     (tmp_path / "odd.onnx").write_bytes(helper.make_model(graph).SerializeToString())
     with pytest.raises(BundleError, match=r"odd\.onnx: ONNX Runtime .* cannot load it: ") as refused:
-        open_engine(
-            "image_decoder", tmp_path / "odd.onnx", None, variant, "CPUExecutionProvider", ONE_THREAD, threading.Lock()
-        )
+        files = GraphFiles("image_decoder", tmp_path / "odd.onnx", None, variant)
+        open_engine(files, "CPUExecutionProvider", ONE_THREAD, threading.Lock())
     assert "\n" not in str(refused.value)
 
 
@@ -122,9 +137,8 @@ def test_an_onnxruntime_that_is_too_old_is_told_apart_from_a_bundle_that_is_dama
         r"pip install -U 'onnxruntime>=1\.30' \(Python 3\.11 or newer\); it says: .*newer"
     )
     with pytest.raises(MissingError, match=wanted) as refused:
-        open_engine(
-            "image_decoder", tmp_path / "new.onnx", None, variant, "CPUExecutionProvider", ONE_THREAD, threading.Lock()
-        )
+        files = GraphFiles("image_decoder", tmp_path / "new.onnx", None, variant)
+        open_engine(files, "CPUExecutionProvider", ONE_THREAD, threading.Lock())
     assert "\n" not in str(refused.value)
 
 

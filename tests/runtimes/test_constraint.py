@@ -68,8 +68,10 @@ class TestWithTheLibrary:
         [
             ({"json_schema": {"type": "rocket"}}, "json_schema cannot be used: .*rocket"),
             ({"json_schema": '{"type'}, "json_schema is not JSON"),
-            ({"json_schema": [1]}, "json_schema is list, expected an object"),
+            ({"json_schema": [1]}, r"json_schema is \[1\], expected an object"),
             ({"grammar": 'start: "a'}, "grammar cannot be used"),
+            ({"json_schema": {"$ref": "#"}}, "json_schema cannot be used"),
+            ({"json_schema": "[" * 100_000}, "json_schema is not JSON: maximum recursion depth"),
             ({"grammar": 'start: "a"', "json_schema": SCHEMA}, "both given"),
         ],
     )

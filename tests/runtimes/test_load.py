@@ -18,9 +18,9 @@ def opened(monkeypatch):
     """The components that ONNX Runtime was given, in their order."""
     names, really = [], onnxruntime_backend.open_engine
 
-    def open_engine(component, *rest):
-        names.append(component)
-        return really(component, *rest)
+    def open_engine(files, *rest):
+        names.append(files.component)
+        return really(files, *rest)
 
     monkeypatch.setattr(onnxruntime_backend, "open_engine", open_engine)
     return names

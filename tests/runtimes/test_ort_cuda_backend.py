@@ -13,7 +13,7 @@ from edgemm.device.threads import plan_threads
 from edgemm.errors import BundleError
 from edgemm.runtimes.backend import ort_cuda_backend
 from edgemm.runtimes.backend.cuda_memory import Cuda
-from edgemm.runtimes.backend.engine import LockedBinding
+from edgemm.runtimes.backend.engine import GraphFiles, LockedBinding
 from edgemm.runtimes.backend.ort_cuda_backend import GraphBinding, OrtCudaEngine, open_engine
 from tests.heard import hearing
 from tests.runtimes.standin_cuda import CACHE, VARIANT, Driver
@@ -88,7 +88,7 @@ def test_each_binding_is_a_graph_of_its_own_and_another_thread_captures_anew():
 def test_graphs_are_captured_where_onnx_runtime_can_and_the_caller_may_say_no(monkeypatch, tmp_path, wanted, refuses):
     asked = []
 
-    def open_session(component, graph, data, variant, provider, plan, options):
+    def open_session(files, provider, plan, options):
         asked.append("enable_cuda_graph" in options)
         if refuses and asked[-1]:
             raise BundleError("This session cannot use the graph capture feature as requested by the user")
@@ -98,7 +98,7 @@ def test_graphs_are_captured_where_onnx_runtime_can_and_the_caller_may_say_no(mo
     monkeypatch.setattr(ort_cuda_backend, "open_session", open_session)
     monkeypatch.setattr(ort_cuda_backend, "shared_cuda", lambda: Cuda(Driver()))
     with hearing() as heard:
-        opened = open_engine("transformer", tmp_path, None, VARIANT, "", plan_threads(1), threading.Lock())
+        opened = open_engine(GraphFiles("transformer", tmp_path, None, VARIANT), "", plan_threads(1), threading.Lock())
     assert asked == {("1", True): [True, False], ("1", False): [True]}.get((wanted, refuses), [False])
     assert opened.graphs == (wanted == "1" and not refuses)
     assert any("runs some of its nodes on the CPU" in line for line in heard.lines) == (wanted == "1" and refuses)

@@ -128,13 +128,21 @@ def unconditional(weights: Weights) -> dict[str, np.ndarray]:
     return tensors | {"prefix_mask": np.ones((1, len(close)), dtype=bool)}
 
 
-def build(path: Path, weights: Weights | None = None, loops: Loops | None = None, limits: Limits = LIMITS) -> Path:
-    """Writes a whole tiny bundle and gives its path back."""
+def build(
+    path: Path,
+    weights: Weights | None = None,
+    loops: Loops | None = None,
+    limits: Limits = LIMITS,
+    without: tuple[str, ...] = (),
+) -> Path:
+    """Writes a tiny bundle, whole or `without` some of its components, and gives its path back."""
     weights = weights or Weights()
     loops = loops or Loops(text_loop(), denoise_loop())
     with BundleWriter(path) as writer:
         components = {
-            name: Component({"cpu-fp32": write_graph(writer, name, graph)}) for name, graph in graphs(weights).items()
+            name: Component({"cpu-fp32": write_graph(writer, name, graph)})
+            for name, graph in graphs(weights).items()
+            if name not in without
         }
         writer.add_bytes("tokenizer.json", byte_tokenizer().to_str().encode())
         writer.add_bytes("NOTICE", b"made by a test\n")

@@ -18,7 +18,7 @@ from tests.train.conftest import ROOT, read_log, recipe
 # `edgemm train`, ended by the kernel as by SIGKILL: so many seconds of work after it wrote line `moment` of its log.
 KILLED = """
 import signal, sys
-from edgemm.cli import main
+from edgemm.cli.main import main
 from edgemm.train import loop
 
 moment, seconds, really = int(sys.argv[1]), float(sys.argv[2]), loop.refusing_full_disk
@@ -62,7 +62,7 @@ def test_a_run_killed_at_any_step_goes_on_with_the_same_losses_to_the_same_weigh
     assert all((weights[0][name] == tensor).all() for name, tensor in weights[1].items())
 
     result = tmp_path / "killed" / "checkpoint"
-    assert ran.stdout == f"Wrote {result}; export it: edgemm export {result}\n"
+    assert ran.stdout == f"Wrote {result}; export it: edgemm export {result} --output killed.bundle\n"
     assert not list((tmp_path / "killed").glob("*.tmp"))
 
 

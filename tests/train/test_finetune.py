@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -308,7 +310,10 @@ def test_the_verbs_work_one_after_the_other(start, tmp_path, capsys):
     assert f"Wrote {adapter}; merge it: edgemm merge" in capsys.readouterr().out
     document = json.loads(Path(adapter, "denoiser", "adapter_config.json").read_text())
     assert (document["r"], document["lora_alpha"]) == (2, 4)
-    assert main(["merge", str(start), adapter, "--output", merged]) == 0
+    words = [sys.executable, "-m", "edgemm", "merge", str(start), adapter, "--output", merged]
+    told = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=True)  # libraries keep quiet, too
+    assert told.stderr == ""
+    assert told.stdout == f"Wrote {merged}; export it: edgemm export {merged} --output merged.bundle\n"
     assert checkpoint.load(merged).config.name == "merged"
 
 

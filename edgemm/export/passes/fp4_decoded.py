@@ -7,16 +7,13 @@ DequantizeLinear(c, DequantizeLinear(s, whole)), c, s = TRT_FP4DynamicQuantize(x
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import onnx
-from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
+import onnx_ir as ir
 
 from edgemm.export.graph_file import save_graph
-from edgemm.export.passes.rewriting import attribute, replace_nodes
+from edgemm.export.passes.rewriting import Writer, drop_unread, nodes_of, stored
 
 __all__ = ["decoded_copy", "fp4_decoded"]
 
@@ -27,69 +24,63 @@ SCALE_LARGEST, SCALE_SMALLEST = 448.0, 2.0**-9  # of E4M3
 
 def decoded_copy(graph: Path, folder: Path) -> tuple[Path, Path | None]:
     """The graph without FP4, and the file that its weights are in, below `folder`."""
-    model, copy = onnx.load(str(graph)), folder / graph.name
+    model, copy = ir.load(graph), folder / graph.name
     fp4_decoded(model)
     return copy, save_graph(model, copy)
 
 
-def fp4_decoded(model: ModelProto) -> bool:
+def fp4_decoded(model: ir.Model) -> bool:
     """Changes `model` itself; answers whether there was one."""
-    weights = {tensor.name: tensor for tensor in model.graph.initializer}
-    makers = {output: node for node in model.graph.node for output in node.output}
-    small = {name for name, tensor in weights.items() if tensor.data_type == TensorProto.FLOAT4E2M1}
-    nodes: list[NodeProto] = []
-    for node in model.graph.node:
-        source = node.input[0] if node.op_type == "DequantizeLinear" else ""
-        if source in small:
-            model.graph.initializer.append(numpy_helper.from_array(_values(node, weights, makers), node.output[0]))
-        elif source in makers and makers[source].domain == TRT and makers[source].output[0] == source:
-            nodes += _rounded(model, node, makers[source])
+    writer, changed = Writer(model), False
+    for node in nodes_of(model, "DequantizeLinear"):
+        source = node.inputs[0]
+        maker = source.producer() if source is not None else None
+        writer.place = node
+        if source is not None and source.is_initializer() and source.dtype == ir.DataType.FLOAT4E2M1:
+            writer.replace(node, writer.constant(_values(node)))
+        elif maker is not None and maker.domain == TRT and maker.outputs[0] is source:
+            writer.replace(node, _rounded(writer, *maker.inputs))
         else:
-            nodes.append(node)
-    changed = len(nodes) != len(model.graph.node)
-    replace_nodes(model, nodes)
-    kept = [opset for opset in model.opset_import if opset.domain != TRT]
-    del model.opset_import[len(kept) :]
+            continue
+        changed = True
+    drop_unread(model)
+    model.opset_imports.pop(TRT, None)
     return changed
 
 
-def _values(node: NodeProto, weights: Mapping[str, TensorProto], makers: Mapping[str, NodeProto]) -> np.ndarray:
+def _values(node: ir.Node) -> np.ndarray:
     """What a DequantizeLinear makes of constants, or of what another makes of constants."""
-    codes, scale = (
-        numpy_helper.to_array(weights[name]) if name in weights else _values(makers[name], weights, makers)
-        for name in node.input[:2]
-    )
-    block = attribute(node, "block_size", 0)
-    spread = np.repeat(scale, block, axis=attribute(node, "axis", 1)) if block else scale
+    codes, scale = (_numbers(value) for value in node.inputs[:2])
+    block = node.attributes.get_int("block_size", 0)
+    spread = np.repeat(scale, block, axis=node.attributes.get_int("axis", 1)) if block else scale
     return (codes.astype(np.float32) * spread.astype(np.float32)).astype(scale.dtype)
 
 
-def _rounded(model: ModelProto, last: NodeProto, rounding: NodeProto) -> list[NodeProto]:
-    """What `last` makes of x, in float32.  Steps of E2M1 are 0.5 up to 2, 1 up to 4, 2 up to 6, ties go to the even."""
-    nodes: list[NodeProto] = []
-    x, whole = rounding.input
+def _numbers(value: ir.Value | None) -> np.ndarray:
+    array = stored(value)
+    if array is None:
+        maker = value.producer() if value is not None else None
+        assert maker is not None
+        array = _values(maker)
+    return array
 
-    def make(op_type: str, *inputs: str, **attributes: Any) -> str:
-        name = f"{last.output[0]}/{len(nodes)}"
-        nodes.append(helper.make_node(op_type, list(inputs), [name], name=name, **attributes))
-        return name
 
-    def constant(value: Any, dtype: Any = np.float32) -> str:
-        name = f"{last.output[0]}/{len(model.graph.initializer)}/constant"
-        model.graph.initializer.append(numpy_helper.from_array(np.asarray(value, dtype), name))
-        return name
+def _rounded(w: Writer, x: ir.Value | None, whole: ir.Value | None) -> ir.Value:
+    """x in float32.  Steps of E2M1 are 0.5 up to 2, 1 up to 4, 2 up to 6, ties go to the even."""
 
-    blocks = make("Reshape", make("Cast", x, to=TensorProto.FLOAT), constant([-1, BLOCK], np.int64))
-    largest = make("ReduceMax", make("Abs", blocks), constant([-1], np.int64))
-    scale = make("Div", make("Div", largest, constant(LARGEST)), whole)
-    scale = make("Clip", scale, constant(SCALE_SMALLEST), constant(SCALE_LARGEST))
-    scale = make("Cast", make("Cast", scale, to=TensorProto.FLOAT8E4M3FN), to=TensorProto.FLOAT)
-    each = make("Mul", scale, whole)
-    ratio = make("Div", blocks, each)
-    size = make("Min", make("Abs", ratio), constant(LARGEST))
-    coarse = make("Where", make("Less", size, constant(4)), constant(1), constant(2))
-    step = make("Where", make("Less", size, constant(2)), constant(0.5), coarse)
-    nearest = make("Mul", make("Round", make("Div", size, step)), step)
-    values = make("Mul", make("Mul", make("Sign", ratio), nearest), each)
-    nodes.append(helper.make_node("Reshape", [values, make("Shape", x)], [last.output[0]], name=last.output[0]))
-    return nodes
+    def number(value: float) -> ir.Value:
+        return w.constant(value, np.float32)
+
+    blocks = w.make("Reshape", w.make("Cast", x, to=ir.DataType.FLOAT), w.constant([-1, BLOCK]))
+    largest = w.make("ReduceMax", w.make("Abs", blocks), w.constant([-1]))
+    scale = w.make("Div", w.make("Div", largest, number(LARGEST)), whole)
+    scale = w.make("Clip", scale, number(SCALE_SMALLEST), number(SCALE_LARGEST))
+    scale = w.make("Cast", w.make("Cast", scale, to=ir.DataType.FLOAT8E4M3FN), to=ir.DataType.FLOAT)
+    each = w.make("Mul", scale, whole)
+    ratio = w.make("Div", blocks, each)
+    size = w.make("Min", w.make("Abs", ratio), number(LARGEST))
+    coarse = w.make("Where", w.make("Less", size, number(4)), number(1), number(2))
+    step = w.make("Where", w.make("Less", size, number(2)), number(0.5), coarse)
+    nearest = w.make("Mul", w.make("Round", w.make("Div", size, step)), step)
+    values = w.make("Mul", w.make("Mul", w.make("Sign", ratio), nearest), each)
+    return w.make("Reshape", values, w.make("Shape", x))

@@ -14,82 +14,79 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import numpy as np
-from onnx import ModelProto, NodeProto, TensorProto
+import onnx_ir as ir
 
 from edgemm.errors import InputError
-from edgemm.export.passes.rewriting import replace_nodes, value_shapes
-from edgemm.export.products import Writer
+from edgemm.export.passes.rewriting import Writer, dims, infer
 
 __all__ = ["int8_cache"]
 
 
-def int8_cache(model: ModelProto, steps: Mapping[str, np.ndarray]) -> bool:
+def int8_cache(model: ir.Model, steps: Mapping[str, np.ndarray]) -> bool:
     """In `model` itself; `steps` are (g, d) by `key.LAYER` and `value.LAYER`.  Answers whether it has a cache."""
-    caches = {value.name for value in (*model.graph.input, *model.graph.output) if _is_cache(value.name)}
+    caches = [value for value in (*model.graph.inputs, *model.graph.outputs) if _is_cache(value)]
     if not caches:
         return False
-    missing = sorted({_part(name) for name in caches} - steps.keys())
+    missing = sorted({_part(value) for value in caches} - steps.keys())
     if missing:
         raise InputError(f"the spec has an int8 cache, and no steps for {missing[0]}")
-    shapes, writer = value_shapes(model), Writer(model)
-    for value in (*model.graph.input, *model.graph.output):
-        if value.name in caches:
-            value.type.tensor_type.elem_type = TensorProto.INT8
-    for node in list(model.graph.node):
-        if node.op_type == "TensorScatter" and node.input[0] in caches:
-            node.input[1] = _codes(writer, node.input[1], node.input[0], steps)
-            writer.nodes.append(node)
-        elif node.op_type == "Attention" and node.input[1] in caches:
-            _attend(writer, node, shapes[node.input[0]][1], steps)
+    infer(model)
+    writer = Writer(model)
+    for value in caches:
+        value.type = ir.TensorType(ir.DataType.INT8)
+    for node in list(model.graph):
+        writer.place = node
+        if node.op_type == "TensorScatter" and node.inputs[0] in caches:
+            _scatter(writer, node, steps)
+        elif node.op_type == "Attention" and node.inputs[1] in caches:
+            _attend(writer, node, steps)
         else:
-            for place, name in enumerate(node.input):
-                if name in caches:
-                    (real,) = writer.add("Cast", name, to=TensorProto.FLOAT)
-                    (node.input[place],) = writer.add("Mul", real, _constant(writer, name, _step(name, steps)))
-            writer.nodes.append(node)
-    replace_nodes(model, writer.nodes)
+            for place, value in enumerate(node.inputs):
+                if value in caches:
+                    real = writer.make("Cast", value, to=ir.DataType.FLOAT)
+                    real = writer.make("Mul", real, _constant(writer, value, _step(value, steps)))
+                    node.replace_input_with(place, real)
     return True
 
 
-def _is_cache(name: str) -> bool:
-    return name.startswith(("past_key.", "past_value.", "present_key.", "present_value."))
+def _is_cache(value: ir.Value) -> bool:
+    return (value.name or "").startswith(("past_key.", "past_value.", "present_key.", "present_value."))
 
 
-def _part(name: str) -> str:
+def _part(cache: ir.Value) -> str:
     """past_key.3 -> key.3"""
-    return name.partition("_")[2]
+    return (cache.name or "").partition("_")[2]
 
 
-def _step(name: str, steps: Mapping[str, np.ndarray]) -> np.ndarray:
-    return steps[_part(name)][None, :, None].astype(np.float32)  # (1, g, 1, d)
+def _step(cache: ir.Value, steps: Mapping[str, np.ndarray]) -> np.ndarray:
+    return steps[_part(cache)][None, :, None].astype(np.float32)  # (1, g, 1, d)
 
 
-def _constant(writer: Writer, name: str, step: np.ndarray, what: str = "step") -> str:
-    return writer.constant(f"cache.{_part(name)}.{what}", step)
+def _constant(writer: Writer, cache: ir.Value, step: np.ndarray, what: str = "step") -> ir.Value:
+    return writer.constant(step, name=f"cache.{_part(cache)}.{what}")
 
 
-def _codes(writer: Writer, x: str, cache: str, steps: Mapping[str, np.ndarray]) -> str:
-    (scaled,) = writer.add("Mul", x, _constant(writer, cache, 1 / _step(cache, steps), "per_step"))
-    one, zero = (
-        writer.constant("cache.one", np.ones((), np.float32)),
-        writer.constant("cache.zero", np.zeros((), np.int8)),
-    )
-    return writer.add("QuantizeLinear", scaled, one, zero)[0]
+def _scatter(writer: Writer, node: ir.Node, steps: Mapping[str, np.ndarray]) -> None:
+    cache, x = node.inputs[:2]
+    assert cache is not None
+    scaled = writer.make("Mul", x, _constant(writer, cache, 1 / _step(cache, steps), "per_step"))
+    one, zero = writer.constant(1, np.float32), writer.constant(0, np.int8)
+    node.replace_input_with(1, writer.make("QuantizeLinear", scaled, one, zero))
 
 
-def _attend(writer: Writer, node: NodeProto, heads: int | str | None, steps: Mapping[str, np.ndarray]) -> None:
-    _, keys, values = node.input[:3]
+def _attend(writer: Writer, node: ir.Node, steps: Mapping[str, np.ndarray]) -> None:
+    queries, keys, values, *rest = node.inputs
+    assert keys is not None and values is not None
+    heads = dims(queries)[1] if len(dims(queries)) > 1 else None
     if not isinstance(heads, int):
         raise InputError(f"{node.name}: its number of heads is {heads!r}, expected a number")
 
-    def wide(cache: str) -> str:
+    def wide(cache: ir.Value) -> ir.Value:
         """The step of the K/V head that each query head reads."""
         step = _step(cache, steps)
         return _constant(writer, cache, step.repeat(heads // step.shape[1], axis=1), "of_heads")
 
-    (node.input[0],) = writer.add("Mul", node.input[0], wide(keys))
-    (node.input[1],), (node.input[2],) = (writer.add("Cast", name, to=TensorProto.FLOAT) for name in (keys, values))
-    given = node.output[0]
-    node.output[0] = f"{given}/codes"
-    writer.nodes.append(node)
-    writer.add("Mul", node.output[0], wide(values), output=given)
+    inputs = [writer.make("Mul", queries, wide(keys))]
+    inputs += [writer.make("Cast", cache, to=ir.DataType.FLOAT) for cache in (keys, values)]
+    (codes,) = writer.make_many("Attention", [*inputs, *rest], 1, "", **dict(node.attributes))
+    writer.replace(node, writer.make("Mul", codes, wide(values)))

@@ -1,8 +1,8 @@
-"""What every pass needs: take one node out of a graph and put several in its place.
+"""What every pass needs beside onnx-ir: nodes put in the place of others, types and shapes, what is unread dropped.
 
-A pass gives an `Expand`: it is called with a Patch and the node, adds nodes to the patch, and names the values that
-stand for the node's outputs.  Equal nodes of one pass over equal inputs are made once (the mask of thirty layers, for
-example).  Only the main graph is walked: ours have no inner ones, and graph_rules.py refuses what is left over.
+Passes change the ir.Model that they are given; most answer whether they did.  A value that stands for another takes its
+name, type and shape, so what is looked for later is found by its name, also behind operators that onnx infers nothing
+through.  Only the main graph is walked: ours have no inner ones, and graph_rules.py refuses what is left over.
 """
 
 from __future__ import annotations
@@ -11,186 +11,156 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
-from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper, shape_inference
+import onnx_ir as ir
+from onnx_ir.passes.common import RemoveUnusedNodesPass, ShapeInferencePass
 
 __all__ = [
     "CONTRIB",
-    "Expand",
-    "Patch",
-    "Shape",
-    "attribute",
+    "Dims",
+    "Writer",
+    "dims",
+    "drop_unread",
     "expand_nodes",
-    "import_contrib",
-    "replace_nodes",
-    "value_shapes",
-    "value_types",
+    "infer",
+    "made_by",
+    "nodes_of",
+    "stored",
 ]
 
-Shape = tuple[int | str | None, ...]
+Dims = tuple[int | str | None, ...]
 CONTRIB = "com.microsoft"  # ONNX Runtime's own operators
-LARGE = 256  # numbers in an initializer that is left out when types are inferred: none of ours is a shape
 
 
-class Patch:
-    """The nodes that come in place of one; `make` gives the name of what the new node makes."""
+class Writer:
+    """Adds nodes and constants to a graph that is being rewritten; equal ones are made once."""
 
-    def __init__(self, model: ModelProto, types: dict[str, int], shapes: dict[str, Shape]) -> None:
-        self.types, self.shapes = types, shapes
-        self.inputs = [value.name for value in model.graph.input]
-        self.nodes: list[NodeProto] = []
-        self._model = model
-        self._taken = set(types) | {tensor.name for tensor in model.graph.initializer}
-        self._made: dict[tuple[Any, ...], str] = {}
-        self.base = ""
+    def __init__(self, model: ir.Model) -> None:
+        self.graph = model.graph
+        self.place: ir.Node | None = None  # new nodes stand before it: who walks a graph forwards finds them made
+        self._made: dict[tuple[object, ...], tuple[ir.Value, ...]] = {}
+        self._unnamed: set[ir.Value] = set()  # made here, and no other's name taken yet
+        self._taken = {*ir.convenience.create_value_mapping(model.graph), *(node.name for node in model.graph)}
 
-    def make(self, op_type: str, *inputs: str, **attributes: Any) -> str:
-        return self.make_many(op_type, inputs, 1, **attributes)[0]
+    def make(self, op_type: str, *inputs: ir.Value | None, domain: str = "", **attributes: Any) -> ir.Value:
+        return self.make_many(op_type, inputs, 1, domain, **attributes)[0]
 
-    def make_many(self, op_type: str, inputs: Sequence[str], outputs: int, **attributes: Any) -> tuple[str, ...]:
-        key = (op_type, tuple(inputs), repr(sorted(attributes.items())))
-        names = tuple(self._made.get((*key, index), "") for index in range(outputs))
-        if all(names):
-            return names
-        names = tuple(self._fresh(f"{self.base}/{op_type}") for _ in range(outputs))
-        self.nodes.append(helper.make_node(op_type, list(inputs), list(names), name=names[0], **attributes))
-        self._made.update({(*key, index): name for index, name in enumerate(names)})
-        return names
-
-    def constant(self, value: Any, dtype: Any) -> str:
-        """A new initializer, one for each different value."""
-        array = np.asarray(value, dtype=dtype)
-        key = ("constant", array.dtype.str, array.shape, array.tobytes())
+    def make_many(
+        self, op_type: str, inputs: Sequence[ir.Value | None], outputs: int, domain: str = "", **attributes: Any
+    ) -> tuple[ir.Value, ...]:
+        key = (op_type, domain, tuple(inputs), outputs, repr(sorted(attributes.items())))
         if key not in self._made:
-            self._made[key] = self._fresh(f"{self.base}/constant")
-            self._model.graph.initializer.append(numpy_helper.from_array(array, self._made[key]))
+            assert self.place is not None
+            node = ir.node(op_type, inputs, attributes, domain=domain, num_outputs=outputs)
+            for value in node.outputs:
+                value.name = self._fresh(f"{self._base()}/{op_type}")
+            node.name = node.outputs[0].name
+            self.graph.insert_before(self.place, node)
+            self._made[key] = tuple(node.outputs)
+            self._unnamed |= set(node.outputs)
         return self._made[key]
 
-    def like(self, value: Any, name: str) -> str:
-        """A float constant of the same type as the tensor `name`."""
-        return self.constant(value, np.float16 if self.types[name] == TensorProto.FLOAT16 else np.float32)
+    def constant(self, value: Any, dtype: Any = None, name: str = "") -> ir.Value:
+        """A new initializer; those without a name of their own are one for each different value."""
+        if dtype is None and not isinstance(value, np.ndarray):
+            dtype = np.int64  # sizes and axes
+        tensor = value if isinstance(value, ir.TensorProtocol) else ir.Tensor(np.asarray(value, dtype, order="C"))
+        key = ("constant", name) if name else ("constant", tensor.dtype, tuple(tensor.shape), tensor.tobytes())
+        if key not in self._made:
+            tape = ir.tape.Tape(self.graph)
+            self._made[key] = (tape.initializer(tensor, self._fresh(name or f"{self._base()}/constant")),)
+        return self._made[key][0]
 
-    def size(self, name: str, axis: int, what: str) -> int:
-        """The size of an axis that has to be known when the graph is written."""
-        shape = self.shapes.get(name, ())
-        found = shape[axis] if -len(shape) <= axis < len(shape) else None
-        if not isinstance(found, int):
-            raise ValueError(f"{what} of {name!r} has shape {shape}, expected a number at axis {axis}")
-        return found
+    def like(self, number: float, value: ir.Value) -> ir.Value:
+        """A constant of the same type as the tensor `value`."""
+        assert value.dtype is not None
+        return self.constant(number, value.dtype.numpy())
+
+    def replace(self, node: ir.Node, *values: ir.Value) -> None:
+        """`values` stand for the node's outputs; one that stands for another already, or is nobody's new, stays as it
+        is, and a copy of it is the graph's output."""
+        for old, value in zip(node.outputs, values, strict=True):
+            if value in self._unnamed:
+                self._unnamed.remove(value)
+                producer = value.producer()
+                assert producer is not None
+                producer.name = value.name = old.name
+                value.type, value.shape = old.type, old.shape
+            elif old.is_graph_output():
+                copy = ir.node("Identity", [value], name=old.name)
+                self.graph.insert_before(node, copy)
+                (value,) = copy.outputs
+                value.name, value.type, value.shape = old.name, old.type, old.shape
+            old.replace_all_uses_with(value, replace_graph_outputs=True)
+        if self.place is node:
+            self.place = None
+        self.graph.remove(node, safe=True)
+
+    def _base(self) -> str:
+        return self.place.name or self.place.op_type if self.place else "new"
 
     def _fresh(self, name: str) -> str:
-        number = 0
-        while (free := f"{name}_{number}") in self._taken:
+        free, number = name, 0
+        while free in self._taken:
             number += 1
+            free = f"{name}_{number}"
         self._taken.add(free)
         return free
 
 
-Expand = Callable[[Patch, NodeProto], Sequence[str]]
+Write = Callable[[Writer, ir.Node], Sequence[ir.Value]]  # makes what stands for a node's outputs
 
 
-def expand_nodes(model: ModelProto, op_type: str, expand: Expand, wanted: Callable[[Patch, NodeProto], bool]) -> bool:
-    """Replaces, in `model` itself, every wanted node of that type; answers whether there was one."""
-    if all(node.op_type != op_type for node in model.graph.node):
-        return False
-    types, shapes = _inferred(model)
-    patch = Patch(model, types, shapes)
-    nodes: list[NodeProto] = []
-    changed = False
-    for node in model.graph.node:
-        if node.op_type != op_type or node.domain or not wanted(patch, node):
-            nodes.append(node)
-            continue
-        changed = True
-        patch.base, patch.nodes = node.name or node.output[0], []
-        values = expand(patch, node)
-        nodes += [*patch.nodes, *_renamed(patch, values, node)]
-    copies = [_copy(node) for node in nodes]  # a repeated field gives up its elements when it is cleared
-    del model.graph.node[:]
-    model.graph.node.extend(copies)
-    return changed
+def expand_nodes(
+    model: ir.Model, op_type: str, write: Write, wanted: Callable[[ir.Node], bool] = lambda node: True
+) -> bool:
+    """Replaces every wanted node of that type; answers whether there was one."""
+    found = nodes_of(model, op_type)
+    if found:
+        infer(model)
+    found, writer = [node for node in found if wanted(node)], Writer(model)
+    for node in found:
+        writer.place = node
+        writer.replace(node, *write(writer, node))
+    if found:
+        drop_unread(model)
+    return bool(found)
 
 
-def replace_nodes(model: ModelProto, nodes: Sequence[NodeProto]) -> None:
-    """In `model` itself, these nodes and no others, without nodes and weights that nobody reads (any more)."""
-    wanted = {value.name for value in model.graph.output}
-    kept: list[NodeProto] = []
-    for node in reversed(nodes):
-        if wanted & set(node.output):
-            wanted |= set(node.input)
-            kept.append(_copy(node))
-    del model.graph.node[:]
-    model.graph.node.extend(reversed(kept))
-    for tensor in [tensor for tensor in model.graph.initializer if tensor.name not in wanted]:
-        model.graph.initializer.remove(tensor)
+def nodes_of(model: ir.Model, op_type: str, domain: str = "") -> list[ir.Node]:
+    return [node for node in model.graph if node.op_type == op_type and node.domain == domain]
 
 
-def _renamed(patch: Patch, values: Sequence[str], node: NodeProto) -> list[NodeProto]:
-    """The last node that makes a value gets the old output's name; what is shared gets an Identity instead."""
-    extra = []
-    for value, output in zip(values, node.output, strict=True):
-        maker = next((made for made in patch.nodes if value in made.output), None)
-        if maker is None or any(value in other.input for other in patch.nodes):
-            extra.append(helper.make_node("Identity", [value], [output], name=output))
-        else:
-            maker.output[list(maker.output).index(value)] = output
-            patch._made = {key: name for key, name in patch._made.items() if name != value}
-    return extra
+def made_by(value: ir.Value | None, op_type: str) -> ir.Node | None:
+    """The node that makes a value, if it is of that type."""
+    node = value.producer() if value is not None else None
+    return node if node is not None and node.op_type == op_type else None
 
 
-def attribute(node: NodeProto, name: str, default: Any) -> Any:
-    found = next((item for item in node.attribute if item.name == name), None)
-    return default if found is None else helper.get_attribute_value(found)
+def stored(value: ir.Value | None) -> np.ndarray | None:
+    """The numbers of a weight."""
+    tensor = value.const_value if value is not None and value.is_initializer() else None
+    return None if tensor is None else tensor.numpy()
 
 
-def value_types(model: ModelProto) -> dict[str, int]:
-    """Name of every value in the graph -> its TensorProto.DataType."""
-    return _inferred(model)[0]
+def dims(value: ir.Value | None) -> Dims:
+    """() also where nothing is known."""
+    shape = value.shape if value is not None else None
+    return tuple(entry if isinstance(entry, int) else entry.value for entry in shape or ())
 
 
-def import_contrib(model: ModelProto) -> None:
-    """Says in `model` itself that it has operators of ONNX Runtime's own."""
-    if all(opset.domain != CONTRIB for opset in model.opset_import):
-        model.opset_import.append(helper.make_opsetid(CONTRIB, 1))
+def drop_unread(model: ir.Model) -> None:
+    """Nodes and weights that nobody reads (any more)."""
+    RemoveUnusedNodesPass()(model)
 
 
-def value_shapes(model: ModelProto) -> dict[str, Shape]:
-    return _inferred(model)[1]
+def infer(model: ir.Model) -> None:
+    """Types and shapes of all values, as far as onnx knows the operators.
 
-
-def _told_alike(node: NodeProto) -> NodeProto:
-    """onnx infers nothing through GroupNormalization: a norm of the same inputs, type and shape stands in for it."""
-    if node.op_type != "GroupNormalization" or node.domain:
-        return node
-    return helper.make_node("InstanceNormalization", list(node.input), list(node.output), node.name)
-
-
-def _inferred(model: ModelProto) -> tuple[dict[str, int], dict[str, Shape]]:
-    """Inferred on a copy without large weights: they would only be carried about."""
-    light = ModelProto()
-    light.ir_version = model.ir_version
-    light.opset_import.extend(model.opset_import)
-    light.graph.name = model.graph.name
-    light.graph.node.extend(_told_alike(node) for node in model.graph.node)
-    light.graph.input.extend(model.graph.input)
-    light.graph.output.extend(model.graph.output)
-    for tensor in model.graph.initializer:
-        if np.prod(tensor.dims, dtype=np.int64) >= LARGE:
-            light.graph.input.append(helper.make_tensor_value_info(tensor.name, tensor.data_type, list(tensor.dims)))
-        else:
-            light.graph.initializer.append(tensor)
-    graph = shape_inference.infer_shapes(light, strict_mode=True, data_prop=True).graph
-    types = {tensor.name: tensor.data_type for tensor in graph.initializer}
-    shapes: dict[str, Shape] = {tensor.name: tuple(tensor.dims) for tensor in graph.initializer}
-    for value in (*graph.input, *graph.value_info, *graph.output):
-        tensor = value.type.tensor_type
-        types[value.name] = tensor.elem_type
-        shapes[value.name] = tuple(
-            d.dim_value if d.HasField("dim_value") else d.dim_param or None for d in tensor.shape.dim
-        )
-    return types, shapes
-
-
-def _copy(node: NodeProto) -> NodeProto:
-    copy = NodeProto()
-    copy.CopyFrom(node)
-    return copy
+    It infers nothing through GroupNormalization: a norm of the same inputs, type and shape stands in for it.
+    """
+    norms = nodes_of(model, "GroupNormalization")
+    for node in norms:
+        node.op_type = "InstanceNormalization"
+    ShapeInferencePass()(model)
+    for node in norms:
+        node.op_type = "GroupNormalization"

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -24,6 +25,7 @@ __all__ = [
     "Backend",
     "Binding",
     "Engine",
+    "GraphFiles",
     "LoadedEngine",
     "LockedBinding",
     "allocator",
@@ -36,6 +38,16 @@ __all__ = [
 
 Arrays = Mapping[str, np.ndarray]
 SPARED = ("block_key.*", "block_value.*")  # outputs that may be left unbound: only a picture's reading wants them
+
+
+@dataclass(frozen=True)
+class GraphFiles:
+    """A component on disk, and what the manifest says of it."""
+
+    component: str
+    graph: Path
+    data: Path | None  # its weights; None where they are in the graph
+    variant: Variant
 
 
 class Binding(Protocol):
@@ -68,16 +80,7 @@ class Backend(Protocol):
         """What it could use; whether it does is known once an engine is open."""
         ...
 
-    def open_engine(
-        self,
-        component: str,
-        graph: Path,
-        data: Path | None,
-        variant: Variant,
-        provider: str,
-        plan: ThreadPlan,
-        lock: threading.Lock,
-    ) -> Engine:
+    def open_engine(self, files: GraphFiles, provider: str, plan: ThreadPlan, lock: threading.Lock) -> Engine:
         """Loads one component; `lock` is shared by the engines of a model, so that runs take turns."""
         ...
 

@@ -8,7 +8,6 @@ compared with what the compiled model says.
 from __future__ import annotations
 
 import threading
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,7 +19,7 @@ from edgemm.bundle.manifest import Variant
 from edgemm.bundle.onnx_file import check_external_data
 from edgemm.device.threads import ThreadPlan
 from edgemm.errors import BundleError, MissingError
-from edgemm.runtimes.backend.engine import Arrays, LoadedEngine, LockedBinding, check_names, explained
+from edgemm.runtimes.backend.engine import Arrays, GraphFiles, LoadedEngine, LockedBinding, check_names, explained
 
 __all__ = ["OpenVinoEngine", "open_engine", "providers", "version", "extensions"]
 
@@ -35,16 +34,9 @@ def providers() -> tuple[str, ...]:
     return tuple(PRECISIONS)
 
 
-def open_engine(
-    component: str,
-    graph: Path,
-    data: Path | None,
-    variant: Variant,
-    provider: str,
-    plan: ThreadPlan,
-    lock: threading.Lock,
-) -> OpenVinoEngine:
-    check_external_data(graph, data)
+def open_engine(files: GraphFiles, provider: str, plan: ThreadPlan, lock: threading.Lock) -> OpenVinoEngine:
+    graph, variant = files.graph, files.variant
+    check_external_data(graph, files.data)
     core, precision = ov.Core(), PRECISIONS[provider]
     for extension in extensions():
         core.add_extension(extension)
@@ -66,10 +58,10 @@ def open_engine(
         raise explained(error, what, BundleError, _reason(error)) from error
     found = compiled.get_property("INFERENCE_PRECISION_HINT")
     if found != precision:
-        raise MissingError(f"{component}: asked OpenVINO for {provider}, on this CPU it computes in {found}")
+        raise MissingError(f"{files.component}: asked OpenVINO for {provider}, on this CPU it computes in {found}")
     check_names(graph, "input", variant.inputs, [port.get_names() for port in compiled.inputs])
     check_names(graph, "output", variant.outputs, [port.get_names() for port in compiled.outputs])
-    return OpenVinoEngine(component, variant, compiled, lock)
+    return OpenVinoEngine(files.component, variant, compiled, lock)
 
 
 class OpenVinoEngine(LoadedEngine):

@@ -24,6 +24,7 @@ from edgemm.errors import BundleError, MissingError
 from edgemm.runtimes.backend.engine import (
     Arrays,
     Binding,
+    GraphFiles,
     LoadedEngine,
     LockedBinding,
     check_names,
@@ -64,29 +65,16 @@ def providers() -> tuple[str, ...]:
     return tuple(ort.get_available_providers())
 
 
-def open_engine(
-    component: str,
-    graph: Path,
-    data: Path | None,
-    variant: Variant,
-    provider: str,
-    plan: ThreadPlan,
-    lock: threading.Lock,
-) -> OrtEngine:
-    return OrtEngine(component, variant, open_session(component, graph, data, variant, provider, plan), lock)
+def open_engine(files: GraphFiles, provider: str, plan: ThreadPlan, lock: threading.Lock) -> OrtEngine:
+    return OrtEngine(files.component, files.variant, open_session(files, provider, plan), lock)
 
 
 def open_session(
-    component: str,
-    graph: Path,
-    data: Path | None,
-    variant: Variant,
-    provider: str,
-    plan: ThreadPlan,
-    options: Mapping[str, str] = NO_OPTIONS,
+    files: GraphFiles, provider: str, plan: ThreadPlan, options: Mapping[str, str] = NO_OPTIONS
 ) -> ort.InferenceSession:
     """`options` are the provider's own.  The session has the tensors of the manifest, and uses what was asked for."""
-    check_external_data(graph, data)
+    graph, component = files.graph, files.component
+    check_external_data(graph, files.data)
     if provider not in ort.get_available_providers():
         raise MissingError(f"{component}: ONNX Runtime {ort.__version__} has no {provider}")
     try:
@@ -98,8 +86,8 @@ def open_session(
         raise explained(error, what, kind, first_line(error)) from error
     if session.get_providers()[0] != provider:
         raise MissingError(f"{component}: asked ONNX Runtime for {provider}, it uses {session.get_providers()[0]}")
-    compare_io(graph, "input", variant.inputs, session.get_inputs())
-    compare_io(graph, "output", variant.outputs, session.get_outputs())
+    compare_io(graph, "input", files.variant.inputs, session.get_inputs())
+    compare_io(graph, "output", files.variant.outputs, session.get_outputs())
     return session
 
 

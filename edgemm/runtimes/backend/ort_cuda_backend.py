@@ -11,7 +11,6 @@ from __future__ import annotations
 import itertools
 import re
 import threading
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,13 +18,14 @@ import onnxruntime as ort
 
 from edgemm import progress
 from edgemm.bundle.manifest import Variant
+from edgemm.device.gpu import probe_cuda
 from edgemm.device.threads import ThreadPlan
 from edgemm.errors import BundleError
 from edgemm.runtimes.backend.cuda_memory import Cuda, cuda_graphs_wanted, shared_cuda
-from edgemm.runtimes.backend.engine import Arrays, Binding
+from edgemm.runtimes.backend.engine import Arrays, Binding, GraphFiles
 from edgemm.runtimes.backend.ort_backend import OrtEngine, open_session, providers, version
 
-__all__ = ["GraphBinding", "OrtCudaEngine", "open_engine", "providers", "version"]
+__all__ = ["GraphBinding", "OrtCudaEngine", "open_engine", "problem", "providers", "version"]
 
 PROVIDER = "CUDAExecutionProvider"
 DEVICE = {"device_id": "0"}
@@ -34,25 +34,25 @@ REFUSES_GRAPHS = r"cannot use the (graph capture|CUDA Graph) feature"  # in ONNX
 NOT_CAPTURED = -1
 
 
-def open_engine(
-    component: str,
-    graph: Path,
-    data: Path | None,
-    variant: Variant,
-    provider: str,
-    plan: ThreadPlan,
-    lock: threading.Lock,
-) -> OrtCudaEngine:
+def problem(target: str = "") -> str:
+    """Why nothing runs on it here, or an empty string: the package has its provider also where there is no GPU."""
+    found = ort.get_available_providers()
+    if PROVIDER not in found:
+        return f"ort_cuda here has {', '.join(found)} and no {PROVIDER}"
+    return probe_cuda().problem
+
+
+def open_engine(files: GraphFiles, provider: str, plan: ThreadPlan, lock: threading.Lock) -> OrtCudaEngine:
     cuda, graphs = shared_cuda(), cuda_graphs_wanted()
     options = DEVICE | (GRAPHS if graphs else {})
     try:
-        session = open_session(component, graph, data, variant, PROVIDER, plan, options)
+        session = open_session(files, PROVIDER, plan, options)
     except BundleError as error:
         if not (graphs and re.search(REFUSES_GRAPHS, str(error))):
             raise
-        progress.line(f"{component}: ONNX Runtime runs some of its nodes on the CPU, so no CUDA graph")
-        graphs, session = False, open_session(component, graph, data, variant, PROVIDER, plan, DEVICE)
-    return OrtCudaEngine(component, variant, session, lock, cuda, graphs)
+        progress.line(f"{files.component}: ONNX Runtime runs some of its nodes on the CPU, so no CUDA graph")
+        graphs, session = False, open_session(files, PROVIDER, plan, DEVICE)
+    return OrtCudaEngine(files.component, files.variant, session, lock, cuda, graphs)
 
 
 class OrtCudaEngine(OrtEngine):

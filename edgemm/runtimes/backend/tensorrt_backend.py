@@ -16,6 +16,7 @@ from edgemm.bundle.manifest import Variant
 from edgemm.device.threads import ThreadPlan
 from edgemm.errors import BundleError, MissingError
 from edgemm.runtimes.backend.cuda_memory import shared_cuda
+from edgemm.runtimes.backend.engine import GraphFiles
 from edgemm.runtimes.backend.tensorrt_engine import TensorRTEngine, load_engine
 
 __all__ = ["TENSORRT", "TENSORRT_RTX", "TensorRTPackage"]
@@ -48,16 +49,7 @@ class TensorRTPackage:
 
         return probe_cuda().problem
 
-    def open_engine(
-        self,
-        component: str,
-        graph: Path,
-        data: Path | None,
-        variant: Variant,
-        provider: str,
-        plan: ThreadPlan,
-        lock: threading.Lock,
-    ) -> TensorRTEngine:
+    def open_engine(self, files: GraphFiles, provider: str, plan: ThreadPlan, lock: threading.Lock) -> TensorRTEngine:
         """Builds what is not in the cache."""
         from edgemm.engines.bundle_engines import engine_for
 
@@ -66,8 +58,8 @@ class TensorRTPackage:
             trt = importlib.import_module(self.package)
         except ImportError as error:
             raise MissingError(f"backend {self.package} is not installed ({error})") from error
-        path = engine_for(_bundle_of(graph, variant), component, self.package, variant)
-        return load_engine(trt, component, path, variant, cuda, lock)
+        path = engine_for(_bundle_of(files.graph, files.variant), files.component, self.package, files.variant)
+        return load_engine(trt, files.component, path, files.variant, cuda, lock)
 
 
 def _bundle_of(graph: Path, variant: Variant) -> Path:

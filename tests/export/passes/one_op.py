@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import numpy as np
 import onnx
+import onnx_ir as ir
 import onnxruntime
 from onnx import ModelProto, helper
 
-__all__ = ["one_op", "ops", "random_inputs", "run"]
+__all__ = ["one_op", "ops", "random_inputs", "rewritten", "run"]
 
 AXES = {"b": 2, "s": 3, "T": 8}
 
@@ -25,6 +29,14 @@ def one_op(op_type, inputs, outputs, weights=None, opset=24, **attributes) -> Mo
     node = helper.make_node(op_type, [*inputs, *(weights or {})], list(outputs), name=op_type.lower(), **attributes)
     graph = helper.make_graph([node], "one", values(inputs), values(outputs), constants)
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=11)
+
+
+def rewritten(rewrite: Callable[..., Any], model: ModelProto, *words: Any, **named: Any) -> Any:
+    """The pass over `model` itself, and what it answers."""
+    inner = ir.from_proto(model)
+    answer = rewrite(inner, *words, **named)
+    model.CopyFrom(ir.to_proto(inner))
+    return answer
 
 
 def random_inputs(model: ModelProto) -> dict[str, np.ndarray]:

@@ -3,9 +3,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from edgemm.export.passes.attention_primitive import attention_primitive
+from edgemm.export.passes.decompositions import attention_primitive
 from tests.export.nano import needs_opset_24
-from tests.export.passes.one_op import one_op, ops, random_inputs, run
+from tests.export.passes.one_op import one_op, ops, random_inputs, rewritten, run
 
 pytestmark = needs_opset_24
 
@@ -23,7 +23,7 @@ def test_primitives_attend_as_the_operator_does(dtype, atol, heads, groups):
     inputs = random_inputs(attending)
     inputs["mask"][..., 0] = True  # a query that sees nothing has no answer
     wanted = run(attending, inputs)[0]
-    assert attention_primitive(attending)
+    assert rewritten(attention_primitive, attending)
     assert "Attention" not in ops(attending)
     np.testing.assert_allclose(run(attending, inputs)[0], wanted, atol=atol)
 
@@ -32,11 +32,11 @@ def test_a_scale_of_its_own_and_no_mask():
     attending = model(masked=False, scale=0.7)
     inputs = random_inputs(attending)
     wanted = run(attending, inputs)[0]
-    attention_primitive(attending)
+    rewritten(attention_primitive, attending)
     np.testing.assert_allclose(run(attending, inputs)[0], wanted, atol=1e-5)
 
 
 @pytest.mark.parametrize("attributes", [{"is_causal": 1}, {"softcap": 5.0}])
 def test_another_form_is_refused_by_name(attributes):
     with pytest.raises(ValueError, match="attention"):
-        attention_primitive(model(**attributes))
+        rewritten(attention_primitive, model(**attributes))

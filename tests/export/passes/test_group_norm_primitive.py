@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 import torch
 
-from edgemm.export.passes.group_norm_primitive import group_norm_primitive
+from edgemm.export.passes.decompositions import group_norm_primitive
 from tests.export.nano import needs_opset_24
-from tests.export.passes.one_op import one_op, ops, run
+from tests.export.passes.one_op import one_op, ops, rewritten, run
 
 pytestmark = needs_opset_24
 
@@ -28,7 +28,7 @@ def torchs(x: np.ndarray, epsilon: float) -> np.ndarray:
 @pytest.mark.parametrize(("dtype", "atol"), [(np.float32, 1e-6), (np.float16, 4e-3)])
 def test_primitives_normalize_as_torch_does(shape, dtype, atol):
     normed = model(dtype, shape, epsilon=0.01)
-    assert group_norm_primitive(normed)
+    assert rewritten(group_norm_primitive, normed)
     assert "GroupNormalization" not in ops(normed)
     x = np.random.default_rng(0).standard_normal([2, 12, 5, 3][: len(shape)]).astype(dtype)
     np.testing.assert_allclose(run(normed, {"x": x})[0], torchs(x, 0.01), atol=atol)
@@ -37,7 +37,7 @@ def test_primitives_normalize_as_torch_does(shape, dtype, atol):
 def test_the_statistics_of_half_precision_are_taken_in_float32():
     """The squares of 400 do not fit into float16."""
     normed = model(np.float16, [1, 12, 2, 1])
-    group_norm_primitive(normed)
+    rewritten(group_norm_primitive, normed)
     x = np.full((1, 12, 2, 1), 400, np.float16)
     x[:, :, 1] = -400
     np.testing.assert_allclose(run(normed, {"x": x})[0], torchs(x, 1e-5), atol=4e-3)
@@ -46,5 +46,5 @@ def test_the_statistics_of_half_precision_are_taken_in_float32():
 def test_a_graph_without_it_is_left_alone():
     other = one_op("Relu", {"x": (np.float32, [3])}, {"y": (np.float32, [3])})
     before = other.SerializeToString()
-    assert not group_norm_primitive(other)
+    assert not rewritten(group_norm_primitive, other)
     assert other.SerializeToString() == before

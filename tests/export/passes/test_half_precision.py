@@ -6,7 +6,7 @@ import pytest
 from onnx import TensorProto, helper
 
 from edgemm.export.passes.half_precision import half_precision
-from tests.export.passes.one_op import one_op, ops, random_inputs, run
+from tests.export.passes.one_op import one_op, ops, random_inputs, rewritten, run
 
 WEIGHT = (np.random.default_rng(1).standard_normal((4, 4)) / 2).astype(np.float32)
 
@@ -33,7 +33,7 @@ def test_angles_keep_float32_and_products_do_not():
     model = angles()
     x = np.random.default_rng(0).random((5, 4)).astype(np.float32)
     wanted = run(model, {"x": x})[0]
-    half_precision(model, nothing)
+    rewritten(half_precision, model, nothing)
     np.testing.assert_allclose(run(model, {"x": x})[0], wanted, atol=5e-3)
     types = {tensor.data_type for tensor in model.graph.initializer}
     assert types == {TensorProto.FLOAT, TensorProto.FLOAT16}, "the weight is stored in half, the factor is not"
@@ -43,7 +43,7 @@ def test_angles_keep_float32_and_products_do_not():
 
 def test_edges_are_float32_unless_they_are_named():
     model = angles()
-    half_precision(model, lambda name: name == "y")
+    rewritten(half_precision, model, lambda name: name == "y")
     kinds = [value.type.tensor_type.elem_type for value in (*model.graph.input, *model.graph.output)]
     assert kinds == [TensorProto.FLOAT, TensorProto.FLOAT16]
     assert run(model, {"x": np.zeros((1, 4), np.float32)})[0].dtype == np.float16
@@ -51,7 +51,7 @@ def test_edges_are_float32_unless_they_are_named():
 
 def test_an_island_keeps_all_that_leads_to_it():
     model = angles()
-    half_precision(model, nothing, island=lambda node: node.op_type == "MatMul")
+    rewritten(half_precision, model, nothing, island=lambda node: node.op_type == "MatMul")
     assert all(tensor.data_type == TensorProto.FLOAT for tensor in model.graph.initializer)
     assert not [node for node in model.graph.node if node.op_type == "Cast"]
 
@@ -60,21 +60,21 @@ def test_a_weight_that_does_not_fit_is_named():
     side = {"x": (np.float32, ["b", 4])}
     model = one_op("MatMul", side, {"y": side["x"]}, {"wide": 1e6 * WEIGHT})
     with pytest.raises(ValueError, match="'wide' holds"):
-        half_precision(model, nothing)
+        rewritten(half_precision, model, nothing)
 
 
 def test_a_mask_of_minus_infinity_fits():
     side = {"x": (np.float32, ["b", 4])}
     model = one_op("Add", side, {"y": side["x"]}, {"bias": np.array([0, -np.inf, 0, 0], np.float32)})
-    half_precision(model, nothing)
+    rewritten(half_precision, model, nothing)
     assert run(model, {"x": np.ones((1, 4), np.float32)})[0][0, 1] == -np.inf
 
 
 def test_a_graph_with_half_in_it_is_refused():
     model = angles()
-    half_precision(model, nothing)
+    rewritten(half_precision, model, nothing)
     with pytest.raises(ValueError, match="float32 alone"):
-        half_precision(model, nothing)
+        rewritten(half_precision, model, nothing)
 
 
 def test_the_scales_of_a_resize_stay_float32_for_it_knows_no_other():
@@ -83,6 +83,6 @@ def test_the_scales_of_a_resize_stay_float32_for_it_knows_no_other():
     model = one_op("Resize", *sides, weights)
     x = random_inputs(model)
     wanted = run(model, x)[0]
-    half_precision(model, nothing)
+    rewritten(half_precision, model, nothing)
     np.testing.assert_allclose(run(model, x)[0], wanted, atol=5e-3)
     assert {"Resize", "Cast"} == ops(model)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import numpy as np
+import onnx_ir as ir
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from edgemm.export.passes.rewriting import value_shapes, value_types
+from edgemm.export.passes.rewriting import dims, infer
 
 
 @pytest.mark.parametrize("dtype", [TensorProto.FLOAT, TensorProto.FLOAT16])
@@ -22,6 +23,9 @@ def test_what_follows_a_group_norm_has_a_type_and_a_shape(dtype):
     ]
     graph = helper.make_graph(nodes, "norm", sides[:1], sides[1:], weights)
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 24)], ir_version=10)
-    assert {value_types(model)[name] for name in ("x", "y", "s", "z")} == {dtype}
-    assert value_shapes(model)["s"] == ("b", 8, 4, 4)
-    assert model.graph.node[0].op_type == "GroupNormalization"
+    inner = ir.from_proto(model)
+    infer(inner)
+    values = ir.convenience.create_value_mapping(inner.graph)
+    assert {values[name].dtype for name in ("x", "y", "s", "z")} == {dtype}
+    assert dims(values["s"]) == ("b", 8, 4, 4)
+    assert inner.graph[0].op_type == "GroupNormalization"

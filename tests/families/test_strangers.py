@@ -1,0 +1,112 @@
+"""Folders of the hub that cannot be a bundle: one line that names the file and exit 3, never a bug and never a wait."""
+
+from __future__ import annotations
+
+import json
+import os
+
+import pytest
+
+from edgemm.cli.main import main
+from tests.families.tiny.folders import write_folder
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    return write_folder("llama", tmp_path_factory.mktemp("strangers") / "whole")
+
+
+@pytest.fixture
+def folder(whole, tmp_path):
+    copy = tmp_path / "folder"
+    copy.mkdir()
+    for path in whole.iterdir():
+        (copy / path.name).write_bytes(path.read_bytes())
+    return copy
+
+
+def change(path, **fields):
+    path.write_text(json.dumps({**json.loads(path.read_text()), **fields}))
+
+
+def packed(method, **more):
+    return lambda folder: change(folder / "config.json", quantization_config={"quant_method": method, **more})
+
+
+def compressed(folder):
+    change(folder / "config.json", compression_config={"format": "pack-quantized"})
+
+
+def pipe(name):
+    def make(folder):
+        (folder / name).unlink(missing_ok=True)
+        os.mkfifo(folder / name)
+
+    return make
+
+
+def weights(content):
+    return lambda folder: (folder / "model.safetensors").write_bytes(content)
+
+
+def cut(folder):
+    path = folder / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:-100])
+
+
+def config(**fields):
+    return lambda folder: change(folder / "config.json", **fields)
+
+
+def outside(folder):
+    index = {"metadata": {}, "weight_map": {"model.norm.weight": "../other/model.safetensors"}}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+
+
+def template(text):
+    def write(folder):
+        (folder / "chat_template.jinja").unlink(missing_ok=True)
+        change(folder / "tokenizer_config.json", chat_template=text)
+
+    return write
+
+
+def deep(folder):
+    (folder / "config.json").write_text("[" * 200_000)
+
+
+def panicking(folder):
+    """A tokenizer at which the tokenizers library panics, as it does when a template names no token."""
+    change(folder / "tokenizer.json", normalizer={"type": "Precompiled", "precompiled_charsmap": "AAAA"})
+
+
+FAULTS = {
+    "gptq": (packed("gptq", bits=4), "its weights are packed by gptq, which edgemm cannot read"),
+    "awq": (packed("awq", bits=4), "packed by awq"),
+    "compressed-tensors": (packed("compressed-tensors"), "packed by compressed-tensors"),
+    "compressed, as older files say": (compressed, "packed by compressed-tensors"),
+    "pointer": (weights(b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n"), "git lfs pull"),
+    "cut": (cut, "model.safetensors: damaged or cut"),
+    "empty": (weights(b""), "model.safetensors: damaged or cut"),
+    "strict": (config(hidden_size="wide"), "config.json cannot be read"),
+    "no heads": (config(num_attention_heads=0), "folder: "),
+    "no size": (config(num_hidden_layers=None), "folder: "),
+    "outside": (outside, "weight_map names '../other/model.safetensors', which is no file of this folder"),
+    "pipe of weights": (pipe("model.safetensors"), "model.safetensors: not a file; expected a file of a model"),
+    "pipe of a tokenizer": (pipe("tokenizer.json"), "tokenizer.json: not a file"),
+    "pipe of a config": (pipe("config.json"), "config.json is missing"),
+    "jinja": (template("{% if %}"), "folder: "),
+    "jinja at run time": (template("{{ messages[99].content.x }}"), "folder: "),
+    "deep": (deep, "config.json: cannot be read as JSON: nested too deep"),
+    "panic": (panicking, "its tokenizer cannot be read"),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_folder_that_cannot_be_a_bundle_says_so_in_one_line(folder, tmp_path, capsys, fault):
+    break_it, message = FAULTS[fault]
+    break_it(folder)
+    code = main(["export", str(folder), "--output", str(tmp_path / "made.bundle")])
+    said = [line for line in capsys.readouterr().err.splitlines() if line.startswith("edgemm: error")]
+    assert (code, len(said)) == (3, 1) and message in said[0] and "a bug" not in said[0], said
+    assert not (tmp_path / "made.bundle").exists()
