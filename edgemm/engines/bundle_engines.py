@@ -33,6 +33,7 @@ __all__ = [
 OPT_LEVEL = 3  # TensorRT's own default
 TIMEOUT_S = 3600.0
 MOST_WORKSPACE_BYTES = 1 << 30
+AUTOENCODER = ("image_decoder", "latent_encoder")  # whose maps of 1024 pixels want twice as much, and get four times
 SHARE_OF_FREE = 0.75  # of what is free: on a Jetson the GPU's memory is the same memory
 
 
@@ -64,6 +65,7 @@ def bundle_specs(
     """What the engine of every component depends on, and its graph, checked."""
     manifest, target = bundle.manifest, destination.target
     workspace = min(MOST_WORKSPACE_BYTES, (memory_bytes or 4 * MOST_WORKSPACE_BYTES) // 4)
+    has_latents = manifest.loops.denoise is not None and manifest.loops.denoise.latents is not None
     for component in manifest.targets[target]:
         variant = manifest.variant(component, target)
         graph = checked_graph(bundle, component, target, destination.place.compute_capability)
@@ -76,7 +78,7 @@ def bundle_specs(
             place=destination.place,
             profiles=profiles_of(manifest, component, target),
             opt_level=opt_level,
-            workspace_bytes=workspace,
+            workspace_bytes=workspace * (4 if has_latents and component in AUTOENCODER else 1),
         )
         yield spec, graph
 

@@ -43,16 +43,17 @@ class BlockGraph(LlamaGraph):
         for index, layer in enumerate(self.layers):
             x, *slots = self.run_layer(layer, x, cos, sin, mask, write_index, past[2 * index : 2 * index + 2])
             present += slots
-        for cache, part in ((thousands, (places + 1) // THOUSAND), (ones, (places + 1) % THOUSAND)):
+        high = ((places + 1).float() / THOUSAND).floor().long()  # however it was rounded, the two add up
+        for cache, part in ((thousands, high), (ones, places + 1 - high * THOUSAND)):
             present.append(scatter(cache, part.float()[:, None, :, None], write_index))
         return self.answer(x, logits_index), *present
 
     def places(self, write_index: Tensor, attention_limit: Tensor, thousands: Tensor, ones: Tensor) -> Tensor:
         """Where each new token stands, (b, s): a block's tokens at one place.  A block is read in one run."""
-        start = next_place(write_index, thousands, ones)
-        slots = write_index[:, None] + torch.arange(attention_limit.shape[1])
-        moves = (attention_limit <= slots).long()  # behind this token another place begins
-        return start + moves.cumsum(1) - moves
+        start, new = next_place(write_index, thousands, ones), torch.arange(attention_limit.shape[1])
+        moves = attention_limit <= write_index[:, None] + new  # behind this token another place begins
+        before = new[:, None] > new  # (s, s); a sum of them, since TensorRT 10.3 has no cumulative one
+        return start + (before & moves[:, None]).long().sum(2)
 
 
 def next_place(slots_read: Tensor, thousands: Tensor, ones: Tensor) -> Tensor:

@@ -146,6 +146,9 @@ class TensorRTBinding:
         addresses = {name: self._place_input(name, array) for name, array in inputs.items()}
         for name, array in outputs.items():
             addresses[name] = self._place_output(name, array, inputs, addresses)
+        for name in engine.outputs.keys() - outputs.keys():  # those that nobody wants have to lie somewhere
+            self._scratch.append(self._cuda.zeros(tuple(context.get_tensor_shape(name)), engine.outputs[name].dtype))
+            addresses[name] = self._scratch[-1].ctypes.data
         for name, address in addresses.items():
             if not context.set_tensor_address(name, address):
                 raise EdgemmError(f"{engine.component}: TensorRT does not take the memory of {name}")
