@@ -2,17 +2,29 @@
 
 from __future__ import annotations
 
+import dataclasses
 from itertools import pairwise
 
 import numpy as np
 import pytest
 import torch
 
+import edgemm
+from edgemm.bundle.bundle import open_bundle
+from edgemm.bundle.loops import TextLoop
+from edgemm.bundle.prompt import as_messages, chat_prompt
+from edgemm.cli.verify import check_rules
 from edgemm.families import bagel
 from edgemm.families.bagel_answers import Context, guided
 from edgemm.families.bagel_graphs import Denoiser, ImageDecoder, ImageEncoder, LatentEncoder, as_places, as_tokens
-from edgemm.families.folder import find_foreign
-from tests.families.golden import Cases, worst
+from edgemm.runtimes.denoise_loop import DrawClock, DrawEngines, draw
+from edgemm.runtimes.draw_requests import denoise_request
+from edgemm.runtimes.options import DrawingOptions
+from edgemm.runtimes.results import DenoiseProgress
+from edgemm.verify.export_foreign import OWN_MODULES, export_foreign
+from tests.engines.tiny_engines import build_for_rtx, needs_rtx
+from tests.export.nano import needs_opset_24
+from tests.families.golden import Cases, found_at, worst
 
 DRAWN = ("draw0", "draw1", "edit0")
 SLOTS = 128
@@ -26,9 +38,7 @@ def cases():
 @pytest.fixture(scope="module")
 def model(cases):
     torch.set_grad_enabled(False)
-    found = find_foreign(cases.folder / "checkpoint")
-    assert found is not None
-    yield bagel.open_model(found)
+    yield bagel.open_model(found_at(cases.folder / "checkpoint"))
     torch.set_grad_enabled(True)
 
 
@@ -131,3 +141,145 @@ def test_latents_go_the_recorded_way(cases, model, words, name, run):
         assert worst(2 * pixels - 1, cases.tensor(f"{at}.pixels")) <= 1e-5
     image = (pixels.clamp(0, 1) * 255).to(torch.uint8).permute(1, 2, 0)  # cut, not rounded
     assert np.abs(image.numpy().astype(int) - cases.tensor(f"{at}.image").numpy()).max() <= 1
+
+
+# The same by the exported bundle.  Pictures were recorded in sizes that no rule of the model gives, so their tokens and
+# latents come from our modules, which are held above; words, prefixes, rows of guidance and steps are the runtime's.
+
+
+@pytest.fixture(scope="module")
+def opened(cases, tmp_path_factory):
+    place = tmp_path_factory.mktemp("bagel") / "made.bundle"
+    export_foreign(found_at(cases.folder / "checkpoint"), place)
+    with edgemm.load(place, device="cpu", threads=1) as runtime:
+        yield runtime
+
+
+def reading(opened, tokens: torch.Tensor | None) -> TextLoop:
+    """How a picture of so many tokens (1, m, w) is read."""
+    loop = opened.manifest.loops.text
+    return loop if tokens is None else dataclasses.replace(loop, image_token_count=tokens.shape[1])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["read0", "read1", "read2"])
+def test_the_bundle_answers_as_recorded(cases, model, opened, name):
+    tokens, pictures = None, []
+    if f"{name}.vit_pixels" in cases:
+        tokens, pictures = ImageEncoder(model)(picture(cases, f"{name}.vit_pixels")), [np.zeros((8, 8, 3), np.uint8)]
+    loop, said = reading(opened, tokens), cases.text(f"{name}.prompt")
+    prompt = chat_prompt(as_messages(said, pictures), loop, opened.tokenizer)
+    ids = cases.tensor(f"{name}.greedy_ids").tolist()
+    assert len(prompt) == cases.number(f"{name}.kv_len") + 1 and prompt.input_ids[-1] == ids[0]
+    conversation = opened._text.conversation()
+    logits = conversation.prefill(prompt, None if tokens is None else tokens.numpy())
+    for token, wanted in zip([*ids[1:], None], cases.tensor(f"{name}.greedy_logits")):
+        assert worst(logits, wanted) <= 5e-5
+        if token is not None:
+            assert int(logits.argmax()) == token
+            logits = conversation.step(token)
+    if not pictures:
+        reply = opened.generate_text(said, max_new_tokens=len(ids) - 1, ignore_eos=True)
+        assert list(reply.token_ids) == ids[1:]
+
+
+def check_events(cases, events, at: str, bound: float) -> None:
+    """Latents after every step, and the picture of the last."""
+    shown = [event.latents for event in events if isinstance(event, DenoiseProgress)]
+    for latents, wanted in zip(shown, cases.tensor(f"{at}.latents"), strict=True):
+        assert worst(latents.reshape(latents.shape[0], -1).T, wanted) <= bound
+    drawn = (events[-1].image.pixels * 255).astype(int).transpose(1, 2, 0)  # cut there
+    assert np.abs(drawn - cases.tensor(f"{at}.image").numpy()).max() <= 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("run", ["run0", "run1", "run2"])
+@pytest.mark.parametrize("name", ["draw0", "draw1"])
+def test_the_bundle_draws_as_recorded(cases, opened, name, run):
+    at = f"{name}.{run}"
+    if f"{at}.t" not in cases:
+        pytest.skip(f"{at} was not recorded")
+    height, width, _ = cases.tensor(f"{at}.image").shape
+    events = opened.stream_image(
+        cases.text(f"{name}.prompt"),
+        num_inference_steps=int(cases.number(f"{at}.num_timesteps")),
+        guidance_scale=cases.number(f"{at}.cfg_text_scale"),
+        image_guidance_scale=cases.number(f"{at}.cfg_img_scale"),
+        noise=cases.tensor(f"{name}.noise").numpy(),
+        height=height,
+        width=width,
+    )
+    check_events(cases, list(events), at, 1e-4)
+
+
+RENORM = {"global": "global", "channel": "token", "text_channel": "text_token"}  # theirs -> the manifest's
+
+
+def events_of(cases, opened, at: str, reads: TextLoop | None = None, **read) -> list:
+    """A recorded run with its own numbers in the loop."""
+    loop, limits = opened.manifest.loops.denoise, opened.manifest.limits
+    loop = dataclasses.replace(
+        loop.editing if reads else loop,
+        guidance_interval=tuple(cases.tensor(f"{at}.cfg_interval").tolist()),
+        shift=cases.number(f"{at}.timestep_shift"),
+        renorm=RENORM[cases.text(f"{at}.cfg_renorm_type")],
+        renorm_min=cases.number(f"{at}.cfg_renorm_min"),
+    )
+    name, (height, width, _) = at.partition(".")[0], cases.tensor(f"{at}.image").shape
+    options = DrawingOptions(
+        num_inference_steps=int(cases.number(f"{at}.num_timesteps")),
+        guidance_scale=cases.number(f"{at}.cfg_text_scale"),
+        image_guidance_scale=cases.number(f"{at}.cfg_img_scale"),
+        noise=cases.tensor(f"{name}.noise").numpy(),
+        image="read by our modules" if reads else None,
+        height=height,
+        width=width,
+    )
+    request = denoise_request(options, cases.text(f"{name}.prompt"), loop, limits, opened.tokenizer, reads)
+    request = dataclasses.replace(request, prompts=dataclasses.replace(request.prompts, **read))
+    parts = ("transformer", "conditioner", "denoiser", "image_decoder")
+    engines = DrawEngines(*(opened.engine(part) for part in parts), max_context=limits.max_context)
+    return list(draw(request, loop, engines, lambda: False, DrawClock()))
+
+
+@pytest.mark.slow
+def test_the_bundle_draws_without_renorm_and_shift_as_recorded(cases, opened):
+    check_events(cases, events_of(cases, opened, "draw0.run3"), "draw0.run3", 1e-4)
+
+
+@pytest.mark.slow
+def test_the_bundle_edits_as_recorded(cases, model, opened):
+    mean, deviation = LatentEncoder(model)(picture(cases, "edit0.vae_pixels"))
+    (noise,) = as_tokens(cases.tensor("edit0.posterior_noise"), model.sizes.latent_patch)
+    tokens = ImageEncoder(model)(picture(cases, "edit0.vit_pixels"))
+    read = {"image_tokens": tokens.numpy(), "latents": (mean + deviation * noise).numpy()}
+    events = events_of(cases, opened, "edit0.run0", reading(opened, tokens), **read)
+    check_events(cases, events, "edit0.run0", 2e-4)
+
+
+@pytest.mark.slow
+def test_a_picture_is_edited_in_its_own_shape_whatever_that_is(opened):
+    wide = np.random.default_rng(0).integers(0, 256, (70, 130, 3), dtype=np.uint8)
+    options = {"image": wide, "num_inference_steps": 3, "seed": 1}
+    edited = opened.generate_image("make it green", **options).image.pixels
+    assert edited.shape == (3, 64, 128)
+    other = opened.generate_image("make it green", **{**options, "image": wide[::-1].copy()}).image.pixels
+    assert np.abs(edited - other).max() > 0.01, "the picture does not count"
+    assert opened.generate_image("a dog", num_inference_steps=2, height=64, width=80).image.pixels.shape == (3, 64, 80)
+
+
+@pytest.mark.slow
+def test_the_bundle_says_that_it_was_compared_with_our_modules(opened):
+    assert OWN_MODULES in opened._engines.bundle.file("parity.json").read_text()
+
+
+@pytest.mark.slow
+@needs_rtx
+@needs_opset_24
+def test_every_component_builds_for_an_rtx_device_and_is_written_for_the_first_jetsons(cases, tmp_path):
+    place = tmp_path / "made.bundle"
+    export_foreign(found_at(cases.folder / "checkpoint"), place, target="rtx,jetson-orin-jp6")
+    check_rules(open_bundle(place))
+    assert build_for_rtx(place, tmp_path / "engines") == {
+        "image_encoder", "transformer", "conditioner", "denoiser", "latent_encoder", "image_decoder",
+    }  # fmt: skip
