@@ -72,7 +72,7 @@ def open_model(found: Found) -> BagelModel:
     model, folder = skeleton(found), found.folder
     whole = starting(names_and_shapes(folder / WEIGHTS, "all but the autoencoder"), folder / WEIGHTS)
     whole |= starting(names_and_shapes(folder / AUTOENCODER, "the autoencoder"), folder / AUTOENCODER, "vae.")
-    fill(model, folder, whole, lambda name: name.removeprefix("vae."))
+    fill(model, folder, whole, lambda name: name.removeprefix("vae."), unused=())
     return model.eval()
 
 

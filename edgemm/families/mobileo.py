@@ -24,7 +24,7 @@ from edgemm.families.fastvit import STRIDE, FastViT, FastViTSizes
 from edgemm.families.folder import Found
 from edgemm.families.hf_checkpoint import Checkpoint
 from edgemm.families.llama import as_transformer, check_llama_shaped, example_tokens, text_pieces
-from edgemm.families.own_modules import fill, from_sizes, names_and_shapes, read_config, starting
+from edgemm.families.own_modules import fill, from_sizes, names_and_shapes, names_in, read_config
 from edgemm.families.prefix import HiddenGraph
 from edgemm.families.sana import Connector, ConnectorSizes, LatentDecoder, SanaConditioner, SanaDenoiser
 from edgemm.families.vision import example_pictures
@@ -48,7 +48,7 @@ SYSTEM, USER, ASSISTANT, END = (
 CAPTION = "Please generate image based on the following caption: "
 EDIT = "\nPlease edit the provided image according to the following description: "
 STEPS, GUIDANCE = 20, 1.5  # the published code's
-WEIGHTS = "model.safetensors"
+UNUSED = ("model.vae.encoder.", f"{VISION}head.")
 SCHEDULER = {  # what the loop takes, and no other
     "algorithm_type": "dpmsolver++",
     "solver_order": 2,
@@ -112,18 +112,14 @@ def _shapes(folder: Path) -> dict[str, tuple[int, ...]]:
 
 
 def open_model(found: Found) -> Any:
-    places: dict[str, Path] = {}
-    for path in sorted(found.folder.glob("*.safetensors")):
-        places |= starting(names_and_shapes(path, "the weights"), path)
-    if not places:
-        raise CheckpointError(f"{found.folder}: no weights; expected {WEIGHTS}")
+    places = names_in(found.folder)
     model = skeleton(found)
     from transformers.models.qwen2.modeling_qwen2 import Qwen2RotaryEmbedding
 
     model.model.rotary_emb = Qwen2RotaryEmbedding(model.config)  # its numbers are in no file
     if model.config.tie_word_embeddings:
         places.setdefault("lm_head.weight", places["model.embed_tokens.weight"])
-    fill(model, found.folder, places)
+    fill(model, found.folder, places, unused=UNUSED)
     return model.eval()
 
 
