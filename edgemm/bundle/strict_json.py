@@ -25,7 +25,9 @@ def parse(text: str | bytes, where: str) -> dict[str, Any]:
     """JSON text to an object; NaN, Infinity and doubled fields are refused."""
     try:
         document = json.loads(text, parse_constant=_refuse_constant, object_pairs_hook=_object_without_doubles)
-    except (ValueError, RecursionError) as error:
+    except RecursionError as error:
+        raise BundleError(f"{where}: cannot be read as JSON: nested too deep") from error
+    except ValueError as error:
         raise BundleError(f"{where}: not the JSON that was expected: {error}") from error
     if not isinstance(document, dict):
         raise BundleError(f"{where}: holds {_kind(document)}, expected an object")

@@ -16,13 +16,14 @@ import torch
 from torch import Tensor, nn
 
 from edgemm.bundle.denoise import DenoiseLoop, DenoiseTemplate, LatentGrid
+from edgemm.bundle.reading import reading
 from edgemm.errors import CheckpointError
 from edgemm.export.trace import quiet
 from edgemm.families import hf_checkpoint, qwen3_vl
 from edgemm.families.cosmos3_layers import Conditioner, Denoiser, Generator, PictureDecoder
 from edgemm.families.family import Drawn, Named, Parts, Pieces, Shape, component
 from edgemm.families.folder import Found
-from edgemm.families.hf_checkpoint import Checkpoint, complaints
+from edgemm.families.hf_checkpoint import Checkpoint
 from edgemm.families.llama import text_pieces
 from edgemm.families.own_modules import fill, from_sizes, names_and_shapes, names_in, read_config, starting
 from edgemm.families.prefix import prefix_shapes
@@ -90,7 +91,7 @@ def _drawing_parts(folder: Path) -> tuple[Generator, PictureDecoder]:
     """Without weights; and a look at what the loop will need."""
     config = read_config(folder / "transformer" / "config.json", "the generator's sizes")
     vae = read_config(folder / "vae" / "config.json", "the autoencoder's sizes")
-    with complaints(folder, "its scheduler's settings do not fit together"):
+    with reading(folder, "its scheduler's settings do not fit together", CheckpointError):
         _schedule(folder)
     if not config.get("unified_3d_mrope_reset_spatial_ids", True):
         raise CheckpointError(f"{folder}: rows and columns of a picture count on from its prompt; expected from 0")

@@ -107,4 +107,4 @@ def test_a_refusal_is_one_line_in_whatever_letters_the_terminal_has(tmp_path):
     environment = {**os.environ, "PYTHONIOENCODING": "ascii"}
     done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=tmp_path)
     assert done.returncode == 3
-    assert len(done.stderr.splitlines()) == 1 and r"B\xe4ume\U0001f3a8: no folder" in done.stderr
+    assert len(done.stderr.splitlines()) == 1 and r"B\u00e4ume\ud83c\udfa8: no folder" in done.stderr

@@ -50,7 +50,8 @@ def weights_of(path: Path, component: str) -> str:
 def test_a_fresh_bundle_passes(bundles, precision, capsys):
     assert main(["verify", str(bundles[precision]), "--parity"]) == 0
     *compared, summary = capsys.readouterr().out.splitlines()
-    assert len(compared) == 8 and all(line.startswith("-[✓] ") for line in compared)
+    judged = [line for line in compared if "(not judged)" not in line]
+    assert len(compared) == 8 and judged and all(line.startswith("-[✓] ") for line in judged)
     assert summary.endswith("5 graphs are as exported and compute what was recorded")
 
 
@@ -58,7 +59,7 @@ def test_a_fresh_bundle_passes_where_torch_is_not_even_imported(bundles):
     code = (
         "import sys; from edgemm.cli.main import main\n"
         f"assert main(['verify', {str(bundles['int8'])!r}, '--parity', '--json']) == 0\n"
-        "assert not {'torch', 'onnx', 'onnxscript', 'safetensors', 'transformers'} & set(sys.modules)"
+        "assert not {'torch', 'onnx', 'onnxscript', 'transformers'} & set(sys.modules)"
     )
     ran = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert ran.returncode == 0, ran.stderr

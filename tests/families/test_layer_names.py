@@ -28,4 +28,6 @@ def test_every_product_of_a_graph_goes_by_the_name_of_its_weight(family, tmp_pat
             products = list(products_of(trace(graphs[component]), component))
             assert products
             for product in products:
-                assert tuple(weights[product.layer].shape) == tuple(product.stored.dims)[:: 1 if product.across else -1]
+                assert (
+                    tuple(weights[product.layer].shape) == tuple(product.stored.shape)[:: 1 if product.across else -1]
+                )

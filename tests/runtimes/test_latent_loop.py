@@ -42,6 +42,9 @@ class Letters:
     def encode(self, text: str, special: bool = False) -> list[int]:
         return list(text.encode())
 
+    def encode_whole(self, pieces, add_special: bool = False) -> list[int]:
+        return self.encode("".join(piece for piece, _ in pieces))
+
     def spells_special(self, text: str) -> bool:
         return False
 

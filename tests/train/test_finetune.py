@@ -351,7 +351,7 @@ def test_a_folder_of_pictures_is_enough(start, tmp_path, capsys, monkeypatch):
     ("words", "code", "message"),
     [
         ([], 2, "--data is needed; --output is needed"),
-        (["--data", "x", "--output", "run", "--config", "none.toml"], 3, "none.toml: recipe cannot be read"),
+        (["--data", "x", "--output", "run", "--config", "none.toml"], 3, "none.toml: cannot be read"),
         (["--data", "nowhere", "--output", "run"], 3, "nowhere: no folder and no .tar; give a folder of pictures"),
         (["--data", "empty", "--output", "run"], 3, "empty: no pictures in it; expected pictures with metadata.jsonl"),
         (["--data", "bare", "--output", "run"], 3, "a.png: no words; expected metadata.jsonl with file_name, a.txt"),
