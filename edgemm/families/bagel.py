@@ -29,7 +29,7 @@ from edgemm.families.bagel_graphs import (
     ImageEncoder,
     LatentEncoder,
 )
-from edgemm.families.bagel_layers import BagelModel, sizes_of
+from edgemm.families.bagel_layers import GENERATION, BagelModel, sizes_of
 from edgemm.families.family import Drawn, Named, Parts, Pieces, Shape, component
 from edgemm.families.folder import Found
 from edgemm.families.hf_checkpoint import Checkpoint
@@ -72,26 +72,26 @@ def open_model(found: Found) -> BagelModel:
     model, folder = skeleton(found), found.folder
     whole = starting(names_and_shapes(folder / WEIGHTS, "all but the autoencoder"), folder / WEIGHTS)
     whole |= starting(names_and_shapes(folder / AUTOENCODER, "the autoencoder"), folder / AUTOENCODER, "vae.")
-    fill(model, folder, whole, lambda name: name.removeprefix("vae."))
+    fill(model, folder, whole, lambda name: name.removeprefix("vae."), unused=())
     return model.eval()
 
 
 def pieces(model: BagelModel) -> Pieces:
     language = model.language_model
     text = language.model
-    own = [model.vae2llm, model.llm2vae, model.time_embedder, model.latent_pos_embed]
+    own = [model.vae2llm, model.llm2vae, model.time_embedder, model.latent_pos_embed, text.norm_moe_gen]
     return {
         "image_encoder": [model.vit_model, model.connector, model.vit_pos_embed],
-        "transformer": [text.embed_tokens, *_shared(text), text.norm, language.lm_head],
-        "denoiser": [text.layers, text.norm_moe_gen, *own],
+        "transformer": [text.embed_tokens, *_weights(text, False), text.norm, language.lm_head],
+        "denoiser": [*_weights(text, True), *own],  # and those for words, which are stored once
         "latent_encoder": [model.vae.encoder],
         "image_decoder": [model.vae.decoder],
     }
 
 
-def _shared(text: Any) -> list[torch.nn.Parameter]:
-    """Weights for words: the transformer's, and the denoiser's for the two words around the latents."""
-    return [weight for name, weight in text.layers.named_parameters() if "_moe_gen" not in name]
+def _weights(text: Any, drawing: bool) -> list[torch.nn.Parameter]:
+    """The layers' for latents, or those for words and pictures that are read."""
+    return [weight for name, weight in text.layers.named_parameters() if (GENERATION in name) == drawing]
 
 
 def parts(checkpoint: Checkpoint) -> Parts:

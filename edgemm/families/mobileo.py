@@ -1,4 +1,4 @@
-"""Mobile-O (Mobile-O-0.5B): FastVLM reads, and SANA draws over the hidden states of its last layers.
+"""Mobile-O: FastVLM reads, and SANA draws over the hidden states of its last layers.
 
 The checkpoint holds all weights, not SANA's configs: their folder is named with --component sana=FOLDER.  Editing is
 drawing after a picture that was read; the autoencoder's encoder is never used.
@@ -6,39 +6,34 @@ drawing after a picture that was read; the autoencoder's encoder is never used.
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from edgemm.bundle.loops import DenoiseLoop, DenoiseTemplate, LatentGrid, TextLoop, TextTemplate
 from edgemm.bundle.manifest import Licence
 from edgemm.bundle.picture import load_picture
 from edgemm.bundle.prompt import PICTURE_ID
 from edgemm.errors import CheckpointError
-from edgemm.export.trace import quiet
 from edgemm.families.family import Drawn, Named, Parts, Pieces, Shape, component
-from edgemm.families.fastvit import STRIDE, FastViT, FastViTSizes
-from edgemm.families.folder import Found
+from edgemm.families.fastvit import STRIDE
 from edgemm.families.hf_checkpoint import Checkpoint
 from edgemm.families.llama import as_transformer, check_llama_shaped, example_tokens, text_pieces
-from edgemm.families.own_modules import fill, from_sizes, names_and_shapes, read_config, starting
+from edgemm.families.mobileo_layers import NEEDS, Eye, open_model, skeleton
 from edgemm.families.prefix import HiddenGraph
-from edgemm.families.sana import Connector, ConnectorSizes, LatentDecoder, SanaConditioner, SanaDenoiser
+from edgemm.families.sana import LatentDecoder, SanaConditioner, SanaDenoiser
 from edgemm.families.vision import example_pictures
 
 __all__ = ["CANNOT", "LICENCES", "NEEDS", "draw", "open_model", "parts", "pieces", "reply", "skeleton"]
 
 CANNOT = "pictures of other sizes than one square, read or drawn"
-NEEDS = {"sana": "the folder that diffusion_name_or_path names: transformer, vae and scheduler configs of SANA"}
 LICENCES = (
     Licence("Mobile-O: code and weights", "CC-BY-NC-SA-4.0", "not for commercial use"),
     Licence("FastVLM, its reading half, copyright Apple", "Apple's model licence", "for research only"),
 )
 EXAMPLE = "What do you see in this picture, and which colours does it have?"
-VISION, FUSION = "model.vision_tower.vision_tower.model.", "model.diffusion_connector.fusion."
 SYSTEM, USER, ASSISTANT, END = (
     "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n",
     "<|im_start|>user\n",
@@ -48,108 +43,25 @@ SYSTEM, USER, ASSISTANT, END = (
 CAPTION = "Please generate image based on the following caption: "
 EDIT = "\nPlease edit the provided image according to the following description: "
 STEPS, GUIDANCE = 20, 1.5  # the published code's
-WEIGHTS = "model.safetensors"
-SCHEDULER = {  # what the loop takes, and no other
-    "algorithm_type": "dpmsolver++",
-    "solver_order": 2,
-    "solver_type": "midpoint",
-    "prediction_type": "flow_prediction",
-    "use_flow_sigmas": True,
-    "timestep_spacing": "linspace",
-    "final_sigmas_type": "zero",
-    "lower_order_final": True,
-    "euler_at_final": False,
-}
-
-
-def skeleton(found: Found) -> Any:
-    """Without weights: transformers' Qwen2, with Mobile-O's other parts in the places that their names say."""
-    config = read_config(found.folder / "config.json", "the sizes of Mobile-O")
-    sana = found.other("sana", NEEDS["sana"])
-    transformer, vae, scheduler = (
-        read_config(sana / part, "SANA's own")
-        for part in ("transformer/config.json", "vae/config.json", "scheduler/scheduler_config.json")
-    )
-    for key, wanted in SCHEDULER.items():
-        if scheduler.get(key) != wanted:
-            raise CheckpointError(f"{sana}: scheduler has {key} {scheduler.get(key)!r}, this export knows {wanted!r}")
-    shapes = _shapes(found.folder)
-
-    with quiet():  # importing it says what it lacks
-        import diffusers  # noqa: F401
-
-    def make() -> Any:
-        from diffusers.models.autoencoders.autoencoder_dc import AutoencoderDC
-        from diffusers.models.transformers.sana_transformer import SanaTransformer2DModel
-        from transformers import Qwen2Config, Qwen2ForCausalLM
-
-        model = Qwen2ForCausalLM(Qwen2Config(**{k: v for k, v in config.items() if k not in ("architectures",)}))
-        layers = config.get("vlm_num_layers", 4)
-        vision = FastViTSizes.read(shapes, VISION) if shapes else FastViTSizes()
-        fusion = ConnectorSizes.read(shapes, FUSION) if shapes else ConnectorSizes(layers, config["hidden_size"])
-        whole: Any = model.model
-        whole.vision_tower, whole.vision_tower.vision_tower = nn.Module(), nn.Module()
-        whole.vision_tower.vision_tower.model = FastViT(vision)
-        whole.mm_projector = nn.Sequential(
-            nn.Linear(vision.out_width, config["hidden_size"]), nn.GELU(), nn.Linear(*[config["hidden_size"]] * 2)
-        )
-        whole.diffusion_connector = nn.Module()
-        whole.diffusion_connector.fusion = Connector(fusion)
-        whole.dit, whole.vae = SanaTransformer2DModel.from_config(transformer), AutoencoderDC.from_config(vae)
-        delattr(whole.vae, "encoder")  # never used
-        whole.scheduler = scheduler
-        return model
-
-    return from_sizes(make, found.folder)
-
-
-def _shapes(folder: Path) -> dict[str, tuple[int, ...]]:
-    """Of every file of weights; none on paper."""
-    found: dict[str, tuple[int, ...]] = {}
-    for path in sorted(folder.glob("*.safetensors")):
-        found |= names_and_shapes(path, "the weights")
-    return found
-
-
-def open_model(found: Found) -> Any:
-    places: dict[str, Path] = {}
-    for path in sorted(found.folder.glob("*.safetensors")):
-        places |= starting(names_and_shapes(path, "the weights"), path)
-    if not places:
-        raise CheckpointError(f"{found.folder}: no weights; expected {WEIGHTS}")
-    model = skeleton(found)
-    from transformers.models.qwen2.modeling_qwen2 import Qwen2RotaryEmbedding
-
-    model.model.rotary_emb = Qwen2RotaryEmbedding(model.config)  # its numbers are in no file
-    if model.config.tie_word_embeddings:
-        places.setdefault("lm_head.weight", places["model.embed_tokens.weight"])
-    fill(model, found.folder, places)
-    return model.eval()
 
 
 def pieces(model: Any) -> Pieces:
     whole = model.model
+    reading = {
+        "image_encoder": [whole.vision_tower, whole.mm_projector],
+        "transformer": text_pieces(whole, model.lm_head),
+    }
+    if not hasattr(whole, "dit"):
+        return {**reading, "conditioner": [whole.diffusion_connector]}
     dit = whole.dit
     read = [x for block in dit.transformer_blocks for x in (block.attn2.to_k, block.attn2.to_v)]
     constant = {id(x) for part in (*read, dit.caption_projection, dit.caption_norm) for x in part.parameters()}
     return {
-        "image_encoder": [whole.vision_tower, whole.mm_projector],
-        "transformer": text_pieces(whole, model.lm_head),
+        **reading,
         "conditioner": [whole.diffusion_connector, dit.caption_projection, dit.caption_norm, *read],
         "denoiser": [x for x in dit.parameters() if id(x) not in constant],
         "image_decoder": [whole.vae],
     }
-
-
-class Eye(nn.Module):
-    """Pixels (b, 3, S, S) in [0, 1] to image tokens (b, m, w)."""
-
-    def __init__(self, whole: Any) -> None:
-        super().__init__()
-        self.tower, self.projector = whole.vision_tower.vision_tower.model, whole.mm_projector
-
-    def forward(self, pixels: Tensor) -> Tensor:
-        return self.projector(self.tower(pixels))
 
 
 def parts(checkpoint: Checkpoint) -> Parts:

@@ -111,13 +111,20 @@ def fill(
     renamed: Callable[[str], str] = lambda name: name,
     given: tuple[str, ...] | str = (),
     shaped: Callable[[Tensor], Tensor] = lambda tensor: tensor,
+    unused: tuple[str, ...] | None = None,
 ) -> None:
     """Reads every tensor of the model but those that begin so (`given`: they have been read); `renamed` gives a name in
-    the file for one in the model, `shaped` what the model keeps of a tensor in the file."""
+    the file for one in the model, `shaped` what the model keeps of a tensor in the file.  With `unused`, a tensor that
+    has no place in the model and does not begin so is refused: configs that say too little would be half right."""
     wanted = {**dict(model.named_parameters()), **_stored_buffers(model)}
     wanted = {name: tensor for name, tensor in wanted.items() if not name.startswith(given)}
     if missing := sorted(wanted.keys() - places.keys()):
         raise CheckpointError(f"{folder}: {len(missing)} tensors are missing, for example {renamed(missing[0])}")
+    left = sorted(name for name in places.keys() - model.state_dict().keys() if not name.startswith(unused or ()))
+    if unused is not None and left:
+        raise CheckpointError(
+            f"{folder}: {len(left)} tensors are in no place that its configs know, for example {renamed(left[0])}"
+        )
     by_file: dict[Path, list[str]] = {}
     for name in wanted:
         by_file.setdefault(places[name], []).append(name)

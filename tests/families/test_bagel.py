@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import json
+import shutil
 from itertools import pairwise
 
 import numpy as np
@@ -13,6 +15,7 @@ import edgemm
 from edgemm.bundle.bundle import open_bundle
 from edgemm.bundle.loops import TextLoop
 from edgemm.bundle.prompt import as_messages, chat_prompt
+from edgemm.cli.main import main
 from edgemm.cli.verify import check_rules
 from edgemm.families import bagel
 from edgemm.families.bagel_answers import Context, guided
@@ -25,6 +28,7 @@ from edgemm.verify.export_foreign import OWN_MODULES, export_foreign
 from tests.engines.tiny_engines import build_for_rtx, needs_rtx
 from tests.export.nano import needs_opset_24
 from tests.families.golden import Cases, found_at, worst
+from tests.families.tiny.published import bagel_folder
 
 DRAWN = ("draw0", "draw1", "edit0")
 SLOTS = 128
@@ -283,3 +287,59 @@ def test_every_component_builds_for_an_rtx_device_and_is_written_for_the_first_j
     assert build_for_rtx(place, tmp_path / "engines") == {
         "image_encoder", "transformer", "conditioner", "denoiser", "latent_encoder", "image_decoder",
     }  # fmt: skip
+
+
+@pytest.mark.slow
+def test_another_size_exports_reads_draws_and_edits(cases, tmp_path):
+    """Compared whole with our modules by the export itself."""
+    folder = bagel_folder(cases.folder / "checkpoint", tmp_path / "other")
+    manifest = export_foreign(found_at(folder), tmp_path / "made.bundle")
+    grid, text = manifest.loops.denoise.latents, manifest.loops.text
+    assert (grid.channels, grid.cell, grid.height, grid.largest) == (16, 4, 48, 48)
+    assert (text.image_size, text.image_token_count, manifest.loops.denoise.place_layer) == (112, 196, 2)
+
+
+# Bad input: one line, exit 3, nothing left behind
+
+
+def refusal(folder, capsys, code: int = 3) -> str:
+    output = folder.parent / "out.bundle"
+    assert main(["export", str(folder), "--output", str(output)]) == code
+    assert not output.exists()
+    return capsys.readouterr().err.strip().splitlines()[-1]
+
+
+@pytest.fixture
+def folder(cases, tmp_path):
+    return shutil.copytree(cases.folder / "checkpoint", tmp_path / "copy", copy_function=shutil.copyfile)
+
+
+@pytest.mark.parametrize(
+    ("file", "key", "value", "message"),
+    [
+        ("llm_config.json", "num_hidden_layers", 10**9, "num_hidden_layers is 1000000000, expected 1 to"),
+        ("llm_config.json", "num_hidden_layers", 4, "are missing"),
+        ("llm_config.json", "num_attention_heads", 5, "heads is 5, which does not divide 64"),
+        ("llm_config.json", "hidden_size", None, "its configs do not fit together"),
+        ("llm_config.json", "intermediate_size", 256, "has shape"),
+        ("vit_config.json", "patch_size", 10**12, "patch_size is 1000000000000, expected 1 to"),
+        ("vit_config.json", "num_hidden_layers", 2, "in no place that its configs know, for example"),
+        ("llm_config.json", "num_hidden_layers", 2, "in no place that its configs know, for example"),
+    ],
+)
+def test_configs_that_make_no_sense_are_told_before_anything_is_traced(folder, capsys, file, key, value, message):
+    config = json.loads((folder / file).read_text())
+    (folder / file).write_text(json.dumps(config | {key: value}))
+    assert message in refusal(folder, capsys)
+
+
+@pytest.mark.parametrize("file", ["ema.safetensors", "ae.safetensors", "llm_config.json", "vit_config.json"])
+def test_a_file_that_is_missing_cut_or_a_pointer_is_named(folder, capsys, file):
+    whole = (folder / file).read_bytes()
+    (folder / file).write_bytes(whole[: len(whole) // 2])
+    assert file in (line := refusal(folder, capsys)) and ("damaged or cut" in line or "cannot be read" in line)
+    if file.endswith("safetensors"):
+        (folder / file).write_bytes(b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n")
+        assert file in (line := refusal(folder, capsys)) and "a Git-LFS pointer" in line
+    (folder / file).unlink()
+    assert file in (line := refusal(folder, capsys)) and "No such file" in line

@@ -26,6 +26,7 @@ from edgemm.verify.export_foreign import OWN_MODULES, export_foreign
 from tests.engines.tiny_engines import build_for_rtx, needs_rtx
 from tests.export.nano import needs_opset_24
 from tests.families.golden import Cases, found_at, worst
+from tests.families.tiny.published import mobileo_folder
 
 READ, DRAWN = ("read0", "read1", "read2"), ("draw0", "draw1", "edit0")
 RUNS = [(name, run) for name in DRAWN for run in ("run0", "run1", "run2") if (name, run) < ("edit0", "run1")]
@@ -212,6 +213,16 @@ def test_every_component_builds_for_an_rtx_device_and_is_written_for_the_first_j
     }  # fmt: skip
 
 
+@pytest.mark.slow
+def test_another_size_exports_reads_draws_and_edits(cases, tmp_path):
+    """Compared whole with our modules by the export itself."""
+    folder, sana = mobileo_folder(cases.folder, tmp_path)
+    manifest = export_foreign(found_at(folder, sana=sana), tmp_path / "made.bundle")
+    loop, text = manifest.loops.denoise, manifest.loops.text
+    assert (loop.latents.channels, loop.latents.cell, loop.latents.height) == (8, 8, 24)
+    assert (loop.hidden_layers, text.image_size, text.image_token_count) == ((1, 2), 192, 9)
+
+
 # Bad input: one line, exit 3, nothing left behind
 
 
@@ -240,6 +251,7 @@ def test_a_folder_without_sanas_configs_says_what_they_are(cases, tmp_path, caps
         ("checkpoint/config.json", "num_hidden_layers", 10**9, "num_hidden_layers is 1000000000, expected 1 to"),
         ("checkpoint/config.json", "hidden_size", "wide", "its configs do not fit together"),
         ("checkpoint/config.json", "hidden_size", 32, "has shape"),
+        ("checkpoint/config.json", "num_hidden_layers", 4, "in no place that its configs know, for example"),
         ("checkpoint/config.json", "mm_vision_tower", "mobileclip_l", "expected a name that ends in the side"),
         ("sana/transformer/config.json", "num_layers", 4, "are missing"),
         ("sana/vae/config.json", "attention_head_dim", 0, "attention_head_dim is 0, expected 1"),

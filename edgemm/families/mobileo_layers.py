@@ -1,0 +1,115 @@
+"""Mobile-O's weights in modules: transformers' Qwen2, FastViTHD, its connector, diffusers' SANA and DC-AE's decoder.
+
+Sizes that stand in no config are read off the tensors' shapes; SANA's are in a folder of its own.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from edgemm.errors import CheckpointError
+from edgemm.export.trace import quiet
+from edgemm.families.fastvit import FastViT, FastViTSizes
+from edgemm.families.folder import Found
+from edgemm.families.own_modules import fill, from_sizes, names_and_shapes, names_in, read_config
+from edgemm.families.sana import Connector, ConnectorSizes
+
+__all__ = ["NEEDS", "Eye", "open_model", "skeleton"]
+
+VISION, FUSION = "model.vision_tower.vision_tower.model.", "model.diffusion_connector.fusion."
+UNUSED = ("model.vae.encoder.", f"{VISION}head.")
+NEEDS = {"sana": "the folder that diffusion_name_or_path names: transformer, vae and scheduler configs of SANA"}
+SCHEDULER = {  # what the loop takes, and no other
+    "algorithm_type": "dpmsolver++",
+    "solver_order": 2,
+    "solver_type": "midpoint",
+    "prediction_type": "flow_prediction",
+    "use_flow_sigmas": True,
+    "timestep_spacing": "linspace",
+    "final_sigmas_type": "zero",
+    "lower_order_final": True,
+    "euler_at_final": False,
+}
+
+
+def skeleton(found: Found) -> Any:
+    """Without weights: transformers' Qwen2, with Mobile-O's other parts in the places that their names say.
+
+    On paper SANA's may be left out, where nobody has named its folder.
+    """
+    config = read_config(found.folder / "config.json", "the sizes of Mobile-O")
+    sana = _sana(found.others["sana"]) if "sana" in found.others else None
+    shapes = _shapes(found.folder)
+
+    with quiet():  # importing them says what they lack
+        from diffusers.models.autoencoders.autoencoder_dc import AutoencoderDC
+        from diffusers.models.transformers.sana_transformer import SanaTransformer2DModel
+        from transformers import Qwen2Config, Qwen2ForCausalLM
+
+    def make() -> Any:
+        model = Qwen2ForCausalLM(Qwen2Config(**{k: v for k, v in config.items() if k != "architectures"}))
+        layers = config.get("vlm_num_layers", 4)
+        vision = FastViTSizes.read(shapes, VISION) if shapes else FastViTSizes()
+        fusion = ConnectorSizes.read(shapes, FUSION) if shapes else ConnectorSizes(layers, config["hidden_size"])
+        whole: Any = model.model
+        whole.vision_tower, whole.vision_tower.vision_tower = nn.Module(), nn.Module()
+        whole.vision_tower.vision_tower.model = FastViT(vision)
+        whole.mm_projector = nn.Sequential(
+            nn.Linear(vision.out_width, config["hidden_size"]), nn.GELU(), nn.Linear(*[config["hidden_size"]] * 2)
+        )
+        whole.diffusion_connector = nn.Module()
+        whole.diffusion_connector.fusion = Connector(fusion)
+        if sana is not None:
+            transformer, vae, whole.scheduler = sana
+            whole.dit, whole.vae = SanaTransformer2DModel.from_config(transformer), AutoencoderDC.from_config(vae)
+            delattr(whole.vae, "encoder")  # never used
+        return model
+
+    return from_sizes(make, found.folder)
+
+
+def _sana(folder: Path) -> tuple[dict[str, Any], ...]:
+    """Configs of its transformer, autoencoder and scheduler."""
+    *parts, scheduler = (
+        read_config(folder / part, "SANA's own")
+        for part in ("transformer/config.json", "vae/config.json", "scheduler/scheduler_config.json")
+    )
+    for key, wanted in SCHEDULER.items():
+        if scheduler.get(key) != wanted:
+            raise CheckpointError(f"{folder}: scheduler has {key} {scheduler.get(key)!r}, this export knows {wanted!r}")
+    return *parts, scheduler
+
+
+def _shapes(folder: Path) -> dict[str, tuple[int, ...]]:
+    """Of every file of weights; none on paper."""
+    found: dict[str, tuple[int, ...]] = {}
+    for path in sorted(folder.glob("*.safetensors")):
+        found |= names_and_shapes(path, "the weights")
+    return found
+
+
+def open_model(found: Found) -> Any:
+    found.other("sana", NEEDS["sana"])
+    places = names_in(found.folder)
+    model = skeleton(found)
+    from transformers.models.qwen2.modeling_qwen2 import Qwen2RotaryEmbedding
+
+    model.model.rotary_emb = Qwen2RotaryEmbedding(model.config)  # its numbers are in no file
+    if model.config.tie_word_embeddings:
+        places.setdefault("lm_head.weight", places["model.embed_tokens.weight"])
+    fill(model, found.folder, places, unused=UNUSED)
+    return model.eval()
+
+
+class Eye(nn.Module):
+    """Pixels (b, 3, S, S) in [0, 1] to image tokens (b, m, w)."""
+
+    def __init__(self, whole: Any) -> None:
+        super().__init__()
+        self.tower, self.projector = whole.vision_tower.vision_tower.model, whole.mm_projector
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        return self.projector(self.tower(pixels))
