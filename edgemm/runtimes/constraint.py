@@ -49,8 +49,8 @@ class ConstraintMaker:
             if grammar is not None:
                 source = matcher.grammar_from_lark(grammar)
             else:  # a small model that may write blanks writes blanks
-                compact = {"whitespace_flexible": False}
-                source = matcher.grammar_from_json_schema(_schema_text(json_schema), defaults=compact)
+                text = _schema_text(json_schema)
+                source = matcher.grammar_from_json_schema(text, defaults={"whitespace_flexible": False})
             made = matcher(self._prepared, source, log_level=0)
             made.compute_logit_bias()  # of the first token: a grammar without a single word fails here
             if made.is_error():
