@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
+from edgemm.export.passes.decompositions import group_norm_primitive
 from edgemm.export.passes.fused_products import fused_products
 from edgemm.export.passes.grouped_attention import grouped_attention
 from edgemm.export.passes.rewriting import CONTRIB, Writer, dims, drop_unread, nodes_of
@@ -18,6 +19,8 @@ __all__ = ["added_norm", "for_ort_cpu"]
 def for_ort_cpu(lowered: ir.Model, slots: int) -> None:
     """In `lowered` itself; `slots` is the longest context, in tokens."""
     fused_products(lowered)
+    # The library's own takes the variance as the mean of squares less the square of the mean: NaN for a flat picture.
+    group_norm_primitive(lowered)
     if nodes_of(lowered, "TensorScatter"):
         grouped_attention(lowered, slots)
         added_norm(lowered)
