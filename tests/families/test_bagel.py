@@ -333,6 +333,8 @@ def folder(cases, tmp_path):
         ("llm_config.json", "num_hidden_layers", 4, "are missing"),
         ("llm_config.json", "num_attention_heads", 5, "heads is 5, which does not divide 64"),
         ("llm_config.json", "hidden_size", None, "its configs do not fit together"),
+        ("llm_config.json", "rope_scaling", {"rope_type": "linear", "factor": 2.0}, "rotary embedding 'linear'"),
+        ("llm_config.json", "hidden_act", "gelu", "activation 'gelu'"),
         ("llm_config.json", "intermediate_size", 256, "has shape"),
         ("vit_config.json", "patch_size", 10**12, "patch_size is 1000000000000, expected 1 to"),
         ("vit_config.json", "num_hidden_layers", 2, "in no place that its configs know, for example"),
