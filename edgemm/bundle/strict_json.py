@@ -26,7 +26,7 @@ def parse(text: str | bytes, where: str) -> dict[str, Any]:
     try:
         document = json.loads(text, parse_constant=_refuse_constant, object_pairs_hook=_object_without_doubles)
     except RecursionError as error:
-        raise BundleError(f"{where}: cannot be read as JSON: nested too deep") from error
+        raise BundleError(f"{where}: not the JSON that was expected: nested too deep") from error
     except ValueError as error:
         raise BundleError(f"{where}: not the JSON that was expected: {error}") from error
     if not isinstance(document, dict):

@@ -97,7 +97,7 @@ FAULTS = {
     "pipe of a config": (pipe("config.json"), "config.json is missing"),
     "jinja": (template("{% if %}"), "folder: "),
     "jinja at run time": (template("{{ messages[99].content.x }}"), "folder: "),
-    "deep": (deep, "config.json: cannot be read as JSON: nested too deep"),
+    "deep": (deep, "config.json: not the JSON that was expected: nested too deep"),
     "panic": (panicking, "its tokenizer cannot be read"),
 }
 
