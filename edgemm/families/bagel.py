@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from edgemm.bundle.loops import DenoiseLoop, DenoiseTemplate, EditGuidance, LatentGrid, TextLoop, TextTemplate
+from edgemm.errors import CheckpointError
 from edgemm.families.bagel_answers import (
     EDIT_GUIDANCE,
     EDIT_IMAGE_GUIDANCE,
@@ -97,6 +98,11 @@ def _weights(text: Any, drawing: bool) -> list[torch.nn.Parameter]:
 def parts(checkpoint: Checkpoint) -> Parts:
     model: BagelModel = checkpoint.model
     sizes, text = model.sizes, model.language_model.model
+    turned, acts = checkpoint.config.rope_parameters["rope_type"], checkpoint.config.hidden_act
+    if (turned, acts) != ("default", "silu"):
+        raise CheckpointError(
+            f"{checkpoint.folder}: rotary embedding {turned!r} and activation {acts!r}, BAGEL has 'default' and 'silu'"
+        )
     graph = BlockGraph(text, model.language_model.lm_head)
     side = _reading_side(model)
     pictures = example_pictures(side)

@@ -22,17 +22,23 @@ __all__ = ["NEEDS", "Eye", "open_model", "skeleton"]
 VISION, FUSION = "model.vision_tower.vision_tower.model.", "model.diffusion_connector.fusion."
 UNUSED = ("model.vae.encoder.", f"{VISION}head.")
 NEEDS = {"sana": "the folder that diffusion_name_or_path names: transformer, vae and scheduler configs of SANA"}
-SCHEDULER = {  # what the loop takes, and no other
+FLOW = {"prediction_type": "flow_prediction", "use_flow_sigmas": True}  # what the loop takes, and no other
+USUAL = {  # the same, where a scheduler's config may be silent
     "algorithm_type": "dpmsolver++",
     "solver_order": 2,
     "solver_type": "midpoint",
-    "prediction_type": "flow_prediction",
-    "use_flow_sigmas": True,
     "timestep_spacing": "linspace",
     "final_sigmas_type": "zero",
     "lower_order_final": True,
     "euler_at_final": False,
+    "thresholding": False,
+    "use_karras_sigmas": False,
+    "use_exponential_sigmas": False,
+    "use_beta_sigmas": False,
+    "num_train_timesteps": 1000,
+    "flow_shift": 1.0,
 }
+FREE = ("num_train_timesteps", "flow_shift")
 
 
 def skeleton(found: Found) -> Any:
@@ -77,9 +83,11 @@ def _sana(folder: Path) -> tuple[dict[str, Any], ...]:
         read_config(folder / part, "SANA's own")
         for part in ("transformer/config.json", "vae/config.json", "scheduler/scheduler_config.json")
     )
-    for key, wanted in SCHEDULER.items():
-        if scheduler.get(key) != wanted:
-            raise CheckpointError(f"{folder}: scheduler has {key} {scheduler.get(key)!r}, this export knows {wanted!r}")
+    scheduler = {**USUAL, **scheduler}
+    for key, wanted in {**FLOW, **USUAL}.items():
+        found = scheduler.get(key)
+        if found != wanted and not (key in FREE and isinstance(found, (int, float)) and 0 < found <= 1e6):
+            raise CheckpointError(f"{folder}: scheduler has {key} {found!r}, this export knows {wanted!r}")
     return *parts, scheduler
 
 

@@ -256,6 +256,8 @@ def test_a_folder_without_sanas_configs_says_what_they_are(cases, tmp_path, caps
         ("sana/transformer/config.json", "num_layers", 4, "are missing"),
         ("sana/vae/config.json", "attention_head_dim", 0, "attention_head_dim is 0, expected 1"),
         ("sana/scheduler/scheduler_config.json", "solver_order", 3, "scheduler has solver_order 3"),
+        ("sana/scheduler/scheduler_config.json", "flow_shift", "much", "scheduler has flow_shift 'much'"),
+        ("sana/scheduler/scheduler_config.json", "use_flow_sigmas", None, "scheduler has use_flow_sigmas None"),
     ],
 )
 def test_configs_that_make_no_sense_are_told_before_anything_is_traced(
