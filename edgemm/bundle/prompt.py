@@ -398,7 +398,7 @@ def _joined_chat(messages: Sequence[Message], loop: TextLoop, tokenizer: Tokeniz
     pieces = [(piece.strip() if own and loop.strip else piece, own) for piece, own in pieces]
     if loop.apart:
         return _apart(pieces, loop, tokenizer)
-    ids = np.array(tokenizer.encode_whole(pieces, loop.adds_special), dtype=np.int64)
+    ids = _joined_ids(pieces, tokenizer, loop.adds_special)
     return _causal(ids, _picture_rows(ids, sum(len(message.images) for message in rest), loop, tokenizer))
 
 
@@ -426,9 +426,9 @@ def _picture_rows(ids: np.ndarray, pictures: int, loop: TextLoop, tokenizer: Tok
     return np.where(pictured, np.cumsum(pictured) - 1, -1)
 
 
-def _joined_ids(pieces: Pieces, tokenizer: Tokenizer) -> np.ndarray:
-    """Ids of all pieces as one string; each piece alone where a user's own text spells a special token."""
-    return np.array(tokenizer.encode_whole(pieces), dtype=np.int64)
+def _joined_ids(pieces: Pieces, tokenizer: Tokenizer, add_special: bool = False) -> np.ndarray:
+    """Ids of all pieces as one string: Tokenizer.encode_whole's."""
+    return np.array(tokenizer.encode_whole(pieces, add_special), dtype=np.int64)
 
 
 def _causal(ids: np.ndarray, image_index: np.ndarray | None = None) -> Prompt:
