@@ -18,6 +18,7 @@ __all__ = [
     "DTYPES",
     "OPTIONAL",
     "KEYS_AND_VALUES",
+    "ONE_CALL",
     "TensorSpec",
     "check_component",
     "check_strength",
@@ -128,6 +129,14 @@ COMPONENTS: dict[str, tuple[Signature, Signature]] = {  # component -> (inputs, 
 }
 
 
+ONE_CALL: dict[str, tuple[Signature, Signature]] = {  # whole loops, composed of the components: export/one_call.py
+    "draw": (
+        {"input_ids": ("int64", 2), "prompt_length": ("int64", 1), "noise": ("float32", SAME_RANK)},
+        {"pixels": ("float32", 4)},
+    ),
+}
+
+
 @dataclass(frozen=True)
 class TensorSpec:
     """One input or output of a graph; an entry of the shape is a number or the name of an axis."""
@@ -153,12 +162,12 @@ class TensorSpec:
 
 def check_component(component: str, inputs: tuple[TensorSpec, ...], outputs: tuple[TensorSpec, ...]) -> None:
     """Refuses tensors that the contract does not know, lacks, or knows with another type or rank."""
-    expected_inputs, expected_outputs = COMPONENTS[component]
+    expected_inputs, expected_outputs = (COMPONENTS | ONE_CALL)[component]
     optional = OPTIONAL.get(component, ())
     if component in ("transformer", "denoiser"):
         inputs = tuple(spec for spec in inputs if not _is_factor(spec))
-    _check_side("inputs", expected_inputs, inputs, optional, 0)
-    rank = next((len(spec.shape) for spec in inputs if spec.name in ("noisy_tokens", "latents")), 0)
+    rank = next((len(spec.shape) for spec in inputs if spec.name in ("noisy_tokens", "latents", "noise")), 0)
+    _check_side("inputs", expected_inputs, inputs, optional, rank)
     _check_side("outputs", expected_outputs, outputs, optional, rank)
 
 

@@ -6,10 +6,10 @@ It knows fields and what they may hold, never the disk: see bundle.py for readin
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
-from edgemm.bundle.components import COMPONENTS, TensorSpec, check_component, handed_over, layers_of
+from edgemm.bundle.components import COMPONENTS, ONE_CALL, TensorSpec, check_component, handed_over, layers_of
 from edgemm.bundle.loops import Limits, Loops, check_range
 from edgemm.bundle.strict_json import decode, encode, parse
 from edgemm.errors import BundleError
@@ -22,6 +22,7 @@ __all__ = [
     "FileRecord",
     "Licence",
     "Manifest",
+    "OneCall",
     "Source",
     "Variant",
     "check_bundle_path",
@@ -59,13 +60,33 @@ class Variant:
     precision: str  # for example "fp32", "int8"
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
+    shares: tuple[str, ...] = ()  # files of other graphs' weights that it reads too, in folders below its own
 
     def __post_init__(self) -> None:
         check_bundle_path(self.graph, "graph")
+        for path in self.shares:
+            check_bundle_path(path, "shares")
+            if not path.startswith(self._folder):
+                raise BundleError(f"shares has {path!r}, expected a path below that of graph {self.graph!r}")
         if self.data is not None:
             check_bundle_path(self.data, "data")
             if self.data.rpartition("/")[0] != self.graph.rpartition("/")[0]:
                 raise BundleError(f"data is {self.data!r}, expected it beside graph {self.graph!r}")
+
+    @property
+    def shared_locations(self) -> tuple[str, ...]:
+        """As the graph names them."""
+        return tuple(path.removeprefix(self._folder) for path in self.shares)
+
+    @property
+    def files(self) -> tuple[str, ...]:
+        """Paths of all that is read when it is opened."""
+        return (self.graph, *(() if self.data is None else (self.data,)), *self.shares)
+
+    @property
+    def _folder(self) -> str:
+        folder, slash, _ = self.graph.rpartition("/")
+        return folder + slash
 
 
 @dataclass(frozen=True)
@@ -75,6 +96,19 @@ class Component:
     def __post_init__(self) -> None:
         if not self.variants:
             raise BundleError("variants is empty, expected at least one")
+
+
+@dataclass(frozen=True)
+class OneCall:
+    """A whole loop, or a part of it, as one graph: runtimes/one_call.py, and programs without edgemm."""
+
+    variants: dict[str, Variant]  # target -> its graph
+    num_inference_steps: int = 0  # of "draw"
+    guidance_scale: float = 1.0  # the same; both are in the graph
+
+    def __post_init__(self) -> None:
+        check_range("num_inference_steps", self.num_inference_steps, 0, 2**24)
+        check_range("guidance_scale", self.guidance_scale, 0, 1000)
 
 
 @dataclass(frozen=True)
@@ -111,6 +145,7 @@ class Manifest:
     quantization: Any  # None, or how each component was quantized
     licences: tuple[Licence, ...]
     files: dict[str, FileRecord]  # path -> what it must be; BundleWriter fills it
+    one_call: dict[str, OneCall] = field(default_factory=dict)  # a key of ONE_CALL -> that loop as one graph
     schema_version: int = SCHEMA_VERSION
 
     def __post_init__(self) -> None:
@@ -128,6 +163,8 @@ class Manifest:
                 self._check_variant(name, variant, f"components.{name}.variants.{variant_name}")
         for target, chosen in self.targets.items():
             self._check_target(target, chosen)
+        for name, call in self.one_call.items():
+            self._check_one_call(name, call)
 
     @property
     def needed(self) -> tuple[str, ...]:
@@ -142,6 +179,12 @@ class Manifest:
 
     def variant(self, component: str, target: str) -> Variant:
         return self.components[component].variants[self.targets[target][component]]
+
+    def graphs_for(self, target: str) -> dict[str, Variant]:
+        """Everything that a target runs: its components, and loops that are one graph as one_call.NAME."""
+        calls = {f"one_call.{name}": call.variants for name, call in self.one_call.items()}
+        whole = {name: variants[target] for name, variants in calls.items() if target in variants}
+        return {name: self.variant(name, target) for name in self.targets[target]} | whole
 
     def check_files(self) -> None:
         """Every file that a field names has to stand in `files`, so that it was hashed."""
@@ -222,6 +265,19 @@ class Manifest:
             read = {spec.name: spec.dtype for spec in self.variant("conditioner", target).inputs}
             self._check_types(target, cached, read, "transformer", "conditioner")
 
+    def _check_one_call(self, name: str, call: OneCall) -> None:
+        if name not in ONE_CALL:
+            raise BundleError(f"one_call.{name} is unknown, this edgemm runs: {', '.join(ONE_CALL)}")
+        if name == "draw" and self.loops.denoise is None:
+            raise BundleError(f"one_call.{name}: there is no denoise loop")
+        for target, variant in call.variants.items():
+            if target not in self.targets:
+                raise BundleError(f"one_call.{name}.variants.{target}: expected one of: {', '.join(self.targets)}")
+            try:
+                check_component(name, variant.inputs, variant.outputs)
+            except BundleError as error:
+                raise BundleError(f"one_call.{name}.variants.{target}.{error}") from error
+
     @staticmethod
     def _check_types(target: str, given: dict[str, str], taken: dict[str, str], giver: str, taker: str) -> None:
         """What one component hands another has one type on both sides."""
@@ -239,10 +295,17 @@ class Manifest:
             named.append((self.loops.image_tokens.code_ids, "loops.image_tokens.code_ids"))
         if self.loops.text and self.loops.text.silent_ids is not None:
             named.append((self.loops.text.silent_ids, "loops.text.silent_ids"))
-        for name, component in self.components.items():
-            for variant_name, variant in component.variants.items():
-                where = f"components.{name}.variants.{variant_name}"
-                named.append((variant.graph, f"{where}.graph"))
-                if variant.data is not None:
-                    named.append((variant.data, f"{where}.data"))
+        for where, variant in self.every_variant.items():
+            named += [(path, where) for path in variant.files]
         return named
+
+    @property
+    def every_variant(self) -> dict[str, Variant]:
+        """By the path of fields that leads there."""
+        kinds = {"components": self.components, "one_call": self.one_call}
+        return {
+            f"{kind}.{name}.variants.{key}": variant
+            for kind, members in kinds.items()
+            for name, member in members.items()
+            for key, variant in member.variants.items()
+        }

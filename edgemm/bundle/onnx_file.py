@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import mmap
-from collections.abc import Container, Iterator
+from collections.abc import Collection, Container, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -238,8 +238,8 @@ def _varint(message: memoryview, at: int) -> tuple[int, int]:
 # Where an ONNX graph says its weights are, read without the onnx package, before a runtime follows it.
 #
 # It looks at nothing but the paths of external data: graph, nested graphs, local functions, training graphs, tensors in
-# attributes, sparse tensors.  A graph may name one file only, the one the manifest declares beside it; anything else
-# (another folder, a link out, a second file) is refused.  The wire format is read by onnx_file.py.
+# attributes, sparse tensors.  A graph may name the one file that the manifest declares beside it, and those of other
+# components that it says are shared; anything else (another folder, a link out, a second file) is refused.  The wire format is read by onnx_file.py.
 
 CHILDREN = {  # message -> field number -> message that stands there (onnx.proto)
     "model": {7: "graph", 20: "training", 25: "function"},
@@ -256,12 +256,12 @@ KEY = b"location"
 SMALL = 1 << 16  # bytes; what is larger is not copied to be looked through
 
 
-def check_external_data(graph: Path, data: Path | None) -> None:
-    """Refuses a graph that names any file but `data`, which lies in its own folder."""
-    allowed = data.name if data else None
+def check_external_data(graph: Path, data: Path | None, shared: Collection[str] = ()) -> None:
+    """Refuses a graph that names any file but `data`, which lies in its own folder, and those `shared` below it."""
+    allowed = [*([data.name] if data else []), *shared]
     for location in external_locations(graph):
-        if location != allowed:
-            expected = f"only {allowed!r}" if allowed else "no file outside the graph"
+        if location not in allowed:
+            expected = f"only {', '.join(map(repr, allowed))}" if allowed else "no file outside the graph"
             raise BundleError(f"{graph}: reads weights from {location!r}, the manifest allows {expected}")
 
 

@@ -110,7 +110,8 @@ def profiles_of(manifest: Manifest, component: str, target: str) -> tuple[Profil
         "vq_encoder": {"encode": {"b": one}},
         "vq_decoder": {"decode": {"b": one}},
     }
-    inputs = manifest.variant(component, target).inputs
+    phases["one_call.draw"] = {"draw": cells}
+    inputs = manifest.graphs_for(target)[component].inputs
     return tuple(_profile(phase, axes, inputs) for phase, axes in phases[component].items())
 
 

@@ -28,6 +28,7 @@ from edgemm.runtimes.denoise_loop import DrawClock, DrawEngines, DrawRequest, dr
 from edgemm.runtimes.draw_requests import codes_request, denoise_request, sized_as
 from edgemm.runtimes.engines import Engines
 from edgemm.runtimes.image_encoder import ImageReader
+from edgemm.runtimes.one_call import as_the_graph_has_it, draw_in_one_call
 from edgemm.runtimes.options import DrawingOptions
 from edgemm.runtimes.results import DenoiseProgress, ImageResult
 
@@ -61,6 +62,11 @@ class ImageGenerator:
         if loops.denoise is None:
             raise BundleError(f"bundle {name} does not draw: it has no denoise loop and no image_tokens loop")
         loop, clock, text = loops.denoise, DrawClock(), loops.text
+        if options.one_call:
+            call = self._engines.one_call("draw")
+            options = replace(options, **as_the_graph_has_it(options, call))
+            whole = denoise_request(options, prompt, loop, limits, self._tokenizer)
+            return lambda cancelled: self._draw_in_one_call(whole, loop, cancelled, clock)
         if options.image is None:
             request = denoise_request(options, prompt, loop, limits, self._tokenizer)
             return lambda cancelled: self._denoise(request, [], loop, cancelled, clock)
@@ -110,6 +116,14 @@ class ImageGenerator:
             budget=self._budget,
         )
         yield from draw(request, loop, engines, cancelled, clock)
+
+    def _draw_in_one_call(
+        self, request: DrawRequest, loop: DenoiseLoop, cancelled: Cancelled, clock: DrawClock
+    ) -> Drawn:
+        start = time.perf_counter()
+        engine = self._engines.whole("draw")
+        clock.load_s = time.perf_counter() - start
+        yield from draw_in_one_call(request, loop, engine, cancelled, clock)
 
     def _seen(self, picture: np.ndarray, clock: DrawClock) -> np.ndarray:
         """The picture that is edited, as image tokens."""

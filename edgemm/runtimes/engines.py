@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 
 from edgemm.bundle.bundle import Bundle
-from edgemm.bundle.manifest import ADAPTER_SCALES
+from edgemm.bundle.manifest import ADAPTER_SCALES, OneCall, Variant
 from edgemm.bundle.onnx_file import check_external_data
 from edgemm.device.threads import ThreadPlan
 from edgemm.errors import BundleError, InputError, UsageError
@@ -51,6 +51,7 @@ class Engines:
         self._side_by_side = choice.device == "cpu"  # others share a device's memory, or build what they load
         self._running = threading.Lock()
         self._closed = False
+        self._whole = threading.Lock()
         for component in self.components:
             files = self._files(component)
             check_external_data(files.graph, files.data)
@@ -97,6 +98,28 @@ class Engines:
             raise BundleError(f"{path}: expected a tensor `ids` of whole numbers")
         return ids
 
+    def one_call(self, name: str) -> OneCall:
+        """What the manifest says of a loop that is one graph."""
+        call = self.bundle.manifest.one_call.get(name)
+        if call is None or self.target not in call.variants:
+            raise InputError(
+                f"this bundle has no graph of a whole loop for {name} and target {self.target}: "
+                f"edgemm export --one-call {name}"
+            )
+        return call
+
+    def whole(self, name: str) -> Engine:
+        """The engine of that graph, on what runs the transformer."""
+        variant = self.one_call(name).variants[self.target]
+        with self._whole:
+            self.check_open()
+            if name not in self._loaded:
+                choice, files = self.choices["transformer"], self._graph_files(f"one_call.{name}", variant)
+                self._loaded[name] = load_backend(choice.backend).open_engine(
+                    files, choice.provider, self.threads, self._running
+                )
+            return self._loaded[name]
+
     def check_open(self) -> None:
         if self._closed:
             raise UsageError("the model is closed")
@@ -119,6 +142,8 @@ class Engines:
             return self._loaded[component]
 
     def _files(self, component: str) -> GraphFiles:
-        variant = self.bundle.manifest.variant(component, self.target)
+        return self._graph_files(component, self.bundle.manifest.variant(component, self.target))
+
+    def _graph_files(self, component: str, variant: Variant) -> GraphFiles:
         data = None if variant.data is None else self.bundle.file(variant.data)
         return GraphFiles(component, self.bundle.file(variant.graph), data, variant)

@@ -23,7 +23,15 @@ from edgemm.runtimes.backend.choice import Choice, select
 from edgemm.runtimes.codes_loop import CodesClock, CodesRequest, write_codes
 from edgemm.runtimes.model import Model
 from edgemm.runtimes.sampling import Sampling
-from edgemm.verify.parity import CHOICE_FLOOR, Comparison, compare_choices, compare_pictures, compare_replies, require
+from edgemm.verify.parity import (
+    CHOICE_FLOOR,
+    ONE_CALL_TOLERANCE,
+    Comparison,
+    compare_choices,
+    compare_pictures,
+    compare_replies,
+    require,
+)
 from edgemm.verify.recorded import CodesCase, DrawCase, Recorded, TextCase, read_recorded
 from edgemm.verify.reference_backend import REFERENCE
 
@@ -54,10 +62,25 @@ def compare_loops(model: Model, recorded: Recorded) -> Iterator[Comparison]:
                 width=case.width,
             )
             yield compare_pictures(_name_drawing(case), recorded.precision, drawn.pixels, wanted)
+        yield from _compare_one_call(model, recorded)
     except EdgemmError as error:
         if type(error) is EdgemmError:  # the runtime's own word for an answer that cannot be right
             raise CheckFailedError(str(error)) from error
         raise
+
+
+def _compare_one_call(model: Model, recorded: Recorded) -> Iterator[Comparison]:
+    """What one graph draws against what the loop draws here and now."""
+    call = model.manifest.one_call.get("draw")
+    if call is None or model.choice.target not in call.variants:
+        return
+    how = {"num_inference_steps": call.num_inference_steps, "guidance_scale": call.guidance_scale}
+    for case in recorded.draws:
+        if case.picture_seed is None:
+            asked = {**how, "seed": case.seed, "height": case.height, "width": case.width}
+            drawn, looped = (model.generate_image(case.prompt, one_call=one, **asked) for one in (True, False))
+            name = f"one call, {case.prompt!r}, {call.num_inference_steps} steps, guidance {call.guidance_scale:g}"
+            yield compare_pictures(name, recorded.precision, drawn.pixels, looped.pixels, ONE_CALL_TOLERANCE)
 
 
 def _name_drawing(case: DrawCase) -> str:

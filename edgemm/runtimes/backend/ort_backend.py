@@ -79,7 +79,7 @@ def open_session(
 ) -> ort.InferenceSession:
     """`options` are the provider's own.  The session has the tensors of the manifest, and uses what was asked for."""
     graph, component = files.graph, files.component
-    check_external_data(graph, files.data)
+    check_external_data(graph, files.data, files.variant.shared_locations)
     if provider not in ort.get_available_providers():
         raise MissingError(f"{component}: ONNX Runtime {ort.__version__} has no {provider}")
     try:
