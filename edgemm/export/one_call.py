@@ -182,15 +182,16 @@ class ComposedLoop:
     ) -> None:
         self.canvas, self.loop, self.unconditional, self.negative = canvas, loop, unconditional, negative
 
-    def prefix(self, ids: ir.Value, length: ir.Value, own: tuple[int, int], blank: bool = False) -> dict[str, ir.Value]:
-        """The conditioner's outputs for a prompt (1, s), of which `length` (1) tokens count.
+    def prefix(
+        self, ids: ir.Value, length: ir.Value, own: tuple[int, int], slots: ir.Value, blank: bool = False
+    ) -> dict[str, ir.Value]:
+        """The conditioner's outputs for a prompt (1, s), of which `length` (1) tokens count, in a cache of T `slots` (1).
 
         The user's own words stand between so many first and last tokens.  `blank`: on keys and values of zeros.
         """
         canvas, specs = self.canvas, {spec.name: spec for spec in self.canvas.variants["transformer"].inputs}
         size = canvas.make("Shape", ids)  # (2): 1, s
         count = canvas.make("Gather", size, canvas.constant([1]))  # (1)
-        slots = self.slots(ids, count)
         past = {name: self._zeros(spec.shape, spec.dtype, slots) for name, spec in specs.items() if "past_" in name}
         kept = past
         if not blank:
@@ -215,8 +216,10 @@ class ComposedLoop:
             more["prompt_mask"] = self._between(slots, length, own)
         return canvas.run("conditioner", {**{n: v for n, v in kept.items() if n in wanted}, **more})
 
-    def unguided(self, prompt: Mapping[str, ir.Value], ids: ir.Value, length: ir.Value, own: tuple[int, int]) -> Any:
-        """What guidance leads away from, with as many slots as the prompt's prefix."""
+    def unguided(
+        self, prompt: Mapping[str, ir.Value], ids: ir.Value, length: ir.Value, own: tuple[int, int], room: ir.Value
+    ) -> Mapping[str, ir.Value]:
+        """What guidance leads away from, with as many slots as the prompt's prefix, of a cache of `room` (1)."""
         canvas, kind = self.canvas, self.loop.unconditional
         slots = canvas.make(
             "Gather", canvas.make("Shape", prompt["prefix_mask"]), canvas.constant([1])
@@ -227,10 +230,12 @@ class ComposedLoop:
             seen = canvas.make("Less", self._places(slots), canvas.constant(self.loop.seen_slots))
             return {**prompt, "prefix_mask": canvas.make("And", prompt["prefix_mask"], seen)}
         if kind == "zeros":
-            return self.prefix(ids, length, own, blank=True)
+            return self.prefix(ids, length, own, room, blank=True)
         if kind == "prompt":
-            other = self._padded_ids(np.array([self.negative]), ids)
-            return self.prefix(other, canvas.constant([len(self.negative)]), own)
+            fixed, read = dims(ids)[1], len(self.negative)
+            more = fixed - read if isinstance(fixed, int) else 0
+            other = canvas.constant([[*self.negative, *[0] * more]])
+            return self.prefix(other, canvas.constant([read]), own, room)
         types = {spec.name: spec.dtype for spec in canvas.variants["denoiser"].inputs}
         return {name: self._filled(canvas.make("Shape", value), 0, types[name]) for name, value in prompt.items()}
 
@@ -279,11 +284,12 @@ class ComposedLoop:
     def _filled(self, size: ir.Value, number: float, dtype: Any) -> ir.Value:
         return self.canvas.make("ConstantOfShape", size, value=ir.Tensor(np.array([number], dtype=dtype)))
 
-    def slots(self, ids: ir.Value, count: ir.Value) -> ir.Value:
+    def slots(self, ids: ir.Value) -> ir.Value:
         """(1): T of a cache for the prompt, and at least for the unconditional one, as prompt_prefix.py has it."""
-        canvas = self.canvas
-        if isinstance(dims(ids)[1], int):
-            return count
+        canvas, fixed = self.canvas, dims(ids)[1]
+        if isinstance(fixed, int):
+            return canvas.constant([fixed])
+        count = canvas.make("Gather", canvas.make("Shape", ids), canvas.constant([1]))
         least = max((array.shape[1] for name, array in self.unconditional.items() if name == "prefix_mask"), default=0)
         least = max(least + self.loop.skip, len(self.negative))
         blocks = canvas.make("Div", canvas.make("Add", count, canvas.constant([BLOCK - 1])), canvas.constant([BLOCK]))
@@ -319,13 +325,6 @@ class ComposedLoop:
         size = [canvas.constant([n]) if i != axis else more for i, n in enumerate(array.shape)]
         empty = self._filled(canvas.make("Concat", *size, axis=0), 0, types[name].dtype)
         return canvas.make("Concat", made, empty, axis=axis)
-
-    def _padded_ids(self, ids: np.ndarray, like: ir.Value) -> ir.Value:
-        canvas = self.canvas
-        count = canvas.make("Gather", canvas.make("Shape", like), canvas.constant([1]))
-        more = canvas.make("Sub", count, canvas.constant([ids.shape[1]]))
-        empty = self._filled(canvas.make("Concat", canvas.constant([1]), more, axis=0), 0, np.int64)
-        return canvas.make("Concat", canvas.constant(ids), empty, axis=1)
 
 
 def write_one_call(writer: BundleWriter, manifest: Manifest, options: ExportOptions, tokenizer: Tokenizer) -> Manifest:
@@ -414,7 +413,8 @@ def compose_drawing(
     """`input_ids` (1, s), `prompt_length` (1), `noise` (1, ...) -> `pixels` (1, 3, H, W), clipped to [0, 1].
 
     `variants` are those that a target runs, in the bundle below `folder`; guidance is the loop's own.  `own`: tokens of
-    the template before and after the user's words.  `unconditional` is what the bundle's file of that name holds.
+    the template before and after the user's words.  `unconditional` is what the bundle's file of that name holds.  Where
+    the negative prompt names the picture's size there is one size.
     """
     canvas = Canvas(folder, variants)
     noisy = next(spec for spec in variants["denoiser"].inputs if spec.name in OWN_INPUTS[:2])
@@ -423,22 +423,24 @@ def compose_drawing(
     )
     ids = canvas.input("input_ids", ir.DataType.INT64, (1, fixed if isinstance(fixed, int) else "s"))
     length = canvas.input("prompt_length", ir.DataType.INT64, (1,))
-    noise = canvas.input("noise", ir.DataType.FLOAT, (1, *noisy.shape[1:]))
+    said = loop.unconditional == "prompt" and (loop.negative_template or loop.template).size_sentence
+    shape = loop.state_shape(loop.height, loop.width) if said else noisy.shape[1:]
+    noise = canvas.input("noise", ir.DataType.FLOAT, (1, *shape))
     composed = ComposedLoop(canvas, loop, unconditional, negative)
-    alone = composed.prefix(ids, length, own)
+    room = composed.slots(ids)
+    alone = composed.prefix(ids, length, own, room)
     alone = {name: alone[name] for name in alone if name in {spec.name for spec in variants["denoiser"].inputs}}
     rows = {1: alone}
     way = Trajectory(steps, loop)
     if any(schedule.is_guided(time, loop.guidance_scale, loop.guidance_interval) for time in way.times[:-1]):
-        other = composed.unguided(alone, ids, length, own)
+        other = composed.unguided(alone, ids, length, own, room)
         rows[2] = {name: canvas.make("Concat", value, other[name], axis=0) for name, value in alone.items()}
     drawn = composed.steps(noise, len(noisy.shape) - 1, rows, way)
     decoder = variants["image_decoder"]
     batch = canvas.make("Unsqueeze", drawn.value, canvas.constant([0]))
     pixels = canvas.run("image_decoder", {decoder.inputs[0].name: batch})["pixels"]
     low, high = (canvas.constant(number, np.float32) for number in (0, 1))
-    spec = decoder.outputs[0]
-    shape = (1, *spec.shape[1:])
-    canvas.output("pixels", canvas.make("Clip", pixels, low, high), ir.DataType.FLOAT, shape)
+    sides = (loop.height, loop.width) if said else decoder.outputs[0].shape[2:]
+    canvas.output("pixels", canvas.make("Clip", pixels, low, high), ir.DataType.FLOAT, (1, 3, *sides))
     return canvas.model()
 

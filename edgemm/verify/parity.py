@@ -20,7 +20,7 @@ __all__ = ["Comparison", "compare_arrays", "compare_choices", "compare_pictures"
 COMPONENT_TOLERANCE = 1e-4  # of an output's largest value, float graphs: sums of thousands of terms in another order
 SMALLEST_SCALE = 1e-3  # outputs below it are as good as zero
 PIXEL_TOLERANCE = 1e-3  # after all steps, float graphs
-ONE_CALL_TOLERANCE = 1e-5  # of the same nodes in one graph: kernels of other sizes, no other arithmetic
+ONE_CALL_TOLERANCE = 1e-4  # of the same nodes in one graph, where a library fuses more of them: seen up to 3e-5
 SIGNAL_FLOOR_DB = {
     "fp16": 40.0,
     "int8": 20.0,
