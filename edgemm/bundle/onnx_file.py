@@ -80,7 +80,7 @@ def read_outline(graph: Path) -> Outline:
             elif way == ("model", "function"):
                 outline.functions += map(_text, _all(found, 1))
             elif way == ("model",):
-                outline.ir_version = next((content for number, content in found if number == 1 and content), 0)
+                outline.ir_version = _whole(dict(found).get(1, 0))
                 outline.opsets = dict(map(_opset, _all(found, 8)))
     return outline
 
@@ -142,12 +142,15 @@ def _domain(content: Content) -> str:
     return "" if (domain := _text(content)) == "ai.onnx" else domain
 
 
+def _whole(content: Content) -> int:
+    if not isinstance(content, int):
+        raise BundleError("a whole number was expected")
+    return content
+
+
 def _opset(message: memoryview) -> tuple[str, int]:
     found = dict(fields(message))
-    version = found.get(2, 0)
-    if not isinstance(version, int):
-        raise BundleError("a whole number was expected")
-    return _domain(found.get(1, EMPTY)), version
+    return _domain(found.get(1, EMPTY)), _whole(found.get(2, 0))
 
 
 def _node(found: Sequence[Field], inner: bool) -> Node:
@@ -162,7 +165,7 @@ def _read_tensor(found: Sequence[Field], outline: Outline) -> None:
     last = dict(found)
     name = _text(last.get(8, EMPTY))
     outline.weights.add(name)
-    outline.types[name] = _type_name(last.get(2))
+    outline.types[name] = _type_name(last.get(2, 0))
     pairs = (dict(fields(entry)) for entry in _all(found, 13))
     entries = {_text(pair.get(1, EMPTY)): _text(pair.get(2, EMPTY)) for pair in pairs}
     if "location" in entries:
@@ -175,11 +178,11 @@ def _read_value(message: memoryview, outline: Outline, side: dict[str, tuple[int
     tensor = dict(fields(_message(dict(fields(_message(found.get(2, EMPTY)))).get(1, EMPTY))))
     name = _text(found.get(1, EMPTY))
     side[name] = tuple(_size(entry) for number, entry in fields(_message(tensor.get(2, EMPTY))) if number == 1)
-    outline.types[name] = _type_name(tensor.get(1))
+    outline.types[name] = _type_name(tensor.get(1, 0))
 
 
 def _type_name(kind: Content) -> str:
-    return TYPES.get(kind, f"type {kind or 0}") if isinstance(kind, int) else "type 0"
+    return TYPES.get(_whole(kind), f"type {kind}")
 
 
 def _size(entry: Content) -> int | str:
