@@ -23,8 +23,8 @@ from edgemm.bundle.bundle import Bundle
 from edgemm.device.board import read_board
 from edgemm.device.machine import read_machine, read_text
 from edgemm.device.packages import installed_version
-from edgemm.device.threads import ThreadPlan
-from edgemm.runtimes.backend.choice import Choice
+from edgemm.runtimes.backend.engine import ThreadPlan
+from edgemm.runtimes.engines import Choice
 
 __all__ = [
     "BUSY_CORES",

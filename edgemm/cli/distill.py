@@ -6,9 +6,9 @@ import argparse
 from pathlib import Path
 
 from edgemm import progress
-from edgemm.bundle.files import telling_name
-from edgemm.cli.display import Display
+from edgemm.bundle.writer import telling_name
 from edgemm.errors import MissingError, UsageError
+from edgemm.progress import Display
 from edgemm.train.distill_recipe import DistillRecipe
 from edgemm.train.recipe_file import read_recipe
 

@@ -10,8 +10,8 @@ import dataclasses
 from pathlib import Path
 
 from edgemm import progress
-from edgemm.cli.display import Display
 from edgemm.errors import MissingError
+from edgemm.progress import Display
 from edgemm.train.finetune_recipe import METHODS, PARTS, FinetuneRecipe
 from edgemm.train.recipe_file import read_recipe
 

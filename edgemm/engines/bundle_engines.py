@@ -9,8 +9,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from edgemm.bundle.bundle import Bundle, open_bundle
+from edgemm.bundle.components import Variant
 from edgemm.bundle.graph_rules import RULES, broken_rules
-from edgemm.bundle.manifest import Variant
 from edgemm.bundle.onnx_file import Outline, check_external_data, read_outline
 from edgemm.device.gpu import missing_kernels
 from edgemm.device.machine import read_machine

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from edgemm.bundle.picture import pillow
+from edgemm.bundle.files import pillow
 
 if TYPE_CHECKING:
     from PIL.Image import Image

@@ -14,9 +14,9 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from edgemm import progress
-from edgemm.bundle.loops import TextLoop
-from edgemm.bundle.prompt import Message, chat_prompt
-from edgemm.bundle.tokenizer import Tokenizer
+from edgemm.bundle.chat import Message, chat_prompt
+from edgemm.bundle.manifest import TextLoop
+from edgemm.bundle.prompt import Tokenizer
 from edgemm.errors import CheckpointError, EdgemmError
 from edgemm.families.chat_strings import says
 

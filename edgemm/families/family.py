@@ -29,7 +29,8 @@ import torch
 from torch import Tensor, nn
 
 from edgemm.bundle.components import COMPONENTS, TensorSpec, pattern
-from edgemm.bundle.loops import DenoiseLoop, ImageTokensLoop, TextLoop
+from edgemm.bundle.drawing import DenoiseLoop, ImageTokensLoop
+from edgemm.bundle.manifest import TextLoop
 from edgemm.export.component_graphs import ComponentGraph
 from edgemm.export.manifest import CODE_IDS, id_table
 

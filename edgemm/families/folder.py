@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from edgemm.bundle.reading import read_text, reading
+from edgemm.bundle.files import read_text, reading
 from edgemm.errors import CheckpointError, InputError, UsageError
 
 __all__ = ["Found", "find_foreign", "other_folders"]

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from edgemm.bundle.loops import TextLoop
+from edgemm.bundle.manifest import TextLoop
 from edgemm.errors import CheckpointError
 from edgemm.export.component_graphs import scatter
 from edgemm.families.chat_strings import plain_strings

@@ -11,7 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from edgemm.bundle.loops import ImageTokensLoop, TextLoop
+from edgemm.bundle.drawing import ImageTokensLoop
+from edgemm.bundle.manifest import TextLoop
 from edgemm.families.family import Parts, Pieces, component
 from edgemm.families.hf_checkpoint import Checkpoint
 from edgemm.families.llama import (

@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from edgemm.bundle.loops import TextLoop
-from edgemm.bundle.tokenizer import Tokenizer
+from edgemm.bundle.manifest import TextLoop
+from edgemm.bundle.prompt import Tokenizer
 from edgemm.errors import CheckpointError
 from edgemm.export.component_graphs import ComponentGraph, scatter
 from edgemm.families.chat_ids import settle, tell_what_is_frozen

@@ -13,8 +13,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
-from edgemm.bundle.reading import read_text, reading
-from edgemm.bundle.strict_json import decode
+from edgemm.bundle.files import decode, read_text, reading
 from edgemm.errors import BundleError, InputError, UsageError
 from edgemm.train.distill_recipe import FewStepsRecipe, StudentRecipe
 from edgemm.train.finetune_recipe import FinetuneRecipe

@@ -8,9 +8,9 @@ from __future__ import annotations
 import dataclasses
 
 from edgemm.bundle.bundle import Bundle
-from edgemm.device.threads import plan_threads
 from edgemm.errors import BundleError
-from edgemm.runtimes.backend.choice import Choice, select
+from edgemm.runtimes.backend.engine import plan_threads
+from edgemm.runtimes.engines import Choice, select
 from edgemm.verify.parity import require
 from edgemm.verify.recorded import read_recorded
 from edgemm.verify.reference_backend import REFERENCE

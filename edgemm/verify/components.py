@@ -11,14 +11,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from edgemm.bundle.components import ADAPTER_PREFIX, TensorSpec
-from edgemm.bundle.manifest import Variant
-from edgemm.device.threads import plan_threads
+from edgemm.bundle.components import ADAPTER_PREFIX, TensorSpec, Variant
 from edgemm.errors import BundleError, CheckFailedError, EdgemmError
 from edgemm.export.component_graphs import ComponentGraph
 from edgemm.export.dialects import DIALECTS
 from edgemm.runtimes.adapters import zero_factors
-from edgemm.runtimes.backend.engine import GraphFiles
+from edgemm.runtimes.backend.engine import GraphFiles, plan_threads
 from edgemm.verify.parity import Comparison, compare_arrays
 from edgemm.verify.reference_backend import open_engine
 

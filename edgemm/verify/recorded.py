@@ -12,10 +12,9 @@ from dataclasses import asdict, dataclass
 
 import numpy as np
 
-from edgemm.bundle.bundle import Bundle
-from edgemm.bundle.strict_json import decode, parse
+from edgemm.bundle.bundle import Bundle, read_tensors
+from edgemm.bundle.files import decode, parse
 from edgemm.errors import BundleError
-from edgemm.runtimes.adapters import read_tensors
 from edgemm.verify.parity import CHOICE_FLOOR, Comparison
 
 __all__ = [
