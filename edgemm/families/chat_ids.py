@@ -59,7 +59,21 @@ def as_the_library_reads(
     text = (tokenizer_json or checkpoint.tokenizer_json).decode()
     tokenizer = Tokenizer(checkpoint.folder / "tokenizer.json", text)
     reads = ids or (lambda messages: _read(checkpoint, loop, library, messages))
-    return settle(loop, tokenizer, reads, added_around(checkpoint.tokenizer), checkpoint.folder)
+    loop = settle(loop, tokenizer, reads, added_around(checkpoint.tokenizer), checkpoint.folder)
+    return _stopped_by_its_template(loop, checkpoint.tokenizer)
+
+
+def _stopped_by_its_template(loop: TextLoop, tokenizer: Any) -> TextLoop:
+    """Published folders name one token in generation_config.json and end a reply by another: both are stops."""
+    ids = tokenizer(loop.template.assistant_close, add_special_tokens=False)["input_ids"]
+    ends = next((token for token in ids if token in tokenizer.added_tokens_decoder), None)
+    if ends is None or ends in loop.stop_token_ids:
+        return loop
+    progress.line(
+        f"its chat template ends a reply with {tokenizer.convert_ids_to_tokens(ends)}, which neither "
+        "generation_config.json nor config.json names as an end: it is one in the bundle"
+    )
+    return replace(loop, stop_token_ids=(*loop.stop_token_ids, ends))
 
 
 def _read(checkpoint: Checkpoint, loop: TextLoop, library: Any, messages: list[dict[str, Any]]) -> list[int]:
@@ -160,7 +174,7 @@ def settle(loop: TextLoop, tokenizer: Tokenizer, library: LibraryIds, around: tu
         theirs.append((kind, talk, ids))
     compared = {kind for kind, *_ in theirs}
     if not compared & {PLAIN, SHOWN}:
-        why = refused[PLAIN]
+        why = refused[SHOWN if pictures else PLAIN]
         raise CheckpointError(f"{folder}: its library reads no conversation at all: {why!s:.200}") from why
     if pictures and SHOWN not in compared:
         progress.line(f"not compared with the library: prompts with pictures: {refused[SHOWN]!s:.200}")

@@ -117,7 +117,7 @@ def _processor(checkpoint: Checkpoint) -> Any:
     eye = processor.image_processor
     if type(eye).__name__.endswith("Pil") and "patchify_image" not in vars(eye):
         cut = eye.patchify_image
-        eye.patchify_image = lambda image, patch_size=None: torch.from_numpy(cut(np.asarray(image), patch_size))
+        eye.patchify_image = lambda image, patch_size=None: torch.as_tensor(cut(np.asarray(image), patch_size))
     return processor
 
 
