@@ -12,7 +12,7 @@ from edgemm.bundle.loops import TextLoop
 from edgemm.errors import CheckpointError
 from edgemm.families.chat_ids import as_the_library_reads
 from edgemm.families.chat_strings import ChatStrings, added_around, chat_strings, plain_strings
-from edgemm.families.family import Parts, Pieces, component
+from edgemm.families.family import Eye, Parts, Pieces, component, example_pictures, picture_rule
 from edgemm.families.hf_checkpoint import Checkpoint
 from edgemm.families.llama import (
     check_llama_shaped,
@@ -20,7 +20,6 @@ from edgemm.families.llama import (
     text_pieces,
     transformer_component,
 )
-from edgemm.families.vision import Eye, example_pictures, picture_rule
 
 __all__ = ["CANNOT", "parts", "pieces", "processor_strings"]
 

@@ -21,10 +21,10 @@ class Cases:
     """One model's recorded arrays."""
 
     def __init__(self, name: str) -> None:
-        folder = next((place / name for place in (GOLDEN, BESIDE) if (place / name).is_dir()), None)
-        if folder is None:
+        found = next((place / name for place in (GOLDEN, BESIDE) if (place / name).is_dir()), None)
+        if found is None:
             pytest.skip(f"no recorded answers of {name} in {GOLDEN}, nor in {BESIDE}: too large to be kept here")
-        self.folder = folder
+        self.folder = found
         self.arrays = np.load(self.folder / "cases.npz")
 
     def __contains__(self, name: str) -> bool:
