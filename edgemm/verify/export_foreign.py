@@ -48,8 +48,7 @@ from edgemm.runtimes import schedule
 from edgemm.verify.components import compare_component
 from edgemm.verify.export_native import check_runtime, run_loops
 from edgemm.verify.loops import precision_of
-from edgemm.verify.parity import require
-from edgemm.verify.recorded import (
+from edgemm.verify.parity import (
     PARITY_FILE,
     PIXELS_FILE,
     CodesCase,
@@ -57,6 +56,7 @@ from edgemm.verify.recorded import (
     Recorded,
     TextCase,
     parity_document,
+    require,
 )
 
 __all__ = ["export_foreign"]
