@@ -10,9 +10,8 @@ from edgemm.bundle.writer import telling_name
 from edgemm.errors import MissingError, UsageError
 from edgemm.options import add_options, options_of, read_options
 from edgemm.progress import Display
-from edgemm.quantize.options import QuantizeOptions
+from edgemm.quantize.options import JudgeOptions, QuantizeOptions
 from edgemm.quantize.spec import Spec, check_destination
-from edgemm.search.options import JudgeOptions
 
 __all__ = ["HELP", "add_arguments", "run"]
 
