@@ -33,7 +33,7 @@ from edgemm.serve.wire import answered, json_of, refused
 
 __all__ = ["Application"]
 
-LOG = logging.getLogger("edgemm.serve")
+LOG = logging.getLogger(__name__)
 Endpoint = Callable[[Request], Awaitable[Response]]
 
 
@@ -51,7 +51,7 @@ class Application:
         self._preparing: asyncio.Future[None] | None = None
         inner = Starlette(routes=self._routes(), exception_handlers=HANDLERS, lifespan=self._lifespan)
         inner.state.service = self.service
-        gated: ASGIApp = Gate(inner, self.service.metrics, keys, int(options.max_body_mb * 1e6))
+        gated: ASGIApp = Gate(inner, self.service.metrics, keys, int(options.max_body_mb * 1e6), options.log_prompts)
         if options.cors_origin:
             allowed = {"allow_methods": ["GET", "POST"], "allow_headers": ["*"]}
             gated = CORSMiddleware(gated, allow_origins=list(options.cors_origin), **allowed)

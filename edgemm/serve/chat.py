@@ -17,8 +17,8 @@ from typing import Any
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from edgemm.runtimes.interleaved import InterleavedResult
-from edgemm.runtimes.results import ImageResult, TextChunk, TokenLogprob
+from edgemm import ImageResult, InterleavedResult, TextChunk
+from edgemm.runtimes.results import TokenLogprob
 from edgemm.serve.drawing import drawing_options, size_of
 from edgemm.serve.fields import ChatRequest, Sampled, read_fields
 from edgemm.serve.metrics import Measured

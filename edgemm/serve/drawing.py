@@ -12,7 +12,7 @@ from typing import Any
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from edgemm.runtimes.results import DenoiseProgress, ImageResult, Picture
+from edgemm import DenoiseProgress, ImageResult, Picture
 from edgemm.serve.fields import EditRequest, GenerateRequest, HowToDraw, read_fields
 from edgemm.serve.pictures import as_base64, of_url
 from edgemm.serve.problems import Problem, as_problem, unsupported
@@ -67,6 +67,7 @@ async def _form(request: Request) -> tuple[EditRequest, list[bytes]]:
                     given[name] = value
     except HTTPException as error:
         raise Problem(400, "invalid_form", f"the form cannot be read: {error.detail}") from None
+    request.state.asked = given
     return read_fields(EditRequest, given, strict=False), files
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationError
 
 from edgemm.serve.problems import Problem, unsupported
 
@@ -232,7 +232,18 @@ class InputPicture(Fields):
     output_format: Any = None
     quality: Any = None
     revised_prompt: Any = None
+    seed: Any = None
     size: Any = None
+
+
+def _item(value: Any) -> str:
+    kind = value.get("type") if isinstance(value, dict) else getattr(value, "type", None)
+    return "picture" if kind == "image_generation_call" else "message"
+
+
+Item = Annotated[
+    Annotated[InputMessage, Tag("message")] | Annotated[InputPicture, Tag("picture")], Discriminator(_item)
+]
 
 
 class FormatOfText(Fields):
@@ -258,7 +269,7 @@ class ResponsesStreamOptions(Fields):
 
 
 class ResponsesRequest(Sampled):
-    input: Text | Annotated[list[InputMessage | InputPicture], Field(min_length=1)]
+    input: Text | Annotated[list[Item], Field(min_length=1)]
     model: str | None = None
     instructions: Text | None = None
     max_output_tokens: Annotated[int, Field(ge=1)] | None = None

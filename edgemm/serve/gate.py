@@ -23,7 +23,7 @@ from edgemm.serve.wire import refused
 
 __all__ = ["Gate", "JsonLines"]
 
-LOG = logging.getLogger("edgemm.serve")
+LOG = logging.getLogger(__name__)
 OPEN = ("/healthz", "/readyz", "/metrics", "/openapi.json")  # without a key
 NUMBER = re.compile(r"[\w.:-]{1,100}")
 
@@ -31,8 +31,10 @@ NUMBER = re.compile(r"[\w.:-]{1,100}")
 class Gate:
     """Around an application."""
 
-    def __init__(self, app: ASGIApp, metrics: Metrics, keys: Sequence[str], max_body_bytes: int) -> None:
-        self._app, self._metrics = app, metrics
+    def __init__(
+        self, app: ASGIApp, metrics: Metrics, keys: Sequence[str], max_body_bytes: int, log_prompts: bool
+    ) -> None:
+        self._app, self._metrics, self._log_prompts = app, metrics, log_prompts
         self._keys, self._most = [key.encode() for key in keys], max_body_bytes
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -65,6 +67,8 @@ class Gate:
             line["cancelled"] = True
             self._metrics.cancelled.inc()
         finally:
+            if self._log_prompts and "asked" in scope["state"]:
+                line["request"] = _short(scope["state"]["asked"])
             line.update(status=status, ms=round(1e3 * (time.perf_counter() - began), 1))
             LOG.log(logging.DEBUG if path in OPEN else logging.INFO, "request", extra={"fields": line})
 
@@ -95,6 +99,15 @@ class Gate:
             return message
 
         return receiving
+
+
+def _short(asked: Any) -> Any:
+    """A request without its pictures."""
+    if isinstance(asked, dict):
+        return {key: _short(value) for key, value in asked.items()}
+    if isinstance(asked, list):
+        return [_short(value) for value in asked]
+    return f"{asked[:30]}..." if isinstance(asked, str) and asked.startswith("data:") else asked
 
 
 class JsonLines(logging.Formatter):

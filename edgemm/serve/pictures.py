@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from edgemm.serve.problems import Problem
 
 if TYPE_CHECKING:
-    from edgemm.runtimes.results import Picture
+    from edgemm import Picture
 
 __all__ = ["as_base64", "as_url", "of_base64", "of_url"]
 

@@ -11,8 +11,8 @@ from functools import cached_property
 from typing import Any, Union
 
 import edgemm
+from edgemm import Model
 from edgemm.errors import InputError, UsageError
-from edgemm.runtimes.model import Model
 from edgemm.serve.problems import Problem
 
 __all__ = ["Named", "Registry", "Served"]

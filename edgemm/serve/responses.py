@@ -17,8 +17,7 @@ from typing import Any
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from edgemm.runtimes.interleaved import InterleavedResult
-from edgemm.runtimes.results import DenoiseProgress, ImageResult, Picture, TextChunk
+from edgemm import DenoiseProgress, ImageResult, InterleavedResult, Picture, TextChunk
 from edgemm.serve.chat import Asked, logprob_body, text_options, works
 from edgemm.serve.drawing import Sketch, draw_work, drawing_options, size_in_words, size_of, steps_of
 from edgemm.serve.fields import (
@@ -61,24 +60,26 @@ async def count_input(request: Request) -> Response:
     service: Service = request.app.state.service
     asked = read_fields(ResponsesRequest, await json_of(request))
     named = service.registry.get(asked.model)
-    messages = await service.prepared(lambda: as_asked(_messages(asked), named, service.options.max_images), "input")
+    messages = await service.prepared(lambda: _messages(asked, named, service.options.max_images), "input")
     count = await service.prepared(lambda: named.model.count_tokens(messages), "input")
     return JSONResponse({"object": "response.input_tokens", "input_tokens": count})
 
 
-def _messages(asked: ResponsesRequest) -> list[ChatMessage]:
+def _messages(asked: ResponsesRequest, named: Named, most: int) -> list[dict[str, Any]]:
     """The input as messages; what an earlier response drew is the assistant's picture."""
     made = [ChatMessage(role="system", content=asked.instructions)] if asked.instructions else []
-    if isinstance(asked.input, str):
-        return [*made, ChatMessage(role="user", content=asked.input)]
-    for item in asked.input:
+    names = ["instructions"] * len(made)
+    items = [InputMessage(role="user", content=asked.input)] if isinstance(asked.input, str) else asked.input
+    for index, item in enumerate(items):
         if isinstance(item, InputMessage):
             made.append(ChatMessage(role=item.role, content=item.content))
         elif item.result:
-            kind = item.output_format if isinstance(item.output_format, str) else "png"
-            part = ImageUrlPart(type="image_url", image_url=f"data:image/{kind};base64,{item.result}")
+            part = ImageUrlPart(type="image_url", image_url=f"data:image/any;base64,{item.result}")
             made.append(ChatMessage(role="assistant", images=[part]))
-    return made
+        else:
+            continue
+        names.append(f"input[{index}]")
+    return as_asked(made, named, most, names)
 
 
 def _format(asked: ResponsesRequest) -> dict[str, Any]:
@@ -127,7 +128,7 @@ class _Answer:
         logprobs = asked.top_logprobs is not None or LOGPROBS in (asked.include or ())
         if logprobs and self.tool is not None:
             raise Problem(400, "unsupported_value", "logprobs are told of text alone", "top_logprobs")
-        messages = as_asked(_messages(asked), named, self.service.options.max_images)
+        messages = _messages(asked, named, self.service.options.max_images)
         if self.tool is not None:
             self.sketch = self._sketch(self.tool)
         if forced:

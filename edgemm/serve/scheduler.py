@@ -22,7 +22,7 @@ from edgemm.serve.problems import Problem, busy
 
 __all__ = ["Job", "Lane", "Lanes", "Scheduler", "Ticket", "Turns"]
 
-LOG = logging.getLogger("edgemm.serve")
+LOG = logging.getLogger(__name__)
 Kind = Literal["text", "draw"]
 TYPICAL_S = 1.0  # of a request, as long as none has ended
 

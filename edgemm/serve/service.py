@@ -87,13 +87,18 @@ def picture_of(raw: bytes, named: Named, param: str) -> Image:
         raise Problem(400, code, str(error), param) from error
 
 
-def as_asked(messages: Sequence[ChatMessage], named: Named, most: int) -> list[dict[str, Any]]:
-    """Messages as the runtime takes them.  What the assistant drew is shown with the user's next message."""
+def as_asked(
+    messages: Sequence[ChatMessage], named: Named, most: int, names: Sequence[str] = ()
+) -> list[dict[str, Any]]:
+    """Messages as the runtime takes them.  What the assistant drew is shown with the user's next message.
+
+    `names` are what errors call each, where that is not messages[i].
+    """
     told: list[dict[str, Any]] = []
     drawn: list[Image] = []
     shown = 0
     for index, message in enumerate(messages):
-        where, texts, images = f"messages[{index}]", [], []
+        where, texts, images = names[index] if names else f"messages[{index}]", [], []
         parts = [] if message.content is None else message.content
         if isinstance(parts, str):
             texts, parts = [parts], []

@@ -32,7 +32,8 @@ async def json_of(request: Request) -> Any:
         raise Problem(415, "unsupported_media_type", f"the body is {kind[:60]!r}, expected application/json")
     body = await request.body()
     try:
-        return await asyncio.to_thread(pydantic_core.from_json, body, allow_inf_nan=False)
+        request.state.asked = await asyncio.to_thread(pydantic_core.from_json, body, allow_inf_nan=False)
+        return request.state.asked
     except (ValueError, RecursionError) as error:
         raise Problem(400, "invalid_json", f"the body is not JSON: {error}") from None
 

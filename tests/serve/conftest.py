@@ -2,22 +2,34 @@
 
 from __future__ import annotations
 
+import base64
 import contextlib
+import io
 import threading
 import time
 
+import numpy as np
 import pytest
-
-uvicorn = pytest.importorskip("uvicorn", reason="needs edgemm[serve]")
-openai = pytest.importorskip("openai", reason="needs the dev extra")
+from PIL import Image
 
 import edgemm.serve
 from tests.runtimes.tiny_bundle import build
+
+MARKED = 'start: "Here: <draw>" /[a-c]{4}/ "</draw>" /[a-z ]{6}/ "<draw>dd</draw>!"'  # draws twice
+
+
+def data_url(seed, size=(20, 30)):
+    pixels = np.random.default_rng(seed).integers(0, 256, (*size, 3), dtype=np.uint8)
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, format="PNG")
+    return "data:image/png;base64," + base64.b64encode(file.getvalue()).decode(), pixels
 
 
 @contextlib.contextmanager
 def running(application):
     """The address of an application that answers in a thread of its own."""
+    import uvicorn
+
     config = uvicorn.Config(application, port=0, log_config=None, lifespan="on", timeout_graceful_shutdown=20)
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run)
@@ -33,6 +45,8 @@ def running(application):
 
 
 def client_of(url, **options):
+    import openai
+
     return openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0, timeout=60, **options)
 
 

@@ -5,9 +5,7 @@ from __future__ import annotations
 import base64
 import io
 
-import httpx
 import numpy as np
-import openai
 import pytest
 from PIL import Image
 
@@ -16,6 +14,10 @@ import edgemm.serve
 from edgemm.bundle.loops import Loops
 from tests.runtimes.tiny_bundle import build, denoise_loop, text_loop
 from tests.serve.conftest import client_of, running
+
+httpx = pytest.importorskip("httpx", reason="needs the extras serve and dev")
+openai = pytest.importorskip("openai", reason="needs the extras serve and dev")
+pytest.importorskip("starlette")
 
 
 def opened(content):
@@ -80,9 +82,10 @@ def test_partial_pictures_come_before_the_whole_one_and_each_decodes(client, cou
 
 
 def test_the_alias_is_the_model(client):
-    assert client.images.generate(model="gpt-image-1", prompt="x", extra_body={"seed": 1}).data == draw(
-        client, "x", seed=1
-    ).data
+    assert (
+        client.images.generate(model="gpt-image-1", prompt="x", extra_body={"seed": 1}).data
+        == draw(client, "x", seed=1).data
+    )
 
 
 @pytest.mark.parametrize(
