@@ -13,11 +13,11 @@ from torch import Tensor
 
 from edgemm.bundle.loops import TextLoop
 from edgemm.errors import CheckpointError
+from edgemm.families.chat_ids import as_the_library_reads
 from edgemm.families.chat_strings import added_around, plain_strings
-from edgemm.families.family import CODE_IDS, Parts, Pieces, component, id_table
+from edgemm.families.family import CODE_IDS, Eye, Parts, Pieces, component, example_pictures, id_table, picture_rule
 from edgemm.families.hf_checkpoint import Checkpoint
 from edgemm.families.llama import check_llama_shaped, example_tokens, text_pieces, transformer_component
-from edgemm.families.vision import Eye, example_pictures, picture_rule
 
 __all__ = ["CANNOT", "parts", "pieces"]
 
@@ -73,7 +73,7 @@ def parts(checkpoint: Checkpoint) -> Parts:
     return Parts(
         graphs={encoder.name: encoder, transformer.name: transformer},
         inputs={encoder.name: {"pixels": pictures}, transformer.name: example_tokens(transformer, ids)},
-        text=text,
+        text=as_the_library_reads(checkpoint, text, processor),
         most_context=most,
         tables={CODE_IDS: id_table([int(token) for token in torch.tensor(mapping.image_tokens)])},
     )

@@ -15,11 +15,21 @@ from torch import Tensor, nn
 from edgemm.bundle.loops import ImageTokensLoop, TextLoop
 from edgemm.bundle.reading import read_text, reading
 from edgemm.errors import CheckpointError
-from edgemm.families.family import CODE_IDS, Parts, Pieces, component, id_table
+from edgemm.families.chat_ids import as_the_library_reads
+from edgemm.families.family import (
+    CODE_IDS,
+    Eye,
+    Parts,
+    PictureRule,
+    Pieces,
+    component,
+    example_pictures,
+    id_table,
+    picture_rule,
+)
 from edgemm.families.hf_checkpoint import Checkpoint
 from edgemm.families.llama import check_llama_shaped, example_tokens, text_pieces, transformer_component
 from edgemm.families.llava import processor_strings
-from edgemm.families.vision import Eye, PictureRule, example_pictures, picture_rule
 
 __all__ = ["CANNOT", "draw_codes", "parts", "pieces"]
 
@@ -111,7 +121,7 @@ def _side(eye: Any, factor: int) -> int:
 def _text_loop(checkpoint: Checkpoint, rule: PictureRule, count: int, factor: int) -> TextLoop:
     processor, side = checkpoint.processor, rule.size // factor
     found = processor_strings(checkpoint, processor.image_token, (processor.bos_token, ""))
-    return TextLoop(
+    loop = TextLoop(
         template=found.template,
         image_close=found.image_close,
         image_size=rule.size,
@@ -127,6 +137,7 @@ def _text_loop(checkpoint: Checkpoint, rule: PictureRule, count: int, factor: in
         image_resample=rule.resample,
         strip=found.strip,
     )
+    return as_the_library_reads(checkpoint, loop, processor)
 
 
 def _drawing_loop(
