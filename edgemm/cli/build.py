@@ -6,8 +6,8 @@ import argparse
 import json
 
 from edgemm.cli.arguments import add_options, read_options
-from edgemm.cli.display import Display
 from edgemm.engines.builder import BuildOptions, Limits, parse_bytes
+from edgemm.progress import Display
 
 __all__ = ["HELP", "add_arguments", "run"]
 
