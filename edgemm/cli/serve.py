@@ -10,9 +10,10 @@ import logging
 import sys
 from typing import Any
 
-from edgemm.cli.arguments import add_options, read_backend, read_options
-from edgemm.cli.display import Display
+from edgemm.cli.draw import read_backend
 from edgemm.errors import UsageError
+from edgemm.options import add_options, read_options
+from edgemm.progress import Display
 from edgemm.serve.options import ServeOptions
 
 __all__ = ["HELP", "add_arguments", "run"]

@@ -17,7 +17,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from edgemm.bundle.reading import read_text
+from edgemm.bundle.files import read_text
 from edgemm.errors import InputError
 from edgemm.serve.chat import chat
 from edgemm.serve.drawing import edits, generations

@@ -18,7 +18,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from edgemm import ImageResult, InterleavedResult, TextChunk
-from edgemm.runtimes.results import TokenLogprob
+from edgemm.runtimes.text_call import TokenLogprob
 from edgemm.serve.drawing import drawing_options, size_of
 from edgemm.serve.fields import ChatRequest, Sampled, read_fields
 from edgemm.serve.metrics import Measured

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
 if TYPE_CHECKING:
-    from edgemm.runtimes.results import ImageMetrics
+    from edgemm.runtimes.image_call import ImageMetrics
     from edgemm.serve.scheduler import Scheduler
 
 __all__ = ["Measured", "Metrics"]

@@ -11,7 +11,7 @@ from PIL import Image
 
 import edgemm
 import edgemm.serve
-from edgemm.bundle.loops import Loops
+from edgemm.bundle.manifest import Loops
 from tests.runtimes.tiny_bundle import build, denoise_loop, text_loop
 from tests.serve.conftest import client_of, running
 
