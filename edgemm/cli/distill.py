@@ -6,11 +6,10 @@ import argparse
 from pathlib import Path
 
 from edgemm import progress
-from edgemm.bundle.files import telling_name
-from edgemm.cli.display import Display
+from edgemm.bundle.writer import telling_name
 from edgemm.errors import MissingError, UsageError
-from edgemm.train.distill_recipe import DistillRecipe
-from edgemm.train.recipe_file import read_recipe
+from edgemm.progress import Display
+from edgemm.train.recipe_file import DistillRecipe, read_recipe
 
 __all__ = ["HELP", "add_arguments", "run"]
 

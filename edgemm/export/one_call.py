@@ -1,7 +1,7 @@
 """The drawing loop as one graph: prompt ids and noise in, pixels out, composed of the components' own lowered graphs.
 
 Nothing is traced anew.  The graphs that a target runs are put one behind the other, the denoiser once a step, and what
-the runtime computes between them (schedule.py, solvers.py) runs here on arrays that write down what is asked of them.
+the runtime computes between them (schedule.py) runs here on arrays that write down what is asked of them.
 So there is one statement of the mathematics, and the weights are those of the components' files, which the graph names
 where they lie.
 Axes: b batch, s tokens of the prompt, T cache slots, t prefix slots; of what is drawn (n, p) or (c, h, w).
@@ -19,22 +19,20 @@ import onnx
 import onnx_ir as ir
 
 from edgemm import progress
-from edgemm.bundle.bundle import UNCONDITIONAL, BundleWriter
-from edgemm.bundle.components import pattern
-from edgemm.bundle.denoise import DenoiseLoop
-from edgemm.bundle.manifest import Manifest, OneCall, Variant
+from edgemm.bundle.bundle import BundleWriter, read_tensors
+from edgemm.bundle.components import OneCall, Variant, pattern
+from edgemm.bundle.drawing import DenoiseLoop
+from edgemm.bundle.manifest import UNCONDITIONAL, Manifest
 from edgemm.bundle.onnx_file import external_locations
-from edgemm.bundle.prompt import negative_drawing_prompt
-from edgemm.bundle.tokenizer import Tokenizer
+from edgemm.bundle.prompt import Tokenizer, negative_drawing_prompt
 from edgemm.errors import UsageError
 from edgemm.export.graph_file import tidy
 from edgemm.export.lower_cuda import graph_specs
 from edgemm.export.options import ExportOptions
 from edgemm.export.passes.rewriting import dims, drop_unread, nodes_of
 from edgemm.runtimes import schedule
-from edgemm.runtimes.adapters import read_tensors
 from edgemm.runtimes.prompt_prefix import BLOCK
-from edgemm.runtimes.solvers import Trajectory
+from edgemm.runtimes.schedule import Trajectory
 
 __all__ = ["Canvas", "ComposedLoop", "Symbol", "compose_drawing", "write_one_call"]
 
@@ -157,9 +155,7 @@ class Symbol(np.lib.mixins.NDArrayOperatorsMixin):
             return self._new("Mul", self.value, self.value)
         if ufunc not in UFUNCS:
             raise NotImplementedError(f"{ufunc.__name__} has no operator here")
-        values = [
-            each.value if isinstance(each, Symbol) else self.canvas.constant(each, np.float32) for each in inputs
-        ]
+        values = [each.value if isinstance(each, Symbol) else self.canvas.constant(each, np.float32) for each in inputs]
         return self._new(UFUNCS[ufunc], *values)
 
     def sum(self, axis: int | None, keepdims: bool) -> Symbol:
@@ -221,9 +217,7 @@ class ComposedLoop:
     ) -> Mapping[str, ir.Value]:
         """What guidance leads away from, with as many slots as the prompt's prefix, of a cache of `room` (1)."""
         canvas, kind = self.canvas, self.loop.unconditional
-        slots = canvas.make(
-            "Gather", canvas.make("Shape", prompt["prefix_mask"]), canvas.constant([1])
-        )  # (1)
+        slots = canvas.make("Gather", canvas.make("Shape", prompt["prefix_mask"]), canvas.constant([1]))  # (1)
         if kind == "file":
             return {name: self._padded(name, self.unconditional[name], slots) for name in prompt}
         if kind == "mask":
@@ -278,7 +272,9 @@ class ComposedLoop:
     def _zeros(self, shape: Sequence[int | str], dtype: str, slots: ir.Value) -> ir.Value:
         """(1, g, T, d) of a cache that is as long as the prompt."""
         heads, width = shape[1], shape[3]
-        size = self.canvas.make("Concat", self.canvas.constant([1, heads]), slots, self.canvas.constant([width]), axis=0)
+        size = self.canvas.make(
+            "Concat", self.canvas.constant([1, heads]), slots, self.canvas.constant([width]), axis=0
+        )
         return self._filled(size, 0, dtype)
 
     def _filled(self, size: ir.Value, number: float, dtype: Any) -> ir.Value:
@@ -342,7 +338,9 @@ def _write_drawing(writer: BundleWriter, manifest: Manifest, options: ExportOpti
         )
     steps, points = options.steps or loop.num_inference_steps, int(loop.counts == "points")
     if not points < steps <= MOST_STEPS + points:
-        raise UsageError(f"--steps is {steps}, expected {1 + points} to {MOST_STEPS + points}: each is a denoiser of its own")
+        raise UsageError(
+            f"--steps is {steps}, expected {1 + points} to {MOST_STEPS + points}: each is a denoiser of its own"
+        )
     template = loop.template
     own = tuple(len(tokenizer.encode(piece, special=True)) for piece in (template.open, template.close))
     unconditional = read_tensors(writer.folder / UNCONDITIONAL) if loop.unconditional == "file" else {}
@@ -366,9 +364,7 @@ def _write_drawing(writer: BundleWriter, manifest: Manifest, options: ExportOpti
 WRITE = {"draw": _write_drawing}
 
 
-def _written(
-    writer: BundleWriter, name: str, model: ir.Model, chosen: Mapping[str, Variant], target: str
-) -> Variant:
+def _written(writer: BundleWriter, name: str, model: ir.Model, chosen: Mapping[str, Variant], target: str) -> Variant:
     """Composed graphs lie above the folders whose weights they read."""
     path = f"components/{name}-{target}.onnx"
     read_at_once(model)
@@ -390,7 +386,7 @@ def _written(
 def read_at_once(model: ir.Model) -> bool:
     """A prompt that fills its whole cache is the cache: engines write in place only into what comes from outside.
 
-        TensorScatter(zeros of s slots, x of s tokens, 0)   ->   x
+    TensorScatter(zeros of s slots, x of s tokens, 0)   ->   x
     """
     found = nodes_of(model, "TensorScatter") if isinstance(dims(model.graph.inputs[0])[1], int) else []
     for node in found:
@@ -418,9 +414,7 @@ def compose_drawing(
     """
     canvas = Canvas(folder, variants)
     noisy = next(spec for spec in variants["denoiser"].inputs if spec.name in OWN_INPUTS[:2])
-    fixed = next(
-        (spec.shape[2] for spec in variants["conditioner"].inputs if spec.name.startswith("past_")), "s"
-    )
+    fixed = next((spec.shape[2] for spec in variants["conditioner"].inputs if spec.name.startswith("past_")), "s")
     ids = canvas.input("input_ids", ir.DataType.INT64, (1, fixed if isinstance(fixed, int) else "s"))
     length = canvas.input("prompt_length", ir.DataType.INT64, (1,))
     said = loop.unconditional == "prompt" and (loop.negative_template or loop.template).size_sentence
@@ -443,4 +437,3 @@ def compose_drawing(
     sides = (loop.height, loop.width) if said else decoder.outputs[0].shape[2:]
     canvas.output("pixels", canvas.make("Clip", pixels, low, high), ir.DataType.FLOAT, (1, 3, *sides))
     return canvas.model()
-

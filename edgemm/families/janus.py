@@ -11,11 +11,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from edgemm.bundle.loops import ImageTokensLoop, TextLoop
+from edgemm.bundle.drawing import ImageTokensLoop
+from edgemm.bundle.manifest import TextLoop
+from edgemm.families.chat_ids import as_the_library_reads
 from edgemm.families.family import Eye, Parts, PictureRule, Pieces, component, example_pictures, picture_rule
 from edgemm.families.hf_checkpoint import Checkpoint
 from edgemm.families.llama import (
-    as_the_library_reads,
     check_llama_shaped,
     example_tokens,
     text_pieces,
@@ -130,7 +131,7 @@ def _text_loop(checkpoint: Checkpoint, rule: PictureRule, count: int) -> TextLoo
         image_resample=rule.resample,
         strip=found.strip,
     )
-    return as_the_library_reads(checkpoint, loop, processor, as_parts=True)
+    return as_the_library_reads(checkpoint, loop, processor)
 
 
 def _drawing_loop(checkpoint: Checkpoint, side: int, height: int, width: int) -> ImageTokensLoop:

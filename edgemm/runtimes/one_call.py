@@ -8,24 +8,25 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 
 import numpy as np
 
-from edgemm.bundle.denoise import DenoiseLoop
-from edgemm.bundle.manifest import OneCall
+from edgemm.bundle.components import OneCall
+from edgemm.bundle.drawing import DenoiseLoop
 from edgemm.errors import InputError, UsageError
-from edgemm.runtimes.backend.engine import Engine, check_finite
-from edgemm.runtimes.denoise_loop import DrawClock, DrawRequest
-from edgemm.runtimes.options import DrawingOptions
-from edgemm.runtimes.results import DenoiseProgress, ImageResult, Picture
+from edgemm.runtimes.backend.engine import check_finite
+from edgemm.runtimes.denoise_loop import DrawRequest
+from edgemm.runtimes.engines import Engines
+from edgemm.runtimes.image_call import DenoiseProgress, DrawingClock, DrawingOptions, ImageResult, Picture
 
 __all__ = ["as_the_graph_has_it", "draw_in_one_call"]
 
 FIXED = ("negative_prompt", "image", "image_guidance_scale")  # of the loop's options, what one graph does not take
 
 
-def as_the_graph_has_it(options: DrawingOptions, call: OneCall) -> dict[str, float]:
-    """Steps and guidance of the graph; UsageError where a caller asks for others, or for what it does not take."""
+def as_the_graph_has_it(options: DrawingOptions, call: OneCall) -> DrawingOptions:
+    """With the steps and guidance of the graph; UsageError where a caller asks for others, or for what it does not take."""
     for name in FIXED:
         if getattr(options, name) is not None:
             raise UsageError(f"one_call draws from words alone, with what is in its graph: leave {name} out")
@@ -36,13 +37,16 @@ def as_the_graph_has_it(options: DrawingOptions, call: OneCall) -> dict[str, flo
         asked = getattr(options, name)
         if asked is not None and asked != value:
             raise UsageError(f"{name} is {asked:g}, the graph of one call has {value:g}: leave it out, or export again")
-    return in_graph
+    return replace(options, num_inference_steps=call.num_inference_steps, guidance_scale=call.guidance_scale)
 
 
 def draw_in_one_call(
-    request: DrawRequest, loop: DenoiseLoop, engine: Engine, cancelled: Callable[[], bool], clock: DrawClock
+    request: DrawRequest, loop: DenoiseLoop, engines: Engines, cancelled: Callable[[], bool], clock: DrawingClock
 ) -> Iterator[DenoiseProgress | ImageResult]:
     """One ImageResult, after a run for each picture."""
+    start = time.perf_counter()
+    engine = engines.whole("draw")
+    clock.load_s = time.perf_counter() - start
     ids, fixed = request.prompts.prompt.input_ids, engine.inputs["input_ids"].shape[1]
     if isinstance(fixed, int) and len(ids) > fixed:
         raise InputError(f"the drawing prompt takes {len(ids)} tokens, this bundle draws from at most {fixed}")

@@ -19,10 +19,10 @@ from safetensors.numpy import save
 import edgemm
 from edgemm import progress
 from edgemm.bundle.bundle import Bundle, BundleWriter, DenoiseLoop, Licence, Limits, Loops, Manifest, Source
+from edgemm.bundle.chat import as_messages, chat_prompt
+from edgemm.bundle.files import reading
 from edgemm.bundle.picture import seeded_picture
-from edgemm.bundle.prompt import as_messages, chat_prompt
-from edgemm.bundle.reading import reading
-from edgemm.bundle.tokenizer import Tokenizer
+from edgemm.bundle.prompt import Tokenizer
 from edgemm.errors import CheckpointError, UsageError
 from edgemm.export.lower_cuda import DRAWING_SLOTS, fixed_sizes
 from edgemm.export.manifest import (
@@ -40,7 +40,7 @@ from edgemm.export.specs import bytes_per_weight, make_specs_of_graphs
 from edgemm.export.trace import trace
 from edgemm.export.variants import Components, Wanted, write_graphs
 from edgemm.families.family import Drawn, Parts
-from edgemm.families.folder import Found, other_folders
+from edgemm.families.folder import GGUF, Found, other_folders
 from edgemm.families.hf_checkpoint import Checkpoint, greedy, open_checkpoint
 from edgemm.families.paper import describe, measure
 from edgemm.families.table import load_family
@@ -49,8 +49,7 @@ from edgemm.runtimes import schedule
 from edgemm.verify.components import compare_component
 from edgemm.verify.export_native import check_runtime, run_loops
 from edgemm.verify.loops import precision_of
-from edgemm.verify.parity import require
-from edgemm.verify.recorded import (
+from edgemm.verify.parity import (
     PARITY_FILE,
     PIXELS_FILE,
     CodesCase,
@@ -58,6 +57,7 @@ from edgemm.verify.recorded import (
     Recorded,
     TextCase,
     parity_document,
+    require,
 )
 
 __all__ = ["export_foreign"]
@@ -184,8 +184,9 @@ def _manifest(
     slots: int,
     others: Mapping[str, Path],
 ) -> Manifest:
-    name = checkpoint.folder.resolve().name
-    licences = [Licence(f"weights of {name}", licence_in(checkpoint.folder / "README.md"), f"checkpoint {name}")]
+    name = checkpoint.folder.resolve().name.removesuffix(GGUF)
+    own = checkpoint.licence or licence_in(checkpoint.folder / "README.md")
+    licences = [Licence(f"weights of {name}", own, f"checkpoint {name}")]
     licences += getattr(family, "LICENCES", ())
     for what, folder in others.items():
         source = f"checkpoint {folder.resolve().name}"

@@ -15,12 +15,12 @@ import pytest
 
 import edgemm
 from edgemm.bundle.bundle import open_bundle
-from edgemm.bundle.denoise import DenoiseLoop, DenoiseTemplate
+from edgemm.bundle.drawing import DenoiseLoop, DenoiseTemplate
 from edgemm.cli.main import main
 from edgemm.errors import BundleError, UsageError
 from edgemm.export.one_call import Canvas, Symbol
 from edgemm.runtimes import schedule
-from edgemm.runtimes.solvers import Trajectory
+from edgemm.runtimes.schedule import Trajectory
 from edgemm.verify.export_native import export_bundle
 from tests.engines.tiny_engines import build_for_rtx, needs_rtx
 from tests.export.nano import needs_opset_24
@@ -44,7 +44,9 @@ def opened(one):
 
 @pytest.mark.parametrize("seed", [1, 2**40])
 def test_one_graph_draws_what_the_loop_draws(opened, seed):
-    loop, graph = (opened.generate_image(PROMPT, num_inference_steps=STEPS, seed=seed, one_call=way) for way in (False, True))
+    loop, graph = (
+        opened.generate_image(PROMPT, num_inference_steps=STEPS, seed=seed, one_call=way) for way in (False, True)
+    )
     assert np.abs(graph.pixels - loop.pixels).max() <= 1e-5
     assert graph.metrics.steps == STEPS and graph.metrics.prompt_tokens == loop.metrics.prompt_tokens
 
@@ -53,7 +55,9 @@ def test_it_has_no_weights_of_its_own(one):
     manifest = open_bundle(one).manifest
     for variant in manifest.one_call["draw"].variants.values():
         assert variant.data is None and variant.shares
-        assert set(variant.shares) <= {other.data for c in manifest.components.values() for other in c.variants.values()}
+        assert set(variant.shares) <= {
+            other.data for c in manifest.components.values() for other in c.variants.values()
+        }
         size = manifest.files[variant.graph].size_bytes
         assert size < sum(manifest.files[path].size_bytes for path in variant.shares) / 2
 
@@ -115,7 +119,7 @@ LOOP = DenoiseLoop(
 @pytest.mark.parametrize("renorm", ["none", "global", "token"])
 @pytest.mark.parametrize("solver", ["euler", "dpmsolver++_2m", "unipc_2"])
 def test_written_down_mathematics_are_the_runtimes(solver, renorm, zero, tmp_path):
-    """What schedule.py and solvers.py compute of arrays, and what a graph computes that they wrote."""
+    """What schedule.py computes of arrays, and what a graph computes that they wrote."""
     loop = replace(LOOP, solver=solver, renorm=renorm, time_zero=zero)
     canvas = Canvas(tmp_path, {})
     canvas.graph.opset_imports[""] = 24

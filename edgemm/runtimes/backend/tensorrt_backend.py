@@ -12,11 +12,10 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 
-from edgemm.bundle.manifest import Variant
-from edgemm.device.threads import ThreadPlan
+from edgemm.bundle.components import Variant
 from edgemm.errors import BundleError, MissingError
 from edgemm.runtimes.backend.cuda_memory import shared_cuda
-from edgemm.runtimes.backend.engine import GraphFiles
+from edgemm.runtimes.backend.engine import GraphFiles, ThreadPlan
 from edgemm.runtimes.backend.tensorrt_engine import TensorRTEngine, load_engine
 
 __all__ = ["TENSORRT", "TENSORRT_RTX", "TensorRTPackage"]
@@ -36,13 +35,13 @@ class TensorRTPackage:
     def problem(self, target: str = "") -> str:
         """Why this target does not run here, or an empty string.  Cheap questions first: most machines have no such
         package, and no driver."""
-        from edgemm.device.board import read_board
+        from edgemm.device.machine import read_board
 
         board = read_board()
         if target.startswith("jetson") and (board is None or board.target != target):
             return "this machine is no such Jetson" if board is None else f"this board takes target {board.target}"
         if find_spec(self.package) is None:
-            from edgemm.engines.destination import install_line
+            from edgemm.engines.bundle_engines import install_line
 
             return f"{self.package} is not installed: {install_line(self.package, board)}"
         from edgemm.device.gpu import probe_cuda
