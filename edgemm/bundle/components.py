@@ -41,6 +41,8 @@ OPTIONAL = {  # component -> what its graph may do without
     "conditioner": ("past_key.*", "past_value.*", "past_hidden.*", "prompt_mask", "prompt_vector", "layout"),
     "denoiser": ("noisy_tokens", "latents", "step_size", "prompt_vector", "layout", "block_key.*", "block_value.*"),
     "image_decoder": ("tokens", "latents"),
+    "read": ("pixels", "past_hidden.*", "present_hidden.*"),
+    "token": ("past_hidden.*", "present_hidden.*"),
 }
 EITHER = (
     ("logits", "hidden"),
@@ -136,10 +138,30 @@ COMPONENTS: dict[str, tuple[Signature, Signature]] = {  # component -> (inputs, 
 }
 
 
+CACHED = ("key.*", "value.*", "hidden.*")
+CHOSEN: Signature = {"next_id": ("int64", 2), "next_position": ("int64", 1)}
 ONE_CALL: dict[str, tuple[Signature, Signature]] = {  # whole loops, composed of the components: export/one_call.py
     "draw": (
         {"input_ids": ("int64", 2), "prompt_length": ("int64", 1), "noise": ("float32", SAME_RANK)},
         {"pixels": ("float32", 4)},
+    ),
+    "read": (
+        {
+            "pixels": ("float32", 4),
+            "input_ids": ("int64", 2),
+            "image_index": ("int64", 2),
+            "attention_limit": ("int64", 2),
+            **{f"past_{part}": ("float32", 4) for part in CACHED},
+        },
+        {**CHOSEN, **{f"present_{part}": ("float32", 4) for part in CACHED}},
+    ),
+    "token": (
+        {
+            "token_id": ("int64", 2),
+            "position": ("int64", 1),
+            **{f"past_{part}": ("float32", 4) for part in CACHED},
+        },
+        {**CHOSEN, **{f"present_{part}": ("float32", 4) for part in CACHED}},
     ),
 }
 

@@ -111,6 +111,8 @@ def profiles_of(manifest: Manifest, component: str, target: str) -> tuple[Profil
         "vq_decoder": {"decode": {"b": one}},
     }
     phases["one_call.draw"] = {"draw": cells}
+    phases["one_call.read"] = {"read": {"s": phases["transformer"]["prefill"]["s"], "T": slots}}
+    phases["one_call.token"] = {"token": {"T": slots}}
     inputs = manifest.graphs_for(target)[component].inputs
     return tuple(_profile(phase, axes, inputs) for phase, axes in phases[component].items())
 

@@ -1,331 +1,44 @@
-"""The drawing loop as one graph: prompt ids and noise in, pixels out, composed of the components' own lowered graphs.
+"""Loops as graphs of their own, in a bundle: which, of which targets, written behind the components' graphs.
 
-Nothing is traced anew.  The graphs that a target runs are put one behind the other, the denoiser once a step, and what
-the runtime computes between them (schedule.py) runs here on arrays that write down what is asked of them.
-So there is one statement of the mathematics, and the weights are those of the components' files, which the graph names
-where they lie.
-Axes: b batch, s tokens of the prompt, T cache slots, t prefix slots; of what is drawn (n, p) or (c, h, w).
+What they hold is in drawing_graph.py and reading_graph.py.  They lie above the folders whose weights they read.
 """
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from pathlib import Path, PurePosixPath
-from typing import Any
 
-import numpy as np
 import onnx
 import onnx_ir as ir
 
 from edgemm import progress
 from edgemm.bundle.bundle import BundleWriter, read_tensors
-from edgemm.bundle.components import OneCall, Variant, pattern
-from edgemm.bundle.drawing import DenoiseLoop
+from edgemm.bundle.components import OneCall, Variant
 from edgemm.bundle.manifest import UNCONDITIONAL, Manifest
 from edgemm.bundle.onnx_file import external_locations
 from edgemm.bundle.prompt import Tokenizer, negative_drawing_prompt
 from edgemm.errors import UsageError
+from edgemm.export.drawing_graph import compose_drawing, read_at_once
 from edgemm.export.graph_file import tidy
 from edgemm.export.lower_cuda import graph_specs
 from edgemm.export.options import ExportOptions
-from edgemm.export.passes.rewriting import dims, drop_unread, nodes_of
-from edgemm.runtimes import schedule
-from edgemm.runtimes.prompt_prefix import BLOCK
-from edgemm.runtimes.schedule import Trajectory
+from edgemm.export.passes.rewriting import drop_unread
+from edgemm.export.reading_graph import compose_prompt, compose_step
 
-__all__ = ["Canvas", "ComposedLoop", "Symbol", "compose_drawing", "write_one_call"]
+__all__ = ["write_one_call"]
 
 MOST_STEPS = 64  # of a drawing: the graph holds the denoiser's nodes once a step
 PARTS = ("transformer", "conditioner", "denoiser", "image_decoder")
-
-SLOT_AXIS = {"prefix_key.*": 2, "prefix_value.*": 2, "prefix_mask": 1}
-OWN_INPUTS = ("noisy_tokens", "latents", "time", "step_size")
-
-
-class Canvas:
-    """A graph in the making, and the graphs of components that may be put into it."""
-
-    def __init__(self, folder: Path, variants: Mapping[str, Variant]) -> None:
-        self.variants = variants
-        self._models = {name: ir.load(folder / variant.graph) for name, variant in variants.items()}
-        self._weights: dict[tuple[str, str], ir.Value] = {}  # of a component, by their names in it
-        self._runs = 0
-        opsets: dict[str, int] = {}
-        for model in self._models.values():
-            for domain, version in model.opset_imports.items():
-                opsets[domain] = max(version, opsets.get(domain, 0))
-        self.graph = ir.Graph([], [], nodes=[], opset_imports=opsets, name="one_call")
-        self._constants: dict[tuple[Any, ...], ir.Value] = {}
-
-    def input(self, name: str, dtype: ir.DataType, shape: Sequence[int | str]) -> ir.Value:
-        value = ir.Value(name=name, type=ir.TensorType(dtype), shape=ir.Shape(shape))
-        self.graph.inputs.append(value)
-        return value
-
-    def output(self, name: str, value: ir.Value, dtype: ir.DataType, shape: Sequence[int | str]) -> None:
-        given = self.make("Identity", value)
-        given.name, given.type, given.shape = name, ir.TensorType(dtype), ir.Shape(shape)
-        self.graph.outputs.append(given)
-
-    def make(self, op_type: str, *inputs: ir.Value | None, outputs: int = 1, **attributes: Any) -> ir.Value:
-        return self.make_many(op_type, inputs, outputs, **attributes)[0]
-
-    def make_many(self, op_type: str, inputs: Sequence[ir.Value | None], outputs: int, **attributes: Any) -> Any:
-        node = ir.node(op_type, inputs, attributes, num_outputs=outputs)
-        self._runs += 1
-        node.name = f"between.{self._runs}.{op_type}"
-        for number, value in enumerate(node.outputs):
-            value.name = f"{node.name}.{number}"
-        self.graph.append(node)
-        return tuple(node.outputs)
-
-    def constant(self, value: Any, dtype: Any = np.int64) -> ir.Value:
-        array = np.asarray(value, dtype)
-        key = (array.dtype.str, array.shape, array.tobytes())
-        if key not in self._constants:
-            name = f"constant.{len(self._constants)}"
-            made = ir.Value(
-                name=name,
-                type=ir.TensorType(ir.DataType.from_numpy(array.dtype)),
-                shape=ir.Shape(array.shape),
-                const_value=ir.Tensor(array, name=name),
-            )
-            self.graph.register_initializer(made)
-            self._constants[key] = made
-        return self._constants[key]
-
-    def run(self, component: str, inputs: Mapping[str, ir.Value]) -> dict[str, ir.Value]:
-        """The component's graph on these inputs: its nodes copied, its weights shared with its other copies."""
-        self._runs += 1
-        prefix = f"{component}.{self._runs}."
-        graph = self._models[component].clone().graph
-        for value in graph.inputs:
-            if value.name not in inputs:
-                raise UsageError(f"one call: {component} wants {value.name!r}, which the loop does not know")
-            value.replace_all_uses_with(inputs[value.name])
-        for name, value in list(graph.initializers.items()):
-            if (component, name) not in self._weights:
-                self._weights[component, name] = self._weight(component, value)
-            value.replace_all_uses_with(self._weights[component, name])
-        outputs = {value.name or "": value for value in graph.outputs}
-        nodes = list(graph)
-        graph.outputs.clear()
-        graph.remove(nodes)
-        for node in nodes:
-            node.name = prefix + (node.name or node.op_type)
-            for value in node.outputs:
-                if value.name:
-                    value.name = prefix + value.name
-                    value.shape = None  # axes have other names here
-        self.graph.extend(nodes)
-        return outputs
-
-    def _weight(self, component: str, value: ir.Value) -> ir.Value:
-        """As an initializer of this graph, in the component's own file."""
-        tensor, name = value.const_value, f"{component}.{value.name}"
-        assert tensor is not None
-        if isinstance(tensor, ir.ExternalTensor):
-            place = str(PurePosixPath(self.variants[component].graph).parent.name) + f"/{tensor.location}"
-            tensor = ir.ExternalTensor(
-                place, tensor.offset, tensor.length, tensor.dtype,
-                shape=tensor.shape, name=name, base_dir=Path(tensor.base_dir).parent,
-            )  # fmt: skip
-        made = ir.Value(name=name, type=value.type, shape=value.shape, const_value=tensor)
-        self.graph.register_initializer(made)
-        return made
-
-    def model(self) -> ir.Model:
-        return ir.Model(self.graph, ir_version=max(model.ir_version for model in self._models.values()))
-
-
-UFUNCS = {np.add: "Add", np.subtract: "Sub", np.multiply: "Mul", np.true_divide: "Div", np.sqrt: "Sqrt"}
-
-
-class Symbol(np.lib.mixins.NDArrayOperatorsMixin):
-    """A float32 array of a graph in the making: numpy's operators on it become nodes, plain numbers constants."""
-
-    def __init__(self, canvas: Canvas, value: ir.Value, ndim: int) -> None:
-        self.canvas, self.value, self.ndim = canvas, value, ndim
-
-    def __array_ufunc__(self, ufunc: np.ufunc, method: str, *inputs: Any, **options: Any) -> Any:
-        if method != "__call__" or options:
-            return NotImplemented
-        if ufunc is np.square:
-            return self._new("Mul", self.value, self.value)
-        if ufunc not in UFUNCS:
-            raise NotImplementedError(f"{ufunc.__name__} has no operator here")
-        values = [each.value if isinstance(each, Symbol) else self.canvas.constant(each, np.float32) for each in inputs]
-        return self._new(UFUNCS[ufunc], *values)
-
-    def sum(self, axis: int | None, keepdims: bool) -> Symbol:
-        axes = list(range(self.ndim)) if axis is None else [axis]
-        return self._new("ReduceSum", self.value, self.canvas.constant(axes), keepdims=int(keepdims))
-
-    def clip(self, low: Any, high: Any, out: None = None) -> Symbol:
-        bounds = (self.canvas.constant(each, np.float32) for each in (low, high))
-        return self._new("Clip", self.value, *bounds)
-
-    def _new(self, op_type: str, *inputs: ir.Value, **attributes: Any) -> Symbol:
-        return Symbol(self.canvas, self.canvas.make(op_type, *inputs, **attributes), self.ndim)
-
-
-class ComposedLoop:
-    """The denoise loop's parts on a canvas: what prompt_prefix.py and denoise_loop.py do with engines."""
-
-    def __init__(
-        self, canvas: Canvas, loop: DenoiseLoop, unconditional: Mapping[str, np.ndarray], negative: Sequence[int]
-    ) -> None:
-        self.canvas, self.loop, self.unconditional, self.negative = canvas, loop, unconditional, negative
-
-    def prefix(
-        self, ids: ir.Value, length: ir.Value, own: tuple[int, int], slots: ir.Value, blank: bool = False
-    ) -> dict[str, ir.Value]:
-        """The conditioner's outputs for a prompt (1, s), of which `length` (1) tokens count, in a cache of T `slots` (1).
-
-        The user's own words stand between so many first and last tokens.  `blank`: on keys and values of zeros.
-        """
-        canvas, specs = self.canvas, {spec.name: spec for spec in self.canvas.variants["transformer"].inputs}
-        size = canvas.make("Shape", ids)  # (2): 1, s
-        count = canvas.make("Gather", size, canvas.constant([1]))  # (1)
-        past = {name: self._zeros(spec.shape, spec.dtype, slots) for name, spec in specs.items() if "past_" in name}
-        kept = past
-        if not blank:
-            width = specs["image_tokens"].fixed(2, "width")
-            one = canvas.constant([1])
-            inputs = {
-                "input_ids": ids,
-                "image_tokens": canvas.constant(np.zeros((1, 1, width)), np.float32),
-                # -1 everywhere; Myelin (TensorRT for RTX 1.7) fails on a mask that it knows beforehand
-                "image_index": canvas.make("Sub", canvas.make("Mul", ids, canvas.constant([0])), one),
-                "write_index": canvas.constant([0]),
-                "attention_limit": canvas.make("Unsqueeze", self._places(count), canvas.constant([0])),
-                "logits_index": canvas.make("Sub", length, one),
-                "draft_index": canvas.constant(np.zeros((1, 1))),
-            }
-            inputs = {name: value for name, value in inputs.items() if name in specs}
-            given = canvas.run("transformer", {**inputs, **past})
-            kept = {name: given[name.replace("past_", "present_", 1)] for name in past}
-        wanted = {spec.name for spec in canvas.variants["conditioner"].inputs}
-        more = {"prefix_length": length}
-        if "prompt_mask" in wanted:
-            more["prompt_mask"] = self._between(slots, length, own)
-        return canvas.run("conditioner", {**{n: v for n, v in kept.items() if n in wanted}, **more})
-
-    def unguided(
-        self, prompt: Mapping[str, ir.Value], ids: ir.Value, length: ir.Value, own: tuple[int, int], room: ir.Value
-    ) -> Mapping[str, ir.Value]:
-        """What guidance leads away from, with as many slots as the prompt's prefix, of a cache of `room` (1)."""
-        canvas, kind = self.canvas, self.loop.unconditional
-        slots = canvas.make("Gather", canvas.make("Shape", prompt["prefix_mask"]), canvas.constant([1]))  # (1)
-        if kind == "file":
-            return {name: self._padded(name, self.unconditional[name], slots) for name in prompt}
-        if kind == "mask":
-            seen = canvas.make("Less", self._places(slots), canvas.constant(self.loop.seen_slots))
-            return {**prompt, "prefix_mask": canvas.make("And", prompt["prefix_mask"], seen)}
-        if kind == "zeros":
-            return self.prefix(ids, length, own, room, blank=True)
-        if kind == "prompt":
-            fixed, read = dims(ids)[1], len(self.negative)
-            more = fixed - read if isinstance(fixed, int) else 0
-            other = canvas.constant([[*self.negative, *[0] * more]])
-            return self.prefix(other, canvas.constant([read]), own, room)
-        types = {spec.name: spec.dtype for spec in canvas.variants["denoiser"].inputs}
-        return {name: self._filled(canvas.make("Shape", value), 0, types[name]) for name, value in prompt.items()}
-
-    def steps(self, noise: ir.Value, ndim: int, rows: Mapping[int, Mapping[str, ir.Value]], way: Trajectory) -> Symbol:
-        """From noise (1, ...) to what the decoder reads, without its batch axis; `rows` has the prefixes of 1 and 2."""
-        x = Symbol(self.canvas, self.canvas.make("Squeeze", noise, self.canvas.constant([0])), ndim)
-        guidance, interval = self.loop.guidance_scale, self.loop.guidance_interval
-        for _ in range(way.steps):
-            b = 2 if schedule.is_guided(way.now, guidance, interval) else 1
-            found = self._predicted(x, rows[b], b, way)
-            prediction = found[0]
-            if b == 2:
-                prediction = schedule.guide(found[0], found[1], guidance)  # type: ignore[arg-type]
-                if self.loop.renorm != "none":
-                    each = self.loop.renorm != "global"
-                    prediction = schedule.renormed(prediction, found[0], self.loop.renorm_min, each)  # type: ignore[arg-type]
-            clean = way.clean(x, prediction)  # type: ignore[arg-type]
-            x = way.step(x, prediction, clean)  # type: ignore[arg-type, assignment]
-        return x
-
-    def _predicted(self, x: Symbol, prefix: Mapping[str, ir.Value], b: int, way: Trajectory) -> list[Symbol]:
-        canvas, specs = self.canvas, {spec.name for spec in self.canvas.variants["denoiser"].inputs}
-        batch = canvas.make("Unsqueeze", x.value, canvas.constant([0]))
-        if b > 1:
-            batch = canvas.make("Concat", *[batch] * b, axis=0)
-        told = schedule.told(way.now, self.loop)
-        own = {
-            "noisy_tokens": batch,
-            "latents": batch,
-            "time": canvas.constant([told] * b, np.float32),
-            "step_size": canvas.constant([way.later - way.now] * b, np.float32),
-        }
-        given = canvas.run("denoiser", {**{n: v for n, v in own.items() if n in specs}, **prefix})["prediction"]
-        axis = canvas.constant([0])
-        if b == 1:
-            return [Symbol(canvas, canvas.make("Squeeze", given, axis), x.ndim)]
-        parts = canvas.make_many("Split", [given], b, axis=0, num_outputs=b)
-        return [Symbol(canvas, canvas.make("Squeeze", part, axis), x.ndim) for part in parts]
-
-    def _zeros(self, shape: Sequence[int | str], dtype: str, slots: ir.Value) -> ir.Value:
-        """(1, g, T, d) of a cache that is as long as the prompt."""
-        heads, width = shape[1], shape[3]
-        size = self.canvas.make(
-            "Concat", self.canvas.constant([1, heads]), slots, self.canvas.constant([width]), axis=0
-        )
-        return self._filled(size, 0, dtype)
-
-    def _filled(self, size: ir.Value, number: float, dtype: Any) -> ir.Value:
-        return self.canvas.make("ConstantOfShape", size, value=ir.Tensor(np.array([number], dtype=dtype)))
-
-    def slots(self, ids: ir.Value) -> ir.Value:
-        """(1): T of a cache for the prompt, and at least for the unconditional one, as prompt_prefix.py has it."""
-        canvas, fixed = self.canvas, dims(ids)[1]
-        if isinstance(fixed, int):
-            return canvas.constant([fixed])
-        count = canvas.make("Gather", canvas.make("Shape", ids), canvas.constant([1]))
-        least = max((array.shape[1] for name, array in self.unconditional.items() if name == "prefix_mask"), default=0)
-        least = max(least + self.loop.skip, len(self.negative))
-        blocks = canvas.make("Div", canvas.make("Add", count, canvas.constant([BLOCK - 1])), canvas.constant([BLOCK]))
-        least = -(-least // BLOCK) * BLOCK
-        return canvas.make("Max", canvas.make("Mul", blocks, canvas.constant([BLOCK])), canvas.constant([least]))
-
-    def _places(self, count: ir.Value) -> ir.Value:
-        """0, 1, ... up to `count` (1)."""
-        canvas = self.canvas
-        end = canvas.make("Squeeze", count, canvas.constant([0]))
-        return canvas.make("Range", canvas.constant(0), end, canvas.constant(1))
-
-    def _between(self, slots: ir.Value, length: ir.Value, own: tuple[int, int]) -> ir.Value:
-        """(1, T) float32: 1 on the user's own words."""
-        canvas, (before, after), places = self.canvas, own, self._places(slots)
-        starts = canvas.make("GreaterOrEqual", places, canvas.constant(before))
-        ends = canvas.make("Less", places, canvas.make("Sub", length, canvas.constant([after])))
-        inside = canvas.make("Cast", canvas.make("And", starts, ends), to=int(ir.DataType.FLOAT))
-        return canvas.make("Unsqueeze", inside, canvas.constant([0]))
-
-    def _padded(self, name: str, array: np.ndarray, slots: ir.Value) -> ir.Value:
-        """A constant of the bundle with empty slots behind it."""
-        canvas, axis = self.canvas, SLOT_AXIS.get(pattern(name))
-        types = {spec.name: spec for spec in canvas.variants["denoiser"].inputs}
-        made = canvas.constant(array, types[name].dtype)
-        if axis is None:
-            return made
-        fixed = types[name].shape[axis]
-        if isinstance(fixed, int):
-            widths = [(0, fixed - size if i == axis else 0) for i, size in enumerate(array.shape)]
-            return canvas.constant(np.pad(array, widths), types[name].dtype)
-        more = canvas.make("Sub", slots, canvas.constant([array.shape[axis]]))
-        size = [canvas.constant([n]) if i != axis else more for i, n in enumerate(array.shape)]
-        empty = self._filled(canvas.make("Concat", *size, axis=0), 0, types[name].dtype)
-        return canvas.make("Concat", made, empty, axis=axis)
+READERS = ("image_encoder", "transformer", "text_head")
 
 
 def write_one_call(writer: BundleWriter, manifest: Manifest, options: ExportOptions, tokenizer: Tokenizer) -> Manifest:
     """The graphs that `options` ask for, written behind those of the components; the manifest that names them, too."""
-    made = {name: WRITE[name](writer, manifest, options, tokenizer) for name in options.one_call}
+    made: dict[str, OneCall] = {}
+    if "draw" in options.one_call:
+        made["draw"] = _write_drawing(writer, manifest, options, tokenizer)
+    if "read" in options.one_call:
+        made |= _write_reading(writer, manifest)
     return dataclasses.replace(manifest, one_call=made)
 
 
@@ -357,17 +70,33 @@ def _write_drawing(writer: BundleWriter, manifest: Manifest, options: ExportOpti
             raise UsageError(f"--one-call draw: {manifest.name} reads which words are the user's, of a joined prompt")
         progress.status(f"one call, draw: composing for {target}")
         model = compose_drawing(writer.folder, chosen, loop, steps - points, (own[0], own[1]), unconditional, negative)
+        read_at_once(model)
         variants[target] = _written(writer, "draw", model, chosen, target)
     return OneCall(variants, steps, loop.guidance_scale)
 
 
-WRITE = {"draw": _write_drawing}
+def _write_reading(writer: BundleWriter, manifest: Manifest) -> dict[str, OneCall]:
+    loop, components = manifest.loops.text, manifest.components
+    if loop is None or "vq_encoder" in components:
+        raise UsageError(
+            f"--one-call read: {manifest.name}, family {manifest.family}, reads pictures as codes or does not talk: "
+            "its prompt's ids are made of what another graph says"
+        )
+    silent = None if loop.silent_ids is None else read_tensors(writer.file(loop.silent_ids))["ids"]
+    prompts: dict[str, Variant] = {}
+    steps: dict[str, Variant] = {}
+    for target, names in manifest.targets.items():
+        chosen = {name: manifest.variant(name, target) for name in READERS if name in names}
+        progress.status(f"one call, read: composing for {target}")
+        prompt, step = compose_prompt(writer.folder, chosen, silent), compose_step(writer.folder, chosen, silent)
+        prompts[target] = _written(writer, "read", prompt, chosen, target)
+        steps[target] = _written(writer, "token", step, chosen, target)
+    return {"read": OneCall(prompts), "token": OneCall(steps)}
 
 
 def _written(writer: BundleWriter, name: str, model: ir.Model, chosen: Mapping[str, Variant], target: str) -> Variant:
     """Composed graphs lie above the folders whose weights they read."""
     path = f"components/{name}-{target}.onnx"
-    read_at_once(model)
     drop_unread(model)
     proto = ir.to_proto(model)
     tidy(proto)
@@ -376,64 +105,8 @@ def _written(writer: BundleWriter, name: str, model: ir.Model, chosen: Mapping[s
         graph=path,
         data=None,
         dialect=max((variant.dialect for variant in chosen.values()), key=len),  # the one with operators of its own
-        precision=chosen["denoiser"].precision,
+        precision=chosen["denoiser" if "denoiser" in chosen else "transformer"].precision,
         inputs=graph_specs(model.graph.inputs),
         outputs=graph_specs(model.graph.outputs),
         shares=tuple(sorted(f"components/{location}" for location in external_locations(writer.file(path)))),
     )
-
-
-def read_at_once(model: ir.Model) -> bool:
-    """A prompt that fills its whole cache is the cache: engines write in place only into what comes from outside.
-
-    TensorScatter(zeros of s slots, x of s tokens, 0)   ->   x
-    """
-    found = nodes_of(model, "TensorScatter") if isinstance(dims(model.graph.inputs[0])[1], int) else []
-    for node in found:
-        update = node.inputs[1]
-        assert update is not None
-        node.outputs[0].replace_all_uses_with(update)
-        model.graph.remove(node, safe=True)
-    return bool(found)
-
-
-def compose_drawing(
-    folder: Path,
-    variants: Mapping[str, Variant],
-    loop: DenoiseLoop,
-    steps: int,
-    own: tuple[int, int],
-    unconditional: Mapping[str, np.ndarray],
-    negative: Sequence[int] = (),
-) -> ir.Model:
-    """`input_ids` (1, s), `prompt_length` (1), `noise` (1, ...) -> `pixels` (1, 3, H, W), clipped to [0, 1].
-
-    `variants` are those that a target runs, in the bundle below `folder`; guidance is the loop's own.  `own`: tokens of
-    the template before and after the user's words.  `unconditional` is what the bundle's file of that name holds.  Where
-    the negative prompt names the picture's size there is one size.
-    """
-    canvas = Canvas(folder, variants)
-    noisy = next(spec for spec in variants["denoiser"].inputs if spec.name in OWN_INPUTS[:2])
-    fixed = next((spec.shape[2] for spec in variants["conditioner"].inputs if spec.name.startswith("past_")), "s")
-    ids = canvas.input("input_ids", ir.DataType.INT64, (1, fixed if isinstance(fixed, int) else "s"))
-    length = canvas.input("prompt_length", ir.DataType.INT64, (1,))
-    said = loop.unconditional == "prompt" and (loop.negative_template or loop.template).size_sentence
-    shape = loop.state_shape(loop.height, loop.width) if said else noisy.shape[1:]
-    noise = canvas.input("noise", ir.DataType.FLOAT, (1, *shape))
-    composed = ComposedLoop(canvas, loop, unconditional, negative)
-    room = composed.slots(ids)
-    alone = composed.prefix(ids, length, own, room)
-    alone = {name: alone[name] for name in alone if name in {spec.name for spec in variants["denoiser"].inputs}}
-    rows = {1: alone}
-    way = Trajectory(steps, loop)
-    if any(schedule.is_guided(time, loop.guidance_scale, loop.guidance_interval) for time in way.times[:-1]):
-        other = composed.unguided(alone, ids, length, own, room)
-        rows[2] = {name: canvas.make("Concat", value, other[name], axis=0) for name, value in alone.items()}
-    drawn = composed.steps(noise, len(noisy.shape) - 1, rows, way)
-    decoder = variants["image_decoder"]
-    batch = canvas.make("Unsqueeze", drawn.value, canvas.constant([0]))
-    pixels = canvas.run("image_decoder", {decoder.inputs[0].name: batch})["pixels"]
-    low, high = (canvas.constant(number, np.float32) for number in (0, 1))
-    sides = (loop.height, loop.width) if said else decoder.outputs[0].shape[2:]
-    canvas.output("pixels", canvas.make("Clip", pixels, low, high), ir.DataType.FLOAT, (1, 3, *sides))
-    return canvas.model()

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from edgemm.bundle.components import ONE_CALL
 from edgemm.errors import UsageError
 from edgemm.export.schemes import TARGETS, Scheme, precisions_of, read_schemes
 from edgemm.options import option
@@ -15,6 +14,7 @@ from edgemm.options import option
 __all__ = ["ADAPTABLE", "ADAPTER_RANK", "ExportOptions"]
 
 ADAPTER_RANK = 16  # fixed, as caches are; smaller adapters are filled up with zeros
+LOOPS = ("draw", "read")  # of --one-call
 ADAPTABLE = {  # component -> its linear layers that may have a low-rank adapter, as PEFT's users name them
     "transformer": ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"),
     "denoiser": ("qkv_proj", "o_proj", "up_proj", "down_proj"),
@@ -77,7 +77,7 @@ class ExportOptions:
     )
     one_call: Sequence[str] = option(
         (),
-        "loops that are also written as one graph, for programs without edgemm: draw",
+        "loops that are also written as one graph, for programs without edgemm: draw, read",
         metavar="LOOP,...",
         type=_layers,
     )
@@ -101,8 +101,8 @@ class ExportOptions:
         if self.adapter_rank != ADAPTER_RANK and self.adapters is None:
             raise UsageError("--adapter-rank says how large adapters may be: give --adapters, too")
         for name in self.one_call:
-            if name not in ONE_CALL:
-                raise UsageError(f"--one-call names {name!r}, expected some of: {', '.join(ONE_CALL)}")
+            if name not in LOOPS:
+                raise UsageError(f"--one-call names {name!r}, expected some of: {', '.join(LOOPS)}")
         if self.one_call and self.adapters is not None:
             raise UsageError("--one-call and --adapters do not go together: merge the adapter before you export")
         if self.steps is not None and "draw" not in self.one_call:

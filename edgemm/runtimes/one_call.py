@@ -26,7 +26,7 @@ FIXED = ("negative_prompt", "image", "image_guidance_scale")  # of the loop's op
 
 
 def as_the_graph_has_it(options: DrawingOptions, call: OneCall) -> DrawingOptions:
-    """With the steps and guidance of the graph; UsageError where a caller asks for others, or for what it does not take."""
+    """With the steps and guidance of the graph; UsageError where a caller asks for others."""
     for name in FIXED:
         if getattr(options, name) is not None:
             raise UsageError(f"one_call draws from words alone, with what is in its graph: leave {name} out")

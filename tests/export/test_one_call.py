@@ -1,4 +1,4 @@
-"""Drawing as one graph: what the loop draws, with the weights of the components' own files, built by NVIDIA's builder."""
+"""Drawing as one graph: what the loop draws, from the components' own weights, built by NVIDIA's builder."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from edgemm.bundle.bundle import open_bundle
 from edgemm.bundle.drawing import DenoiseLoop, DenoiseTemplate
 from edgemm.cli.main import main
 from edgemm.errors import BundleError, UsageError
-from edgemm.export.one_call import Canvas, Symbol
+from edgemm.export.canvas import Canvas, Symbol
 from edgemm.runtimes import schedule
 from edgemm.runtimes.schedule import Trajectory
 from edgemm.verify.export_native import export_bundle
@@ -98,13 +98,13 @@ def test_a_graph_that_names_another_file_is_refused(one, tmp_path):
     variant["shares"] = [path for path in variant["shares"] if "denoiser" not in path]
     (tmp_path / "b.bundle" / "manifest.json").write_text(json.dumps(manifest))
     with edgemm.load(tmp_path / "b.bundle", device="cpu") as runtime:
-        with pytest.raises(BundleError, match="denoiser/.*the manifest allows only"):
+        with pytest.raises(BundleError, match=r"denoiser/.*the manifest allows only"):
             runtime.generate_image(PROMPT, one_call=True)
 
 
 @pytest.mark.parametrize("words", [{"steps": 4}, {"one_call": ("paint",)}, {"one_call": ("draw",), "steps": 65}])
 def test_what_cannot_be_one_graph_is_refused(checkpoint_path, tmp_path, words):
-    with pytest.raises(UsageError, match="steps|paint"):
+    with pytest.raises(UsageError, match=r"steps|paint"):
         export_bundle(checkpoint_path, tmp_path / "no.bundle", **words)
     assert not list(tmp_path.iterdir())
 
