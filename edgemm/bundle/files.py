@@ -4,30 +4,42 @@
         ...                                                      # everything goes to `folder`
 
 Whatever goes wrong in the block, Ctrl-C included, what stood there before stands there still, and nothing else is left.
-A kill leaves `.NAME.*.partial` beside it; a kill between the two renames of a replacement leaves the old folder under
-`.NAME.*.old`.  What may be replaced, and what to say of a full disk, is each caller's own.
+A kill leaves `.NAME.*.partial` beside it, and between the two renames of a replacement the old folder as `.NAME.*.old`:
+the next writer of the same name takes the first away and puts the second back.  What belongs to a process that lives is
+told by its lock (flock), which dies with it.  What may be replaced, and what to say of a full disk, is each caller's.
 """
 
 from __future__ import annotations
 
 import errno
+import fcntl
 import hashlib
 import json
 import mmap
 import os
+import re
 import secrets
 import shutil
 import stat
-import tempfile
 from collections.abc import Callable, Iterator
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from edgemm import progress
 from edgemm.errors import InputError, ResourceError
 
-__all__ = ["is_disk_full", "telling_name", "whole_folder", "AT_ONCE", "FileHashes", "read_result", "write_whole"]
+__all__ = [
+    "AT_ONCE",
+    "FileHashes",
+    "is_disk_full",
+    "only_writer",
+    "read_result",
+    "telling_name",
+    "whole_folder",
+    "write_whole",
+]
 
 
 STAGES = ("codes", "autoencode", "read", "draw", "edit", "joint")  # what recipes call theirs
@@ -56,19 +68,21 @@ def whole_folder(path: str | os.PathLike[str], may_replace: Callable[[Path], Non
     """A folder to fill.  `may_replace` is called with what stands there, before the work and after it, and raises its
     own error where that is to stay; links and files always do."""
     destination = Path(os.path.abspath(path))
+    put_in_order(destination)
     _check(destination, may_replace)
     destination.parent.mkdir(parents=True, exist_ok=True)
-    folder = _beside(destination, ".partial")
+    folder, held = _new_folder(destination, ".partial")
     try:
-        folder.chmod(0o755)  # mkdtemp's 0700 would hide it from a colleague, and some libraries write their files so
         yield folder
+        mode = folder.stat().st_mode & 0o666  # as the umask has it; some libraries write their files 0600
         for file in folder.rglob("*"):
             if file.is_file() and not file.is_symlink():
-                file.chmod(0o644)
+                file.chmod(mode)
         _check(destination, may_replace)
         _take_the_name(folder, destination)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+        os.close(held)
 
 
 def _check(destination: Path, may_replace: Callable[[Path], None]) -> None:
@@ -84,6 +98,7 @@ def _take_the_name(folder: Path, destination: Path) -> None:
         os.rename(folder, destination)
         return
     aside = _beside(destination, ".old")
+    held = _lock(destination)
     try:
         os.rename(destination, aside)
         os.rename(folder, destination)
@@ -92,10 +107,86 @@ def _take_the_name(folder: Path, destination: Path) -> None:
             shutil.rmtree(aside, ignore_errors=True)
         else:
             os.rename(aside, destination)
+        if held is not None:
+            os.close(held)
 
 
 def _beside(destination: Path, suffix: str) -> Path:
-    return Path(tempfile.mkdtemp(prefix=f".{destination.name}.", suffix=suffix, dir=destination.parent))
+    """A name that nobody can foresee."""
+    return destination.with_name(f".{destination.name}.{secrets.token_hex(8)}{suffix}")
+
+
+def _new_folder(destination: Path, suffix: str) -> tuple[Path, int]:
+    """An empty folder as the umask has it, and the lock that says its maker lives."""
+    while True:
+        folder = _beside(destination, suffix)
+        folder.mkdir()
+        held = _lock(folder)
+        if held is not None and folder.is_dir():  # nobody took it away before it was locked
+            return folder, held
+
+
+def _lock(path: Path) -> int | None:
+    """The open file, locked until it is closed; None where a living process has it, or it is a link, or gone."""
+    try:
+        handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)
+    except OSError:
+        return None
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(handle)
+        return None
+    except OSError:
+        pass  # a file system without locks
+    return handle
+
+
+def put_in_order(destination: Path) -> None:
+    """Ends what killed writers of the same name left half done: theirs goes, what they had set aside comes back."""
+    for path, suffix in _left_beside(destination):
+        held = _lock(path)
+        if held is None:
+            continue  # its writer lives
+        try:
+            if suffix == "old" and not os.path.lexists(destination):
+                os.rename(path, destination)
+                progress.line(f"{destination}: put back: a run was killed while it replaced it")
+            elif path.is_dir():
+                shutil.rmtree(path, ignore_errors=True)
+                progress.line(f"{path}: left by a run that was killed; taken away")
+            else:
+                path.unlink(missing_ok=True)
+        finally:
+            os.close(held)
+
+
+def _left_beside(destination: Path) -> list[tuple[Path, str]]:
+    name = re.compile(rf"\.{re.escape(destination.name)}\.\w{{8,16}}\.(partial|old)")
+    found = []
+    with suppress(OSError), os.scandir(destination.parent) as entries:
+        for entry in entries:
+            match = name.fullmatch(entry.name)
+            with suppress(OSError):
+                if match and not entry.is_symlink() and entry.stat(follow_symlinks=False).st_uid == os.geteuid():
+                    found.append((destination.parent / entry.name, match[1]))
+    return sorted(found)
+
+
+@contextmanager
+def only_writer(folder: Path, what: str) -> Iterator[None]:
+    """Held by one process at a time, for a folder that is filled over hours; another's attempt is an InputError.
+
+    The lock lies in the folder's own open file, so there is nothing to leave behind, and a dead process holds nothing.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    held = _lock(folder)
+    if held is None:
+        raise InputError(f"{folder}: {what} writes there now; wait for it, or choose another output")
+    try:
+        yield
+    finally:
+        os.close(held)
 
 
 # SHA-256 of files in threads of their own: hashing leaves Python's lock alone, so the caller goes on meanwhile.
@@ -167,9 +258,12 @@ FIELDS = ("card", "plan", "rows", "measured")
 def write_whole(path: str | os.PathLike[str], content: str | bytes) -> None:
     """Text is written in UTF-8; the folder that the file is to lie in has to be there."""
     target = Path(os.path.abspath(path))
-    temporary = target.with_name(f".{target.name}.{secrets.token_hex(4)}.partial")
+    put_in_order(target)
+    temporary = _beside(target, ".partial")
     try:
         with open(temporary, "xb") as stream:
+            with suppress(OSError):  # a file system without locks
+                fcntl.flock(stream, fcntl.LOCK_EX)
             stream.write(content.encode() if isinstance(content, str) else content)
             stream.flush()
             os.fsync(stream.fileno())

@@ -15,6 +15,7 @@ from typing import Any
 
 from edgemm import progress
 from edgemm.bundle.files import is_disk_full
+from edgemm.bundle.onnx_file import external_locations
 from edgemm.engines.attempt import Outcome, attempt
 from edgemm.engines.cache import EngineCache, Entry
 from edgemm.engines.engine_spec import EngineSpec, Profile, merged, smaller
@@ -65,6 +66,7 @@ def _build(spec: EngineSpec, graph: Path, cache: EngineCache, limits: Limits) ->
         wish = {
             "tensorrt": spec.tensorrt,
             "graph": str(graph),
+            "files": {str(path): digest for path, digest in _files(spec, graph).items()},
             "engine": str(workshop / "engine"),
             "sm": "" if spec.place.here else spec.place.compute_capability.replace(".", ""),
             "profiles": [profile.shapes for profile in rung.profiles],
@@ -88,6 +90,12 @@ def _build(spec: EngineSpec, graph: Path, cache: EngineCache, limits: Limits) ->
     finally:
         if workshop:
             shutil.rmtree(workshop, ignore_errors=True)
+
+
+def _files(spec: EngineSpec, graph: Path) -> dict[Path, str]:
+    """What the parser reads, and the hashes that the key holds."""
+    data = {graph.parent / name: spec.data_sha256 for name in external_locations(graph)}
+    return {graph: spec.graph_sha256, **data}
 
 
 # When a build fails: what to try next, and how the story is told.
@@ -120,6 +128,8 @@ def climb(first: Rung, attempt: Callable[[Rung], Outcome], what: str) -> tuple[R
         story.append(f"{rung.what}: {outcome.text}")
         if outcome.kind == "refused":
             raise BundleError(f"{what}: TensorRT's parser refuses it: {outcome.text}")
+        if outcome.kind == "altered":
+            raise BundleError(f"{what}: {outcome.text}")
         if outcome.kind == "disk":
             raise ResourceError(f"{what}: the disk is full: {outcome.text}; what stood in the cache is untouched")
         following = _next(rung, outcome.kind)

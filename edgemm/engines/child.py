@@ -8,16 +8,20 @@ Works with TensorRT 10.3 to 11 and TensorRT for RTX: what a version lacks is loo
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import errno
+import hashlib
 import json
 import os
 import signal
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
+
+from edgemm.bundle.held_file import same_file
 
 __all__ = ["build", "main"]
 
@@ -27,7 +31,7 @@ Tell = Callable[[dict[str, Any]], None]
 
 
 class Failure(Exception):
-    """Why there is no engine: "refused", "attention", "disk" or "other"."""
+    """Why there is no engine: "refused", "altered", "attention", "disk" or "other"."""
 
     def __init__(self, kind: str, text: str) -> None:
         super().__init__(text)
@@ -68,7 +72,8 @@ def build(wish: dict[str, Any], tell: Tell) -> dict[str, Any]:
     builder = trt.Builder(logger)
     network = builder.create_network(_network_flags(trt, wish["tensorrt"]))
     tell({"phase": "parsing", "done": 0, "of": 1})
-    _parse(trt, network, logger, wish["graph"])
+    with _unaltered(wish.get("files", {})):
+        _parse(trt, network, logger, wish["graph"])
     layers = Counter(str(network.get_layer(i).type).rpartition(".")[2] for i in range(network.num_layers))
     if wish["decomposable"]:
         _let_attention_be_taken_apart(trt, network)
@@ -114,6 +119,20 @@ def _parse(trt: Any, network: Any, logger: Any, graph: str) -> None:
         node = f"{error.node_operator()} {error.node_name()!r}: " if hasattr(error, "node_operator") else ""
         found.append(" ".join(f"{node}{error.desc()}".split()))
     raise Failure("refused", found[0] if found else "the parser gave no reason")
+
+
+@contextlib.contextmanager
+def _unaltered(files: dict[str, str]) -> Iterator[None]:
+    """The parser opens paths by itself: what it reads in here is what has these hashes, or there is no engine."""
+    before = {path: os.stat(path) for path in files}
+    for path, wanted in files.items():
+        with open(path, "rb") as stream:
+            if hashlib.file_digest(stream, "sha256").hexdigest() != wanted:
+                raise Failure("altered", f"{path}: is not the file that was verified")
+    yield
+    for path, state in before.items():
+        if same_file(state) != same_file(os.stat(path)):
+            raise Failure("altered", f"{path}: was changed while it was parsed")
 
 
 def _let_attention_be_taken_apart(trt: Any, network: Any) -> None:
