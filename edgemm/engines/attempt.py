@@ -6,21 +6,17 @@ The child is child.py.  What to do after a failed attempt is for builder.py.
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 import threading
 import time
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-import edgemm
 from edgemm import progress
+from edgemm.device.child import Watch, environment, signal_name
 
 __all__ = ["Outcome", "attempt"]
-
-POLL_S = 0.03
 
 
 @dataclass(frozen=True)
@@ -36,21 +32,19 @@ class Outcome:
 def attempt(what: str, wish: dict[str, Any], memory_bytes: int, timeout_s: float) -> Outcome:
     """`what` is how the engine is called to whoever waits."""
     began_s = time.monotonic()
-    root = str(Path(edgemm.__file__).resolve().parent.parent)
-    path = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))
     child = subprocess.Popen(
         [sys.executable, "-m", "edgemm.engines.child"],
-        env={**os.environ, "PYTHONPATH": path},
+        env=environment(),
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
         errors="replace",
     )
-    watch = _Watch(child, memory_bytes, time.monotonic() + timeout_s)
+    watch = Watch(child, memory_bytes, time.monotonic() + timeout_s)
     try:
         assert child.stdin and child.stdout
-        _send(child, {**wish, "parent": os.getpid()})
+        _send(child, wish)
         said = _Drain(child)
         watch.start()
         last: dict[str, Any] = {}
@@ -84,7 +78,7 @@ def _read(line: str) -> dict[str, Any] | None:
     return found if isinstance(found, dict) else None
 
 
-def _outcome(last: dict[str, Any], watch: _Watch, code: int, said: str, memory_bytes: int, timeout_s: float) -> Outcome:
+def _outcome(last: dict[str, Any], watch: Watch, code: int, said: str, memory_bytes: int, timeout_s: float) -> Outcome:
     peak = watch.peak_bytes
     if watch.reason == "memory":
         return Outcome(None, "memory", f"it grew past {_size(memory_bytes)}", peak)
@@ -95,40 +89,8 @@ def _outcome(last: dict[str, Any], watch: _Watch, code: int, said: str, memory_b
     if "failure" in last:
         return Outcome(None, last["failure"]["kind"], last["failure"]["text"], peak)
     if code < 0:
-        return Outcome(None, "crash", f"the builder crashed with signal {-code}", peak)
+        return Outcome(None, "crash", f"the builder crashed with {signal_name(-code)}", peak)
     return Outcome(None, "other", said or f"the builder ended with code {code}", peak)
-
-
-class _Watch(threading.Thread):
-    """Kills the child when it grows or lasts too long, and remembers which."""
-
-    def __init__(self, child: subprocess.Popen[str], memory_bytes: int, deadline_s: float) -> None:
-        super().__init__(daemon=True)
-        self.child, self.memory_bytes, self.deadline_s = child, memory_bytes, deadline_s
-        self.reason, self.peak_bytes = "", 0
-
-    def run(self) -> None:
-        while self.child.poll() is None:
-            used = _private_bytes(self.child.pid)
-            self.peak_bytes = max(self.peak_bytes, used)
-            if used > self.memory_bytes:
-                self.reason = "memory"
-            elif time.monotonic() > self.deadline_s:
-                self.reason = "time"
-            if self.reason:
-                self.child.kill()
-                return
-            time.sleep(POLL_S)
-
-
-def _private_bytes(pid: int) -> int:
-    """Memory that is the process's own: libraries mapped from disk do not count, they can be dropped."""
-    try:
-        lines = Path(f"/proc/{pid}/status").read_text().splitlines()
-    except OSError:
-        return 0
-    rows = {name: value for name, _, value in (line.partition(":") for line in lines)}
-    return sum(int(rows[name].split()[0]) * 1024 for name in ("RssAnon", "RssShmem") if name in rows)
 
 
 class _Drain(threading.Thread):

@@ -9,9 +9,7 @@ Works with TensorRT 10.3 to 11 and TensorRT for RTX: what a version lacks is loo
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import errno
-import hashlib
 import json
 import os
 import signal
@@ -19,14 +17,16 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
-from edgemm.bundle.held_file import same_file
+from edgemm.bundle.held_file import HeldFile, same_file
+from edgemm.device.child import die_with_parent
+from edgemm.errors import BundleError
 
 __all__ = ["build", "main"]
 
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-PR_SET_PDEATHSIG = 1
 Tell = Callable[[dict[str, Any]], None]
 
 
@@ -42,7 +42,9 @@ def main() -> int:
     wish = json.load(sys.stdin)
     news = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # TensorRT prints where it likes
-    _die_with_parent(wish["parent"])
+    die_with_parent()
+    if hasattr(signal, "SIGXFSZ"):
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # a file limit is then an error like a full disk
 
     def tell(line: dict[str, Any]) -> None:
         news.write(json.dumps(line) + "\n")
@@ -53,6 +55,8 @@ def main() -> int:
         return 0
     except Failure as failure:
         tell({"failure": {"kind": failure.kind, "text": str(failure)}})
+    except BundleError as error:
+        tell({"failure": {"kind": "altered", "text": str(error)}})
     except MemoryError:
         tell({"failure": {"kind": "memory", "text": "out of memory"}})
     except OSError as error:
@@ -126,9 +130,8 @@ def _unaltered(files: dict[str, str]) -> Iterator[None]:
     """The parser opens paths by itself: what it reads in here is what has these hashes, or there is no engine."""
     before = {path: os.stat(path) for path in files}
     for path, wanted in files.items():
-        with open(path, "rb") as stream:
-            if hashlib.file_digest(stream, "sha256").hexdigest() != wanted:
-                raise Failure("altered", f"{path}: is not the file that was verified")
+        if HeldFile(Path(path)).sha256() != wanted:
+            raise Failure("altered", f"{path}: is not the file that was verified")
     yield
     for path, state in before.items():
         if same_file(state) != same_file(os.stat(path)):
@@ -183,16 +186,6 @@ def _monitor(trt: Any, tell: Tell) -> Any:
 
 def _is_memory(text: str) -> bool:
     return any(word in text.lower() for word in ("out of memory", "bad_alloc", "memory limit", "insufficient memory"))
-
-
-def _die_with_parent(parent: int) -> None:
-    """A build that nobody waits for would hold its memory for minutes."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-        if os.getppid() != parent:
-            os._exit(1)
-    if hasattr(signal, "SIGXFSZ"):
-        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # a file limit is then an error like a full disk
 
 
 if __name__ == "__main__":
