@@ -1,4 +1,7 @@
-"""What config.json says that a folder of the Hugging Face hub holds.  No torch here, and no weight is read."""
+"""What config.json says that a folder of the Hugging Face hub holds, or a GGUF file's own header that it holds.
+
+No torch here, and no weight is read.
+"""
 
 from __future__ import annotations
 
@@ -8,17 +11,26 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from edgemm.bundle.reading import read_text, reading
-from edgemm.errors import CheckpointError, InputError, UsageError
+from edgemm.bundle.reading import check_is_file, read_text, reading
+from edgemm.errors import CheckpointError, InputError, MissingError, UsageError
 
 __all__ = ["Found", "find_foreign", "other_folders"]
+
+
+GGUF = ".gguf"
+IN_GGUF = {  # general.architecture -> class of the library; a Mistral calls itself llama there, and is as one
+    "llama": "LlamaForCausalLM",
+    "mistral": "MistralForCausalLM",
+    "qwen2": "Qwen2ForCausalLM",
+    "qwen3": "Qwen3ForCausalLM",
+}
 
 
 @dataclass(frozen=True)
 class Found:
     """What config.json says that a folder holds."""
 
-    folder: Path
+    folder: Path  # or the GGUF file
     architecture: str
     config: dict[str, Any]
     others: Mapping[str, Path] = field(default_factory=dict)  # folders of what is published apart, by name
@@ -39,6 +51,8 @@ class Found:
 
 def find_foreign(folder: Path) -> Found | None:
     """None where it is no Hugging Face model: then it may be a checkpoint of edgemm's own."""
+    if (inside := _gguf_in(folder)) is not None:
+        return _find_gguf(inside)
     path = folder / "config.json"
     try:
         with reading(path):
@@ -51,6 +65,40 @@ def find_foreign(folder: Path) -> Found | None:
     names = config.get("architectures") or [class_name or f"(none named, model_type {config.get('model_type')!r})"]
     with reading(path, "architectures", CheckpointError):
         return Found(folder, str(names[0]), config)
+
+
+def _gguf_in(path: Path) -> Path | None:
+    """The file itself, or the only one of a folder that has no config.json."""
+    with reading(path, kind=CheckpointError):
+        if path.suffix.lower() == GGUF and not path.is_dir():
+            return check_is_file(path, "a GGUF file", CheckpointError)
+        if not path.is_dir() or (path / "config.json").exists():
+            return None
+        files = sorted(each for each in path.iterdir() if each.suffix.lower() == GGUF)
+    if len(files) > 1:
+        raise CheckpointError(f"{path}: {len(files)} GGUF files, give one of them: {files[0]}, for example")
+    return files[0] if files else None
+
+
+def _find_gguf(path: Path) -> Found:
+    try:
+        import gguf
+    except ImportError as error:
+        raise MissingError(
+            f"{path}: reading GGUF needs the package gguf: pip install 'edgemm[families,ort]'"
+        ) from error
+    with reading(path, "not a GGUF file", CheckpointError):
+        fields = gguf.GGUFReader(str(path)).fields
+        said = {
+            key: str(fields[f"general.{key}"].contents()) if f"general.{key}" in fields else ""
+            for key in ("architecture", "license")
+        }
+    architecture = IN_GGUF.get(said["architecture"])
+    if architecture is None:
+        raise CheckpointError(
+            f"{path}: a GGUF of {said['architecture']!r}, which is not read; expected one of: {', '.join(IN_GGUF)}"
+        )
+    return Found(path, architecture, {"license": said["license"]})
 
 
 def other_folders(named: Iterable[str]) -> dict[str, Path]:

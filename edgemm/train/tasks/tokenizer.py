@@ -19,8 +19,8 @@ from torch import Tensor, nn
 from edgemm.errors import InputError, UsageError
 from edgemm.evaluate.metrics import psnr_db
 from edgemm.model import checkpoint
-from edgemm.model.lite0 import Lite0, lite0_weights
 from edgemm.model.unified import Unified
+from edgemm.model.vision import Lite0, lite0_weights
 from edgemm.train.ranks import Share
 from edgemm.train.recipe import AutoencodeRecipe
 from edgemm.train.samples import batch_rows, pick_samples, pictures_of
@@ -289,7 +289,7 @@ class Adversary:
 #
 #     P(x', x) = mean over depths, places |f(x') / |f(x')| - f(x) / |f(x)||^2        arXiv:1801.03924
 #
-# f are the feature maps of EfficientNet-Lite0 (model/lite0.py) at three depths.  It sees edges and textures where the
+# f are the feature maps of EfficientNet-Lite0 (model/vision.py) at three depths.  It sees edges and textures where the
 # pixels' error sees their mean.
 # Axes: b batch, H = W pixels a side.
 
