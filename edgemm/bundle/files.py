@@ -39,6 +39,7 @@ __all__ = [
     "telling_name",
     "whole_folder",
     "write_whole",
+    "written_beside",
 ]
 
 
@@ -258,22 +259,31 @@ FIELDS = ("card", "plan", "rows", "measured")
 def write_whole(path: str | os.PathLike[str], content: str | bytes) -> None:
     """Text is written in UTF-8; the folder that the file is to lie in has to be there."""
     target = Path(os.path.abspath(path))
-    put_in_order(target)
-    temporary = _beside(target, ".partial")
     try:
-        with open(temporary, "xb") as stream:
-            with suppress(OSError):  # a file system without locks
-                fcntl.flock(stream, fcntl.LOCK_EX)
+        with written_beside(target) as temporary, open(temporary, "rb+") as stream:
             stream.write(content.encode() if isinstance(content, str) else content)
             stream.flush()
             os.fsync(stream.fileno())
-        os.replace(temporary, target)
     except OSError as error:
         if is_disk_full(error):
             raise ResourceError(f"{target}: the disk is full; this file was not kept") from error
         raise InputError(f"{target}: cannot be written: {error.strerror or error}") from error
+
+
+@contextmanager
+def written_beside(target: Path) -> Iterator[Path]:
+    """An empty file to fill, of a name that nobody can foresee; it takes the target's name when the block ends well."""
+    put_in_order(target)
+    temporary = _beside(target, ".partial")
+    handle = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
+    try:
+        with suppress(OSError):  # a file system without locks
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield temporary
+        os.replace(temporary, target)
     finally:
         temporary.unlink(missing_ok=True)
+        os.close(handle)
 
 
 def read_result(path: Path) -> dict[str, Any]:

@@ -214,8 +214,7 @@ def _made(node: _Node, given: list[_Value]) -> _Value:
     if node.op_type == "Expand" and len(given) > 1 and numbers[1] is not None:
         return _Value(_spread([shapes[0] or (), tuple(max(1, size) for size in numbers[1])]))
     if node.op_type == "Tile" and len(given) > 1 and shapes[0] is not None and numbers[1] is not None:
-        if len(shapes[0]) == len(numbers[1]):
-            return _Value(tuple(size * max(0, times) for size, times in zip(shapes[0], numbers[1])))
+        return _Value(tuple(size * max(0, times) for size, times in zip(shapes[0], numbers[1])))
     if node.op_type == "Range" and len(given) > 2 and all(n and len(n) == 1 for n in numbers):
         start, end, step = (n[0] for n in numbers if n)
         return _Value((max(0, -(-(end - start) // step)),) if step else None)

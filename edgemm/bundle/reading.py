@@ -18,13 +18,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from edgemm.errors import EdgemmError, InputError, MissingError, ResourceError
+from edgemm.errors import EdgemmError, InputError, MissingError, ResourceError, ran_out_of_memory
 
 __all__ = ["check_is_file", "read_text", "reading"]
 
 MOST_SAID = 300  # characters of a library's own words
 PANIC = "PanicException"  # of libraries written in Rust; a BaseException, made anew by each
-NO_MEMORY = ("out of memory", "can't allocate memory", "not enough memory", "Cannot allocate memory")
 NO_MORE = (errno.ENOSPC, errno.EDQUOT, errno.ENOMEM, errno.EMFILE, errno.ETIMEDOUT)
 
 
@@ -48,10 +47,10 @@ def reading(
 def _as_ours(error: BaseException, path: str, what: str, kind: type[EdgemmError]) -> EdgemmError:
     what = what and f"{what}: "
     said = " ".join(str(error).split())[:MOST_SAID] or type(error).__name__
+    if ran_out_of_memory(error):
+        return ResourceError(f"{path}: out of memory{': ' + said if any(map(str.isdigit, said)) else ''}")
     if isinstance(error, ImportError):
         return MissingError(f"{path}: {said}")
-    if isinstance(error, MemoryError) or any(words in said for words in NO_MEMORY):
-        return ResourceError(f"{path}: out of memory")
     if isinstance(error, TimeoutError) or (isinstance(error, OSError) and error.errno in NO_MORE):
         return ResourceError(f"{path}: {said}")
     if isinstance(error, OSError) and error.strerror:

@@ -9,6 +9,8 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
+import math
+import re
 import types
 import typing
 from typing import Any, TypeVar
@@ -18,13 +20,24 @@ from edgemm.errors import BundleError, InputError
 __all__ = ["check_one_of", "check_range", "decode", "encode", "parse"]
 
 T = TypeVar("T")
+LONGEST_NUMBER = 40  # digits; 64 bits have 20
+SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")  # half of a letter, perhaps
 PLAIN = {str: "a string", bool: "true or false", int: "a whole number", float: "a number"}
 
 
 def parse(text: str | bytes, where: str) -> dict[str, Any]:
     """JSON text to an object; NaN, Infinity and doubled fields are refused."""
     try:
-        document = json.loads(text, parse_constant=_refuse_constant, object_pairs_hook=_object_without_doubles)
+        text = text.decode("utf-8-sig") if isinstance(text, bytes) else text
+        document = json.loads(
+            text,
+            parse_constant=_refuse_constant,
+            parse_int=_whole_number,
+            parse_float=_finite_number,
+            object_pairs_hook=_object_without_doubles,
+        )
+        if SURROGATE.search(text):
+            json.dumps(document, ensure_ascii=False).encode()
     except RecursionError as error:
         raise BundleError(f"{where}: not the JSON that was expected: nested too deep") from error
     except ValueError as error:
@@ -127,6 +140,19 @@ def _kind(value: Any) -> str:
 
 def _refuse_constant(name: str) -> None:
     raise ValueError(f"{name} is not JSON")
+
+
+def _whole_number(digits: str) -> int:
+    if len(digits) > LONGEST_NUMBER:
+        raise ValueError(f"a number of {len(digits)} digits")
+    return int(digits)
+
+
+def _finite_number(digits: str) -> float:
+    number = float(digits)
+    if math.isinf(number):
+        raise ValueError(f"{digits[:LONGEST_NUMBER]} is too large a number")
+    return number
 
 
 def _object_without_doubles(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

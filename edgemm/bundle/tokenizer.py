@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from edgemm.bundle.reading import read_text, reading
+from edgemm.bundle.tokenizer_limits import check_growth
 from edgemm.errors import InputError, MissingError
 
 __all__ = ["StreamDecoder", "Tokenizer"]
@@ -32,6 +33,7 @@ class Tokenizer:
             self._inner = tokenizers.Tokenizer.from_str(read_text(path) if text is None else text)
             self._inner.no_padding()
             self._inner.no_truncation()
+            check_growth(self._inner)
         self._path = path
         self._lock = threading.Lock()
 

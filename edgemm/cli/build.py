@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import argparse
 import json
-import re
 from pathlib import Path
 
 from edgemm.cli.display import Display
+from edgemm.cli.guard import parse_bytes
 from edgemm.errors import UsageError
 
-__all__ = ["HELP", "add_arguments", "parse_bytes", "run"]
+__all__ = ["HELP", "add_arguments", "run"]
 
 HELP = "build a bundle's TensorRT engines: for this device, or with --target rtx --sm 86,89 for others, without a GPU"
-UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -36,15 +35,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--cache-size", metavar="SIZE", default="16GiB", help="oldest unused go beyond it (16GiB)")
     parser.add_argument("--print-trtexec", action="store_true", help="print NVIDIA's commands for it and build nothing")
     parser.add_argument("--json", action="store_true", help="print one JSON document")
-
-
-def parse_bytes(text: str) -> int:
-    """2GiB, 512MB, 100000: always powers of 1024."""
-    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMG]?)(?:i?B)?", text, re.IGNORECASE)
-    size = int(float(found.group(1)) * UNITS[found.group(2).upper()]) if found else 0
-    if size < 1:
-        raise UsageError(f"size is {text!r}, expected for example 2GiB or 512MiB")
-    return size
 
 
 def run(args: argparse.Namespace) -> int:

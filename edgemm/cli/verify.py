@@ -18,7 +18,8 @@ from edgemm.bundle.graph_rules import RULES, broken_rules
 from edgemm.bundle.manifest import Manifest
 from edgemm.bundle.onnx_file import check_external_data, read_outline
 from edgemm.cli.display import Display
-from edgemm.errors import CheckFailedError, MissingError
+from edgemm.cli.guard import add_limits
+from edgemm.errors import CheckFailedError, MissingError, ran_out_of_memory
 
 __all__ = ["HELP", "PARITY", "add_arguments", "check_graphs", "check_hashes", "check_rules", "run"]
 
@@ -34,6 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="run the graphs against their recorded references (default: where edgemm[export] is installed)",
     )
     parser.add_argument("--json", action="store_true", help="print one JSON document")
+    add_limits(parser)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -97,6 +99,8 @@ def _compare(bundle: Bundle, wanted: bool | None) -> list[str] | None:
     try:
         check: Callable[[Bundle], list[str]] = getattr(importlib.import_module(module), function)
     except (ImportError, AttributeError) as error:
+        if ran_out_of_memory(error):
+            raise
         if wanted:
             raise MissingError(f"--parity needs {module}.{function} ({error}): pip install 'edgemm[export]'") from error
         return None

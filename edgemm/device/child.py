@@ -28,7 +28,7 @@ from typing import Any, NoReturn, TypeVar
 import edgemm
 from edgemm.errors import EdgemmError, InputError
 
-__all__ = ["Answer", "Watch", "ask", "die_with_parent", "environment", "forked", "signal_name"]
+__all__ = ["Answer", "Watch", "ask", "die_with_parent", "environment", "forked", "private_bytes", "signal_name"]
 
 T = TypeVar("T")
 POLL_S = 0.03
@@ -108,7 +108,7 @@ class Watch(threading.Thread):
 
     def run(self) -> None:
         while self.child.poll() is None:
-            used = _private_bytes(self.child.pid)
+            used = private_bytes(self.child.pid)
             self.peak_bytes = max(self.peak_bytes, used)
             if self.memory_bytes is not None and used > self.memory_bytes:
                 self.reason = "memory"
@@ -120,7 +120,7 @@ class Watch(threading.Thread):
             time.sleep(POLL_S)
 
 
-def _private_bytes(pid: int) -> int:
+def private_bytes(pid: int) -> int:
     """Memory that is the process's own: libraries mapped from disk do not count, they can be dropped."""
     try:
         lines = Path(f"/proc/{pid}/status").read_text().splitlines()

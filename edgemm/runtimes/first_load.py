@@ -1,4 +1,4 @@
-"""The first load of a bundle on this machine, in another process with limits: what crashes or has no end, does so there.
+"""The first load of a bundle on this machine, in another process: what crashes or has no end, does so there.
 
 Libraries trust the graphs that they load: whole numbers divided while constants are folded end a process, loops and
 sizes have no bound.  So a bundle that was never used here is first loaded, and asked for one token and one step, by
