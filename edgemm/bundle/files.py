@@ -1,251 +1,119 @@
-"""A folder that is whole or not there: written under another name beside its destination, renamed when the block ends.
+"""The one boundary to the disk: a stranger's file is read, hashed and decoded, ours is written whole or not at all.
 
-    with whole_folder(Path("runs/x/checkpoint"), may_replace) as folder:
-        ...                                                      # everything goes to `folder`
+    with reading(path, "not a tokenizer.json"):
+        inner = tokenizers.Tokenizer.from_str(text)
 
-Whatever goes wrong in the block, Ctrl-C included, what stood there before stands there still, and nothing else is left.
-A kill leaves `.NAME.*.partial` beside it, and between the two renames of a replacement the old folder as `.NAME.*.old`:
-the next writer of the same name takes the first away and puts the second back.  What belongs to a process that lives is
-told by its lock (flock), which dies with it.  What may be replaced, and what to say of a full disk, is each caller's.
+Parsing libraries share no base of errors, and one of them raises a panic that is no Exception at all.  In this context
+all are the file's fault (exit 3), but a package that lacks (4) and memory, disk or time that ends (5); outside of it
+only our own invariants are left, and those are bugs (1).  It knows errors, bytes and types, never what a field means.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import errno
-import fcntl
-import hashlib
+import functools
+import importlib
 import json
-import mmap
+import math
 import os
 import re
-import secrets
-import shutil
 import stat
-from collections.abc import Callable, Iterator
-from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+import types
+import typing
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from edgemm import progress
-from edgemm.errors import InputError, ResourceError
+from edgemm.bundle.beside import written_beside
+from edgemm.errors import BundleError, EdgemmError, InputError, MissingError, ResourceError, ran_out_of_memory
 
 __all__ = [
-    "AT_ONCE",
-    "FileHashes",
+    "check_is_file",
+    "check_one_of",
+    "check_range",
+    "decode",
+    "encode",
     "is_disk_full",
-    "only_writer",
+    "library",
+    "parse",
+    "pillow",
     "read_result",
-    "telling_name",
-    "whole_folder",
+    "read_text",
+    "reading",
     "write_whole",
-    "written_beside",
 ]
 
-
-STAGES = ("codes", "autoencode", "read", "draw", "edit", "joint")  # what recipes call theirs
-
-
-def is_disk_full(error: BaseException | None) -> bool:
-    return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
-
-
-def telling_name(folder: Path) -> str:
-    """What tells a checkpoint from others: "style" of runs/style/checkpoint, "a-draw" of runs/a/draw/checkpoint."""
-    path = Path(os.path.abspath(folder))
-    if path.name == "checkpoint" and path.parent.name:
-        path = path.parent
-        if path.name in STAGES and path.parent.name:
-            return f"{path.parent.name}-{path.name}"
-    return path.name
-
-
-def _any_folder(path: Path) -> None:
-    """The rule of those who write into a folder of their own."""
+MOST_SAID = 300  # characters of a library's own words
+PANIC = "PanicException"  # of libraries written in Rust; a BaseException, made anew by each
+NO_MORE = (errno.ENOSPC, errno.EDQUOT, errno.ENOMEM, errno.EMFILE, errno.ETIMEDOUT)
 
 
 @contextmanager
-def whole_folder(path: str | os.PathLike[str], may_replace: Callable[[Path], None] = _any_folder) -> Iterator[Path]:
-    """A folder to fill.  `may_replace` is called with what stands there, before the work and after it, and raises its
-    own error where that is to stay; links and files always do."""
-    destination = Path(os.path.abspath(path))
-    put_in_order(destination)
-    _check(destination, may_replace)
-    destination.parent.mkdir(parents=True, exist_ok=True)
-    folder, held = _new_folder(destination, ".partial")
-    try:
-        yield folder
-        mode = folder.stat().st_mode & 0o666  # as the umask has it; some libraries write their files 0600
-        for file in folder.rglob("*"):
-            if file.is_file() and not file.is_symlink():
-                file.chmod(mode)
-        _check(destination, may_replace)
-        _take_the_name(folder, destination)
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-        os.close(held)
-
-
-def _check(destination: Path, may_replace: Callable[[Path], None]) -> None:
-    if not os.path.lexists(destination):
-        return
-    may_replace(destination)
-    if destination.is_symlink() or not destination.is_dir():
-        raise InputError(f"{destination}: exists and is no folder, so it will not be replaced")
-
-
-def _take_the_name(folder: Path, destination: Path) -> None:
-    if not os.path.lexists(destination):
-        os.rename(folder, destination)
-        return
-    aside = _beside(destination, ".old")
-    held = _lock(destination)
-    try:
-        os.rename(destination, aside)
-        os.rename(folder, destination)
-    finally:
-        if os.path.lexists(destination):
-            shutil.rmtree(aside, ignore_errors=True)
-        else:
-            os.rename(aside, destination)
-        if held is not None:
-            os.close(held)
-
-
-def _beside(destination: Path, suffix: str) -> Path:
-    """A name that nobody can foresee."""
-    return destination.with_name(f".{destination.name}.{secrets.token_hex(8)}{suffix}")
-
-
-def _new_folder(destination: Path, suffix: str) -> tuple[Path, int]:
-    """An empty folder as the umask has it, and the lock that says its maker lives."""
-    while True:
-        folder = _beside(destination, suffix)
-        folder.mkdir()
-        held = _lock(folder)
-        if held is not None and folder.is_dir():  # nobody took it away before it was locked
-            return folder, held
-
-
-def _lock(path: Path) -> int | None:
-    """The open file, locked until it is closed; None where a living process has it, or it is a link, or gone."""
-    try:
-        handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)
-    except OSError:
-        return None
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(handle)
-        return None
-    except OSError:
-        pass  # a file system without locks
-    return handle
-
-
-def put_in_order(destination: Path) -> None:
-    """Ends what killed writers of the same name left half done: theirs goes, what they had set aside comes back."""
-    for path, suffix in _left_beside(destination):
-        held = _lock(path)
-        if held is None:
-            continue  # its writer lives
-        try:
-            if suffix == "old" and not os.path.lexists(destination):
-                os.rename(path, destination)
-                progress.line(f"{destination}: put back: a run was killed while it replaced it")
-            elif path.is_dir():
-                shutil.rmtree(path, ignore_errors=True)
-                progress.line(f"{path}: left by a run that was killed; taken away")
-            else:
-                path.unlink(missing_ok=True)
-        finally:
-            os.close(held)
-
-
-def _left_beside(destination: Path) -> list[tuple[Path, str]]:
-    name = re.compile(rf"\.{re.escape(destination.name)}\.\w{{8,16}}\.(partial|old)")
-    found = []
-    with suppress(OSError), os.scandir(destination.parent) as entries:
-        for entry in entries:
-            match = name.fullmatch(entry.name)
-            with suppress(OSError):
-                if match and not entry.is_symlink() and entry.stat(follow_symlinks=False).st_uid == os.geteuid():
-                    found.append((destination.parent / entry.name, match[1]))
-    return sorted(found)
-
-
-@contextmanager
-def only_writer(folder: Path, what: str) -> Iterator[None]:
-    """Held by one process at a time, for a folder that is filled over hours; another's attempt is an InputError.
-
-    The lock lies in the folder's own open file, so there is nothing to leave behind, and a dead process holds nothing.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    held = _lock(folder)
-    if held is None:
-        raise InputError(f"{folder}: {what} writes there now; wait for it, or choose another output")
+def reading(
+    path: str | os.PathLike[str], what: str = "cannot be read", kind: type[EdgemmError] = InputError
+) -> Iterator[None]:
+    """`what` says what the file fails at, `kind` is the error that most failures become."""
     try:
         yield
-    finally:
-        os.close(held)
+    except BaseException as error:
+        if type(error) is InputError and issubclass(kind, InputError):
+            raise kind(str(error)) from error
+        if isinstance(error, EdgemmError):
+            raise
+        if not isinstance(error, Exception) and type(error).__name__ != PANIC:
+            raise  # Ctrl-C, and what ends a process or a generator
+        raise _as_ours(error, f"{os.fspath(path)!s}".replace("\0", "\\0"), what, kind) from error
 
 
-# SHA-256 of files in threads of their own: hashing leaves Python's lock alone, so the caller goes on meanwhile.
-#
-# It knows paths and bytes, never what a hash should be: see bundle.py.
+def _as_ours(error: BaseException, path: str, what: str, kind: type[EdgemmError]) -> EdgemmError:
+    what = what and f"{what}: "
+    said = " ".join(str(error).split())[:MOST_SAID] or type(error).__name__
+    if ran_out_of_memory(error):
+        return ResourceError(f"{path}: out of memory{': ' + said if any(map(str.isdigit, said)) else ''}")
+    if isinstance(error, ImportError):
+        return MissingError(f"{path}: {said}")
+    if isinstance(error, TimeoutError) or (isinstance(error, OSError) and error.errno in NO_MORE):
+        return ResourceError(f"{path}: {said}")
+    if isinstance(error, OSError) and error.strerror:
+        other = f" ({error.filename})" if error.filename and str(error.filename) != path else ""
+        return kind(f"{path}: {what}{error.strerror}{other}")
+    if isinstance(error, RecursionError):
+        said = "nested too deep"
+    elif isinstance(error, UnicodeDecodeError):
+        said = f"not UTF-8: {said}"
+    elif isinstance(error, (KeyError, IndexError, TypeError, AttributeError, AssertionError)):
+        said = f"not what was expected ({type(error).__name__}: {said})"
+    return kind(f"{path}: {what}{said}")
 
-CHUNK_BYTES = 1 << 26  # between two of them a thread waits for Python's lock
-AT_ONCE = 4  # files that are hashed side by side
-LARGE_BYTES = 1 << 20  # what takes a millisecond
 
-Tell = Callable[[int], None]  # bytes that were hashed just now
+def check_is_file(path: str | os.PathLike[str], expected: str = "a file", kind: type[EdgemmError] = InputError) -> Path:
+    """The path of a regular file; a pipe, a device or a socket, whose reader may wait for ever, is refused."""
+    with reading(path, kind=kind):
+        mode = os.stat(path).st_mode
+    if not stat.S_ISREG(mode):
+        raise kind(f"{path}: not a file; expected {expected}")
+    return Path(path)
 
 
-class FileHashes:
-    """Hashes in the making.  Each file is read once; leaving the `with` ends what nobody waits for any more."""
+def read_text(path: str | os.PathLike[str], expected: str = "a file", **how: Any) -> str:
+    """All of a text file in UTF-8, with or without the mark that some editors put before it."""
+    with reading(check_is_file(path, expected, **how), **how):
+        return Path(path).read_text(encoding="utf-8-sig")
 
-    def __init__(self, at_once: int = AT_ONCE, tell: Tell | None = None) -> None:
-        self._pool = ThreadPoolExecutor(at_once)
-        self._tell = tell
-        self._begun: dict[Path, Future[str]] = {}
-        self._ended = False
 
-    def begin(self, file: Path) -> Future[str]:
-        """Its hash, in hexadecimal digits, once it is there."""
-        if file not in self._begun:
-            self._begun[file] = self._pool.submit(self._sha256, file)
-        return self._begun[file]
+def library(name: str, lacking: str) -> Any:
+    """A library that reads or writes files of some kind; `lacking` says what needs it, and how to get it."""
+    try:
+        return importlib.import_module(name)
+    except ImportError as error:
+        raise MissingError(lacking) from error
 
-    def begin_weights(self, bundle: Path) -> None:
-        """A bundle's large files, before its manifest is read: whatever that says, they will be asked for."""
-        sizes: dict[Path, int] = {}
-        for file in bundle.glob("components/*/*"):
-            state = file.lstat()
-            if stat.S_ISREG(state.st_mode) and state.st_size >= LARGE_BYTES:
-                sizes[file] = state.st_size
-        for file in sorted(sizes, key=lambda file: -sizes[file]):
-            self.begin(file)
 
-    def __enter__(self) -> FileHashes:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self._ended = True
-        self._pool.shutdown(cancel_futures=True)
-
-    def _sha256(self, file: Path) -> str:
-        found, size = hashlib.sha256(), file.stat().st_size
-        if not size:  # nothing to map
-            return found.hexdigest()
-        with open(file, "rb") as stream, mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as whole:
-            for start in range(0, len(whole), CHUNK_BYTES):
-                if self._ended:
-                    raise CancelledError
-                with memoryview(whole)[start : start + CHUNK_BYTES] as chunk:
-                    found.update(chunk)
-                    if self._tell:
-                        self._tell(len(chunk))
-        return found.hexdigest()
+def pillow() -> Any:
+    """PIL.Image."""
+    return library("PIL.Image", "pictures need Pillow: pip install 'edgemm[ort]'")
 
 
 # A result on the disk: written whole or not at all, and read again.
@@ -254,6 +122,10 @@ class FileHashes:
 # result.
 
 FIELDS = ("card", "plan", "rows", "measured")
+
+
+def is_disk_full(error: BaseException | None) -> bool:
+    return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
 
 
 def write_whole(path: str | os.PathLike[str], content: str | bytes) -> None:
@@ -268,22 +140,6 @@ def write_whole(path: str | os.PathLike[str], content: str | bytes) -> None:
         if is_disk_full(error):
             raise ResourceError(f"{target}: the disk is full; this file was not kept") from error
         raise InputError(f"{target}: cannot be written: {error.strerror or error}") from error
-
-
-@contextmanager
-def written_beside(target: Path) -> Iterator[Path]:
-    """An empty file to fill, of a name that nobody can foresee; it takes the target's name when the block ends well."""
-    put_in_order(target)
-    temporary = _beside(target, ".partial")
-    handle = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
-    try:
-        with suppress(OSError):  # a file system without locks
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        yield temporary
-        os.replace(temporary, target)
-    finally:
-        temporary.unlink(missing_ok=True)
-        os.close(handle)
 
 
 def read_result(path: Path) -> dict[str, Any]:
@@ -301,3 +157,166 @@ def read_result(path: Path) -> dict[str, Any]:
         if isinstance(document, dict) and all(isinstance(document.get(field), dict) for field in FIELDS):
             return document
     raise InputError(f"{path}: its last line is not the JSON document that `edgemm bench` prints")
+
+
+# JSON to frozen dataclasses and back, by their type hints; every refusal names the field.  Strict on purpose: an
+# unknown field, a missing one, a number for a string, a NaN, a field given twice are all refused: each is somebody's
+# slip on its way to a device.
+
+T = TypeVar("T")
+LONGEST_NUMBER = 40  # digits; 64 bits have 20
+SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")  # half of a letter, perhaps
+PLAIN = {str: "a string", bool: "true or false", int: "a whole number", float: "a number"}
+
+
+def parse(text: str | bytes, where: str) -> dict[str, Any]:
+    """JSON text to an object; NaN, Infinity and doubled fields are refused."""
+    try:
+        text = text.decode("utf-8-sig") if isinstance(text, bytes) else text
+        document = json.loads(
+            text,
+            parse_constant=_refuse_constant,
+            parse_int=_whole_number,
+            parse_float=_finite_number,
+            object_pairs_hook=_object_without_doubles,
+        )
+        if SURROGATE.search(text):
+            json.dumps(document, ensure_ascii=False).encode()
+    except RecursionError as error:
+        raise BundleError(f"{where}: not the JSON that was expected: nested too deep") from error
+    except ValueError as error:
+        raise BundleError(f"{where}: not the JSON that was expected: {error}") from error
+    if not isinstance(document, dict):
+        raise BundleError(f"{where}: holds {_kind(document)}, expected an object")
+    return document
+
+
+def decode(cls: type[T], value: Any, where: str) -> T:
+    """`value` as an instance of the dataclass `cls`; `where` is the path of fields that led here."""
+    return _decode(cls, value, where)
+
+
+def encode(value: Any) -> Any:
+    """The dataclass as plain lists, dicts, strings and numbers."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {item.name: encode(getattr(value, item.name)) for item in dataclasses.fields(value)}
+    if isinstance(value, dict):
+        return {key: encode(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [encode(item) for item in value]
+    return value
+
+
+def _decode(hint: Any, value: Any, where: str) -> Any:
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if hint is Any:
+        return value
+    if dataclasses.is_dataclass(hint):
+        return _decode_dataclass(hint, value, where)
+    if origin in (typing.Union, types.UnionType):
+        return _decode_union(arguments, value, where)
+    if origin is dict:
+        _expect(isinstance(value, dict), where, "an object", value)
+        return {key: _decode(arguments[1], item, f"{where}.{key}") for key, item in value.items()}
+    if origin is tuple:
+        _expect(isinstance(value, (list, tuple)), where, "a list", value)
+        if arguments[-1] is Ellipsis:
+            arguments = (arguments[0],) * len(value)
+        if len(value) != len(arguments):
+            raise BundleError(f"{where}: a list of {len(value)}, expected {len(arguments)} entries")
+        return tuple(_decode(item, entry, f"{where}[{i}]") for i, (item, entry) in enumerate(zip(arguments, value)))
+    if hint is float:
+        _expect(isinstance(value, (int, float)) and not isinstance(value, bool), where, PLAIN[float], value)
+        _expect(abs(value) < float("inf"), where, "a finite number", value)
+        return float(value)
+    _expect(type(value) is hint, where, PLAIN.get(hint, "null"), value)
+    return value
+
+
+def _decode_dataclass(cls: Any, value: Any, where: str) -> Any:
+    _expect(isinstance(value, dict), where, "an object", value)
+    fields, hints = _fields_of(cls)
+    prefix = "" if not where else f"{where}: " if where.endswith(".json") else f"{where}."
+    for name in value:
+        if name not in fields:
+            raise BundleError(f"{prefix}{name}: unknown field, expected one of: {', '.join(fields)}")
+    decoded = {}
+    for name, item in fields.items():
+        if name in value:
+            decoded[name] = _decode(hints[name], value[name], f"{prefix}{name}")
+        elif item.default is dataclasses.MISSING and item.default_factory is dataclasses.MISSING:
+            raise BundleError(f"{prefix}{name}: missing")
+    try:
+        return cls(**decoded)
+    except InputError as error:
+        raise BundleError(f"{prefix}{error}") from error
+
+
+@functools.cache  # evaluating the hints of a class takes longer than reading an object of it
+def _fields_of(cls: Any) -> tuple[dict[str, dataclasses.Field[Any]], dict[str, Any]]:
+    """A dataclass's fields and their types, by name."""
+    return {item.name: item for item in dataclasses.fields(cls)}, typing.get_type_hints(cls)
+
+
+def _decode_union(choices: tuple[Any, ...], value: Any, where: str) -> Any:
+    if value is None and type(None) in choices:
+        return None
+    choices = tuple(choice for choice in choices if choice is not type(None))
+    if len(choices) == 1:
+        return _decode(choices[0], value, where)
+    expected = " or ".join(PLAIN[choice] for choice in choices)
+    _expect(type(value) in choices, where, expected, value)
+    return value
+
+
+def _expect(good: bool, where: str, expected: str, value: Any) -> None:
+    if not good:
+        raise BundleError(f"{where}: {_kind(value)}, expected {expected}")
+
+
+def _kind(value: Any) -> str:
+    if value is None or isinstance(value, (bool, int, float)):
+        return json.dumps(value)
+    if isinstance(value, str):
+        return repr(value if len(value) <= 40 else value[:40] + "...")
+    return "a list" if isinstance(value, list) else "an object"
+
+
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"{name} is not JSON")
+
+
+def _whole_number(digits: str) -> int:
+    if len(digits) > LONGEST_NUMBER:
+        raise ValueError(f"a number of {len(digits)} digits")
+    return int(digits)
+
+
+def _finite_number(digits: str) -> float:
+    number = float(digits)
+    if math.isinf(number):
+        raise ValueError(f"{digits[:LONGEST_NUMBER]} is too large a number")
+    return number
+
+
+def _object_without_doubles(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for name, value in pairs:
+        if name in found:
+            raise ValueError(f"field {name!r} stands twice")
+        found[name] = value
+    return found
+
+
+# What a field may hold: the checks that dataclasses make at birth.
+
+
+def check_range(name: str, value: float, low: float, high: float) -> None:
+    """Both bounds are allowed; the message names the field."""
+    if not low <= value <= high:
+        raise BundleError(f"{name} is {value:g}, expected {low:g} to {high:g}")
+
+
+def check_one_of(name: str, value: str, *known: str) -> None:
+    if value not in known:
+        raise BundleError(f"{name} is {value!r}, this edgemm knows: {', '.join(known)}")

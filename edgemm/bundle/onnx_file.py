@@ -256,10 +256,11 @@ KEY = b"location"
 SMALL = 1 << 16  # bytes; what is larger is not copied to be looked through
 
 
-def check_external_data(graph: Path, data: Path | None) -> None:
-    """Refuses a graph that names any file but `data`, which lies in its own folder."""
+def check_external_data(graph: Path, data: Path | None, content: memoryview | None = None) -> None:
+    """Refuses a graph that names any file but `data`, which lies in its own folder; `content` is the graph's, where
+    that was read already."""
     allowed = data.name if data else None
-    for location in external_locations(graph):
+    for location in external_locations(graph) if content is None else _locations_in(graph, content):
         if location != allowed:
             expected = f"only {allowed!r}" if allowed else "no file outside the graph"
             raise BundleError(f"{graph}: reads weights from {location!r}, the manifest allows {expected}")
@@ -277,7 +278,13 @@ def external_locations(graph: Path) -> set[str]:
 def _found(graph: Path, *state: int) -> frozenset[str]:
     """Looked for once in a file that stays as it is: all graphs are asked when a bundle opens, each when it loads."""
     with open(graph, "rb") as file:
-        view = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))  # weights inside are never copied
+        return _locations_in(graph, memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)))
+
+
+def _locations_in(graph: Path, view: memoryview) -> frozenset[str]:
+    """Weights inside are never copied."""
+    if not len(view):
+        raise BundleError(f"{graph}: is empty, expected an ONNX graph")
     try:
         return frozenset(bytes(location).decode() for location in _locations(view, "model", 0))
     except (IndexError, UnicodeDecodeError, BundleError) as error:

@@ -6,9 +6,9 @@ import argparse
 import json
 from pathlib import Path
 
-from edgemm.cli.display import Display
 from edgemm.cli.guard import parse_bytes
 from edgemm.errors import UsageError
+from edgemm.progress import Display
 
 __all__ = ["HELP", "add_arguments", "run"]
 

@@ -12,14 +12,15 @@ import os
 import re
 import resource
 import signal
-import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
 
-from edgemm.device.child import environment, private_bytes, signal_name
 from edgemm.errors import BundleError, ResourceError, UsageError
+
+if TYPE_CHECKING:
+    import subprocess
 
 __all__ = ["GUARDED", "add_limits", "is_capped", "memory_cap", "parse_bytes", "run_guarded", "wanted"]
 
@@ -63,6 +64,11 @@ def is_capped() -> bool:
 
 def run_guarded(words: Sequence[str], memory_bytes: int | None = None, timeout_s: float | None = None) -> int:
     """`edgemm words` in another process; its exit code.  Raises where it crashed or took too much."""
+    import subprocess
+    import tempfile
+
+    from edgemm.device.child import environment
+
     with tempfile.TemporaryFile() as kept:  # what a library that dies says of itself is nobody's line
         shown = sys.stderr.isatty()
         child = subprocess.Popen(
@@ -95,6 +101,8 @@ def _is_real(stream: object) -> bool:
 
 
 def _tell_of_death(number: int) -> None:
+    from edgemm.device.child import signal_name
+
     cap = memory_cap()
     if number == signal.SIGINT:
         raise KeyboardInterrupt
@@ -109,6 +117,10 @@ def _watched(
     child: subprocess.Popen[bytes], memory_bytes: int | None, timeout_s: float | None
 ) -> tuple[str, bytes | None]:
     """Why it was ended, or "", and what it printed where that is not on the screen already."""
+    import subprocess
+
+    from edgemm.device.child import private_bytes
+
     deadline = None if timeout_s is None else time.monotonic() + timeout_s
     reason = ""
     while True:

@@ -24,8 +24,7 @@ from types import ModuleType
 from typing import NoReturn
 
 import edgemm
-from edgemm.cli.guard import is_capped, memory_cap, parse_bytes, run_guarded, wanted
-from edgemm.device.child import die_with_parent
+from edgemm.cli.guard import GUARDED, is_capped, memory_cap, parse_bytes, run_guarded, wanted
 from edgemm.errors import EdgemmError, InputError, MissingError, ResourceError, UsageError, ran_out_of_memory
 
 __all__ = ["VERBS", "Verb", "main"]
@@ -88,7 +87,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     for stream in (sys.stdout, sys.stderr):  # an encoding that lacks a letter is no reason to fail
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors=ESCAPED)
-    if argv is None:
+    if argv is None and GUARDED in os.environ:
+        from edgemm.device.child import die_with_parent
+
         die_with_parent()
     try:
         code = run_guarded(words) if argv is None and is_capped() else _run(words)

@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
-from edgemm.bundle.reading import reading
+from edgemm.bundle.files import reading
 from edgemm.errors import InputError
 
 __all__ = ["cache_folder", "check_private", "locked", "make_private", "open_private"]

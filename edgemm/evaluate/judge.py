@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from edgemm import progress
-from edgemm.bundle.files import written_beside
+from edgemm.bundle.beside import written_beside
 from edgemm.data.format import Dataset, Sample
 from edgemm.errors import InputError
 from edgemm.evaluate.subject import real_pictures, resized

@@ -21,7 +21,6 @@ from typing import TYPE_CHECKING, Any
 
 from edgemm import progress
 from edgemm.device.cache_folder import cache_folder, check_private, make_private, open_private
-from edgemm.device.child import ask, die_with_parent
 from edgemm.errors import BundleError, EdgemmError, InputError, ResourceError
 
 if TYPE_CHECKING:
@@ -56,6 +55,8 @@ def check_first_load(
     check_limits(bundle)
     if os.environ.get(TRUST) == "1":
         return
+    from edgemm.device.child import ask
+
     weights = sum(record.size_bytes for record in bundle.manifest.files.values())
     timeout_s = timeout_s or TIMEOUT_S + weights / BYTES_A_SECOND
     memory_bytes = memory_bytes or LEAST_BYTES + TIMES_WEIGHTS * weights
@@ -117,14 +118,16 @@ def _remember(key: str) -> None:
 
 
 def main() -> int:
+    from edgemm.device.child import die_with_parent
+
     path, wish = sys.argv[1], json.loads(sys.argv[2])
     die_with_parent()
     with contextlib.suppress(OSError):  # where memory ends for all, this one goes first
         Path("/proc/self/oom_score_adj").write_text("1000")
     os.environ[TRUST] = "1"
-    from edgemm.runtimes.load import open_model
+    import edgemm
 
-    with open_model(path, wish["device"], 1, True, None, wish["backend"]) as model:
+    with edgemm.load(path, wish["device"], 1, backend=wish["backend"]) as model:
         told = {"manifest": model.bundle.sha256}
         model.prepare()
         for use in _uses(model):

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from edgemm import progress
-from edgemm.bundle.files import only_writer, written_beside
+from edgemm.bundle.beside import only_writer, written_beside
 from edgemm.errors import EdgemmError, InputError
 from edgemm.model.unified import Unified
 from edgemm.train.optimizers import Average, make_optimizers, rate

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from edgemm.bundle.files import written_beside
+from edgemm.bundle.beside import written_beside
 from edgemm.errors import InputError
 from edgemm.model.conditioner import pool_prompt
 from edgemm.model.transformer import KeyValues

@@ -7,8 +7,8 @@ from concurrent.futures import CancelledError
 
 import pytest
 
-from edgemm.bundle import files as file_hashes
-from edgemm.bundle.files import LARGE_BYTES, FileHashes
+from edgemm.bundle import held_file as file_hashes
+from edgemm.bundle.held_file import LARGE_BYTES, FileHashes
 
 OF_ABC = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"  # FIPS 180-2, B.1
 OF_NOTHING = "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from edgemm import progress
-from edgemm.bundle.files import written_beside
+from edgemm.bundle.beside import written_beside
 from edgemm.data.format import Sample
 from edgemm.errors import InputError
 from edgemm.model.config import VisionConfig
