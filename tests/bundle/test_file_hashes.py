@@ -42,7 +42,8 @@ def test_the_weights_of_a_bundle_are_begun_without_its_manifest(tmp_path):
 
 def test_whoever_leaves_waits_for_no_hash(tmp_path, monkeypatch):
     monkeypatch.setattr(file_hashes, "CHUNK_BYTES", 1)
-    (tmp_path / "file").write_bytes(bytes(100))
+    for name in ("file", "other"):
+        (tmp_path / name).write_bytes(bytes(100))
     began, left, ended, told = threading.Event(), threading.Event(), threading.Event(), []
 
     def tell(size: int) -> None:

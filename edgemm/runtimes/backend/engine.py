@@ -20,7 +20,7 @@ import numpy as np
 
 from edgemm.bundle.components import TensorSpec, Variant, pattern
 from edgemm.bundle.held_file import HeldFile
-from edgemm.errors import BundleError, EdgemmError, ResourceError, ran_out_of_memory
+from edgemm.errors import BundleError, EdgemmError, ResourceError, UsageError, ran_out_of_memory
 
 __all__ = [
     "Arrays",
