@@ -73,7 +73,7 @@ def broken_limits(graph: memoryview, data_bytes: int | None) -> Iterator[str]:
     Raises BundleError, IndexError, ValueError or UnicodeDecodeError where it is no ONNX graph.
     """
     calls: dict[str, set[str]] = {}
-    for number, content in fields(graph, (7, 25)):
+    for number, content in _some(graph, (7, 25)):
         if not isinstance(content, memoryview):
             raise BundleError("a message was expected, not a number")
         if number == 7:
@@ -85,9 +85,13 @@ def broken_limits(graph: memoryview, data_bytes: int | None) -> Iterator[str]:
     yield from (f"function {name!r} calls itself" for name in calls if _reaches(name, name, calls, set()))
 
 
+def _some(message: memoryview, wanted: tuple[int, ...]) -> Iterator[tuple[int, memoryview | int | None]]:
+    return ((number, content) for number, content in fields(message) if number in wanted)
+
+
 def _function(message: memoryview, data_bytes: int | None) -> tuple[str, set[str], list[str]]:
     name, called, broken, values = "", set(), [], {}
-    for number, content in fields(message, (1, 7)):
+    for number, content in _some(message, (1, 7)):
         assert isinstance(content, memoryview)
         if number == 1:
             name = bytes(content).decode()
@@ -102,7 +106,7 @@ def _called(node: _Node, depth: int) -> Iterator[str]:
     _check_depth(depth)
     yield node.op_type
     for inner in node.graphs:
-        for _, content in fields(inner, (1,)):
+        for _, content in _some(inner, (1,)):
             assert isinstance(content, memoryview)
             yield from _called(_node(content), depth + 1)
 
@@ -127,7 +131,7 @@ def _check_depth(depth: int) -> None:
 def _graph(message: memoryview, outer: dict[str, _Value], data_bytes: int | None, depth: int) -> Iterator[str]:
     _check_depth(depth)
     values = dict(outer)
-    for number, content in fields(message, (5, 11)):
+    for number, content in _some(message, (5, 11)):
         assert isinstance(content, memoryview)
         if number == 5:
             tensor = _tensor(content)
@@ -136,7 +140,7 @@ def _graph(message: memoryview, outer: dict[str, _Value], data_bytes: int | None
         else:
             name, shape = _input(content)
             values.setdefault(name, _Value(shape))
-    for _, content in fields(message, (1,)):
+    for _, content in _some(message, (1,)):
         assert isinstance(content, memoryview)
         yield from _check(_node(content), values, data_bytes, depth)
 
@@ -273,7 +277,7 @@ def _node(message: memoryview) -> _Node:
 
 def _attribute(message: memoryview, node: _Node) -> None:
     name = ""
-    for number, content in fields(message, (1, 3, 5, 6, 11)):
+    for number, content in _some(message, (1, 3, 5, 6, 11)):
         if number == 1:
             assert isinstance(content, memoryview)
             name = bytes(content).decode()
@@ -287,7 +291,7 @@ def _attribute(message: memoryview, node: _Node) -> None:
 
 def _tensor(message: memoryview) -> _Tensor:
     tensor, dims = _Tensor(), []
-    for number, content in fields(message, (1, 2, 5, 7, 8, 9, 13)):
+    for number, content in _some(message, (1, 2, 5, 7, 8, 9, 13)):
         if number == 1:
             dims += _whole(content)
         elif number == 2 and isinstance(content, int):
@@ -332,14 +336,14 @@ def _signed(value: int) -> int:
 def _input(message: memoryview) -> tuple[str, Shape | None]:
     """Name, and shape with 1 for every axis that has no number."""
     name, shape = "", None
-    for number, content in fields(message, (1, 2)):
+    for number, content in _some(message, (1, 2)):
         assert isinstance(content, memoryview)
         if number == 1:
             name = bytes(content).decode()
             continue
-        for _, tensor in fields(content, (1,)):
-            for _, dims in fields(tensor, (2,)) if isinstance(tensor, memoryview) else ():
-                shape = tuple(_axis(dim) for _, dim in fields(dims, (1,))) if isinstance(dims, memoryview) else None
+        for _, tensor in _some(content, (1,)):
+            for _, dims in _some(tensor, (2,)) if isinstance(tensor, memoryview) else ():
+                shape = tuple(_axis(dim) for _, dim in _some(dims, (1,))) if isinstance(dims, memoryview) else None
     return name, shape
 
 

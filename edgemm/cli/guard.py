@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import os
-import re
 import resource
 import signal
 import sys
@@ -22,13 +21,12 @@ from edgemm.errors import BundleError, ResourceError, UsageError
 if TYPE_CHECKING:
     import subprocess
 
-__all__ = ["GUARDED", "add_limits", "is_capped", "memory_cap", "parse_bytes", "run_guarded", "wanted"]
+__all__ = ["GUARDED", "add_limits", "is_capped", "memory_cap", "run_guarded", "wanted"]
 
 GUARDED = "EDGEMM_GUARDED"  # set for the process that is watched
 POLL_S = 0.05
 GRACE_S = 10.0  # to take half-written files away
 KILLED_FOR_MEMORY = (signal.SIGABRT, signal.SIGKILL, signal.SIGSEGV, signal.SIGBUS, signal.SIGILL)
-UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
 
 
 def add_limits(parser: argparse.ArgumentParser) -> None:
@@ -41,15 +39,6 @@ def wanted(args: argparse.Namespace) -> bool:
     if args.timeout is not None and not args.timeout > 0:
         raise UsageError(f"timeout is {args.timeout:g}, expected more than 0 seconds")
     return (args.timeout is not None or args.max_memory is not None) and GUARDED not in os.environ
-
-
-def parse_bytes(text: str) -> int:
-    """2GiB, 512MB, 100000: always powers of 1024."""
-    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMG]?)(?:i?B)?", text, re.IGNORECASE)
-    size = int(float(found.group(1)) * UNITS[found.group(2).upper()]) if found else 0
-    if size < 1:
-        raise UsageError(f"size is {text!r}, expected for example 2GiB or 512MiB")
-    return size
 
 
 def memory_cap() -> int | None:

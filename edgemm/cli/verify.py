@@ -20,6 +20,7 @@ from edgemm.bundle.onnx_file import check_external_data, read_outline
 from edgemm.cli.guard import add_limits
 from edgemm.errors import CheckFailedError, MissingError, ran_out_of_memory
 from edgemm.progress import Display
+from edgemm.runtimes.first_load import check_first_load, check_limits
 
 __all__ = ["HELP", "PARITY", "add_arguments", "check_graphs", "check_hashes", "check_rules", "run"]
 
@@ -70,6 +71,7 @@ def check_graphs(bundle: Bundle) -> int:
     variants = _variants(bundle.manifest)
     for graph, data in variants:
         check_external_data(bundle.file(graph), bundle.file(data) if data else None)
+    check_limits(bundle)
     return len(variants)
 
 
@@ -104,5 +106,6 @@ def _compare(bundle: Bundle, wanted: bool | None) -> list[str] | None:
         if wanted:
             raise MissingError(f"--parity needs {module}.{function} ({error}): pip install 'edgemm[export]'") from error
         return None
+    check_first_load(bundle, "auto", None, "verify", ":".join(PARITY))
     progress.status("comparing what they compute")
     return check(bundle)

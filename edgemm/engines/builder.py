@@ -23,9 +23,53 @@ from edgemm.bundle.onnx_file import external_locations
 from edgemm.device.child import Watch, environment, signal_name
 from edgemm.engines.cache import EngineCache, Entry
 from edgemm.engines.engine_spec import EngineSpec, Profile, merged, smaller
-from edgemm.errors import BundleError, EdgemmError, ResourceError
+from edgemm.errors import BundleError, EdgemmError, ResourceError, UsageError
+from edgemm.options import option, parse_bytes
 
-__all__ = ["Built", "Limits", "Outcome", "Rung", "attempt", "build_engine", "climb"]
+__all__ = [
+    "OPT_LEVEL",
+    "TIMEOUT_S",
+    "BuildOptions",
+    "Built",
+    "Limits",
+    "Outcome",
+    "Rung",
+    "attempt",
+    "build_engine",
+    "climb",
+]
+
+
+OPT_LEVEL = 3  # TensorRT's own default
+TIMEOUT_S = 3600.0
+
+
+@dataclass(frozen=True)
+class BuildOptions:
+    """What `edgemm build` is asked for: names, defaults and meaning of every option, said once."""
+
+    target: str | None = option(None, "rtx, jetson-orin-jp6, jetson-orin or jetson-thor (default: what fits here)")
+    sm: str | None = option(None, "build for RTX devices that are not here: 75, 80, 86, 89, 120, 121", metavar="SM,...")
+    device: str | None = option(None, "which of this machine's GPUs (default: cuda:0)", metavar="cuda:N")
+    max_memory: str | None = option(
+        None, "of the building process: 2GiB (default: 3/4 of what is free)", metavar="SIZE"
+    )
+    opt_level: int = option(OPT_LEVEL, "0 to 5: how long TensorRT looks for speed")
+    timeout: float = option(TIMEOUT_S, "of one attempt", metavar="SECONDS")
+    cache: Path | None = option(None, "where engines are kept (default: ~/.cache/edgemm)", metavar="FOLDER")
+    cache_size: str = option("16GiB", "oldest unused go beyond it", metavar="SIZE")
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.opt_level <= 5:
+            raise UsageError(f"opt-level is {self.opt_level}, expected 0 to 5")
+        if not self.timeout > 0:
+            raise UsageError(f"timeout is {self.timeout:g}, expected more than 0 seconds")
+        for size in filter(None, (self.max_memory, self.cache_size)):
+            parse_bytes(size)
+
+    @property
+    def memory_bytes(self) -> int | None:
+        return parse_bytes(self.max_memory) if self.max_memory else None
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import importlib
 import json
 import os
 import sys
@@ -26,14 +27,13 @@ from edgemm.errors import BundleError, EdgemmError, InputError, ResourceError
 if TYPE_CHECKING:
     from edgemm.bundle.bundle import Bundle
 
-__all__ = ["TRUST", "check_first_load", "remember"]
+__all__ = ["TRUST", "check_first_load", "check_limits"]
 
 TRUST = "EDGEMM_TRUST_BUNDLES"  # "1": all bundles here are one's own, and none is tried first
 LEAST_BYTES = 2 << 30
 TIMES_WEIGHTS = 6  # what kernels make of weights, and a step of each loop
 TIMEOUT_S = 120.0
 BYTES_A_SECOND = 4e6  # of weights, on the slowest boards
-LARGEST_GRAPH_BYTES = 1 << 31
 
 
 def check_first_load(
@@ -41,14 +41,16 @@ def check_first_load(
     device: str,
     backend: str | Mapping[str, str] | None,
     runs_on: str,
-    timeout_s: float | None = None,
-    memory_bytes: int | None = None,
+    check: str | None = None,
 ) -> None:
-    """BundleError where its graphs cannot be, or where the other process crashed or took too much.
+    """BundleError where its graphs cannot be, or where the other process crashed; ResourceError where it took too much.
 
-    `runs_on` names what the verdict holds for.  An error of the bundle's own is told when it is used: not here.
+    `runs_on` names what the verdict holds for; `check` is a function of the bundle, as MODULE:NAME, to be called
+    instead of one token and one step.  An error of the bundle's own is told when it is used: not here.
     """
-    wish = {"device": device, "backend": backend if backend is None or isinstance(backend, str) else dict(backend)}
+    wish: dict[str, Any] = {"device": device, "backend": backend, "check": check}
+    if isinstance(backend, Mapping):
+        wish["backend"] = dict(backend)
     key = _key(bundle, runs_on, wish)
     if _is_known(key):
         return
@@ -58,8 +60,7 @@ def check_first_load(
     from edgemm.device.child import ask
 
     weights = sum(record.size_bytes for record in bundle.manifest.files.values())
-    timeout_s = timeout_s or TIMEOUT_S + weights / BYTES_A_SECOND
-    memory_bytes = memory_bytes or LEAST_BYTES + TIMES_WEIGHTS * weights
+    timeout_s, memory_bytes = TIMEOUT_S + weights / BYTES_A_SECOND, LEAST_BYTES + TIMES_WEIGHTS * weights
     progress.status("first use of this bundle here: trying it in a process of its own, once")
     answer = ask("edgemm.runtimes.first_load", [str(bundle.path), json.dumps(wish)], timeout_s, memory_bytes)
     progress.status("")
@@ -68,11 +69,6 @@ def check_first_load(
         raise (BundleError if answer.kind == "crash" else ResourceError)(said)
     if answer.value and answer.value.get("manifest") == bundle.sha256:
         _remember(key)
-
-
-def remember(bundle: Bundle, runs_on: str) -> None:
-    """Whoever made this bundle has just run all of it here."""
-    _remember(_key(bundle, runs_on, {"device": "auto", "backend": None}))
 
 
 def check_limits(bundle: Bundle) -> None:
@@ -125,16 +121,34 @@ def main() -> int:
     with contextlib.suppress(OSError):  # where memory ends for all, this one goes first
         Path("/proc/self/oom_score_adj").write_text("1000")
     os.environ[TRUST] = "1"
+    if wish["check"]:
+        told = _checked(path, wish["check"])
+    else:
+        told = _used(path, wish)
+    print(json.dumps({"manifest": told}))
+    return 0
+
+
+def _checked(path: str, check: str) -> str:
+    from edgemm.bundle.bundle import open_bundle
+
+    bundle = open_bundle(path)
+    module, _, name = check.partition(":")
+    with contextlib.suppress(EdgemmError):  # its own caller is told
+        getattr(importlib.import_module(module), name)(bundle)
+    return bundle.sha256
+
+
+def _used(path: str, wish: dict[str, Any]) -> str:
     import edgemm
 
     with edgemm.load(path, wish["device"], 1, backend=wish["backend"]) as model:
-        told = {"manifest": model.bundle.sha256}
+        told = model.bundle.sha256
         model.prepare()
         for use in _uses(model):
-            with contextlib.suppress(EdgemmError):  # its own caller is told
+            with contextlib.suppress(EdgemmError):
                 use()
-    print(json.dumps(told))
-    return 0
+    return told
 
 
 def _uses(model: Any) -> Iterator[Any]:

@@ -65,8 +65,9 @@ class KVCache:
         """Whether reserve(slots) would succeed."""
         if slots > self.max_slots:
             return False
-        free = slots <= self.slots or self._lease is None
-        return free or self._lease.can_grow(self._rounded(slots) * self.slot_bytes)
+        if slots <= self.slots or self._lease is None:
+            return True
+        return self._lease.can_grow(self._rounded(slots) * self.slot_bytes)
 
     @property
     def slot_bytes(self) -> int:
