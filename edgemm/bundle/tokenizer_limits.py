@@ -10,8 +10,6 @@ import json
 from collections.abc import Iterator
 from typing import Any
 
-from edgemm.errors import InputError
-
 __all__ = ["MOST_GROWTH", "check_growth"]
 
 MOST_GROWTH = 1000.0  # all rules of a tokenizer one after another; those that are published stay below 150
@@ -20,7 +18,7 @@ FIXED = {"NFD": 4.0, "NFKD": 11.0, "NFC": 3.0, "NFKC": 11.0, "Lowercase": 1.5, "
 
 
 def check_growth(inner: Any) -> None:
-    """`inner` is a tokenizers.Tokenizer; InputError says which of its parts would make a text too long."""
+    """`inner` is a tokenizers.Tokenizer; ValueError says which of its parts would make a text too long."""
     for part in ("normalizer", "pre_tokenizer", "decoder"):
         found = getattr(inner, part)
         rules = list(_rules(json.loads(found.__getstate__()))) if found is not None else []
@@ -28,7 +26,7 @@ def check_growth(inner: Any) -> None:
         for rule in rules:
             growth *= _growth(rule)
             if growth > MOST_GROWTH:
-                raise InputError(
+                raise ValueError(
                     f"its {part} makes a text {growth:.3g} times as long, expected {MOST_GROWTH:g} at most"
                 )
 
@@ -47,6 +45,8 @@ def _rules(document: Any) -> Iterator[dict[str, Any]]:
 def _growth(rule: dict[str, Any]) -> float:
     kind = rule.get("type")
     if kind == "Replace":
+        if not any((rule.get("pattern") or {}).values()):
+            raise ValueError("it replaces an empty text")
         made, pattern = len(str(rule.get("content", "")).encode()), rule.get("pattern") or {}
         taken = len(str(pattern["String"]).encode()) if "String" in pattern else 0  # what a regex takes is not known
         return max(1.0, made / taken) if taken else 1.0 + made

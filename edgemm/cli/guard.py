@@ -64,7 +64,7 @@ def run_guarded(words: Sequence[str], memory_bytes: int | None = None, timeout_s
             [sys.executable, "-m", "edgemm", *words],
             env={**environment(), GUARDED: "1"},
             stdout=None if _is_real(sys.stdout) else subprocess.PIPE,
-            stderr=None if shown else kept,
+            stderr=sys.stderr if shown else kept,
         )
         with _handing_on(child):
             reason, printed = _watched(child, memory_bytes, timeout_s)

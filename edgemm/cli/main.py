@@ -89,6 +89,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     for stream in (sys.stdout, sys.stderr):  # an encoding that lacks a letter is no reason to fail
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors=ESCAPED)
+    if argv is None and not debug:
+        _keep_stderr_for_words()
     if argv is None and GUARDED in os.environ:
         from edgemm.device.child import die_with_parent
 
@@ -114,6 +116,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     finally:
         if argv is None:  # what is done is done: Python's own end hears no Ctrl-C
             signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+def _keep_stderr_for_words() -> None:
+    """What libraries write to the terminal by themselves (logs, panics) goes nowhere: sys.stderr alone is shown."""
+    with contextlib.suppress(OSError, AttributeError, ValueError):
+        shown = os.dup(sys.stderr.fileno())
+        sys.stderr = os.fdopen(shown, "w", buffering=1, encoding=sys.stderr.encoding, errors=ESCAPED)
+        with open(os.devnull, "w") as nowhere:
+            os.dup2(nowhere.fileno(), 2)
 
 
 def _run(words: list[str]) -> int:

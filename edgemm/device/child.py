@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
 import edgemm
-from edgemm.errors import EdgemmError, InputError
+from edgemm.errors import InputError
 
 __all__ = ["Answer", "Watch", "ask", "die_with_parent", "environment", "forked", "private_bytes", "signal_name"]
 
@@ -181,15 +181,24 @@ def _answer(work: Callable[[], Any], what: str, writer: int, memory_bytes: int) 
         told = pickle.dumps((True, work()))
     except MemoryError:
         told = pickle.dumps((False, InputError(f"{what}: took more than {memory_bytes >> 20} MiB")))
-    except EdgemmError as error:
-        told = pickle.dumps((False, error))
     except BaseException as error:
-        told = pickle.dumps((False, InputError(f"{what}: {' '.join(str(error).split()) or type(error).__name__}")))
+        told = _pickled(error, what)
     try:
         with os.fdopen(writer, "wb") as pipe:
             pipe.write(told)
     finally:
         os._exit(0)
+
+
+def _pickled(error: BaseException, what: str) -> bytes:
+    """The error as it is, where that can be sent."""
+    try:
+        told = pickle.dumps((False, error))
+        pickle.loads(told)
+        return told
+    except Exception:
+        said = " ".join(str(error).split()) or type(error).__name__
+        return pickle.dumps((False, InputError(f"{what}: {said}")))
 
 
 def _told(reader: int, deadline_s: float) -> bytes | None:
