@@ -1,4 +1,4 @@
-"""What every test may rely on: Ctrl-C arrives, also where the tests were started in the background; a log is without_warnings."""
+"""What every test may rely on: Ctrl-C arrives, also where the tests were started in the background; a log is quiet."""
 
 from __future__ import annotations
 
