@@ -25,6 +25,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from edgemm.bundle.reading import read_text
 from edgemm.errors import InputError, ResourceError
 
 __all__ = ["is_disk_full", "telling_name", "whole_folder", "AT_ONCE", "FileHashes", "read_result", "write_whole"]
@@ -184,15 +185,11 @@ def write_whole(path: str | os.PathLike[str], content: str | bytes) -> None:
 
 def read_result(path: Path) -> dict[str, Any]:
     """The JSON document that `edgemm bench` printed: the whole file, or its last line."""
-    try:
-        text = path.read_text(encoding="utf-8").strip()
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "it is not text"
-        raise InputError(f"{path}: cannot be read: {reason}") from error
+    text = read_text(path, "a result of `edgemm bench`").strip()
     for candidate in (text, text.rpartition("\n")[2]):
         try:
             document = json.loads(candidate)
-        except ValueError:
+        except (ValueError, RecursionError):
             continue
         if isinstance(document, dict) and all(isinstance(document.get(field), dict) for field in FIELDS):
             return document

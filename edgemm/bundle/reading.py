@@ -5,7 +5,8 @@
 
 Parsing libraries share no base of errors, and one of them raises a panic that is no Exception at all.  In this context
 all are the file's fault (exit 3), but a package that lacks (4) and memory, disk or time that ends (5); outside of it
-only our own invariants are left, and those are bugs (1).  It knows errors, never formats.
+only our own invariants are left, and those are bugs (1).  So is, inside of it too, what no file can cause, such as a name
+that is not there, where a line of edgemm's own raised it.  It knows errors, never formats.
 """
 
 from __future__ import annotations
@@ -20,19 +21,26 @@ from typing import Any
 
 from edgemm.errors import EdgemmError, InputError, MissingError, ResourceError
 
-__all__ = ["check_is_file", "read_text", "reading"]
+__all__ = ["OF_CODE", "check_is_file", "read_text", "reading"]
 
 MOST_SAID = 300  # characters of a library's own words
 PANIC = "PanicException"  # of libraries written in Rust; a BaseException, made anew by each
 NO_MEMORY = ("out of memory", "can't allocate memory", "not enough memory", "Cannot allocate memory")
+OF_ANYBODY = (NameError, AssertionError)  # a bug of whose line raises it, whatever it was given
+OF_CODE = (*OF_ANYBODY, AttributeError, TypeError)  # the same, of lines that handle a library's objects, not a document
+HERE = os.path.dirname(os.path.dirname(os.path.abspath(__file__))) + os.sep
 NO_MORE = (errno.ENOSPC, errno.EDQUOT, errno.ENOMEM, errno.EMFILE, errno.ETIMEDOUT)
 
 
 @contextmanager
 def reading(
-    path: str | os.PathLike[str], what: str = "cannot be read", kind: type[EdgemmError] = InputError
+    path: str | os.PathLike[str],
+    what: str = "cannot be read",
+    kind: type[EdgemmError] = InputError,
+    bugs: tuple[type[BaseException], ...] = OF_ANYBODY,
 ) -> Iterator[None]:
-    """`what` says what the file fails at, `kind` is the error that most failures become."""
+    """`what` says what the file fails at, `kind` is the error that most failures become; those of `bugs` that a line of
+    edgemm raised pass as they are."""
     try:
         yield
     except BaseException as error:
@@ -42,7 +50,16 @@ def reading(
             raise
         if not isinstance(error, Exception) and type(error).__name__ != PANIC:
             raise  # Ctrl-C, and what ends a process or a generator
+        if isinstance(error, bugs) and _raised_here(error):
+            raise
         raise _as_ours(error, f"{os.fspath(path)!s}".replace("\0", "\\0"), what, kind) from error
+
+
+def _raised_here(error: BaseException) -> bool:
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    return trace is not None and trace.tb_frame.f_code.co_filename.startswith(HERE)
 
 
 def _as_ours(error: BaseException, path: str, what: str, kind: type[EdgemmError]) -> EdgemmError:
