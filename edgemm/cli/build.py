@@ -7,8 +7,8 @@ import json
 import re
 from pathlib import Path
 
-from edgemm.cli.display import Display
 from edgemm.errors import UsageError
+from edgemm.progress import Display
 
 __all__ = ["HELP", "add_arguments", "parse_bytes", "run"]
 

@@ -49,6 +49,7 @@ VERBS = {
     "build": Verb("edgemm.cli.build", "tensorrt-rtx", "TensorRT engines of a bundle, for this device or for others"),
     "chat": Verb("edgemm.cli.chat", "ort", "ask a bundle, with pictures or without"),
     "draw": Verb("edgemm.cli.draw", "ort", "draw a picture with a bundle"),
+    "serve": Verb("edgemm.cli.serve", "serve", "answer over HTTP, as OpenAI's interface does"),
     "inspect": Verb("edgemm.cli.inspect", "ort", "what is in a bundle"),
     "doctor": Verb("edgemm.cli.doctor", "ort", "what this machine can run and what to install"),
     "bench": Verb("edgemm.cli.bench", "ort", "latency, throughput and memory of a bundle"),

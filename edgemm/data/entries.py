@@ -24,8 +24,8 @@ from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
-from edgemm.bundle.picture import FORMATS, open_picture, pillow
-from edgemm.bundle.reading import reading
+from edgemm.bundle.files import pillow, reading
+from edgemm.bundle.picture import FORMATS, open_picture
 from edgemm.errors import InputError, MissingError
 
 if TYPE_CHECKING:

@@ -25,7 +25,7 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, TypeVar
 
-from edgemm.bundle.reading import read_text, reading
+from edgemm.bundle.files import read_text, reading
 from edgemm.errors import InputError
 
 __all__ = ["SCHEMA_VERSION", "SPLITS", "Dataset", "Edit", "Question", "Sample", "Source", "dump_line", "read_dataset"]
@@ -159,7 +159,7 @@ def _read_header(path: Path) -> dict[str, Any]:
             f"{path} has no dataset.json, so it is no dataset; make one of its pictures: edgemm data pictures --source "
             f"{path} --output {path}-dataset"
         )
-    with reading(file, "rebuild it with `edgemm data`"):
+    with reading(file, "is not JSON; rebuild it with `edgemm data`"):
         header = json.loads(read_text(file))
     found = header.get("schema_version") if isinstance(header, dict) else None
     if found != SCHEMA_VERSION:

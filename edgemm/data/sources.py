@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from edgemm import progress
-from edgemm.bundle.reading import reading
+from edgemm.bundle.files import reading
 from edgemm.data.format import Source
 from edgemm.errors import CheckFailedError, MissingError
 

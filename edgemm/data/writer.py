@@ -15,7 +15,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edgemm.bundle.files import is_disk_full, whole_folder
+from edgemm.bundle.files import is_disk_full
+from edgemm.bundle.writer import whole_folder
 from edgemm.data.format import SCHEMA_VERSION, SPLITS, Edit, Question, Sample, dump_line
 from edgemm.data.sources import Package
 from edgemm.errors import EdgemmError, ResourceError, UsageError

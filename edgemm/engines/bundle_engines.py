@@ -12,8 +12,8 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from edgemm.bundle.bundle import Bundle, open_bundle
+from edgemm.bundle.components import Variant
 from edgemm.bundle.graph_rules import RULES, broken_rules
-from edgemm.bundle.manifest import Variant
 from edgemm.bundle.onnx_file import Outline, check_external_data, read_outline
 from edgemm.device.gpu import CudaDriver, missing_kernels, probe_cuda
 from edgemm.device.machine import Board, read_board, read_machine

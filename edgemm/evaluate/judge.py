@@ -19,7 +19,7 @@ import numpy as np
 import torch
 
 from edgemm import progress
-from edgemm.bundle.reading import reading
+from edgemm.bundle.files import reading
 from edgemm.data.format import Dataset, Sample
 from edgemm.errors import InputError
 from edgemm.evaluate.subject import real_pictures, resized

@@ -10,8 +10,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from edgemm.bundle.loops import TextTemplate
-from edgemm.bundle.reading import reading
+from edgemm.bundle.files import reading
+from edgemm.bundle.manifest import TextTemplate
 from edgemm.errors import CheckpointError
 
 __all__ = ["ChatStrings", "added_around", "chat_strings", "plain_strings", "says"]

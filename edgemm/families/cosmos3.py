@@ -15,8 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from edgemm.bundle.denoise import DenoiseLoop, DenoiseTemplate, LatentGrid
-from edgemm.bundle.reading import reading
+from edgemm.bundle.drawing import DenoiseLoop, DenoiseTemplate, LatentGrid
+from edgemm.bundle.files import reading
 from edgemm.errors import CheckpointError
 from edgemm.export.trace import quiet
 from edgemm.families import hf_checkpoint, qwen3_vl

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from edgemm.bundle.reading import check_is_file, read_text, reading
+from edgemm.bundle.files import check_is_file, read_text, reading
 from edgemm.errors import CheckpointError, MissingError
 from edgemm.export.trace import quiet
 from edgemm.families.folder import Found

@@ -15,7 +15,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor, nn
 
-from edgemm.bundle.reading import read_text, reading
+from edgemm.bundle.files import read_text, reading
 from edgemm.errors import CheckpointError
 from edgemm.families.hf_checkpoint import no_weights
 from edgemm.model.pretrained import check_tensors

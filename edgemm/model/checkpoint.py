@@ -23,8 +23,8 @@ import torch
 from torch import Tensor
 
 from edgemm.bundle.adapter_config import FILES, AdapterConfig
-from edgemm.bundle.files import is_disk_full, whole_folder
-from edgemm.bundle.reading import read_text, reading
+from edgemm.bundle.files import is_disk_full, read_text, reading
+from edgemm.bundle.writer import whole_folder
 from edgemm.errors import CheckpointError, InputError, ResourceError
 from edgemm.model.config import PRESETS, ModelConfig
 from edgemm.model.pretrained import load_transformer_weights, read_file, write_tokenizer

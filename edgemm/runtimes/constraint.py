@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from edgemm.bundle.reading import read_text, reading
+from edgemm.bundle.files import read_text, reading
 from edgemm.errors import EdgemmError, MissingError, UsageError
 
 __all__ = ["Constraint", "ConstraintMaker", "StopStrings", "overlap"]

@@ -11,13 +11,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from itertools import pairwise
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from edgemm.bundle.prompt import Prompt
 from edgemm.errors import InputError
 from edgemm.runtimes.backend.engine import Arrays, Binding, Engine, allocator, check_finite
-from edgemm.runtimes.cache_budget import UNLIMITED, CacheBudget
+
+if TYPE_CHECKING:
+    from edgemm.runtimes.cache_budget import CacheBudget
 
 __all__ = ["BLOCK", "CachedTransformer", "KVCache", "PrefillCancelled", "pieces_of"]
 
@@ -29,7 +32,7 @@ class KVCache:
     """Zeroed K/V buffers (b, g, T, d), one a layer, named as the graph's past inputs."""
 
     def __init__(
-        self, engine: Engine, max_slots: int, block: int = BLOCK, budget: CacheBudget = UNLIMITED, rows: int = 1
+        self, engine: Engine, max_slots: int, block: int = BLOCK, budget: CacheBudget | None = None, rows: int = 1
     ) -> None:
         self.rows, self._zeros = rows, allocator(engine)
         self.specs = {name: spec for name, spec in engine.inputs.items() if name.startswith("past_")}
@@ -40,14 +43,15 @@ class KVCache:
         self.used = 0
         self.slots = 0
         self.buffers: dict[str, np.ndarray] = {}
-        self._lease = budget.lease(self)  # gives its bytes back when the cache is gone
+        self._lease = budget and budget.lease(self)  # gives its bytes back when the cache is gone
 
     def reserve(self, slots: int) -> bool:
         """Makes room for so many slots in all; True when the buffers are new, so bindings to the old ones are void."""
         if slots <= self.slots:
             return False
         wanted = self._rounded(slots)
-        self._lease.grow(wanted * self.slot_bytes)
+        if self._lease:
+            self._lease.grow(wanted * self.slot_bytes)
         self.slots = wanted
         old, self.buffers = self.buffers, {}
         for name, spec in self.specs.items():
@@ -61,7 +65,9 @@ class KVCache:
         """Whether reserve(slots) would succeed."""
         if slots > self.max_slots:
             return False
-        return slots <= self.slots or self._lease.can_grow(self._rounded(slots) * self.slot_bytes)
+        if slots <= self.slots or self._lease is None:
+            return True
+        return self._lease.can_grow(self._rounded(slots) * self.slot_bytes)
 
     @property
     def slot_bytes(self) -> int:
@@ -106,7 +112,7 @@ class CachedTransformer:
         block: int = BLOCK,
         head: Engine | None = None,
         rows: int = 1,
-        budget: CacheBudget = UNLIMITED,
+        budget: CacheBudget | None = None,
         silent: np.ndarray | None = None,
     ) -> None:
         self.engine = engine

@@ -14,34 +14,32 @@ from typing import Any
 
 import numpy as np
 
-from edgemm.bundle.loops import TextLoop
+from edgemm.bundle.chat import Message, as_messages, chat_prompt
+from edgemm.bundle.manifest import TextLoop
 from edgemm.bundle.picture import PictureSource, PictureSources
-from edgemm.bundle.prompt import Message, Prompt, as_messages, chat_prompt, check_length
-from edgemm.bundle.tokenizer import Tokenizer
+from edgemm.bundle.prompt import Prompt, Tokenizer, check_length
 from edgemm.errors import BundleError, InputError, UsageError
-from edgemm.runtimes.cache_budget import CacheBudget
 from edgemm.runtimes.constraint import ConstraintMaker
 from edgemm.runtimes.engines import Engines
 from edgemm.runtimes.image_encoder import ImageReader
 from edgemm.runtimes.kv_cache import CachedTransformer, PrefillCancelled
-from edgemm.runtimes.options import TextOptions
-from edgemm.runtimes.results import TextChunk, TextResult
 from edgemm.runtimes.sampling import Sampling
+from edgemm.runtimes.text_call import Prompted, TextChunk, TextOptions, TextResult
 from edgemm.runtimes.text_loop import Clock, Reply, TextRequest, write_reply
 
-__all__ = ["Prompted", "TextGenerator", "write_replies"]
+__all__ = ["TextGenerator", "write_replies"]
 
-Prompted = str | Sequence[dict[str, Any]]  # a prompt, or a list of {"role", "content", "images"}
 Pictures = list[np.ndarray]  # (3, S, S) each
 
 
 class TextGenerator:
     """The text half of a model."""
 
-    def __init__(self, engines: Engines, reader: ImageReader, tokenizer: Tokenizer, budget: CacheBudget) -> None:
+    def __init__(self, engines: Engines, tokenizer: Tokenizer) -> None:
         self.tokenizer = tokenizer
         self.constraints = _constraint_maker(engines)
-        self._engines, self._reader, self._budget = engines, reader, budget
+        self.reader = ImageReader(engines)
+        self._engines = engines
         self.manifest = engines.bundle.manifest
 
     @property
@@ -66,9 +64,9 @@ class TextGenerator:
         return chat_prompt(messages, self.loop, self.tokenizer)
 
     def check_pictures(self, messages: Sequence[Message]) -> None:
-        """InputError of pictures that are shown to a model without eyes."""
+        """InputError of pictures that are shown to a model that reads none."""
         if any(message.images for message in messages):
-            self._reader.check()
+            self.reader.check()
 
     def request_of(self, prompt: Prompt, options: TextOptions, history: tuple[int, ...] = ()) -> TextRequest:
         """What the loop wants of a prompt; raises UsageError by the option's name."""
@@ -110,18 +108,18 @@ class TextGenerator:
         return [self.picture(image) for message in messages for image in message.images]
 
     def picture(self, image: PictureSource) -> np.ndarray:
-        return self._reader.picture(image, self.loop)
+        return self.reader.picture(image, self.loop)
 
     def read_pictures(self, prompt: Prompt, pictures: Pictures, clock: Clock) -> tuple[Prompt, np.ndarray | None]:
         """The prompt as the transformer reads it, and the image tokens beside it."""
-        return self._reader.timed_read(prompt, pictures, self.loop, clock)
+        return self.reader.timed_read(prompt, pictures, self.loop, clock)
 
     def conversation(self, rows: int = 1) -> CachedTransformer:
         """The transformer with an empty memory, for one reply or several side by side."""
         engines, most = self._engines, self.manifest.limits.max_context
         head = engines.get("text_head") if "text_head" in engines else None
         return CachedTransformer(
-            engines.get("transformer"), most, head=head, rows=rows, budget=self._budget, silent=self._silent
+            engines.get("transformer"), most, head=head, rows=rows, budget=engines.budget, silent=self._silent
         )
 
     def timed_conversation(self, clock: Clock) -> CachedTransformer:

@@ -16,7 +16,7 @@ import onnx_ir as ir
 import torch
 from onnx import ModelProto, TensorProto, helper, numpy_helper
 
-from edgemm.bundle.reading import reading
+from edgemm.bundle.files import reading
 from edgemm.errors import InputError
 from edgemm.quantize.make import Method, Prepared, make_spec
 from edgemm.quantize.spec import Layer

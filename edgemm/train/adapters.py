@@ -18,8 +18,8 @@ import torch
 from torch import Tensor, nn
 
 from edgemm.bundle.adapter_config import FILES, FOUND_AGAIN, INIT, AdapterConfig
-from edgemm.bundle.files import whole_folder
-from edgemm.bundle.reading import reading
+from edgemm.bundle.files import reading
+from edgemm.bundle.writer import whole_folder
 from edgemm.errors import CheckpointError, MissingError, UsageError
 from edgemm.model.unified import Unified
 from edgemm.train.recipe_file import FinetuneRecipe

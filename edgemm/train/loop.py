@@ -24,7 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from edgemm import progress
-from edgemm.bundle.reading import reading
+from edgemm.bundle.files import reading
 from edgemm.errors import EdgemmError, InputError
 from edgemm.model.unified import Unified
 from edgemm.train.optimizers import Average, make_optimizers, rate

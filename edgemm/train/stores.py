@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from edgemm.bundle.reading import reading
+from edgemm.bundle.files import reading
 from edgemm.errors import InputError
 from edgemm.model.conditioner import pool_prompt
 from edgemm.model.transformer import KeyValues

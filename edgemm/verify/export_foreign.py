@@ -19,10 +19,10 @@ from safetensors.numpy import save
 import edgemm
 from edgemm import progress
 from edgemm.bundle.bundle import Bundle, BundleWriter, DenoiseLoop, Licence, Limits, Loops, Manifest, Source
+from edgemm.bundle.chat import as_messages, chat_prompt
+from edgemm.bundle.files import OF_CODE, reading
 from edgemm.bundle.picture import seeded_picture
-from edgemm.bundle.prompt import as_messages, chat_prompt
-from edgemm.bundle.reading import OF_CODE, reading
-from edgemm.bundle.tokenizer import Tokenizer
+from edgemm.bundle.prompt import Tokenizer
 from edgemm.errors import CheckpointError, UsageError
 from edgemm.export.lower_cuda import DRAWING_SLOTS, fixed_sizes
 from edgemm.export.manifest import (

@@ -12,7 +12,7 @@ import pytest
 import tokenizers
 from safetensors import SafetensorError, safe_open
 
-from edgemm.bundle.reading import check_is_file, read_text, reading
+from edgemm.bundle.files import check_is_file, read_text, reading
 from edgemm.errors import BundleError, InputError, MissingError, ResourceError, UsageError
 
 FILE = "some/file"

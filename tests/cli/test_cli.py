@@ -20,7 +20,7 @@ from PIL import Image
 
 import edgemm
 from edgemm.bundle.bundle import open_bundle
-from edgemm.bundle.loops import Limits
+from edgemm.bundle.manifest import Limits
 from edgemm.cli import main as cli
 from edgemm.cli.inspect import describe
 from edgemm.cli.main import VERBS, Verb, main
