@@ -26,7 +26,7 @@ import types
 import typing
 from collections.abc import Callable, Iterator
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -226,12 +226,13 @@ def write_whole(path: str | os.PathLike[str], content: str | bytes) -> None:
             stream.flush()
             os.fsync(stream.fileno())
         os.replace(temporary, target)
-    except OSError as error:
+    except (OSError, ValueError) as error:  # a name with a NUL in it, or half a letter, is a ValueError
         if is_disk_full(error):
             raise ResourceError(f"{target}: the disk is full; this file was not kept") from error
-        raise InputError(f"{target}: cannot be written: {error.strerror or error}") from error
+        raise InputError(f"{target}: cannot be written: {getattr(error, 'strerror', None) or error}") from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(ValueError):
+            temporary.unlink(missing_ok=True)
 
 
 def read_result(path: Path) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import csv
 import io
+import itertools
 import json
 import os
 import tarfile
@@ -72,6 +73,9 @@ def _split_of(path: Path) -> str:
 def _folder(source: Path) -> Iterator[Entry]:
     tables = sorted([*source.rglob("metadata.jsonl"), *source.rglob("metadata.csv")])
     if tables:
+        for table, other in itertools.pairwise(tables):
+            if table.parent == other.parent:
+                raise InputError(f"{table.parent}: holds {table.name} and {other.name}, expected one of them")
         for table in tables:
             yield from _table(table, _split_of(table.relative_to(source)))
         return

@@ -28,7 +28,18 @@ from typing import Any, TypeVar
 from edgemm.bundle.files import read_text, reading
 from edgemm.errors import InputError
 
-__all__ = ["SCHEMA_VERSION", "SPLITS", "Dataset", "Edit", "Question", "Sample", "Source", "dump_line", "read_dataset"]
+__all__ = [
+    "SCHEMA_VERSION",
+    "SPLITS",
+    "Dataset",
+    "Edit",
+    "Question",
+    "Sample",
+    "Source",
+    "check_dataset",
+    "dump_line",
+    "read_dataset",
+]
 
 SCHEMA_VERSION = 1
 SPLITS = ("train", "held-out-style", "held-out-family", "held-out-pair", "scorer", "test")
@@ -148,6 +159,11 @@ def read_dataset(path: str | Path) -> Dataset:
         questions=questions,
         edits=edits,
     )
+
+
+def check_dataset(path: str | Path) -> None:
+    """InputError where there is no dataset; its lines are not looked at."""
+    _read_header(Path(path))
 
 
 def _read_header(path: Path) -> dict[str, Any]:
