@@ -51,7 +51,7 @@ def slow(bundle):
     """A server whose steps take 10 ms, and the runs of its engines."""
     runs = []
     with edgemm.load(bundle, device="cpu", threads=1) as model:
-        model.watch_engines(lambda engine: Slow(engine, runs))
+        model._engines.watch(lambda engine: Slow(engine, runs))
         application = edgemm.serve.app(model, max_batch=2)
         with running(application) as url:
             yield url, application, runs
@@ -163,7 +163,7 @@ def test_a_deadline_is_an_error_of_its_own_and_ends_the_work(slow):
 def test_a_full_queue_is_429_and_the_client_is_told_when(bundle):
     runs = []
     with edgemm.load(bundle, device="cpu", threads=1) as model:
-        model.watch_engines(lambda engine: Slow(engine, runs))
+        model._engines.watch(lambda engine: Slow(engine, runs))
         application = edgemm.serve.app(model, max_batch=1, max_queue=1)
         with running(application) as url:
             body = LONG | {"stream": False, "max_completion_tokens": 60}
