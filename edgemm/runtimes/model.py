@@ -20,7 +20,7 @@ from edgemm.bundle.bundle import Bundle
 from edgemm.bundle.chat import Message, as_messages
 from edgemm.bundle.prompt import Tokenizer
 from edgemm.errors import EdgemmError, UsageError
-from edgemm.options import from_keywords
+from edgemm.options import check_type, from_keywords
 from edgemm.runtimes.backend.engine import ThreadPlan
 from edgemm.runtimes.engines import Choice, Engines
 from edgemm.runtimes.image_call import (
@@ -115,6 +115,7 @@ class Model:
         """A conversation that keeps its K/V cache between turns; `system` is its system message."""
         from edgemm.runtimes.session import Session
 
+        check_type("system", system, str | None)
         return Session(self._text, self._call, () if system is None else (Message("system", system),))
 
     def generate_texts(
