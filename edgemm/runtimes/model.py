@@ -57,6 +57,8 @@ class Model:
     its own, so calls from several threads, or several open streams, interleave safely and each sees only its own.
     `cancel()` may be called from any thread: every call in progress ends within one token or one denoising step and
     keeps what it has.  Closing one stream ends that call alone.  Use it as a context manager, or `close()` it.
+
+    What begins with an underscore may change; edgemm's own measurements and checks reach engines by `_engines`.
     """
 
     def __init__(self, engines: Engines) -> None:
