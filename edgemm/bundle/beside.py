@@ -75,7 +75,7 @@ def put_in_order(destination: Path) -> None:
 def _left_beside(destination: Path) -> list[tuple[Path, str]]:
     name = re.compile(rf"\.{re.escape(destination.name)}\.\w{{8,16}}\.(partial|old)")
     found = []
-    with suppress(OSError), os.scandir(destination.parent) as entries:
+    with suppress(OSError, ValueError), os.scandir(destination.parent) as entries:
         for entry in entries:
             match = name.fullmatch(entry.name)
             with suppress(OSError):

@@ -20,7 +20,7 @@ from edgemm.bundle.bundle import Bundle
 from edgemm.bundle.chat import Message, as_messages
 from edgemm.bundle.prompt import Tokenizer
 from edgemm.errors import EdgemmError, UsageError
-from edgemm.options import from_keywords
+from edgemm.options import check_type, from_keywords
 from edgemm.runtimes.backend.engine import ThreadPlan
 from edgemm.runtimes.engines import Choice, Engines
 from edgemm.runtimes.image_call import (
@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from edgemm.runtimes.interleaved import InterleavedResult
     from edgemm.runtimes.session import Session
     from edgemm.runtimes.text import TextGenerator
+    from edgemm.runtimes.text_batch import TextBatch, Writing
 
 __all__ = ["Calls", "Model"]
 
@@ -56,6 +57,8 @@ class Model:
     its own, so calls from several threads, or several open streams, interleave safely and each sees only its own.
     `cancel()` may be called from any thread: every call in progress ends within one token or one denoising step and
     keeps what it has.  Closing one stream ends that call alone.  Use it as a context manager, or `close()` it.
+
+    What begins with an underscore may change; edgemm's own measurements and checks reach engines by `_engines`.
     """
 
     def __init__(self, engines: Engines) -> None:
@@ -116,6 +119,7 @@ class Model:
         """A conversation that keeps its K/V cache between turns; `system` is its system message."""
         from edgemm.runtimes.session import Session
 
+        check_type("system", system, str | None)
         return Session(self._text, self._call, () if system is None else (Message("system", system),))
 
     def generate_texts(
@@ -136,6 +140,23 @@ class Model:
             yield self._text.write_batch(asked, began, cancelled)
 
         return next(self._call(write, chosen.timeout_s))
+
+    def text_batch(self, most: int = 8) -> TextBatch:
+        """Replies that join and leave while others are written (text_batch.py); its engines have today's adapter."""
+        self._engines.check_open()
+        return self._text.batch(most)
+
+    def text_writing(
+        self,
+        prompt: Prompted,
+        images: PictureSources = (),
+        cancelled: Callable[[], bool] = lambda: False,
+        **options: Unpack[TextKeywords],
+    ) -> Writing:
+        """A reply for a text_batch of this model; `options` as in stream_text, checked now.  Any thread may call it."""
+        self._engines.check_open()
+        chosen = from_keywords(TextOptions, "text_writing()", options, ("images", "cancelled"))
+        return self._text.writing(self._text.request(as_messages(prompt, images), chosen), cancelled)
 
     def generate(
         self,
