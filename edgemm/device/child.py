@@ -173,6 +173,7 @@ def forked(work: Callable[[], T], what: str, memory_bytes: int = 1 << 28, timeou
 def _answer(work: Callable[[], Any], what: str, writer: int, memory_bytes: int) -> NoReturn:
     """In the child, which never comes back from here."""
     try:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # what dies here complains to nobody
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent hears it, and ends this one
         size = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
         _, hardest = resource.getrlimit(resource.RLIMIT_AS)

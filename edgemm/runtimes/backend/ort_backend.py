@@ -120,9 +120,8 @@ def _session(files: GraphFiles, providers: list[tuple[str, dict[str, str]]], pla
             return session
     options = session_options(plan)
     if weights is not None:
-        options.add_external_initializers_from_files_in_memory(
-            [weights.path.name], [weights.content()], [weights.size_bytes]
-        )
+        kept = weights.content()  # until the session is there
+        options.add_external_initializers_from_files_in_memory([weights.path.name], [kept], [len(kept)])
     return ort.InferenceSession(bytes(content), options, providers=providers)
 
 
