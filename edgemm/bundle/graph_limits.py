@@ -73,9 +73,10 @@ def broken_limits(graph: memoryview, data_bytes: int | None) -> Iterator[str]:
     Raises BundleError, IndexError, ValueError or UnicodeDecodeError where it is no ONNX graph.
     """
     calls: dict[str, set[str]] = {}
+    if not len(graph):
+        yield "is empty, expected an ONNX graph"
     for number, content in _some(graph, (7, 25)):
-        if not isinstance(content, memoryview):
-            raise BundleError("a message was expected, not a number")
+        content = _message(content)
         if number == 7:
             yield from _graph(content, {}, data_bytes, 0)
         else:
@@ -85,6 +86,12 @@ def broken_limits(graph: memoryview, data_bytes: int | None) -> Iterator[str]:
     yield from (f"function {name!r} calls itself" for name in calls if _reaches(name, name, calls, set()))
 
 
+def _message(content: memoryview | int | None) -> memoryview:
+    if not isinstance(content, memoryview):
+        raise BundleError("a message was expected, not a number")
+    return content
+
+
 def _some(message: memoryview, wanted: tuple[int, ...]) -> Iterator[tuple[int, memoryview | int | None]]:
     return ((number, content) for number, content in fields(message) if number in wanted)
 
@@ -92,7 +99,7 @@ def _some(message: memoryview, wanted: tuple[int, ...]) -> Iterator[tuple[int, m
 def _function(message: memoryview, data_bytes: int | None) -> tuple[str, set[str], list[str]]:
     name, called, broken, values = "", set(), [], {}
     for number, content in _some(message, (1, 7)):
-        assert isinstance(content, memoryview)
+        content = _message(content)
         if number == 1:
             name = bytes(content).decode()
         else:
@@ -107,7 +114,7 @@ def _called(node: _Node, depth: int) -> Iterator[str]:
     yield node.op_type
     for inner in node.graphs:
         for _, content in _some(inner, (1,)):
-            assert isinstance(content, memoryview)
+            content = _message(content)
             yield from _called(_node(content), depth + 1)
 
 
@@ -132,7 +139,7 @@ def _graph(message: memoryview, outer: dict[str, _Value], data_bytes: int | None
     _check_depth(depth)
     values = dict(outer)
     for number, content in _some(message, (5, 11)):
-        assert isinstance(content, memoryview)
+        content = _message(content)
         if number == 5:
             tensor = _tensor(content)
             yield from _stored(tensor, data_bytes)
@@ -141,7 +148,7 @@ def _graph(message: memoryview, outer: dict[str, _Value], data_bytes: int | None
             name, shape = _input(content)
             values.setdefault(name, _Value(shape))
     for _, content in _some(message, (1,)):
-        assert isinstance(content, memoryview)
+        content = _message(content)
         yield from _check(_node(content), values, data_bytes, depth)
 
 
@@ -260,7 +267,7 @@ def _node(message: memoryview) -> _Node:
     node = _Node()
     for number, content in fields(message):
         if number in (1, 2, 3, 4, 7):
-            assert isinstance(content, memoryview)
+            content = _message(content)
             text = bytes(content).decode()
             if number == 1:
                 node.inputs.append(text)
@@ -270,7 +277,7 @@ def _node(message: memoryview) -> _Node:
                 name = {3: "name", 4: "op_type", 7: "domain"}[number]
                 setattr(node, name, "" if text == "ai.onnx" and number == 7 else text)
         elif number == 5:
-            assert isinstance(content, memoryview)
+            content = _message(content)
             _attribute(content, node)
     return node
 
@@ -279,7 +286,7 @@ def _attribute(message: memoryview, node: _Node) -> None:
     name = ""
     for number, content in _some(message, (1, 3, 5, 6, 11)):
         if number == 1:
-            assert isinstance(content, memoryview)
+            content = _message(content)
             name = bytes(content).decode()
         elif number == 3 and name == "axis" and isinstance(content, int):
             node.axis = _signed(content)
@@ -337,7 +344,7 @@ def _input(message: memoryview) -> tuple[str, Shape | None]:
     """Name, and shape with 1 for every axis that has no number."""
     name, shape = "", None
     for number, content in _some(message, (1, 2)):
-        assert isinstance(content, memoryview)
+        content = _message(content)
         if number == 1:
             name = bytes(content).decode()
             continue

@@ -80,10 +80,11 @@ def check_limits(bundle: Bundle) -> None:
             graph = bundle.held(variant.graph)
             size = bundle.held(variant.data).size_bytes if variant.data else None
             try:
-                for problem in broken_limits(graph.content(), size):
-                    raise BundleError(f"{graph.path}: {problem}")
-            except (IndexError, ValueError, UnicodeDecodeError, AssertionError, RecursionError) as error:
+                problem = next(broken_limits(graph.content(), size), "")
+            except (BundleError, IndexError, ValueError, UnicodeDecodeError, RecursionError) as error:
                 raise BundleError(f"{graph.path}: not an ONNX graph: {error}") from error
+            if problem:
+                raise BundleError(f"{graph.path}: {problem}")
 
 
 def _key(bundle: Bundle, runs_on: str, wish: dict[str, Any]) -> str:
