@@ -16,6 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from edgemm.bundle.drawing import DenoiseLoop
+from edgemm.bundle.files import reading
 from edgemm.errors import InputError
 from edgemm.runtimes import schedule
 from edgemm.runtimes.backend.engine import Binding, Engine, check_finite
@@ -155,7 +156,8 @@ def check_noise(noise: np.ndarray, count: int, loop: DenoiseLoop, height: int, w
 
     Axes of one may be there or not.  Of latents the rows of a grid will do, too: (h * w, c) for (c, h, w).
     """
-    array, shape = np.ascontiguousarray(noise, dtype=np.float32), loop.state_shape(height, width)
+    with reading("noise", "expected float32 numbers"):
+        array, shape = np.ascontiguousarray(noise, dtype=np.float32), loop.state_shape(height, width)
     found = _told(array.shape)
     if not np.isfinite(array).all():
         raise InputError("noise holds NaN or infinity, expected finite numbers")

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, TypedDict
 
 from edgemm.bundle.files import pillow, write_whole
 from edgemm.errors import InputError, UsageError
-from edgemm.options import option
+from edgemm.options import check_type, option
 from edgemm.runtimes.text_call import FinishReason
 
 if TYPE_CHECKING:
@@ -190,6 +190,7 @@ class Picture:
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes the file whole or not at all; the kind follows from the name (.png, .jpg, .webp, ...)."""
+        check_type("path", path, str | os.PathLike)
         stream = io.BytesIO()
         kind = picture_format(Path(path))
         try:

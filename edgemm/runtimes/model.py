@@ -20,7 +20,7 @@ from edgemm.bundle.bundle import Bundle
 from edgemm.bundle.chat import Message, as_messages
 from edgemm.bundle.prompt import Tokenizer
 from edgemm.errors import EdgemmError, UsageError
-from edgemm.options import from_keywords
+from edgemm.options import check_type, from_keywords
 from edgemm.runtimes.backend.engine import ThreadPlan
 from edgemm.runtimes.engines import Choice, Engines
 from edgemm.runtimes.image_call import (
@@ -57,6 +57,8 @@ class Model:
     its own, so calls from several threads, or several open streams, interleave safely and each sees only its own.
     `cancel()` may be called from any thread: every call in progress ends within one token or one denoising step and
     keeps what it has.  Closing one stream ends that call alone.  Use it as a context manager, or `close()` it.
+
+    What begins with an underscore may change; edgemm's own measurements and checks reach engines by `_engines`.
     """
 
     def __init__(self, engines: Engines) -> None:
@@ -123,6 +125,7 @@ class Model:
 
     def session(self, system: str | None = None) -> Session:
         """A conversation that keeps its K/V cache between turns; `system` is its system message."""
+        check_type("system", system, str | None)
         return self._session(None, () if system is None else (Message("system", system),))
 
     def _session(self, stopped: threading.Event | None, system: tuple[Message, ...] = ()) -> Session:

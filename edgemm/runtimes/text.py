@@ -19,6 +19,7 @@ from edgemm.bundle.manifest import TextLoop
 from edgemm.bundle.picture import PictureSource, PictureSources
 from edgemm.bundle.prompt import Prompt, Tokenizer, check_length
 from edgemm.errors import BundleError, EdgemmError, InputError, UsageError
+from edgemm.options import check_type
 from edgemm.runtimes.constraint import ConstraintMaker
 from edgemm.runtimes.engines import Engines
 from edgemm.runtimes.image_encoder import ImageReader
@@ -97,8 +98,10 @@ class TextGenerator:
         options: TextOptions,
     ) -> list[tuple[TextRequest, Pictures]]:
         """One a prompt; `images` are a list a prompt."""
-        if isinstance(prompts, str) or not prompts:
-            raise UsageError("prompts is empty or a string, expected a list of prompts")
+        check_type("prompts", prompts, Sequence)
+        check_type("images", images, Sequence | None)
+        if not prompts:
+            raise UsageError("prompts is empty, expected at least one")
         given: Sequence[Any] = [()] * len(prompts) if images is None else images
         if len(given) != len(prompts):
             raise UsageError(f"images has {len(given)} lists, expected one for each of {len(prompts)} prompts")
