@@ -18,6 +18,7 @@ import difflib
 import functools
 import numbers
 import os
+import re
 import sys
 import types
 import typing
@@ -32,12 +33,14 @@ __all__ = [
     "OldFlag",
     "Option",
     "add_options",
+    "check_type",
     "flag_of",
     "from_keywords",
     "hint_of",
     "option",
     "options_of",
     "options_table",
+    "parse_bytes",
     "read_options",
 ]
 
@@ -100,10 +103,13 @@ NUMBERS = {int: (numbers.Integral, "a whole number"), float: (numbers.Real, "a n
 
 
 def _check(options: type, name: str, value: Any) -> None:
-    """UsageError where a value is of another type than the field says; numpy's numbers are numbers, True is none."""
     hint = hint_of(options, name)
-    if hint is None:
-        return
+    if hint is not None:
+        check_type(name, value, hint)
+
+
+def check_type(name: str, value: Any, hint: Any) -> None:
+    """UsageError where a value is of another type than it should be; numpy's numbers are numbers, True is none."""
     choices = typing.get_args(hint) if typing.get_origin(hint) in (typing.Union, types.UnionType) else (hint,)
     if not any(_is_a(choice, value) for choice in choices):
         raise UsageError(f"{name} is {value!r:.60}, expected {' or '.join(map(_in_words, choices))}")
@@ -116,7 +122,8 @@ def _is_a(hint: Any, value: Any) -> bool:
     if kind is typing.Literal:
         return value in typing.get_args(hint)
     if kind in NUMBERS:
-        return isinstance(value, NUMBERS[kind][0]) and not isinstance(value, bool)
+        said = isinstance(value, NUMBERS[kind][0]) and not isinstance(value, bool)
+        return said and (kind is int or _is_float(value))
     if kind in (tuple, list, collections.abc.Sequence):
         inside = typing.get_args(hint)[:1]
         listed = isinstance(value, collections.abc.Sequence) and not isinstance(value, (str, bytes))
@@ -126,13 +133,21 @@ def _is_a(hint: Any, value: Any) -> bool:
     return isinstance(value, kind) if isinstance(kind, type) else True
 
 
+def _is_float(value: Any) -> bool:
+    try:
+        float(value)
+    except OverflowError:  # a whole number of hundreds of digits
+        return False
+    return True
+
+
 def _in_words(hint: Any) -> str:
     kind = typing.get_origin(hint) or hint
     if kind is typing.Literal:
         return " or ".join(map(repr, typing.get_args(hint)))
     if kind in (tuple, list, collections.abc.Sequence):
         return "a list of strings" if typing.get_args(hint)[:1] == (str,) else "a list"
-    words = {str: "a string", bool: "True or False", type(None): "None", Path: "a path"}
+    words = {str: "a string", bool: "True or False", type(None): "None", Path: "a path", os.PathLike: "a path"}
     words[collections.abc.Mapping] = "an object"
     return NUMBERS[kind][1] if kind in NUMBERS else words.get(kind) or getattr(kind, "__name__", str(kind))
 
@@ -217,3 +232,15 @@ def options_table(options: type) -> str:
         flag = flag_of(name, said)
         rows.append(f"| `{name}` | {f'`{flag}`' if flag else ''} | `{field.default!r}` | {said.help} |")
     return "\n".join(rows)
+
+
+UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
+
+
+def parse_bytes(text: str) -> int:
+    """2GiB, 512MB, 100000: always powers of 1024."""
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMG]?)(?:i?B)?", text, re.IGNORECASE)
+    size = int(float(found.group(1)) * UNITS[found.group(2).upper()]) if found else 0
+    if size < 1:
+        raise UsageError(f"size is {text!r}, expected for example 2GiB or 512MiB")
+    return size

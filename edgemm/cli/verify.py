@@ -16,8 +16,10 @@ from edgemm import progress
 from edgemm.bundle.bundle import Bundle, altered_files, open_bundle
 from edgemm.bundle.graph_rules import RULES, broken_rules
 from edgemm.bundle.onnx_file import check_external_data, read_outline
-from edgemm.errors import CheckFailedError, MissingError
+from edgemm.cli.guard import add_limits
+from edgemm.errors import CheckFailedError, MissingError, ran_out_of_memory
 from edgemm.progress import Display
+from edgemm.runtimes.first_load import check_first_load, check_limits
 
 __all__ = ["HELP", "PARITY", "add_arguments", "check_graphs", "check_hashes", "check_rules", "run"]
 
@@ -33,6 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="run the graphs against their recorded references (default: where edgemm[export] is installed)",
     )
     parser.add_argument("--json", action="store_true", help="print one JSON document")
+    add_limits(parser)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -67,7 +70,8 @@ def check_graphs(bundle: Bundle) -> int:
     variants = bundle.manifest.every_variant.values()
     for variant in variants:
         data = bundle.file(variant.data) if variant.data else None
-        check_external_data(bundle.file(variant.graph), data, variant.shared_locations)
+        check_external_data(bundle.file(variant.graph), data, shared=variant.shared_locations)
+    check_limits(bundle)
     return len(variants)
 
 
@@ -92,8 +96,11 @@ def _compare(bundle: Bundle, wanted: bool | None) -> list[str] | None:
     try:
         check: Callable[[Bundle], list[str]] = getattr(importlib.import_module(module), function)
     except (ImportError, AttributeError) as error:
+        if ran_out_of_memory(error):
+            raise
         if wanted:
             raise MissingError(f"--parity needs {module}.{function} ({error}): pip install 'edgemm[export]'") from error
         return None
+    check_first_load(bundle, "auto", None, "verify", ":".join(PARITY))
     progress.status("comparing what they compute")
     return check(bundle)

@@ -214,7 +214,7 @@ def checked_graph(bundle: Bundle, component: str, target: str, compute_capabilit
     variant = bundle.manifest.graphs_for(target)[component]
     graph = bundle.file(variant.graph)
     data = bundle.file(variant.data) if variant.data else None
-    check_external_data(graph, data, variant.shared_locations)
+    check_external_data(graph, data, shared=variant.shared_locations)
     outline = read_outline(graph)
     _check_ranges(graph, outline)
     for problem in broken_rules(outline, RULES[target]):

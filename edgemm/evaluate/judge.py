@@ -9,8 +9,6 @@ Axes: n pictures, f features, l labels.
 from __future__ import annotations
 
 import hashlib
-import os
-import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +17,8 @@ import numpy as np
 import torch
 
 from edgemm import progress
+from edgemm.bundle.beside import written_beside
+from edgemm.bundle.files import reading
 from edgemm.data.format import Dataset, Sample
 from edgemm.errors import InputError
 from edgemm.evaluate.subject import real_pictures, resized
@@ -67,23 +67,16 @@ class LabelScorer:
 
     def save(self, path: Path) -> None:
         """Whole or not at all."""
-        temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")
-        try:
-            with open(temporary, "xb") as stream:
-                weights = self.weights.astype(np.float16)
-                np.savez(stream, labels=np.array(self.labels), mean=self.mean, scale=self.scale, weights=weights)
-            os.replace(temporary, path)
-        finally:
-            temporary.unlink(missing_ok=True)
+        with written_beside(path) as temporary, open(temporary, "rb+") as stream:
+            weights = self.weights.astype(np.float16)
+            np.savez(stream, labels=np.array(self.labels), mean=self.mean, scale=self.scale, weights=weights)
 
     @classmethod
     def load(cls, path: Path) -> LabelScorer:
-        try:
+        with reading(path, "no scorer that was stored; delete it and it is trained again"):
             with np.load(path, allow_pickle=False) as stored:
                 labels = tuple(map(str, stored["labels"]))
                 return cls(labels, stored["mean"], stored["scale"], stored["weights"].astype(np.float32))
-        except (KeyError, ValueError, OSError, EOFError) as error:
-            raise InputError(f"{path}: not a stored scorer ({error}); delete it and it is trained again") from error
 
 
 def _unit(rows: np.ndarray) -> np.ndarray:

@@ -18,7 +18,7 @@ from edgemm.export.component_graphs import scatter
 from edgemm.families.chat_ids import as_the_library_reads
 from edgemm.families.chat_strings import chat_strings
 from edgemm.families.family import Eye, Parts, Pieces, component, example_pictures, picture_rule
-from edgemm.families.hf_checkpoint import Checkpoint
+from edgemm.families.hf_checkpoint import Checkpoint, rendered
 from edgemm.families.llama import (
     LlamaGraph,
     as_transformer,
@@ -148,7 +148,7 @@ def _text_loop(checkpoint: Checkpoint, size: int, count: int, resample: str) -> 
     )
 
     def render(messages: list[dict[str, Any]]) -> str:
-        return tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        return rendered(tokenizer, messages, checkpoint.folder)
 
     found = chat_strings(render, start + image + end, checkpoint.folder)
     loop = TextLoop(
@@ -221,14 +221,12 @@ class GridGraph(LlamaGraph):
         shown = pictured[..., None].float()
         places, following = self.places(image_index, write_index, thousands, ones)
         angles = (places.float()[..., None] * self.rates).sum(2)  # (b, s, d/2)
-        cos, sin = angles.cos() * self.rotary_scale, angles.sin() * self.rotary_scale
-        mask = visible_up_to(attention_limit, past[0].shape[2])
-        present: list[Tensor] = []
-        for index, layer in enumerate(self.layers):
-            x, *slots = self.run_layer(layer, x, cos, sin, mask, write_index, past[2 * index : 2 * index + 2])
-            present += slots
-            if index < len(deeper):
-                x = x + deeper[index] * shown
+        tokens = self.turned(angles, visible_up_to(attention_limit, past[0].shape[2]))
+
+        def see_deeper(index: int, x: Tensor) -> Tensor:
+            return x + deeper[index] * shown if index < len(deeper) else x
+
+        x, present = self.read(x, tokens, write_index, past, see_deeper)
         for cache, part in ((thousands, following // THOUSAND), (ones, following % THOUSAND)):
             present.append(scatter(cache, part.float()[:, None, :, None], write_index))
         return self.answer(x, logits_index), *present

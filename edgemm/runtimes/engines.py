@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from edgemm.bundle.bundle import Bundle, read_tensors
+from edgemm.bundle.bundle import Bundle
 from edgemm.bundle.components import ADAPTER_PREFIX, OneCall, Variant
 from edgemm.bundle.manifest import ADAPTER_SCALES
 from edgemm.bundle.onnx_file import check_external_data
@@ -173,11 +173,10 @@ class Engines:
         memory_limit_mb: float | None = None,
         backend: str | Mapping[str, str] | None = None,
     ) -> None:
-        """The memory limit is honoured now, before anything is loaded."""
         self.bundle = bundle
         self.choice = choice
         self.threads = plan
-        self._memory_limit_mb = memory_limit_mb
+        self._memory_limit_mb, self._backend = memory_limit_mb, backend
         self.target = choice.target
         self.components = bundle.manifest.targets[choice.target]
         self.choices = assign(choice, self.components, backend)
@@ -187,11 +186,15 @@ class Engines:
         self._running = threading.Lock()
         self._closed = False
         self._whole = threading.Lock()
-        for component in self.components:
-            files = self._files(component)
-            check_external_data(files.graph, files.data)
-        if memory_limit_mb is not None:
-            _ = self.memory  # too small a limit is told before anything is loaded
+        variants = {component: bundle.manifest.variant(component, self.target) for component in self.components}
+        self._files = {component: self._opened(component, variant) for component, variant in variants.items()}
+        self.budget: CacheBudget | None = None  # of all conversations together; None without a limit
+        if memory_limit_mb is not None:  # too small a limit is told before anything is loaded
+            from edgemm.runtimes.cache_budget import CacheBudget
+
+            self.budget = CacheBudget(self.memory.cache_bytes)
+        if self.takes_adapters:
+            _ = self.adapters  # now, for threads may ask at once
 
     @cached_property
     def memory(self) -> MemoryPlan:
@@ -201,15 +204,6 @@ class Engines:
         return plan_memory(self.bundle.manifest, self.target, self._memory_limit_mb)
 
     @cached_property
-    def budget(self) -> CacheBudget | None:
-        """Of all conversations together; None without a limit."""
-        if self._memory_limit_mb is None:
-            return None
-        from edgemm.runtimes.cache_budget import CacheBudget
-
-        return CacheBudget(self.memory.cache_bytes)
-
-    @cached_property
     def adapters(self) -> Adapters:
         """Those that were loaded, and the one that the next call takes."""
         from edgemm.runtimes.adapters import Adapters
@@ -217,7 +211,7 @@ class Engines:
         manifest = self.bundle.manifest
         inputs = {component: manifest.variant(component, self.target).inputs for component in self.components}
         scaled = ADAPTER_SCALES in manifest.files
-        return Adapters(inputs, read_tensors(self.bundle.file(ADAPTER_SCALES)) if scaled else {})
+        return Adapters(inputs, self.bundle.tensors(ADAPTER_SCALES) if scaled else {})
 
     @cached_property
     def takes_adapters(self) -> bool:
@@ -229,6 +223,13 @@ class Engines:
     def adapter(self) -> Adapter | None:
         """The one that is active; None where nothing takes any."""
         return self.adapters.active if self.takes_adapters else None
+
+    def try_first(self) -> None:
+        """In another process, where this bundle was never used on this machine (first_load.py)."""
+        from edgemm.runtimes.first_load import check_first_load
+
+        runs = sorted({f"{c.backend} {load_backend(c.backend).version()} {c.provider}" for c in self.choices.values()})
+        check_first_load(self.bundle, self.choice.device, self._backend, "; ".join(runs))
 
     def __contains__(self, component: object) -> bool:
         return component in self.components
@@ -266,7 +267,7 @@ class Engines:
 
     def ids(self, path: str) -> np.ndarray:
         """A table of token ids in the bundle."""
-        ids = read_tensors(self.bundle.file(path)).get("ids")
+        ids = self.bundle.tensors(path).get("ids")
         if ids is None or ids.dtype != np.int64 or ids.ndim != 1:
             raise BundleError(f"{path}: expected a tensor `ids` of whole numbers")
         return ids
@@ -287,7 +288,7 @@ class Engines:
         with self._whole:
             self.check_open()
             if component not in self._loaded:
-                choice, files = self.choices["transformer"], self._graph_files(component, variant)
+                choice, files = self.choices["transformer"], self._opened(component, variant)
                 backend = load_backend(choice.backend)
                 self._loaded[component] = backend.open_engine(files, choice.provider, self.threads, self._running)
             return self._loaded[component]
@@ -296,10 +297,15 @@ class Engines:
         if self._closed:
             raise UsageError("the model is closed")
 
+    def has_loaded(self, component: str) -> bool:
+        return component in self._loaded
+
     def close(self) -> None:
         """Lets every engine go; none is loaded again."""
         self._closed = True
         self._loaded.clear()
+        self._files.clear()
+        self.bundle.close()
 
     def _load(self, component: str) -> Engine:
         if component not in self.components:
@@ -307,15 +313,16 @@ class Engines:
         with self._loading[component]:
             self.check_open()
             if component not in self._loaded:
-                choice, files = self.choices[component], self._files(component)
+                choice, files = self.choices[component], self._files[component]
                 engine = load_backend(choice.backend).open_engine(files, choice.provider, self.threads, self._running)
                 self.check_open()  # it may have been closed meanwhile
                 self._loaded[component] = engine
             return self._loaded[component]
 
-    def _files(self, component: str) -> GraphFiles:
-        return self._graph_files(component, self.bundle.manifest.variant(component, self.target))
-
-    def _graph_files(self, component: str, variant: Variant) -> GraphFiles:
-        data = None if variant.data is None else self.bundle.file(variant.data)
-        return GraphFiles(component, self.bundle.file(variant.graph), data, variant)
+    def _opened(self, component: str, variant: Variant) -> GraphFiles:
+        """Its files, open from now on; what they would have a library read is looked at."""
+        graph = self.bundle.held(variant.graph)
+        data = None if variant.data is None else self.bundle.held(variant.data)
+        check_external_data(graph.path, data.path if data else None, shared=variant.shared_locations)
+        shared = tuple(map(self.bundle.held, variant.shares))
+        return GraphFiles(component, graph.path, data.path if data else None, variant, (graph, data), shared)

@@ -7,7 +7,6 @@ Axes: c captions, g key/value heads, t slots kept, d head width.
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from edgemm.bundle.beside import written_beside
+from edgemm.bundle.files import reading
 from edgemm.errors import InputError
 from edgemm.model.conditioner import pool_prompt
 from edgemm.model.transformer import KeyValues
@@ -136,23 +137,16 @@ class TeacherCache:
 
     def get(self, name: str, compute: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
         """The stored answer, or what `compute` gives, which is then stored."""
-        from safetensors import SafetensorError
         from safetensors.torch import load_file, save_file
 
         path = self.folder / f"{name}.safetensors"
         if not path.exists():
             answer = {key: tensor.contiguous() for key, tensor in compute().items()}
             _write(path, lambda temporary: save_file(answer, temporary))
-        try:
+        with reading(path, "delete it, it will be computed again"):
             return load_file(path)  # what was stored, so that a resumed run sees the same numbers
-        except (SafetensorError, OSError) as error:
-            raise InputError(f"{path}: {error}; delete it, it will be computed again") from error
 
 
 def _write(path: Path, write: Callable[[Path], Any]) -> None:
-    temporary = path.with_suffix(".tmp")
-    try:
+    with written_beside(path) as temporary:
         write(temporary)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 import edgemm
+from edgemm import DrawingOptions
 from edgemm.bundle.manifest import Loops
 from edgemm.bundle.prompt import Prompt, drawing_prompt
 from edgemm.errors import EdgemmError, InputError, UsageError
@@ -166,6 +167,22 @@ def test_a_timeout_before_the_first_step_gives_no_picture(model):
         _ = result.image
 
 
+@pytest.mark.parametrize("heard_at", [2, 3])
+def test_cancel_is_heard_while_a_long_drawing_prompt_is_read(model, heard_at):
+    """Between two pieces of 256 tokens, and not first behind all of them."""
+    asked = []
+
+    def cancelled():
+        asked.append(1)
+        return len(asked) >= heard_at
+
+    prompt = "a red heart " * 45
+    (result,) = model._image.start(prompt, DrawingOptions())(cancelled)
+    assert (result.finish_reason, result.images, len(asked)) == ("cancelled", (), heard_at)
+    assert result.metrics.steps == 0
+    assert model.generate_image(prompt, num_inference_steps=1).finish_reason == "stop"
+
+
 def test_a_picture_is_saved_whole(model, tmp_path):
     from PIL import Image
 
@@ -216,10 +233,10 @@ def test_a_bundle_that_only_talks_does_not_draw(tmp_path, weights):
     from tests.runtimes.tiny_bundle import text_loop
 
     path = build(tmp_path / "talks.bundle", weights, Loops(text=text_loop()))
-    with edgemm.load(path, device="cpu", threads=1) as talking:
-        assert talking.generate_text("hello", max_new_tokens=2).finish_reason == "length"
+    with edgemm.load(path, device="cpu", threads=1) as text_only:
+        assert text_only.generate_text("hello", max_new_tokens=2).finish_reason == "length"
         with pytest.raises(InputError, match="does not draw"):
-            talking.generate_image("a red heart")
+            text_only.generate_image("a red heart")
 
 
 def test_a_cache_smaller_than_a_block_is_enough_to_draw(tmp_path, weights, model):
