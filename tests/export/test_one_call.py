@@ -33,7 +33,7 @@ STEPS = 3
 @pytest.fixture(scope="module")
 def one(checkpoint_path, export, tmp_path_factory) -> Path:
     path = tmp_path_factory.mktemp("one") / "one.bundle"
-    return export(path, target="cpu,rtx,jetson-orin-jp6", one_call=("draw",), steps=STEPS)
+    return export(path, target="cpu,rtx,jetson-orin-jp6", one_call=("draw", "read"), steps=STEPS)
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +53,7 @@ def test_one_graph_draws_what_the_loop_draws(opened, seed):
 
 def test_it_has_no_weights_of_its_own(one):
     manifest = open_bundle(one).manifest
-    for variant in manifest.one_call["draw"].variants.values():
+    for variant in (variant for call in manifest.one_call.values() for variant in call.variants.values()):
         assert variant.data is None and variant.shares
         assert set(variant.shares) <= {
             other.data for c in manifest.components.values() for other in c.variants.values()
@@ -66,12 +66,14 @@ def test_the_gate_compared_it_for_every_target(one):
     compared = json.loads((one / "parity.json").read_text())["comparisons"]
     rows = [row for row in compared if "one call" in row["what"]]
     assert {row["what"].partition(":")[0] for row in rows} == {"cpu", "rtx", "jetson-orin-jp6"}
+    assert {row["measure"] for row in rows} == {"max_difference", "psnr_db", "reply"}
     assert all(row["passed"] for row in rows)
+    assert all(row["value"] == 1 for row in rows if row["measure"] == "reply" and row["what"].startswith("cpu"))
 
 
 @needs_rtx
 def test_it_is_one_engine_of_tensorrt_for_rtx(one, tmp_path):
-    assert "one_call.draw" in build_for_rtx(one, tmp_path)
+    assert {"one_call.draw", "one_call.read", "one_call.token"} <= build_for_rtx(one, tmp_path)
 
 
 def test_verify_holds_it_against_its_targets_rules(one, tmp_path, capsys):
