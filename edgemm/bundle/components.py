@@ -218,6 +218,12 @@ class Variant:
         return tuple(path.removeprefix(self._folder) for path in self.shares)
 
     @property
+    def weights(self) -> dict[str, str]:
+        """Every file of weights, as the graph names it -> its path in the bundle."""
+        own = {} if self.data is None else {self.data.rpartition("/")[2]: self.data}
+        return own | dict(zip(self.shared_locations, self.shares, strict=True))
+
+    @property
     def files(self) -> tuple[str, ...]:
         """Paths of all that is read when it is opened."""
         return (self.graph, *(() if self.data is None else (self.data,)), *self.shares)

@@ -327,7 +327,9 @@ class Manifest:
         if self.loops.text and self.loops.text.silent_ids is not None:
             named.append((self.loops.text.silent_ids, "loops.text.silent_ids"))
         for where, variant in self.every_variant.items():
-            named += [(path, where) for path in variant.files]
+            named.append((variant.graph, f"{where}.graph"))
+            named += [] if variant.data is None else [(variant.data, f"{where}.data")]
+            named += [(path, f"{where}.shares") for path in variant.shares]
         return named
 
     @property

@@ -14,6 +14,7 @@ from pathlib import Path
 from edgemm.bundle.bundle import Bundle, open_bundle
 from edgemm.bundle.components import Variant
 from edgemm.bundle.graph_rules import RULES, broken_rules
+from edgemm.bundle.manifest import Manifest
 from edgemm.bundle.onnx_file import Outline, check_external_data, read_outline
 from edgemm.device.gpu import CudaDriver, missing_kernels, probe_cuda
 from edgemm.device.machine import Board, read_board, read_machine
@@ -175,7 +176,7 @@ def bundle_specs(
         spec = EngineSpec(
             component=component,
             graph_sha256=manifest.files[variant.graph].sha256,
-            data_sha256="+".join(manifest.files[path].sha256 for path in variant.files[1:]),
+            data_sha256=_data_hashes(manifest, variant),
             tensorrt=destination.tensorrt,
             version=destination.version,
             place=destination.place,
@@ -184,6 +185,13 @@ def bundle_specs(
             workspace_bytes=workspace * (4 if has_latents and component in AUTOENCODER else 1),
         )
         yield spec, graph
+
+
+def _data_hashes(manifest: Manifest, variant: Variant) -> str:
+    if not variant.shares:
+        return manifest.files[variant.data].sha256 if variant.data else ""
+    named = zip(variant.shared_locations, variant.shares, strict=True)
+    return " ".join(f"{location}={manifest.files[path].sha256}" for location, path in named)
 
 
 def build_bundle(

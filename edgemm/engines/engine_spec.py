@@ -42,7 +42,7 @@ class Place:
 class EngineSpec:
     component: str
     graph_sha256: str
-    data_sha256: str  # "" for a graph without weights outside it
+    data_sha256: str  # "" for a graph without weights outside it; of several files NAME=SHA256, with blanks between
     tensorrt: str  # the Python package: tensorrt or tensorrt_rtx
     version: str  # of it
     place: Place

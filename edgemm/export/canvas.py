@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -22,7 +23,7 @@ __all__ = ["Canvas", "Symbol"]
 class Canvas:
     """A graph in the making, and the graphs of components that may be put into it."""
 
-    def __init__(self, folder: Path, variants: Mapping[str, Variant]) -> None:
+    def __init__(self, folder: Path = Path(), variants: Mapping[str, Variant] = MappingProxyType({})) -> None:
         self.variants = variants
         self._models = {name: ir.load(folder / variant.graph) for name, variant in variants.items()}
         self._weights: dict[tuple[str, str], ir.Value] = {}  # of a component, by their names in it
@@ -52,8 +53,10 @@ class Canvas:
     def make(self, op_type: str, *inputs: ir.Value | None, outputs: int = 1, **attributes: Any) -> ir.Value:
         return self.make_many(op_type, inputs, outputs, **attributes)[0]
 
-    def make_many(self, op_type: str, inputs: Sequence[ir.Value | None], outputs: int, **attributes: Any) -> Any:
-        node = ir.node(op_type, inputs, attributes, num_outputs=outputs)
+    def make_many(
+        self, op_type: str, inputs: Sequence[ir.Value | None], outputs: int, domain: str = "", **attributes: Any
+    ) -> Any:
+        node = ir.node(op_type, inputs, attributes, domain=domain, num_outputs=outputs)
         self._runs += 1
         node.name = f"between.{self._runs}.{op_type}"
         for number, value in enumerate(node.outputs):

@@ -24,6 +24,7 @@ from edgemm.export.lower_cuda import graph_specs
 from edgemm.export.options import ExportOptions
 from edgemm.export.passes.rewriting import drop_unread
 from edgemm.export.reading_graph import compose_prompt, compose_step
+from edgemm.export.tokenizer_graph import tokenizer_graphs
 
 __all__ = ["write_one_call"]
 
@@ -39,6 +40,10 @@ def write_one_call(writer: BundleWriter, manifest: Manifest, options: ExportOpti
         made["draw"] = _write_drawing(writer, manifest, options, tokenizer)
     if "read" in options.one_call:
         made |= _write_reading(writer, manifest)
+    if "tokenize" in options.one_call:
+        told = writer.file(manifest.tokenizer).read_bytes()
+        for path, graph in tokenizer_graphs(manifest, told, tokenizer).items():
+            writer.add_bytes(path, graph)
     return dataclasses.replace(manifest, one_call=made)
 
 

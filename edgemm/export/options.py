@@ -14,7 +14,7 @@ from edgemm.options import option
 __all__ = ["ADAPTABLE", "ADAPTER_RANK", "ExportOptions"]
 
 ADAPTER_RANK = 16  # fixed, as caches are; smaller adapters are filled up with zeros
-LOOPS = ("draw", "read")  # of --one-call
+LOOPS = ("draw", "read", "tokenize")  # of --one-call
 ADAPTABLE = {  # component -> its linear layers that may have a low-rank adapter, as PEFT's users name them
     "transformer": ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"),
     "denoiser": ("qkv_proj", "o_proj", "up_proj", "down_proj"),
@@ -77,7 +77,7 @@ class ExportOptions:
     )
     one_call: Sequence[str] = option(
         (),
-        "loops that are also written as one graph, for programs without edgemm: draw, read",
+        "loops that are also written as one graph, for programs without edgemm: draw, read; strings to ids: tokenize",
         metavar="LOOP,...",
         type=_layers,
     )

@@ -77,9 +77,9 @@ def check_limits(bundle: Bundle) -> None:
 
     for variant in bundle.manifest.every_variant.values():
         graph = bundle.held(variant.graph)
-        sizes = [bundle.held(path).size_bytes for path in variant.files[1:]]
+        sizes = {location: bundle.held(path).size_bytes for location, path in variant.weights.items()}
         try:
-            problem = next(broken_limits(graph.content(), max(sizes, default=None)), "")
+            problem = next(broken_limits(graph.content(), sizes), "")
         except (BundleError, IndexError, ValueError, UnicodeDecodeError, RecursionError) as error:
             raise BundleError(f"{graph.path}: not an ONNX graph: {error}") from error
         if problem:
