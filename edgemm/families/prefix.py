@@ -119,7 +119,7 @@ def example_inputs(
     present = _answers(graphs["transformer"], words)
     past = {spec.name: present[spec.name.replace("past", "present")] for spec in graphs["conditioner"].inputs[:-1]}
     condition = {**past, "prefix_length": words["attention_limit"][:, -1] + 1 - torch.tensor([0, 5])}
-    shape = graphs["image_decoder"].inputs[0].shape[1:]
+    shape = [int(size) for size in graphs["image_decoder"].inputs[0].shape[1:]]
     latents = torch.randn(2, *shape, generator=torch.Generator().manual_seed(0))
     given = _answers(graphs["conditioner"], condition)
     return {
