@@ -22,6 +22,8 @@ from typing import Any
 import edgemm
 from edgemm import progress
 from edgemm.bundle.files import is_disk_full
+from edgemm.device.gpu import gpu_uuid
+from edgemm.device.machine import read_text
 from edgemm.engines.cache import EngineCache, Entry
 from edgemm.engines.engine_spec import EngineSpec, Profile, merged, smaller
 from edgemm.errors import BundleError, EdgemmError, ResourceError, UsageError
@@ -132,8 +134,10 @@ def _build(spec: EngineSpec, graph: Path, cache: EngineCache, limits: Limits) ->
             "workspace_bytes": rung.workspace_bytes,
             "opt_level": rung.opt_level,
             "decomposable": rung.decomposable,
+            "tf32": spec.tf32,
         }
-        return attempt(str(spec), wish, limits.memory_bytes, limits.timeout_s)
+        gpu = {"CUDA_VISIBLE_DEVICES": gpu_uuid(spec.place.number)} if spec.place.here and spec.place.number else {}
+        return attempt(str(spec), wish, limits.memory_bytes, limits.timeout_s, gpu)
 
     try:
         workshop = cache.workshop(spec)
@@ -224,14 +228,16 @@ class Outcome:
     peak_bytes: int = 0
 
 
-def attempt(what: str, wish: dict[str, Any], memory_bytes: int, timeout_s: float) -> Outcome:
-    """`what` is how the engine is called to whoever waits."""
+def attempt(
+    what: str, wish: dict[str, Any], memory_bytes: int, timeout_s: float, environment: dict[str, str] | None = None
+) -> Outcome:
+    """`what` is how the engine is called to whoever waits; the environment is this process's and what is given."""
     began_s = time.monotonic()
     root = str(Path(edgemm.__file__).resolve().parent.parent)
     path = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))
     child = subprocess.Popen(
         [sys.executable, "-m", "edgemm.engines.child"],
-        env={**os.environ, "PYTHONPATH": path},
+        env={**os.environ, "PYTHONPATH": path, **(environment or {})},
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -297,10 +303,11 @@ class _Watch(threading.Thread):
         super().__init__(daemon=True)
         self.child, self.memory_bytes, self.deadline_s = child, memory_bytes, deadline_s
         self.reason, self.peak_bytes = "", 0
+        self.device_bytes = _device_bytes()  # that others hold
 
     def run(self) -> None:
         while self.child.poll() is None:
-            used = _private_bytes(self.child.pid)
+            used = _private_bytes(self.child.pid) + max(0, _device_bytes() - self.device_bytes)
             self.peak_bytes = max(self.peak_bytes, used)
             if used > self.memory_bytes:
                 self.reason = "memory"
@@ -320,6 +327,13 @@ def _private_bytes(pid: int) -> int:
         return 0
     rows = {name: value for name, _, value in (line.partition(":") for line in lines)}
     return sum(int(rows[name].split()[0]) * 1024 for name in ("RssAnon", "RssShmem") if name in rows)
+
+
+def _device_bytes(root: Path = Path("/")) -> int:
+    """What a Jetson's GPU holds of the memory that both share; no process's own, so what is new counts as the child's.
+    NVIDIA's CUDA for Tegra guide names the field; other machines have none."""
+    found = re.search(r"^NvMapMemUsed:\s*(\d+) kB", read_text(root / "proc/meminfo"), re.MULTILINE)
+    return int(found[1]) * 1024 if found else 0
 
 
 class _Drain(threading.Thread):
