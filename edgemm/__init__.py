@@ -108,9 +108,16 @@ def load(
     With `memory_limit_mb` the weights and all conversations together stay below it; `model.memory` says what fits.
     `backend` gives components to other libraries: {"denoiser": "openvino-bf16"}; `model.choices` says who runs what.
     """
+    from collections.abc import Mapping
     from pathlib import Path
 
     from edgemm.bundle.files import FileHashes, files_at_once, reading
+    from edgemm.options import check_type
+
+    check_type("path", path, str | os.PathLike)
+    check_type("threads", threads, int | None)
+    check_type("memory_limit_mb", memory_limit_mb, float | None)
+    check_type("backend", backend, str | Mapping | None)
 
     with _uncollected():
         with FileHashes(files_at_once(threads)) as hashes:

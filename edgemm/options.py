@@ -32,6 +32,7 @@ __all__ = [
     "OldFlag",
     "Option",
     "add_options",
+    "check_type",
     "flag_of",
     "from_keywords",
     "hint_of",
@@ -100,10 +101,13 @@ NUMBERS = {int: (numbers.Integral, "a whole number"), float: (numbers.Real, "a n
 
 
 def _check(options: type, name: str, value: Any) -> None:
-    """UsageError where a value is of another type than the field says; numpy's numbers are numbers, True is none."""
     hint = hint_of(options, name)
-    if hint is None:
-        return
+    if hint is not None:
+        check_type(name, value, hint)
+
+
+def check_type(name: str, value: Any, hint: Any) -> None:
+    """UsageError where a value is of another type than it should be; numpy's numbers are numbers, True is none."""
     choices = typing.get_args(hint) if typing.get_origin(hint) in (typing.Union, types.UnionType) else (hint,)
     if not any(_is_a(choice, value) for choice in choices):
         raise UsageError(f"{name} is {value!r:.60}, expected {' or '.join(map(_in_words, choices))}")
@@ -116,7 +120,8 @@ def _is_a(hint: Any, value: Any) -> bool:
     if kind is typing.Literal:
         return value in typing.get_args(hint)
     if kind in NUMBERS:
-        return isinstance(value, NUMBERS[kind][0]) and not isinstance(value, bool)
+        said = isinstance(value, NUMBERS[kind][0]) and not isinstance(value, bool)
+        return said and (kind is int or _is_float(value))
     if kind in (tuple, list, collections.abc.Sequence):
         inside = typing.get_args(hint)[:1]
         listed = isinstance(value, collections.abc.Sequence) and not isinstance(value, (str, bytes))
@@ -126,13 +131,21 @@ def _is_a(hint: Any, value: Any) -> bool:
     return isinstance(value, kind) if isinstance(kind, type) else True
 
 
+def _is_float(value: Any) -> bool:
+    try:
+        float(value)
+    except OverflowError:  # a whole number of hundreds of digits
+        return False
+    return True
+
+
 def _in_words(hint: Any) -> str:
     kind = typing.get_origin(hint) or hint
     if kind is typing.Literal:
         return " or ".join(map(repr, typing.get_args(hint)))
     if kind in (tuple, list, collections.abc.Sequence):
         return "a list of strings" if typing.get_args(hint)[:1] == (str,) else "a list"
-    words = {str: "a string", bool: "True or False", type(None): "None", Path: "a path"}
+    words = {str: "a string", bool: "True or False", type(None): "None", Path: "a path", os.PathLike: "a path"}
     words[collections.abc.Mapping] = "an object"
     return NUMBERS[kind][1] if kind in NUMBERS else words.get(kind) or getattr(kind, "__name__", str(kind))
 

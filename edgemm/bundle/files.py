@@ -5,7 +5,9 @@
 
 Parsing libraries share no base of errors, and one of them raises a panic that is no Exception at all.  In this context
 all are the file's fault (exit 3), but a package that lacks (4) and memory, disk or time that ends (5); outside of it
-only our own invariants are left, and those are bugs (1).  It knows errors, bytes and types, never what a field means.
+only our own invariants are left, and those are bugs (1).  So is, inside of it too, what no file can cause, such as a
+name that is not there, where a line of edgemm's own raised it.  It knows errors, bytes and types, never what a field
+means.
 """
 
 from __future__ import annotations
@@ -24,7 +26,7 @@ import types
 import typing
 from collections.abc import Callable, Iterator
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -33,6 +35,7 @@ from edgemm.errors import BundleError, EdgemmError, InputError, MissingError, Re
 __all__ = [
     "AT_ONCE",
     "FileHashes",
+    "OF_CODE",
     "check_is_file",
     "check_one_of",
     "check_range",
@@ -52,14 +55,21 @@ __all__ = [
 MOST_SAID = 300  # characters of a library's own words
 PANIC = "PanicException"  # of libraries written in Rust; a BaseException, made anew by each
 NO_MEMORY = ("out of memory", "can't allocate memory", "not enough memory", "Cannot allocate memory")
+OF_ANYBODY = (NameError, AssertionError)  # a bug of the line that raises it, whatever that was given
+OF_CODE = (*OF_ANYBODY, AttributeError, TypeError)  # the same, of lines that handle a library's objects, no document
+HERE = os.path.dirname(os.path.dirname(os.path.abspath(__file__))) + os.sep
 NO_MORE = (errno.ENOSPC, errno.EDQUOT, errno.ENOMEM, errno.EMFILE, errno.ETIMEDOUT)
 
 
 @contextmanager
 def reading(
-    path: str | os.PathLike[str], what: str = "cannot be read", kind: type[EdgemmError] = InputError
+    path: str | os.PathLike[str],
+    what: str = "cannot be read",
+    kind: type[EdgemmError] = InputError,
+    bugs: tuple[type[BaseException], ...] = OF_ANYBODY,
 ) -> Iterator[None]:
-    """`what` says what the file fails at, `kind` is the error that most failures become."""
+    """`what` says what the file fails at, `kind` is the error that most failures become; those of `bugs` that a line of
+    edgemm raised pass as they are."""
     try:
         yield
     except BaseException as error:
@@ -69,7 +79,16 @@ def reading(
             raise
         if not isinstance(error, Exception) and type(error).__name__ != PANIC:
             raise  # Ctrl-C, and what ends a process or a generator
+        if isinstance(error, bugs) and _raised_here(error):
+            raise
         raise _as_ours(error, f"{os.fspath(path)!s}".replace("\0", "\\0"), what, kind) from error
+
+
+def _raised_here(error: BaseException) -> bool:
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    return trace is not None and trace.tb_frame.f_code.co_filename.startswith(HERE)
 
 
 def _as_ours(error: BaseException, path: str, what: str, kind: type[EdgemmError]) -> EdgemmError:
@@ -207,25 +226,22 @@ def write_whole(path: str | os.PathLike[str], content: str | bytes) -> None:
             stream.flush()
             os.fsync(stream.fileno())
         os.replace(temporary, target)
-    except OSError as error:
+    except (OSError, ValueError) as error:  # a name with a NUL in it, or half a letter, is a ValueError
         if is_disk_full(error):
             raise ResourceError(f"{target}: the disk is full; this file was not kept") from error
-        raise InputError(f"{target}: cannot be written: {error.strerror or error}") from error
+        raise InputError(f"{target}: cannot be written: {getattr(error, 'strerror', None) or error}") from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(ValueError):
+            temporary.unlink(missing_ok=True)
 
 
 def read_result(path: Path) -> dict[str, Any]:
     """The JSON document that `edgemm bench` printed: the whole file, or its last line."""
-    try:
-        text = path.read_text(encoding="utf-8").strip()
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "it is not text"
-        raise InputError(f"{path}: cannot be read: {reason}") from error
+    text = read_text(path, "a result of `edgemm bench`").strip()
     for candidate in (text, text.rpartition("\n")[2]):
         try:
             document = json.loads(candidate)
-        except ValueError:
+        except (ValueError, RecursionError):
             continue
         if isinstance(document, dict) and all(isinstance(document.get(field), dict) for field in FIELDS):
             return document

@@ -100,7 +100,9 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
         help="other libraries on the CPU, for example denoiser=openvino-bf16; one name alone is for all components",
     )
     parser.add_argument("--memory-limit-mb", type=float, metavar="MB", help="weights and conversations together")
-    parser.add_argument("--adapter", metavar="FOLDER", help="a LoRA adapter, for bundles exported with --adapters")
+    parser.add_argument(
+        "--adapter", type=Path, metavar="FOLDER", help="a LoRA adapter, for bundles exported with --adapters"
+    )
     parser.add_argument(
         "--adapter-strength", type=float, metavar="S", help="how much of --adapter is added (default 1)"
     )

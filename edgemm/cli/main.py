@@ -18,8 +18,9 @@ import sys
 import traceback
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from types import ModuleType
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import edgemm
 from edgemm.errors import EdgemmError, InputError, MissingError, ResourceError, UsageError
@@ -76,6 +77,11 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         raise UsageError(f"{message} (see: {self.prog} --help)")
+
+    def _get_value(self, action: argparse.Action, arg_string: str) -> Any:
+        if action.type is Path and not arg_string:  # an unset variable of a shell; Path("") would be where one stands
+            raise argparse.ArgumentError(action, "an empty path")
+        return super()._get_value(action, arg_string)  # type: ignore[misc]
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -179,15 +179,10 @@ def merge_adapter(model: Unified, folder: Path) -> None:
 
 def read_adapter(folder: Path) -> tuple[AdapterConfig, dict[str, Tensor]]:
     """PEFT's two files of a plain LoRA. Raises CheckpointError where it is anything else."""
-    from safetensors import SafetensorError
     from safetensors.torch import load_file
 
-    try:
+    with reading(folder, f"an adapter is {' and '.join(FILES)}", CheckpointError):
         return AdapterConfig.read(folder), load_file(folder / FILES[1])
-    except (OSError, SafetensorError) as error:
-        raise CheckpointError(f"{folder}: {error}; an adapter is {' and '.join(FILES)}") from error
-    except InputError as error:
-        raise CheckpointError(str(error)) from error
 
 
 def save(

@@ -10,12 +10,13 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from edgemm.bundle.drawing import DenoiseLoop
+from edgemm.bundle.files import reading
 from edgemm.errors import InputError
 from edgemm.runtimes import schedule
 from edgemm.runtimes.backend.engine import Binding, Engine, check_finite
@@ -35,7 +36,7 @@ class DrawRequest:
     guidance_scale: float
     seeds: tuple[int, ...]  # one a picture
     noises: tuple[np.ndarray, ...]  # float32, shaped as x, one a picture
-    preview: bool
+    preview: bool | Sequence[int]  # after every step, or after these
     height: int  # of the picture, in pixels
     width: int
     image_guidance_scale: float = 1.0
@@ -70,7 +71,8 @@ def draw(
             x = way.step(x, prediction, expected)
             clock.steps_s.append(time.perf_counter() - start)
             last = k + 1 == request.steps
-            preview = Picture(decoder.decode(expected), seed) if request.preview and not last else None
+            shown = not last and (request.preview is True or (request.preview and k + 1 in request.preview))
+            preview = Picture(decoder.decode(expected), seed) if shown else None
             yield DenoiseProgress(k + 1, request.steps, way.done, index, preview, x)
         if expected is not None:
             pictures.append(Picture(decoder.decode(x if finished else expected), seed))
@@ -154,7 +156,8 @@ def check_noise(noise: np.ndarray, count: int, loop: DenoiseLoop, height: int, w
 
     Axes of one may be there or not.  Of latents the rows of a grid will do, too: (h * w, c) for (c, h, w).
     """
-    array, shape = np.ascontiguousarray(noise, dtype=np.float32), loop.state_shape(height, width)
+    with reading("noise", "expected float32 numbers"):
+        array, shape = np.ascontiguousarray(noise, dtype=np.float32), loop.state_shape(height, width)
     found = _told(array.shape)
     if not np.isfinite(array).all():
         raise InputError("noise holds NaN or infinity, expected finite numbers")

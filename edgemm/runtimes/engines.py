@@ -189,7 +189,6 @@ class Engines:
         memory_limit_mb: float | None = None,
         backend: str | Mapping[str, str] | None = None,
     ) -> None:
-        """The memory limit is honoured now, before anything is loaded."""
         self.bundle = bundle
         self.choice = choice
         self.threads = plan
@@ -205,8 +204,13 @@ class Engines:
         for component in self.components:
             files = self._files(component)
             check_external_data(files.graph, files.data)
-        if memory_limit_mb is not None:
-            _ = self.memory  # too small a limit is told before anything is loaded
+        self.budget: CacheBudget | None = None  # of all conversations together; None without a limit
+        if memory_limit_mb is not None:  # too small a limit is told before anything is loaded
+            from edgemm.runtimes.cache_budget import CacheBudget
+
+            self.budget = CacheBudget(self.memory.cache_bytes)
+        if self.takes_adapters:
+            _ = self.adapters  # now, for threads may ask at once
 
     @cached_property
     def memory(self) -> MemoryPlan:
@@ -214,15 +218,6 @@ class Engines:
         from edgemm.runtimes.cache_budget import plan_memory
 
         return plan_memory(self.bundle.manifest, self.target, self._memory_limit_mb)
-
-    @cached_property
-    def budget(self) -> CacheBudget | None:
-        """Of all conversations together; None without a limit."""
-        if self._memory_limit_mb is None:
-            return None
-        from edgemm.runtimes.cache_budget import CacheBudget
-
-        return CacheBudget(self.memory.cache_bytes)
 
     @cached_property
     def adapters(self) -> Adapters:
@@ -289,6 +284,9 @@ class Engines:
     def check_open(self) -> None:
         if self._closed:
             raise UsageError("the model is closed")
+
+    def has_loaded(self, component: str) -> bool:
+        return component in self._loaded
 
     def close(self) -> None:
         """Lets every engine go; none is loaded again."""

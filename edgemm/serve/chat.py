@@ -26,6 +26,7 @@ from edgemm.serve.pictures import as_url
 from edgemm.serve.problems import Problem, as_problem
 from edgemm.serve.registry import Named
 from edgemm.serve.service import Service, Work, as_asked, chosen_seed, with_adapter
+from edgemm.serve.text_lane import TextWork
 from edgemm.serve.wire import Event, Events, EventStream, json_of
 
 __all__ = ["Asked", "chat", "logprob_body", "text_options", "told", "works"]
@@ -152,11 +153,12 @@ def works(asked: Asked) -> list[Work]:
     for choice in range(asked.choices):
         options = {**asked.text, "seed": (asked.seed + choice) % 2**63}
         if asked.drawing is None:
-            stream: Iterator[Any] = model.stream_text(asked.messages, **options)
-            made.append(("text", with_adapter(asked.named, lambda stream=stream: stream)))
+            made.append(("text", TextWork(asked.named, model.text_writing(asked.messages, **options))))
         else:
             drawing = {**asked.drawing, "seed": (asked.drawing["seed"] + choice) % 2**63}
-            stream = model.generate(asked.messages, drawing=drawing, max_images=asked.max_images, **options)
+            stream: Iterator[Any] = model.generate(
+                asked.messages, drawing=drawing, max_images=asked.max_images, **options
+            )
             made.append(("draw", with_adapter(asked.named, lambda stream=stream: stream)))
     return made
 

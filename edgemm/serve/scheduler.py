@@ -48,7 +48,16 @@ class Lane(Protocol):
 
     @property
     def busy(self) -> bool: ...
-    def takes(self, job: Job) -> bool: ...
+
+    @property
+    def free(self) -> bool:
+        """Whether one more may begin, as far as another thread can see."""
+        ...
+
+    def takes(self, job: Job) -> bool:
+        """Whether this one may begin now."""
+        ...
+
     def add(self, job: Job) -> None: ...
 
     def turn(self) -> None:
@@ -71,8 +80,12 @@ class Turns:
     def busy(self) -> bool:
         return bool(self._running)
 
-    def takes(self, job: Job) -> bool:
+    @property
+    def free(self) -> bool:
         return len(self._running) < self._most
+
+    def takes(self, job: Job) -> bool:
+        return self.free
 
     def add(self, job: Job) -> None:
         self._running.append((job, job.work()))
@@ -140,7 +153,7 @@ class Scheduler:
     def submit(self, jobs: list[Job]) -> None:
         """All of them, or a Problem: the queue is full, or the server is going."""
         with self._lock:
-            self._check_room(len(jobs), free=self._lanes.of[jobs[0].kind].takes(jobs[0]))
+            self._check_room(len(jobs), free=self._lanes.of[jobs[0].kind].free)
             self._waiting.extend(jobs)
             if self._thread is None:
                 self._thread = threading.Thread(target=self._run, name="edgemm-scheduler", daemon=True)

@@ -21,6 +21,7 @@ from edgemm.serve.pictures import of_url
 from edgemm.serve.problems import Problem, as_problem
 from edgemm.serve.registry import Named, Registry
 from edgemm.serve.scheduler import Kind, Lanes, Scheduler, Ticket, Turns
+from edgemm.serve.text_lane import TextLane
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -37,7 +38,7 @@ class Service:
 
     def __init__(self, registry: Registry, options: ServeOptions) -> None:
         self.registry, self.options = registry, options
-        lanes = Lanes({"text": Turns(options.max_batch), "draw": Turns(MOST_DRAWINGS)}, options.draw_share)
+        lanes = Lanes({"text": TextLane(options.max_batch), "draw": Turns(MOST_DRAWINGS)}, options.draw_share)
         self.scheduler = Scheduler(lanes, options.max_queue)
         self.metrics = Metrics(self.scheduler)
 

@@ -20,7 +20,7 @@ import edgemm
 from edgemm import progress
 from edgemm.bundle.bundle import Bundle, BundleWriter, DenoiseLoop, Licence, Limits, Loops, Manifest, Source
 from edgemm.bundle.chat import as_messages, chat_prompt
-from edgemm.bundle.files import reading
+from edgemm.bundle.files import OF_CODE, reading
 from edgemm.bundle.picture import seeded_picture
 from edgemm.bundle.prompt import Tokenizer
 from edgemm.errors import CheckpointError, UsageError
@@ -96,7 +96,7 @@ def export_foreign(found: Found, output: Path, options: ExportOptions | None = N
     least = max(map(bytes_per_weight, schemes)) * paper.parameters
     with BundleWriter(output, options.overwrite, int(least)) as writer, torch.no_grad():
         progress.status("taking it apart")
-        with reading(checkpoint.folder, "cannot be taken apart", CheckpointError):
+        with reading(checkpoint.folder, "cannot be taken apart", CheckpointError, bugs=OF_CODE):
             parts = family.parts(checkpoint)
         slots = _context(parts, options.max_context)
         loop = parts.denoise

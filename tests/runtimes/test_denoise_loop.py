@@ -216,10 +216,10 @@ def test_a_bundle_that_only_talks_does_not_draw(tmp_path, weights):
     from tests.runtimes.tiny_bundle import text_loop
 
     path = build(tmp_path / "talks.bundle", weights, Loops(text=text_loop()))
-    with edgemm.load(path, device="cpu", threads=1) as talking:
-        assert talking.generate_text("hello", max_new_tokens=2).finish_reason == "length"
+    with edgemm.load(path, device="cpu", threads=1) as text_only:
+        assert text_only.generate_text("hello", max_new_tokens=2).finish_reason == "length"
         with pytest.raises(InputError, match="does not draw"):
-            talking.generate_image("a red heart")
+            text_only.generate_image("a red heart")
 
 
 def test_a_cache_smaller_than_a_block_is_enough_to_draw(tmp_path, weights, model):
