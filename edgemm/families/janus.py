@@ -15,7 +15,7 @@ from edgemm.bundle.drawing import ImageTokensLoop
 from edgemm.bundle.manifest import TextLoop
 from edgemm.families.chat_ids import as_the_library_reads
 from edgemm.families.family import Eye, Parts, PictureRule, Pieces, component, example_pictures, picture_rule
-from edgemm.families.hf_checkpoint import Checkpoint
+from edgemm.families.hf_checkpoint import Checkpoint, rendered
 from edgemm.families.llama import (
     check_llama_shaped,
     example_tokens,
@@ -165,7 +165,7 @@ def draw_codes(checkpoint: Checkpoint, prompt: str, guidance: float, count: int)
 
     model, processor = checkpoint.model, checkpoint.processor
     says = [{"role": "user", "content": [{"type": "text", "text": prompt}]}]
-    text = processor.apply_chat_template(says, add_generation_prompt=True)
+    text = rendered(processor, says, checkpoint.folder)
     inputs = processor(text=text, generation_mode="image", return_tensors="pt")
     unguided: Any = LogitsProcessorList([lambda ids, scores: scores.chunk(2)[0]])  # the conditional rows
     sizes = model.model.vision_model.config

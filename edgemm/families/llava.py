@@ -13,7 +13,7 @@ from edgemm.errors import CheckpointError
 from edgemm.families.chat_ids import as_the_library_reads
 from edgemm.families.chat_strings import ChatStrings, added_around, chat_strings, plain_strings
 from edgemm.families.family import Eye, Parts, Pieces, component, example_pictures, picture_rule
-from edgemm.families.hf_checkpoint import Checkpoint
+from edgemm.families.hf_checkpoint import Checkpoint, rendered
 from edgemm.families.llama import (
     check_llama_shaped,
     example_tokens,
@@ -91,7 +91,7 @@ def processor_strings(checkpoint: Checkpoint, place: str, around: tuple[str, str
         return plain_strings(before, after)
 
     def render(messages: list[dict[str, Any]]) -> str:
-        return processor.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        return rendered(processor, messages, checkpoint.folder)
 
     found = chat_strings(render, place, checkpoint.folder)
     if not before or found.template.opening.startswith(before):

@@ -18,7 +18,7 @@ from edgemm.export.component_graphs import scatter
 from edgemm.families.chat_ids import as_the_library_reads
 from edgemm.families.chat_strings import chat_strings
 from edgemm.families.family import Eye, Parts, Pieces, component, example_pictures, picture_rule
-from edgemm.families.hf_checkpoint import Checkpoint
+from edgemm.families.hf_checkpoint import Checkpoint, rendered
 from edgemm.families.llama import (
     LlamaGraph,
     as_transformer,
@@ -148,7 +148,7 @@ def _text_loop(checkpoint: Checkpoint, size: int, count: int, resample: str) -> 
     )
 
     def render(messages: list[dict[str, Any]]) -> str:
-        return tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        return rendered(tokenizer, messages, checkpoint.folder)
 
     found = chat_strings(render, start + image + end, checkpoint.folder)
     loop = TextLoop(

@@ -17,6 +17,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
+from edgemm.device.child import device_bytes
 from edgemm.engines import builder, child
 from edgemm.engines.builder import Limits, build_engine
 from edgemm.engines.cache import EngineCache
@@ -202,7 +203,7 @@ def test_a_disk_that_is_really_full_is_told_and_the_old_engine_stays(graph, tmp_
     folder, wish = tmp_path / "disk", tmp_path / "wish"
     folder.mkdir()
     wish.write_bytes(pickle.dumps((spec_of(graph), spec_of(graph, opt_level=2), graph, folder, LIMITS)))
-    script = 'mount -t tmpfs -o size=1m tmpfs "$1" && exec "$2" -c "$3" "$4"'
+    script = 'mount -t tmpfs -o size=1m,mode=700 tmpfs "$1" && exec "$2" -c "$3" "$4"'
     words = ["unshare", "-rm", "sh", "-c", script, "sh", str(folder), sys.executable, FULL_DISK, str(wish)]
     ran = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, timeout=BUSY_S)
     full, told, *left = ran.stdout.splitlines()
@@ -270,9 +271,9 @@ def test_the_second_gpu_is_all_that_its_builder_sees(graph, cache, monkeypatch):
 
 def test_what_a_jetsons_gpu_holds_of_the_shared_memory_is_read(tmp_path):
     (tmp_path / "proc").mkdir()
-    assert builder._device_bytes(tmp_path) == 0
+    assert device_bytes(tmp_path) == 0
     (tmp_path / "proc/meminfo").write_text("MemTotal: 8000000 kB\nNvMapMemFree: 94784 kB\nNvMapMemUsed: 805068 kB\n")
-    assert builder._device_bytes(tmp_path) == 805068 * 1024
+    assert device_bytes(tmp_path) == 805068 * 1024
 
 
 @needs_rtx
