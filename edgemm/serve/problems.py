@@ -17,11 +17,11 @@ TYPES = {  # of a status, where the problem says no other
     401: "authentication_error",
     404: "invalid_request_error",
     405: "invalid_request_error",
+    408: "timeout_error",
     413: "invalid_request_error",
     415: "invalid_request_error",
     429: "rate_limit_error",
     503: "server_error",
-    504: "timeout_error",
 }
 ASKED_AS = {  # the runtime's options, and how a request says them
     "max_new_tokens": "max_completion_tokens",

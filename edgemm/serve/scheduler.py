@@ -247,7 +247,7 @@ class Scheduler:
         return told
 
     def _drop_stopped(self) -> None:
-        late = Problem(504, "deadline_exceeded", "the request took longer than its timeout_s")
+        late = Problem(408, "deadline_exceeded", "the request took longer than its timeout_s")
         self._waiting, gone = _split(self._waiting, Job.stopped)
         for job in gone:
             job.emit(late)
