@@ -7,17 +7,25 @@ Axes: b batch, r the denoiser's own rows, t prefix slots, g K/V heads, d head wi
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from edgemm.export.component_graphs import ComponentGraph, scatter
-from edgemm.families.family import Shape, component
-from edgemm.families.llama import LlamaGraph, rms
-from edgemm.model.transformer import visible_up_to
+from edgemm.families.family import Named, Shape, component
+from edgemm.families.llama import LlamaGraph, Pair, Rows, example_tokens, rms
 
-__all__ = ["HiddenGraph", "OverPrefix", "TurnedBack", "conditioner_component", "prefix_shapes"]
+__all__ = [
+    "HiddenGraph",
+    "OverPrefix",
+    "TurnedBack",
+    "conditioner_component",
+    "example_inputs",
+    "over_prefix",
+    "prefix_shapes",
+]
 
 
 class HiddenGraph(LlamaGraph):
@@ -30,20 +38,17 @@ class HiddenGraph(LlamaGraph):
     def forward(self, *tensors: Tensor) -> tuple[Tensor, ...]:
         input_ids, image_tokens, image_index, write_index, attention_limit, logits_index, *past = tensors
         pairs, hidden = past[: 2 * len(self.layers)], past[2 * len(self.layers) :]
-        rows = image_index.clamp(min=0)[..., None].expand(-1, -1, image_tokens.shape[-1])
-        x = torch.where((image_index >= 0)[..., None], image_tokens.gather(1, rows), self.embed_tokens(input_ids))
-        places = write_index[:, None] + torch.arange(input_ids.shape[1])
-        angles = places.float()[..., None] * self.inv_freq  # (b, s, d/2)
-        cos, sin = angles.cos() * self.rotary_scale, angles.sin() * self.rotary_scale
-        mask = visible_up_to(attention_limit, past[0].shape[2])
-        present: list[Tensor] = []
+        rows = self.placed(write_index[:, None] + torch.arange(input_ids.shape[1]), attention_limit, past)
         kept: list[Tensor] = []
-        for index, layer in enumerate(self.layers):
-            x, *slots = self.run_layer(layer, x, cos, sin, mask, write_index, pairs[2 * index : 2 * index + 2])
-            present += slots
+
+        def keep(index: int, x: Tensor) -> Tensor:
             if index >= self.first:
                 state = rms(self.norm, x) if index == len(self.layers) - 1 else x
                 kept.append(scatter(hidden[index - self.first], state[:, None], write_index))
+            return x
+
+        x = self.look_up(input_ids, image_tokens, image_index)
+        x, present = self.read(x, rows, write_index, pairs, keep)
         return self.answer(x, logits_index), *present, *kept
 
 
@@ -68,26 +73,24 @@ class OverPrefix(LlamaGraph):
 
     def behind(self, x: Tensor, prefix_mask: Tensor, pairs: tuple[Tensor, ...], own_mask: Tensor) -> Tensor:
         """Hidden states (b, r, w) after the last norm; `own_mask` (r, r) says which rows each row sees."""
-        b, r, _ = x.shape
-        angles = torch.arange(r).float()[None, :, None] * self.inv_freq  # (1, r, d/2)
-        cos, sin = ((part * self.rotary_scale).expand(b, -1, -1) for part in (angles.cos(), angles.sin()))
-        seen = prefix_mask[:, None, None].expand(-1, -1, r, -1)
-        mask = torch.cat([seen, own_mask.expand(b, 1, -1, -1)], dim=3)  # (b, 1, r, t + r)
+        b = x.shape[0]
+        rows = over_prefix(self.inv_freq, prefix_mask, own_mask, b, self.rotary_scale)
         for layer, keys, values in zip(self.layers, pairs[::2], pairs[1::2], strict=True):
-            x = self._over(layer, x, cos, sin, mask, keys, values)
+
+            def join(own_keys: Tensor, own_values: Tensor, keys: Tensor = keys, values: Tensor = values) -> Pair:
+                return torch.cat([keys, own_keys], dim=2), torch.cat([values, own_values], dim=2)
+
+            x, *_ = self.run_layer(layer, x, rows, join)
         return rms(self.norm, x)
 
-    def _over(
-        self, layer: Any, x: Tensor, cos: Tensor, sin: Tensor, mask: Tensor, keys: Tensor, values: Tensor
-    ) -> Tensor:
-        attention = layer.self_attn
-        normed = rms(layer.input_layernorm, x)
-        queries, own_keys, own_values = (self._heads(attention, part, normed) for part in "qkv")
-        queries, own_keys = (torch.onnx.ops.rotary_embedding(part, cos, sin) for part in (queries, own_keys))
-        every_key, every_value = torch.cat([keys, own_keys], dim=2), torch.cat([values, own_values], dim=2)
-        attended = torch.onnx.ops.attention(queries, every_key, every_value, mask)[0]  # (b, h, r, d)
-        x = x + attention.o_proj(attended.transpose(1, 2).flatten(2))
-        return x + layer.mlp(rms(layer.post_attention_layernorm, x))
+
+def over_prefix(inv_freq: Tensor, prefix_mask: Tensor, own_mask: Tensor, b: int, scale: float = 1.0) -> Rows:
+    """Rows at positions 0, 1, ... behind a prefix."""
+    r = own_mask.shape[-1]
+    angles = torch.arange(r).float()[None, :, None] * inv_freq  # (1, r, d/2)
+    cos, sin = ((part * scale).expand(b, -1, -1) for part in (angles.cos(), angles.sin()))
+    seen = prefix_mask[:, None, None].expand(-1, -1, r, -1)
+    return Rows(cos, sin, torch.cat([seen, own_mask.expand(b, 1, -1, -1)], dim=3))  # (b, 1, r, t + r)
 
 
 def prefix_shapes(depth: int, kv_heads: int, head_width: int) -> dict[str, Shape]:
@@ -103,3 +106,30 @@ def conditioner_component(text: Any, kv_heads: int, head_width: int) -> Componen
     read: dict[str, Shape] = {f"past_{part}.{layer}": cache for layer in range(depth) for part in ("key", "value")}
     given = prefix_shapes(depth, kv_heads, head_width)
     return component("conditioner", TurnedBack(text.rotary_emb.inv_freq), {**read, "prefix_length": ("b",)}, given)
+
+
+@torch.no_grad()
+def example_inputs(
+    graphs: Mapping[str, ComponentGraph], ids: list[int], read: tuple[Tensor, Tensor], times: Sequence[float]
+) -> dict[str, Named]:
+    """What each component is compared on, made by those before it: a prompt's `ids`, what is `read` (pictures, and
+    their tokens), and two `times` of drawing."""
+    pictures, tokens = read
+    words = example_tokens(graphs["transformer"], ids, tokens)
+    present = _answers(graphs["transformer"], words)
+    past = {spec.name: present[spec.name.replace("past", "present")] for spec in graphs["conditioner"].inputs[:-1]}
+    condition = {**past, "prefix_length": words["attention_limit"][:, -1] + 1 - torch.tensor([0, 5])}
+    shape = [int(size) for size in graphs["image_decoder"].inputs[0].shape[1:]]
+    latents = torch.randn(2, *shape, generator=torch.Generator().manual_seed(0))
+    given = _answers(graphs["conditioner"], condition)
+    return {
+        "image_encoder": {"pixels": pictures},
+        "transformer": words,
+        "conditioner": condition,
+        "denoiser": {"latents": latents, "time": torch.tensor(times), **given},
+        "image_decoder": {"latents": latents},
+    }
+
+
+def _answers(graph: ComponentGraph, inputs: Named) -> Named:
+    return dict(zip([spec.name for spec in graph.outputs], graph.module(*inputs.values()), strict=True))

@@ -17,8 +17,8 @@ from edgemm.errors import CheckpointError
 from edgemm.export.component_graphs import scatter
 from edgemm.families.chat_ids import as_the_library_reads
 from edgemm.families.chat_strings import chat_strings
-from edgemm.families.family import Eye, Parts, Pieces, component, example_pictures, picture_rule
-from edgemm.families.hf_checkpoint import Checkpoint
+from edgemm.families.family import Eye, Parts, Pieces, component, example_ids, example_pictures, picture_rule
+from edgemm.families.hf_checkpoint import Checkpoint, rendered
 from edgemm.families.llama import (
     LlamaGraph,
     as_transformer,
@@ -31,7 +31,6 @@ from edgemm.model.transformer import visible_up_to
 __all__ = ["CANNOT", "library_inputs", "parts", "pieces", "side_of", "GridGraph"]
 
 CANNOT = "video; pictures of other sizes than one square, 512 pixels where the processor allows it"
-EXAMPLE = "What do you see in this picture, and which colours does it have?"
 SIDE = 512  # pixels, or the nearest that the image processor leaves as it is
 
 
@@ -118,7 +117,7 @@ def parts(checkpoint: Checkpoint, tower: nn.Module | None = None) -> Parts:
         image_width=tokens.shape[-1],
         more_caches={f"{part}.{len(text.layers)}": ledger for part in ("key", "value")},
     )
-    ids = checkpoint.tokenizer(EXAMPLE)["input_ids"]
+    ids = example_ids(checkpoint)
     return Parts(
         graphs={encoder.name: encoder, transformer.name: transformer},
         inputs={encoder.name: {"pixels": pictures}, transformer.name: example_tokens(transformer, ids, tokens)},
@@ -148,7 +147,7 @@ def _text_loop(checkpoint: Checkpoint, size: int, count: int, resample: str) -> 
     )
 
     def render(messages: list[dict[str, Any]]) -> str:
-        return tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        return rendered(tokenizer, messages, checkpoint.folder)
 
     found = chat_strings(render, start + image + end, checkpoint.folder)
     loop = TextLoop(
@@ -221,14 +220,12 @@ class GridGraph(LlamaGraph):
         shown = pictured[..., None].float()
         places, following = self.places(image_index, write_index, thousands, ones)
         angles = (places.float()[..., None] * self.rates).sum(2)  # (b, s, d/2)
-        cos, sin = angles.cos() * self.rotary_scale, angles.sin() * self.rotary_scale
-        mask = visible_up_to(attention_limit, past[0].shape[2])
-        present: list[Tensor] = []
-        for index, layer in enumerate(self.layers):
-            x, *slots = self.run_layer(layer, x, cos, sin, mask, write_index, past[2 * index : 2 * index + 2])
-            present += slots
-            if index < len(deeper):
-                x = x + deeper[index] * shown
+        tokens = self.turned(angles, visible_up_to(attention_limit, past[0].shape[2]))
+
+        def see_deeper(index: int, x: Tensor) -> Tensor:
+            return x + deeper[index] * shown if index < len(deeper) else x
+
+        x, present = self.read(x, tokens, write_index, past, see_deeper)
         for cache, part in ((thousands, following // THOUSAND), (ones, following % THOUSAND)):
             present.append(scatter(cache, part.float()[:, None, :, None], write_index))
         return self.answer(x, logits_index), *present

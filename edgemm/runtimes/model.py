@@ -21,7 +21,7 @@ from edgemm.bundle.chat import Message, as_messages
 from edgemm.bundle.prompt import Tokenizer
 from edgemm.errors import EdgemmError, UsageError
 from edgemm.options import check_type, from_keywords
-from edgemm.runtimes.backend.engine import ThreadPlan
+from edgemm.runtimes.backend.engine import ThreadPlan, return_freed_memory
 from edgemm.runtimes.engines import Choice, Engines
 from edgemm.runtimes.image_call import (
     MOST_PICTURES,
@@ -67,7 +67,9 @@ class Model:
         self.manifest = engines.bundle.manifest
         self.choice: Choice = engines.choice  # what it runs on, and why
         self.threads: ThreadPlan = engines.threads
-        self.tokenizer = Tokenizer(self.bundle.file(self.manifest.tokenizer))
+        self.tokenizer = Tokenizer(
+            self.bundle.path / self.manifest.tokenizer, self.bundle.text(self.manifest.tokenizer)
+        )
         self._calls = Calls()
 
     @property
@@ -269,6 +271,17 @@ class Model:
         """Ends every call and lets the engines go; a closed model answers nothing more."""
         self._engines.close()
         self.cancel()
+        return_freed_memory()
+
+    def release_memory(self) -> None:
+        """Gives to the system what earlier calls took and nobody holds any more; sessions and engines stay.
+
+        For a program that has read a long prompt and now waits; one token is read on the way, which takes moments.
+        """
+        self._engines.check_open()
+        if self._engines.has_loaded("transformer"):
+            self._text.conversation().shrink()
+        return_freed_memory()
 
     def prepare(self) -> None:
         """Loads every engine now, so that no first call has to wait for one."""

@@ -8,7 +8,10 @@ How many threads a backend gets, and whether they may spin, is planned here, too
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import os
+import sys
 import threading
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -19,7 +22,8 @@ from typing import Any, Protocol
 import numpy as np
 
 from edgemm.bundle.components import TensorSpec, Variant, pattern
-from edgemm.errors import BundleError, EdgemmError, ResourceError, UsageError
+from edgemm.bundle.held_file import HeldFile
+from edgemm.errors import BundleError, EdgemmError, ResourceError, UsageError, ran_out_of_memory
 
 __all__ = [
     "Arrays",
@@ -60,6 +64,11 @@ class GraphFiles:
     graph: Path
     data: Path | None  # its weights; None where they are in the graph
     variant: Variant
+    verified: tuple[HeldFile, HeldFile | None] | None = None  # both, opened when they were; None: no matter which
+
+    def opened(self) -> tuple[HeldFile, HeldFile | None]:
+        """Graph and weights as they were verified, else as they are now."""
+        return self.verified or (HeldFile(self.graph), HeldFile(self.data) if self.data else None)
 
 
 class Binding(Protocol):
@@ -141,10 +150,14 @@ class LockedBinding:
         except Exception as error:  # libraries' errors share no base but Exception
             engine = self._engine
             what = f"{engine.component}: {engine.title} failed"
-            raise explained(error, what, EdgemmError, engine.reason(error)) from error
+            raise explained(error, what, BundleError, engine.reason(error)) from error
 
 
-OUT_OF_MEMORY = ("bad_alloc", "out of memory", "failed to allocate memory")
+def return_freed_memory() -> None:
+    """glibc keeps what was freed for the next who asks, until it is told to give it to the system."""
+    if sys.platform == "linux":
+        with contextlib.suppress(OSError, AttributeError):  # another C library has no such function
+            ctypes.CDLL(None).malloc_trim(0)
 
 
 def first_line(error: Exception) -> str:
@@ -153,7 +166,7 @@ def first_line(error: Exception) -> str:
 
 def explained(error: Exception, what: str, kind: type[EdgemmError], reason: str) -> EdgemmError:
     """A library's error as one of ours."""
-    if isinstance(error, MemoryError) or any(words in str(error).lower() for words in OUT_OF_MEMORY):
+    if ran_out_of_memory(error):
         return ResourceError(f"{what}: out of memory: {reason}")
     return kind(f"{what}: {reason}")
 
