@@ -22,6 +22,7 @@ from edgemm.bundle.reading import check_is_file, read_text, reading
 from edgemm.errors import CheckpointError, MissingError
 from edgemm.export.trace import quiet
 from edgemm.families.folder import Found
+from edgemm.families.unpickle import how, pickles_in
 from edgemm.model.bitsandbytes_weights import is_packed
 from edgemm.model.pretrained import check_tensors, read_tensors
 
@@ -29,7 +30,6 @@ __all__ = ["Checkpoint", "greedy", "no_weights", "open_checkpoint", "skeleton"]
 
 GENERATION = "generation_config.json"
 INDEX = "model.safetensors.index.json"
-PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 
 
 @dataclass(frozen=True)
@@ -139,9 +139,13 @@ def _by_index(folder: Path) -> set[str]:
 
 def no_weights(folder: Path) -> CheckpointError:
     """Of a folder without *.safetensors."""
-    pickles = sorted(path.name for kind in PICKLES for path in folder.glob(kind))
-    what = f"only {pickles[0]}, a pickle, which may hold a program" if pickles else "no weights"
-    return CheckpointError(f"{folder}: {what}; expected *.safetensors (convert it where you trust it)")
+    pickles = pickles_in(folder)
+    if not pickles:
+        return CheckpointError(f"{folder}: no weights; expected *.safetensors")
+    return CheckpointError(
+        f"{folder}: only {pickles[0].name}, a pickle, which may hold a program; expected *.safetensors, which this "
+        f"makes of its tensors, and of nothing else: {how(folder)}"
+    )
 
 
 def _check_files(folder: Path) -> None:
