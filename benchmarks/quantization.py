@@ -27,8 +27,8 @@ from edgemm.evaluate.evaluation import SUITES
 from edgemm.evaluate.metrics import compare_records, paired_difference
 from edgemm.model import checkpoint
 from edgemm.model.unified import Unified
+from edgemm.quantize.make import quantize
 from edgemm.quantize.options import QuantizeOptions
-from edgemm.quantize.quantization import quantize
 from edgemm.quantize.simulated import swap
 from edgemm.search.judges import PROMPTS, Answers, Records, ask, compare, task_records
 from edgemm.search.levels import size_bytes

@@ -21,13 +21,13 @@ def write_bundles(
 
     from edgemm.bundle.bundle import UNCONDITIONAL, BundleWriter
     from edgemm.export.component_graphs import ComponentGraph, component_graphs
-    from edgemm.export.example_inputs import example_inputs
     from edgemm.export.manifest import manifest_of, papers_of
     from edgemm.export.schemes import read_schemes
     from edgemm.export.specs import make_specs
     from edgemm.export.trace import trace
     from edgemm.export.variants import Wanted, native_sizes, write_graphs
     from edgemm.model.checkpoint import load
+    from edgemm.verify.components import example_inputs
     from edgemm.verify.export_native import MAX_CONTEXT, stored_prefix
 
     traced: dict[str, ir.Model] = {}

@@ -11,9 +11,8 @@ from edgemm.cli.arguments import add_options, read_options
 from edgemm.cli.display import Display
 from edgemm.errors import MissingError, UsageError
 from edgemm.options import options_of
-from edgemm.quantize.options import QuantizeOptions
+from edgemm.quantize.options import JudgeOptions, QuantizeOptions
 from edgemm.quantize.spec import Spec, check_destination
-from edgemm.search.options import JudgeOptions
 
 __all__ = ["HELP", "add_arguments", "run"]
 

@@ -23,7 +23,7 @@ from edgemm.errors import CheckFailedError, MissingError
 __all__ = ["HELP", "PARITY", "add_arguments", "check_graphs", "check_hashes", "check_rules", "run"]
 
 HELP = "check a bundle: hashes, graphs, and what they compute"
-PARITY = ("edgemm.verify.bundle_checks", "check_bundle")  # module and function
+PARITY = ("edgemm.verify.loops", "check_bundle")  # module and function
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

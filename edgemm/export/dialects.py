@@ -4,16 +4,18 @@
 RotaryEmbedding, RMSNormalization and TensorScatter, for TensorRT 10.15 and newer, TensorRT for RTX, and ONNX Runtime
 1.32.  `portable-21` writes those as primitives of opset 21, for TensorRT 10.3 (JetPack 6) and ONNX Runtime 1.23.
 Precision is decided before: passes keep the types that they meet.
+Axes: b batch, h heads, q queries, k keys, d head width.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
+import numpy as np
 import onnx
 import onnx_ir as ir
 
-from edgemm.export.passes.attention_fused import attention_fused
 from edgemm.export.passes.decompositions import (
     attention_primitive,
     clip_primitive,
@@ -23,8 +25,84 @@ from edgemm.export.passes.decompositions import (
     rotary_primitive,
     scatter_primitive,
 )
+from edgemm.export.passes.rewriting import Writer, dims, drop_unread, infer, made_by, nodes_of, stored
 
-__all__ = ["DIALECTS", "in_dialect", "older_opset"]
+__all__ = ["DIALECTS", "attention_fused", "in_dialect", "older_opset"]
+
+SHAPING = ("Reshape", "Unsqueeze")
+
+
+@dataclass(frozen=True)
+class Found:
+    last: ir.Node  # the product with the values
+    queries: ir.Value
+    keys: ir.Value
+    values: ir.Value
+    mask: ir.Value  # bool (b, 1, 1, k)
+    scale: float
+
+
+def attention_fused(model: ir.Model) -> bool:
+    """Attention written out, as the denoiser's is (edgemm/model/transformer.py), back as one Attention (opset 23).
+
+    Engines have kernels for the operator; for its parts they may or may not find one.  What is looked for, backwards
+    from a Softmax, for a mask that is the same for every query (query heads may have been folded into the query axis):
+
+        MatMul(Softmax(Reshape?(Reshape?(MatMul(Mul(q, scale), Transpose(k))) + bias)), v)
+        bias = Unsqueeze?(Where(Not(mask), -inf, 0))
+
+    What looks otherwise stays as it is.
+    """
+    infer(model)
+    matches = [found for node in nodes_of(model, "Softmax") if (found := _match(node))]
+    writer = Writer(model)
+    for found in matches:
+        writer.place = found.last
+        rows = writer.constant([1, 1, dims(found.queries)[2], 1])
+        mask = writer.make("Expand", found.mask, rows)  # with a row a query
+        attended = writer.make("Attention", found.queries, found.keys, found.values, mask, scale=found.scale)
+        writer.replace(found.last, attended)
+    if matches:
+        drop_unread(model)
+    return bool(matches)
+
+
+def _match(softmax: ir.Node) -> Found | None:
+    add = _behind(softmax.inputs[0], "Add")
+    readers = [use.node for use in softmax.outputs[0].uses()]
+    if add is None or len(readers) != 1 or readers[0].op_type != "MatMul":
+        return None
+    product, bias = _behind(add.inputs[0], "MatMul"), _behind(add.inputs[1], "Where")
+    if product is None or bias is None:
+        return None
+    scaled, turned = made_by(product.inputs[0], "Mul"), made_by(product.inputs[1], "Transpose")
+    negated = made_by(bias.inputs[0], "Not")
+    if not (scaled and turned and negated):
+        return None
+    queries, keys, values, mask = scaled.inputs[0], turned.inputs[0], readers[0].inputs[1], negated.inputs[0]
+    scale, hidden = _number(scaled.inputs[1]), _number(bias.inputs[1])
+    straight = turned.attributes.get_ints("perm", ()) == (0, 1, 3, 2) and len(dims(queries)) == 4
+    same_heads = dims(queries)[1:2] == dims(keys)[1:2]
+    one_row = len(dims(mask)) == 4 and dims(mask)[1:3] == (1, 1)
+    if not (hidden == -np.inf and straight and same_heads and one_row and scale is not None):
+        return None
+    if not (queries and keys and values and mask and isinstance(dims(queries)[2], int)):
+        return None
+    return Found(readers[0], queries, keys, values, mask, scale)
+
+
+def _behind(value: ir.Value | None, op_type: str) -> ir.Node | None:
+    """The node that makes a value, looking through what only changes its shape."""
+    node = value.producer() if value is not None else None
+    while node is not None and node.op_type in SHAPING:
+        node = node.inputs[0].producer() if node.inputs[0] is not None else None
+    return node if node is not None and node.op_type == op_type else None
+
+
+def _number(value: ir.Value | None) -> float | None:
+    array = stored(value)
+    return float(array) if array is not None and array.ndim == 0 else None
+
 
 Pass = Callable[[ir.Model], bool]  # changes the model it is given; answers whether it did
 

@@ -1,6 +1,6 @@
 """Lowering of a spec for TensorRT: strongly typed float16 or float32, S8 QDQ, INT4 blocks on W[k, n], FP8, NVFP4.
 
-Precision is in the graph: half_precision.py writes the Casts, this file the QuantizeLinear and DequantizeLinear.
+Precision is in the graph: lower_cuda.py writes the Casts, this file the QuantizeLinear and DequantizeLinear.
 Weights and activations have no zero-points but 0.  What TensorRT has no kernel for is refused by its name: blocks of
 int8, zero-points, ranges found while running; and numbers that a target's GPU does not multiply.  Inputs in NVFP4 need
 an operator of NVIDIA's own: ONNX has none that rounds in blocks by scales found while running.

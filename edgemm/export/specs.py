@@ -16,9 +16,9 @@ from edgemm.bundle.components import COMPONENTS
 from edgemm.export.component_graphs import ComponentGraph
 from edgemm.export.schemes import Scheme
 from edgemm.model.unified import Unified
+from edgemm.quantize.layers import TEXT
+from edgemm.quantize.make import quantize, quantize_without_data
 from edgemm.quantize.options import QuantizeOptions
-from edgemm.quantize.quantization import quantize, quantize_without_data
-from edgemm.quantize.schemes import TEXT
 from edgemm.quantize.simulated import weights_of
 from edgemm.quantize.spec import Spec
 

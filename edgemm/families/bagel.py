@@ -31,12 +31,11 @@ from edgemm.families.bagel_graphs import (
     LatentEncoder,
 )
 from edgemm.families.bagel_layers import GENERATION, BagelModel, sizes_of
-from edgemm.families.family import Drawn, Named, Parts, Pieces, Shape, component
+from edgemm.families.family import Drawn, Named, Parts, Pieces, Shape, component, example_pictures
 from edgemm.families.folder import Found
 from edgemm.families.hf_checkpoint import Checkpoint
 from edgemm.families.llama import as_transformer, example_tokens
 from edgemm.families.own_modules import fill, from_sizes, names_and_shapes, read_config, starting
-from edgemm.families.vision import example_pictures
 
 __all__ = ["CANNOT", "draw", "open_model", "parts", "pieces", "reply", "skeleton"]
 

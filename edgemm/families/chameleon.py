@@ -14,10 +14,9 @@ from torch import Tensor
 from edgemm.bundle.loops import TextLoop
 from edgemm.errors import CheckpointError
 from edgemm.families.chat_strings import added_around, plain_strings
-from edgemm.families.family import CODE_IDS, Parts, Pieces, component, id_table
+from edgemm.families.family import CODE_IDS, Eye, Parts, Pieces, component, example_pictures, id_table, picture_rule
 from edgemm.families.hf_checkpoint import Checkpoint
 from edgemm.families.llama import check_llama_shaped, example_tokens, text_pieces, transformer_component
-from edgemm.families.vision import Eye, example_pictures, picture_rule
 
 __all__ = ["CANNOT", "parts", "pieces"]
 

@@ -15,11 +15,20 @@ from torch import Tensor, nn
 from edgemm.bundle.loops import ImageTokensLoop, TextLoop
 from edgemm.bundle.reading import read_text, reading
 from edgemm.errors import CheckpointError
-from edgemm.families.family import CODE_IDS, Parts, Pieces, component, id_table
+from edgemm.families.family import (
+    CODE_IDS,
+    Eye,
+    Parts,
+    PictureRule,
+    Pieces,
+    component,
+    example_pictures,
+    id_table,
+    picture_rule,
+)
 from edgemm.families.hf_checkpoint import Checkpoint
 from edgemm.families.llama import check_llama_shaped, example_tokens, text_pieces, transformer_component
 from edgemm.families.llava import processor_strings
-from edgemm.families.vision import Eye, PictureRule, example_pictures, picture_rule
 
 __all__ = ["CANNOT", "draw_codes", "parts", "pieces"]
 

@@ -18,10 +18,9 @@ from edgemm.bundle.loops import TextLoop
 from edgemm.errors import CheckpointError
 from edgemm.export.component_graphs import scatter
 from edgemm.families.chat_strings import plain_strings
-from edgemm.families.family import Parts, Pieces, component
+from edgemm.families.family import WHITE, Eye, Parts, PictureRule, Pieces, component, example_pictures
 from edgemm.families.hf_checkpoint import Checkpoint
 from edgemm.families.llama import FIXED_ROTARY, as_transformer, example_tokens
-from edgemm.families.vision import WHITE, Eye, PictureRule, example_pictures
 from edgemm.model.transformer import visible_up_to
 
 __all__ = ["CANNOT", "library_inputs", "parts", "pieces", "PersimmonGraph"]

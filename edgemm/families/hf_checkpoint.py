@@ -23,8 +23,7 @@ from edgemm.errors import CheckpointError, MissingError
 from edgemm.export.trace import quiet
 from edgemm.families.folder import Found
 from edgemm.families.unpickle import how, pickles_in
-from edgemm.model.bitsandbytes_weights import is_packed
-from edgemm.model.pretrained import check_tensors, read_tensors
+from edgemm.model.pretrained import check_tensors, is_packed, read_tensors
 
 __all__ = ["Checkpoint", "greedy", "no_weights", "open_checkpoint", "skeleton"]
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from edgemm.bundle.loops import ImageTokensLoop, TextLoop
-from edgemm.families.family import Parts, Pieces, component
+from edgemm.families.family import Eye, Parts, PictureRule, Pieces, component, example_pictures, picture_rule
 from edgemm.families.hf_checkpoint import Checkpoint
 from edgemm.families.llama import (
     as_the_library_reads,
@@ -22,7 +22,6 @@ from edgemm.families.llama import (
     transformer_component,
 )
 from edgemm.families.llava import processor_strings
-from edgemm.families.vision import Eye, PictureRule, example_pictures, picture_rule
 
 __all__ = ["CANNOT", "draw_codes", "parts", "pieces"]
 

@@ -18,14 +18,13 @@ from edgemm.bundle.denoise import DenoiseLoop, DenoiseTemplate, LatentGrid
 from edgemm.bundle.loops import TextLoop, TextTemplate
 from edgemm.errors import CheckpointError
 from edgemm.families.autoencoder_kl import WHAT, autoencoder_skeleton, open_autoencoder
-from edgemm.families.family import Drawn, Named, Parts, Pieces, component
+from edgemm.families.family import Drawn, Eye, Named, Parts, PictureRule, Pieces, component, example_pictures
 from edgemm.families.folder import Found
 from edgemm.families.hf_checkpoint import Checkpoint
 from edgemm.families.janusflow_layers import FULL_RATE, JanusFlow
 from edgemm.families.llama import check_llama_shaped, example_tokens, text_pieces, transformer_component
 from edgemm.families.own_modules import fill, from_sizes, keep_biases, names_in, read_config
 from edgemm.families.prefix import OverPrefix, conditioner_component, prefix_shapes
-from edgemm.families.vision import Eye, PictureRule, example_pictures
 
 __all__ = ["CANNOT", "NEEDS", "draw", "open_model", "parts", "pieces", "reply", "skeleton"]
 

@@ -14,8 +14,14 @@ from edgemm.bundle.loops import TextLoop
 from edgemm.bundle.tokenizer import Tokenizer
 from edgemm.errors import CheckpointError
 from edgemm.export.component_graphs import ComponentGraph, scatter
-from edgemm.families.chat_ids import settle, tell_what_is_frozen
-from edgemm.families.chat_strings import ChatStrings, added_around, chat_strings, plain_strings
+from edgemm.families.chat_strings import (
+    ChatStrings,
+    added_around,
+    chat_strings,
+    plain_strings,
+    settle,
+    tell_what_is_frozen,
+)
 from edgemm.families.family import Named, Parts, Pieces, Shape, component
 from edgemm.families.hf_checkpoint import Checkpoint
 from edgemm.model.transformer import visible_up_to

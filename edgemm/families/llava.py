@@ -11,7 +11,7 @@ from torch import Tensor
 from edgemm.bundle.loops import TextLoop
 from edgemm.errors import CheckpointError
 from edgemm.families.chat_strings import ChatStrings, added_around, chat_strings, plain_strings
-from edgemm.families.family import Parts, Pieces, component
+from edgemm.families.family import Eye, Parts, Pieces, component, example_pictures, picture_rule
 from edgemm.families.hf_checkpoint import Checkpoint
 from edgemm.families.llama import (
     as_the_library_reads,
@@ -20,7 +20,6 @@ from edgemm.families.llama import (
     text_pieces,
     transformer_component,
 )
-from edgemm.families.vision import Eye, example_pictures, picture_rule
 
 __all__ = ["CANNOT", "parts", "pieces", "processor_strings"]
 

@@ -17,14 +17,13 @@ from edgemm.bundle.manifest import Licence
 from edgemm.bundle.picture import load_picture
 from edgemm.bundle.prompt import PICTURE_ID
 from edgemm.errors import CheckpointError
-from edgemm.families.family import Drawn, Named, Parts, Pieces, Shape, component
+from edgemm.families.family import Drawn, Named, Parts, Pieces, Shape, component, example_pictures
 from edgemm.families.fastvit import STRIDE
 from edgemm.families.hf_checkpoint import Checkpoint
 from edgemm.families.llama import as_transformer, check_llama_shaped, example_tokens, text_pieces
 from edgemm.families.mobileo_layers import NEEDS, Eye, open_model, skeleton
 from edgemm.families.prefix import HiddenGraph
 from edgemm.families.sana import LatentDecoder, SanaConditioner, SanaDenoiser
-from edgemm.families.vision import example_pictures
 
 __all__ = ["CANNOT", "LICENCES", "NEEDS", "draw", "open_model", "parts", "pieces", "reply", "skeleton"]
 

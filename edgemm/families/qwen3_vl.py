@@ -16,7 +16,7 @@ from edgemm.bundle.loops import TextLoop
 from edgemm.errors import CheckpointError
 from edgemm.export.component_graphs import scatter
 from edgemm.families.chat_strings import chat_strings
-from edgemm.families.family import Parts, Pieces, component
+from edgemm.families.family import Eye, Parts, Pieces, component, example_pictures, picture_rule
 from edgemm.families.hf_checkpoint import Checkpoint
 from edgemm.families.llama import (
     LlamaGraph,
@@ -26,7 +26,6 @@ from edgemm.families.llama import (
     example_tokens,
     text_pieces,
 )
-from edgemm.families.vision import Eye, example_pictures, picture_rule
 from edgemm.model.transformer import visible_up_to
 
 __all__ = ["CANNOT", "library_inputs", "parts", "pieces", "side_of", "GridGraph"]

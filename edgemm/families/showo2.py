@@ -17,7 +17,7 @@ from edgemm.bundle.denoise import DenoiseLoop, DenoiseTemplate, LatentGrid
 from edgemm.bundle.loops import TextLoop, TextTemplate
 from edgemm.bundle.picture import load_picture
 from edgemm.errors import CheckpointError
-from edgemm.families.family import Drawn, Named, Parts, Pieces, Shape, component
+from edgemm.families.family import Drawn, Named, Parts, Pieces, Shape, component, example_pictures
 from edgemm.families.folder import Found
 from edgemm.families.hf_checkpoint import Checkpoint
 from edgemm.families.llama import as_transformer, check_llama_shaped, example_tokens, text_pieces
@@ -25,7 +25,6 @@ from edgemm.families.own_modules import fill, from_sizes, names_in, read_config
 from edgemm.families.prefix import HiddenGraph, prefix_shapes
 from edgemm.families.showo2_graphs import Conditioner, Denoiser, ImageDecoder, ImageEncoder
 from edgemm.families.showo2_layers import ShowO2
-from edgemm.families.vision import example_pictures
 from edgemm.families.wan_autoencoder import WHAT, open_wan, wan_skeleton
 from edgemm.runtimes import schedule
 

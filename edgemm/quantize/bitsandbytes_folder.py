@@ -4,7 +4,7 @@
     int8    one scale an output channel, LLM.int8's own form (arXiv:2208.07339)
 
 It reads text.  What sees pictures and what draws has no place in such a folder and stays behind.  The other way round,
-a folder that bitsandbytes packed is read as a base or exported like any other: model/bitsandbytes_weights.py.
+a folder that bitsandbytes packed is read as a base or exported like any other: model/pretrained.py.
 Axes: n output channels, k input channels.
 """
 

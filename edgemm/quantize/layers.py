@@ -1,7 +1,8 @@
 """From a caller's words to what each layer shall be: bits, groups, inputs, and what stays finer and why.
 
 Words for text are about the transformer and the image encoder, those for drawing about conditioner and denoiser; what
-they mean for most layers is in schemes.py.  What the numbers are is not decided here, and nothing here knows more of a
+they mean for most layers is TEXT and DRAW, how they are rounded `methods_of`; which words a target's `--precision`
+stands for is in export/schemes.py.  What the numbers are is not decided here, and nothing here knows more of a
 model than names and shapes of its weights, so that it serves every family.  The image decoder stays in float.
 Axes: n output channels, k input channels.
 """
@@ -10,14 +11,67 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
+from edgemm.errors import UsageError
 from edgemm.model.unified import Unified
-from edgemm.quantize.schemes import BLOCK, INT4, scheme_of
+from edgemm.quantize.number_formats import BLOCK as FLOAT_BLOCK
+from edgemm.quantize.options import QuantizeOptions
 from edgemm.quantize.simulated import weights_of
 from edgemm.quantize.spec import HEAD, REST, Layer
 
-__all__ = ["choose_layers", "layers_of", "side_of"]
+__all__ = ["BLOCK", "DRAW", "SideScheme", "TEXT", "choose_layers", "layers_of", "methods_of", "scheme_of", "side_of"]
+
+BLOCK = 32  # channels a scale covers, as CPU kernels like it
+PORTABLE_BLOCK = 64  # as NVIDIA's builders take it
+
+
+@dataclass(frozen=True)
+class SideScheme:
+    """Weights and input activations of most layers of a side."""
+
+    layer: Layer
+    portable: Layer | None = None  # the form that every target takes: no zero-points, ranges known beforehand
+    method: str = ""  # what brings it within the project's bars (benchmarks/quantization.py); "" needs no data
+
+    def form(self, portable: bool) -> Layer:
+        return self.portable or self.layer if portable else self.layer
+
+
+FLOAT = SideScheme(Layer(None))
+FP8 = SideScheme(Layer(8, form="fp8", activations="fp8"))
+INT4 = Layer(4, BLOCK, symmetric=False, activations="block")
+
+TEXT = {
+    "fp16": FLOAT,
+    "int8": SideScheme(Layer(8, BLOCK, activations="block"), Layer(8, 0), "smoothquant"),
+    "w8a8": SideScheme(Layer(8, 0, activations="token"), Layer(8, 0, activations="static"), "smoothquant"),
+    "int4": SideScheme(INT4, Layer(4, PORTABLE_BLOCK), "awq+gptq"),
+    "fp8": FP8,
+    "nvfp4": SideScheme(Layer(4, FLOAT_BLOCK, form="nvfp4", activations="nvfp4")),
+    "nvfp4-weights": SideScheme(Layer(4, FLOAT_BLOCK, form="nvfp4")),
+}
+DRAW = {
+    "fp16": FLOAT,
+    "int8": SideScheme(Layer(8, 0, activations="tensor"), Layer(8, 0, activations="static"), "smoothquant"),
+    "w4a8": SideScheme(INT4, method="smoothquant+svd"),
+    "fp8": FP8,
+}
+SIDES = {"text": TEXT, "draw": DRAW}
+
+
+def scheme_of(side: str, word: str) -> SideScheme:
+    """`side` is "text" or "draw"."""
+    if word not in SIDES[side]:
+        raise UsageError(f"--{side} {word!r} is none of: {', '.join(SIDES[side])}")
+    return SIDES[side][word]
+
+
+def methods_of(options: QuantizeOptions) -> dict[str, str]:
+    """Side -> the method that was asked for, or what suits its word."""
+    words = {"text": options.text, "draw": options.draw}
+    return {side: scheme_of(side, word).method for side, word in words.items()} | options.methods
+
 
 WIDE = 64  # the same of an embedding in 8 bits
 FREQUENT = {4: 16_384, 8: 24_576}  # tokens that keep 8 bits, as calibration.py orders them, by the bits asked for

@@ -15,8 +15,8 @@ from edgemm import progress
 from edgemm.data.format import read_dataset
 from edgemm.errors import CheckFailedError
 from edgemm.model.unified import Unified
-from edgemm.quantize.options import QuantizeOptions
-from edgemm.quantize.quantization import quantize
+from edgemm.quantize.make import quantize
+from edgemm.quantize.options import JudgeOptions, QuantizeOptions
 from edgemm.quantize.simulated import swap
 from edgemm.quantize.spec import Spec, journal_of
 from edgemm.search.judges import (
@@ -32,7 +32,6 @@ from edgemm.search.judges import (
     require_budgets,
     task_records,
 )
-from edgemm.search.options import JudgeOptions
 from edgemm.search.report import document_of, document_of_search, write_report
 from edgemm.search.search import Aim, Checker, search
 

@@ -18,11 +18,9 @@ from torch import Tensor, nn
 
 from edgemm.model.unified import Unified
 from edgemm.quantize.calibration import Calibration, order_of, places_of, read_calibration
-from edgemm.quantize.layers import layers_of, side_of
-from edgemm.quantize.make import make_spec
+from edgemm.quantize.layers import INT4, layers_of, methods_of, side_of
+from edgemm.quantize.make import make_spec, prepare
 from edgemm.quantize.options import QuantizeOptions
-from edgemm.quantize.quantization import prepare
-from edgemm.quantize.schemes import INT4, methods_of
 from edgemm.quantize.simulated import QuantizedLinear, quantizable, weights_of
 from edgemm.quantize.spec import HEAD, PLACES, REST, Layer, Spec, tensors_hash
 from edgemm.search.judges import layer_signals

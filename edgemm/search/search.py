@@ -25,8 +25,8 @@ from edgemm import progress
 from edgemm.errors import CheckFailedError
 from edgemm.model.unified import Unified
 from edgemm.quantize.calibration import NOISE_SEED
+from edgemm.quantize.layers import methods_of
 from edgemm.quantize.options import QuantizeOptions
-from edgemm.quantize.schemes import methods_of
 from edgemm.quantize.spec import HEAD, Spec
 from edgemm.search.judges import PROMPTS, Answers, Budget, Scores, ask, compare
 from edgemm.search.levels import FLOAT, Choice, Levels, divergence, log_probabilities, make_levels

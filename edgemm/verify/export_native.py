@@ -11,18 +11,20 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors.numpy import save
+from torch import Tensor
 
 from edgemm import progress
 from edgemm.bundle.bundle import UNCONDITIONAL, Bundle, BundleWriter, Manifest
 from edgemm.bundle.files import telling_name
 from edgemm.bundle.manifest import ADAPTER_SCALES
+from edgemm.bundle.picture import load_picture, seeded_picture
 from edgemm.device.threads import plan_threads
 from edgemm.errors import MissingError, UsageError
 from edgemm.export.adapter_points import adapter_scales
 from edgemm.export.component_graphs import component_graphs
-from edgemm.export.example_inputs import example_inputs
 from edgemm.export.manifest import CODE_IDS, id_table, manifest_of, papers_of, quick_to_open
 from edgemm.export.options import ExportOptions
 from edgemm.export.schemes import Scheme
@@ -31,22 +33,24 @@ from edgemm.export.trace import OPSET, trace
 from edgemm.export.variants import Wanted, native_sizes, write_graphs
 from edgemm.model import checkpoint
 from edgemm.model.checkpoint import weights_hash
+from edgemm.model.codes import write_codes
+from edgemm.model.prompts import codes_prompt, draw_prompt, read_prompt
 from edgemm.model.unified import Unified
 from edgemm.options import from_keywords
 from edgemm.quantize.simulated import check_layers
 from edgemm.quantize.smoothing import fold_all
 from edgemm.quantize.spec import JSON_FILE, Spec, read_spec
+from edgemm.runtimes import schedule
 from edgemm.runtimes.backend.choice import Choice
 from edgemm.runtimes.engines import Engines
 from edgemm.runtimes.model import Model
-from edgemm.verify.components import compare_component
+from edgemm.verify.components import compare_component, example_inputs
 from edgemm.verify.loops import compare_loops, precision_of
 from edgemm.verify.parity import Comparison, require
-from edgemm.verify.recorded import PARITY_FILE, PIXELS_FILE, Recorded, parity_document
+from edgemm.verify.recorded import PARITY_FILE, PIXELS_FILE, CodesCase, DrawCase, Recorded, TextCase, parity_document
 from edgemm.verify.reference_backend import REFERENCE
-from edgemm.verify.torch_answers import longest_prompt, torch_answers
 
-__all__ = ["MAX_CONTEXT", "check_runtime", "export_bundle", "run_loops"]
+__all__ = ["MAX_CONTEXT", "check_runtime", "export_bundle", "longest_prompt", "run_loops", "torch_answers"]
 
 MAX_CONTEXT = 2048  # cache slots when nobody says otherwise, where the transformer was trained for as many
 MAX_NEW_TOKENS = 32  # of a recorded reply
@@ -181,3 +185,57 @@ def stored_prefix(model: Unified, prompt: str) -> bytes:
 def _write_recorded(recorded: Recorded, comparisons: list[Comparison], writer: BundleWriter) -> None:
     writer.add_bytes(PARITY_FILE, parity_document(recorded, comparisons).encode())
     writer.add_bytes(PIXELS_FILE, save({f"draw.{row}": pixels for row, pixels in enumerate(recorded.pixels)}))
+
+
+TEXTS = (("What is the capital of France?", None), ("Count from one to ten.", None), ("What is this?", 1))
+DRAWS = (("red heart", 1, 2.0), ("dog face, noto style", 2, 1.0))  # prompt, seed, guidance
+EDIT = ("make it blue", 3, 2.0, 1)  # of models that edit; and the picture's seed
+MOST_STEPS = 8
+MOST_CODES = 32  # of a picture that is compared code by code
+
+
+def longest_prompt(model: Unified) -> int:
+    """Cache slots that the longest recorded prompt takes."""
+    asked = [read_prompt(model.config, model.tokenizer, text, int(seed is not None)) for text, seed in TEXTS]
+    if model.config.objective == "ar":
+        drawn = [codes_prompt(model.config, model.tokenizer, text) for text, _, _ in DRAWS]
+        return max(*map(len, asked), max(map(len, drawn)) + model.config.image_tokens.token_count)
+    drawn = [draw_prompt(model.config, model.tokenizer, text) for text, _, _ in DRAWS]
+    drawn.append(draw_prompt(model.config, model.tokenizer, EDIT[0], model.config.edits))
+    return max(map(len, asked + drawn))
+
+
+def torch_answers(model: Unified, precision: str, new_tokens: int) -> Recorded:
+    """What torch says and draws for the recorded cases: the other side of loops.py."""
+    texts = []
+    for prompt, seed in TEXTS:
+        pixels = None if seed is None else _picture(model, seed)
+        tokens, _ = model.generate(prompt, pixels, new_tokens, stop=False)
+        texts.append(TextCase(prompt, seed, tuple(tokens)))
+    if model.config.objective == "ar":
+        return Recorded(precision, tuple(texts), (), (), tuple(_codes(model, text, scale) for text, _, scale in DRAWS))
+    steps = min(MOST_STEPS, model.config.sampler.num_inference_steps)
+    draws = tuple(DrawCase(prompt, seed, steps, guidance) for prompt, seed, guidance in DRAWS)
+    if model.config.edits:
+        prompt, seed, guidance, picture_seed = EDIT
+        draws += (DrawCase(prompt, seed, steps, guidance, picture_seed),)
+    return Recorded(precision, tuple(texts), draws, tuple(_drawing(model, case) for case in draws))
+
+
+def _picture(model: Unified, seed: int) -> Tensor:
+    """(1, 3, S, S)"""
+    picture, size = seeded_picture(seed, model.config.vision.image_size), model.config.vision.image_size
+    return torch.from_numpy(load_picture(picture, size, model.config.background, picture.size))[None]
+
+
+def _drawing(model: Unified, case: DrawCase) -> np.ndarray:
+    tokens = model.config.image_tokens
+    noise = schedule.initial_noise(case.seed, tokens.token_count, tokens.token_width)
+    sampler = model.with_sampler(num_inference_steps=case.steps, guidance_scale=case.guidance)
+    picture = None if case.picture_seed is None else _picture(model, case.picture_seed)[0]
+    return model.draw([case.prompt], torch.from_numpy(noise)[None], sampler, [picture])[0].numpy()
+
+
+def _codes(model: Unified, prompt: str, guidance: float) -> CodesCase:
+    count = min(MOST_CODES, model.config.image_tokens.token_count)
+    return CodesCase(prompt, guidance, tuple(write_codes(model, [prompt], guidance, count=count)[0].tolist()))

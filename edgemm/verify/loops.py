@@ -1,27 +1,33 @@
 """Run the whole loops of an opened bundle, here and now, and compare them with what torch said and drew at export.
 
-Needs the thin runtime only: `edgemm export` calls it before a bundle gets its name, `edgemm verify` on any machine.
+Needs the thin runtime and no torch, whose answers are in the bundle: `edgemm export` calls it before a bundle gets its
+name, `edgemm verify` on any machine, after hashes and graph rules (cli/verify.py).
 """
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator, Sequence
 from itertools import islice
 
 import numpy as np
 
+from edgemm.bundle.bundle import Bundle
 from edgemm.bundle.loops import ImageTokensLoop, TextLoop
 from edgemm.bundle.manifest import Manifest
 from edgemm.bundle.picture import seeded_picture
 from edgemm.bundle.prompt import as_messages, chat_prompt, image_prompt, unconditional_prompt
+from edgemm.device.threads import plan_threads
 from edgemm.errors import BundleError, CheckFailedError, EdgemmError
+from edgemm.runtimes.backend.choice import Choice, select
 from edgemm.runtimes.codes_loop import CodesClock, CodesRequest, write_codes
 from edgemm.runtimes.model import Model
 from edgemm.runtimes.sampling import Sampling
-from edgemm.verify.parity import CHOICE_FLOOR, Comparison, compare_choices, compare_pictures, compare_replies
-from edgemm.verify.recorded import CodesCase, DrawCase, Recorded, TextCase
+from edgemm.verify.parity import CHOICE_FLOOR, Comparison, compare_choices, compare_pictures, compare_replies, require
+from edgemm.verify.recorded import CodesCase, DrawCase, Recorded, TextCase, read_recorded
+from edgemm.verify.reference_backend import REFERENCE
 
-__all__ = ["compare_loops", "precision_of"]
+__all__ = ["check_bundle", "compare_loops", "precision_of"]
 
 
 def precision_of(manifest: Manifest, target: str) -> str:
@@ -113,3 +119,26 @@ def _codes(model: Model, case: CodesCase, loop: ImageTokensLoop, told: Sequence[
 def _up_to_stop(tokens: tuple[int, ...], loop: TextLoop) -> tuple[int, ...]:
     stops = [place for place, token in enumerate(tokens) if token in loop.stop_token_ids]
     return tokens[: stops[0]] if stops else tokens
+
+
+def check_bundle(bundle: Bundle) -> list[str]:
+    """One line a comparison. Raises CheckFailedError when this machine's answers differ from the recorded ones."""
+    from edgemm.runtimes.engines import Engines
+    from edgemm.runtimes.model import Model
+
+    recorded = read_recorded(bundle)
+    choice = _choose(bundle)
+    recorded = dataclasses.replace(recorded, precision=precision_of(bundle.manifest, choice.target))
+    with Model(Engines(bundle, choice, plan_threads())) as model:
+        comparisons = list(compare_loops(model, recorded))
+    require(comparisons, f"{bundle.path}: not what was recorded at export")
+    return [comparison.line() for comparison in comparisons]
+
+
+def _choose(bundle: Bundle) -> Choice:
+    """What runs the bundle here; else ONNX Runtime's CPU, which reads every dialect, for one of its targets."""
+    try:
+        return select("auto", bundle.manifest.targets)
+    except BundleError:
+        target = next(iter(bundle.manifest.targets))
+        return Choice("cpu", REFERENCE, target, "CPUExecutionProvider", "no target of the bundle runs here")

@@ -1,6 +1,6 @@
 """ONNX Runtime's CPU as the judge of every graph, whatever target it is for.
 
-It has no kernel for FP4: there each weight stands in the graph as the numbers that it means (passes/fp4_decoded.py),
+It has no kernel for FP4: there each weight stands in the graph as the numbers that it means (passes/decompositions.py),
 and that graph is run and thrown away.  All else is run as it lies in the bundle.  For comparing, never for use.
 """
 
@@ -29,7 +29,7 @@ def open_engine(files: GraphFiles, provider: str, plan: ThreadPlan, lock: thread
     if "float4e2m1" not in read_outline(files.graph).types.values():
         return onnxruntime_backend.open_engine(files, provider, plan, lock)
     try:
-        from edgemm.export.passes.fp4_decoded import decoded_copy
+        from edgemm.export.passes.decompositions import decoded_copy
     except ImportError as error:
         raise MissingError(f"comparing nvfp4 needs {error.name or error}: pip install 'edgemm[export]'") from error
     with tempfile.TemporaryDirectory(prefix="edgemm-decoded-") as folder:

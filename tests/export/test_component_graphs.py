@@ -10,10 +10,10 @@ from edgemm.bundle.components import COMPONENTS, OPTIONAL, pattern
 from edgemm.bundle.manifest import Manifest
 from edgemm.bundle.prompt import as_messages, chat_prompt
 from edgemm.export.component_graphs import component_graphs
-from edgemm.export.example_inputs import example_inputs
 from edgemm.model.config import DenoiserConfig
 from edgemm.model.prompts import read_prompt
 from edgemm.runtimes.kv_cache import CachedTransformer
+from edgemm.verify.components import example_inputs
 from tests.export.nano import nano, needs_opset_24, open_graph, random_nano, run_graph
 
 TOLERANCE = 1e-4  # of the largest value: float32 sums in another order

@@ -24,7 +24,7 @@ from edgemm.runtimes.backend.choice import Choice
 from edgemm.runtimes.engines import Engines
 from edgemm.runtimes.kv_cache import CachedTransformer
 from edgemm.runtimes.model import Model
-from edgemm.verify.bundle_checks import check_bundle
+from edgemm.verify.loops import check_bundle
 from tests.engines.tiny_engines import needs_rtx
 from tests.export.nano import needs_opset_24
 from tests.export.passes.one_op import one_op, ops

@@ -16,14 +16,14 @@ from edgemm.cli.main import main
 from edgemm.errors import InputError
 from edgemm.evaluate.metrics import psnr_db
 from edgemm.export.component_graphs import component_graphs
-from edgemm.export.example_inputs import example_inputs
 from edgemm.export.lower_cpu import lower_ort_cpu
 from edgemm.export.passes.int8_cache import int8_cache
+from edgemm.quantize.make import quantize
 from edgemm.quantize.options import QuantizeOptions
-from edgemm.quantize.quantization import quantize
 from edgemm.quantize.simulated import RoundedCache, swap
 from edgemm.quantize.spec import Spec, read_spec
 from edgemm.runtimes.schedule import initial_noise
+from edgemm.verify.components import example_inputs
 from tests.export.nano import left_behind, needs_opset_24, run_graph
 
 pytestmark = needs_opset_24

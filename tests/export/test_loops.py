@@ -14,8 +14,8 @@ import edgemm
 from edgemm.bundle.picture import load_picture, seeded_picture
 from edgemm.export import manifest as manifest_of
 from edgemm.runtimes import schedule
+from edgemm.verify.export_native import torch_answers
 from edgemm.verify.loops import compare_loops
-from edgemm.verify.torch_answers import torch_answers
 from tests.export.nano import needs_opset_24
 
 pytestmark = needs_opset_24

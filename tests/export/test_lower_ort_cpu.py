@@ -17,9 +17,9 @@ from onnx import ModelProto, TensorProto, helper, numpy_helper
 
 from edgemm.errors import InputError
 from edgemm.export.lower_cpu import lower_ort_cpu
+from edgemm.quantize.make import quantize
 from edgemm.quantize.number_formats import Integers
 from edgemm.quantize.options import QuantizeOptions
-from edgemm.quantize.quantization import quantize
 from edgemm.quantize.rounding import kquant, rtn
 from edgemm.quantize.simulated import QuantizedLinear
 from edgemm.quantize.spec import HEAD, SCHEMA_VERSION, Document, Layer, Spec, tensors_hash

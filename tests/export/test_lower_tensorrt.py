@@ -14,14 +14,14 @@ from onnx import TensorProto
 
 from edgemm.bundle.bundle import Bundle, open_bundle
 from edgemm.errors import InputError
-from edgemm.export.example_inputs import example_inputs
 from edgemm.export.lower_cuda import lower_ort_cuda
 from edgemm.export.lower_tensorrt import lower_tensorrt, refusal
 from edgemm.model.checkpoint import weights_hash
+from edgemm.quantize.make import quantize
 from edgemm.quantize.options import QuantizeOptions
-from edgemm.quantize.quantization import quantize
 from edgemm.quantize.simulated import swap
 from edgemm.quantize.spec import Layer, Spec
+from edgemm.verify.components import example_inputs
 from tests.engines.tiny_engines import build_component, needs_rtx
 
 QUANTIZED = ("transformer", "conditioner", "denoiser")

@@ -22,14 +22,14 @@ from edgemm.cli.main import main
 from edgemm.device.gpu import missing_kernels
 from edgemm.errors import InputError, UsageError
 from edgemm.export.component_graphs import component_graphs
-from edgemm.export.example_inputs import example_inputs
 from edgemm.export.lower_cuda import lower_ort_cuda
 from edgemm.export.lower_tensorrt import DYNAMIC_FP4, check_target, lower_tensorrt, refusal
-from edgemm.export.passes.fp4_decoded import fp4_decoded
+from edgemm.export.passes.decompositions import fp4_decoded
 from edgemm.export.schemes import read_schemes
 from edgemm.export.specs import make_specs
 from edgemm.quantize.simulated import swap
 from edgemm.quantize.spec import Layer, Spec
+from edgemm.verify.components import example_inputs
 from tests.engines.tiny_engines import build_component, needs_rtx
 from tests.export.nano import needs_opset_24
 from tests.export.passes.one_op import rewritten

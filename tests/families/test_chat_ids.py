@@ -16,7 +16,7 @@ from edgemm.bundle.loops import TextLoop
 from edgemm.bundle.prompt import as_messages, chat_prompt
 from edgemm.bundle.tokenizer import Tokenizer
 from edgemm.errors import CheckpointError
-from edgemm.families.chat_ids import conversations
+from edgemm.families.chat_strings import conversations
 from edgemm.families.llama import _strings as strings_of
 from edgemm.families.llama import as_the_library_reads
 from tests.families.tiny.words import CORPUS, tokenizer, unspaced

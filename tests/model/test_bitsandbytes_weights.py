@@ -10,8 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from edgemm.errors import CheckpointError
-from edgemm.model.bitsandbytes_weights import is_packed, unpacked
-from edgemm.model.pretrained import load_transformer_weights, read_tensors
+from edgemm.model.pretrained import is_packed, load_transformer_weights, read_tensors, unpacked
 from edgemm.model.transformer import Transformer
 
 bitsandbytes = pytest.importorskip("bitsandbytes")

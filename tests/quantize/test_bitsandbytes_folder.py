@@ -12,8 +12,8 @@ from edgemm.model import checkpoint
 from edgemm.model.pretrained import load_transformer_weights
 from edgemm.model.transformer import Transformer
 from edgemm.quantize.bitsandbytes_folder import write_bitsandbytes
+from edgemm.quantize.make import quantize
 from edgemm.quantize.options import QuantizeOptions
-from edgemm.quantize.quantization import quantize
 from tests.export.nano import left_behind, random_nano
 
 bitsandbytes = pytest.importorskip("bitsandbytes")

@@ -15,8 +15,8 @@ from edgemm.data.format import read_dataset
 from edgemm.errors import CheckFailedError, UsageError
 from edgemm.model import checkpoint
 from edgemm.quantize.calibration import NOISE_SEED, read_calibration, thing_of
+from edgemm.quantize.make import quantize
 from edgemm.quantize.options import QuantizeOptions
-from edgemm.quantize.quantization import quantize
 from edgemm.quantize.simulated import swap
 from edgemm.search.judges import PROMPTS, SEED, Scores, ask, compare, layer_signals, read_budget, require_budgets, ssim
 from tests.export.nano import left_behind, random_nano

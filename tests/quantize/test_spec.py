@@ -13,8 +13,8 @@ from edgemm.errors import CheckFailedError, EdgemmError, InputError, UsageError
 from edgemm.model.unified import Unified
 from edgemm.quantize import layers as recipe
 from edgemm.quantize.layers import layers_of
+from edgemm.quantize.make import quantize
 from edgemm.quantize.options import QuantizeOptions
-from edgemm.quantize.quantization import quantize
 from edgemm.quantize.simulated import swap
 from edgemm.quantize.smoothing import fold, sites
 from edgemm.quantize.spec import HEAD, JSON_FILE, TENSOR_FILE, Spec, read_spec

@@ -12,8 +12,8 @@ from edgemm.cli.main import main
 from edgemm.errors import InputError
 from edgemm.evaluate.metrics import paired_difference
 from edgemm.model import checkpoint
+from edgemm.quantize.make import quantize
 from edgemm.quantize.options import QuantizeOptions
-from edgemm.quantize.quantization import quantize
 from edgemm.quantize.simulated import swap
 from edgemm.search.judges import differences, drawn_share, task_records
 from tests.evaluate.conftest import FIXTURE

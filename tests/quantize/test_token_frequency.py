@@ -11,8 +11,8 @@ import torch
 from edgemm.model.unified import Unified
 from edgemm.quantize import layers as recipe
 from edgemm.quantize.calibration import Calibration, order_of, places_of, read_calibration, shipped_text
+from edgemm.quantize.make import quantize
 from edgemm.quantize.options import QuantizeOptions
-from edgemm.quantize.quantization import quantize
 from edgemm.quantize.simulated import swap
 from edgemm.quantize.spec import HEAD, REST
 from tests.export.nano import nano, random_nano

@@ -13,7 +13,7 @@ import pytest
 
 import edgemm
 from edgemm.bundle.bundle import open_bundle
-from edgemm.verify.bundle_checks import check_bundle
+from edgemm.verify.loops import check_bundle
 
 FIXTURES = Path(__file__).resolve().parent.parent / "fixtures"
 

@@ -2,7 +2,7 @@
 
     q = RotaryEmbedding(heads(x)); past <- k, v; Attention(q, past)   ->   GroupQueryAttention(x..., past, tables, bias)
 
-Where queries, keys and values are parts of one product (fused_products.py) it takes them in one piece.  It looks no
+Where queries, keys and values are parts of one product (ort_cpu_graph.py) it takes them in one piece.  It looks no
 further than the last token, where Attention scores every slot of the cache.  What a token may see stays
 `attention_limit`'s to say: it is added as a bias, the operator's own causal mask is off, so the tokens of a picture see
 one another.  Rotary angles become two tables, as long as the longest context.

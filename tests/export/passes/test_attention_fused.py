@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from edgemm.export.passes.attention_fused import attention_fused
+from edgemm.export.dialects import attention_fused
 from edgemm.export.passes.rewriting import infer
 from edgemm.export.trace import quiet
 from edgemm.model.transformer import attend

@@ -9,7 +9,7 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 
 from edgemm.export.lower_tensorrt import DYNAMIC_FP4, TRT
-from edgemm.export.passes.fp4_decoded import fp4_decoded
+from edgemm.export.passes.decompositions import fp4_decoded
 from edgemm.quantize.simulated import rounded
 from tests.export.nano import needs_opset_24
 from tests.export.passes.one_op import rewritten

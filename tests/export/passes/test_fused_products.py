@@ -7,7 +7,7 @@ import onnx
 import onnx_ir as ir
 import pytest
 
-from edgemm.export.passes.fused_products import fused_products
+from edgemm.export.ort_cpu_graph import fused_products
 from edgemm.export.specs import graph_weights
 from tests.export.nano import lower_on_cpu, needs_opset_24, opened, run_graph, spec_without_data
 from tests.export.passes.one_op import rewritten

@@ -5,7 +5,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
-from edgemm.export.passes.half_precision import half_precision
+from edgemm.export.lower_cuda import half_precision
 from tests.export.passes.one_op import one_op, ops, random_inputs, rewritten, run
 
 WEIGHT = (np.random.default_rng(1).standard_normal((4, 4)) / 2).astype(np.float32)
