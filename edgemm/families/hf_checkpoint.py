@@ -23,6 +23,7 @@ from edgemm.errors import CheckpointError, MissingError
 from edgemm.export.trace import quiet
 from edgemm.families.folder import Found
 from edgemm.families.unpickle import how, pickles_in
+from edgemm.model.kept_weights import mapped_tensors
 from edgemm.model.pretrained import check_tensors, is_packed, read_tensors
 
 __all__ = ["Checkpoint", "greedy", "no_weights", "open_checkpoint", "skeleton"]
@@ -100,24 +101,20 @@ def open_checkpoint(found: Found, family: ModuleType | None = None) -> Checkpoin
     if not (_by_index(found.folder) or list(found.folder.glob("*.safetensors"))):
         raise no_weights(found.folder)
     with reading(found.folder, "the library cannot load it", CheckpointError), quiet(), _without_bars():
-        folder, weights = _weights(found)
         model, loading = _class_of(found).from_pretrained(
-            folder,
-            **weights,
+            None,
+            **_weights(found),
             dtype=torch.float32,
-            use_safetensors=True,
-            trust_remote_code=False,
-            local_files_only=True,
             attn_implementation="eager",
             output_loading_info=True,
         )
-        if weights and (found.folder / GENERATION).is_file():  # the library read no folder
+        if (found.folder / GENERATION).is_file():  # the library read no folder
             model.generation_config = type(model.generation_config).from_pretrained(found.folder)
     if missing := sorted(loading["missing_keys"]):
         raise CheckpointError(f"{found.folder}: {len(missing)} tensors are missing, for example {missing[0]}")
     if wrong := sorted(loading.get("mismatched_keys") or ()):
         raise CheckpointError(f"{found.folder}: {wrong[0]} has another shape than config.json says")
-    return Checkpoint(found.folder, found.architecture, model.eval())
+    return Checkpoint(found.folder, found.architecture, model.eval().requires_grad_(False))
 
 
 def _by_index(folder: Path) -> set[str]:
@@ -157,16 +154,17 @@ def _check_files(folder: Path) -> None:
                 check_tensors(path)
 
 
-def _weights(found: Found) -> tuple[Path | None, dict[str, Any]]:
-    """What the library loads: the folder as it is, or the floats that bitsandbytes packed there.
+def _weights(found: Found) -> dict[str, Any]:
+    """What the library loads: tensors that stay in their files, or the floats that bitsandbytes packed there.
 
     Layers of bitsandbytes cannot be traced, and on some CPUs they lose their weights at the first forward.
     """
-    if not is_packed(found.config):
-        return found.folder, {}
-    config = _config(found)
-    del config.quantization_config
-    return None, {"config": config, "state_dict": read_tensors(sorted(found.folder.glob("*.safetensors")))}
+    config, names = _config(found), _by_index(found.folder)
+    files = sorted(found.folder / name for name in names) or sorted(found.folder.glob("*.safetensors"))
+    if is_packed(found.config):
+        del config.quantization_config
+        return {"config": config, "state_dict": read_tensors(files)}
+    return {"config": config, "state_dict": mapped_tensors(files)}
 
 
 def skeleton(found: Found, family: ModuleType | None = None) -> Any:
