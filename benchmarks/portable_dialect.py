@@ -56,7 +56,7 @@ def compare(path: Path) -> int:
     from edgemm.runtimes.engines import Engines
     from edgemm.runtimes.model import Model
     from edgemm.verify.loops import compare_loops, precision_of
-    from edgemm.verify.recorded import read_recorded
+    from edgemm.verify.parity import read_recorded
 
     bundle = open_bundle(path)
     precision = precision_of(bundle.manifest, TARGET)

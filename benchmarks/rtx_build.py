@@ -33,11 +33,17 @@ from edgemm.bundle.files import write_whole
 from edgemm.bundle.onnx_file import read_outline
 from edgemm.cli.build import parse_bytes
 from edgemm.device.gpu import missing_kernels
-from edgemm.device.packages import installed_version
+from edgemm.device.targets import installed_version
 from edgemm.engines.builder import Limits
-from edgemm.engines.bundle_engines import OPT_LEVEL, build_bundle, default_memory_bytes
+from edgemm.engines.bundle_engines import (
+    OPT_LEVEL,
+    Destination,
+    build_bundle,
+    choose_destinations,
+    default_memory_bytes,
+    install_line,
+)
 from edgemm.engines.cache import EngineCache
-from edgemm.engines.destination import Destination, choose_destinations, install_line
 from edgemm.errors import EdgemmError, MissingError
 
 ROOT = Path(__file__).resolve().parents[1]

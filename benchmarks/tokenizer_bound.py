@@ -3,7 +3,7 @@
     edgemm data shapes --output data/shapes-few --count 6000 --tasks single-object colours
     python benchmarks/tokenizer_bound.py runs/micro-vq/codes/checkpoint --data data/shapes-few [--limit 300]
 
-By decibels, by an eye that was trained on photographs (train/tasks/adversary.py) and, of shapes, by the exact checker.
+By decibels, by an eye that was trained on photographs (train/tasks/tokenizer.py) and, of shapes, by the exact checker.
 Prints a table, then one JSON line.
 """
 
@@ -28,7 +28,7 @@ def main() -> int:
     args = parser.parse_args()
     from edgemm.bench.conditions import machine_card
     from edgemm.data.format import read_dataset
-    from edgemm.evaluate.samples import some
+    from edgemm.evaluate.subject import some
 
     dataset = read_dataset(args.data)
     samples = some(dataset.split(args.split), args.limit, "id")
@@ -43,11 +43,11 @@ def main() -> int:
 def measure(checkpoint: Path, dataset, samples) -> dict:
     import torch
 
-    from edgemm.data.shapes_checker import check_scene
     from edgemm.evaluate.metrics import psnr_db, share
-    from edgemm.evaluate.samples import real_pictures
+    from edgemm.evaluate.shapes_suite import check_scene
+    from edgemm.evaluate.subject import real_pictures
     from edgemm.model.checkpoint import load
-    from edgemm.train.tasks.adversary import PerceptualDistance
+    from edgemm.train.tasks.tokenizer import PerceptualDistance
 
     model = load(checkpoint)
     real = real_pictures(dataset, samples, model.config.image_tokens.image_size)

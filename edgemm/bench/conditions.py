@@ -20,9 +20,8 @@ from typing import Any
 
 import edgemm
 from edgemm.bundle.bundle import Bundle
-from edgemm.device.board import read_board
-from edgemm.device.machine import read_machine, read_text
-from edgemm.device.packages import installed_version
+from edgemm.device.machine import read_board, read_machine, read_text
+from edgemm.device.targets import installed_version
 from edgemm.device.threads import ThreadPlan
 from edgemm.runtimes.backend.choice import Choice
 

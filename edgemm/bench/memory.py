@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from edgemm.bench.workload import noise_picture
 from edgemm.device.child import Answer, ask
 from edgemm.device.machine import read_text
-from edgemm.energy.nvml import memory_used_bytes
+from edgemm.energy.sensor import memory_used_bytes
 from edgemm.errors import MissingError
 
 if TYPE_CHECKING:

@@ -106,7 +106,7 @@ def _measure(args: argparse.Namespace) -> tuple[dict[str, Any], dict[Path, str]]
 
         result = run_scenario(args.bundle, args.scenario, _plan(args), args.rate)
     elif args.processes and args.processes > 1:
-        from edgemm.bench.processes import run_processes
+        from edgemm.bench.bench import run_processes
 
         result = run_processes(args.bundle, _plan(args))
     else:
@@ -146,8 +146,8 @@ def _plan(args: argparse.Namespace) -> Plan:
 
 
 def _against(args: argparse.Namespace) -> int:
+    from edgemm.bench.bench import run_in_turns
     from edgemm.bench.comparison import compare
-    from edgemm.bench.processes import run_in_turns
 
     with Display():
         a, b = run_in_turns(args.bundle, args.against, _plan(args))

@@ -57,9 +57,8 @@ def run(args: argparse.Namespace) -> int:
 
     from edgemm.bundle.bundle import open_bundle
     from edgemm.engines.builder import Limits
-    from edgemm.engines.bundle_engines import build_bundle, bundle_specs, default_memory_bytes
+    from edgemm.engines.bundle_engines import build_bundle, bundle_specs, choose_destinations, default_memory_bytes
     from edgemm.engines.cache import EngineCache, default_folder
-    from edgemm.engines.destination import choose_destinations
     from edgemm.engines.engine_spec import trtexec_command
 
     bundle = open_bundle(args.bundle)

@@ -9,8 +9,7 @@ from edgemm import progress
 from edgemm.bundle.files import telling_name
 from edgemm.cli.display import Display
 from edgemm.errors import MissingError, UsageError
-from edgemm.train.distill_recipe import DistillRecipe
-from edgemm.train.recipe_file import read_recipe
+from edgemm.train.recipe_file import DistillRecipe, read_recipe
 
 __all__ = ["HELP", "add_arguments", "run"]
 

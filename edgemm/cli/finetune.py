@@ -12,8 +12,7 @@ from pathlib import Path
 from edgemm import progress
 from edgemm.cli.display import Display
 from edgemm.errors import MissingError
-from edgemm.train.finetune_recipe import METHODS, PARTS, FinetuneRecipe
-from edgemm.train.recipe_file import read_recipe
+from edgemm.train.recipe_file import METHODS, PARTS, FinetuneRecipe, read_recipe
 
 __all__ = ["HELP", "add_arguments", "run"]
 
@@ -69,7 +68,7 @@ def run(args: argparse.Namespace) -> int:
         recipe = dataclasses.replace(recipe, data=_dataset(recipe, args.skip_broken))
         progress.status("loading torch")
         try:
-            from edgemm.train.finetune import finetune
+            from edgemm.train.run import finetune
         except ImportError as error:
             raise MissingError(f"finetuning needs {error.name}: pip install 'edgemm[train]'") from error
         folder = finetune(recipe)

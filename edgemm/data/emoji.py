@@ -22,8 +22,7 @@ from edgemm.data.icons import dominant_colour, name_codes, on_white, rasterise, 
 from edgemm.data.labels import Label, read_labels
 from edgemm.data.questions import emoji_questions
 from edgemm.data.sources import LABELS, PACKAGES, Package, fetch, read_json
-from edgemm.data.splits import HELD_OUT_STYLE, SCORER_STYLE, assign_splits
-from edgemm.data.writer import DatasetWriter
+from edgemm.data.writer import HELD_OUT_STYLE, SCORER_STYLE, DatasetWriter, assign_splits
 
 __all__ = ["Drawing", "build_emoji", "distinct", "draw_emoji", "packages_of"]
 

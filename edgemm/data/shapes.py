@@ -4,8 +4,8 @@
     two objects         "a circle and a star"                   position          "a circle left of a star"
     counting            "three squares"                         attribute binding "a red circle and a blue star"
 
-`Sample.scene` holds every object and what the short caption claims (`wanted`); shapes_checker.py judges a picture
-against it.  Six of the 48 pairs of colour and shape are withheld: their scenes are the held-out-pair split.
+`Sample.scene` holds every object and what the short caption claims (`wanted`); evaluate/shapes_suite.py judges a
+picture against it.  Six of the 48 pairs of colour and shape are withheld: their scenes are the held-out-pair split.
 """
 
 from __future__ import annotations

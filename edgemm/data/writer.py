@@ -6,6 +6,7 @@ the pictures carry is in writer.py.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 from collections import Counter, defaultdict
@@ -17,13 +18,26 @@ from typing import TYPE_CHECKING, Any
 from edgemm.bundle.files import is_disk_full, whole_folder
 from edgemm.data.format import SCHEMA_VERSION, SPLITS, Edit, Question, Sample, dump_line
 from edgemm.data.sources import Package
-from edgemm.data.splits import stable_fraction
 from edgemm.errors import EdgemmError, ResourceError, UsageError
 
 if TYPE_CHECKING:
     from PIL import Image
 
-__all__ = ["DatasetWriter", "new_folder", "majority_baselines", "OURS", "write_notice", "contact_sheet"]
+__all__ = [
+    "DatasetWriter",
+    "HELD_OUT_FAMILY_SHARE",
+    "HELD_OUT_PAIR_SHARE",
+    "HELD_OUT_STYLE",
+    "OURS",
+    "SCORER_STYLE",
+    "assign_splits",
+    "contact_sheet",
+    "majority_baselines",
+    "new_folder",
+    "stable_fraction",
+    "write_notice",
+]
+
 OURS = "The pictures were drawn by edgemm itself and carry edgemm's licence."
 
 
@@ -172,3 +186,55 @@ def _chosen(samples: Sequence[Sample]) -> tuple[list[Sample], int]:
     order = sorted(by_code, key=lambda code: (-len(by_code[code]), stable_fraction("sheet", code)))
     columns = COLUMNS // widest * widest
     return [sample for code in order for sample in by_code[code]][: columns * ROWS], columns
+
+
+# Who is trained on and who is kept back, decided by a stable hash of the family: adding a style moves nobody.
+#
+#     held-out-family   families whose hash falls in the first 8 %, in every style; and whatever no training style draws
+#     held-out-pair     for 10 % of the other families that both fluent and noto draw, noto's pictures: the label is
+#                       known from fluent, the style from other labels, the pair is new
+#     held-out-style    noto-v1's pictures of families that are trained on
+#     scorer            all of twemoji: it trains an independent judge, never the model
+#     train             the rest
+#
+# It knows names, never pictures.
+
+HELD_OUT_FAMILY_SHARE = 0.08
+HELD_OUT_PAIR_SHARE = 0.10
+HELD_OUT_STYLE = "noto-v1"
+SCORER_STYLE = "twemoji"
+PAIR_KEEPS, PAIR_WITHHOLDS = "fluent", "noto"
+
+
+def stable_fraction(*names: str) -> float:
+    """A number in [0, 1) that depends on the names alone, on every machine."""
+    digest = hashlib.sha256("\0".join(names).encode()).digest()
+    return int.from_bytes(digest[:8], "big") / 2**64
+
+
+def assign_splits(pictures: Iterable[tuple[str, str, str]]) -> dict[tuple[str, str], str]:
+    """(style, hexcode) -> split, for (style, hexcode, family) triples."""
+    pictures = list(pictures)
+    drawn: defaultdict[str, defaultdict[str, set[str]]] = defaultdict(lambda: defaultdict(set))
+    for style, hexcode, family in pictures:
+        drawn[family][style].add(hexcode)
+    withheld = {family for family in drawn if stable_fraction("family", family) < HELD_OUT_FAMILY_SHARE}
+    pairs = {family for family in set(drawn) - withheld if _is_pair(family, drawn[family])}
+
+    def split_of(style: str, family: str) -> str:
+        if style == SCORER_STYLE:
+            return "scorer"
+        trained = any(other not in (SCORER_STYLE, HELD_OUT_STYLE) for other in drawn[family])
+        if family in withheld or not trained:
+            return "held-out-family"
+        if style == HELD_OUT_STYLE:
+            return "held-out-style"
+        return "held-out-pair" if style == PAIR_WITHHOLDS and family in pairs else "train"
+
+    return {(style, hexcode): split_of(style, family) for style, hexcode, family in pictures}
+
+
+def _is_pair(family: str, styles: dict[str, set[str]]) -> bool:
+    kept, withheld = styles.get(PAIR_KEEPS, set()), styles.get(PAIR_WITHHOLDS, set())
+    complete = bool(withheld) and withheld <= kept  # every withheld label must be trained in the other style
+    return complete and stable_fraction("pair", family) < HELD_OUT_PAIR_SHARE

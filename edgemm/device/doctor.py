@@ -12,12 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from edgemm.bundle.bundle import Bundle, Variant, open_bundle
-from edgemm.device.board import Board, read_board
 from edgemm.device.gpu import CudaDriver, missing_precision, probe_cuda
-from edgemm.device.machine import Machine, read_machine
-from edgemm.device.packages import EXTRAS, Extra, read_extra
+from edgemm.device.machine import Board, Machine, read_board, read_machine
 from edgemm.device.providers import Provider, probe_providers
-from edgemm.device.targets import Findings, Verdict, find_system_tensorrt, judge
+from edgemm.device.targets import EXTRAS, Extra, Findings, Verdict, find_system_tensorrt, judge, read_extra
 
 __all__ = ["BundleFit", "Report", "TargetFit", "examine", "report_json", "report_text"]
 

@@ -1,6 +1,6 @@
 """Which bundle targets run on this machine, and what would make the others run.
 
-Judges what machine.py, board.py, gpu.py, providers.py and packages.py found; it looks at nothing itself.  A
+Judges what machine.py, gpu.py and providers.py found, and which packages are installed; it looks at nothing else.  A
 target runs when its engine is installed, was seen to work, and edgemm has a backend for it.
 """
 
@@ -8,14 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib import metadata
 from pathlib import Path
 
-from edgemm.device.board import Board
 from edgemm.device.gpu import CudaDriver
-from edgemm.device.packages import Extra
+from edgemm.device.machine import Board
 from edgemm.device.providers import Provider
 
-__all__ = ["Findings", "Verdict", "find_system_tensorrt", "judge"]
+__all__ = ["EXTRAS", "Extra", "Findings", "Verdict", "find_system_tensorrt", "installed_version", "judge", "read_extra"]
 
 ON_JETSON = (
     "sudo apt-get install nvidia-jetpack, then make the environment with: python3 -m venv --system-site-packages"
@@ -123,3 +123,79 @@ RULES: dict[str, Callable[[str, Findings], Verdict]] = {
     "jetson-thor": _jetson,
     "rtx": _rtx,
 }
+
+
+# Which of edgemm's extras are complete here, and the line that completes one.
+#
+# Reads installed metadata; nothing is imported, so asking is cheap and cannot crash.
+
+RUNTIME = ("tokenizers", "safetensors", "pillow", "tqdm")  # beside any backend
+# The same names as in pyproject.toml, which an installed package cannot read; a test compares the two.
+EXTRAS = {
+    "ort": ("onnxruntime", *RUNTIME),
+    "cuda": ("onnxruntime-gpu", *RUNTIME, "nvidia-ml-py"),
+    "openvino": ("openvino", "onnxruntime", *RUNTIME),
+    "tensorrt": ("tensorrt", *RUNTIME),
+    "tensorrt-rtx": ("tensorrt-rtx", *RUNTIME, "nvidia-ml-py"),
+    "energy": ("nvidia-ml-py",),
+    "serve": ("onnxruntime", *RUNTIME),
+    "data": ("resvg_py", "cairosvg", "pillow", "tqdm"),
+    "train": ("torch", "transformers", "accelerate", "peft", "safetensors", "tokenizers", "gguf", "pillow", "tqdm"),
+    "quantize": ("bitsandbytes",),
+    "loadgen": ("mlcommons-loadgen",),
+    "constrained": ("llguidance",),
+    "families": ("transformers", "jinja2"),  # and export's
+    "optimum": ("optimum",),
+    "export": (
+        "onnx",
+        "onnxscript",
+        "onnx-ir",
+        "onnxruntime",
+        "torch",
+        "safetensors",
+        "tokenizers",
+        "pillow",
+        "ml_dtypes",
+        "gguf",
+        "tqdm",
+    ),
+}
+# By itself, because as a dependency it brings several GB of CUDA libraries; uv looks for a GPU and takes the CPU build
+# where there is none.
+TORCH_FIRST = "pip install uv && python -m uv pip install --torch-backend=auto torch==2.13.0"
+RIVALS = {"cuda": "onnxruntime", "ort": "onnxruntime-gpu"}  # extra -> package that owns the same import name
+
+
+@dataclass(frozen=True)
+class Extra:
+    name: str
+    versions: dict[str, str]  # of the packages that are here
+    missing: tuple[str, ...]
+    rival: str | None = None  # an installed package that would own the same import name
+
+    @property
+    def cure(self) -> str:
+        """The exact line that completes it; "" when it is complete."""
+        if not self.missing:
+            return ""
+        first = [f"pip uninstall -y {self.rival}"] if self.rival else []
+        torch = [TORCH_FIRST] if "torch" in self.missing else []
+        return " && ".join([*first, *torch, f"pip install 'edgemm[{self.name}]'"])
+
+
+def read_extra(name: str) -> Extra:
+    found = {package: installed_version(package) for package in EXTRAS[name]}
+    rival = RIVALS.get(name)
+    return Extra(
+        name=name,
+        versions={package: version for package, version in found.items() if version},
+        missing=tuple(package for package, version in found.items() if not version),
+        rival=rival if rival and installed_version(rival) else None,
+    )
+
+
+def installed_version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None

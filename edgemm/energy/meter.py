@@ -1,7 +1,8 @@
 """Joules of named pieces of work: what a benchmark holds while it runs, and what it reports afterwards.
 
 Gross is all that the sensors saw during the work; above idle is that less what the same seconds would have taken with
-the model opened and nothing to do.  Without a sensor both are null, with the reason.
+the model opened and nothing to do.  Without a sensor both are null, with the reason.  All of energy/ was written from
+recorded layouts and tested on them; none was run on a Jetson or beside a power meter.
 """
 
 from __future__ import annotations
@@ -15,14 +16,15 @@ from statistics import median
 from types import TracebackType
 from typing import Any
 
+from edgemm.device.machine import read_board
 from edgemm.energy.heat import Heat, read_heat, report_heat
-from edgemm.energy.nvml import throttle_reasons
 from edgemm.energy.sampler import RATE_HZ, Sampler
-from edgemm.energy.sensors import Found, find_sensors
+from edgemm.energy.sensor import Sensor, open_ina3221, open_nvml, open_rapl, throttle_reasons
+from edgemm.energy.tegrastats import open_tegrastats
 from edgemm.errors import MissingError
 from edgemm.report.samples import summarise
 
-__all__ = ["FIGURES", "Meter", "Work", "open_meter", "pool_energy"]
+__all__ = ["FIGURES", "Found", "Meter", "Work", "find_sensors", "open_meter", "pool_energy"]
 
 IDLE_S = 2.0
 FEW_SAMPLES = 10  # a power that is read fewer times during a piece of work is told
@@ -205,3 +207,37 @@ def _zones(reports: Sequence[Report]) -> dict[str, Any] | None:
         known = zones.setdefault(name, dict(zone))
         known["highest_c"] = max(known["highest_c"], zone["highest_c"])
     return zones or None
+
+
+# The sensors that tell this machine's energy, and why the others are missing.
+
+
+@dataclass(frozen=True)
+class Found:
+    """The sensors cover different things, so their energies add up."""
+
+    sensors: tuple[Sensor, ...]
+    missing: dict[str, str]  # source -> why it is not among them
+
+
+def find_sensors(device: str = "cpu", root: Path = Path("/")) -> Found:
+    """A Jetson's rails hold processor and GPU; elsewhere each has its own sensor, asked when it does the work."""
+    sensors: list[Sensor] = []
+    missing: dict[str, str] = {}
+
+    def attempt(source: str, open_sensor: Callable[[], Sensor]) -> bool:
+        try:
+            sensors.append(open_sensor())
+        except MissingError as error:
+            missing[source] = str(error)
+        return source not in missing
+
+    if read_board(root):
+        if not attempt("INA3221", lambda: open_ina3221(root)):
+            attempt("tegrastats", lambda: open_tegrastats(root))
+        missing["NVML"] = "not supported on Jetson"
+        return Found(tuple(sensors), missing)
+    attempt("RAPL", lambda: open_rapl(root))
+    if device != "cpu":
+        attempt("NVML", open_nvml)
+    return Found(tuple(sensors), missing)

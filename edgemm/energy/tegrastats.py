@@ -15,8 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
-from edgemm.energy.ina3221 import covers, total_rails
-from edgemm.energy.sensor import Sensor
+from edgemm.energy.sensor import Sensor, covers, total_rails
 from edgemm.errors import MissingError
 
 __all__ = ["Core", "TegraStats", "parse_line", "TegrastatsStream", "open_tegrastats"]

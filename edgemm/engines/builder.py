@@ -1,26 +1,31 @@
 """An engine for one component: from the cache when a whole one is there, else built, once, whoever else asks.
 
-Before NVIDIA's parser sees a graph it has passed our own checks (bundle_engines.py).  Attempts, and what follows a
-failed
-one, are in attempt.py and builder.py; what an engine depends on is in engine_spec.py.
+Before NVIDIA's parser sees a graph it has passed our own checks (bundle_engines.py).  What an engine depends on is in
+engine_spec.py.
 """
 
 from __future__ import annotations
 
+import json
+import os
 import shutil
+import subprocess
+import sys
+import threading
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import edgemm
 from edgemm import progress
 from edgemm.bundle.files import is_disk_full
-from edgemm.engines.attempt import Outcome, attempt
 from edgemm.engines.cache import EngineCache, Entry
 from edgemm.engines.engine_spec import EngineSpec, Profile, merged, smaller
 from edgemm.errors import BundleError, EdgemmError, ResourceError
 
-__all__ = ["Built", "Limits", "build_engine", "Rung", "climb"]
+__all__ = ["Built", "Limits", "Outcome", "Rung", "attempt", "build_engine", "climb"]
 
 
 @dataclass(frozen=True)
@@ -144,3 +149,139 @@ def _next(rung: Rung, kind: str) -> Rung | None:
     if shrunk != rung.profiles and rung.what != "smaller shapes":
         return replace(rung, profiles=shrunk, what="smaller shapes")
     return None
+
+
+# One attempt at one engine: a child process, watched: its news told, its memory held under a cap, its time too.
+#
+# The child is child.py.  What to do after a failed attempt is for builder.py.
+
+POLL_S = 0.03
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """A result, or the kind of the failure and what was said."""
+
+    result: dict[str, Any] | None
+    kind: str = ""  # "memory", "time", "disk", "refused", "attention", "crash", "other"
+    text: str = ""
+    peak_bytes: int = 0
+
+
+def attempt(what: str, wish: dict[str, Any], memory_bytes: int, timeout_s: float) -> Outcome:
+    """`what` is how the engine is called to whoever waits."""
+    began_s = time.monotonic()
+    root = str(Path(edgemm.__file__).resolve().parent.parent)
+    path = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))
+    child = subprocess.Popen(
+        [sys.executable, "-m", "edgemm.engines.child"],
+        env={**os.environ, "PYTHONPATH": path},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        errors="replace",
+    )
+    watch = _Watch(child, memory_bytes, time.monotonic() + timeout_s)
+    try:
+        assert child.stdin and child.stdout
+        _send(child, {**wish, "parent": os.getpid()})
+        said = _Drain(child)
+        watch.start()
+        last: dict[str, Any] = {}
+        for line in child.stdout:
+            last = _read(line) or last
+            if "phase" in last:
+                steps = f" {last['done']}/{last['of']}" if last["of"] > 1 else ""
+                so_far = f"{time.monotonic() - began_s:.0f} s so far, at most {timeout_s:.0f} s an attempt"
+                progress.status(f"{what}: {last['phase']}{steps}, {so_far}")
+        child.wait()
+    finally:
+        child.kill()
+        child.wait()
+    return _outcome(last, watch, child.returncode, said.tail(), memory_bytes, timeout_s)
+
+
+def _send(child: subprocess.Popen[str], wish: dict[str, Any]) -> None:
+    assert child.stdin
+    try:
+        child.stdin.write(json.dumps(wish))
+        child.stdin.close()
+    except BrokenPipeError:
+        pass  # it is gone already, and its exit says why
+
+
+def _read(line: str) -> dict[str, Any] | None:
+    try:
+        found = json.loads(line)
+    except ValueError:
+        return None
+    return found if isinstance(found, dict) else None
+
+
+def _outcome(last: dict[str, Any], watch: _Watch, code: int, said: str, memory_bytes: int, timeout_s: float) -> Outcome:
+    peak = watch.peak_bytes
+    if watch.reason == "memory":
+        return Outcome(None, "memory", f"it grew past {_size(memory_bytes)}", peak)
+    if watch.reason == "time":
+        return Outcome(None, "time", f"it was not done after {timeout_s:.0f} s", peak)
+    if "result" in last:
+        return Outcome(last["result"], peak_bytes=peak)
+    if "failure" in last:
+        return Outcome(None, last["failure"]["kind"], last["failure"]["text"], peak)
+    if code < 0:
+        return Outcome(None, "crash", f"the builder crashed with signal {-code}", peak)
+    return Outcome(None, "other", said or f"the builder ended with code {code}", peak)
+
+
+class _Watch(threading.Thread):
+    """Kills the child when it grows or lasts too long, and remembers which."""
+
+    def __init__(self, child: subprocess.Popen[str], memory_bytes: int, deadline_s: float) -> None:
+        super().__init__(daemon=True)
+        self.child, self.memory_bytes, self.deadline_s = child, memory_bytes, deadline_s
+        self.reason, self.peak_bytes = "", 0
+
+    def run(self) -> None:
+        while self.child.poll() is None:
+            used = _private_bytes(self.child.pid)
+            self.peak_bytes = max(self.peak_bytes, used)
+            if used > self.memory_bytes:
+                self.reason = "memory"
+            elif time.monotonic() > self.deadline_s:
+                self.reason = "time"
+            if self.reason:
+                self.child.kill()
+                return
+            time.sleep(POLL_S)
+
+
+def _private_bytes(pid: int) -> int:
+    """Memory that is the process's own: libraries mapped from disk do not count, they can be dropped."""
+    try:
+        lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    except OSError:
+        return 0
+    rows = {name: value for name, _, value in (line.partition(":") for line in lines)}
+    return sum(int(rows[name].split()[0]) * 1024 for name in ("RssAnon", "RssShmem") if name in rows)
+
+
+class _Drain(threading.Thread):
+    """Reads stderr to its end, so that a talkative library never blocks; keeps the last line."""
+
+    def __init__(self, child: subprocess.Popen[str]) -> None:
+        super().__init__(daemon=True)
+        self.stream, self.last = child.stderr, ""
+        self.start()
+
+    def run(self) -> None:
+        for line in self.stream or ():
+            self.last = line.strip() or self.last
+
+    def tail(self) -> str:
+        self.join(timeout=5)
+        return self.last
+
+
+def _size(size_bytes: int) -> str:
+    return f"{size_bytes / (1 << 20):.0f} MiB"

@@ -5,30 +5,136 @@ A command line, a backend and a benchmark ask here; the verb is verb.py.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 
 from edgemm.bundle.bundle import Bundle, open_bundle
 from edgemm.bundle.graph_rules import RULES, broken_rules
 from edgemm.bundle.manifest import Variant
 from edgemm.bundle.onnx_file import Outline, check_external_data, read_outline
-from edgemm.device.gpu import missing_kernels
-from edgemm.device.machine import read_machine
+from edgemm.device.gpu import CudaDriver, missing_kernels, probe_cuda
+from edgemm.device.machine import Board, read_board, read_machine
+from edgemm.device.targets import find_system_tensorrt, installed_version
 from edgemm.engines.builder import Built, Limits, build_engine
 from edgemm.engines.cache import EngineCache, default_folder
-from edgemm.engines.destination import PACKAGES, Destination, choose_destinations
-from edgemm.engines.engine_spec import EngineSpec, profiles_of
-from edgemm.errors import BundleError, ResourceError
+from edgemm.engines.engine_spec import EngineSpec, Place, profiles_of
+from edgemm.errors import BundleError, MissingError, ResourceError, UsageError
 
 __all__ = [
+    "Destination",
     "OPT_LEVEL",
     "TIMEOUT_S",
-    "bundle_specs",
     "build_bundle",
+    "bundle_specs",
+    "checked_graph",
+    "choose_destinations",
     "default_memory_bytes",
     "engine_for",
-    "checked_graph",
+    "install_line",
 ]
+
+# For which device, and with which TensorRT, an engine is to be built: a caller's words and this machine -> a place.
+#
+# `--target rtx --sm 86,89` builds for devices that are not here, with TensorRT for RTX, which needs no GPU.  Everything
+# else is for a device of this machine, and the CUDA driver is asked before any TensorRT object exists: without a driver
+# some versions take the process down.
+
+RTX_SMS = ("75", "80", "86", "89", "120", "121")
+PACKAGES = {  # target -> the Python package that builds for it
+    "rtx": "tensorrt_rtx",
+    "jetson-orin-jp6": "tensorrt",
+    "jetson-orin": "tensorrt",
+    "jetson-thor": "tensorrt",
+}
+
+
+@dataclass(frozen=True)
+class Destination:
+    target: str
+    tensorrt: str  # Python package
+    version: str
+    place: Place
+
+
+def choose_destinations(
+    offered: tuple[str, ...], target: str | None, sms: str | None, device: str | None, root: Path = Path("/")
+) -> tuple[Destination, ...]:
+    """`offered` are the bundle's targets."""
+    if sms is not None:
+        if target not in (None, "rtx") or device is not None:
+            raise UsageError(
+                "--sm names devices that are not here: only --target rtx builds for those, without --device"
+            )
+        return _elsewhere(_offered("rtx", offered), sms, read_board(root))
+    board, cuda = read_board(root), probe_cuda()
+    number = _number(device)
+    if number >= len(cuda.gpus):
+        found = cuda.problem or f"there are {len(cuda.gpus)} GPUs"
+        raise MissingError(f"no device cuda:{number} to build for: {found}; without one: --target rtx --sm 86,89")
+    chosen = _offered(target or (board.target if board and board.target else "rtx"), offered)
+    if board and board.target != chosen:
+        raise UsageError(f"this board takes target {board.target}, not {chosen}")
+    package = PACKAGES[chosen]
+    version = _version(package, board, root)
+    return (Destination(chosen, package, version, _here(board, cuda, number)),)
+
+
+def _elsewhere(target: str, sms: str, board: Board | None) -> tuple[Destination, ...]:
+    version = _version(PACKAGES[target], board, Path("/"))
+    names = [name.strip().replace(".", "") for name in sms.split(",")]
+    for name in names:
+        if name not in RTX_SMS:
+            raise UsageError(f"SM {name!r} is none of what TensorRT for RTX builds for: {', '.join(RTX_SMS)}")
+    places = [Place(f"{name[:-1]}.{name[-1]}", here=False) for name in dict.fromkeys(names)]
+    return tuple(Destination(target, PACKAGES[target], version, place) for place in places)
+
+
+def _offered(target: str, offered: tuple[str, ...]) -> str:
+    if target not in PACKAGES:
+        raise UsageError(f"no engine is built for target {target!r}, expected one of: {', '.join(PACKAGES)}")
+    if target not in offered:
+        raise BundleError(f"the bundle has no target {target!r}, only: {', '.join(offered)}; export it for that target")
+    return target
+
+
+def _number(device: str | None) -> int:
+    found = re.fullmatch(r"cuda(?::(\d+))?", device or "cuda")
+    if not found:
+        raise UsageError(f"device is {device!r}, expected cuda:0 or another number")
+    return int(found.group(1) or 0)
+
+
+def _here(board: Board | None, cuda: CudaDriver, number: int) -> Place:
+    gpu = cuda.gpus[number]
+    return Place(
+        compute_capability=gpu.compute_capability,
+        gpu=gpu.name,
+        gpu_memory_bytes=gpu.memory_bytes,
+        cuda_driver=cuda.version or "",
+        power_mode=(board.power_mode if board else None) or "",
+    )
+
+
+def _version(package: str, board: Board | None, root: Path) -> str:
+    """Of an installed package; MissingError with this platform's own line where it is not there."""
+    version = installed_version(package.replace("_", "-"))
+    if version is None and find_spec(package) is None:
+        raise MissingError(f"{package} is not installed: {install_line(package, board, root)}")
+    return version or "unknown"
+
+
+def install_line(package: str, board: Board | None, root: Path = Path("/")) -> str:
+    if package == "tensorrt_rtx" or board is None:
+        return f"pip install 'edgemm[{package.replace('_', '-')}]'"
+    environment = "python3 -m venv --system-site-packages .venv"
+    system = find_system_tensorrt(root)
+    if system:
+        return f"JetPack's is in {system.parent}, where this environment does not look: make it with {environment}"
+    return f"sudo apt-get install nvidia-jetpack, then make the environment with: {environment}"
+
 
 OPT_LEVEL = 3  # TensorRT's own default
 TIMEOUT_S = 3600.0

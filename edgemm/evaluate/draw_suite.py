@@ -20,8 +20,7 @@ from edgemm.data.format import Dataset
 from edgemm.errors import InputError
 from edgemm.evaluate.judge import Eye, Judge, open_judge
 from edgemm.evaluate.metrics import Interval, Share, kid, ratio_of_means, share
-from edgemm.evaluate.samples import DRAWN_SPLITS, Drawings, draw_samples, some
-from edgemm.evaluate.subject import Subject
+from edgemm.evaluate.subject import DRAWN_SPLITS, Drawings, Subject, draw_samples, some
 
 __all__ = ["DrawResult", "DrawnPart", "JudgeCard", "run_draw_suite"]
 

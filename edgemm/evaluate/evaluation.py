@@ -27,12 +27,10 @@ from edgemm.bundle.files import write_whole
 from edgemm.data.format import Dataset, read_dataset
 from edgemm.data.sources import default_cache
 from edgemm.errors import InputError
-from edgemm.evaluate.draw_sheet import Cell, Section, as_png, draw_sheet
 from edgemm.evaluate.metrics import compare_records
 from edgemm.evaluate.read_suite import ReadResult, default_split, run_read_suite
-from edgemm.evaluate.report import render_page
-from edgemm.evaluate.samples import DRAWN_SPLITS, Drawings
-from edgemm.evaluate.subject import BundleSubject, DrawSettings, Subject
+from edgemm.evaluate.report import Cell, Section, as_png, draw_sheet, render_page
+from edgemm.evaluate.subject import DRAWN_SPLITS, BundleSubject, Drawings, DrawSettings, Subject
 
 __all__ = ["SUITES", "Evaluation", "Plan", "compared", "evaluate", "evaluate_subject"]
 

@@ -21,9 +21,9 @@ import torch
 from edgemm import progress
 from edgemm.data.format import Dataset, Sample
 from edgemm.errors import InputError
-from edgemm.evaluate.samples import real_pictures, resized
+from edgemm.evaluate.subject import real_pictures, resized
 from edgemm.model.config import LITE0_CHANNELS
-from edgemm.model.lite0 import Lite0, lite0_weights
+from edgemm.model.vision import Lite0, lite0_weights
 
 __all__ = ["LabelScorer", "GRID_WIDTHS", "Eye", "Looks", "Judge", "open_judge"]
 

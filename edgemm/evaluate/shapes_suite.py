@@ -1,26 +1,176 @@
 """Drawings of coloured shapes, judged exactly, by GenEval's six kinds of task (arXiv:2310.11513).
 
-The prompt is the short caption, which claims no more than the checker asks for (data/shapes_checker.py).  The real
+The prompt is the short caption, which claims no more than the checker asks for (evaluate/shapes_suite.py).  The real
 pictures are checked too: they say what the checker itself would miss.  Each drawing is also held against the caption of
 another of its task: what passes there is chance, whatever the model likes to draw.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
+from PIL import Image, ImageDraw
 
 from edgemm.data.format import Dataset
-from edgemm.data.shapes import TASKS
-from edgemm.data.shapes_checker import check_scene
+from edgemm.data.icons import lab
+from edgemm.data.scenes import Box, holds
+from edgemm.data.shapes import COLOURS, SHAPES, TASKS, draw_shape
 from edgemm.errors import InputError
 from edgemm.evaluate.metrics import Share, share
-from edgemm.evaluate.samples import DRAWN_SPLITS, Drawings, draw_samples, some
-from edgemm.evaluate.subject import Subject
+from edgemm.evaluate.subject import DRAWN_SPLITS, Drawings, Subject, draw_samples, some
 
-__all__ = ["ShapesPart", "ShapesResult", "run_shapes_suite"]
+__all__ = ["CheckResult", "Found", "ShapesPart", "ShapesResult", "check_scene", "find_objects", "run_shapes_suite"]
+
+# Does a picture show what a shapes caption claims?  Exact, without a model.
+#
+# Foreground is what is not white; connected pieces of it are objects; an object's colour is the nearest of the eight in
+# Lab, its shape the template it overlaps best inside its bounding box.  Specks are ignored; everything else counts: a
+# fourth square fails "three squares", and a fifth object of any kind fails "a circle".
+#
+# It judges the scene's `wanted` and `relation`, not where exactly things stand: a drawing model chooses that freely.
+
+FOREGROUND = 40.0  # Lab distance from white where a pixel is more than half covered by the palest colour
+SPECK = 0.003  # of the canvas: smaller pieces are noise
+COLOUR_LIMIT = 35.0  # Lab distance beyond which a colour has no name here
+SHAPE_LIMIT = 0.7  # overlap below which a piece is no shape
+MIXED = 0.2  # of a piece in a second colour: two objects that touch
+SLACK = 1.0  # of a relation: up to the diagonal; what shapes.py draws stays well within
+TEMPLATE = 32  # pixels a side
+
+
+@dataclass(frozen=True)
+class Found:
+    """One object in a picture."""
+
+    shape: str | None  # None: like no template
+    colour: str | None  # None: like no named colour
+    box: Box
+
+
+@dataclass(frozen=True)
+class CheckResult:
+    """The verdict, why, and what was seen."""
+
+    passed: bool
+    reason: str
+    found: tuple[Found, ...]
+
+
+def check_scene(image: Image.Image | np.ndarray, scene: dict[str, Any]) -> CheckResult:
+    """Judge an RGB picture, (h, w, 3) in 0..255 or a PIL image, against a scene made by shapes.py.
+
+    A picture smaller than the scene is enlarged first: in 32 pixels one tip of a star is a pixel.
+    """
+    picture = image.convert("RGB") if isinstance(image, Image.Image) else Image.fromarray(np.asarray(image, np.uint8))
+    if min(picture.size) < scene["size"]:
+        picture = picture.resize((scene["size"],) * 2, Image.Resampling.BICUBIC)
+    found = tuple(find_objects(np.asarray(picture)))
+    return CheckResult(*_verdict(found, scene), found)
+
+
+def find_objects(rgb: np.ndarray) -> list[Found]:
+    """Every object of a picture, the largest first."""
+    pixels = lab(rgb.reshape(-1, 3)).reshape(*rgb.shape[:2], 3)
+    white = lab(np.array([[255, 255, 255]]))[0]
+    distance = np.linalg.norm(pixels - white, axis=-1)  # (h, w)
+    pieces = []
+    for piece in _pieces(distance > FOREGROUND):
+        pieces += _split_by_colour(piece, pixels)
+    pieces = [piece for piece in pieces if piece.sum() >= SPECK * piece.size]
+    return [_describe(piece, pixels) for piece in sorted(pieces, key=lambda piece: -int(piece.sum()))]
+
+
+def _verdict(found: tuple[Found, ...], scene: dict[str, Any]) -> tuple[bool, str]:
+    wanted = scene["wanted"]
+    expected = sum(want["count"] for want in wanted)
+    if len(found) != expected:
+        return False, f"{len(found)} objects, expected {expected}"
+    for want in wanted:
+        fitting = [one for one in found if _fits(one, want)]
+        if len(fitting) != want["count"]:
+            what = " ".join(filter(None, (want["colour"], want["shape"])))
+            seen = ", ".join(f"{one.colour or 'odd'} {one.shape or 'blob'}" for one in found)
+            return False, f"{len(fitting)} of {what}, expected {want['count']}; seen: {seen}"
+    relation = scene["relation"]
+    if relation:
+        subject, other = (scene["objects"][relation[role]]["name"] for role in ("subject", "object"))
+        boxes = {one.shape: one.box for one in found}
+        if not holds(relation["relation"], boxes[subject], boxes[other], SLACK):
+            return False, f"the {subject} is not {relation['relation']} the {other}"
+    return True, "as wanted"
+
+
+def _fits(one: Found, want: dict[str, Any]) -> bool:
+    """Any of the eight colours will do where none is asked for; grey is none: a canvas full of noise is no square."""
+    return one.shape == want["shape"] and one.colour is not None and want["colour"] in (None, one.colour)
+
+
+def _describe(piece: np.ndarray, pixels: np.ndarray) -> Found:
+    rows, columns = np.flatnonzero(piece.any(axis=1)), np.flatnonzero(piece.any(axis=0))
+    box = (int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1)
+    overlaps = {shape: _overlap(piece[box[1] : box[3], box[0] : box[2]], shape) for shape in SHAPES}
+    shape = max(SHAPES, key=lambda shape: overlaps[shape])
+    distances = _distances(np.median(pixels[piece], axis=0)[None])[0]
+    nearest = int(distances.argmin())
+    return Found(
+        shape if overlaps[shape] >= SHAPE_LIMIT else None,
+        tuple(COLOURS)[nearest] if distances[nearest] <= COLOUR_LIMIT else None,
+        box,
+    )
+
+
+def _overlap(mask: np.ndarray, shape: str) -> float:
+    """Intersection over union of a piece, stretched to the template's square, and the template."""
+    stretched = Image.fromarray(mask.astype(np.uint8) * 255).resize((TEMPLATE, TEMPLATE), Image.Resampling.BOX)
+    piece, template = np.asarray(stretched) / 255.0, _template(shape)
+    return float(np.minimum(piece, template).sum() / np.maximum(piece, template).sum())
+
+
+@lru_cache
+def _template(shape: str) -> np.ndarray:
+    big = Image.new("L", (TEMPLATE * 8, TEMPLATE * 8), 0)
+    draw_shape(ImageDraw.Draw(big), shape, (0, 0, TEMPLATE * 8, TEMPLATE * 8), 255)
+    return np.asarray(big.resize((TEMPLATE, TEMPLATE), Image.Resampling.BOX)) / 255.0
+
+
+def _distances(points: np.ndarray) -> np.ndarray:
+    """Lab distance of (n, 3) points to each of the named colours, (n, c)."""
+    return np.linalg.norm(points[:, None] - lab(np.array(list(COLOURS.values())))[None], axis=-1)
+
+
+def _split_by_colour(piece: np.ndarray, pixels: np.ndarray) -> list[np.ndarray]:
+    """A piece as one object, or as several where objects of different colours touch."""
+    nearest = np.full(piece.shape, -1)
+    nearest[piece] = _distances(pixels[piece]).argmin(axis=1)
+    counts = Counter(nearest[piece].tolist())
+    colours = [colour for colour, count in counts.items() if count > MIXED * piece.sum()]
+    if len(colours) < 2:
+        return [piece]
+    return [part for colour in colours for part in _pieces(nearest == colour)]
+
+
+def _pieces(mask: np.ndarray) -> list[np.ndarray]:
+    """The 8-connected pieces of a mask, each as a mask."""
+    left, pieces = mask.copy(), []
+    height, width = mask.shape
+    for start in zip(*np.nonzero(mask), strict=True):
+        if not left[start]:
+            continue
+        piece, stack = np.zeros_like(mask), [start]
+        left[start] = False
+        while stack:
+            row, column = stack.pop()
+            piece[row, column] = True
+            for near in ((row + i, column + j) for i in (-1, 0, 1) for j in (-1, 0, 1)):
+                if 0 <= near[0] < height and 0 <= near[1] < width and left[near]:
+                    left[near] = False
+                    stack.append(near)
+        pieces.append(piece)
+    return pieces
 
 
 @dataclass(frozen=True)

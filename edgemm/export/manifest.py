@@ -84,7 +84,7 @@ def papers_of(source: Path, manifest: Manifest) -> dict[str, bytes]:
     ]
     lines += [f"- {entry.what}: {entry.licence}; from {entry.source}" for entry in manifest.licences]
     papers = {"NOTICE": "\n".join([*lines, ""]).encode()}
-    if any(entry.licence == "Apache-2.0" for entry in manifest.licences):
+    if any(entry.licence.lower() == "apache-2.0" for entry in manifest.licences):
         papers[f"LICENSES/{APACHE}"] = (resources.files("edgemm.data") / "licences" / APACHE).read_bytes()
     if card.is_file():
         papers[MODEL_CARD] = card.read_bytes()

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from edgemm.bundle.loops import TextLoop
 from edgemm.errors import CheckpointError
+from edgemm.families.chat_ids import as_the_library_reads
 from edgemm.families.chat_strings import added_around, plain_strings
 from edgemm.families.family import CODE_IDS, Eye, Parts, Pieces, component, example_pictures, id_table, picture_rule
 from edgemm.families.hf_checkpoint import Checkpoint
@@ -72,7 +73,7 @@ def parts(checkpoint: Checkpoint) -> Parts:
     return Parts(
         graphs={encoder.name: encoder, transformer.name: transformer},
         inputs={encoder.name: {"pixels": pictures}, transformer.name: example_tokens(transformer, ids)},
-        text=text,
+        text=as_the_library_reads(checkpoint, text, processor),
         most_context=most,
         tables={CODE_IDS: id_table([int(token) for token in torch.tensor(mapping.image_tokens)])},
     )

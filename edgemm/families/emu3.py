@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from edgemm.bundle.loops import ImageTokensLoop, TextLoop
 from edgemm.bundle.reading import read_text, reading
 from edgemm.errors import CheckpointError
+from edgemm.families.chat_ids import as_the_library_reads
 from edgemm.families.family import (
     CODE_IDS,
     Eye,
@@ -120,7 +121,7 @@ def _side(eye: Any, factor: int) -> int:
 def _text_loop(checkpoint: Checkpoint, rule: PictureRule, count: int, factor: int) -> TextLoop:
     processor, side = checkpoint.processor, rule.size // factor
     found = processor_strings(checkpoint, processor.image_token, (processor.bos_token, ""))
-    return TextLoop(
+    loop = TextLoop(
         template=found.template,
         image_close=found.image_close,
         image_size=rule.size,
@@ -136,6 +137,7 @@ def _text_loop(checkpoint: Checkpoint, rule: PictureRule, count: int, factor: in
         image_resample=rule.resample,
         strip=found.strip,
     )
+    return as_the_library_reads(checkpoint, loop, processor)
 
 
 def _drawing_loop(

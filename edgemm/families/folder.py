@@ -1,4 +1,7 @@
-"""What config.json says that a folder of the Hugging Face hub holds.  No torch here, and no weight is read."""
+"""What config.json says that a folder of the Hugging Face hub holds, or a GGUF file's own header that it holds.
+
+No torch here, and no weight is read.
+"""
 
 from __future__ import annotations
 
@@ -8,8 +11,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from edgemm.bundle.reading import read_text, reading
-from edgemm.errors import CheckpointError, InputError, UsageError
+from edgemm.bundle.reading import check_is_file, read_text, reading
+from edgemm.errors import CheckpointError, InputError, MissingError, UsageError
 
 __all__ = ["PIPELINE", "Found", "find_foreign", "other_folders"]
 
@@ -18,9 +21,17 @@ OTHERS = {  # a file that tells what a folder without a config.json is -> in wor
     "manifest.json": "a bundle; it was exported already: edgemm inspect FOLDER",
     "adapter_config.json": "an adapter; merge it into its model first, with peft's merge_and_unload()",
     "quant.json": "what `edgemm quantize` wrote: it is given beside a checkpoint, as --quant FOLDER",
-    "*.gguf": "a model in GGUF, which edgemm reads as a base alone; export the folder that it was made from",
     "params.json": "a model in its maker's own layout; export the one in the layout of transformers",
     "*.onnx": "graphs that were exported already; edgemm exports the folder that they were made from",
+}
+
+
+GGUF = ".gguf"
+IN_GGUF = {  # general.architecture -> class of the library; a Mistral calls itself llama there, and is as one
+    "llama": "LlamaForCausalLM",
+    "mistral": "MistralForCausalLM",
+    "qwen2": "Qwen2ForCausalLM",
+    "qwen3": "Qwen3ForCausalLM",
 }
 
 
@@ -28,7 +39,7 @@ OTHERS = {  # a file that tells what a folder without a config.json is -> in wor
 class Found:
     """What config.json says that a folder holds."""
 
-    folder: Path
+    folder: Path  # or the GGUF file
     architecture: str
     config: dict[str, Any]
     others: Mapping[str, Path] = field(default_factory=dict)  # folders of what is published apart, by name
@@ -48,7 +59,7 @@ class Found:
     @property
     def pipeline(self) -> bool:
         """Whether diffusers' index is all that tells of it."""
-        return not (self.folder / "config.json").is_file()
+        return (self.folder / PIPELINE).is_file() and not (self.folder / "config.json").is_file()
 
     def other(self, name: str, what: str) -> Path:
         """A folder that the caller has named; CheckpointError says `what` it is and how to name it."""
@@ -63,6 +74,8 @@ def find_foreign(folder: Path) -> Found | None:
 
     CheckpointError where the folder has no config.json and is known to be something else.
     """
+    if (inside := _gguf_in(folder)) is not None:
+        return _find_gguf(inside)
     path = folder / "config.json"
     if folder.is_dir() and not path.is_file():
         path = _without_config(folder) or path
@@ -93,6 +106,40 @@ def _without_config(folder: Path) -> Path | None:
             "holds the model"
         )
     return None
+
+
+def _gguf_in(path: Path) -> Path | None:
+    """The file itself, or the only one of a folder that has no config.json."""
+    with reading(path, kind=CheckpointError):
+        if path.suffix.lower() == GGUF and not path.is_dir():
+            return check_is_file(path, "a GGUF file", CheckpointError)
+        if not path.is_dir() or (path / "config.json").exists():
+            return None
+        files = sorted(each for each in path.iterdir() if each.suffix.lower() == GGUF)
+    if len(files) > 1:
+        raise CheckpointError(f"{path}: {len(files)} GGUF files, give one of them: {files[0]}, for example")
+    return files[0] if files else None
+
+
+def _find_gguf(path: Path) -> Found:
+    try:
+        import gguf
+    except ImportError as error:
+        raise MissingError(
+            f"{path}: reading GGUF needs the package gguf: pip install 'edgemm[families,ort]'"
+        ) from error
+    with reading(path, "not a GGUF file", CheckpointError):
+        fields = gguf.GGUFReader(str(path)).fields
+        said = {
+            key: str(fields[f"general.{key}"].contents()) if f"general.{key}" in fields else ""
+            for key in ("architecture", "license")
+        }
+    architecture = IN_GGUF.get(said["architecture"])
+    if architecture is None:
+        raise CheckpointError(
+            f"{path}: a GGUF of {said['architecture']!r}, which is not read; expected one of: {', '.join(IN_GGUF)}"
+        )
+    return Found(path, architecture, {"license": said["license"]})
 
 
 def other_folders(named: Iterable[str]) -> dict[str, Path]:

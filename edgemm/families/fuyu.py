@@ -12,11 +12,13 @@ from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor, nn
 
 from edgemm.bundle.loops import TextLoop
 from edgemm.errors import CheckpointError
 from edgemm.export.component_graphs import scatter
+from edgemm.families.chat_ids import as_the_library_reads, without_pictures
 from edgemm.families.chat_strings import plain_strings
 from edgemm.families.family import WHITE, Eye, Parts, PictureRule, Pieces, component, example_pictures
 from edgemm.families.hf_checkpoint import Checkpoint
@@ -86,26 +88,44 @@ def parts(checkpoint: Checkpoint) -> Parts:
         image_fit=rule.fit,
         image_resample=rule.resample,
     )
+    words = _tokenizer_json(checkpoint, ids)
+    loop = as_the_library_reads(checkpoint, loop, checkpoint.processor, lambda said: _asked(checkpoint, said), words)
     example = [ids[BEGIN], *checkpoint.tokenizer(EXAMPLE, add_special_tokens=False)["input_ids"], ids[ANSWER]]
     return Parts(
         graphs={encoder.name: encoder, transformer.name: transformer},
         inputs={encoder.name: {"pixels": pictures}, transformer.name: example_tokens(transformer, example, tokens)},
         text=loop,
         most_context=config.text_config.max_position_embeddings,
-        tokenizer_json=_tokenizer_json(checkpoint, ids),
+        tokenizer_json=words,
     )
 
 
-def library_inputs(checkpoint: Checkpoint, ids: Tensor, images: list[Any]) -> dict[str, Tensor]:
-    """Rows end with a token of their own there, and pixels come as patches.
+def _asked(checkpoint: Checkpoint, messages: list[dict[str, Any]]) -> list[int]:
+    """The library's ids of one question about one picture."""
+    [message] = messages
+    [_, text] = message["content"]
+    side = checkpoint.config.image_size
+    shown = Image.new("RGB", (side, side))
+    found = _processor(checkpoint)(images=shown, text=text["text"], return_legacy_image_output=False)
+    return without_pictures(checkpoint, np.asarray(found["input_ids"]).reshape(-1).tolist(), (PATCH, ROW_END))
 
-    The processor as a whole crashes where torchvision is not installed, so its image processor alone is asked.
-    """
+
+def _processor(checkpoint: Checkpoint) -> Any:
+    """Where torchvision is not installed the library hands tensors to a method of its own that takes arrays."""
+    processor = checkpoint.processor
+    eye = processor.image_processor
+    if type(eye).__name__.endswith("Pil") and "patchify_image" not in vars(eye):
+        cut = eye.patchify_image
+        eye.patchify_image = lambda image, patch_size=None: torch.as_tensor(cut(np.asarray(image), patch_size))
+    return processor
+
+
+def library_inputs(checkpoint: Checkpoint, ids: Tensor, images: list[Any]) -> dict[str, Tensor]:
+    """Rows end with a token of their own there, and pixels come as patches."""
     if not images:
         return {"input_ids": ids}
-    eye = checkpoint.processor.image_processor
-    shown = np.asarray(eye(images, return_tensors="np")["images"][0])
-    pixels = eye.patchify_image(shown if type(eye).__name__.endswith("Pil") else torch.from_numpy(shown))
+    eye = _processor(checkpoint).image_processor
+    pixels = eye.patchify_image(torch.from_numpy(np.asarray(eye(images, return_tensors="np")["images"][0])))
     columns = checkpoint.config.image_size // checkpoint.config.patch_size
     at = (ids == checkpoint.config.image_token_id).nonzero()[:, 1]  # places of the picture's tokens
     told = ids.clone()

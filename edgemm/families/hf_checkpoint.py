@@ -7,8 +7,8 @@ a pickle may hold a program.  Weights that bitsandbytes packed are loaded as flo
 from __future__ import annotations
 
 import contextlib
+import io
 import json
-from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -30,6 +30,7 @@ __all__ = ["Checkpoint", "greedy", "no_weights", "open_checkpoint", "skeleton"]
 
 GENERATION = "generation_config.json"
 INDEX = "model.safetensors.index.json"
+OFFLINE = {"trust_remote_code": False, "local_files_only": True}
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,7 @@ class Checkpoint:
     architecture: str
     model: Any
     words: Path | None = None  # where the tokenizer is published apart
+    licence: str = ""  # that the weights' own file states
 
     @property
     def config(self) -> Any:
@@ -51,7 +53,7 @@ class Checkpoint:
         from transformers import AutoProcessor
 
         with reading(self.folder, "its processor cannot be read", CheckpointError), quiet():
-            return AutoProcessor.from_pretrained(self.folder, trust_remote_code=False, local_files_only=True)
+            return AutoProcessor.from_pretrained(self.folder, **OFFLINE)
 
     @cached_property
     def image_processor(self) -> Any:
@@ -59,7 +61,7 @@ class Checkpoint:
         from transformers import AutoImageProcessor
 
         with reading(self.folder, "its image processor cannot be read", CheckpointError), quiet():
-            return AutoImageProcessor.from_pretrained(self.folder, trust_remote_code=False, local_files_only=True)
+            return AutoImageProcessor.from_pretrained(self.folder, **OFFLINE)
 
     @cached_property
     def tokenizer(self) -> Any:
@@ -67,7 +69,7 @@ class Checkpoint:
 
         folder = self.words or self.folder
         with reading(folder, "its tokenizer cannot be read", CheckpointError), quiet():
-            found = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+            found = AutoTokenizer.from_pretrained(**_named(folder), **OFFLINE)
         if not hasattr(found, "backend_tokenizer"):
             raise CheckpointError(f"{folder}: a tokenizer without a tokenizer.json; the runtime reads no other")
         return found
@@ -97,24 +99,33 @@ def open_checkpoint(found: Found, family: ModuleType | None = None) -> Checkpoin
         with quiet():
             words = found.others.get(getattr(family, "TOKENIZER", ""))
             return Checkpoint(found.folder, found.architecture, opened(found).eval(), words)
-    _check_files(found.folder)
-    if not (_by_index(found.folder) or list(found.folder.glob("*.safetensors"))):
-        raise no_weights(found.folder)
-    with reading(found.folder, "the library cannot load it", CheckpointError), quiet(), _without_bars():
+    if found.folder.is_dir():
+        _check_files(found.folder)
+        if not (_by_index(found.folder) or list(found.folder.glob("*.safetensors"))):
+            raise no_weights(found.folder)
+    with (
+        reading(found.folder, "the library cannot load it", CheckpointError),
+        quiet(),
+        contextlib.redirect_stderr(io.StringIO()),
+    ):  # bars
+        weights = _weights(found)
         model, loading = _class_of(found).from_pretrained(
-            None,
-            **_weights(found),
+            **weights,
+            **OFFLINE,
             dtype=torch.float32,
             attn_implementation="eager",
             output_loading_info=True,
+            ignore_mismatched_sizes=True,  # they are told below, by name
         )
-        if (found.folder / GENERATION).is_file():  # the library read no folder
+        if "state_dict" in weights and (found.folder / GENERATION).is_file():  # the library read no folder
             model.generation_config = type(model.generation_config).from_pretrained(found.folder)
     if missing := sorted(loading["missing_keys"]):
         raise CheckpointError(f"{found.folder}: {len(missing)} tensors are missing, for example {missing[0]}")
-    if wrong := sorted(loading.get("mismatched_keys") or ()):
-        raise CheckpointError(f"{found.folder}: {wrong[0]} has another shape than config.json says")
-    return Checkpoint(found.folder, found.architecture, model.eval().requires_grad_(False))
+    if wrong := sorted(loading["mismatched_keys"]):
+        name, stored, said = wrong[0]
+        raise CheckpointError(f"{found.folder}: {name} is {tuple(stored)}, config.json says {tuple(said)}")
+    licence = found.config.get("license") or ""
+    return Checkpoint(found.folder, found.architecture, model.eval().requires_grad_(False), licence=licence)
 
 
 def _by_index(folder: Path) -> set[str]:
@@ -155,16 +166,26 @@ def _check_files(folder: Path) -> None:
 
 
 def _weights(found: Found) -> dict[str, Any]:
-    """What the library loads: tensors that stay in their files, or the floats that bitsandbytes packed there.
+    """What the library loads: tensors that stay in their files, the floats that bitsandbytes packed, or a GGUF file.
 
     Layers of bitsandbytes cannot be traced, and on some CPUs they lose their weights at the first forward.
     """
+    if not found.folder.is_dir():
+        return _named(found.folder)
     config, names = _config(found), _by_index(found.folder)
     files = sorted(found.folder / name for name in names) or sorted(found.folder.glob("*.safetensors"))
+    given = {"pretrained_model_name_or_path": None, "config": config}
     if is_packed(found.config):
         del config.quantization_config
-        return {"config": config, "state_dict": read_tensors(files)}
-    return {"config": config, "state_dict": mapped_tensors(files)}
+        return given | {"state_dict": read_tensors(files)}
+    return given | {"state_dict": mapped_tensors(files)}
+
+
+def _named(path: Path) -> dict[str, Any]:
+    """How the library is told of a folder, or of a GGUF file."""
+    if path.is_dir():
+        return {"pretrained_model_name_or_path": path}
+    return {"pretrained_model_name_or_path": path.parent, "gguf_file": path.name}
 
 
 def skeleton(found: Found, family: ModuleType | None = None) -> Any:
@@ -181,7 +202,7 @@ def skeleton(found: Found, family: ModuleType | None = None) -> Any:
 def _config(found: Found) -> Any:
     from transformers import AutoConfig
 
-    return AutoConfig.from_pretrained(found.folder, trust_remote_code=False, local_files_only=True)
+    return AutoConfig.from_pretrained(**_named(found.folder), **OFFLINE)
 
 
 def _class_of(found: Found) -> Any:
@@ -194,17 +215,9 @@ def _class_of(found: Found) -> Any:
     return getattr(transformers, found.architecture)
 
 
-@contextlib.contextmanager
-def _without_bars() -> Iterator[None]:
-    from transformers.utils import logging
-
-    shown = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if shown:
-            logging.enable_progress_bar()
+def _without_bars() -> contextlib.AbstractContextManager[Any]:
+    """The library draws them where it likes; who shows our own progress has opened its stream before."""
+    return contextlib.redirect_stderr(io.StringIO())
 
 
 @torch.no_grad()

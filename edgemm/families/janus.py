@@ -12,10 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from edgemm.bundle.loops import ImageTokensLoop, TextLoop
+from edgemm.families.chat_ids import as_the_library_reads
 from edgemm.families.family import Eye, Parts, PictureRule, Pieces, component, example_pictures, picture_rule
 from edgemm.families.hf_checkpoint import Checkpoint
 from edgemm.families.llama import (
-    as_the_library_reads,
     check_llama_shaped,
     example_tokens,
     text_pieces,
@@ -130,7 +130,7 @@ def _text_loop(checkpoint: Checkpoint, rule: PictureRule, count: int) -> TextLoo
         image_resample=rule.resample,
         strip=found.strip,
     )
-    return as_the_library_reads(checkpoint, loop, processor, as_parts=True)
+    return as_the_library_reads(checkpoint, loop, processor)
 
 
 def _drawing_loop(checkpoint: Checkpoint, side: int, height: int, width: int) -> ImageTokensLoop:

@@ -6,22 +6,14 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from edgemm.bundle.loops import TextLoop
-from edgemm.bundle.tokenizer import Tokenizer
 from edgemm.errors import CheckpointError
 from edgemm.export.component_graphs import ComponentGraph, scatter
-from edgemm.families.chat_strings import (
-    ChatStrings,
-    added_around,
-    chat_strings,
-    plain_strings,
-    settle,
-    tell_what_is_frozen,
-)
+from edgemm.families.chat_ids import as_the_library_reads, plain
+from edgemm.families.chat_strings import ChatStrings, added_around, chat_strings, plain_strings
 from edgemm.families.family import Named, Parts, Pieces, Shape, component
 from edgemm.families.hf_checkpoint import Checkpoint
 from edgemm.model.transformer import visible_up_to
@@ -31,7 +23,6 @@ __all__ = [
     "parts",
     "pieces",
     "LlamaGraph",
-    "as_the_library_reads",
     "as_transformer",
     "check_llama_shaped",
     "example_tokens",
@@ -73,27 +64,6 @@ def _text_loop(checkpoint: Checkpoint) -> TextLoop:
         strip=found.strip,
     )
     return as_the_library_reads(checkpoint, loop, checkpoint.tokenizer)
-
-
-def as_the_library_reads(checkpoint: Checkpoint, loop: TextLoop, library: Any, as_parts: bool = False) -> TextLoop:
-    """`loop`, whose prompts have the ids that the folder's own tokenizer or processor gives."""
-    tell_what_is_frozen(library.chat_template)
-
-    def ids(messages: list[dict[str, Any]]) -> list[int]:
-        if not library.chat_template:
-            [message] = messages
-            return checkpoint.tokenizer(message["content"][-1]["text"])["input_ids"]
-        talk = messages if as_parts else [plain(message) for message in messages]
-        found = library.apply_chat_template(talk, tokenize=True, add_generation_prompt=True, return_dict=True)
-        return np.asarray(found["input_ids"]).reshape(-1).tolist()  # a list, a row, or a tensor (1, s)
-
-    tokenizer = Tokenizer(checkpoint.folder / "tokenizer.json", checkpoint.tokenizer_json.decode())
-    return settle(loop, tokenizer, ids, added_around(checkpoint.tokenizer), checkpoint.folder)
-
-
-def plain(message: dict[str, Any]) -> dict[str, Any]:
-    """A processor's message as a tokenizer takes it."""
-    return {"role": message["role"], "content": message["content"][-1]["text"]}
 
 
 def _strings(checkpoint: Checkpoint) -> ChatStrings:

@@ -10,11 +10,11 @@ from torch import Tensor
 
 from edgemm.bundle.loops import TextLoop
 from edgemm.errors import CheckpointError
+from edgemm.families.chat_ids import as_the_library_reads
 from edgemm.families.chat_strings import ChatStrings, added_around, chat_strings, plain_strings
 from edgemm.families.family import Eye, Parts, Pieces, component, example_pictures, picture_rule
 from edgemm.families.hf_checkpoint import Checkpoint
 from edgemm.families.llama import (
-    as_the_library_reads,
     check_llama_shaped,
     example_tokens,
     text_pieces,
@@ -73,7 +73,7 @@ def parts(checkpoint: Checkpoint) -> Parts:
         image_resample=rule.resample,
         strip=found.strip,
     )
-    text = as_the_library_reads(checkpoint, loop, checkpoint.processor, as_parts=True)
+    text = as_the_library_reads(checkpoint, loop, checkpoint.processor)
     ids = checkpoint.tokenizer(EXAMPLE)["input_ids"]
     return Parts(
         graphs={encoder.name: encoder, transformer.name: transformer},

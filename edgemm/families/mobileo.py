@@ -164,7 +164,7 @@ def _cell(vae: Any) -> int:
 
 def _text_loop(checkpoint: Checkpoint, side: int, count: int) -> TextLoop:
     return TextLoop(
-        template=TextTemplate(USER, END, "", END, "<|im_start|>system\n", END, "", SYSTEM, ASSISTANT),
+        template=TextTemplate(USER, END, ASSISTANT, END, "<|im_start|>system\n", END, "", SYSTEM),
         image_close="\n",
         image_between="\n",
         image_size=side,

@@ -14,7 +14,7 @@ from typing import Any
 from edgemm.bundle.reading import reading
 from edgemm.errors import CheckpointError
 from edgemm.families.family import without_copies
-from edgemm.families.folder import Found
+from edgemm.families.folder import GGUF, Found
 from edgemm.families.hf_checkpoint import skeleton
 from edgemm.families.table import load_family
 
@@ -57,7 +57,7 @@ def measure(found: Found) -> Paper:
         head = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
         heads = getattr(text, "num_key_value_heads", None) or text.num_attention_heads
         return Paper(
-            name=found.folder.resolve().name,
+            name=found.folder.resolve().name.removesuffix(GGUF),
             architecture=found.architecture,
             family=family.__name__.rpartition(".")[2],
             cannot=family.CANNOT,

@@ -15,12 +15,12 @@ from torch import Tensor, nn
 from edgemm.bundle.loops import TextLoop
 from edgemm.errors import CheckpointError
 from edgemm.export.component_graphs import scatter
+from edgemm.families.chat_ids import as_the_library_reads
 from edgemm.families.chat_strings import chat_strings
 from edgemm.families.family import Eye, Parts, Pieces, component, example_pictures, picture_rule
 from edgemm.families.hf_checkpoint import Checkpoint
 from edgemm.families.llama import (
     LlamaGraph,
-    as_the_library_reads,
     as_transformer,
     check_llama_shaped,
     example_tokens,
@@ -167,7 +167,7 @@ def _text_loop(checkpoint: Checkpoint, size: int, count: int, resample: str) -> 
         image_resample=resample,
         strip=found.strip,
     )
-    return as_the_library_reads(checkpoint, loop, tokenizer, as_parts=True)
+    return as_the_library_reads(checkpoint, loop, tokenizer)
 
 
 def side_of(checkpoint: Checkpoint) -> int:

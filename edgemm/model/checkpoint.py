@@ -27,11 +27,10 @@ from edgemm.bundle.files import is_disk_full, whole_folder
 from edgemm.bundle.reading import read_text, reading
 from edgemm.errors import CheckpointError, InputError, ResourceError
 from edgemm.model.config import PRESETS, ModelConfig
-from edgemm.model.lite0 import lite0_weights
 from edgemm.model.pretrained import load_transformer_weights, read_file, write_tokenizer
 from edgemm.model.prompts import byte_tokenizer_json, with_queries
 from edgemm.model.unified import Unified
-from edgemm.model.vision import DualEye
+from edgemm.model.vision import DualEye, lite0_weights
 
 __all__ = [
     "ADAPTER",
@@ -245,9 +244,9 @@ def _copy_adapter(source: Path, destination: Path, dtype: torch.dtype | None) ->
 
 
 def weights_hash(source: Path) -> str:
-    """SHA-256 of a checkpoint folder's weights, its adapter's included; a quantization spec in it is none of them."""
+    """SHA-256 of a checkpoint folder's weights, its adapter's included and a quantization spec not, or of one file."""
     digest = hashlib.sha256()
-    for path in sorted(source.rglob("*.safetensors")):
+    for path in sorted(source.rglob("*.safetensors")) if source.is_dir() else [source]:
         if path.name == "quant.safetensors":
             continue
         with open(path, "rb") as stream:

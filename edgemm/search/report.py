@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from edgemm.bundle.files import write_whole
-from edgemm.evaluate.draw_sheet import as_png
+from edgemm.evaluate.report import as_png
 from edgemm.quantize.spec import Spec
 from edgemm.report import page as kit
 from edgemm.report.svg import Axis, Plot

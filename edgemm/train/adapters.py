@@ -21,7 +21,7 @@ from edgemm.bundle.adapter_config import FILES, FOUND_AGAIN, INIT, AdapterConfig
 from edgemm.bundle.files import whole_folder
 from edgemm.errors import CheckpointError, MissingError, UsageError
 from edgemm.model.unified import Unified
-from edgemm.train.finetune_recipe import FinetuneRecipe
+from edgemm.train.recipe_file import FinetuneRecipe
 
 if TYPE_CHECKING:
     from peft import PeftModel

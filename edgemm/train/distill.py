@@ -20,10 +20,10 @@ from edgemm.errors import CheckpointError, UsageError
 from edgemm.model import checkpoint
 from edgemm.model.config import ModelConfig
 from edgemm.model.unified import Unified
-from edgemm.train.distill_recipe import DistillRecipe, FewStepsRecipe, StudentRecipe
 from edgemm.train.loop import run_loop
 from edgemm.train.ranks import Ranks, Share
 from edgemm.train.recipe import PROJECTIONS
+from edgemm.train.recipe_file import DistillRecipe, FewStepsRecipe, StudentRecipe
 from edgemm.train.samples import load_pictures, pick_samples
 from edgemm.train.shrink import block_influence, nano_depths, shrink, spread_over, student_expert
 from edgemm.train.stores import TeacherCache

@@ -39,7 +39,7 @@ from edgemm.export.specs import bytes_per_weight, make_specs_of_graphs
 from edgemm.export.trace import trace
 from edgemm.export.variants import Components, Wanted, write_graphs
 from edgemm.families.family import Drawn, Parts
-from edgemm.families.folder import Found, other_folders
+from edgemm.families.folder import GGUF, Found, other_folders
 from edgemm.families.hf_checkpoint import Checkpoint, greedy, open_checkpoint
 from edgemm.families.paper import describe, measure
 from edgemm.families.table import load_family
@@ -48,8 +48,7 @@ from edgemm.runtimes import schedule
 from edgemm.verify.components import compare_component
 from edgemm.verify.export_native import check_runtime, run_loops
 from edgemm.verify.loops import precision_of
-from edgemm.verify.parity import require
-from edgemm.verify.recorded import (
+from edgemm.verify.parity import (
     PARITY_FILE,
     PIXELS_FILE,
     CodesCase,
@@ -57,6 +56,7 @@ from edgemm.verify.recorded import (
     Recorded,
     TextCase,
     parity_document,
+    require,
 )
 
 __all__ = ["export_foreign"]
@@ -182,8 +182,9 @@ def _manifest(
     slots: int,
     others: Mapping[str, Path],
 ) -> Manifest:
-    name = checkpoint.folder.resolve().name
-    licences = [Licence(f"weights of {name}", licence_in(checkpoint.folder / "README.md"), f"checkpoint {name}")]
+    name = checkpoint.folder.resolve().name.removesuffix(GGUF)
+    own = checkpoint.licence or licence_in(checkpoint.folder / "README.md")
+    licences = [Licence(f"weights of {name}", own, f"checkpoint {name}")]
     licences += getattr(family, "LICENCES", ())
     for what, folder in others.items():
         source = f"checkpoint {folder.resolve().name}"

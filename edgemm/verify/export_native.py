@@ -46,8 +46,17 @@ from edgemm.runtimes.engines import Engines
 from edgemm.runtimes.model import Model
 from edgemm.verify.components import compare_component, example_inputs
 from edgemm.verify.loops import compare_loops, precision_of
-from edgemm.verify.parity import Comparison, require
-from edgemm.verify.recorded import PARITY_FILE, PIXELS_FILE, CodesCase, DrawCase, Recorded, TextCase, parity_document
+from edgemm.verify.parity import (
+    PARITY_FILE,
+    PIXELS_FILE,
+    CodesCase,
+    Comparison,
+    DrawCase,
+    Recorded,
+    TextCase,
+    parity_document,
+    require,
+)
 from edgemm.verify.reference_backend import REFERENCE
 
 __all__ = ["MAX_CONTEXT", "check_runtime", "export_bundle", "longest_prompt", "run_loops", "torch_answers"]

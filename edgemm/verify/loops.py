@@ -23,8 +23,19 @@ from edgemm.runtimes.backend.choice import Choice, select
 from edgemm.runtimes.codes_loop import CodesClock, CodesRequest, write_codes
 from edgemm.runtimes.model import Model
 from edgemm.runtimes.sampling import Sampling
-from edgemm.verify.parity import CHOICE_FLOOR, Comparison, compare_choices, compare_pictures, compare_replies, require
-from edgemm.verify.recorded import CodesCase, DrawCase, Recorded, TextCase, read_recorded
+from edgemm.verify.parity import (
+    CHOICE_FLOOR,
+    CodesCase,
+    Comparison,
+    DrawCase,
+    Recorded,
+    TextCase,
+    compare_choices,
+    compare_pictures,
+    compare_replies,
+    read_recorded,
+    require,
+)
 from edgemm.verify.reference_backend import REFERENCE
 
 __all__ = ["check_bundle", "compare_loops", "precision_of"]

@@ -21,9 +21,8 @@ from edgemm.bench.page import render_page
 from edgemm.cli.main import main
 from edgemm.device.child import Answer
 from edgemm.energy.heat import Heat
-from edgemm.energy.meter import Meter, open_meter
+from edgemm.energy.meter import Found, Meter, open_meter
 from edgemm.energy.sensor import Sensor
-from edgemm.energy.sensors import Found
 from edgemm.errors import MissingError
 from tests.bench.paper_bundle import PaperModel, write_paper_bundle
 from tests.bench.recorded import lay_out

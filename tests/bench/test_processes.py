@@ -8,12 +8,11 @@ from pathlib import Path
 import pytest
 
 import edgemm
-from edgemm.bench import bench, comparison, processes
-from edgemm.bench.bench import measure_once
+from edgemm.bench import bench, comparison
+from edgemm.bench.bench import measure_once, run_in_turns, run_processes
 from edgemm.bench.options import Plan
 from edgemm.bench.page import render_page
 from edgemm.bench.pooled import pool
-from edgemm.bench.processes import run_in_turns, run_processes
 from edgemm.bench.report import render_report
 from edgemm.cli.main import main
 from edgemm.device.child import Answer
@@ -39,12 +38,12 @@ def in_this_process(monkeypatch, told):
     """Children that answer here, in the words that a pipe would carry; `told` collects who was asked."""
 
     def ask(module, arguments, timeout_s):
-        assert module == "edgemm.bench.processes"
+        assert module == "edgemm.bench.bench"
         request = json.loads(arguments[0])
         told.append(Path(request["bundle"]).name)
-        return Answer(json.loads(json.dumps(processes._answer(request))))
+        return Answer(json.loads(json.dumps(bench._answer(request))))
 
-    monkeypatch.setattr(processes, "ask", ask)
+    monkeypatch.setattr(bench, "ask", ask)
 
 
 def test_every_sample_keeps_its_process(paper, monkeypatch):
@@ -119,13 +118,13 @@ def test_a_child_that_refuses_raises_what_it_raised(paper, monkeypatch):
 
 
 def test_a_child_that_dies_is_told_with_its_number(paper, monkeypatch):
-    monkeypatch.setattr(processes, "ask", lambda *args: Answer(None, "crashed with SIGKILL"))
+    monkeypatch.setattr(bench, "ask", lambda *args: Answer(None, "crashed with SIGKILL"))
     with pytest.raises(EdgemmError, match="process 1 of 2 crashed with SIGKILL"):
         run_processes(paper, Plan(processes=2))
 
 
 def test_a_missing_bundle_is_refused_before_a_child_starts(paper, tmp_path, monkeypatch):
-    monkeypatch.setattr(processes, "ask", None)
+    monkeypatch.setattr(bench, "ask", None)
     with pytest.raises(BundleError, match="does not exist"):
         run_in_turns(paper, tmp_path / "missing", Plan(processes=2))
 

@@ -11,8 +11,8 @@ from PIL import Image
 from edgemm.data.format import read_dataset
 from edgemm.data.scenes import OPPOSITE, RELATIONS, holds, place, place_in_cells
 from edgemm.data.shapes import COLOURS, SHAPES, TASKS, WITHHELD, build_shapes, make_scene
-from edgemm.data.shapes_checker import check_scene
 from edgemm.data.writer import new_folder
+from edgemm.evaluate.shapes_suite import check_scene
 
 
 @pytest.fixture(scope="module")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 
-from edgemm.data.splits import assign_splits, stable_fraction
+from edgemm.data.writer import assign_splits, stable_fraction
 
 STYLES = ("fluent", "noto", "noto-v1", "twemoji")
 PICTURES = [(style, f"{number:04x}", f"family {number // 2}") for style in STYLES for number in range(2000)]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from edgemm.device.board import read_board
+from edgemm.device.machine import read_board
 from tests.bench.recorded import AGX_ORIN, AGX_ORIN_JP6, ORIN_NANO, PC, THOR, lay_out
 
 

@@ -15,8 +15,7 @@ from edgemm.device import doctor as doctor_module
 from edgemm.device.doctor import examine, fit_bundle, report_json, report_text
 from edgemm.device.gpu import CudaDriver, Gpu
 from edgemm.device.machine import read_machine
-from edgemm.device.packages import EXTRAS, Extra
-from edgemm.device.targets import Verdict
+from edgemm.device.targets import EXTRAS, Extra, Verdict
 from edgemm.errors import BundleError
 from tests.bench.paper_bundle import WEIGHTS_BYTES, write_paper_bundle
 from tests.bench.recorded import AGX_ORIN, AGX_ORIN_JP6, ORIN_NANO, THOR, lay_out

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from packaging.requirements import Requirement
 
-from edgemm.device import packages
-from edgemm.device.packages import EXTRAS, read_extra
+from edgemm.device import targets
+from edgemm.device.targets import EXTRAS, read_extra
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -45,7 +45,7 @@ def test_no_extra_is_forgotten():
 @pytest.fixture
 def installed(monkeypatch):
     versions: dict[str, str] = {}
-    monkeypatch.setattr(packages, "installed_version", versions.get)
+    monkeypatch.setattr(targets, "installed_version", versions.get)
     return versions
 
 

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from edgemm.device.board import read_board
 from edgemm.device.gpu import CudaDriver, Gpu
-from edgemm.device.packages import EXTRAS, Extra
+from edgemm.device.machine import read_board
 from edgemm.device.providers import Provider
-from edgemm.device.targets import Findings, find_system_tensorrt, judge
+from edgemm.device.targets import EXTRAS, Extra, Findings, find_system_tensorrt, judge
 from tests.bench.recorded import AGX_ORIN, AGX_ORIN_JP6, ORIN_NANO, THOR, lay_out
 
 NO_DRIVER = CudaDriver(None, (), "no CUDA driver")

@@ -11,9 +11,8 @@ from edgemm.bench.options import Plan
 from edgemm.bench.page import render_page
 from edgemm.device.child import Answer
 from edgemm.energy.heat import Heat
-from edgemm.energy.meter import Meter
+from edgemm.energy.meter import Found, Meter
 from edgemm.energy.sensor import Sensor
-from edgemm.energy.sensors import Found
 from tests.bench.paper_bundle import PaperModel, write_paper_bundle
 
 REPLY_J, PICTURE_J = 32.0, 5.0

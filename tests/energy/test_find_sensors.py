@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from edgemm.energy.sensors import find_sensors
+from edgemm.energy.meter import find_sensors
 from tests.bench.recorded import ORIN_NANO, PC, lay_out
 from tests.energy.layouts import AGX_POWER, NANO_POWER, THOR_POWER, X86_POWER
 from tests.energy.test_nvml import PaperLibrary

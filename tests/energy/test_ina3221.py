@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from edgemm.energy.ina3221 import open_ina3221, read_rails
+from edgemm.energy.sensor import open_ina3221, read_rails
 from edgemm.errors import MissingError
 from tests.bench.recorded import ORIN_NANO, lay_out
 from tests.energy.layouts import AGX_POWER, INA238, NANO_POWER, THOR_POWER

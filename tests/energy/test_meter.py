@@ -8,9 +8,8 @@ import pytest
 
 from edgemm.energy import meter as meter_module
 from edgemm.energy.heat import Heat
-from edgemm.energy.meter import Meter, open_meter
+from edgemm.energy.meter import Found, Meter, open_meter
 from edgemm.energy.sensor import Sensor
-from edgemm.energy.sensors import Found
 from edgemm.errors import MissingError
 from tests.bench.recorded import PC, lay_out
 

@@ -7,7 +7,7 @@ import sys
 import pynvml
 import pytest
 
-from edgemm.energy.nvml import memory_used_bytes, open_nvml, throttle_reasons
+from edgemm.energy.sensor import memory_used_bytes, open_nvml, throttle_reasons
 from edgemm.errors import MissingError
 
 NOT_SUPPORTED, GPU_IS_LOST = 3, 15

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from edgemm.energy.sensors import open_rapl
+from edgemm.energy.sensor import open_rapl
 from edgemm.errors import MissingError
 from tests.bench.recorded import PC, lay_out
 from tests.energy.layouts import POWERCAP, X86_POWER, zone

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from edgemm.energy.ina3221 import total_rails
+from edgemm.energy.sensor import total_rails
 from edgemm.energy.tegrastats import Core, TegraStats, parse_line
 
 ORIN_NANO = (

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from edgemm.device.board import read_board
 from edgemm.device.gpu import CudaDriver, Gpu
-from edgemm.engines import destination as devices
-from edgemm.engines.destination import choose_destinations, install_line
+from edgemm.device.machine import read_board
+from edgemm.engines import bundle_engines as devices
+from edgemm.engines.bundle_engines import choose_destinations, install_line
 from edgemm.engines.engine_spec import Place
 from edgemm.errors import BundleError, MissingError, UsageError
 from tests.bench.recorded import AGX_ORIN, AGX_ORIN_JP6, ORIN_NANO, THOR, lay_out

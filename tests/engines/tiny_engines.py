@@ -14,9 +14,8 @@ from onnx import TensorProto, helper, numpy_helper
 
 from edgemm.bundle.bundle import Bundle, open_bundle
 from edgemm.engines.builder import Limits, build_engine
-from edgemm.engines.bundle_engines import build_bundle
+from edgemm.engines.bundle_engines import build_bundle, choose_destinations
 from edgemm.engines.cache import EngineCache
-from edgemm.engines.destination import choose_destinations
 from edgemm.engines.engine_spec import EngineSpec, Place, Profile, profiles_of
 
 __all__ = ["LIMITS", "build_component", "build_for_rtx", "needs_rtx", "spec_of", "write_graph"]

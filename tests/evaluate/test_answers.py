@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from edgemm.data.format import Question
-from edgemm.evaluate.answers import is_any_of, is_right, normalised, said_yes
+from edgemm.evaluate.read_suite import is_any_of, is_right, normalised, said_yes
 
 
 def asked(kind: str, answer: str) -> Question:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from edgemm.data.format import Question
-from edgemm.evaluate.answers import chosen, circular_prompts, has_choices
+from edgemm.evaluate.read_suite import chosen, circular_prompts, has_choices
 
 OPTIONS = ("an animal", "food or drink", "an object", "a symbol")
 QUESTION = Question("noto/dog", "group", "What kind of thing is this?", "an animal", OPTIONS, "train")

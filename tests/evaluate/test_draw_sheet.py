@@ -7,7 +7,7 @@ import io
 import numpy as np
 from PIL import Image
 
-from edgemm.evaluate.draw_sheet import Cell, Section, as_png, draw_sheet
+from edgemm.evaluate.report import Cell, Section, as_png, draw_sheet
 
 
 def flat(colour: tuple[int, int, int]) -> np.ndarray:

@@ -7,7 +7,7 @@ import pytest
 
 from edgemm.errors import InputError
 from edgemm.evaluate.draw_suite import run_draw_suite
-from edgemm.evaluate.samples import real_pictures
+from edgemm.evaluate.subject import real_pictures
 from tests.evaluate.paper_subject import PaperSubject
 
 

@@ -7,7 +7,7 @@ import pytest
 
 from edgemm.errors import InputError
 from edgemm.evaluate.judge import GRID_WIDTHS, Eye, LabelScorer, open_judge
-from edgemm.evaluate.samples import real_pictures
+from edgemm.evaluate.subject import real_pictures
 
 
 @pytest.fixture(scope="module")

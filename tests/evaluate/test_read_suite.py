@@ -6,7 +6,7 @@ import pytest
 
 from edgemm.errors import InputError
 from edgemm.evaluate.read_suite import default_split, run_read_suite
-from edgemm.evaluate.samples import real_pictures
+from edgemm.evaluate.subject import real_pictures
 from tests.evaluate.paper_subject import PaperSubject
 
 SPLIT = "held-out-style"

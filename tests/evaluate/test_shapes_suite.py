@@ -8,8 +8,8 @@ import pytest
 from edgemm.data.format import read_dataset
 from edgemm.data.shapes import TASKS, build_shapes
 from edgemm.data.writer import new_folder
-from edgemm.evaluate.samples import real_pictures
 from edgemm.evaluate.shapes_suite import run_shapes_suite
+from edgemm.evaluate.subject import real_pictures
 from tests.evaluate.paper_subject import PaperSubject
 
 

@@ -11,8 +11,7 @@ import pytest
 import edgemm
 from edgemm.errors import InputError
 from edgemm.evaluate.evaluation import open_subject
-from edgemm.evaluate.samples import real_pictures
-from edgemm.evaluate.subject import DrawSettings
+from edgemm.evaluate.subject import DrawSettings, real_pictures
 from tests.runtimes.tiny_bundle import build
 from tests.runtimes.tiny_weights import Weights
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from edgemm.evaluate.answers import vqa_accuracy, vqa_normalised
+from edgemm.evaluate.read_suite import vqa_accuracy, vqa_normalised
 
 
 @pytest.mark.parametrize(

@@ -104,7 +104,7 @@ def test_quantized_bundles_draw_nearly_the_same_and_still_listen(runtimes, drawn
 @pytest.mark.parametrize(("precision", "floor"), [("int8", 0.9), ("int4", 0.5)])
 def test_quantized_bundles_choose_mostly_the_same_tokens(runtimes, model, precision, floor):
     from edgemm.verify.loops import compare_loops
-    from edgemm.verify.recorded import read_recorded
+    from edgemm.verify.parity import read_recorded
 
     recorded = read_recorded(runtimes[precision].bundle)
     shares = [c.value for c in compare_loops(runtimes[precision], recorded) if c.measure == "choices"]

@@ -13,13 +13,13 @@ from safetensors.numpy import save_file
 from edgemm.bundle.bundle import Bundle
 from edgemm.bundle.picture import seeded_picture
 from edgemm.errors import BundleError
-from edgemm.verify.parity import compare_pictures
-from edgemm.verify.recorded import (
+from edgemm.verify.parity import (
     PARITY_FILE,
     PIXELS_FILE,
     DrawCase,
     Recorded,
     TextCase,
+    compare_pictures,
     parity_document,
     read_recorded,
 )

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import re
+from importlib import import_module
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
+from PIL import Image
 from tokenizers import Tokenizer as Inner
 from tokenizers import decoders, models, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
@@ -16,9 +19,11 @@ from edgemm.bundle.loops import TextLoop
 from edgemm.bundle.prompt import as_messages, chat_prompt
 from edgemm.bundle.tokenizer import Tokenizer
 from edgemm.errors import CheckpointError
-from edgemm.families.chat_strings import conversations
+from edgemm.families.chat_ids import as_the_library_reads, conversations
+from edgemm.families.folder import find_foreign
+from edgemm.families.hf_checkpoint import open_checkpoint
 from edgemm.families.llama import _strings as strings_of
-from edgemm.families.llama import as_the_library_reads
+from tests.families.tiny.folders import write_folder
 from tests.families.tiny.words import CORPUS, tokenizer, unspaced
 from tests.heard import hearing
 
@@ -165,3 +170,68 @@ def test_without_the_rule_the_thoughts_would_be_read_again():
     talk = next(talk for kind, talk in conversations(False) if kind.startswith("thoughts"))
     keeps = dataclasses.replace(loop, thoughts_end="")
     assert len(chat_prompt(talk, keeps, ours)) > len(theirs(library, talk))
+
+
+PICTURED = {  # family -> how many of the conversations its library reads at all
+    "llava": 40,
+    "janus": 40,
+    "emu3": 40,
+    "chameleon": 15,  # one question; without a chat template there are no turns
+    "fuyu": 9,  # one question about one picture
+}
+TOLD = {("fuyu", "a picture without a word")}  # what these strings cannot say
+
+
+def shown_to(processor, talk, side):
+    """The library's ids, as its documentation asks for them, -1 where a picture is read."""
+    shown = Image.new("RGB", (side, side), "red")
+    if processor.chat_template:
+        parts = [
+            {
+                "role": message.role,
+                "content": [*[{"type": "image", "image": shown}] * len(message.images), text_part(message)],
+            }
+            for message in talk
+        ]
+        asked = {"add_generation_prompt": True, "tokenize": True, "return_dict": True}
+        ids = processor.apply_chat_template(parts, **asked)["input_ids"]
+    else:
+        [message] = talk
+        count = len(message.images)
+        if type(processor).__name__ == "FuyuProcessor":
+            assert count == 1
+            given = {"return_legacy_image_output": False, "images": shown, "text": message.content}
+        else:
+            given = {"images": [shown] * count or None, "text": processor.image_token * count + message.content}
+        ids = processor(**given)["input_ids"]
+    words = processor.tokenizer
+    places = {words.convert_tokens_to_ids(processor.image_token), getattr(processor, "image_newline_id", None)}
+    return [-1 if token in places else token for token in np.asarray(ids).reshape(-1).tolist()]
+
+
+def text_part(message):
+    return {"type": "text", "text": message.content}
+
+
+@pytest.mark.parametrize("family", PICTURED)
+def test_conversations_with_pictures_have_the_librarys_ids(family, tmp_path):
+    found = find_foreign(write_folder(family, tmp_path / "folder"))
+    checkpoint = open_checkpoint(found)
+    with hearing() as heard:
+        made = import_module(f"edgemm.families.{family}").parts(checkpoint)
+    told = [line for line in heard.lines if "read otherwise" in line]
+    assert len(told) == sum(name == family for name, _ in TOLD)
+    loop, count = made.text, 0
+    ours = Tokenizer("t", (made.tokenizer_json or checkpoint.tokenizer_json).decode())
+    for kind, talk in conversations(loop.template.takes_system, pictures=True):
+        try:
+            wanted = shown_to(checkpoint.processor, talk, loop.image_size)
+        except (AssertionError, ValueError):
+            continue
+        if (family, kind) in TOLD:
+            assert kind in told[0]
+            continue
+        prompt = chat_prompt(talk, loop, ours)
+        assert np.where(prompt.image_index < 0, prompt.input_ids, -1).tolist() == wanted, (kind, talk)
+        count += 1
+    assert count >= PICTURED[family]

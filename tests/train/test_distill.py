@@ -14,8 +14,7 @@ from edgemm.cli.main import main
 from edgemm.errors import InputError
 from edgemm.model import checkpoint
 from edgemm.train.distill import distill, healing_adapter
-from edgemm.train.distill_recipe import DistillRecipe
-from edgemm.train.recipe_file import read_recipe
+from edgemm.train.recipe_file import DistillRecipe, read_recipe
 from edgemm.train.stores import TeacherCache
 from edgemm.train.tasks.distill import DistillDraw
 from edgemm.train.tasks.few_steps import tell_step_size

@@ -19,10 +19,9 @@ from edgemm.errors import CheckpointError, UsageError
 from edgemm.model import checkpoint
 from edgemm.model.prompts import byte_tokenizer_json
 from edgemm.train.adapters import dense_weight, to_dense, to_nf4
-from edgemm.train.finetune import AdapterTask, finetune
-from edgemm.train.finetune_recipe import FinetuneRecipe
 from edgemm.train.merge import joined, merge
-from edgemm.train.recipe_file import read_recipe
+from edgemm.train.recipe_file import FinetuneRecipe, read_recipe
+from edgemm.train.run import AdapterTask, finetune
 from tests.model.tiny import micro, random_micro, tokens_of
 from tests.train.conftest import EMOJI, ROOT, read_log
 

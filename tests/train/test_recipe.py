@@ -13,10 +13,8 @@ from pathlib import Path
 import pytest
 
 from edgemm.errors import InputError, UsageError
-from edgemm.train.distill_recipe import DistillRecipe
-from edgemm.train.finetune_recipe import FinetuneRecipe
 from edgemm.train.recipe import DrawRecipe, Stage
-from edgemm.train.recipe_file import KINDS, read_recipe, read_stages
+from edgemm.train.recipe_file import KINDS, DistillRecipe, FinetuneRecipe, read_recipe, read_stages
 
 ROOT = Path(__file__).resolve().parents[2]
 RECIPES = sorted((ROOT / "recipes").glob("*.toml"))

@@ -36,13 +36,13 @@ class TensorRTPackage:
     def problem(self, target: str = "") -> str:
         """Why this target does not run here, or an empty string.  Cheap questions first: most machines have no such
         package, and no driver."""
-        from edgemm.device.board import read_board
+        from edgemm.device.machine import read_board
 
         board = read_board()
         if target.startswith("jetson") and (board is None or board.target != target):
             return "this machine is no such Jetson" if board is None else f"this board takes target {board.target}"
         if find_spec(self.package) is None:
-            from edgemm.engines.destination import install_line
+            from edgemm.engines.bundle_engines import install_line
 
             return f"{self.package} is not installed: {install_line(self.package, board)}"
         from edgemm.device.gpu import probe_cuda

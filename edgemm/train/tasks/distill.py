@@ -19,8 +19,8 @@ from edgemm.bundle.prompt import Prompt
 from edgemm.model import flow
 from edgemm.model.prompts import stop_ids
 from edgemm.model.unified import Unified
-from edgemm.train.distill_recipe import StudentRecipe
 from edgemm.train.ranks import Share
+from edgemm.train.recipe_file import StudentRecipe
 from edgemm.train.samples import own_replies, prompts_about
 from edgemm.train.stores import PromptStore, TeacherCache
 from edgemm.train.tasks.draw import DrawTask

@@ -23,8 +23,8 @@ from edgemm.model import checkpoint, flow
 from edgemm.model.config import SamplerConfig
 from edgemm.model.denoiser import Denoiser
 from edgemm.model.unified import Unified
-from edgemm.train.distill_recipe import FewStepsRecipe
 from edgemm.train.ranks import Share
+from edgemm.train.recipe_file import FewStepsRecipe
 from edgemm.train.samples import batch_rows, pick_samples
 from edgemm.train.stores import PromptStore, TeacherCache
 

@@ -1,0 +1,130 @@
+"""A GGUF file goes in as a folder does: what the library reads in it is what the bundle says."""
+
+from __future__ import annotations
+
+import json
+import sys
+
+import gguf
+import numpy as np
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+import edgemm
+from edgemm.bundle.prompt import as_messages, chat_prompt
+from edgemm.errors import CheckpointError, MissingError
+from edgemm.families.folder import find_foreign
+from edgemm.verify.export_foreign import export_foreign
+from tests.families.test_chat_ids import CHATML
+from tests.families.tiny.words import SPOKEN, tokenizer
+from tests.heard import hearing
+
+WIDTH, HEADS, KV_HEADS, FFN, DEPTH = 32, 4, 2, 64, 2
+Q8 = gguf.GGMLQuantizationType.Q8_0
+
+
+def write(path, kind="llama", eos="<|endoftext|>", licence="mit"):
+    """Random weights, packed as people's are, and a tokenizer with its template."""
+    head = 128 if kind == "qwen3" else WIDTH // HEADS  # the library reads no other width of a Qwen3's heads
+    words = tokenizer(["<|endoftext|>", "<|im_start|>", "<|im_end|>"])
+    inner = json.loads(words.backend_tokenizer.to_str())
+    tokens = [token for token, _ in sorted(words.get_vocab().items(), key=lambda pair: pair[1])]
+    writer, random = gguf.GGUFWriter(path, kind), np.random.default_rng(0)
+    writer.add_license(licence)
+    writer.add_block_count(DEPTH)
+    writer.add_context_length(512)
+    writer.add_embedding_length(WIDTH)
+    writer.add_feed_forward_length(FFN)
+    writer.add_head_count(HEADS)
+    writer.add_head_count_kv(KV_HEADS)
+    writer.add_key_length(head)
+    writer.add_rope_dimension_count(head)
+    writer.add_rope_freq_base(1e4)
+    writer.add_layer_norm_rms_eps(1e-5)
+    writer.add_vocab_size(len(tokens))
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre("smollm" if kind == "llama" else "qwen2")
+    writer.add_token_list(tokens)
+    writer.add_token_types([3 if token.startswith("<|") else 1 for token in tokens])
+    writer.add_token_merges([" ".join(pair) for pair in inner["model"]["merges"]])
+    writer.add_bos_token_id(0)
+    writer.add_eos_token_id(tokens.index(eos))
+    writer.add_chat_template(CHATML)
+
+    def add(name, rows, columns):
+        weight = random.standard_normal((rows, columns), dtype=np.float32) * 1.5 / columns**0.5
+        writer.add_tensor(f"{name}.weight", gguf.quants.quantize(weight, Q8), raw_dtype=Q8)
+
+    def add_norm(name, width=WIDTH):
+        writer.add_tensor(f"{name}.weight", 1 + random.standard_normal(width, dtype=np.float32) * 0.1)
+
+    add("token_embd", len(tokens), WIDTH)
+    add("output", len(tokens), WIDTH)
+    add_norm("output_norm")
+    wide, narrow = head * HEADS, head * KV_HEADS
+    for layer in range(DEPTH):
+        for name, rows, columns in (
+            ("attn_q", wide, WIDTH),
+            ("attn_k", narrow, WIDTH),
+            ("attn_v", narrow, WIDTH),
+            ("attn_output", WIDTH, wide),
+            ("ffn_gate", FFN, WIDTH),
+            ("ffn_up", FFN, WIDTH),
+            ("ffn_down", WIDTH, FFN),
+        ):
+            add(f"blk.{layer}.{name}", rows, columns)
+        add_norm(f"blk.{layer}.attn_norm")
+        add_norm(f"blk.{layer}.ffn_norm")
+        if kind == "qwen3":
+            add_norm(f"blk.{layer}.attn_q_norm", head)
+            add_norm(f"blk.{layer}.attn_k_norm", head)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path
+
+
+@pytest.mark.parametrize("kind", ["llama", "qwen3"])
+def test_a_bundle_of_a_gguf_file_says_what_the_library_reads_in_it(kind, tmp_path):
+    file = write(tmp_path / "tiny.Q8_0.gguf", kind)
+    found = find_foreign(tmp_path)  # the folder that holds it alone is as good
+    assert found == find_foreign(file) and found.folder == file
+    with hearing() as heard:
+        manifest = export_foreign(found, tmp_path / "made.bundle")
+    assert manifest.name == "tiny.Q8_0" and manifest.licences[0].licence == "mit"
+    assert "ends a reply with <|im_end|>" in str(heard.lines)  # the file names <|endoftext|> alone
+    library = AutoModelForCausalLM.from_pretrained(tmp_path, gguf_file=file.name, dtype=torch.float32).eval()
+    words = AutoTokenizer.from_pretrained(tmp_path, gguf_file=file.name)
+    said = {"role": "user", "content": SPOKEN[2]}
+    ids = list(words.apply_chat_template([said], add_generation_prompt=True)["input_ids"])
+    with edgemm.load(tmp_path / "made.bundle", device="cpu", threads=1) as model:
+        loop = model.manifest.loops.text
+        assert set(loop.stop_token_ids) == set(words.convert_tokens_to_ids(["<|endoftext|>", "<|im_end|>"]))
+        assert chat_prompt(as_messages(SPOKEN[2]), loop, model.tokenizer).input_ids.tolist() == ids
+        wanted = library.generate(torch.tensor([ids]), max_new_tokens=16, do_sample=False, eos_token_id=-1)
+        reply = model.generate_text(SPOKEN[2], max_new_tokens=16, ignore_eos=True)
+    assert list(reply.token_ids) == wanted[0, len(ids) :].tolist() and len(set(reply.token_ids)) > 3
+
+
+def test_what_is_no_such_file_says_what_it_is(tmp_path):
+    file = write(tmp_path / "a.gguf")
+    (tmp_path / "cut.gguf").write_bytes(file.read_bytes()[:200])
+    with pytest.raises(CheckpointError, match=r"cut\.gguf: not a GGUF file"):
+        find_foreign(tmp_path / "cut.gguf")
+    with pytest.raises(CheckpointError, match="2 GGUF files, give one of them"):
+        find_foreign(tmp_path)
+    writer = gguf.GGUFWriter(tmp_path / "bert.gguf", "bert")
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.close()
+    with pytest.raises(CheckpointError, match="a GGUF of 'bert', which is not read; expected one of: llama"):
+        find_foreign(tmp_path / "bert.gguf")
+
+
+def test_without_the_package_it_says_what_to_install(tmp_path, monkeypatch):
+    file = write(tmp_path / "a.gguf")
+    monkeypatch.setitem(sys.modules, "gguf", None)
+    with pytest.raises(MissingError, match=r"the package gguf: pip install 'edgemm\[families,ort\]'"):
+        find_foreign(file)
