@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from types import MappingProxyType
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from edgemm.bundle.components import COMPONENTS
 from edgemm.export.component_graphs import ComponentGraph
@@ -68,8 +68,9 @@ def make_specs_of_graphs(
     found = {}
     for scheme in schemes:
         if scheme.quantize:
-            options = replace(scheme.quantize, **TOGETHER[scheme.quantize.text]) if twins else scheme.quantize
-            found[scheme.target] = quantize_without_data(own, options, drawing_depth, twins)
+            one_form = twins and scheme.on_cpu  # elsewhere the weights alone are rounded
+            options = replace(scheme.quantize, **TOGETHER[scheme.quantize.text]) if one_form else scheme.quantize
+            found[scheme.target] = quantize_without_data(own, options, drawing_depth, twins, towers=True)
     return found
 
 
@@ -85,8 +86,15 @@ def graph_weights(graphs: Mapping[str, ComponentGraph]) -> dict[str, Tensor]:
     found = {}
     for component, graph in graphs.items():
         for name, weight in weights_of(graph.module).items():
+            if not _multiplies(graph.module.get_submodule(name), name):
+                continue
             found[name if name.partition(".")[0] in COMPONENTS else f"{component}.{name}"] = weight
     return found
+
+
+def _multiplies(part: nn.Module, name: str) -> bool:
+    """Filters, and tables that are looked up and nothing else, are no products."""
+    return isinstance(part, nn.Linear) or name.endswith("embed_tokens")
 
 
 def bytes_per_weight(scheme: Scheme) -> float:

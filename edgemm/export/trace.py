@@ -85,9 +85,9 @@ def _put_back(model: ir.Model, kept: Mapping[int, KeptTensor]) -> None:
     for value in model.graph.initializers.values():
         stand = getattr(value.const_value, "raw", None)
         array = stand.numpy() if isinstance(stand, Tensor) else stand
-        weight = kept.get(array.ctypes.data) if isinstance(array, np.ndarray) else None
-        if weight is None:
+        if not isinstance(array, np.ndarray) or array.ctypes.data not in kept:
             continue
+        weight = kept[array.ctypes.data]
         turned = array.ndim == 2 and array.flags.f_contiguous and not array.flags.c_contiguous
         if tuple(array.shape) != tuple(weight.shape[::-1] if turned else weight.shape):
             raise CheckFailedError(f"{value.name}: {tuple(array.shape)} was made of a weight {tuple(weight.shape)}")

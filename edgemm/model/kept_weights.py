@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils import _pytree
 
 from edgemm.bundle.reading import reading
 from edgemm.errors import CheckpointError
@@ -39,7 +40,14 @@ TYPES = {
     "BOOL": torch.bool,
 }
 aten = torch.ops.aten
-SAME_NUMBERS = {aten.detach.default, aten.alias.default, aten.view.default, aten.slice.Tensor}  # or some of them
+SAME_NUMBERS = {  # or some of them
+    aten.detach.default,
+    aten.alias.default,
+    aten.view.default,
+    aten.slice.Tensor,
+    aten.t.default,
+}
+AT_ONCE = 1 << 24  # numbers of a weight that a product reads at a time
 
 
 class MappedFile:
@@ -91,7 +99,7 @@ class KeptTensor(torch.Tensor):
 
     def in_float(self) -> Tensor:
         """A copy, whose memory is its reader's."""
-        copy = self.numbers.to(torch.float32, copy=True, memory_format=torch.contiguous_format)
+        copy = self.numbers.to(torch.float32, copy=True)  # strided as it lies: a turned one is read in order
         if self.file is not None:
             self.file.was_read(self.numbers.nbytes)
         return copy
@@ -106,8 +114,19 @@ class KeptTensor(torch.Tensor):
             return cls(func(first.numbers, *args[1:]), first.file)
         if func is aten.embedding.default and isinstance(first, KeptTensor):
             return first.rows(args[1])
-        args, kwargs = torch.utils._pytree.tree_map(widened, (args, kwargs or {}))
+        if func in (aten.mm.default, aten.addmm.default) and isinstance(args[-1], KeptTensor) and not kwargs:
+            return _product(args[-2], args[-1], args[0] if func is aten.addmm.default else None)
+        args, kwargs = _pytree.tree_map(widened, (args, kwargs or {}))
         return func(*args, **kwargs)
+
+
+def _product(x: Tensor, weight: KeptTensor, bias: Tensor | None) -> Tensor:
+    """x (m, k) times a weight [k, n], a part of its columns after the other: a head has 200 million numbers."""
+    (k, n), x, bias = weight.shape, widened(x), widened(bias)
+    at_once = max(1, AT_ONCE // k)
+    found = [x @ widened(weight[:, start : start + at_once]) for start in range(0, n, at_once)]
+    y = found[0] if len(found) == 1 else torch.cat(found, dim=1)
+    return y if bias is None else y + bias
 
 
 def kept(numbers: Tensor, file: MappedFile | None = None) -> Tensor:

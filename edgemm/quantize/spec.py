@@ -33,6 +33,7 @@ from edgemm.quantize.number_formats import FLOAT_FORMS, Floats, Integers, group_
 __all__ = [
     "ACTIVATIONS",
     "CACHE",
+    "DRAWN",
     "FORMS",
     "HEAD",
     "JSON_FILE",
@@ -129,6 +130,7 @@ class Document:
 class Spec:
     document: Document
     tensors: Mapping[str, np.ndarray]  # by the names above, codes one a byte
+    towers: bool = False  # what sees and paints is small, too: a CPU's bundle has its filters in float16
 
     def layer(self, name: str) -> Layer:
         """A layer that the spec says nothing of stays in float."""

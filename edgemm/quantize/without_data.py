@@ -30,10 +30,12 @@ def quantize_without_data(
     options: QuantizeOptions,
     drawing_depth: int = 0,
     twins: Mapping[str, str] = NO_TWINS,  # another name of a layer -> the layer
+    towers: bool = False,
 ) -> Spec:
-    """Weights (n, k) by layer, rounded as their width suggests; drawing reads layers below `drawing_depth`."""
+    """Weights (n, k) by layer, rounded as their width suggests; `drawing_depth` and `towers` as choose_layers has
+    them."""
     shapes = {name: (len(weight), weight.shape[1]) for name, weight in weights.items()}
-    chosen = choose_layers(shapes, options.text, options.draw, drawing_depth, options.portable)
+    chosen = choose_layers(shapes, options.text, options.draw, drawing_depth, options.portable, towers)
     chosen = {name: _without_ranges(layer) for name, layer in chosen.items()}
     layers = chosen | {twin: _as_twin(chosen[name]) for twin, name in twins.items() if name in chosen}
     document = Document(
@@ -48,7 +50,7 @@ def quantize_without_data(
         smoothed=(),
         tensors_sha256="",  # a spec that is stored has all its numbers: make.py
     )
-    return Spec(document, RoundedWhenRead(weights, chosen, twins))
+    return Spec(document, RoundedWhenRead(weights, chosen, twins), towers)
 
 
 def _without_ranges(layer: Layer) -> Layer:

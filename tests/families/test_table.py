@@ -65,7 +65,6 @@ def test_a_pipeline_of_diffusers_is_told_by_its_index(tmp_path, capsys, verb):
     [
         ("manifest.json", "it is a bundle"),
         ("adapter_config.json", "it is an adapter"),
-        ("model-q4.gguf", "it is a model in GGUF"),
         ("llm/config.json", "2 folders below have one: llm, vae"),
     ],
 )
