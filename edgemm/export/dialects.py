@@ -25,6 +25,7 @@ from edgemm.export.passes.decompositions import (
     rotary_primitive,
     scatter_primitive,
 )
+from edgemm.export.passes.padded_heads import padded_heads
 from edgemm.export.passes.rewriting import Writer, dims, drop_unread, infer, made_by, nodes_of, stored
 
 __all__ = ["DIALECTS", "attention_fused", "in_dialect", "older_opset"]
@@ -107,7 +108,7 @@ def _number(value: ir.Value | None) -> float | None:
 Pass = Callable[[ir.Model], bool]  # changes the model it is given; answers whether it did
 
 DIALECTS: dict[str, tuple[Pass, ...]] = {
-    "standard-24": (attention_fused, lambda model: older_opset(model, 24)),
+    "standard-24": (attention_fused, padded_heads, lambda model: older_opset(model, 24)),
     "portable-21": (
         scatter_primitive,
         attention_primitive,

@@ -68,9 +68,10 @@ def make_specs_of_graphs(
     found = {}
     for scheme in schemes:
         if scheme.quantize:
-            one_form = twins and scheme.on_cpu  # elsewhere the weights alone are rounded
-            options = replace(scheme.quantize, **TOGETHER[scheme.quantize.text]) if one_form else scheme.quantize
-            found[scheme.target] = quantize_without_data(own, options, drawing_depth, twins, towers=True)
+            asked = scheme.quantize
+            if twins and asked.draw != "fp16":
+                asked = replace(asked, **TOGETHER[asked.text])
+            found[scheme.target] = quantize_without_data(own, asked, drawing_depth, twins, towers=True)
     return found
 
 

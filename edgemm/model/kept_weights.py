@@ -111,7 +111,8 @@ class KeptTensor(torch.Tensor):
     def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         first = args[0] if args else None
         if func in SAME_NUMBERS and isinstance(first, KeptTensor):
-            return cls(func(first.numbers, *args[1:]), first.file)
+            look = Tensor.reshape if func is aten.view.default else func  # a part of a table may lie with gaps
+            return cls(look(first.numbers, *args[1:]), first.file)
         if func is aten.embedding.default and isinstance(first, KeptTensor):
             return first.rows(args[1])
         if func in (aten.mm.default, aten.addmm.default) and isinstance(args[-1], KeptTensor) and not kwargs:

@@ -66,7 +66,7 @@ TEXT = {
 DRAW = {
     "fp16": FLOAT,
     "int8": SideScheme(Layer(8, 0, activations="tensor"), Layer(8, 0, activations="static"), "smoothquant"),
-    "w4a8": SideScheme(INT4, method="smoothquant+svd"),
+    "w4a8": SideScheme(INT4, Layer(4, PORTABLE_BLOCK), "smoothquant+svd"),
     "fp8": FP8,
 }
 SIDES = {"text": TEXT, "draw": DRAW}
@@ -200,5 +200,6 @@ def _draw_layer(name: str, asked: Layer) -> Layer:
     if name in ("denoiser.embed", "denoiser.head"):
         return Layer(None, reason="next to the picture's own numbers")
     if asked.bits == 4 and not re.search(r"\.blocks\.\d+\.(qkv|o|up|down)_proj$", name):
-        return Layer(8, asked.group, asked.symmetric, asked.activations, reason="small, and it steers every block")
+        group = 0 if asked.symmetric else asked.group  # no target but a CPU takes 8 bits in blocks
+        return Layer(8, group, asked.symmetric, asked.activations, reason="small, and it steers every block")
     return asked

@@ -61,6 +61,13 @@ def test_the_same_memory_is_known_by_its_place(tmp_path):
     assert place_of(layer.weight) == place_of(found["a"].data.flatten(1)) != place_of(found["b"])
 
 
+def test_a_corner_of_a_table_is_flattened_as_of_any_tensor(tmp_path):
+    table = torch.randn(6, 5, 4)
+    found = stored(tmp_path, table=table)["table"]
+    assert torch.equal(widened(found[:3, :2].flatten(0, 1)), table[:3, :2].flatten(0, 1))
+    assert torch.equal(widened(found.view(30, 4).t()[1:]), table.view(30, 4).t()[1:])
+
+
 def test_a_traced_module_has_its_weights_back_and_no_number_was_read(tmp_path):
     found = stored(tmp_path, large=torch.randn(200, 100), small=torch.randn(3, 3))
     model = nn.Sequential(
