@@ -70,9 +70,8 @@ def _unstopped(path: Path) -> Any:
     from dataclasses import replace
 
     from edgemm.bundle.bundle import open_bundle
-    from edgemm.device.threads import plan_threads
-    from edgemm.runtimes.backend.choice import select
-    from edgemm.runtimes.engines import Engines
+    from edgemm.runtimes.backend.engine import plan_threads
+    from edgemm.runtimes.engines import Engines, select
     from edgemm.runtimes.model import Model
 
     bundle = open_bundle(path)

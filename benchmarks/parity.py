@@ -22,11 +22,10 @@ from edgemm.bench.conditions import machine_card
 from edgemm.bundle.bundle import open_bundle
 from edgemm.bundle.picture import load_picture
 from edgemm.data.format import read_dataset
-from edgemm.device.threads import plan_threads
 from edgemm.model import checkpoint
 from edgemm.runtimes import schedule
-from edgemm.runtimes.backend.choice import select
-from edgemm.runtimes.engines import Engines
+from edgemm.runtimes.backend.engine import plan_threads
+from edgemm.runtimes.engines import Engines, select
 from edgemm.runtimes.model import Model
 from edgemm.verify.export_native import export_bundle
 

@@ -51,9 +51,8 @@ def compare(path: Path) -> int:
     import onnxruntime
 
     from edgemm.bundle.bundle import open_bundle
-    from edgemm.device.threads import plan_threads
-    from edgemm.runtimes.backend.choice import Choice
-    from edgemm.runtimes.engines import Engines
+    from edgemm.runtimes.backend.engine import plan_threads
+    from edgemm.runtimes.engines import Choice, Engines
     from edgemm.runtimes.model import Model
     from edgemm.verify.loops import compare_loops, precision_of
     from edgemm.verify.parity import read_recorded

@@ -31,10 +31,9 @@ from edgemm.bundle.bundle import Bundle, open_bundle
 from edgemm.bundle.components import layers_of
 from edgemm.bundle.files import write_whole
 from edgemm.bundle.onnx_file import read_outline
-from edgemm.cli.build import parse_bytes
 from edgemm.device.gpu import missing_kernels
 from edgemm.device.targets import installed_version
-from edgemm.engines.builder import Limits
+from edgemm.engines.builder import Limits, parse_bytes
 from edgemm.engines.bundle_engines import (
     OPT_LEVEL,
     Destination,

@@ -35,7 +35,7 @@ def profiled(path: Path, threads: int | None, runs: int) -> dict[str, Any]:
     """ "component shape" -> its plain milliseconds and its operators."""
     clock = EngineClock()
     with edgemm.load(path, device="cpu", threads=threads) as model:
-        model.watch_engines(clock.watch)
+        model._engines.watch(clock.watch)
         most = min(PROMPT_TOKENS, model.manifest.limits.max_context - 64)
         words = fit_prompt(lambda text: model.generate_text(text, max_new_tokens=1).metrics.prompt_tokens, most)
         for _ in range(3):

@@ -30,7 +30,7 @@ import numpy as np
 import edgemm
 from edgemm.bench.conditions import machine_card
 from edgemm.bench.workload import fit_prompt, noise_picture
-from edgemm.cli.arguments import read_backend
+from edgemm.cli.draw import read_backend
 from edgemm.runtimes.model import Model
 
 PROMPT = "red heart, fluent style"

@@ -13,8 +13,8 @@ import argparse
 import sys
 from pathlib import Path
 
-from edgemm.cli.display import Display
 from edgemm.export import variants
+from edgemm.progress import Display
 from edgemm.verify.export_native import export_bundle
 
 

@@ -13,6 +13,8 @@ ORT_DISABLE_TELEMETRY=1, for child processes too; EDGEMM_TELEMETRY=1, or the var
 
 from __future__ import annotations
 
+import contextlib
+import gc
 import importlib
 import os
 from typing import TYPE_CHECKING, Any
@@ -29,13 +31,16 @@ from edgemm.errors import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
 
+    from edgemm.bundle.bundle import Bundle
+    from edgemm.bundle.files import FileHashes
+    from edgemm.runtimes.engines import Choice
+    from edgemm.runtimes.image_call import DenoiseProgress, DrawingKeywords, DrawingOptions, ImageResult, Picture
     from edgemm.runtimes.interleaved import InterleavedResult
     from edgemm.runtimes.model import Model
-    from edgemm.runtimes.options import DrawingKeywords, DrawingOptions, TextKeywords, TextOptions
-    from edgemm.runtimes.results import DenoiseProgress, ImageResult, Picture, TextChunk, TextResult
     from edgemm.runtimes.session import Session
+    from edgemm.runtimes.text_call import TextChunk, TextKeywords, TextOptions, TextResult
 
 __all__ = [
     "BundleError",
@@ -72,13 +77,10 @@ LAZY = {  # where each name is found when it is first asked for
     "Model": "edgemm.runtimes.model",
     "Session": "edgemm.runtimes.session",
     **dict.fromkeys(
-        ("DrawingKeywords", "DrawingOptions", "TextKeywords", "TextOptions"),
-        "edgemm.runtimes.options",
+        ("DenoiseProgress", "DrawingKeywords", "DrawingOptions", "ImageResult", "Picture"),
+        "edgemm.runtimes.image_call",
     ),
-    **dict.fromkeys(
-        ("DenoiseProgress", "ImageResult", "Picture", "TextChunk", "TextResult"),
-        "edgemm.runtimes.results",
-    ),
+    **dict.fromkeys(("TextChunk", "TextKeywords", "TextOptions", "TextResult"), "edgemm.runtimes.text_call"),
 }
 
 
@@ -106,6 +108,61 @@ def load(
     With `memory_limit_mb` the weights and all conversations together stay below it; `model.memory` says what fits.
     `backend` gives components to other libraries: {"denoiser": "openvino-bf16"}; `model.choices` says who runs what.
     """
-    from edgemm.runtimes.load import open_model
+    from collections.abc import Mapping
+    from pathlib import Path
 
-    return open_model(path, device, threads, verify, memory_limit_mb, backend)
+    from edgemm.bundle.files import FileHashes, files_at_once, reading
+    from edgemm.options import check_type
+
+    check_type("path", path, str | os.PathLike)
+    check_type("threads", threads, int | None)
+    check_type("memory_limit_mb", memory_limit_mb, float | None)
+    check_type("backend", backend, str | Mapping | None)
+
+    with _uncollected():
+        with FileHashes(files_at_once(threads)) as hashes:
+            if verify:
+                with reading(path, kind=BundleError):
+                    hashes.begin_weights(Path(path))
+            bundle, choice = _chosen(path, device, hashes if verify else None)
+        from edgemm.runtimes.backend.engine import plan_threads
+        from edgemm.runtimes.engines import Engines
+
+        engines = Engines(bundle, choice, plan_threads(threads), memory_limit_mb, backend)
+        engines.begin("transformer")
+        from edgemm.runtimes.model import Model  # beside the transformer
+
+        return Model(engines)
+
+
+# A load takes the least time when what computes runs beside what waits for Python's lock.  Hashes and engines leave the
+# lock alone, imports and the tokenizer hold it.  So hashes are computed from the first moment on, before the manifest
+# is read, while everything is imported; and the transformer, which every loop needs, is loaded as soon as its library
+# is there, beside the rest of the imports and the tokenizer.  No runtime opens a file before every hash was compared.
+
+
+def _chosen(path: str | os.PathLike[str], device: str, hashes: FileHashes | None) -> tuple[Bundle, Choice]:
+    """The bundle, verified, and what it runs on: numpy and the backend's library are there then."""
+    from edgemm.bundle.bundle import open_bundle, verify_files
+
+    bundle = open_bundle(path, verify=False)
+    try:
+        from edgemm.runtimes.engines import select
+
+        return bundle, select(device, bundle.manifest.targets)
+    finally:
+        if hashes:
+            verify_files(bundle.path, bundle.manifest, hashes=hashes)  # a wrong file is told before anything else
+
+
+@contextlib.contextmanager
+def _uncollected() -> Iterator[None]:
+    """Without Python's search for cycles: modules are made of objects that stay, and it would look at them again and
+    again, for a twentieth of a load.  Whoever had switched it off finds it so."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()

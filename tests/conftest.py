@@ -6,7 +6,7 @@ import signal
 
 import pytest
 
-from edgemm.cli import display
+from edgemm import progress as display
 
 
 @pytest.fixture(scope="session", autouse=True)

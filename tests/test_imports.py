@@ -33,12 +33,29 @@ def test_asking_for_help_brings_nothing_heavy(words):
 
 
 def test_the_contract_needs_the_standard_library_only():
-    modules = ", ".join(f"edgemm.bundle.{name}" for name in ("bundle", "manifest", "loops", "components", "writer"))
+    modules = ", ".join(f"edgemm.bundle.{name}" for name in ("bundle", "manifest", "drawing", "components", "writer"))
     assert heavy_after(f"import {modules}, edgemm.errors, sys; assert 'numpy' not in sys.modules") == set()
 
 
-def test_hashes_begin_before_what_reads_a_manifest_is_imported():
-    assert heavy_after("import edgemm.runtimes.load, sys; assert 'edgemm.bundle.manifest' not in sys.modules") == set()
+def test_hashes_begin_before_what_reads_a_manifest_is_imported(tmp_path):
+    code = f"""
+import sys
+import edgemm
+from edgemm.bundle.files import FileHashes
+
+def begin_weights(hashes, bundle):
+    assert "edgemm.bundle.manifest" not in sys.modules and "numpy" not in sys.modules
+    print("begun")
+
+FileHashes.begin_weights = begin_weights
+try:
+    edgemm.load({str(tmp_path)!r})
+except edgemm.BundleError:
+    assert "edgemm.bundle.manifest" in sys.modules
+else:
+    raise AssertionError
+"""
+    assert heavy_after(code) == set()
 
 
 def test_pictures_are_read_without_the_runtime():

@@ -1,7 +1,7 @@
 """The order of the house: nobody imports upward, and nobody imports in a circle; lazy imports count.
 
 Read from the syntax trees, so an import inside a function and one for the type checker alone are seen too.  Tables that
-load a module by its name (cli/main.py's verbs, backend/choice.py, families/table.py) are read as imports.
+load a module by its name (cli/main.py's verbs, runtimes/engines.py, families/table.py) are read as imports.
 """
 
 from __future__ import annotations
@@ -100,4 +100,4 @@ def test_nobody_imports_in_a_circle():
 def test_an_import_that_is_lazy_or_for_types_alone_is_seen():
     """That the reader reads: cli/main.py names its verbs in strings, load() imports inside of a function."""
     assert "edgemm.cli.draw" in IMPORTS["edgemm.cli.main"]
-    assert "edgemm.runtimes.load" in imports_of(FACE)
+    assert "edgemm.runtimes.engines" in imports_of(FACE)

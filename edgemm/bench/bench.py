@@ -88,7 +88,7 @@ def measure_once(path: Path, plan: Plan, clock: EngineClock | None = None) -> di
     progress.status("")
     card = make_card(bundle, model.choice, model.threads)
     run = _Run(ClockWatch(), clock or EngineClock())
-    model.watch_engines(run.clock.watch)
+    model._engines.watch(run.clock.watch)
     with MemoryWatch(model.choice.device) as memory, open_meter(model.choice.device) as meter:
         with progress.bar("measuring", plan.rounds, "rounds") as bar:
             _take_turns(model, manifest, plan, bar, run, meter)

@@ -70,7 +70,7 @@ def bench_component(
 
 def _bound_by_real_work(model: Model, component: str, plan: Plan) -> list[Bound]:
     clock = EngineClock()
-    model.watch_engines(clock.watch)
+    model._engines.watch(clock.watch)
     if model.manifest.loops.text and component in ("transformer", "text_head", "image_encoder"):
         if component != "image_encoder":
             write_reply(model, prompt_of(model, model.manifest, plan), plan.new_tokens)

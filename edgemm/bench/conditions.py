@@ -22,8 +22,8 @@ import edgemm
 from edgemm.bundle.bundle import Bundle
 from edgemm.device.machine import read_board, read_machine, read_text
 from edgemm.device.targets import installed_version
-from edgemm.device.threads import ThreadPlan
-from edgemm.runtimes.backend.choice import Choice
+from edgemm.runtimes.backend.engine import ThreadPlan
+from edgemm.runtimes.engines import Choice
 
 __all__ = [
     "BUSY_CORES",

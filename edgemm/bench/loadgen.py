@@ -28,7 +28,7 @@ from edgemm.bench.rows import Row, make_row
 from edgemm.bench.workload import DRAWING
 from edgemm.bundle.bundle import open_bundle
 from edgemm.errors import MissingError
-from edgemm.runtimes.results import TextChunk
+from edgemm.runtimes.text_call import TextChunk
 
 if TYPE_CHECKING:
     from edgemm.runtimes.model import Model

@@ -18,7 +18,8 @@ from edgemm.bench.options import Plan
 from edgemm.bench.rows import ROWS, make_row
 from edgemm.energy.meter import pool_energy
 from edgemm.report.samples import warnings_about
-from edgemm.runtimes.results import ImageMetrics, TextMetrics
+from edgemm.runtimes.image_call import ImageMetrics
+from edgemm.runtimes.text_call import TextMetrics
 
 __all__ = [
     "SCHEMA_VERSION",

@@ -1,6 +1,6 @@
 """Engines with a clock on them: which component ran when, on what, seen from outside of any backend.
 
-`model.watch_engines(clock.watch)` puts a watched engine in the place of each; a run costs two looks at the clock more.
+`model._engines.watch(clock.watch)` puts a watched engine in the place of each; a run costs two looks at the clock more.
 The newest binding of every shape is kept with its arrays, so that a component can be run again alone, on real inputs.
 """
 

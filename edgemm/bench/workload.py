@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from edgemm.runtimes.results import ImageMetrics, ImageResult, TextMetrics
+from edgemm.runtimes.image_call import ImageMetrics, ImageResult
+from edgemm.runtimes.text_call import TextMetrics
 
 if TYPE_CHECKING:
     from edgemm.runtimes.model import Model

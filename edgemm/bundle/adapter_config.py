@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from edgemm.bundle.strict_json import parse
+from edgemm.bundle.files import parse
 from edgemm.errors import InputError
 
 __all__ = ["FILES", "KEYS", "AdapterConfig"]

@@ -11,27 +11,30 @@ import stat
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from edgemm import progress
-from edgemm.bundle.components import COMPONENTS, TensorSpec
-from edgemm.bundle.loops import DenoiseLoop, DenoiseTemplate, ImageTokensLoop, Limits, Loops, TextLoop, TextTemplate
+from edgemm.bundle.components import COMPONENTS, Component, TensorSpec, Variant, check_bundle_path
+from edgemm.bundle.drawing import DenoiseLoop, DenoiseTemplate, ImageTokensLoop
+from edgemm.bundle.files import library, reading
 from edgemm.bundle.manifest import (
     SCHEMA_VERSION,
     UNCONDITIONAL,
-    Component,
     FileRecord,
     Licence,
+    Limits,
+    Loops,
     Manifest,
     Source,
-    Variant,
-    check_bundle_path,
+    TextLoop,
+    TextTemplate,
 )
-from edgemm.bundle.reading import reading
 from edgemm.bundle.writer import BundleWriter
 from edgemm.errors import BundleError
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from edgemm.bundle.files import FileHashes
 
 __all__ = [
@@ -56,6 +59,7 @@ __all__ = [
     "Variant",
     "altered_files",
     "open_bundle",
+    "read_tensors",
     "resolve",
     "verify_files",
 ]
@@ -155,3 +159,30 @@ def resolve(folder: Path, name: str) -> Path:
     if not stat.S_ISREG(mode):
         raise BundleError(f"{current}: is not a regular file")
     return current
+
+
+# A safetensors file as numpy arrays, in the library's own reader.  numpy has no bfloat16, so its numbers are widened.
+# Neither is imported before somebody asks: manifests are read without them.
+
+TENSOR_TYPES = {"F32": "float32", "F16": "float16", "I64": "int64", "BOOL": "bool", "BF16": "uint16"}
+
+
+def read_tensors(path: Path) -> dict[str, np.ndarray]:
+    """name -> array, each a copy of its own."""
+    safetensors = library("safetensors", f"reading {path.name} needs safetensors: pip install safetensors")
+    try:
+        found = safetensors.deserialize(path.read_bytes())
+    except safetensors.SafetensorError as error:  # no ValueError
+        raise BundleError(f"{path}: no whole safetensors file: {error}") from error
+    return {name: _array(path, name, entry) for name, entry in found}
+
+
+def _array(path: Path, name: str, entry: dict[str, Any]) -> np.ndarray:
+    import numpy as np
+
+    if entry["dtype"] not in TENSOR_TYPES:
+        raise BundleError(f"{path}: tensor {name!r} is of {entry['dtype']}, expected one of {', '.join(TENSOR_TYPES)}")
+    array = np.frombuffer(entry["data"], dtype=TENSOR_TYPES[entry["dtype"]]).reshape(entry["shape"])
+    if entry["dtype"] == "BF16":  # the upper half of a float32
+        return (array.astype(np.uint32) << 16).view(np.float32)
+    return array

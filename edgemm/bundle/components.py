@@ -1,6 +1,6 @@
 """The components a bundle may have: what goes into each graph and what comes out, as docs/bundle.md says.
 
-It knows names, types and ranks of tensors, never files or weights.
+It knows names, types and ranks of tensors and what graphs are called, never the disk or weights.
 Axes: b batch, s new tokens, k candidates, T cache slots, t prefix slots, m/n image tokens read/drawn, g/h heads, d head
 width; of latents c channels, h rows, w columns.
 """
@@ -15,11 +15,16 @@ from edgemm.errors import BundleError, UsageError
 __all__ = [
     "ADAPTER_PREFIX",
     "COMPONENTS",
+    "Component",
     "DTYPES",
     "OPTIONAL",
     "KEYS_AND_VALUES",
     "TensorSpec",
+    "Variant",
+    "check_bundle_path",
     "check_component",
+    "check_same_layers",
+    "check_same_types",
     "check_strength",
     "handed_over",
     "layers_of",
@@ -151,6 +156,43 @@ class TensorSpec:
         return entry
 
 
+@dataclass(frozen=True)
+class Variant:
+    """One component lowered for one target."""
+
+    graph: str  # path of the .onnx file inside the bundle
+    data: str | None  # path of its weights; None when the graph has none outside itself
+    dialect: str  # operators it may use, for example "opset24"
+    precision: str  # for example "fp32", "int8"
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+
+    def __post_init__(self) -> None:
+        check_bundle_path(self.graph, "graph")
+        if self.data is not None:
+            check_bundle_path(self.data, "data")
+            if self.data.rpartition("/")[0] != self.graph.rpartition("/")[0]:
+                raise BundleError(f"data is {self.data!r}, expected it beside graph {self.graph!r}")
+
+
+@dataclass(frozen=True)
+class Component:
+    variants: dict[str, Variant]
+
+    def __post_init__(self) -> None:
+        if not self.variants:
+            raise BundleError("variants is empty, expected at least one")
+
+
+def check_bundle_path(path: str, where: str) -> None:
+    """A path inside a bundle is relative, with forward slashes, and never climbs out."""
+    parts = path.split("/")
+    if not path or path.startswith("/") or "\\" in path or "\0" in path or ":" in parts[0]:
+        raise BundleError(f"{where} is {path!r}, expected a relative path with forward slashes")
+    if any(part in ("", ".", "..") for part in parts):
+        raise BundleError(f"{where} is {path!r}, expected a path that stays inside the bundle")
+
+
 def check_component(component: str, inputs: tuple[TensorSpec, ...], outputs: tuple[TensorSpec, ...]) -> None:
     """Refuses tensors that the contract does not know, lacks, or knows with another type or rank."""
     expected_inputs, expected_outputs = COMPONENTS[component]
@@ -212,3 +254,19 @@ def handed_over(denoiser_inputs: tuple[TensorSpec, ...]) -> tuple[TensorSpec, ..
     """What the conditioner gives the denoiser: everything but the picture in the making, its time and its step."""
     own = ("noisy_tokens", "latents", "time", "step_size")
     return tuple(spec for spec in denoiser_inputs if spec.name not in own and not _is_factor(spec))
+
+
+def check_same_layers(stem: str, expected: tuple[int, ...], *sides: tuple[TensorSpec, ...]) -> None:
+    """Tensors `stem.LAYER` stand on a side for all of these layers, or for none."""
+    for specs in sides:
+        found = layers_of(stem, specs)
+        if found and found != expected:
+            raise BundleError(f"{stem} of layers {list(found)}, expected {list(expected)}")
+
+
+def check_same_types(giver: str, given: tuple[TensorSpec, ...], taker: str, taken: tuple[TensorSpec, ...]) -> None:
+    """What one component hands another has one type on both sides."""
+    types = {spec.name: spec.dtype for spec in given}
+    for spec in sorted(taken, key=lambda spec: spec.name):
+        if types.get(spec.name, spec.dtype) != spec.dtype:
+            raise BundleError(f"{spec.name!r} is {types[spec.name]} in {giver} and {spec.dtype} in {taker}")

@@ -1,101 +1,143 @@
-"""A folder that is whole or not there: written under another name beside its destination, renamed when the block ends.
+"""The one boundary to the disk: a stranger's file is read, hashed and decoded, ours is written whole or not at all.
 
-    with whole_folder(Path("runs/x/checkpoint"), may_replace) as folder:
-        ...                                                      # everything goes to `folder`
+    with reading(path, "not a tokenizer.json"):
+        inner = tokenizers.Tokenizer.from_str(text)
 
-Whatever goes wrong in the block, Ctrl-C included, what stood there before stands there still, and nothing else is left.
-A kill leaves `.NAME.*.partial` beside it; a kill between the two renames of a replacement leaves the old folder under
-`.NAME.*.old`.  What may be replaced, and what to say of a full disk, is each caller's own.
+Parsing libraries share no base of errors, and one of them raises a panic that is no Exception at all.  In this context
+all are the file's fault (exit 3), but a package that lacks (4) and memory, disk or time that ends (5); outside of it
+only our own invariants are left, and those are bugs (1).  So is, inside of it too, what no file can cause, such as a
+name that is not there, where a line of edgemm's own raised it.  It knows errors, bytes and types, never what a field
+means.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import errno
+import functools
 import hashlib
+import importlib
 import json
 import mmap
 import os
 import secrets
-import shutil
 import stat
-import tempfile
+import types
+import typing
 from collections.abc import Callable, Iterator
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from edgemm.errors import InputError, ResourceError
+from edgemm.errors import BundleError, EdgemmError, InputError, MissingError, ResourceError
 
-__all__ = ["is_disk_full", "telling_name", "whole_folder", "AT_ONCE", "FileHashes", "read_result", "write_whole"]
+__all__ = [
+    "AT_ONCE",
+    "FileHashes",
+    "OF_CODE",
+    "check_is_file",
+    "check_one_of",
+    "check_range",
+    "decode",
+    "encode",
+    "files_at_once",
+    "is_disk_full",
+    "library",
+    "parse",
+    "pillow",
+    "read_result",
+    "read_text",
+    "reading",
+    "write_whole",
+]
 
-
-STAGES = ("codes", "autoencode", "read", "draw", "edit", "joint")  # what recipes call theirs
-
-
-def is_disk_full(error: BaseException | None) -> bool:
-    return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
-
-
-def telling_name(folder: Path) -> str:
-    """What tells a checkpoint from others: "style" of runs/style/checkpoint, "a-draw" of runs/a/draw/checkpoint."""
-    path = Path(os.path.abspath(folder))
-    if path.name == "checkpoint" and path.parent.name:
-        path = path.parent
-        if path.name in STAGES and path.parent.name:
-            return f"{path.parent.name}-{path.name}"
-    return path.name
-
-
-def _any_folder(path: Path) -> None:
-    """The rule of those who write into a folder of their own."""
+MOST_SAID = 300  # characters of a library's own words
+PANIC = "PanicException"  # of libraries written in Rust; a BaseException, made anew by each
+NO_MEMORY = ("out of memory", "can't allocate memory", "not enough memory", "Cannot allocate memory")
+OF_ANYBODY = (NameError, AssertionError)  # a bug of the line that raises it, whatever that was given
+OF_CODE = (*OF_ANYBODY, AttributeError, TypeError)  # the same, of lines that handle a library's objects, no document
+HERE = os.path.dirname(os.path.dirname(os.path.abspath(__file__))) + os.sep
+NO_MORE = (errno.ENOSPC, errno.EDQUOT, errno.ENOMEM, errno.EMFILE, errno.ETIMEDOUT)
 
 
 @contextmanager
-def whole_folder(path: str | os.PathLike[str], may_replace: Callable[[Path], None] = _any_folder) -> Iterator[Path]:
-    """A folder to fill.  `may_replace` is called with what stands there, before the work and after it, and raises its
-    own error where that is to stay; links and files always do."""
-    destination = Path(os.path.abspath(path))
-    _check(destination, may_replace)
-    destination.parent.mkdir(parents=True, exist_ok=True)
-    folder = _beside(destination, ".partial")
+def reading(
+    path: str | os.PathLike[str],
+    what: str = "cannot be read",
+    kind: type[EdgemmError] = InputError,
+    bugs: tuple[type[BaseException], ...] = OF_ANYBODY,
+) -> Iterator[None]:
+    """`what` says what the file fails at, `kind` is the error that most failures become; those of `bugs` that a line of
+    edgemm raised pass as they are."""
     try:
-        folder.chmod(0o755)  # mkdtemp's 0700 would hide it from a colleague, and some libraries write their files so
-        yield folder
-        for file in folder.rglob("*"):
-            if file.is_file() and not file.is_symlink():
-                file.chmod(0o644)
-        _check(destination, may_replace)
-        _take_the_name(folder, destination)
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
+        yield
+    except BaseException as error:
+        if type(error) is InputError and issubclass(kind, InputError):
+            raise kind(str(error)) from error
+        if isinstance(error, EdgemmError):
+            raise
+        if not isinstance(error, Exception) and type(error).__name__ != PANIC:
+            raise  # Ctrl-C, and what ends a process or a generator
+        if isinstance(error, bugs) and _raised_here(error):
+            raise
+        raise _as_ours(error, f"{os.fspath(path)!s}".replace("\0", "\\0"), what, kind) from error
 
 
-def _check(destination: Path, may_replace: Callable[[Path], None]) -> None:
-    if not os.path.lexists(destination):
-        return
-    may_replace(destination)
-    if destination.is_symlink() or not destination.is_dir():
-        raise InputError(f"{destination}: exists and is no folder, so it will not be replaced")
+def _raised_here(error: BaseException) -> bool:
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    return trace is not None and trace.tb_frame.f_code.co_filename.startswith(HERE)
 
 
-def _take_the_name(folder: Path, destination: Path) -> None:
-    if not os.path.lexists(destination):
-        os.rename(folder, destination)
-        return
-    aside = _beside(destination, ".old")
+def _as_ours(error: BaseException, path: str, what: str, kind: type[EdgemmError]) -> EdgemmError:
+    what = what and f"{what}: "
+    said = " ".join(str(error).split())[:MOST_SAID] or type(error).__name__
+    if isinstance(error, ImportError):
+        return MissingError(f"{path}: {said}")
+    if isinstance(error, MemoryError) or any(words in said for words in NO_MEMORY):
+        return ResourceError(f"{path}: out of memory")
+    if isinstance(error, TimeoutError) or (isinstance(error, OSError) and error.errno in NO_MORE):
+        return ResourceError(f"{path}: {said}")
+    if isinstance(error, OSError) and error.strerror:
+        other = f" ({error.filename})" if error.filename and str(error.filename) != path else ""
+        return kind(f"{path}: {what}{error.strerror}{other}")
+    if isinstance(error, RecursionError):
+        said = "nested too deep"
+    elif isinstance(error, UnicodeDecodeError):
+        said = f"not UTF-8: {said}"
+    elif isinstance(error, (KeyError, IndexError, TypeError, AttributeError, AssertionError)):
+        said = f"not what was expected ({type(error).__name__}: {said})"
+    return kind(f"{path}: {what}{said}")
+
+
+def check_is_file(path: str | os.PathLike[str], expected: str = "a file", kind: type[EdgemmError] = InputError) -> Path:
+    """The path of a regular file; a pipe, a device or a socket, whose reader may wait for ever, is refused."""
+    with reading(path, kind=kind):
+        mode = os.stat(path).st_mode
+    if not stat.S_ISREG(mode):
+        raise kind(f"{path}: not a file; expected {expected}")
+    return Path(path)
+
+
+def read_text(path: str | os.PathLike[str], expected: str = "a file", **how: Any) -> str:
+    """All of a text file in UTF-8, with or without the mark that some editors put before it."""
+    with reading(check_is_file(path, expected, **how), **how):
+        return Path(path).read_text(encoding="utf-8-sig")
+
+
+def library(name: str, lacking: str) -> Any:
+    """A library that reads or writes files of some kind; `lacking` says what needs it, and how to get it."""
     try:
-        os.rename(destination, aside)
-        os.rename(folder, destination)
-    finally:
-        if os.path.lexists(destination):
-            shutil.rmtree(aside, ignore_errors=True)
-        else:
-            os.rename(aside, destination)
+        return importlib.import_module(name)
+    except ImportError as error:
+        raise MissingError(lacking) from error
 
 
-def _beside(destination: Path, suffix: str) -> Path:
-    return Path(tempfile.mkdtemp(prefix=f".{destination.name}.", suffix=suffix, dir=destination.parent))
+def pillow() -> Any:
+    """PIL.Image."""
+    return library("PIL.Image", "pictures need Pillow: pip install 'edgemm[ort]'")
 
 
 # SHA-256 of files in threads of their own: hashing leaves Python's lock alone, so the caller goes on meanwhile.
@@ -107,6 +149,12 @@ AT_ONCE = 4  # files that are hashed side by side
 LARGE_BYTES = 1 << 20  # what takes a millisecond
 
 Tell = Callable[[int], None]  # bytes that were hashed just now
+
+
+def files_at_once(threads: int | None) -> int:
+    """How many to hash beside other work: one core, of those that may be used, is for that."""
+    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, min(AT_ONCE, (threads or allowed) - 1))
 
 
 class FileHashes:
@@ -164,6 +212,10 @@ class FileHashes:
 FIELDS = ("card", "plan", "rows", "measured")
 
 
+def is_disk_full(error: BaseException | None) -> bool:
+    return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+
+
 def write_whole(path: str | os.PathLike[str], content: str | bytes) -> None:
     """Text is written in UTF-8; the folder that the file is to lie in has to be there."""
     target = Path(os.path.abspath(path))
@@ -174,26 +226,162 @@ def write_whole(path: str | os.PathLike[str], content: str | bytes) -> None:
             stream.flush()
             os.fsync(stream.fileno())
         os.replace(temporary, target)
-    except OSError as error:
+    except (OSError, ValueError) as error:  # a name with a NUL in it, or half a letter, is a ValueError
         if is_disk_full(error):
             raise ResourceError(f"{target}: the disk is full; this file was not kept") from error
-        raise InputError(f"{target}: cannot be written: {error.strerror or error}") from error
+        raise InputError(f"{target}: cannot be written: {getattr(error, 'strerror', None) or error}") from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(ValueError):
+            temporary.unlink(missing_ok=True)
 
 
 def read_result(path: Path) -> dict[str, Any]:
     """The JSON document that `edgemm bench` printed: the whole file, or its last line."""
-    try:
-        text = path.read_text(encoding="utf-8").strip()
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "it is not text"
-        raise InputError(f"{path}: cannot be read: {reason}") from error
+    text = read_text(path, "a result of `edgemm bench`").strip()
     for candidate in (text, text.rpartition("\n")[2]):
         try:
             document = json.loads(candidate)
-        except ValueError:
+        except (ValueError, RecursionError):
             continue
         if isinstance(document, dict) and all(isinstance(document.get(field), dict) for field in FIELDS):
             return document
     raise InputError(f"{path}: its last line is not the JSON document that `edgemm bench` prints")
+
+
+# JSON to frozen dataclasses and back, by their type hints; every refusal names the field.  Strict on purpose: an
+# unknown field, a missing one, a number for a string, a NaN, a field given twice are all refused: each is somebody's
+# slip on its way to a device.
+
+T = TypeVar("T")
+PLAIN = {str: "a string", bool: "true or false", int: "a whole number", float: "a number"}
+
+
+def parse(text: str | bytes, where: str) -> dict[str, Any]:
+    """JSON text to an object; NaN, Infinity and doubled fields are refused."""
+    try:
+        document = json.loads(text, parse_constant=_refuse_constant, object_pairs_hook=_object_without_doubles)
+    except RecursionError as error:
+        raise BundleError(f"{where}: not the JSON that was expected: nested too deep") from error
+    except ValueError as error:
+        raise BundleError(f"{where}: not the JSON that was expected: {error}") from error
+    if not isinstance(document, dict):
+        raise BundleError(f"{where}: holds {_kind(document)}, expected an object")
+    return document
+
+
+def decode(cls: type[T], value: Any, where: str) -> T:
+    """`value` as an instance of the dataclass `cls`; `where` is the path of fields that led here."""
+    return _decode(cls, value, where)
+
+
+def encode(value: Any) -> Any:
+    """The dataclass as plain lists, dicts, strings and numbers."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {item.name: encode(getattr(value, item.name)) for item in dataclasses.fields(value)}
+    if isinstance(value, dict):
+        return {key: encode(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [encode(item) for item in value]
+    return value
+
+
+def _decode(hint: Any, value: Any, where: str) -> Any:
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if hint is Any:
+        return value
+    if dataclasses.is_dataclass(hint):
+        return _decode_dataclass(hint, value, where)
+    if origin in (typing.Union, types.UnionType):
+        return _decode_union(arguments, value, where)
+    if origin is dict:
+        _expect(isinstance(value, dict), where, "an object", value)
+        return {key: _decode(arguments[1], item, f"{where}.{key}") for key, item in value.items()}
+    if origin is tuple:
+        _expect(isinstance(value, (list, tuple)), where, "a list", value)
+        if arguments[-1] is Ellipsis:
+            arguments = (arguments[0],) * len(value)
+        if len(value) != len(arguments):
+            raise BundleError(f"{where}: a list of {len(value)}, expected {len(arguments)} entries")
+        return tuple(_decode(item, entry, f"{where}[{i}]") for i, (item, entry) in enumerate(zip(arguments, value)))
+    if hint is float:
+        _expect(isinstance(value, (int, float)) and not isinstance(value, bool), where, PLAIN[float], value)
+        _expect(abs(value) < float("inf"), where, "a finite number", value)
+        return float(value)
+    _expect(type(value) is hint, where, PLAIN.get(hint, "null"), value)
+    return value
+
+
+def _decode_dataclass(cls: Any, value: Any, where: str) -> Any:
+    _expect(isinstance(value, dict), where, "an object", value)
+    fields, hints = _fields_of(cls)
+    prefix = "" if not where else f"{where}: " if where.endswith(".json") else f"{where}."
+    for name in value:
+        if name not in fields:
+            raise BundleError(f"{prefix}{name}: unknown field, expected one of: {', '.join(fields)}")
+    decoded = {}
+    for name, item in fields.items():
+        if name in value:
+            decoded[name] = _decode(hints[name], value[name], f"{prefix}{name}")
+        elif item.default is dataclasses.MISSING and item.default_factory is dataclasses.MISSING:
+            raise BundleError(f"{prefix}{name}: missing")
+    try:
+        return cls(**decoded)
+    except InputError as error:
+        raise BundleError(f"{prefix}{error}") from error
+
+
+@functools.cache  # evaluating the hints of a class takes longer than reading an object of it
+def _fields_of(cls: Any) -> tuple[dict[str, dataclasses.Field[Any]], dict[str, Any]]:
+    """A dataclass's fields and their types, by name."""
+    return {item.name: item for item in dataclasses.fields(cls)}, typing.get_type_hints(cls)
+
+
+def _decode_union(choices: tuple[Any, ...], value: Any, where: str) -> Any:
+    if value is None and type(None) in choices:
+        return None
+    choices = tuple(choice for choice in choices if choice is not type(None))
+    if len(choices) == 1:
+        return _decode(choices[0], value, where)
+    expected = " or ".join(PLAIN[choice] for choice in choices)
+    _expect(type(value) in choices, where, expected, value)
+    return value
+
+
+def _expect(good: bool, where: str, expected: str, value: Any) -> None:
+    if not good:
+        raise BundleError(f"{where}: {_kind(value)}, expected {expected}")
+
+
+def _kind(value: Any) -> str:
+    if value is None or isinstance(value, (bool, int, float)):
+        return json.dumps(value)
+    if isinstance(value, str):
+        return repr(value if len(value) <= 40 else value[:40] + "...")
+    return "a list" if isinstance(value, list) else "an object"
+
+
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"{name} is not JSON")
+
+
+def _object_without_doubles(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for name, value in pairs:
+        if name in found:
+            raise ValueError(f"field {name!r} stands twice")
+        found[name] = value
+    return found
+
+
+# What a field may hold: the checks that dataclasses make at birth.
+
+
+def check_range(name: str, value: float, low: float, high: float) -> None:
+    """Both bounds are allowed; the message names the field."""
+    if not low <= value <= high:
+        raise BundleError(f"{name} is {value:g}, expected {low:g} to {high:g}")
+
+
+def check_one_of(name: str, value: str, *known: str) -> None:
+    if value not in known:
+        raise BundleError(f"{name} is {value!r}, this edgemm knows: {', '.join(known)}")

@@ -1,6 +1,8 @@
 """manifest.json as frozen dataclasses, checked at birth: what docs/bundle.md says, and nothing else.
 
-It knows fields and what they may hold, never the disk: see bundle.py for reading and writer.py for writing.
+Its loops are numbers and strings that make one runtime serve every family (those that draw are in drawing.py);
+runtimes/text_loop.py, codes_loop.py and denoise_loop.py run them.  It knows fields and what they may hold, never the
+disk: see bundle.py for reading and writer.py for writing.
 """
 
 from __future__ import annotations
@@ -9,36 +11,38 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
-from edgemm.bundle.components import COMPONENTS, TensorSpec, check_component, handed_over, layers_of
-from edgemm.bundle.loops import Limits, Loops, check_range
-from edgemm.bundle.strict_json import decode, encode, parse
+from edgemm.bundle.components import (
+    COMPONENTS,
+    Component,
+    Variant,
+    check_bundle_path,
+    check_component,
+    check_same_layers,
+    check_same_types,
+    handed_over,
+    layers_of,
+)
+from edgemm.bundle.drawing import DenoiseLoop, ImageTokensLoop
+from edgemm.bundle.files import check_one_of, check_range, decode, encode, parse
 from edgemm.errors import BundleError
 
 __all__ = [
-    "SCHEMA_VERSION",
     "ADAPTER_SCALES",
-    "UNCONDITIONAL",
-    "Component",
     "FileRecord",
     "Licence",
+    "Limits",
+    "Loops",
     "Manifest",
+    "SCHEMA_VERSION",
     "Source",
-    "Variant",
-    "check_bundle_path",
+    "TextLoop",
+    "TextTemplate",
+    "UNCONDITIONAL",
 ]
 
 SCHEMA_VERSION = 1
 UNCONDITIONAL = "prefix/unconditional.safetensors"
 ADAPTER_SCALES = "adapters/scales.safetensors"  # where smoothing changed what adapters meet
-
-
-def check_bundle_path(path: str, where: str) -> None:
-    """A path inside a bundle is relative, with forward slashes, and never climbs out."""
-    parts = path.split("/")
-    if not path or path.startswith("/") or "\\" in path or "\0" in path or ":" in parts[0]:
-        raise BundleError(f"{where} is {path!r}, expected a relative path with forward slashes")
-    if any(part in ("", ".", "..") for part in parts):
-        raise BundleError(f"{where} is {path!r}, expected a path that stays inside the bundle")
 
 
 @dataclass(frozen=True)
@@ -47,34 +51,6 @@ class Source:
 
     checkpoint: str
     sha256: str
-
-
-@dataclass(frozen=True)
-class Variant:
-    """One component lowered for one target."""
-
-    graph: str  # path of the .onnx file inside the bundle
-    data: str | None  # path of its weights; None when the graph has none outside itself
-    dialect: str  # operators it may use, for example "opset24"
-    precision: str  # for example "fp32", "int8"
-    inputs: tuple[TensorSpec, ...]
-    outputs: tuple[TensorSpec, ...]
-
-    def __post_init__(self) -> None:
-        check_bundle_path(self.graph, "graph")
-        if self.data is not None:
-            check_bundle_path(self.data, "data")
-            if self.data.rpartition("/")[0] != self.graph.rpartition("/")[0]:
-                raise BundleError(f"data is {self.data!r}, expected it beside graph {self.graph!r}")
-
-
-@dataclass(frozen=True)
-class Component:
-    variants: dict[str, Variant]
-
-    def __post_init__(self) -> None:
-        if not self.variants:
-            raise BundleError("variants is empty, expected at least one")
 
 
 @dataclass(frozen=True)
@@ -93,6 +69,97 @@ class FileRecord:
         if len(self.sha256) != 64 or not set(self.sha256) <= set("0123456789abcdef"):
             raise BundleError(f"sha256 is {self.sha256!r}, expected 64 hexadecimal digits")
         check_range("size_bytes", self.size_bytes, 0, 2**50)
+
+
+# The loops
+
+
+@dataclass(frozen=True)
+class TextTemplate:
+    """Strings around each message."""
+
+    user_open: str
+    user_close: str
+    assistant_open: str
+    assistant_close: str
+    system_open: str
+    system_close: str
+    system_default: str  # the system message when none is given; "" leaves it out
+    opening: str = ""  # starts a conversation that has no system message
+    reply_open: str | None = None  # starts the reply that is asked for; None: the same as assistant_open
+    takes_system: bool = True  # False: a system message is refused
+
+
+@dataclass(frozen=True)
+class TextLoop:
+    """Prefill, decode, sample, stop."""
+
+    template: TextTemplate
+    image_close: str  # after a picture's tokens
+    image_size: int  # side of the square that image_encoder reads, in pixels
+    image_token_count: int  # rows that image_encoder gives for one picture
+    background: tuple[int, int, int]  # RGB that transparent pictures are laid on
+    stop_token_ids: tuple[int, ...]
+    joined: bool = False  # True: the whole conversation is tokenized as one string, False: each piece alone
+    image_token: str = ""  # joined: the token that stands, image_token_count times, for a picture
+    image_open: str = ""  # joined: before each picture's tokens
+    open_is_first: bool = False  # joined: image_open is one token, the first of the image_token_count
+    image_end: str = ""  # joined: after each picture's tokens
+    image_between: str = ""  # joined: between two pictures; image_close comes after the last
+    image_fit: str = "pad"  # all of it on the background; "pad_cut": the same, the shorter side cut to whole pixels and
+    # not rounded; "pad_first": made a square and resized then; "crop": the middle square; "stretch": squeezed
+    image_least: int = 1  # pixels that the shorter side has at least, when it is padded
+    image_resample: str = "bicubic"  # Pillow's name of the filter
+    strip: bool = False  # messages lose the blanks around them
+    apart: bool = False  # joined: no token stands for a picture; the strings before and after it are tokenized apart
+    adds_special: bool = False  # joined: the tokenizer itself puts its special tokens around the whole string
+    thoughts_end: str = ""  # joined: of an earlier reply what stands behind the last of these is read, "" all of it
+    thoughts_blank: str = ""  # joined: letters that are taken away there, too
+    silent_ids: str | None = None  # file whose tensor `ids` names tokens that a reply never has
+    block: bool = False  # not joined: pictures stand before what opens their message, and all of image_open, a
+    # picture's tokens and image_end see one another
+    image_lead: int = 0  # not joined: the first rows of a picture, which see only those before them, as image_open
+    # does before them; the others and image_end see one another
+
+    def __post_init__(self) -> None:
+        if self.block and self.joined:
+            raise BundleError("block and joined are both true, expected one of them")
+        if self.image_lead and (self.joined or self.block):
+            raise BundleError("image_lead is given beside joined or block, expected one of them")
+        check_range("image_lead", self.image_lead, 0, self.image_token_count)
+        check_one_of("image_fit", self.image_fit, "pad", "pad_cut", "pad_first", "crop", "stretch")
+        check_one_of("image_resample", self.image_resample, "nearest", "bilinear", "bicubic", "lanczos")
+        for name in ("image_size", "image_token_count", "image_least"):
+            check_range(name, getattr(self, name), 1, 65_536)
+        for channel in self.background:
+            check_range("background", channel, 0, 255)
+        for token in self.stop_token_ids:
+            check_range("stop_token_ids", token, 0, 2**31)
+
+    @property
+    def around(self) -> tuple[str, str]:
+        """What belongs to a picture's block."""
+        return (self.image_open, self.image_end) if self.block or self.image_lead else ("", "")
+
+
+@dataclass(frozen=True)
+class Loops:
+    """What the bundle can do; None where it cannot."""
+
+    text: TextLoop | None = None
+    denoise: DenoiseLoop | None = None
+    image_tokens: ImageTokensLoop | None = None
+
+
+@dataclass(frozen=True)
+class Limits:
+    max_context: int  # cache slots
+    max_image_pixels: int  # width x height of a picture that may be decoded
+    max_steps: int
+
+    def __post_init__(self) -> None:
+        for name in ("max_context", "max_image_pixels", "max_steps"):
+            check_range(name, getattr(self, name), 1, 2**31)
 
 
 @dataclass(frozen=True)
@@ -174,11 +241,11 @@ class Manifest:
             check_component(name, variant.inputs, variant.outputs)
         except BundleError as error:
             raise BundleError(f"{where}.{error}") from error
-        for stem, layers in self._expected_layers(name):
-            for side in (variant.inputs, variant.outputs):
-                found = layers_of(stem, side)
-                if found and found != layers:
-                    raise BundleError(f"{where}: {stem} of layers {list(found)}, expected {list(layers)}")
+        try:
+            for stem, layers in self._expected_layers(name):
+                check_same_layers(stem, layers, variant.inputs, variant.outputs)
+        except BundleError as error:
+            raise BundleError(f"{where}: {error}") from error
 
     def _expected_layers(self, name: str) -> list[tuple[str, tuple[int, ...]]]:
         if name == "transformer":
@@ -212,24 +279,20 @@ class Manifest:
         if self.loops.text and "logits" not in gives and "text_head" not in chosen:
             raise BundleError(f"targets.{target}: the transformer gives no logits and there is no text_head")
         if self.loops.denoise:
-            given = {spec.name: spec.dtype for spec in self.variant("conditioner", target).outputs}
-            taken = {spec.name: spec.dtype for spec in handed_over(self.variant("denoiser", target).inputs)}
-            if given.keys() != taken.keys():
-                name = sorted(given.keys() ^ taken.keys())[0]
-                raise BundleError(f"targets.{target}: {name!r} is not on both sides of conditioner and denoiser")
-            self._check_types(target, given, taken, "conditioner", "denoiser")
-            cached = {spec.name: spec.dtype for spec in self.variant("transformer", target).inputs}
-            read = {spec.name: spec.dtype for spec in self.variant("conditioner", target).inputs}
-            self._check_types(target, cached, read, "transformer", "conditioner")
+            self._check_handing_on(target)
 
-    @staticmethod
-    def _check_types(target: str, given: dict[str, str], taken: dict[str, str], giver: str, taker: str) -> None:
-        """What one component hands another has one type on both sides."""
-        for name in sorted(given.keys() & taken.keys()):
-            if given[name] != taken[name]:
-                raise BundleError(
-                    f"targets.{target}: {name!r} is {given[name]} in {giver} and {taken[name]} in {taker}"
-                )
+    def _check_handing_on(self, target: str) -> None:
+        """From transformer to conditioner to denoiser."""
+        transformer, conditioner = self.variant("transformer", target), self.variant("conditioner", target)
+        given, taken = conditioner.outputs, handed_over(self.variant("denoiser", target).inputs)
+        lone = {spec.name for spec in given} ^ {spec.name for spec in taken}
+        try:
+            if lone:
+                raise BundleError(f"{min(lone)!r} is not on both sides of conditioner and denoiser")
+            check_same_types("conditioner", given, "denoiser", taken)
+            check_same_types("transformer", transformer.inputs, "conditioner", conditioner.inputs)
+        except BundleError as error:
+            raise BundleError(f"targets.{target}: {error}") from error
 
     def _named_files(self) -> list[tuple[str, str]]:
         named = [(self.tokenizer, "tokenizer")]

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import functools
 import mmap
-from collections.abc import Container, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -22,7 +23,10 @@ TYPES = {  # TensorProto.DataType
     17: "float8e4m3fn", 18: "float8e4m3fnuz", 19: "float8e5m2", 20: "float8e5m2fnuz", 21: "uint4", 22: "int4",
     23: "float4e2m1", 24: "float8e8m0", 25: "uint2", 26: "int2",
 }  # fmt: skip
-DEEPEST = 64
+DEEPEST = 64  # messages in one another
+EMPTY = memoryview(b"")
+Content = memoryview | int | None
+Field = tuple[int, Content]
 
 
 @dataclass(frozen=True)
@@ -62,134 +66,129 @@ class Outline:
 
 
 def read_outline(graph: Path) -> Outline:
-    if not graph.stat().st_size:
-        raise BundleError(f"{graph}: is empty, expected an ONNX graph")
     outline = Outline()
-    with open(graph, "rb") as file:
-        view = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
-    try:
-        for number, content in fields(view):
-            if number == 1 and isinstance(content, int):
-                outline.ir_version = content
-            elif number == 7:
-                _read_graph(_message(content), outline, 0)
-            elif number == 8:
-                _read_opset(_message(content), outline)
-            elif number == 25:
-                _read_function(_message(content), outline)
-    except (IndexError, UnicodeDecodeError, ValueError, BundleError) as error:
-        raise BundleError(f"{graph}: not an ONNX graph: {error}") from error
+    with _reading(graph) as view:
+        for way, found in _walk(view):
+            if way[-1] == "node":
+                outline.nodes.append(_node(found, way != ("model", "graph", "node")))
+            elif way[-2:] == ("graph", "tensor"):
+                _read_tensor(found, outline)
+            elif way == ("model", "graph"):
+                for side, number in ((outline.inputs, 11), (outline.outputs, 12)):
+                    for content in _all(found, number):
+                        _read_value(content, outline, side)
+            elif way == ("model", "function"):
+                outline.functions += map(_text, _all(found, 1))
+            elif way == ("model",):
+                outline.ir_version = _whole(dict(found).get(1, 0))
+                outline.opsets = dict(map(_opset, _all(found, 8)))
     return outline
 
 
-def _message(content: memoryview | int | None) -> memoryview:
+@contextmanager
+def _reading(graph: Path) -> Iterator[memoryview]:
+    """The whole file, weights inside never copied; BundleError for whatever is no ONNX graph."""
+    if not graph.stat().st_size:
+        raise BundleError(f"{graph}: is empty, expected an ONNX graph")
+    with open(graph, "rb") as file:
+        view = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+    try:
+        yield view
+    except (IndexError, UnicodeDecodeError, ValueError, BundleError) as error:
+        raise BundleError(f"{graph}: not an ONNX graph: {error}") from error
+
+
+CHILDREN = {  # message -> field number -> message that stands there (onnx.proto)
+    "model": {7: "graph", 20: "training", 25: "function"},
+    "training": {1: "graph", 2: "graph"},
+    "function": {7: "node", 11: "attribute"},
+    "graph": {1: "node", 5: "tensor", 15: "sparse"},
+    "node": {5: "attribute"},
+    "attribute": {5: "tensor", 6: "graph", 10: "tensor", 11: "graph", 22: "sparse", 23: "sparse"},
+    "sparse": {1: "tensor", 2: "tensor"},
+    "tensor": {13: "entry"},
+    "entry": {},
+}
+
+
+def _walk(
+    message: memoryview, keep: Callable[[memoryview], bool] = bool, way: tuple[str, ...] = ("model",)
+) -> Iterator[tuple[tuple[str, ...], list[Field]]]:
+    """(the messages it lies in, its fields) of a message and, before it, of those inside that `keep` lets pass."""
+    if len(way) > DEEPEST:
+        raise BundleError(f"nested more than {DEEPEST} deep")
+    found, children = list(fields(message)), CHILDREN[way[-1]]
+    for number, content in found:
+        if number in children and isinstance(content, memoryview) and keep(content):
+            yield from _walk(content, keep, (*way, children[number]))
+    yield way, found
+
+
+def _message(content: Content) -> memoryview:
     if not isinstance(content, memoryview):
         raise BundleError("a message was expected, not a number")
     return content
 
 
-def _text(content: memoryview | int | None) -> str:
+def _text(content: Content) -> str:
     return bytes(_message(content)).decode()
 
 
-def _number(content: memoryview | int | None) -> int:
+def _all(found: Sequence[Field], wanted: int) -> list[memoryview]:
+    return [_message(content) for number, content in found if number == wanted]
+
+
+def _domain(content: Content) -> str:
+    return "" if (domain := _text(content)) == "ai.onnx" else domain
+
+
+def _whole(content: Content) -> int:
     if not isinstance(content, int):
         raise BundleError("a whole number was expected")
     return content
 
 
-def _read_opset(message: memoryview, outline: Outline) -> None:
-    domain, version = "", 0
-    for number, content in fields(message):
-        if number == 1:
-            domain = _text(content)
-        elif number == 2:
-            version = _number(content)
-    outline.opsets["" if domain == "ai.onnx" else domain] = version
+def _opset(message: memoryview) -> tuple[str, int]:
+    found = dict(fields(message))
+    return _domain(found.get(1, EMPTY)), _whole(found.get(2, 0))
 
 
-def _read_function(message: memoryview, outline: Outline) -> None:
-    for number, content in fields(message):
-        if number == 1:
-            outline.functions.append(_text(content))
-        elif number == 7:
-            _read_node(_message(content), outline, 1)
+def _node(found: Sequence[Field], inner: bool) -> Node:
+    last = dict(found)
+    inputs, outputs = (tuple(map(_text, _all(found, number))) for number in (1, 2))
+    return Node(
+        _text(last.get(4, EMPTY)), _domain(last.get(7, EMPTY)), _text(last.get(3, EMPTY)), inputs, outputs, inner
+    )
 
 
-def _read_graph(message: memoryview, outline: Outline, depth: int) -> None:
-    if depth > DEEPEST:
-        raise BundleError(f"nested more than {DEEPEST} deep")
-    for number, content in fields(message):
-        if number == 1:
-            _read_node(_message(content), outline, depth)
-        elif number == 5:
-            _read_tensor(_message(content), outline)
-        elif number in (11, 12) and depth == 0:
-            _read_value(_message(content), outline, outline.inputs if number == 11 else outline.outputs)
-
-
-def _read_node(message: memoryview, outline: Outline, depth: int) -> None:
-    inputs, outputs, texts = [], [], {3: "", 4: "", 7: ""}
-    for number, content in fields(message):
-        if number in (1, 2):
-            (inputs if number == 1 else outputs).append(_text(content))
-        elif number in texts:
-            texts[number] = _text(content)
-        elif number == 5:
-            for inner in _inner_graphs(_message(content)):
-                _read_graph(inner, outline, depth + 1)
-    domain = "" if texts[7] == "ai.onnx" else texts[7]
-    outline.nodes.append(Node(texts[4], domain, texts[3], tuple(inputs), tuple(outputs), depth > 0))
-
-
-def _inner_graphs(attribute: memoryview) -> Iterator[memoryview]:
-    for number, content in fields(attribute):
-        if number in (6, 11):
-            yield _message(content)
-
-
-def _read_tensor(message: memoryview, outline: Outline) -> None:
-    name, kind, entries = "", 0, {}
-    for number, content in fields(message):
-        if number == 8:
-            name = _text(content)
-        elif number == 2:
-            kind = _number(content)
-        elif number == 13:
-            pair = {key: _text(value) for key, value in fields(_message(content))}
-            entries[pair.get(1, "")] = pair.get(2, "")
+def _read_tensor(found: Sequence[Field], outline: Outline) -> None:
+    last = dict(found)
+    name = _text(last.get(8, EMPTY))
     outline.weights.add(name)
-    outline.types[name] = TYPES.get(kind, f"type {kind}")
+    outline.types[name] = _type_name(last.get(2, 0))
+    pairs = (dict(fields(entry)) for entry in _all(found, 13))
+    entries = {_text(pair.get(1, EMPTY)): _text(pair.get(2, EMPTY)) for pair in pairs}
     if "location" in entries:
         length = int(entries["length"]) if "length" in entries else None
         outline.stored.append(Stored(name, entries["location"], int(entries.get("offset", 0)), length))
 
 
 def _read_value(message: memoryview, outline: Outline, side: dict[str, tuple[int | str, ...]]) -> None:
-    name, kind, shape = "", 0, []
-    for number, content in fields(message):
-        if number == 1:
-            name = _text(content)
-        elif number == 2:
-            for inner, tensor in fields(_message(content)):
-                if inner == 1:
-                    kind, shape = _read_type(_message(tensor))
-    side[name] = tuple(shape)
-    outline.types[name] = TYPES.get(kind, f"type {kind}")
+    found = dict(fields(message))
+    tensor = dict(fields(_message(dict(fields(_message(found.get(2, EMPTY)))).get(1, EMPTY))))
+    name = _text(found.get(1, EMPTY))
+    side[name] = tuple(_size(entry) for number, entry in fields(_message(tensor.get(2, EMPTY))) if number == 1)
+    outline.types[name] = _type_name(tensor.get(1, 0))
 
 
-def _read_type(message: memoryview) -> tuple[int, list[int | str]]:
-    kind, shape = 0, []
-    for number, content in fields(message):
-        if number == 1:
-            kind = _number(content)
-        elif number == 2:
-            for dim, entry in fields(_message(content)):
-                if dim == 1:
-                    found = dict(fields(_message(entry)))
-                    size = found.get(1)
-                    shape.append(size if isinstance(size, int) else _text(found[2]) if 2 in found else "?")
-    return kind, shape
+def _type_name(kind: Content) -> str:
+    return TYPES.get(_whole(kind), f"type {kind}")
+
+
+def _size(entry: Content) -> int | str:
+    found = dict(fields(_message(entry)))
+    size = found.get(1)
+    return size if isinstance(size, int) else _text(found[2]) if 2 in found else "?"
 
 
 # The protobuf wire format, as far as reading ONNX graphs without the onnx package takes it: fields of one message.
@@ -199,15 +198,14 @@ def _read_type(message: memoryview) -> tuple[int, list[int | str]]:
 VARINT, FIXED64, BYTES, FIXED32 = 0, 1, 2, 5
 
 
-def fields(message: memoryview, wanted: Container[int] | None = None) -> Iterator[tuple[int, memoryview | int | None]]:
-    """(field number, content) of each field, or of the wanted ones: bytes as a view, whole numbers as themselves, None
-    for floats."""
+def fields(message: memoryview) -> Iterator[Field]:
+    """(field number, content) of each field: bytes as a view, whole numbers as themselves, None for floats."""
     at, end = 0, len(message)
     while at < end:
         tag, at = (message[at], at + 1) if message[at] < 0x80 else _varint(message, at)
         number, wire_type = tag >> 3, tag & 7
         start = at
-        content: memoryview | int | None = None
+        content: Content = None
         if wire_type == BYTES:
             length, start = (message[at], at + 1) if message[at] < 0x80 else _varint(message, at)
             at = start + length
@@ -219,8 +217,7 @@ def fields(message: memoryview, wanted: Container[int] | None = None) -> Iterato
             raise BundleError(f"wire type {wire_type} at byte {at}")
         if at > end:
             raise BundleError(f"a field runs {at - end} bytes past its message")
-        if wanted is None or number in wanted:
-            yield number, message[start:at] if wire_type == BYTES else content
+        yield number, message[start:at] if wire_type == BYTES else content
 
 
 def _varint(message: memoryview, at: int) -> tuple[int, int]:
@@ -239,19 +236,8 @@ def _varint(message: memoryview, at: int) -> tuple[int, int]:
 #
 # It looks at nothing but the paths of external data: graph, nested graphs, local functions, training graphs, tensors in
 # attributes, sparse tensors.  A graph may name one file only, the one the manifest declares beside it; anything else
-# (another folder, a link out, a second file) is refused.  The wire format is read by onnx_file.py.
+# (another folder, a link out, a second file) is refused.
 
-CHILDREN = {  # message -> field number -> message that stands there (onnx.proto)
-    "model": {7: "graph", 20: "training", 25: "function"},
-    "training": {1: "graph", 2: "graph"},
-    "function": {7: "node", 11: "attribute"},
-    "graph": {1: "node", 5: "tensor", 15: "sparse"},
-    "node": {5: "attribute"},
-    "attribute": {5: "tensor", 6: "graph", 10: "tensor", 11: "graph", 22: "sparse", 23: "sparse"},
-    "sparse": {1: "tensor", 2: "tensor"},
-    "tensor": {13: "entry"},
-    "entry": {},
-}
 KEY = b"location"
 SMALL = 1 << 16  # bytes; what is larger is not copied to be looked through
 
@@ -268,32 +254,15 @@ def check_external_data(graph: Path, data: Path | None) -> None:
 def external_locations(graph: Path) -> set[str]:
     """Every path that the graph would have a runtime open."""
     state = graph.stat()
-    if not state.st_size:
-        raise BundleError(f"{graph}: is empty, expected an ONNX graph")
     return set(_found(graph, state.st_ino, state.st_size, state.st_mtime_ns))
 
 
 @functools.lru_cache(maxsize=64)
 def _found(graph: Path, *state: int) -> frozenset[str]:
     """Looked for once in a file that stays as it is: all graphs are asked when a bundle opens, each when it loads."""
-    with open(graph, "rb") as file:
-        view = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))  # weights inside are never copied
-    try:
-        return frozenset(bytes(location).decode() for location in _locations(view, "model", 0))
-    except (IndexError, UnicodeDecodeError, BundleError) as error:
-        raise BundleError(f"{graph}: not an ONNX graph: {error}") from error
-
-
-def _locations(message: memoryview, kind: str, depth: int) -> Iterator[bytes]:
-    if depth > DEEPEST:
-        raise BundleError(f"nested more than {DEEPEST} deep")
-    if kind == "entry":
-        yield from _entry_locations(message)
-        return
-    children = CHILDREN[kind]
-    for number, content in fields(message, children):
-        if isinstance(content, memoryview) and _may_hold_one(content):
-            yield from _locations(content, children[number], depth + 1)
+    with _reading(graph) as view:
+        entries = (found for way, found in _walk(view, _may_hold_one) if way[-1] == "entry")
+        return frozenset(bytes(location).decode() for found in entries for location in _entry_locations(found))
 
 
 def _may_hold_one(message: memoryview) -> bool:
@@ -301,11 +270,6 @@ def _may_hold_one(message: memoryview) -> bool:
     return len(message) > SMALL or KEY in bytes(message)
 
 
-def _entry_locations(message: memoryview) -> Iterator[bytes]:
+def _entry_locations(found: Sequence[Field]) -> Sequence[memoryview | bytes]:
     """StringStringEntryProto: key = 1, value = 2.  A field given twice counts twice: nothing hides behind the last."""
-    keys, values = [], []
-    for number, content in fields(message):
-        if isinstance(content, memoryview) and number in (1, 2):
-            (keys if number == 1 else values).append(bytes(content))
-    if KEY in keys:
-        yield from values or [b""]
+    return (_all(found, 2) or [b""]) if KEY in _all(found, 1) else ()

@@ -20,8 +20,8 @@ from typing import IO, TYPE_CHECKING, Any, Protocol, Union, cast
 
 import numpy as np
 
-from edgemm.bundle.reading import check_is_file, reading
-from edgemm.errors import InputError, MissingError, UsageError
+from edgemm.bundle.files import check_is_file, pillow, reading
+from edgemm.errors import InputError, UsageError
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -34,7 +34,6 @@ __all__ = [
     "load_picture",
     "load_stretched",
     "open_picture",
-    "pillow",
     "seeded_picture",
 ]
 
@@ -46,7 +45,7 @@ BITS_PER_SAMPLE = 258  # a tag of TIFF
 
 
 class AsPil(Protocol):
-    """A picture of ours: Picture and ImageResult of runtimes/results.py."""
+    """A picture of ours: Picture and ImageResult of runtimes/image_call.py."""
 
     def to_pil(self) -> Image: ...
 
@@ -205,15 +204,6 @@ def _sides(width: int, height: int, size: int, fit: str, least: int = 1) -> tupl
     longer = max(width, height)
     whole = int if fit == "pad_cut" else round
     return max(least, whole(width * size / longer)), max(least, whole(height * size / longer))
-
-
-def pillow() -> Any:
-    """PIL.Image, or how to get it."""
-    try:
-        from PIL import Image
-    except ImportError as error:
-        raise MissingError("pictures need Pillow: pip install 'edgemm[ort]'") from error
-    return Image
 
 
 def _check_pixels(name: str, width: int, height: int, max_pixels: int) -> None:

@@ -10,9 +10,9 @@ from typing import Any
 
 from edgemm import progress
 from edgemm.bench.options import Plan
-from edgemm.cli.arguments import add_options, read_options
-from edgemm.cli.display import Display
 from edgemm.errors import EdgemmError, UsageError
+from edgemm.options import add_options, read_options
+from edgemm.progress import Display
 
 __all__ = ["add_arguments", "run"]
 

@@ -12,14 +12,15 @@ import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from edgemm.bundle.reading import reading
-from edgemm.cli.arguments import add_model_arguments, add_options, open_model, read_options
+from edgemm.bundle.files import reading
+from edgemm.cli.draw import add_model_arguments, open_model
 from edgemm.errors import InputError, UsageError
-from edgemm.runtimes.options import TextOptions
+from edgemm.options import add_options, read_options
+from edgemm.runtimes.text_call import TextOptions
 
 if TYPE_CHECKING:
     from edgemm.runtimes.model import Model
-    from edgemm.runtimes.results import TextResult
+    from edgemm.runtimes.text_call import TextResult
 
 __all__ = ["HELP", "add_arguments", "run"]
 

@@ -8,9 +8,9 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from edgemm.cli.display import Display
 from edgemm.data.sources import STYLES, default_cache
 from edgemm.errors import UsageError
+from edgemm.progress import Display
 
 __all__ = ["HELP", "add_arguments", "run"]
 

@@ -7,8 +7,8 @@ import json
 import math
 from pathlib import Path
 
-from edgemm.cli.display import Display
 from edgemm.errors import InputError, UsageError
+from edgemm.progress import Display
 
 __all__ = ["HELP", "add_arguments", "run"]
 

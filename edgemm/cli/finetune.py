@@ -10,8 +10,8 @@ import dataclasses
 from pathlib import Path
 
 from edgemm import progress
-from edgemm.cli.display import Display
 from edgemm.errors import MissingError
+from edgemm.progress import Display
 from edgemm.train.recipe_file import METHODS, PARTS, FinetuneRecipe, read_recipe
 
 __all__ = ["HELP", "add_arguments", "run"]

@@ -18,8 +18,9 @@ import sys
 import traceback
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from types import ModuleType
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import edgemm
 from edgemm.errors import EdgemmError, InputError, MissingError, ResourceError, UsageError
@@ -49,6 +50,7 @@ VERBS = {
     "build": Verb("edgemm.cli.build", "tensorrt-rtx", "TensorRT engines of a bundle, for this device or for others"),
     "chat": Verb("edgemm.cli.chat", "ort", "ask a bundle, with pictures or without"),
     "draw": Verb("edgemm.cli.draw", "ort", "draw a picture with a bundle"),
+    "serve": Verb("edgemm.cli.serve", "serve", "answer over HTTP, as OpenAI's interface does"),
     "inspect": Verb("edgemm.cli.inspect", "ort", "what is in a bundle"),
     "doctor": Verb("edgemm.cli.doctor", "ort", "what this machine can run and what to install"),
     "bench": Verb("edgemm.cli.bench", "ort", "latency, throughput and memory of a bundle"),
@@ -75,6 +77,11 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         raise UsageError(f"{message} (see: {self.prog} --help)")
+
+    def _get_value(self, action: argparse.Action, arg_string: str) -> Any:
+        if action.type is Path and not arg_string:  # an unset variable of a shell; Path("") would be where one stands
+            raise argparse.ArgumentError(action, "an empty path")
+        return super()._get_value(action, arg_string)  # type: ignore[misc]
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -6,9 +6,9 @@ import argparse
 from pathlib import Path
 
 from edgemm import progress
-from edgemm.bundle.files import telling_name
-from edgemm.cli.display import Display
+from edgemm.bundle.writer import telling_name
 from edgemm.errors import MissingError
+from edgemm.progress import Display
 
 __all__ = ["HELP", "add_arguments", "run"]
 

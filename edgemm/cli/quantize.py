@@ -6,11 +6,10 @@ import argparse
 from pathlib import Path
 
 from edgemm import progress
-from edgemm.bundle.files import telling_name
-from edgemm.cli.arguments import add_options, read_options
-from edgemm.cli.display import Display
+from edgemm.bundle.writer import telling_name
 from edgemm.errors import MissingError, UsageError
-from edgemm.options import options_of
+from edgemm.options import add_options, options_of, read_options
+from edgemm.progress import Display
 from edgemm.quantize.options import JudgeOptions, QuantizeOptions
 from edgemm.quantize.spec import Spec, check_destination
 

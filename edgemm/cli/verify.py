@@ -17,8 +17,8 @@ from edgemm.bundle.bundle import Bundle, altered_files, open_bundle
 from edgemm.bundle.graph_rules import RULES, broken_rules
 from edgemm.bundle.manifest import Manifest
 from edgemm.bundle.onnx_file import check_external_data, read_outline
-from edgemm.cli.display import Display
 from edgemm.errors import CheckFailedError, MissingError
+from edgemm.progress import Display
 
 __all__ = ["HELP", "PARITY", "add_arguments", "check_graphs", "check_hashes", "check_rules", "run"]
 

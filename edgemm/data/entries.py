@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import csv
 import io
+import itertools
 import json
 import os
 import tarfile
@@ -24,7 +25,8 @@ from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
-from edgemm.bundle.picture import FORMATS, open_picture, pillow
+from edgemm.bundle.files import pillow, reading
+from edgemm.bundle.picture import FORMATS, open_picture
 from edgemm.errors import InputError, MissingError
 
 if TYPE_CHECKING:
@@ -71,6 +73,9 @@ def _split_of(path: Path) -> str:
 def _folder(source: Path) -> Iterator[Entry]:
     tables = sorted([*source.rglob("metadata.jsonl"), *source.rglob("metadata.csv")])
     if tables:
+        for table, other in itertools.pairwise(tables):
+            if table.parent == other.parent:
+                raise InputError(f"{table.parent}: holds {table.name} and {other.name}, expected one of them")
         for table in tables:
             yield from _table(table, _split_of(table.relative_to(source)))
         return
@@ -109,11 +114,15 @@ def _rows(table: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     lines = io.StringIO(text, newline="")
     if table.suffix == ".csv":
         delimiter = max(",;\t", key=text.partition("\n")[0].count)  # Excel's is a semicolon in half of the world
-        try:
-            for number, row in enumerate(csv.DictReader(lines, delimiter=delimiter), start=2):
-                yield number, {key: value for key, value in row.items() if key and value}
-        except csv.Error as error:
-            raise InputError(f"{table}: not CSV: {error}") from error
+        with reading(table, "not CSV"):
+            rows = list(csv.DictReader(lines, delimiter=delimiter, strict=True))  # an open quote takes the rest
+        for number, row in enumerate(rows, start=2):
+            if more := row.pop(None, None):  # type: ignore[call-overload]
+                raise InputError(
+                    f"{table}, row {number}: {len(row) + len(more)} cells under {len(row)} names; put a text with "
+                    f"{delimiter!r} in it in quotes"
+                )
+            yield number, {key: value for key, value in row.items() if key and value}
         return
     for number, line in enumerate(lines, start=1):
         if line.strip():
@@ -122,7 +131,7 @@ def _rows(table: Path) -> Iterator[tuple[int, dict[str, Any]]]:
 
 def _tar(shard: Path, split: str) -> Iterator[Entry]:
     """Members that share everything before the first dot of their name are one entry; they stand side by side."""
-    try:
+    with reading(shard, "not a whole tar"):
         with tarfile.open(shard, "r|*") as members:
             key, group = None, {}
             for member in members:
@@ -141,8 +150,6 @@ def _tar(shard: Path, split: str) -> Iterator[Entry]:
                     group["picture" if is_picture else end.lower()] = data.read()
             if group:
                 yield _grouped(shard, key, group, split)
-    except (tarfile.TarError, EOFError, OSError) as error:
-        raise InputError(f"{shard}: not a whole tar: {error}") from error
 
 
 def _grouped(shard: Path, key: str | None, group: dict[str, bytes], split: str) -> Entry:
@@ -161,10 +168,8 @@ def _grouped(shard: Path, key: str | None, group: dict[str, bytes], split: str) 
 
 
 def _decoded(data: bytes, where: str) -> Image:
-    try:
+    with reading(where, "not a picture that edgemm reads"):
         picture = pillow().open(io.BytesIO(data), formats=FORMATS)
-    except Exception as error:  # a hostile header makes decoders raise nearly anything
-        raise InputError(f"{where}: not a picture that edgemm reads: {error}") from error
     try:
         return open_picture(picture)
     except InputError as error:
@@ -176,7 +181,8 @@ def _saved_dataset(source: Path) -> Iterator[Entry]:
         import datasets  # type: ignore[import-not-found]
     except ImportError as error:
         raise MissingError(f"{source} is a Hugging Face dataset: pip install datasets") from error
-    loaded = datasets.load_from_disk(str(source))
+    with reading(source, "not a dataset of the library `datasets`"):
+        loaded = datasets.load_from_disk(str(source))
     parts = loaded.items() if isinstance(loaded, dict) else [("train", loaded)]
     for name, part in parts:
         picture = next((key for key, kind in part.features.items() if isinstance(kind, datasets.Image)), None)
@@ -190,13 +196,12 @@ def _saved_dataset(source: Path) -> Iterator[Entry]:
 
 
 def _object(text: str, where: str) -> dict[str, Any]:
-    try:
+    with reading(where, "not JSON"):
         document = json.loads(text)
-        json.dumps(document, ensure_ascii=False).encode()
-    except UnicodeEncodeError as error:
-        raise InputError(f"{where}: half of a surrogate pair, {error.object[error.start]!a}: no letter") from error
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{where}: not JSON: {error}") from error
+        try:
+            json.dumps(document, ensure_ascii=False).encode()
+        except UnicodeEncodeError as error:
+            raise InputError(f"{where}: half of a surrogate pair, {error.object[error.start]!a}: no letter") from error
     if not isinstance(document, dict):
         raise InputError(f"{where}: holds a {type(document).__name__}, expected an object")
     return document

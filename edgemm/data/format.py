@@ -25,9 +25,21 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, TypeVar
 
+from edgemm.bundle.files import read_text, reading
 from edgemm.errors import InputError
 
-__all__ = ["SCHEMA_VERSION", "SPLITS", "Dataset", "Edit", "Question", "Sample", "Source", "dump_line", "read_dataset"]
+__all__ = [
+    "SCHEMA_VERSION",
+    "SPLITS",
+    "Dataset",
+    "Edit",
+    "Question",
+    "Sample",
+    "Source",
+    "check_dataset",
+    "dump_line",
+    "read_dataset",
+]
 
 SCHEMA_VERSION = 1
 SPLITS = ("train", "held-out-style", "held-out-family", "held-out-pair", "scorer", "test")
@@ -123,12 +135,10 @@ def read_dataset(path: str | Path) -> Dataset:
     """Read a dataset folder; every line is checked, pictures are not opened."""
     path = Path(path)
     header = _read_header(path)
-    try:
+    with reading(path / "dataset.json", "rebuild it with `edgemm data`"):
         kind, size, styles = str(header["kind"]), int(header["size"]), tuple(header["styles"])
         sources = tuple(Source(**source) for source in header["sources"])
-        baselines, counts = header["baselines"], header["counts"]
-    except (KeyError, TypeError, ValueError) as error:
-        raise InputError(f"{path / 'dataset.json'} lacks or garbles {error}; rebuild it with: edgemm data") from error
+        baselines, counts = dict(header["baselines"]), {str(k): int(v) for k, v in header["counts"].items()}
     samples = tuple(_read_lines(path / "samples.jsonl", Sample))
     questions = tuple(_read_lines(path / "questions.jsonl", Question))
     edits = tuple(_read_lines(path / "edits.jsonl", Edit)) if (path / "edits.jsonl").is_file() else ()
@@ -151,6 +161,11 @@ def read_dataset(path: str | Path) -> Dataset:
     )
 
 
+def check_dataset(path: str | Path) -> None:
+    """InputError where there is no dataset; its lines are not looked at."""
+    _read_header(Path(path))
+
+
 def _read_header(path: Path) -> dict[str, Any]:
     if not path.is_dir():
         raise InputError(f"no dataset folder at {path}; make one with: edgemm data emoji --output {path}")
@@ -160,10 +175,8 @@ def _read_header(path: Path) -> dict[str, Any]:
             f"{path} has no dataset.json, so it is no dataset; make one of its pictures: edgemm data pictures --source "
             f"{path} --output {path}-dataset"
         )
-    try:
-        header = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise InputError(f"{file} is not JSON ({error}); rebuild it with: edgemm data") from error
+    with reading(file, "is not JSON; rebuild it with `edgemm data`"):
+        header = json.loads(read_text(file))
     found = header.get("schema_version") if isinstance(header, dict) else None
     if found != SCHEMA_VERSION:
         raise InputError(f"{file} has schema_version {found}, this edgemm reads {SCHEMA_VERSION}; rebuild the dataset")
@@ -177,12 +190,10 @@ def _read_lines(file: Path, record: type[Record]) -> Iterable[Record]:
     if not file.is_file():
         raise InputError(f"{file} is missing; rebuild the dataset with: edgemm data")
     names = {item.name for item in fields(record)}
-    with file.open(encoding="utf-8") as lines:
+    with reading(file), file.open(encoding="utf-8") as lines:
         for number, line in enumerate(lines, start=1):
-            try:
+            with reading(f"{file}, line {number}", ""):
                 yield record(**_tuples(json.loads(line), names))
-            except (TypeError, ValueError) as error:
-                raise InputError(f"{file}, line {number}: {error}") from error
 
 
 def _tuples(values: Mapping[str, Any], names: set[str]) -> dict[str, Any]:

@@ -19,8 +19,9 @@ from pathlib import Path
 from typing import Any
 
 from edgemm import progress
+from edgemm.bundle.files import reading
 from edgemm.data.format import Source
-from edgemm.errors import CheckFailedError, InputError, MissingError
+from edgemm.errors import CheckFailedError, MissingError
 
 __all__ = ["LABELS", "PACKAGES", "STYLES", "Package", "default_cache", "fetch", "read_json"]
 
@@ -139,14 +140,12 @@ def fetch(package: Package, cache: Path, *, offline: bool = False) -> Path:
 
 def read_json(tarball: Path, member: str) -> Any:
     """One JSON member of an npm tarball, by its path below `package/`."""
-    try:
+    with reading(tarball, f"no readable {member}; delete it and run again"):
         with tarfile.open(tarball, "r:gz") as archive:
             stream = archive.extractfile(f"package/{member}")
             if stream is None:
                 raise KeyError(member)
             return json.load(stream)
-    except (KeyError, ValueError, tarfile.TarError, EOFError) as error:
-        raise InputError(f"{tarball} has no readable {member} ({error}); delete it and run again") from error
 
 
 def _pack(package: Package, cache: Path, offline: bool) -> None:

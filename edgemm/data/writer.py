@@ -15,10 +15,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edgemm.bundle.files import is_disk_full, whole_folder
+from edgemm.bundle.files import is_disk_full
+from edgemm.bundle.writer import whole_folder
 from edgemm.data.format import SCHEMA_VERSION, SPLITS, Edit, Question, Sample, dump_line
 from edgemm.data.sources import Package
-from edgemm.errors import EdgemmError, ResourceError, UsageError
+from edgemm.errors import InputError, ResourceError, UsageError
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -107,7 +108,7 @@ def new_folder(goal: Path, *, force: bool = False) -> Iterator[Path]:
             raise UsageError(f"cannot write beside {goal}: {error.strerror}; give another --output") from error
         if is_disk_full(error):
             raise ResourceError(f"the disk of {goal} is full; free some space or give another --output") from error
-        raise EdgemmError(f"writing {goal} failed: {error}") from error
+        raise InputError(f"{error.filename or goal}: {error.strerror or error}; {goal} was not made") from error
 
 
 # How well one does without looking: the score every reported accuracy stands beside.

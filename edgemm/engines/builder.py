@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -23,9 +24,64 @@ from edgemm import progress
 from edgemm.bundle.files import is_disk_full
 from edgemm.engines.cache import EngineCache, Entry
 from edgemm.engines.engine_spec import EngineSpec, Profile, merged, smaller
-from edgemm.errors import BundleError, EdgemmError, ResourceError
+from edgemm.errors import BundleError, EdgemmError, ResourceError, UsageError
+from edgemm.options import option
 
-__all__ = ["Built", "Limits", "Outcome", "Rung", "attempt", "build_engine", "climb"]
+__all__ = [
+    "OPT_LEVEL",
+    "TIMEOUT_S",
+    "BuildOptions",
+    "parse_bytes",
+    "Built",
+    "Limits",
+    "Outcome",
+    "Rung",
+    "attempt",
+    "build_engine",
+    "climb",
+]
+
+
+UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
+OPT_LEVEL = 3  # TensorRT's own default
+TIMEOUT_S = 3600.0
+
+
+@dataclass(frozen=True)
+class BuildOptions:
+    """What `edgemm build` is asked for: names, defaults and meaning of every option, said once."""
+
+    target: str | None = option(None, "rtx, jetson-orin-jp6, jetson-orin or jetson-thor (default: what fits here)")
+    sm: str | None = option(None, "build for RTX devices that are not here: 75, 80, 86, 89, 120, 121", metavar="SM,...")
+    device: str | None = option(None, "which of this machine's GPUs (default: cuda:0)", metavar="cuda:N")
+    max_memory: str | None = option(
+        None, "of the building process: 2GiB (default: 3/4 of what is free)", metavar="SIZE"
+    )
+    opt_level: int = option(OPT_LEVEL, "0 to 5: how long TensorRT looks for speed")
+    timeout: float = option(TIMEOUT_S, "of one attempt", metavar="SECONDS")
+    cache: Path | None = option(None, "where engines are kept (default: ~/.cache/edgemm)", metavar="FOLDER")
+    cache_size: str = option("16GiB", "oldest unused go beyond it", metavar="SIZE")
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.opt_level <= 5:
+            raise UsageError(f"opt-level is {self.opt_level}, expected 0 to 5")
+        if not self.timeout > 0:
+            raise UsageError(f"timeout is {self.timeout:g}, expected more than 0 seconds")
+        for size in filter(None, (self.max_memory, self.cache_size)):
+            parse_bytes(size)
+
+    @property
+    def memory_bytes(self) -> int | None:
+        return parse_bytes(self.max_memory) if self.max_memory else None
+
+
+def parse_bytes(text: str) -> int:
+    """2GiB, 512MB, 100000: always powers of 1024."""
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMG]?)(?:i?B)?", text, re.IGNORECASE)
+    size = int(float(found.group(1)) * UNITS[found.group(2).upper()]) if found else 0
+    if size < 1:
+        raise UsageError(f"size is {text!r}, expected for example 2GiB or 512MiB")
+    return size
 
 
 @dataclass(frozen=True)

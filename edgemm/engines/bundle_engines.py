@@ -12,13 +12,13 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from edgemm.bundle.bundle import Bundle, open_bundle
+from edgemm.bundle.components import Variant
 from edgemm.bundle.graph_rules import RULES, broken_rules
-from edgemm.bundle.manifest import Variant
 from edgemm.bundle.onnx_file import Outline, check_external_data, read_outline
 from edgemm.device.gpu import CudaDriver, missing_kernels, probe_cuda
 from edgemm.device.machine import Board, read_board, read_machine
 from edgemm.device.targets import find_system_tensorrt, installed_version
-from edgemm.engines.builder import Built, Limits, build_engine
+from edgemm.engines.builder import OPT_LEVEL, TIMEOUT_S, Built, Limits, build_engine
 from edgemm.engines.cache import EngineCache, default_folder
 from edgemm.engines.engine_spec import EngineSpec, Place, profiles_of
 from edgemm.errors import BundleError, MissingError, ResourceError, UsageError
@@ -136,8 +136,6 @@ def install_line(package: str, board: Board | None, root: Path = Path("/")) -> s
     return f"sudo apt-get install nvidia-jetpack, then make the environment with: {environment}"
 
 
-OPT_LEVEL = 3  # TensorRT's own default
-TIMEOUT_S = 3600.0
 MOST_WORKSPACE_BYTES = 1 << 30
 AUTOENCODER = ("image_decoder", "latent_encoder")  # whose maps of 1024 pixels want twice as much, and get four times
 SHARE_OF_FREE = 0.75  # of what is free: on a Jetson the GPU's memory is the same memory

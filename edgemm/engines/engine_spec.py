@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from edgemm.bundle.components import TensorSpec
-from edgemm.bundle.loops import SIDE_BY_SIDE
+from edgemm.bundle.drawing import SIDE_BY_SIDE
 from edgemm.bundle.manifest import Manifest
 from edgemm.errors import BundleError
 

@@ -19,6 +19,7 @@ import numpy as np
 import torch
 
 from edgemm import progress
+from edgemm.bundle.files import reading
 from edgemm.data.format import Dataset, Sample
 from edgemm.errors import InputError
 from edgemm.evaluate.subject import real_pictures, resized
@@ -78,12 +79,10 @@ class LabelScorer:
 
     @classmethod
     def load(cls, path: Path) -> LabelScorer:
-        try:
+        with reading(path, "no scorer that was stored; delete it and it is trained again"):
             with np.load(path, allow_pickle=False) as stored:
                 labels = tuple(map(str, stored["labels"]))
                 return cls(labels, stored["mean"], stored["scale"], stored["weights"].astype(np.float32))
-        except (KeyError, ValueError, OSError, EOFError) as error:
-            raise InputError(f"{path}: not a stored scorer ({error}); delete it and it is trained again") from error
 
 
 def _unit(rows: np.ndarray) -> np.ndarray:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from edgemm.bundle.picture import pillow
+from edgemm.bundle.files import pillow
 from edgemm.evaluate.subject import DRAWN_SPLITS
 from edgemm.report import page as kit
 from edgemm.report.svg import Bar, bars

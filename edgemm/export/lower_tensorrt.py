@@ -92,7 +92,9 @@ def _write(writer: Writer, product: Product, spec: Spec) -> ir.Value | None:
     layer = spec.layer(product.layer)
     if layer.bits is None or product.layer == HEAD:
         return None
-    construct = refusal(layer)
+    construct, width = refusal(layer), product.weight().shape[1]
+    if not construct and layer.form == "int" and layer.group and width % layer.group:
+        construct = f"blocks of {layer.group} in a weight of {width} input channels, which is no multiple"
     if construct:
         raise InputError(f"{product.layer}: TensorRT takes no {construct}: quantize with --portable")
     return write_qdq(writer, product, spec)

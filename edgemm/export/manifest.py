@@ -26,7 +26,7 @@ from edgemm.bundle.bundle import (
     Manifest,
     Source,
 )
-from edgemm.bundle.files import telling_name
+from edgemm.bundle.writer import telling_name
 from edgemm.model.checkpoint import weights_hash
 from edgemm.model.prompts import text_loop
 from edgemm.model.unified import Unified

@@ -24,7 +24,7 @@ from edgemm.export.passes.rewriting import dims, infer
 from edgemm.export.products import SCOPES
 from edgemm.model.kept_weights import KeptTensor, shapes_only
 
-__all__ = ["OPSET", "trace", "quiet"]
+__all__ = ["OPSET", "trace", "without_warnings"]
 
 OPSET = 24
 # of what it is traced with: no 0 or 1, no two alike; of pixels, so many times what a side is a multiple of
@@ -53,7 +53,7 @@ def trace(graph: ComponentGraph) -> ir.Model:
     axes = tuple(
         {axis: dims[entry] for axis, entry in enumerate(spec.shape) if isinstance(entry, str)} for spec in graph.inputs
     )
-    with quiet(), shapes_only(graph.module) as kept:
+    with without_warnings(), shapes_only(graph.module) as kept:
         program = torch.onnx.export(
             _Positional(graph.module).eval(),
             tuple(_example(spec, graph.multiples) for spec in graph.inputs),
@@ -125,11 +125,11 @@ def _name_axes(component: str, spec: TensorSpec, value: ir.Value) -> None:
     value.shape = ir.Shape(spec.shape)
 
 
-# Silence for libraries that talk to their own developers: log lines on the root logger, bars and notes on stdout.
+# What libraries tell their own developers is left out: log lines on the root logger, bars and notes on stdout.
 
 
 @contextlib.contextmanager
-def quiet() -> Iterator[None]:
+def without_warnings() -> Iterator[None]:
     """Errors still pass."""
     level = logging.root.manager.disable
     logging.disable(logging.WARNING)

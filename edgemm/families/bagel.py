@@ -10,7 +10,8 @@ from typing import Any
 
 import torch
 
-from edgemm.bundle.loops import DenoiseLoop, DenoiseTemplate, EditGuidance, LatentGrid, TextLoop, TextTemplate
+from edgemm.bundle.drawing import DenoiseLoop, DenoiseTemplate, EditGuidance, LatentGrid
+from edgemm.bundle.manifest import TextLoop, TextTemplate
 from edgemm.errors import CheckpointError
 from edgemm.families.bagel_answers import (
     EDIT_GUIDANCE,

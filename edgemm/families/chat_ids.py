@@ -18,9 +18,9 @@ import numpy as np
 from PIL import Image
 
 from edgemm import progress
-from edgemm.bundle.loops import TextLoop
-from edgemm.bundle.prompt import Message, chat_prompt
-from edgemm.bundle.tokenizer import Tokenizer
+from edgemm.bundle.chat import Message, chat_prompt
+from edgemm.bundle.manifest import TextLoop
+from edgemm.bundle.prompt import Tokenizer
 from edgemm.errors import CheckpointError, EdgemmError
 from edgemm.families.chat_strings import added_around, says
 from edgemm.families.hf_checkpoint import Checkpoint

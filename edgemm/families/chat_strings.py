@@ -10,7 +10,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from edgemm.bundle.loops import TextTemplate
+from edgemm.bundle.files import reading
+from edgemm.bundle.manifest import TextTemplate
 from edgemm.errors import CheckpointError
 
 __all__ = ["ChatStrings", "added_around", "chat_strings", "plain_strings", "says"]
@@ -61,11 +62,16 @@ def chat_strings(render: Render, place: str | None, folder: Any) -> ChatStrings:
     Raises CheckpointError when the template does what strings cannot.
     """
     q, answer, other, system, _ = MARKS
+
+    def told(messages: list[dict[str, Any]]) -> str:
+        with reading(folder, "its chat template cannot be rendered", CheckpointError):
+            return render(messages)
+
     try:
-        found = _cut(render, place, q, answer, other, system)
+        found = _cut(told, place, q, answer, other, system)
     except (ValueError, IndexError) as error:
         raise CheckpointError(f"{folder}: its chat template cannot be told in plain strings: {error}") from error
-    _try_out(render, found, place, folder)
+    _try_out(told, found, place, folder)
     return found
 
 

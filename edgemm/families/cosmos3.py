@@ -15,10 +15,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from edgemm.bundle.denoise import DenoiseLoop, DenoiseTemplate, LatentGrid
-from edgemm.bundle.reading import reading
+from edgemm.bundle.drawing import DenoiseLoop, DenoiseTemplate, LatentGrid
+from edgemm.bundle.files import reading
 from edgemm.errors import CheckpointError
-from edgemm.export.trace import quiet
+from edgemm.export.trace import without_warnings
 from edgemm.families import hf_checkpoint, qwen3_vl
 from edgemm.families.cosmos3_layers import Conditioner, Denoiser, Generator, PictureDecoder
 from edgemm.families.family import Drawn, Named, Parts, Pieces, Shape, component
@@ -270,7 +270,7 @@ def _denoise_loop(checkpoint: Checkpoint) -> DenoiseLoop:
 @torch.no_grad()
 def draw(checkpoint: Checkpoint, drawn: Drawn) -> Tensor:
     """(3, H, W): over the library's own keys and values, by diffusers' scheduler."""
-    with quiet():
+    with without_warnings():
         from diffusers.schedulers.scheduling_unipc_multistep import UniPCMultistepScheduler
     import numpy as np
 

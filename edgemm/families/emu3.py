@@ -12,8 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from edgemm.bundle.loops import ImageTokensLoop, TextLoop
-from edgemm.bundle.reading import read_text, reading
+from edgemm.bundle.drawing import ImageTokensLoop
+from edgemm.bundle.files import read_text, reading
+from edgemm.bundle.manifest import TextLoop
 from edgemm.errors import CheckpointError
 from edgemm.families.chat_ids import as_the_library_reads
 from edgemm.families.family import (

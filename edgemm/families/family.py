@@ -32,7 +32,8 @@ import torch
 from torch import Tensor, nn
 
 from edgemm.bundle.components import COMPONENTS, TensorSpec, pattern
-from edgemm.bundle.loops import DenoiseLoop, ImageTokensLoop, TextLoop
+from edgemm.bundle.drawing import DenoiseLoop, ImageTokensLoop
+from edgemm.bundle.manifest import TextLoop
 from edgemm.bundle.picture import seeded_picture
 from edgemm.errors import CheckpointError
 from edgemm.export.component_graphs import ComponentGraph

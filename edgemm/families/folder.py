@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from edgemm.bundle.reading import check_is_file, read_text, reading
+from edgemm.bundle.files import check_is_file, read_text, reading
 from edgemm.errors import CheckpointError, InputError, MissingError, UsageError
 
 __all__ = ["PIPELINE", "Found", "find_foreign", "other_folders"]

@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from edgemm.bundle.loops import TextLoop
+from edgemm.bundle.manifest import TextLoop
 from edgemm.errors import CheckpointError
 from edgemm.export.component_graphs import scatter
 from edgemm.families.chat_ids import as_the_library_reads, without_pictures

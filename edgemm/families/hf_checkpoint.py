@@ -18,9 +18,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from edgemm.bundle.reading import check_is_file, read_text, reading
+from edgemm.bundle.files import check_is_file, read_text, reading
 from edgemm.errors import CheckpointError, MissingError
-from edgemm.export.trace import quiet
+from edgemm.export.trace import without_warnings
 from edgemm.families.folder import Found
 from edgemm.families.unpickle import how, pickles_in
 from edgemm.model.kept_weights import mapped_tensors
@@ -52,7 +52,7 @@ class Checkpoint:
         """Tokenizer and picture rules together; for models that read pictures."""
         from transformers import AutoProcessor
 
-        with reading(self.folder, "its processor cannot be read", CheckpointError), quiet():
+        with reading(self.folder, "its processor cannot be read", CheckpointError), without_warnings():
             return AutoProcessor.from_pretrained(self.folder, **OFFLINE)
 
     @cached_property
@@ -60,7 +60,7 @@ class Checkpoint:
         """The picture rules alone: a processor that also takes video cannot be read where torchvision is missing."""
         from transformers import AutoImageProcessor
 
-        with reading(self.folder, "its image processor cannot be read", CheckpointError), quiet():
+        with reading(self.folder, "its image processor cannot be read", CheckpointError), without_warnings():
             return AutoImageProcessor.from_pretrained(self.folder, **OFFLINE)
 
     @cached_property
@@ -68,7 +68,7 @@ class Checkpoint:
         from transformers import AutoTokenizer
 
         folder = self.words or self.folder
-        with reading(folder, "its tokenizer cannot be read", CheckpointError), quiet():
+        with reading(folder, "its tokenizer cannot be read", CheckpointError), without_warnings():
             found = AutoTokenizer.from_pretrained(**_named(folder), **OFFLINE)
         if not hasattr(found, "backend_tokenizer"):
             raise CheckpointError(f"{folder}: a tokenizer without a tokenizer.json; the runtime reads no other")
@@ -96,7 +96,7 @@ def open_checkpoint(found: Found, family: ModuleType | None = None) -> Checkpoin
     """By the library, or by the family's own modules where it has such."""
     opened = getattr(family, "open_model", None)
     if opened is not None:
-        with quiet():
+        with without_warnings():
             words = found.others.get(getattr(family, "TOKENIZER", ""))
             return Checkpoint(found.folder, found.architecture, opened(found).eval(), words)
     if found.folder.is_dir():
@@ -105,7 +105,7 @@ def open_checkpoint(found: Found, family: ModuleType | None = None) -> Checkpoin
             raise no_weights(found.folder)
     with (
         reading(found.folder, "the library cannot load it", CheckpointError),
-        quiet(),
+        without_warnings(),
         contextlib.redirect_stderr(io.StringIO()),
     ):  # bars
         weights = _weights(found)
@@ -193,7 +193,7 @@ def skeleton(found: Found, family: ModuleType | None = None) -> Any:
     own = getattr(family, "skeleton", None)
     if own is not None:
         return own(found)
-    with reading(found.folder, "config.json cannot be read", CheckpointError), quiet():
+    with reading(found.folder, "config.json cannot be read", CheckpointError), without_warnings():
         config = _config(found)
         with torch.device("meta"):
             return _class_of(found)(config)

@@ -11,7 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from edgemm.bundle.loops import ImageTokensLoop, TextLoop
+from edgemm.bundle.drawing import ImageTokensLoop
+from edgemm.bundle.manifest import TextLoop
 from edgemm.families.chat_ids import as_the_library_reads
 from edgemm.families.family import Eye, Parts, PictureRule, Pieces, component, example_pictures, picture_rule
 from edgemm.families.hf_checkpoint import Checkpoint

@@ -14,8 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from edgemm.bundle.denoise import DenoiseLoop, DenoiseTemplate, LatentGrid
-from edgemm.bundle.loops import TextLoop, TextTemplate
+from edgemm.bundle.drawing import DenoiseLoop, DenoiseTemplate, LatentGrid
+from edgemm.bundle.manifest import TextLoop, TextTemplate
 from edgemm.errors import CheckpointError
 from edgemm.families.autoencoder_kl import WHAT, autoencoder_skeleton, open_autoencoder
 from edgemm.families.family import Drawn, Eye, Named, Parts, PictureRule, Pieces, component, example_pictures

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from edgemm.bundle.loops import TextLoop
+from edgemm.bundle.manifest import TextLoop
 from edgemm.errors import CheckpointError
 from edgemm.export.component_graphs import ComponentGraph, scatter
 from edgemm.families.chat_ids import as_the_library_reads, plain

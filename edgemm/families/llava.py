@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from edgemm.bundle.loops import TextLoop
+from edgemm.bundle.manifest import TextLoop
 from edgemm.errors import CheckpointError
 from edgemm.families.chat_ids import as_the_library_reads
 from edgemm.families.chat_strings import ChatStrings, added_around, chat_strings, plain_strings

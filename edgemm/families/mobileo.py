@@ -12,8 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from edgemm.bundle.loops import DenoiseLoop, DenoiseTemplate, LatentGrid, TextLoop, TextTemplate
-from edgemm.bundle.manifest import Licence
+from edgemm.bundle.drawing import DenoiseLoop, DenoiseTemplate, LatentGrid
+from edgemm.bundle.manifest import Licence, TextLoop, TextTemplate
 from edgemm.bundle.picture import load_picture
 from edgemm.bundle.prompt import PICTURE_ID
 from edgemm.errors import CheckpointError

@@ -11,7 +11,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from edgemm.errors import CheckpointError
-from edgemm.export.trace import quiet
+from edgemm.export.trace import without_warnings
 from edgemm.families.fastvit import FastViT, FastViTSizes
 from edgemm.families.folder import Found
 from edgemm.families.own_modules import fill, from_sizes, names_and_shapes, names_in, read_config
@@ -50,7 +50,7 @@ def skeleton(found: Found) -> Any:
     sana = _sana(found.others["sana"]) if "sana" in found.others else None
     shapes = _shapes(found.folder)
 
-    with quiet():  # importing them says what they lack
+    with without_warnings():  # importing them says what they lack
         from diffusers.models.autoencoders.autoencoder_dc import AutoencoderDC
         from diffusers.models.transformers.sana_transformer import SanaTransformer2DModel
         from transformers import Qwen2Config, Qwen2ForCausalLM

@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from edgemm.bundle.reading import read_text, reading
+from edgemm.bundle.files import read_text, reading
 from edgemm.errors import CheckpointError
 from edgemm.families.hf_checkpoint import no_weights
 from edgemm.model.kept_weights import MappedFile, kept, widened

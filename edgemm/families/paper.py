@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from edgemm.bundle.reading import reading
+from edgemm.bundle.files import reading
 from edgemm.errors import CheckpointError
 from edgemm.families.family import without_copies
 from edgemm.families.folder import GGUF, Found

@@ -13,8 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from edgemm.bundle.denoise import DenoiseLoop, DenoiseTemplate, LatentGrid
-from edgemm.bundle.loops import TextLoop, TextTemplate
+from edgemm.bundle.drawing import DenoiseLoop, DenoiseTemplate, LatentGrid
+from edgemm.bundle.manifest import TextLoop, TextTemplate
 from edgemm.bundle.picture import load_picture
 from edgemm.errors import CheckpointError
 from edgemm.families.family import Drawn, Named, Parts, Pieces, Shape, component, example_pictures

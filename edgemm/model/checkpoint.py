@@ -23,8 +23,8 @@ import torch
 from torch import Tensor
 
 from edgemm.bundle.adapter_config import FILES, AdapterConfig
-from edgemm.bundle.files import is_disk_full, whole_folder
-from edgemm.bundle.reading import read_text, reading
+from edgemm.bundle.files import is_disk_full, read_text, reading
+from edgemm.bundle.writer import whole_folder
 from edgemm.errors import CheckpointError, InputError, ResourceError
 from edgemm.model.config import PRESETS, ModelConfig
 from edgemm.model.pretrained import load_transformer_weights, read_file, write_tokenizer
@@ -179,15 +179,10 @@ def merge_adapter(model: Unified, folder: Path) -> None:
 
 def read_adapter(folder: Path) -> tuple[AdapterConfig, dict[str, Tensor]]:
     """PEFT's two files of a plain LoRA. Raises CheckpointError where it is anything else."""
-    from safetensors import SafetensorError
     from safetensors.torch import load_file
 
-    try:
+    with reading(folder, f"an adapter is {' and '.join(FILES)}", CheckpointError):
         return AdapterConfig.read(folder), load_file(folder / FILES[1])
-    except (OSError, SafetensorError) as error:
-        raise CheckpointError(f"{folder}: {error}; an adapter is {' and '.join(FILES)}") from error
-    except InputError as error:
-        raise CheckpointError(str(error)) from error
 
 
 def save(

@@ -15,7 +15,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from edgemm.bundle.tokenizer import Tokenizer
+from edgemm.bundle.prompt import Tokenizer
 from edgemm.model.config import ModelConfig
 from edgemm.model.prompts import codes_prompt
 from edgemm.model.transformer import KeyValues, Transformer

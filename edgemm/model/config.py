@@ -11,9 +11,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from edgemm.bundle import strict_json
-from edgemm.bundle.loops import DenoiseTemplate, TextTemplate
-from edgemm.bundle.reading import read_text, reading
+from edgemm.bundle.drawing import DenoiseTemplate
+from edgemm.bundle.files import decode, parse, read_text, reading
+from edgemm.bundle.manifest import TextTemplate
 from edgemm.errors import BundleError, CheckpointError
 
 __all__ = [
@@ -331,7 +331,7 @@ class ModelConfig:
         if document.get("schema_version") != 1:
             raise CheckpointError(f"{where}: schema_version is {document.get('schema_version')!r}, this edgemm reads 1")
         try:
-            return strict_json.decode(cls, _templates_apart(document), where)
+            return decode(cls, _templates_apart(document), where)
         except (BundleError, ValueError) as error:
             message = str(error)
             raise CheckpointError(message if message.startswith(where) else f"{where}: {message}") from error
@@ -342,7 +342,7 @@ class ModelConfig:
             raise CheckpointError(f"{path}: not found; a checkpoint folder holds config.json")
         try:
             with reading(path, "cannot be read as JSON", CheckpointError):
-                document = strict_json.parse(read_text(path).encode(), str(path))
+                document = parse(read_text(path).encode(), str(path))
         except BundleError as error:
             raise CheckpointError(str(error)) from error
         return cls.from_json(document, str(path))

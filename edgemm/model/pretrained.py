@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from edgemm.bundle.reading import check_is_file, read_text, reading
+from edgemm.bundle.files import check_is_file, read_text, reading
 from edgemm.errors import CheckpointError, MissingError
 from edgemm.model.config import TransformerConfig
 
@@ -264,13 +264,11 @@ def _of_four_bits(name: str, tensors: Mapping[str, Tensor], state: str, where: P
             raise CheckpointError(f"{where}: {name}.{key} is missing, without which nobody knows what {name} holds")
         return tensors[f"{name}.{key}"]
 
-    try:
+    with reading(where, f"{state} cannot be read", CheckpointError):
         told = json.loads(bytes(tensors[state].tolist()))
         shape, block = tuple(told["shape"]), int(told["blocksize"])
         nested = (int(told["nested_blocksize"]), float(told["nested_offset"])) if "nested_offset" in told else None
         real = REALS[told.get("nested_dtype", "float32")]
-    except (ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(f"{where}: {state} cannot be read: {error!r}") from error
     packed = tensors[name].contiguous().view(torch.uint8).flatten()
     codes = torch.stack((packed >> 4, packed & 15), dim=-1).flatten()
     largest = part("absmax")

@@ -6,9 +6,9 @@ made here, too.  No tensors here.
 
 from __future__ import annotations
 
-from edgemm.bundle.loops import TextLoop
-from edgemm.bundle.prompt import Message, Prompt, chat_prompt, negative_drawing_prompt, prompt_between
-from edgemm.bundle.tokenizer import Tokenizer
+from edgemm.bundle.chat import Message, chat_prompt
+from edgemm.bundle.manifest import TextLoop
+from edgemm.bundle.prompt import PictureTokens, Prompt, Tokenizer, negative_drawing_prompt, prompt_between
 from edgemm.model.config import ModelConfig
 
 __all__ = [
@@ -45,7 +45,8 @@ def read_prompt(config: ModelConfig, tokenizer: Tokenizer, text: str, pictures: 
 
 def draw_prompt(config: ModelConfig, tokenizer: Tokenizer, prompt: str, edits: bool = False) -> Prompt:
     """What the denoiser's prefix is made of ("" is the unconditional one), with a picture to draw from or without."""
-    return negative_drawing_prompt(prompt, config.draw, tokenizer, config.vision.token_count if edits else 0)
+    picture = PictureTokens(config.vision.token_count) if edits else None
+    return negative_drawing_prompt(prompt, config.draw, tokenizer, picture)
 
 
 def codes_prompt(config: ModelConfig, tokenizer: Tokenizer, prompt: str) -> Prompt:

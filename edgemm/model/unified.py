@@ -13,8 +13,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from edgemm.bundle.prompt import with_picture_ids
-from edgemm.bundle.tokenizer import Tokenizer
+from edgemm.bundle.prompt import Tokenizer, with_picture_ids
 from edgemm.model import codes, flow
 from edgemm.model.conditioner import Conditioner, Prefix
 from edgemm.model.config import ModelConfig, SamplerConfig

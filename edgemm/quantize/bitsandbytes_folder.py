@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from edgemm.bundle.files import whole_folder
+from edgemm.bundle.writer import whole_folder
 from edgemm.errors import InputError, MissingError, UsageError
 from edgemm.model.config import ModelConfig
 from edgemm.model.prompts import stop_ids

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from edgemm import progress
-from edgemm.bundle.reading import read_text
+from edgemm.bundle.files import read_text
 from edgemm.data.format import read_dataset
 from edgemm.errors import InputError, UsageError
 from edgemm.model import flow

@@ -188,11 +188,11 @@ def _text_layer(name: str, width: int, asked: Layer, drawing_depth: int) -> Laye
         return Layer(8, reason=READ_AT_EVERY_STEP)
     if asked.bits == 4 and drawn and int(drawn[1]) < drawing_depth:
         return Layer(8, 0, asked.symmetric, asked.activations, reason=READ_AT_EVERY_STEP)
-    if asked.bits == 4 and asked.symmetric and asked.group and width % asked.group:
-        return Layer(8, reason=f"its width {width} is no multiple of {asked.group}")
     if asked.activations in ("tensor", "token", "static", "fp8") and name.endswith(".down_proj"):
         safe = Layer(8) if asked.activations in ("static", "fp8") else Layer(8, BLOCK, activations="block")
         return replace(safe, reason="a few tokens' inputs are thousands of times the others'")
+    if asked == TEXT["int4"].portable and width % asked.group:
+        return Layer(8, 0, reason=f"its width {width} is no multiple of {asked.group}, as NVIDIA's parser wants blocks")
     return asked
 
 

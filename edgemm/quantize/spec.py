@@ -24,9 +24,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from edgemm.bundle.files import whole_folder
-from edgemm.bundle.reading import reading
-from edgemm.bundle.strict_json import decode, encode, parse
+from edgemm.bundle.files import decode, encode, parse, reading
+from edgemm.bundle.writer import whole_folder
 from edgemm.errors import CheckFailedError, InputError
 from edgemm.quantize.number_formats import FLOAT_FORMS, Floats, Integers, group_size
 

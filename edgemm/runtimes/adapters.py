@@ -22,11 +22,12 @@ from typing import Any
 import numpy as np
 
 from edgemm.bundle.adapter_config import FILES, AdapterConfig
+from edgemm.bundle.bundle import read_tensors
 from edgemm.bundle.components import ADAPTER_PREFIX, TensorSpec, check_strength
-from edgemm.errors import BundleError, InputError, MissingError, UsageError
+from edgemm.errors import InputError, UsageError
 from edgemm.runtimes.backend.engine import Arrays, Binding, Engine, allocator
 
-__all__ = ["AdaptedEngine", "Adapter", "Adapters", "zero_factors", "read_tensors"]
+__all__ = ["AdaptedEngine", "Adapter", "Adapters", "zero_factors"]
 
 RANK_AXIS = {"a": 1, "b": 0}
 NO_SCALES: Arrays = MappingProxyType({})
@@ -41,9 +42,13 @@ class Adapter:
     touched: frozenset[str]  # components that it really changes
     _placed: dict[str, Arrays] = field(default_factory=dict)
 
-    def placed(self, engine: Engine) -> Arrays | None:
-        """The factors of an engine's component, put once where the engine reads them without a copy at every run; None
-        when it takes none."""
+    def bound_to(self, engine: Engine) -> Engine:
+        """The engine with these factors; itself when its component takes none."""
+        factors = self._placed_for(engine)
+        return engine if factors is None else AdaptedEngine(engine, factors)
+
+    def _placed_for(self, engine: Engine) -> Arrays | None:
+        """Put once where the engine reads them without a copy at every run."""
         factors = self.factors.get(engine.component)
         if factors is None or not hasattr(engine, "zeros"):
             return factors
@@ -202,30 +207,3 @@ def _tensors(folder: Path) -> dict[tuple[str, str], np.ndarray]:
             raise InputError(f"{path}: {name} is no factor of a linear layer")
         found[match[1], match[2].lower()] = array.astype(np.float32)
     return found
-
-
-# A safetensors file as numpy arrays, in the library's own reader.  numpy has no bfloat16, so its numbers are widened.
-
-DTYPES = {"F32": np.float32, "F16": np.float16, "I64": np.int64, "BOOL": np.bool_, "BF16": np.uint16}
-
-
-def read_tensors(path: Path) -> dict[str, np.ndarray]:
-    """name -> array, each a copy of its own."""
-    try:
-        from safetensors import SafetensorError, deserialize
-    except ImportError as error:
-        raise MissingError(f"reading {path.name} needs safetensors: pip install safetensors") from error
-    try:
-        found = deserialize(path.read_bytes())
-    except SafetensorError as error:  # no ValueError
-        raise BundleError(f"{path}: no whole safetensors file: {error}") from error
-    return {name: _array(path, name, entry) for name, entry in found}
-
-
-def _array(path: Path, name: str, entry: dict[str, Any]) -> np.ndarray:
-    if entry["dtype"] not in DTYPES:
-        raise BundleError(f"{path}: tensor {name!r} is of {entry['dtype']}, expected one of {', '.join(DTYPES)}")
-    array = np.frombuffer(entry["data"], dtype=DTYPES[entry["dtype"]]).reshape(entry["shape"])
-    if entry["dtype"] == "BF16":  # the upper half of a float32
-        return (array.astype(np.uint32) << 16).view(np.float32)
-    return array

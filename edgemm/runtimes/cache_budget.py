@@ -13,8 +13,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from edgemm.bundle.components import TensorSpec
-from edgemm.bundle.manifest import Manifest, Variant
+from edgemm.bundle.components import TensorSpec, Variant
+from edgemm.bundle.manifest import Manifest
 from edgemm.errors import ResourceError, UsageError
 
 __all__ = ["UNLIMITED", "CacheBudget", "MemoryPlan", "plan_memory"]

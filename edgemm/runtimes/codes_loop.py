@@ -1,39 +1,55 @@
 """The loop that draws a picture token after token, row by row, with guidance, and then decodes their codes.
 
 Every picture has two rows in the transformer's batch, the prompt and the unconditional one, and both read the token
-that their guided logits gave.  It knows codes and token ids, never strings, files or devices; see prompt.py.
+that their guided logits gave.  The loop knows codes and token ids, never strings, files or devices; its request
+is made of a prompt and its options below it.
 Axes: b batch (pictures' prompts, then their unconditional rows), n codes of a picture, v what can be said at a place.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 
 import numpy as np
 
-from edgemm.bundle.loops import SIDE_BY_SIDE, ImageTokensLoop
-from edgemm.bundle.prompt import Prompt
+from edgemm.bundle.drawing import SIDE_BY_SIDE, ImageTokensLoop
+from edgemm.bundle.manifest import Limits
+from edgemm.bundle.prompt import Prompt, Tokenizer, causal_prompt, check_length, prompt_between
+from edgemm.errors import UsageError
 from edgemm.runtimes.backend.engine import Engine, check_finite
+from edgemm.runtimes.engines import Engines
+from edgemm.runtimes.image_call import DenoiseProgress, DrawingClock, DrawingOptions, ImageResult, Picture
 from edgemm.runtimes.kv_cache import CachedTransformer
-from edgemm.runtimes.results import DenoiseProgress, ImageMetrics, ImageResult, Picture
 from edgemm.runtimes.sampling import Sampling, next_token
 
-__all__ = ["CodesClock", "CodesEngines", "CodesRequest", "draw_codes", "guide", "write_codes"]
+__all__ = [
+    "CodesEngines",
+    "CodesRequest",
+    "codes_request",
+    "draw_codes",
+    "guide",
+    "image_prompt",
+    "open_codes",
+    "unconditional_prompt",
+    "write_codes",
+]
 
 BLOCK = 64  # slots a cache grows by
+BY_DENOISING = ("num_inference_steps", "noise", "preview", "image_guidance_scale", "width", "height")
 
 
 @dataclass(frozen=True, eq=False)
 class CodesRequest:
-    """A prompt and how it is to be drawn; checked by draw.py."""
+    """A prompt and how it is to be drawn; made by codes_request."""
 
     prompt: Prompt
     unconditional: Prompt | None  # None: no guidance
     guidance_scale: float
     sampling: Sampling
     seeds: tuple[int, ...]  # one a picture
+    told: tuple[int, ...] = ()  # codes that are read in the place of those chosen, for comparison
 
 
 @dataclass(frozen=True)
@@ -46,48 +62,25 @@ class CodesEngines:
     max_context: int
 
 
-@dataclass
-class CodesClock:
-    """What a call took so far; seconds."""
-
-    began: float = field(default_factory=time.perf_counter)
-    load_s: float = 0.0
-    prefill_s: float = 0.0
-    steps_s: list[float] = field(default_factory=list)
-    decode_s: float = 0.0
-
-    def metrics(self, prompt_tokens: int) -> ImageMetrics:
-        return ImageMetrics(
-            prompt_tokens=prompt_tokens,
-            prefill_ms=1e3 * self.prefill_s,
-            conditioner_ms=0.0,
-            steps=len(self.steps_s),
-            step_ms=1e3 * sum(self.steps_s) / max(len(self.steps_s), 1),
-            decode_ms=1e3 * self.decode_s,
-            load_ms=1e3 * self.load_s,
-            total_ms=1e3 * (time.perf_counter() - self.began - self.load_s),
-        )
-
-
 def draw_codes(
     request: CodesRequest,
     loop: ImageTokensLoop,
     engines: CodesEngines,
     cancelled: Callable[[], bool],
-    clock: CodesClock,
+    clock: DrawingClock,
 ) -> Iterator[DenoiseProgress | ImageResult]:
     """Progress after every code, then one ImageResult with every picture; one that was cancelled is left out."""
     pictures: list[Picture] = []
     count = loop.rows * loop.columns
     for first in range(0, len(request.seeds), SIDE_BY_SIDE):
-        seeds = request.seeds[first : first + SIDE_BY_SIDE]
+        batch = replace(request, seeds=request.seeds[first : first + SIDE_BY_SIDE])
         codes: list[np.ndarray] = []  # n of (pictures)
-        for chosen in write_codes(request, seeds, loop, engines, cancelled, clock):
+        for chosen in write_codes(batch, loop, engines, cancelled, clock):
             codes.append(chosen)
             yield DenoiseProgress(len(codes), count, len(codes) / count, first)
         if len(codes) < count:
             break
-        for seed, picture in zip(seeds, np.stack(codes, axis=1)):
+        for seed, picture in zip(batch.seeds, np.stack(codes, axis=1)):
             pictures.append(Picture(_decode(picture, loop, engines.vq_decoder, clock), seed))
     finished = len(pictures) == len(request.seeds)
     yield ImageResult(tuple(pictures), "stop" if finished else "cancelled", clock.metrics(len(request.prompt)))
@@ -95,17 +88,16 @@ def draw_codes(
 
 def write_codes(
     request: CodesRequest,
-    seeds: tuple[int, ...],
     loop: ImageTokensLoop,
     engines: CodesEngines,
     cancelled: Callable[[], bool],
-    clock: CodesClock,
-    told: Sequence[int] = (),
+    clock: DrawingClock,
 ) -> Iterator[np.ndarray]:
     """The next code of every picture (pictures), again and again; ends early when it is cancelled.
 
-    Where codes are `told`, for comparison, it says what it would have chosen and goes on with those.
+    Where codes are told it says what it would have chosen and goes on with those.
     """
+    seeds, told = request.seeds, request.told
     generators = [np.random.Generator(np.random.PCG64(seed)) for seed in seeds]
     prompts = [request.prompt] * len(seeds)
     if request.unconditional is not None:
@@ -191,7 +183,7 @@ class _Embedder:
         return self.tokens
 
 
-def _decode(codes: np.ndarray, loop: ImageTokensLoop, decoder: Engine, clock: CodesClock) -> np.ndarray:
+def _decode(codes: np.ndarray, loop: ImageTokensLoop, decoder: Engine, clock: DrawingClock) -> np.ndarray:
     """Codes (n) of one picture to pixels (3, H, W)."""
     start = time.perf_counter()
     pixels = np.zeros((1, 3, loop.image_height, loop.image_width), dtype=np.float32)
@@ -199,3 +191,56 @@ def _decode(codes: np.ndarray, loop: ImageTokensLoop, decoder: Engine, clock: Co
     check_finite(pixels, "vq_decoder, pixels")
     clock.decode_s += time.perf_counter() - start
     return pixels[0].clip(0, 1)
+
+
+def open_codes(engines: Engines, loop: ImageTokensLoop, clock: DrawingClock) -> CodesEngines:
+    """What draws token by token."""
+    start, own_head = time.perf_counter(), loop.code_ids is None
+    opened = CodesEngines(
+        engines.get("transformer"),
+        engines.get("vq_decoder"),
+        engines.get("image_head") if own_head else None,
+        engines.get("image_embedder") if own_head else None,
+        None if loop.code_ids is None else engines.ids(loop.code_ids),
+        engines.bundle.manifest.limits.max_context,
+    )
+    clock.load_s = time.perf_counter() - start
+    return opened
+
+
+def codes_request(
+    options: DrawingOptions, prompt: str, loop: ImageTokensLoop, limits: Limits, tokenizer: Tokenizer
+) -> CodesRequest:
+    """What the loop wants, or UsageError."""
+    options.refuse("draws token by token", *BY_DENOISING)
+    scale = options.scale("guidance_scale", loop.guidance_scale)
+    tokens = image_prompt(prompt, loop, tokenizer)
+    blank = None if scale == 1 else unconditional_prompt(tokens, options.negative_prompt, loop, tokenizer)
+    check_length(max(len(tokens), len(blank or ())) + loop.length, limits)
+    sampling = Sampling(
+        loop.temperature if options.temperature is None else options.temperature,
+        loop.top_k if options.top_k is None else options.top_k,
+        loop.top_p if options.top_p is None else options.top_p,
+    )
+    return CodesRequest(tokens, blank, scale, sampling, options.seeds)
+
+
+def image_prompt(prompt: str, loop: ImageTokensLoop, tokenizer: Tokenizer) -> Prompt:
+    """What the first token of a picture follows."""
+    if not isinstance(prompt, str) or not prompt.strip():
+        raise UsageError("prompt is empty, expected some text")
+    return _around(prompt, loop, tokenizer)
+
+
+def unconditional_prompt(prompt: Prompt, negative: str | None, loop: ImageTokensLoop, tokenizer: Tokenizer) -> Prompt:
+    """The other half of guidance: the same prompt blotted out, or one that says what is not wanted."""
+    if loop.unconditional == "prompt":
+        return _around(loop.negative_prompt if negative is None else negative, loop, tokenizer)
+    if negative is not None:
+        raise UsageError("negative_prompt is given, but this model guides away from a blotted-out prompt")
+    kept = np.isin(prompt.input_ids, loop.kept_ids)
+    return causal_prompt(np.where(kept, prompt.input_ids, loop.pad_id))
+
+
+def _around(prompt: str, loop: ImageTokensLoop, tokenizer: Tokenizer) -> Prompt:
+    return prompt_between(loop.open, prompt.strip() if loop.strip else prompt, loop.close, tokenizer)

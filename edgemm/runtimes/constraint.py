@@ -14,11 +14,12 @@ from typing import Any
 
 import numpy as np
 
-from edgemm.bundle.reading import read_text, reading
-from edgemm.errors import EdgemmError, MissingError, UsageError
+from edgemm.bundle.files import read_text, reading
+from edgemm.errors import MissingError, UsageError
 
 __all__ = ["Constraint", "ConstraintMaker", "StopStrings", "overlap"]
 
+EMPTY, NO_WORD = "NoExtensionBias", "it allows no text at all"  # the library's word for it, and ours
 CURE = "pip install 'edgemm[constrained]'"
 
 
@@ -53,30 +54,23 @@ class ConstraintMaker:
                 source = matcher.grammar_from_json_schema(text, defaults={"whitespace_flexible": False})
             made = matcher(self._prepared, source, log_level=0)
             made.compute_logit_bias()  # of the first token: a grammar without a single word fails here
-            if made.is_error():
-                raise UsageError(f"{name} cannot be used: {' '.join(made.get_error().split())}")
-        return Constraint(made)
+        return Constraint(made, name)
 
 
 def _schema_text(schema: Any) -> str:
-    if isinstance(schema, str):
-        try:
-            schema = json.loads(schema)
-        except (ValueError, RecursionError) as error:
-            raise UsageError(f"json_schema is not JSON: {error}") from error
-    if not isinstance(schema, Mapping):
-        raise UsageError(f"json_schema is {type(schema).__name__}, expected an object")
-    try:
+    with reading("json_schema", "not JSON", UsageError):
+        schema = json.loads(schema) if isinstance(schema, str) else schema
+        if not isinstance(schema, Mapping):
+            raise UsageError(f"json_schema is {type(schema).__name__}, expected an object")
         return json.dumps(schema)
-    except (TypeError, ValueError, RecursionError) as error:
-        raise UsageError(f"json_schema is not JSON: {error}") from error
 
 
 class Constraint:
-    """Where one reply stands in its grammar."""
+    """Where one reply stands in its grammar, which the caller gave as `name`."""
 
-    def __init__(self, matcher: Any) -> None:
-        self._matcher = matcher
+    def __init__(self, matcher: Any, name: str) -> None:
+        self._matcher, self._name = matcher, name
+        self._check()
 
     def allowed(self, logits: np.ndarray) -> np.ndarray:
         """Logits (v) with -inf where the grammar has no such token now."""
@@ -96,7 +90,9 @@ class Constraint:
 
     def _check(self) -> None:
         if self._matcher.is_error():
-            raise EdgemmError(f"the reply left its grammar: {' '.join(self._matcher.get_error().split())}")
+            said = self._matcher.get_error().partition("<state>")[0]  # what follows is for the library's own people
+            why = NO_WORD if EMPTY in said else " ".join(said.split())
+            raise UsageError(f"{self._name} cannot be used: {why}")
 
 
 # Watch a stream of text for strings that end it, and hold back what may be the beginning of one.

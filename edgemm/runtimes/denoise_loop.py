@@ -2,7 +2,7 @@
 
 The prompt is read once by the transformer, adapted once by the conditioner (prompt_prefix.py), and then only the
 denoiser runs.  It knows latents and time, never strings, files or devices: see prompt.py and draw.py.  What is denoised
-is x: tokens (n, p), or latents (c, h, w); the mathematics is in schedule.py and solvers.py.
+is x: tokens (n, p), or latents (c, h, w); the mathematics is in schedule.py.
 Axes: b batch (row 0 the prompt, 1 unconditional, 2 the prompt without the picture it edits).
 """
 
@@ -11,19 +11,20 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 
-from edgemm.bundle.denoise import DenoiseLoop
+from edgemm.bundle.drawing import DenoiseLoop
+from edgemm.bundle.files import reading
 from edgemm.errors import InputError
 from edgemm.runtimes import schedule
 from edgemm.runtimes.backend.engine import Binding, Engine, check_finite
-from edgemm.runtimes.prompt_prefix import DrawEngines, PrefixTimes, PromptPrefix, Prompts, read_prompts
-from edgemm.runtimes.results import DenoiseProgress, ImageMetrics, ImageResult, Picture
-from edgemm.runtimes.solvers import Trajectory
+from edgemm.runtimes.image_call import DenoiseProgress, DrawingClock, ImageResult, Picture
+from edgemm.runtimes.prompt_prefix import DrawEngines, PromptPrefix, Prompts, read_prompts
+from edgemm.runtimes.schedule import Trajectory
 
-__all__ = ["DrawClock", "DrawEngines", "DrawRequest", "Prompts", "check_noise", "draw"]
+__all__ = ["DrawEngines", "DrawRequest", "Prompts", "check_noise", "draw"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,32 +42,8 @@ class DrawRequest:
     image_guidance_scale: float = 1.0
 
 
-@dataclass
-class DrawClock(PrefixTimes):
-    """What a call took so far; seconds."""
-
-    began: float = field(default_factory=time.perf_counter)
-    load_s: float = 0.0
-    image_encode_s: float = 0.0
-    steps_s: list[float] = field(default_factory=list)
-    decode_s: float = 0.0
-
-    def metrics(self, prompt_tokens: int) -> ImageMetrics:
-        return ImageMetrics(
-            prompt_tokens=prompt_tokens,
-            prefill_ms=1e3 * self.prefill_s,
-            conditioner_ms=1e3 * self.conditioner_s,
-            steps=len(self.steps_s),
-            step_ms=1e3 * sum(self.steps_s) / max(len(self.steps_s), 1),
-            decode_ms=1e3 * self.decode_s,
-            load_ms=1e3 * self.load_s,
-            total_ms=1e3 * (time.perf_counter() - self.began - self.load_s),
-            image_encode_ms=1e3 * self.image_encode_s,
-        )
-
-
 def draw(
-    request: DrawRequest, loop: DenoiseLoop, engines: DrawEngines, cancelled: Callable[[], bool], clock: DrawClock
+    request: DrawRequest, loop: DenoiseLoop, engines: DrawEngines, cancelled: Callable[[], bool], clock: DrawingClock
 ) -> Iterator[DenoiseProgress | ImageResult]:
     """Progress after every step, then one ImageResult with every picture.
 
@@ -156,7 +133,7 @@ class _Denoiser:
 class _Decoder:
     """Tokens or latents to pixels (3, H, W)."""
 
-    def __init__(self, engine: Engine, loop: DenoiseLoop, request: DrawRequest, clock: DrawClock) -> None:
+    def __init__(self, engine: Engine, loop: DenoiseLoop, request: DrawRequest, clock: DrawingClock) -> None:
         self.clock = clock
         self.x = np.zeros((1, *loop.state_shape(request.height, request.width)), dtype=np.float32)
         self.pixels = np.zeros((1, 3, request.height, request.width), dtype=np.float32)
@@ -178,7 +155,8 @@ def check_noise(noise: np.ndarray, count: int, loop: DenoiseLoop, height: int, w
 
     Axes of one may be there or not.  Of latents the rows of a grid will do, too: (h * w, c) for (c, h, w).
     """
-    array, shape = np.ascontiguousarray(noise, dtype=np.float32), loop.state_shape(height, width)
+    with reading("noise", "expected float32 numbers"):
+        array, shape = np.ascontiguousarray(noise, dtype=np.float32), loop.state_shape(height, width)
     found = _told(array.shape)
     if not np.isfinite(array).all():
         raise InputError("noise holds NaN or infinity, expected finite numbers")

@@ -1,39 +1,47 @@
 """How one model draws: by denoising, or token by token, whichever its bundle has a loop for.
 
-It has a prompt and its options made into a request (draw_requests.py) and hands it with the engines to that loop
-(denoise_loop.py, codes_loop.py).  Text is in text.py.
+A prompt and its options become what that loop wants (denoise_loop.py, codes_loop.py); what they cannot mean to the
+bundle is refused here, before anything runs.  Text is in text.py.
 """
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from edgemm.bundle.bundle import UNCONDITIONAL
-from edgemm.bundle.loops import DenoiseLoop, ImageTokensLoop
-from edgemm.bundle.picture import load_stretched, open_picture
-from edgemm.bundle.prompt import negative_drawing_prompt
-from edgemm.bundle.tokenizer import Tokenizer
-from edgemm.errors import BundleError, InputError
+from edgemm.bundle.bundle import read_tensors
+from edgemm.bundle.drawing import DenoiseLoop, DenoiseTemplate, ImageTokensLoop
+from edgemm.bundle.manifest import UNCONDITIONAL, Limits, TextLoop
+from edgemm.bundle.prompt import (
+    PictureTokens,
+    Prompt,
+    Tokenizer,
+    check_length,
+    drawing_prompt,
+    negative_drawing_prompt,
+    picture_prompt,
+)
+from edgemm.errors import BundleError, InputError, UsageError
 from edgemm.runtimes import schedule
-from edgemm.runtimes.adapters import read_tensors
 from edgemm.runtimes.backend.engine import Arrays, check_finite
-from edgemm.runtimes.cache_budget import CacheBudget
-from edgemm.runtimes.codes_loop import CodesClock, CodesEngines, CodesRequest, draw_codes
-from edgemm.runtimes.denoise_loop import DrawClock, DrawEngines, DrawRequest, draw
-from edgemm.runtimes.draw_requests import codes_request, denoise_request, sized_as
+from edgemm.runtimes.denoise_loop import DrawEngines, DrawRequest, Prompts, check_noise, draw
 from edgemm.runtimes.engines import Engines
-from edgemm.runtimes.image_encoder import ImageReader
-from edgemm.runtimes.options import DrawingOptions
-from edgemm.runtimes.results import DenoiseProgress, ImageResult
+from edgemm.runtimes.image_call import DenoiseProgress, DrawingClock, DrawingOptions, ImageResult, check_whole
 
-__all__ = ["ImageGenerator", "Drawn"]
+if TYPE_CHECKING:
+    from edgemm.runtimes.image_encoder import ImageReader
+
+__all__ = ["Drawn", "ImageGenerator", "denoise_request"]
 
 PARTS = ("transformer", "conditioner", "denoiser", "image_decoder")
+LARGEST_SIDE = 2**24  # pixels; the bundle's own limits are narrower
+BY_TOKENS = ("temperature", "top_k", "top_p")
 Cancelled = Callable[[], bool]
 Drawn = Iterator[DenoiseProgress | ImageResult]
 
@@ -41,13 +49,13 @@ Drawn = Iterator[DenoiseProgress | ImageResult]
 class ImageGenerator:
     """The drawing half of a model."""
 
-    def __init__(self, engines: Engines, reader: ImageReader, tokenizer: Tokenizer, budget: CacheBudget) -> None:
-        self._engines, self._reader, self._tokenizer, self._budget = engines, reader, tokenizer, budget
+    def __init__(self, engines: Engines, tokenizer: Tokenizer) -> None:
+        self._engines, self._tokenizer = engines, tokenizer
         self._manifest = engines.bundle.manifest
 
     def start(self, prompt: str, options: DrawingOptions) -> Callable[[Cancelled], Drawn]:
         """What draws, given a `cancelled`; prompt and options are checked now."""
-        name, loops, limits = self._manifest.name, self._manifest.loops, self._manifest.limits
+        name, loops = self._manifest.name, self._manifest.loops
         edits = loops.denoise is not None and loops.denoise.edits
         if options.image is not None and not edits:
             raise InputError(
@@ -55,35 +63,38 @@ class ImageGenerator:
                 "leave `image` out, or ask about the picture with generate_text"
             )
         if loops.image_tokens is not None:
-            codes_loop, codes_clock = loops.image_tokens, CodesClock()
-            codes = codes_request(options, prompt, codes_loop, limits, self._tokenizer)
-            return lambda cancelled: self._draw_codes(codes, codes_loop, cancelled, codes_clock)
+            return self._start_codes(prompt, options, loops.image_tokens)
         if loops.denoise is None:
             raise BundleError(f"bundle {name} does not draw: it has no denoise loop and no image_tokens loop")
-        loop, clock, text = loops.denoise, DrawClock(), loops.text
-        if options.image is None:
-            request = denoise_request(options, prompt, loop, limits, self._tokenizer)
-            return lambda cancelled: self._denoise(request, [], loop, cancelled, clock)
-        assert text is not None  # manifest.py saw to it
-        picture, edit = open_picture(options.image, limits.max_image_pixels), loop.editing
-        options = sized_as(options, picture.height, picture.width, edit)
-        edited = denoise_request(options, prompt, edit, limits, self._tokenizer, text)
-        seen = [self._reader.picture(picture, text)]
-        if edit.picture_words is not None:
-            seen.append(load_stretched(picture, edited.height, edited.width, text.background, limits.max_image_pixels))
-        return lambda cancelled: self._denoise(edited, seen, edit, cancelled, clock)
+        loop, clock = loops.denoise, DrawingClock()
+        if options.image is not None:
+            return self._start_edit(prompt, options, loop.editing, clock)
+        request = denoise_request(options, prompt, loop, self._manifest.limits, self._tokenizer)
+        return lambda cancelled: self._denoise(request, [], loop, cancelled, clock)
 
-    def codes_engines(self, loop: ImageTokensLoop) -> CodesEngines:
-        """What draws token by token."""
-        get, own_head = self._engines.get, loop.code_ids is None
-        return CodesEngines(
-            get("transformer"),
-            get("vq_decoder"),
-            get("image_head") if own_head else None,
-            get("image_embedder") if own_head else None,
-            None if loop.code_ids is None else self._engines.ids(loop.code_ids),
-            self._manifest.limits.max_context,
-        )
+    def _start_codes(self, prompt: str, options: DrawingOptions, loop: ImageTokensLoop) -> Callable[[Cancelled], Drawn]:
+        from edgemm.runtimes.codes_loop import codes_request, draw_codes, open_codes
+
+        clock = DrawingClock()
+        request = codes_request(options, prompt, loop, self._manifest.limits, self._tokenizer)
+        return lambda cancelled: draw_codes(request, loop, open_codes(self._engines, loop, clock), cancelled, clock)
+
+    def _start_edit(
+        self, prompt: str, options: DrawingOptions, loop: DenoiseLoop, clock: DrawingClock
+    ) -> Callable[[Cancelled], Drawn]:
+        from edgemm.bundle.picture import load_stretched, open_picture
+
+        text, limits = self._manifest.loops.text, self._manifest.limits
+        assert text is not None and options.image is not None  # manifest.py saw to it
+        picture = open_picture(options.image, limits.max_image_pixels)
+        options = _sized_as(options, picture.height, picture.width, loop)
+        request = denoise_request(options, prompt, loop, limits, self._tokenizer, text)
+        seen = [self._reader.picture(picture, text)]
+        if loop.picture_words is not None:
+            seen.append(
+                load_stretched(picture, request.height, request.width, text.background, limits.max_image_pixels)
+            )
+        return lambda cancelled: self._denoise(request, seen, loop, cancelled, clock)
 
     def _denoise(
         self,
@@ -91,27 +102,28 @@ class ImageGenerator:
         picture: Sequence[np.ndarray],  # the one to edit: (3, S, S), and (3, H, W) where it is read as latents too
         loop: DenoiseLoop,
         cancelled: Cancelled,
-        clock: DrawClock,
+        clock: DrawingClock,
     ) -> Drawn:
-        adapter = self._engines.adapters.active
+        adapter = self._engines.adapter
         loaded, clock.load_s = self._engines.timed(PARTS, adapter)
         prompts, from_file = request.prompts, loop.unconditional == "file"
         if picture:
             prompts = replace(prompts, image_tokens=self._seen(picture[0], clock))
         if len(picture) > 1:
             prompts = replace(prompts, latents=self._latents(picture[1], request.seeds[0], loop, clock))
-        if "transformer" in adapter.touched and from_file and prompts.negative is None:  # it was made without it
+        adapted = adapter is not None and "transformer" in adapter.touched
+        if adapted and from_file and prompts.negative is None:  # the file was made without it
             prompts = replace(prompts, negative=negative_drawing_prompt("", loop.template, self._tokenizer))
         request = replace(request, prompts=prompts)
         engines = DrawEngines(
             **loaded,
             unconditional=self._unconditional if from_file else {},
             max_context=self._manifest.limits.max_context,
-            budget=self._budget,
+            budget=self._engines.budget,
         )
         yield from draw(request, loop, engines, cancelled, clock)
 
-    def _seen(self, picture: np.ndarray, clock: DrawClock) -> np.ndarray:
+    def _seen(self, picture: np.ndarray, clock: DrawingClock) -> np.ndarray:
         """The picture that is edited, as image tokens."""
         clock.load_s += self._engines.timed(("image_encoder",))[1]
         start, text = time.perf_counter(), self._manifest.loops.text
@@ -120,7 +132,7 @@ class ImageGenerator:
         clock.image_encode_s = time.perf_counter() - start
         return tokens
 
-    def _latents(self, pixels: np.ndarray, seed: int, loop: DenoiseLoop, clock: DrawClock) -> np.ndarray:
+    def _latents(self, pixels: np.ndarray, seed: int, loop: DenoiseLoop, clock: DrawingClock) -> np.ndarray:
         """The picture that is edited, (3, H, W), as latents (1, c, h, w) drawn from what its encoder gives."""
         loaded, seconds = self._engines.timed(("latent_encoder",))
         clock.load_s += seconds
@@ -132,14 +144,124 @@ class ImageGenerator:
         clock.image_encode_s += time.perf_counter() - start
         return found["mean"] + found["deviation"] * schedule.picture_noise(seed, *shape)
 
-    def _draw_codes(
-        self, request: CodesRequest, loop: ImageTokensLoop, cancelled: Cancelled, clock: CodesClock
-    ) -> Drawn:
-        start = time.perf_counter()
-        engines = self.codes_engines(loop)
-        clock.load_s = time.perf_counter() - start
-        yield from draw_codes(request, loop, engines, cancelled, clock)
+    @cached_property
+    def _reader(self) -> ImageReader:
+        from edgemm.runtimes.image_encoder import ImageReader
+
+        return ImageReader(self._engines)
 
     @cached_property
     def _unconditional(self) -> Arrays:
         return read_tensors(self._engines.bundle.file(UNCONDITIONAL))
+
+
+def denoise_request(
+    options: DrawingOptions,
+    prompt: str,
+    loop: DenoiseLoop,
+    limits: Limits,
+    tokenizer: Tokenizer,
+    reads: TextLoop | None = None,
+) -> DrawRequest:
+    """What the denoise loop wants, or UsageError; `reads` is how a picture to edit is read, None without one."""
+    options.refuse("draws by denoising", *BY_TOKENS)
+    steps = loop.num_inference_steps if options.num_inference_steps is None else options.num_inference_steps
+    points = int(loop.counts == "points")
+    check_whole("num_inference_steps", steps, 1 + points, limits.max_steps)
+    height, width = size = _size(options, loop)
+    shape = loop.state_shape(height, width)
+    scale, towards_picture = options.scale("guidance_scale", loop.guidance_scale), _image_guidance(options, loop)
+    prompts = _Asked(options, prompt, loop, tokenizer, reads, size).prompts(scale, towards_picture)
+    latents = 0  # slots of a picture that is read as latents, too
+    if reads is not None and loop.picture_words is not None:
+        latents = math.prod(shape[1:]) + loop.picture_words
+    check_length(latents + max(len(read) for _, read, _ in prompts.rows), limits)
+    if options.noise is None:
+        noises = tuple(schedule.initial_noise(seed, *shape) for seed in options.seeds)
+    else:
+        noises = check_noise(options.noise, options.num_images, loop, height, width)
+    return DrawRequest(
+        prompts,
+        steps - points,
+        scale,
+        seeds=options.seeds,
+        noises=noises,
+        preview=options.preview,
+        height=height,
+        width=width,
+        image_guidance_scale=towards_picture,
+    )
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """A prompt, and what it becomes a row of."""
+
+    options: DrawingOptions
+    prompt: str
+    loop: DenoiseLoop
+    tokenizer: Tokenizer
+    reads: TextLoop | None
+    size: tuple[int, int]  # of the picture that is drawn
+
+    def prompts(self, scale: float, towards_picture: float) -> Prompts:
+        """What is read: the prompt, what guidance leads away from, and the prompt without the picture it edits."""
+        options, loop, reads = self.options, self.loop, self.reads
+        if options.negative_prompt is not None and scale == 1:
+            raise UsageError("negative_prompt needs guidance, guidance_scale is 1")
+        tokens = drawing_prompt(self.prompt, self.template, self.tokenizer, self.picture, self.size)
+        by_picture = reads is not None and loop.image_guidance_scale is not None
+        guided = scale != 1 or (by_picture and towards_picture != 1)
+        negative, alone = None, None
+        if by_picture and guided:
+            negative = self.picture_alone()
+            if towards_picture != 1:
+                alone = drawing_prompt(self.prompt, loop.template, self.tokenizer, size=self.size)
+        elif scale != 1 and (options.negative_prompt is not None or loop.unconditional == "prompt"):
+            text = loop.negative_prompt if options.negative_prompt is None else options.negative_prompt
+            template = loop.negative_template or loop.template
+            negative = negative_drawing_prompt(text, template, self.tokenizer, size=self.size)
+        return Prompts(tokens, negative, alone, guided=guided)
+
+    @property
+    def template(self) -> DenoiseTemplate:
+        return (self.loop.edit_template if self.reads is not None else None) or self.loop.template
+
+    @property
+    def picture(self) -> PictureTokens | None:
+        """How the picture to edit is read."""
+        reads = self.reads
+        return None if reads is None else PictureTokens(reads.image_token_count, reads.joined, reads.around)
+
+    def picture_alone(self) -> Prompt:
+        """The picture to edit without the prompt, or before what the caller does not want."""
+        wrong = self.options.negative_prompt
+        if self.picture and self.reads and self.reads.block and wrong is None:
+            return picture_prompt(self.tokenizer, self.picture)
+        return negative_drawing_prompt(wrong or "", self.template, self.tokenizer, self.picture, self.size)
+
+
+def _sized_as(options: DrawingOptions, height: int, width: int, loop: DenoiseLoop) -> DrawingOptions:
+    """A picture to edit says how large the new one is, where the caller does not and the model draws several sizes."""
+    if loop.latents is None or options.height is not None or options.width is not None:
+        return options
+    height, width = loop.latents.nearest(height, width)
+    return replace(options, height=height, width=width)
+
+
+def _size(options: DrawingOptions, loop: DenoiseLoop) -> tuple[int, int]:
+    """Height and width in pixels."""
+    for name in ("height", "width"):
+        if getattr(options, name) is not None:
+            check_whole(name, getattr(options, name), 1, LARGEST_SIDE)
+    height, width = int(options.height or loop.height), int(options.width or loop.width)
+    if problem := loop.problem(height, width):
+        raise UsageError(problem)
+    return height, width
+
+
+def _image_guidance(options: DrawingOptions, loop: DenoiseLoop) -> float:
+    if loop.image_guidance_scale is None:
+        options.refuse("does not guide by the picture it edits", "image_guidance_scale")
+        return 1.0
+    return options.scale("image_guidance_scale", 1.0 if options.image is None else loop.image_guidance_scale)

@@ -1,27 +1,165 @@
-"""The engines of one opened bundle: each component loaded when it is first asked for, and what each of them runs on.
+"""What a bundle's components run on, and why; and their engines, each loaded when it is first asked for.
 
-It knows components, backends and adapters, never prompts, options or loops.  Runs of all engines take turns.
+Two tables and a choice: a backend is imported when it is chosen, never before, and comes with the line that installs
+it.  A device that was asked for and is not there is an error; only `auto` may choose another.  It knows components,
+backends and adapters, never prompts, options or loops.  Runs of all engines take turns.
 """
 
 from __future__ import annotations
 
+import importlib
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from edgemm.bundle.bundle import Bundle
+from edgemm.bundle.bundle import Bundle, read_tensors
+from edgemm.bundle.components import ADAPTER_PREFIX
 from edgemm.bundle.manifest import ADAPTER_SCALES
 from edgemm.bundle.onnx_file import check_external_data
-from edgemm.device.threads import ThreadPlan
-from edgemm.errors import BundleError, InputError, UsageError
-from edgemm.runtimes.adapters import AdaptedEngine, Adapter, Adapters, read_tensors
-from edgemm.runtimes.backend.choice import Choice, assign, load_backend
-from edgemm.runtimes.backend.engine import Engine, GraphFiles
-from edgemm.runtimes.cache_budget import MemoryPlan, plan_memory
+from edgemm.errors import BundleError, InputError, MissingError, UsageError
+from edgemm.runtimes.backend.engine import Backend, Engine, GraphFiles, ThreadPlan
 
-__all__ = ["Engines"]
+if TYPE_CHECKING:
+    from edgemm.runtimes.adapters import Adapter, Adapters
+    from edgemm.runtimes.cache_budget import CacheBudget, MemoryPlan
+
+__all__ = ["BACKENDS", "DEVICES", "ON_CPU", "Choice", "Engines", "assign", "load_backend", "select"]
+
+BACKENDS: dict[str, tuple[str, str, str]] = {  # backend -> (module, the object in it or "", how to get it)
+    "onnxruntime": ("edgemm.runtimes.backend.ort_backend", "", "pip install 'edgemm[ort]'"),
+    "ort_cuda": ("edgemm.runtimes.backend.ort_cuda_backend", "", "pip install 'edgemm[cuda]' and an NVIDIA driver"),
+    "tensorrt": (
+        "edgemm.runtimes.backend.tensorrt_backend",
+        "TENSORRT",
+        "comes with JetPack: sudo apt-get install nvidia-jetpack",
+    ),
+    "tensorrt_rtx": (
+        "edgemm.runtimes.backend.tensorrt_backend",
+        "TENSORRT_RTX",
+        "pip install 'edgemm[tensorrt-rtx]'",
+    ),
+    "openvino": ("edgemm.runtimes.backend.openvino_backend", "", "pip install 'edgemm[openvino]'"),
+    "openvino-bf16": ("edgemm.runtimes.backend.openvino_backend", "", "pip install 'edgemm[openvino]'"),
+}
+
+ON_CPU = {  # backends that a component may be given by hand, and what each calls the CPU
+    "onnxruntime": "CPUExecutionProvider",
+    "openvino": "CPU f32",
+    "openvino-bf16": "CPU bf16",  # products in bfloat16, on CPUs that have it
+}
+
+
+@dataclass(frozen=True)
+class Device:
+    backend: str
+    target: str  # the bundle's target that fits it
+    provider: str  # the backend's own name for it
+    cure: str
+
+
+ON_JETSON = "on a Jetson TensorRT comes with JetPack (sudo apt-get install nvidia-jetpack)"
+
+DEVICES = {  # `auto` takes the first that works and that the bundle was exported for
+    **{
+        name: Device("tensorrt", name, "TensorRT", ON_JETSON)
+        for name in ("jetson-thor", "jetson-orin", "jetson-orin-jp6")
+    },
+    "rtx": Device("tensorrt_rtx", "rtx", "TensorRT-RTX", "pip install 'edgemm[tensorrt-rtx]' and an NVIDIA driver"),
+    "cuda": Device("ort_cuda", "cuda", "CUDAExecutionProvider", "pip install 'edgemm[cuda]' and an NVIDIA driver"),
+    "cpu": Device("onnxruntime", "cpu", "CPUExecutionProvider", "pip install 'edgemm[ort]'"),
+}
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What a model runs on."""
+
+    device: str
+    backend: str
+    target: str
+    provider: str
+    why: str
+
+    def __str__(self) -> str:
+        return f"{self.device} with {self.backend} ({self.provider}), target {self.target}: {self.why}"
+
+
+def select(device: str, targets: Iterable[str]) -> Choice:
+    """`device` is `auto` or a row of DEVICES; `targets` are what the bundle was exported for."""
+    offered = tuple(targets)
+    if device == "auto":
+        return _select_auto(offered)
+    if device not in DEVICES:
+        raise UsageError(f"device is {device!r}, expected one of: auto, {', '.join(DEVICES)}")
+    row = DEVICES[device]
+    problem = _problem(row)
+    if problem:
+        raise MissingError(f"device {device!r} was asked for: {problem}; {row.cure}")
+    if row.target not in offered:
+        raise BundleError(
+            f"the bundle has no target {row.target!r}, only: {', '.join(offered)}; export it for that target"
+        )
+    return _choice(device, "it was asked for")
+
+
+def _select_auto(offered: tuple[str, ...]) -> Choice:
+    passed_over = []
+    for device, row in DEVICES.items():
+        problem = _problem(row) if row.target in offered else f"the bundle has no target {row.target!r}"
+        if not problem:
+            return _choice(device, "; ".join([*passed_over, "it is there"]))
+        passed_over.append(f"not {device}, because {problem}")
+    load_backend("onnxruntime")  # when it is the package that is missing, its cure is the better message
+    raise BundleError(f"nothing here runs this bundle: {'; '.join(passed_over)}; export it with --target cpu")
+
+
+def _choice(device: str, why: str) -> Choice:
+    row = DEVICES[device]
+    return Choice(device, row.backend, row.target, row.provider, why)
+
+
+def _problem(row: Device) -> str:
+    """Why a device cannot be used, or an empty string."""
+    try:
+        backend = load_backend(row.backend)
+    except MissingError as error:
+        return str(error)
+    if problem := getattr(backend, "problem", None):  # it knows better than a list of names
+        return str(problem(row.target))
+    providers = backend.providers()
+    return "" if row.provider in providers else f"{row.backend} here has {', '.join(providers)} and no {row.provider}"
+
+
+def assign(choice: Choice, components: Iterable[str], asked: str | Mapping[str, str] | None) -> dict[str, Choice]:
+    """component -> what it runs on; `asked` is a backend for all, or {component: backend} for some."""
+    names = tuple(components)
+    wanted = dict.fromkeys(names, asked) if isinstance(asked, str) else dict(asked or {})
+    for component, backend in wanted.items():
+        if component not in names:
+            raise UsageError(f"backend names component {component!r}, expected some of: {', '.join(names)}")
+        if backend not in ON_CPU:
+            raise UsageError(f"backend of {component} is {backend!r}, expected one of: {', '.join(ON_CPU)}")
+        if choice.device != "cpu":
+            raise UsageError(f"backend {backend!r} runs on the CPU, the device is {choice.device}: say device='cpu'")
+        load_backend(backend)
+    why = "it was asked for"
+    by_hand = {c: Choice("cpu", backend, choice.target, ON_CPU[backend], why) for c, backend in wanted.items()}
+    return {component: by_hand.get(component, choice) for component in names}
+
+
+def load_backend(name: str) -> Backend:
+    """MissingError with the cure when its package is not installed."""
+    module, part, cure = BACKENDS[name]
+    try:
+        found: Any = importlib.import_module(module)
+    except ImportError as error:
+        raise MissingError(f"backend {name} is not installed ({error}): {cure}") from error
+    return getattr(found, part) if part else found
 
 
 class Engines:
@@ -38,14 +176,10 @@ class Engines:
         self.bundle = bundle
         self.choice = choice
         self.threads = plan
-        self.memory: MemoryPlan = plan_memory(bundle.manifest, choice.target, memory_limit_mb)
+        self._memory_limit_mb = memory_limit_mb
         self.target = choice.target
         self.components = bundle.manifest.targets[choice.target]
         self.choices = assign(choice, self.components, backend)
-        self.adapters = Adapters(
-            {component: bundle.manifest.variant(component, self.target).inputs for component in self.components},
-            read_tensors(bundle.file(ADAPTER_SCALES)) if ADAPTER_SCALES in bundle.manifest.files else {},
-        )
         self._loaded: dict[str, Engine] = {}
         self._loading = {component: threading.Lock() for component in self.components}
         self._side_by_side = choice.device == "cpu"  # others share a device's memory, or build what they load
@@ -54,15 +188,49 @@ class Engines:
         for component in self.components:
             files = self._files(component)
             check_external_data(files.graph, files.data)
+        self.budget: CacheBudget | None = None  # of all conversations together; None without a limit
+        if memory_limit_mb is not None:  # too small a limit is told before anything is loaded
+            from edgemm.runtimes.cache_budget import CacheBudget
+
+            self.budget = CacheBudget(self.memory.cache_bytes)
+        if self.takes_adapters:
+            _ = self.adapters  # now, for threads may ask at once
+
+    @cached_property
+    def memory(self) -> MemoryPlan:
+        """What this takes, and what a limit leaves for conversations."""
+        from edgemm.runtimes.cache_budget import plan_memory
+
+        return plan_memory(self.bundle.manifest, self.target, self._memory_limit_mb)
+
+    @cached_property
+    def adapters(self) -> Adapters:
+        """Those that were loaded, and the one that the next call takes."""
+        from edgemm.runtimes.adapters import Adapters
+
+        manifest = self.bundle.manifest
+        inputs = {component: manifest.variant(component, self.target).inputs for component in self.components}
+        scaled = ADAPTER_SCALES in manifest.files
+        return Adapters(inputs, read_tensors(self.bundle.file(ADAPTER_SCALES)) if scaled else {})
+
+    @cached_property
+    def takes_adapters(self) -> bool:
+        """Whether the bundle was exported with --adapters."""
+        variants = [self.bundle.manifest.variant(component, self.target) for component in self.components]
+        return any(spec.name.startswith(ADAPTER_PREFIX) for variant in variants for spec in variant.inputs)
+
+    @property
+    def adapter(self) -> Adapter | None:
+        """The one that is active; None where nothing takes any."""
+        return self.adapters.active if self.takes_adapters else None
 
     def __contains__(self, component: object) -> bool:
         return component in self.components
 
     def get(self, component: str, adapter: Adapter | None = None) -> Engine:
         """A component's engine, with the active adapter or the one given."""
-        engine = self._load(component)
-        factors = (adapter or self.adapters.active).placed(engine)
-        return engine if factors is None else AdaptedEngine(engine, factors)
+        engine, adapter = self._load(component), adapter or self.adapter
+        return engine if adapter is None else adapter.bound_to(engine)
 
     def begin(self, component: str) -> None:
         """Loads a component in a thread of its own, where that disturbs nothing; what goes wrong, `get` tells."""
@@ -75,7 +243,7 @@ class Engines:
 
     def timed(self, components: Sequence[str], adapter: Adapter | None = None) -> tuple[dict[str, Engine], float]:
         """Several at once, and the seconds that loading them took."""
-        start, adapter = time.perf_counter(), adapter or self.adapters.active
+        start, adapter = time.perf_counter(), adapter or self.adapter
         missing = [component for component in components if component in self and component not in self._loaded]
         if self._side_by_side and len(missing) > 1:
             from concurrent.futures import ThreadPoolExecutor

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from edgemm.bundle.loops import TextLoop
+from edgemm.bundle.manifest import TextLoop
 from edgemm.bundle.picture import PictureSource, load_picture
 from edgemm.bundle.prompt import Prompt, with_picture_ids
 from edgemm.errors import InputError

@@ -13,18 +13,16 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from edgemm.bundle.prompt import picture_in_reply
+from edgemm.bundle.chat import picture_in_reply
 from edgemm.errors import UsageError
 from edgemm.runtimes.constraint import overlap
 from edgemm.runtimes.draw import ImageGenerator
-from edgemm.runtimes.options import DrawingOptions
-from edgemm.runtimes.results import DenoiseProgress, FinishReason, ImageResult, Picture, TextChunk, TextResult, clipped
+from edgemm.runtimes.image_call import DenoiseProgress, DrawingOptions, ImageResult, Picture
 from edgemm.runtimes.text import TextGenerator
+from edgemm.runtimes.text_call import DRAW_MARKS, FinishReason, TextChunk, TextResult, clipped
 from edgemm.runtimes.text_loop import Clock, TextRequest
 
-__all__ = ["DRAW_MARKS", "Drawing", "InterleavedResult", "MarkedText", "check_marks", "write_interleaved"]
-
-DRAW_MARKS = ("<draw>", "</draw>")
+__all__ = ["Drawing", "InterleavedResult", "MarkedText", "check_marks", "write_interleaved"]
 
 
 @dataclass(frozen=True, eq=False)

@@ -11,13 +11,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from itertools import pairwise
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from edgemm.bundle.prompt import Prompt
 from edgemm.errors import InputError
 from edgemm.runtimes.backend.engine import Arrays, Binding, Engine, allocator, check_finite
-from edgemm.runtimes.cache_budget import UNLIMITED, CacheBudget
+
+if TYPE_CHECKING:
+    from edgemm.runtimes.cache_budget import CacheBudget
 
 __all__ = ["BLOCK", "CachedTransformer", "KVCache", "PrefillCancelled", "pieces_of"]
 
@@ -29,7 +32,7 @@ class KVCache:
     """Zeroed K/V buffers (b, g, T, d), one a layer, named as the graph's past inputs."""
 
     def __init__(
-        self, engine: Engine, max_slots: int, block: int = BLOCK, budget: CacheBudget = UNLIMITED, rows: int = 1
+        self, engine: Engine, max_slots: int, block: int = BLOCK, budget: CacheBudget | None = None, rows: int = 1
     ) -> None:
         self.rows, self._zeros = rows, allocator(engine)
         self.specs = {name: spec for name, spec in engine.inputs.items() if name.startswith("past_")}
@@ -40,14 +43,15 @@ class KVCache:
         self.used = 0
         self.slots = 0
         self.buffers: dict[str, np.ndarray] = {}
-        self._lease = budget.lease(self)  # gives its bytes back when the cache is gone
+        self._lease = budget and budget.lease(self)  # gives its bytes back when the cache is gone
 
     def reserve(self, slots: int) -> bool:
         """Makes room for so many slots in all; True when the buffers are new, so bindings to the old ones are void."""
         if slots <= self.slots:
             return False
         wanted = self._rounded(slots)
-        self._lease.grow(wanted * self.slot_bytes)
+        if self._lease:
+            self._lease.grow(wanted * self.slot_bytes)
         self.slots = wanted
         old, self.buffers = self.buffers, {}
         for name, spec in self.specs.items():
@@ -57,11 +61,29 @@ class KVCache:
                 self.buffers[name][:, :, : self.used] = old.pop(name)[:, :, : self.used]
         return True
 
+    def resize(self, rows: int, slots: int) -> None:
+        """Another number of rows, of so many slots at least, with what the first ones hold."""
+        wanted = self._rounded(slots)
+        if self._lease:
+            self._lease.grow(wanted * self.slot_bytes // self.rows * rows)
+        kept, self.rows, self.slots = min(rows, self.rows), rows, wanted
+        self.used = min(self.used, wanted)
+        for name, old in list(self.buffers.items()):
+            _, heads, _, width = old.shape
+            self.buffers[name] = self._zeros((rows, heads, wanted, width), old.dtype)
+            self.buffers[name][:kept, :, : self.used] = old[:kept, :, : self.used]
+
     def has_room(self, slots: int) -> bool:
         """Whether reserve(slots) would succeed."""
         if slots > self.max_slots:
             return False
-        return slots <= self.slots or self._lease.can_grow(self._rounded(slots) * self.slot_bytes)
+        if slots <= self.slots or self._lease is None:
+            return True
+        return self._lease.can_grow(self._rounded(slots) * self.slot_bytes)
+
+    def could_hold(self, rows: int, slots: int) -> bool:
+        """Whether the memory limit allows so many rows of so many slots, in the place of these."""
+        return self._lease is None or self._lease.can_grow(self._rounded(slots) * self.slot_bytes // self.rows * rows)
 
     @property
     def slot_bytes(self) -> int:
@@ -106,7 +128,7 @@ class CachedTransformer:
         block: int = BLOCK,
         head: Engine | None = None,
         rows: int = 1,
-        budget: CacheBudget = UNLIMITED,
+        budget: CacheBudget | None = None,
         silent: np.ndarray | None = None,
     ) -> None:
         self.engine = engine
@@ -117,14 +139,13 @@ class CachedTransformer:
         said = (head or engine).outputs["logits"]
         self.logits = np.zeros((rows, said.fixed(1, "vocabulary")), dtype=np.float32)
         self._outputs: dict[str, np.ndarray] = {"logits": self.logits}
-        self._head: Binding | None = None
+        self._head = head
         self._more_inputs: dict[str, np.ndarray] = {}  # of a graph that takes candidates, where there are none
         if self.takes_candidates:
             self._outputs["draft_logits"] = np.zeros((rows, 1, self.logits.shape[1]), dtype=np.float32)
             self._more_inputs["draft_index"] = np.zeros((rows, 1), dtype=np.int64)
         if head is not None:
             self._outputs = {"hidden": np.zeros((rows, engine.outputs["hidden"].fixed(1, "width")), dtype=np.float32)}
-            self._head = head.bind(self._outputs, {"logits": self.logits})
         width = engine.inputs["image_tokens"].fixed(2, "width")
         self._no_picture = np.zeros((rows, 1, width), dtype=np.float32)
         self._step_inputs = {
@@ -136,7 +157,7 @@ class CachedTransformer:
             "logits_index": np.zeros(rows, dtype=np.int64),
             **self._more_inputs,
         }
-        self._step: Binding | None = None
+        self._steps: dict[int, tuple[Binding, Binding | None]] = {}  # by how many rows take part
 
     @property
     def takes_candidates(self) -> bool:
@@ -160,35 +181,46 @@ class CachedTransformer:
         `slots` asks for that much room at once.  Raises PrefillCancelled between two pieces of a long prompt once
         `cancelled` says so; then nothing of it counts as read.
         """
-        cache, first, alone = self.cache, int(self.lengths[row]), slice(row, row + 1)
+        cache, first = self.cache, int(self.lengths[row])
         length = first + len(prompt)
         after = f" after {first}" if first else ""
         if length > cache.max_slots:
             raise InputError(
                 f"the prompt takes {len(prompt)} tokens{after}, this bundle holds at most {cache.max_slots}"
             )
-        if cache.reserve(max(slots, length)):
-            self._step = None
-        past, present, outputs, more = (
-            {name: buffer[alone] for name, buffer in side.items()}
-            for side in (cache.past, cache.present, self._outputs, self._more_inputs)
-        )
+        self.reserve(max(slots, length))
         for piece in pieces_of(prompt):
             if piece.start and cancelled():
                 raise PrefillCancelled
-            inputs = {
-                "input_ids": prompt.input_ids[None, piece],
-                "image_tokens": self._no_picture[:1] if image_tokens is None else image_tokens,
-                "image_index": prompt.image_index[None, piece],
-                "write_index": np.array([first + piece.start], dtype=np.int64),
-                "attention_limit": prompt.attention_limit[None, piece] + first,
-                "logits_index": np.array([piece.stop - piece.start - 1], dtype=np.int64),
-                **more,
-            }
-            self.engine.bind({**inputs, **past}, {**outputs, **present}).run()
+            self.read_piece(prompt, piece, image_tokens, row)
         self.lengths[row] = length
         cache.used = max(cache.used, length)
-        return self._said(f"after the prompt of {len(prompt)} tokens{after}", alone)[row]
+        return self._said(f"after the prompt of {len(prompt)} tokens{after}", slice(row, row + 1))[row]
+
+    def begin_row(self, row: int, length: int) -> None:
+        """A prompt that was read piece by piece counts as read; the caller looks whether its logits are finite."""
+        self.lengths[row] = length
+        self._said("", slice(row, row + 1), check=False)
+
+    def read_piece(self, prompt: Prompt, piece: slice, image_tokens: np.ndarray | None, row: int) -> None:
+        """Reads a part of a prompt (pieces_of), for which there is room; none of it counts as read yet."""
+        alone, first = slice(row, row + 1), int(self.lengths[row])
+        past, present, outputs, more = (
+            {name: buffer[alone] for name, buffer in side.items()}
+            for side in (self.cache.past, self.cache.present, self._outputs, self._more_inputs)
+        )
+        inputs = {
+            "input_ids": prompt.input_ids[None, piece],
+            "image_tokens": self._no_picture[:1] if image_tokens is None else image_tokens,
+            "image_index": prompt.image_index[None, piece],
+            "write_index": np.array([first + piece.start], dtype=np.int64),
+            "attention_limit": prompt.attention_limit[None, piece] + first,
+            "logits_index": np.array([piece.stop - piece.start - 1], dtype=np.int64),
+            **more,
+        }
+        self.engine.bind({**inputs, **past}, {**outputs, **present}).run()
+        if self._head is not None and piece.stop == len(prompt):
+            self._head.bind(outputs, {"logits": self.logits[alone]}).run()
 
     def adopt(self, slots: Arrays) -> None:
         """Begins with slots (1, g, k, d) that were read elsewhere, one tensor a layer under its past input's name."""
@@ -212,6 +244,31 @@ class CachedTransformer:
         twin.lengths[:] = self.lengths
         return twin
 
+    def reserve(self, slots: int) -> None:
+        """Makes room for so many slots a row."""
+        if self.cache.reserve(slots):
+            self._steps.clear()
+
+    def with_rows(self, rows: int, slots: int) -> CachedTransformer:
+        """The same conversations in memory of another size: so many rows of so many slots at least."""
+        engine, most, block, head, _, budget, silent = self._made_with
+        twin, kept = CachedTransformer(engine, most, block, head, rows, budget, silent), min(rows, len(self.lengths))
+        twin.lengths[:kept] = self.lengths[:kept]
+        twin.cache = self.cache
+        twin.cache.resize(rows, slots)
+        return twin
+
+    def move_row(self, source: int, to: int, slots: int) -> None:
+        """Lets a row go on in another's place; `slots` are those that it has read."""
+        for buffer in self.cache.buffers.values():
+            buffer[to, :, :slots] = buffer[source, :, :slots]
+        self.lengths[to] = self.lengths[source]
+
+    def clear_row(self, row: int) -> None:
+        """Numbers that went wrong must not stay: 0 times NaN is NaN, also where nobody attends."""
+        for buffer in self.cache.buffers.values():
+            buffer[row] = 0
+
     def prefill_rows(
         self, prompts: Sequence[Prompt], image_tokens: np.ndarray | None = None, slots: int = 0
     ) -> np.ndarray:
@@ -219,8 +276,7 @@ class CachedTransformer:
         cache, longest = self.cache, max(map(len, prompts))
         if longest > cache.max_slots:
             raise InputError(f"the prompt takes {longest} tokens, this bundle holds at most {cache.max_slots}")
-        if cache.reserve(max(slots, longest)):
-            self._step = None
+        self.reserve(max(slots, longest))
         self.lengths[:] = [len(prompt) for prompt in prompts]
         inputs = {
             "input_ids": _side_by_side([prompt.input_ids for prompt in prompts], longest),
@@ -232,6 +288,8 @@ class CachedTransformer:
             **self._more_inputs,
         }
         self.engine.bind({**inputs, **cache.past}, {**self._outputs, **cache.present}).run()
+        if self._head is not None:
+            self._head.bind(self._outputs, {"logits": self.logits}).run()
         cache.used = longest
         return self._said(f"after the prompt of {longest} tokens")
 
@@ -245,8 +303,7 @@ class CachedTransformer:
         Each candidate that proves right is `keep`t; the others' slots are written over.
         """
         first, r = int(self.lengths[0]), len(tokens)
-        if self.cache.reserve(first + r):
-            self._step = None
+        self.reserve(first + r)
         where, more = first + np.arange(r), np.zeros((1, r - 1, self.logits.shape[1]), dtype=np.float32)
         inputs = {
             "input_ids": np.array([tokens], dtype=np.int64),
@@ -271,34 +328,53 @@ class CachedTransformer:
         self.lengths += 1
         self.cache.used = int(self.lengths[0])
 
-    def step_rows(self, tokens: np.ndarray | None = None, image_tokens: np.ndarray | None = None) -> np.ndarray:
-        """Reads one more a row, ids (b) or a picture's (b, 1, width); gives the logits (b, v) of the next."""
-        written = np.minimum(
-            self.lengths, self.cache.max_slots - 1
-        )  # of a row that has ended, and is looked at no more
+    def step_rows(
+        self,
+        tokens: np.ndarray | None = None,
+        image_tokens: np.ndarray | None = None,
+        rows: int | None = None,
+        check: bool = True,
+    ) -> np.ndarray:
+        """Reads one more a row, ids (b) or a picture's (b, 1, width); gives the logits (b, v) of the next.
+
+        With `rows` the first so many take part and the others stay as they are.  Without `check` the caller looks
+        whether the numbers are finite.
+        """
+        count = len(self.lengths) if rows is None else rows
+        written, inputs = self.lengths[:count], self._step_inputs
         slots = int(written.max()) + 1
-        if self.cache.reserve(slots) or self._step is None:
-            outputs = {**self._outputs, **self.cache.present}
-            self._step = self.engine.bind({**self._step_inputs, **self.cache.past}, outputs)
-        inputs = self._step_inputs
+        self.reserve(slots)
         inputs["image_index"][:] = -1 if image_tokens is None else 0
         if image_tokens is not None:
-            inputs["image_tokens"][:] = image_tokens
+            inputs["image_tokens"][:count] = image_tokens
         if tokens is not None:
-            inputs["input_ids"][:, 0] = tokens
-        inputs["write_index"][:] = written
-        inputs["attention_limit"][:, 0] = written
-        self._step.run()
-        self.lengths += 1
-        self.cache.used = slots
-        return self._said(f"at token {slots}")
+            inputs["input_ids"][:count, 0] = tokens
+        inputs["write_index"][:count] = written
+        inputs["attention_limit"][:count, 0] = written
+        step, head = self._step_of(count)
+        step.run()
+        if head is not None:
+            head.run()
+        self.lengths[:count] += 1
+        self.cache.used = max(self.cache.used, slots)
+        return self._said(f"at token {slots}", slice(count), check)
 
-    def _said(self, where: str, rows: slice = slice(None)) -> np.ndarray:
-        if self._head is not None:
-            self._head.run()
-        check_finite(self.logits[rows], f"transformer, logits {where}")
+    def _step_of(self, count: int) -> tuple[Binding, Binding | None]:
+        """What runs a step of the first rows."""
+        if count not in self._steps:
+            inputs, outputs, past, present = (
+                {name: array[:count] for name, array in side.items()}
+                for side in (self._step_inputs, self._outputs, self.cache.past, self.cache.present)
+            )
+            head = None if self._head is None else self._head.bind(outputs, {"logits": self.logits[:count]})
+            self._steps[count] = self.engine.bind({**inputs, **past}, {**outputs, **present}), head
+        return self._steps[count]
+
+    def _said(self, where: str, rows: slice = slice(None), check: bool = True) -> np.ndarray:
+        if check:
+            check_finite(self.logits[rows], f"transformer, logits {where}")
         if self._silent is not None:
-            self.logits[:, self._silent] = -np.inf
+            self.logits[rows, self._silent] = -np.inf
         return self.logits
 
 

@@ -1,7 +1,7 @@
 """An opened bundle that writes and draws: what `edgemm.load` gives back.
 
 The public face alone: the text half is in text.py and session.py, the drawing half in draw.py, what is loaded in
-engines.py.  It knows no graph, no sampling and no schedule.
+engines.py.  It knows no graph, no sampling and no schedule.  Each half is imported and made when it is first asked for.
 """
 
 from __future__ import annotations
@@ -11,41 +11,41 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from functools import cached_property
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, TypeVar
 
 from edgemm.bundle.bundle import Bundle
-from edgemm.bundle.picture import PictureSources
-from edgemm.bundle.prompt import Message, as_messages
-from edgemm.bundle.tokenizer import Tokenizer
-from edgemm.device.threads import ThreadPlan
+from edgemm.bundle.chat import Message, as_messages
+from edgemm.bundle.prompt import Tokenizer
 from edgemm.errors import EdgemmError, UsageError
-from edgemm.options import from_keywords
-from edgemm.runtimes.adapters import Adapter, Adapters
-from edgemm.runtimes.backend.choice import Choice
-from edgemm.runtimes.backend.engine import Engine
-from edgemm.runtimes.cache_budget import CacheBudget, MemoryPlan
-from edgemm.runtimes.draw import ImageGenerator
-from edgemm.runtimes.engines import Engines
-from edgemm.runtimes.image_encoder import ImageReader
-from edgemm.runtimes.interleaved import DRAW_MARKS, Drawing, InterleavedResult, check_marks, write_interleaved
-from edgemm.runtimes.options import (
+from edgemm.options import check_type, from_keywords
+from edgemm.runtimes.backend.engine import ThreadPlan
+from edgemm.runtimes.engines import Choice, Engines
+from edgemm.runtimes.image_call import (
     MOST_PICTURES,
+    DenoiseProgress,
     DrawingKeywords,
     DrawingOptions,
-    TextKeywords,
-    TextOptions,
+    ImageResult,
     check_whole,
 )
-from edgemm.runtimes.results import DenoiseProgress, ImageResult, TextChunk, TextResult
-from edgemm.runtimes.session import Session
-from edgemm.runtimes.text import Prompted, TextGenerator
+from edgemm.runtimes.text_call import DRAW_MARKS, Prompted, TextChunk, TextKeywords, TextOptions, TextResult
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
-__all__ = ["Model", "Calls"]
+    from edgemm.bundle.picture import PictureSources
+    from edgemm.runtimes.adapters import Adapters
+    from edgemm.runtimes.cache_budget import MemoryPlan
+    from edgemm.runtimes.draw import ImageGenerator
+    from edgemm.runtimes.interleaved import InterleavedResult
+    from edgemm.runtimes.session import Session
+    from edgemm.runtimes.text import TextGenerator
+    from edgemm.runtimes.text_batch import TextBatch, Writing
+
+__all__ = ["Calls", "Model"]
 
 T = TypeVar("T")
 
@@ -57,6 +57,8 @@ class Model:
     its own, so calls from several threads, or several open streams, interleave safely and each sees only its own.
     `cancel()` may be called from any thread: every call in progress ends within one token or one denoising step and
     keeps what it has.  Closing one stream ends that call alone.  Use it as a context manager, or `close()` it.
+
+    What begins with an underscore may change; edgemm's own measurements and checks reach engines by `_engines`.
     """
 
     def __init__(self, engines: Engines) -> None:
@@ -65,13 +67,25 @@ class Model:
         self.manifest = engines.bundle.manifest
         self.choice: Choice = engines.choice  # what it runs on, and why
         self.threads: ThreadPlan = engines.threads
-        self.memory: MemoryPlan = engines.memory
-        self._budget = CacheBudget(self.memory.cache_bytes)  # of all conversations together
         self.tokenizer = Tokenizer(self.bundle.file(self.manifest.tokenizer))
-        self._reader = ImageReader(self._engines)
-        self._text = TextGenerator(self._engines, self._reader, self.tokenizer, self._budget)
-        self._image = ImageGenerator(self._engines, self._reader, self.tokenizer, self._budget)
         self._calls = Calls()
+
+    @property
+    def memory(self) -> MemoryPlan:
+        """What it takes, and what a limit leaves for conversations."""
+        return self._engines.memory
+
+    @cached_property
+    def _text(self) -> TextGenerator:
+        from edgemm.runtimes.text import TextGenerator
+
+        return TextGenerator(self._engines, self.tokenizer)
+
+    @cached_property
+    def _image(self) -> ImageGenerator:
+        from edgemm.runtimes.draw import ImageGenerator
+
+        return ImageGenerator(self._engines, self.tokenizer)
 
     # Text
 
@@ -89,7 +103,7 @@ class Model:
 
         `prompt` is a string or a list of {"role", "content", "images"}, where content may be a list of parts as
         transformers and OpenAI have it; `images`, one or a list, belong to the last message.  `options` are the fields
-        of TextOptions (edgemm/runtimes/options.py, and the table in docs/embedding.md).
+        of TextOptions (edgemm/runtimes/text_call.py, and the table in docs/embedding.md).
         """
         chosen = from_keywords(TextOptions, "stream_text()", options, ("images",))
         return self.session()._stream(prompt, images, chosen)
@@ -101,6 +115,9 @@ class Model:
 
     def session(self, system: str | None = None) -> Session:
         """A conversation that keeps its K/V cache between turns; `system` is its system message."""
+        from edgemm.runtimes.session import Session
+
+        check_type("system", system, str | None)
         return Session(self._text, self._call, () if system is None else (Message("system", system),))
 
     def generate_texts(
@@ -122,6 +139,23 @@ class Model:
 
         return next(self._call(write, chosen.timeout_s))
 
+    def text_batch(self, most: int = 8) -> TextBatch:
+        """Replies that join and leave while others are written (text_batch.py); its engines have today's adapter."""
+        self._engines.check_open()
+        return self._text.batch(most)
+
+    def text_writing(
+        self,
+        prompt: Prompted,
+        images: PictureSources = (),
+        cancelled: Callable[[], bool] = lambda: False,
+        **options: Unpack[TextKeywords],
+    ) -> Writing:
+        """A reply for a text_batch of this model; `options` as in stream_text, checked now.  Any thread may call it."""
+        self._engines.check_open()
+        chosen = from_keywords(TextOptions, "text_writing()", options, ("images", "cancelled"))
+        return self._text.writing(self._text.request(as_messages(prompt, images), chosen), cancelled)
+
     def generate(
         self,
         prompt: Prompted,
@@ -136,6 +170,8 @@ class Model:
         What the model writes between `draw_marks` is drawn, with the options `drawing` (those of stream_image), and the
         picture is read back before the reply goes on; `options` are those of stream_text.
         """
+        from edgemm.runtimes.interleaved import Drawing, check_marks, write_interleaved
+
         self._engines.check_open()
         chosen = from_keywords(TextOptions, "generate()", options, ("images", "drawing", "draw_marks", "max_images"))
         drawn, marks = from_keywords(DrawingOptions, "generate(drawing=...)", drawing or {}), check_marks(draw_marks)
@@ -162,7 +198,7 @@ class Model:
     def stream_image(self, prompt: str, **options: Unpack[DrawingKeywords]) -> Iterator[DenoiseProgress | ImageResult]:
         """Progress after every step, with previews when asked for, and at last the ImageResult.
 
-        `options` are the fields of DrawingOptions (edgemm/runtimes/options.py, and the table in docs/embedding.md).
+        `options` are the fields of DrawingOptions (edgemm/runtimes/image_call.py, and the table in docs/embedding.md).
         Models that draw by denoising take steps, noise and previews; those that draw token by token take temperature,
         top_k and top_p.
         """
@@ -213,14 +249,6 @@ class Model:
     def prepare(self) -> None:
         """Loads every engine now, so that no first call has to wait for one."""
         self._engines.timed(tuple(self._engines.components))
-
-    def engine(self, component: str, adapter: Adapter | None = None) -> Engine:
-        """A component's engine, loaded when first asked for, with the active adapter or the one given."""
-        return self._engines.get(component, adapter)
-
-    def watch_engines(self, watch: Callable[[Engine], Engine]) -> None:
-        """Loads every engine and puts `watch(engine)` in its place: for measuring, between calls."""
-        self._engines.watch(watch)
 
     def _call(self, start: Callable[[Callable[[], bool]], Iterator[T]], timeout_s: float | None) -> Iterator[T]:
         """Runs a loop with a `cancelled` that hears cancel(), close() and the clock."""

@@ -12,20 +12,23 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from edgemm.bundle.components import TensorSpec, handed_over, pattern
-from edgemm.bundle.denoise import DenoiseLoop
+from edgemm.bundle.drawing import DenoiseLoop
 from edgemm.bundle.prompt import Prompt
 from edgemm.errors import BundleError, InputError
 from edgemm.runtimes import schedule
 from edgemm.runtimes.backend.engine import SPARED, Arrays, Engine, allocator, check_finite
-from edgemm.runtimes.cache_budget import UNLIMITED, CacheBudget
+from edgemm.runtimes.image_call import DrawingClock
 from edgemm.runtimes.kv_cache import CachedTransformer
 
-__all__ = ["DrawEngines", "PrefixTimes", "PromptPrefix", "Prompts", "read_prompts"]
+if TYPE_CHECKING:
+    from edgemm.runtimes.cache_budget import CacheBudget
+
+__all__ = ["DrawEngines", "PromptPrefix", "Prompts", "read_prompts"]
 
 BLOCK = 16  # slots a drawing prompt is padded to: every one costs the denoiser time, at every step
 SLOT_AXIS = {"prefix_key.*": 2, "prefix_value.*": 2, "prefix_mask": 1}
@@ -59,23 +62,17 @@ class DrawEngines:
     image_decoder: Engine
     unconditional: Arrays = field(default_factory=dict)  # of loops that take it from the file
     max_context: int = 2**31
-    budget: CacheBudget = UNLIMITED
-
-
-@dataclass
-class PrefixTimes:
-    prefill_s: float = 0.0
-    conditioner_s: float = 0.0
+    budget: CacheBudget | None = None
 
 
 def _pictured(prompt: Prompt) -> bool:
     return bool((prompt.image_index >= 0).any())
 
 
-def read_prompts(prompts: Prompts, loop: DenoiseLoop, engines: DrawEngines, times: PrefixTimes) -> PromptPrefix:
+def read_prompts(prompts: Prompts, loop: DenoiseLoop, engines: DrawEngines, clock: DrawingClock) -> PromptPrefix:
     """Prefill, then the conditioner, which writes the rows that the denoiser reads."""
     conditioner, rows = engines.conditioner, prompts.rows
-    block = _read_latents(prompts.latents, loop, engines.denoiser, times)
+    block = _read_latents(prompts.latents, loop, engines.denoiser, clock)
     before = next((array.shape[2] for array in block.values()), 0)  # slots that a picture takes as latents
     longest = max(len(prompt) + before * _pictured(prompt) for _, prompt, _ in rows)
     room = fixed_slots(engines.denoiser.inputs) or _slots_of(engines.unconditional)  # t
@@ -93,7 +90,7 @@ def read_prompts(prompts: Prompts, loop: DenoiseLoop, engines: DrawEngines, time
                 transformer.adopt(block)
             transformer.prefill(prompt, image_tokens, slots=max(longest, room + loop.skip))
         first = first or transformer
-        times.prefill_s += time.perf_counter() - start
+        clock.prefill_s += time.perf_counter() - start
         used = before * _pictured(prompt)
         slots = fixed or transformer.cache.slots
         if prefix is None:
@@ -110,12 +107,12 @@ def read_prompts(prompts: Prompts, loop: DenoiseLoop, engines: DrawEngines, time
                 _condition(prompt, nothing, slots, conditioner, prefix.row(UNCONDITIONAL), used)
             elif loop.unconditional == "mask":
                 prefix.mask_from_prompt(loop.seen_slots)
-        times.conditioner_s += time.perf_counter() - start
+        clock.conditioner_s += time.perf_counter() - start
     assert prefix is not None
     return prefix
 
 
-def _read_latents(latents: np.ndarray | None, loop: DenoiseLoop, denoiser: Engine, times: PrefixTimes) -> Arrays:
+def _read_latents(latents: np.ndarray | None, loop: DenoiseLoop, denoiser: Engine, clock: DrawingClock) -> Arrays:
     """Slots (1, g, k, d) that a picture leaves in an empty cache when the denoiser reads it clean, a layer each."""
     if latents is None:
         return {}
@@ -133,7 +130,7 @@ def _read_latents(latents: np.ndarray | None, loop: DenoiseLoop, denoiser: Engin
     denoiser.bind(inputs, {"prediction": np.zeros_like(latents), **block}).run()
     for name, array in block.items():
         check_finite(array, f"denoiser, {name} of the picture")
-    times.prefill_s += time.perf_counter() - start
+    clock.prefill_s += time.perf_counter() - start
     return {name.replace("block_", "past_", 1): array for name, array in block.items()}
 
 

@@ -13,14 +13,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from edgemm.bundle.chat import Message, as_messages, turn_prompt
 from edgemm.bundle.picture import PictureSources
-from edgemm.bundle.prompt import Message, Prompt, as_messages, turn_prompt
+from edgemm.bundle.prompt import Prompt
 from edgemm.errors import EdgemmError, InputError, UsageError
 from edgemm.options import from_keywords
 from edgemm.runtimes.kv_cache import CachedTransformer
-from edgemm.runtimes.options import TextKeywords, TextOptions
-from edgemm.runtimes.results import TextChunk, TextResult
-from edgemm.runtimes.text import Prompted, TextGenerator
+from edgemm.runtimes.text import TextGenerator
+from edgemm.runtimes.text_call import Prompted, TextChunk, TextKeywords, TextOptions, TextResult
 from edgemm.runtimes.text_loop import Clock, TextRequest
 
 if TYPE_CHECKING:
@@ -61,7 +61,7 @@ class Session:
     def generate_text(
         self, content: Prompted, images: PictureSources = (), **options: Unpack[TextKeywords]
     ) -> TextResult:
-        """The reply to the next message; `options` are TextOptions' fields (edgemm/runtimes/options.py).
+        """The reply to the next message; `options` are TextOptions' fields (edgemm/runtimes/text_call.py).
 
         A session may begin with a list of messages, as Model.generate_text takes it.
         """

@@ -1,6 +1,7 @@
 """How one model writes text: messages and options become requests, and conversations to write their replies in.
 
-Prefill, sampling and stopping are in text_loop.py and text.py, pictures in image_encoder.py; drawing is in draw.py.
+Prefill, sampling and stopping are in text_loop.py, replies side by side in text_batch.py, pictures in image_encoder.py;
+drawing is in draw.py.
 """
 
 from __future__ import annotations
@@ -8,40 +9,39 @@ from __future__ import annotations
 import secrets
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
 from functools import cached_property
 from typing import Any
 
 import numpy as np
 
-from edgemm.bundle.loops import TextLoop
+from edgemm.bundle.chat import Message, as_messages, chat_prompt
+from edgemm.bundle.manifest import TextLoop
 from edgemm.bundle.picture import PictureSource, PictureSources
-from edgemm.bundle.prompt import Message, Prompt, as_messages, chat_prompt, check_length
-from edgemm.bundle.tokenizer import Tokenizer
-from edgemm.errors import BundleError, InputError, UsageError
-from edgemm.runtimes.cache_budget import CacheBudget
+from edgemm.bundle.prompt import Prompt, Tokenizer, check_length
+from edgemm.errors import BundleError, EdgemmError, InputError, UsageError
+from edgemm.options import check_type
 from edgemm.runtimes.constraint import ConstraintMaker
 from edgemm.runtimes.engines import Engines
 from edgemm.runtimes.image_encoder import ImageReader
-from edgemm.runtimes.kv_cache import CachedTransformer, PrefillCancelled
-from edgemm.runtimes.options import TextOptions
-from edgemm.runtimes.results import TextChunk, TextResult
+from edgemm.runtimes.kv_cache import CachedTransformer
 from edgemm.runtimes.sampling import Sampling
-from edgemm.runtimes.text_loop import Clock, Reply, TextRequest, write_reply
+from edgemm.runtimes.text_batch import TextBatch, Writing
+from edgemm.runtimes.text_call import Prompted, TextChunk, TextOptions, TextResult
+from edgemm.runtimes.text_loop import Clock, TextRequest, write_reply
 
-__all__ = ["Prompted", "TextGenerator", "write_replies"]
+__all__ = ["TextGenerator"]
 
-Prompted = str | Sequence[dict[str, Any]]  # a prompt, or a list of {"role", "content", "images"}
 Pictures = list[np.ndarray]  # (3, S, S) each
 
 
 class TextGenerator:
     """The text half of a model."""
 
-    def __init__(self, engines: Engines, reader: ImageReader, tokenizer: Tokenizer, budget: CacheBudget) -> None:
+    def __init__(self, engines: Engines, tokenizer: Tokenizer) -> None:
         self.tokenizer = tokenizer
         self.constraints = _constraint_maker(engines)
-        self._engines, self._reader, self._budget = engines, reader, budget
+        self.reader = ImageReader(engines)
+        self._engines = engines
         self.manifest = engines.bundle.manifest
 
     @property
@@ -66,9 +66,9 @@ class TextGenerator:
         return chat_prompt(messages, self.loop, self.tokenizer)
 
     def check_pictures(self, messages: Sequence[Message]) -> None:
-        """InputError of pictures that are shown to a model without eyes."""
+        """InputError of pictures that are shown to a model that reads none."""
         if any(message.images for message in messages):
-            self._reader.check()
+            self.reader.check()
 
     def request_of(self, prompt: Prompt, options: TextOptions, history: tuple[int, ...] = ()) -> TextRequest:
         """What the loop wants of a prompt; raises UsageError by the option's name."""
@@ -98,8 +98,10 @@ class TextGenerator:
         options: TextOptions,
     ) -> list[tuple[TextRequest, Pictures]]:
         """One a prompt; `images` are a list a prompt."""
-        if isinstance(prompts, str) or not prompts:
-            raise UsageError("prompts is empty or a string, expected a list of prompts")
+        check_type("prompts", prompts, Sequence)
+        check_type("images", images, Sequence | None)
+        if not prompts:
+            raise UsageError("prompts is empty, expected at least one")
         given: Sequence[Any] = [()] * len(prompts) if images is None else images
         if len(given) != len(prompts):
             raise UsageError(f"images has {len(given)} lists, expected one for each of {len(prompts)} prompts")
@@ -110,18 +112,18 @@ class TextGenerator:
         return [self.picture(image) for message in messages for image in message.images]
 
     def picture(self, image: PictureSource) -> np.ndarray:
-        return self._reader.picture(image, self.loop)
+        return self.reader.picture(image, self.loop)
 
     def read_pictures(self, prompt: Prompt, pictures: Pictures, clock: Clock) -> tuple[Prompt, np.ndarray | None]:
         """The prompt as the transformer reads it, and the image tokens beside it."""
-        return self._reader.timed_read(prompt, pictures, self.loop, clock)
+        return self.reader.timed_read(prompt, pictures, self.loop, clock)
 
     def conversation(self, rows: int = 1) -> CachedTransformer:
         """The transformer with an empty memory, for one reply or several side by side."""
         engines, most = self._engines, self.manifest.limits.max_context
         head = engines.get("text_head") if "text_head" in engines else None
         return CachedTransformer(
-            engines.get("transformer"), most, head=head, rows=rows, budget=self._budget, silent=self._silent
+            engines.get("transformer"), most, head=head, rows=rows, budget=engines.budget, silent=self._silent
         )
 
     def timed_conversation(self, clock: Clock) -> CachedTransformer:
@@ -142,17 +144,37 @@ class TextGenerator:
         """One reply, after what the transformer has read already."""
         yield from write_reply(request, image_tokens, transformer, self.tokenizer, cancelled, clock)
 
+    def batch(self, most: int) -> TextBatch:
+        """So many replies side by side at most, none of which is there yet."""
+        inputs = self.manifest.variant("transformer", self._engines.target).inputs
+        size = next(spec.shape[0] for spec in inputs if spec.name == "input_ids")
+        return TextBatch(self.conversation, self.tokenizer, min(most, size) if isinstance(size, int) else most)
+
+    def writing(
+        self, asked: tuple[TextRequest, Pictures], cancelled: Callable[[], bool], began: float | None = None
+    ) -> Writing:
+        """A reply for a batch."""
+        request, pictures = asked
+        if request.prompt_lookup_num_tokens:
+            raise UsageError("prompt_lookup_num_tokens is for one reply at a time: leave it out, or call generate_text")
+        clock = Clock() if began is None else Clock(began)
+        return Writing(request, lambda clock: self.read_pictures(request.prompt, pictures, clock), cancelled, clock)
+
     def write_batch(
         self, asked: Sequence[tuple[TextRequest, Pictures]], began: float, cancelled: Callable[[], bool]
     ) -> list[TextResult]:
         """Several replies, side by side."""
-        if any(request.prompt_lookup_num_tokens for request, _ in asked):
-            raise UsageError("prompt_lookup_num_tokens is for one reply at a time: leave it out, or call generate_text")
-        clocks = [Clock(began) for _ in asked]
-        seen = [self.read_pictures(request.prompt, own, clock) for (request, own), clock in zip(asked, clocks)]
-        requests = [replace(request, prompt=prompt) for (request, _), (prompt, _) in zip(asked, seen)]
-        transformer = self.conversation(rows=len(requests))
-        return write_replies(requests, [tokens for _, tokens in seen], transformer, self.tokenizer, cancelled, clocks)
+        batch, results = self.batch(len(asked)), {}
+        writings = [self.writing(each, cancelled, began) for each in asked]
+        for writing in writings:
+            batch.add(writing)
+        while len(batch):
+            for writing, said in batch.turn(together=True):
+                if isinstance(said, EdgemmError):
+                    raise said
+                if said.result is not None:
+                    results[writing] = said.result
+        return [results[writing] for writing in writings]
 
     def _check_prompt_lookup(self, options: TextOptions) -> None:
         inputs = self.manifest.variant("transformer", self._engines.target).inputs
@@ -180,62 +202,3 @@ def _constraint_maker(engines: Engines) -> ConstraintMaker:
         size = next((spec.fixed(1, "vocabulary") for spec in outputs if spec.name == "logits"), 0)
     stops = () if manifest.loops.text is None else manifest.loops.text.stop_token_ids
     return ConstraintMaker(engines.bundle.file(manifest.tokenizer), size, stops)
-
-
-# Several prompts written side by side: one run of the transformer gives every row its next token.
-#
-# Each prompt is read alone into its own row of one cache, with the shapes it would have alone; then all rows step
-# together until the last is done.  Rows never see one another, so each reply is the one that its prompt gets alone,
-# up to
-# rounding in the last bit where a product of one row is computed by another kernel than a product of many.
-# Axes: b rows, T cache slots, v vocabulary.
-
-
-def write_replies(
-    requests: Sequence[TextRequest],
-    image_tokens: Sequence[np.ndarray | None],  # (1, m, width) a row
-    transformer: CachedTransformer,  # with a row a request
-    tokenizer: Tokenizer,
-    cancelled: Callable[[], bool],
-    clocks: Sequence[Clock],
-) -> list[TextResult]:
-    """A result a request, in their order."""
-    replies = [Reply(request, tokenizer) for request in requests]
-    longest = max(len(request.prompt) for request in requests)
-    tokens = np.zeros(len(requests), dtype=np.int64)
-    going = np.ones(len(requests), dtype=bool)
-    for row, (request, pictures, clock) in enumerate(zip(requests, image_tokens, clocks)):
-        if cancelled():
-            break
-        start = time.perf_counter()
-        try:
-            transformer.prefill(request.prompt, pictures, longest, row, cancelled)
-        except PrefillCancelled:
-            break
-        clock.prefill_s = time.perf_counter() - start
-    step = 0
-    while True:
-        end = cancelled()
-        for row in np.flatnonzero(going).tolist():
-            reply, logits = replies[row], transformer.logits[row]
-            if not end:
-                tokens[row] = reply.choose(logits)
-                if step == 0:
-                    clocks[row].first_token_s = clocks[row].since_began()
-                reply.add(int(tokens[row]), logits)
-            if reply.reason is None and end:
-                reply.reason = "cancelled"
-            elif reply.reason is None and not transformer.cache.has_room(int(transformer.lengths[row]) + 1):
-                reply.reason = "length"
-            going[row] = reply.reason is None
-        if not going.any():
-            break
-        start = time.perf_counter()
-        transformer.step_rows(tokens)
-        transformer.lengths[~going] -= 1  # a row that has ended stays where it is; nobody looks at what it computes
-        step += 1
-        for row in np.flatnonzero(going).tolist():
-            clocks[row].decode_s += time.perf_counter() - start
-            clocks[row].decode_steps += 1
-    results = [reply.end(clock).result for reply, clock in zip(replies, clocks)]
-    return [result for result in results if result is not None]

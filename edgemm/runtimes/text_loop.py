@@ -12,18 +12,18 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from edgemm.bundle.prompt import Prompt
-from edgemm.bundle.tokenizer import StreamDecoder, Tokenizer
+from edgemm.bundle.prompt import Prompt, Tokenizer
 from edgemm.errors import EdgemmError, UsageError
 from edgemm.runtimes.constraint import Constraint, StopStrings
 from edgemm.runtimes.kv_cache import CachedTransformer, PrefillCancelled
-from edgemm.runtimes.results import FinishReason, TextChunk, TextMetrics, TextResult, TokenLogprob
 from edgemm.runtimes.sampling import Sampling, log_probabilities, next_token
+from edgemm.runtimes.text_call import FinishReason, TextChunk, TextMetrics, TextResult, TokenLogprob
 
-__all__ = ["Clock", "PromptLookup", "Reply", "TextRequest", "find_candidates", "write_reply"]
+__all__ = ["Clock", "PromptLookup", "Reply", "StreamDecoder", "TextRequest", "find_candidates", "write_reply"]
 
 MOST_LOGPROBS = 100  # beside each token
 MOST_CANDIDATES = 64
+INCOMPLETE = "\ufffd"  # what a decoder shows for bytes that are not yet, or never, a character
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,6 +65,38 @@ class Clock:
 
     def since_began(self) -> float:
         return time.perf_counter() - self.began - self.load_s
+
+
+class StreamDecoder:
+    """Ids in one by one, text out as soon as it is whole; the pieces joined are the whole decoded at once.
+
+    A character may be several tokens of bytes: they are held back until it is complete.
+    """
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self._tokenizer = tokenizer
+        self._ids: list[int] = []
+        self._start = 0  # ids before this are only history
+        self._shown = 0  # ids before this have been given out
+
+    def push(self, token: int) -> str:
+        """The text that this token completes, perhaps empty."""
+        self._ids.append(token)
+        fresh = self._fresh()
+        if not fresh or fresh.endswith(INCOMPLETE):
+            return ""
+        self._start, self._shown = self._shown, len(self._ids)
+        return fresh
+
+    def flush(self) -> str:
+        """What was held back, at the end of a reply."""
+        fresh = self._fresh()
+        self._start = self._shown = len(self._ids)
+        return fresh
+
+    def _fresh(self) -> str:
+        history = self._tokenizer.decode(self._ids[self._start : self._shown])
+        return self._tokenizer.decode(self._ids[self._start :])[len(history) :]
 
 
 class Reply:

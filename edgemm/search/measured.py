@@ -16,6 +16,7 @@ import onnx_ir as ir
 import torch
 from onnx import ModelProto, TensorProto, helper, numpy_helper
 
+from edgemm.bundle.files import reading
 from edgemm.errors import InputError
 from edgemm.quantize.make import Method, Prepared, make_spec
 from edgemm.quantize.spec import Layer
@@ -53,10 +54,8 @@ class Journal:
 
 
 def _parsed(path: Path, line: str) -> dict[str, Any]:
-    try:
+    with reading(path, "not the journal of a search"):
         row = json.loads(line)
-    except ValueError as error:
-        raise InputError(f"{path}: not the journal of a search: {error}") from error
     if not isinstance(row, dict):
         raise InputError(f"{path}: not the journal of a search")
     return row

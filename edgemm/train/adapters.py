@@ -18,7 +18,8 @@ import torch
 from torch import Tensor, nn
 
 from edgemm.bundle.adapter_config import FILES, FOUND_AGAIN, INIT, AdapterConfig
-from edgemm.bundle.files import whole_folder
+from edgemm.bundle.files import reading
+from edgemm.bundle.writer import whole_folder
 from edgemm.errors import CheckpointError, MissingError, UsageError
 from edgemm.model.unified import Unified
 from edgemm.train.recipe_file import FinetuneRecipe
@@ -109,11 +110,10 @@ def merge_part(module: nn.Module, folder: Path, strength: float = 1.0) -> None:
     """
     from peft import LoraConfig, PeftModel, get_peft_model_state_dict
     from peft.tuners.lora import LoraLayer
-    from safetensors import SafetensorError
     from safetensors.torch import load_file
 
     inner, config = cast(Any, module), AdapterConfig.read(folder, merging=True)
-    try:
+    with reading(folder, "does not fit this checkpoint", CheckpointError):
         tensors = load_file(folder / FILES[1])
         asked = LoraConfig(**_asked(config, tensors))
         with warnings.catch_warnings():
@@ -126,9 +126,6 @@ def merge_part(module: nn.Module, folder: Path, strength: float = 1.0) -> None:
             if isinstance(layer, LoraLayer):
                 layer.scale_layer(strength)
         adapted.merge_and_unload()
-    except (ValueError, KeyError, TypeError, AttributeError, RuntimeError, OSError, SafetensorError) as error:
-        reason = " ".join(str(error).split())
-        raise CheckpointError(f"{folder}: does not fit this checkpoint: {reason[:300]}") from error
 
 
 def _asked(config: AdapterConfig, tensors: Mapping[str, Tensor]) -> dict[str, Any]:

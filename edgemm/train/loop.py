@@ -24,6 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from edgemm import progress
+from edgemm.bundle.files import reading
 from edgemm.errors import EdgemmError, InputError
 from edgemm.model.unified import Unified
 from edgemm.train.optimizers import Average, make_optimizers, rate
@@ -213,10 +214,8 @@ def _save_state(
 def _resume(path: Path, task: Task, optimizers: list[torch.optim.Optimizer], average: Average, recipe: Recipe) -> int:
     if not path.exists():
         return 0
-    try:
+    with reading(path, "cannot be read; delete it to start again"):
         state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:
-        raise InputError(f"{path}: cannot be read: {error}; delete it to start again") from error
     parameters, buffers = dict(task.named_parameters()), dict(task.named_buffers())
     same_task = isinstance(state, dict) and state.get("task") == recipe.kind
     if not same_task or state["parameters"].keys() != parameters.keys():

@@ -15,8 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
-from edgemm.bundle.reading import read_text, reading
-from edgemm.bundle.strict_json import decode
+from edgemm.bundle.files import decode, read_text, reading
 from edgemm.errors import BundleError, InputError, UsageError
 from edgemm.train.recipe import (
     PROJECTIONS,

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from edgemm import progress
+from edgemm.data.format import check_dataset
 from edgemm.errors import CheckpointError, UsageError
 from edgemm.model import checkpoint
 from edgemm.model.config import PRESETS
@@ -60,6 +61,7 @@ def train(recipe: Stage) -> bool:
         torch.set_num_threads(recipe.threads)
     ranks = Ranks()
     ranks.share.of(recipe.batch)  # refuses a batch that cannot be shared, before anything is computed
+    check_dataset(recipe.data)  # in a moment; a model may take a minute to be read
     progress.status("preparing")
     model = _start(recipe)
     model.requires_grad_(False)

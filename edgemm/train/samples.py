@@ -14,8 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from edgemm.bundle.prompt import Prompt
-from edgemm.bundle.tokenizer import Tokenizer
+from edgemm.bundle.prompt import Prompt, Tokenizer
 from edgemm.data.format import Dataset, Sample, read_dataset
 from edgemm.errors import InputError
 from edgemm.model.codes import BatchDecode

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from edgemm.bundle.files import reading
 from edgemm.errors import InputError
 from edgemm.model.conditioner import pool_prompt
 from edgemm.model.transformer import KeyValues
@@ -136,17 +137,14 @@ class TeacherCache:
 
     def get(self, name: str, compute: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
         """The stored answer, or what `compute` gives, which is then stored."""
-        from safetensors import SafetensorError
         from safetensors.torch import load_file, save_file
 
         path = self.folder / f"{name}.safetensors"
         if not path.exists():
             answer = {key: tensor.contiguous() for key, tensor in compute().items()}
             _write(path, lambda temporary: save_file(answer, temporary))
-        try:
+        with reading(path, "delete it, it will be computed again"):
             return load_file(path)  # what was stored, so that a resumed run sees the same numbers
-        except (SafetensorError, OSError) as error:
-            raise InputError(f"{path}: {error}; delete it, it will be computed again") from error
 
 
 def _write(path: Path, write: Callable[[Path], Any]) -> None:

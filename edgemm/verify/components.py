@@ -15,11 +15,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from edgemm.bundle.components import ADAPTER_PREFIX, TensorSpec
-from edgemm.bundle.manifest import Variant
+from edgemm.bundle.components import ADAPTER_PREFIX, TensorSpec, Variant
 from edgemm.bundle.picture import seeded_picture
 from edgemm.bundle.prompt import with_picture_ids
-from edgemm.device.threads import plan_threads
 from edgemm.errors import BundleError, CheckFailedError, EdgemmError
 from edgemm.export.component_graphs import ComponentGraph
 from edgemm.export.dialects import DIALECTS
@@ -27,7 +25,7 @@ from edgemm.model.prompts import read_prompt
 from edgemm.model.transformer import KeyValues
 from edgemm.model.unified import Unified
 from edgemm.runtimes.adapters import zero_factors
-from edgemm.runtimes.backend.engine import GraphFiles
+from edgemm.runtimes.backend.engine import GraphFiles, plan_threads
 from edgemm.verify.parity import Comparison, compare_arrays
 from edgemm.verify.reference_backend import open_engine
 

@@ -19,10 +19,10 @@ from safetensors.numpy import save
 import edgemm
 from edgemm import progress
 from edgemm.bundle.bundle import Bundle, BundleWriter, DenoiseLoop, Licence, Limits, Loops, Manifest, Source
+from edgemm.bundle.chat import as_messages, chat_prompt
+from edgemm.bundle.files import OF_CODE, reading
 from edgemm.bundle.picture import seeded_picture
-from edgemm.bundle.prompt import as_messages, chat_prompt
-from edgemm.bundle.reading import reading
-from edgemm.bundle.tokenizer import Tokenizer
+from edgemm.bundle.prompt import Tokenizer
 from edgemm.errors import CheckpointError, UsageError
 from edgemm.export.lower_cuda import DRAWING_SLOTS, fixed_sizes
 from edgemm.export.manifest import (
@@ -96,7 +96,7 @@ def export_foreign(found: Found, output: Path, options: ExportOptions | None = N
     least = max(map(bytes_per_weight, schemes)) * paper.parameters
     with BundleWriter(output, options.overwrite, int(least)) as writer, torch.no_grad():
         progress.status("taking it apart")
-        with reading(checkpoint.folder, "cannot be taken apart", CheckpointError):
+        with reading(checkpoint.folder, "cannot be taken apart", CheckpointError, bugs=OF_CODE):
             parts = family.parts(checkpoint)
         slots = _context(parts, options.max_context)
         loop = parts.denoise

@@ -18,10 +18,9 @@ from torch import Tensor
 
 from edgemm import progress
 from edgemm.bundle.bundle import UNCONDITIONAL, Bundle, BundleWriter, Manifest
-from edgemm.bundle.files import telling_name
 from edgemm.bundle.manifest import ADAPTER_SCALES
 from edgemm.bundle.picture import load_picture, seeded_picture
-from edgemm.device.threads import plan_threads
+from edgemm.bundle.writer import telling_name
 from edgemm.errors import MissingError, UsageError
 from edgemm.export.adapter_points import adapter_scales
 from edgemm.export.component_graphs import component_graphs
@@ -41,8 +40,8 @@ from edgemm.quantize.simulated import check_layers
 from edgemm.quantize.smoothing import fold_all
 from edgemm.quantize.spec import JSON_FILE, Spec, read_spec
 from edgemm.runtimes import schedule
-from edgemm.runtimes.backend.choice import Choice
-from edgemm.runtimes.engines import Engines
+from edgemm.runtimes.backend.engine import plan_threads
+from edgemm.runtimes.engines import Choice, Engines
 from edgemm.runtimes.model import Model
 from edgemm.verify.components import compare_component, example_inputs
 from edgemm.verify.loops import compare_loops, precision_of

@@ -13,14 +13,15 @@ from itertools import islice
 import numpy as np
 
 from edgemm.bundle.bundle import Bundle
-from edgemm.bundle.loops import ImageTokensLoop, TextLoop
-from edgemm.bundle.manifest import Manifest
+from edgemm.bundle.chat import as_messages, chat_prompt
+from edgemm.bundle.drawing import ImageTokensLoop
+from edgemm.bundle.manifest import Manifest, TextLoop
 from edgemm.bundle.picture import seeded_picture
-from edgemm.bundle.prompt import as_messages, chat_prompt, image_prompt, unconditional_prompt
-from edgemm.device.threads import plan_threads
 from edgemm.errors import BundleError, CheckFailedError, EdgemmError
-from edgemm.runtimes.backend.choice import Choice, select
-from edgemm.runtimes.codes_loop import CodesClock, CodesRequest, write_codes
+from edgemm.runtimes.backend.engine import plan_threads
+from edgemm.runtimes.codes_loop import CodesRequest, image_prompt, open_codes, unconditional_prompt, write_codes
+from edgemm.runtimes.engines import Choice, select
+from edgemm.runtimes.image_call import DrawingClock
 from edgemm.runtimes.model import Model
 from edgemm.runtimes.sampling import Sampling
 from edgemm.verify.parity import (
@@ -99,8 +100,8 @@ def _compare_text(model: Model, case: TextCase, precision: str) -> Iterator[Comp
 def _choices(model: Model, case: TextCase, loop: TextLoop, images: list[np.ndarray]) -> list[int]:
     """The likeliest token after the prompt and after each of torch's tokens."""
     prompt = chat_prompt(as_messages(case.prompt, images), loop, model.tokenizer)
-    seen = [model._reader.picture(image, loop) for image in images]
-    prompt, image_tokens = model._reader.read(prompt, seen, loop)
+    seen = [model._text.reader.picture(image, loop) for image in images]
+    prompt, image_tokens = model._text.reader.read(prompt, seen, loop)
     transformer = model._text.conversation()
     found = [int(transformer.prefill(prompt, image_tokens).argmax())]
     for token in case.tokens[:-1]:
@@ -122,8 +123,9 @@ def _codes(model: Model, case: CodesCase, loop: ImageTokensLoop, told: Sequence[
     """The likeliest codes, one after the other, or each after those that the library chose before."""
     prompt = image_prompt(case.prompt, loop, model.tokenizer)
     blank = None if case.guidance == 1 else unconditional_prompt(prompt, None, loop, model.tokenizer)
-    request = CodesRequest(prompt, blank, case.guidance, Sampling(), (0,))
-    codes = write_codes(request, (0,), loop, model._image.codes_engines(loop), lambda: False, CodesClock(), told=told)
+    request = CodesRequest(prompt, blank, case.guidance, Sampling(), (0,), tuple(told))
+    clock = DrawingClock()
+    codes = write_codes(request, loop, open_codes(model._engines, loop, clock), lambda: False, clock)
     return [int(code[0]) for code in islice(codes, len(case.codes))]
 
 

@@ -14,10 +14,9 @@ from typing import Any
 
 import numpy as np
 
-from edgemm.bundle.bundle import Bundle
-from edgemm.bundle.strict_json import decode, parse
+from edgemm.bundle.bundle import Bundle, read_tensors
+from edgemm.bundle.files import decode, parse
 from edgemm.errors import BundleError, CheckFailedError
-from edgemm.runtimes.adapters import read_tensors
 
 __all__ = [
     "CodesCase",

@@ -12,12 +12,11 @@ from dataclasses import replace
 from pathlib import Path
 
 from edgemm.bundle.onnx_file import read_outline
-from edgemm.device.threads import ThreadPlan
 from edgemm.errors import MissingError
 from edgemm.runtimes.backend import ort_backend as onnxruntime_backend
-from edgemm.runtimes.backend.choice import BACKENDS
-from edgemm.runtimes.backend.engine import GraphFiles
+from edgemm.runtimes.backend.engine import GraphFiles, ThreadPlan
 from edgemm.runtimes.backend.ort_backend import OrtEngine, providers, version
+from edgemm.runtimes.engines import BACKENDS
 
 __all__ = ["REFERENCE", "open_engine", "providers", "version"]
 

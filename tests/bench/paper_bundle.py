@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 
 from edgemm.bundle.bundle import (
     UNCONDITIONAL,
@@ -20,9 +21,10 @@ from edgemm.bundle.bundle import (
     Variant,
 )
 from edgemm.bundle.components import COMPONENTS
-from edgemm.device.threads import ThreadPlan
-from edgemm.runtimes.backend.choice import Choice
-from edgemm.runtimes.results import DenoiseProgress, ImageMetrics, ImageResult, TextChunk, TextMetrics, TextResult
+from edgemm.runtimes.backend.engine import ThreadPlan
+from edgemm.runtimes.engines import Choice
+from edgemm.runtimes.image_call import DenoiseProgress, ImageMetrics, ImageResult
+from edgemm.runtimes.text_call import TextChunk, TextMetrics, TextResult
 
 WEIGHTS_BYTES = 1000  # of each component
 DRAWS = ("image_encoder", "transformer", "conditioner", "denoiser", "image_decoder")
@@ -79,15 +81,13 @@ class PaperModel:
 
     choice = Choice("cpu", "onnxruntime", "cpu", "CPUExecutionProvider", "it was asked for")
     threads = ThreadPlan(2, False, "no other work in sight")
+    _engines = SimpleNamespace(watch=lambda watch: None)  # paper has none
 
     def __init__(self, reply_tokens: int = 64, cache_tokens: int = 10_000) -> None:
         self.reply_tokens = reply_tokens  # before it would stop by itself
         self.cache_tokens = cache_tokens  # that there is room for
         self.drawn: list[dict] = []
         self.read: list[dict] = []
-
-    def watch_engines(self, watch):
-        """Paper has none."""
 
     def generate_text(self, prompt, **options):
         return list(self.stream_text(prompt, **options))[-1].result

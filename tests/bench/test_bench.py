@@ -23,7 +23,7 @@ from edgemm.bundle.files import read_result
 from edgemm.cli import bench as bench_verb
 from edgemm.device.child import Answer
 from edgemm.errors import BundleError, ResourceError, UsageError
-from edgemm.runtimes.results import ImageMetrics
+from edgemm.runtimes.image_call import ImageMetrics
 from tests.bench.paper_bundle import PaperModel, write_paper_bundle
 
 FRESH = {

@@ -20,7 +20,7 @@ def model(tmp_path_factory):
 def test_every_run_of_an_engine_is_seen_and_the_answer_is_the_same(model):
     before = model.generate_text("hello", max_new_tokens=5, ignore_eos=True).token_ids
     clock = EngineClock()
-    model.watch_engines(clock.watch)
+    model._engines.watch(clock.watch)
     assert model.generate_text("hello", max_new_tokens=5, ignore_eos=True).token_ids == before
     assert [run.component for run in clock.runs] == ["transformer"] * 5
     assert [" s=1 " in f"{run.shape} " for run in clock.runs] == [False, True, True, True, True]
@@ -31,7 +31,7 @@ def test_every_run_of_an_engine_is_seen_and_the_answer_is_the_same(model):
 
 def test_what_a_loop_bound_runs_again_alone_and_gives_the_same(model):
     clock = EngineClock()
-    model.watch_engines(clock.watch)
+    model._engines.watch(clock.watch)
     model.generate_image("a red heart", num_inference_steps=2, seed=1)
     ((_, denoiser),) = [item for item in clock.bound.items() if item[0][0] == "denoiser" and "b=2" in item[0][1]]
     prediction = denoiser.outputs["prediction"]

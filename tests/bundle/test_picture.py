@@ -16,7 +16,7 @@ from PIL import Image
 
 from edgemm.bundle.picture import fit_square, load_picture
 from edgemm.errors import InputError, UsageError
-from edgemm.runtimes.results import ImageMetrics, ImageResult, Picture
+from edgemm.runtimes.image_call import ImageMetrics, ImageResult, Picture
 
 COLOURS = np.random.default_rng(0).integers(0, 256, (24, 24, 3), dtype=np.uint8)
 

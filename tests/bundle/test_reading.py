@@ -6,13 +6,15 @@ import errno
 import json
 import os
 import struct
+from pathlib import Path
 
 import jinja2
 import pytest
 import tokenizers
 from safetensors import SafetensorError, safe_open
 
-from edgemm.bundle.reading import check_is_file, read_text, reading
+import edgemm
+from edgemm.bundle.files import OF_ANYBODY, OF_CODE, check_is_file, read_text, reading
 from edgemm.errors import BundleError, InputError, MissingError, ResourceError, UsageError
 
 FILE = "some/file"
@@ -100,3 +102,25 @@ def test_a_pipe_is_refused_and_never_waited_for(tmp_path):
 def test_the_mark_that_excel_puts_before_a_text_is_none_of_the_text(tmp_path):
     (tmp_path / "a.txt").write_bytes(b"\xef\xbb\xbfheart")
     assert read_text(tmp_path / "a.txt") == "heart"
+
+
+def own_line(text):
+    """A line as if it stood in the package."""
+    return compile(text, str(Path(edgemm.__file__).parent / "families" / "made_up.py"), "exec")
+
+
+@pytest.mark.parametrize(
+    ("text", "bugs", "raised"),
+    [
+        ("not_there", OF_ANYBODY, NameError),
+        ("assert False", OF_ANYBODY, AssertionError),
+        ("None.shape", OF_CODE, AttributeError),
+        ("None.shape", OF_ANYBODY, InputError),  # of a document nobody knows: its null may be why
+        ("import json; json.loads(5)", OF_CODE, InputError),  # a library's line raised it
+        ("raise ValueError('no')", OF_CODE, InputError),
+    ],
+)
+def test_a_bug_of_ours_is_not_the_files_fault(text, bugs, raised):
+    with pytest.raises(raised) as told, reading(FILE, bugs=bugs):
+        exec(own_line(text))
+    assert isinstance(told.value, InputError) == (raised is InputError)

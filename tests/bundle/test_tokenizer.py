@@ -6,8 +6,9 @@ import random
 
 import pytest
 
-from edgemm.bundle.tokenizer import StreamDecoder, Tokenizer
+from edgemm.bundle.prompt import Tokenizer
 from edgemm.errors import InputError
+from edgemm.runtimes.text_loop import StreamDecoder
 from tests.runtimes.tiny_bundle import byte_tokenizer
 
 TEXTS = ["hello", "❤️ heart", "naïve café", "日本語", "👩‍👩‍👧", "a\ufffdb", "\ufffd", " two  spaces "]

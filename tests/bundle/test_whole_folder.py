@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from edgemm.bundle.files import is_disk_full, telling_name, whole_folder
+from edgemm.bundle.files import is_disk_full
+from edgemm.bundle.writer import telling_name, whole_folder
 from edgemm.errors import InputError
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -91,7 +92,7 @@ def test_links_and_files_are_never_replaced(old):
 
 def test_a_kill_leaves_the_old_folder_whole(old):
     code = (
-        "import time; from edgemm.bundle.files import whole_folder\n"
+        "import time; from edgemm.bundle.writer import whole_folder\n"
         f"with whole_folder({str(old)!r}) as folder:\n"
         "    (folder / 'new').write_text('x'); print('writing', flush=True); time.sleep(100_000)"
     )

@@ -20,7 +20,7 @@ from PIL import Image
 
 import edgemm
 from edgemm.bundle.bundle import open_bundle
-from edgemm.bundle.loops import Limits
+from edgemm.bundle.manifest import Limits
 from edgemm.cli import main as cli
 from edgemm.cli.inspect import describe
 from edgemm.cli.main import VERBS, Verb, main
@@ -321,6 +321,12 @@ def test_an_output_that_lacks_a_letter_says_it_as_json_does(monkeypatch, encodin
     assert json.loads(written.getvalue().decode(encoding)) == {"text": text}
 
 
+def test_an_empty_path_is_no_folder_where_one_stands(fails, tmp_path):
+    """As from a shell's variable that is not set."""
+    said = fails(2, "data", "pictures", "--source", "", "--output", tmp_path / "set")
+    assert "--source: an empty path" in said
+
+
 def test_a_path_with_a_nul_in_it_is_the_inputs_fault(bundle, fails, tmp_path):
-    assert "NUL byte" in fails(3, "draw", bundle, *PROMPT, "--output", tmp_path / "a\0b.png")
+    assert "null byte" in fails(3, "draw", bundle, *PROMPT, "--output", tmp_path / "a\0b.png")
     assert "a\\0b.txt" in fails(3, "chat", bundle, "--prompt", "x", "--grammar", "a\0b.txt")

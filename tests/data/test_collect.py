@@ -137,6 +137,18 @@ def deep(folder: Path) -> None:
             r"line 1: half of a surrogate pair, '\\ud83d'",
         ),
         (lambda folder: metadata(folder, file_name="a.png", questions=[["[" * 9, "\udc00"]]), "half of a surrogate"),
+        (
+            lambda folder: latin(folder, "metadata.csv", "file_name,text\na.png,red, green\n"),
+            r"metadata\.csv, row 2: 3 cells under 2 names; put a text with ',' in it in quotes",
+        ),
+        (
+            lambda folder: latin(folder, "metadata.csv", 'file_name,text\na.png,"red\nb.png,green\n'),
+            r"metadata\.csv: not CSV: unexpected end of data",
+        ),
+        (
+            lambda folder: (metadata(folder, file_name="a.png", text="x"), latin(folder, "metadata.csv", "")),
+            "holds metadata.csv and metadata.jsonl, expected one of them",
+        ),
         (lambda folder: latin(folder, "metadata.csv", "file_name,text\na.png,Käse\n"), "metadata.csv: not UTF-8 .* 22"),
         (lambda folder: latin(folder, "metadata.jsonl", '{"text": "Käse"}'), "metadata.jsonl: not UTF-8"),
         (lambda folder: latin(folder, "a.txt", "Käse"), "a.txt: not UTF-8 .*; save it as UTF-8"),

@@ -8,9 +8,8 @@ from pathlib import Path
 import pytest
 
 from edgemm.bundle.bundle import open_bundle
-from edgemm.cli.build import parse_bytes
 from edgemm.cli.main import main
-from edgemm.engines.builder import Outcome, Rung, climb
+from edgemm.engines.builder import Outcome, Rung, climb, parse_bytes
 from edgemm.engines.engine_spec import EngineSpec, Place, Profile, merged, profiles_of, smaller, trtexec_command
 from edgemm.errors import ResourceError, UsageError
 from tests.runtimes.tiny_bundle import build

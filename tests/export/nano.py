@@ -16,7 +16,7 @@ import pytest
 import torch
 from packaging.version import Version
 
-from edgemm.bundle.manifest import Variant
+from edgemm.bundle.components import Variant
 from edgemm.export.schemes import SCHEMES
 from edgemm.export.variants import lower
 from edgemm.model.config import (

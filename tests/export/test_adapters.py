@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import edgemm
-from edgemm.bundle.prompt import as_messages, chat_prompt
+from edgemm.bundle.chat import as_messages, chat_prompt
 from edgemm.errors import InputError, UsageError
 from edgemm.runtimes import schedule
 from tests.export.nano import needs_opset_24

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 
+from edgemm.bundle.chat import as_messages, chat_prompt
 from edgemm.bundle.components import COMPONENTS, OPTIONAL, pattern
 from edgemm.bundle.manifest import Manifest
-from edgemm.bundle.prompt import as_messages, chat_prompt
 from edgemm.export.component_graphs import component_graphs
 from edgemm.model.config import DenoiserConfig
 from edgemm.model.prompts import read_prompt
@@ -216,13 +216,13 @@ def test_decoding_through_the_static_cache_equals_one_prefill(runtimes, model, p
     assert np.array_equal(prompt.attention_limit, as_in_training.attention_limit)
     random = np.random.default_rng(0)
     rows = random.standard_normal((1, max(1, pictures * 4), 64), dtype=np.float32)
-    whole = CachedTransformer(runtime.engine("transformer"), 512, block=64)
+    whole = CachedTransformer(runtime._engines.get("transformer"), 512, block=64)
     wanted = whole.prefill(prompt, rows).copy()
     length = 40  # pictures stand before it
     first = type(prompt)(
         *(getattr(prompt, f)[:length] for f in ("input_ids", "image_index", "attention_limit", "users_own"))
     )
-    stepped = CachedTransformer(runtime.engine("transformer"), 512, block=8)
+    stepped = CachedTransformer(runtime._engines.get("transformer"), 512, block=8)
     found = stepped.prefill(first, rows).copy()
     for token in prompt.input_ids[length:]:
         found = stepped.step(int(token))

@@ -55,7 +55,7 @@ def test_replies_are_torchs_and_no_query_is_ever_said(model, runtime, pictures):
     wanted, _ = model.generate("What is this?", pixels, 16, stop=False)
     reply = runtime.generate_text("What is this?", images=shown, max_new_tokens=16, ignore_eos=True)
     assert list(reply.token_ids) == wanted and len(set(wanted)) > 1
-    said = runtime.engine("transformer").outputs["logits"].shape[1]
+    said = runtime._engines.get("transformer").outputs["logits"].shape[1]
     assert said == model.config.transformer.vocab_size
 
 

@@ -13,15 +13,14 @@ import pytest
 import torch
 
 from edgemm.bundle.bundle import Bundle, open_bundle
+from edgemm.bundle.chat import as_messages, chat_prompt
 from edgemm.bundle.picture import load_picture, seeded_picture
-from edgemm.bundle.prompt import as_messages, chat_prompt
 from edgemm.cli.main import main
-from edgemm.device.threads import plan_threads
 from edgemm.errors import InputError
 from edgemm.export.dialects import DIALECTS, in_dialect
 from edgemm.runtimes import schedule
-from edgemm.runtimes.backend.choice import Choice
-from edgemm.runtimes.engines import Engines
+from edgemm.runtimes.backend.engine import plan_threads
+from edgemm.runtimes.engines import Choice, Engines
 from edgemm.runtimes.kv_cache import CachedTransformer
 from edgemm.runtimes.model import Model
 from edgemm.verify.loops import check_bundle
@@ -120,8 +119,8 @@ def choices(runtime, text, images, tokens):
     prompt = chat_prompt(as_messages(text, images), runtime.manifest.loops.text, runtime.tokenizer)
     loop = runtime.manifest.loops.text
     pictures = [load_picture(image, loop.image_size, loop.background, 10**6) for image in images]
-    seen = runtime._reader.encode(pictures, loop) if images else None
-    transformer = CachedTransformer(runtime.engine("transformer"), runtime.manifest.limits.max_context)
+    seen = runtime._text.reader.encode(pictures, loop) if images else None
+    transformer = CachedTransformer(runtime._engines.get("transformer"), runtime.manifest.limits.max_context)
     found = [int(transformer.prefill(prompt, seen).argmax())]
     return found + [int(transformer.step(token).argmax()) for token in tokens[:-1]]
 

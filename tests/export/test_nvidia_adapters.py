@@ -13,11 +13,10 @@ import torch
 
 from edgemm.bundle.bundle import Bundle, open_bundle
 from edgemm.cli.main import main
-from edgemm.device.threads import plan_threads
 from edgemm.errors import InputError
 from edgemm.runtimes import schedule
-from edgemm.runtimes.backend.choice import Choice
-from edgemm.runtimes.engines import Engines
+from edgemm.runtimes.backend.engine import plan_threads
+from edgemm.runtimes.engines import Choice, Engines
 from edgemm.runtimes.model import Model
 from tests.engines.tiny_engines import needs_rtx
 from tests.export.nano import needs_opset_24
@@ -91,11 +90,11 @@ def test_factors_are_float32_at_the_edge_and_lie_where_the_engine_wants_them(bun
     engine, runtime = OnGpu(), opened["rtx"]
     runtime.set_adapter("a")
     adapter = runtime.adapters.active
-    first, second = adapter.placed(engine), adapter.placed(engine)
+    first, second = adapter._placed_for(engine), adapter._placed_for(engine)
     assert first is second and 0 < engine.made <= 2 * 4 * DEPTH, "placed once"
     for name, factor in adapter.factors["denoiser"].items():
         np.testing.assert_array_equal(first[name], factor)
-    assert runtime.adapters._none.placed(runtime._engines.get("image_encoder")) is None
+    assert runtime.adapters._none._placed_for(runtime._engines.get("image_encoder")) is None
 
 
 def test_a_larger_rank_is_refused_with_what_to_do(opened, model, tmp_path):

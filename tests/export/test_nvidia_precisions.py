@@ -4,6 +4,7 @@ builder."""
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import onnx
 import pytest
@@ -13,10 +14,18 @@ from benchmarks import rtx_build
 from benchmarks.rtx_graphs import write_bundles
 from edgemm.bundle.bundle import Bundle, open_bundle
 from edgemm.cli.main import main
-from edgemm.errors import UsageError
+from edgemm.errors import InputError, UsageError
+from edgemm.export.component_graphs import component_graphs
+from edgemm.export.lower_tensorrt import lower_tensorrt
 from edgemm.export.schemes import read_schemes
-from tests.engines.tiny_engines import needs_rtx
-from tests.export.nano import needs_opset_24
+from edgemm.export.trace import trace
+from edgemm.model import checkpoint
+from edgemm.quantize.make import make_spec
+from edgemm.quantize.simulated import weights_of
+from edgemm.quantize.spec import Layer
+from edgemm.verify.export_native import export_bundle
+from tests.engines.tiny_engines import build_component, needs_rtx
+from tests.export.nano import nano, needs_opset_24, random_nano
 from tests.heard import hearing
 
 pytestmark = needs_opset_24
@@ -157,3 +166,28 @@ def test_one_precision_a_target_and_the_cpus_own():
     assert (cpu.quantize.portable, rtx.quantize.portable) == (False, True)
     with pytest.raises(UsageError, match="precision 'fp6' is none of what target rtx has: fp16, fp32, int8, int4, fp8"):
         read_schemes("rtx", "fp6")
+
+
+@pytest.fixture(scope="module")
+def odd_model():
+    """A width of 160 behind its feed-forward layers, as 352 is in checkpoints/micro-shapes: no multiple of 64."""
+    config = nano()
+    denoiser = replace(config.denoiser, prefix_layers=(0, 0))  # layers that drawing reads have 8 bits anyway
+    return random_nano(replace(config, transformer=replace(config.transformer, ffn_width=160), denoiser=denoiser))
+
+
+@needs_rtx
+def test_nvidias_parser_takes_int4_of_widths_that_no_block_divides(odd_model, tmp_path):
+    checkpoint.save(odd_model, tmp_path / "odd")
+    export_bundle(tmp_path / "odd", tmp_path / "odd.bundle", target="rtx", precision="int4")
+    bundle = open_bundle(tmp_path / "odd.bundle")
+    assert build_component(bundle, "transformer", "8.6", tmp_path / "engines")
+    assert set(codes(graph(bundle, "transformer", "rtx"))) == {TensorProto.INT4, TensorProto.INT8}
+
+
+def test_a_spec_with_such_blocks_is_refused_with_both_numbers(odd_model):
+    name = "transformer.layers.0.mlp.down_proj"
+    spec = make_spec(weights_of(odd_model), {name: Layer(4, 64)})
+    reference = trace(component_graphs(odd_model)["transformer"])
+    with pytest.raises(InputError, match=f"{name}: TensorRT takes no blocks of 64 in a weight of 160 input channels"):
+        lower_tensorrt("transformer", reference, spec, "fp32", "portable-21", {})

@@ -71,11 +71,11 @@ def test_a_reply_is_the_same_with_candidates(lookup, prompt, options):
 def test_what_repeats_takes_fewer_runs(lookup):
     runs = {}
     for most in (0, 6):
-        clock, engine = EngineClock(), lookup.engine("transformer")
-        lookup.watch_engines(clock.watch)
+        clock, engine = EngineClock(), lookup._engines.get("transformer")
+        lookup._engines.watch(clock.watch)
         reply = lookup.generate_text(REPEATING, grammar=COPY, max_new_tokens=40, prompt_lookup_num_tokens=most)
         runs[most] = sum(run.component == "transformer" for run in clock.runs)
-        lookup.watch_engines(lambda watched, engine=engine: engine if watched.component == "transformer" else watched)
+        lookup._engines.watch(lambda watched, engine=engine: engine if watched.component == "transformer" else watched)
     assert runs[0] == len(reply.token_ids) and runs[6] < runs[0] / 2
 
 

@@ -40,6 +40,12 @@ def test_every_layer_has_a_form_that_the_target_takes(scheme):
         }
 
 
+def test_blocks_that_do_not_divide_a_width_become_one_scale_a_channel():
+    """352 is the width behind the feed-forward layers of checkpoints/micro-shapes."""
+    (layer,) = choose_layers({"transformer.layers.0.mlp.down_proj": (128, 352)}, "int4", "fp16", portable=True).values()
+    assert (layer.bits, layer.group) == (8, 0) and "352 is no multiple of 64" in layer.reason
+
+
 def test_a_target_without_words_gets_its_first_precision():
     assert [scheme.precision for scheme in read_schemes(",".join(TARGETS), None)] == ["fp32"] + 5 * ["fp16"]
     assert [scheme.precision for scheme in read_schemes("cpu,rtx,cpu", "rtx=nvfp4")] == ["fp32", "nvfp4"]

@@ -24,7 +24,11 @@ def test_a_bundle_draws_as_torch_does_and_differently_in_other_steps(tmp_path):
     tokens = model.config.image_tokens
     noise = torch.from_numpy(initial_noise(5, tokens.token_count, tokens.token_width))[None]
     with edgemm.load(tmp_path / "told.bundle", device="cpu", threads=1) as bundle:
-        assert [s.name for s in bundle.engine("denoiser").inputs.values()][:3] == ["noisy_tokens", "time", "step_size"]
+        assert [s.name for s in bundle._engines.get("denoiser").inputs.values()][:3] == [
+            "noisy_tokens",
+            "time",
+            "step_size",
+        ]
         for steps, guidance in ((1, 1.0), (4, 2.0)):
             sampler = model.with_sampler(num_inference_steps=steps, guidance_scale=guidance)
             drawn = bundle.generate_image("a dog", num_inference_steps=steps, guidance_scale=guidance, seed=5)

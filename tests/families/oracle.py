@@ -13,7 +13,7 @@ import torch
 import transformers
 from transformers import AutoProcessor
 
-from edgemm.bundle.prompt import as_messages, chat_prompt
+from edgemm.bundle.chat import as_messages, chat_prompt
 from edgemm.runtimes.model import Model
 
 __all__ = ["check_reading", "drawn_by_lot", "library_of"]
@@ -44,7 +44,7 @@ def check_reading(
     assert len(set(wanted)) > 3, "weights that always say the same prove nothing"
     with torch.no_grad():
         logits = library(**inputs).logits[0, -1].numpy()
-    read, image_tokens = model._reader.read(tokens, [model._text.picture(picture) for picture in pictures], loop)
+    read, image_tokens = model._text.reader.read(tokens, [model._text.picture(picture) for picture in pictures], loop)
     found = model._text.conversation().prefill(read, image_tokens)
     heard = np.isfinite(found)  # the others are silent here and as low as numbers go in the library
     assert (logits[~heard] < -1e30).all()

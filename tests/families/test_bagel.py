@@ -13,17 +13,16 @@ import torch
 
 import edgemm
 from edgemm.bundle.bundle import open_bundle
-from edgemm.bundle.loops import TextLoop
-from edgemm.bundle.prompt import as_messages, chat_prompt
+from edgemm.bundle.chat import as_messages, chat_prompt
+from edgemm.bundle.manifest import TextLoop
 from edgemm.cli.main import main
 from edgemm.cli.verify import check_rules
 from edgemm.families import bagel
 from edgemm.families.bagel_answers import Context, guided
 from edgemm.families.bagel_graphs import Denoiser, ImageDecoder, ImageEncoder, LatentEncoder, as_places, as_tokens
-from edgemm.runtimes.denoise_loop import DrawClock, DrawEngines, draw
-from edgemm.runtimes.draw_requests import denoise_request
-from edgemm.runtimes.options import DrawingOptions
-from edgemm.runtimes.results import DenoiseProgress
+from edgemm.runtimes.denoise_loop import DrawEngines, draw
+from edgemm.runtimes.draw import denoise_request
+from edgemm.runtimes.image_call import DenoiseProgress, DrawingClock, DrawingOptions
 from edgemm.verify.export_foreign import OWN_MODULES, export_foreign
 from tests.engines.tiny_engines import build_for_rtx, needs_rtx
 from tests.export.nano import needs_opset_24
@@ -242,8 +241,8 @@ def events_of(cases, opened, at: str, reads: TextLoop | None = None, **read) -> 
     request = denoise_request(options, cases.text(f"{name}.prompt"), loop, limits, opened.tokenizer, reads)
     request = dataclasses.replace(request, prompts=dataclasses.replace(request.prompts, **read))
     parts = ("transformer", "conditioner", "denoiser", "image_decoder")
-    engines = DrawEngines(*(opened.engine(part) for part in parts), max_context=limits.max_context)
-    return list(draw(request, loop, engines, lambda: False, DrawClock()))
+    engines = DrawEngines(*(opened._engines.get(part) for part in parts), max_context=limits.max_context)
+    return list(draw(request, loop, engines, lambda: False, DrawingClock()))
 
 
 @pytest.mark.slow
@@ -279,7 +278,7 @@ def test_an_empty_sheet_is_edited_as_by_our_modules(model, opened, grey):
     map is divided by the root of epsilon, 1e-3."""
     sheet = np.full((1, 3, 256, 256), grey / 255, dtype=np.float32)
     found = {name: np.zeros((1, model.sizes.latent_width, 16, 16), np.float32) for name in ("mean", "deviation")}
-    opened.engine("latent_encoder").bind({"pixels": sheet}, found).run()
+    opened._engines.get("latent_encoder").bind({"pixels": sheet}, found).run()
     for array, wanted in zip(found.values(), LatentEncoder(model)(torch.from_numpy(sheet))):
         assert worst(array, wanted) <= 1e-2
 

@@ -15,9 +15,9 @@ from tokenizers import Tokenizer as Inner
 from tokenizers import decoders, models, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
-from edgemm.bundle.loops import TextLoop
-from edgemm.bundle.prompt import as_messages, chat_prompt
-from edgemm.bundle.tokenizer import Tokenizer
+from edgemm.bundle.chat import as_messages, chat_prompt
+from edgemm.bundle.manifest import TextLoop
+from edgemm.bundle.prompt import Tokenizer
 from edgemm.errors import CheckpointError
 from edgemm.families.chat_ids import as_the_library_reads, conversations
 from edgemm.families.folder import find_foreign

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 import edgemm
-from edgemm.bundle.prompt import as_messages, chat_prompt, drawing_prompt, negative_drawing_prompt
+from edgemm.bundle.chat import as_messages, chat_prompt
+from edgemm.bundle.prompt import drawing_prompt, negative_drawing_prompt
 from edgemm.cli.main import main
 from edgemm.verify.export_foreign import export_foreign
 from tests.engines.tiny_engines import build_for_rtx, needs_rtx
@@ -63,7 +64,7 @@ def test_questions_about_a_square_and_without_are_answered_as_by_the_library(mod
     prompt = chat_prompt(as_messages(WHAT, [None] * len(seen)), loop, model.tokenizer)
     np.testing.assert_array_equal(prompt.input_ids, cases.arrays[f"read/{name}/ids"])
     conversation = model._text.conversation()
-    logits = conversation.prefill(prompt, model._reader.encode(seen, loop) if seen else None)
+    logits = conversation.prefill(prompt, model._text.reader.encode(seen, loop) if seen else None)
     assert worst(logits, cases.arrays[f"read/{name}/logits"][-1]) <= LOGITS
     said = [int(logits.argmax())]
     wanted = cases.arrays[f"read/{name}/reply"].tolist()

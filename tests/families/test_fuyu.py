@@ -8,7 +8,7 @@ import torch
 from transformers import AutoProcessor, FuyuForCausalLM
 from transformers.models.fuyu.image_processing_pil_fuyu import FuyuImageProcessorPil
 
-from edgemm.bundle.prompt import as_messages, chat_prompt
+from edgemm.bundle.chat import as_messages, chat_prompt
 from edgemm.errors import UsageError
 from edgemm.families.hf_checkpoint import greedy
 from tests.families.tiny.pictures import picture
@@ -48,7 +48,7 @@ def test_a_picture_and_a_question_are_answered_as_by_the_library(exported, chang
         assert list(reply.token_ids) == wanted and len(set(wanted)) > 3
         with torch.no_grad():
             logits = library(**inputs).logits[0, -1].numpy()
-        read, tokens = model._reader.read(prompt, [model._text.picture(shown)], loop)
+        read, tokens = model._text.reader.read(prompt, [model._text.picture(shown)], loop)
         found = model._text.conversation().prefill(read, tokens)
         assert np.abs(found - logits).max() <= 1e-4 * max(1, np.abs(logits).max())
 

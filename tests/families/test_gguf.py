@@ -12,7 +12,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import edgemm
-from edgemm.bundle.prompt import as_messages, chat_prompt
+from edgemm.bundle.chat import as_messages, chat_prompt
 from edgemm.errors import CheckpointError, MissingError
 from edgemm.families.folder import find_foreign
 from edgemm.verify.export_foreign import export_foreign

@@ -11,13 +11,14 @@ import torch
 
 import edgemm
 from edgemm.bundle.bundle import open_bundle
-from edgemm.bundle.prompt import as_messages, chat_prompt, drawing_prompt
+from edgemm.bundle.chat import as_messages, chat_prompt
+from edgemm.bundle.prompt import drawing_prompt
 from edgemm.cli.main import main
 from edgemm.cli.verify import check_rules
 from edgemm.errors import UsageError
 from edgemm.families import janusflow
 from edgemm.families.autoencoder_kl import open_autoencoder
-from edgemm.runtimes.results import DenoiseProgress
+from edgemm.runtimes.image_call import DenoiseProgress
 from edgemm.verify.export_foreign import OWN_MODULES, export_foreign
 from tests.engines.tiny_engines import build_for_rtx, needs_rtx
 from tests.export.nano import needs_opset_24
@@ -66,11 +67,11 @@ def test_questions_about_pictures_and_without_are_answered_as_recorded(model, re
     said, pictures = question(recorded, case)
     prompt = chat_prompt(as_messages(said, pictures), loop, model.tokenizer)
     np.testing.assert_array_equal(prompt.input_ids, recorded[f"{case}.input_ids"][0])
-    seen = [model._reader.picture(picture, loop) for picture in pictures]
+    seen = [model._text.reader.picture(picture, loop) for picture in pictures]
     if pictures:
         np.testing.assert_array_equal(prompt.image_index >= 0, recorded[f"{case}.images_seq_mask"][0])
         np.testing.assert_array_equal((seen[0] - 0.5) / 0.5, recorded[f"{case}.pixel_values"][0, 0])
-    prompt, tokens = model._reader.read(prompt, seen, loop)
+    prompt, tokens = model._text.reader.read(prompt, seen, loop)
     if pictures:
         assert worst(tokens[:, 1:], recorded[f"{case}.aligned"]) <= FEATURES
     conversation, wanted = model._text.conversation(), recorded[f"{case}.greedy_ids"].tolist()
@@ -103,7 +104,7 @@ def test_pictures_are_drawn_as_recorded_step_by_step(model, recorded, case, run)
 
 
 def test_pixels_of_the_recorded_latents_are_the_recorded_ones(model, recorded):
-    decoder, latents = model.engine("image_decoder"), recorded["draw1.run2.latents"][-1:]
+    decoder, latents = model._engines.get("image_decoder"), recorded["draw1.run2.latents"][-1:]
     pixels = np.zeros((1, 3, 64, 64), dtype=np.float32)
     decoder.bind({"latents": latents}, {"pixels": pixels}).run()
     assert worst(2 * pixels[0] - 1, recorded["draw1.run2.pixels"]) <= PIXELS

@@ -7,7 +7,7 @@ import pytest
 import torch
 from transformers import AutoTokenizer, LlamaForCausalLM
 
-from edgemm.bundle.prompt import as_messages, chat_prompt
+from edgemm.bundle.chat import as_messages, chat_prompt
 from edgemm.errors import UsageError
 from tests.families.tiny.words import SPOKEN
 

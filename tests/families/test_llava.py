@@ -7,7 +7,7 @@ import pytest
 import torch
 from transformers import AutoProcessor, LlavaForConditionalGeneration
 
-from edgemm.bundle.prompt import as_messages, chat_prompt
+from edgemm.bundle.chat import as_messages, chat_prompt
 from tests.families.tiny.pictures import picture
 from tests.families.tiny.words import SPOKEN
 
@@ -39,7 +39,7 @@ def test_pictures_and_words_are_answered_as_by_the_library(exported, changes, sh
     assert list(reply.token_ids) == wanted
     assert len(set(wanted)) > 3
     prompt = chat_prompt(as_messages(SPOKEN[0], pictures), loop, model.tokenizer)
-    prompt, tokens = model._reader.read(prompt, [model._text.picture(image) for image in pictures], loop)
+    prompt, tokens = model._text.reader.read(prompt, [model._text.picture(image) for image in pictures], loop)
     found = model._text.conversation().prefill(prompt, tokens)
     assert np.abs(found - logits).max() <= 1e-4 * max(1, np.abs(logits).max())
 

@@ -13,14 +13,14 @@ pytest.importorskip("diffusers")
 
 import edgemm
 from edgemm.bundle.bundle import open_bundle
+from edgemm.bundle.chat import as_messages, chat_prompt
 from edgemm.bundle.picture import load_picture
-from edgemm.bundle.prompt import as_messages, chat_prompt
 from edgemm.cli.main import main
 from edgemm.cli.verify import check_rules
 from edgemm.families import mobileo
 from edgemm.families.hf_checkpoint import Checkpoint
 from edgemm.families.sana import LatentDecoder, SanaConditioner, SanaDenoiser
-from edgemm.runtimes.results import DenoiseProgress
+from edgemm.runtimes.image_call import DenoiseProgress
 from edgemm.verify import export_foreign as exporting
 from edgemm.verify.export_foreign import OWN_MODULES, export_foreign
 from tests.engines.tiny_engines import build_for_rtx, needs_rtx
@@ -154,7 +154,9 @@ def test_the_bundle_answers_as_recorded(cases, opened, name):
     assert np.where(prompt.image_index < 0, prompt.input_ids, -200).tolist() == ids
     greedy = cases.tensor(f"{name}.greedy_ids").tolist()
     conversation = opened._text.conversation()
-    prompt, tokens = opened._reader.read(prompt, [opened._reader.picture(each, loop) for each in pictures], loop)
+    prompt, tokens = opened._text.reader.read(
+        prompt, [opened._text.reader.picture(each, loop) for each in pictures], loop
+    )
     logits = conversation.prefill(prompt, tokens)
     for token, wanted in zip(greedy, cases.tensor(f"{name}.greedy_logits")):
         assert worst(logits, wanted) <= 5e-4

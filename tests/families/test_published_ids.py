@@ -12,8 +12,8 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from edgemm.bundle.prompt import chat_prompt
-from edgemm.bundle.tokenizer import Tokenizer
+from edgemm.bundle.chat import chat_prompt
+from edgemm.bundle.prompt import Tokenizer
 from edgemm.families import bagel, janusflow, mobileo, showo2
 from edgemm.families.chat_ids import conversations
 from tests.families.golden import GOLDEN

@@ -11,7 +11,7 @@ import torch
 import transformers
 from transformers import AutoImageProcessor, AutoTokenizer
 
-from edgemm.bundle.prompt import as_messages, chat_prompt
+from edgemm.bundle.chat import as_messages, chat_prompt
 from tests.families.oracle import check_reading
 from tests.families.tiny.pictures import picture
 from tests.families.tiny.words import SPOKEN
@@ -62,7 +62,7 @@ def test_where_the_next_token_stands_survives_reading_in_two_halves(pair):
     model, *_ = pair
     loop = model.manifest.loops.text
     shown = picture(3, loop.image_size, loop.image_size)
-    prompt, tokens = model._reader.read(
+    prompt, tokens = model._text.reader.read(
         chat_prompt(as_messages(SPOKEN[0], [shown]), loop, model.tokenizer),
         [model._text.picture(shown)],
         loop,

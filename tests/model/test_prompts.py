@@ -7,10 +7,10 @@ import dataclasses
 import pytest
 import tokenizers
 
-from edgemm.bundle.loops import Loops
-from edgemm.bundle.prompt import as_messages, chat_prompt, drawing_prompt
-from edgemm.bundle.strict_json import decode, encode
-from edgemm.bundle.tokenizer import Tokenizer
+from edgemm.bundle.chat import as_messages, chat_prompt
+from edgemm.bundle.files import decode, encode
+from edgemm.bundle.manifest import Loops
+from edgemm.bundle.prompt import Tokenizer, drawing_prompt
 from edgemm.export.manifest import loops_of
 from edgemm.model.prompts import byte_tokenizer_json, codes_prompt, draw_prompt, read_prompt, reply_ids, stop_ids
 from tests.model.tiny import micro

@@ -10,8 +10,7 @@ from types import SimpleNamespace
 
 import numpy as np
 
-from edgemm.bundle.components import TensorSpec
-from edgemm.bundle.manifest import Variant
+from edgemm.bundle.components import TensorSpec, Variant
 
 __all__ = ["CACHE", "TRT", "VARIANT", "Driver", "Engine"]
 

@@ -13,10 +13,9 @@ import pytest
 import edgemm
 from edgemm.bundle.bundle import open_bundle
 from edgemm.bundle.components import TensorSpec
-from edgemm.device.threads import ThreadPlan
 from edgemm.errors import BundleError, MissingError, UsageError
-from edgemm.runtimes.backend import choice as backends
-from edgemm.runtimes.backend.engine import GraphFiles
+from edgemm.runtimes import engines as backends
+from edgemm.runtimes.backend.engine import GraphFiles, ThreadPlan
 from edgemm.runtimes.backend.ort_backend import open_engine
 
 ONE_THREAD = ThreadPlan(1, False, "a test")
@@ -147,7 +146,7 @@ def test_an_onnxruntime_that_is_too_old_is_told_apart_from_a_bundle_that_is_dama
 def test_arrays_that_do_not_fit_are_refused_before_their_address_is_used(model):
     from edgemm.errors import EdgemmError
 
-    decoder = model.engine("image_decoder")
+    decoder = model._engines.get("image_decoder")
     pixels = np.zeros((1, 3, 4, 4), dtype=np.float32)
     for tokens in (
         np.zeros((1, 4, 11), dtype=np.float32),

@@ -67,17 +67,22 @@ class TestWithTheLibrary:
         ("options", "message"),
         [
             ({"json_schema": {"type": "rocket"}}, "json_schema cannot be used: .*rocket"),
-            ({"json_schema": '{"type'}, "json_schema is not JSON"),
+            ({"json_schema": '{"type'}, "json_schema: not JSON"),
             ({"json_schema": [1]}, r"json_schema is \[1\], expected an object"),
             ({"grammar": 'start: "a'}, "grammar cannot be used"),
-            ({"json_schema": {"$ref": "#"}}, "json_schema cannot be used"),
-            ({"json_schema": "[" * 100_000}, "json_schema is not JSON: maximum recursion depth"),
+            ({"json_schema": {"$ref": "#"}}, "json_schema cannot be used: it allows no text at all$"),
+            ({"grammar": "start: start"}, "grammar cannot be used: it allows no text at all$"),
+            ({"json_schema": "[" * 100_000}, "json_schema: not JSON: nested too deep"),
             ({"grammar": 'start: "a"', "json_schema": SCHEMA}, "both given"),
         ],
     )
     def test_a_constraint_that_makes_no_sense_is_refused(self, model, options, message):
         with pytest.raises(UsageError, match=message):
             model.stream_text("hello", **options)
+
+    def test_a_grammar_that_grows_too_large_on_the_way_is_its_callers_fault(self, model):
+        with pytest.raises(UsageError, match="grammar cannot be used: lexer error: too many expressions"):
+            model.generate_text("x", grammar="start: /a{1000000}/", max_new_tokens=3)
 
 
 def test_logprobs_are_the_models_own_distribution(model):

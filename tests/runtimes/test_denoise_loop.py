@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 
 import edgemm
-from edgemm.bundle.loops import Loops
+from edgemm.bundle.manifest import Loops
 from edgemm.bundle.prompt import Prompt, drawing_prompt
 from edgemm.errors import EdgemmError, InputError, UsageError
 from edgemm.runtimes import denoise_loop as loop_module
 from edgemm.runtimes import schedule
-from edgemm.runtimes.results import DenoiseProgress, ImageResult
+from edgemm.runtimes.image_call import DenoiseProgress, ImageResult
 from tests.runtimes import reference
 from tests.runtimes.tiny_bundle import LIMITS, SKIP, build, denoise_loop
 from tests.runtimes.tiny_weights import TINY, Weights
@@ -78,7 +78,7 @@ def test_the_padding_of_the_prefix_changes_nothing(model, weights, length):
 def test_the_conditioner_writes_the_memory_that_the_denoiser_reads(model, monkeypatch):
     bound = {}
     for component in ("conditioner", "denoiser"):
-        engine = model.engine(component)
+        engine = model._engines.get(component)
 
         def record(inputs, outputs, bind=engine.bind, component=component):
             bound.setdefault(component, []).append((dict(inputs), dict(outputs)))
@@ -97,7 +97,7 @@ def test_the_conditioner_writes_the_memory_that_the_denoiser_reads(model, monkey
 
 def test_without_guidance_the_denoiser_runs_one_row(model, monkeypatch):
     rows = []
-    engine = model.engine("denoiser")
+    engine = model._engines.get("denoiser")
 
     def record(inputs, outputs, bind=engine.bind):
         rows.append(inputs["noisy_tokens"].shape[0])
@@ -216,10 +216,10 @@ def test_a_bundle_that_only_talks_does_not_draw(tmp_path, weights):
     from tests.runtimes.tiny_bundle import text_loop
 
     path = build(tmp_path / "talks.bundle", weights, Loops(text=text_loop()))
-    with edgemm.load(path, device="cpu", threads=1) as talking:
-        assert talking.generate_text("hello", max_new_tokens=2).finish_reason == "length"
+    with edgemm.load(path, device="cpu", threads=1) as text_only:
+        assert text_only.generate_text("hello", max_new_tokens=2).finish_reason == "length"
         with pytest.raises(InputError, match="does not draw"):
-            talking.generate_image("a red heart")
+            text_only.generate_image("a red heart")
 
 
 def test_a_cache_smaller_than_a_block_is_enough_to_draw(tmp_path, weights, model):

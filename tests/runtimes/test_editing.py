@@ -9,13 +9,13 @@ import pytest
 
 import edgemm
 from edgemm.bundle.bundle import Manifest
-from edgemm.bundle.loops import Loops
+from edgemm.bundle.manifest import Loops
 from edgemm.bundle.picture import load_picture
-from edgemm.bundle.prompt import drawing_prompt, negative_drawing_prompt
+from edgemm.bundle.prompt import PictureTokens, drawing_prompt, negative_drawing_prompt
 from edgemm.errors import BundleError, InputError
 from edgemm.runtimes import schedule
-from edgemm.runtimes.draw_requests import denoise_request
-from edgemm.runtimes.options import DrawingOptions
+from edgemm.runtimes.draw import denoise_request
+from edgemm.runtimes.image_call import DrawingOptions
 from tests.runtimes import reference
 from tests.runtimes.test_denoise_loop import TOLERANCE
 from tests.runtimes.tiny_bundle import SKIP, build, denoise_loop, text_loop
@@ -39,7 +39,7 @@ def test_an_edit_is_the_references(editor, weights, scale):
     pixels = load_picture(HALVES, TINY.read_size, (255, 255, 255))
     wanted = reference.draw(
         weights,
-        drawing_prompt("make it blue", template, editor.tokenizer, TINY.image_tokens),
+        drawing_prompt("make it blue", template, editor.tokenizer, PictureTokens(TINY.image_tokens)),
         negative_drawing_prompt("", template, editor.tokenizer),
         SKIP,
         schedule.initial_noise(3, TINY.token_count, TINY.token_width),
@@ -71,7 +71,7 @@ def test_a_bundle_that_was_not_taught_to_edit_says_so(model):
 def test_a_prompt_has_room_for_its_picture(editor):
     limits = dataclasses.replace(editor.manifest.limits, max_context=30)
     loop, tokenizer = editor.manifest.loops.denoise, editor.tokenizer
-    length = len(drawing_prompt("blue", loop.template, tokenizer, TINY.image_tokens))
+    length = len(drawing_prompt("blue", loop.template, tokenizer, PictureTokens(TINY.image_tokens)))
     assert length == len(drawing_prompt("blue", loop.template, tokenizer)) + TINY.image_tokens
     with pytest.raises(InputError, match=f"takes {length} tokens, this bundle holds at most {length - 1}"):
         short = dataclasses.replace(limits, max_context=length - 1)

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 
 from edgemm.errors import UsageError
+from edgemm.runtimes.image_call import DenoiseProgress, ImageResult, Picture
 from edgemm.runtimes.interleaved import InterleavedResult, MarkedText
-from edgemm.runtimes.results import DenoiseProgress, ImageResult, Picture, TextChunk
+from edgemm.runtimes.text_call import TextChunk
 
 GRAMMAR = 'start: "Here: <draw>" /[a-c]{4}/ "</draw>" /[a-z ]{6}/ "<draw>dd</draw>!"'
 

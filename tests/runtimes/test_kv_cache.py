@@ -5,13 +5,14 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from edgemm.bundle.prompt import Prompt, as_messages, chat_prompt
+from edgemm.bundle.chat import as_messages, chat_prompt
+from edgemm.bundle.prompt import Prompt
 from edgemm.runtimes import kv_cache
 from edgemm.runtimes.kv_cache import CachedTransformer, KVCache, PrefillCancelled, pieces_of
 
 
 def test_the_cache_grows_by_blocks_up_to_its_limit(model):
-    cache = KVCache(model.engine("transformer"), max_slots=600)
+    cache = KVCache(model._engines.get("transformer"), max_slots=600)
     sizes = []
     for needed in (1, 256, 257, 512, 513, 600):
         cache.reserve(needed)
@@ -20,7 +21,7 @@ def test_the_cache_grows_by_blocks_up_to_its_limit(model):
 
 
 def test_growing_keeps_what_was_written(model):
-    cache = KVCache(model.engine("transformer"), max_slots=600)
+    cache = KVCache(model._engines.get("transformer"), max_slots=600)
     cache.reserve(10)
     for layer, buffer in enumerate(cache.buffers.values()):
         buffer[:, :, :10] = layer + 1
@@ -32,7 +33,7 @@ def test_growing_keeps_what_was_written(model):
 
 
 def test_past_and_present_are_the_same_memory_and_the_graph_writes_it(model):
-    transformer = CachedTransformer(model.engine("transformer"), 600)
+    transformer = CachedTransformer(model._engines.get("transformer"), 600)
     prompt = chat_prompt(as_messages("hello"), model.manifest.loops.text, model.tokenizer)
     transformer.prefill(prompt)
     cache = transformer.cache
@@ -49,7 +50,7 @@ def test_past_and_present_are_the_same_memory_and_the_graph_writes_it(model):
 
 @pytest.mark.parametrize("tokens", [1, 5])
 def test_a_step_gives_the_logits_of_a_longer_prefill(model, tokens):
-    engine = model.engine("transformer")
+    engine = model._engines.get("transformer")
     prompt = chat_prompt(as_messages("hello"), model.manifest.loops.text, model.tokenizer)
     longer = chat_prompt(as_messages("hello"), model.manifest.loops.text, model.tokenizer)
     stepped = CachedTransformer(engine, 600)
@@ -75,7 +76,7 @@ def long_prompt(model, tokens, picture_at=None):
 
 @pytest.mark.parametrize(("tokens", "picture_at"), [(257, None), (512, None), (600, 254), (520, 255), (300, 10)])
 def test_a_prompt_in_pieces_is_the_same_prompt(model, monkeypatch, tokens, picture_at):
-    engine, prompt = model.engine("transformer"), long_prompt(model, tokens, picture_at)
+    engine, prompt = model._engines.get("transformer"), long_prompt(model, tokens, picture_at)
     width, count = engine.inputs["image_tokens"].fixed(2, "width"), model.manifest.loops.text.image_token_count
     seen = None if picture_at is None else np.random.default_rng(6).standard_normal((1, count, width), dtype=np.float32)
     pieces = pieces_of(prompt)
@@ -92,27 +93,27 @@ def test_a_prompt_in_pieces_is_the_same_prompt(model, monkeypatch, tokens, pictu
 
 
 def test_who_cancels_is_heard_between_two_pieces_and_nothing_was_read(model):
-    transformer, prompt = CachedTransformer(model.engine("transformer"), 600), long_prompt(model, 600)
+    transformer, prompt = CachedTransformer(model._engines.get("transformer"), 600), long_prompt(model, 600)
     asked = []
     with pytest.raises(PrefillCancelled):
         transformer.prefill(prompt, cancelled=lambda: asked.append(1) or len(asked) == 2)
     assert len(asked) == 2 and (transformer.cache.used, transformer.lengths[0]) == (0, 0)
     found = transformer.prefill(prompt).copy()
-    assert np.array_equal(found, CachedTransformer(model.engine("transformer"), 600).prefill(prompt))
+    assert np.array_equal(found, CachedTransformer(model._engines.get("transformer"), 600).prefill(prompt))
 
 
 def test_a_cancelled_prefill_ends_the_call_and_leaves_the_session_as_it_was(model, monkeypatch):
     """Cancelled by the first of three runs: the other two never happen."""
     wanted = model.session().generate_text("hello", max_new_tokens=4).token_ids
     session, runs = model.session(), []
-    bind = model.engine("transformer").bind
+    bind = model._engines.get("transformer").bind
 
     def cancelling(*arguments):
         runs.append(1)
         model.cancel()
         return bind(*arguments)
 
-    monkeypatch.setattr(model.engine("transformer"), "bind", cancelling)
+    monkeypatch.setattr(model._engines.get("transformer"), "bind", cancelling)
     result = session.generate_text("x" * 560, max_new_tokens=4)
     assert (result.finish_reason, result.token_ids, len(runs)) == ("cancelled", (), 1)
     [batched] = model.generate_texts(["x" * 560], max_new_tokens=4)

@@ -9,14 +9,13 @@ import numpy as np
 import pytest
 
 from edgemm.bundle.components import TensorSpec
-from edgemm.bundle.denoise import DenoiseLoop, DenoiseTemplate, EditGuidance, LatentGrid
-from edgemm.bundle.loops import Limits, TextLoop, TextTemplate
-from edgemm.bundle.prompt import drawing_prompt, negative_drawing_prompt
+from edgemm.bundle.drawing import DenoiseLoop, DenoiseTemplate, EditGuidance, LatentGrid
+from edgemm.bundle.manifest import Limits, TextLoop, TextTemplate
+from edgemm.bundle.prompt import PictureTokens, drawing_prompt, negative_drawing_prompt
 from edgemm.errors import InputError, UsageError
-from edgemm.runtimes.denoise_loop import DrawClock, DrawEngines, Prompts, draw
-from edgemm.runtimes.draw_requests import denoise_request
-from edgemm.runtimes.options import DrawingOptions
-from edgemm.runtimes.results import DenoiseProgress
+from edgemm.runtimes.denoise_loop import DrawEngines, Prompts, draw
+from edgemm.runtimes.draw import denoise_request
+from edgemm.runtimes.image_call import DenoiseProgress, DrawingClock, DrawingOptions
 
 GRID = LatentGrid(channels=3, cell=8, height=16, width=32, smallest=8, largest=64, most_pixels=2048)
 LOOP = DenoiseLoop(
@@ -136,7 +135,7 @@ def drawn(loop: DenoiseLoop = LOOP, parts: DrawEngines | None = None, picture: i
     if picture:
         tokens = np.zeros((1, picture, 2), dtype=np.float32)
         request = dataclasses.replace(request, prompts=dataclasses.replace(request.prompts, image_tokens=tokens))
-    return list(draw(request, loop, parts or engines(), lambda: False, DrawClock()))
+    return list(draw(request, loop, parts or engines(), lambda: False, DrawingClock()))
 
 
 def by_hand(noise: np.ndarray, times: list[float], velocity) -> np.ndarray:
@@ -279,7 +278,7 @@ def test_a_picture_to_edit_is_read_as_clean_latents_and_as_a_block_before_the_pr
     parts = engines()
     parts = dataclasses.replace(parts, denoiser=Reading(parts.denoiser))
     request = dataclasses.replace(request, prompts=prompts)
-    found = last(list(draw(request, loop.editing, parts, lambda: False, DrawClock())))
+    found = last(list(draw(request, loop.editing, parts, lambda: False, DrawingClock())))
     picture = 9 * 6 + sum(b"[]") + 3 * 100
 
     def velocity(x, t):
@@ -405,8 +404,8 @@ def test_a_joined_prompt_has_no_blank_and_may_lose_its_own():
 
 def test_a_picture_to_edit_sees_itself_or_what_is_before():
     template = DenoiseTemplate("<", ">", joined=True, image_close="|")
-    block = drawing_prompt("a", template, Letters(), 3)
-    causal = drawing_prompt("a", template, Letters(), 3, causal=True)
+    block = drawing_prompt("a", template, Letters(), PictureTokens(3))
+    causal = drawing_prompt("a", template, Letters(), PictureTokens(3, causal=True))
     assert block.input_ids.tolist() == causal.input_ids.tolist() == [60, 0, 0, 0, *b"|a>"]
     assert block.attention_limit.tolist() == [0, 3, 3, 3, 4, 5, 6]
     assert causal.attention_limit.tolist() == [0, 1, 2, 3, 4, 5, 6]

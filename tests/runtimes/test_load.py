@@ -43,9 +43,9 @@ def test_an_altered_file_is_told_before_a_device_that_is_not_there(bundle_path, 
 
 def test_the_transformer_loads_while_the_tokenizer_is_read_and_is_loaded_once(bundle_path, opened):
     with edgemm.load(bundle_path, device="cpu", threads=1) as model:
-        engine = model.engine("transformer")
+        engine = model._engines.get("transformer")
         model.prepare()
-        assert model.engine("transformer") is engine
+        assert model._engines.get("transformer") is engine
         assert sorted(opened) == sorted(model._engines.components)
 
 
@@ -77,5 +77,5 @@ def test_a_model_that_was_closed_while_it_loads_keeps_no_engine(bundle_path, mon
     model.close()
     closed.set()
     with pytest.raises(UsageError, match="the model is closed"):
-        model.engine("transformer")
+        model._engines.get("transformer")
     assert not model._engines._loaded

@@ -36,7 +36,7 @@ def test_a_reply_ends_with_length_where_the_memory_does(bundle_path):
         assert result.finish_reason == "length"
         assert result.metrics.prompt_tokens + result.metrics.new_tokens == 257  # one block, not two
         gc.collect()
-        assert model._budget.taken_bytes == 0
+        assert model._engines.budget.taken_bytes == 0
         with pytest.raises(ResourceError, match="the memory limit leaves"):
             model.generate_text("x" * 400)
 
@@ -53,7 +53,7 @@ def test_sessions_share_the_limit_and_give_back_what_they_had(bundle_path):
         assert chats[2].generate_text("hello", max_new_tokens=2).finish_reason == "length"
         del chats, chat
         gc.collect()
-        assert model._budget.taken_bytes == 0
+        assert model._engines.budget.taken_bytes == 0
 
 
 def test_a_limit_that_does_not_hold_the_weights_is_refused_before_anything_is_loaded(bundle_path):

@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from edgemm.cli.arguments import read_backend
+from edgemm.cli.draw import read_backend
 from edgemm.cli.main import main
 
 

@@ -9,7 +9,7 @@ import pytest
 
 import edgemm
 from edgemm.errors import MissingError, UsageError
-from edgemm.runtimes.backend.choice import assign, select
+from edgemm.runtimes.engines import assign, select
 
 openvino = pytest.importorskip("openvino")
 

@@ -14,7 +14,8 @@ from edgemm.cli import chat, draw
 from edgemm.cli.main import Parser, main
 from edgemm.errors import UsageError
 from edgemm.options import flag_of, options_of, options_table
-from edgemm.runtimes.options import DrawingKeywords, DrawingOptions, TextKeywords, TextOptions
+from edgemm.runtimes.image_call import DrawingKeywords, DrawingOptions
+from edgemm.runtimes.text_call import TextKeywords, TextOptions
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "embedding.md"
 BOTH = [(TextOptions, TextKeywords, chat), (DrawingOptions, DrawingKeywords, draw)]

@@ -9,11 +9,10 @@ import numpy as np
 import onnxruntime
 import pytest
 
-from edgemm.device.threads import plan_threads
 from edgemm.errors import BundleError
 from edgemm.runtimes.backend import ort_cuda_backend
 from edgemm.runtimes.backend.cuda_memory import Cuda
-from edgemm.runtimes.backend.engine import GraphFiles, LockedBinding
+from edgemm.runtimes.backend.engine import GraphFiles, LockedBinding, plan_threads
 from edgemm.runtimes.backend.ort_cuda_backend import GraphBinding, OrtCudaEngine, open_engine
 from tests.heard import hearing
 from tests.runtimes.standin_cuda import CACHE, VARIANT, Driver

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from edgemm.bundle.prompt import as_messages, chat_prompt, drawing_prompt
-from edgemm.bundle.tokenizer import Tokenizer
+from edgemm.bundle.chat import as_messages, chat_prompt
+from edgemm.bundle.prompt import Tokenizer, drawing_prompt
 from edgemm.errors import UsageError
 from tests.runtimes.tiny_bundle import DRAW_TEMPLATE, SKIP, text_loop
 

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from edgemm.bundle.denoise import DenoiseLoop, DenoiseTemplate, LatentGrid
+from edgemm.bundle.drawing import DenoiseLoop, DenoiseTemplate, LatentGrid
 from edgemm.runtimes import schedule
-from edgemm.runtimes.solvers import Trajectory
+from edgemm.runtimes.schedule import Trajectory
 
 diffusers = pytest.importorskip("diffusers", reason="Python 3.10 has no diffusers")
 

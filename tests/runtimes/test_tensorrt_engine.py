@@ -17,7 +17,7 @@ import pytest
 
 from edgemm.bundle.components import TensorSpec
 from edgemm.errors import EdgemmError, InputError, MissingError, ResourceError
-from edgemm.runtimes.backend import choice as backends
+from edgemm.runtimes import engines as backends
 from edgemm.runtimes.backend import tensorrt_backend
 from edgemm.runtimes.backend.cuda_memory import Cuda
 from edgemm.runtimes.backend.engine import allocator

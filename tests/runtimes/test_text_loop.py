@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 import edgemm
-from edgemm.bundle.loops import Limits, Loops
+from edgemm.bundle.chat import as_messages, chat_prompt
+from edgemm.bundle.manifest import Limits, Loops
 from edgemm.bundle.picture import load_picture
-from edgemm.bundle.prompt import as_messages, chat_prompt
 from edgemm.errors import EdgemmError, InputError, UsageError
 from edgemm.runtimes.kv_cache import BLOCK
 from tests.runtimes import reference
@@ -124,7 +124,7 @@ def test_a_watched_engine_is_the_one_that_runs(bundle_path):
                 bound.append(self.engine.component)
                 return self.engine.bind(inputs, outputs)
 
-        watched.watch_engines(Watch)
+        watched._engines.watch(Watch)
         watched.generate_text("hello", max_new_tokens=2, ignore_eos=True)
         assert set(bound) == {"transformer"}
 

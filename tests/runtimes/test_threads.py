@@ -8,8 +8,8 @@ import time
 import pytest
 
 from edgemm.bundle.bundle import open_bundle
-from edgemm.device import threads
 from edgemm.errors import UsageError
+from edgemm.runtimes.backend import engine as threads
 from edgemm.runtimes.backend import ort_backend as onnxruntime_backend
 
 

@@ -3,11 +3,14 @@
 A binding writes its outputs into the caller's arrays, so the same array may be an input and an output (the K/V cache),
 and one engine's output may be another's input (the prefix) without a copy.  Loops use an Engine; a backend derives its
 own from LoadedEngine, which checks what is bound, and runs it through a LockedBinding where arrays are tied by address.
+How many threads a backend gets, and whether they may spin, is planned here, too.
 """
 
 from __future__ import annotations
 
+import os
 import threading
+import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,10 +18,8 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from edgemm.bundle.components import TensorSpec, pattern
-from edgemm.bundle.manifest import Variant
-from edgemm.device.threads import ThreadPlan
-from edgemm.errors import BundleError, EdgemmError, ResourceError
+from edgemm.bundle.components import TensorSpec, Variant, pattern
+from edgemm.errors import BundleError, EdgemmError, ResourceError, UsageError
 
 __all__ = [
     "Arrays",
@@ -28,16 +29,27 @@ __all__ = [
     "GraphFiles",
     "LoadedEngine",
     "LockedBinding",
+    "ThreadPlan",
     "allocator",
     "check_arrays",
     "check_finite",
     "check_names",
     "explained",
     "first_line",
+    "plan_threads",
 ]
 
 Arrays = Mapping[str, np.ndarray]
 SPARED = ("block_key.*", "block_value.*")  # outputs that may be left unbound: only a picture's reading wants them
+
+
+@dataclass(frozen=True)
+class ThreadPlan:
+    """What a CPU gives an engine."""
+
+    count: int
+    spinning: bool
+    why: str
 
 
 @dataclass(frozen=True)
@@ -71,7 +83,7 @@ class Engine(Protocol):
 
 
 class Backend(Protocol):
-    """A module, or an object in one (choice.py).  One that knows better than its list of providers whether a target
+    """A module, or an object in one (engines.py).  One that knows better than its list of providers whether a target
     runs here has `problem(target)` too."""
 
     def version(self) -> str: ...
@@ -189,3 +201,70 @@ def check_finite(array: np.ndarray, stage: str) -> None:
         raise EdgemmError(
             f"{stage}: NaN or infinity; the bundle's precision does not hold here, or its weights are damaged"
         )
+
+
+# A spinning thread answers faster and burns a core.  With other work on the same cores that turned 7 ms a token into
+# 28, so it is allowed only where this process has the machine to itself.  The load average tells of the last minute, so
+# work that has just ended is no reason: others have to be running now as well.
+
+BUSY = 0.3  # load average, a core, above which somebody else is at work
+LOOKS, PAUSE_S = 4, 0.002  # at what runs now; work that goes on is there each time
+
+
+def plan_threads(threads: int | None = None, root: Path = Path("/")) -> ThreadPlan:
+    """`threads` as asked, or one a core that this process may use."""
+    cores = os.cpu_count() or 1
+    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else cores
+    quota = _cgroup_quota(root)
+    usable = max(1, min(allowed, int(quota) if quota is not None else allowed))
+    if threads is not None and not 1 <= threads <= 1024:
+        raise UsageError(f"threads is {threads}, expected 1 to 1024")
+    count = threads or usable
+    reasons = []
+    if count > usable:
+        reasons.append(f"{count} threads share {usable} cores")
+    if allowed < cores or (quota is not None and quota < cores):
+        reasons.append(f"this process may use {usable} of {cores} cores")
+    busy = _load_average() / cores
+    if busy > BUSY and _others_now(root) > BUSY * cores:
+        reasons.append(f"the cores are {busy:.0%} busy already")
+    return ThreadPlan(count, not reasons, "; ".join(reasons) or "no other work in sight")
+
+
+def _cgroup_quota(root: Path) -> float | None:
+    """Cores that a container may use (cgroup v2, then v1); None without a limit."""
+    try:
+        quota, period = (root / "sys/fs/cgroup/cpu.max").read_text().split()[:2]
+    except (OSError, ValueError):
+        try:
+            quota = (root / "sys/fs/cgroup/cpu/cpu.cfs_quota_us").read_text().strip()
+            period = (root / "sys/fs/cgroup/cpu/cpu.cfs_period_us").read_text().strip()
+        except OSError:
+            return None
+    try:
+        return int(quota) / int(period) if int(quota) > 0 else None
+    except (ValueError, ZeroDivisionError):  # "max": no limit
+        return None
+
+
+def _others_now(root: Path) -> float:
+    """Tasks besides this one that run at this moment; infinitely many where nobody can tell."""
+    fewest = float("inf")
+    for look in range(LOOKS):
+        try:
+            running = (root / "proc/loadavg").read_text().split()[3].partition("/")[0]
+            fewest = min(fewest, int(running) - 1)
+        except (OSError, IndexError, ValueError):
+            break
+        if fewest <= 0:
+            break
+        if look + 1 < LOOKS:
+            time.sleep(PAUSE_S)
+    return fewest
+
+
+def _load_average() -> float:
+    try:
+        return os.getloadavg()[0]
+    except OSError:
+        return 0.0

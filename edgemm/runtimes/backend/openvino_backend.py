@@ -15,11 +15,18 @@ import openvino as ov
 import openvino.opset14 as ops
 from openvino.frontend.onnx import ConversionExtension
 
-from edgemm.bundle.manifest import Variant
+from edgemm.bundle.components import Variant
 from edgemm.bundle.onnx_file import check_external_data
-from edgemm.device.threads import ThreadPlan
 from edgemm.errors import BundleError, MissingError
-from edgemm.runtimes.backend.engine import Arrays, GraphFiles, LoadedEngine, LockedBinding, check_names, explained
+from edgemm.runtimes.backend.engine import (
+    Arrays,
+    GraphFiles,
+    LoadedEngine,
+    LockedBinding,
+    ThreadPlan,
+    check_names,
+    explained,
+)
 
 __all__ = ["OpenVinoEngine", "open_engine", "providers", "version", "extensions"]
 

@@ -21,10 +21,8 @@ from typing import Any
 import numpy as np
 import onnxruntime as ort
 
-from edgemm.bundle.components import TensorSpec
-from edgemm.bundle.manifest import Variant
+from edgemm.bundle.components import TensorSpec, Variant
 from edgemm.bundle.onnx_file import check_external_data
-from edgemm.device.threads import ThreadPlan
 from edgemm.errors import BundleError, MissingError
 from edgemm.runtimes.backend.engine import (
     Arrays,
@@ -32,6 +30,7 @@ from edgemm.runtimes.backend.engine import (
     GraphFiles,
     LoadedEngine,
     LockedBinding,
+    ThreadPlan,
     check_names,
     explained,
     first_line,

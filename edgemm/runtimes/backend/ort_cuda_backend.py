@@ -17,12 +17,11 @@ import numpy as np
 import onnxruntime as ort
 
 from edgemm import progress
-from edgemm.bundle.manifest import Variant
+from edgemm.bundle.components import Variant
 from edgemm.device.gpu import probe_cuda
-from edgemm.device.threads import ThreadPlan
 from edgemm.errors import BundleError
 from edgemm.runtimes.backend.cuda_memory import Cuda, cuda_graphs_wanted, shared_cuda
-from edgemm.runtimes.backend.engine import Arrays, Binding, GraphFiles
+from edgemm.runtimes.backend.engine import Arrays, Binding, GraphFiles, ThreadPlan
 from edgemm.runtimes.backend.ort_backend import OrtEngine, open_session, providers, version
 
 __all__ = ["GraphBinding", "OrtCudaEngine", "open_engine", "problem", "providers", "version"]

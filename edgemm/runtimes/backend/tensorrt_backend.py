@@ -12,11 +12,10 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 
-from edgemm.bundle.manifest import Variant
-from edgemm.device.threads import ThreadPlan
+from edgemm.bundle.components import Variant
 from edgemm.errors import BundleError, MissingError
 from edgemm.runtimes.backend.cuda_memory import shared_cuda
-from edgemm.runtimes.backend.engine import GraphFiles
+from edgemm.runtimes.backend.engine import GraphFiles, ThreadPlan
 from edgemm.runtimes.backend.tensorrt_engine import TensorRTEngine, load_engine
 
 __all__ = ["TENSORRT", "TENSORRT_RTX", "TensorRTPackage"]

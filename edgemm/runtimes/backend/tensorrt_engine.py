@@ -15,8 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from edgemm.bundle.components import TensorSpec
-from edgemm.bundle.manifest import Variant
+from edgemm.bundle.components import TensorSpec, Variant
 from edgemm.errors import BundleError, EdgemmError, InputError
 from edgemm.runtimes.backend.cuda_memory import Cuda, cuda_graphs_wanted
 from edgemm.runtimes.backend.engine import Arrays, Binding, LoadedEngine

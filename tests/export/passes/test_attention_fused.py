@@ -9,7 +9,7 @@ from torch import nn
 
 from edgemm.export.dialects import attention_fused
 from edgemm.export.passes.rewriting import infer
-from edgemm.export.trace import quiet
+from edgemm.export.trace import without_warnings
 from edgemm.model.transformer import attend
 from tests.export.nano import needs_opset_24
 from tests.export.passes.one_op import ops, rewritten, run
@@ -28,7 +28,7 @@ class Attend(nn.Module):
 def traced(heads=4, rows=1):
     shapes = {**SHAPES, "q": (2, heads, 3, 8), "mask": (2, 1, rows, 5)}
     example = tuple(torch.zeros(shape, dtype=torch.bool if name == "mask" else None) for name, shape in shapes.items())
-    with quiet():
+    with without_warnings():
         program = torch.onnx.export(
             Attend(),
             example,

@@ -6,8 +6,8 @@ import json
 import pytest
 
 from edgemm.bundle.components import TensorSpec, check_component
-from edgemm.bundle.denoise import DenoiseLoop, DenoiseTemplate, LatentGrid
-from edgemm.bundle.strict_json import decode, encode
+from edgemm.bundle.drawing import DenoiseLoop, DenoiseTemplate, LatentGrid
+from edgemm.bundle.files import decode, encode
 from edgemm.errors import BundleError
 
 OLD = {

@@ -1,4 +1,4 @@
-"""The denoise loop's fields: how noise becomes a picture over a constant prefix, told by numbers and strings.
+"""How a bundle draws, told by numbers and strings: the fields of the denoise loop, and of the loop of image tokens.
 
 A model that edgemm trains needs only the fields without a default; the others tell the loop of models that others
 published (docs/bundle.md, loops.denoise).  runtimes/schedule.py has the mathematics, runtimes/denoise_loop.py the loop.
@@ -10,11 +10,12 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 
-from edgemm.bundle.strict_json import check_one_of, check_range
+from edgemm.bundle.files import check_one_of, check_range
 from edgemm.errors import BundleError
 
-__all__ = ["DenoiseLoop", "DenoiseTemplate", "EditGuidance", "LatentGrid"]
+__all__ = ["SIDE_BY_SIDE", "DenoiseLoop", "DenoiseTemplate", "EditGuidance", "ImageTokensLoop", "LatentGrid"]
 
+SIDE_BY_SIDE = 4  # pictures of codes that are drawn in one batch: each weight is read once for all of them
 LARGEST_SIDE = 16_384  # of a picture, in pixels
 LARGEST_SIGMA = 1e6
 
@@ -247,3 +248,42 @@ class DenoiseLoop:
         if self.latents is None:
             return (self.token_count, self.token_width)
         return (self.latents.channels, height // self.latents.cell, width // self.latents.cell)
+
+
+@dataclass(frozen=True)
+class ImageTokensLoop:
+    """Token after token of a picture, row by row, with guidance; then vq_decoder makes pixels of their codes."""
+
+    open: str  # the prompt stands between the two, tokenized as one string
+    close: str
+    rows: int  # of codes
+    columns: int
+    image_height: int  # pixels
+    image_width: int
+    code_ids: str | None  # file whose tensor `ids` gives the token id of each code; None: image_head knows only codes
+    row_end: int | None  # token id that the model reads after each row but the last
+    unconditional: str  # "pad": the prompt with pad_id in place of all but kept_ids; "prompt": another prompt
+    pad_id: int
+    kept_ids: tuple[int, ...]
+    negative_prompt: str  # of "prompt", when the caller names none
+    guidance: str  # of "logits" or of "log_probabilities"
+    guidance_scale: float
+    temperature: float
+    top_k: int | None
+    top_p: float | None
+    strip: bool = False
+
+    def __post_init__(self) -> None:
+        check_one_of("unconditional", self.unconditional, "pad", "prompt")
+        check_one_of("guidance", self.guidance, "logits", "log_probabilities")
+        for name in ("rows", "columns", "image_height", "image_width"):
+            check_range(name, getattr(self, name), 1, 65_536)
+        for token in (self.pad_id, *self.kept_ids, *(() if self.row_end is None else (self.row_end,))):
+            check_range("pad_id, kept_ids, row_end", token, 0, 2**31)
+        check_range("guidance_scale", self.guidance_scale, 0, 1000)
+        check_range("temperature", self.temperature, 0, 100)
+
+    @property
+    def length(self) -> int:
+        """Tokens the model reads and writes for one picture."""
+        return self.rows * self.columns + (0 if self.row_end is None else self.rows - 1)

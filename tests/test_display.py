@@ -9,8 +9,8 @@ from contextlib import redirect_stderr
 import pytest
 
 from edgemm import progress
-from edgemm.cli import display
-from edgemm.cli.display import Display
+from edgemm import progress as display
+from edgemm.progress import Display
 
 
 class Terminal(io.StringIO):

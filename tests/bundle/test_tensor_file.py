@@ -10,8 +10,8 @@ import torch
 from safetensors.numpy import save_file
 from safetensors.torch import save_file as save_torch_file
 
+from edgemm.bundle.bundle import read_tensors
 from edgemm.errors import BundleError, MissingError
-from edgemm.runtimes.adapters import read_tensors
 
 TENSORS = {
     "a": np.arange(6, dtype=np.float32).reshape(2, 3),

@@ -1,0 +1,57 @@
+"""Pictures on the wire: data: URLs in, PNG, JPEG or WebP out.
+
+Nothing is fetched and no file is opened: a URL that is no data: URL is refused, whatever it names.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+import urllib.parse
+from typing import TYPE_CHECKING
+
+from edgemm.serve.problems import Problem
+
+if TYPE_CHECKING:
+    from edgemm import Picture
+
+__all__ = ["as_base64", "as_url", "of_base64", "of_url"]
+
+
+def of_url(url: str, param: str) -> bytes:
+    """The bytes of a data: URL (RFC 2397)."""
+    if url[:5].lower() != "data:":
+        raise Problem(
+            400, "remote_image_refused", f"{param} is {url[:40]!r}: nothing is fetched; send a data: URL", param
+        )
+    head, comma, content = url.partition(",")
+    if not comma:
+        raise Problem(400, "invalid_image", f"{param} is a data: URL without a comma", param)
+    raw = urllib.parse.unquote_to_bytes(content)
+    return of_base64(raw, param) if head.lower().endswith(";base64") else _some(raw, param)
+
+
+def of_base64(content: str | bytes, param: str) -> bytes:
+    raw = content.encode("ascii", "replace") if isinstance(content, str) else content
+    try:
+        return _some(base64.b64decode(b"".join(raw.split()), validate=True), param)
+    except ValueError as error:
+        raise Problem(400, "invalid_image", f"{param} is not base64: {error}", param) from None
+
+
+def _some(raw: bytes, param: str) -> bytes:
+    if not raw:
+        raise Problem(400, "invalid_image", f"{param} is an empty picture", param)
+    return raw
+
+
+def as_base64(picture: Picture, kind: str = "png", quality: int | None = None) -> str:
+    """A picture as a file of this kind; `quality` is 0 to 100, of JPEG and WebP."""
+    how = {} if quality is None or kind == "png" else {"quality": quality}
+    file = io.BytesIO()
+    picture.to_pil().save(file, format=kind.upper(), **how)
+    return base64.b64encode(file.getvalue()).decode("ascii")
+
+
+def as_url(picture: Picture, kind: str = "png", quality: int | None = None) -> str:
+    return f"data:image/{kind};base64,{as_base64(picture, kind, quality)}"

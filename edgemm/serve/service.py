@@ -1,0 +1,133 @@
+"""What every endpoint works with: the names, the scheduler, the numbers, and how a request becomes work.
+
+Reading a request (tokens, pictures, grammars) happens in threads beside the event loop; the work itself in the
+scheduler's thread.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from edgemm.bundle.picture import open_picture
+from edgemm.errors import EdgemmError, InputError
+from edgemm.serve.fields import ChatMessage, ImageUrlPart, TextPart
+from edgemm.serve.metrics import Measured, Metrics
+from edgemm.serve.options import ServeOptions
+from edgemm.serve.pictures import of_url
+from edgemm.serve.problems import Problem, as_problem
+from edgemm.serve.registry import Named, Registry
+from edgemm.serve.scheduler import Kind, Lanes, Scheduler, Ticket, Turns
+from edgemm.serve.text_lane import TextLane
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+__all__ = ["Service", "Work", "as_asked", "chosen_seed", "picture_of", "with_adapter"]
+
+T = TypeVar("T")
+Work = tuple[Kind, Any]
+MOST_DRAWINGS = 4  # that take turns, so that a long one does not hold up a short one
+
+
+class Service:
+    """One device's models, and everybody who asks of them."""
+
+    def __init__(self, registry: Registry, options: ServeOptions) -> None:
+        self.registry, self.options = registry, options
+        lanes = Lanes({"text": TextLane(options.max_batch), "draw": Turns(MOST_DRAWINGS)}, options.draw_share)
+        self.scheduler = Scheduler(lanes, options.max_queue)
+        self.metrics = Metrics(self.scheduler)
+
+    def measured(self, named: Named) -> Measured:
+        return Measured(self.metrics, named.id)
+
+    async def prepared(self, prepare: Callable[[], T], prompt_param: str, within: str = "") -> T:
+        """What `prepare` makes, in a thread; what it refuses, as a Problem."""
+        self.scheduler.check_room()  # before the work of reading a request that is refused anyway
+        try:
+            return await asyncio.to_thread(prepare)
+        except EdgemmError as error:
+            raise as_problem(error, prompt_param, within) from error
+
+    def ticket(self, works: Sequence[Work], timeout_s: float | None) -> Ticket:
+        """The events of the works, which end with it."""
+        longest = self.options.timeout_s
+        deadline = time.monotonic() + (longest if timeout_s is None else min(timeout_s, longest))
+        return Ticket(self.scheduler).submit(list(works), deadline)
+
+
+def with_adapter(named: Named, start: Callable[[], Iterator[T]]) -> Callable[[], Iterator[T]]:
+    """Work whose every step is done with the adapter that was asked for; all steps run in one thread."""
+
+    def steps() -> Iterator[T]:
+        events: Any = start()
+        try:
+            while True:
+                named.model.set_adapter(named.adapter)
+                try:
+                    event = next(events)
+                except StopIteration:
+                    return
+                yield event
+        finally:
+            events.close()
+
+    return steps
+
+
+def picture_of(raw: bytes, named: Named, param: str) -> Image:
+    """A picture, decoded and upright; or the Problem of one that cannot be used."""
+    try:
+        return open_picture(raw, named.model.manifest.limits.max_image_pixels)
+    except InputError as error:
+        code = "image_too_large" if "pixels" in str(error) else "invalid_image"
+        raise Problem(400, code, str(error), param) from error
+
+
+def as_asked(
+    messages: Sequence[ChatMessage], named: Named, most: int, names: Sequence[str] = ()
+) -> list[dict[str, Any]]:
+    """Messages as the runtime takes them.  What the assistant drew is shown with the user's next message.
+
+    `names` are what errors call each, where that is not messages[i].
+    """
+    told: list[dict[str, Any]] = []
+    drawn: list[Image] = []
+    shown = 0
+    for index, message in enumerate(messages):
+        where, texts, images = names[index] if names else f"messages[{index}]", [], []
+        parts = [] if message.content is None else message.content
+        if isinstance(parts, str):
+            texts, parts = [parts], []
+        for place, part in enumerate((*parts, *(message.images or ()))):
+            if isinstance(part, TextPart):
+                texts.append(part.text)
+                continue
+            own = place - len(parts)
+            param = f"{where}.content[{place}].image_url" if own < 0 else f"{where}.images[{own}].image_url"
+            url = part.image_url if isinstance(part.image_url, str) else part.image_url.url
+            param += ".url" if isinstance(part, ImageUrlPart) and not isinstance(part.image_url, str) else ""
+            shown += 1
+            if shown > most:
+                raise Problem(400, "too_many_images", f"the request shows more than {most} pictures", param)
+            images.append(picture_of(of_url(url, param), named, param))
+        role = "system" if message.role == "developer" else message.role
+        if role == "assistant":
+            drawn, images = [*drawn, *images], []
+        elif role == "user":
+            drawn, images = [], [*drawn, *images]
+        elif images:
+            raise Problem(400, "unsupported_value", f"{where}: only users and the assistant show pictures", where)
+        told.append({"role": role, "content": "\n".join(texts), "images": images})
+    if drawn:
+        raise Problem(400, "invalid_value", "the last message is the assistant's, expected the user's", "messages")
+    return told
+
+
+def chosen_seed(seed: int | None) -> int:
+    """The seed of a request that names none: the answer tells it."""
+    return secrets.randbits(32) if seed is None else seed

@@ -1,0 +1,128 @@
+"""Requests in, responses and event streams out, and whoever hangs up is noticed at once.
+
+A reply is worked on only as long as somebody listens: `answered` and EventStream watch the connection beside the work
+and cancel it, which closes its Ticket.  Nothing here runs longer than a moment on the event loop.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from typing import Any
+
+import pydantic_core
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import JSONResponse, Response
+from starlette.types import Receive, Scope, Send
+
+from edgemm.serve.problems import Problem
+
+__all__ = ["Event", "EventStream", "Events", "answered", "json_of", "refused"]
+
+KEEP_ALIVE_S = 15.0  # proxies hang up on a stream that is silent for longer, commonly 60 s
+Event = tuple[str | None, Any]  # its name, or None, and what it says
+Events = AsyncGenerator[Event, None]
+
+
+async def json_of(request: Request) -> Any:
+    """The body as JSON in UTF-8, without NaN, without halves of letters."""
+    kind = request.headers.get("content-type", "application/json").partition(";")[0].strip().lower()
+    if kind != "application/json":
+        raise Problem(415, "unsupported_media_type", f"the body is {kind[:60]!r}, expected application/json")
+    body = await request.body()
+    try:
+        request.state.asked = await asyncio.to_thread(pydantic_core.from_json, body, allow_inf_nan=False)
+        return request.state.asked
+    except (ValueError, RecursionError) as error:
+        raise Problem(400, "invalid_json", f"the body is not JSON: {error}") from None
+
+
+def refused(problem: Problem) -> Response:
+    return JSONResponse(problem.body, problem.status, headers=problem.headers)
+
+
+async def answered(request: Request, work: Awaitable[Response]) -> Response:
+    """What `work` answers; when the client hangs up before, the work is cancelled and nobody gets anything."""
+    task, gone = asyncio.ensure_future(work), asyncio.ensure_future(_gone(request.receive))
+    try:
+        await asyncio.wait({task, gone}, return_when=asyncio.FIRST_COMPLETED)
+        if not task.done():
+            raise ClientDisconnect
+        return task.result()
+    finally:
+        await _ended(task, gone)
+
+
+async def _gone(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
+async def _ended(*tasks: asyncio.Future[Any]) -> None:
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+
+
+class EventStream(Response):
+    """Server-sent events (https://html.spec.whatwg.org/multipage/server-sent-events.html)."""
+
+    media_type = "text/event-stream"
+
+    def __init__(
+        self, first: Event, events: Events, told: Callable[[Exception], list[Event]], done: bool = False
+    ) -> None:
+        """`first` has come already: what goes wrong before it has a status of its own, what comes too late for one
+        `told` says.  `done` ends the stream with [DONE]."""
+        super().__init__(headers={"cache-control": "no-store", "x-accel-buffering": "no"})
+        del self.headers["content-length"]
+        self._first, self._events, self._told, self._done = first, events, told, done
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        pump, gone = asyncio.ensure_future(self._pump(send)), asyncio.ensure_future(_gone(receive))
+        try:
+            await asyncio.wait({pump, gone}, return_when=asyncio.FIRST_COMPLETED)
+            if pump.done():
+                pump.result()
+        finally:
+            await _ended(pump, gone)
+            await self._events.aclose()  # also where the pump never ran
+
+    async def _pump(self, send: Send) -> None:
+        await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+        await _send(send, _frame(*self._first))
+        try:
+            async for event in _patient(self._events):
+                await _send(send, _frame(*event))
+        except Exception as error:
+            for event in self._told(error):
+                await _send(send, _frame(*event))
+        await _send(send, b"data: [DONE]\n\n" if self._done else b"", more=False)
+
+
+async def _patient(events: Events) -> Events:
+    """The events, and a comment (None, None) whenever nothing comes for a while."""
+    while True:
+        task = asyncio.ensure_future(anext(events, None))
+        try:
+            while not (await asyncio.wait({task}, timeout=KEEP_ALIVE_S))[0]:
+                yield None, None
+        except BaseException:
+            await _ended(task)
+            raise
+        event = task.result()
+        if event is None:
+            return
+        yield event
+
+
+def _frame(name: str | None, said: Any) -> bytes:
+    if said is None:
+        return b": still at it\n\n"
+    head = "" if name is None else f"event: {name}\n"
+    return f"{head}data: {json.dumps(said, ensure_ascii=False, separators=(',', ':'))}\n\n".encode()
+
+
+async def _send(send: Send, body: bytes, more: bool = True) -> None:
+    await send({"type": "http.response.body", "body": body, "more_body": more})

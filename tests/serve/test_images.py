@@ -1,0 +1,183 @@
+"""/v1/images through the official client: its own types read every answer and every event."""
+
+from __future__ import annotations
+
+import base64
+import io
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import edgemm
+import edgemm.serve
+from edgemm.bundle.manifest import Loops
+from tests.runtimes.tiny_bundle import build, denoise_loop, text_loop
+from tests.serve.conftest import client_of, running
+
+httpx = pytest.importorskip("httpx", reason="needs the extras serve and dev")
+openai = pytest.importorskip("openai", reason="needs the extras serve and dev")
+pytest.importorskip("starlette")
+
+
+def opened(content):
+    picture = Image.open(io.BytesIO(base64.b64decode(content, validate=True)))
+    picture.load()
+    return picture
+
+
+def draw(client, prompt="a heart", **options):
+    more = {name: options.pop(name) for name in ("seed", "steps", "guidance", "negative_prompt") if name in options}
+    return client.images.generate(model="tiny", prompt=prompt, extra_body=more, **options)
+
+
+def test_a_picture_is_the_one_that_the_model_draws_without_a_server(client, model):
+    answer = draw(client, seed=7, steps=3, guidance=1.5, negative_prompt="red")
+    wanted = model.generate_image(
+        "a heart", seed=7, num_inference_steps=3, guidance_scale=1.5, negative_prompt="red"
+    ).image
+    picture = opened(answer.data[0].b64_json)
+    assert picture.format == "PNG" and np.array_equal(np.asarray(picture), wanted.to_array())
+    height, width = wanted.pixels.shape[1:]
+    assert (answer.size, answer.output_format, answer.background) == (f"{width}x{height}", "png", "opaque")
+    assert answer.usage.total_tokens == answer.usage.input_tokens + answer.usage.output_tokens
+    assert answer.data[0].seed == 7
+
+
+def test_several_pictures_have_the_next_seeds(client, model):
+    answer = draw(client, n=3, seed=2)
+    wanted = [model.generate_image("a heart", seed=seed).image.to_array() for seed in (2, 3, 4)]
+    assert [each.seed for each in answer.data] == [2, 3, 4]
+    for each, array in zip(answer.data, wanted):
+        assert np.array_equal(np.asarray(opened(each.b64_json)), array)
+
+
+def test_without_a_seed_pictures_differ_and_tell_theirs(client):
+    first, second = draw(client).data[0], draw(client).data[0]
+    assert first.seed != second.seed and first.b64_json != second.b64_json
+    assert draw(client, seed=first.seed).data[0].b64_json == first.b64_json
+
+
+@pytest.mark.parametrize("kind", ["png", "jpeg", "webp"])
+def test_every_format_of_file_and_answer(client, kind):
+    content = draw(client, output_format=kind, seed=1).data[0].b64_json
+    assert opened(content).format == kind.upper()
+    url = draw(client, output_format=kind, seed=1, response_format="url").data[0].url
+    assert url == f"data:image/{kind};base64,{content}"
+
+
+@pytest.mark.parametrize("count", [0, 1, 2, 3])
+def test_partial_pictures_come_before_the_whole_one_and_each_decodes(client, count):
+    *partial, last = draw(client, stream=True, partial_images=count, seed=1)
+    assert [event.type for event in partial] == ["image_generation.partial_image"] * count
+    assert [event.partial_image_index for event in partial] == list(range(count))
+    assert last.type == "image_generation.completed"
+    pictures = {np.asarray(opened(event.b64_json)).tobytes() for event in (*partial, last)}
+    assert len(pictures) == count + 1
+    assert last.b64_json == draw(client, seed=1).data[0].b64_json
+    assert last.usage.output_tokens > 0
+    for event in (*partial, last):
+        assert (event.quality, event.background, event.output_format) == ("auto", "opaque", "png")
+        assert event.size == "4x4" and event.created_at > 0
+
+
+def test_the_alias_is_the_model(client):
+    assert (
+        client.images.generate(model="gpt-image-1", prompt="x", extra_body={"seed": 1}).data
+        == draw(client, "x", seed=1).data
+    )
+
+
+@pytest.mark.parametrize(
+    ("options", "code", "param"),
+    [
+        ({"size": "1024x1024"}, "unsupported_value", "size"),
+        ({"size": "large"}, "invalid_value", "size"),
+        ({"quality": "high"}, "unsupported_parameter", "quality"),
+        ({"background": "transparent"}, "unsupported_parameter", "background"),
+        ({"output_format": "gif"}, "invalid_value", "output_format"),
+        ({"steps": 51}, "invalid_value", "steps"),
+        ({"guidance": 1, "negative_prompt": "x"}, "invalid_value", "negative_prompt"),
+        ({"n": 17}, "too_many_images", "n"),
+        ({"partial_images": 4, "stream": True}, "invalid_value", "partial_images"),
+        ({"partial_images": 1}, "invalid_value", "partial_images"),
+        ({"output_compression": 50}, "unsupported_parameter", "output_compression"),
+        ({"prompt": "x" * 700}, "context_length_exceeded", "prompt"),
+        ({"prompt": ""}, "invalid_value", "prompt"),
+        ({"extra_body": {"temperature": 1}}, "invalid_value", "temperature"),
+    ],
+)
+def test_what_cannot_be_honoured_is_refused_by_name(client, options, code, param):
+    with pytest.raises(openai.BadRequestError) as refused:
+        client.images.generate(model="tiny", **{"prompt": "x"} | moved(options))
+    assert (refused.value.code, refused.value.param) == (code, param)
+
+
+def moved(options):
+    own = {name: options[name] for name in ("steps", "guidance", "negative_prompt") if name in options}
+    left = {name: value for name, value in options.items() if name not in own}
+    return left | {"extra_body": own | left.get("extra_body", {})}
+
+
+def png(seed):
+    file = io.BytesIO()
+    pixels = np.random.default_rng(seed).integers(0, 256, (12, 12, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(file, format="PNG")
+    return file.getvalue()
+
+
+def test_a_bundle_that_does_not_edit_says_so(client):
+    with pytest.raises(openai.BadRequestError) as refused:
+        client.images.edit(model="tiny", image=png(1), prompt="redder")
+    assert (refused.value.code, refused.value.param) == ("unsupported_value", "image")
+
+
+class TestEdits:
+    @pytest.fixture(scope="class")
+    def path(self, tmp_path_factory):
+        loops = Loops(text_loop(), denoise_loop(edits=True))
+        return build(tmp_path_factory.mktemp("edits") / "tiny.bundle", loops=loops)
+
+    @pytest.fixture(scope="class")
+    def editor(self, path):
+        with running(edgemm.serve.app(path)) as address:
+            yield client_of(address)
+
+    @pytest.fixture(scope="class")
+    def wanted(self, path):
+        with edgemm.load(path, device="cpu", threads=1) as model:
+            return model.generate_image("redder", image=png(1), seed=3).image.to_array()
+
+    @pytest.mark.parametrize("several", [False, True])
+    def test_a_picture_of_a_form_is_edited(self, editor, wanted, several):
+        image = [("a.png", png(1), "image/png")] if several else ("a.png", png(1), "image/png")
+        answer = editor.images.edit(model="tiny", image=image, prompt="redder", n=2, extra_body={"seed": 3})
+        assert np.array_equal(np.asarray(opened(answer.data[0].b64_json)), wanted)
+        assert len(answer.data) == 2 and answer.usage.input_tokens_details.image_tokens > 0
+
+    @pytest.mark.parametrize("name", ["image", "images"])
+    def test_a_picture_of_a_json_request_is_edited(self, editor, wanted, name):
+        url = "data:image/png;base64," + base64.b64encode(png(1)).decode()
+        given = {"image": url} if name == "image" else {"images": [{"image_url": url}]}
+        answer = httpx.post(f"{editor.base_url}images/edits", json={"prompt": "redder", "seed": 3, **given})
+        assert np.array_equal(np.asarray(opened(answer.json()["data"][0]["b64_json"])), wanted)
+
+    def test_an_edit_is_streamed_under_its_own_names(self, editor, wanted):
+        events = editor.images.edit(
+            model="tiny", image=png(1), prompt="redder", stream=True, partial_images=2, extra_body={"seed": 3}
+        )
+        *partial, last = events
+        assert [event.type for event in partial] == ["image_edit.partial_image"] * 2
+        assert last.type == "image_edit.completed"
+        assert np.array_equal(np.asarray(opened(last.b64_json)), wanted)
+
+    def test_what_an_edit_cannot_honour_is_refused_by_name(self, editor):
+        for options, param in (
+            ({"mask": png(2)}, "mask"),
+            ({"image": [png(1), png(2)]}, "image"),
+            ({"image": b"no picture"}, "image"),
+            ({"input_fidelity": "high"}, "input_fidelity"),
+        ):
+            with pytest.raises(openai.BadRequestError) as refused:
+                editor.images.edit(model="tiny", **{"image": png(1), "prompt": "x"} | options)
+            assert refused.value.param == param
