@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from edgemm.bundle.reading import reading
+from edgemm.bundle.files import reading
 from edgemm.errors import CheckpointError, EdgemmError, InputError, UsageError
 
 __all__ = ["convert", "how", "pickles_in"]

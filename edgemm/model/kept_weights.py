@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree
 
-from edgemm.bundle.reading import reading
+from edgemm.bundle.files import reading
 from edgemm.errors import CheckpointError
 from edgemm.model.pretrained import check_tensors
 
