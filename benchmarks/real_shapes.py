@@ -163,26 +163,42 @@ def memory_of(pid: int) -> tuple[int, int]:
 # Folders.
 
 Shapes = dict[str, tuple[int, ...]]
+on_paper = False
 BLOCK = torch.randn(1 << 24, generator=torch.Generator().manual_seed(0))
 
 
-def write(folder: Path, name: str, shapes: Shapes) -> dict[str, str]:
-    """Tensors, shard after shard; tensor -> file."""
+def write(folder: Path, name: str, shapes: Shapes, shard_bytes: int = SHARD_BYTES) -> dict[str, str]:
+    """Tensors, shard after shard; tensor -> file.  On paper, files that take no room."""
     folder.mkdir(parents=True, exist_ok=True)
     shards: list[list[str]] = [[]]
     filled = 0
     for tensor, shape in shapes.items():
         filled += 2 * math.prod(shape)
-        if filled > SHARD_BYTES and shards[-1]:
+        if filled > shard_bytes and shards[-1]:
             shards.append([])
             filled = 2 * math.prod(shape)
         shards[-1].append(tensor)
     places = {}
     for number, names in enumerate(shards, start=1):
         file = f"{name}.safetensors" if len(shards) == 1 else f"{name}-{number:05}-of-{len(shards):05}.safetensors"
-        save_file({tensor: numbers(tensor, shapes[tensor]) for tensor in names}, folder / file)
+        if on_paper:
+            hollow({tensor: shapes[tensor] for tensor in names}, folder / file)
+        else:
+            save_file({tensor: numbers(tensor, shapes[tensor]) for tensor in names}, folder / file)
         places |= dict.fromkeys(names, file)
     return places
+
+
+def hollow(shapes: Shapes, path: Path) -> None:
+    """A file whose numbers nobody wrote: all are zero, and lie nowhere."""
+    entries, end = {}, 0
+    for name, shape in shapes.items():
+        start, end = end, end + 2 * math.prod(shape)
+        entries[name] = {"dtype": "BF16", "shape": shape, "data_offsets": [start, end]}
+    header = json.dumps(entries).encode()
+    with path.open("wb") as file:
+        file.write(len(header).to_bytes(8, "little") + header)
+        file.truncate(8 + len(header) + end)
 
 
 def numbers(name: str, shape: tuple[int, ...]) -> torch.Tensor:
@@ -297,7 +313,7 @@ def cosmos3_edge(folder: Path, layers: float) -> list[str]:
     )
     names = write(folder / "transformer", "diffusion_pytorch_model", cosmos3_towers(depth))
     seen = write(folder / "vision_encoder", "model", cosmos3_eye(eye_depth))
-    write(folder / "vae", "diffusion_pytorch_model", wan_decoder([1024, 1024, 1024, 512, 256], 3, 48))
+    write(folder / "vae", "diffusion_pytorch_model", wan_decoder([1024, 1024, 1024, 512, 256], 3, 48), 1 << 40)
     reads = {
         name: f"transformer/{file}"
         for name, file in names.items()

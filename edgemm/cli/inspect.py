@@ -63,8 +63,13 @@ def _estimate(folder: Path, as_json: bool) -> int:
         from edgemm.families import paper
     except ImportError as error:
         raise MissingError(f"--estimate needs {error.name or error}: pip install 'edgemm[families,ort]'") from error
+    from edgemm.estimate import boards
+
     measured = paper.measure(found) if found else paper.measure_own(folder)
-    print(json.dumps(paper.as_json(measured)) if as_json else "\n".join(paper.describe(measured)))
+    if as_json:
+        print(json.dumps(paper.as_json(measured) | {"boards": boards.as_json(measured)}))
+    else:
+        print("\n".join([*paper.describe(measured), *boards.describe(measured)]))
     return 0
 
 
