@@ -1,65 +1,62 @@
-"""An async web handler: any ASGI server runs `application(model)`; the model works in threads, the loop stays free.
+"""A web application of your own with a model in it: OpenAI's interface under /ai, and your own routes beside it.
 
-pip install uvicorn; EDGEMM_BUNDLE=sticker.bundle uvicorn --factory examples.web_handler:from_environment
+pip install 'edgemm[serve]'; EDGEMM_BUNDLE=sticker.bundle uvicorn --factory examples.web_handler:from_environment
 
+curl localhost:8000/ai/v1/images/generations -H 'Content-Type: application/json' -d '{"prompt": "red heart"}'
 curl 'localhost:8000/say?prompt=Name+a+fruit'          text, streamed as it is written
 curl 'localhost:8000/draw?prompt=red+heart' > x.png    a picture
 """
 
 from __future__ import annotations
 
-import asyncio
+import contextlib
 import io
 import os
-from collections.abc import AsyncIterator
-from urllib.parse import parse_qs
+
+from starlette.applications import Starlette
+from starlette.responses import PlainTextResponse, Response, StreamingResponse
+from starlette.routing import Mount, Route
 
 import edgemm
-from edgemm.errors import EdgemmError, InputError, UsageError
-
-
-async def in_thread(stream) -> AsyncIterator:
-    """An iterator of events, each asked for in a thread; closed when nobody listens any more."""
-    try:
-        while (event := await asyncio.to_thread(next, stream, None)) is not None:
-            yield event
-    finally:
-        await asyncio.to_thread(stream.close)
+import edgemm.serve
+from edgemm import ImageResult, InputError, UsageError
 
 
 def application(model):
-    async def answer(scope, receive, send) -> None:
-        if scope["type"] != "http":
-            return
-        query = {name: values[-1] for name, values in parse_qs(scope["query_string"].decode()).items()}
-        routes = {"/say": say, "/draw": draw}
-        try:
-            if scope["path"] not in routes:
-                return await reply(send, 404, b"try /say or /draw\n")
-            await routes[scope["path"]](query.get("prompt", ""), send)
-        except (InputError, UsageError) as error:
-            await reply(send, 400, f"{error}\n".encode())
-        except EdgemmError as error:
-            await reply(send, 500, f"{error}\n".encode())
+    ai = edgemm.serve.app(model)
 
-    async def say(prompt: str, send) -> None:
-        stream = model.stream_text(prompt, max_new_tokens=64, timeout_s=30)
-        await send({"type": "http.response.start", "status": 200, "headers": [(b"content-type", b"text/plain")]})
-        async for chunk in in_thread(stream):
-            await send({"type": "http.response.body", "body": chunk.text.encode(), "more_body": True})
-        await send({"type": "http.response.body", "body": b""})
+    async def say(request) -> Response:
+        chunks = model.astream_text(request.query_params.get("prompt", ""), max_new_tokens=64, timeout_s=30)
+        first = await anext(chunks)  # what cannot be said is an error before the answer begins
 
-    async def draw(prompt: str, send) -> None:
-        result = await asyncio.to_thread(model.generate_image, prompt, timeout_s=30)
+        async def texts():
+            async with contextlib.aclosing(chunks):
+                yield first.text
+                async for chunk in chunks:
+                    yield chunk.text
+
+        return StreamingResponse(texts(), media_type="text/plain")
+
+    async def draw(request) -> Response:
         file = io.BytesIO()
-        result.image.to_pil().save(file, format="PNG")
-        await reply(send, 200, file.getvalue(), b"image/png")
+        async for event in model.astream_image(request.query_params.get("prompt", ""), timeout_s=30):
+            if isinstance(event, ImageResult):
+                event.to_pil().save(file, format="PNG")
+        return Response(file.getvalue(), media_type="image/png")
 
-    async def reply(send, status: int, body: bytes, kind: bytes = b"text/plain") -> None:
-        await send({"type": "http.response.start", "status": status, "headers": [(b"content-type", kind)]})
-        await send({"type": "http.response.body", "body": body})
+    async def refuse(request, error) -> Response:
+        return PlainTextResponse(f"{error}\n", 400)
 
-    return answer
+    @contextlib.asynccontextmanager
+    async def lifespan(app):
+        yield
+        ai.close()
+
+    return Starlette(
+        routes=[Route("/say", say), Route("/draw", draw), Mount("/ai", app=ai)],
+        exception_handlers={InputError: refuse, UsageError: refuse},
+        lifespan=lifespan,
+    )
 
 
 def from_environment():

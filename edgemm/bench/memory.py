@@ -150,11 +150,15 @@ def _answer(request: dict[str, Any]) -> dict[str, Any]:
         first_call_ms["text"] = model.generate_text(images=pictures, **request["text"]).metrics.total_ms
     if request["image"]:
         first_call_ms["image"] = model.generate_image(**request["image"]).metrics.total_ms
-    peak = peak_memory_bytes()
+    sizes = {"peak_memory_bytes": peak_memory_bytes()}
+    model.release_memory()
+    sizes["released_memory_bytes"] = resident_bytes()
     model.close()
+    sizes["closed_memory_bytes"] = resident_bytes()
     del model
     warm_ms = _load(request)[1]
-    return {"load_cold_ms": cold_ms, "load_warm_ms": warm_ms, "peak_memory_bytes": peak, "first_call_ms": first_call_ms}
+    known = {name: size for name, size in sizes.items() if size is not None}
+    return {"load_cold_ms": cold_ms, "load_warm_ms": warm_ms, **known, "first_call_ms": first_call_ms}
 
 
 def _load(request: dict[str, Any]) -> tuple[Model, float]:

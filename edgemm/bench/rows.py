@@ -45,6 +45,8 @@ ROWS = {
     "peak_memory_bytes": Row(
         "resident, of a fresh process that loads, reads a picture, replies and draws", judged=False
     ),
+    "released_memory_bytes": Row("resident, of the same after release_memory(): engines loaded, no call", judged=False),
+    "closed_memory_bytes": Row("resident, of the same after close(): the libraries", judged=False),
     "time_to_first_token_ms": Row("from the call to the first token: tokenizing, prefill, sampling"),
     "prefill_tokens_per_s": Row("prompt tokens over the transformer's prefill alone", more_is_better=True),
     "decode_tokens_per_s": Row("tokens after the first, sampling included", more_is_better=True, judged=False),

@@ -19,7 +19,6 @@ from edgemm.export.component_graphs import scatter
 from edgemm.families.bagel_layers import GENERATION, BagelModel
 from edgemm.families.llama import LlamaGraph
 from edgemm.families.qwen3_vl import THOUSAND
-from edgemm.model.transformer import visible_up_to
 
 __all__ = ["BlockGraph", "Conditioner", "Denoiser", "ImageDecoder", "ImageEncoder", "LatentEncoder"]
 
@@ -33,16 +32,9 @@ class BlockGraph(LlamaGraph):
         input_ids, image_tokens, image_index, write_index, attention_limit, logits_index, *past, thousands, ones = (
             tensors
         )
-        rows = image_index.clamp(min=0)[..., None].expand(-1, -1, image_tokens.shape[-1])
-        x = torch.where((image_index >= 0)[..., None], image_tokens.gather(1, rows), self.embed_tokens(input_ids))
+        x = self.look_up(input_ids, image_tokens, image_index)
         places = self.places(write_index, attention_limit, thousands, ones)
-        angles = places.float()[..., None] * self.inv_freq  # (b, s, d/2)
-        cos, sin = angles.cos(), angles.sin()
-        mask = visible_up_to(attention_limit, past[0].shape[2])
-        present: list[Tensor] = []
-        for index, layer in enumerate(self.layers):
-            x, *slots = self.run_layer(layer, x, cos, sin, mask, write_index, past[2 * index : 2 * index + 2])
-            present += slots
+        x, present = self.read(x, self.placed(places, attention_limit, past), write_index, past)
         high = ((places + 1).float() / THOUSAND).floor().long()  # however it was rounded, the two add up
         for cache, part in ((thousands, high), (ones, places + 1 - high * THOUSAND)):
             present.append(scatter(cache, part.float()[:, None, :, None], write_index))

@@ -215,11 +215,6 @@ def _class_of(found: Found) -> Any:
     return getattr(transformers, found.architecture)
 
 
-def _without_bars() -> contextlib.AbstractContextManager[Any]:
-    """The library draws them where it likes; who shows our own progress has opened its stream before."""
-    return contextlib.redirect_stderr(io.StringIO())
-
-
 @torch.no_grad()
 def greedy(model: Any, inputs: dict[str, Tensor], count: int) -> list[int]:
     """The library's likeliest tokens, nothing stopping it, whatever its generation_config would rather do."""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
 
@@ -88,6 +89,24 @@ FIXED_ROTARY = ("default", "linear", "llama3", "yarn")  # the others change thei
 SPARE_SLOTS = 3  # of an example's cache, never written: they must not matter
 
 
+Pair = tuple[Tensor, Tensor]
+Triple = tuple[Tensor, Tensor, Tensor]
+Behind = Callable[[int, Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class Rows:
+    """What every layer is told of the rows that it reads: how they are turned, (b, s, d/2) each, and what they see."""
+
+    cos: Tensor
+    sin: Tensor
+    mask: Tensor
+
+
+def nothing_more(index: int, x: Tensor) -> Tensor:
+    return x
+
+
 class LlamaGraph(nn.Module):
     """`text` has embed_tokens, layers, norm and rotary_emb; without a head it gives hidden states."""
 
@@ -99,29 +118,49 @@ class LlamaGraph(nn.Module):
 
     def forward(self, *tensors: Tensor) -> tuple[Tensor, ...]:
         input_ids, image_tokens, image_index, write_index, attention_limit, logits_index, *past = tensors
-        s = input_ids.shape[1]
-        rows = image_index.clamp(min=0)[..., None].expand(-1, -1, image_tokens.shape[-1])
-        x = torch.where((image_index >= 0)[..., None], image_tokens.gather(1, rows), self.embed_tokens(input_ids))
-        angles = (write_index[:, None] + torch.arange(s)).float()[..., None] * self.inv_freq  # (b, s, d/2)
-        cos, sin = angles.cos() * self.rotary_scale, angles.sin() * self.rotary_scale
-        mask = visible_up_to(attention_limit, past[0].shape[2])
-        present: list[Tensor] = []
-        for index, layer in enumerate(self.layers):
-            x, *slots = self.run_layer(layer, x, cos, sin, mask, write_index, past[2 * index : 2 * index + 2])
-            present += slots
+        x = self.look_up(input_ids, image_tokens, image_index)
+        rows = self.placed(write_index[:, None] + torch.arange(input_ids.shape[1]), attention_limit, past)
+        x, present = self.read(x, rows, write_index, past)
         return self.answer(x, logits_index), *present
 
-    def run_layer(
-        self, layer: Any, x: Tensor, cos: Tensor, sin: Tensor, mask: Tensor, write_index: Tensor, past: list[Tensor]
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Hidden states (b, s, w) behind a layer, and its keys and values (b, h, T, d) with the new ones written."""
+    def look_up(self, input_ids: Tensor, image_tokens: Tensor, image_index: Tensor) -> Tensor:
+        """The tokens (b, s, w): words, and pictures' where `image_index` says which."""
+        rows = image_index.clamp(min=0)[..., None].expand(-1, -1, image_tokens.shape[-1])
+        return torch.where((image_index >= 0)[..., None], image_tokens.gather(1, rows), self.embed_tokens(input_ids))
+
+    def placed(self, places: Tensor, attention_limit: Tensor, past: Sequence[Tensor]) -> Rows:
+        """New tokens at `places` (b, s) of a cache."""
+        angles = places.float()[..., None] * self.inv_freq  # (b, s, d/2)
+        return self.turned(angles, visible_up_to(attention_limit, past[0].shape[2]))
+
+    def turned(self, angles: Tensor, mask: Tensor) -> Rows:
+        return Rows(angles.cos() * self.rotary_scale, angles.sin() * self.rotary_scale, mask)
+
+    def read(
+        self, x: Tensor, rows: Rows, write_index: Tensor, past: Sequence[Tensor], behind: Behind = nothing_more
+    ) -> tuple[Tensor, list[Tensor]]:
+        """Hidden states (b, s, w) behind all layers, and every layer's keys and values (b, h, T, d) with the new ones
+        written.  `behind` gives what goes on from a layer's number and hidden states."""
+        present: list[Tensor] = []
+        for index, (layer, keys, values) in enumerate(zip(self.layers, past[::2], past[1::2])):
+
+            def write(new_keys: Tensor, new_values: Tensor, keys: Tensor = keys, values: Tensor = values) -> Pair:
+                return scatter(keys, new_keys, write_index), scatter(values, new_values, write_index)
+
+            x, *pair = self.run_layer(layer, x, rows, write)
+            present += pair
+            x = behind(index, x)
+        return x, present
+
+    def run_layer(self, layer: Any, x: Tensor, rows: Rows, beside: Callable[[Tensor, Tensor], Pair]) -> Triple:
+        """Hidden states behind a layer, and the keys and values that its queries met: `beside` puts the rows' own
+        among those of before."""
         attention: Any = layer.self_attn
         normed = rms(layer.input_layernorm, x)
         queries, keys, values = (self._heads(attention, part, normed) for part in "qkv")
-        queries = torch.onnx.ops.rotary_embedding(queries, cos, sin)
-        keys = scatter(past[0], torch.onnx.ops.rotary_embedding(keys, cos, sin), write_index)
-        values = scatter(past[1], values, write_index)
-        attended = torch.onnx.ops.attention(queries, keys, values, mask)[0]  # (b, h, s, d)
+        queries, keys = (torch.onnx.ops.rotary_embedding(part, rows.cos, rows.sin) for part in (queries, keys))
+        keys, values = beside(keys, values)
+        attended = torch.onnx.ops.attention(queries, keys, values, rows.mask)[0]  # (b, h, s, d)
         x = x + attention.o_proj(attended.transpose(1, 2).flatten(2))
         return x + layer.mlp(rms(layer.post_attention_layernorm, x)), keys, values
 

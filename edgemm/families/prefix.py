@@ -14,10 +14,9 @@ from torch import Tensor, nn
 
 from edgemm.export.component_graphs import ComponentGraph, scatter
 from edgemm.families.family import Shape, component
-from edgemm.families.llama import LlamaGraph, rms
-from edgemm.model.transformer import visible_up_to
+from edgemm.families.llama import LlamaGraph, Pair, Rows, rms
 
-__all__ = ["HiddenGraph", "OverPrefix", "TurnedBack", "conditioner_component", "prefix_shapes"]
+__all__ = ["HiddenGraph", "OverPrefix", "TurnedBack", "conditioner_component", "over_prefix", "prefix_shapes"]
 
 
 class HiddenGraph(LlamaGraph):
@@ -30,20 +29,17 @@ class HiddenGraph(LlamaGraph):
     def forward(self, *tensors: Tensor) -> tuple[Tensor, ...]:
         input_ids, image_tokens, image_index, write_index, attention_limit, logits_index, *past = tensors
         pairs, hidden = past[: 2 * len(self.layers)], past[2 * len(self.layers) :]
-        rows = image_index.clamp(min=0)[..., None].expand(-1, -1, image_tokens.shape[-1])
-        x = torch.where((image_index >= 0)[..., None], image_tokens.gather(1, rows), self.embed_tokens(input_ids))
-        places = write_index[:, None] + torch.arange(input_ids.shape[1])
-        angles = places.float()[..., None] * self.inv_freq  # (b, s, d/2)
-        cos, sin = angles.cos() * self.rotary_scale, angles.sin() * self.rotary_scale
-        mask = visible_up_to(attention_limit, past[0].shape[2])
-        present: list[Tensor] = []
+        rows = self.placed(write_index[:, None] + torch.arange(input_ids.shape[1]), attention_limit, past)
         kept: list[Tensor] = []
-        for index, layer in enumerate(self.layers):
-            x, *slots = self.run_layer(layer, x, cos, sin, mask, write_index, pairs[2 * index : 2 * index + 2])
-            present += slots
+
+        def keep(index: int, x: Tensor) -> Tensor:
             if index >= self.first:
                 state = rms(self.norm, x) if index == len(self.layers) - 1 else x
                 kept.append(scatter(hidden[index - self.first], state[:, None], write_index))
+            return x
+
+        x = self.look_up(input_ids, image_tokens, image_index)
+        x, present = self.read(x, rows, write_index, pairs, keep)
         return self.answer(x, logits_index), *present, *kept
 
 
@@ -68,26 +64,24 @@ class OverPrefix(LlamaGraph):
 
     def behind(self, x: Tensor, prefix_mask: Tensor, pairs: tuple[Tensor, ...], own_mask: Tensor) -> Tensor:
         """Hidden states (b, r, w) after the last norm; `own_mask` (r, r) says which rows each row sees."""
-        b, r, _ = x.shape
-        angles = torch.arange(r).float()[None, :, None] * self.inv_freq  # (1, r, d/2)
-        cos, sin = ((part * self.rotary_scale).expand(b, -1, -1) for part in (angles.cos(), angles.sin()))
-        seen = prefix_mask[:, None, None].expand(-1, -1, r, -1)
-        mask = torch.cat([seen, own_mask.expand(b, 1, -1, -1)], dim=3)  # (b, 1, r, t + r)
+        b = x.shape[0]
+        rows = over_prefix(self.inv_freq, prefix_mask, own_mask, b, self.rotary_scale)
         for layer, keys, values in zip(self.layers, pairs[::2], pairs[1::2], strict=True):
-            x = self._over(layer, x, cos, sin, mask, keys, values)
+
+            def join(own_keys: Tensor, own_values: Tensor, keys: Tensor = keys, values: Tensor = values) -> Pair:
+                return torch.cat([keys, own_keys], dim=2), torch.cat([values, own_values], dim=2)
+
+            x, *_ = self.run_layer(layer, x, rows, join)
         return rms(self.norm, x)
 
-    def _over(
-        self, layer: Any, x: Tensor, cos: Tensor, sin: Tensor, mask: Tensor, keys: Tensor, values: Tensor
-    ) -> Tensor:
-        attention = layer.self_attn
-        normed = rms(layer.input_layernorm, x)
-        queries, own_keys, own_values = (self._heads(attention, part, normed) for part in "qkv")
-        queries, own_keys = (torch.onnx.ops.rotary_embedding(part, cos, sin) for part in (queries, own_keys))
-        every_key, every_value = torch.cat([keys, own_keys], dim=2), torch.cat([values, own_values], dim=2)
-        attended = torch.onnx.ops.attention(queries, every_key, every_value, mask)[0]  # (b, h, r, d)
-        x = x + attention.o_proj(attended.transpose(1, 2).flatten(2))
-        return x + layer.mlp(rms(layer.post_attention_layernorm, x))
+
+def over_prefix(inv_freq: Tensor, prefix_mask: Tensor, own_mask: Tensor, b: int, scale: float = 1.0) -> Rows:
+    """Rows at positions 0, 1, ... behind a prefix."""
+    r = own_mask.shape[-1]
+    angles = torch.arange(r).float()[None, :, None] * inv_freq  # (1, r, d/2)
+    cos, sin = ((part * scale).expand(b, -1, -1) for part in (angles.cos(), angles.sin()))
+    seen = prefix_mask[:, None, None].expand(-1, -1, r, -1)
+    return Rows(cos, sin, torch.cat([seen, own_mask.expand(b, 1, -1, -1)], dim=3))  # (b, 1, r, t + r)
 
 
 def prefix_shapes(depth: int, kv_heads: int, head_width: int) -> dict[str, Shape]:

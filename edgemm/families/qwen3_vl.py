@@ -221,14 +221,12 @@ class GridGraph(LlamaGraph):
         shown = pictured[..., None].float()
         places, following = self.places(image_index, write_index, thousands, ones)
         angles = (places.float()[..., None] * self.rates).sum(2)  # (b, s, d/2)
-        cos, sin = angles.cos() * self.rotary_scale, angles.sin() * self.rotary_scale
-        mask = visible_up_to(attention_limit, past[0].shape[2])
-        present: list[Tensor] = []
-        for index, layer in enumerate(self.layers):
-            x, *slots = self.run_layer(layer, x, cos, sin, mask, write_index, past[2 * index : 2 * index + 2])
-            present += slots
-            if index < len(deeper):
-                x = x + deeper[index] * shown
+        tokens = self.turned(angles, visible_up_to(attention_limit, past[0].shape[2]))
+
+        def see_deeper(index: int, x: Tensor) -> Tensor:
+            return x + deeper[index] * shown if index < len(deeper) else x
+
+        x, present = self.read(x, tokens, write_index, past, see_deeper)
         for cache, part in ((thousands, following // THOUSAND), (ones, following % THOUSAND)):
             present.append(scatter(cache, part.float()[:, None, :, None], write_index))
         return self.answer(x, logits_index), *present

@@ -132,18 +132,19 @@ class SanaDenoiser(nn.Module):
         x = dit.patch_embed(latents)  # (b, rows columns, w)
         modulation, embedded = dit.time_embed(time, batch_size=b, hidden_dtype=x.dtype)
         mask = prefix_mask[:, None, None].expand(-1, -1, x.shape[1], -1)
-        for block, keys, values in zip(self.blocks, pairs[::2], pairs[1::2], strict=True):
-            x = self._block(block, x, modulation, mask, keys, values, (rows, columns))
+        for block, *pair in zip(self.blocks, pairs[::2], pairs[1::2], strict=True):
+            parts = (block.scale_shift_table[None] + modulation.unflatten(1, (6, -1))).chunk(6, dim=1)
+            x = self._block(block, x, parts, (mask, *pair), (rows, columns))
         x = dit.proj_out(dit.norm_out(x, embedded, self.table))
         x = x.unflatten(2, (self.patch, self.patch, -1)).unflatten(1, (rows, columns))
         return x.permute(0, 5, 1, 3, 2, 4).flatten(4).flatten(2, 3)
 
     @staticmethod
     def _block(
-        block: Any, x: Tensor, modulation: Tensor, mask: Tensor, keys: Tensor, values: Tensor, grid: tuple[int, int]
+        block: Any, x: Tensor, parts: Sequence[Tensor], prefix: Sequence[Tensor], grid: tuple[int, int]
     ) -> Tensor:
-        parts = (block.scale_shift_table[None] + modulation.unflatten(1, (6, -1))).chunk(6, dim=1)
         shift, scale, gate, mlp_shift, mlp_scale, mlp_gate = parts
+        mask, keys, values = prefix
         x = x + gate * _mixed(block.attn1, block.norm1(x) * (1 + scale) + shift)
         queries = block.attn2.to_q(x).unflatten(-1, (block.attn2.heads, -1)).transpose(1, 2)
         attended = torch.onnx.ops.attention(queries, keys, values, mask)[0]

@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from edgemm.families.llama import rms
-from edgemm.families.prefix import OverPrefix, TurnedBack
+from edgemm.families.llama import Rows, rms
+from edgemm.families.prefix import OverPrefix, TurnedBack, over_prefix
 from edgemm.families.showo2_layers import ShowO2, head_inv_freq
 from edgemm.families.wan_autoencoder import LATENT_MEAN, LATENT_STD
 
@@ -61,37 +61,35 @@ class HeadOverPrefix(nn.Module):
         super().__init__()
         self.layer, self.attention = layer, layer.self_attn
 
-    def heads(self, part: str, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    def heads(self, part: str, x: Tensor, rows: Rows) -> Tensor:
         """(b, r, w) -> (b, heads, r, d), normed and turned."""
         attention = self.attention
         found = getattr(attention, f"{part}_proj")(x).unflatten(-1, (-1, attention.head_dim))
         if part == "v":
             return found.transpose(1, 2)
         normed = rms(getattr(attention, f"{part}_norm"), found).transpose(1, 2)
-        return torch.onnx.ops.rotary_embedding(normed, cos, sin)
+        return torch.onnx.ops.rotary_embedding(normed, rows.cos, rows.sin)
 
     def attended(self, queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor) -> Tensor:
         found = torch.onnx.ops.attention(queries, keys, values, mask)[0]
         return self.attention.o_proj(found.transpose(1, 2).flatten(2))
 
-    def words(self, x: Tensor, cos: Tensor, sin: Tensor, mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def words(self, x: Tensor, rows: Rows) -> tuple[Tensor, Tensor, Tensor]:
         """The prompt's rows behind the layer, and their keys and values; no time modulates them."""
         layer = self.layer
         normed = rms(layer.input_layernorm, x)
-        queries, keys, values = (self.heads(part, normed, cos, sin) for part in "qkv")
-        x = x + self.attended(queries, keys, values, mask)
+        queries, keys, values = (self.heads(part, normed, rows) for part in "qkv")
+        x = x + self.attended(queries, keys, values, rows.mask)
         return x + layer.feed(rms(layer.post_attention_layernorm, x)), keys, values
 
-    def picture(
-        self, x: Tensor, e: Tensor, cos: Tensor, sin: Tensor, mask: Tensor, keys: Tensor, values: Tensor
-    ) -> Tensor:
+    def picture(self, x: Tensor, e: Tensor, rows: Rows, keys: Tensor, values: Tensor) -> Tensor:
         """The picture's rows behind the layer, modulated by the time's embedding e (b, w)."""
         layer = self.layer
         shift, scale, gate, shift2, scale2, gate2 = layer.adaLN_modulation(e)[:, None].chunk(6, dim=-1)
         normed = rms(layer.input_layernorm, x) * (1 + scale) + shift
-        queries, own_keys, own_values = (self.heads(part, normed, cos, sin) for part in "qkv")
+        queries, own_keys, own_values = (self.heads(part, normed, rows) for part in "qkv")
         every = torch.cat([keys, own_keys], dim=2), torch.cat([values, own_values], dim=2)
-        x = x + gate * self.attended(queries, *every, mask)
+        x = x + gate * self.attended(queries, *every, rows.mask)
         return x + gate2 * layer.feed(rms(layer.post_attention_layernorm, x) * (1 + scale2) + shift2)
 
 
@@ -110,11 +108,11 @@ class Conditioner(nn.Module):
         x, slots = self.diff_proj(hidden[:, 0]), torch.arange(hidden.shape[2])
         places = slots - prefix_length[:, None]  # (b, T): the picture begins at 0
         angles = places.float()[..., None] * self.inv_freq  # (b, T, d/2)
-        cos, sin = angles.cos(), angles.sin()
         causal = (slots[None, :] <= slots[:, None])[None, None].expand(x.shape[0], -1, -1, -1)
+        rows = Rows(angles.cos(), angles.sin(), causal)
         layers: Any = self.layers
         for layer in layers:
-            x, keys, values = layer.words(x, cos, sin, causal)
+            x, keys, values = layer.words(x, rows)
             pairs += [keys, values]
         return mask, *pairs
 
@@ -135,13 +133,10 @@ class Denoiser(OverPrefix):
         b, r, depth = rows.shape[0], rows.shape[1], 2 * len(self.layers)
         own = torch.ones(r, r, dtype=torch.bool)
         x = self.diff_proj(self.behind(rows, prefix_mask, pairs[:depth], own))
-        angles = torch.arange(r).float()[None, :, None] * self.head_inv_freq
-        cos, sin = (part.expand(b, -1, -1) for part in (angles.cos(), angles.sin()))
-        seen = prefix_mask[:, None, None].expand(-1, -1, r, -1)
-        mask = torch.cat([seen, own.expand(b, 1, -1, -1)], dim=3)
+        behind = over_prefix(self.head_inv_freq, prefix_mask, own, b)
         layers: Any = self.head_layers
-        for layer, keys, values in zip(layers, pairs[depth::2], pairs[depth + 1 :: 2], strict=True):
-            x = layer.picture(x, e, cos, sin, mask, keys, values)
+        for layer, *pair in zip(layers, pairs[depth::2], pairs[depth + 1 :: 2], strict=True):
+            x = layer.picture(x, e, behind, *pair)
         return self.as_latents(self.last(x[:, 1:], e))
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -36,7 +36,7 @@ class DrawRequest:
     guidance_scale: float
     seeds: tuple[int, ...]  # one a picture
     noises: tuple[np.ndarray, ...]  # float32, shaped as x, one a picture
-    preview: bool
+    preview: bool | Sequence[int]  # after every step, or after these
     height: int  # of the picture, in pixels
     width: int
     image_guidance_scale: float = 1.0
@@ -71,7 +71,8 @@ def draw(
             x = way.step(x, prediction, expected)
             clock.steps_s.append(time.perf_counter() - start)
             last = k + 1 == request.steps
-            preview = Picture(decoder.decode(expected), seed) if request.preview and not last else None
+            shown = not last and (request.preview is True or (request.preview and k + 1 in request.preview))
+            preview = Picture(decoder.decode(expected), seed) if shown else None
             yield DenoiseProgress(k + 1, request.steps, way.done, index, preview, x)
         if expected is not None:
             pictures.append(Picture(decoder.decode(x if finished else expected), seed))

@@ -269,6 +269,9 @@ class Engines:
         if self._closed:
             raise UsageError("the model is closed")
 
+    def has_loaded(self, component: str) -> bool:
+        return component in self._loaded
+
     def close(self) -> None:
         """Lets every engine go; none is loaded again."""
         self._closed = True

@@ -12,6 +12,7 @@ import io
 import math
 import os
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from numbers import Integral
 from pathlib import Path
@@ -59,7 +60,9 @@ class DrawingOptions:
         "in the place of the seeds' noise",
         flag=False,
     )
-    preview: bool = option(False, "each step shows what it expects the picture to become", flag=False)
+    preview: bool | Sequence[int] = option(
+        False, "each step, or these, counted from 1, show what they expect the picture to become", flag=False
+    )
     timeout_s: float | None = option(None, "give up after so many seconds", metavar="S")
     temperature: float | None = option(
         None, "of models that draw token by token: 0 takes the likeliest (default: the bundle's own)", metavar="T"
@@ -109,7 +112,7 @@ class DrawingKeywords(TypedDict, total=False):
     seed: int
     num_images: int
     noise: np.ndarray | None
-    preview: bool
+    preview: bool | Sequence[int]
     timeout_s: float | None
     temperature: float | None
     top_k: int | None

@@ -202,7 +202,17 @@ class CachedTransformer:
         self.lengths[row] = length
         self._said("", slice(row, row + 1), check=False)
 
-    def read_piece(self, prompt: Prompt, piece: slice, image_tokens: np.ndarray | None, row: int) -> None:
+    def shrink(self) -> None:
+        """Reads a token that does not count, and lets the library give back what larger runs took, where it can."""
+        shrinking = getattr(self.engine, "shrinking", None)
+        if shrinking and (engine := shrinking()):
+            self.reserve(int(self.lengths[0]) + 1)
+            token, ones = np.zeros(1, dtype=np.int64), np.ones(1, dtype=np.float32)
+            self.read_piece(Prompt(token, token - 1, token, ones), slice(0, 1), None, 0, engine)
+
+    def read_piece(
+        self, prompt: Prompt, piece: slice, image_tokens: np.ndarray | None, row: int, engine: Engine | None = None
+    ) -> None:
         """Reads a part of a prompt (pieces_of), for which there is room; none of it counts as read yet."""
         alone, first = slice(row, row + 1), int(self.lengths[row])
         past, present, outputs, more = (
@@ -218,7 +228,7 @@ class CachedTransformer:
             "logits_index": np.array([piece.stop - piece.start - 1], dtype=np.int64),
             **more,
         }
-        self.engine.bind({**inputs, **past}, {**outputs, **present}).run()
+        (engine or self.engine).bind({**inputs, **past}, {**outputs, **present}).run()
         if self._head is not None and piece.stop == len(prompt):
             self._head.bind(outputs, {"logits": self.logits[alone]}).run()
 

@@ -10,8 +10,8 @@ import math
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
-from functools import cached_property
+from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
+from functools import cached_property, partial
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, TypeVar
@@ -21,7 +21,7 @@ from edgemm.bundle.chat import Message, as_messages
 from edgemm.bundle.prompt import Tokenizer
 from edgemm.errors import EdgemmError, UsageError
 from edgemm.options import check_type, from_keywords
-from edgemm.runtimes.backend.engine import ThreadPlan
+from edgemm.runtimes.backend.engine import ThreadPlan, return_freed_memory
 from edgemm.runtimes.engines import Choice, Engines
 from edgemm.runtimes.image_call import (
     MOST_PICTURES,
@@ -108,6 +108,16 @@ class Model:
         chosen = from_keywords(TextOptions, "stream_text()", options, ("images",))
         return self.session()._stream(prompt, images, chosen)
 
+    def astream_text(
+        self, prompt: Prompted, images: PictureSources = (), **options: Unpack[TextKeywords]
+    ) -> AsyncGenerator[TextChunk, None]:
+        """stream_text for an event loop, which stays free: everything but the options' names is checked in a thread, so
+        other errors come with the first chunk.  To close it, or cancel its task, ends the reply."""
+        chosen = from_keywords(TextOptions, "astream_text()", options, ("images",))
+        from edgemm.runtimes.asynchronous import in_thread
+
+        return in_thread(lambda stopped: self._session(stopped)._stream(prompt, images, chosen))
+
     def count_tokens(self, prompt: Prompted, images: PictureSources = ()) -> int:
         """How many slots of the context a prompt takes, with its pictures, none of which is opened for it."""
         self._engines.check_open()
@@ -115,10 +125,13 @@ class Model:
 
     def session(self, system: str | None = None) -> Session:
         """A conversation that keeps its K/V cache between turns; `system` is its system message."""
+        check_type("system", system, str | None)
+        return self._session(None, () if system is None else (Message("system", system),))
+
+    def _session(self, stopped: threading.Event | None, system: tuple[Message, ...] = ()) -> Session:
         from edgemm.runtimes.session import Session
 
-        check_type("system", system, str | None)
-        return Session(self._text, self._call, () if system is None else (Message("system", system),))
+        return Session(self._text, partial(self._call, stopped=stopped), system)
 
     def generate_texts(
         self,
@@ -204,9 +217,20 @@ class Model:
         """
         return self._draw(prompt, from_keywords(DrawingOptions, "stream_image()", options))
 
-    def _draw(self, prompt: str, options: DrawingOptions) -> Iterator[DenoiseProgress | ImageResult]:
+    def astream_image(
+        self, prompt: str, **options: Unpack[DrawingKeywords]
+    ) -> AsyncGenerator[DenoiseProgress | ImageResult, None]:
+        """stream_image for an event loop, as astream_text is stream_text."""
+        chosen = from_keywords(DrawingOptions, "astream_image()", options)
+        from edgemm.runtimes.asynchronous import in_thread
+
+        return in_thread(lambda stopped: self._draw(prompt, chosen, stopped))
+
+    def _draw(
+        self, prompt: str, options: DrawingOptions, stopped: threading.Event | None = None
+    ) -> Iterator[DenoiseProgress | ImageResult]:
         self._engines.check_open()
-        return self._call(self._image.start(prompt, options), options.timeout_s)
+        return self._call(self._image.start(prompt, options), options.timeout_s, stopped)
 
     # Adapters
 
@@ -245,19 +269,35 @@ class Model:
         """Ends every call and lets the engines go; a closed model answers nothing more."""
         self._engines.close()
         self.cancel()
+        return_freed_memory()
+
+    def release_memory(self) -> None:
+        """Gives to the system what earlier calls took and nobody holds any more; sessions and engines stay.
+
+        For a program that has read a long prompt and now waits; one token is read on the way, which takes moments.
+        """
+        self._engines.check_open()
+        if self._engines.has_loaded("transformer"):
+            self._text.conversation().shrink()
+        return_freed_memory()
 
     def prepare(self) -> None:
         """Loads every engine now, so that no first call has to wait for one."""
         self._engines.timed(tuple(self._engines.components))
 
-    def _call(self, start: Callable[[Callable[[], bool]], Iterator[T]], timeout_s: float | None) -> Iterator[T]:
-        """Runs a loop with a `cancelled` that hears cancel(), close() and the clock."""
+    def _call(
+        self,
+        start: Callable[[Callable[[], bool]], Iterator[T]],
+        timeout_s: float | None,
+        stopped: threading.Event | None = None,
+    ) -> Iterator[T]:
+        """Runs a loop with a `cancelled` that hears cancel(), close(), the clock, and `stopped`."""
 
         def begin(cancelled: Callable[[], bool]) -> Iterator[T]:
             self._engines.check_open()
             return start(cancelled)
 
-        return self._calls.run(begin, timeout_s)
+        return self._calls.run(begin, timeout_s, stopped)
 
     def __enter__(self) -> Model:
         return self
@@ -285,15 +325,24 @@ class Calls:
         for call in running:
             call.set()
 
-    def run(self, start: Callable[[Callable[[], bool]], Iterator[T]], timeout_s: float | None) -> Iterator[T]:
-        """The loop that `start` makes, given a `cancelled` that hears cancel() and the clock; time counts from now."""
+    def run(
+        self,
+        start: Callable[[Callable[[], bool]], Iterator[T]],
+        timeout_s: float | None,
+        stopped: threading.Event | None = None,
+    ) -> Iterator[T]:
+        """The loop that `start` makes, given a `cancelled` that hears cancel(), `stopped` and the clock.
+
+        Time counts from now.
+        """
         if timeout_s is not None and not timeout_s > 0:
             raise UsageError(f"timeout_s is {timeout_s}, expected above 0")
         deadline = math.inf if timeout_s is None else time.monotonic() + timeout_s
-        return self._run(start, deadline)
+        return self._run(start, deadline, stopped or threading.Event())
 
-    def _run(self, start: Callable[[Callable[[], bool]], Iterator[T]], deadline: float) -> Iterator[T]:
-        cancel = threading.Event()
+    def _run(
+        self, start: Callable[[Callable[[], bool]], Iterator[T]], deadline: float, cancel: threading.Event
+    ) -> Iterator[T]:
         with self._lock:
             self._running.add(cancel)
         try:

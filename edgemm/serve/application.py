@@ -56,7 +56,7 @@ class Application:
             allowed = {"allow_methods": ["GET", "POST"], "allow_headers": ["*"]}
             gated = CORSMiddleware(gated, allow_origins=list(options.cors_origin), **allowed)
         self._app = gated
-        self._document = document(bool(keys))
+        self._document = document([named.id for named in self.service.registry], bool(keys))
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         await self._app(scope, receive, send)

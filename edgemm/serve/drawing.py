@@ -87,6 +87,11 @@ class Sketch:
         count = min(self.partials, self.steps - 1)
         return {round((i + 1) * self.steps / (count + 1)) for i in range(count)}
 
+    @property
+    def preview(self) -> bool | list[int]:
+        """For the runtime; asked of a model that draws token by token it is refused."""
+        return bool(self.partials) and (sorted(self.shown()) or True)
+
     async def file(self, picture: Picture) -> str:
         return await asyncio.to_thread(as_base64, picture, self.kind, self.quality)
 
@@ -204,8 +209,7 @@ class _Answer:
 
 def draw_work(sketch: Sketch, prompt: str) -> Work:
     """What draws it; prompt and options are checked now."""
-    preview = {"preview": True} if sketch.partials else {}
-    stream: Iterator[Any] = sketch.named.model.stream_image(prompt, **sketch.options, **preview)
+    stream: Iterator[Any] = sketch.named.model.stream_image(prompt, **sketch.options, preview=sketch.preview)
     return "draw", with_adapter(sketch.named, lambda: stream)
 
 

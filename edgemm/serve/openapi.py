@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from pydantic.json_schema import models_json_schema
@@ -26,6 +27,15 @@ REQUESTS = {
     "/v1/responses": (ResponsesRequest, "Response", "A reply, with pictures by the image_generation tool"),
     "/v1/responses/input_tokens": (ResponsesRequest, "Count", "How many tokens an input takes"),
     "/tokenize": (TokenizeRequest, "Tokens", "Token ids of a text, or the count of a conversation"),
+}
+ASKED = [{"role": "user", "content": "What is this?"}]
+EXAMPLES: dict[str, dict[str, Any]] = {
+    "/v1/chat/completions": {"messages": ASKED, "max_completion_tokens": 8},
+    "/v1/images/generations": {"prompt": "a red heart", "seed": 7},
+    "/v1/images/edits": {"prompt": "redder", "image": "data:image/gif;base64,R0lGODlhAQABAAAAACwAAAAAAQABAAAC"},
+    "/v1/responses": {"input": "What is this?", "max_output_tokens": 8},
+    "/v1/responses/input_tokens": {"input": "What is this?"},
+    "/tokenize": {"prompt": "What is this?"},
 }
 STREAMS = ("/v1/chat/completions", "/v1/images/generations", "/v1/images/edits", "/v1/responses")
 ERRORS = {
@@ -62,18 +72,19 @@ ANSWERS = {
 }
 
 
-def document(with_key: bool) -> dict[str, Any]:
-    """`with_key` says that a key is asked for."""
+def document(names: Sequence[str], with_key: bool) -> dict[str, Any]:
+    """`names` are those of the models; `with_key` says that a key is asked for."""
     kinds = list(dict.fromkeys(kind for kind, _, _ in REQUESTS.values()))
     _, found = models_json_schema([(kind, "validation") for kind in kinds], ref_template=REF)
     schemas = found["$defs"] | ANSWERS
     for kind in kinds:
         _add_known(schemas[kind.__name__]["properties"], kind)
+        schemas[kind.__name__]["properties"]["model"] = {"enum": [*names, None]}
     schemas["EditForm"] = _edit_form(schemas["EditRequest"])
     paths: dict[str, Any] = {path: {"post": _post(path)} for path in REQUESTS}
     paths["/v1/models"] = {"get": _get("Models", "Every model, its aliases and its adapters")}
     one = _get("Model", "One model")
-    one["parameters"] = [{"name": "model", "in": "path", "required": True, "schema": STRING}]
+    one["parameters"] = [{"name": "model", "in": "path", "required": True, "schema": {"enum": list(names)}}]
     one["responses"]["404"] = _error(404)
     paths["/v1/models/{model}"] = {"get": one}
     paths["/healthz"] = {"get": _get("Ready", "The process answers", key=False)}
@@ -112,7 +123,8 @@ def _edit_form(json_form: dict[str, Any]) -> dict[str, Any]:
 
 def _post(path: str) -> dict[str, Any]:
     kind, answer, summary = REQUESTS[path]
-    content: dict[str, Any] = {"application/json": {"schema": {"$ref": REF.format(model=kind.__name__)}}}
+    schema = {"$ref": REF.format(model=kind.__name__)}
+    content: dict[str, Any] = {"application/json": {"schema": schema, "example": EXAMPLES[path]}}
     if path == "/v1/images/edits":
         content["multipart/form-data"] = {"schema": {"$ref": REF.format(model="EditForm")}}
     good = _json(answer, summary)

@@ -138,7 +138,7 @@ class _Answer:
             text["logprobs"] = asked.top_logprobs or 0
         drawing = self.sketch.options if self.sketch is not None else None
         if drawing is not None and self.sketch is not None and self.sketch.partials:
-            drawing = {**drawing, "preview": True}
+            drawing = {**drawing, "preview": self.sketch.preview}
         most = min(asked.max_tool_calls or 4, self.service.options.max_images)
         self.made = Asked(named, messages, text, drawing, most, 1, chosen_seed(asked.seed))
         self.made.count()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import importlib.util
 import io
 from pathlib import Path
@@ -13,6 +12,7 @@ from PIL import Image
 
 from tests.runtimes.tiny_bundle import build
 from tests.runtimes.tiny_weights import TINY
+from tests.serve.conftest import running
 
 FOLDER = Path(__file__).resolve().parents[2] / "examples"
 
@@ -64,27 +64,20 @@ def test_the_chat_keeps_its_session_shows_and_draws(bundle, model, tmp_path, mon
     assert "▀" in said
 
 
-def ask(application, path, query=b""):
-    sent = []
-
-    async def send(message):
-        sent.append(message)
-
-    scope = {"type": "http", "path": path, "query_string": query}
-    asyncio.run(application(scope, None, send))
-    return sent[0]["status"], b"".join(message.get("body", b"") for message in sent[1:]), len(sent)
-
-
 def test_the_web_handler_streams_text_draws_and_refuses(model):
-    application = example("web_handler").application(model)
-    status, body, messages = ask(application, "/say", b"prompt=hello")
-    assert (status, body.decode()) == (200, model.generate_text("hello", max_new_tokens=64).text) and messages > 20
-    status, body, _ = ask(application, "/draw", b"prompt=a+heart")
-    assert status == 200
-    drawn = np.asarray(Image.open(io.BytesIO(body)))
-    assert np.array_equal(drawn, model.generate_image("a heart").image.to_array())
-    assert ask(application, "/draw")[:2] == (400, b"prompt is empty, expected some text\n")
-    assert ask(application, "/nothing")[0] == 404
+    httpx = pytest.importorskip("httpx", reason="needs the extras serve and dev")
+    pytest.importorskip("starlette", reason="needs the extras serve and dev")
+    with running(example("web_handler").application(model)) as url:
+        said = httpx.get(f"{url}/say", params={"prompt": "hello"})
+        assert (said.status_code, said.text) == (200, model.generate_text("hello", max_new_tokens=64).text)
+        drawn = np.asarray(Image.open(io.BytesIO(httpx.get(f"{url}/draw", params={"prompt": "a heart"}).content)))
+        assert np.array_equal(drawn, model.generate_image("a heart").image.to_array())
+        refused = httpx.get(f"{url}/draw")
+        assert (refused.status_code, refused.text) == (400, "prompt is empty, expected some text\n")
+        assert httpx.get(f"{url}/nothing").status_code == 404
+        asked = {"messages": [{"role": "user", "content": "hello"}], "max_tokens": 5}
+        reply = httpx.post(f"{url}/ai/v1/chat/completions", json=asked).json()
+        assert reply["choices"][0]["message"]["content"] == model.generate_text("hello", max_new_tokens=5).text
 
 
 def test_the_sticker_sheet_has_a_row_an_idea(bundle, model, tmp_path):

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import gc
+import platform
 
+import numpy as np
 import pytest
 
 import edgemm
+from edgemm.bench.memory import resident_bytes
 from edgemm.errors import ResourceError, UsageError
+from edgemm.runtimes.backend.engine import return_freed_memory
 from edgemm.runtimes.cache_budget import WORK_BYTES, plan_memory
 from tests.runtimes.tiny_weights import TINY
 
@@ -61,3 +65,34 @@ def test_a_limit_that_does_not_hold_the_weights_is_refused_before_anything_is_lo
         edgemm.load(bundle_path, device="cpu", memory_limit_mb=1)
     with pytest.raises(UsageError, match="memory_limit_mb is 0, expected above 0"):
         edgemm.load(bundle_path, device="cpu", memory_limit_mb=0)
+
+
+def test_what_is_released_is_nobodys(model):
+    """A session goes on from where it stood; the run that is needed for it counts nowhere."""
+    with model.session() as kept, model.session() as other:
+        for chat in (kept, other):
+            chat.generate_text("hello", max_new_tokens=4)
+        model.release_memory()
+        found = kept.generate_text("and then?", max_new_tokens=6)
+        assert found.token_ids == other.generate_text("and then?", max_new_tokens=6).token_ids
+
+
+def test_freed_memory_goes_back_to_the_system():
+    """Blocks below the allocator's threshold stay with it, when only every second one is freed and the last is not."""
+    kept, freed = [np.ones(5_000) for _ in range(2_000)], [np.ones(5_000) for _ in range(2_000)]  # 80 MB each
+    between = [np.ones(10) for _ in range(10)]
+    before = resident_bytes()
+    del freed
+    gc.collect()
+    return_freed_memory()
+    after = resident_bytes()
+    if before is None or platform.libc_ver()[0] != "glibc":
+        pytest.skip("no glibc, which alone keeps what was freed")
+    assert before - after > 60e6 and len(kept) == 2_000 and len(between) == 10
+
+
+def test_a_closed_model_releases_nothing(bundle_path):
+    model = edgemm.load(bundle_path, device="cpu", threads=1)
+    model.close()
+    with pytest.raises(UsageError, match="closed"):
+        model.release_memory()

@@ -79,7 +79,7 @@ def test_cancel_ends_every_row_and_keeps_what_it_has(model, monkeypatch):
     ("prompts", "images", "message"),
     [
         ([], None, "prompts is empty"),
-        ("hello", None, "expected a list of prompts"),
+        ("hello", None, "prompts is .hello., expected a list"),
         (["a", "b"], [[]], "images has 1 lists, expected one for each of 2"),
     ],
 )

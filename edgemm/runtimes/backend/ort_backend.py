@@ -9,6 +9,7 @@ take up to twice the time.  The calling thread gets its own floating-point envir
 from __future__ import annotations
 
 import contextlib
+import copy
 import ctypes
 import platform
 import threading
@@ -119,6 +120,15 @@ class OrtEngine(LoadedEngine):
     def place(self, array: np.ndarray) -> str:
         """Where the memory of an array is, in ONNX Runtime's words."""
         return "cpu"
+
+    def shrinking(self) -> OrtEngine | None:
+        """The same engine, whose runs give back what larger ones took; None where memory is not the CPU's."""
+        if self.session.get_providers()[0] != CPU:
+            return None
+        options, twin = ort.RunOptions(), copy.copy(self)
+        options.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
+        twin.run = partial(self.run, options=options)  # type: ignore[method-assign]
+        return twin
 
     def run(self, io: Any, options: ort.RunOptions | None = None) -> None:
         """With the lock held."""
