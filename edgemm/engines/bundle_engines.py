@@ -1,6 +1,6 @@
 """All engines of a bundle for one destination: what each depends on, and each built or found.
 
-A command line, a backend and a benchmark ask here; the verb is verb.py.
+A command line, a backend and a benchmark ask here; the verb is cli/build.py.
 """
 
 from __future__ import annotations

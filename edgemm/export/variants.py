@@ -15,6 +15,7 @@ from torch import Tensor
 
 from edgemm import progress
 from edgemm.bundle.bundle import BundleWriter, Component, Variant
+from edgemm.device.machine import give_back_memory
 from edgemm.errors import UsageError
 from edgemm.export.adapter_points import adapter_inputs, adapter_points, delta_to_residual
 from edgemm.export.component_graphs import ComponentGraph
@@ -115,6 +116,7 @@ def write_graphs(
                 if done[kind] not in variants:
                     path = f"components/{beside}/{'' if beside == name else f'{name}-'}{done[kind]}.onnx"
                     data = stored.save(lowered, writer.file(path), behind=beside != name)
+                    give_back_memory()
                     variant = variants[done[kind]] = _described(path, data, lowered, real, scheme)
                     if compare is not None:
                         progress.status(f"{here}: comparing")
@@ -124,6 +126,7 @@ def write_graphs(
                         progress.line(comparison.line())
             written.targets[scheme.target][name] = done[kind]
         written.components[name] = Component(variants)
+        give_back_memory()
     for scheme in wanted.schemes:
         if left := floats.get(scheme.target):
             progress.line(f"{scheme.target}, {scheme.precision}: in float stay {', '.join(left)}")

@@ -21,7 +21,7 @@ from edgemm.errors import UsageError
 from edgemm.runtimes.backend.engine import Engine, check_finite
 from edgemm.runtimes.engines import Engines
 from edgemm.runtimes.image_call import DenoiseProgress, DrawingClock, DrawingOptions, ImageResult, Picture
-from edgemm.runtimes.kv_cache import CachedTransformer
+from edgemm.runtimes.kv_cache import PIECE, CachedTransformer, PrefillCancelled
 from edgemm.runtimes.sampling import Sampling, next_token
 
 __all__ = [
@@ -107,10 +107,18 @@ def write_codes(
     )
     embed = _Embedder(engines.image_embedder, len(prompts))
     longest = max(map(len, prompts))
+    room = longest + loop.length
     if cancelled():
         return
     start = time.perf_counter()
-    logits = transformer.prefill_rows(prompts, slots=longest + loop.length)
+    if longest <= PIECE:
+        logits = transformer.prefill_rows(prompts, slots=room)
+    else:  # one after the other, so that cancel() is heard between two pieces
+        try:
+            rows = [transformer.prefill(said, None, room, row, cancelled).copy() for row, said in enumerate(prompts)]
+        except PrefillCancelled:
+            return
+        logits = np.stack(rows)
     clock.prefill_s += time.perf_counter() - start
     chosen = np.zeros(len(seeds), dtype=np.int64)
     for place in range(loop.rows * loop.columns):

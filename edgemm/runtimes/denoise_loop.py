@@ -21,6 +21,7 @@ from edgemm.errors import InputError
 from edgemm.runtimes import schedule
 from edgemm.runtimes.backend.engine import Binding, Engine, check_finite
 from edgemm.runtimes.image_call import DenoiseProgress, DrawingClock, ImageResult, Picture
+from edgemm.runtimes.kv_cache import PrefillCancelled
 from edgemm.runtimes.prompt_prefix import DrawEngines, PromptPrefix, Prompts, read_prompts
 from edgemm.runtimes.schedule import Trajectory
 
@@ -51,10 +52,13 @@ def draw(
     """
     pictures: list[Picture] = []
     tokens = len(request.prompts.prompt)
-    if cancelled():
+    try:
+        if cancelled():
+            raise PrefillCancelled
+        prefix = read_prompts(request.prompts, loop, engines, clock, cancelled)
+    except PrefillCancelled:
         yield ImageResult((), "cancelled", clock.metrics(tokens))
         return
-    prefix = read_prompts(request.prompts, loop, engines, clock)
     denoiser = _Denoiser(engines.denoiser, prefix, loop, request)
     decoder = _Decoder(engines.image_decoder, loop, request, clock)
     finished = True

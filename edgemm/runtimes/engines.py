@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from edgemm.bundle.bundle import Bundle, read_tensors
+from edgemm.bundle.bundle import Bundle
 from edgemm.bundle.components import ADAPTER_PREFIX
 from edgemm.bundle.manifest import ADAPTER_SCALES
 from edgemm.bundle.onnx_file import check_external_data
@@ -176,7 +176,7 @@ class Engines:
         self.bundle = bundle
         self.choice = choice
         self.threads = plan
-        self._memory_limit_mb = memory_limit_mb
+        self._memory_limit_mb, self._backend = memory_limit_mb, backend
         self.target = choice.target
         self.components = bundle.manifest.targets[choice.target]
         self.choices = assign(choice, self.components, backend)
@@ -185,9 +185,7 @@ class Engines:
         self._side_by_side = choice.device == "cpu"  # others share a device's memory, or build what they load
         self._running = threading.Lock()
         self._closed = False
-        for component in self.components:
-            files = self._files(component)
-            check_external_data(files.graph, files.data)
+        self._files = {component: self._opened(component) for component in self.components}
         self.budget: CacheBudget | None = None  # of all conversations together; None without a limit
         if memory_limit_mb is not None:  # too small a limit is told before anything is loaded
             from edgemm.runtimes.cache_budget import CacheBudget
@@ -211,7 +209,7 @@ class Engines:
         manifest = self.bundle.manifest
         inputs = {component: manifest.variant(component, self.target).inputs for component in self.components}
         scaled = ADAPTER_SCALES in manifest.files
-        return Adapters(inputs, read_tensors(self.bundle.file(ADAPTER_SCALES)) if scaled else {})
+        return Adapters(inputs, self.bundle.tensors(ADAPTER_SCALES) if scaled else {})
 
     @cached_property
     def takes_adapters(self) -> bool:
@@ -223,6 +221,13 @@ class Engines:
     def adapter(self) -> Adapter | None:
         """The one that is active; None where nothing takes any."""
         return self.adapters.active if self.takes_adapters else None
+
+    def try_first(self) -> None:
+        """In another process, where this bundle was never used on this machine (first_load.py)."""
+        from edgemm.runtimes.first_load import check_first_load
+
+        runs = sorted({f"{c.backend} {load_backend(c.backend).version()} {c.provider}" for c in self.choices.values()})
+        check_first_load(self.bundle, self.choice.device, self._backend, "; ".join(runs))
 
     def __contains__(self, component: object) -> bool:
         return component in self.components
@@ -260,7 +265,7 @@ class Engines:
 
     def ids(self, path: str) -> np.ndarray:
         """A table of token ids in the bundle."""
-        ids = read_tensors(self.bundle.file(path)).get("ids")
+        ids = self.bundle.tensors(path).get("ids")
         if ids is None or ids.dtype != np.int64 or ids.ndim != 1:
             raise BundleError(f"{path}: expected a tensor `ids` of whole numbers")
         return ids
@@ -276,6 +281,8 @@ class Engines:
         """Lets every engine go; none is loaded again."""
         self._closed = True
         self._loaded.clear()
+        self._files.clear()
+        self.bundle.close()
 
     def _load(self, component: str) -> Engine:
         if component not in self.components:
@@ -283,13 +290,16 @@ class Engines:
         with self._loading[component]:
             self.check_open()
             if component not in self._loaded:
-                choice, files = self.choices[component], self._files(component)
+                choice, files = self.choices[component], self._files[component]
                 engine = load_backend(choice.backend).open_engine(files, choice.provider, self.threads, self._running)
                 self.check_open()  # it may have been closed meanwhile
                 self._loaded[component] = engine
             return self._loaded[component]
 
-    def _files(self, component: str) -> GraphFiles:
+    def _opened(self, component: str) -> GraphFiles:
+        """Its files, open from now on; what they would have a library read is looked at."""
         variant = self.bundle.manifest.variant(component, self.target)
-        data = None if variant.data is None else self.bundle.file(variant.data)
-        return GraphFiles(component, self.bundle.file(variant.graph), data, variant)
+        graph = self.bundle.held(variant.graph)
+        data = None if variant.data is None else self.bundle.held(variant.data)
+        check_external_data(graph.path, data.path if data else None)
+        return GraphFiles(component, graph.path, data.path if data else None, variant, (graph, data))

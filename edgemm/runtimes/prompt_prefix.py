@@ -23,7 +23,7 @@ from edgemm.errors import BundleError, InputError
 from edgemm.runtimes import schedule
 from edgemm.runtimes.backend.engine import SPARED, Arrays, Engine, allocator, check_finite
 from edgemm.runtimes.image_call import DrawingClock
-from edgemm.runtimes.kv_cache import CachedTransformer
+from edgemm.runtimes.kv_cache import CachedTransformer, PrefillCancelled
 
 if TYPE_CHECKING:
     from edgemm.runtimes.cache_budget import CacheBudget
@@ -69,8 +69,17 @@ def _pictured(prompt: Prompt) -> bool:
     return bool((prompt.image_index >= 0).any())
 
 
-def read_prompts(prompts: Prompts, loop: DenoiseLoop, engines: DrawEngines, clock: DrawingClock) -> PromptPrefix:
-    """Prefill, then the conditioner, which writes the rows that the denoiser reads."""
+def read_prompts(
+    prompts: Prompts,
+    loop: DenoiseLoop,
+    engines: DrawEngines,
+    clock: DrawingClock,
+    cancelled: Callable[[], bool] = lambda: False,
+) -> PromptPrefix:
+    """Prefill, then the conditioner, which writes the rows that the denoiser reads.
+
+    Raises PrefillCancelled between two rows, and two pieces of a long one, once `cancelled` says so.
+    """
     conditioner, rows = engines.conditioner, prompts.rows
     block = _read_latents(prompts.latents, loop, engines.denoiser, clock)
     before = next((array.shape[2] for array in block.values()), 0)  # slots that a picture takes as latents
@@ -82,13 +91,15 @@ def read_prompts(prompts: Prompts, loop: DenoiseLoop, engines: DrawEngines, cloc
     prefix: PromptPrefix | None = None
     first: CachedTransformer | None = None
     for row, prompt, image_tokens in rows:
+        if first is not None and cancelled():
+            raise PrefillCancelled
         start = time.perf_counter()
         transformer = first if prompt.opens(prompts.prompt) else None  # it has read this, too
         if transformer is None:
             transformer = CachedTransformer(engines.transformer, engines.max_context, BLOCK, budget=engines.budget)
             if block and image_tokens is not None:
                 transformer.adopt(block)
-            transformer.prefill(prompt, image_tokens, slots=max(longest, room + loop.skip))
+            transformer.prefill(prompt, image_tokens, max(longest, room + loop.skip), cancelled=cancelled)
         first = first or transformer
         clock.prefill_s += time.perf_counter() - start
         used = before * _pictured(prompt)

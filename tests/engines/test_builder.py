@@ -201,7 +201,7 @@ def test_a_disk_that_is_really_full_is_told_and_the_old_engine_stays(graph, tmp_
     folder, wish = tmp_path / "disk", tmp_path / "wish"
     folder.mkdir()
     wish.write_bytes(pickle.dumps((spec_of(graph), spec_of(graph, opt_level=2), graph, folder, LIMITS)))
-    script = 'mount -t tmpfs -o size=1m tmpfs "$1" && exec "$2" -c "$3" "$4"'
+    script = 'mount -t tmpfs -o size=1m,mode=700 tmpfs "$1" && exec "$2" -c "$3" "$4"'
     words = ["unshare", "-rm", "sh", "-c", script, "sh", str(folder), sys.executable, FULL_DISK, str(wish)]
     ran = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, timeout=BUSY_S)
     full, told, *left = ran.stdout.splitlines()

@@ -7,7 +7,9 @@ import pytest
 import torch
 from transformers import LogitsProcessorList
 
+from edgemm import DrawingOptions
 from edgemm.errors import UsageError
+from edgemm.runtimes import codes_loop, kv_cache
 from tests.families.oracle import check_reading, drawn_by_lot, library_of
 from tests.families.tiny.pictures import picture
 from tests.families.tiny.words import SPOKEN
@@ -82,6 +84,18 @@ def test_options_of_the_other_way_of_drawing_are_refused(pair):
         model.generate_image(PROMPT, num_inference_steps=4)
     with pytest.raises(UsageError, match="negative_prompt"):
         model.generate_image(PROMPT, negative_prompt="ugly")
+
+
+@pytest.mark.slow
+def test_a_long_prompt_is_read_in_pieces_that_cancel_is_heard_between(pair, monkeypatch):
+    model, *_ = pair
+    whole = model.generate_image(PROMPT, guidance_scale=3, seed=4).pixels
+    monkeypatch.setattr(kv_cache, "PIECE", 5)
+    monkeypatch.setattr(codes_loop, "PIECE", 5)
+    assert np.abs(model.generate_image(PROMPT, guidance_scale=3, seed=4).pixels - whole).max() <= 1e-4
+    asked = []
+    (result,) = model._image.start(PROMPT, DrawingOptions())(lambda: asked.append(1) or len(asked) > 1)
+    assert (result.finish_reason, result.images, len(asked)) == ("cancelled", (), 2)
 
 
 @pytest.mark.slow

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 import edgemm
+from edgemm import DrawingOptions
 from edgemm.bundle.manifest import Loops
 from edgemm.bundle.prompt import Prompt, drawing_prompt
 from edgemm.errors import EdgemmError, InputError, UsageError
@@ -164,6 +165,22 @@ def test_a_timeout_before_the_first_step_gives_no_picture(model):
     assert (result.finish_reason, result.images) == ("cancelled", ())
     with pytest.raises(UsageError, match="no picture"):
         _ = result.image
+
+
+@pytest.mark.parametrize("heard_at", [2, 3])
+def test_cancel_is_heard_while_a_long_drawing_prompt_is_read(model, heard_at):
+    """Between two pieces of 256 tokens, and not first behind all of them."""
+    asked = []
+
+    def cancelled():
+        asked.append(1)
+        return len(asked) >= heard_at
+
+    prompt = "a red heart " * 45
+    (result,) = model._image.start(prompt, DrawingOptions())(cancelled)
+    assert (result.finish_reason, result.images, len(asked)) == ("cancelled", (), heard_at)
+    assert result.metrics.steps == 0
+    assert model.generate_image(prompt, num_inference_steps=1).finish_reason == "stop"
 
 
 def test_a_picture_is_saved_whole(model, tmp_path):

@@ -146,5 +146,5 @@ class Shared:
 
     def holds(self, array: np.ndarray) -> bool:
         """Is all of the array inside one of them?"""
-        begin = array.ctypes.data
-        return any(start <= begin and begin + array.nbytes <= start + size for start, size in self._ranges.items())
+        begin, ranges = array.ctypes.data, self._ranges.copy()  # in one step: other threads, and finalizers, change it
+        return any(start <= begin and begin + array.nbytes <= start + size for start, size in ranges.items())
