@@ -16,6 +16,7 @@ from edgemm.serve.problems import Problem, unsupported
 __all__ = [
     "ChatRequest",
     "EditRequest",
+    "Fields",
     "GenerateRequest",
     "ImageTool",
     "ResponsesRequest",

@@ -9,33 +9,39 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import AsyncGenerator, Awaitable, Callable
-from typing import Any
+from typing import Any, TypeVar
 
 import pydantic_core
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 from starlette.types import Receive, Scope, Send
 
+from edgemm.serve.fields import Fields, read_fields
 from edgemm.serve.problems import Problem
 
-__all__ = ["Event", "EventStream", "Events", "answered", "json_of", "refused"]
+__all__ = ["Event", "EventStream", "Events", "answered", "fields_of", "refused"]
 
 KEEP_ALIVE_S = 15.0  # proxies hang up on a stream that is silent for longer, commonly 60 s
 Event = tuple[str | None, Any]  # its name, or None, and what it says
 Events = AsyncGenerator[Event, None]
+F = TypeVar("F", bound=Fields)
 
 
-async def json_of(request: Request) -> Any:
-    """The body as JSON in UTF-8, without NaN, without halves of letters."""
-    kind = request.headers.get("content-type", "application/json").partition(";")[0].strip().lower()
-    if kind != "application/json":
-        raise Problem(415, "unsupported_media_type", f"the body is {kind[:60]!r}, expected application/json")
+async def fields_of(request: Request, kind: type[F]) -> F:
+    """The body as this request, read and checked in a thread: JSON in UTF-8, without NaN, without halves of letters."""
+    said = request.headers.get("content-type", "application/json").partition(";")[0].strip().lower()
+    if said != "application/json":
+        raise Problem(415, "unsupported_media_type", f"the body is {said[:60]!r}, expected application/json")
     body = await request.body()
-    try:
-        request.state.asked = await asyncio.to_thread(pydantic_core.from_json, body, allow_inf_nan=False)
-        return request.state.asked
-    except (ValueError, RecursionError) as error:
-        raise Problem(400, "invalid_json", f"the body is not JSON: {error}") from None
+
+    def read() -> F:
+        try:
+            request.state.asked = pydantic_core.from_json(body, allow_inf_nan=False)
+        except (ValueError, RecursionError) as error:
+            raise Problem(400, "invalid_json", f"the body is not JSON: {error}") from None
+        return read_fields(kind, request.state.asked)
+
+    return await asyncio.to_thread(read)
 
 
 def refused(problem: Problem) -> Response:
