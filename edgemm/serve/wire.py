@@ -7,7 +7,8 @@ and cancel it, which closes its Ticket.  Nothing here runs longer than a moment 
 from __future__ import annotations
 
 import asyncio
-import json
+import math
+import time
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from typing import Any, TypeVar
 
@@ -84,51 +85,47 @@ class EventStream(Response):
         super().__init__(headers={"cache-control": "no-store", "x-accel-buffering": "no"})
         del self.headers["content-length"]
         self._first, self._events, self._told, self._done = first, events, told, done
+        self._said_at = math.inf
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         pump, gone = asyncio.ensure_future(self._pump(send)), asyncio.ensure_future(_gone(receive))
+        alive = asyncio.ensure_future(self._keep_alive(send))
         try:
             await asyncio.wait({pump, gone}, return_when=asyncio.FIRST_COMPLETED)
             if not pump.done():
                 raise ClientDisconnect
             pump.result()
         finally:
-            await _ended(pump, gone)
+            await _ended(pump, gone, alive)
             await self._events.aclose()  # also where the pump never ran
 
     async def _pump(self, send: Send) -> None:
         await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
-        await _send(send, _frame(*self._first))
+        await self._say(send, self._first)
         try:
-            async for event in _patient(self._events):
-                await _send(send, _frame(*event))
+            async for event in self._events:
+                await self._say(send, event)
         except Exception as error:
             for event in self._told(error):
-                await _send(send, _frame(*event))
+                await self._say(send, event)
+        self._said_at = math.inf
         await _send(send, b"data: [DONE]\n\n" if self._done else b"", more=False)
 
+    async def _say(self, send: Send, event: Event) -> None:
+        self._said_at = time.monotonic()
+        await _send(send, _frame(*event))
 
-async def _patient(events: Events) -> Events:
-    """The events, and a comment (None, None) whenever nothing comes for a while."""
-    while True:
-        task = asyncio.ensure_future(anext(events, None))
-        try:
-            while not (await asyncio.wait({task}, timeout=KEEP_ALIVE_S))[0]:
-                yield None, None
-        except BaseException:
-            await _ended(task)
-            raise
-        event = task.result()
-        if event is None:
-            return
-        yield event
+    async def _keep_alive(self, send: Send) -> None:
+        """A comment whenever nothing was said for a while."""
+        while True:
+            await asyncio.sleep(KEEP_ALIVE_S)
+            if time.monotonic() - self._said_at >= KEEP_ALIVE_S:
+                await _send(send, b": still at it\n\n")
 
 
 def _frame(name: str | None, said: Any) -> bytes:
-    if said is None:
-        return b": still at it\n\n"
-    head = "" if name is None else f"event: {name}\n"
-    return f"{head}data: {json.dumps(said, ensure_ascii=False, separators=(',', ':'))}\n\n".encode()
+    head = b"" if name is None else f"event: {name}\n".encode()
+    return head + b"data: " + pydantic_core.to_json(said) + b"\n\n"
 
 
 async def _send(send: Send, body: bytes, more: bool = True) -> None:
