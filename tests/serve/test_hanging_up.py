@@ -168,10 +168,12 @@ def test_a_full_queue_is_429_and_the_client_is_told_when(bundle):
         model._engines.watch(lambda engine: Slow(engine, runs))
         application = edgemm.serve.app(model, max_batch=1, max_queue=1)
         with running(application) as url:
-            body = LONG | {"stream": False, "max_completion_tokens": 200}
+            body = LONG | {"stream": False, "max_completion_tokens": 100}
             scheduler = application.service.scheduler
             threads = [
-                threading.Thread(target=httpx.post, args=(f"{url}/v1/chat/completions",), kwargs={"json": body})
+                threading.Thread(
+                    target=httpx.post, args=(f"{url}/v1/chat/completions",), kwargs={"json": body, "timeout": 60}
+                )
                 for _ in range(2)
             ]
             for thread, there in zip(threads, ((1, 0), (1, 1))):
