@@ -21,6 +21,7 @@ from edgemm.bundle.bundle import Bundle
 from edgemm.bundle.components import ADAPTER_PREFIX
 from edgemm.bundle.manifest import ADAPTER_SCALES
 from edgemm.bundle.onnx_file import check_external_data
+from edgemm.device.gpu import gpu_number
 from edgemm.errors import BundleError, InputError, MissingError, UsageError
 from edgemm.runtimes.backend.engine import Backend, Engine, GraphFiles, ThreadPlan
 
@@ -75,6 +76,9 @@ DEVICES = {  # `auto` takes the first that works and that the bundle was exporte
 }
 
 
+MANY = ("cuda", "rtx")  # of which a machine may have several: "cuda:1"
+
+
 @dataclass(frozen=True)
 class Choice:
     """What a model runs on."""
@@ -85,18 +89,21 @@ class Choice:
     provider: str
     why: str
 
+    @property
+    def number(self) -> int:
+        """Of the GPU, as CUDA counts."""
+        return gpu_number(self.device)
+
     def __str__(self) -> str:
         return f"{self.device} with {self.backend} ({self.provider}), target {self.target}: {self.why}"
 
 
 def select(device: str, targets: Iterable[str]) -> Choice:
-    """`device` is `auto` or a row of DEVICES; `targets` are what the bundle was exported for."""
+    """`device` is `auto` or a row of DEVICES, some with a number; `targets` are what the bundle was exported for."""
     offered = tuple(targets)
     if device == "auto":
         return _select_auto(offered)
-    if device not in DEVICES:
-        raise UsageError(f"device is {device!r}, expected one of: auto, {', '.join(DEVICES)}")
-    row = DEVICES[device]
+    row = DEVICES[_row_of(device)]
     problem = _problem(row)
     if problem:
         raise MissingError(f"device {device!r} was asked for: {problem}; {row.cure}")
@@ -105,6 +112,15 @@ def select(device: str, targets: Iterable[str]) -> Choice:
             f"the bundle has no target {row.target!r}, only: {', '.join(offered)}; export it for that target"
         )
     return _choice(device, "it was asked for")
+
+
+def _row_of(device: str) -> str:
+    """Its name in DEVICES; "cuda:1" is the second of CUDA's GPUs."""
+    name, colon, number = device.partition(":")
+    if name not in DEVICES or (colon and (name not in MANY or not number.isdigit())):
+        numbered = " or ".join(f"{each}:1" for each in MANY)
+        raise UsageError(f"device is {device!r}, expected one of: auto, {', '.join(DEVICES)}, or {numbered}")
+    return name
 
 
 def _select_auto(offered: tuple[str, ...]) -> Choice:
@@ -119,7 +135,7 @@ def _select_auto(offered: tuple[str, ...]) -> Choice:
 
 
 def _choice(device: str, why: str) -> Choice:
-    row = DEVICES[device]
+    row = DEVICES[_row_of(device)]
     return Choice(device, row.backend, row.target, row.provider, why)
 
 
@@ -291,7 +307,10 @@ class Engines:
             self.check_open()
             if component not in self._loaded:
                 choice, files = self.choices[component], self._files[component]
-                engine = load_backend(choice.backend).open_engine(files, choice.provider, self.threads, self._running)
+                where = {"number": choice.number} if choice.number else {}  # a CPU has none
+                engine = load_backend(choice.backend).open_engine(
+                    files, choice.provider, self.threads, self._running, **where
+                )
                 self.check_open()  # it may have been closed meanwhile
                 self._loaded[component] = engine
             return self._loaded[component]

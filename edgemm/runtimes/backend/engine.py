@@ -134,19 +134,16 @@ class LoadedEngine:
 
 
 class LockedBinding:
-    """Arrays that were tied by address, kept alive here; a run takes the model's lock and is one call of the library.
+    """Arrays that were tied by address, kept alive here; a run holds the model's lock and is one call."""
 
-    `call` may take arguments, which `run` hands on.
-    """
-
-    def __init__(self, engine: LoadedEngine, arrays: Sequence[Arrays], call: Callable[..., Any]) -> None:
+    def __init__(self, engine: LoadedEngine, arrays: Sequence[Arrays], call: Callable[[], Any]) -> None:
         self._engine, self._lock, self._call = engine, engine.lock, call
         self._kept_alive = [array for side in arrays for array in side.values()]
 
-    def run(self, *arguments: Any) -> None:
+    def run(self) -> None:
         try:
             with self._lock:
-                self._call(*arguments)
+                self._call()
         except Exception as error:  # libraries' errors share no base but Exception
             engine = self._engine
             what = f"{engine.component}: {engine.title} failed"

@@ -19,7 +19,6 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-import numpy as np
 import onnxruntime as ort
 
 from edgemm.bundle.components import TensorSpec, Variant
@@ -41,6 +40,7 @@ from edgemm.runtimes.backend.own_memory import own_mappings
 __all__ = [
     "OrtEngine",
     "compare_io",
+    "denormals_as_zero",
     "open_engine",
     "open_session",
     "providers",
@@ -136,19 +136,11 @@ class OrtEngine(LoadedEngine):
         self.session = session
 
     def tie(self, inputs: Arrays, outputs: Arrays) -> Binding:
-        return self.tie_by_address(inputs, outputs)
-
-    def tie_by_address(self, inputs: Arrays, outputs: Arrays) -> LockedBinding:
-        """Its `run` takes ONNX Runtime's options."""
         io = self.session.io_binding()
         for side, bind in ((inputs, io.bind_input), (outputs, io.bind_output)):
             for name, array in side.items():
-                bind(name, self.place(array), 0, array.dtype.type, array.shape, array.ctypes.data)
+                bind(name, "cpu", 0, array.dtype.type, array.shape, array.ctypes.data)
         return LockedBinding(self, (inputs, outputs), partial(self.run, io))
-
-    def place(self, array: np.ndarray) -> str:
-        """Where the memory of an array is, in ONNX Runtime's words."""
-        return "cpu"
 
     def shrinking(self) -> OrtEngine | None:
         """The same engine, whose runs give back what larger ones took; None where memory is not the CPU's."""
