@@ -7,7 +7,7 @@ numbers where a number is wanted.
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar, cast
 
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationError
 
@@ -414,7 +414,7 @@ def _path(loc: tuple[int | str, ...], given: Any) -> list[int | str]:
     for place, key in enumerate(loc):
         known = list(given) if isinstance(given, dict) else range(len(given)) if isinstance(given, list) else ()
         if key in known:
-            given = given[key]
+            given = cast(Any, given)[key]
         elif not isinstance(given, dict) or place != len(loc) - 1:
             continue
         path.append(key)
