@@ -12,12 +12,14 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from edgemm.bench.workload import noise_picture
 from edgemm.device.child import Answer, ask
+from edgemm.device.gpu import gpu_number
 from edgemm.device.machine import read_text
 from edgemm.energy.sensor import memory_used_bytes
 from edgemm.errors import MissingError
@@ -50,10 +52,11 @@ class MemoryWatch:
         self,
         device: str,
         resident: Callable[[], int | None] = resident_bytes,
-        card: Callable[[], int] = memory_used_bytes,
+        card: Callable[[], int] | None = None,
         interval_s: float = INTERVAL_S,
     ) -> None:
-        self._resident, self._card, self._interval_s = resident, card, interval_s
+        self._resident, self._interval_s = resident, interval_s
+        self._card = card or partial(memory_used_bytes, gpu_number(device))
         self._reason = "it runs on the CPU" if device == "cpu" else ""
         self._points: list[tuple[float, int]] = []
         self._card_bytes: list[int] = []
@@ -99,9 +102,8 @@ class MemoryWatch:
 
 # What only a process that began just now can tell: cold load, first calls, peak memory.
 #
-# The child loads a bundle, reads a picture, writes a reply, draws, notes its peak, and loads once more.  The parent
-# drops
-# the bundle's files from the page cache first, so that cold means read from the disk.
+# The child loads a bundle, reads a picture, writes a reply, draws, closes, notes its peak, and loads once more.  The
+# parent drops the bundle's files from the page cache first, so that cold means read from the disk.
 
 
 def measure_fresh(request: dict[str, Any], timeout_s: float) -> Answer:
@@ -150,11 +152,10 @@ def _answer(request: dict[str, Any]) -> dict[str, Any]:
         first_call_ms["text"] = model.generate_text(images=pictures, **request["text"]).metrics.total_ms
     if request["image"]:
         first_call_ms["image"] = model.generate_image(**request["image"]).metrics.total_ms
-    sizes = {"peak_memory_bytes": peak_memory_bytes()}
     model.release_memory()
-    sizes["released_memory_bytes"] = resident_bytes()
+    sizes = {"released_memory_bytes": resident_bytes()}
     model.close()
-    sizes["closed_memory_bytes"] = resident_bytes()
+    sizes |= {"closed_memory_bytes": resident_bytes(), "peak_memory_bytes": peak_memory_bytes()}
     del model
     warm_ms = _load(request)[1]
     known = {name: size for name, size in sizes.items() if size is not None}

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from edgemm.bundle.files import parse
-from edgemm.errors import InputError
+from edgemm.bundle.files import check_is_file, parse, reading
+from edgemm.errors import BundleError, InputError
 
 __all__ = ["FILES", "KEYS", "AdapterConfig"]
 
@@ -65,10 +65,14 @@ class AdapterConfig:
     def read(cls, folder: Path, merging: bool = False) -> AdapterConfig:
         """Raises InputError naming the key that cannot be had; `merging` lets in what PEFT's own merge gets right."""
         path = folder / FILES[0]
+        with reading(path):
+            text = check_is_file(path).read_bytes()
         try:
-            document = parse(path.read_bytes(), str(path))
-        except OSError as error:
-            raise InputError(f"{path}: cannot be read: {error.strerror}") from error
+            document = parse(text, str(path))
+        except BundleError as error:  # an adapter is no bundle: who asked for it says what it is part of
+            raise InputError(str(error)) from error
+        if (folder / FILES[1]).exists():
+            check_is_file(folder / FILES[1])  # a library would wait for a pipe
         config = cls(path, document)
         config._check_read()
         config._check_rest(merging)

@@ -13,6 +13,7 @@ import ctypes
 import json
 import os
 import pickle
+import re
 import resource
 import select
 import signal
@@ -26,9 +27,20 @@ from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
 import edgemm
+from edgemm.device.machine import read_text
 from edgemm.errors import InputError
 
-__all__ = ["Answer", "Watch", "ask", "die_with_parent", "environment", "forked", "private_bytes", "signal_name"]
+__all__ = [
+    "Answer",
+    "Watch",
+    "ask",
+    "device_bytes",
+    "die_with_parent",
+    "environment",
+    "forked",
+    "private_bytes",
+    "signal_name",
+]
 
 T = TypeVar("T")
 POLL_S = 0.03
@@ -101,14 +113,22 @@ def die_with_parent() -> None:
 class Watch(threading.Thread):
     """Kills a child when it grows or lasts too long, and remembers which; None is no limit."""
 
-    def __init__(self, child: subprocess.Popen[Any], memory_bytes: int | None, deadline_s: float) -> None:
+    def __init__(
+        self,
+        child: subprocess.Popen[Any],
+        memory_bytes: int | None,
+        deadline_s: float,
+        elsewhere: Callable[[], int] = lambda: 0,
+    ) -> None:
+        """`elsewhere` tells of memory that no process owns; what is new of it counts as the child's."""
         super().__init__(daemon=True)
+        self._elsewhere, self._before = elsewhere, elsewhere()
         self.child, self.memory_bytes, self.deadline_s = child, memory_bytes, deadline_s
         self.reason, self.peak_bytes = "", 0
 
     def run(self) -> None:
         while self.child.poll() is None:
-            used = private_bytes(self.child.pid)
+            used = private_bytes(self.child.pid) + max(0, self._elsewhere() - self._before)
             self.peak_bytes = max(self.peak_bytes, used)
             if self.memory_bytes is not None and used > self.memory_bytes:
                 self.reason = "memory"
@@ -128,6 +148,13 @@ def private_bytes(pid: int) -> int:
         return 0
     rows = {name: value for name, _, value in (line.partition(":") for line in lines)}
     return sum(int(rows[name].split()[0]) * 1024 for name in ("RssAnon", "RssShmem") if name in rows)
+
+
+def device_bytes(root: Path = Path("/")) -> int:
+    """What a Jetson's GPU holds of the memory that both share; NVIDIA's CUDA for Tegra guide names the field, other
+    machines have none."""
+    found = re.search(r"^NvMapMemUsed:\s*(\d+) kB", read_text(root / "proc/meminfo"), re.MULTILINE)
+    return int(found[1]) * 1024 if found else 0
 
 
 def signal_name(number: int) -> str:

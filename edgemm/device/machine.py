@@ -6,10 +6,12 @@ takes a root folder, so recorded layouts can be read anywhere: psutil knows this
 
 from __future__ import annotations
 
+import ctypes
 import os
 import platform
 import re
 import shutil
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,6 +22,7 @@ __all__ = [
     "X86_FEATURES",
     "cpu_features",
     "cpu_model",
+    "give_back_memory",
     "read_board",
     "read_machine",
     "read_text",
@@ -49,7 +52,7 @@ class Machine:
 def read_machine(root: Path = Path("/"), disk: Path = Path(".")) -> Machine:
     cpuinfo = read_text(root / "proc/cpuinfo")
     memory = _meminfo(read_text(root / "proc/meminfo"))
-    limit = _memory_limit(root)
+    limit = memory_limit(root)
     available = memory.get("MemAvailable")
     if limit is not None and available is not None:
         available = min(available, limit)
@@ -103,9 +106,12 @@ def _core_quota(root: Path) -> float | None:
     return min(quotas, default=None)
 
 
-def _memory_limit(root: Path) -> int | None:
+def memory_limit(root: Path = Path("/")) -> int | None:
+    """Bytes that this process's control group may take, where it has a limit."""
     texts = [read_text(folder / "memory.max") for folder in _control_groups(root)]
-    texts.append(read_text(root / "sys/fs/cgroup/memory/memory.limit_in_bytes"))
+    own = re.search(r"^\d+:memory:/(.*)$", read_text(root / "proc/self/cgroup"), re.MULTILINE)  # version 1
+    for name in {"", own.group(1) if own and ".." not in own.group(1) else ""}:
+        texts.append(read_text(root / "sys/fs/cgroup/memory" / name / "memory.limit_in_bytes"))
     return min((int(text) for text in texts if text.isdigit() and int(text) < NO_LIMIT_BYTES), default=None)
 
 
@@ -249,3 +255,10 @@ def _power_mode(root: Path) -> str | None:
     number = int(chosen.group(1))
     named = re.search(rf"<\s*POWER_MODEL\s+ID={number}\s+NAME=(\S+)", read_text(root / "etc/nvpmodel.conf"))
     return named.group(1) if named else f"mode {number}"
+
+
+def give_back_memory() -> None:
+    """What was freed goes back to the system: glibc keeps it in pieces, 700 MB after a language model was rounded."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
+    if trim is not None:
+        trim(0)

@@ -20,10 +20,11 @@ from typing import Any
 from edgemm import progress
 from edgemm.bundle.files import is_disk_full
 from edgemm.bundle.onnx_file import external_locations
-from edgemm.device.child import Watch, environment, signal_name
+from edgemm.device.child import Watch, device_bytes, environment, signal_name
+from edgemm.device.gpu import gpu_uuid
 from edgemm.engines.cache import EngineCache, Entry
 from edgemm.engines.engine_spec import EngineSpec, Profile, merged, smaller
-from edgemm.errors import BundleError, EdgemmError, ResourceError, UsageError
+from edgemm.errors import BundleError, ResourceError, UsageError
 from edgemm.options import option, parse_bytes
 
 __all__ = [
@@ -121,8 +122,10 @@ def _build(spec: EngineSpec, graph: Path, cache: EngineCache, limits: Limits) ->
             "workspace_bytes": rung.workspace_bytes,
             "opt_level": rung.opt_level,
             "decomposable": rung.decomposable,
+            "tf32": spec.tf32,
         }
-        return attempt(str(spec), wish, limits.memory_bytes, limits.timeout_s)
+        gpu = {"CUDA_VISIBLE_DEVICES": gpu_uuid(spec.place.number)} if spec.place.here and spec.place.number else {}
+        return attempt(str(spec), wish, limits.memory_bytes, limits.timeout_s, gpu)
 
     try:
         workshop = cache.workshop(spec)
@@ -142,7 +145,8 @@ def _build(spec: EngineSpec, graph: Path, cache: EngineCache, limits: Limits) ->
 
 def _files(spec: EngineSpec, graph: Path) -> dict[Path, str]:
     """What the parser reads, and the hashes that the key holds."""
-    data = {graph.parent / name: spec.data_sha256 for name in external_locations(graph)}
+    several = dict(each.split("=") for each in spec.data_sha256.split() if "=" in each)
+    data = {graph.parent / name: several.get(name, spec.data_sha256) for name in external_locations(graph)}
     return {graph: spec.graph_sha256, **data}
 
 
@@ -182,7 +186,8 @@ def climb(first: Rung, attempt: Callable[[Rung], Outcome], what: str) -> tuple[R
             raise ResourceError(f"{what}: the disk is full: {outcome.text}; what stood in the cache is untouched")
         following = _next(rung, outcome.kind)
         if following is None:
-            kind = ResourceError if outcome.kind in ("memory", "time", "crash") else EdgemmError
+            # a compiler that fails within itself has no engine for this graph: the bundle's fault, as far as we can say
+            kind = ResourceError if outcome.kind in ("memory", "time", "crash") else BundleError
             raise kind(f"{what}: no engine after {len(story)} attempts: {'; '.join(story)}")
         progress.line(f"{what}: {rung.what}: {outcome.text}; next: {following.what}")
         rung = following
@@ -219,19 +224,21 @@ class Outcome:
     peak_bytes: int = 0
 
 
-def attempt(what: str, wish: dict[str, Any], memory_bytes: int, timeout_s: float) -> Outcome:
-    """`what` is how the engine is called to whoever waits."""
+def attempt(
+    what: str, wish: dict[str, Any], memory_bytes: int, timeout_s: float, variables: dict[str, str] | None = None
+) -> Outcome:
+    """`what` is how the engine is called to whoever waits; `variables` are added to its environment."""
     began_s = time.monotonic()
     child = subprocess.Popen(
         [sys.executable, "-m", "edgemm.engines.child"],
-        env=environment(),
+        env={**environment(), **(variables or {})},
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
         errors="replace",
     )
-    watch = Watch(child, memory_bytes, time.monotonic() + timeout_s)
+    watch = Watch(child, memory_bytes, time.monotonic() + timeout_s, device_bytes)
     try:
         assert child.stdin and child.stdout
         _send(child, wish)

@@ -150,6 +150,10 @@ def _config(trt: Any, builder: Any, wish: dict[str, Any], tell: Tell) -> Any:
     config = builder.create_builder_config()
     config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, wish["workspace_bytes"])
     config.builder_optimization_level = wish["opt_level"]
+    if not wish["tf32"]:
+        config.clear_flag(trt.BuilderFlag.TF32)  # on in a fresh one
+    if hasattr(trt.BuilderFlag, "REQUIRE_USER_ALLOCATION"):  # TensorRT for RTX: without it no stream is captured
+        config.set_flag(trt.BuilderFlag.REQUIRE_USER_ALLOCATION)
     if wish["sm"]:
         config.num_compute_capabilities = 1
         config.set_compute_capability(getattr(trt.ComputeCapability, f"SM{wish['sm']}"), 0)

@@ -12,7 +12,7 @@ from edgemm.bundle.manifest import TextLoop
 from edgemm.errors import CheckpointError
 from edgemm.families.chat_ids import as_the_library_reads
 from edgemm.families.chat_strings import ChatStrings, added_around, chat_strings, plain_strings
-from edgemm.families.family import Eye, Parts, Pieces, component, example_pictures, picture_rule
+from edgemm.families.family import Eye, Parts, Pieces, component, example_ids, example_pictures, picture_rule
 from edgemm.families.hf_checkpoint import Checkpoint, rendered
 from edgemm.families.llama import (
     check_llama_shaped,
@@ -24,7 +24,6 @@ from edgemm.families.llama import (
 __all__ = ["CANNOT", "parts", "pieces", "processor_strings"]
 
 CANNOT = "pictures of other sizes than the tower's own square; tools"
-EXAMPLE = "What do you see in this picture, and which colours does it have?"
 
 
 def pieces(model: Any) -> Pieces:
@@ -74,7 +73,7 @@ def parts(checkpoint: Checkpoint) -> Parts:
         strip=found.strip,
     )
     text = as_the_library_reads(checkpoint, loop, checkpoint.processor)
-    ids = checkpoint.tokenizer(EXAMPLE)["input_ids"]
+    ids = example_ids(checkpoint)
     return Parts(
         graphs={encoder.name: encoder, transformer.name: transformer},
         inputs={encoder.name: {"pixels": pictures}, transformer.name: example_tokens(transformer, ids, tokens)},

@@ -18,9 +18,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from edgemm.bundle.bundle import Bundle
-from edgemm.bundle.components import ADAPTER_PREFIX
+from edgemm.bundle.components import ADAPTER_PREFIX, OneCall, Variant
 from edgemm.bundle.manifest import ADAPTER_SCALES
 from edgemm.bundle.onnx_file import check_external_data
+from edgemm.device.gpu import gpu_number
 from edgemm.errors import BundleError, InputError, MissingError, UsageError
 from edgemm.runtimes.backend.engine import Backend, Engine, GraphFiles, ThreadPlan
 
@@ -75,6 +76,9 @@ DEVICES = {  # `auto` takes the first that works and that the bundle was exporte
 }
 
 
+MANY = ("cuda", "rtx")  # of which a machine may have several: "cuda:1"
+
+
 @dataclass(frozen=True)
 class Choice:
     """What a model runs on."""
@@ -85,18 +89,21 @@ class Choice:
     provider: str
     why: str
 
+    @property
+    def number(self) -> int:
+        """Of the GPU, as CUDA counts."""
+        return gpu_number(self.device)
+
     def __str__(self) -> str:
         return f"{self.device} with {self.backend} ({self.provider}), target {self.target}: {self.why}"
 
 
 def select(device: str, targets: Iterable[str]) -> Choice:
-    """`device` is `auto` or a row of DEVICES; `targets` are what the bundle was exported for."""
+    """`device` is `auto` or a row of DEVICES, some with a number; `targets` are what the bundle was exported for."""
     offered = tuple(targets)
     if device == "auto":
         return _select_auto(offered)
-    if device not in DEVICES:
-        raise UsageError(f"device is {device!r}, expected one of: auto, {', '.join(DEVICES)}")
-    row = DEVICES[device]
+    row = DEVICES[_row_of(device)]
     problem = _problem(row)
     if problem:
         raise MissingError(f"device {device!r} was asked for: {problem}; {row.cure}")
@@ -105,6 +112,15 @@ def select(device: str, targets: Iterable[str]) -> Choice:
             f"the bundle has no target {row.target!r}, only: {', '.join(offered)}; export it for that target"
         )
     return _choice(device, "it was asked for")
+
+
+def _row_of(device: str) -> str:
+    """Its name in DEVICES; "cuda:1" is the second of CUDA's GPUs."""
+    name, colon, number = device.partition(":")
+    if name not in DEVICES or (colon and (name not in MANY or not number.isdigit())):
+        numbered = " or ".join(f"{each}:1" for each in MANY)
+        raise UsageError(f"device is {device!r}, expected one of: auto, {', '.join(DEVICES)}, or {numbered}")
+    return name
 
 
 def _select_auto(offered: tuple[str, ...]) -> Choice:
@@ -119,7 +135,7 @@ def _select_auto(offered: tuple[str, ...]) -> Choice:
 
 
 def _choice(device: str, why: str) -> Choice:
-    row = DEVICES[device]
+    row = DEVICES[_row_of(device)]
     return Choice(device, row.backend, row.target, row.provider, why)
 
 
@@ -185,7 +201,9 @@ class Engines:
         self._side_by_side = choice.device == "cpu"  # others share a device's memory, or build what they load
         self._running = threading.Lock()
         self._closed = False
-        self._files = {component: self._opened(component) for component in self.components}
+        self._whole = threading.Lock()
+        variants = {component: bundle.manifest.variant(component, self.target) for component in self.components}
+        self._files = {component: self._opened(component, variant) for component, variant in variants.items()}
         self.budget: CacheBudget | None = None  # of all conversations together; None without a limit
         if memory_limit_mb is not None:  # too small a limit is told before anything is loaded
             from edgemm.runtimes.cache_budget import CacheBudget
@@ -270,6 +288,27 @@ class Engines:
             raise BundleError(f"{path}: expected a tensor `ids` of whole numbers")
         return ids
 
+    def one_call(self, name: str) -> OneCall:
+        """What the manifest says of a loop that is one graph."""
+        call = self.bundle.manifest.one_call.get(name)
+        if call is None or self.target not in call.variants:
+            raise InputError(
+                f"this bundle has no graph of a whole loop for {name} and target {self.target}: "
+                f"edgemm export --one-call {name}"
+            )
+        return call
+
+    def whole(self, name: str) -> Engine:
+        """The engine of that graph, on what runs the transformer."""
+        variant, component = self.one_call(name).variants[self.target], f"one_call.{name}"
+        with self._whole:
+            self.check_open()
+            if component not in self._loaded:
+                choice, files = self.choices["transformer"], self._opened(component, variant)
+                backend = load_backend(choice.backend)
+                self._loaded[component] = backend.open_engine(files, choice.provider, self.threads, self._running)
+            return self._loaded[component]
+
     def check_open(self) -> None:
         if self._closed:
             raise UsageError("the model is closed")
@@ -291,15 +330,18 @@ class Engines:
             self.check_open()
             if component not in self._loaded:
                 choice, files = self.choices[component], self._files[component]
-                engine = load_backend(choice.backend).open_engine(files, choice.provider, self.threads, self._running)
+                where = {"number": choice.number} if choice.number else {}  # a CPU has none
+                engine = load_backend(choice.backend).open_engine(
+                    files, choice.provider, self.threads, self._running, **where
+                )
                 self.check_open()  # it may have been closed meanwhile
                 self._loaded[component] = engine
             return self._loaded[component]
 
-    def _opened(self, component: str) -> GraphFiles:
+    def _opened(self, component: str, variant: Variant) -> GraphFiles:
         """Its files, open from now on; what they would have a library read is looked at."""
-        variant = self.bundle.manifest.variant(component, self.target)
         graph = self.bundle.held(variant.graph)
         data = None if variant.data is None else self.bundle.held(variant.data)
-        check_external_data(graph.path, data.path if data else None)
-        return GraphFiles(component, graph.path, data.path if data else None, variant, (graph, data))
+        check_external_data(graph.path, data.path if data else None, shared=variant.shared_locations)
+        shared = tuple(map(self.bundle.held, variant.shares))
+        return GraphFiles(component, graph.path, data.path if data else None, variant, (graph, data), shared)

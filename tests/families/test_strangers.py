@@ -80,6 +80,7 @@ def panicking(folder):
     change(folder / "tokenizer.json", normalizer={"type": "Precompiled", "precompiled_charsmap": "AAAA"})
 
 
+ENDLESS = "{% for a in range(99999) %}" * 4 + "{% endfor %}" * 4
 FAULTS = {
     "gptq": (packed("gptq", bits=4), "its weights are packed by gptq, which edgemm cannot read"),
     "awq": (packed("awq", bits=4), "packed by awq"),
@@ -96,6 +97,8 @@ FAULTS = {
     "pipe of a tokenizer": (pipe("tokenizer.json"), "tokenizer.json: not a file"),
     "pipe of a config": (pipe("config.json"), "config.json is missing"),
     "jinja": (template("{% if %}"), "folder: "),
+    "jinja of 10 GB": (template("{{ 'x' * 10**10 }}"), "its chat template: took more than 256 MiB"),
+    "jinja without end": (template(ENDLESS), "its chat template: took more than 10 s"),
     "jinja at run time": (template("{{ messages[99].content.x }}"), "folder: "),
     "deep": (deep, "config.json: not the JSON that was expected: nested too deep"),
     "panic": (panicking, "its tokenizer cannot be read"),

@@ -65,10 +65,16 @@ class GraphFiles:
     data: Path | None  # its weights; None where they are in the graph
     variant: Variant
     verified: tuple[HeldFile, HeldFile | None] | None = None  # both, opened when they were; None: no matter which
+    shared: tuple[HeldFile, ...] = ()  # of other graphs' weights, in the order of variant.shares
 
     def opened(self) -> tuple[HeldFile, HeldFile | None]:
         """Graph and weights as they were verified, else as they are now."""
         return self.verified or (HeldFile(self.graph), HeldFile(self.data) if self.data else None)
+
+    def weights(self, data: HeldFile | None) -> dict[str, HeldFile]:
+        """Every file of weights, by the name that the graph has for it."""
+        own = {} if data is None else {data.path.name: data}
+        return own | dict(zip(self.variant.shared_locations, self.shared, strict=True))
 
 
 class Binding(Protocol):
@@ -134,19 +140,16 @@ class LoadedEngine:
 
 
 class LockedBinding:
-    """Arrays that were tied by address, kept alive here; a run takes the model's lock and is one call of the library.
+    """Arrays that were tied by address, kept alive here; a run holds the model's lock and is one call."""
 
-    `call` may take arguments, which `run` hands on.
-    """
-
-    def __init__(self, engine: LoadedEngine, arrays: Sequence[Arrays], call: Callable[..., Any]) -> None:
+    def __init__(self, engine: LoadedEngine, arrays: Sequence[Arrays], call: Callable[[], Any]) -> None:
         self._engine, self._lock, self._call = engine, engine.lock, call
         self._kept_alive = [array for side in arrays for array in side.values()]
 
-    def run(self, *arguments: Any) -> None:
+    def run(self) -> None:
         try:
             with self._lock:
-                self._call(*arguments)
+                self._call()
         except Exception as error:  # libraries' errors share no base but Exception
             engine = self._engine
             what = f"{engine.component}: {engine.title} failed"
