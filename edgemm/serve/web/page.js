@@ -15,7 +15,7 @@ const HINTS = {
   draw: "Enter draws. The same seed and words give the same picture.",
   edit: "Enter edits the picture as the words say.",
 };
-const IDEAS = [["draw", "a red heart"], ["draw", "a yellow star"], ["ask", "What can you do?"]];
+const IDEAS = [["draw", "a red heart"], ["draw", "a smiling face"], ["ask", "What can you do?"]];
 const WAITING = { ask: "Reading", draw: "Drawing", edit: "Editing" };
 const PLACEHOLDERS = { ask: "Ask something", draw: "What should be drawn?", edit: "What should change?" };
 
