@@ -53,6 +53,7 @@ def find_foreign(folder: Path) -> Found | None:
     """None where it is no Hugging Face model: then it may be a checkpoint of edgemm's own."""
     if (inside := _gguf_in(folder)) is not None:
         return _find_gguf(inside)
+    _refuse_adapter(folder)
     path = folder / "config.json"
     try:
         with reading(path):
@@ -65,6 +66,24 @@ def find_foreign(folder: Path) -> Found | None:
     names = config.get("architectures") or [class_name or f"(none named, model_type {config.get('model_type')!r})"]
     with reading(path, "architectures", CheckpointError):
         return Found(folder, str(names[0]), config)
+
+
+def _refuse_adapter(folder: Path) -> None:
+    """Of PEFT: alone it is no model, and beside full weights libraries disagree about which of the two is meant."""
+    path = folder / "adapter_config.json"
+    if not path.is_file():
+        return
+    if (folder / "config.json").is_file():
+        raise CheckpointError(
+            f"{folder}: a PEFT adapter lies beside full weights; merge it (PEFT's merge_and_unload, and save that), or "
+            "move adapter_config.json away to export the weights without it"
+        )
+    with reading(path, kind=CheckpointError):
+        base = json.loads(read_text(path)).get("base_model_name_or_path") or "a model that it does not name"
+    raise CheckpointError(
+        f"{folder}: a PEFT adapter and no model; its base is {base}: merge it into that (PEFT's merge_and_unload, or "
+        "`edgemm merge` for edgemm's own checkpoints) and export the result"
+    )
 
 
 def _gguf_in(path: Path) -> Path | None:
