@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
     from edgemm.bundle.bundle import Bundle
-    from edgemm.bundle.files import FileHashes
+    from edgemm.bundle.held_file import FileHashes
     from edgemm.runtimes.engines import Choice
     from edgemm.runtimes.image_call import DenoiseProgress, DrawingKeywords, DrawingOptions, ImageResult, Picture
     from edgemm.runtimes.interleaved import InterleavedResult
@@ -111,7 +111,8 @@ def load(
     from collections.abc import Mapping
     from pathlib import Path
 
-    from edgemm.bundle.files import FileHashes, files_at_once, reading
+    from edgemm.bundle.files import reading
+    from edgemm.bundle.held_file import FileHashes, files_at_once
     from edgemm.options import check_type
 
     check_type("path", path, str | os.PathLike)
@@ -129,6 +130,8 @@ def load(
         from edgemm.runtimes.engines import Engines
 
         engines = Engines(bundle, choice, plan_threads(threads), memory_limit_mb, backend)
+        if verify:
+            engines.try_first()
         engines.begin("transformer")
         from edgemm.runtimes.model import Model  # beside the transformer
 
@@ -143,7 +146,7 @@ def load(
 
 def _chosen(path: str | os.PathLike[str], device: str, hashes: FileHashes | None) -> tuple[Bundle, Choice]:
     """The bundle, verified, and what it runs on: numpy and the backend's library are there then."""
-    from edgemm.bundle.bundle import open_bundle, verify_files
+    from edgemm.bundle.bundle import open_bundle
 
     bundle = open_bundle(path, verify=False)
     try:
@@ -152,7 +155,7 @@ def _chosen(path: str | os.PathLike[str], device: str, hashes: FileHashes | None
         return bundle, select(device, bundle.manifest.targets)
     finally:
         if hashes:
-            verify_files(bundle.path, bundle.manifest, hashes=hashes)  # a wrong file is told before anything else
+            bundle.verify(hashes)  # a wrong file is told before anything else
 
 
 @contextlib.contextmanager

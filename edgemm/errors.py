@@ -15,6 +15,8 @@ A message says what was found, what was expected and what to do, on one line.
 
 from __future__ import annotations
 
+import errno
+
 __all__ = [
     "BundleError",
     "CheckFailedError",
@@ -24,6 +26,7 @@ __all__ = [
     "MissingError",
     "ResourceError",
     "UsageError",
+    "ran_out_of_memory",
 ]
 
 
@@ -69,3 +72,23 @@ class CheckFailedError(EdgemmError):
     """A check ran to its end and the answer was no."""
 
     exit_code = 7
+
+
+NO_MEMORY = (  # in the words of the kernel, numpy, torch, ONNX Runtime, OpenVINO, TensorRT, C++ and Python's threads
+    *("out of memory", "bad_alloc", "can't allocate memory", "cannot allocate memory", "not enough memory"),
+    *("failed to allocate memory", "unable to allocate", "failed to map segment", "can't start new thread"),
+    *("memory allocation of", "insufficient memory"),
+)
+
+
+def ran_out_of_memory(error: BaseException | None) -> bool:
+    """Whether an error, or what led to it, is for want of memory: many libraries have no type for that."""
+    seen = set()
+    while error is not None and id(error) not in seen:
+        seen.add(id(error))
+        if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno == errno.ENOMEM):
+            return True
+        if any(words in str(error).lower() for words in NO_MEMORY):
+            return True
+        error = error.__cause__ or error.__context__
+    return False

@@ -18,6 +18,7 @@ import difflib
 import functools
 import numbers
 import os
+import re
 import sys
 import types
 import typing
@@ -39,6 +40,7 @@ __all__ = [
     "option",
     "options_of",
     "options_table",
+    "parse_bytes",
     "read_options",
 ]
 
@@ -230,3 +232,15 @@ def options_table(options: type) -> str:
         flag = flag_of(name, said)
         rows.append(f"| `{name}` | {f'`{flag}`' if flag else ''} | `{field.default!r}` | {said.help} |")
     return "\n".join(rows)
+
+
+UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
+
+
+def parse_bytes(text: str) -> int:
+    """2GiB, 512MB, 100000: always powers of 1024."""
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMG]?)(?:i?B)?", text, re.IGNORECASE)
+    size = int(float(found.group(1)) * UNITS[found.group(2).upper()]) if found else 0
+    if size < 1:
+        raise UsageError(f"size is {text!r}, expected for example 2GiB or 512MiB")
+    return size

@@ -23,3 +23,12 @@ def _a_log_is_quiet():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(display, "SILENCE_S", 1e6)
         yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _nothing_is_kept_outside_of_the_tests(tmp_path_factory):
+    """Caches of this machine's own are the tests' own; a test's bundle is its own work, and not tried first."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("EDGEMM_CACHE", str(tmp_path_factory.mktemp("cache")))
+        patch.setenv("EDGEMM_TRUST_BUNDLES", "1")
+        yield

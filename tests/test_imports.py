@@ -41,7 +41,7 @@ def test_hashes_begin_before_what_reads_a_manifest_is_imported(tmp_path):
     code = f"""
 import sys
 import edgemm
-from edgemm.bundle.files import FileHashes
+from edgemm.bundle.held_file import FileHashes
 
 def begin_weights(hashes, bundle):
     assert "edgemm.bundle.manifest" not in sys.modules and "numpy" not in sys.modules

@@ -12,12 +12,14 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from edgemm.bench.workload import noise_picture
 from edgemm.device.child import Answer, ask
+from edgemm.device.gpu import gpu_number
 from edgemm.device.machine import read_text
 from edgemm.energy.sensor import memory_used_bytes
 from edgemm.errors import MissingError
@@ -50,10 +52,11 @@ class MemoryWatch:
         self,
         device: str,
         resident: Callable[[], int | None] = resident_bytes,
-        card: Callable[[], int] = memory_used_bytes,
+        card: Callable[[], int] | None = None,
         interval_s: float = INTERVAL_S,
     ) -> None:
-        self._resident, self._card, self._interval_s = resident, card, interval_s
+        self._resident, self._interval_s = resident, interval_s
+        self._card = card or partial(memory_used_bytes, gpu_number(device))
         self._reason = "it runs on the CPU" if device == "cpu" else ""
         self._points: list[tuple[float, int]] = []
         self._card_bytes: list[int] = []

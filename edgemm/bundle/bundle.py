@@ -6,10 +6,11 @@ paths that leave the folder are refused.  The fields are in manifest.py and loop
 
 from __future__ import annotations
 
+import hashlib
 import os
 import stat
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -35,7 +36,7 @@ from edgemm.errors import BundleError
 if TYPE_CHECKING:
     import numpy as np
 
-    from edgemm.bundle.files import FileHashes
+    from edgemm.bundle.held_file import FileHashes, HeldFile
 
 __all__ = [
     "COMPONENTS",
@@ -73,20 +74,57 @@ class Bundle:
 
     path: Path
     manifest: Manifest
+    sha256: str = ""  # of manifest.json, as it was read
+    _held: dict[str, HeldFile] = field(default_factory=dict, compare=False, repr=False)
 
     def file(self, name: str) -> Path:
         """The regular file `name` inside the bundle."""
         return resolve(self.path, name)
 
+    def held(self, name: str) -> HeldFile:
+        """The same, opened: when it was verified, else now, and then for good."""
+        if name not in self._held:
+            from edgemm.bundle.held_file import HeldFile
+
+            self._held.setdefault(name, HeldFile(self.file(name)))
+        return self._held[name]
+
+    def text(self, name: str) -> str:
+        """Of a text file in UTF-8."""
+        held = self.held(name)
+        with reading(held.path, kind=BundleError):
+            return bytes(held.content()).decode("utf-8-sig")
+
+    def tensors(self, name: str) -> dict[str, np.ndarray]:
+        """Of a safetensors file."""
+        held = self.held(name)
+        return read_tensors(held.path, bytes(held.content()))
+
+    def verify(self, hashes: FileHashes | None = None) -> None:
+        """BundleError at the first file that is not what the manifest says; what was verified is held from then on.
+
+        `hashes` are those that somebody began before.
+        """
+        from edgemm.bundle.held_file import FileHashes
+
+        with hashes or FileHashes() as running:
+            verify_files(self.path, self.manifest, running)
+        for name in self.manifest.files:
+            if held := running.held.get(self.path / name):
+                self._held[name] = held
+
+    def close(self) -> None:
+        """Lets every file go."""
+        self._held.clear()
+
 
 def open_bundle(path: str | os.PathLike[str], verify: bool = True) -> Bundle:
     """Reads the manifest and, unless told otherwise, checks the size and hash of every file it lists."""
     with reading(path, kind=BundleError):
-        folder = Path(path)
-        manifest = _manifest_of(folder)
+        bundle = _manifest_of(Path(path))
         if verify:
-            verify_files(folder, manifest)
-        return Bundle(folder, manifest)
+            bundle.verify()
+        return bundle
 
 
 def _other_folder(folder: Path) -> str:
@@ -101,7 +139,7 @@ def _other_folder(folder: Path) -> str:
     return "no manifest.json: no bundle, or its export did not finish; export it again"
 
 
-def _manifest_of(folder: Path) -> Manifest:
+def _manifest_of(folder: Path) -> Bundle:
     if not folder.is_dir():
         problem = "is not a folder" if folder.exists() else "does not exist"
         raise BundleError(f"{folder}: {problem}; a bundle is the folder that `edgemm export` writes")
@@ -110,7 +148,9 @@ def _manifest_of(folder: Path) -> Manifest:
     manifest_path = resolve(folder, "manifest.json")
     if manifest_path.stat().st_size > LARGEST_MANIFEST_BYTES:
         raise BundleError(f"{manifest_path}: larger than {LARGEST_MANIFEST_BYTES} bytes, which no manifest is")
-    return Manifest.from_json(manifest_path.read_bytes(), str(manifest_path))
+    content = manifest_path.read_bytes()
+    manifest = Manifest.from_json(content, str(manifest_path))
+    return Bundle(folder, manifest, hashlib.sha256(content).hexdigest())
 
 
 def verify_files(path: str | os.PathLike[str], manifest: Manifest, hashes: FileHashes | None = None) -> None:
@@ -125,7 +165,7 @@ def altered_files(path: str | os.PathLike[str], manifest: Manifest, hashes: File
     Several files are read side by side, the largest first.  `hashes` are those that somebody began before; they
     tell of whole files only.
     """
-    from edgemm.bundle.files import FileHashes
+    from edgemm.bundle.held_file import FileHashes
 
     folder = Path(path)
     sound: dict[Path, FileRecord] = {}
@@ -135,7 +175,7 @@ def altered_files(path: str | os.PathLike[str], manifest: Manifest, hashes: File
         except BundleError as error:
             yield str(error)
             continue
-        size = file.stat().st_size
+        size = file.lstat().st_size
         if size != record.size_bytes:
             yield f"{file}: {size} bytes, the manifest says {record.size_bytes}"
         else:
@@ -179,11 +219,11 @@ def resolve(folder: Path, name: str) -> Path:
 TENSOR_TYPES = {"F32": "float32", "F16": "float16", "I64": "int64", "BOOL": "bool", "BF16": "uint16"}
 
 
-def read_tensors(path: Path) -> dict[str, np.ndarray]:
-    """name -> array, each a copy of its own."""
+def read_tensors(path: Path, content: bytes | None = None) -> dict[str, np.ndarray]:
+    """name -> array, each a copy of its own; `content` is the file's, where that was read already."""
     safetensors = library("safetensors", f"reading {path.name} needs safetensors: pip install safetensors")
     try:
-        found = safetensors.deserialize(path.read_bytes())
+        found = safetensors.deserialize(path.read_bytes() if content is None else content)
     except safetensors.SafetensorError as error:  # no ValueError
         raise BundleError(f"{path}: no whole safetensors file: {error}") from error
     return {name: _array(path, name, entry) for name, entry in found}

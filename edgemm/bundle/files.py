@@ -15,33 +15,29 @@ from __future__ import annotations
 import dataclasses
 import errno
 import functools
-import hashlib
 import importlib
 import json
-import mmap
+import math
 import os
-import secrets
+import re
 import stat
 import types
 import typing
-from collections.abc import Callable, Iterator
-from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
-from edgemm.errors import BundleError, EdgemmError, InputError, MissingError, ResourceError
+from edgemm.bundle.beside import written_beside
+from edgemm.errors import BundleError, EdgemmError, InputError, MissingError, ResourceError, ran_out_of_memory
 
 __all__ = [
-    "AT_ONCE",
-    "FileHashes",
     "OF_CODE",
     "check_is_file",
     "check_one_of",
     "check_range",
     "decode",
     "encode",
-    "files_at_once",
     "is_disk_full",
     "library",
     "parse",
@@ -54,7 +50,6 @@ __all__ = [
 
 MOST_SAID = 300  # characters of a library's own words
 PANIC = "PanicException"  # of libraries written in Rust; a BaseException, made anew by each
-NO_MEMORY = ("out of memory", "can't allocate memory", "not enough memory", "Cannot allocate memory")
 OF_ANYBODY = (NameError, AssertionError)  # a bug of the line that raises it, whatever that was given
 OF_CODE = (*OF_ANYBODY, AttributeError, TypeError)  # the same, of lines that handle a library's objects, no document
 HERE = os.path.dirname(os.path.dirname(os.path.abspath(__file__))) + os.sep
@@ -94,10 +89,10 @@ def _raised_here(error: BaseException) -> bool:
 def _as_ours(error: BaseException, path: str, what: str, kind: type[EdgemmError]) -> EdgemmError:
     what = what and f"{what}: "
     said = " ".join(str(error).split())[:MOST_SAID] or type(error).__name__
+    if ran_out_of_memory(error):
+        return ResourceError(f"{path}: out of memory{': ' + said if any(map(str.isdigit, said)) else ''}")
     if isinstance(error, ImportError):
         return MissingError(f"{path}: {said}")
-    if isinstance(error, MemoryError) or any(words in said for words in NO_MEMORY):
-        return ResourceError(f"{path}: out of memory")
     if isinstance(error, TimeoutError) or (isinstance(error, OSError) and error.errno in NO_MORE):
         return ResourceError(f"{path}: {said}")
     if isinstance(error, OSError) and error.strerror:
@@ -140,70 +135,6 @@ def pillow() -> Any:
     return library("PIL.Image", "pictures need Pillow: pip install 'edgemm[ort]'")
 
 
-# SHA-256 of files in threads of their own: hashing leaves Python's lock alone, so the caller goes on meanwhile.
-#
-# It knows paths and bytes, never what a hash should be: see bundle.py.
-
-CHUNK_BYTES = 1 << 26  # between two of them a thread waits for Python's lock
-AT_ONCE = 4  # files that are hashed side by side
-LARGE_BYTES = 1 << 20  # what takes a millisecond
-
-Tell = Callable[[int], None]  # bytes that were hashed just now
-
-
-def files_at_once(threads: int | None) -> int:
-    """How many to hash beside other work: one core, of those that may be used, is for that."""
-    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, min(AT_ONCE, (threads or allowed) - 1))
-
-
-class FileHashes:
-    """Hashes in the making.  Each file is read once; leaving the `with` ends what nobody waits for any more."""
-
-    def __init__(self, at_once: int = AT_ONCE, tell: Tell | None = None) -> None:
-        self._pool = ThreadPoolExecutor(at_once)
-        self._tell = tell
-        self._begun: dict[Path, Future[str]] = {}
-        self._ended = False
-
-    def begin(self, file: Path) -> Future[str]:
-        """Its hash, in hexadecimal digits, once it is there."""
-        if file not in self._begun:
-            self._begun[file] = self._pool.submit(self._sha256, file)
-        return self._begun[file]
-
-    def begin_weights(self, bundle: Path) -> None:
-        """A bundle's large files, before its manifest is read: whatever that says, they will be asked for."""
-        sizes: dict[Path, int] = {}
-        for file in bundle.glob("components/*/*"):
-            state = file.lstat()
-            if stat.S_ISREG(state.st_mode) and state.st_size >= LARGE_BYTES:
-                sizes[file] = state.st_size
-        for file in sorted(sizes, key=lambda file: -sizes[file]):
-            self.begin(file)
-
-    def __enter__(self) -> FileHashes:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self._ended = True
-        self._pool.shutdown(cancel_futures=True)
-
-    def _sha256(self, file: Path) -> str:
-        found, size = hashlib.sha256(), file.stat().st_size
-        if not size:  # nothing to map
-            return found.hexdigest()
-        with open(file, "rb") as stream, mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as whole:
-            for start in range(0, len(whole), CHUNK_BYTES):
-                if self._ended:
-                    raise CancelledError
-                with memoryview(whole)[start : start + CHUNK_BYTES] as chunk:
-                    found.update(chunk)
-                    if self._tell:
-                        self._tell(len(chunk))
-        return found.hexdigest()
-
-
 # A result on the disk: written whole or not at all, and read again.
 #
 # A disk that is full is told with the right exit code, and nothing half written is left: the caller still has the
@@ -219,20 +150,15 @@ def is_disk_full(error: BaseException | None) -> bool:
 def write_whole(path: str | os.PathLike[str], content: str | bytes) -> None:
     """Text is written in UTF-8; the folder that the file is to lie in has to be there."""
     target = Path(os.path.abspath(path))
-    temporary = target.with_name(f".{target.name}.{secrets.token_hex(4)}.partial")
     try:
-        with open(temporary, "xb") as stream:
+        with written_beside(target) as temporary, open(temporary, "rb+") as stream:
             stream.write(content.encode() if isinstance(content, str) else content)
             stream.flush()
             os.fsync(stream.fileno())
-        os.replace(temporary, target)
     except (OSError, ValueError) as error:  # a name with a NUL in it, or half a letter, is a ValueError
         if is_disk_full(error):
             raise ResourceError(f"{target}: the disk is full; this file was not kept") from error
         raise InputError(f"{target}: cannot be written: {getattr(error, 'strerror', None) or error}") from error
-    finally:
-        with suppress(ValueError):
-            temporary.unlink(missing_ok=True)
 
 
 def read_result(path: Path) -> dict[str, Any]:
@@ -253,13 +179,24 @@ def read_result(path: Path) -> dict[str, Any]:
 # slip on its way to a device.
 
 T = TypeVar("T")
+LONGEST_NUMBER = 40  # digits; 64 bits have 20
+SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")  # half of a letter, perhaps
 PLAIN = {str: "a string", bool: "true or false", int: "a whole number", float: "a number"}
 
 
 def parse(text: str | bytes, where: str) -> dict[str, Any]:
     """JSON text to an object; NaN, Infinity and doubled fields are refused."""
     try:
-        document = json.loads(text, parse_constant=_refuse_constant, object_pairs_hook=_object_without_doubles)
+        text = text.decode("utf-8-sig") if isinstance(text, bytes) else text
+        document = json.loads(
+            text,
+            parse_constant=_refuse_constant,
+            parse_int=_whole_number,
+            parse_float=_finite_number,
+            object_pairs_hook=_object_without_doubles,
+        )
+        if SURROGATE.search(text):
+            json.dumps(document, ensure_ascii=False).encode()
     except RecursionError as error:
         raise BundleError(f"{where}: not the JSON that was expected: nested too deep") from error
     except ValueError as error:
@@ -362,6 +299,19 @@ def _kind(value: Any) -> str:
 
 def _refuse_constant(name: str) -> None:
     raise ValueError(f"{name} is not JSON")
+
+
+def _whole_number(digits: str) -> int:
+    if len(digits) > LONGEST_NUMBER:
+        raise ValueError(f"a number of {len(digits)} digits")
+    return int(digits)
+
+
+def _finite_number(digits: str) -> float:
+    number = float(digits)
+    if math.isinf(number):
+        raise ValueError(f"{digits[:LONGEST_NUMBER]} is too large a number")
+    return number
 
 
 def _object_without_doubles(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

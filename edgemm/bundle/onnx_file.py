@@ -86,14 +86,15 @@ def read_outline(graph: Path) -> Outline:
 
 
 @contextmanager
-def _reading(graph: Path) -> Iterator[memoryview]:
+def _reading(graph: Path, content: memoryview | None = None) -> Iterator[memoryview]:
     """The whole file, weights inside never copied; BundleError for whatever is no ONNX graph."""
-    if not graph.stat().st_size:
+    if not (graph.stat().st_size if content is None else len(content)):
         raise BundleError(f"{graph}: is empty, expected an ONNX graph")
-    with open(graph, "rb") as file:
-        view = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+    if content is None:
+        with open(graph, "rb") as file:
+            content = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
     try:
-        yield view
+        yield content
     except (IndexError, UnicodeDecodeError, ValueError, BundleError) as error:
         raise BundleError(f"{graph}: not an ONNX graph: {error}") from error
 
@@ -242,10 +243,11 @@ KEY = b"location"
 SMALL = 1 << 16  # bytes; what is larger is not copied to be looked through
 
 
-def check_external_data(graph: Path, data: Path | None) -> None:
-    """Refuses a graph that names any file but `data`, which lies in its own folder."""
+def check_external_data(graph: Path, data: Path | None, content: memoryview | None = None) -> None:
+    """Refuses a graph that names any file but `data`, which lies in its own folder; `content` is the graph's, where
+    that was read already."""
     allowed = data.name if data else None
-    for location in external_locations(graph):
+    for location in external_locations(graph) if content is None else _locations_in(graph, content):
         if location != allowed:
             expected = f"only {allowed!r}" if allowed else "no file outside the graph"
             raise BundleError(f"{graph}: reads weights from {location!r}, the manifest allows {expected}")
@@ -260,7 +262,11 @@ def external_locations(graph: Path) -> set[str]:
 @functools.lru_cache(maxsize=64)
 def _found(graph: Path, *state: int) -> frozenset[str]:
     """Looked for once in a file that stays as it is: all graphs are asked when a bundle opens, each when it loads."""
-    with _reading(graph) as view:
+    return _locations_in(graph, None)
+
+
+def _locations_in(graph: Path, content: memoryview | None) -> frozenset[str]:
+    with _reading(graph, content) as view:
         entries = (found for way, found in _walk(view, _may_hold_one) if way[-1] == "entry")
         return frozenset(bytes(location).decode() for found in entries for location in _entry_locations(found))
 

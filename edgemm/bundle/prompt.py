@@ -20,6 +20,7 @@ import numpy as np
 from edgemm.bundle.drawing import DenoiseTemplate
 from edgemm.bundle.files import library, read_text, reading
 from edgemm.bundle.manifest import Limits, TextLoop
+from edgemm.bundle.tokenizer_limits import check_growth
 from edgemm.errors import InputError, UsageError
 
 __all__ = [
@@ -53,6 +54,7 @@ class Tokenizer:
             self._inner = tokenizers.Tokenizer.from_str(read_text(path) if text is None else text)
             self._inner.no_padding()
             self._inner.no_truncation()
+            check_growth(self._inner)
         self._path = path
         self._lock = threading.Lock()
 

@@ -4,9 +4,8 @@
         ...                                                      # everything goes to `folder`
 
 It is written under another name beside its destination and renamed when the block ends.  Whatever goes wrong in the
-block, Ctrl-C included, what stood there before stands there still, and nothing else is left.  A kill leaves
-`.NAME.*.partial` beside it; a kill between the two renames of a replacement leaves the old folder under `.NAME.*.old`.
-What may be replaced, and what to say of a full disk, is each caller's own.
+block, Ctrl-C included, what stood there before stands there still, and nothing else is left; what a kill leaves is in
+beside.py.  What may be replaced, and what to say of a full disk, is each caller's own.
 
     with BundleWriter("sticker.bundle", overwrite=True) as writer:
         onnx.save_model(..., writer.file("components/denoiser/cpu-int8.onnx"))   # or any tool that takes a path
@@ -21,12 +20,12 @@ import dataclasses
 import hashlib
 import os
 import shutil
-import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 
+from edgemm.bundle.beside import beside, lock, new_folder, put_in_order
 from edgemm.bundle.components import check_bundle_path
 from edgemm.bundle.files import is_disk_full
 from edgemm.bundle.manifest import FileRecord, Manifest
@@ -56,19 +55,21 @@ def whole_folder(path: str | os.PathLike[str], may_replace: Callable[[Path], Non
     """A folder to fill.  `may_replace` is called with what stands there, before the work and after it, and raises its
     own error where that is to stay; links and files always do."""
     destination = Path(os.path.abspath(path))
+    put_in_order(destination)
     _check(destination, may_replace)
     destination.parent.mkdir(parents=True, exist_ok=True)
-    folder = _beside(destination, ".partial")
+    folder, held = new_folder(destination, ".partial")
     try:
-        folder.chmod(0o755)  # mkdtemp's 0700 would hide it from a colleague, and some libraries write their files so
         yield folder
+        mode = folder.stat().st_mode & 0o666  # as the umask has it; some libraries write their files 0600
         for file in folder.rglob("*"):
             if file.is_file() and not file.is_symlink():
-                file.chmod(0o644)
+                file.chmod(mode)
         _check(destination, may_replace)
         _take_the_name(folder, destination)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+        os.close(held)
 
 
 def _check(destination: Path, may_replace: Callable[[Path], None]) -> None:
@@ -83,7 +84,7 @@ def _take_the_name(folder: Path, destination: Path) -> None:
     if not os.path.lexists(destination):
         os.rename(folder, destination)
         return
-    aside = _beside(destination, ".old")
+    aside, held = beside(destination, ".old"), lock(destination)
     try:
         os.rename(destination, aside)
         os.rename(folder, destination)
@@ -92,10 +93,8 @@ def _take_the_name(folder: Path, destination: Path) -> None:
             shutil.rmtree(aside, ignore_errors=True)
         else:
             os.rename(aside, destination)
-
-
-def _beside(destination: Path, suffix: str) -> Path:
-    return Path(tempfile.mkdtemp(prefix=f".{destination.name}.", suffix=suffix, dir=destination.parent))
+        if held is not None:
+            os.close(held)
 
 
 class BundleWriter:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import argparse
 import json
 
-from edgemm.engines.builder import BuildOptions, Limits, parse_bytes
-from edgemm.options import add_options, read_options
+from edgemm.engines.builder import BuildOptions, Limits
+from edgemm.options import add_options, parse_bytes, read_options
 from edgemm.progress import Display
 
 __all__ = ["HELP", "add_arguments", "run"]

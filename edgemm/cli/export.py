@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from edgemm import progress
+from edgemm.cli.guard import add_limits
 from edgemm.errors import MissingError
 from edgemm.export.options import ExportOptions
 from edgemm.families.folder import find_foreign
@@ -27,6 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--output", required=True, metavar="BUNDLE", type=Path, help="folder to write")
     add_options(parser, ExportOptions)
+    add_limits(parser)
 
 
 def run(args: argparse.Namespace) -> int:

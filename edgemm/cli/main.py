@@ -14,6 +14,8 @@ import errno
 import importlib
 import io
 import os
+import re
+import signal
 import sys
 import traceback
 from collections.abc import Sequence
@@ -23,7 +25,9 @@ from types import ModuleType
 from typing import Any, NoReturn
 
 import edgemm
-from edgemm.errors import EdgemmError, InputError, MissingError, ResourceError, UsageError
+from edgemm.cli.guard import GUARDED, is_capped, memory_cap, run_guarded, wanted
+from edgemm.errors import EdgemmError, InputError, MissingError, ResourceError, UsageError, ran_out_of_memory
+from edgemm.options import parse_bytes
 
 __all__ = ["VERBS", "Verb", "main"]
 
@@ -60,6 +64,7 @@ VERBS = {
 
 INTERRUPTED, PIPE_CLOSED = 130, 141
 ESCAPED = "edgemm.escaped"
+SIZE = re.compile(r"\d[\d.,]*\s*([KMGT]i?)?(B|bytes)\b|size \d+|allocate \d+")
 
 
 def _escaped(error: UnicodeError) -> tuple[str, int]:
@@ -90,8 +95,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     for stream in (sys.stdout, sys.stderr):  # an encoding that lacks a letter is no reason to fail
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors=ESCAPED)
+    if argv is None and not debug:
+        _keep_stderr_for_words()
+    if argv is None and GUARDED in os.environ:
+        from edgemm.device.child import die_with_parent
+
+        die_with_parent()
     try:
-        code = _run(words)
+        code = run_guarded(words) if argv is None and is_capped() else _run(words)
         sys.stdout.flush()
         return code
     except SystemExit as leaving:  # argparse after --help and --version
@@ -100,10 +111,26 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains when it flushes at exit
         return PIPE_CLOSED
     except KeyboardInterrupt:
+        if argv is None:
+            signal.signal(signal.SIGINT, signal.SIG_IGN)  # once is enough
         return _fail("interrupted", INTERRUPTED, debug)
-    except Exception as error:
+    except GeneratorExit:
+        raise
+    except BaseException as error:  # a panic of a library written in Rust is no Exception
         message, code = _explain(error)
         return _fail(message, code, debug)
+    finally:
+        if argv is None:  # what is done is done: Python's own end hears no Ctrl-C
+            signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+def _keep_stderr_for_words() -> None:
+    """What libraries write to the terminal by themselves (logs, panics) goes nowhere: sys.stderr alone is shown."""
+    with contextlib.suppress(OSError, AttributeError, ValueError):
+        shown = os.dup(sys.stderr.fileno())
+        sys.stderr = os.fdopen(shown, "w", buffering=1, encoding=sys.stderr.encoding, errors=ESCAPED)
+        with open(os.devnull, "w") as nowhere:
+            os.dup2(nowhere.fileno(), 2)
 
 
 def _run(words: list[str]) -> int:
@@ -126,7 +153,11 @@ def _run(words: list[str]) -> int:
         parser = Parser(prog=f"edgemm {name}", description=getattr(module, "HELP", verb.help), allow_abbrev=False)
         module.add_arguments(parser)
         parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
-        return int(module.run(parser.parse_args(_hyphenated(words[1:]))))
+        args = parser.parse_args(_hyphenated(words[1:]))
+        if hasattr(args, "max_memory") and name != "build" and wanted(args):
+            limit = None if args.max_memory is None else parse_bytes(args.max_memory)
+            return run_guarded(words, limit, args.timeout)
+        return int(module.run(args))
     except ModuleNotFoundError as error:
         if (error.name or "").startswith("edgemm"):
             raise
@@ -161,12 +192,14 @@ def _overview() -> str:
     )
 
 
-def _explain(error: Exception) -> tuple[str, int]:
+def _explain(error: BaseException) -> tuple[str, int]:
     """One line and an exit code for anything that can go wrong."""
+    if ran_out_of_memory(error):
+        return _of_memory(error), ResourceError.exit_code
     if isinstance(error, EdgemmError):
         return str(error), error.exit_code
-    if isinstance(error, MemoryError):
-        return "out of memory", ResourceError.exit_code
+    if type(error).__name__ == "PanicException":
+        return f"a library gave up on what it was given: {error}", InputError.exit_code
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         where = f": {error.filename}" if error.filename else ""
         return f"the disk is full{where}", ResourceError.exit_code
@@ -175,6 +208,14 @@ def _explain(error: Exception) -> tuple[str, int]:
     if isinstance(error, ValueError) and "null byte" in str(error):  # Python's word for any path with a NUL in it
         return "a path with a NUL byte in it: no file has such a name", InputError.exit_code
     return f"a bug: {type(error).__name__}: {error} (--debug shows where)", EdgemmError.exit_code
+
+
+def _of_memory(error: BaseException) -> str:
+    """What was asked for, where the library says it, and what this process may take."""
+    said, cap = str(error), memory_cap()
+    if not isinstance(error, ResourceError):
+        said = f"out of memory: {said}" if SIZE.search(said) else "out of memory"
+    return said + (f"; this process may take {cap >> 20} MiB (ulimit -v)" if cap else "")
 
 
 def _fail(message: str, code: int, debug: bool) -> int:

@@ -17,8 +17,10 @@ from edgemm.bundle.bundle import Bundle, altered_files, open_bundle
 from edgemm.bundle.graph_rules import RULES, broken_rules
 from edgemm.bundle.manifest import Manifest
 from edgemm.bundle.onnx_file import check_external_data, read_outline
-from edgemm.errors import CheckFailedError, MissingError
+from edgemm.cli.guard import add_limits
+from edgemm.errors import CheckFailedError, MissingError, ran_out_of_memory
 from edgemm.progress import Display
+from edgemm.runtimes.first_load import check_first_load, check_limits
 
 __all__ = ["HELP", "PARITY", "add_arguments", "check_graphs", "check_hashes", "check_rules", "run"]
 
@@ -34,6 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="run the graphs against their recorded references (default: where edgemm[export] is installed)",
     )
     parser.add_argument("--json", action="store_true", help="print one JSON document")
+    add_limits(parser)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -68,6 +71,7 @@ def check_graphs(bundle: Bundle) -> int:
     variants = _variants(bundle.manifest)
     for graph, data in variants:
         check_external_data(bundle.file(graph), bundle.file(data) if data else None)
+    check_limits(bundle)
     return len(variants)
 
 
@@ -97,8 +101,11 @@ def _compare(bundle: Bundle, wanted: bool | None) -> list[str] | None:
     try:
         check: Callable[[Bundle], list[str]] = getattr(importlib.import_module(module), function)
     except (ImportError, AttributeError) as error:
+        if ran_out_of_memory(error):
+            raise
         if wanted:
             raise MissingError(f"--parity needs {module}.{function} ({error}): pip install 'edgemm[export]'") from error
         return None
+    check_first_load(bundle, "auto", None, "verify", ":".join(PARITY))
     progress.status("comparing what they compute")
     return check(bundle)

@@ -7,13 +7,26 @@ from __future__ import annotations
 
 import ctypes
 import json
+import os
+import uuid
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cache
 
 from edgemm.bundle.onnx_file import Outline
 from edgemm.device.child import ask
 
-__all__ = ["CudaDriver", "Gpu", "probe_cuda", "LEAST_SM", "missing_kernels", "missing_precision"]
+__all__ = [
+    "CudaDriver",
+    "Gpu",
+    "LEAST_SM",
+    "gpu_number",
+    "gpu_uuid",
+    "missing_kernels",
+    "missing_precision",
+    "probe_cuda",
+    "tf32_wanted",
+]
 
 COMPUTE_CAPABILITY_MAJOR, COMPUTE_CAPABILITY_MINOR = 75, 76  # CUdevice_attribute
 
@@ -23,6 +36,7 @@ class Gpu:
     name: str
     compute_capability: str
     memory_bytes: int
+    uuid: str = ""  # "GPU-...": the same to CUDA, whose first is the fastest, and to NVML, which counts by PCI bus
 
 
 @dataclass(frozen=True)
@@ -39,6 +53,24 @@ def probe_cuda(timeout_s: float = 30.0) -> CudaDriver:
         return CudaDriver(None, (), f"asking the CUDA driver {answer.problem}")
     gpus = tuple(Gpu(**gpu) for gpu in answer.value["gpus"])
     return CudaDriver(answer.value["version"], gpus, answer.value["problem"])
+
+
+@cache
+def gpu_uuid(number: int) -> str:
+    """Of CUDA's GPU of that number; "" where there is none or its driver is too old to tell."""
+    gpus = probe_cuda().gpus
+    return gpus[number].uuid if number < len(gpus) else ""
+
+
+def gpu_number(device: str) -> int:
+    """1 of "cuda:1"; 0 where no number is said."""
+    number = device.partition(":")[2]
+    return int(number) if number.isdigit() else 0
+
+
+def tf32_wanted() -> bool:
+    """EDGEMM_TF32=1 lets float32 products round their inputs to 10 bits: faster, and further from what was compared."""
+    return os.environ.get("EDGEMM_TF32", "0") == "1"
 
 
 def _ask_driver() -> dict[str, object]:
@@ -69,10 +101,14 @@ def _describe(driver: ctypes.CDLL, index: int) -> dict[str, object]:
     driver.cuDeviceTotalMem_v2(ctypes.byref(memory), device)
     driver.cuDeviceGetAttribute(ctypes.byref(major), COMPUTE_CAPABILITY_MAJOR, device)
     driver.cuDeviceGetAttribute(ctypes.byref(minor), COMPUTE_CAPABILITY_MINOR, device)
+    told = (ctypes.c_uint8 * 16)()
+    ask = getattr(driver, "cuDeviceGetUuid_v2", None) or getattr(driver, "cuDeviceGetUuid", None)
+    known = ask is not None and ask(told, device) == 0
     return {
         "name": name.value.decode(errors="replace"),
         "compute_capability": f"{major.value}.{minor.value}",
         "memory_bytes": memory.value,
+        "uuid": f"GPU-{uuid.UUID(bytes=bytes(told))}" if known else "",
     }
 
 

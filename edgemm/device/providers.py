@@ -55,6 +55,9 @@ def _run(name: str) -> dict[str, Any]:
     import onnxruntime
 
     onnxruntime.set_default_logger_severity(4)  # what goes wrong is in the exception
+    if name == "CUDAExecutionProvider" and hasattr(onnxruntime, "preload_dlls"):
+        with contextlib.redirect_stdout(sys.stderr):
+            onnxruntime.preload_dlls()  # CUDA's own libraries, where they came as wheels
     options = onnxruntime.SessionOptions()
     if name != "CPUExecutionProvider":
         options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")

@@ -16,6 +16,7 @@ from statistics import median
 from types import TracebackType
 from typing import Any
 
+from edgemm.device.gpu import gpu_number
 from edgemm.device.machine import read_board
 from edgemm.energy.heat import Heat, read_heat, report_heat
 from edgemm.energy.sampler import RATE_HZ, Sampler
@@ -145,15 +146,16 @@ class Meter:
 def open_meter(device: str = "cpu", root: Path = Path("/"), idle_s: float = IDLE_S) -> Meter:
     found = find_sensors(device, root)
     has_card = any(sensor.source == "NVML" for sensor in found.sensors)
-    return Meter(found, lambda: _with_card(read_heat(root)) if has_card else read_heat(root), idle_s)
+    number = gpu_number(device)
+    return Meter(found, lambda: _with_card(read_heat(root), number) if has_card else read_heat(root), idle_s)
 
 
-def _with_card(heat: Heat) -> Heat:
+def _with_card(heat: Heat, number: int) -> Heat:
     try:
-        reasons = {f"GPU 0, {reason},": 1 for reason in throttle_reasons()}
+        reasons = {f"GPU {number}, {reason},": 1 for reason in throttle_reasons(number)}
     except MissingError:
         return heat
-    return replace(heat, held_down={**heat.held_down, "GPU 0": 0, **reasons})
+    return replace(heat, held_down={**heat.held_down, f"GPU {number}": 0, **reasons})
 
 
 def _summary(values: list[float]) -> dict[str, Any] | None:
@@ -239,5 +241,5 @@ def find_sensors(device: str = "cpu", root: Path = Path("/")) -> Found:
         return Found(tuple(sensors), missing)
     attempt("RAPL", lambda: open_rapl(root))
     if device != "cpu":
-        attempt("NVML", open_nvml)
+        attempt("NVML", lambda: open_nvml(gpu_number(device)))
     return Found(tuple(sensors), missing)

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from edgemm.device.gpu import gpu_uuid
 from edgemm.device.machine import read_text
 from edgemm.errors import MissingError
 
@@ -154,10 +155,10 @@ THROTTLE_REASONS = {
 }
 
 
-def open_nvml(index: int = 0) -> Sensor:
-    """Joules since the driver was loaded, or watts where there is no counter."""
-    card = _card(index)
-    covers = f"GPU {index} with its memory ({_ask('nvmlDeviceGetName', card) or 'unnamed'})"
+def open_nvml(number: int = 0) -> Sensor:
+    """Of CUDA's GPU of that number: joules since the driver was loaded, or watts where there is no counter."""
+    card = _card(number)
+    covers = f"GPU {number} with its memory ({_ask('nvmlDeviceGetName', card) or 'unnamed'})"
 
     def joules() -> float:
         return _ask("nvmlDeviceGetTotalEnergyConsumption", card) / 1e3  # mJ
@@ -174,20 +175,22 @@ def open_nvml(index: int = 0) -> Sensor:
     return Sensor("NVML", covers, counts, joules if counts else watts)
 
 
-def throttle_reasons(index: int = 0) -> tuple[str, ...]:
+def throttle_reasons(number: int = 0) -> tuple[str, ...]:
     """Why the card runs slower than it could, now; empty when it does not."""
-    bits = _ask("nvmlDeviceGetCurrentClocksThrottleReasons", _card(index))
+    bits = _ask("nvmlDeviceGetCurrentClocksThrottleReasons", _card(number))
     return tuple(name for bit, name in THROTTLE_REASONS.items() if bits & bit)
 
 
-def memory_used_bytes(index: int = 0) -> int:
+def memory_used_bytes(number: int = 0) -> int:
     """What the whole card's memory holds now, other programs' share included."""
-    return int(_ask("nvmlDeviceGetMemoryInfo", _card(index)).used)
+    return int(_ask("nvmlDeviceGetMemoryInfo", _card(number)).used)
 
 
-def _card(index: int) -> Any:
+def _card(number: int) -> Any:
+    """By UUID, because NVML counts by PCI bus and CUDA from the fastest on."""
     _ask("nvmlInit")
-    return _ask("nvmlDeviceGetHandleByIndex", index)
+    uuid = gpu_uuid(number)
+    return _ask("nvmlDeviceGetHandleByUUID", uuid) if uuid else _ask("nvmlDeviceGetHandleByIndex", number)
 
 
 def _ask(function: str, *arguments: Any) -> Any:

@@ -7,8 +7,6 @@ engine_spec.py.
 from __future__ import annotations
 
 import json
-import os
-import re
 import shutil
 import subprocess
 import sys
@@ -19,19 +17,20 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import edgemm
 from edgemm import progress
 from edgemm.bundle.files import is_disk_full
+from edgemm.bundle.onnx_file import external_locations
+from edgemm.device.child import Watch, device_bytes, environment, signal_name
+from edgemm.device.gpu import gpu_uuid
 from edgemm.engines.cache import EngineCache, Entry
 from edgemm.engines.engine_spec import EngineSpec, Profile, merged, smaller
 from edgemm.errors import BundleError, EdgemmError, ResourceError, UsageError
-from edgemm.options import option
+from edgemm.options import option, parse_bytes
 
 __all__ = [
     "OPT_LEVEL",
     "TIMEOUT_S",
     "BuildOptions",
-    "parse_bytes",
     "Built",
     "Limits",
     "Outcome",
@@ -42,7 +41,6 @@ __all__ = [
 ]
 
 
-UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
 OPT_LEVEL = 3  # TensorRT's own default
 TIMEOUT_S = 3600.0
 
@@ -73,15 +71,6 @@ class BuildOptions:
     @property
     def memory_bytes(self) -> int | None:
         return parse_bytes(self.max_memory) if self.max_memory else None
-
-
-def parse_bytes(text: str) -> int:
-    """2GiB, 512MB, 100000: always powers of 1024."""
-    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMG]?)(?:i?B)?", text, re.IGNORECASE)
-    size = int(float(found.group(1)) * UNITS[found.group(2).upper()]) if found else 0
-    if size < 1:
-        raise UsageError(f"size is {text!r}, expected for example 2GiB or 512MiB")
-    return size
 
 
 @dataclass(frozen=True)
@@ -126,14 +115,17 @@ def _build(spec: EngineSpec, graph: Path, cache: EngineCache, limits: Limits) ->
         wish = {
             "tensorrt": spec.tensorrt,
             "graph": str(graph),
+            "files": {str(path): digest for path, digest in _files(spec, graph).items()},
             "engine": str(workshop / "engine"),
             "sm": "" if spec.place.here else spec.place.compute_capability.replace(".", ""),
             "profiles": [profile.shapes for profile in rung.profiles],
             "workspace_bytes": rung.workspace_bytes,
             "opt_level": rung.opt_level,
             "decomposable": rung.decomposable,
+            "tf32": spec.tf32,
         }
-        return attempt(str(spec), wish, limits.memory_bytes, limits.timeout_s)
+        gpu = {"CUDA_VISIBLE_DEVICES": gpu_uuid(spec.place.number)} if spec.place.here and spec.place.number else {}
+        return attempt(str(spec), wish, limits.memory_bytes, limits.timeout_s, gpu)
 
     try:
         workshop = cache.workshop(spec)
@@ -149,6 +141,12 @@ def _build(spec: EngineSpec, graph: Path, cache: EngineCache, limits: Limits) ->
     finally:
         if workshop:
             shutil.rmtree(workshop, ignore_errors=True)
+
+
+def _files(spec: EngineSpec, graph: Path) -> dict[Path, str]:
+    """What the parser reads, and the hashes that the key holds."""
+    data = {graph.parent / name: spec.data_sha256 for name in external_locations(graph)}
+    return {graph: spec.graph_sha256, **data}
 
 
 # When a build fails: what to try next, and how the story is told.
@@ -181,6 +179,8 @@ def climb(first: Rung, attempt: Callable[[Rung], Outcome], what: str) -> tuple[R
         story.append(f"{rung.what}: {outcome.text}")
         if outcome.kind == "refused":
             raise BundleError(f"{what}: TensorRT's parser refuses it: {outcome.text}")
+        if outcome.kind == "altered":
+            raise BundleError(f"{what}: {outcome.text}")
         if outcome.kind == "disk":
             raise ResourceError(f"{what}: the disk is full: {outcome.text}; what stood in the cache is untouched")
         following = _next(rung, outcome.kind)
@@ -211,8 +211,6 @@ def _next(rung: Rung, kind: str) -> Rung | None:
 #
 # The child is child.py.  What to do after a failed attempt is for builder.py.
 
-POLL_S = 0.03
-
 
 @dataclass(frozen=True)
 class Outcome:
@@ -224,24 +222,24 @@ class Outcome:
     peak_bytes: int = 0
 
 
-def attempt(what: str, wish: dict[str, Any], memory_bytes: int, timeout_s: float) -> Outcome:
-    """`what` is how the engine is called to whoever waits."""
+def attempt(
+    what: str, wish: dict[str, Any], memory_bytes: int, timeout_s: float, variables: dict[str, str] | None = None
+) -> Outcome:
+    """`what` is how the engine is called to whoever waits; `variables` are added to its environment."""
     began_s = time.monotonic()
-    root = str(Path(edgemm.__file__).resolve().parent.parent)
-    path = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))
     child = subprocess.Popen(
         [sys.executable, "-m", "edgemm.engines.child"],
-        env={**os.environ, "PYTHONPATH": path},
+        env={**environment(), **(variables or {})},
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
         errors="replace",
     )
-    watch = _Watch(child, memory_bytes, time.monotonic() + timeout_s)
+    watch = Watch(child, memory_bytes, time.monotonic() + timeout_s, device_bytes)
     try:
         assert child.stdin and child.stdout
-        _send(child, {**wish, "parent": os.getpid()})
+        _send(child, wish)
         said = _Drain(child)
         watch.start()
         last: dict[str, Any] = {}
@@ -275,7 +273,7 @@ def _read(line: str) -> dict[str, Any] | None:
     return found if isinstance(found, dict) else None
 
 
-def _outcome(last: dict[str, Any], watch: _Watch, code: int, said: str, memory_bytes: int, timeout_s: float) -> Outcome:
+def _outcome(last: dict[str, Any], watch: Watch, code: int, said: str, memory_bytes: int, timeout_s: float) -> Outcome:
     peak = watch.peak_bytes
     if watch.reason == "memory":
         return Outcome(None, "memory", f"it grew past {_size(memory_bytes)}", peak)
@@ -286,40 +284,8 @@ def _outcome(last: dict[str, Any], watch: _Watch, code: int, said: str, memory_b
     if "failure" in last:
         return Outcome(None, last["failure"]["kind"], last["failure"]["text"], peak)
     if code < 0:
-        return Outcome(None, "crash", f"the builder crashed with signal {-code}", peak)
+        return Outcome(None, "crash", f"the builder crashed with {signal_name(-code)}", peak)
     return Outcome(None, "other", said or f"the builder ended with code {code}", peak)
-
-
-class _Watch(threading.Thread):
-    """Kills the child when it grows or lasts too long, and remembers which."""
-
-    def __init__(self, child: subprocess.Popen[str], memory_bytes: int, deadline_s: float) -> None:
-        super().__init__(daemon=True)
-        self.child, self.memory_bytes, self.deadline_s = child, memory_bytes, deadline_s
-        self.reason, self.peak_bytes = "", 0
-
-    def run(self) -> None:
-        while self.child.poll() is None:
-            used = _private_bytes(self.child.pid)
-            self.peak_bytes = max(self.peak_bytes, used)
-            if used > self.memory_bytes:
-                self.reason = "memory"
-            elif time.monotonic() > self.deadline_s:
-                self.reason = "time"
-            if self.reason:
-                self.child.kill()
-                return
-            time.sleep(POLL_S)
-
-
-def _private_bytes(pid: int) -> int:
-    """Memory that is the process's own: libraries mapped from disk do not count, they can be dropped."""
-    try:
-        lines = Path(f"/proc/{pid}/status").read_text().splitlines()
-    except OSError:
-        return 0
-    rows = {name: value for name, _, value in (line.partition(":") for line in lines)}
-    return sum(int(rows[name].split()[0]) * 1024 for name in ("RssAnon", "RssShmem") if name in rows)
 
 
 class _Drain(threading.Thread):

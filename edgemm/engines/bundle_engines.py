@@ -1,6 +1,6 @@
 """All engines of a bundle for one destination: what each depends on, and each built or found.
 
-A command line, a backend and a benchmark ask here; the verb is verb.py.
+A command line, a backend and a benchmark ask here; the verb is cli/build.py.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from edgemm.bundle.bundle import Bundle, open_bundle
 from edgemm.bundle.components import Variant
 from edgemm.bundle.graph_rules import RULES, broken_rules
 from edgemm.bundle.onnx_file import Outline, check_external_data, read_outline
-from edgemm.device.gpu import CudaDriver, missing_kernels, probe_cuda
+from edgemm.device.gpu import CudaDriver, missing_kernels, probe_cuda, tf32_wanted
 from edgemm.device.machine import Board, read_board, read_machine
 from edgemm.device.targets import find_system_tensorrt, installed_version
 from edgemm.engines.builder import OPT_LEVEL, TIMEOUT_S, Built, Limits, build_engine
@@ -115,6 +115,7 @@ def _here(board: Board | None, cuda: CudaDriver, number: int) -> Place:
         gpu_memory_bytes=gpu.memory_bytes,
         cuda_driver=cuda.version or "",
         power_mode=(board.power_mode if board else None) or "",
+        number=number,
     )
 
 
@@ -146,14 +147,14 @@ def default_memory_bytes(disk: Path = Path(".")) -> int:
     return int(SHARE_OF_FREE * free) if free else 4 << 30
 
 
-def engine_for(folder: Path, component: str, package: str, variant: Variant) -> Path:
-    """The engine of one component for this machine's first GPU, built when the cache has none; for a backend."""
+def engine_for(folder: Path, component: str, package: str, variant: Variant, number: int = 0) -> Path:
+    """The engine of one component for one of this machine's GPUs, built when the cache has none; for a backend."""
     bundle = open_bundle(folder, verify=False)  # the backend's caller has checked the hashes
     fitting = [t for t, p in PACKAGES.items() if p == package and t in bundle.manifest.targets]
     target = next((t for t in fitting if bundle.manifest.variant(component, t) == variant), None)
     if target is None:
         raise BundleError(f"{folder}: {component} has no graph that {package} builds")
-    (destination,) = choose_destinations((target,), target, None, None)
+    (destination,) = choose_destinations((target,), target, None, f"cuda:{number}")
     limits = Limits(default_memory_bytes(folder), TIMEOUT_S)
     spec, graph = next(
         pair
@@ -182,6 +183,7 @@ def bundle_specs(
             place=destination.place,
             profiles=profiles_of(manifest, component, target),
             opt_level=opt_level,
+            tf32=tf32_wanted(),
             workspace_bytes=workspace * (4 if has_latents and component in AUTOENCODER else 1),
         )
         yield spec, graph

@@ -5,39 +5,37 @@
     <cache>/<key>.lock        held by the one process that builds it; the kernel lets go of it when that process dies
 
 An entry appears by rename, so a killed process leaves a folder that the next one removes.  The oldest unused entries go
-when all together are larger than the limit.
+when all together are larger than the limit.  An engine is a program: nothing is taken from a folder that others may
+write, and no link is followed (device/cache_folder.py).
 """
 
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import hashlib
 import json
 import os
 import shutil
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from edgemm import progress
+from edgemm.device.cache_folder import cache_folder, check_private, locked, make_private, open_private
 from edgemm.engines.engine_spec import EngineSpec
+from edgemm.errors import InputError
 
 __all__ = ["EngineCache", "Entry", "default_folder"]
 
 LIMIT_BYTES = 16 << 30
 CHUNK_BYTES = 1 << 20
-POLL_S = 0.2
+LARGEST_RECORD_BYTES = 1 << 24
 ENGINE, RECORD = "engine", "engine.json"
 
 
 def default_folder() -> Path:
-    given = os.environ.get("EDGEMM_CACHE")
-    if given:
-        return Path(given) / "engines"
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "edgemm" / "engines"
+    return cache_folder("engines")
 
 
 @dataclass(frozen=True)
@@ -56,37 +54,40 @@ class EngineCache:
         if not home.is_dir():
             return None, ""
         try:
-            record = json.loads((home / RECORD).read_text())
+            check_private(self.folder)
+            check_private(home)
+            with open_private(home / RECORD) as stream:
+                record = json.loads(stream.read(LARGEST_RECORD_BYTES))
             if record["spec"] != spec.to_json():
                 return None, "it was built for something else"
             if _sha256(home / ENGINE) != record["sha256"]:
                 return None, "its bytes are not those that were built"
-        except (OSError, ValueError, KeyError, TypeError) as error:
+            with contextlib.suppress(PermissionError):  # an administrator's cache
+                os.utime(home / RECORD)  # when it was last of use
+        except InputError as error:
+            return None, str(error)
+        except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
             return None, f"it is damaged ({type(error).__name__})"
-        os.utime(home / RECORD)  # when it was last of use
         return Entry(home / ENGINE, record), ""
 
     @contextlib.contextmanager
     def lock(self, spec: EngineSpec) -> Iterator[None]:
         """Held by one process at a time."""
-        self.folder.mkdir(parents=True, exist_ok=True)
-        began = time.monotonic()
-        with open(self.folder / f"{spec.key}.lock", "w") as handle:
-            while True:
-                try:
-                    fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                    break
-                except BlockingIOError:
-                    waited_s = time.monotonic() - began
-                    progress.status(f"{spec}: another process builds it, waiting for {waited_s:.0f} s")
-                    time.sleep(POLL_S)
+        make_private(self.folder)
+
+        def waiting(seconds: float) -> None:
+            progress.status(f"{spec}: another process builds it, waiting for {seconds:.0f} s")
+
+        with locked(self.folder / f"{spec.key}.lock", waiting):
             yield
 
     def workshop(self, spec: EngineSpec) -> Path:
         """An empty folder to build in, inside the cache; the lock has to be held.  What a killed process left goes."""
         folder = self.folder / f".{spec.key}.partial"
+        if folder.is_symlink():
+            folder.unlink()
         shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir(parents=True)
+        folder.mkdir(mode=0o700)
         return folder
 
     def store(self, spec: EngineSpec, workshop: Path, record: dict[str, Any]) -> Entry:
@@ -122,7 +123,7 @@ class EngineCache:
 
 def _sha256(path: Path) -> str:
     digest = hashlib.sha256()
-    with open(path, "rb") as stream:
+    with open_private(path) as stream:
         while chunk := stream.read(CHUNK_BYTES):
             digest.update(chunk)
     return digest.hexdigest()

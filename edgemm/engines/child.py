@@ -8,7 +8,7 @@ Works with TensorRT 10.3 to 11 and TensorRT for RTX: what a version lacks is loo
 
 from __future__ import annotations
 
-import ctypes
+import contextlib
 import errno
 import json
 import os
@@ -16,18 +16,22 @@ import signal
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
+
+from edgemm.bundle.held_file import HeldFile, same_file
+from edgemm.device.child import die_with_parent
+from edgemm.errors import BundleError
 
 __all__ = ["build", "main"]
 
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-PR_SET_PDEATHSIG = 1
 Tell = Callable[[dict[str, Any]], None]
 
 
 class Failure(Exception):
-    """Why there is no engine: "refused", "attention", "disk" or "other"."""
+    """Why there is no engine: "refused", "altered", "attention", "disk" or "other"."""
 
     def __init__(self, kind: str, text: str) -> None:
         super().__init__(text)
@@ -38,7 +42,9 @@ def main() -> int:
     wish = json.load(sys.stdin)
     news = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # TensorRT prints where it likes
-    _die_with_parent(wish["parent"])
+    die_with_parent()
+    if hasattr(signal, "SIGXFSZ"):
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # a file limit is then an error like a full disk
 
     def tell(line: dict[str, Any]) -> None:
         news.write(json.dumps(line) + "\n")
@@ -49,6 +55,8 @@ def main() -> int:
         return 0
     except Failure as failure:
         tell({"failure": {"kind": failure.kind, "text": str(failure)}})
+    except BundleError as error:
+        tell({"failure": {"kind": "altered", "text": str(error)}})
     except MemoryError:
         tell({"failure": {"kind": "memory", "text": "out of memory"}})
     except OSError as error:
@@ -68,7 +76,8 @@ def build(wish: dict[str, Any], tell: Tell) -> dict[str, Any]:
     builder = trt.Builder(logger)
     network = builder.create_network(_network_flags(trt, wish["tensorrt"]))
     tell({"phase": "parsing", "done": 0, "of": 1})
-    _parse(trt, network, logger, wish["graph"])
+    with _unaltered(wish.get("files", {})):
+        _parse(trt, network, logger, wish["graph"])
     layers = Counter(str(network.get_layer(i).type).rpartition(".")[2] for i in range(network.num_layers))
     if wish["decomposable"]:
         _let_attention_be_taken_apart(trt, network)
@@ -116,6 +125,19 @@ def _parse(trt: Any, network: Any, logger: Any, graph: str) -> None:
     raise Failure("refused", found[0] if found else "the parser gave no reason")
 
 
+@contextlib.contextmanager
+def _unaltered(files: dict[str, str]) -> Iterator[None]:
+    """The parser opens paths by itself: what it reads in here is what has these hashes, or there is no engine."""
+    before = {path: os.stat(path) for path in files}
+    for path, wanted in files.items():
+        if HeldFile(Path(path)).sha256() != wanted:
+            raise Failure("altered", f"{path}: is not the file that was verified")
+    yield
+    for path, state in before.items():
+        if same_file(state) != same_file(os.stat(path)):
+            raise Failure("altered", f"{path}: was changed while it was parsed")
+
+
 def _let_attention_be_taken_apart(trt: Any, network: Any) -> None:
     for index in range(network.num_layers):
         layer = network.get_layer(index)
@@ -128,6 +150,10 @@ def _config(trt: Any, builder: Any, wish: dict[str, Any], tell: Tell) -> Any:
     config = builder.create_builder_config()
     config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, wish["workspace_bytes"])
     config.builder_optimization_level = wish["opt_level"]
+    if not wish["tf32"]:
+        config.clear_flag(trt.BuilderFlag.TF32)  # on in a fresh one
+    if hasattr(trt.BuilderFlag, "REQUIRE_USER_ALLOCATION"):  # TensorRT for RTX: without it no stream is captured
+        config.set_flag(trt.BuilderFlag.REQUIRE_USER_ALLOCATION)
     if wish["sm"]:
         config.num_compute_capabilities = 1
         config.set_compute_capability(getattr(trt.ComputeCapability, f"SM{wish['sm']}"), 0)
@@ -164,16 +190,6 @@ def _monitor(trt: Any, tell: Tell) -> Any:
 
 def _is_memory(text: str) -> bool:
     return any(word in text.lower() for word in ("out of memory", "bad_alloc", "memory limit", "insufficient memory"))
-
-
-def _die_with_parent(parent: int) -> None:
-    """A build that nobody waits for would hold its memory for minutes."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-        if os.getppid() != parent:
-            os._exit(1)
-    if hasattr(signal, "SIGXFSZ"):
-        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # a file limit is then an error like a full disk
 
 
 if __name__ == "__main__":

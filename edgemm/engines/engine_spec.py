@@ -20,7 +20,7 @@ from edgemm.errors import BundleError
 
 __all__ = ["EngineSpec", "Place", "Profile", "merged", "profiles_of", "smaller", "trtexec_command"]
 
-RECIPE = 1  # raised when this wing builds differently from the same wishes
+RECIPE = 2  # raised when this wing builds differently from the same wishes
 
 
 @dataclass(frozen=True)
@@ -33,6 +33,7 @@ class Place:
     cuda_driver: str = ""
     power_mode: str = ""  # of a Jetson: clocks decide which tactic is fastest
     here: bool = True  # is it this machine's own device
+    number: int = 0  # of it, as CUDA counts
 
     def __str__(self) -> str:
         return f"{self.gpu}, SM {self.compute_capability}" if self.gpu else f"SM {self.compute_capability}"
@@ -49,6 +50,7 @@ class EngineSpec:
     profiles: tuple[Profile, ...]
     opt_level: int  # TensorRT's builder_optimization_level, 0 to 5
     workspace_bytes: int  # scratch memory that a tactic may use
+    tf32: bool = False  # may float32 products round their inputs to 10 bits
 
     @property
     def key(self) -> str:
@@ -56,6 +58,7 @@ class EngineSpec:
 
     def to_json(self) -> dict[str, Any]:
         document = {"recipe": RECIPE, **asdict(self)}
+        del document["place"]["number"]  # two GPUs alike share their engines
         return json.loads(json.dumps(document))  # tuples as lists, as they come back from a file
 
     def __str__(self) -> str:
@@ -180,6 +183,7 @@ def trtexec_command(spec: EngineSpec, graph: Path, engine: str, jetson: bool = F
         f"--builderOptimizationLevel={spec.opt_level}",
         f"--memPoolSize=workspace:{spec.workspace_bytes >> 20}M",
         "--skipInference",
+        *(() if spec.tf32 else ("--noTF32",)),
     ]
     for index, profile in enumerate(spec.profiles):
         words += [f"--profile={index}"] if len(spec.profiles) > 1 else []

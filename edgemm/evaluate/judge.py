@@ -9,8 +9,6 @@ Axes: n pictures, f features, l labels.
 from __future__ import annotations
 
 import hashlib
-import os
-import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +17,7 @@ import numpy as np
 import torch
 
 from edgemm import progress
+from edgemm.bundle.beside import written_beside
 from edgemm.bundle.files import reading
 from edgemm.data.format import Dataset, Sample
 from edgemm.errors import InputError
@@ -68,14 +67,9 @@ class LabelScorer:
 
     def save(self, path: Path) -> None:
         """Whole or not at all."""
-        temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")
-        try:
-            with open(temporary, "xb") as stream:
-                weights = self.weights.astype(np.float16)
-                np.savez(stream, labels=np.array(self.labels), mean=self.mean, scale=self.scale, weights=weights)
-            os.replace(temporary, path)
-        finally:
-            temporary.unlink(missing_ok=True)
+        with written_beside(path) as temporary, open(temporary, "rb+") as stream:
+            weights = self.weights.astype(np.float16)
+            np.savez(stream, labels=np.array(self.labels), mean=self.mean, scale=self.scale, weights=weights)
 
     @classmethod
     def load(cls, path: Path) -> LabelScorer:

@@ -110,6 +110,7 @@ def _write(writer: Writer, product: Product, spec: Spec) -> ir.Value | None:
 
 TRT, DYNAMIC_FP4 = "trt", "TRT_FP4DynamicQuantize"  # NVIDIA's own domain and operator
 FP8, FP4 = ir.DataType.FLOAT8E4M3FN, ir.DataType.FLOAT4E2M1
+Blocks = tuple[ir.Value, ...]  # NVFP4's codes, scales, the scale of scales and, beside stored scales, zero-points
 KINDS = {"static": (ir.DataType.INT8, 127.0), "fp8": (FP8, E4M3_LARGEST)}  # of inputs -> type, largest number
 
 
@@ -134,7 +135,7 @@ def _rounded(writer: Writer, x: ir.Value, kind: str, site: str, largest: float, 
     if kind == "nvfp4":
         whole = writer.constant(whole_of(torch.tensor(largest)).numpy().reshape(()), name=f"{site}.input_whole")
         codes, scales = writer.make_many(DYNAMIC_FP4, (x, whole), 2, TRT, axis=-1, block_size=BLOCK, scale_type=FP8)
-        return _blocks(writer, codes, scales, whole, None, -1, real)
+        return _blocks(writer, (codes, scales, whole), -1, real)
     dtype, most = KINDS[kind]
     if largest / most < float(np.finfo(real).tiny):
         raise InputError(f"{site}: its inputs are never larger than {largest:g}, too small for {real}")
@@ -174,26 +175,18 @@ def _floats(writer: Writer, name: str, numbers: Floats, real: np.dtype) -> ir.Va
     whole = writer.constant(numbers.whole.numpy().reshape(()), name=f"{name}.whole")
     bits = as_e4m3(scales).view(torch.uint8).numpy()
     zeros = constant("zeros", np.zeros(bits.shape, np.uint8), FP4)
-    return _blocks(writer, constant("codes", codes, FP4), constant("scales", bits, FP8), whole, zeros, 0, real)
+    return _blocks(writer, (constant("codes", codes, FP4), constant("scales", bits, FP8), whole, zeros), 0, real)
 
 
-def _blocks(
-    writer: Writer,
-    codes: ir.Value,
-    scales: ir.Value,
-    whole: ir.Value,
-    zeros: ir.Value | None,
-    axis: int,
-    real: np.dtype,
-) -> ir.Value:
-    """NVFP4 back in float: the scales first, then by them the numbers.  `zeros` may be None beside dynamic scales.
+def _blocks(writer: Writer, numbers: Blocks, axis: int, real: np.dtype) -> ir.Value:
+    """NVFP4 back in float: the scales first, then by them the numbers.
 
     A Cast, because TensorRT for RTX 1.7 parses an output_dtype other than the scales' and then cannot build it.
     """
+    codes, scales, whole, *zeros = numbers
     zero = writer.constant(_typed(np.zeros((), np.uint8), FP8), name="fp8_zero")
     scale = writer.make("DequantizeLinear", scales, whole, zero)
-    inputs = (codes, scale) if zeros is None else (codes, scale, zeros)
-    value = writer.make("DequantizeLinear", *inputs, axis=axis, block_size=BLOCK)
+    value = writer.make("DequantizeLinear", codes, scale, *zeros, axis=axis, block_size=BLOCK)
     return value if real == np.float32 else writer.make("Cast", value, to=ir.DataType.from_numpy(real))
 
 

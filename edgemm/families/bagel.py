@@ -32,7 +32,7 @@ from edgemm.families.bagel_graphs import (
     LatentEncoder,
 )
 from edgemm.families.bagel_layers import GENERATION, BagelModel, sizes_of
-from edgemm.families.family import Drawn, Named, Parts, Pieces, Shape, component, example_pictures
+from edgemm.families.family import Drawn, Named, Parts, Pieces, Shape, component, example_ids, example_pictures
 from edgemm.families.folder import Found
 from edgemm.families.hf_checkpoint import Checkpoint
 from edgemm.families.llama import as_transformer, example_tokens
@@ -41,7 +41,6 @@ from edgemm.families.own_modules import fill, from_sizes, names_and_shapes, read
 __all__ = ["CANNOT", "draw", "open_model", "parts", "pieces", "reply", "skeleton"]
 
 CANNOT = "pictures that are read in another size than one square; thinking before drawing"
-EXAMPLE = "What do you see in this picture, and which colours does it have?"
 WEIGHTS, AUTOENCODER = "ema.safetensors", "ae.safetensors"
 START, END, VISION_START, VISION_END = "<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>"
 READING_SIDE = 448  # pixels, or the nearest below it that is whole patches
@@ -165,7 +164,7 @@ def _inputs(
     checkpoint: Checkpoint, modules: dict[str, Any], transformer: Any, pictures: Any, tokens: Any
 ) -> dict[str, Named]:
     """What each component is compared on, made by those before it; a picture's tokens see one another."""
-    ids = checkpoint.tokenizer(EXAMPLE)["input_ids"]
+    ids = example_ids(checkpoint)
     read = example_tokens(transformer, ids, tokens)
     seen = read["image_index"][0] >= 0
     read["attention_limit"][:, seen] = read["attention_limit"][:, seen].max()
@@ -210,7 +209,7 @@ def _reading_side(model: BagelModel) -> int:
 def _text_loop(checkpoint: Checkpoint, side: int, count: int) -> TextLoop:
     end = checkpoint.tokenizer.convert_tokens_to_ids(END)
     return TextLoop(
-        template=TextTemplate(START, END, START, END, START, END, ""),
+        template=TextTemplate(*(START, END) * 3, system_default=""),
         image_close="",
         image_size=side,
         image_token_count=count,

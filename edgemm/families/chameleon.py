@@ -15,14 +15,23 @@ from edgemm.bundle.manifest import TextLoop
 from edgemm.errors import CheckpointError
 from edgemm.families.chat_ids import as_the_library_reads
 from edgemm.families.chat_strings import added_around, plain_strings
-from edgemm.families.family import CODE_IDS, Eye, Parts, Pieces, component, example_pictures, id_table, picture_rule
+from edgemm.families.family import (
+    CODE_IDS,
+    Eye,
+    Parts,
+    Pieces,
+    component,
+    example_ids,
+    example_pictures,
+    id_table,
+    picture_rule,
+)
 from edgemm.families.hf_checkpoint import Checkpoint
 from edgemm.families.llama import check_llama_shaped, example_tokens, text_pieces, transformer_component
 
 __all__ = ["CANNOT", "parts", "pieces"]
 
 CANNOT = "drawing: the folder as published has no VQ decoder, and the library silences picture tokens in replies"
-EXAMPLE = "What do you see in this picture, and which colours does it have?"
 
 
 def pieces(model: Any) -> Pieces:
@@ -69,7 +78,7 @@ def parts(checkpoint: Checkpoint) -> Parts:
         image_resample=rule.resample,
         silent_ids=CODE_IDS,
     )
-    ids = checkpoint.tokenizer(EXAMPLE)["input_ids"]
+    ids = example_ids(checkpoint)
     return Parts(
         graphs={encoder.name: encoder, transformer.name: transformer},
         inputs={encoder.name: {"pixels": pictures}, transformer.name: example_tokens(transformer, ids)},

@@ -23,7 +23,7 @@ from edgemm.bundle.manifest import TextLoop
 from edgemm.bundle.prompt import Tokenizer
 from edgemm.errors import CheckpointError, EdgemmError
 from edgemm.families.chat_strings import added_around, says
-from edgemm.families.hf_checkpoint import Checkpoint
+from edgemm.families.hf_checkpoint import Checkpoint, rendered
 
 __all__ = ["LibraryIds", "as_the_library_reads", "conversations", "plain", "settle", "without_pictures"]
 
@@ -85,6 +85,7 @@ def _read(checkpoint: Checkpoint, loop: TextLoop, library: Any, messages: list[d
     processes = hasattr(library, "image_processor")  # it shows pictures to itself, and counts their tokens
     if library.chat_template:
         talk = messages if loop.image_token else [plain(message) for message in messages]
+        rendered(library, talk, checkpoint.folder)  # has an end
         found = library.apply_chat_template(talk, tokenize=True, add_generation_prompt=True, return_dict=True)
     else:
         [message] = messages

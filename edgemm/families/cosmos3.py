@@ -23,7 +23,7 @@ from edgemm.families import hf_checkpoint, qwen3_vl
 from edgemm.families.cosmos3_layers import Conditioner, Denoiser, Generator, PictureDecoder
 from edgemm.families.family import Drawn, Named, Parts, Pieces, Shape, component
 from edgemm.families.folder import Found
-from edgemm.families.hf_checkpoint import Checkpoint
+from edgemm.families.hf_checkpoint import Checkpoint, rendered
 from edgemm.families.llama import text_pieces
 from edgemm.families.own_modules import fill, from_sizes, names_and_shapes, names_in, read_config, starting
 from edgemm.families.prefix import prefix_shapes
@@ -214,7 +214,7 @@ def _templates(checkpoint: Checkpoint) -> tuple[DenoiseTemplate, DenoiseTemplate
     messages = [{"role": "system", "content": SYSTEM}] if pipeline.get("default_use_system_prompt") else []
     messages.append({"role": "user", "content": PLACE})
     tokenizer = checkpoint.tokenizer
-    said = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    said = rendered(tokenizer, messages, checkpoint.folder)
     before, found, after = said.partition(PLACE)
     if not found:
         raise CheckpointError(f"{checkpoint.folder}: its chat template leaves the user's words out")

@@ -24,6 +24,7 @@ from edgemm.families.family import (
     PictureRule,
     Pieces,
     component,
+    example_ids,
     example_pictures,
     id_table,
     picture_rule,
@@ -35,7 +36,6 @@ from edgemm.families.llava import processor_strings
 __all__ = ["CANNOT", "draw_codes", "parts", "pieces"]
 
 CANNOT = "video; pictures of other sizes than the smallest square that the image processor allows; editing"
-EXAMPLE = "What do you see in this picture, and which colours does it have?"
 GUIDANCE, TOP_K = 3.0, 2048  # of the paper's own drawings, where generation_config.json is silent
 
 
@@ -88,7 +88,7 @@ def parts(checkpoint: Checkpoint) -> Parts:
         transformer,
         component("vq_decoder", decoder, {"codes": (1, rows * columns)}, {"pixels": (1, *drawn[1:])}),
     )
-    ids = checkpoint.tokenizer(EXAMPLE)["input_ids"]
+    ids = example_ids(checkpoint)
     return Parts(
         graphs={graph.name: graph for graph in graphs},
         inputs={

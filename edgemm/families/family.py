@@ -40,6 +40,7 @@ from edgemm.export.component_graphs import ComponentGraph
 from edgemm.export.manifest import CODE_IDS, id_table
 
 __all__ = [
+    "example_ids",
     "CODE_IDS",
     "Drawn",
     "Eye",
@@ -87,6 +88,11 @@ class Drawn:
     width: int
     image: Any = None  # uint8 (H, W, 3): a picture that is edited
     picture_noise: Any = None  # shaped as noise: of latents that such a picture is read as
+
+
+def example_ids(checkpoint: Any) -> list[int]:
+    """A question, in the library's token ids: what a graph is traced and compared with."""
+    return checkpoint.tokenizer("What do you see in this picture, and which colours does it have?")["input_ids"]
 
 
 def component(

@@ -19,12 +19,13 @@ import torch
 from torch import Tensor
 
 from edgemm.bundle.files import check_is_file, read_text, reading
+from edgemm.device.child import forked
 from edgemm.errors import CheckpointError, MissingError
 from edgemm.export.trace import without_warnings
 from edgemm.families.folder import Found
 from edgemm.model.pretrained import check_tensors, is_packed, read_tensors
 
-__all__ = ["Checkpoint", "greedy", "no_weights", "open_checkpoint", "skeleton"]
+__all__ = ["Checkpoint", "greedy", "no_weights", "open_checkpoint", "rendered", "skeleton"]
 
 GENERATION = "generation_config.json"
 INDEX = "model.safetensors.index.json"
@@ -178,6 +179,16 @@ def _named(path: Path) -> dict[str, Any]:
     if path.is_dir():
         return {"pretrained_model_name_or_path": path}
     return {"pretrained_model_name_or_path": path.parent, "gguf_file": path.name}
+
+
+def rendered(library: Any, messages: list[dict[str, Any]], folder: Path) -> str:
+    """The folder's chat template: a program of a stranger's, so a copy of this process runs it, which may take seconds
+    and some memory and no more."""
+
+    def render() -> str:
+        return library.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+
+    return forked(render, f"{folder}: its chat template")
 
 
 def skeleton(found: Found, family: ModuleType | None = None) -> Any:

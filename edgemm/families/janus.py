@@ -14,8 +14,17 @@ from torch import Tensor, nn
 from edgemm.bundle.drawing import ImageTokensLoop
 from edgemm.bundle.manifest import TextLoop
 from edgemm.families.chat_ids import as_the_library_reads
-from edgemm.families.family import Eye, Parts, PictureRule, Pieces, component, example_pictures, picture_rule
-from edgemm.families.hf_checkpoint import Checkpoint
+from edgemm.families.family import (
+    Eye,
+    Parts,
+    PictureRule,
+    Pieces,
+    component,
+    example_ids,
+    example_pictures,
+    picture_rule,
+)
+from edgemm.families.hf_checkpoint import Checkpoint, rendered
 from edgemm.families.llama import (
     check_llama_shaped,
     example_tokens,
@@ -27,7 +36,6 @@ from edgemm.families.llava import processor_strings
 __all__ = ["CANNOT", "draw_codes", "parts", "pieces"]
 
 CANNOT = "editing (the model has none), pictures of other sizes than its own square"
-EXAMPLE = "What do you see in this picture, and which colours does it have?"
 GUIDANCE, LIBRARYS_TOP_K = 5.0, 50  # the library's own, where generation_config.json is silent
 
 
@@ -94,7 +102,7 @@ def parts(checkpoint: Checkpoint) -> Parts:
         component("vq_decoder", decoder, {"codes": ("b", side * side)}, {"pixels": ("b", *drawn[1:])}),
     ]
     by_name = {graph.name: graph for graph in graphs}
-    read = example_tokens(by_name["transformer"], checkpoint.tokenizer(EXAMPLE)["input_ids"], tokens)
+    read = example_tokens(by_name["transformer"], example_ids(checkpoint), tokens)
     hidden = by_name["transformer"].module(*read.values())[0]
     return Parts(
         graphs=by_name,
@@ -165,7 +173,7 @@ def draw_codes(checkpoint: Checkpoint, prompt: str, guidance: float, count: int)
 
     model, processor = checkpoint.model, checkpoint.processor
     says = [{"role": "user", "content": [{"type": "text", "text": prompt}]}]
-    text = processor.apply_chat_template(says, add_generation_prompt=True)
+    text = rendered(processor, says, checkpoint.folder)
     inputs = processor(text=text, generation_mode="image", return_tensors="pt")
     unguided: Any = LogitsProcessorList([lambda ids, scores: scores.chunk(2)[0]])  # the conditional rows
     sizes = model.model.vision_model.config

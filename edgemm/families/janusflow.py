@@ -18,19 +18,27 @@ from edgemm.bundle.drawing import DenoiseLoop, DenoiseTemplate, LatentGrid
 from edgemm.bundle.manifest import TextLoop, TextTemplate
 from edgemm.errors import CheckpointError
 from edgemm.families.autoencoder_kl import WHAT, autoencoder_skeleton, open_autoencoder
-from edgemm.families.family import Drawn, Eye, Named, Parts, PictureRule, Pieces, component, example_pictures
+from edgemm.families.family import (
+    Drawn,
+    Eye,
+    Parts,
+    PictureRule,
+    Pieces,
+    component,
+    example_ids,
+    example_pictures,
+)
 from edgemm.families.folder import Found
 from edgemm.families.hf_checkpoint import Checkpoint
 from edgemm.families.janusflow_layers import FULL_RATE, JanusFlow
-from edgemm.families.llama import check_llama_shaped, example_tokens, text_pieces, transformer_component
+from edgemm.families.llama import check_llama_shaped, text_pieces, transformer_component
 from edgemm.families.own_modules import fill, from_sizes, keep_biases, names_in, read_config
-from edgemm.families.prefix import OverPrefix, conditioner_component, prefix_shapes
+from edgemm.families.prefix import OverPrefix, conditioner_component, example_inputs, prefix_shapes
 
 __all__ = ["CANNOT", "NEEDS", "draw", "open_model", "parts", "pieces", "reply", "skeleton"]
 
 CANNOT = "editing (the model has none), pictures of other sizes than its own square"
 NEEDS = {"vae": f"{WHAT}; JanusFlow is published with stabilityai/sdxl-vae"}
-EXAMPLE = "What do you see in this picture, and which colours does it have?"
 PARTS = ("und_enc", "gen_enc", "gen_dec")
 # What the published code says and no file does
 SYSTEM = (
@@ -140,7 +148,8 @@ def parts(checkpoint: Checkpoint) -> Parts:
     most = check_llama_shaped(config, checkpoint.folder)
     rule, least = _picture_rule(checkpoint.folder, side)
     eye = Eye(rule, model.image_tokens, model)
-    tokens = eye(example_pictures(side))
+    pictures = example_pictures(side)
+    tokens = eye(pictures)
     heads, width = config.num_key_value_heads, config.head_dim
     prefix, grid = prefix_shapes(len(text.layers), heads, width), side // model.vae.cell
     latents = ("b", model.vae.channels, grid, grid)
@@ -155,33 +164,12 @@ def parts(checkpoint: Checkpoint) -> Parts:
     by_name = {graph.name: graph for graph in graphs}
     return Parts(
         graphs=by_name,
-        inputs=_inputs(checkpoint, by_name, tokens, prefix),
+        inputs=example_inputs(by_name, example_ids(checkpoint), (pictures, tokens), (0.0, 700.0)),
         text=_text_loop(checkpoint, rule, least, tokens.shape[1]),
         denoise=_denoise_loop(checkpoint),
         most_context=most,
         shared={"denoiser": "transformer"},
     )
-
-
-@torch.no_grad()
-def _inputs(checkpoint: Checkpoint, graphs: dict[str, Any], tokens: Tensor, prefix: dict[str, Any]) -> dict[str, Named]:
-    """What each component is compared on, made by those before it."""
-    model: JanusFlow = checkpoint.model
-    read = example_tokens(graphs["transformer"], checkpoint.tokenizer(EXAMPLE)["input_ids"], tokens)
-    _, *present = graphs["transformer"].module(*read.values())
-    past = [name for name in read if name.startswith("past_")]
-    length = read["attention_limit"][:, -1] + 1
-    condition = {**dict(zip(past, present, strict=True)), "prefix_length": length - torch.tensor([0, 3])}
-    given = graphs["conditioner"].module(*condition.values())
-    grid = model.image_size // model.vae.cell
-    latents = torch.randn(2, model.vae.channels, grid, grid, generator=torch.Generator().manual_seed(0))
-    return {
-        "image_encoder": {"pixels": example_pictures(model.image_size)},
-        "transformer": read,
-        "conditioner": condition,
-        "denoiser": {"latents": latents, "time": torch.tensor([0.0, 700.0]), **dict(zip(prefix, given, strict=True))},
-        "image_decoder": {"latents": latents},
-    }
 
 
 def _picture_rule(folder: Path, side: int) -> tuple[PictureRule, int]:

@@ -16,7 +16,7 @@ from edgemm.export.component_graphs import ComponentGraph, scatter
 from edgemm.families.chat_ids import as_the_library_reads, plain
 from edgemm.families.chat_strings import ChatStrings, added_around, chat_strings, plain_strings
 from edgemm.families.family import Named, Parts, Pieces, Shape, component
-from edgemm.families.hf_checkpoint import Checkpoint
+from edgemm.families.hf_checkpoint import Checkpoint, rendered
 from edgemm.model.transformer import visible_up_to
 
 __all__ = [
@@ -74,7 +74,7 @@ def _strings(checkpoint: Checkpoint) -> ChatStrings:
 
     def render(messages: list[dict[str, Any]]) -> str:
         talk = [plain(message) for message in messages]
-        return tokenizer.apply_chat_template(talk, tokenize=False, add_generation_prompt=True)
+        return rendered(tokenizer, talk, checkpoint.folder)
 
     return chat_strings(render, None, checkpoint.folder)
 

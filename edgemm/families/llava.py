@@ -12,8 +12,8 @@ from edgemm.bundle.manifest import TextLoop
 from edgemm.errors import CheckpointError
 from edgemm.families.chat_ids import as_the_library_reads
 from edgemm.families.chat_strings import ChatStrings, added_around, chat_strings, plain_strings
-from edgemm.families.family import Eye, Parts, Pieces, component, example_pictures, picture_rule
-from edgemm.families.hf_checkpoint import Checkpoint
+from edgemm.families.family import Eye, Parts, Pieces, component, example_ids, example_pictures, picture_rule
+from edgemm.families.hf_checkpoint import Checkpoint, rendered
 from edgemm.families.llama import (
     check_llama_shaped,
     example_tokens,
@@ -24,7 +24,6 @@ from edgemm.families.llama import (
 __all__ = ["CANNOT", "parts", "pieces", "processor_strings"]
 
 CANNOT = "pictures of other sizes than the tower's own square; tools"
-EXAMPLE = "What do you see in this picture, and which colours does it have?"
 
 
 def pieces(model: Any) -> Pieces:
@@ -74,7 +73,7 @@ def parts(checkpoint: Checkpoint) -> Parts:
         strip=found.strip,
     )
     text = as_the_library_reads(checkpoint, loop, checkpoint.processor)
-    ids = checkpoint.tokenizer(EXAMPLE)["input_ids"]
+    ids = example_ids(checkpoint)
     return Parts(
         graphs={encoder.name: encoder, transformer.name: transformer},
         inputs={encoder.name: {"pixels": pictures}, transformer.name: example_tokens(transformer, ids, tokens)},
@@ -91,7 +90,7 @@ def processor_strings(checkpoint: Checkpoint, place: str, around: tuple[str, str
         return plain_strings(before, after)
 
     def render(messages: list[dict[str, Any]]) -> str:
-        return processor.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        return rendered(processor, messages, checkpoint.folder)
 
     found = chat_strings(render, place, checkpoint.folder)
     if not before or found.template.opening.startswith(before):

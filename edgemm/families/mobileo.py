@@ -17,12 +17,12 @@ from edgemm.bundle.manifest import Licence, TextLoop, TextTemplate
 from edgemm.bundle.picture import load_picture
 from edgemm.bundle.prompt import PICTURE_ID
 from edgemm.errors import CheckpointError
-from edgemm.families.family import Drawn, Named, Parts, Pieces, Shape, component, example_pictures
+from edgemm.families.family import Drawn, Parts, Pieces, Shape, component, example_ids, example_pictures
 from edgemm.families.fastvit import STRIDE
 from edgemm.families.hf_checkpoint import Checkpoint
-from edgemm.families.llama import as_transformer, check_llama_shaped, example_tokens, text_pieces
+from edgemm.families.llama import as_transformer, check_llama_shaped, text_pieces
 from edgemm.families.mobileo_layers import NEEDS, Eye, open_model, skeleton
-from edgemm.families.prefix import HiddenGraph
+from edgemm.families.prefix import HiddenGraph, example_inputs
 from edgemm.families.sana import LatentDecoder, SanaConditioner, SanaDenoiser
 
 __all__ = ["CANNOT", "LICENCES", "NEEDS", "draw", "open_model", "parts", "pieces", "reply", "skeleton"]
@@ -32,7 +32,6 @@ LICENCES = (
     Licence("Mobile-O: code and weights", "CC-BY-NC-SA-4.0", "not for commercial use"),
     Licence("FastVLM, its reading half, copyright Apple", "Apple's model licence", "for research only"),
 )
-EXAMPLE = "What do you see in this picture, and which colours does it have?"
 SYSTEM, USER, ASSISTANT, END = (
     "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n",
     "<|im_start|>user\n",
@@ -103,34 +102,11 @@ def parts(checkpoint: Checkpoint) -> Parts:
     by_name = {graph.name: graph for graph in graphs}
     return Parts(
         graphs=by_name,
-        inputs=_inputs(checkpoint, by_name, pictures, tokens),
+        inputs=example_inputs(by_name, example_ids(checkpoint), (pictures, tokens), (900.0, 300.0)),
         text=_text_loop(checkpoint, side, tokens.shape[1]),
         denoise=_denoise_loop(checkpoint, hidden),
         most_context=most,
     )
-
-
-@torch.no_grad()
-def _inputs(checkpoint: Checkpoint, graphs: dict[str, Any], pictures: Tensor, tokens: Tensor) -> dict[str, Named]:
-    """What each component is compared on, made by those before it."""
-    read = example_tokens(graphs["transformer"], checkpoint.tokenizer(EXAMPLE)["input_ids"], tokens)
-    present = dict(
-        zip([spec.name for spec in graphs["transformer"].outputs], graphs["transformer"].module(*read.values()))
-    )
-    hidden = {spec.name: present[spec.name.replace("past", "present")] for spec in graphs["conditioner"].inputs[:-1]}
-    condition = {**hidden, "prefix_length": read["attention_limit"][:, -1] + 1 - torch.tensor([0, 5])}
-    given = zip(
-        [spec.name for spec in graphs["conditioner"].outputs], graphs["conditioner"].module(*condition.values())
-    )
-    shape = graphs["image_decoder"].inputs[0].shape[1:]
-    latents = torch.randn(2, *shape, generator=torch.Generator().manual_seed(0))
-    return {
-        "image_encoder": {"pixels": pictures},
-        "transformer": read,
-        "conditioner": condition,
-        "denoiser": {"latents": latents, "time": torch.tensor([900.0, 300.0]), **dict(given)},
-        "image_decoder": {"latents": latents},
-    }
 
 
 def _hidden_layers(checkpoint: Checkpoint) -> tuple[int, ...]:
@@ -164,7 +140,9 @@ def _cell(vae: Any) -> int:
 
 def _text_loop(checkpoint: Checkpoint, side: int, count: int) -> TextLoop:
     return TextLoop(
-        template=TextTemplate(USER, END, ASSISTANT, END, "<|im_start|>system\n", END, "", SYSTEM),
+        template=TextTemplate(
+            USER, END, ASSISTANT, END, "<|im_start|>system\n", END, system_default="", opening=SYSTEM
+        ),
         image_close="\n",
         image_between="\n",
         image_size=side,

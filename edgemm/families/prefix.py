@@ -7,16 +7,25 @@ Axes: b batch, r the denoiser's own rows, t prefix slots, g K/V heads, d head wi
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from edgemm.export.component_graphs import ComponentGraph, scatter
-from edgemm.families.family import Shape, component
-from edgemm.families.llama import LlamaGraph, Pair, Rows, rms
+from edgemm.families.family import Named, Shape, component
+from edgemm.families.llama import LlamaGraph, Pair, Rows, example_tokens, rms
 
-__all__ = ["HiddenGraph", "OverPrefix", "TurnedBack", "conditioner_component", "over_prefix", "prefix_shapes"]
+__all__ = [
+    "HiddenGraph",
+    "OverPrefix",
+    "TurnedBack",
+    "conditioner_component",
+    "example_inputs",
+    "over_prefix",
+    "prefix_shapes",
+]
 
 
 class HiddenGraph(LlamaGraph):
@@ -97,3 +106,30 @@ def conditioner_component(text: Any, kv_heads: int, head_width: int) -> Componen
     read: dict[str, Shape] = {f"past_{part}.{layer}": cache for layer in range(depth) for part in ("key", "value")}
     given = prefix_shapes(depth, kv_heads, head_width)
     return component("conditioner", TurnedBack(text.rotary_emb.inv_freq), {**read, "prefix_length": ("b",)}, given)
+
+
+@torch.no_grad()
+def example_inputs(
+    graphs: Mapping[str, ComponentGraph], ids: list[int], read: tuple[Tensor, Tensor], times: Sequence[float]
+) -> dict[str, Named]:
+    """What each component is compared on, made by those before it: a prompt's `ids`, what is `read` (pictures, and
+    their tokens), and two `times` of drawing."""
+    pictures, tokens = read
+    words = example_tokens(graphs["transformer"], ids, tokens)
+    present = _answers(graphs["transformer"], words)
+    past = {spec.name: present[spec.name.replace("past", "present")] for spec in graphs["conditioner"].inputs[:-1]}
+    condition = {**past, "prefix_length": words["attention_limit"][:, -1] + 1 - torch.tensor([0, 5])}
+    shape = [int(size) for size in graphs["image_decoder"].inputs[0].shape[1:]]
+    latents = torch.randn(2, *shape, generator=torch.Generator().manual_seed(0))
+    given = _answers(graphs["conditioner"], condition)
+    return {
+        "image_encoder": {"pixels": pictures},
+        "transformer": words,
+        "conditioner": condition,
+        "denoiser": {"latents": latents, "time": torch.tensor(times), **given},
+        "image_decoder": {"latents": latents},
+    }
+
+
+def _answers(graph: ComponentGraph, inputs: Named) -> Named:
+    return dict(zip([spec.name for spec in graph.outputs], graph.module(*inputs.values()), strict=True))

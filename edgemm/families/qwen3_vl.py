@@ -17,8 +17,8 @@ from edgemm.errors import CheckpointError
 from edgemm.export.component_graphs import scatter
 from edgemm.families.chat_ids import as_the_library_reads
 from edgemm.families.chat_strings import chat_strings
-from edgemm.families.family import Eye, Parts, Pieces, component, example_pictures, picture_rule
-from edgemm.families.hf_checkpoint import Checkpoint
+from edgemm.families.family import Eye, Parts, Pieces, component, example_ids, example_pictures, picture_rule
+from edgemm.families.hf_checkpoint import Checkpoint, rendered
 from edgemm.families.llama import (
     LlamaGraph,
     as_transformer,
@@ -31,7 +31,6 @@ from edgemm.model.transformer import visible_up_to
 __all__ = ["CANNOT", "library_inputs", "parts", "pieces", "side_of", "GridGraph"]
 
 CANNOT = "video; pictures of other sizes than one square, 512 pixels where the processor allows it"
-EXAMPLE = "What do you see in this picture, and which colours does it have?"
 SIDE = 512  # pixels, or the nearest that the image processor leaves as it is
 
 
@@ -118,7 +117,7 @@ def parts(checkpoint: Checkpoint, tower: nn.Module | None = None) -> Parts:
         image_width=tokens.shape[-1],
         more_caches={f"{part}.{len(text.layers)}": ledger for part in ("key", "value")},
     )
-    ids = checkpoint.tokenizer(EXAMPLE)["input_ids"]
+    ids = example_ids(checkpoint)
     return Parts(
         graphs={encoder.name: encoder, transformer.name: transformer},
         inputs={encoder.name: {"pixels": pictures}, transformer.name: example_tokens(transformer, ids, tokens)},
@@ -148,7 +147,7 @@ def _text_loop(checkpoint: Checkpoint, size: int, count: int, resample: str) -> 
     )
 
     def render(messages: list[dict[str, Any]]) -> str:
-        return tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        return rendered(tokenizer, messages, checkpoint.folder)
 
     found = chat_strings(render, start + image + end, checkpoint.folder)
     loop = TextLoop(

@@ -17,12 +17,12 @@ from edgemm.bundle.drawing import DenoiseLoop, DenoiseTemplate, LatentGrid
 from edgemm.bundle.manifest import TextLoop, TextTemplate
 from edgemm.bundle.picture import load_picture
 from edgemm.errors import CheckpointError
-from edgemm.families.family import Drawn, Named, Parts, Pieces, Shape, component, example_pictures
+from edgemm.families.family import Drawn, Parts, Pieces, Shape, component, example_ids, example_pictures
 from edgemm.families.folder import Found
 from edgemm.families.hf_checkpoint import Checkpoint
-from edgemm.families.llama import as_transformer, check_llama_shaped, example_tokens, text_pieces
+from edgemm.families.llama import as_transformer, check_llama_shaped, text_pieces
 from edgemm.families.own_modules import fill, from_sizes, names_in, read_config
-from edgemm.families.prefix import HiddenGraph, prefix_shapes
+from edgemm.families.prefix import HiddenGraph, example_inputs, prefix_shapes
 from edgemm.families.showo2_graphs import Conditioner, Denoiser, ImageDecoder, ImageEncoder
 from edgemm.families.showo2_layers import ShowO2
 from edgemm.families.wan_autoencoder import WHAT, open_wan, wan_skeleton
@@ -37,7 +37,6 @@ NEEDS = {
     "vae": WHAT,
 }
 TOKENIZER = "llm"
-EXAMPLE = "What do you see in this picture, and which colours does it have?"
 # What the published code says and no file does
 START, END, VISION_START, VISION_END = "<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>"
 ADDED = ("[PAD]", "<image>", "<|vid_start|>", "<|vid_end|>")  # tokens that the published code adds
@@ -142,33 +141,12 @@ def parts(checkpoint: Checkpoint) -> Parts:
     by_name = {graph.name: graph for graph in graphs}
     return Parts(
         graphs=by_name,
-        inputs=_inputs(checkpoint, by_name, pictures, tokens),
+        inputs=example_inputs(by_name, example_ids(checkpoint), (pictures, tokens), (0.0, 0.7)),
         text=_text_loop(checkpoint, side, tokens.shape[1]),
         denoise=_denoise_loop(model, side),
         most_context=most,
         shared=dict.fromkeys(("denoiser", "conditioner", "image_encoder"), "transformer"),
     )
-
-
-@torch.no_grad()
-def _inputs(checkpoint: Checkpoint, graphs: dict[str, Any], pictures: Tensor, tokens: Tensor) -> dict[str, Named]:
-    """What each component is compared on, made by those before it."""
-    read = example_tokens(graphs["transformer"], checkpoint.tokenizer(EXAMPLE)["input_ids"], tokens)
-    _, *present = graphs["transformer"].module(*read.values())
-    past = [name for name in read if name.startswith("past_")]
-    length = read["attention_limit"][:, -1] + 1
-    condition = {**dict(zip(past, present, strict=True)), "prefix_length": length - torch.tensor([0, 5])}
-    given = graphs["conditioner"].module(*condition.values())
-    names = [spec.name for spec in graphs["conditioner"].outputs]
-    shape = graphs["image_decoder"].inputs[0].shape[1:]
-    latents = torch.randn(2, *shape, generator=torch.Generator().manual_seed(0))
-    return {
-        "image_encoder": {"pixels": pictures},
-        "transformer": read,
-        "conditioner": condition,
-        "denoiser": {"latents": latents, "time": torch.tensor([0.0, 0.7]), **dict(zip(names, given, strict=True))},
-        "image_decoder": {"latents": latents},
-    }
 
 
 def _grid(model: ShowO2) -> tuple[int, int]:

@@ -172,7 +172,7 @@ def bars(found: Sequence[Bar], label: str) -> str:
     """Shares from 0 to 1, the first on top; a line from low to high, and an upright one at the mark."""
     names = [bar.name for bar in found]
     y = Axis("", -0.5, len(found) - 0.5)
-    plot = Plot(label, Axis(label, 0, 1), y, 640, TOP + BOTTOM + 26 * len(found), names[::-1], right=52)
+    plot = Plot(label, Axis(label, 0, 1), y, 640, TOP + BOTTOM + 26 * len(found), y_names=names[::-1], right=52)
     for place, bar in enumerate(reversed(found)):
         if bar.value is None:
             plot.words(0, place, "none", shift=(6, 4))

@@ -58,7 +58,8 @@ class Adapter:
                 if id(array) not in copies:
                     copies[id(array)] = zeros(array.shape, array.dtype)
                     np.copyto(copies[id(array)], array)
-            self._placed[engine.component] = {name: copies[id(array)] for name, array in factors.items()}
+            placed = {name: copies[id(array)] for name, array in factors.items()}
+            self._placed.setdefault(engine.component, placed)  # another thread may have been first
         return self._placed[engine.component]
 
 

@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from edgemm.bundle.bundle import read_tensors
 from edgemm.bundle.drawing import DenoiseLoop, DenoiseTemplate, ImageTokensLoop
 from edgemm.bundle.manifest import UNCONDITIONAL, Limits, TextLoop
 from edgemm.bundle.prompt import (
@@ -152,7 +151,7 @@ class ImageGenerator:
 
     @cached_property
     def _unconditional(self) -> Arrays:
-        return read_tensors(self._engines.bundle.file(UNCONDITIONAL))
+        return self._engines.bundle.tensors(UNCONDITIONAL)
 
 
 def denoise_request(

@@ -17,10 +17,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from edgemm.bundle.bundle import Bundle, read_tensors
+from edgemm.bundle.bundle import Bundle
 from edgemm.bundle.components import ADAPTER_PREFIX
 from edgemm.bundle.manifest import ADAPTER_SCALES
 from edgemm.bundle.onnx_file import check_external_data
+from edgemm.device.gpu import gpu_number
 from edgemm.errors import BundleError, InputError, MissingError, UsageError
 from edgemm.runtimes.backend.engine import Backend, Engine, GraphFiles, ThreadPlan
 
@@ -75,6 +76,9 @@ DEVICES = {  # `auto` takes the first that works and that the bundle was exporte
 }
 
 
+MANY = ("cuda", "rtx")  # of which a machine may have several: "cuda:1"
+
+
 @dataclass(frozen=True)
 class Choice:
     """What a model runs on."""
@@ -85,18 +89,21 @@ class Choice:
     provider: str
     why: str
 
+    @property
+    def number(self) -> int:
+        """Of the GPU, as CUDA counts."""
+        return gpu_number(self.device)
+
     def __str__(self) -> str:
         return f"{self.device} with {self.backend} ({self.provider}), target {self.target}: {self.why}"
 
 
 def select(device: str, targets: Iterable[str]) -> Choice:
-    """`device` is `auto` or a row of DEVICES; `targets` are what the bundle was exported for."""
+    """`device` is `auto` or a row of DEVICES, some with a number; `targets` are what the bundle was exported for."""
     offered = tuple(targets)
     if device == "auto":
         return _select_auto(offered)
-    if device not in DEVICES:
-        raise UsageError(f"device is {device!r}, expected one of: auto, {', '.join(DEVICES)}")
-    row = DEVICES[device]
+    row = DEVICES[_row_of(device)]
     problem = _problem(row)
     if problem:
         raise MissingError(f"device {device!r} was asked for: {problem}; {row.cure}")
@@ -105,6 +112,15 @@ def select(device: str, targets: Iterable[str]) -> Choice:
             f"the bundle has no target {row.target!r}, only: {', '.join(offered)}; export it for that target"
         )
     return _choice(device, "it was asked for")
+
+
+def _row_of(device: str) -> str:
+    """Its name in DEVICES; "cuda:1" is the second of CUDA's GPUs."""
+    name, colon, number = device.partition(":")
+    if name not in DEVICES or (colon and (name not in MANY or not number.isdigit())):
+        numbered = " or ".join(f"{each}:1" for each in MANY)
+        raise UsageError(f"device is {device!r}, expected one of: auto, {', '.join(DEVICES)}, or {numbered}")
+    return name
 
 
 def _select_auto(offered: tuple[str, ...]) -> Choice:
@@ -119,7 +135,7 @@ def _select_auto(offered: tuple[str, ...]) -> Choice:
 
 
 def _choice(device: str, why: str) -> Choice:
-    row = DEVICES[device]
+    row = DEVICES[_row_of(device)]
     return Choice(device, row.backend, row.target, row.provider, why)
 
 
@@ -176,7 +192,7 @@ class Engines:
         self.bundle = bundle
         self.choice = choice
         self.threads = plan
-        self._memory_limit_mb = memory_limit_mb
+        self._memory_limit_mb, self._backend = memory_limit_mb, backend
         self.target = choice.target
         self.components = bundle.manifest.targets[choice.target]
         self.choices = assign(choice, self.components, backend)
@@ -185,9 +201,7 @@ class Engines:
         self._side_by_side = choice.device == "cpu"  # others share a device's memory, or build what they load
         self._running = threading.Lock()
         self._closed = False
-        for component in self.components:
-            files = self._files(component)
-            check_external_data(files.graph, files.data)
+        self._files = {component: self._opened(component) for component in self.components}
         self.budget: CacheBudget | None = None  # of all conversations together; None without a limit
         if memory_limit_mb is not None:  # too small a limit is told before anything is loaded
             from edgemm.runtimes.cache_budget import CacheBudget
@@ -211,7 +225,7 @@ class Engines:
         manifest = self.bundle.manifest
         inputs = {component: manifest.variant(component, self.target).inputs for component in self.components}
         scaled = ADAPTER_SCALES in manifest.files
-        return Adapters(inputs, read_tensors(self.bundle.file(ADAPTER_SCALES)) if scaled else {})
+        return Adapters(inputs, self.bundle.tensors(ADAPTER_SCALES) if scaled else {})
 
     @cached_property
     def takes_adapters(self) -> bool:
@@ -223,6 +237,13 @@ class Engines:
     def adapter(self) -> Adapter | None:
         """The one that is active; None where nothing takes any."""
         return self.adapters.active if self.takes_adapters else None
+
+    def try_first(self) -> None:
+        """In another process, where this bundle was never used on this machine (first_load.py)."""
+        from edgemm.runtimes.first_load import check_first_load
+
+        runs = sorted({f"{c.backend} {load_backend(c.backend).version()} {c.provider}" for c in self.choices.values()})
+        check_first_load(self.bundle, self.choice.device, self._backend, "; ".join(runs))
 
     def __contains__(self, component: object) -> bool:
         return component in self.components
@@ -260,7 +281,7 @@ class Engines:
 
     def ids(self, path: str) -> np.ndarray:
         """A table of token ids in the bundle."""
-        ids = read_tensors(self.bundle.file(path)).get("ids")
+        ids = self.bundle.tensors(path).get("ids")
         if ids is None or ids.dtype != np.int64 or ids.ndim != 1:
             raise BundleError(f"{path}: expected a tensor `ids` of whole numbers")
         return ids
@@ -276,6 +297,8 @@ class Engines:
         """Lets every engine go; none is loaded again."""
         self._closed = True
         self._loaded.clear()
+        self._files.clear()
+        self.bundle.close()
 
     def _load(self, component: str) -> Engine:
         if component not in self.components:
@@ -283,13 +306,19 @@ class Engines:
         with self._loading[component]:
             self.check_open()
             if component not in self._loaded:
-                choice, files = self.choices[component], self._files(component)
-                engine = load_backend(choice.backend).open_engine(files, choice.provider, self.threads, self._running)
+                choice, files = self.choices[component], self._files[component]
+                where = {"number": choice.number} if choice.number else {}  # a CPU has none
+                engine = load_backend(choice.backend).open_engine(
+                    files, choice.provider, self.threads, self._running, **where
+                )
                 self.check_open()  # it may have been closed meanwhile
                 self._loaded[component] = engine
             return self._loaded[component]
 
-    def _files(self, component: str) -> GraphFiles:
+    def _opened(self, component: str) -> GraphFiles:
+        """Its files, open from now on; what they would have a library read is looked at."""
         variant = self.bundle.manifest.variant(component, self.target)
-        data = None if variant.data is None else self.bundle.file(variant.data)
-        return GraphFiles(component, self.bundle.file(variant.graph), data, variant)
+        graph = self.bundle.held(variant.graph)
+        data = None if variant.data is None else self.bundle.held(variant.data)
+        check_external_data(graph.path, data.path if data else None)
+        return GraphFiles(component, graph.path, data.path if data else None, variant, (graph, data))

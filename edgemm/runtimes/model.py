@@ -67,7 +67,9 @@ class Model:
         self.manifest = engines.bundle.manifest
         self.choice: Choice = engines.choice  # what it runs on, and why
         self.threads: ThreadPlan = engines.threads
-        self.tokenizer = Tokenizer(self.bundle.file(self.manifest.tokenizer))
+        self.tokenizer = Tokenizer(
+            self.bundle.path / self.manifest.tokenizer, self.bundle.text(self.manifest.tokenizer)
+        )
         self._calls = Calls()
 
     @property

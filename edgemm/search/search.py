@@ -229,7 +229,7 @@ class Search:
             self.journal.add(key, scores=dataclasses.asdict(scores), drawn=drawn)
         row, ms = self.journal.found[key], self.ms(choice)
         scores, size = Scores(**row["scores"]), self.levels.bytes_of(choice)
-        point = Point(name, choice, size, ms["text"], ms["draw"], scores, drawn=row.get("drawn"))
+        point = Point(name, choice, size, text_ms=ms["text"], draw_ms=ms["draw"], scores=scores, drawn=row.get("drawn"))
         if all(point.choice != other.choice for other in self.points):
             self.points.append(point)
             progress.line(_line(point, self.met(point)))

@@ -53,8 +53,8 @@ class Application:
         inner.state.service = self.service
         gated: ASGIApp = Gate(inner, self.service.metrics, keys, int(options.max_body_mb * 1e6), options.log_prompts)
         if options.cors_origin:
-            allowed = {"allow_methods": ["GET", "POST"], "allow_headers": ["*"]}
-            gated = CORSMiddleware(gated, allow_origins=list(options.cors_origin), **allowed)
+            origins = list(options.cors_origin)
+            gated = CORSMiddleware(gated, origins, allow_methods=["GET", "POST"], allow_headers=["*"])
         self._app = gated
         self._document = document([named.id for named in self.service.registry], bool(keys))
 

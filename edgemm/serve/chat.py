@@ -155,7 +155,7 @@ def works(asked: Asked) -> list[Work]:
         if asked.drawing is None:
             made.append(("text", TextWork(asked.named, model.text_writing(asked.messages, **options))))
         else:
-            drawing = {**asked.drawing, "seed": (asked.drawing["seed"] + choice) % 2**63}
+            drawing: Any = {**asked.drawing, "seed": (asked.drawing["seed"] + choice) % 2**63}
             stream: Iterator[Any] = model.generate(
                 asked.messages, drawing=drawing, max_images=asked.max_images, **options
             )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -189,7 +189,7 @@ class _Answer:
             **self.head,
         }
 
-    async def _drawn(self, work: Work) -> Any:
+    async def _drawn(self, work: Work) -> AsyncIterator[Any]:
         with self.service.ticket([work], self.asked.timeout_s) as ticket:
             async for _, event in ticket:
                 if isinstance(event, ImageResult):

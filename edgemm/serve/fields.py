@@ -411,11 +411,11 @@ def _path(loc: tuple[int | str, ...], given: Any) -> list[int | str]:
     """Where it is in the request: pydantic also names which shape it tried."""
     path: list[int | str] = []
     for place, key in enumerate(loc):
-        try:
-            given = given[key] if isinstance(given, (dict, list)) else ()[0]
-        except (KeyError, IndexError, TypeError):
-            if not isinstance(given, dict) or place != len(loc) - 1:
-                continue
+        known = list(given) if isinstance(given, dict) else range(len(given)) if isinstance(given, list) else ()
+        if key in known:
+            given = given[key]
+        elif not isinstance(given, dict) or place != len(loc) - 1:
+            continue
         path.append(key)
     return path
 

@@ -64,7 +64,7 @@ class Gate:
             else:
                 await self._app(scope, self._measured(receive), sending)
         except ClientDisconnect:
-            line["cancelled"] = True
+            line["cancelled"], status = True, 499  # nobody sees it; nginx's number
             self._metrics.cancelled.inc()
         finally:
             if self._log_prompts and "asked" in scope["state"]:

@@ -42,12 +42,13 @@ ERRORS = {
     400: "a field that cannot be honoured; `param` names it",
     401: "no valid key",
     404: "no such model",
+    405: "another method",
+    408: "longer than timeout_s, or than --timeout-s",
     413: "larger than --max-body-mb",
     415: "a body of another kind",
     429: "the queue is full; Retry-After says when to ask again",
     500: "a fault of the server or its bundle",
     503: "shutting down, or out of memory",
-    504: "longer than timeout_s",
 }
 
 
@@ -138,7 +139,7 @@ def _post(path: str) -> dict[str, Any]:
 
 
 def _get(answer: str, summary: str, key: bool = True) -> dict[str, Any]:
-    responses = {"200": _json(answer, summary)} | ({"401": _error(401)} if key else {})
+    responses = {"200": _json(answer, summary), "405": _error(405)} | ({"401": _error(401)} if key else {})
     return {"summary": summary, "responses": responses} | ({} if key else {"security": []})
 
 

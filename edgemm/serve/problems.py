@@ -17,11 +17,11 @@ TYPES = {  # of a status, where the problem says no other
     401: "authentication_error",
     404: "invalid_request_error",
     405: "invalid_request_error",
+    408: "timeout_error",
     413: "invalid_request_error",
     415: "invalid_request_error",
     429: "rate_limit_error",
     503: "server_error",
-    504: "timeout_error",
 }
 ASKED_AS = {  # the runtime's options, and how a request says them
     "max_new_tokens": "max_completion_tokens",
@@ -77,13 +77,13 @@ def busy(waiting: int, retry_after_s: int) -> Problem:
     return Problem(429, "queue_full", f"{waiting} requests wait already; ask again later", retry_after_s=retry_after_s)
 
 
-def as_problem(error: BaseException, prompt_param: str = "messages", within: str = "") -> Problem:
-    """Any error as a Problem; `prompt_param` is what the words are called here, `within` what options lie in."""
+def as_problem(error: BaseException, prompt_param: str = "messages") -> Problem:
+    """Any error as a Problem; `prompt_param` is what the words are called here."""
     if isinstance(error, Problem):
         return error
     message = " ".join(str(error).split())
     if isinstance(error, UsageError):
-        return Problem(400, "invalid_value", _renamed(message), _param(message, prompt_param, within))
+        return Problem(400, "invalid_value", _renamed(message), _param(message, prompt_param))
     if isinstance(error, InputError) and "this bundle holds at most" in message:
         return Problem(400, "context_length_exceeded", message, prompt_param)
     if isinstance(error, InputError):
@@ -92,20 +92,19 @@ def as_problem(error: BaseException, prompt_param: str = "messages", within: str
     if isinstance(error, (ResourceError, MemoryError)):
         return Problem(503, "out_of_memory", message or "out of memory", retry_after_s=5)
     if isinstance(error, MissingError):
-        return Problem(400, "unsupported_parameter", f"not on this server: {message}", _param(message, None, within))
+        return Problem(400, "unsupported_parameter", f"not on this server: {message}", _param(message, None))
     if isinstance(error, EdgemmError):
         return Problem(500, "model_error", message)
     return Problem(500, "internal_error", "an error of the server; its log says which")
 
 
-def _param(message: str, prompt_param: str | None, within: str) -> str | None:
+def _param(message: str, prompt_param: str | None) -> str | None:
     """The field that a message of the runtime begins with."""
     words = re.match(r"(?:[\w]+\(\): )?(\w+)", message)
     name = words[1] if words else ""
     if name in ("prompt", "messages", "the"):
         return prompt_param
-    asked = ASKED_AS.get(name, name if name in SAME else None)
-    return asked if asked is None or not within else f"{within}.{asked}"
+    return ASKED_AS.get(name, name if name in SAME else None)
 
 
 def _renamed(message: str) -> str:

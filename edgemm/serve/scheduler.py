@@ -115,8 +115,8 @@ class Lanes:
 
     def __init__(self, lanes: dict[Kind, Lane], draw_share: float) -> None:
         self.of, self._share = lanes, {"text": 1 - draw_share, "draw": draw_share}
-        self._passed: dict[str, float] = dict.fromkeys(lanes, 0.0)  # seconds, over the share
-        self._had_work: set[str] = set()
+        self._passed: dict[Kind, float] = dict.fromkeys(lanes, 0.0)  # seconds, over the share
+        self._had_work: set[Kind] = set()
 
     def next(self) -> Kind | None:
         at_work = {kind for kind, lane in self.of.items() if lane.busy}
@@ -247,7 +247,7 @@ class Scheduler:
         return told
 
     def _drop_stopped(self) -> None:
-        late = Problem(504, "deadline_exceeded", "the request took longer than its timeout_s")
+        late = Problem(408, "deadline_exceeded", "the request took longer than its timeout_s")
         self._waiting, gone = _split(self._waiting, Job.stopped)
         for job in gone:
             job.emit(late)

@@ -45,13 +45,13 @@ class Service:
     def measured(self, named: Named) -> Measured:
         return Measured(self.metrics, named.id)
 
-    async def prepared(self, prepare: Callable[[], T], prompt_param: str, within: str = "") -> T:
+    async def prepared(self, prepare: Callable[[], T], prompt_param: str) -> T:
         """What `prepare` makes, in a thread; what it refuses, as a Problem."""
         self.scheduler.check_room()  # before the work of reading a request that is refused anyway
         try:
             return await asyncio.to_thread(prepare)
         except EdgemmError as error:
-            raise as_problem(error, prompt_param, within) from error
+            raise as_problem(error, prompt_param) from error
 
     def ticket(self, works: Sequence[Work], timeout_s: float | None) -> Ticket:
         """The events of the works, which end with it."""

@@ -83,8 +83,9 @@ class EventStream(Response):
         pump, gone = asyncio.ensure_future(self._pump(send)), asyncio.ensure_future(_gone(receive))
         try:
             await asyncio.wait({pump, gone}, return_when=asyncio.FIRST_COMPLETED)
-            if pump.done():
-                pump.result()
+            if not pump.done():
+                raise ClientDisconnect
+            pump.result()
         finally:
             await _ended(pump, gone)
             await self._events.aclose()  # also where the pump never ran

@@ -24,6 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from edgemm import progress
+from edgemm.bundle.beside import only_writer, written_beside
 from edgemm.bundle.files import reading
 from edgemm.errors import EdgemmError, InputError
 from edgemm.model.unified import Unified
@@ -61,8 +62,15 @@ class Step(nn.Module):
 
 
 def run_loop(model: Unified, task: Task, recipe: Recipe, ranks: Ranks | None = None) -> None:
-    """Train to recipe.steps, going on from the run folder's state if there is one."""
+    """Train to recipe.steps, going on from the run folder's state if there is one.
+
+    InputError where another run writes in the folder now."""
     ranks = ranks or Ranks()
+    with only_writer(Path(recipe.output), "another run") if ranks.is_first else nullcontext():
+        _run(model, task, recipe, ranks)
+
+
+def _run(model: Unified, task: Task, recipe: Recipe, ranks: Ranks) -> None:
     folder = Path(recipe.output)
     (folder / "samples").mkdir(parents=True, exist_ok=True)
     if not (folder / "state.pt").exists():
@@ -179,9 +187,8 @@ def _cut_log(path: Path, start: int) -> None:
         with suppress(ValueError, KeyError, TypeError):  # the kill may have cut a line short
             if json.loads(line)["step"] <= start:
                 kept.append(line + "\n")
-    temporary = path.with_suffix(".tmp")  # one name, so what a killed run left is written over
-    temporary.write_text("".join(kept), encoding="utf-8")
-    os.replace(temporary, path)
+    with written_beside(path) as temporary:
+        temporary.write_text("".join(kept), encoding="utf-8")
 
 
 def _save_state(
@@ -201,14 +208,9 @@ def _save_state(
     }
     if not ranks.is_first:
         return
-    temporary = path.with_suffix(".tmp")  # one name, so what a killed run left is written over
     needed = 4 * sum(p.numel() * p.element_size() for p in state["parameters"].values())  # with AdamW's two moments
-    try:
-        with refusing_full_disk(path, where["step"], needed):
-            torch.save(state, temporary)
-            os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with refusing_full_disk(path, where["step"], needed), written_beside(path) as temporary:
+        torch.save(state, temporary)
 
 
 def _resume(path: Path, task: Task, optimizers: list[torch.optim.Optimizer], average: Average, recipe: Recipe) -> int:

@@ -7,7 +7,6 @@ Axes: c captions, g key/value heads, t slots kept, d head width.
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from edgemm.bundle.beside import written_beside
 from edgemm.bundle.files import reading
 from edgemm.errors import InputError
 from edgemm.model.conditioner import pool_prompt
@@ -148,9 +148,5 @@ class TeacherCache:
 
 
 def _write(path: Path, write: Callable[[Path], Any]) -> None:
-    temporary = path.with_suffix(".tmp")
-    try:
+    with written_beside(path) as temporary:
         write(temporary)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)

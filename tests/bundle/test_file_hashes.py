@@ -7,8 +7,8 @@ from concurrent.futures import CancelledError
 
 import pytest
 
-from edgemm.bundle import files as file_hashes
-from edgemm.bundle.files import LARGE_BYTES, FileHashes
+from edgemm.bundle import held_file as file_hashes
+from edgemm.bundle.held_file import LARGE_BYTES, FileHashes
 
 OF_ABC = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"  # FIPS 180-2, B.1
 OF_NOTHING = "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"
@@ -42,7 +42,8 @@ def test_the_weights_of_a_bundle_are_begun_without_its_manifest(tmp_path):
 
 def test_whoever_leaves_waits_for_no_hash(tmp_path, monkeypatch):
     monkeypatch.setattr(file_hashes, "CHUNK_BYTES", 1)
-    (tmp_path / "file").write_bytes(bytes(100))
+    for name in ("file", "other"):
+        (tmp_path / name).write_bytes(bytes(100))
     began, left, ended, told = threading.Event(), threading.Event(), threading.Event(), []
 
     def tell(size: int) -> None:

@@ -19,6 +19,7 @@ int cuDeviceGet(int *device, int ordinal) { *device = ordinal; return 0; }
 int cuDeviceGetName(char *name, int length, int device) { strncpy(name, "Orin", length); return 0; }
 int cuDeviceTotalMem_v2(size_t *bytes, int device) { *bytes = 7990116352u; return 0; }
 int cuDeviceGetAttribute(int *value, int attribute, int device) { *value = attribute == 75 ? 8 : 7; return 0; }
+int cuDeviceGetUuid_v2(char *uuid, int device) { for (int i = 0; i < 16; i++) uuid[i] = i; return 0; }
 int cuGetErrorName(int error, const char **name) { *name = "CUDA_ERROR_NO_DEVICE"; return 0; }
 """
 CRASHING = "int cuInit(unsigned flags) { return *(volatile int *)0; }"
@@ -43,7 +44,7 @@ def test_a_working_driver_tells_its_gpus(driver):
     driver(WORKING.replace("INIT", "0"))
     found = probe_cuda()
     assert (found.version, found.problem) == ("12.6", "")
-    assert found.gpus == (Gpu("Orin", "8.7", 7990116352),)
+    assert found.gpus == (Gpu("Orin", "8.7", 7990116352, "GPU-00010203-0405-0607-0809-0a0b0c0d0e0f"),)
 
 
 def test_a_driver_that_does_not_start_says_why(driver):

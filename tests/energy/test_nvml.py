@@ -7,6 +7,7 @@ import sys
 import pynvml
 import pytest
 
+from edgemm.energy import sensor
 from edgemm.energy.sensor import memory_used_bytes, open_nvml, throttle_reasons
 from edgemm.errors import MissingError
 
@@ -43,15 +44,15 @@ class PaperLibrary:
 
 def test_a_card_that_counts_gives_joules(driver):
     driver(PaperLibrary(nvmlDeviceGetTotalEnergyConsumption=7_000_000_001_500))
-    sensor = open_nvml()
-    assert (sensor.counts, sensor.covers) == (True, "GPU 0 with its memory (Paper 9000)")
-    assert sensor.read() == pytest.approx(7_000_000_001.5)
+    opened = open_nvml()
+    assert (opened.counts, opened.covers) == (True, "GPU 0 with its memory (Paper 9000)")
+    assert opened.read() == pytest.approx(7_000_000_001.5)
 
 
 def test_an_older_card_gives_watts(driver):
     driver(PaperLibrary({"nvmlDeviceGetTotalEnergyConsumption": NOT_SUPPORTED}, nvmlDeviceGetPowerUsage=61_250))
-    sensor = open_nvml()
-    assert (sensor.counts, sensor.read()) == (False, 61.25)
+    opened = open_nvml()
+    assert (opened.counts, opened.read()) == (False, 61.25)
 
 
 def test_a_jetson_is_told_where_its_power_is(driver):
@@ -98,10 +99,24 @@ def test_without_the_bindings_the_cure_is_told(monkeypatch):
 
 def test_a_card_that_falls_off_the_bus_is_told(driver):
     library = driver(PaperLibrary(nvmlDeviceGetTotalEnergyConsumption=1000))
-    sensor = open_nvml()
+    opened = open_nvml()
     library.statuses["nvmlDeviceGetTotalEnergyConsumption"] = GPU_IS_LOST
     with pytest.raises(MissingError, match="returns 15: GPU is lost"):
-        sensor.read()
+        opened.read()
+
+
+def test_a_card_is_found_by_the_name_that_cuda_gives_it(driver, monkeypatch):
+    """NVML counts by PCI bus, CUDA from the fastest on: two cards may change places."""
+    asked = []
+
+    class Library(PaperLibrary):
+        def nvmlDeviceGetHandleByUUID(self, uuid, handle):
+            asked.append(uuid.value)
+            return 0
+
+    monkeypatch.setattr(sensor, "gpu_uuid", lambda number: f"GPU-{number}")
+    driver(Library(nvmlDeviceGetTotalEnergyConsumption=1000))
+    assert open_nvml(1).covers == "GPU 1 with its memory (Paper 9000)" and asked == [b"GPU-1"]
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,8 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
+from edgemm.device.child import device_bytes
+from edgemm.engines import builder, child
 from edgemm.engines.builder import Limits, build_engine
 from edgemm.engines.cache import EngineCache
 from edgemm.engines.engine_spec import Place, Profile
@@ -201,7 +203,7 @@ def test_a_disk_that_is_really_full_is_told_and_the_old_engine_stays(graph, tmp_
     folder, wish = tmp_path / "disk", tmp_path / "wish"
     folder.mkdir()
     wish.write_bytes(pickle.dumps((spec_of(graph), spec_of(graph, opt_level=2), graph, folder, LIMITS)))
-    script = 'mount -t tmpfs -o size=1m tmpfs "$1" && exec "$2" -c "$3" "$4"'
+    script = 'mount -t tmpfs -o size=1m,mode=700 tmpfs "$1" && exec "$2" -c "$3" "$4"'
     words = ["unshare", "-rm", "sh", "-c", script, "sh", str(folder), sys.executable, FULL_DISK, str(wish)]
     ran = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, timeout=BUSY_S)
     full, told, *left = ran.stdout.splitlines()
@@ -249,3 +251,37 @@ def test_attention_without_a_kernel_of_its_own_is_taken_apart(tmp_path, cache):
         built = build_engine(spec, path, cache, LIMITS)
     assert built.entry.record["rung"] == "attention taken apart" and "next: attention taken apart" in heard.lines[0]
     assert np.sum([built.entry.record["layers"][f"ATTENTION_{end}"] for end in ("INPUT", "OUTPUT")]) == 2
+
+
+def test_the_second_gpu_is_all_that_its_builder_sees(graph, cache, monkeypatch):
+    """By its own name: CUDA_VISIBLE_DEVICES may renumber."""
+    given = []
+    monkeypatch.setattr(builder, "gpu_uuid", lambda number: f"GPU-{number}")
+
+    def attempt(what, wish, memory_bytes, timeout_s, environment):
+        given.append(environment)
+        return builder.Outcome(None, "refused", "not tried")
+
+    monkeypatch.setattr(builder, "attempt", attempt)
+    for number in (0, 1):
+        with pytest.raises(BundleError):
+            build_engine(spec_of(graph, place=Place("8.9", "RTX 4090", number=number)), graph, cache, LIMITS)
+    assert given == [{}, {"CUDA_VISIBLE_DEVICES": "GPU-1"}]
+
+
+def test_what_a_jetsons_gpu_holds_of_the_shared_memory_is_read(tmp_path):
+    (tmp_path / "proc").mkdir()
+    assert device_bytes(tmp_path) == 0
+    (tmp_path / "proc/meminfo").write_text("MemTotal: 8000000 kB\nNvMapMemFree: 94784 kB\nNvMapMemUsed: 805068 kB\n")
+    assert device_bytes(tmp_path) == 805068 * 1024
+
+
+@needs_rtx
+@pytest.mark.parametrize("tf32", [False, True])
+def test_float32_is_not_rounded_unless_asked_and_rtx_engines_can_be_captured(tf32):
+    import tensorrt_rtx as trt
+
+    wish = {"workspace_bytes": 1 << 20, "opt_level": 0, "sm": "86", "profiles": [], "tf32": tf32}
+    config = child._config(trt, trt.Builder(trt.Logger(trt.Logger.ERROR)), wish, lambda line: None)
+    assert config.get_flag(trt.BuilderFlag.TF32) == tf32
+    assert config.get_flag(trt.BuilderFlag.REQUIRE_USER_ALLOCATION)

@@ -21,6 +21,7 @@ OTHERS = {
     "profiles": (Profile("run", {"x": ((1,), (1,), (2,))}),),
     "opt_level": 2,
     "workspace_bytes": 1 << 27,
+    "tf32": True,
 }
 OTHER_PLACES = {
     "compute_capability": "8.6",
@@ -44,7 +45,12 @@ def put(cache, spec, content=b"engine", used_s=None):
 
 def test_every_field_is_tried():
     assert OTHERS.keys() | {"place"} == {field.name for field in dataclasses.fields(EngineSpec)}
-    assert OTHER_PLACES.keys() == {field.name for field in dataclasses.fields(Place)}
+    assert OTHER_PLACES.keys() | {"number"} == {field.name for field in dataclasses.fields(Place)}
+
+
+def test_two_gpus_alike_share_their_engines():
+    second = dataclasses.replace(SPEC, place=dataclasses.replace(PLACE, number=1))
+    assert second.key == SPEC.key
 
 
 @pytest.mark.parametrize("field", OTHERS)

@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import base64
 import copy
+import io
 import json
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file, save_file
 
 import edgemm
+import edgemm.serve
 from edgemm.bundle.chat import as_messages, chat_prompt
 from edgemm.errors import InputError, UsageError
 from edgemm.runtimes import schedule
 from tests.export.nano import needs_opset_24
+from tests.serve.conftest import running
 
 pytestmark = needs_opset_24
 
@@ -100,6 +106,35 @@ def test_both_modes_are_those_of_the_merged_model(opened, adapters, model, name)
     assert np.abs(torch_draws(merged) - torch_draws(model)).max() > 0.05, (
         "an adapter that changes nothing proves nothing"
     )
+
+
+def test_a_server_answers_with_each_adapter_by_its_name_all_at_once(opened, adapters):
+    httpx = pytest.importorskip("httpx", reason="needs the extras serve and dev")
+    pytest.importorskip("starlette", reason="needs the extras serve and dev")
+    runtime, wanted = opened["fp32"], {}
+    for name in (None, "a", "b"):
+        runtime.set_adapter(name)
+        text = runtime.generate_text(PROMPT, max_new_tokens=16).text
+        wanted[name] = text, runtime.generate_image("red heart", seed=1).image.to_array()
+    runtime.set_adapter(None)
+    names = {name: runtime.manifest.name + (f":{name}" if name else "") for name in wanted}
+    application = edgemm.serve.app(runtime, adapter=[f"{name}={adapters[name][0]}" for name in ("a", "b")])
+    with running(application) as url, ThreadPoolExecutor(6) as pool:
+        chat, draw = f"{url}/v1/chat/completions", f"{url}/v1/images/generations"
+        asked = [{"role": "user", "content": PROMPT}]
+        said = {
+            name: pool.submit(httpx.post, chat, json={"model": full, "messages": asked, "max_tokens": 16}, timeout=60)
+            for name, full in names.items()
+        }
+        drawn = {
+            name: pool.submit(httpx.post, draw, json={"model": full, "prompt": "red heart", "seed": 1}, timeout=60)
+            for name, full in names.items()
+        }
+        for name, (text, pixels) in wanted.items():
+            assert said[name].result().json()["choices"][0]["message"]["content"] == text
+            file = io.BytesIO(base64.b64decode(drawn[name].result().json()["data"][0]["b64_json"]))
+            assert np.array_equal(np.asarray(Image.open(file)), pixels)
+    assert len({pixels.tobytes() for _, pixels in wanted.values()}) == 3
 
 
 @pytest.mark.parametrize("precision", ["fp32", "int8"])

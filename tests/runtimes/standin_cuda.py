@@ -1,11 +1,19 @@
 """Stand-ins for what needs a GPU: a CUDA driver whose device memory is this process's own, and an engine that adds.
 
-They show that our bookkeeping is right (which memory, which order, which profile), never that a device runs it.
+They show that our bookkeeping is right (which memory, which order, which profile), never that a device runs it.  The
+driver refuses what CUDA refuses: waiting and allocating while a stream is captured, an address that is not aligned,
+another thread's work in a capture; and it takes the process down where the CPU touches managed memory while a kernel
+runs on a device without concurrentManagedAccess, as Orin and WSL2 are.  What is opened is counted until it is closed.
 """
 
 from __future__ import annotations
 
 import ctypes
+import mmap
+import os
+import threading
+from collections import Counter
+from collections.abc import Callable
 from types import SimpleNamespace
 
 import numpy as np
@@ -14,7 +22,10 @@ from edgemm.bundle.components import TensorSpec, Variant
 
 __all__ = ["CACHE", "TRT", "VARIANT", "Driver", "Engine"]
 
-CACHE = (1, 2, 3, 4)
+CACHE = (1, 2, 8, 16)  # 512 bytes: a row of several is aligned
+STREAM = 77
+UNSUPPORTED, INVALIDATED = 900, 901  # CUDA_ERROR_STREAM_CAPTURE_...
+CONCURRENT_MANAGED_ACCESS = 89
 VARIANT = Variant(
     "g.onnx",
     None,
@@ -28,63 +39,155 @@ VARIANT = Variant(
 class Driver:
     """The functions of libcuda that cuda_memory.py calls; `log` is their names in order."""
 
-    def __init__(self) -> None:
+    def __init__(self, concurrent: bool = True) -> None:
         self.log: list[str] = []
         self.fails: dict[str, int] = {}
-        self.libc = ctypes.CDLL(None)
-        self.libc.malloc.restype = ctypes.c_void_p
-        self.recorded: list | None = None  # what is captured instead of done
-        self.graphs: list[list] = []  # captured; their handles count from 1
+        self.concurrent = concurrent
+        self.alive: Counter[str] = Counter()  # graphs, launchable graphs, streams, pieces of memory
+        self.while_running: Callable[[], None] = lambda: None  # what another thread does before the wait is over
+        self._recorded: list | None = None  # what is captured instead of done
+        self._broken = False  # the capture
+        self._by: int | None = None  # the thread that captures
+        self._graphs: dict[int, list] = {}
+        self._managed: dict[int, tuple[int, int]] = {}  # as the CPU sees it -> bytes, as the device sees it
+        self._memory: dict[int, object] = {}
+        self._libc = ctypes.CDLL(None, use_errno=True)
+        self._libc.mmap.restype = ctypes.c_void_p
+        self._libc.mmap.argtypes = (ctypes.c_void_p, ctypes.c_size_t, *[ctypes.c_int] * 3, ctypes.c_long)
+        self._libc.mprotect.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
 
-    def __getattr__(self, name):
+    def __getattr__(self, name: str) -> Callable[..., int]:
+        if not name.startswith("cu"):
+            raise AttributeError(name)
+
         def call(*arguments):
             self.log.append(name)
             if name in self.fails:
-                self.recorded = None if name == "cuStreamEndCapture" else self.recorded
+                if name == "cuStreamEndCapture":
+                    self._recorded, self._by = None, None
                 return self.fails[name]
-            if name in ("cuMemAllocManaged", "cuMemHostAlloc"):
-                pointer, size = arguments[0]._obj, arguments[1]
-                pointer.value = self.libc.malloc(size)
-            elif name == "cuMemcpyAsync":
-                self.do(lambda: ctypes.memmove(arguments[0].value, arguments[1].value, arguments[2].value))
-            elif name == "cuStreamCreate":
-                arguments[0]._obj.value = 77
-            elif name == "cuStreamBeginCapture_v2":
-                self.recorded = []
-            elif name == "cuStreamEndCapture":
-                self.graphs.append(self.recorded or [])
-                self.recorded, arguments[1]._obj.value = None, len(self.graphs)
-            elif name.startswith("cuGraphInstantiate"):
-                arguments[0]._obj.value = _handle(arguments[1])
-            elif name == "cuGraphLaunch":
-                for work in self.graphs[_handle(arguments[0]) - 1]:
-                    work()
-            return 0
+            return getattr(self, f"_{name}", lambda *arguments: 0)(*arguments) or 0
 
         return call
 
-    def do(self, work) -> None:
-        work() if self.recorded is None else self.recorded.append(work)
+    def address(self, address: int) -> int:
+        """As the device sees it."""
+        for begin, (size, twin) in self._managed.items():
+            if begin <= address < begin + size:
+                return twin + address - begin
+        return address
 
+    def do(self, work: Callable[[], None]) -> None:
+        """A kernel: it runs until somebody waits for the stream."""
+        if self._recorded is not None:
+            assert threading.get_ident() == self._by, "another thread's work in this capture"
+            self._recorded.append(work)
+            return
+        self._protect(mmap.PROT_READ | mmap.PROT_WRITE if self.concurrent else 0)
+        work()
 
-def _handle(argument) -> int:
-    return int(getattr(argument, "value", argument))
+    def _protect(self, protection: int) -> None:
+        for begin, (size, _) in self._managed.items():
+            self._libc.mprotect(begin, size, protection)
+
+    def _unsafe(self) -> bool:
+        """Called while this very thread captures (thread-local mode): the capture is lost."""
+        self._broken = self._broken or self._by == threading.get_ident()
+        return self._by == threading.get_ident()
+
+    def _cuDeviceGetAttribute(self, value, attribute, device):
+        value._obj.value = int(attribute == CONCURRENT_MANAGED_ACCESS and self.concurrent)
+
+    def _cuStreamCreate(self, stream, flags):
+        assert flags == 1, "the legacy default stream would end a capture on a blocking one"
+        stream._obj.value = STREAM
+        self.alive["streams"] += 1
+
+    def _cuMemAllocManaged(self, pointer, size, flags):
+        whole = -(-size.value // mmap.PAGESIZE) * mmap.PAGESIZE
+        file = os.memfd_create("managed")
+        os.ftruncate(file, whole)
+        sides = [self._libc.mmap(None, whole, mmap.PROT_READ | mmap.PROT_WRITE, mmap.MAP_SHARED, file, 0) for _ in "12"]
+        os.close(file)
+        self._managed[sides[0]] = (whole, sides[1])
+        return self._given(pointer, sides[0])
+
+    def _cuMemHostAlloc(self, pointer, size, flags=0):
+        memory = ctypes.create_string_buffer(size.value + 512)
+        address = -(-ctypes.addressof(memory) // 256) * 256
+        self._memory[address] = memory
+        return self._given(pointer, address)
+
+    _cuMemAlloc_v2 = _cuMemHostAlloc
+
+    def _given(self, pointer, address):
+        if self._unsafe():
+            return UNSUPPORTED
+        pointer._obj.value = address
+        self.alive["memory"] += 1
+
+    def _cuMemFree_v2(self, pointer):
+        if self._unsafe():
+            return UNSUPPORTED
+        self.alive["memory"] -= 1
+        self._memory.pop(pointer.value, None)
+        self._managed.pop(pointer.value, None)
+
+    _cuMemFreeHost = _cuMemFree_v2
+
+    def _cuMemcpyAsync(self, target, source, size, stream):
+        self.do(lambda: ctypes.memmove(self.address(target.value), self.address(source.value), size.value))
+
+    def _cuStreamSynchronize(self, stream):
+        if self._recorded is not None:
+            self._broken = True
+            return UNSUPPORTED
+        self.while_running()
+        self._protect(mmap.PROT_READ | mmap.PROT_WRITE)
+
+    def _cuStreamBeginCapture_v2(self, stream, mode):
+        assert mode == 1, "in mode Global another thread's allocation ends the capture"
+        self._recorded, self._by, self._broken = [], threading.get_ident(), False
+
+    def _cuStreamEndCapture(self, stream, graph):
+        recorded, self._recorded, self._by = self._recorded or [], None, None
+        if self._broken:
+            return INVALIDATED
+        handle = len(self._graphs) + 1
+        self._graphs[handle] = recorded
+        graph._obj.value = handle
+        self.alive["graphs"] += 1
+
+    def _cuGraphInstantiateWithFlags(self, whole, graph, flags):
+        whole._obj.value = graph.value
+        self.alive["launchable"] += 1
+
+    def _cuGraphDestroy(self, graph):
+        self.alive["graphs"] -= graph.value is not None
+
+    def _cuGraphExecDestroy(self, graph):
+        self.alive["launchable"] -= 1
+
+    def _cuGraphLaunch(self, graph, stream):
+        for work in self._graphs[graph.value]:
+            self.do(work)
 
 
 class Engine:
     """present = past + 1 at every place, y = x + 10; profiles are (least, usual, largest) of x."""
 
-    def __init__(self, driver: Driver, aliased: bool = True, profiles=(((1, 4), (1, 4), (1, 4)),)) -> None:
-        self.driver, self.profiles = driver, profiles
+    def __init__(self, driver: Driver, aliased: bool = True, profiles=(((1, 4), (1, 4), (1, 4)),), waits=False) -> None:
+        self.driver, self.profiles, self.waits = driver, profiles, waits
         self.num_optimization_profiles = len(profiles)
         if aliased:
             self.get_aliased_input_tensor = lambda name: "past_key.0" if name == "present_key.0" else None
         self.contexts: list[Context] = []
 
     def get_tensor_profile_shape(self, name, profile):
-        return self.profiles[profile] if name == "x" else ((1, 2, 3, 4),) * 3
+        return self.profiles[profile] if name == "x" else (CACHE,) * 3
 
-    def create_execution_context(self, strategy=None):
+    def create_execution_context(self, strategy):
+        assert strategy == "user managed"
         self.contexts.append(Context(self))
         return self.contexts[-1]
 
@@ -92,34 +195,44 @@ class Engine:
 class Context:
     def __init__(self, engine: Engine) -> None:
         self.engine, self.addresses, self.shapes, self.profile = engine, {}, {}, None
+        self.scratch: tuple[int, int] | None = None
 
     def set_optimization_profile_async(self, profile, stream):
         self.profile = profile
-        return stream == 77
+        return stream == STREAM
 
     def set_input_shape(self, name, shape):
         self.shapes[name] = shape
         return True
 
+    def update_device_memory_size_for_shapes(self):
+        return 1000
+
+    def set_device_memory(self, address, size):
+        self.scratch = (address, size)
+
     def set_tensor_address(self, name, address):
         self.addresses[name] = address
-        return True
+        return address % 256 == 0
 
     def execute_async_v3(self, stream):
+        assert self.scratch is not None and self.scratch[1] >= 1000, "no scratch memory"
         self.engine.driver.log.append("execute")
+        if self.engine.waits:  # as an engine does that copies what it allocates
+            self.engine.driver.cuStreamSynchronize(stream)
         self.engine.driver.do(self._work)
         return True
 
     def _work(self):
-        past, present = (self._array(name, (1, 2, 3, 4), np.float16) for name in ("past_key.0", "present_key.0"))
+        past, present = (self._array(name, CACHE, np.float16) for name in ("past_key.0", "present_key.0"))
         x, y = (self._array(name, self.shapes["x"], np.float32) for name in ("x", "y"))
         present[:] = past + 1
         y[:] = x + 10
 
     def _array(self, name, shape, dtype):
         size = int(np.prod(shape)) * np.dtype(dtype).itemsize
-        memory = (ctypes.c_uint8 * size).from_address(self.addresses[name])
+        memory = (ctypes.c_uint8 * size).from_address(self.engine.driver.address(self.addresses[name]))
         return np.frombuffer(memory, dtype=dtype).reshape(shape)
 
 
-TRT = SimpleNamespace(ExecutionContextAllocationStrategy=SimpleNamespace(ON_PROFILE_CHANGE=1))
+TRT = SimpleNamespace(ExecutionContextAllocationStrategy=SimpleNamespace(USER_MANAGED="user managed"))

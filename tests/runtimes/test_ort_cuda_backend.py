@@ -3,83 +3,118 @@
 from __future__ import annotations
 
 import ctypes
+import gc
 import threading
+from types import SimpleNamespace
 
 import numpy as np
 import onnxruntime
 import pytest
 
+from edgemm.device.providers import one_node_model
 from edgemm.errors import BundleError
 from edgemm.runtimes.backend import ort_cuda_backend
 from edgemm.runtimes.backend.cuda_memory import Cuda
-from edgemm.runtimes.backend.engine import GraphFiles, LockedBinding, plan_threads
-from edgemm.runtimes.backend.ort_cuda_backend import GraphBinding, OrtCudaEngine, open_engine
+from edgemm.runtimes.backend.engine import GraphFiles, plan_threads
+from edgemm.runtimes.backend.ort_cuda_backend import OrtCudaEngine, open_engine
 from tests.heard import hearing
 from tests.runtimes.standin_cuda import CACHE, VARIANT, Driver
 
+Place = SimpleNamespace  # name of a memory, as ONNX Runtime tells it
+
 
 class Session:
-    """Adds 10 to x and 1 to the cache; remembers which graph was asked for, and where its arrays are."""
+    """Adds 10 to x and 1 to the cache; what is bound on another side than its node's is copied then and there."""
 
-    def __init__(self) -> None:
-        self.graphs: list[str] = []
-        self.places: dict[str, str] = {}
+    def __init__(self, driver: Driver, on_cpu: tuple[str, ...] = ()) -> None:
+        self.driver, self.on_cpu, self.options = driver, on_cpu, []
+
+    def get_inputs(self):
+        return [Place(name=spec.name) for spec in VARIANT.inputs]
+
+    def get_outputs(self):
+        return [Place(name=spec.name) for spec in VARIANT.outputs]
+
+    def _memories(self, specs):
+        return [Place(name="Cpu" if spec.name in self.on_cpu else "Cuda") for spec in specs]
+
+    def get_input_memory_infos(self):
+        return self._memories(VARIANT.inputs)
+
+    def get_output_memory_infos(self):
+        return self._memories(VARIANT.outputs)
 
     def io_binding(self):
         return Io(self)
 
     def run_with_iobinding(self, io, options):
-        self.graphs.append(options.get_run_config_entry("gpu_graph_id") if options else "none")
-        io.arrays["present_key.0"][:] = io.arrays["past_key.0"] + 1
-        io.arrays["y"][:] = io.arrays["x"] + 10
+        keys = ("gpu_graph_id", "disable_synchronize_execution_providers")
+        self.options.append(tuple(options.get_run_config_entry(key) for key in keys))
+        arrays = io.arrays
+
+        def work():
+            arrays["present_key.0"][:] = arrays["past_key.0"] + 1
+            arrays["y"][:] = arrays["x"] + 10
+
+        self.driver.do(work)
 
 
 class Io:
     def __init__(self, session: Session) -> None:
-        self.session, self.arrays, self.waits = session, {}, 0
+        self.session, self.arrays, self.places = session, {}, {}
 
     def bind_input(self, name, place, number, dtype, shape, address):
         size = int(np.prod(shape)) * np.dtype(dtype).itemsize
-        memory = (ctypes.c_uint8 * size).from_address(address)
-        self.arrays[name] = np.frombuffer(memory, dtype=dtype).reshape(shape)
-        self.session.places[name] = place
+        memory = (ctypes.c_uint8 * size).from_address(self.session.driver.address(address))
+        array = np.frombuffer(memory, dtype=dtype).reshape(shape)
+        stays = (place == "cpu") == (name in self.session.on_cpu)
+        self.arrays[name], self.places[name] = (array if stays else array.copy()), place
 
     bind_output = bind_input
 
-    def synchronize_outputs(self):
-        self.waits += 1
+
+def opened(graphs: bool, on_cpu: tuple[str, ...] = ()):
+    driver = Driver()
+    return OrtCudaEngine(
+        "transformer", VARIANT, Session(driver, on_cpu), threading.Lock(), Cuda(driver), graphs
+    ), driver
 
 
-def bound(graphs: bool):
-    engine = OrtCudaEngine("transformer", VARIANT, Session(), threading.Lock(), Cuda(Driver()), graphs)
+def bound(engine):
     x, y, cache = np.zeros((1, 4), np.float32), np.zeros((1, 4), np.float32), engine.zeros(CACHE, np.float16)
-    binding = engine.bind({"x": x, "past_key.0": cache}, {"y": y, "present_key.0": cache})
-    return engine, binding, x, y, cache
+    return engine.bind({"x": x, "past_key.0": cache}, {"y": y, "present_key.0": cache}), x, y, cache
 
 
+@pytest.mark.parametrize("on_cpu", [(), ("x",)], ids=["all on the GPU", "x is read on the CPU"])
 @pytest.mark.parametrize("graphs", [True, False], ids=["captured", "node by node"])
-def test_every_run_reads_inputs_as_they_are_and_goes_on_from_the_cache(graphs):
-    engine, binding, x, y, cache = bound(graphs)
-    for run in range(1, 4):
+def test_every_run_reads_inputs_as_they_are_and_goes_on_from_the_cache(graphs, on_cpu):
+    engine, driver = opened(graphs, on_cpu)
+    binding, x, y, cache = bound(engine)
+    for run in range(1, 5):
         x += 1
         binding.run()
         np.testing.assert_array_equal(y, x + 10)
         np.testing.assert_array_equal(cache, np.full(CACHE, run))
-    small = "cuda" if graphs else "cpu"
-    assert engine.session.places == {"x": small, "y": small, "past_key.0": "cuda", "present_key.0": "cuda"}
-    assert engine.session.graphs == (["-1", "1", "1"] if graphs else ["none"] * 3)
-    assert type(binding) is (GraphBinding if graphs else LockedBinding)
+    captured = graphs and not on_cpu
+    assert driver.alive["launchable"] == captured and driver.log.count("cuGraphLaunch") == 3 * captured
+    assert engine.session.options == [("-1", "1")] * (2 if captured else 4), "capture and wait are ours"
 
 
-def test_each_binding_is_a_graph_of_its_own_and_another_thread_captures_anew():
-    engine, binding, x, y, cache = bound(True)
-    other = engine.bind({"x": x, "past_key.0": cache}, {"y": y, "present_key.0": cache})
-    for each in (binding, binding, other, other):
-        each.run()
-    thread = threading.Thread(target=lambda: (binding.run(), binding.run()))
-    thread.start()
-    thread.join()
-    assert engine.session.graphs == ["-1", "1", "-1", "2", "-1", "1"]
+def test_a_graph_goes_with_its_binding_and_any_thread_may_launch_it():
+    engine, driver = opened(True)
+    for _ in range(3):
+        binding, x, y, _ = bound(engine)
+        for _ in range(2):
+            binding.run()
+        x += 5
+        thread = threading.Thread(target=binding.run)
+        thread.start()
+        thread.join()
+        np.testing.assert_array_equal(y, x + 10)
+    del binding
+    gc.collect()
+    with engine.cuda.turn():
+        assert driver.alive["launchable"] == 0 and driver.alive["streams"] == 1
 
 
 @pytest.mark.parametrize("wanted", ["1", "0"])
@@ -87,15 +122,18 @@ def test_each_binding_is_a_graph_of_its_own_and_another_thread_captures_anew():
 def test_graphs_are_captured_where_onnx_runtime_can_and_the_caller_may_say_no(monkeypatch, tmp_path, wanted, refuses):
     asked = []
 
+    driver = Driver()
+
     def open_session(files, provider, plan, options):
         asked.append("enable_cuda_graph" in options)
+        assert (options["use_tf32"], options["device_id"], options["user_compute_stream"]) == ("0", "0", "77")
         if refuses and asked[-1]:
             raise BundleError("This session cannot use the graph capture feature as requested by the user")
-        return Session()
+        return Session(driver)
 
     monkeypatch.setenv("EDGEMM_CUDA_GRAPHS", wanted)
     monkeypatch.setattr(ort_cuda_backend, "open_session", open_session)
-    monkeypatch.setattr(ort_cuda_backend, "shared_cuda", lambda: Cuda(Driver()))
+    monkeypatch.setattr(ort_cuda_backend, "shared_cuda", lambda number: Cuda(driver, number))
     with hearing() as heard:
         opened = open_engine(GraphFiles("transformer", tmp_path, None, VARIANT), "", plan_threads(1), threading.Lock())
     assert asked == {("1", True): [True, False], ("1", False): [True]}.get((wanted, refuses), [False])
@@ -106,6 +144,8 @@ def test_graphs_are_captured_where_onnx_runtime_can_and_the_caller_may_say_no(mo
 def test_onnx_runtime_has_what_we_call():
     """Its Python bindings are the same for CPU and CUDA."""
     options = onnxruntime.RunOptions()
-    options.add_run_config_entry("gpu_graph_id", "1")
-    assert options.get_run_config_entry("gpu_graph_id") == "1"
-    assert hasattr(onnxruntime.IOBinding, "synchronize_outputs")
+    options.add_run_config_entry("gpu_graph_id", "-1")
+    assert options.get_run_config_entry("gpu_graph_id") == "-1"
+    session = onnxruntime.InferenceSession(one_node_model(), providers=["CPUExecutionProvider"])
+    assert session.get_input_memory_infos()[0].name == session.get_output_memory_infos()[0].name == "Cpu"
+    assert hasattr(onnxruntime, "preload_dlls")

@@ -8,7 +8,11 @@ from __future__ import annotations
 import ast
 import dataclasses
 import gc
+import signal
+import subprocess
+import sys
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -122,6 +126,119 @@ def test_a_batch_that_no_profile_takes_is_run_row_by_row_in_place():
         engine.bind({"x": wide, "past_key.0": cache}, {"y": wide.copy(), "present_key.0": cache})
 
 
+def free_of(driver, cuda):
+    """What is alive once nobody uses anything any more."""
+    gc.collect()
+    with cuda.turn():
+        return {kind: count for kind, count in driver.alive.items() if count}
+
+
+def test_contexts_share_scratch_memory_and_leave_nothing_behind():
+    driver = Driver()
+    engine = opened(driver)
+    bindings = [bound(engine) for _ in range(5)]
+    for binding, *_ in bindings:
+        for _ in range(3):
+            binding.run()
+    assert driver.alive["launchable"] == 5 and driver.alive["streams"] == 1
+    assert len({context.scratch for context in engine.engine.contexts}) == 1
+    cuda = engine.cuda
+    del bindings, binding, engine, _
+    assert free_of(driver, cuda) == {"streams": 1}
+
+
+def test_what_is_dropped_while_a_stream_is_captured_does_not_end_the_capture():
+    """The garbage collector may come at any time; memory is freed by the next turn."""
+    driver = Driver()
+    engine = opened(driver)
+    binding, x, y, _ = bound(engine)
+    binding.run()
+    garbage, enqueue = [engine.zeros((64,), np.float32)], binding.enqueue
+    binding.enqueue = lambda: (garbage.clear(), gc.collect(), enqueue())
+    for _ in range(2):
+        binding.run()
+        np.testing.assert_array_equal(y, x + 10)
+    assert driver.alive["launchable"] == 1
+    del binding
+    assert free_of(driver, engine.cuda)["streams"] == 1
+
+
+def test_an_engine_that_waits_inside_is_not_captured_and_still_right():
+    driver = Driver()
+    binding, x, y, cache = bound(opened(driver, waits=True))
+    for run in range(1, 4):
+        x += 1
+        binding.run()
+        np.testing.assert_array_equal(y, x + 10)
+        np.testing.assert_array_equal(cache, np.full(CACHE, run))
+    assert "cuGraphLaunch" not in driver.log
+
+
+def test_a_row_that_is_not_aligned_goes_through_memory_that_is():
+    """Row 1 of a prefix_mask of 118 slots begins at byte 118."""
+    driver = Driver()
+    engine = opened(driver)
+    x, y = (engine.zeros((2, 4), np.float32)[1:] for _ in "xy")
+    cache = engine.zeros(CACHE, np.float16)
+    binding = engine.bind({"x": x, "past_key.0": cache}, {"y": y, "present_key.0": cache})
+    for _ in range(3):
+        x += 1
+        binding.run()
+        np.testing.assert_array_equal(y, x + 10)
+
+
+TOUCHING = """
+import threading, numpy as np
+from edgemm.runtimes.backend.cuda_memory import Cuda
+from edgemm.runtimes.backend.tensorrt_engine import TensorRTEngine
+from tests.runtimes.standin_cuda import CACHE, TRT, VARIANT, Driver, Engine
+driver = Driver(concurrent={concurrent})
+engine = TensorRTEngine(TRT, "transformer", VARIANT, (None, None, Engine(driver)), Cuda(driver), threading.Lock())
+cache, others = engine.zeros(CACHE, np.float16), engine.{memory}(CACHE, np.float16)
+x, y = np.zeros((1, 4), np.float32), np.zeros((1, 4), np.float32)
+binding = engine.bind({{"x": x, "past_key.0": cache}}, {{"y": y, "present_key.0": cache}})
+driver.while_running = lambda: others.__iadd__(1)  # another conversation grows its cache
+for _ in range(3):
+    binding.run()
+assert (cache == 3).all() and (others == 3).all()
+"""
+
+
+@pytest.mark.parametrize("concurrent", [True, False], ids=["PC", "Orin, WSL2"])
+def test_another_conversations_cache_may_be_written_while_a_kernel_runs(concurrent):
+    script = TOUCHING.format(concurrent=concurrent, memory="zeros")
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_the_stand_in_takes_a_process_down_that_touches_managed_memory_then():
+    script = TOUCHING.replace("Cuda(driver)", "cuda").replace("engine = ", "cuda = Cuda(driver)\nengine = ", 1)
+    script = script.replace("cache, others", "cuda.touched_at_once = True\ncache, others")
+    done = subprocess.run([sys.executable, "-c", script.format(concurrent=False, memory="zeros")], capture_output=True)
+    assert done.returncode == -signal.SIGSEGV
+
+
+def test_models_side_by_side_take_turns_on_the_one_stream():
+    """Two models have two locks; what one puts on the stream while the other captures would be in its graph."""
+    driver = Driver()
+    cuda = Cuda(driver)
+    engines = [
+        TensorRTEngine(TRT, "transformer", VARIANT, (None, None, Engine(driver)), cuda, threading.Lock()) for _ in "ab"
+    ]
+
+    def converse(engine):
+        for _ in range(20):
+            binding, x, y, _ = bound(engine)
+            for _ in range(4):
+                x += 1
+                binding.run()
+                np.testing.assert_array_equal(y, x + 10)
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(converse, engines * 2))
+    assert driver.alive["streams"] == 1
+
+
 def test_a_view_of_shared_memory_is_shared_and_freed_memory_is_not():
     driver = Driver()
     cuda = Cuda(driver)
@@ -131,10 +248,9 @@ def test_a_view_of_shared_memory_is_shared_and_freed_memory_is_not():
     row = array[1:2]
     del array
     gc.collect()
-    assert cuda.shared.holds(row), "the view keeps it alive"
+    assert cuda.shared.holds(row) and not cuda.holds(row), "the view keeps it alive"
     del row
-    gc.collect()
-    assert driver.log[-1] == "cuMemFree_v2"
+    assert "memory" not in free_of(driver, cuda) and driver.log[-1] == "cuMemFree_v2"
 
 
 def test_what_the_driver_says_becomes_an_error_of_ours():
@@ -177,6 +293,9 @@ NAMES = {  # variable in our code -> class of the bindings
     "self.engine": "ICudaEngine",
     "context": "IExecutionContext",
     "self._context": "IExecutionContext",
+    "runtime_config": "IRuntimeConfig",
+    "runtime_cache": "IRuntimeCache",
+    "self._cache": "IRuntimeCache",
 }
 
 

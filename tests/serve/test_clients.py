@@ -208,7 +208,7 @@ def test_no_request_that_the_published_schemas_allow_is_a_fault_of_the_server(en
     checks = "not_a_server_error,status_code_conformance,content_type_conformance,response_schema_conformance"
     said = run(
         programs / "schemathesis", "run", f"{url}/openapi.json", "--checks", checks, "--no-color",
-        "--max-examples", 300, "--request-timeout", 60,
+        "--max-examples", 50, "--request-timeout", 60,
     )  # fmt: skip
     calls = int(re.search(r"(\d+) generated", said)[1])
     assert calls >= 2000 and f"{calls} generated, {calls} passed" in said, said[-3000:]

@@ -22,7 +22,8 @@ from typing import Any, Protocol
 import numpy as np
 
 from edgemm.bundle.components import TensorSpec, Variant, pattern
-from edgemm.errors import BundleError, EdgemmError, ResourceError, UsageError
+from edgemm.bundle.held_file import HeldFile
+from edgemm.errors import BundleError, EdgemmError, ResourceError, UsageError, ran_out_of_memory
 
 __all__ = [
     "Arrays",
@@ -63,6 +64,11 @@ class GraphFiles:
     graph: Path
     data: Path | None  # its weights; None where they are in the graph
     variant: Variant
+    verified: tuple[HeldFile, HeldFile | None] | None = None  # both, opened when they were; None: no matter which
+
+    def opened(self) -> tuple[HeldFile, HeldFile | None]:
+        """Graph and weights as they were verified, else as they are now."""
+        return self.verified or (HeldFile(self.graph), HeldFile(self.data) if self.data else None)
 
 
 class Binding(Protocol):
@@ -128,23 +134,20 @@ class LoadedEngine:
 
 
 class LockedBinding:
-    """Arrays that were tied by address, kept alive here; a run takes the model's lock and is one call of the library.
+    """Arrays that were tied by address, kept alive here; a run holds the model's lock and is one call."""
 
-    `call` may take arguments, which `run` hands on.
-    """
-
-    def __init__(self, engine: LoadedEngine, arrays: Sequence[Arrays], call: Callable[..., Any]) -> None:
+    def __init__(self, engine: LoadedEngine, arrays: Sequence[Arrays], call: Callable[[], Any]) -> None:
         self._engine, self._lock, self._call = engine, engine.lock, call
         self._kept_alive = [array for side in arrays for array in side.values()]
 
-    def run(self, *arguments: Any) -> None:
+    def run(self) -> None:
         try:
             with self._lock:
-                self._call(*arguments)
+                self._call()
         except Exception as error:  # libraries' errors share no base but Exception
             engine = self._engine
             what = f"{engine.component}: {engine.title} failed"
-            raise explained(error, what, EdgemmError, engine.reason(error)) from error
+            raise explained(error, what, BundleError, engine.reason(error)) from error
 
 
 def return_freed_memory() -> None:
@@ -154,16 +157,13 @@ def return_freed_memory() -> None:
             ctypes.CDLL(None).malloc_trim(0)
 
 
-OUT_OF_MEMORY = ("bad_alloc", "out of memory", "failed to allocate memory")
-
-
 def first_line(error: Exception) -> str:
     return next(iter(str(error).strip().splitlines()), type(error).__name__)
 
 
 def explained(error: Exception, what: str, kind: type[EdgemmError], reason: str) -> EdgemmError:
     """A library's error as one of ours."""
-    if isinstance(error, MemoryError) or any(words in str(error).lower() for words in OUT_OF_MEMORY):
+    if ran_out_of_memory(error):
         return ResourceError(f"{what}: out of memory: {reason}")
     return kind(f"{what}: {reason}")
 

@@ -19,12 +19,11 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-import numpy as np
 import onnxruntime as ort
 
 from edgemm.bundle.components import TensorSpec, Variant
 from edgemm.bundle.onnx_file import check_external_data
-from edgemm.errors import BundleError, MissingError
+from edgemm.errors import BundleError, EdgemmError, MissingError
 from edgemm.runtimes.backend.engine import (
     Arrays,
     Binding,
@@ -36,10 +35,12 @@ from edgemm.runtimes.backend.engine import (
     explained,
     first_line,
 )
+from edgemm.runtimes.backend.own_memory import own_mappings
 
 __all__ = [
     "OrtEngine",
     "compare_io",
+    "denormals_as_zero",
     "open_engine",
     "open_session",
     "providers",
@@ -57,7 +58,8 @@ ORT_TYPES = {
 CPU = "CPUExecutionProvider"
 NEEDED = (1, 30)  # of what graphs for CPUs are made: GroupQueryAttention without a mask of its own
 UPGRADE = "bundles for CPUs want 1.30 or newer: pip install -U 'onnxruntime>=1.30' (Python 3.11 or newer)"
-ERRORS_ONLY = 3
+QUIET = 4  # its errors are raised, too
+FOLDER = "session.model_external_initializers_file_folder_path"
 SPIN_US = 1000  # threads wait less within a run; ONNX Runtime's own 40 ms would burn a core at every component's load
 NO_OPTIONS: Mapping[str, str] = MappingProxyType({})
 
@@ -79,12 +81,13 @@ def open_session(
 ) -> ort.InferenceSession:
     """`options` are the provider's own.  The session has the tensors of the manifest, and uses what was asked for."""
     graph, component = files.graph, files.component
-    check_external_data(graph, files.data)
     if provider not in ort.get_available_providers():
         raise MissingError(f"{component}: ONNX Runtime {ort.__version__} has no {provider}")
     try:
         with denormals_as_zero():  # the first session of a process sets it in this thread, and leaves it so
-            session = ort.InferenceSession(str(graph), session_options(plan), providers=[(provider, dict(options))])
+            session = _session(files, [(provider, dict(options))], plan)
+    except EdgemmError:
+        raise
     except Exception as error:  # its errors share no base but Exception
         what, kind = f"{graph}: ONNX Runtime {ort.__version__} cannot load it", BundleError
         if provider == CPU and _release(ort.__version__) < NEEDED:
@@ -97,6 +100,32 @@ def open_session(
     return session
 
 
+def _session(files: GraphFiles, providers: list[tuple[str, dict[str, str]]], plan: ThreadPlan) -> ort.InferenceSession:
+    """Over the bytes that were verified.
+
+    The graph's are handed over.  Weights ONNX Runtime reads itself, which takes no second copy of them: from the folder
+    that was open then, and what it mapped becomes this process's own.  Where their name stands for another file by
+    now, it gets what the open file holds.
+    """
+    graph, weights = files.opened()
+    content = graph.content()
+    check_external_data(graph.path, files.data, content)
+    if weights is not None and weights.is_in_place():
+        weights.check()
+        options = session_options(plan)
+        options.add_session_config_entry(FOLDER, weights.folder)
+        with own_mappings(weights.mapped_name):
+            session = ort.InferenceSession(bytes(content), options, providers=providers)
+        if weights.is_in_place():
+            weights.check()
+            return session
+    options = session_options(plan)
+    if weights is not None:
+        kept = weights.content()  # until the session is there
+        options.add_external_initializers_from_files_in_memory([weights.path.name], [kept], [len(kept)])
+    return ort.InferenceSession(bytes(content), options, providers=providers)
+
+
 class OrtEngine(LoadedEngine):
     """What another provider does differently, its engine overrides."""
 
@@ -107,19 +136,11 @@ class OrtEngine(LoadedEngine):
         self.session = session
 
     def tie(self, inputs: Arrays, outputs: Arrays) -> Binding:
-        return self.tie_by_address(inputs, outputs)
-
-    def tie_by_address(self, inputs: Arrays, outputs: Arrays) -> LockedBinding:
-        """Its `run` takes ONNX Runtime's options."""
         io = self.session.io_binding()
         for side, bind in ((inputs, io.bind_input), (outputs, io.bind_output)):
             for name, array in side.items():
-                bind(name, self.place(array), 0, array.dtype.type, array.shape, array.ctypes.data)
+                bind(name, "cpu", 0, array.dtype.type, array.shape, array.ctypes.data)
         return LockedBinding(self, (inputs, outputs), partial(self.run, io))
-
-    def place(self, array: np.ndarray) -> str:
-        """Where the memory of an array is, in ONNX Runtime's words."""
-        return "cpu"
 
     def shrinking(self) -> OrtEngine | None:
         """The same engine, whose runs give back what larger ones took; None where memory is not the CPU's."""
@@ -140,7 +161,7 @@ def session_options(plan: ThreadPlan) -> ort.SessionOptions:
     options = ort.SessionOptions()
     options.intra_op_num_threads = plan.count
     options.inter_op_num_threads = 1
-    options.log_severity_level = ERRORS_ONLY
+    options.log_severity_level = QUIET
     if plan.count > 1:  # weights are put in the kernels' own order side by side; the numbers are the same
         options.add_session_config_entry("session.prepack.enable_parallel", "1")
     options.add_session_config_entry("session.intra_op.allow_spinning", "1" if plan.spinning else "0")

@@ -1,16 +1,18 @@
 """ONNX Runtime's CUDA provider as a backend: the same sessions, with the cache on the GPU.  Not tried on a device yet.
 
-Arrays in shared memory (a K/V cache, the prefix) are bound as GPU memory where they are, and updated in place; the
-small rest is left to ONNX Runtime to copy.  Where every node is on the GPU, a binding is one captured CUDA graph from
-its second run on; then the small rest goes through memory that both see, because a captured graph knows addresses only.
-EDGEMM_CUDA_GRAPHS=0 captures nothing.
+Its sessions work on our stream, and everything is bound as memory that the GPU reads: ONNX Runtime copies an array of
+the CPU when it is bound, not when it runs.  What a node reads on the CPU is bound as the array itself.  Where every
+node is on the GPU, a binding is captured by us, not by ONNX Runtime, which keeps a graph until its session ends.
+EDGEMM_CUDA_GRAPHS=0 captures nothing; EDGEMM_TF32=1 lets float32 products round their inputs to 10 bits.
 """
 
 from __future__ import annotations
 
-import itertools
+import contextlib
 import re
+import sys
 import threading
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -18,19 +20,19 @@ import onnxruntime as ort
 
 from edgemm import progress
 from edgemm.bundle.components import Variant
-from edgemm.device.gpu import probe_cuda
+from edgemm.device.gpu import probe_cuda, tf32_wanted
 from edgemm.errors import BundleError
+from edgemm.runtimes.backend.cuda_binding import CudaBinding
 from edgemm.runtimes.backend.cuda_memory import Cuda, cuda_graphs_wanted, shared_cuda
 from edgemm.runtimes.backend.engine import Arrays, Binding, GraphFiles, ThreadPlan
-from edgemm.runtimes.backend.ort_backend import OrtEngine, open_session, providers, version
+from edgemm.runtimes.backend.ort_backend import OrtEngine, denormals_as_zero, open_session, providers, version
 
-__all__ = ["GraphBinding", "OrtCudaEngine", "open_engine", "problem", "providers", "version"]
+__all__ = ["OrtCudaBinding", "OrtCudaEngine", "open_engine", "problem", "providers", "version"]
 
 PROVIDER = "CUDAExecutionProvider"
-DEVICE = {"device_id": "0"}
-GRAPHS = {"enable_cuda_graph": "1"}
+GRAPHS = {"enable_cuda_graph": "1"}  # asked for to be told whether a session can be captured
 REFUSES_GRAPHS = r"cannot use the (graph capture|CUDA Graph) feature"  # in ONNX Runtime's words
-NOT_CAPTURED = -1
+RUN_OPTIONS = {"gpu_graph_id": "-1", "disable_synchronize_execution_providers": "1"}  # capture and wait are ours
 
 
 def problem(target: str = "") -> str:
@@ -41,17 +43,33 @@ def problem(target: str = "") -> str:
     return probe_cuda().problem
 
 
-def open_engine(files: GraphFiles, provider: str, plan: ThreadPlan, lock: threading.Lock) -> OrtCudaEngine:
-    cuda, graphs = shared_cuda(), cuda_graphs_wanted()
-    options = DEVICE | (GRAPHS if graphs else {})
-    try:
-        session = open_session(files, PROVIDER, plan, options)
-    except BundleError as error:
-        if not (graphs and re.search(REFUSES_GRAPHS, str(error))):
-            raise
-        progress.line(f"{files.component}: ONNX Runtime runs some of its nodes on the CPU, so no CUDA graph")
-        graphs, session = False, open_session(files, PROVIDER, plan, DEVICE)
+def open_engine(
+    files: GraphFiles, provider: str, plan: ThreadPlan, lock: threading.Lock, number: int = 0
+) -> OrtCudaEngine:
+    """On the GPU of that number.  `lock` is of a model; the stream's own holds more."""
+    cuda, graphs = shared_cuda(number), cuda_graphs_wanted()
+    _load_libraries()
+    options = {
+        "device_id": str(number),
+        "user_compute_stream": str(cuda.stream),
+        "use_tf32": "1" if tf32_wanted() else "0",
+    }
+    with cuda.turn():
+        try:
+            session = open_session(files, PROVIDER, plan, options | (GRAPHS if graphs else {}))
+        except BundleError as error:
+            if not (graphs and re.search(REFUSES_GRAPHS, str(error))):
+                raise
+            progress.line(f"{files.component}: ONNX Runtime runs some of its nodes on the CPU, so no CUDA graph")
+            graphs, session = False, open_session(files, PROVIDER, plan, options)
     return OrtCudaEngine(files.component, files.variant, session, lock, cuda, graphs)
+
+
+@cache
+def _load_libraries() -> None:
+    """CUDA's and cuDNN's, where they came as wheels: no path leads to those."""
+    with contextlib.redirect_stdout(sys.stderr):  # what it does not find it prints
+        ort.preload_dlls()
 
 
 class OrtCudaEngine(OrtEngine):
@@ -59,58 +77,42 @@ class OrtCudaEngine(OrtEngine):
         self, component: str, variant: Variant, session: Any, lock: threading.Lock, cuda: Cuda, graphs: bool
     ) -> None:
         super().__init__(component, variant, session, lock)
-        self.cuda, self.graphs = cuda, graphs
-        self.numbers = itertools.count(1)  # of captured graphs
+        self.cuda = cuda
+        self.on_cpu = frozenset(
+            node.name
+            for nodes, memories in (
+                (session.get_inputs(), session.get_input_memory_infos()),
+                (session.get_outputs(), session.get_output_memory_infos()),
+            )
+            for node, memory in zip(nodes, memories)
+            if memory.name.lower().startswith("cpu")
+        )
+        self.graphs = graphs and not self.on_cpu  # a captured graph keeps what it read on the CPU
 
     def zeros(self, shape: tuple[int, ...], dtype: Any) -> np.ndarray:
         return self.cuda.zeros(shape, dtype)
 
     def tie(self, inputs: Arrays, outputs: Arrays) -> Binding:
-        return GraphBinding(self, inputs, outputs) if self.graphs else self.tie_by_address(inputs, outputs)
-
-    def place(self, array: np.ndarray) -> str:
-        return "cuda" if self.cuda.shared.holds(array) else "cpu"
-
-    def run(self, io: Any, options: ort.RunOptions | None = None) -> None:
-        """Waits for the result: managed memory may not be touched before."""
-        super().run(io, options)
-        io.synchronize_outputs()
+        return OrtCudaBinding(self, inputs, outputs)
 
 
-class GraphBinding:
-    """A binding that ONNX Runtime captures in its second run and launches as one from then on.
-
-    It keeps captured graphs for each thread, so a run in another thread than the one before is not captured.
-    """
-
+class OrtCudaBinding(CudaBinding):
     def __init__(self, engine: OrtCudaEngine, inputs: Arrays, outputs: Arrays) -> None:
-        shared, copies = engine.cuda.shared, {}
+        super().__init__(engine, engine.cuda, inputs, outputs, engine.graphs)
+        self._session, self._options = engine.session, ort.RunOptions()
+        for key, value in RUN_OPTIONS.items():
+            self._options.add_run_config_entry(key, value)
+        with engine.cuda.turn():
+            self._io = engine.session.io_binding()
+            for side, bind, placed in (
+                (inputs, self._io.bind_input, self.given),
+                (outputs, self._io.bind_output, self.gotten),
+            ):
+                for name, array in side.items():
+                    where, number = ("cpu", 0) if name in engine.on_cpu else ("cuda", engine.cuda.number)
+                    seen = array if name in engine.on_cpu else placed(array)
+                    bind(name, where, number, seen.dtype.type, seen.shape, seen.ctypes.data)
 
-        def seen(array: np.ndarray) -> np.ndarray:
-            """By the GPU; an array that is an input and an output is one array there, too."""
-            if shared.holds(array):
-                return array
-            return copies.setdefault(array.ctypes.data, engine.zeros(array.shape, array.dtype))
-
-        given = {name: seen(array) for name, array in inputs.items()}
-        gotten = {name: seen(array) for name, array in outputs.items()}
-        self._before = [(given[name], array) for name, array in inputs.items() if given[name] is not array]
-        self._after = [(array, gotten[name]) for name, array in outputs.items() if gotten[name] is not array]
-        self._binding = engine.tie_by_address(given, gotten)
-        self._captured, self._plain = (_options(number) for number in (next(engine.numbers), NOT_CAPTURED))
-        self._thread: int | None = None  # of the last run
-
-    def run(self) -> None:
-        for copy, array in self._before:
-            np.copyto(copy, array)
-        here = threading.get_ident()
-        self._binding.run(self._captured if here == self._thread else self._plain)
-        self._thread = here
-        for array, copy in self._after:
-            np.copyto(array, copy)
-
-
-def _options(number: int) -> ort.RunOptions:
-    options = ort.RunOptions()
-    options.add_run_config_entry("gpu_graph_id", str(number))
-    return options
+    def enqueue(self) -> None:
+        with denormals_as_zero():
+            self._session.run_with_iobinding(self._io, self._options)

@@ -48,16 +48,18 @@ class TensorRTPackage:
 
         return probe_cuda().problem
 
-    def open_engine(self, files: GraphFiles, provider: str, plan: ThreadPlan, lock: threading.Lock) -> TensorRTEngine:
-        """Builds what is not in the cache."""
+    def open_engine(
+        self, files: GraphFiles, provider: str, plan: ThreadPlan, lock: threading.Lock, number: int = 0
+    ) -> TensorRTEngine:
+        """On the GPU of that number; builds what is not in the cache."""
         from edgemm.engines.bundle_engines import engine_for
 
-        cuda = shared_cuda()
+        cuda = shared_cuda(number)
         try:
             trt = importlib.import_module(self.package)
         except ImportError as error:
             raise MissingError(f"backend {self.package} is not installed ({error})") from error
-        path = engine_for(_bundle_of(files.graph, files.variant), files.component, self.package, files.variant)
+        path = engine_for(_bundle_of(files.graph, files.variant), files.component, self.package, files.variant, number)
         return load_engine(trt, files.component, path, files.variant, cuda, lock)
 
 

@@ -1,15 +1,17 @@
 """A component as a TensorRT engine: arrays bound by address, one profile a phase, a captured graph from the second run.
 
-For `tensorrt` (10.3 to 11) and `tensorrt_rtx` alike: what a version lacks is looked for, not assumed.  Arrays in shared
-memory are bound as they are, others through a staging buffer.  A cache that the engine updates in place (an aliased
-output) has one buffer; an engine that cannot writes a second one, which is copied back.  A batch that no profile takes
-is run row by row.  Not tried on a device yet.
+For `tensorrt` (10.3 to 11) and `tensorrt_rtx` alike: what a version lacks is looked for, not assumed.  A cache that the
+engine updates in place (an aliased output) has one buffer; an engine that cannot writes a second one, which is copied
+back.  A batch that no profile takes is run row by row.  All contexts share one piece of scratch memory, because runs
+take turns.  What TensorRT for RTX compiles for this GPU is kept beside the engine.  Not tried on a device yet.
 """
 
 from __future__ import annotations
 
+import contextlib
+import os
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,22 +19,25 @@ import numpy as np
 
 from edgemm.bundle.components import TensorSpec, Variant
 from edgemm.errors import BundleError, EdgemmError, InputError
-from edgemm.runtimes.backend.cuda_memory import Cuda, cuda_graphs_wanted
+from edgemm.runtimes.backend.cuda_binding import CudaBinding
+from edgemm.runtimes.backend.cuda_memory import Cuda, DeviceMemory, cuda_graphs_wanted
 from edgemm.runtimes.backend.engine import Arrays, Binding, LoadedEngine
 
 __all__ = ["RowByRow", "TensorRTBinding", "TensorRTEngine", "load_engine"]
 
 BATCH = "b"  # the axis of rows, in a manifest's words
+COMPILED = "compiled"  # file beside the engine: kernels that TensorRT for RTX made on this GPU
+FEW = 3  # sizes beside the least that an axis may have, for kernels to be made for each at once
 
 
 def load_engine(
     trt: Any, component: str, path: Path, variant: Variant, cuda: Cuda, lock: threading.Lock
 ) -> TensorRTEngine:
     """`path` is an engine of our own cache: its bytes were checked."""
-    cuda.enter()
     logger = trt.Logger(trt.Logger.ERROR)
-    runtime = trt.Runtime(logger)
-    engine = runtime.deserialize_cuda_engine(path.read_bytes())
+    with cuda.turn():
+        runtime = trt.Runtime(logger)
+        engine = runtime.deserialize_cuda_engine(path.read_bytes())
     if engine is None:
         raise EdgemmError(f"{component}: TensorRT {trt.__version__} does not load the engine that it built: {path}")
     names = {engine.get_tensor_name(index) for index in range(engine.num_io_tensors)}
@@ -41,26 +46,34 @@ def load_engine(
         raise BundleError(
             f"{component}: tensors {sorted(names ^ specs)} are not both in the engine and in the manifest"
         )
-    return TensorRTEngine(trt, component, variant, (logger, runtime, engine), cuda, lock)
+    return TensorRTEngine(trt, component, variant, (logger, runtime, engine), cuda, lock, path.parent / COMPILED)
 
 
 class TensorRTEngine(LoadedEngine):
     title = "TensorRT"
 
     def __init__(
-        self, trt: Any, component: str, variant: Variant, parts: tuple[Any, Any, Any], cuda: Cuda, lock: threading.Lock
+        self,
+        trt: Any,
+        component: str,
+        variant: Variant,
+        parts: tuple[Any, Any, Any],
+        cuda: Cuda,
+        lock: threading.Lock,
+        compiled: Path | None = None,
     ) -> None:
         super().__init__(component, variant, lock)
         self.trt, self.cuda = trt, cuda
         self._parts = parts  # the logger and the runtime have to outlive the engine
         self.engine = parts[-1]
+        self._compiled, self._kept = compiled, 0  # bytes of it
+        self._cache = self._open_compiled() if hasattr(trt, "IRuntimeCache") else None
 
     def zeros(self, shape: tuple[int, ...], dtype: Any) -> np.ndarray:
         """An array that needs no staging."""
         return self.cuda.zeros(shape, dtype)
 
     def tie(self, inputs: Arrays, outputs: Arrays) -> Binding:
-        self.cuda.enter()
         rows = max((len(array) for name, array in inputs.items() if _has_rows(self.inputs[name])), default=1)
         if rows > 1 and not self._fitting(inputs):
             return RowByRow(
@@ -68,14 +81,47 @@ class TensorRTEngine(LoadedEngine):
                     self.bind(_row(self.inputs, inputs, row), _row(self.outputs, outputs, row)) for row in range(rows)
                 )
             )
-        return TensorRTBinding(self, inputs, outputs, self._profile(inputs))
+        with self.cuda.turn():
+            return TensorRTBinding(self, inputs, outputs, self._profile(inputs))
 
-    def new_context(self) -> Any:
-        """With scratch memory for the profile that is used, not for the largest one."""
-        strategy = getattr(self.trt, "ExecutionContextAllocationStrategy", None)
-        if strategy is None or not hasattr(strategy, "ON_PROFILE_CHANGE"):
-            return self.engine.create_execution_context()
-        return self.engine.create_execution_context(strategy.ON_PROFILE_CHANGE)
+    def new_context(self, profile: int) -> Any:
+        """Without scratch memory of its own."""
+        strategy = self.trt.ExecutionContextAllocationStrategy.USER_MANAGED
+        if self._cache is None:
+            return self.engine.create_execution_context(strategy)
+        runtime_config = self.engine.create_runtime_config()
+        runtime_config.set_execution_context_allocation_strategy(strategy)
+        runtime_config.set_runtime_cache(self._cache)
+        if self._has_few_shapes(profile):
+            # compiled in the background they would come after the capture, which keeps what stood there before
+            kinds = self.trt.DynamicShapesKernelSpecializationStrategy
+            runtime_config.dynamic_shapes_kernel_specialization_strategy = kinds.EAGER
+        return self.engine.create_execution_context(runtime_config)
+
+    def _open_compiled(self) -> Any:
+        """TensorRT for RTX checks itself whether what is read was made for this GPU and driver."""
+        with self.cuda.turn():
+            runtime_cache = self.engine.create_runtime_config().create_runtime_cache()
+            if self._compiled is not None and self._compiled.is_file():
+                blob = self._compiled.read_bytes()
+                self._kept = len(blob) if runtime_cache.deserialize(blob) else 0
+        return runtime_cache
+
+    def keep_compiled(self) -> None:
+        """On disk, for the next process; a folder that takes nothing is no reason to stop."""
+        if self._cache is None or self._compiled is None:
+            return
+        blob = bytes(memoryview(self._cache.serialize()))
+        if len(blob) > self._kept:
+            self._kept = len(blob)
+            part = self._compiled.with_name(f".{COMPILED}.{os.getpid()}")
+            with contextlib.suppress(OSError):
+                part.write_bytes(blob)
+                part.replace(self._compiled)
+
+    def _has_few_shapes(self, profile: int) -> bool:
+        sides = (self.engine.get_tensor_profile_shape(name, profile) for name in self.inputs)
+        return all(high - low <= FEW for least, _, most in sides for low, high in zip(tuple(least), tuple(most)))
 
     def aliased(self, output: str) -> str | None:
         """The input whose memory an output shares, where this TensorRT knows such a thing."""
@@ -124,93 +170,70 @@ class RowByRow:
             row.run()
 
 
-class TensorRTBinding:
-    """Arrays tied to an execution context of their own; they are kept alive here."""
+class TensorRTBinding(CudaBinding):
+    """Arrays tied to an execution context of their own; made with the stream's lock held."""
 
     def __init__(self, engine: TensorRTEngine, inputs: Arrays, outputs: Arrays, profile: int) -> None:
-        self._engine, self._cuda = engine, engine.cuda
-        self._kept_alive = (*inputs.values(), *outputs.values())
-        self._before: list[tuple[np.ndarray, np.ndarray]] = []  # staging, array: copied by numpy before a run
-        self._after: list[tuple[np.ndarray, np.ndarray]] = []  # array, staging: and after it
+        super().__init__(engine, engine.cuda, inputs, outputs, cuda_graphs_wanted())
+        self._engine = engine
         self._back: list[tuple[int, int, int]] = []  # target, source, bytes: copied by the device after a run
-        self._scratch: list[np.ndarray] = []
-        self._launch: list[Callable[[], None]] = []  # the captured graph, once there is one
-        self._runs = 0
-        context = engine.new_context()
+        self._own: list[DeviceMemory] = []
+        context = engine.new_context(profile)
         if context is None:
             raise EdgemmError(f"{engine.component}: TensorRT makes no execution context; is the GPU's memory full?")
         self._context = context
-        if not context.set_optimization_profile_async(profile, self._cuda.stream):
+        if not context.set_optimization_profile_async(profile, self.cuda.stream):
             raise EdgemmError(f"{engine.component}: TensorRT does not take profile {profile}")
         addresses = {name: self._place_input(name, array) for name, array in inputs.items()}
         for name, array in outputs.items():
             addresses[name] = self._place_output(name, array, inputs, addresses)
         for name in engine.outputs.keys() - outputs.keys():  # those that nobody wants have to lie somewhere
-            self._scratch.append(self._cuda.zeros(tuple(context.get_tensor_shape(name)), engine.outputs[name].dtype))
-            addresses[name] = self._scratch[-1].ctypes.data
+            shape = tuple(context.get_tensor_shape(name))
+            addresses[name] = self._memory(int(np.prod(shape)) * np.dtype(engine.outputs[name].dtype).itemsize)
         for name, address in addresses.items():
             if not context.set_tensor_address(name, address):
                 raise EdgemmError(f"{engine.component}: TensorRT does not take the memory of {name}")
-        self._cuda.wait()
+        self._scratch = self._give_scratch()
+        self.cuda.wait()
+
+    def _give_scratch(self) -> DeviceMemory:
+        """For the shapes that were set, not for the largest ones."""
+        found = self.cuda.scratch(self._context.update_device_memory_size_for_shapes())
+        if hasattr(self._context, "set_device_memory"):
+            self._context.set_device_memory(found.address, found.size)
+        else:  # TensorRT 10.0
+            self._context.device_memory = found.address
+        return found
+
+    def _memory(self, size: int) -> int:
+        self._own.append(DeviceMemory(self.cuda, size))
+        return self._own[-1].address
 
     def _place_input(self, name: str, array: np.ndarray) -> int:
         if not self._context.set_input_shape(name, array.shape):
             raise InputError(f"{self._engine.component}: TensorRT does not take {name} of shape {array.shape}")
-        if self._cuda.shared.holds(array):
-            return array.ctypes.data
-        staging = self._cuda.staging(array.shape, array.dtype)
-        self._before.append((staging, array))
-        return staging.ctypes.data
+        return self.given(array).ctypes.data
 
     def _place_output(self, name: str, array: np.ndarray, inputs: Arrays, addresses: Mapping[str, int]) -> int:
         twin = next((given for given, other in inputs.items() if other.ctypes.data == array.ctypes.data), None)
-        if twin is None and self._cuda.shared.holds(array):
-            return array.ctypes.data
-        if twin is not None and self._engine.aliased(name) == twin:
-            if not self._cuda.shared.holds(array):
-                self._after.append((array, self._staged(twin, inputs)))
-            return addresses[twin]
-        scratch = self._cuda.zeros(array.shape, array.dtype)
-        self._scratch.append(scratch)
-        if self._cuda.shared.holds(array):
-            self._back.append((array.ctypes.data, scratch.ctypes.data, array.nbytes))
-        else:
-            self._after.append((array, scratch))
-        return scratch.ctypes.data
+        seen = self.gotten(array)
+        if twin is None or self._engine.aliased(name) == twin:
+            return seen.ctypes.data
+        own = self._memory(array.nbytes)
+        self._back.append((seen.ctypes.data, own, array.nbytes))
+        return own
 
-    def _staged(self, name: str, inputs: Arrays) -> np.ndarray:
-        return next(staging for staging, array in self._before if array is inputs[name])
+    def capturable(self) -> bool:
+        ask = getattr(self._context, "is_stream_capturable", None)  # TensorRT for RTX
+        return ask is None or ask(self.cuda.stream)
 
     def run(self) -> None:
-        """Waits for the result: the loops read it at once, and managed memory may not be touched before."""
-        with self._engine.lock:
-            self._cuda.enter()
-            for staging, array in self._before:
-                np.copyto(staging, array)
-            self._runs += 1
-            if self._runs == 2 and cuda_graphs_wanted():  # the first run may still set up what cannot be captured
-                self._capture()
-            if self._launch:
-                self._launch[0]()
-            else:
-                self._enqueue()
-            self._cuda.wait()
-            for array, staging in self._after:
-                np.copyto(array, staging)
+        super().run()
+        if self._runs == 2:
+            self._engine.keep_compiled()
 
-    def _capture(self) -> None:
-        """One launch instead of hundreds; an engine that cannot be captured goes on as before."""
-        capturable = getattr(self._context, "is_stream_capturable", None)  # TensorRT for RTX
-        if capturable is not None and not capturable(self._cuda.stream):
-            return
-        try:
-            with self._cuda.capture(self._launch):
-                self._enqueue()
-        except EdgemmError:
-            self._launch.clear()
-
-    def _enqueue(self) -> None:
-        if not self._context.execute_async_v3(self._cuda.stream):
+    def enqueue(self) -> None:
+        if not self._context.execute_async_v3(self.cuda.stream):
             raise EdgemmError(f"{self._engine.component}: TensorRT could not run it")
         for target, source, size in self._back:
-            self._cuda.copy(target, source, size)
+            self.cuda.copy(target, source, size)

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from edgemm import progress
+from edgemm.bundle.beside import written_beside
 from edgemm.data.format import Sample
 from edgemm.errors import InputError
 from edgemm.model.config import VisionConfig
@@ -229,7 +230,6 @@ def kept_features(path: Path, key: str, look: Callable[[], Tensor]) -> Tensor:
         pass  # not there, or not whole: looked at again
     features = look()
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(".tmp")
-    save_file({"features": features}, temporary, metadata={"key": key})
-    temporary.replace(path)
+    with written_beside(path) as temporary:
+        save_file({"features": features}, temporary, metadata={"key": key})
     return features

@@ -1,0 +1,86 @@
+/* What cuda_stub.py makes CUDA's libraries of: see there.  Kernels compute nothing, memory and copies are real. */
+#include <stddef.h>
+#include <stdlib.h>
+#include <string.h>
+typedef int E;
+static struct { long graphs, launches, streams, events, device_memory, pinned_memory, copies, captured_copies, refusals, kernels, tf32; } n;
+static int capturing;
+long stub_count(int which) { return ((long *)&n)[which]; }
+#define WAITS if (capturing) { n.refusals++; return 900; }
+static void *take(size_t size) { void *p = 0; return posix_memalign(&p, 256, size ? size : 1) ? 0 : p; }
+
+/* The driver's own, as far as edgemm calls it. */
+E cuInit(unsigned f) { return 0; } E cuDriverGetVersion(int *v) { *v = 13000; return 0; }
+E cuDeviceGetCount(int *c) { *c = 2; return 0; } E cuDeviceGet(int *d, int i) { *d = i; return 0; }
+E cuDeviceGetName(char *s, int l, int d) { strncpy(s, "stub", l); return 0; }
+E cuDeviceTotalMem_v2(size_t *s, int d) { *s = 8l << 30; return 0; }
+E cuDeviceGetUuid_v2(char *u, int d) { memset(u, d, 16); return 0; }
+E cuDeviceGetAttribute(int *v, int a, int d) { *v = a == 75 ? SM_MAJOR : a == 76 ? SM_MINOR : 1; return 0; }
+E cuDevicePrimaryCtxRetain(void **c, int d) { *c = &n; return 0; } E cuCtxSetCurrent(void *c) { return 0; }
+E cuGetErrorName(int e, const char **s) { *s = "stub"; return 0; }
+E cuStreamCreate(void **t, unsigned f) { *t = take(8); n.streams++; return 0; }
+E cuStreamSynchronize(void *t) { WAITS return 0; }
+E cuMemAllocManaged(void **p, size_t s, unsigned f) { WAITS *p = take(s); n.device_memory++; return 0; }
+E cuMemAlloc_v2(void **p, size_t s) { WAITS *p = take(s); n.device_memory++; return 0; }
+E cuMemHostAlloc(void **p, size_t s, unsigned f) { WAITS *p = take(s); n.pinned_memory++; return 0; }
+E cuMemFree_v2(void *p) { WAITS free(p); n.device_memory--; return 0; }
+E cuMemFreeHost(void *p) { WAITS free(p); n.pinned_memory--; return 0; }
+E cuMemcpyAsync(void *d, const void *s, size_t c, void *t) { if (!capturing) memmove(d, s, c); return 0; }
+E cuStreamBeginCapture_v2(void *t, int mode) { capturing = 1; return 0; }
+E cuStreamEndCapture(void *t, void **g) { capturing = 0; *g = take(8); n.graphs++; return 0; }
+E cuGraphInstantiateWithFlags(void **x, void *g, unsigned long long f) { *x = take(8); n.graphs++; return 0; }
+E cuGraphDestroy(void *g) { free(g); n.graphs--; return 0; } E cuGraphExecDestroy(void *x) { free(x); n.graphs--; return 0; }
+E cuGraphLaunch(void *x, void *t) { n.launches++; return 0; }
+
+E cudaGetDeviceCount(int *c) { *c = 2; return 0; }
+static int device; E cudaSetDevice(int d) { device = d; return 0; } E cudaGetDevice(int *d) { *d = device; return 0; }
+E cudaDriverGetVersion(int *v) { *v = 13000; return 0; } E cudaRuntimeGetVersion(int *v) { *v = 13000; return 0; }
+E cudaGetDeviceProperties(char *p, int d) {  /* CUDA 13's cudaDeviceProp */
+  memset(p, 0, 1008); strcpy(p, "stub"); *(size_t *)(p + 288) = 8l << 30; *(size_t *)(p + 296) = 49152;
+  *(int *)(p + 304) = 65536; *(int *)(p + 308) = 32; *(int *)(p + 320) = 1024;
+  for (int i = 0; i < 3; i++) { ((int *)(p + 324))[i] = i < 2 ? 1024 : 64; ((int *)(p + 336))[i] = i ? 65535 : 1 << 30; }
+  *(int *)(p + 360) = SM_MAJOR; *(int *)(p + 364) = SM_MINOR; *(int *)(p + 384) = 16; return 0; }
+E cudaDeviceGetAttribute(int *v, int a, int d) {
+  *v = a == 75 ? SM_MAJOR : a == 76 ? SM_MINOR : a == 16 ? 16 : a == 97 || a == 8 || a == 81 ? 98304 : 1; return 0; }
+E cudaMemGetInfo(size_t *f, size_t *t) { *f = *t = 8l << 30; return 0; }
+E cudaMalloc(void **p, size_t s) { WAITS *p = take(s); n.device_memory++; return 0; }
+E cudaFree(void *p) { if (p) n.device_memory--; free(p); return 0; }
+E cudaMallocFromPoolAsync(void **p, size_t s, void *q, void *t) { *p = take(s); n.device_memory++; return 0; }
+E cudaFreeAsync(void *p, void *t) { return cudaFree(p); }
+E cudaHostAlloc(void **p, size_t s, unsigned f) { *p = take(s); n.pinned_memory++; return 0; }
+E cudaMallocHost(void **p, size_t s) { return cudaHostAlloc(p, s, 0); }
+E cudaFreeHost(void *p) { if (p) n.pinned_memory--; free(p); return 0; }
+E __cudaLaunchKernel(const void *f) { n.kernels++; return 0; }
+E cudaLaunchKernelExC(const void *c, const void *f, void **a) { n.kernels++; return 0; }
+E cudaMemcpy(void *d, const void *s, size_t c, int k) { WAITS n.copies++; memmove(d, s, c); return 0; }
+E cudaMemcpyAsync(void *d, const void *s, size_t c, int k, void *t) {
+  if (capturing) { n.captured_copies += k == 1; return 0; } n.copies += k < 3; memmove(d, s, c); return 0; }
+E cudaMemset(void *d, int v, size_t c) { WAITS memset(d, v, c); return 0; }
+E cudaMemsetAsync(void *d, int v, size_t c, void *t) { if (!capturing) memset(d, v, c); return 0; }
+E cudaPointerGetAttributes(int *a, const void *p) { memset(a, 0, 40); a[0] = 2; *(const void **)(a + 2) = p; *(const void **)(a + 4) = p; return 0; }
+E cudaStreamCreateWithFlags(void **t, unsigned f) { *t = take(8); n.streams++; return 0; }
+E cudaStreamCreate(void **t) { return cudaStreamCreateWithFlags(t, 0); }
+E cudaStreamDestroy(void *t) { n.streams--; free(t); return 0; }
+E cudaStreamSynchronize(void *t) { WAITS return 0; } E cudaDeviceSynchronize(void) { WAITS return 0; }
+E cudaEventCreateWithFlags(void **e, unsigned f) { *e = take(8); n.events++; return 0; }
+E cudaEventCreate(void **e) { return cudaEventCreateWithFlags(e, 0); }
+E cudaEventDestroy(void *e) { n.events--; free(e); return 0; }
+E cudaEventSynchronize(void *e) { WAITS return 0; }
+E cudaStreamIsCapturing(void *t, int *s) { *s = capturing; return 0; }
+E cudaStreamBeginCapture(void *t, int mode) { capturing = 1; return 0; }
+E cudaStreamEndCapture(void *t, void **g) { capturing = 0; *g = take(8); n.graphs++; return 0; }
+E cudaGraphInstantiate(void **x, void *g, unsigned long long f) { *x = take(8); n.graphs++; return 0; }
+E cudaGraphDestroy(void *g) { n.graphs--; free(g); return 0; } E cudaGraphExecDestroy(void *x) { n.graphs--; free(x); return 0; }
+E cudaGraphLaunch(void *x, void *t) { n.launches++; return 0; }
+E cudaLaunchHostFunc(void *t, void (*f)(void *), void *d) { if (!capturing) f(d); return 0; }
+E cudaOccupancyMaxActiveBlocksPerMultiprocessorWithFlags(int *b, const void *f, int s, size_t m, unsigned g) { *b = 1; return 0; }
+const char *cudaGetErrorString(E e) { return "stub"; } const char *cudaGetErrorName(E e) { return "stub"; }
+E cudaMemPoolCreate(void **p, const void *q) { *p = take(8); return 0; }
+void **__cudaRegisterFatBinary(void *f) { static void *h; return &h; }
+E cublasCreate_v2(void **h) { *h = take(8); return 0; } E cublasDestroy_v2(void *h) { free(h); return 0; }
+E cublasSetMathMode(void *h, int m) { n.tf32 += m == 3; return 0; } E cublasGetMathMode(void *h, int *m) { *m = 0; return 0; }
+E cublasLtCreate(void **h) { *h = take(8); return 0; } E cublasLtDestroy(void *h) { free(h); return 0; }
+E cublasLtMatmulAlgoGetHeuristic(void *h, void *o, void *a, void *b, void *c, void *d, void *p, int w, void *r, int *c2) {
+  memset(r, 0, 96); *c2 = 1; return 0; }
+size_t cudnnGetVersion(void) { return 91400; } E cudnnCreate(void **h) { *h = take(8); return 0; }
+const char *cudnnGetErrorString(E e) { return "stub"; } void cudnnGetLastErrorString(char *s, size_t m) { *s = 0; }

@@ -1,0 +1,166 @@
+"""A file that is opened once: what was hashed is what is read, whatever becomes of its name meanwhile.
+
+Replacing or deleting it changes nothing for whoever holds it.  Writing into it, or cutting it, is noticed: a file whose
+state (fstat) is another than when it was hashed is hashed again.  It is read, never mapped: a mapped file that is cut
+ends the process (SIGBUS).  What a hash should be is not known here: see bundle.py.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import stat
+import weakref
+from collections.abc import Callable
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
+from pathlib import Path
+
+from edgemm.bundle.files import reading
+from edgemm.errors import BundleError
+
+__all__ = ["AT_ONCE", "FileHashes", "HeldFile", "files_at_once", "same_file"]
+
+CHUNK_BYTES = 1 << 24  # between two of them a thread waits for Python's lock
+AT_ONCE = 4  # files that are hashed side by side
+LARGE_BYTES = 1 << 20  # what takes a millisecond
+FLAGS = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK  # a pipe is opened at once, and then seen to be one
+
+Tell = Callable[[int], None]  # bytes that were hashed just now
+
+
+def same_file(state: os.stat_result) -> tuple[int, ...]:
+    """What stays as long as nobody writes: device, inode, size, and the times of content and state."""
+    return state.st_dev, state.st_ino, state.st_size, state.st_mtime_ns, state.st_ctime_ns
+
+
+class HeldFile:
+    """Safe to share between threads; closed when nobody holds it any more."""
+
+    def __init__(self, path: Path) -> None:
+        """BundleError where it is not there, or no regular file; links are not followed."""
+        with reading(path, "", BundleError):
+            self._folder = os.open(path.parent, FLAGS | os.O_DIRECTORY)
+            weakref.finalize(self, os.close, self._folder)
+            self._handle = os.open(path.name, FLAGS | os.O_NOFOLLOW, dir_fd=self._folder)
+            weakref.finalize(self, os.close, self._handle)
+        self.path = path
+        state = os.fstat(self._handle)
+        if not stat.S_ISREG(state.st_mode):
+            raise BundleError(f"{path}: is not a regular file")
+        self.size_bytes = state.st_size
+        self._hashed: tuple[tuple[int, ...], str] | None = None
+
+    def sha256(self, tell: Tell | None = None) -> str:
+        """In hexadecimal digits; `tell` may raise."""
+        state, digest = same_file(os.fstat(self._handle)), hashlib.sha256()
+        buffer = memoryview(bytearray(min(CHUNK_BYTES, self.size_bytes)))
+        for start in range(0, self.size_bytes, CHUNK_BYTES):
+            chunk = buffer[: min(CHUNK_BYTES, self.size_bytes - start)]
+            self._fill(chunk, start)
+            digest.update(chunk)
+            if tell:
+                tell(len(chunk))
+        found = digest.hexdigest()
+        self._hashed = state, found
+        return found
+
+    def content(self) -> memoryview:
+        """A copy of its own; BundleError where the file is not what it was when it was hashed."""
+        whole = memoryview(bytearray(self.size_bytes))
+        self._fill(whole, 0)
+        if self._hashed and self._hashed[0] != same_file(os.fstat(self._handle)):
+            self._refuse_unless(hashlib.sha256(whole).hexdigest())
+        return whole
+
+    def check(self) -> None:
+        """BundleError where the file is not what it was when it was hashed."""
+        if self._hashed and self._hashed[0] != same_file(os.fstat(self._handle)):
+            before = self._hashed
+            found = self.sha256()
+            self._hashed = (self._hashed[0], before[1])
+            self._refuse_unless(found)
+
+    def is_in_place(self) -> bool:
+        """Whether its name, in the folder that it was opened in, is still its own."""
+        try:
+            found = os.stat(self.path.name, dir_fd=self._folder, follow_symlinks=False)
+        except OSError:
+            return False
+        return same_file(found) == same_file(os.fstat(self._handle))
+
+    @property
+    def folder(self) -> str:
+        """The folder that it was opened in, whatever it is called by now, where the system has a name for that."""
+        pinned = f"/proc/self/fd/{self._folder}"
+        return pinned if os.path.isdir(pinned) else str(self.path.parent)
+
+    @property
+    def mapped_name(self) -> str:
+        """How the system calls it among a process's mappings, "" where it does not say."""
+        try:
+            return os.readlink(f"/proc/self/fd/{self._handle}").replace("\n", "\\012")
+        except OSError:
+            return ""
+
+    def _refuse_unless(self, found: str) -> None:
+        if self._hashed and found != self._hashed[1]:
+            raise BundleError(f"{self.path}: was altered after it was verified; copy or export the bundle again")
+
+    def _fill(self, buffer: memoryview, start: int) -> None:
+        at = 0
+        with reading(self.path, kind=BundleError):
+            while at < len(buffer):
+                count = os.preadv(self._handle, [buffer[at:]], start + at)
+                if not count:
+                    raise BundleError(f"{self.path}: was cut while it was read; copy or export the bundle again")
+                at += count
+
+
+# SHA-256 of files in threads of their own: hashing leaves Python's lock alone, so the caller goes on meanwhile.
+
+
+def files_at_once(threads: int | None) -> int:
+    """How many to hash beside other work: one core, of those that may be used, is for that."""
+    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, min(AT_ONCE, (threads or allowed) - 1))
+
+
+class FileHashes:
+    """Hashes in the making.  Each file is read once; leaving the `with` ends what nobody waits for any more."""
+
+    def __init__(self, at_once: int = AT_ONCE, tell: Tell | None = None) -> None:
+        self._pool = ThreadPoolExecutor(at_once)
+        self._tell = tell
+        self._begun: dict[Path, Future[str]] = {}
+        self._ended = False
+        self.held: dict[Path, HeldFile] = {}
+
+    def begin(self, file: Path) -> Future[str]:
+        """Its hash, in hexadecimal digits, once it is there; BundleError where it cannot be opened."""
+        if file not in self._begun:
+            self.held[file] = HeldFile(file)
+            self._begun[file] = self._pool.submit(self.held[file].sha256, self._hashed)
+        return self._begun[file]
+
+    def begin_weights(self, bundle: Path) -> None:
+        """A bundle's large files, before its manifest is read: whatever that says, they will be asked for."""
+        sizes: dict[Path, int] = {}
+        for file in bundle.glob("components/*/*"):
+            state = file.lstat()
+            if stat.S_ISREG(state.st_mode) and state.st_size >= LARGE_BYTES:
+                sizes[file] = state.st_size
+        for file in sorted(sizes, key=lambda file: -sizes[file]):
+            self.begin(file)
+
+    def __enter__(self) -> FileHashes:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._ended = True
+        self._pool.shutdown(cancel_futures=True)
+
+    def _hashed(self, size: int) -> None:
+        if self._ended:
+            raise CancelledError
+        if self._tell:
+            self._tell(size)

@@ -1,0 +1,365 @@
+"""Hostile inputs by kind: each changes a copy of a tiny bundle, whose manifest then says that all is as it should be.
+
+    KINDS["graphs"]["a loop that never ends"](folder)
+
+New ones of a kind go into its table; the tests and `benchmarks/faults.py` take them from here.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+
+Hostile = Callable[[Path], None]
+DECODER = "components/image_decoder/cpu-fp32.onnx"  # small, without a file beside it; drawing wants it
+TRANSFORMER = "components/transformer/cpu-fp32.onnx"  # chat and draw want it
+SMALLEST = -(2**63)
+
+
+def rehash(bundle: Path, *names: str) -> None:
+    document = json.loads((bundle / "manifest.json").read_text())
+    for name in names:
+        content = (bundle / name).read_bytes()
+        document["files"][name] = {"sha256": hashlib.sha256(content).hexdigest(), "size_bytes": len(content)}
+    (bundle / "manifest.json").write_text(json.dumps(document))
+
+
+# Graphs: what their nodes would do while a library loads or runs them.
+
+
+def graph(change: Callable[[onnx.GraphProto], None], name: str = TRANSFORMER) -> Hostile:
+    def make(folder: Path) -> None:
+        model = onnx.load(str(folder / name), load_external_data=False)
+        change(model.graph)
+        onnx.save_model(model, str(folder / name))
+        rehash(folder, name)
+
+    return make
+
+
+def constant(name: str, *values: int, dtype: type = np.int64, scalar: bool = False) -> onnx.TensorProto:
+    array = np.array(values[0] if scalar else values, dtype=dtype)
+    return numpy_helper.from_array(array, name)
+
+
+def extended(nodes: list[onnx.NodeProto], constants: list[onnx.TensorProto], result: str) -> Hostile:
+    """The graph's first output gets a zeroth part of `result`, a whole number, added: nothing can be left out."""
+
+    def change(inner: onnx.GraphProto) -> None:
+        output = inner.output[0].name
+        for node in inner.node:
+            for place, name in enumerate(node.output):
+                if name == output:
+                    node.output[place] = "honest"
+            for place, name in enumerate(node.input):
+                if name == output:
+                    node.input[place] = "honest"
+        inner.initializer.extend([*constants, numpy_helper.from_array(np.zeros((), np.float32), "nothing")])
+        inner.node.extend(
+            [
+                *nodes,
+                helper.make_node("Cast", [result], ["as_float"], to=TensorProto.FLOAT),
+                helper.make_node("ReduceMax", ["as_float"], ["one_number"], keepdims=0),
+                helper.make_node("Mul", ["one_number", "nothing"], ["no_number"]),
+                helper.make_node("Add", ["honest", "no_number"], [output]),
+            ]
+        )
+
+    return graph(change)
+
+
+def divided(dividend: int, divisor: int, op: str = "Div", dtype: type = np.int64) -> Hostile:
+    constants = [constant("above", dividend, dtype=dtype), constant("below", divisor, dtype=dtype)]
+    return extended([helper.make_node(op, ["above", "below"], ["quotient"])], constants, "quotient")
+
+
+def divided_late(dividend: int, divisor: int) -> Hostile:
+    """By numbers that are only known once constants were folded."""
+    nodes = [
+        helper.make_node("Sub", ["zero", "less"], ["below"]),
+        helper.make_node("Div", ["above", "below"], ["quotient"]),
+    ]
+    return extended(nodes, [constant("above", dividend), constant("zero", 0), constant("less", -divisor)], "quotient")
+
+
+def doubled(times: int, op: str = "Concat") -> Hostile:
+    nodes = [helper.make_node(op, [f"d{i}", f"d{i}"], [f"d{i + 1}"], axis=0) for i in range(times)]
+    return extended(nodes, [constant("d0", *range(16))], f"d{times}")
+
+
+def doubled_input(times: int) -> Hostile:
+    """Of what the caller gives: nothing is constant."""
+
+    def change(inner: onnx.GraphProto) -> None:
+        name = inner.input[0].name
+        inner.node.append(helper.make_node("Identity", [name], ["d0"]))
+        for i in range(times):
+            inner.node.append(helper.make_node("Concat", [f"d{i}", f"d{i}"], [f"d{i + 1}"], axis=0))
+        inner.initializer.append(constant("axis_of_all", 0))
+        inner.node.append(helper.make_node("Shape", [f"d{times}"], ["size_of_all"]))
+        inner.node.append(helper.make_node("Identity", ["size_of_all"], ["left_over"]))
+        inner.output.append(helper.make_tensor_value_info("left_over", TensorProto.INT64, [None]))
+
+    return graph(change)
+
+
+def grown(op: str, *inputs: onnx.TensorProto) -> Hostile:
+    return extended([helper.make_node(op, [i.name for i in inputs], ["grown"])], list(inputs), "grown")
+
+
+def looped(rounds: int | None) -> Hostile:
+    body = helper.make_graph(
+        [
+            helper.make_node("Identity", ["go_on"], ["goes_on"]),
+            helper.make_node("Add", ["value", "one"], ["next_value"]),
+        ],
+        "body",
+        [
+            helper.make_tensor_value_info("round", TensorProto.INT64, []),
+            helper.make_tensor_value_info("go_on", TensorProto.BOOL, []),
+            helper.make_tensor_value_info("value", TensorProto.INT64, [1]),
+        ],
+        [
+            helper.make_tensor_value_info("goes_on", TensorProto.BOOL, []),
+            helper.make_tensor_value_info("next_value", TensorProto.INT64, [1]),
+        ],
+    )
+    given = "rounds" if rounds is not None else ""
+    constants = [constant("one", 1), constant("start", 0), numpy_helper.from_array(np.array(True), "always")]
+    constants += [constant("rounds", rounds, scalar=True)] if rounds is not None else []
+    return extended([helper.make_node("Loop", [given, "always", "start"], ["end"], body=body)], constants, "end")
+
+
+def moved(change: Callable[[dict[str, str]], dict[str, str]]) -> Hostile:
+    """Where the first weight is said to lie."""
+
+    def make(inner: onnx.GraphProto) -> None:
+        tensor = next(tensor for tensor in inner.initializer if tensor.external_data)
+        entries = change({entry.key: entry.value for entry in tensor.external_data})
+        del tensor.external_data[:]
+        for key, value in entries.items():
+            tensor.external_data.add(key=key, value=value)
+
+    return graph(make)
+
+
+def shaped(*dims: int) -> Hostile:
+    def make(inner: onnx.GraphProto) -> None:
+        tensor = next(tensor for tensor in inner.initializer if tensor.external_data)
+        tensor.dims[:] = dims
+
+    return graph(make)
+
+
+def calls_itself(folder: Path) -> None:
+    model = onnx.load(str(folder / TRANSFORMER), load_external_data=False)
+    body = [helper.make_node("Mirror", ["x"], ["y"], domain="own")]
+    imports = [helper.make_opsetid("", 24), helper.make_opsetid("own", 1)]
+    model.functions.append(helper.make_function("own", "Mirror", ["x"], ["y"], body, imports))
+    model.opset_import.append(helper.make_opsetid("own", 1))
+    first = model.graph.input[0].name
+    model.graph.node.append(helper.make_node("Mirror", [first], ["mirrored"], domain="own"))
+    onnx.save_model(model, str(folder / TRANSFORMER))
+    rehash(folder, TRANSFORMER)
+
+
+def bytes_of(name: str, content: Callable[[bytes], bytes]) -> Hostile:
+    def make(folder: Path) -> None:
+        (folder / name).write_bytes(content((folder / name).read_bytes()))
+        rehash(folder, name)
+
+    return make
+
+
+BIG = 1 << 40
+GRAPHS: dict[str, Hostile] = {
+    "the smallest number by -1": divided(SMALLEST, -1),
+    "the smallest number by -1, late": divided_late(SMALLEST, -1),
+    "the smallest number modulo -1": divided(SMALLEST, -1, "Mod"),
+    "the smallest of 32 bits by -1": divided(-(2**31), -1, dtype=np.int32),
+    "a whole number by 0": divided(7, 0),
+    "a whole number by 0, late": divided_late(7, 0),
+    "a loop of 2^62 rounds": looped(1 << 62),
+    "a loop without a number of rounds": looped(None),
+    "30 doublings": doubled(30),
+    "60 doublings": doubled(60),
+    "40 doublings of an input": doubled_input(40),
+    "Expand to a million millions": grown("Expand", constant("few", 1), constant("shape", BIG)),
+    "Tile a million million times": grown("Tile", constant("few", 1, 2), constant("times", BIG)),
+    "Range over a million millions": grown(
+        "Range", *(constant(n, v, scalar=True) for n, v in (("from", 0), ("to", BIG), ("by", 1)))
+    ),
+    "Range by 0": grown("Range", *(constant(n, v, scalar=True) for n, v in (("from", 0), ("to", 9), ("by", 0)))),
+    "zeros of a million millions": grown("ConstantOfShape", constant("shape", BIG)),
+    "zeros of a negative size": grown("ConstantOfShape", constant("shape", -5)),
+    "Gather out of range": grown("Gather", constant("few", 1, 2, 3), constant("which", 10**12)),
+    "Reshape to another size": grown("Reshape", constant("few", 1, 2, 3), constant("shape", 7, 7)),
+    "weights behind the end": moved(lambda entries: entries | {"offset": str(1 << 40)}),
+    "weights before the start": moved(lambda entries: entries | {"offset": "-4096"}),
+    "weights of a negative length": moved(lambda entries: entries | {"length": "-1"}),
+    "weights that are too long": moved(lambda entries: entries | {"length": str(1 << 40)}),
+    "weights of another file": moved(lambda entries: entries | {"location": "/etc/passwd"}),
+    "weights of the folder above": moved(lambda entries: entries | {"location": "../../manifest.json"}),
+    "a shape with more numbers than there are": shaped(1 << 20, 1 << 20),
+    "a shape with a negative axis": shaped(-1, 4),
+    "a function that calls itself": calls_itself,
+    "nothing": bytes_of(TRANSFORMER, lambda content: b""),
+    "noise": bytes_of(TRANSFORMER, lambda content: bytes(range(256)) * 9),
+    "half of a graph": bytes_of(TRANSFORMER, lambda content: content[: len(content) // 2]),
+    "a text": bytes_of(TRANSFORMER, lambda content: b'{"graph": []}'),
+}
+
+
+# Tokenizers.
+
+
+def tokenizer(**parts: object) -> Hostile:
+    def make(folder: Path) -> None:
+        path = folder / "tokenizer.json"
+        path.write_text(json.dumps({**json.loads(path.read_text()), **parts}))
+        rehash(folder, "tokenizer.json")
+
+    return make
+
+
+def replacing(pattern: dict[str, str], content: str) -> dict[str, object]:
+    return {"type": "Replace", "pattern": pattern, "content": content}
+
+
+def sequence(*normalizers: dict[str, object]) -> dict[str, object]:
+    return {"type": "Sequence", "normalizers": list(normalizers)}
+
+
+def split(regex: str) -> dict[str, object]:
+    return {"type": "Split", "pattern": {"Regex": regex}, "behavior": "Isolated", "invert": False}
+
+
+LONGER = replacing({"String": "i"}, "i" * 400)
+TOKENIZERS: dict[str, Hostile] = {
+    "three times 400 letters for one": tokenizer(normalizer=sequence(LONGER, LONGER, LONGER)),
+    "400 letters for one, 10 deep": tokenizer(normalizer=sequence(sequence(sequence(*[LONGER] * 10)))),
+    "letters for a regex of nothing": tokenizer(normalizer=sequence(*[replacing({"Regex": ""}, "i" * 4000)] * 3)),
+    "a replacement of nothing": tokenizer(normalizer=replacing({"String": ""}, "x")),
+    "a prefix of 10 million letters": tokenizer(normalizer={"type": "Prepend", "prepend": "x" * 10_000_000}),
+    "a decoder that makes it longer": tokenizer(
+        decoder={"type": "Sequence", "decoders": [replacing({"String": "i"}, "i" * 400)] * 3}
+    ),
+    "a regex that is none": tokenizer(pre_tokenizer=split("(")),
+    "a model of another kind": tokenizer(model={"type": "Clever"}),
+    "no model": tokenizer(model=None),
+    "a list": bytes_of("tokenizer.json", lambda content: b"[]"),
+    "nothing": bytes_of("tokenizer.json", lambda content: b""),
+    "100,000 brackets": bytes_of("tokenizer.json", lambda content: b"[" * 100_000),
+    "no UTF-8": bytes_of("tokenizer.json", lambda content: b"\xff\xfe" + content),
+    "a regex without end": tokenizer(pre_tokenizer=split(r"(a+)+$|(x+x+)+y")),
+}
+
+
+# Manifests: their bytes, and single fields.
+
+
+def manifest(change: Callable[[str], str | bytes]) -> Hostile:
+    def make(folder: Path) -> None:
+        path = folder / "manifest.json"
+        changed = change(path.read_text())
+        path.write_bytes(changed if isinstance(changed, bytes) else changed.encode())
+
+    return make
+
+
+def field(name: str, raw: str) -> Hostile:
+    """A field of the whole document, as raw JSON."""
+
+    def change(text: str) -> str:
+        document = json.loads(text)
+        document[name] = "\0here"
+        return json.dumps(document).replace('"\\u0000here"', raw)
+
+    return manifest(change)
+
+
+def limit(raw: str) -> Hostile:
+    def change(text: str) -> str:
+        document = json.loads(text)
+        document["limits"]["max_context"] = "\0here"
+        return json.dumps(document).replace('"\\u0000here"', raw)
+
+    return manifest(change)
+
+
+def file_named(name: str) -> Hostile:
+    def change(text: str) -> str:
+        document = json.loads(text)
+        document["files"][name] = next(iter(document["files"].values()))
+        document["tokenizer"] = name
+        return json.dumps(document)
+
+    return manifest(change)
+
+
+MANIFESTS: dict[str, Hostile] = {
+    "a number of 400 digits": limit("9" * 400),
+    "a number of 5,000 digits": limit("9" * 5000),
+    "1e400": limit("1e400"),
+    "NaN": limit("NaN"),
+    "a limit of 10^18": limit(str(10**18)),
+    "half of a letter": field("name", r'"\ud800"'),
+    "half of a letter as bytes": manifest(lambda text: text.encode().replace(b'"tiny"', b'"\xed\xa0\x80"', 1)),
+    "null": manifest(lambda text: "null"),
+    "a list": manifest(lambda text: "[]"),
+    "nothing": manifest(lambda text: ""),
+    "100,000 brackets": manifest(lambda text: "[" * 100_000),
+    "100,000 objects": manifest(lambda text: '{"a":' * 100_000),
+    "a field twice": manifest(lambda text: text.replace('"name"', '"name": "a", "name"', 1)),
+    "no UTF-8": manifest(lambda text: b"\xff" + text.encode()),
+    "UTF-16": manifest(lambda text: text.encode("utf-16")),
+    "a path of the folder above": file_named("../outside"),
+    "a path of the root": file_named("/etc/passwd"),
+    "a path with a NUL": file_named("a\0b"),
+    "an empty path": file_named(""),
+    "20 million letters": field("name", '"' + "x" * 20_000_000 + '"'),
+    "another version": field("schema_version", "10e9"),
+}
+
+
+# What lies where a file should: links, pipes, folders, other people's files.
+
+
+def instead(name: str, put: Callable[[Path], None]) -> Hostile:
+    def make(folder: Path) -> None:
+        (folder / name).unlink()
+        put(folder / name)
+
+    return make
+
+
+def outside(folder: Path) -> Path:
+    path = folder.parent / "outside"
+    path.write_bytes(b"secret")
+    return path
+
+
+PLACES: dict[str, Hostile] = {}
+for _name in ("manifest.json", "tokenizer.json", TRANSFORMER, f"{TRANSFORMER}.data"):
+    PLACES |= {
+        f"a pipe for {_name}": instead(_name, os.mkfifo),
+        f"a link out for {_name}": instead(_name, lambda path: path.symlink_to(outside(path.parent))),
+        f"a link to a device for {_name}": instead(_name, lambda path: path.symlink_to("/dev/zero")),
+        f"a link to itself for {_name}": instead(_name, lambda path: path.symlink_to(path)),
+        f"a folder for {_name}": instead(_name, Path.mkdir),
+        f"no {_name}": instead(_name, lambda path: None),
+    }
+
+KINDS: dict[str, dict[str, Hostile]] = {
+    "graphs": GRAPHS,
+    "tokenizers": TOKENIZERS,
+    "manifests": MANIFESTS,
+    "places": PLACES,
+}
