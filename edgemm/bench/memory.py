@@ -102,9 +102,8 @@ class MemoryWatch:
 
 # What only a process that began just now can tell: cold load, first calls, peak memory.
 #
-# The child loads a bundle, reads a picture, writes a reply, draws, notes its peak, and loads once more.  The parent
-# drops
-# the bundle's files from the page cache first, so that cold means read from the disk.
+# The child loads a bundle, reads a picture, writes a reply, draws, closes, notes its peak, and loads once more.  The
+# parent drops the bundle's files from the page cache first, so that cold means read from the disk.
 
 
 def measure_fresh(request: dict[str, Any], timeout_s: float) -> Answer:
@@ -153,11 +152,10 @@ def _answer(request: dict[str, Any]) -> dict[str, Any]:
         first_call_ms["text"] = model.generate_text(images=pictures, **request["text"]).metrics.total_ms
     if request["image"]:
         first_call_ms["image"] = model.generate_image(**request["image"]).metrics.total_ms
-    sizes = {"peak_memory_bytes": peak_memory_bytes()}
     model.release_memory()
-    sizes["released_memory_bytes"] = resident_bytes()
+    sizes = {"released_memory_bytes": resident_bytes()}
     model.close()
-    sizes["closed_memory_bytes"] = resident_bytes()
+    sizes |= {"closed_memory_bytes": resident_bytes(), "peak_memory_bytes": peak_memory_bytes()}
     del model
     warm_ms = _load(request)[1]
     known = {name: size for name, size in sizes.items() if size is not None}

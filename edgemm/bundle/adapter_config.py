@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from edgemm.bundle.files import parse
+from edgemm.bundle.files import check_is_file, parse, reading
 from edgemm.errors import InputError
 
 __all__ = ["FILES", "KEYS", "AdapterConfig"]
@@ -65,10 +65,10 @@ class AdapterConfig:
     def read(cls, folder: Path, merging: bool = False) -> AdapterConfig:
         """Raises InputError naming the key that cannot be had; `merging` lets in what PEFT's own merge gets right."""
         path = folder / FILES[0]
-        try:
-            document = parse(path.read_bytes(), str(path))
-        except OSError as error:
-            raise InputError(f"{path}: cannot be read: {error.strerror}") from error
+        with reading(path):
+            document = parse(check_is_file(path).read_bytes(), str(path))
+        if (folder / FILES[1]).exists():
+            check_is_file(folder / FILES[1])  # a library would wait for a pipe
         config = cls(path, document)
         config._check_read()
         config._check_rest(merging)

@@ -21,10 +21,11 @@ from edgemm.errors import BundleError, ResourceError, UsageError
 if TYPE_CHECKING:
     import subprocess
 
-__all__ = ["GUARDED", "add_limits", "is_capped", "memory_cap", "run_guarded", "wanted"]
+__all__ = ["GUARDED", "add_limits", "is_capped", "run_guarded", "said_of_cap", "wanted"]
 
 GUARDED = "EDGEMM_GUARDED"  # set for the process that is watched
 POLL_S = 0.05
+SCARCE_BYTES = 4 << 30  # of a control group: with more, a second process is not worth its milliseconds
 GRACE_S = 10.0  # to take half-written files away
 KILLED_FOR_MEMORY = (signal.SIGABRT, signal.SIGKILL, signal.SIGSEGV, signal.SIGBUS, signal.SIGILL)
 
@@ -48,7 +49,26 @@ def memory_cap() -> int | None:
 
 
 def is_capped() -> bool:
-    return memory_cap() is not None and GUARDED not in os.environ
+    """Whether this process may be ended for want of memory, so that another has to be asked what became of it."""
+    return GUARDED not in os.environ and is_scarce()
+
+
+def is_scarce() -> bool:
+    return memory_cap() is not None or (_group_limit() or SCARCE_BYTES) < SCARCE_BYTES
+
+
+def _group_limit() -> int | None:
+    from edgemm.device.machine import memory_limit
+
+    return memory_limit()
+
+
+def said_of_cap() -> str:
+    """What this process may take, for a line that says it was not enough; "" where nothing is known."""
+    cap, group = memory_cap(), _group_limit()
+    if cap is not None:
+        return f"this process may take {cap >> 20} MiB (ulimit -v)"
+    return f"its control group may take {group >> 20} MiB" if group is not None else ""
 
 
 def run_guarded(words: Sequence[str], memory_bytes: int | None = None, timeout_s: float | None = None) -> int:
@@ -92,13 +112,10 @@ def _is_real(stream: object) -> bool:
 def _tell_of_death(number: int) -> None:
     from edgemm.device.child import signal_name
 
-    cap = memory_cap()
     if number == signal.SIGINT:
         raise KeyboardInterrupt
-    if cap is not None and number in KILLED_FOR_MEMORY:
-        raise ResourceError(f"out of memory: a library ended the process; it may take {cap >> 20} MiB (ulimit -v)")
-    if number == signal.SIGKILL:
-        raise ResourceError("out of memory: the system killed the process (SIGKILL)")
+    if number == signal.SIGKILL or (is_scarce() and number in KILLED_FOR_MEMORY):
+        raise ResourceError("; ".join(filter(None, ("out of memory: the process was ended", said_of_cap()))))
     raise BundleError(f"a library crashed on what it was given ({signal_name(number)})")
 
 

@@ -25,7 +25,7 @@ from types import ModuleType
 from typing import Any, NoReturn
 
 import edgemm
-from edgemm.cli.guard import GUARDED, is_capped, memory_cap, run_guarded, wanted
+from edgemm.cli.guard import GUARDED, is_capped, run_guarded, said_of_cap, wanted
 from edgemm.errors import EdgemmError, InputError, MissingError, ResourceError, UsageError, ran_out_of_memory
 from edgemm.options import parse_bytes
 
@@ -212,10 +212,10 @@ def _explain(error: BaseException) -> tuple[str, int]:
 
 def _of_memory(error: BaseException) -> str:
     """What was asked for, where the library says it, and what this process may take."""
-    said, cap = str(error), memory_cap()
+    said, may = str(error), said_of_cap()
     if not isinstance(error, ResourceError):
         said = f"out of memory: {said}" if SIZE.search(said) else "out of memory"
-    return said + (f"; this process may take {cap >> 20} MiB (ulimit -v)" if cap else "")
+    return f"{said}; {may}" if may and may not in said else said
 
 
 def _fail(message: str, code: int, debug: bool) -> int:

@@ -49,7 +49,7 @@ class Machine:
 def read_machine(root: Path = Path("/"), disk: Path = Path(".")) -> Machine:
     cpuinfo = read_text(root / "proc/cpuinfo")
     memory = _meminfo(read_text(root / "proc/meminfo"))
-    limit = _memory_limit(root)
+    limit = memory_limit(root)
     available = memory.get("MemAvailable")
     if limit is not None and available is not None:
         available = min(available, limit)
@@ -103,9 +103,12 @@ def _core_quota(root: Path) -> float | None:
     return min(quotas, default=None)
 
 
-def _memory_limit(root: Path) -> int | None:
+def memory_limit(root: Path = Path("/")) -> int | None:
+    """Bytes that this process's control group may take, where it has a limit."""
     texts = [read_text(folder / "memory.max") for folder in _control_groups(root)]
-    texts.append(read_text(root / "sys/fs/cgroup/memory/memory.limit_in_bytes"))
+    own = re.search(r"^\d+:memory:/(.*)$", read_text(root / "proc/self/cgroup"), re.MULTILINE)  # version 1
+    for name in {"", own.group(1) if own and ".." not in own.group(1) else ""}:
+        texts.append(read_text(root / "sys/fs/cgroup/memory" / name / "memory.limit_in_bytes"))
     return min((int(text) for text in texts if text.isdigit() and int(text) < NO_LIMIT_BYTES), default=None)
 
 

@@ -59,7 +59,7 @@ def test_the_judge_is_trained_once_and_kept(emoji64, cache, seen, monkeypatch, t
 
 def test_a_damaged_judge_is_named(tmp_path):
     (tmp_path / "judge.npz").write_bytes(b"PK no")
-    with pytest.raises(InputError, match=r"judge\.npz: not a stored scorer"):
+    with pytest.raises(InputError, match=r"judge\.npz: no scorer that was stored; delete it"):
         LabelScorer.load(tmp_path / "judge.npz")
 
 

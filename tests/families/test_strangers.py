@@ -98,6 +98,7 @@ def adapter(alone=False):
     return write
 
 
+ENDLESS = "{% for a in range(99999) %}" * 4 + "{% endfor %}" * 4
 FAULTS = {
     "an adapter beside": (adapter(), "folder: a PEFT adapter lies beside full weights; merge it"),
     "an adapter alone": (adapter(alone=True), "folder: a PEFT adapter and no model; its base is someone/base: merge"),
@@ -116,6 +117,8 @@ FAULTS = {
     "pipe of a tokenizer": (pipe("tokenizer.json"), "tokenizer.json: not a file"),
     "pipe of a config": (pipe("config.json"), "config.json is missing"),
     "jinja": (template("{% if %}"), "folder: "),
+    "jinja of 10 GB": (template("{{ 'x' * 10**10 }}"), "its chat template: took more than 256 MiB"),
+    "jinja without end": (template(ENDLESS), "its chat template: took more than 10 s"),
     "jinja at run time": (template("{{ messages[99].content.x }}"), "folder: "),
     "deep": (deep, "config.json: not the JSON that was expected: nested too deep"),
     "panic": (panicking, "its tokenizer cannot be read"),
