@@ -129,7 +129,7 @@ def open_bundle(path: str | os.PathLike[str], verify: bool = True) -> Bundle:
 
 def _other_folder(folder: Path) -> str:
     """What a folder is that is no bundle, and what to do with it."""
-    if (folder / "config.json").is_file():
+    if any((folder / name).is_file() for name in ("config.json", "model_index.json")):
         return (
             f"a checkpoint and no bundle; what it would become: edgemm inspect {folder} --estimate; "
             f"to make that: edgemm export {folder} --output NAME.bundle"

@@ -128,9 +128,10 @@ def _check_options(options: ExportOptions) -> None:
         if getattr(options, name) != getattr(ExportOptions, name):
             raise UsageError(f"--{name.replace('_', '-')} is for edgemm's own checkpoints{instead}")
     for scheme in options.schemes:
-        if scheme.quantize and not scheme.on_cpu:
+        if scheme.quantize and not scheme.on_cpu and scheme.quantize.text not in ("int8", "int4"):
             raise UsageError(
-                f"quantized weights for {scheme.target} are for edgemm's own checkpoints; this one takes fp16 or fp32"
+                f"{scheme.precision} for {scheme.target} wants ranges of inputs, which are seen of edgemm's own "
+                "checkpoints alone; this one takes fp16, fp32, int8 or int4"
             )
 
 
