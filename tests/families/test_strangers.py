@@ -145,6 +145,7 @@ def test_opened_as_a_bundle_a_folder_says_what_it_is(folder, tmp_path):
         edgemm.load(folder)
 
 
+@pytest.mark.slow
 def test_the_last_line_shows_how_to_use_what_was_made(tmp_path, capsys, exported):
     folder, _ = exported("llava")
     assert main(["export", str(folder), "--output", str(tmp_path / "made.bundle")]) == 0
