@@ -145,7 +145,8 @@ def _build(spec: EngineSpec, graph: Path, cache: EngineCache, limits: Limits) ->
 
 def _files(spec: EngineSpec, graph: Path) -> dict[Path, str]:
     """What the parser reads, and the hashes that the key holds."""
-    data = {graph.parent / name: spec.data_sha256 for name in external_locations(graph)}
+    several = dict(each.split("=") for each in spec.data_sha256.split() if "=" in each)
+    data = {graph.parent / name: several.get(name, spec.data_sha256) for name in external_locations(graph)}
     return {graph: spec.graph_sha256, **data}
 
 

@@ -75,16 +75,15 @@ def check_limits(bundle: Bundle) -> None:
     """BundleError that names the first graph which would take its reader too far (bundle/graph_limits.py)."""
     from edgemm.bundle.graph_limits import broken_limits
 
-    for component in bundle.manifest.components.values():
-        for variant in component.variants.values():
-            graph = bundle.held(variant.graph)
-            size = bundle.held(variant.data).size_bytes if variant.data else None
-            try:
-                problem = next(broken_limits(graph.content(), size), "")
-            except (BundleError, IndexError, ValueError, UnicodeDecodeError, RecursionError) as error:
-                raise BundleError(f"{graph.path}: not an ONNX graph: {error}") from error
-            if problem:
-                raise BundleError(f"{graph.path}: {problem}")
+    for variant in bundle.manifest.every_variant.values():
+        graph = bundle.held(variant.graph)
+        sizes = {location: bundle.held(path).size_bytes for location, path in variant.weights.items()}
+        try:
+            problem = next(broken_limits(graph.content(), sizes), "")
+        except (BundleError, IndexError, ValueError, UnicodeDecodeError, RecursionError) as error:
+            raise BundleError(f"{graph.path}: not an ONNX graph: {error}") from error
+        if problem:
+            raise BundleError(f"{graph.path}: {problem}")
 
 
 def _key(bundle: Bundle, runs_on: str, wish: dict[str, Any]) -> str:

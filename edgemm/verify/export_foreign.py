@@ -34,6 +34,7 @@ from edgemm.export.manifest import (
     precisions_of,
     quick_to_open,
 )
+from edgemm.export.one_call import write_one_call
 from edgemm.export.options import ExportOptions
 from edgemm.export.specs import bytes_per_weight, make_specs_of_graphs
 from edgemm.export.trace import trace
@@ -112,6 +113,7 @@ def export_foreign(found: Found, output: Path, options: ExportOptions | None = N
         writer.add_bytes(manifest.tokenizer, quick_to_open(parts.tokenizer_json or checkpoint.tokenizer_json))
         for name, content in {**parts.tables, **papers_of(checkpoint.folder, manifest)}.items():
             writer.add_bytes(name, content)
+        manifest = write_one_call(writer, manifest, options, Tokenizer(writer.file(manifest.tokenizer)))
         progress.status("loops: asking the library")
         bundle = Bundle(writer.folder, manifest)
         recorded = _recorded(checkpoint, family, parts, bundle, precision_of(manifest, schemes[0].target))
