@@ -21,15 +21,16 @@ from edgemm.bundle.files import read_text
 from edgemm.errors import InputError
 from edgemm.serve.chat import chat
 from edgemm.serve.drawing import edits, generations
-from edgemm.serve.fields import TokenizeRequest, read_fields
+from edgemm.serve.fields import TokenizeRequest
 from edgemm.serve.gate import Gate
 from edgemm.serve.openapi import document
 from edgemm.serve.options import ServeOptions
+from edgemm.serve.page import routes as page_routes
 from edgemm.serve.problems import Problem, as_problem
 from edgemm.serve.registry import Registry, Served, opened
 from edgemm.serve.responses import count_input, respond
 from edgemm.serve.service import Service, as_asked
-from edgemm.serve.wire import answered, json_of, refused
+from edgemm.serve.wire import answered, fields_of, refused
 
 __all__ = ["Application"]
 
@@ -69,7 +70,6 @@ class Application:
             model.close()
 
     def _routes(self) -> list[Route]:
-        """A page at / belongs here, too."""
         posts = {
             "/v1/chat/completions": chat,
             "/v1/images/generations": generations,
@@ -89,6 +89,7 @@ class Application:
         return [
             *(Route(path, _watched(endpoint), methods=["POST"]) for path, endpoint in posts.items()),
             *(Route(path, endpoint, methods=["GET"]) for path, endpoint in gets.items()),
+            *page_routes(),
         ]
 
     @contextlib.asynccontextmanager
@@ -166,7 +167,7 @@ async def metrics(request: Request) -> Response:
 async def tokenize(request: Request) -> Response:
     """Token ids of a text; of a conversation how many it takes, pictures included, none of which is decoded."""
     service: Service = request.app.state.service
-    asked = read_fields(TokenizeRequest, await json_of(request))
+    asked = await fields_of(request, TokenizeRequest)
     named = service.registry.get(asked.model)
     if (asked.prompt is None) == (asked.messages is None):
         raise Problem(400, "missing_required_parameter", "expected prompt or messages, one of them", "prompt")
