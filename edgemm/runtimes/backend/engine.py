@@ -65,6 +65,7 @@ class GraphFiles:
     data: Path | None  # its weights; None where they are in the graph
     variant: Variant
     verified: tuple[HeldFile, HeldFile | None] | None = None  # both, opened when they were; None: no matter which
+    checked: bool = False  # whether it is known what the graph would have a library read
 
     def opened(self) -> tuple[HeldFile, HeldFile | None]:
         """Graph and weights as they were verified, else as they are now."""

@@ -109,7 +109,8 @@ def _session(files: GraphFiles, providers: list[tuple[str, dict[str, str]]], pla
     """
     graph, weights = files.opened()
     content = graph.content()
-    check_external_data(graph.path, files.data, content)
+    if not files.checked:
+        check_external_data(graph.path, files.data, content)
     if weights is not None and weights.is_in_place():
         weights.check()
         options = session_options(plan)
