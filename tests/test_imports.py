@@ -26,7 +26,8 @@ def test_importing_edgemm_brings_nothing_heavy_and_not_even_numpy():
 
 
 @pytest.mark.parametrize(
-    "words", [["--help"], ["--version"], ["chat", "--help"], ["draw", "--help"], ["verify", "--help"]]
+    "words",
+    [["--help"], ["--version"], ["chat", "--help"], ["draw", "--help"], ["verify", "--help"], ["serve", "--help"]],
 )
 def test_asking_for_help_brings_nothing_heavy(words):
     assert heavy_after(f"from edgemm.cli.main import main; assert main({words!r}) == 0") == set()

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from edgemm.bundle.files import check_is_file, parse, reading
-from edgemm.errors import InputError
+from edgemm.errors import BundleError, InputError
 
 __all__ = ["FILES", "KEYS", "AdapterConfig"]
 
@@ -66,7 +66,11 @@ class AdapterConfig:
         """Raises InputError naming the key that cannot be had; `merging` lets in what PEFT's own merge gets right."""
         path = folder / FILES[0]
         with reading(path):
-            document = parse(check_is_file(path).read_bytes(), str(path))
+            text = check_is_file(path).read_bytes()
+        try:
+            document = parse(text, str(path))
+        except BundleError as error:  # an adapter is no bundle: who asked for it says what it is part of
+            raise InputError(str(error)) from error
         if (folder / FILES[1]).exists():
             check_is_file(folder / FILES[1])  # a library would wait for a pipe
         config = cls(path, document)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from edgemm.bundle.files import check_range
 from edgemm.errors import BundleError, UsageError
 
 __all__ = [
@@ -19,6 +20,8 @@ __all__ = [
     "DTYPES",
     "OPTIONAL",
     "KEYS_AND_VALUES",
+    "ONE_CALL",
+    "OneCall",
     "TensorSpec",
     "Variant",
     "check_bundle_path",
@@ -38,6 +41,8 @@ OPTIONAL = {  # component -> what its graph may do without
     "conditioner": ("past_key.*", "past_value.*", "past_hidden.*", "prompt_mask", "prompt_vector", "layout"),
     "denoiser": ("noisy_tokens", "latents", "step_size", "prompt_vector", "layout", "block_key.*", "block_value.*"),
     "image_decoder": ("tokens", "latents"),
+    "read": ("pixels", "past_hidden.*", "present_hidden.*"),
+    "token": ("past_hidden.*", "present_hidden.*"),
 }
 EITHER = (
     ("logits", "hidden"),
@@ -133,6 +138,34 @@ COMPONENTS: dict[str, tuple[Signature, Signature]] = {  # component -> (inputs, 
 }
 
 
+CACHED = ("key.*", "value.*", "hidden.*")
+CHOSEN: Signature = {"next_id": ("int64", 2), "next_position": ("int64", 1)}
+ONE_CALL: dict[str, tuple[Signature, Signature]] = {  # whole loops, composed of the components: export/one_call.py
+    "draw": (
+        {"input_ids": ("int64", 2), "prompt_length": ("int64", 1), "noise": ("float32", SAME_RANK)},
+        {"pixels": ("float32", 4)},
+    ),
+    "read": (
+        {
+            "pixels": ("float32", 4),
+            "input_ids": ("int64", 2),
+            "image_index": ("int64", 2),
+            "attention_limit": ("int64", 2),
+            **{f"past_{part}": ("float32", 4) for part in CACHED},
+        },
+        {**CHOSEN, **{f"present_{part}": ("float32", 4) for part in CACHED}},
+    ),
+    "token": (
+        {
+            "token_id": ("int64", 2),
+            "position": ("int64", 1),
+            **{f"past_{part}": ("float32", 4) for part in CACHED},
+        },
+        {**CHOSEN, **{f"present_{part}": ("float32", 4) for part in CACHED}},
+    ),
+}
+
+
 @dataclass(frozen=True)
 class TensorSpec:
     """One input or output of a graph; an entry of the shape is a number or the name of an axis."""
@@ -166,13 +199,39 @@ class Variant:
     precision: str  # for example "fp32", "int8"
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
+    shares: tuple[str, ...] = ()  # files of other graphs' weights that it reads too, in folders below its own
 
     def __post_init__(self) -> None:
         check_bundle_path(self.graph, "graph")
+        for path in self.shares:
+            check_bundle_path(path, "shares")
+            if not path.startswith(self._folder):
+                raise BundleError(f"shares has {path!r}, expected a path below that of graph {self.graph!r}")
         if self.data is not None:
             check_bundle_path(self.data, "data")
             if self.data.rpartition("/")[0] != self.graph.rpartition("/")[0]:
                 raise BundleError(f"data is {self.data!r}, expected it beside graph {self.graph!r}")
+
+    @property
+    def shared_locations(self) -> tuple[str, ...]:
+        """As the graph names them."""
+        return tuple(path.removeprefix(self._folder) for path in self.shares)
+
+    @property
+    def weights(self) -> dict[str, str]:
+        """Every file of weights, as the graph names it -> its path in the bundle."""
+        own = {} if self.data is None else {self.data.rpartition("/")[2]: self.data}
+        return own | dict(zip(self.shared_locations, self.shares, strict=True))
+
+    @property
+    def files(self) -> tuple[str, ...]:
+        """Paths of all that is read when it is opened."""
+        return (self.graph, *(() if self.data is None else (self.data,)), *self.shares)
+
+    @property
+    def _folder(self) -> str:
+        folder, slash, _ = self.graph.rpartition("/")
+        return folder + slash
 
 
 @dataclass(frozen=True)
@@ -182,6 +241,19 @@ class Component:
     def __post_init__(self) -> None:
         if not self.variants:
             raise BundleError("variants is empty, expected at least one")
+
+
+@dataclass(frozen=True)
+class OneCall:
+    """A whole loop, or a part of it, as one graph: runtimes/one_call.py, and programs without edgemm."""
+
+    variants: dict[str, Variant]  # target -> its graph
+    num_inference_steps: int = 0  # of "draw"
+    guidance_scale: float = 1.0  # the same; both are in the graph
+
+    def __post_init__(self) -> None:
+        check_range("num_inference_steps", self.num_inference_steps, 0, 2**24)
+        check_range("guidance_scale", self.guidance_scale, 0, 1000)
 
 
 def check_bundle_path(path: str, where: str) -> None:
@@ -195,12 +267,12 @@ def check_bundle_path(path: str, where: str) -> None:
 
 def check_component(component: str, inputs: tuple[TensorSpec, ...], outputs: tuple[TensorSpec, ...]) -> None:
     """Refuses tensors that the contract does not know, lacks, or knows with another type or rank."""
-    expected_inputs, expected_outputs = COMPONENTS[component]
+    expected_inputs, expected_outputs = (COMPONENTS | ONE_CALL)[component]
     optional = OPTIONAL.get(component, ())
     if component in ("transformer", "denoiser"):
         inputs = tuple(spec for spec in inputs if not _is_factor(spec))
-    _check_side("inputs", expected_inputs, inputs, optional, 0)
-    rank = next((len(spec.shape) for spec in inputs if spec.name in ("noisy_tokens", "latents")), 0)
+    rank = next((len(spec.shape) for spec in inputs if spec.name in ("noisy_tokens", "latents", "noise")), 0)
+    _check_side("inputs", expected_inputs, inputs, optional, rank)
     _check_side("outputs", expected_outputs, outputs, optional, rank)
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
 from edgemm.bundle.onnx_file import TYPES, fields
@@ -67,8 +67,8 @@ class _Node:
         return f"{self.op_type} {(self.name or ', '.join(self.outputs))!r}"
 
 
-def broken_limits(graph: memoryview, data_bytes: int | None) -> Iterator[str]:
-    """One line for everything that may not be; `data_bytes` is the size of the file beside it, None without one.
+def broken_limits(graph: memoryview, data_bytes: Mapping[str, int]) -> Iterator[str]:
+    """One line for everything that may not be; `data_bytes` is every file of weights that it names, and its size.
 
     Raises BundleError, IndexError, ValueError or UnicodeDecodeError where it is no ONNX graph.
     """
@@ -96,7 +96,7 @@ def _some(message: memoryview, wanted: tuple[int, ...]) -> Iterator[tuple[int, m
     return ((number, content) for number, content in fields(message) if number in wanted)
 
 
-def _function(message: memoryview, data_bytes: int | None) -> tuple[str, set[str], list[str]]:
+def _function(message: memoryview, data_bytes: Mapping[str, int]) -> tuple[str, set[str], list[str]]:
     name, called, broken, values = "", set(), [], {}
     for number, content in _some(message, (1, 7)):
         content = _message(content)
@@ -135,7 +135,7 @@ def _check_depth(depth: int) -> None:
         raise BundleError(f"nested more than {DEEPEST} deep")
 
 
-def _graph(message: memoryview, outer: dict[str, _Value], data_bytes: int | None, depth: int) -> Iterator[str]:
+def _graph(message: memoryview, outer: dict[str, _Value], data_bytes: Mapping[str, int], depth: int) -> Iterator[str]:
     _check_depth(depth)
     values = dict(outer)
     for number, content in _some(message, (5, 11)):
@@ -152,7 +152,7 @@ def _graph(message: memoryview, outer: dict[str, _Value], data_bytes: int | None
         yield from _check(_node(content), values, data_bytes, depth)
 
 
-def _check(node: _Node, values: dict[str, _Value], data_bytes: int | None, depth: int) -> Iterator[str]:
+def _check(node: _Node, values: dict[str, _Value], data_bytes: Mapping[str, int], depth: int) -> Iterator[str]:
     """The node's own faults; what is known of its outputs goes to `values`."""
     given = [values.get(name, _Value()) for name in node.inputs]
     if not node.domain and node.op_type == "Loop":
@@ -192,14 +192,14 @@ def _quotient(node: _Node, dividend: _Value, divisor: _Value) -> Iterator[str]:
         yield f"{node}: divides {smallest} by -1, which no {kind} holds"
 
 
-def _stored(tensor: _Tensor, data_bytes: int | None) -> Iterator[str]:
+def _stored(tensor: _Tensor, data_bytes: Mapping[str, int]) -> Iterator[str]:
     """Weights have the bytes that their shape asks for, where they are said to lie."""
     needed = (math.prod(tensor.dims) * BITS.get(tensor.kind, 8) + 7) // 8
     if any(size < 0 for size in tensor.dims):
         yield f"weight {tensor.name!r}: shape {list(tensor.dims)}"
     elif "location" in tensor.entries:
         offset, length = (int(tensor.entries.get(key, default)) for key, default in (("offset", 0), ("length", needed)))
-        size = data_bytes or 0
+        size = data_bytes.get(tensor.entries["location"], 0)
         if offset < 0 or length < 0 or offset + length > size:
             yield f"weight {tensor.name!r}: lies at bytes {offset} to {offset + length} of a file of {size}"
         elif length != needed and tensor.kind != "string":

@@ -8,12 +8,14 @@ disk: see bundle.py for reading and writer.py for writing.
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from edgemm.bundle.components import (
     COMPONENTS,
+    ONE_CALL,
     Component,
+    OneCall,
     Variant,
     check_bundle_path,
     check_component,
@@ -178,6 +180,7 @@ class Manifest:
     quantization: Any  # None, or how each component was quantized
     licences: tuple[Licence, ...]
     files: dict[str, FileRecord]  # path -> what it must be; BundleWriter fills it
+    one_call: dict[str, OneCall] = field(default_factory=dict)  # a key of ONE_CALL -> that loop as one graph
     schema_version: int = SCHEMA_VERSION
 
     def __post_init__(self) -> None:
@@ -195,6 +198,8 @@ class Manifest:
                 self._check_variant(name, variant, f"components.{name}.variants.{variant_name}")
         for target, chosen in self.targets.items():
             self._check_target(target, chosen)
+        for name, call in self.one_call.items():
+            self._check_one_call(name, call)
 
     @property
     def needed(self) -> tuple[str, ...]:
@@ -209,6 +214,12 @@ class Manifest:
 
     def variant(self, component: str, target: str) -> Variant:
         return self.components[component].variants[self.targets[target][component]]
+
+    def graphs_for(self, target: str) -> dict[str, Variant]:
+        """Everything that a target runs: its components, and loops that are one graph as one_call.NAME."""
+        calls = {f"one_call.{name}": call.variants for name, call in self.one_call.items()}
+        whole = {name: variants[target] for name, variants in calls.items() if target in variants}
+        return {name: self.variant(name, target) for name in self.targets[target]} | whole
 
     def check_files(self) -> None:
         """Every file that a field names has to stand in `files`, so that it was hashed."""
@@ -281,6 +292,19 @@ class Manifest:
         if self.loops.denoise:
             self._check_handing_on(target)
 
+    def _check_one_call(self, name: str, call: OneCall) -> None:
+        if name not in ONE_CALL:
+            raise BundleError(f"one_call.{name} is unknown, this edgemm runs: {', '.join(ONE_CALL)}")
+        if name == "draw" and self.loops.denoise is None:
+            raise BundleError(f"one_call.{name}: there is no denoise loop")
+        for target, variant in call.variants.items():
+            if target not in self.targets:
+                raise BundleError(f"one_call.{name}.variants.{target}: expected one of: {', '.join(self.targets)}")
+            try:
+                check_component(name, variant.inputs, variant.outputs)
+            except BundleError as error:
+                raise BundleError(f"one_call.{name}.variants.{target}.{error}") from error
+
     def _check_handing_on(self, target: str) -> None:
         """From transformer to conditioner to denoiser."""
         transformer, conditioner = self.variant("transformer", target), self.variant("conditioner", target)
@@ -302,10 +326,15 @@ class Manifest:
             named.append((self.loops.image_tokens.code_ids, "loops.image_tokens.code_ids"))
         if self.loops.text and self.loops.text.silent_ids is not None:
             named.append((self.loops.text.silent_ids, "loops.text.silent_ids"))
-        for name, component in self.components.items():
-            for variant_name, variant in component.variants.items():
-                where = f"components.{name}.variants.{variant_name}"
-                named.append((variant.graph, f"{where}.graph"))
-                if variant.data is not None:
-                    named.append((variant.data, f"{where}.data"))
+        for where, variant in self.every_variant.items():
+            named.append((variant.graph, f"{where}.graph"))
+            named += [] if variant.data is None else [(variant.data, f"{where}.data")]
+            named += [(path, f"{where}.shares") for path in variant.shares]
         return named
+
+    @property
+    def every_variant(self) -> dict[str, Variant]:
+        """By the path of fields that leads there."""
+        members = [(f"components.{name}", component.variants) for name, component in self.components.items()]
+        members += [(f"one_call.{name}", call.variants) for name, call in self.one_call.items()]
+        return {f"{where}.variants.{key}": variant for where, variants in members for key, variant in variants.items()}

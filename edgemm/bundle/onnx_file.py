@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import mmap
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -243,13 +243,15 @@ KEY = b"location"
 SMALL = 1 << 16  # bytes; what is larger is not copied to be looked through
 
 
-def check_external_data(graph: Path, data: Path | None, content: memoryview | None = None) -> None:
-    """Refuses a graph that names any file but `data`, which lies in its own folder; `content` is the graph's, where
-    that was read already."""
-    allowed = data.name if data else None
+def check_external_data(
+    graph: Path, data: Path | None, content: memoryview | None = None, shared: Collection[str] = ()
+) -> None:
+    """Refuses a graph that names any file but `data`, which lies in its own folder, and those `shared` below it;
+    `content` is the graph's, where that was read already."""
+    allowed = [*([data.name] if data else []), *shared]
     for location in external_locations(graph) if content is None else _locations_in(graph, content):
-        if location != allowed:
-            expected = f"only {allowed!r}" if allowed else "no file outside the graph"
+        if location not in allowed:
+            expected = f"only {', '.join(map(repr, allowed))}" if allowed else "no file outside the graph"
             raise BundleError(f"{graph}: reads weights from {location!r}, the manifest allows {expected}")
 
 

@@ -18,6 +18,7 @@ from edgemm.report.page import text_table
 __all__ = ["HELP", "add_arguments", "describe", "run"]
 
 HELP = "what is in a bundle"
+TELLING = ("config.json", "model_index.json")  # of a checkpoint
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -41,7 +42,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _refuse_checkpoint(folder: Path) -> None:
     """Names the verb for it; or, of a foreign one, says that none is there and what is in the way."""
-    if (folder / "manifest.json").exists() or not (folder / "config.json").is_file():
+    if (folder / "manifest.json").exists() or not any((folder / name).is_file() for name in TELLING):
         return
     from edgemm.families.folder import find_foreign
     from edgemm.families.table import FAMILIES, load_family
@@ -62,8 +63,13 @@ def _estimate(folder: Path, as_json: bool) -> int:
         from edgemm.families import paper
     except ImportError as error:
         raise MissingError(f"--estimate needs {error.name or error}: pip install 'edgemm[families,ort]'") from error
+    from edgemm.estimate import boards
+
     measured = paper.measure(found) if found else paper.measure_own(folder)
-    print(json.dumps(paper.as_json(measured)) if as_json else "\n".join(paper.describe(measured)))
+    if as_json:
+        print(json.dumps(paper.as_json(measured) | {"boards": boards.as_json(measured)}))
+    else:
+        print("\n".join([*paper.describe(measured), *boards.describe(measured)]))
     return 0
 
 

@@ -15,7 +15,6 @@ from collections.abc import Callable
 from edgemm import progress
 from edgemm.bundle.bundle import Bundle, altered_files, open_bundle
 from edgemm.bundle.graph_rules import RULES, broken_rules
-from edgemm.bundle.manifest import Manifest
 from edgemm.bundle.onnx_file import check_external_data, read_outline
 from edgemm.cli.guard import add_limits
 from edgemm.errors import CheckFailedError, MissingError, ran_out_of_memory
@@ -68,9 +67,10 @@ def check_hashes(bundle: Bundle) -> None:
 
 def check_graphs(bundle: Bundle) -> int:
     """How many graphs there are; BundleError at the first that reads what it should not."""
-    variants = _variants(bundle.manifest)
-    for graph, data in variants:
-        check_external_data(bundle.file(graph), bundle.file(data) if data else None)
+    variants = bundle.manifest.every_variant.values()
+    for variant in variants:
+        data = bundle.file(variant.data) if variant.data else None
+        check_external_data(bundle.file(variant.graph), data, shared=variant.shared_locations)
     check_limits(bundle)
     return len(variants)
 
@@ -78,19 +78,14 @@ def check_graphs(bundle: Bundle) -> int:
 def check_rules(bundle: Bundle) -> None:
     """CheckFailedError that names the first node, of each graph, which its target cannot take."""
     problems = []
-    for target, chosen in bundle.manifest.targets.items():
-        for component in chosen if target in RULES else ():
-            graph = bundle.file(bundle.manifest.variant(component, target).graph)
-            found = list(broken_rules(read_outline(graph), RULES[target]))
+    for target in bundle.manifest.targets:
+        for component, variant in bundle.manifest.graphs_for(target).items() if target in RULES else ():
+            found = list(broken_rules(read_outline(bundle.file(variant.graph)), RULES[target]))
             if found:
                 more = f" (and {len(found) - 1} more)" if len(found) > 1 else ""
                 problems.append(f"target {target}, {component}: {found[0]}{more}")
     if problems:
         raise CheckFailedError("; ".join(problems))
-
-
-def _variants(manifest: Manifest) -> list[tuple[str, str | None]]:
-    return [(v.graph, v.data) for component in manifest.components.values() for v in component.variants.values()]
 
 
 def _compare(bundle: Bundle, wanted: bool | None) -> list[str] | None:

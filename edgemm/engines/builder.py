@@ -24,7 +24,7 @@ from edgemm.device.child import Watch, device_bytes, environment, signal_name
 from edgemm.device.gpu import gpu_uuid
 from edgemm.engines.cache import EngineCache, Entry
 from edgemm.engines.engine_spec import EngineSpec, Profile, merged, smaller
-from edgemm.errors import BundleError, EdgemmError, ResourceError, UsageError
+from edgemm.errors import BundleError, ResourceError, UsageError
 from edgemm.options import option, parse_bytes
 
 __all__ = [
@@ -145,7 +145,8 @@ def _build(spec: EngineSpec, graph: Path, cache: EngineCache, limits: Limits) ->
 
 def _files(spec: EngineSpec, graph: Path) -> dict[Path, str]:
     """What the parser reads, and the hashes that the key holds."""
-    data = {graph.parent / name: spec.data_sha256 for name in external_locations(graph)}
+    several = dict(each.split("=") for each in spec.data_sha256.split() if "=" in each)
+    data = {graph.parent / name: several.get(name, spec.data_sha256) for name in external_locations(graph)}
     return {graph: spec.graph_sha256, **data}
 
 
@@ -185,7 +186,8 @@ def climb(first: Rung, attempt: Callable[[Rung], Outcome], what: str) -> tuple[R
             raise ResourceError(f"{what}: the disk is full: {outcome.text}; what stood in the cache is untouched")
         following = _next(rung, outcome.kind)
         if following is None:
-            kind = ResourceError if outcome.kind in ("memory", "time", "crash") else EdgemmError
+            # a compiler that fails within itself has no engine for this graph: the bundle's fault, as far as we can say
+            kind = ResourceError if outcome.kind in ("memory", "time", "crash") else BundleError
             raise kind(f"{what}: no engine after {len(story)} attempts: {'; '.join(story)}")
         progress.line(f"{what}: {rung.what}: {outcome.text}; next: {following.what}")
         rung = following

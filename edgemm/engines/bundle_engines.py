@@ -14,6 +14,7 @@ from pathlib import Path
 from edgemm.bundle.bundle import Bundle, open_bundle
 from edgemm.bundle.components import Variant
 from edgemm.bundle.graph_rules import RULES, broken_rules
+from edgemm.bundle.manifest import Manifest
 from edgemm.bundle.onnx_file import Outline, check_external_data, read_outline
 from edgemm.device.gpu import CudaDriver, missing_kernels, probe_cuda, tf32_wanted
 from edgemm.device.machine import Board, read_board, read_machine
@@ -151,7 +152,7 @@ def engine_for(folder: Path, component: str, package: str, variant: Variant, num
     """The engine of one component for one of this machine's GPUs, built when the cache has none; for a backend."""
     bundle = open_bundle(folder, verify=False)  # the backend's caller has checked the hashes
     fitting = [t for t, p in PACKAGES.items() if p == package and t in bundle.manifest.targets]
-    target = next((t for t in fitting if bundle.manifest.variant(component, t) == variant), None)
+    target = next((t for t in fitting if bundle.manifest.graphs_for(t).get(component) == variant), None)
     if target is None:
         raise BundleError(f"{folder}: {component} has no graph that {package} builds")
     (destination,) = choose_destinations((target,), target, None, f"cuda:{number}")
@@ -171,13 +172,12 @@ def bundle_specs(
     manifest, target = bundle.manifest, destination.target
     workspace = min(MOST_WORKSPACE_BYTES, (memory_bytes or 4 * MOST_WORKSPACE_BYTES) // 4)
     has_latents = manifest.loops.denoise is not None and manifest.loops.denoise.latents is not None
-    for component in manifest.targets[target]:
-        variant = manifest.variant(component, target)
+    for component, variant in manifest.graphs_for(target).items():
         graph = checked_graph(bundle, component, target, destination.place.compute_capability)
         spec = EngineSpec(
             component=component,
             graph_sha256=manifest.files[variant.graph].sha256,
-            data_sha256=manifest.files[variant.data].sha256 if variant.data else "",
+            data_sha256=_data_hashes(manifest, variant),
             tensorrt=destination.tensorrt,
             version=destination.version,
             place=destination.place,
@@ -187,6 +187,13 @@ def bundle_specs(
             workspace_bytes=workspace * (4 if has_latents and component in AUTOENCODER else 1),
         )
         yield spec, graph
+
+
+def _data_hashes(manifest: Manifest, variant: Variant) -> str:
+    if not variant.shares:
+        return manifest.files[variant.data].sha256 if variant.data else ""
+    named = zip(variant.shared_locations, variant.shares, strict=True)
+    return " ".join(f"{location}={manifest.files[path].sha256}" for location, path in named)
 
 
 def build_bundle(
@@ -214,12 +221,12 @@ def build_bundle(
 
 def checked_graph(bundle: Bundle, component: str, target: str, compute_capability: str = "") -> Path:
     """The graph's path; BundleError says what is wrong with it, or that such a GPU cannot multiply its weights."""
-    variant = bundle.manifest.variant(component, target)
+    variant = bundle.manifest.graphs_for(target)[component]
     graph = bundle.file(variant.graph)
     data = bundle.file(variant.data) if variant.data else None
-    check_external_data(graph, data)
+    check_external_data(graph, data, shared=variant.shared_locations)
     outline = read_outline(graph)
-    _check_ranges(graph, data, outline)
+    _check_ranges(graph, outline)
     for problem in broken_rules(outline, RULES[target]):
         raise BundleError(f"{graph}: target {target} cannot take it: {problem}")
     missing = missing_kernels(outline, compute_capability) if compute_capability else None
@@ -228,9 +235,10 @@ def checked_graph(bundle: Bundle, component: str, target: str, compute_capabilit
     return graph
 
 
-def _check_ranges(graph: Path, data: Path | None, outline: Outline) -> None:
-    size = data.stat().st_size if data else 0
+def _check_ranges(graph: Path, outline: Outline) -> None:
+    """Every tensor lies inside its file; which files those may be was checked before."""
     for tensor in outline.stored:
+        size = (graph.parent / tensor.location).stat().st_size
         end = tensor.offset + (tensor.length or 0)
         if tensor.offset < 0 or end > size or (tensor.length or 0) < 0:
             raise BundleError(f"{graph}: {tensor.name!r} lies at bytes {tensor.offset} to {end} of a file of {size}")

@@ -43,7 +43,7 @@ class Place:
 class EngineSpec:
     component: str
     graph_sha256: str
-    data_sha256: str  # "" for a graph without weights outside it
+    data_sha256: str  # "" for a graph without weights outside it; of several files NAME=SHA256, with blanks between
     tensorrt: str  # the Python package: tensorrt or tensorrt_rtx
     version: str  # of it
     place: Place
@@ -113,7 +113,10 @@ def profiles_of(manifest: Manifest, component: str, target: str) -> tuple[Profil
         "vq_encoder": {"encode": {"b": one}},
         "vq_decoder": {"decode": {"b": one}},
     }
-    inputs = manifest.variant(component, target).inputs
+    phases["one_call.draw"] = {"draw": cells}
+    phases["one_call.read"] = {"read": {"s": phases["transformer"]["prefill"]["s"], "T": slots}}
+    phases["one_call.token"] = {"token": {"T": slots}}
+    inputs = manifest.graphs_for(target)[component].inputs
     return tuple(_profile(phase, axes, inputs) for phase, axes in phases[component].items())
 
 

@@ -16,15 +16,19 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 
+from edgemm.export.passes.bias_to_residual import bias_to_residual
 from edgemm.export.passes.decompositions import (
     attention_primitive,
     clip_primitive,
+    cumsum_primitive,
     gelu_primitive,
     group_norm_primitive,
+    mod_primitive,
     rms_norm_primitive,
     rotary_primitive,
     scatter_primitive,
 )
+from edgemm.export.passes.padded_heads import padded_heads
 from edgemm.export.passes.rewriting import Writer, dims, drop_unread, infer, made_by, nodes_of, stored
 
 __all__ = ["DIALECTS", "attention_fused", "in_dialect", "older_opset"]
@@ -107,7 +111,7 @@ def _number(value: ir.Value | None) -> float | None:
 Pass = Callable[[ir.Model], bool]  # changes the model it is given; answers whether it did
 
 DIALECTS: dict[str, tuple[Pass, ...]] = {
-    "standard-24": (attention_fused, lambda model: older_opset(model, 24)),
+    "standard-24": (attention_fused, padded_heads, bias_to_residual, lambda model: older_opset(model, 24)),
     "portable-21": (
         scatter_primitive,
         attention_primitive,
@@ -116,6 +120,8 @@ DIALECTS: dict[str, tuple[Pass, ...]] = {
         group_norm_primitive,
         gelu_primitive,
         clip_primitive,
+        mod_primitive,
+        cumsum_primitive,
         lambda model: older_opset(model, 21),
     ),
 }

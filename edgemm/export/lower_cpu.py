@@ -22,11 +22,13 @@ from edgemm.errors import InputError
 from edgemm.export.passes.int8_cache import int8_cache
 from edgemm.export.passes.rewriting import CONTRIB, Writer, dims, stored
 from edgemm.export.products import Product, rewrite_products, tables_of, write_beside
+from edgemm.quantize.layers import TOWERS
 from edgemm.quantize.number_formats import Integers
-from edgemm.quantize.spec import HEAD, PLACES, REST, Layer, Spec
+from edgemm.quantize.spec import DRAWN, HEAD, PLACES, REST, Layer, Spec
 
 __all__ = ["lower_ort_cpu", "write_blocks"]
 
+SMALL_TABLES = ("image_encoder", "conditioner")  # components of edgemm's own that have more than products
 BLOCK = 32  # what a scale an output channel is spread to, where a product wants blocks
 SMALLEST_BLOCK = 16
 HALVED = {
@@ -42,13 +44,14 @@ def lower_ort_cpu(component: str, reference: ir.Model, spec: Spec) -> tuple[ir.M
     if spec.document.cache == "int8" and component in ("transformer", "conditioner"):
         int8_cache(reference, spec.cache_steps())
     precision = spec.coarsest(component)
-    if precision == "fp32":
-        return reference, precision
-    rewrite_products(reference, lambda writer, product: _write(writer, product, spec), component)
-    if component in ("image_encoder", "conditioner"):
+    if precision != "fp32":
+        rewrite_products(reference, lambda writer, product: _write(writer, product, spec), component)
+        reference.opset_imports.setdefault(CONTRIB, 1)
+    if precision != "fp32" and component in SMALL_TABLES:
         _write_tables(reference, component, spec)
         _halve_constants(reference)
-    reference.opset_imports.setdefault(CONTRIB, 1)
+    elif spec.towers and component in (*TOWERS, *DRAWN) and _halve_constants(reference) and precision == "fp32":
+        precision = "fp16"
     return reference, precision
 
 
@@ -223,15 +226,20 @@ def _write_table(writer: Writer, table: ir.Value, numbers: Integers) -> None:
     _instead(writer, table, writer.make("Reshape", whole, writer.constant(shape)))
 
 
-def _halve_constants(model: ir.Model) -> None:
-    """Filters (8 bits would blind the eye), letters that visual words are spelled with, the prompt's whitening."""
+def _halve_constants(model: ir.Model) -> bool:
+    """Filters (8 bits would blind the eye), letters that visual words are spelled with, the prompt's whitening; answers
+    whether there were any."""
     wanted = [node.inputs[HALVED[node.op_type]] for node in model.graph if node.op_type in HALVED]
-    writer = _first(model)
+    writer, changed = _first(model), False
     for value in dict.fromkeys(wanted):
         numbers = stored(value)
         if value is not None and numbers is not None and numbers.dtype == np.float32 and numbers.ndim > 1:
+            if np.abs(numbers).max(initial=0) > np.finfo(np.float16).max:
+                continue
+            changed = True
             half = writer.constant(numbers, np.float16, name=f"{value.name}.half")
             _instead(writer, value, writer.make("Cast", half, to=ir.DataType.FLOAT))
+    return changed
 
 
 def _first(model: ir.Model) -> Writer:

@@ -14,6 +14,7 @@ from edgemm.options import option
 __all__ = ["ADAPTABLE", "ADAPTER_RANK", "ExportOptions"]
 
 ADAPTER_RANK = 16  # fixed, as caches are; smaller adapters are filled up with zeros
+LOOPS = ("draw", "read", "tokenize")  # of --one-call
 ADAPTABLE = {  # component -> its linear layers that may have a low-rank adapter, as PEFT's users name them
     "transformer": ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"),
     "denoiser": ("qkv_proj", "o_proj", "up_proj", "down_proj"),
@@ -74,6 +75,13 @@ class ExportOptions:
         metavar="SPEC",
         type=Path,
     )
+    one_call: Sequence[str] = option(
+        (),
+        "loops that are also written as one graph, for programs without edgemm: draw, read; strings to ids: tokenize",
+        metavar="LOOP,...",
+        type=_layers,
+    )
+    steps: int | None = option(None, "num_inference_steps of --one-call draw (default: the model's own)", metavar="N")
     component: Sequence[str] = option(
         (),
         "where a part lies that a model is published without, for example vae=sdxl-vae; may be given again",
@@ -92,6 +100,13 @@ class ExportOptions:
                 raise UsageError(f"adapters names {name!r}, expected some of: {', '.join(known)}")
         if self.adapter_rank != ADAPTER_RANK and self.adapters is None:
             raise UsageError("--adapter-rank says how large adapters may be: give --adapters, too")
+        for name in self.one_call:
+            if name not in LOOPS:
+                raise UsageError(f"--one-call names {name!r}, expected some of: {', '.join(LOOPS)}")
+        if self.one_call and self.adapters is not None:
+            raise UsageError("--one-call and --adapters do not go together: merge the adapter before you export")
+        if self.steps is not None and "draw" not in self.one_call:
+            raise UsageError("--steps says how many steps --one-call draw has: give that, too")
         if self.prompt_lookup and not all(scheme.on_cpu for scheme in schemes):
             raise UsageError("--prompt-lookup is for target cpu alone: other runtimes step one token at a time")
         if self.quant and any(scheme.quantize for scheme in schemes):

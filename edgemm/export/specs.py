@@ -10,17 +10,19 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from types import MappingProxyType
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from edgemm.bundle.components import COMPONENTS
 from edgemm.export.component_graphs import ComponentGraph
 from edgemm.export.schemes import Scheme
+from edgemm.model.kept_weights import place_of
 from edgemm.model.unified import Unified
 from edgemm.quantize.layers import TEXT
-from edgemm.quantize.make import quantize, quantize_without_data
+from edgemm.quantize.make import quantize
 from edgemm.quantize.options import QuantizeOptions
 from edgemm.quantize.simulated import weights_of
 from edgemm.quantize.spec import Spec
+from edgemm.quantize.without_data import quantize_without_data
 
 __all__ = ["bytes_per_weight", "graph_weights", "make_specs", "make_specs_of_graphs"]
 
@@ -66,27 +68,18 @@ def make_specs_of_graphs(
     found = {}
     for scheme in schemes:
         if scheme.quantize:
-            options = replace(scheme.quantize, **TOGETHER[scheme.quantize.text]) if twins else scheme.quantize
-            found[scheme.target] = _with_twins(quantize_without_data(own, options, drawing_depth), twins)
+            asked = scheme.quantize
+            if twins and asked.draw != "fp16":
+                asked = replace(asked, **TOGETHER[asked.text])
+            found[scheme.target] = quantize_without_data(own, asked, drawing_depth, twins, towers=True)
     return found
 
 
 def _twins(weights: Mapping[str, Tensor], shared: Mapping[str, str]) -> dict[str, str]:
     """Layer of a component that uses another one's weights -> that one's layer, where they are the same memory."""
-    first = {weight.data_ptr(): name for name, weight in weights.items() if name.partition(".")[0] in shared.values()}
+    first = {place_of(weight): name for name, weight in weights.items() if name.partition(".")[0] in shared.values()}
     users = {name: weight for name, weight in weights.items() if name.partition(".")[0] in shared}
-    return {name: first[weight.data_ptr()] for name, weight in users.items() if weight.data_ptr() in first}
-
-
-def _with_twins(spec: Spec, twins: Mapping[str, str]) -> Spec:
-    layers, tensors = dict(spec.document.layers), dict(spec.tensors)
-    for twin, name in twins.items():
-        if name in layers:
-            each = layers[name].activations
-            layers[twin] = replace(layers[name], activations="tensor" if each == "token" else each)
-            own = {key: array for key, array in spec.tensors.items() if key.startswith(f"{name}.")}
-            tensors |= {twin + key.removeprefix(name): array for key, array in own.items()}
-    return Spec(replace(spec.document, layers=layers), tensors)
+    return {name: first[place_of(weight)] for name, weight in users.items() if place_of(weight) in first}
 
 
 def graph_weights(graphs: Mapping[str, ComponentGraph]) -> dict[str, Tensor]:
@@ -94,8 +87,15 @@ def graph_weights(graphs: Mapping[str, ComponentGraph]) -> dict[str, Tensor]:
     found = {}
     for component, graph in graphs.items():
         for name, weight in weights_of(graph.module).items():
+            if not _multiplies(graph.module.get_submodule(name), name):
+                continue
             found[name if name.partition(".")[0] in COMPONENTS else f"{component}.{name}"] = weight
     return found
+
+
+def _multiplies(part: nn.Module, name: str) -> bool:
+    """Filters, and tables that are looked up and nothing else, are no products."""
+    return isinstance(part, nn.Linear) or name.endswith("embed_tokens")
 
 
 def bytes_per_weight(scheme: Scheme) -> float:

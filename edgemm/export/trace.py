@@ -10,7 +10,9 @@ import io
 import logging
 import warnings
 from collections.abc import Iterator, Mapping
+from functools import partial
 
+import numpy as np
 import onnx_ir as ir
 import torch
 from torch import Tensor, nn
@@ -20,6 +22,7 @@ from edgemm.errors import CheckFailedError
 from edgemm.export.component_graphs import ComponentGraph
 from edgemm.export.passes.rewriting import dims, infer
 from edgemm.export.products import SCOPES
+from edgemm.model.kept_weights import KeptTensor, shapes_only
 
 __all__ = ["OPSET", "trace", "without_warnings"]
 
@@ -50,7 +53,7 @@ def trace(graph: ComponentGraph) -> ir.Model:
     axes = tuple(
         {axis: dims[entry] for axis, entry in enumerate(spec.shape) if isinstance(entry, str)} for spec in graph.inputs
     )
-    with without_warnings():
+    with without_warnings(), shapes_only(graph.module) as kept:
         program = torch.onnx.export(
             _Positional(graph.module).eval(),
             tuple(_example(spec, graph.multiples) for spec in graph.inputs),
@@ -64,6 +67,7 @@ def trace(graph: ComponentGraph) -> ir.Model:
         )
     assert program is not None
     model = program.model
+    _put_back(model, kept)
     for node in model.graph:
         _forget_notes(node)
     for specs, values in ((graph.inputs, model.graph.inputs), (graph.outputs, model.graph.outputs)):
@@ -71,6 +75,29 @@ def trace(graph: ComponentGraph) -> ir.Model:
             _name_axes(graph.name, spec, value)
     infer(model)
     return model
+
+
+def _put_back(model: ir.Model, kept: Mapping[int, KeptTensor]) -> None:
+    """Weights where their shapes stood, to be read when somebody asks for them; the tracer has turned some round.
+
+    Raises CheckFailedError where it made anything else of such a shape: then its numbers would be nobody's.
+    """
+    for value in model.graph.initializers.values():
+        stand = getattr(value.const_value, "raw", None)
+        array = stand.numpy() if isinstance(stand, Tensor) else stand
+        if not isinstance(array, np.ndarray) or array.ctypes.data not in kept:
+            continue
+        weight = kept[array.ctypes.data]
+        turned = array.ndim == 2 and array.flags.f_contiguous and not array.flags.c_contiguous
+        if tuple(array.shape) != tuple(weight.shape[::-1] if turned else weight.shape):
+            raise CheckFailedError(f"{value.name}: {tuple(array.shape)} was made of a weight {tuple(weight.shape)}")
+        read = partial(_read, weight, turned)
+        value.const_value = ir.LazyTensor(read, ir.DataType.FLOAT, ir.Shape(array.shape), name=value.name)
+
+
+def _read(weight: KeptTensor, turned: bool) -> ir.Tensor:
+    numbers = weight.in_float().numpy()
+    return ir.Tensor(numbers.T if turned else numbers)
 
 
 def _forget_notes(node: ir.Node) -> None:

@@ -5,7 +5,7 @@ What a scheme is stands in schemes.py, what a lowering does in lower_*.py.  Targ
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any, Protocol
@@ -15,6 +15,7 @@ from torch import Tensor
 
 from edgemm import progress
 from edgemm.bundle.bundle import BundleWriter, Component, Variant
+from edgemm.device.machine import give_back_memory
 from edgemm.errors import UsageError
 from edgemm.export.adapter_points import adapter_inputs, adapter_points, delta_to_residual
 from edgemm.export.component_graphs import ComponentGraph
@@ -88,6 +89,7 @@ def write_graphs(
     """Any family's graphs.  Without `compare` none is run, which no bundle that anybody is to use may do without."""
     written = Components({}, {scheme.target: {} for scheme in wanted.schemes}, [])
     every_stored: dict[str, StoredWeights] = {}
+    floats: dict[str, list[str]] = {}  # target -> what stays in float there
     for number, (name, graph) in enumerate(graphs.items(), start=1):
         here = f"{name}, {number} of {len(graphs)}"
         progress.status(f"{here}: tracing")
@@ -104,6 +106,8 @@ def write_graphs(
             if kind not in done:
                 progress.status(f"{here}: lowering and writing for {scheme.target}")
                 lowered, real = lower(name, reference if scheme.on_cpu else adaptable, scheme, spec, wanted.sizes)
+                if spec and spec.towers:
+                    floats.setdefault(scheme.target, []).extend(_left_in_float(name, lowered))
                 if scheme.on_cpu:
                     if wanted.adapters is not None:
                         adapter_inputs(lowered, adapter_points(name, reference, wanted.adapters))
@@ -112,6 +116,7 @@ def write_graphs(
                 if done[kind] not in variants:
                     path = f"components/{beside}/{'' if beside == name else f'{name}-'}{done[kind]}.onnx"
                     data = stored.save(lowered, writer.file(path), behind=beside != name)
+                    give_back_memory()
                     variant = variants[done[kind]] = _described(path, data, lowered, real, scheme)
                     if compare is not None:
                         progress.status(f"{here}: comparing")
@@ -121,7 +126,39 @@ def write_graphs(
                         progress.line(comparison.line())
             written.targets[scheme.target][name] = done[kind]
         written.components[name] = Component(variants)
+        give_back_memory()
+    for scheme in wanted.schemes:
+        if left := floats.get(scheme.target):
+            progress.line(f"{scheme.target}, {scheme.precision}: in float stay {', '.join(left)}")
     return written
+
+
+FLOATS = {ir.DataType.FLOAT: "float32", ir.DataType.FLOAT16: "float16"}
+WHY = {  # operator that reads a weight -> what the weight is, and so why it is not rounded
+    "Conv": "filters of convolutions, for which there is no kernel on 8-bit weights",
+    "ConvTranspose": "filters of convolutions, for which there is no kernel on 8-bit weights",
+    "Gather": "tables that are looked up",
+}
+TOLD_BYTES = 1 << 20  # of one kind in a component: less is not worth a word
+
+
+def _left_in_float(name: str, lowered: ir.Model) -> Iterator[str]:
+    """What a quantized component's graph holds as it was: how much of it, and why."""
+    sizes: dict[tuple[str, str], int] = {}
+    for value in lowered.graph.initializers.values():
+        tensor, uses = value.const_value, list(value.uses())
+        if tensor is None or tensor.dtype not in FLOATS or len(tensor.shape) < 2 or not uses:
+            continue
+        if (value.name or "").endswith(".scales"):
+            continue
+        reader = uses[0].node
+        while reader.op_type in ("Cast", "Reshape", "Transpose") and (after := list(reader.outputs[0].uses())):
+            reader = after[0].node
+        kind = (FLOATS[tensor.dtype], WHY.get(reader.op_type, "weights that stay as they are for its answers' sake"))
+        sizes[kind] = sizes.get(kind, 0) + tensor.nbytes
+    for (real, why), size in sizes.items():
+        if size >= TOLD_BYTES:
+            yield f"{name} {size / 1e6:.1f} MB ({why}; {real})"
 
 
 def _adaptable(name: str, reference: ir.Model, adapters: tuple[str, ...] | None) -> ir.Model:

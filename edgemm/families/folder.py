@@ -14,7 +14,16 @@ from typing import Any
 from edgemm.bundle.files import check_is_file, read_text, reading
 from edgemm.errors import CheckpointError, InputError, MissingError, UsageError
 
-__all__ = ["Found", "find_foreign", "other_folders"]
+__all__ = ["PIPELINE", "Found", "find_foreign", "other_folders"]
+
+PIPELINE = "model_index.json"  # of diffusers
+OTHERS = {  # a file that tells what a folder without a config.json is -> in words, and what to do
+    "manifest.json": "a bundle; it was exported already: edgemm inspect FOLDER",
+    "adapter_config.json": "an adapter; merge it into its model first, with peft's merge_and_unload()",
+    "quant.json": "what `edgemm quantize` wrote: it is given beside a checkpoint, as --quant FOLDER",
+    "params.json": "a model in its maker's own layout; export the one in the layout of transformers",
+    "*.onnx": "graphs that were exported already; edgemm exports the folder that they were made from",
+}
 
 
 GGUF = ".gguf"
@@ -41,6 +50,17 @@ class Found:
         told = self.config.get("quantization_config") or self.config.get("compression_config")
         return str(told.get("quant_method", "compressed-tensors")) if isinstance(told, dict) else None
 
+    @property
+    def names(self) -> tuple[str, ...]:
+        """All that its configs call it."""
+        told = (self.config.get("model_type"), self.config.get("_class_name"))
+        return (self.architecture, *(str(name) for name in told if name))
+
+    @property
+    def pipeline(self) -> bool:
+        """Whether diffusers' index is all that tells of it."""
+        return (self.folder / PIPELINE).is_file() and not (self.folder / "config.json").is_file()
+
     def other(self, name: str, what: str) -> Path:
         """A folder that the caller has named; CheckpointError says `what` it is and how to name it."""
         if name not in self.others:
@@ -50,10 +70,15 @@ class Found:
 
 
 def find_foreign(folder: Path) -> Found | None:
-    """None where it is no Hugging Face model: then it may be a checkpoint of edgemm's own."""
+    """None where it is no Hugging Face model: then it may be a checkpoint of edgemm's own.
+
+    CheckpointError where the folder has no config.json and is known to be something else.
+    """
     if (inside := _gguf_in(folder)) is not None:
         return _find_gguf(inside)
     path = folder / "config.json"
+    if folder.is_dir() and not path.is_file():
+        path = _without_config(folder) or path
     try:
         with reading(path):
             config = json.loads(read_text(path))
@@ -65,6 +90,22 @@ def find_foreign(folder: Path) -> Found | None:
     names = config.get("architectures") or [class_name or f"(none named, model_type {config.get('model_type')!r})"]
     with reading(path, "architectures", CheckpointError):
         return Found(folder, str(names[0]), config)
+
+
+def _without_config(folder: Path) -> Path | None:
+    """Diffusers' index, if it is there; CheckpointError says what else a folder is."""
+    if (folder / PIPELINE).is_file():
+        return folder / PIPELINE
+    for pattern, what in OTHERS.items():
+        if found := sorted(folder.glob(pattern)):
+            what = what.replace("FOLDER", str(folder))
+            raise CheckpointError(f"{folder}: no config.json, and {found[0].name} says it is {what}")
+    if parts := sorted(path.parent.name for path in folder.glob("*/config.json")):
+        raise CheckpointError(
+            f"{folder}: no config.json, but {len(parts)} folders below have one: {', '.join(parts)}; name the one that "
+            "holds the model"
+        )
+    return None
 
 
 def _gguf_in(path: Path) -> Path | None:

@@ -23,6 +23,8 @@ from edgemm.device.child import forked
 from edgemm.errors import CheckpointError, MissingError
 from edgemm.export.trace import without_warnings
 from edgemm.families.folder import Found
+from edgemm.families.unpickle import how, pickles_in
+from edgemm.model.kept_weights import mapped_tensors
 from edgemm.model.pretrained import check_tensors, is_packed, read_tensors
 
 __all__ = ["Checkpoint", "greedy", "no_weights", "open_checkpoint", "rendered", "skeleton"]
@@ -30,7 +32,6 @@ __all__ = ["Checkpoint", "greedy", "no_weights", "open_checkpoint", "rendered", 
 GENERATION = "generation_config.json"
 INDEX = "model.safetensors.index.json"
 OFFLINE = {"trust_remote_code": False, "local_files_only": True}
-PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 
 
 @dataclass(frozen=True)
@@ -113,7 +114,6 @@ def open_checkpoint(found: Found, family: ModuleType | None = None) -> Checkpoin
             **weights,
             **OFFLINE,
             dtype=torch.float32,
-            use_safetensors=True,
             attn_implementation="eager",
             output_loading_info=True,
             ignore_mismatched_sizes=True,  # they are told below, by name
@@ -125,7 +125,8 @@ def open_checkpoint(found: Found, family: ModuleType | None = None) -> Checkpoin
     if wrong := sorted(loading["mismatched_keys"]):
         name, stored, said = wrong[0]
         raise CheckpointError(f"{found.folder}: {name} is {tuple(stored)}, config.json says {tuple(said)}")
-    return Checkpoint(found.folder, found.architecture, model.eval(), licence=found.config.get("license") or "")
+    licence = found.config.get("license") or ""
+    return Checkpoint(found.folder, found.architecture, model.eval().requires_grad_(False), licence=licence)
 
 
 def _by_index(folder: Path) -> set[str]:
@@ -146,9 +147,13 @@ def _by_index(folder: Path) -> set[str]:
 
 def no_weights(folder: Path) -> CheckpointError:
     """Of a folder without *.safetensors."""
-    pickles = sorted(path.name for kind in PICKLES for path in folder.glob(kind))
-    what = f"only {pickles[0]}, a pickle, which may hold a program" if pickles else "no weights"
-    return CheckpointError(f"{folder}: {what}; expected *.safetensors (convert it where you trust it)")
+    pickles = pickles_in(folder)
+    if not pickles:
+        return CheckpointError(f"{folder}: no weights; expected *.safetensors")
+    return CheckpointError(
+        f"{folder}: only {pickles[0].name}, a pickle, which may hold a program; expected *.safetensors, which this "
+        f"makes of its tensors, and of nothing else: {how(folder)}"
+    )
 
 
 def _check_files(folder: Path) -> None:
@@ -162,16 +167,19 @@ def _check_files(folder: Path) -> None:
 
 
 def _weights(found: Found) -> dict[str, Any]:
-    """What the library loads: the folder or GGUF file as it is, or the floats that bitsandbytes packed there.
+    """What the library loads: tensors that stay in their files, the floats that bitsandbytes packed, or a GGUF file.
 
     Layers of bitsandbytes cannot be traced, and on some CPUs they lose their weights at the first forward.
     """
-    if not is_packed(found.config):
+    if not found.folder.is_dir():
         return _named(found.folder)
-    config = _config(found)
-    del config.quantization_config
-    state = read_tensors(sorted(found.folder.glob("*.safetensors")))
-    return {"pretrained_model_name_or_path": None, "config": config, "state_dict": state}
+    config, names = _config(found), _by_index(found.folder)
+    files = sorted(found.folder / name for name in names) or sorted(found.folder.glob("*.safetensors"))
+    given = {"pretrained_model_name_or_path": None, "config": config}
+    if is_packed(found.config):
+        del config.quantization_config
+        return given | {"state_dict": read_tensors(files)}
+    return given | {"state_dict": mapped_tensors(files)}
 
 
 def _named(path: Path) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """Published tensors in modules of our own, where no library that is installed knows the model.
 
-A model is made without memory (meta device), and each tensor is read when its place is filled, as float32: nothing is
-held twice.  What is missing, cut or of another shape is told in one line, before anything is traced.
+A model is made without memory (meta device), and its weights stay in their files (kept_weights.py).  What is missing,
+cut or of another shape is told in one line, before anything is traced.
 """
 
 from __future__ import annotations
@@ -12,12 +12,12 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-from safetensors import safe_open
 from torch import Tensor, nn
 
 from edgemm.bundle.files import read_text, reading
 from edgemm.errors import CheckpointError
 from edgemm.families.hf_checkpoint import no_weights
+from edgemm.model.kept_weights import MappedFile, kept, widened
 from edgemm.model.pretrained import check_tensors
 
 __all__ = ["RmsNorm", "fill", "from_sizes", "keep_biases", "names_and_shapes", "names_in", "read_config", "starting"]
@@ -129,9 +129,11 @@ def fill(
     for name in wanted:
         by_file.setdefault(places[name], []).append(name)
     for path, names in by_file.items():
-        with reading(path, kind=CheckpointError), safe_open(path, framework="pt") as opened:
+        with reading(path, kind=CheckpointError):
+            file = MappedFile(path)
             for name in names:
-                _put(model, name, shaped(opened.get_tensor(renamed(name))), wanted[name], f"{path}: {renamed(name)}")
+                found = kept(shaped(file.tensor(renamed(name))), file)
+                _put(model, name, found, wanted[name], f"{path}: {renamed(name)}")
 
 
 def _stored_buffers(model: nn.Module) -> dict[str, Tensor]:
@@ -145,11 +147,10 @@ def _put(model: nn.Module, name: str, found: Tensor, wanted: Tensor, where: str)
         raise CheckpointError(f"{where} has shape {tuple(found.shape)}, its config says {tuple(wanted.shape)}")
     parent, _, last = name.rpartition(".")
     module = model.get_submodule(parent)
-    value = found.float().contiguous()
     if last in module._parameters:
-        module._parameters[last] = nn.Parameter(value, requires_grad=False)
+        module._parameters[last] = nn.Parameter(found.float(), requires_grad=False)
     else:
-        module._buffers[last] = value
+        module._buffers[last] = widened(found).float()
 
 
 def starting(names: Iterable[str], path: Path, prefix: str = "") -> dict[str, Path]:

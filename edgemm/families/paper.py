@@ -6,8 +6,8 @@ No weight is read and none is allocated (meta device).  Used by `edgemm export` 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +20,12 @@ from edgemm.families.table import load_family
 
 __all__ = ["Paper", "as_json", "describe", "measure", "measure_own"]
 
-BITS = {
-    "fp32": 32.0,
-    "int8": 8.5,
-    "int4": 6.1,
-}  # a weight: blocks carry a 16-bit scale, 4 bits also a zero-point, and two fifths keep 8 bits
-ALWAYS_FLOAT = ("image_encoder", "image_embedder", "vq_encoder", "vq_decoder")  # as export/specs.py leaves them
-PRECISIONS = tuple(BITS)
+PRECISIONS = ("fp32", "fp16", "int8", "int4")  # fp16 is NVIDIA's alone
+REAL = {"fp32": 32.0, "fp16": 16.0}  # bits of every number
+WRITES = ("transformer", "text_head", "image_head")  # what int4 has in 4 bits
+EIGHT, FOUR = 8.5, 6.1  # bits: blocks carry a 16-bit scale, 4 bits also a zero-point, and two fifths of them keep 8
+FILTERS = 16.0  # bits of what is no product, where products are rounded
+CHOOSES = "vq_encoder"  # its ids would be others: it stays in float32
 
 
 @dataclass(frozen=True)
@@ -38,12 +37,17 @@ class Paper:
     parameters: int  # of the whole checkpoint, shared ones once
     components: dict[str, int]  # component -> parameters
     kv_numbers: int  # a token
+    filters: Mapping[str, int] = field(default_factory=dict)  # component -> those of convolutions, norms and biases
 
     def bundle_bytes(self, precision: str) -> int:
-        return sum(
-            int(count * (BITS["fp32"] if name in ALWAYS_FLOAT else BITS[precision]) / 8)
-            for name, count in self.components.items()
-        )
+        return sum(self.component_bytes(name, precision) for name in self.components)
+
+    def component_bytes(self, name: str, precision: str) -> int:
+        count, filters = self.components[name], self.filters.get(name, 0)
+        if precision in REAL or name == CHOOSES:
+            return int(count * REAL.get(precision, 32.0) / 8)
+        bits = FOUR if precision == "int4" and name in WRITES else EIGHT
+        return int(((count - filters) * bits + filters * FILTERS) / 8)
 
     def kv_bytes(self, tokens: int = 1, bytes_each: int = 4) -> int:
         return self.kv_numbers * bytes_each * tokens
@@ -52,6 +56,7 @@ class Paper:
 def measure(found: Found) -> Paper:
     family = load_family(found)
     model = skeleton(found, family)
+    pieces = family.pieces(model)
     with reading(found.folder, "its config.json does not describe such a model", CheckpointError):
         text = model.config.get_text_config()
         head = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
@@ -62,9 +67,16 @@ def measure(found: Found) -> Paper:
             family=family.__name__.rpartition(".")[2],
             cannot=family.CANNOT,
             parameters=without_copies([model]),
-            components={name: without_copies(pieces) for name, pieces in family.pieces(model).items()},
+            components={name: without_copies(parts) for name, parts in pieces.items()},
+            filters={name: without_copies(_no_products(parts)) for name, parts in pieces.items()},
             kv_numbers=2 * text.num_hidden_layers * heads * head,
         )
+
+
+def _no_products(pieces: Sequence[Any]) -> list[Any]:
+    """Parameters that are no matrix."""
+    tensors = [x for part in pieces for x in (part.parameters() if hasattr(part, "parameters") else [part])]
+    return [tensor for tensor in tensors if tensor.ndim != 2]
 
 
 def measure_own(folder: Path) -> Paper:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from edgemm.errors import CheckpointError
+from edgemm.families.hf_checkpoint import no_weights
 from edgemm.families.own_modules import fill, from_sizes, names_and_shapes, starting
 
 __all__ = [
@@ -164,6 +165,8 @@ def _skeleton(folder: Path) -> tuple[WanAutoencoder, Path, Shapes]:
         shapes = names_and_shapes(path, "Wan's autoencoder")
         if {"decoder.conv1.weight", "encoder.conv1.weight", "conv1.weight", "conv2.weight"} <= shapes.keys():
             return from_sizes(lambda shapes=shapes: WanAutoencoder(shapes), folder), path, shapes
+    if not any(folder.glob("*.safetensors")):
+        raise no_weights(folder)
     raise CheckpointError(f"{folder}: no file with an autoencoder's tensors, expected {WHAT}")
 
 

@@ -3,7 +3,8 @@
 Words for text are about the transformer and the image encoder, those for drawing about conditioner and denoiser; what
 they mean for most layers is TEXT and DRAW, how they are rounded `methods_of`; which words a target's `--precision`
 stands for is in export/schemes.py.  What the numbers are is not decided here, and nothing here knows more of a
-model than names and shapes of its weights, so that it serves every family.  The image decoder stays in float.
+model than names and shapes of its weights, so that it serves every family.  The image decoder of edgemm's own models
+stays in float; of others every product with a weight is rounded, but where codes are chosen.
 Axes: n output channels, k input channels.
 """
 
@@ -20,7 +21,18 @@ from edgemm.quantize.options import QuantizeOptions
 from edgemm.quantize.simulated import weights_of
 from edgemm.quantize.spec import HEAD, REST, Layer
 
-__all__ = ["BLOCK", "DRAW", "SideScheme", "TEXT", "choose_layers", "layers_of", "methods_of", "scheme_of", "side_of"]
+__all__ = [
+    "BLOCK",
+    "DRAW",
+    "SideScheme",
+    "TEXT",
+    "TOWERS",
+    "choose_layers",
+    "layers_of",
+    "methods_of",
+    "scheme_of",
+    "side_of",
+]
 
 BLOCK = 32  # channels a scale covers, as CPU kernels like it
 PORTABLE_BLOCK = 64  # as NVIDIA's builders take it
@@ -54,7 +66,7 @@ TEXT = {
 DRAW = {
     "fp16": FLOAT,
     "int8": SideScheme(Layer(8, 0, activations="tensor"), Layer(8, 0, activations="static"), "smoothquant"),
-    "w4a8": SideScheme(INT4, method="smoothquant+svd"),
+    "w4a8": SideScheme(INT4, Layer(4, PORTABLE_BLOCK), "smoothquant+svd"),
     "fp8": FP8,
 }
 SIDES = {"text": TEXT, "draw": DRAW}
@@ -80,6 +92,7 @@ WIDE_BLOCKS = (128, 64)  # of 8 bits, where 4 are asked for: as good, and faster
 TENDER = re.compile(r"layers\.\d+\.(?:self_attn\.[qkv]_proj|mlp\.down_proj)$")  # as k-quant mixes of llama.cpp have it
 READ_AT_EVERY_STEP = "its keys and values are read at every step"
 READING = ("transformer", "text_head", "image_head")  # the heads of transformers that have several
+TOWERS = ("image_encoder", "latent_encoder", "image_embedder", "image_decoder", "vq_decoder")  # of others' models
 IMAGE_ENCODER = (  # of image encoders: layers, the fewest numbers, what they become
     (r"words\.proj", 0, replace(INT4, reason="only the likeliest words matter")),
     (r"(up|down)_proj", 0, replace(INT4, reason="it bears 4 bits")),
@@ -107,13 +120,23 @@ def layers_of(model: Unified, text: str, draw: str, portable: bool = False) -> d
 
 
 def choose_layers(
-    shapes: Mapping[str, tuple[int, int]], text: str, draw: str, drawing_depth: int = 0, portable: bool = False
+    shapes: Mapping[str, tuple[int, int]],
+    text: str,
+    draw: str,
+    drawing_depth: int = 0,
+    portable: bool = False,
+    towers: bool = False,
 ) -> dict[str, Layer]:
-    """The same for weights (n, k) by name; drawing reads keys and values of layers below `drawing_depth`."""
+    """The same for weights (n, k) by name; drawing reads keys and values of layers below `drawing_depth`.  `towers`:
+    what sees and paints pictures is rounded whole, to 8 bits."""
     schemes = scheme_of("text", text), scheme_of("draw", draw)
     portable = portable or any(scheme.layer.form != "int" for scheme in schemes)  # who takes those takes nothing else
     text_form, draw_form = (scheme.form(portable) for scheme in schemes)
-    return dict(_decide(shapes, text_form, draw_form, drawing_depth, portable))
+    chosen = dict(_decide(shapes, text_form, draw_form, drawing_depth, portable))
+    if towers:
+        plain = Layer(8) if portable else Layer(8, BLOCK, activations="block")
+        chosen |= {name: plain for name in shapes if name.partition(".")[0] in TOWERS}
+    return chosen
 
 
 def _decide(
@@ -177,5 +200,6 @@ def _draw_layer(name: str, asked: Layer) -> Layer:
     if name in ("denoiser.embed", "denoiser.head"):
         return Layer(None, reason="next to the picture's own numbers")
     if asked.bits == 4 and not re.search(r"\.blocks\.\d+\.(qkv|o|up|down)_proj$", name):
-        return Layer(8, asked.group, asked.symmetric, asked.activations, reason="small, and it steers every block")
+        group = 0 if asked.symmetric else asked.group  # no target but a CPU takes 8 bits in blocks
+        return Layer(8, group, asked.symmetric, asked.activations, reason="small, and it steers every block")
     return asked

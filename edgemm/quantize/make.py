@@ -17,10 +17,11 @@ from torch import Tensor, nn
 import edgemm
 from edgemm import progress
 from edgemm.errors import InputError, UsageError
+from edgemm.model.kept_weights import widened
 from edgemm.model.unified import Unified
 from edgemm.quantize.calibration import Calibration, Inputs, observe, order_of, places_of, read_calibration
-from edgemm.quantize.layers import choose_layers, layers_of, methods_of, side_of
-from edgemm.quantize.number_formats import Floats, Integers, to_floats
+from edgemm.quantize.layers import layers_of, methods_of, side_of
+from edgemm.quantize.number_formats import Floats, Integers, joined, to_floats
 from edgemm.quantize.options import RANK, QuantizeOptions
 from edgemm.quantize.rounding import DAMPING, gptq, kquant, low_rank_branch, rtn
 from edgemm.quantize.simulated import cache_steps, weights_of
@@ -43,11 +44,12 @@ __all__ = [
     "METHODS",
     "Method",
     "Prepared",
+    "make_layer",
     "make_spec",
     "prepare",
     "quantize",
-    "quantize_without_data",
     "read_method",
+    "rows_of",
     "smooth",
 ]
 
@@ -67,14 +69,6 @@ def quantize(model: Unified, options: QuantizeOptions | None = None, checkpoint:
     if chosen.get(HEAD, Layer(None)).rows:
         ready = replace(ready, places=places_of(model, data))
     return make_spec(weights_of(model), chosen, ready, (options.text, options.draw), checkpoint, options.rank)
-
-
-def quantize_without_data(weights: Mapping[str, Tensor], options: QuantizeOptions, drawing_depth: int = 0) -> Spec:
-    """Any family's weights (n, k), by layer, rounded as their width suggests; drawing reads layers below
-    `drawing_depth`."""
-    shapes = {name: (len(weight), weight.shape[1]) for name, weight in weights.items()}
-    chosen = choose_layers(shapes, options.text, options.draw, drawing_depth, options.portable)
-    return make_spec(weights, chosen, asked=(options.text, options.draw))
 
 
 def prepare(
@@ -132,6 +126,7 @@ METHODS = {
     "kquant": "rounds",
     "gptq": "rounds",
 }
+AT_ONCE = 1 << 22  # numbers that are rounded together: the search holds some ten copies of them
 LOOKED_UP = 1.0  # GPTQ's damping of an embedding: a lookup sees every error, whatever the head's inputs are
 
 
@@ -215,7 +210,7 @@ def make_spec(
     for name, layer in progress.track(layers.items(), len(layers), "rounding", "layers"):
         made[name] = layer
         if layer.bits is not None:
-            made[name], numbers = _make_layer(_rows(weights, name, layers), name, layer, prepared, rank)
+            made[name], numbers = make_layer(rows_of(weights, name, layers), name, layer, prepared, rank)
             tensors |= numbers
     document = Document(
         schema_version=SCHEMA_VERSION,
@@ -233,7 +228,7 @@ def make_spec(
     return Spec(document, tensors)
 
 
-def _rows(weights: Mapping[str, Tensor], name: str, layers: Mapping[str, Layer]) -> Tensor:
+def rows_of(weights: Mapping[str, Tensor], name: str, layers: Mapping[str, Layer]) -> Tensor:
     """What a layer is about: all of a weight, or its first rows, or the rest."""
     if name.endswith(REST):
         whole = name.removesuffix(REST)
@@ -248,17 +243,15 @@ def _method(methods: Mapping[str, Method], name: str) -> Method:
     return Method(rounds=method.rounds) if name.removesuffix(REST) == HEAD else method
 
 
-def _make_layer(
+def make_layer(
     weight: Tensor, name: str, layer: Layer, prepared: Prepared, rank: int
 ) -> tuple[Layer, dict[str, np.ndarray]]:
     """The layer with what was done to it, and its tensors."""
-    weight, inputs, method = weight.detach().float(), prepared.inputs, _method(prepared.methods, name)
-    if not torch.isfinite(weight).all():
-        raise InputError(f"{name}: its weight is not finite")
+    inputs, method = prepared.inputs, _method(prepared.methods, name)
     tensors: dict[str, np.ndarray] = {}
     if method.branches and layer.bits == 4:
-        down, up = low_rank_branch(weight, _need(inputs, name).of(name).squares(), rank)
-        weight = weight - up @ down
+        down, up = low_rank_branch(_finite(weight, name), _need(inputs, name).of(name).squares(), rank)
+        weight = _finite(weight, name) - up @ down
         layer = dataclasses.replace(layer, rank=len(down))
         tensors |= {f"{name}.low_rank_down": down.numpy(), f"{name}.low_rank_up": up.contiguous().numpy()}
     rounds = _rounds(method, layer, name, inputs)
@@ -279,18 +272,28 @@ def _rounds(method: Method, layer: Layer, name: str, inputs: Inputs | None) -> s
     return method.rounds or plain
 
 
+def _finite(weight: Tensor, name: str) -> Tensor:
+    """Its numbers in float32 and in memory."""
+    found = widened(weight.detach()).float()
+    if not torch.isfinite(found).all():
+        raise InputError(f"{name}: its weight is not finite")
+    return found
+
+
 def _round(rounds: str, weight: Tensor, layer: Layer, name: str, inputs: Inputs | None) -> Integers | Floats:
     assert layer.bits is not None
+    if layer.form == "int" and rounds != "gptq":  # a row knows nothing of the others
+        at_once = max(1, AT_ONCE // weight.shape[1])
+        rows = (_finite(weight[start : start + at_once], name) for start in range(0, len(weight), at_once))
+        choose = kquant if rounds == "kquant" else rtn
+        return joined([choose(part, layer.bits, layer.group, layer.symmetric) for part in rows])
+    weight = _finite(weight, name)
     if layer.form != "int":
         if rounds != "rtn":
             raise UsageError(f"{name}: {rounds} chooses whole numbers, {layer.form} is rounded to nearest (rtn)")
         return to_floats(weight, layer.form, name)
-    if rounds == "gptq":
-        damping = LOOKED_UP if name.removesuffix(REST) == HEAD else DAMPING
-        return gptq(weight, _need(inputs, name).of(name).gram(), layer.bits, layer.group, layer.symmetric, damping)
-    if rounds == "kquant":
-        return kquant(weight, layer.bits, layer.group, layer.symmetric)
-    return rtn(weight, layer.bits, layer.group, layer.symmetric)
+    damping = LOOKED_UP if name.removesuffix(REST) == HEAD else DAMPING
+    return gptq(weight, _need(inputs, name).of(name).gram(), layer.bits, layer.group, layer.symmetric, damping)
 
 
 def _need(inputs: Inputs | None, name: str) -> Inputs:

@@ -8,6 +8,7 @@ Axes: n output channels, k input channels, g groups along k (the last one may be
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -22,6 +23,7 @@ __all__ = [
     "group_size",
     "half_scales",
     "in_groups",
+    "joined",
     "spread",
     "BLOCK",
     "E4M3_LARGEST",
@@ -49,6 +51,14 @@ class Integers:
         k = self.codes.shape[1]
         scales, zeros = (spread(numbers, k, self.group) for numbers in (self.scales, self.zeros))
         return (self.codes.float() - zeros.float()) * scales
+
+
+def joined(parts: Sequence[Integers]) -> Integers:
+    """Rows one after the other."""
+    if len(parts) == 1:
+        return parts[0]
+    codes, scales, zeros = (torch.cat([getattr(part, name) for part in parts]) for name in ("codes", "scales", "zeros"))
+    return Integers(codes, scales, zeros, parts[0].bits, parts[0].group)
 
 
 def group_size(k: int, group: int) -> int:

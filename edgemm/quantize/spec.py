@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -31,6 +32,7 @@ from edgemm.quantize.number_formats import FLOAT_FORMS, Floats, Integers, group_
 __all__ = [
     "ACTIVATIONS",
     "CACHE",
+    "DRAWN",
     "FORMS",
     "HEAD",
     "JSON_FILE",
@@ -126,7 +128,8 @@ class Document:
 @dataclass(frozen=True)
 class Spec:
     document: Document
-    tensors: dict[str, np.ndarray]  # by the names above, codes one a byte
+    tensors: Mapping[str, np.ndarray]  # by the names above, codes one a byte
+    towers: bool = False  # what sees and paints is small, too: a CPU's bundle has its filters in float16
 
     def layer(self, name: str) -> Layer:
         """A layer that the spec says nothing of stays in float."""
@@ -226,7 +229,7 @@ def parts_of(layer: Layer) -> tuple[str, str, str]:
     return "codes", "scales", "zeros" if layer.form == "int" else "whole"
 
 
-def tensors_hash(tensors: dict[str, np.ndarray]) -> str:
+def tensors_hash(tensors: Mapping[str, np.ndarray]) -> str:
     """Of names, types, shapes and numbers: the same tensors in another file hash alike."""
     digest = hashlib.sha256()
     for name in sorted(tensors):
@@ -268,7 +271,7 @@ def read_spec(path: Path) -> Spec:
     return spec
 
 
-def _check_layer(name: str, layer: Layer, tensors: dict[str, np.ndarray]) -> None:
+def _check_layer(name: str, layer: Layer, tensors: Mapping[str, np.ndarray]) -> None:
     wanted = [f"{name}.{part}" for part in parts_of(layer)]
     wanted += [f"{name}.low_rank_{side}" for side in ("down", "up") if layer.rank]
     wanted += [f"{name}.range"] if layer.activations in RANGED else []

@@ -66,10 +66,21 @@ class ImageGenerator:
         if loops.denoise is None:
             raise BundleError(f"bundle {name} does not draw: it has no denoise loop and no image_tokens loop")
         loop, clock = loops.denoise, DrawingClock()
+        if options.one_call:
+            return self._start_one_call(prompt, options, loop, clock)
         if options.image is not None:
             return self._start_edit(prompt, options, loop.editing, clock)
         request = denoise_request(options, prompt, loop, self._manifest.limits, self._tokenizer)
         return lambda cancelled: self._denoise(request, [], loop, cancelled, clock)
+
+    def _start_one_call(
+        self, prompt: str, options: DrawingOptions, loop: DenoiseLoop, clock: DrawingClock
+    ) -> Callable[[Cancelled], Drawn]:
+        from edgemm.runtimes.one_call import as_the_graph_has_it, draw_in_one_call
+
+        options = as_the_graph_has_it(options, self._engines.one_call("draw"))
+        request = denoise_request(options, prompt, loop, self._manifest.limits, self._tokenizer)
+        return lambda cancelled: draw_in_one_call(request, loop, self._engines, cancelled, clock)
 
     def _start_codes(self, prompt: str, options: DrawingOptions, loop: ImageTokensLoop) -> Callable[[Cancelled], Drawn]:
         from edgemm.runtimes.codes_loop import codes_request, draw_codes, open_codes

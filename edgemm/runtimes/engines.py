@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from edgemm.bundle.bundle import Bundle
-from edgemm.bundle.components import ADAPTER_PREFIX
+from edgemm.bundle.components import ADAPTER_PREFIX, OneCall, Variant
 from edgemm.bundle.manifest import ADAPTER_SCALES
 from edgemm.device.gpu import gpu_number
 from edgemm.errors import BundleError, InputError, MissingError, UsageError
@@ -200,7 +200,9 @@ class Engines:
         self._side_by_side = choice.device == "cpu"  # others share a device's memory, or build what they load
         self._running = threading.Lock()
         self._closed = False
-        self._files = {component: self._opened(component) for component in self.components}
+        self._whole = threading.Lock()
+        variants = {component: bundle.manifest.variant(component, self.target) for component in self.components}
+        self._files = {component: self._opened(component, variant) for component, variant in variants.items()}
         self.budget: CacheBudget | None = None  # of all conversations together; None without a limit
         if memory_limit_mb is not None:  # too small a limit is told before anything is loaded
             from edgemm.runtimes.cache_budget import CacheBudget
@@ -286,6 +288,27 @@ class Engines:
             raise BundleError(f"{path}: expected a tensor `ids` of whole numbers")
         return ids
 
+    def one_call(self, name: str) -> OneCall:
+        """What the manifest says of a loop that is one graph."""
+        call = self.bundle.manifest.one_call.get(name)
+        if call is None or self.target not in call.variants:
+            raise InputError(
+                f"this bundle has no graph of a whole loop for {name} and target {self.target}: "
+                f"edgemm export --one-call {name}"
+            )
+        return call
+
+    def whole(self, name: str) -> Engine:
+        """The engine of that graph, on what runs the transformer."""
+        variant, component = self.one_call(name).variants[self.target], f"one_call.{name}"
+        with self._whole:
+            self.check_open()
+            if component not in self._loaded:
+                choice, files = self.choices["transformer"], self._opened(component, variant)
+                backend = load_backend(choice.backend)
+                self._loaded[component] = backend.open_engine(files, choice.provider, self.threads, self._running)
+            return self._loaded[component]
+
     def check_open(self) -> None:
         if self._closed:
             raise UsageError("the model is closed")
@@ -315,9 +338,9 @@ class Engines:
                 self._loaded[component] = engine
             return self._loaded[component]
 
-    def _opened(self, component: str) -> GraphFiles:
+    def _opened(self, component: str, variant: Variant) -> GraphFiles:
         """Its files, open from now on."""
-        variant = self.bundle.manifest.variant(component, self.target)
         graph = self.bundle.held(variant.graph)
         data = None if variant.data is None else self.bundle.held(variant.data)
-        return GraphFiles(component, graph.path, data.path if data else None, variant, (graph, data))
+        shared = tuple(map(self.bundle.held, variant.shares))
+        return GraphFiles(component, graph.path, data.path if data else None, variant, (graph, data), shared)

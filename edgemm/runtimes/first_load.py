@@ -77,19 +77,19 @@ def check_limits(bundle: Bundle, trusted: bool = False) -> None:
     from edgemm.bundle.graph_limits import broken_limits
     from edgemm.bundle.onnx_file import check_external_data
 
-    for component in bundle.manifest.components.values():
-        for variant in component.variants.values():
-            graph = bundle.held(variant.graph)
-            check_external_data(graph.path, bundle.path / variant.data if variant.data else None, graph.content())
-            if trusted:
-                continue
-            size = bundle.held(variant.data).size_bytes if variant.data else None
-            try:
-                problem = next(broken_limits(graph.content(), size), "")
-            except (BundleError, IndexError, ValueError, UnicodeDecodeError, RecursionError) as error:
-                raise BundleError(f"{graph.path}: not an ONNX graph: {error}") from error
-            if problem:
-                raise BundleError(f"{graph.path}: {problem}")
+    for variant in bundle.manifest.every_variant.values():
+        graph = bundle.held(variant.graph)
+        data = bundle.path / variant.data if variant.data else None
+        check_external_data(graph.path, data, graph.content(), variant.shared_locations)
+        if trusted:
+            continue
+        sizes = {location: bundle.held(path).size_bytes for location, path in variant.weights.items()}
+        try:
+            problem = next(broken_limits(graph.content(), sizes), "")
+        except (BundleError, IndexError, ValueError, UnicodeDecodeError, RecursionError) as error:
+            raise BundleError(f"{graph.path}: not an ONNX graph: {error}") from error
+        if problem:
+            raise BundleError(f"{graph.path}: {problem}")
 
 
 def _key(bundle: Bundle, runs_on: str, wish: dict[str, Any]) -> str:

@@ -80,6 +80,7 @@ class DrawingOptions:
     )
     width: int | None = option(None, "of the picture, for models that draw several sizes", metavar="PIXELS")
     height: int | None = option(None, "the same", metavar="PIXELS")
+    one_call: bool = option(False, "by the bundle's graph of the whole loop; needs `edgemm export --one-call draw`")
 
     def __post_init__(self) -> None:
         check_whole("seed", self.seed, 0, 2**64 - 1)
@@ -122,6 +123,7 @@ class DrawingKeywords(TypedDict, total=False):
     image_guidance_scale: float | None
     width: int | None
     height: int | None
+    one_call: bool
 
 
 def check_whole(name: str, value: Any, low: int, high: int) -> None:

@@ -21,7 +21,7 @@ from edgemm.bundle.files import read_text
 from edgemm.errors import InputError
 from edgemm.serve.chat import chat
 from edgemm.serve.drawing import edits, generations
-from edgemm.serve.fields import TokenizeRequest, read_fields
+from edgemm.serve.fields import TokenizeRequest
 from edgemm.serve.gate import Gate
 from edgemm.serve.openapi import document
 from edgemm.serve.options import ServeOptions
@@ -29,7 +29,7 @@ from edgemm.serve.problems import Problem, as_problem
 from edgemm.serve.registry import Registry, Served, opened
 from edgemm.serve.responses import count_input, respond
 from edgemm.serve.service import Service, as_asked
-from edgemm.serve.wire import answered, json_of, refused
+from edgemm.serve.wire import answered, fields_of, refused
 
 __all__ = ["Application"]
 
@@ -166,7 +166,7 @@ async def metrics(request: Request) -> Response:
 async def tokenize(request: Request) -> Response:
     """Token ids of a text; of a conversation how many it takes, pictures included, none of which is decoded."""
     service: Service = request.app.state.service
-    asked = read_fields(TokenizeRequest, await json_of(request))
+    asked = await fields_of(request, TokenizeRequest)
     named = service.registry.get(asked.model)
     if (asked.prompt is None) == (asked.messages is None):
         raise Problem(400, "missing_required_parameter", "expected prompt or messages, one of them", "prompt")

@@ -20,14 +20,14 @@ from starlette.responses import JSONResponse, Response
 from edgemm import ImageResult, InterleavedResult, TextChunk
 from edgemm.runtimes.text_call import TokenLogprob
 from edgemm.serve.drawing import drawing_options, size_of
-from edgemm.serve.fields import ChatRequest, Sampled, read_fields
+from edgemm.serve.fields import ChatRequest, Sampled
 from edgemm.serve.metrics import Measured
 from edgemm.serve.pictures import as_url
 from edgemm.serve.problems import Problem, as_problem
 from edgemm.serve.registry import Named
 from edgemm.serve.service import Service, Work, as_asked, chosen_seed, with_adapter
 from edgemm.serve.text_lane import TextWork
-from edgemm.serve.wire import Event, Events, EventStream, json_of
+from edgemm.serve.wire import Event, Events, EventStream, fields_of
 
 __all__ = ["Asked", "chat", "logprob_body", "text_options", "told", "works"]
 
@@ -68,7 +68,7 @@ class Asked:
 
 async def chat(request: Request) -> Response:
     service: Service = request.app.state.service
-    asked = read_fields(ChatRequest, await json_of(request))
+    asked = await fields_of(request, ChatRequest)
     named = service.registry.get(asked.model)
     request.state.log.update(model=named.id)
     measured = service.measured(named)

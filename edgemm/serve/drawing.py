@@ -18,7 +18,7 @@ from edgemm.serve.pictures import as_base64, of_url
 from edgemm.serve.problems import Problem, as_problem, unsupported
 from edgemm.serve.registry import Named
 from edgemm.serve.service import Service, Work, chosen_seed, picture_of, with_adapter
-from edgemm.serve.wire import Event, Events, EventStream, json_of
+from edgemm.serve.wire import Event, Events, EventStream, fields_of
 
 __all__ = ["Sketch", "draw_work", "drawing_options", "edits", "generations", "size_of", "usage_of"]
 
@@ -26,7 +26,7 @@ SIZE = re.compile(r"([1-9]\d{0,4})x([1-9]\d{0,4})")
 
 
 async def generations(request: Request) -> Response:
-    return await _answer(request, read_fields(GenerateRequest, await json_of(request)), None, "image_generation")
+    return await _answer(request, await fields_of(request, GenerateRequest), None, "image_generation")
 
 
 async def edits(request: Request) -> Response:
@@ -35,7 +35,7 @@ async def edits(request: Request) -> Response:
     if kind == "multipart/form-data":
         asked, files = await _form(request)
     else:
-        asked, files = read_fields(EditRequest, await json_of(request)), []
+        asked, files = await fields_of(request, EditRequest), []
         urls = [asked.image] if isinstance(asked.image, str) else list(asked.image or ())
         urls += [each.image_url for each in asked.images or ()]
         files = [of_url(url, "image") for url in urls]

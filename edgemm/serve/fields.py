@@ -7,7 +7,7 @@ numbers where a number is wanted.
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar, cast
 
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationError
 
@@ -16,6 +16,7 @@ from edgemm.serve.problems import Problem, unsupported
 __all__ = [
     "ChatRequest",
     "EditRequest",
+    "Fields",
     "GenerateRequest",
     "ImageTool",
     "ResponsesRequest",
@@ -144,7 +145,7 @@ class Sampled(Fields):
     top_p: Annotated[float, Field(gt=0, le=1)] | None = None
     top_k: Annotated[int, Field(ge=-1)] | None = None
     min_p: Annotated[float, Field(ge=0, le=1)] | None = None
-    repetition_penalty: Annotated[float, Field(gt=0, le=100)] | None = None
+    repetition_penalty: Annotated[float, Field(ge=0.01, le=100)] | None = None
     seed: Seed | None = None
     top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
     ignore_eos: bool | None = None
@@ -413,7 +414,7 @@ def _path(loc: tuple[int | str, ...], given: Any) -> list[int | str]:
     for place, key in enumerate(loc):
         known = list(given) if isinstance(given, dict) else range(len(given)) if isinstance(given, list) else ()
         if key in known:
-            given = given[key]
+            given = cast(Any, given)[key]
         elif not isinstance(given, dict) or place != len(loc) - 1:
             continue
         path.append(key)

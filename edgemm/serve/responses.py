@@ -27,13 +27,12 @@ from edgemm.serve.fields import (
     InputMessage,
     ResponsesRequest,
     ToolChoice,
-    read_fields,
 )
 from edgemm.serve.pictures import as_base64
 from edgemm.serve.problems import Problem, as_problem
 from edgemm.serve.registry import Named
 from edgemm.serve.service import Service, Work, as_asked, chosen_seed
-from edgemm.serve.wire import Event, Events, EventStream, json_of
+from edgemm.serve.wire import Event, Events, EventStream, fields_of
 
 __all__ = ["count_input", "respond"]
 
@@ -43,7 +42,7 @@ LOGPROBS = "message.output_text.logprobs"  # of `include`
 
 async def respond(request: Request) -> Response:
     service: Service = request.app.state.service
-    asked = read_fields(ResponsesRequest, await json_of(request))
+    asked = await fields_of(request, ResponsesRequest)
     named = service.registry.get(asked.model)
     request.state.log.update(model=named.id)
     answer = _Answer(asked, named, service, request.state.log)
@@ -58,7 +57,7 @@ async def respond(request: Request) -> Response:
 async def count_input(request: Request) -> Response:
     """/v1/responses/input_tokens: how many tokens the input takes."""
     service: Service = request.app.state.service
-    asked = read_fields(ResponsesRequest, await json_of(request))
+    asked = await fields_of(request, ResponsesRequest)
     named = service.registry.get(asked.model)
     messages = await service.prepared(lambda: _messages(asked, named, service.options.max_images), "input")
     count = await service.prepared(lambda: named.model.count_tokens(messages), "input")

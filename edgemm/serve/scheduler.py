@@ -114,12 +114,13 @@ class Lanes:
     """Whose turn it is: the lane that has had the least of its share."""
 
     def __init__(self, lanes: dict[Kind, Lane], draw_share: float) -> None:
-        self.of, self._share = lanes, {"text": 1 - draw_share, "draw": draw_share}
+        self.of = lanes
+        self._share: dict[Kind, float] = {"text": 1 - draw_share, "draw": draw_share}
         self._passed: dict[Kind, float] = dict.fromkeys(lanes, 0.0)  # seconds, over the share
         self._had_work: set[Kind] = set()
 
     def next(self) -> Kind | None:
-        at_work = {kind for kind, lane in self.of.items() if lane.busy}
+        at_work: set[Kind] = {kind for kind, lane in self.of.items() if lane.busy}
         for kind in at_work - self._had_work:  # what a lane did not want it cannot ask for later
             others = [self._passed[other] for other in at_work & self._had_work]
             self._passed[kind] = max(self._passed[kind], *others) if others else self._passed[kind]

@@ -7,35 +7,42 @@ and cancel it, which closes its Ticket.  Nothing here runs longer than a moment 
 from __future__ import annotations
 
 import asyncio
-import json
+import math
+import time
 from collections.abc import AsyncGenerator, Awaitable, Callable
-from typing import Any
+from typing import Any, TypeVar
 
 import pydantic_core
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 from starlette.types import Receive, Scope, Send
 
+from edgemm.serve.fields import Fields, read_fields
 from edgemm.serve.problems import Problem
 
-__all__ = ["Event", "EventStream", "Events", "answered", "json_of", "refused"]
+__all__ = ["Event", "EventStream", "Events", "answered", "fields_of", "refused"]
 
 KEEP_ALIVE_S = 15.0  # proxies hang up on a stream that is silent for longer, commonly 60 s
 Event = tuple[str | None, Any]  # its name, or None, and what it says
 Events = AsyncGenerator[Event, None]
+F = TypeVar("F", bound=Fields)
 
 
-async def json_of(request: Request) -> Any:
-    """The body as JSON in UTF-8, without NaN, without halves of letters."""
-    kind = request.headers.get("content-type", "application/json").partition(";")[0].strip().lower()
-    if kind != "application/json":
-        raise Problem(415, "unsupported_media_type", f"the body is {kind[:60]!r}, expected application/json")
+async def fields_of(request: Request, kind: type[F]) -> F:
+    """The body as this request, read and checked in a thread: JSON in UTF-8, without NaN, without halves of letters."""
+    said = request.headers.get("content-type", "application/json").partition(";")[0].strip().lower()
+    if said != "application/json":
+        raise Problem(415, "unsupported_media_type", f"the body is {said[:60]!r}, expected application/json")
     body = await request.body()
-    try:
-        request.state.asked = await asyncio.to_thread(pydantic_core.from_json, body, allow_inf_nan=False)
-        return request.state.asked
-    except (ValueError, RecursionError) as error:
-        raise Problem(400, "invalid_json", f"the body is not JSON: {error}") from None
+
+    def read() -> F:
+        try:
+            request.state.asked = pydantic_core.from_json(body, allow_inf_nan=False)
+        except (ValueError, RecursionError) as error:
+            raise Problem(400, "invalid_json", f"the body is not JSON: {error}") from None
+        return read_fields(kind, request.state.asked)
+
+    return await asyncio.to_thread(read)
 
 
 def refused(problem: Problem) -> Response:
@@ -78,51 +85,47 @@ class EventStream(Response):
         super().__init__(headers={"cache-control": "no-store", "x-accel-buffering": "no"})
         del self.headers["content-length"]
         self._first, self._events, self._told, self._done = first, events, told, done
+        self._said_at = math.inf
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         pump, gone = asyncio.ensure_future(self._pump(send)), asyncio.ensure_future(_gone(receive))
+        alive = asyncio.ensure_future(self._keep_alive(send))
         try:
             await asyncio.wait({pump, gone}, return_when=asyncio.FIRST_COMPLETED)
             if not pump.done():
                 raise ClientDisconnect
             pump.result()
         finally:
-            await _ended(pump, gone)
+            await _ended(pump, gone, alive)
             await self._events.aclose()  # also where the pump never ran
 
     async def _pump(self, send: Send) -> None:
         await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
-        await _send(send, _frame(*self._first))
+        await self._say(send, self._first)
         try:
-            async for event in _patient(self._events):
-                await _send(send, _frame(*event))
+            async for event in self._events:
+                await self._say(send, event)
         except Exception as error:
             for event in self._told(error):
-                await _send(send, _frame(*event))
+                await self._say(send, event)
+        self._said_at = math.inf
         await _send(send, b"data: [DONE]\n\n" if self._done else b"", more=False)
 
+    async def _say(self, send: Send, event: Event) -> None:
+        self._said_at = time.monotonic()
+        await _send(send, _frame(*event))
 
-async def _patient(events: Events) -> Events:
-    """The events, and a comment (None, None) whenever nothing comes for a while."""
-    while True:
-        task = asyncio.ensure_future(anext(events, None))
-        try:
-            while not (await asyncio.wait({task}, timeout=KEEP_ALIVE_S))[0]:
-                yield None, None
-        except BaseException:
-            await _ended(task)
-            raise
-        event = task.result()
-        if event is None:
-            return
-        yield event
+    async def _keep_alive(self, send: Send) -> None:
+        """A comment whenever nothing was said for a while."""
+        while True:
+            await asyncio.sleep(KEEP_ALIVE_S)
+            if time.monotonic() - self._said_at >= KEEP_ALIVE_S:
+                await _send(send, b": still at it\n\n")
 
 
 def _frame(name: str | None, said: Any) -> bytes:
-    if said is None:
-        return b": still at it\n\n"
-    head = "" if name is None else f"event: {name}\n"
-    return f"{head}data: {json.dumps(said, ensure_ascii=False, separators=(',', ':'))}\n\n".encode()
+    head = b"" if name is None else f"event: {name}\n".encode()
+    return head + b"data: " + pydantic_core.to_json(said) + b"\n\n"
 
 
 async def _send(send: Send, body: bytes, more: bool = True) -> None:

@@ -34,6 +34,7 @@ from edgemm.export.manifest import (
     precisions_of,
     quick_to_open,
 )
+from edgemm.export.one_call import write_one_call
 from edgemm.export.options import ExportOptions
 from edgemm.export.specs import bytes_per_weight, make_specs_of_graphs
 from edgemm.export.trace import trace
@@ -112,6 +113,7 @@ def export_foreign(found: Found, output: Path, options: ExportOptions | None = N
         writer.add_bytes(manifest.tokenizer, quick_to_open(parts.tokenizer_json or checkpoint.tokenizer_json))
         for name, content in {**parts.tables, **papers_of(checkpoint.folder, manifest)}.items():
             writer.add_bytes(name, content)
+        manifest = write_one_call(writer, manifest, options, Tokenizer(writer.file(manifest.tokenizer)))
         progress.status("loops: asking the library")
         bundle = Bundle(writer.folder, manifest)
         recorded = _recorded(checkpoint, family, parts, bundle, precision_of(manifest, schemes[0].target))
@@ -128,9 +130,10 @@ def _check_options(options: ExportOptions) -> None:
         if getattr(options, name) != getattr(ExportOptions, name):
             raise UsageError(f"--{name.replace('_', '-')} is for edgemm's own checkpoints{instead}")
     for scheme in options.schemes:
-        if scheme.quantize and not scheme.on_cpu:
+        if scheme.quantize and not scheme.on_cpu and scheme.quantize.text not in ("int8", "int4"):
             raise UsageError(
-                f"quantized weights for {scheme.target} are for edgemm's own checkpoints; this one takes fp16 or fp32"
+                f"{scheme.precision} for {scheme.target} wants ranges of inputs, which are seen of edgemm's own "
+                "checkpoints alone; this one takes fp16, fp32, int8 or int4"
             )
 
 

@@ -20,11 +20,13 @@ from edgemm import progress
 from edgemm.bundle.bundle import UNCONDITIONAL, Bundle, BundleWriter, Manifest
 from edgemm.bundle.manifest import ADAPTER_SCALES
 from edgemm.bundle.picture import load_picture, seeded_picture
+from edgemm.bundle.prompt import Tokenizer
 from edgemm.bundle.writer import telling_name
 from edgemm.errors import MissingError, UsageError
 from edgemm.export.adapter_points import adapter_scales
 from edgemm.export.component_graphs import component_graphs
 from edgemm.export.manifest import CODE_IDS, id_table, manifest_of, papers_of, quick_to_open
+from edgemm.export.one_call import write_one_call
 from edgemm.export.options import ExportOptions
 from edgemm.export.schemes import Scheme
 from edgemm.export.specs import bytes_per_weight, make_specs
@@ -107,6 +109,7 @@ def export_bundle(source: Path, output: Path, options: ExportOptions | None = No
             writer.add_bytes(CODE_IDS, id_table(range(model.config.first_code, model.config.transformer.vocab_size)))
         else:
             writer.add_bytes(UNCONDITIONAL, stored_prefix(model, ""))
+        manifest = write_one_call(writer, manifest, options, Tokenizer(writer.file(manifest.tokenizer)))
         scales = None if adapters is None else adapter_scales(model, specs.values())
         if scales:
             writer.add_bytes(ADAPTER_SCALES, scales)

@@ -14,6 +14,7 @@ import numpy as np
 
 from edgemm.bundle.bundle import Bundle
 from edgemm.bundle.chat import as_messages, chat_prompt
+from edgemm.bundle.components import OneCall
 from edgemm.bundle.drawing import ImageTokensLoop
 from edgemm.bundle.manifest import Manifest, TextLoop
 from edgemm.bundle.picture import seeded_picture
@@ -26,6 +27,7 @@ from edgemm.runtimes.model import Model
 from edgemm.runtimes.sampling import Sampling
 from edgemm.verify.parity import (
     CHOICE_FLOOR,
+    ONE_CALL_TOLERANCE,
     CodesCase,
     Comparison,
     DrawCase,
@@ -66,10 +68,34 @@ def compare_loops(model: Model, recorded: Recorded) -> Iterator[Comparison]:
                 width=case.width,
             )
             yield compare_pictures(_name_drawing(case), recorded.precision, drawn.pixels, wanted)
+        yield from _compare_one_call(model, recorded)
     except EdgemmError as error:
         if type(error) is EdgemmError:  # the runtime's own word for an answer that cannot be right
             raise CheckFailedError(str(error)) from error
         raise
+
+
+def _compare_one_call(model: Model, recorded: Recorded) -> Iterator[Comparison]:
+    """What one graph draws against what the loop draws here and now."""
+    call = model.manifest.one_call.get("draw")
+    if call is None or model.choice.target not in call.variants:
+        return
+    how = {"num_inference_steps": call.num_inference_steps, "guidance_scale": call.guidance_scale}
+    for case in recorded.draws:
+        if case.picture_seed is None:
+            height, width = (case.height, case.width) if _fits(model, call, case) else (None, None)
+            asked = {**how, "seed": case.seed, "height": height, "width": width}
+            drawn, looped = (model.generate_image(case.prompt, one_call=one, **asked) for one in (True, False))
+            name = f"one call, {case.prompt!r}, {call.num_inference_steps} steps, guidance {call.guidance_scale:g}"
+            yield compare_pictures(name, recorded.precision, drawn.pixels, looped.pixels, ONE_CALL_TOLERANCE)
+
+
+def _fits(model: Model, call: OneCall, case: DrawCase) -> bool:
+    """Whether the graph draws pictures of that size: some have one."""
+    loop, noise = model.manifest.loops.denoise, call.variants[model.choice.target].inputs[-1]
+    assert loop is not None
+    wanted = (1, *loop.state_shape(case.height or loop.height, case.width or loop.width))
+    return all(entry == size for entry, size in zip(noise.shape, wanted, strict=True) if isinstance(entry, int))
 
 
 def _name_drawing(case: DrawCase) -> str:
@@ -95,6 +121,39 @@ def _compare_text(model: Model, case: TextCase, precision: str) -> Iterator[Comp
     yield compare_choices(f"next tokens, {name}", precision, chosen, case.tokens)
     reply = model.generate_text(case.prompt, images=images, max_new_tokens=len(case.tokens)).token_ids
     yield compare_replies(f"text loop, {name}", precision, reply, _up_to_stop(case.tokens, loop))
+    call = model.manifest.one_call.get("read")
+    if call is not None and model.choice.target in call.variants:
+        found = _read_in_one_call(model, case, loop, images)
+        yield compare_replies(f"one call, {name}", precision, _up_to_stop(found, loop), reply)
+
+
+def _read_in_one_call(model: Model, case: TextCase, loop: TextLoop, images: list[np.ndarray]) -> tuple[int, ...]:
+    """As many tokens as torch said, each chosen by the graph; the step's outputs are bound to its inputs."""
+    read, step = (model._engines.whole(name) for name in ("read", "token"))
+    prompt = chat_prompt(as_messages(case.prompt, images), loop, model.tokenizer)
+    room = min(len(prompt) + len(case.tokens), model.manifest.limits.max_context)
+    past: dict[str, np.ndarray] = {}
+    for name, spec in step.inputs.items():
+        if name.startswith("past_"):
+            slots = spec.shape[2] if isinstance(spec.shape[2], int) else room
+            past[name] = np.zeros((1, spec.fixed(1, "K/V heads"), slots, spec.fixed(3, "head width")), spec.dtype)
+    present = {name.replace("past_", "present_", 1): buffer for name, buffer in past.items()}
+    token, position = np.zeros((1, 1), dtype=np.int64), np.zeros(1, dtype=np.int64)
+    chosen = {"next_id": token, "next_position": position}
+    words = {name: getattr(prompt, name)[None] for name in ("input_ids", "image_index", "attention_limit")}
+    if "pixels" in read.inputs:
+        side = read.inputs["pixels"].fixed(2, "one size")
+        seen = [model._text.reader.picture(image, loop) for image in images] or [np.zeros((3, side, side), np.float32)]
+        words["pixels"] = np.ascontiguousarray(seen[0][None])
+    read.bind({**words, **past}, {**chosen, **present}).run()
+    found, again = (
+        [int(token[0, 0])],
+        step.bind({"token_id": token, "position": position, **past}, {**chosen, **present}),
+    )
+    for _ in case.tokens[1:]:
+        again.run()
+        found.append(int(token[0, 0]))
+    return tuple(found)
 
 
 def _choices(model: Model, case: TextCase, loop: TextLoop, images: list[np.ndarray]) -> list[int]:

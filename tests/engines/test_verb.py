@@ -11,7 +11,7 @@ from edgemm.bundle.bundle import open_bundle
 from edgemm.cli.main import main
 from edgemm.engines.builder import Outcome, Rung, climb
 from edgemm.engines.engine_spec import EngineSpec, Place, Profile, merged, profiles_of, smaller, trtexec_command
-from edgemm.errors import ResourceError, UsageError
+from edgemm.errors import BundleError, ResourceError, UsageError
 from edgemm.options import parse_bytes
 from tests.runtimes.tiny_bundle import build
 
@@ -93,6 +93,13 @@ def test_the_ladder_goes_down_one_rung_at_a_time_and_ends():
         "a workspace of 16 MiB", "one profile for all phases", "optimization level 1", "smaller shapes"
     ]  # fmt: skip
     assert tried[-1].profiles[0].shapes["ids"][2] == (1, 512) and tried[-1].opt_level == 1
+
+
+def test_a_compiler_that_fails_within_itself_has_no_engine_for_this_bundle():
+    """Exit 3: nothing of ours is wrong, and another graph may build."""
+    failed = Outcome(None, "other", "Myelin: CHECK(is_const()) failed")
+    with pytest.raises(BundleError, match="attempts: as asked: Myelin"):
+        climb(Rung(16 << 20, 1, PROFILES[1:]), lambda rung: failed, "denoiser")
 
 
 def test_trtexec_of_each_version_gets_the_flags_that_it_knows():

@@ -28,8 +28,8 @@ from edgemm.model.config import (
     VisionConfig,
 )
 from edgemm.model.unified import Unified
-from edgemm.quantize.make import quantize_without_data
 from edgemm.quantize.spec import Spec
+from edgemm.quantize.without_data import quantize_without_data
 from tests.model.tiny import micro, random_micro
 
 __all__ = [

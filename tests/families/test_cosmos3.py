@@ -9,9 +9,11 @@ import numpy as np
 import pytest
 
 import edgemm
+from edgemm.bundle.bundle import open_bundle
 from edgemm.bundle.chat import as_messages, chat_prompt
 from edgemm.bundle.prompt import drawing_prompt, negative_drawing_prompt
 from edgemm.cli.main import main
+from edgemm.cli.verify import check_rules
 from edgemm.verify.export_foreign import export_foreign
 from tests.engines.tiny_engines import build_for_rtx, needs_rtx
 from tests.export.nano import needs_opset_24
@@ -114,10 +116,13 @@ def test_every_component_builds_for_an_rtx_device_that_is_not_here(cases, tmp_pa
 
 @pytest.mark.slow
 @needs_opset_24
-def test_every_component_is_lowered_for_a_jetson(cases, tmp_path):
+@pytest.mark.parametrize("precision", ["fp16", "int4"])
+def test_every_component_is_lowered_for_the_first_jetsons_and_keeps_their_rules(cases, tmp_path, precision):
     place = tmp_path / "made.bundle"
-    written = export_foreign(found_at(cases.folder / "checkpoint"), place, target="jetson-orin-jp6", max_context=256)
-    assert "denoiser" in written.targets["jetson-orin-jp6"]
+    folder, target = cases.folder / "checkpoint", "jetson-orin-jp6"
+    written = export_foreign(found_at(folder), place, target=target, precision=precision, max_context=256)
+    assert "denoiser" in written.targets[target]
+    check_rules(open_bundle(place))
 
 
 # Bad input: one line, exit 3, nothing left behind

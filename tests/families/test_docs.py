@@ -29,5 +29,5 @@ def test_no_cell_says_yes_without_a_test():
 def test_every_family_has_a_row_and_what_is_not_built_is_told():
     for module in set(FAMILIES.values()):
         assert f"](../edgemm/families/{module.rpartition('.')[2]}.py) |" in PAGE
-    assert {"GlmImageForConditionalGeneration"} == set(NOT_BUILT)
-    assert "GLM-Image" in PAGE
+    told = PAGE[PAGE.index("Known and not built") :].split("\n\n")[0]
+    assert all(title in told for title, _ in NOT_BUILT.values())

@@ -121,3 +121,61 @@ def test_inspect_estimates_a_folder_without_weights(tmp_path, capsys):
     assert main(["inspect", str(folder), "--estimate", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["kv_bytes_per_token"] == 46_080
     assert main(["inspect", str(tmp_path), "--estimate"]) == 3
+
+
+def published_folder(name: str, path: Path) -> Path:
+    """Those that PUBLISHED has not: configs of the recorded folders with published sizes in them, and no numbers."""
+    from benchmarks import real_shapes
+    from tests.families.golden import Cases
+
+    recorded = Cases(name).folder / "checkpoint"
+    if name in real_shapes.MODELS:
+        real_shapes.on_paper = True
+        try:
+            real_shapes.MODELS[name](path / name, 1.0)
+        finally:
+            real_shapes.on_paper = False
+        return path / name
+    real_shapes.copied(recorded, path / name)
+    text = {
+        "hidden_size": 3584, "intermediate_size": 18_944, "num_hidden_layers": 28, "num_attention_heads": 28,
+        "num_key_value_heads": 4, "vocab_size": 152_064,
+    }  # fmt: skip
+    vision = {
+        "hidden_size": 1152, "intermediate_size": 4304, "num_hidden_layers": 27, "num_attention_heads": 16,
+        "patch_size": 14, "image_size": 980,
+    }  # fmt: skip
+    real_shapes.changed(path / name / "llm_config.json", text)
+    real_shapes.changed(path / name / "vit_config.json", vision)
+    return path / name
+
+
+TABLE = {  # name -> parameters in billions
+    "janusflow": 2.09 - 0.05,  # its autoencoder is published apart
+    "bagel": 14.7,
+    "cosmos3-edge": 4.05,
+}
+FAMILIES_PAGE = Path(__file__).resolve().parents[2] / "docs" / "families.md"
+
+
+@pytest.mark.parametrize("name", [*PUBLISHED, *TABLE])
+def test_the_table_of_boards_in_the_docs_is_what_inspect_estimates(tmp_path, name):
+    from edgemm.estimate.boards import BOARDS, rows_of
+
+    folder = folder_of(tmp_path, name) if name in PUBLISHED else published_folder(name, tmp_path)
+    found = find_foreign(folder)
+    assert found is not None
+    paper = measure(found)
+    if name in TABLE:
+        assert paper.parameters / 1e9 == pytest.approx(TABLE[name], rel=0.03)
+    sizes = {row.precision: row for row in rows_of(paper)}
+    smallest = {
+        precision: next((board for board in BOARDS if row.fits(board)), "none") for precision, row in sizes.items()
+    }
+    four = sizes["int4"]
+    drawing = "-" if four.drawing_gb is None else f"{four.drawing_gb:.1f}"
+    line = (
+        f"| {name} | {paper.parameters / 1e9:.1f} | {four.bundle_gb:.1f} | {four.reading_gb:.1f} | {drawing} | "
+        f"{four.kv_gb:.2f} | {smallest['int4']} | {smallest['int8']} | {smallest['fp16']} |"
+    )
+    assert line in FAMILIES_PAGE.read_text(encoding="utf-8")

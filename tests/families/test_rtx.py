@@ -35,3 +35,12 @@ def test_every_component_builds_for_an_rtx_device_that_is_not_here(tmp_path, nam
     assert found is not None
     export_foreign(found, tmp_path / "made.bundle", target="rtx", max_context=256)
     assert build_for_rtx(tmp_path / "made.bundle", tmp_path / "engines") == COMPONENTS[name]
+
+
+def test_layers_with_biases_everywhere_and_heads_of_twelve_build_too(tmp_path):
+    """Myelin has no engine for either as it stands: bias_to_residual.py, padded_heads.py."""
+    biases = {"attention_bias": True, "mlp_bias": True, "hidden_size": 48, "num_attention_heads": 4}
+    found = find_foreign(write_folder("llama", tmp_path / "checkpoint", **biases))
+    assert found is not None
+    export_foreign(found, tmp_path / "made.bundle", target="rtx", max_context=64)
+    assert build_for_rtx(tmp_path / "made.bundle", tmp_path / "engines") == {"transformer"}

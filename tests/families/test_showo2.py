@@ -144,7 +144,6 @@ def test_every_component_is_lowered_for_devices(tmp_path, target):
 @pytest.mark.slow
 @needs_rtx
 @needs_opset_24
-@pytest.mark.xfail(reason="TensorRT for RTX 1.7.1 fails within itself on the denoiser: tactics_tiled_layout.cpp:2006")
 def test_every_component_builds_for_an_rtx_device_that_is_not_here(tmp_path):
     export_foreign(found_at(CHECKPOINT, **APART), tmp_path / "made.bundle", target="rtx", max_context=256)
     assert "denoiser" in build_for_rtx(tmp_path / "made.bundle", tmp_path / "engines")

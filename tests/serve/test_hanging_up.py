@@ -6,6 +6,7 @@ from __future__ import annotations
 import base64
 import io
 import json
+import re
 import socket
 import threading
 import time
@@ -18,6 +19,7 @@ import edgemm
 import edgemm.serve
 from tests.serve.conftest import client_of, running
 
+wire = pytest.importorskip("edgemm.serve.wire", reason="needs the extras serve and dev", exc_type=ImportError)
 httpx = pytest.importorskip("httpx", reason="needs the extras serve and dev")
 pytest.importorskip("openai")
 pytest.importorskip("starlette")
@@ -166,16 +168,49 @@ def test_a_full_queue_is_429_and_the_client_is_told_when(bundle):
         model._engines.watch(lambda engine: Slow(engine, runs))
         application = edgemm.serve.app(model, max_batch=1, max_queue=1)
         with running(application) as url:
-            body = LONG | {"stream": False, "max_completion_tokens": 60}
+            body = LONG | {"stream": False, "max_completion_tokens": 100}
+            scheduler = application.service.scheduler
             threads = [
-                threading.Thread(target=httpx.post, args=(f"{url}/v1/chat/completions",), kwargs={"json": body})
+                threading.Thread(
+                    target=httpx.post, args=(f"{url}/v1/chat/completions",), kwargs={"json": body, "timeout": 60}
+                )
                 for _ in range(2)
             ]
-            for thread in threads:
+            for thread, there in zip(threads, ((1, 0), (1, 1))):
                 thread.start()
-                time.sleep(0.1)
+                while (scheduler.running, scheduler.waiting) != there:
+                    time.sleep(0.001)
             answer = httpx.post(f"{url}/v1/chat/completions", json=body)
             assert (answer.status_code, answer.json()["error"]["code"]) == (429, "queue_full")
             assert int(answer.headers["retry-after"]) >= 1
             for thread in threads:
                 thread.join(30)
+
+
+def test_a_stream_that_is_silent_for_long_says_that_it_is_still_at_it(slow, monkeypatch):
+    """Proxies hang up on silent streams; clients skip comments."""
+    url, _, _ = slow
+    monkeypatch.setattr(wire, "KEEP_ALIVE_S", 0.1)
+    body = {"prompt": "x", "steps": 50, "stream": True, "partial_images": 1}
+    text = httpx.post(f"{url}/v1/images/generations", json=body, timeout=60).text
+    assert ": still at it\n\n" in text
+    assert (
+        len(list(client_of(url).images.generate(model="tiny", prompt="x", stream=True, extra_body={"steps": 50}))) == 1
+    )
+
+
+def test_who_hangs_up_is_counted(slow):
+    url, application, _ = slow
+
+    def counted():
+        (line,) = re.findall(r"^edgemm:requests_cancelled_total (\S+)", httpx.get(f"{url}/metrics").text, re.MULTILINE)
+        return float(line)
+
+    before = counted()
+    hang_up_on(url, "/v1/chat/completions", LONG, 200)
+    idle(application)
+    for _ in range(100):
+        if counted() > before:
+            return
+        time.sleep(0.02)
+    raise AssertionError("not counted")

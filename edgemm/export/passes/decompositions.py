@@ -7,6 +7,8 @@
     group_norm_primitive   GroupNormalization (21)      reshapes, means and products, arXiv:1803.08494
     gelu_primitive         Gelu (opset 20)              products with tanh or erf, arXiv:1606.08415
     clip_primitive         Clip of whole numbers        Max and Min: TensorRT 10's parser documents it for floats only
+    mod_primitive          Mod of whole numbers         what is left of a division: none documents it for TensorRT 10.3
+    cumsum_primitive       CumSum of whole numbers      a product with a triangle of ones, exact up to 2^24
     fp4_decoded            FP4                          the numbers it means, for runtimes without a kernel: to compare
 
 Another form is refused by the node's name (ValueError).
@@ -28,10 +30,12 @@ from edgemm.export.passes.rewriting import Writer, dims, drop_unread, expand_nod
 __all__ = [
     "attention_primitive",
     "clip_primitive",
+    "cumsum_primitive",
     "decoded_copy",
     "fp4_decoded",
     "gelu_primitive",
     "group_norm_primitive",
+    "mod_primitive",
     "rms_norm_primitive",
     "rotary_primitive",
     "scatter_primitive",
@@ -76,6 +80,14 @@ def clip_primitive(model: ir.Model) -> bool:
     return expand_nodes(model, "Clip", _clip, lambda node: _given(node)[0].dtype in whole)
 
 
+def mod_primitive(model: ir.Model) -> bool:
+    return expand_nodes(model, "Mod", _mod)
+
+
+def cumsum_primitive(model: ir.Model) -> bool:
+    return expand_nodes(model, "CumSum", _cumsum)
+
+
 def _given(node: ir.Node) -> list[ir.Value]:
     return [value for value in node.inputs if value is not None]
 
@@ -87,6 +99,31 @@ def _size(value: ir.Value, axis: int, what: str) -> int:
     if not isinstance(found, int):
         raise ValueError(f"{what} of {value.name!r} has shape {shape}, expected a number at axis {axis}")
     return found
+
+
+def _mod(w: Writer, node: ir.Node) -> tuple[ir.Value]:
+    """a - a / b * b; Div cuts towards zero, Mod gives what has the divisor's sign."""
+    a, b = _given(node)
+    by = stored(b)
+    if by is None or by.size != 1 or by.item() <= 0 or a.dtype not in (ir.DataType.INT64, ir.DataType.INT32):
+        raise ValueError(f"{node.name}: Mod of other than whole numbers by a positive constant")
+    left = w.make("Sub", a, w.make("Mul", w.make("Div", a, b), b))
+    return (w.make("Where", w.make("Less", left, w.like(0, a)), w.make("Add", left, b), left),)
+
+
+def _cumsum(w: Writer, node: ir.Node) -> tuple[ir.Value]:
+    """x (b, s) along s, as x times (s, s) that is one where a row is not behind its column."""
+    x, axis = _given(node)
+    along = stored(axis)
+    plain = not node.attributes.get_int("exclusive", 0) and not node.attributes.get_int("reverse", 0)
+    if along is None or len(dims(x)) != 2 or along.item() not in (1, -1) or not plain:
+        raise ValueError(f"{node.name}: CumSum of other than rows (b, s) along s")
+    assert x.dtype is not None
+    count = w.make("Gather", w.make("Shape", x), w.constant(1))
+    places = w.make("Range", w.constant(0), count, w.constant(1))
+    sees = w.make("LessOrEqual", w.make("Unsqueeze", places, w.constant([1])), places)
+    ones = w.make("Cast", sees, to=ir.DataType.FLOAT)
+    return (w.make("Cast", w.make("MatMul", w.make("Cast", x, to=ir.DataType.FLOAT), ones), to=x.dtype),)
 
 
 def _attention(w: Writer, node: ir.Node) -> tuple[ir.Value]:

@@ -66,10 +66,16 @@ class GraphFiles:
     variant: Variant
     verified: tuple[HeldFile, HeldFile | None] | None = None  # both, opened when they were; None: no matter which
     checked: bool = False  # whether it is known what the graph would have a library read
+    shared: tuple[HeldFile, ...] = ()  # of other graphs' weights, in the order of variant.shares
 
     def opened(self) -> tuple[HeldFile, HeldFile | None]:
         """Graph and weights as they were verified, else as they are now."""
         return self.verified or (HeldFile(self.graph), HeldFile(self.data) if self.data else None)
+
+    def weights(self, data: HeldFile | None) -> dict[str, HeldFile]:
+        """Every file of weights, by the name that the graph has for it."""
+        own = {} if data is None else {data.path.name: data}
+        return own | dict(zip(self.variant.shared_locations, self.shared, strict=True))
 
 
 class Binding(Protocol):

@@ -43,7 +43,7 @@ def providers() -> tuple[str, ...]:
 
 def open_engine(files: GraphFiles, provider: str, plan: ThreadPlan, lock: threading.Lock) -> OpenVinoEngine:
     graph, variant = files.graph, files.variant
-    check_external_data(graph, files.data)
+    check_external_data(graph, files.data, shared=variant.shared_locations)
     core, precision = ov.Core(), PRECISIONS[provider]
     for extension in extensions():
         core.add_extension(extension)

@@ -107,23 +107,27 @@ def _session(files: GraphFiles, providers: list[tuple[str, dict[str, str]]], pla
     that was open then, and what it mapped becomes this process's own.  Where their name stands for another file by
     now, it gets what the open file holds.
     """
-    graph, weights = files.opened()
-    content = graph.content()
+    graph, data = files.opened()
+    content, weights = graph.content(), files.weights(data)
     if not files.checked:
-        check_external_data(graph.path, files.data, content)
-    if weights is not None and weights.is_in_place():
-        weights.check()
+        check_external_data(graph.path, files.data, content, files.variant.shared_locations)
+    if weights and all(held.is_in_place() for held in weights.values()):
+        for held in weights.values():
+            held.check()
         options = session_options(plan)
-        options.add_session_config_entry(FOLDER, weights.folder)
-        with own_mappings(weights.mapped_name):
+        options.add_session_config_entry(FOLDER, graph.folder if data is None else data.folder)
+        with contextlib.ExitStack() as owned:
+            for name in sorted({held.mapped_name for held in weights.values()}):
+                owned.enter_context(own_mappings(name))
             session = ort.InferenceSession(bytes(content), options, providers=providers)
-        if weights.is_in_place():
-            weights.check()
+        if all(held.is_in_place() for held in weights.values()):
+            for held in weights.values():
+                held.check()
             return session
     options = session_options(plan)
-    if weights is not None:
-        kept = weights.content()  # until the session is there
-        options.add_external_initializers_from_files_in_memory([weights.path.name], [kept], [len(kept)])
+    if weights:
+        kept = [held.content() for held in weights.values()]  # until the session is there
+        options.add_external_initializers_from_files_in_memory(list(weights), kept, list(map(len, kept)))
     return ort.InferenceSession(bytes(content), options, providers=providers)
 
 

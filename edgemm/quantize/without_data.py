@@ -1,0 +1,93 @@
+"""Any model's weights rounded as they are, a layer at a time, when a lowering asks for it: no spec holds them all.
+
+Of four billion numbers the codes alone would take as many bytes.  Two layers may be one weight under two names, which
+then gets the same numbers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from types import MappingProxyType
+
+import numpy as np
+import torch
+from torch import Tensor
+
+import edgemm
+from edgemm.quantize.layers import choose_layers
+from edgemm.quantize.make import Prepared, make_layer, rows_of
+from edgemm.quantize.options import RANK, QuantizeOptions
+from edgemm.quantize.spec import RANGED, SCHEMA_VERSION, Document, Layer, Spec, parts_of
+
+__all__ = ["quantize_without_data"]
+
+NO_TWINS: Mapping[str, str] = MappingProxyType({})
+
+
+def quantize_without_data(
+    weights: Mapping[str, Tensor],
+    options: QuantizeOptions,
+    drawing_depth: int = 0,
+    twins: Mapping[str, str] = NO_TWINS,  # another name of a layer -> the layer
+    towers: bool = False,
+) -> Spec:
+    """Weights (n, k) by layer, rounded as their width suggests; `drawing_depth` and `towers` as choose_layers has
+    them."""
+    shapes = {name: (len(weight), weight.shape[1]) for name, weight in weights.items()}
+    chosen = choose_layers(shapes, options.text, options.draw, drawing_depth, options.portable, towers)
+    chosen = {name: _without_ranges(layer) for name, layer in chosen.items()}
+    layers = chosen | {twin: _as_twin(chosen[name]) for twin, name in twins.items() if name in chosen}
+    document = Document(
+        schema_version=SCHEMA_VERSION,
+        edgemm_version=edgemm.__version__,
+        checkpoint="",
+        checkpoint_sha256="",
+        text=options.text,
+        draw=options.draw,
+        calibration="",
+        layers=layers,
+        smoothed=(),
+        tensors_sha256="",  # a spec that is stored has all its numbers: make.py
+    )
+    return Spec(document, RoundedWhenRead(weights, chosen, twins), towers)
+
+
+def _without_ranges(layer: Layer) -> Layer:
+    """Ranges of inputs are seen in data: without, the weight alone is rounded."""
+    return replace(layer, activations="float") if layer.activations in RANGED and layer.form == "int" else layer
+
+
+def _as_twin(layer: Layer) -> Layer:
+    """A picture's rows are many: one range for all of them serves, and is found in one pass."""
+    return replace(layer, activations="tensor") if layer.activations == "token" else layer
+
+
+class RoundedWhenRead(Mapping[str, np.ndarray]):
+    """NAME.codes and the rest of a spec, of which the last layer's are remembered."""
+
+    def __init__(self, weights: Mapping[str, Tensor], layers: Mapping[str, Layer], twins: Mapping[str, str]) -> None:
+        self._weights, self._layers, self._twins = weights, layers, twins
+        own = {name: name for name, layer in layers.items() if layer.bits is not None}
+        own |= {twin: name for twin, name in twins.items() if name in own}
+        self._places = {f"{name}.{part}": one for name, one in own.items() for part in parts_of(layers[one])}
+        self._last, self._numbers = "", dict[str, np.ndarray]()
+
+    def __getitem__(self, key: str) -> np.ndarray:
+        name = self._places[key]
+        if name != self._last:
+            self._numbers = {}  # before the next ones are made
+            with torch.no_grad():
+                weight = rows_of(self._weights, name, self._layers)
+                self._numbers = make_layer(weight, name, self._layers[name], Prepared(), RANK)[1]
+            self._last = name
+        return self._numbers[f"{name}.{key.rpartition('.')[2]}"]
+
+    def __contains__(self, key: object) -> bool:
+        return key in self._places
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._places)
+
+    def __len__(self) -> int:
+        return len(self._places)

@@ -1,0 +1,163 @@
+"""examples/c: built by gcc, it refuses spoiled bundles in one line, and draws and says what the runtime does."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests.export.nano import needs_opset_24
+
+ROOT = Path(__file__).resolve().parents[2]
+NEEDED = ("gcc", "make", "npm")
+HEADERS = ("cjson/cJSON.h", "png.h", "openssl/evp.h")  # of Debian's libcjson-dev, libpng-dev, libssl-dev
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    """Where the program is built."""
+    missing = [tool for tool in NEEDED if shutil.which(tool) is None]
+    missing += [name for name in HEADERS if not Path("/usr/include", name).exists()]
+    if missing:
+        pytest.skip(f"examples/c needs {', '.join(missing)}")
+    made = tmp_path_factory.mktemp("c") / "c"
+    shutil.copytree(ROOT / "examples" / "c", made, ignore=shutil.ignore_patterns("include", "*.so*", "edgemm_c"))
+    built = make(made, "edgemm_c")
+    if built.returncode and "npm" in built.stderr:
+        pytest.skip("the headers' package cannot be fetched here")
+    assert built.returncode == 0, built.stderr
+    return made
+
+
+def make(folder: Path, *what: str) -> subprocess.CompletedProcess[str]:
+    words = ["make", "-C", str(folder), f"PYTHON={sys.executable}", *what]
+    return subprocess.run(words, capture_output=True, text=True, timeout=600)
+
+
+def run(folder: Path, *words: object, **more: str) -> subprocess.CompletedProcess[str]:
+    given = {key: value for key, value in os.environ.items() if key != "EDGEMM_EXTENSIONS"} | more
+    return subprocess.run(
+        [folder / "edgemm_c", *map(str, words)], capture_output=True, text=True, env=given, timeout=900
+    )
+
+
+def written(bundle: Path, **changes: object) -> Path:
+    """The least that its checks of a bundle look at."""
+    bundle.mkdir()
+    (bundle / "weights.data").write_bytes(b"numbers")
+    record = {"sha256": hashlib.sha256(b"numbers").hexdigest(), "size_bytes": 7}
+    manifest = {"schema_version": 1, "files": {"weights.data": record}, **changes}
+    (bundle / "manifest.json").write_text(json.dumps(manifest))
+    return bundle
+
+
+def flipped(bundle: Path) -> None:
+    (bundle / "weights.data").write_bytes(b"numbErs")
+
+
+def longer(bundle: Path) -> None:
+    (bundle / "weights.data").write_bytes(b"numbers and more")
+
+
+def without(bundle: Path) -> None:
+    (bundle / "weights.data").unlink()
+
+
+def torn(bundle: Path) -> None:
+    (bundle / "manifest.json").write_text("{")
+
+
+def climbing(bundle: Path) -> None:
+    text = (bundle / "manifest.json").read_text()
+    (bundle / "manifest.json").write_text(text.replace("weights.data", "../weights.data"))
+
+
+def newer(bundle: Path) -> None:
+    text = (bundle / "manifest.json").read_text()
+    (bundle / "manifest.json").write_text(text.replace('"schema_version": 1', '"schema_version": 2'))
+
+
+@pytest.mark.parametrize(
+    "spoil, said",
+    [
+        (flipped, "weights.data: was altered"),
+        (longer, "weights.data: has 16 bytes"),
+        (without, "weights.data: cannot be read"),
+        (torn, "not the JSON that was expected"),
+        (climbing, "leaves the bundle"),
+        (newer, "schema_version is 2, this program reads 1"),
+    ],
+)
+def test_a_spoiled_bundle_is_one_line_and_nothing_is_drawn(folder, tmp_path, spoil, said):
+    spoil(written(tmp_path / "b.bundle"))
+    found = run(folder, tmp_path / "b.bundle", "draw", "a star", tmp_path / "star.png")
+    assert (found.returncode, found.stderr.count("\n")) == (3, 1)
+    assert said in found.stderr
+    assert not (tmp_path / "star.png").exists()
+
+
+def test_what_is_missing_is_named(folder, tmp_path):
+    bundle = written(tmp_path / "b.bundle")
+    assert run(folder, bundle).returncode == 2
+    found = run(folder, bundle, "draw", "a star", tmp_path / "star.png")
+    assert found.returncode == 4 and "EDGEMM_EXTENSIONS is not set" in found.stderr
+    found = run(folder, bundle, "draw", "a star", tmp_path / "star.png", EDGEMM_EXTENSIONS="none.so")
+    assert found.returncode == 3 and "--one-call draw,read,tokenize" in found.stderr
+
+
+@pytest.fixture(scope="module")
+def sticker(tmp_path_factory):
+    """The shipped model, and its runtime."""
+    import edgemm
+    from edgemm.verify.export_native import export_bundle
+
+    path = tmp_path_factory.mktemp("sticker") / "nano.bundle"
+    export_bundle(ROOT / "checkpoints" / "sticker-nano", path, one_call=("draw", "read", "tokenize"), steps=4)
+    with edgemm.load(path, device="cpu", threads=1) as runtime:
+        yield path, runtime
+
+
+@pytest.fixture(scope="module")
+def extensions(folder) -> dict[str, str]:
+    pytest.importorskip("onnxruntime_extensions", reason="pip install 'edgemm[tokenizer-graph]'")
+    assert make(folder, "extensions.so").returncode == 0
+    return {"EDGEMM_EXTENSIONS": str(folder / "extensions.so")}
+
+
+@pytest.mark.slow
+@needs_opset_24
+def test_it_draws_and_says_what_the_runtime_does(folder, sticker, extensions, tmp_path):
+    from edgemm.runtimes.schedule import initial_noise
+
+    bundle, runtime = sticker
+    loop = runtime.manifest.loops.denoise
+    initial_noise(7, *loop.state_shape(loop.height, loop.width)).tofile(tmp_path / "noise.f32")
+    drawn = run(folder, bundle, "draw", "red heart", tmp_path / "c.png", tmp_path / "noise.f32", **extensions)
+    assert drawn.returncode == 0, drawn.stderr
+    wanted = runtime.generate_image("red heart", num_inference_steps=4, seed=7).pixels
+    found = np.asarray(Image.open(tmp_path / "c.png"), dtype=np.float32).transpose(2, 0, 1) / 255
+    assert np.abs(found - wanted).max() <= 0.5 / 255 + 1e-5
+    said = run(folder, bundle, "ask", tmp_path / "c.png", "What is this?", **extensions)
+    assert said.returncode == 0, said.stderr
+    assert said.stdout.strip() == runtime.generate_text("What is this?", images=[tmp_path / "c.png"]).text.strip()
+
+
+@pytest.mark.slow
+@needs_opset_24
+def test_valgrind_finds_nothing_of_ours(folder, sticker, extensions, tmp_path):
+    if shutil.which("valgrind") is None:
+        pytest.skip("valgrind is not installed")
+    words = ["valgrind", "-q", "--error-exitcode=9", f"--suppressions={folder / 'onnxruntime.supp'}"]
+    program = [folder / "edgemm_c", sticker[0], "draw", "red heart", tmp_path / "c.png"]
+    found = subprocess.run(
+        [*words, *program], capture_output=True, text=True, env=os.environ | extensions, timeout=1800
+    )
+    assert found.returncode == 0, found.stderr[-3000:]

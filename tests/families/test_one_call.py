@@ -1,0 +1,50 @@
+"""A published model's drawing as one graph: what its loop draws, from the same noise."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+pytest.importorskip("diffusers")
+
+import edgemm
+from edgemm.cli.main import main
+from edgemm.verify.export_foreign import export_foreign
+from tests.export.nano import needs_opset_24
+from tests.families.golden import Cases, found_at
+from tests.families.tiny.folders import write_folder
+
+pytestmark = needs_opset_24
+BESIDE = {  # model -> folders that parts of it lie in
+    "bagel": (),
+    "cosmos3-edge": (),
+    "janusflow": ("vae",),
+    "mobileo": ("sana",),
+    "showo2": ("clip", "llm", "vae"),
+}
+
+
+@pytest.mark.parametrize("name", BESIDE)
+def test_one_graph_draws_what_the_loop_draws(name, tmp_path):
+    cases = Cases(name)
+    found = found_at(cases.folder / "checkpoint", **{part: cases.folder / part for part in BESIDE[name]})
+    export_foreign(found, tmp_path / "made.bundle", one_call=("draw",), steps=4, max_context=512)
+    compared = json.loads((tmp_path / "made.bundle" / "parity.json").read_text())["comparisons"]
+    assert [row["passed"] for row in compared if row["what"].startswith("one call")]
+    with edgemm.load(tmp_path / "made.bundle", device="cpu", threads=1) as runtime:
+        call = runtime.manifest.one_call["draw"]
+        asked = {"num_inference_steps": 4, "guidance_scale": call.guidance_scale, "seed": 3}
+        one, looped = (runtime.generate_image("a red kite", one_call=way, **asked) for way in (True, False))
+        other = runtime.generate_image("two small boats", one_call=True, seed=3)
+    assert np.abs(one.pixels - looped.pixels).max() <= 1e-4  # bagel, showo2 6e-7; mobileo 2e-5, as fused kernels round
+    assert not np.array_equal(one.pixels, other.pixels)
+
+
+def test_a_family_that_draws_code_by_code_is_refused_by_name(tmp_path: Path, capsys):
+    folder = write_folder("janus", tmp_path / "checkpoint")
+    assert main(["export", str(folder), "--one-call", "draw", "--output", str(tmp_path / "made.bundle")]) == 2
+    assert "family janus" in capsys.readouterr().err
+    assert not (tmp_path / "made.bundle").exists()
