@@ -343,4 +343,4 @@ class Engines:
         graph = self.bundle.held(variant.graph)
         data = None if variant.data is None else self.bundle.held(variant.data)
         shared = tuple(map(self.bundle.held, variant.shares))
-        return GraphFiles(component, graph.path, data.path if data else None, variant, (graph, data), shared)
+        return GraphFiles(component, graph.path, data.path if data else None, variant, (graph, data), shared=shared)
