@@ -9,7 +9,8 @@ opened and run by edgemm's own backend, five times.  A row is right when every n
 no node copies between CPU and GPU (then ONNX Runtime takes the session for graph capture), no input or output lies on
 the CPU's side, ONNX Runtime waits and allocates nothing while we capture, no copy from the CPU's memory is in the
 graph, every kernel is on the captured stream, one launch is all of a later run, products do not round to TF32, and
-nothing is left when the engine is gone.  What has convolutions that cuDNN plans while it runs is opened and looked at, and not run.
+nothing is left when the engine is gone.  What has convolutions that cuDNN plans while it runs is opened and looked at,
+and not run.
 The last line is one JSON document; exit 7 when a row is wrong.
 """
 
