@@ -127,12 +127,24 @@ def open_bundle(path: str | os.PathLike[str], verify: bool = True) -> Bundle:
         return bundle
 
 
+def _other_folder(folder: Path) -> str:
+    """What a folder is that is no bundle, and what to do with it."""
+    if any((folder / name).is_file() for name in ("config.json", "model_index.json")):
+        return (
+            f"a checkpoint and no bundle; what it would become: edgemm inspect {folder} --estimate; "
+            f"to make that: edgemm export {folder} --output NAME.bundle"
+        )
+    if (folder / "adapter_config.json").is_file():
+        return "an adapter and no bundle; load its base's bundle, exported with --adapters, and give it as --adapter"
+    return "no manifest.json: no bundle, or its export did not finish; export it again"
+
+
 def _manifest_of(folder: Path) -> Bundle:
     if not folder.is_dir():
         problem = "is not a folder" if folder.exists() else "does not exist"
         raise BundleError(f"{folder}: {problem}; a bundle is the folder that `edgemm export` writes")
     if not os.path.lexists(folder / "manifest.json"):
-        raise BundleError(f"{folder}: no manifest.json: no bundle, or its export did not finish; export it again")
+        raise BundleError(f"{folder}: {_other_folder(folder)}")
     manifest_path = resolve(folder, "manifest.json")
     if manifest_path.stat().st_size > LARGEST_MANIFEST_BYTES:
         raise BundleError(f"{manifest_path}: larger than {LARGEST_MANIFEST_BYTES} bytes, which no manifest is")

@@ -50,7 +50,9 @@ def run(args: argparse.Namespace) -> int:
     if "cpu" in manifest.targets and (manifest.loops.denoise or manifest.loops.image_tokens):
         hint = f"try it: edgemm draw {args.output} --prompt 'red heart' --output heart.png"
     elif "cpu" in manifest.targets:
-        hint = f"try it: edgemm chat {args.output} --prompt 'Hello'"
+        sees = manifest.components.keys() & {"image_encoder", "vq_encoder"}
+        asked = "--image photo.png --prompt 'What is this?'" if sees else "--prompt 'Hello'"
+        hint = f"try it: edgemm chat {args.output} {asked}"
     else:
         hint = f"build its engines on the device: edgemm build {args.output}"
     print(f"Wrote {args.output} ({size:.0f} MB for {targets}, every comparison passed); {hint}")

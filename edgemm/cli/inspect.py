@@ -41,7 +41,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _refuse_checkpoint(folder: Path) -> None:
-    """Names the verb for it; or, of a foreign one, says that none is there and what is in the way."""
+    """Of a foreign one that no family knows, says what is in the way; opening says what any other one would become."""
     if (folder / "manifest.json").exists() or not any((folder / name).is_file() for name in TELLING):
         return
     from edgemm.families.folder import find_foreign
@@ -50,7 +50,6 @@ def _refuse_checkpoint(folder: Path) -> None:
     found = find_foreign(folder)
     if found and found.architecture not in FAMILIES:
         load_family(found)
-    raise InputError(f"{folder}: a checkpoint and no bundle; what it would become: edgemm inspect {folder} --estimate")
 
 
 def _estimate(folder: Path, as_json: bool) -> int:

@@ -56,6 +56,8 @@ def as_the_library_reads(
 ) -> TextLoop:
     """`loop`, whose prompts have the ids that the folder's own tokenizer or processor gives, or those of `ids`."""
     tell_what_is_frozen(library.chat_template)
+    if not library.chat_template:
+        progress.line("it has no chat template: a prompt goes in as it is and is continued; it knows no conversations")
     text = (tokenizer_json or checkpoint.tokenizer_json).decode()
     tokenizer = Tokenizer(checkpoint.folder / "tokenizer.json", text)
     reads = ids or (lambda messages: _read(checkpoint, loop, library, messages))

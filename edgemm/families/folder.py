@@ -19,7 +19,6 @@ __all__ = ["PIPELINE", "Found", "find_foreign", "other_folders"]
 PIPELINE = "model_index.json"  # of diffusers
 OTHERS = {  # a file that tells what a folder without a config.json is -> in words, and what to do
     "manifest.json": "a bundle; it was exported already: edgemm inspect FOLDER",
-    "adapter_config.json": "an adapter; merge it into its model first, with peft's merge_and_unload()",
     "quant.json": "what `edgemm quantize` wrote: it is given beside a checkpoint, as --quant FOLDER",
     "params.json": "a model in its maker's own layout; export the one in the layout of transformers",
     "*.onnx": "graphs that were exported already; edgemm exports the folder that they were made from",
@@ -76,6 +75,7 @@ def find_foreign(folder: Path) -> Found | None:
     """
     if (inside := _gguf_in(folder)) is not None:
         return _find_gguf(inside)
+    _refuse_adapter(folder)
     path = folder / "config.json"
     if folder.is_dir() and not path.is_file():
         path = _without_config(folder) or path
@@ -90,6 +90,24 @@ def find_foreign(folder: Path) -> Found | None:
     names = config.get("architectures") or [class_name or f"(none named, model_type {config.get('model_type')!r})"]
     with reading(path, "architectures", CheckpointError):
         return Found(folder, str(names[0]), config)
+
+
+def _refuse_adapter(folder: Path) -> None:
+    """Of PEFT: alone it is no model, and beside full weights libraries disagree about which of the two is meant."""
+    path = folder / "adapter_config.json"
+    if not path.is_file():
+        return
+    if (folder / "config.json").is_file():
+        raise CheckpointError(
+            f"{folder}: a PEFT adapter lies beside full weights; merge it (PEFT's merge_and_unload, and save that), or "
+            "move adapter_config.json away to export the weights without it"
+        )
+    with reading(path, kind=CheckpointError):
+        base = json.loads(read_text(path)).get("base_model_name_or_path") or "a model that it does not name"
+    raise CheckpointError(
+        f"{folder}: a PEFT adapter and no model; its base is {base}: merge it into that (PEFT's merge_and_unload, or "
+        "`edgemm merge` for edgemm's own checkpoints) and export the result"
+    )
 
 
 def _without_config(folder: Path) -> Path | None:

@@ -4,11 +4,18 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 
 import pytest
 
+import edgemm
 from edgemm.cli.main import main
+from edgemm.errors import BundleError
+from edgemm.families.folder import find_foreign
+from edgemm.families.hf_checkpoint import open_checkpoint
+from edgemm.families.llama import parts
 from tests.families.tiny.folders import write_folder
+from tests.heard import hearing
 
 
 @pytest.fixture(scope="module")
@@ -80,8 +87,21 @@ def panicking(folder):
     change(folder / "tokenizer.json", normalizer={"type": "Precompiled", "precompiled_charsmap": "AAAA"})
 
 
+def adapter(alone=False):
+    def write(folder):
+        (folder / "adapter_config.json").write_text('{"peft_type": "LORA", "base_model_name_or_path": "someone/base"}')
+        (folder / "adapter_model.safetensors").write_bytes((folder / "model.safetensors").read_bytes())
+        if alone:
+            for name in ("config.json", "model.safetensors"):
+                (folder / name).unlink()
+
+    return write
+
+
 ENDLESS = "{% for a in range(99999) %}" * 4 + "{% endfor %}" * 4
 FAULTS = {
+    "an adapter beside": (adapter(), "folder: a PEFT adapter lies beside full weights; merge it"),
+    "an adapter alone": (adapter(alone=True), "folder: a PEFT adapter and no model; its base is someone/base: merge"),
     "gptq": (packed("gptq", bits=4), "its weights are packed by gptq, which edgemm cannot read"),
     "awq": (packed("awq", bits=4), "packed by awq"),
     "compressed-tensors": (packed("compressed-tensors"), "packed by compressed-tensors"),
@@ -113,3 +133,29 @@ def test_a_folder_that_cannot_be_a_bundle_says_so_in_one_line(folder, tmp_path, 
     said = [line for line in capsys.readouterr().err.splitlines() if line.startswith("edgemm: error")]
     assert (code, len(said)) == (3, 1) and message in said[0] and "a bug" not in said[0], said
     assert not (tmp_path / "made.bundle").exists()
+
+
+def test_opened_as_a_bundle_a_folder_says_what_it_is(folder, tmp_path):
+    with pytest.raises(
+        BundleError, match=r"a checkpoint and no bundle; .* to make that: edgemm export .*folder --output"
+    ):
+        edgemm.load(folder)
+    adapter(alone=True)(folder)
+    with pytest.raises(BundleError, match="an adapter and no bundle; load its base's bundle"):
+        edgemm.load(folder)
+
+
+@pytest.mark.slow
+def test_the_last_line_shows_how_to_use_what_was_made(tmp_path, capsys, exported):
+    folder, _ = exported("llava")
+    assert main(["export", str(folder), "--output", str(tmp_path / "made.bundle")]) == 0
+    assert "made.bundle --image photo.png --prompt 'What is this?'" in capsys.readouterr().out
+
+
+def test_a_base_model_without_a_template_is_told(whole, tmp_path):
+    folder = tmp_path / "base"
+    shutil.copytree(whole, folder)
+    (folder / "chat_template.jinja").unlink()
+    with hearing() as heard:
+        parts(open_checkpoint(find_foreign(folder)))
+    assert "it has no chat template: a prompt goes in as it is" in str(heard.lines)

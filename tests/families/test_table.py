@@ -64,7 +64,7 @@ def test_a_pipeline_of_diffusers_is_told_by_its_index(tmp_path, capsys, verb):
     ("name", "said"),
     [
         ("manifest.json", "it is a bundle"),
-        ("adapter_config.json", "it is an adapter"),
+        ("adapter_config.json", "a PEFT adapter and no model"),
         ("llm/config.json", "2 folders below have one: llm, vae"),
     ],
 )
