@@ -86,10 +86,10 @@ def measure_once(path: Path, plan: Plan, clock: EngineClock | None = None) -> di
     progress.status("loading")
     model = edgemm.load(path, device=plan.device, threads=plan.threads)
     progress.status("")
-    card = make_card(bundle, model.choice, model.threads)
+    card = make_card(bundle, model.choice, model.threads, plan.root)
     run = _Run(ClockWatch(), clock or EngineClock())
     model._engines.watch(run.clock.watch)
-    with MemoryWatch(model.choice.device) as memory, open_meter(model.choice.device) as meter:
+    with MemoryWatch(model.choice.device) as memory, open_meter(model.choice.device, Path(plan.root)) as meter:
         with progress.bar("measuring", plan.rounds, "rounds") as bar:
             _take_turns(model, manifest, plan, bar, run, meter)
         prefill = growth_of_prefill(model, manifest) if plan.growth and manifest.loops.text else None

@@ -161,7 +161,7 @@ LIBRARIES = (
 )
 
 
-def make_card(bundle: Bundle, choice: Choice, threads: ThreadPlan) -> dict[str, Any]:
+def make_card(bundle: Bundle, choice: Choice, threads: ThreadPlan, root: str = "/") -> dict[str, Any]:
     """Plain values; null where something could not be read."""
     manifest = bundle.manifest
     chosen = manifest.targets[choice.target]
@@ -175,13 +175,13 @@ def make_card(bundle: Bundle, choice: Choice, threads: ThreadPlan) -> dict[str, 
         "backend": f"{choice.backend} {choice.provider}",
         "threads": threads.count,
         "threads_spin": threads.spinning,  # answer faster, at the price of a busy core
-        **machine_card(),
+        **machine_card(Path(root)),
     }
 
 
-def machine_card() -> dict[str, Any]:
+def machine_card(root: Path = Path("/")) -> dict[str, Any]:
     """The half of a card that any measurement has: machine, versions, commit."""
-    machine, board = read_machine(), read_board()
+    machine, board = read_machine(root), read_board(root)
     versions = {name: installed_version(name) for name in LIBRARIES}
     return {
         "board": board.model if board else None,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 from edgemm.errors import UsageError
 from edgemm.options import option
@@ -28,6 +29,7 @@ class Plan:
     )
     device: str = option("auto", "auto, cpu, cuda, ...")
     threads: int | None = option(None, "CPU threads (default: the cores this process may use)", metavar="N")
+    root: str = option("/", "read board, sensors and clocks from a recorded machine's files", metavar="FOLDER")
     seed: int = option(0, "of the first picture; each run draws another one", flag=False)
     growth: bool = option(False, "also how prefill grows with the prompt", flag=False)
     processes: int = option(1, "start anew N times: an interval needs it (default: 1; --against: 6)", metavar="N")
@@ -37,6 +39,8 @@ class Plan:
             value = getattr(self, name)
             if value is not None and value < low:
                 raise UsageError(f"{name} is {value}, expected at least {low}")
+        if not Path(self.root).is_dir():
+            raise UsageError(f"root is {self.root}, expected a folder with proc, sys and etc in it")
         if not 0 <= self.duration_s <= 86_400:
             raise UsageError(f"duration_s is {self.duration_s}, expected 0 to a day")
 

@@ -20,7 +20,7 @@ PRIMITIVES = frozenset({
     "Floor", "Gather", "GatherElements", "GatherND", "Gemm", "GlobalAveragePool", "Greater", "GreaterOrEqual",
     "HardSigmoid", "HardSwish", "Identity", "InstanceNormalization", "LayerNormalization", "LeakyRelu", "Less",
     "LessOrEqual", "Log", "MatMul", "Max", "MaxPool", "Min", "Mul", "Neg", "Not", "Or", "Pad", "Pow",
-    "QuantizeLinear", "Range", "Reciprocal", "ReduceMax", "ReduceMean", "ReduceMin", "ReduceSum", "Relu",
+    "QuantizeLinear", "Range", "Reciprocal", "ReduceL2", "ReduceMax", "ReduceMean", "ReduceMin", "ReduceSum", "Relu",
     "Reshape", "Resize", "ScatterElements", "ScatterND", "Shape", "Sigmoid", "Sin", "Slice", "Softmax", "Split",
     "Sqrt", "Squeeze", "Sub", "Sum", "Tanh", "Tile", "Transpose", "Unsqueeze", "Where",
 })  # fmt: skip
@@ -64,6 +64,7 @@ RULES = {
     "rtx": replace(NVIDIA, own_operators=OWN),
     "jetson-orin": NVIDIA,
     "jetson-thor": replace(NVIDIA, own_operators=OWN),
+    # TensorRT 10.3 promises opset 20; 21 is said only where INT4 wants it (export/dialects.py)
     "jetson-orin-jp6": Rules(
         21, operators=PRIMITIVES, refused=REFUSED, types_refused=FOREIGN_TYPES, typed_zero_points=True
     ),

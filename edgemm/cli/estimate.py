@@ -37,6 +37,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=[],
         help="calibrate with bench files of this device",
     )
+    parser.add_argument(
+        "--root", metavar="FOLDER", type=Path, help="device and power mode of a recorded board, instead"
+    )
     parser.add_argument("--list", action="store_true", help="the devices, their figures and where those come from")
     parser.add_argument("--json", action="store_true", help="one JSON document instead of the page")
 
@@ -47,6 +50,8 @@ def run(args: argparse.Namespace) -> int:
     if args.list:
         print(json.dumps(_listed()) if args.json else render_devices(DEVICES))
         return 0
+    if args.root is not None:
+        _read_board(args)
     if args.bundle is None or args.device is None:
         raise UsageError("give a BUNDLE and a --device; `edgemm estimate --list` shows the devices")
     from edgemm.bundle.bundle import open_bundle
@@ -62,6 +67,21 @@ def run(args: argparse.Namespace) -> int:
     found = estimate(bundle, device, mode, calibration, work, args.target)
     print(json.dumps(found.to_json()) if args.json else render_estimate(found))
     return 0
+
+
+def _read_board(args: argparse.Namespace) -> None:
+    """What was said by hand goes before what the board's files say."""
+    from edgemm.device.machine import read_board
+    from edgemm.errors import InputError
+    from edgemm.estimate.devices import device_of, find_device
+
+    board = read_board(args.root)
+    if board is None:
+        raise InputError(f"{args.root}: no recorded Jetson; expected its proc/device-tree, etc and var/lib/nvpmodel")
+    args.device = args.device or device_of(board.model)
+    known = {mode.name.lower() for mode in find_device(args.device).modes}
+    if args.power is None and (board.power_mode or "").lower() in known:
+        args.power = board.power_mode
 
 
 def _observations(args: argparse.Namespace, bundle: Bundle, device: Device, mode: PowerMode) -> tuple[Observation, ...]:

@@ -12,10 +12,12 @@ from pathlib import Path
 from typing import Any
 
 from edgemm.bundle.bundle import Bundle, Variant, open_bundle
-from edgemm.device.gpu import CudaDriver, missing_precision, probe_cuda
+from edgemm.device.fatbin import CudaCode, find_cuda_code
+from edgemm.device.gpu import CudaDriver, Gpu, missing_precision, probe_cuda
 from edgemm.device.machine import Board, Machine, read_board, read_machine
 from edgemm.device.providers import Provider, probe_providers
 from edgemm.device.targets import EXTRAS, Extra, Findings, Verdict, find_system_tensorrt, judge, read_extra
+from edgemm.errors import InputError
 
 __all__ = ["BundleFit", "Report", "TargetFit", "examine", "report_json", "report_text"]
 
@@ -55,6 +57,8 @@ class Report:
     extras: dict[str, Extra]
     verdicts: tuple[Verdict, ...]
     bundle: BundleFit | None
+    cuda_code: CudaCode | None = None  # that the installed onnxruntime-gpu holds
+    recorded: str = ""  # the folder that a machine was read from, which is not this one
 
     @property
     def healthy(self) -> bool:
@@ -63,7 +67,10 @@ class Report:
 
 
 def examine(bundle: Path | None = None, root: Path = Path("/")) -> Report:
-    """Reads the machine; `root` is where /proc, /sys and /etc are looked for."""
+    """Reads the machine; `root` is where /proc, /sys and /etc are looked for.  A board that was recorded has the GPU
+    that its files tell of; packages and providers are always those of this machine."""
+    if not root.is_dir():
+        raise InputError(f"{root}: no such folder; expected a recorded machine's root, with its proc, sys and etc")
     opened = open_bundle(bundle, verify=False) if bundle else None
     machine, board, cuda, providers = (
         read_machine(root, bundle or Path(".")),
@@ -71,10 +78,13 @@ def examine(bundle: Path | None = None, root: Path = Path("/")) -> Report:
         probe_cuda(),
         probe_providers(),
     )
+    if board and root != Path("/"):
+        cuda = CudaDriver(None, (Gpu(board.soc, board.compute_capability, machine.memory_bytes or 0),), "")
+    code = find_cuda_code()
     extras = {name: read_extra(name) for name in EXTRAS}
-    verdicts = judge(Findings(board, cuda, providers, extras, find_system_tensorrt(root)))
+    verdicts = judge(Findings(board, cuda, providers, extras, find_system_tensorrt(root), code))
     fit = fit_bundle(opened, verdicts, machine, cuda) if opened else None
-    return Report(machine, board, cuda, providers, extras=extras, verdicts=verdicts, bundle=fit)
+    return Report(machine, board, cuda, providers, extras, verdicts, fit, code, "" if root == Path("/") else str(root))
 
 
 def fit_bundle(
@@ -165,6 +175,8 @@ def _machine_lines(report: Report) -> list[str]:
     if board:
         rows["board"] = f"{board.model}, Linux for Tegra {board.l4t or '?'} (JetPack {board.jetpack or '?'})"
     rows["tensorrt"] = _tensorrt(report.extras)
+    rows["ort-gpu"] = f"code for SM {report.cuda_code}" if report.cuda_code else None
+    rows["recorded"] = f"in {report.recorded}; packages and providers are this machine's" if report.recorded else None
     rows["providers"] = ", ".join(f"{p.name} {'works' if p.usable else 'does not work'}" for p in report.providers)
     return [f"{name:<11}{value}" for name, value in rows.items() if value]
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 
+from edgemm.device.fatbin import CudaCode
 from edgemm.device.gpu import CudaDriver
 from edgemm.device.machine import Board
 from edgemm.device.providers import Provider
@@ -38,6 +39,7 @@ class Findings:
     providers: tuple[Provider, ...]
     extras: dict[str, Extra]
     system_tensorrt: Path | None = None  # where JetPack put TensorRT's Python module, seen from here or not
+    cuda_code: CudaCode | None = None  # that the installed onnxruntime-gpu holds
 
 
 @dataclass(frozen=True)
@@ -77,11 +79,18 @@ def _cpu(target: str, found: Findings) -> Verdict:
 
 
 def _cuda(target: str, found: Findings) -> Verdict:
-    if found.board:
-        problem = "onnxruntime-gpu has no official build for Jetson"
-        return Verdict(target, "", problem, f"export the bundle with --target {found.board.target or 'cpu'}")
+    board, code = found.board, found.cuda_code
+    instead = f"export the bundle with --target {(board and board.target) or 'cpu'}"
+    if board and (code is None or not code.runs_on(board.compute_capability, on_tegra=True)):
+        held = f" (the installed one holds {code})" if code else ""
+        problem = f"onnxruntime-gpu of PyPI has no code for a Jetson's SM {board.compute_capability}{held}"
+        return Verdict(target, "", problem, instead)
     if not found.cuda.gpus:
         return Verdict(target, "", found.cuda.problem, "")
+    capability = found.cuda.gpus[0].compute_capability
+    if code and not code.runs_on(capability, board is not None):
+        problem = f"the installed onnxruntime-gpu holds code for SM {code}, this GPU is {capability}"
+        return Verdict(target, "", problem, f"pip install -U onnxruntime-gpu, or {instead}")
     return _onnxruntime(target, found, "CUDAExecutionProvider", found.extras["cuda"])
 
 

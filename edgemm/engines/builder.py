@@ -24,7 +24,7 @@ from edgemm.device.child import Watch, device_bytes, environment, signal_name
 from edgemm.device.gpu import gpu_uuid
 from edgemm.engines.cache import EngineCache, Entry
 from edgemm.engines.engine_spec import EngineSpec, Profile, merged, smaller
-from edgemm.errors import BundleError, ResourceError, UsageError
+from edgemm.errors import BundleError, EdgemmError, ResourceError, UsageError
 from edgemm.options import option, parse_bytes
 
 __all__ = [
@@ -186,8 +186,10 @@ def climb(first: Rung, attempt: Callable[[Rung], Outcome], what: str) -> tuple[R
             raise ResourceError(f"{what}: the disk is full: {outcome.text}; what stood in the cache is untouched")
         following = _next(rung, outcome.kind)
         if following is None:
-            # a compiler that fails within itself has no engine for this graph: the bundle's fault, as far as we can say
-            kind = ResourceError if outcome.kind in ("memory", "time", "crash") else BundleError
+            if outcome.kind == "compiler":  # it failed within itself: another graph may build
+                kind: type[EdgemmError] = BundleError
+            else:
+                kind = ResourceError if outcome.kind in ("memory", "time", "crash") else EdgemmError
             raise kind(f"{what}: no engine after {len(story)} attempts: {'; '.join(story)}")
         progress.line(f"{what}: {rung.what}: {outcome.text}; next: {following.what}")
         rung = following
@@ -219,7 +221,7 @@ class Outcome:
     """A result, or the kind of the failure and what was said."""
 
     result: dict[str, Any] | None
-    kind: str = ""  # "memory", "time", "disk", "refused", "attention", "crash", "other"
+    kind: str = ""  # "memory", "time", "disk", "refused", "attention", "compiler", "crash", "other"
     text: str = ""
     peak_bytes: int = 0
 

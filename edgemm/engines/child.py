@@ -31,7 +31,7 @@ Tell = Callable[[dict[str, Any]], None]
 
 
 class Failure(Exception):
-    """Why there is no engine: "refused", "altered", "attention", "disk" or "other"."""
+    """Why there is no engine: "refused", "altered", "attention", "disk", "compiler" or "other"."""
 
     def __init__(self, kind: str, text: str) -> None:
         super().__init__(text)
@@ -86,7 +86,7 @@ def build(wish: dict[str, Any], tell: Tell) -> dict[str, Any]:
     engine = builder.build_serialized_network(network, config)
     if engine is None:
         text = messages[-1] if messages else "TensorRT gave no engine and no reason"
-        raise Failure("attention" if "decomposable" in text else "memory" if _is_memory(text) else "other", text)
+        raise Failure("attention" if "decomposable" in text else "memory" if _is_memory(text) else "compiler", text)
     tell({"phase": "writing", "done": 0, "of": 1})
     with open(wish["engine"], "wb") as stream:
         stream.write(memoryview(engine))

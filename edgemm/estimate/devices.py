@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from edgemm.errors import UsageError
 
-__all__ = ["DEVICES", "Device", "PowerMode", "find_device"]
+__all__ = ["DEVICES", "Device", "PowerMode", "device_of", "find_device"]
 
 
 @dataclass(frozen=True)
@@ -145,6 +145,14 @@ DEVICES = {
         source="NVIDIA H200 Tensor Core GPU data sheet, halved where it counts sparsity",
     ),
 }
+
+
+def device_of(board: str) -> str:
+    """The device whose board a device tree names so; UsageError where none is known."""
+    for name, device in DEVICES.items():
+        if device.board and device.board in board:
+            return name
+    raise UsageError(f"{board!r} is none of the boards that are known; give --device (edgemm estimate --list)")
 
 
 def find_device(name: str) -> Device:

@@ -2,13 +2,15 @@
 
 `standard-24` is the reference, with the denoiser's attention as one operator too: opset 24 with Attention,
 RotaryEmbedding, RMSNormalization and TensorScatter, for TensorRT 10.15 and newer, TensorRT for RTX, and ONNX Runtime
-1.32.  `portable-21` writes those as primitives of opset 21, for TensorRT 10.3 (JetPack 6) and ONNX Runtime 1.23.
+1.32.  `portable-21` writes those as primitives, of opset 21 where weights have four bits and of 20 elsewhere, for
+TensorRT 10.3 (JetPack 6) and ONNX Runtime 1.23.
 Precision is decided before: passes keep the types that they meet.
 Axes: b batch, h heads, q queries, k keys, d head width.
 """
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -31,7 +33,7 @@ from edgemm.export.passes.decompositions import (
 from edgemm.export.passes.padded_heads import padded_heads
 from edgemm.export.passes.rewriting import Writer, dims, drop_unread, infer, made_by, nodes_of, stored
 
-__all__ = ["DIALECTS", "attention_fused", "in_dialect", "older_opset"]
+__all__ = ["DIALECTS", "attention_fused", "in_dialect", "older_opset", "say_promised_opset"]
 
 SHAPING = ("Reshape", "Unsqueeze")
 
@@ -125,7 +127,8 @@ DIALECTS: dict[str, tuple[Pass, ...]] = {
         lambda model: older_opset(model, 21),
     ),
 }
-IR_VERSIONS = {21: 10, 24: 13}  # that came with the opset: older runtimes refuse newer ones
+FOUR_BITS = (ir.DataType.INT4, ir.DataType.UINT4)  # came, like blocks of scales, with opset 21
+IR_VERSIONS = {20: 9, 21: 10, 24: 13}  # that came with the opset: older runtimes refuse newer ones
 
 
 def in_dialect(model: ir.Model, dialect: str) -> ir.Model:
@@ -134,6 +137,18 @@ def in_dialect(model: ir.Model, dialect: str) -> ir.Model:
     for rewrite in DIALECTS[dialect]:
         rewrite(copy)
     return copy
+
+
+def say_promised_opset(model: ir.Model) -> None:
+    """20 instead of 21 in a whole graph, where no weight has four bits.
+
+    TensorRT 10.3's table of operators promises opsets 9 to 20, and INT4, which ONNX has from 21 on.  Its parser
+    (onnx-tensorrt, ModelImporter.cpp) warns of opsets below 7 and has no upper limit, so 21 is read where it has to be.
+    """
+    four_bits = any(value.dtype in FOUR_BITS for value in model.graph.initializers.values())
+    if model.opset_imports.get("") == 21 and not four_bits:
+        with contextlib.suppress(ValueError):  # something else of 21 is in it
+            older_opset(model, 20)
 
 
 def older_opset(model: ir.Model, opset: int) -> bool:

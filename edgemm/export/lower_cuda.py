@@ -13,7 +13,7 @@ import onnx_ir as ir
 
 from edgemm.bundle.components import KEYS_AND_VALUES, TensorSpec, pattern
 from edgemm.errors import InputError
-from edgemm.export.dialects import in_dialect
+from edgemm.export.dialects import in_dialect, say_promised_opset
 from edgemm.export.lower_cpu import write_blocks
 from edgemm.export.options import ADAPTER_RANK
 from edgemm.export.passes.rewriting import CONTRIB, Writer, dims, drop_unread, infer
@@ -53,7 +53,9 @@ def lower_float(
 ) -> tuple[ir.Model, str]:
     """The component's graph, and the precision it really has."""
     model, real = in_precision(component, reference, precision, sizes)
-    return in_dialect(model, dialect), real
+    model = in_dialect(model, dialect)
+    say_promised_opset(model)
+    return model, real
 
 
 def in_precision(

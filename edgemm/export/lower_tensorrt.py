@@ -15,7 +15,7 @@ import onnx_ir as ir
 import torch
 
 from edgemm.errors import InputError
-from edgemm.export.dialects import in_dialect
+from edgemm.export.dialects import in_dialect, say_promised_opset
 from edgemm.export.lower_cuda import in_precision
 from edgemm.export.passes.rewriting import Writer
 from edgemm.export.products import Product, rewrite_products, write_beside
@@ -43,6 +43,7 @@ def lower_tensorrt(
     rewrite_products(model, lambda writer, product: _write(writer, product, spec), component)
     if any(node.domain == TRT for node in model.graph):
         model.opset_imports[TRT] = 1
+    say_promised_opset(model)
     found = spec.coarsest(component)
     return model, real if found == "fp32" else found
 

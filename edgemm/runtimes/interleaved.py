@@ -14,10 +14,12 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from edgemm.bundle.chat import picture_in_reply
+from edgemm.bundle.prompt import Prompt
 from edgemm.errors import UsageError
 from edgemm.runtimes.constraint import overlap
 from edgemm.runtimes.draw import ImageGenerator
 from edgemm.runtimes.image_call import DenoiseProgress, DrawingOptions, ImageResult, Picture
+from edgemm.runtimes.kv_cache import pieces_of
 from edgemm.runtimes.text import TextGenerator
 from edgemm.runtimes.text_call import DRAW_MARKS, FinishReason, TextChunk, TextResult, clipped
 from edgemm.runtimes.text_loop import Clock, TextRequest
@@ -92,11 +94,19 @@ def write_interleaved(
     drawing: Drawing,
     cancelled: Callable[[], bool],
 ) -> Iterator[TextChunk | DenoiseProgress | ImageResult | InterleavedResult]:
-    """Text chunks, steps and pictures as they come, then the whole reply."""
+    """Text chunks, steps and pictures as they come, then the whole reply.
+
+    An empty chunk comes after each piece of a long prompt that was read: whoever asks can do other work between.
+    """
     clock, marks = Clock(), drawing.marks
     transformer = text_generator.timed_conversation(clock)
     seen, image_tokens = text_generator.read_pictures(request.prompt, pictures, clock)
-    request = replace(request, prompt=seen)
+    head, request = _parted(replace(request, prompt=seen))
+    for piece in head:
+        if cancelled():
+            break
+        transformer.prefill(piece, image_tokens)
+        yield TextChunk((), "")
     parts: list[str | Picture] = []
     prompts: list[str] = []
     ids: list[int] = []
@@ -143,6 +153,22 @@ def write_interleaved(
         again, image_tokens = text_generator.read_pictures(again, [text_generator.picture(picture.to_array())], clock)
         request = replace(request, prompt=again, history=history)
     yield InterleavedResult(tuple(parts), tuple(prompts), tuple(ids), reason)
+
+
+def _parted(request: TextRequest) -> tuple[list[Prompt], TextRequest]:
+    """All pieces of a long prompt but the last, each for what has read those before it; and the request then left."""
+    prompt = request.prompt
+    *head, last = [
+        Prompt(
+            prompt.input_ids[piece],
+            prompt.image_index[piece],
+            prompt.attention_limit[piece] - piece.start,
+            prompt.users_own[piece],
+        )
+        for piece in pieces_of(prompt)
+    ]
+    said = [token for piece in head for token in piece.text_ids]
+    return head, replace(request, prompt=last, history=(*request.history, *said))
 
 
 def check_marks(marks: tuple[str, str]) -> tuple[str, str]:

@@ -25,6 +25,7 @@ from edgemm.serve.fields import TokenizeRequest
 from edgemm.serve.gate import Gate
 from edgemm.serve.openapi import document
 from edgemm.serve.options import ServeOptions
+from edgemm.serve.page import routes as page_routes
 from edgemm.serve.problems import Problem, as_problem
 from edgemm.serve.registry import Registry, Served, opened
 from edgemm.serve.responses import count_input, respond
@@ -69,7 +70,6 @@ class Application:
             model.close()
 
     def _routes(self) -> list[Route]:
-        """A page at / belongs here, too."""
         posts = {
             "/v1/chat/completions": chat,
             "/v1/images/generations": generations,
@@ -89,6 +89,7 @@ class Application:
         return [
             *(Route(path, _watched(endpoint), methods=["POST"]) for path, endpoint in posts.items()),
             *(Route(path, endpoint, methods=["GET"]) for path, endpoint in gets.items()),
+            *page_routes(),
         ]
 
     @contextlib.asynccontextmanager

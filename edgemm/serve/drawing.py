@@ -174,9 +174,9 @@ class _Answer:
                 yield f"{self.kind}.partial_image", said | {"index": event.index}
                 sent += 1
             elif isinstance(event, ImageResult):
-                usage = usage_of(self.named, event)
+                usage, step_ms = usage_of(self.named, event), round(event.metrics.step_ms, 3)
                 for index, picture in enumerate(event.images):
-                    said = await self._said("completed", picture) | {"usage": usage}
+                    said = await self._said("completed", picture) | {"usage": usage, "step_ms": step_ms}
                     yield f"{self.kind}.completed", said | {"index": index, "seed": picture.seed}
 
     async def _said(self, what: str, picture: Picture) -> dict[str, Any]:

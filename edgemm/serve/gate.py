@@ -18,13 +18,14 @@ from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from edgemm.serve.metrics import Metrics
+from edgemm.serve.page import PATHS
 from edgemm.serve.problems import Problem
 from edgemm.serve.wire import refused
 
 __all__ = ["Gate", "JsonLines"]
 
 LOG = logging.getLogger(__name__)
-OPEN = ("/healthz", "/readyz", "/metrics", "/openapi.json")  # without a key
+OPEN = ("/healthz", "/readyz", "/metrics", "/openapi.json", *PATHS)  # without a key
 NUMBER = re.compile(r"[\w.:-]{1,100}")
 
 

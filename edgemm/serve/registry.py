@@ -13,6 +13,7 @@ from typing import Any, Union
 import edgemm
 from edgemm import Model
 from edgemm.errors import InputError, UsageError
+from edgemm.runtimes.image_encoder import ENCODERS
 from edgemm.serve.problems import Problem
 
 __all__ = ["Named", "Registry", "Served"]
@@ -33,6 +34,10 @@ class Named:
     def draws(self) -> bool:
         loops = self.model.manifest.loops
         return loops.denoise is not None or loops.image_tokens is not None
+
+    @property
+    def sees(self) -> bool:
+        return not set(ENCODERS).isdisjoint(self.model.manifest.components)
 
     @property
     def writes(self) -> bool:
@@ -56,12 +61,26 @@ class Named:
             "root": self.root,
             "parent": self.root if self.adapter else None,
             "max_model_len": limits.max_context,
+            "input_modalities": ["text", *(["image"] if self.sees else [])],
             "output_modalities": [
                 *(["text"] if self.writes else []),
                 *(["image"] if self.draws else []),
             ],
             "edits": bool(loops.denoise and loops.denoise.edits),
+            "drawing": self._drawing,
         }
+
+    @property
+    def _drawing(self) -> dict[str, Any] | None:
+        """What is drawn where a request names nothing else; `previews` says that partial_images are honoured."""
+        denoise, codes = self.model.manifest.loops.denoise, self.model.manifest.loops.image_tokens
+        if denoise is not None:
+            own = {"steps": denoise.num_inference_steps, "guidance": denoise.guidance_scale, "previews": True}
+            return {"size": f"{denoise.width}x{denoise.height}", **own}
+        if codes is not None:
+            own = {"steps": None, "guidance": codes.guidance_scale, "previews": False}
+            return {"size": f"{codes.image_width}x{codes.image_height}", **own}
+        return None
 
 
 CREATED = int(time.time())

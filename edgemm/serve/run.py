@@ -47,6 +47,7 @@ def _bound(host: str, port: int) -> socket.socket:
         listening = socket.socket(family, kind)
         listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listening.bind(address)
+        listening.listen()  # who reads the line that tells the address may ask at once
     except OSError as error:
         raise ResourceError(f"{host}:{port} cannot be listened on: {error.strerror}; give another --port") from error
     return listening

@@ -11,6 +11,7 @@ import pytest
 
 from edgemm.bundle.bundle import Bundle, open_bundle
 from edgemm.cli import doctor as doctor_verb
+from edgemm.cli.main import main
 from edgemm.device import doctor as doctor_module
 from edgemm.device.doctor import examine, fit_bundle, report_json, report_text
 from edgemm.device.gpu import CudaDriver, Gpu
@@ -62,6 +63,15 @@ def test_a_recorded_board_is_examined_like_a_live_one(tmp_path):
     assert report.board and report.machine.cpu == "Cortex-A78AE"
     assert "Linux for Tegra 36.4.3 (JetPack 6)" in report_text(report)
     assert json.loads(json.dumps(report_json(report)))["board"]["target"] == "jetson-orin-jp6"
+
+
+def test_the_verb_reads_a_recorded_board_and_says_so(tmp_path, capsys):
+    root = lay_out(tmp_path, ORIN_NANO)
+    main(["doctor", "--root", str(root)])
+    page = capsys.readouterr().out
+    assert "Orin Nano" in page and "Orin, SM 8.7, 7.99 GB" in page and f"in {root}; packages and providers" in page
+    assert main(["doctor", "--root", str(tmp_path / "nowhere")]) == 3
+    assert "expected a recorded machine's root" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

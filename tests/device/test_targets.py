@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from edgemm.device.fatbin import CudaCode
 from edgemm.device.gpu import CudaDriver, Gpu
 from edgemm.device.machine import read_board
 from edgemm.device.providers import Provider
@@ -22,6 +23,25 @@ def extras(*present: str, version: str = "10.16.2") -> dict[str, Extra]:
         )
         for name, packages in EXTRAS.items()
     }
+
+
+@pytest.mark.parametrize(
+    ("files", "cuda", "code", "told"),
+    [
+        (None, RTX_4090, CudaCode((80, 89)), ""),
+        (None, RTX_4090, CudaCode((90,)), "holds code for SM 9.0, this GPU is 8.9"),
+        (ORIN_NANO, NO_DRIVER, CudaCode((89, 120)), "no code for a Jetson's SM 8.7 (the installed one holds 8.9"),
+        (ORIN_NANO, NO_DRIVER, None, "no code for a Jetson's SM 8.7"),
+    ],
+    ids=["code for it", "code for another", "PyPI's wheel for Arm", "none installed"],
+)  # fmt: skip
+def test_a_wheel_without_code_for_this_gpu_is_told_with_what_helps(tmp_path, files, cuda, code, told):
+    board = read_board(lay_out(tmp_path, files)) if files else None
+    providers = (Provider("CUDAExecutionProvider", ""),)
+    found = Findings(board, cuda, providers, extras("tokenizers", "pillow", "onnxruntime-gpu"), None, code)
+    verdict = {verdict.target: verdict for verdict in judge(found)}["cuda"]
+    assert told in verdict.problem and verdict.runs == (not told)
+    assert ("export the bundle with --target" in verdict.cure) == bool(told)
 
 
 def verdicts(board=None, cuda=NO_DRIVER, providers=(), present=()):

@@ -97,7 +97,7 @@ def test_the_ladder_goes_down_one_rung_at_a_time_and_ends():
 
 def test_a_compiler_that_fails_within_itself_has_no_engine_for_this_bundle():
     """Exit 3: nothing of ours is wrong, and another graph may build."""
-    failed = Outcome(None, "other", "Myelin: CHECK(is_const()) failed")
+    failed = Outcome(None, "compiler", "Myelin: CHECK(is_const()) failed")
     with pytest.raises(BundleError, match="attempts: as asked: Myelin"):
         climb(Rung(16 << 20, 1, PROFILES[1:]), lambda rung: failed, "denoiser")
 

@@ -66,7 +66,7 @@ def build_component(bundle: Bundle, component: str, compute_capability: str, fol
     spec = EngineSpec(
         component=component,
         graph_sha256=bundle.manifest.files[variant.graph].sha256,
-        data_sha256="",
+        data_sha256=bundle.manifest.files[variant.data].sha256 if variant.data else "",
         tensorrt="tensorrt_rtx",
         version=rtx_version(),
         place=Place(compute_capability, here=False),

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from edgemm.errors import UsageError
+from edgemm.runtimes import kv_cache
 from edgemm.runtimes.image_call import DenoiseProgress, ImageResult, Picture
 from edgemm.runtimes.interleaved import InterleavedResult, MarkedText
 from edgemm.runtimes.text_call import TextChunk
@@ -76,3 +77,14 @@ def test_options_are_checked_before_anything_is_written(model):
         model.generate("hello", drawing={"num_inference_steps": 0})
     with pytest.raises(UsageError, match="two different strings"):
         model.generate("hello", draw_marks=("<x>", "<x>"))
+
+
+def test_a_long_prompt_is_read_in_pieces_between_which_others_may_work(model, monkeypatch):
+    """An empty chunk after each piece but the last; and the reply of a prompt that is read at once."""
+    messages = [{"role": "user", "content": "y" * 560, "images": [np.zeros((8, 8, 3), dtype=np.uint8)]}]
+    options = {"max_new_tokens": 9, "repetition_penalty": 1.5}
+    *events, last = model.generate(messages, **options)
+    assert [event.token_ids for event in events[:2]] == [(), ()] and events[2].token_ids
+    monkeypatch.setattr(kv_cache, "PIECE", 10_000)
+    *events, whole = model.generate(messages, **options)
+    assert events[0].token_ids and (last.text, last.token_ids) == (whole.text, whole.token_ids)

@@ -19,8 +19,10 @@ def bias_to_residual(model: ir.Model) -> bool:
     for outer in nodes_of(model, "Add"):
         for place, value in enumerate(outer.inputs):
             inner, residual = made_by(value, "Add"), outer.inputs[1 - place]
-            found = _product_and_bias(inner) if inner is not None else None
-            if found is None or residual is None or residual.is_initializer() or len(list(value.uses())) > 1:
+            found = _product_and_bias(inner)
+            if value is None or inner is None or found is None or residual is None or residual.is_initializer():
+                continue
+            if len(list(value.uses())) > 1:
                 continue
             product, bias = found
             shifted = ir.node("Add", [residual, bias], name=f"{outer.name}/bias")
@@ -35,8 +37,9 @@ def bias_to_residual(model: ir.Model) -> bool:
     return changed
 
 
-def _product_and_bias(add: ir.Node) -> tuple[ir.Value, ir.Value] | None:
-    for product, bias in (add.inputs, add.inputs[::-1]):
-        if made_by(product, "MatMul") is not None and bias is not None and bias.is_initializer():
+def _product_and_bias(add: ir.Node | None) -> tuple[ir.Value, ir.Value] | None:
+    inputs = () if add is None else tuple(add.inputs)
+    for product, bias in (inputs, inputs[::-1]) if inputs else ():
+        if product is not None and made_by(product, "MatMul") and bias is not None and bias.is_initializer():
             return product, bias
     return None

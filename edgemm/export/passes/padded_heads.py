@@ -9,6 +9,8 @@ apart; it builds them so.
 
 from __future__ import annotations
 
+from typing import Any
+
 import onnx_ir as ir
 
 from edgemm.export.passes.rewriting import Writer, dims, infer, nodes_of
@@ -29,11 +31,10 @@ def padded_heads(model: ir.Model) -> bool:
         writer.place = node
         queries, keys, values, *others = node.inputs
         width, out = _width(queries), _width(values)
-        attributes = {name: item.value for name, item in node.attributes.items()} | {
-            "scale": node.attributes.get_float("scale", width**-0.5)
-        }
+        attributes: dict[str, Any] = {name: item.value for name, item in node.attributes.items()}
+        attributes["scale"] = node.attributes.get_float("scale", width**-0.5)
         wide = [_filled(writer, value) for value in (queries, keys, values)]
-        attended = writer.make("Attention", *wide, *others, **attributes)
+        attended = writer.make("Attention", *wide, *others, domain="", **attributes)
         if out % STEP:
             attended = writer.make("Slice", attended, *(writer.constant([n]) for n in (0, out, 3)))
         writer.replace(node, attended)
