@@ -7,6 +7,7 @@ import io
 import json
 import re
 import shutil
+import socket
 import time
 from html.parser import HTMLParser
 from pathlib import Path
@@ -18,7 +19,7 @@ from PIL import Image
 import edgemm.serve
 from edgemm.bundle.manifest import Limits, Loops
 from tests.runtimes.tiny_bundle import build, denoise_loop, text_loop
-from tests.serve.conftest import running
+from tests.serve.conftest import MARKED, running
 
 httpx = pytest.importorskip("httpx", reason="needs the extras serve and dev")
 pytest.importorskip("starlette")
@@ -294,6 +295,33 @@ class TestClicked:
         assert not page.all("#sheet li") and not page.all("progress")
         assert page.noise() == ([], set())
 
+    def test_pictures_in_a_reply_are_shown_collected_and_sent_back(self, page):
+        page.driver.execute_script(
+            """
+            const real = window.fetch;
+            window.sent = [];
+            window.fetch = (url, options) => {
+                if (!options.body) return real(url, options);
+                const response_format = {type: "grammar", grammar: arguments[0]};  // makes any model draw
+                sent.push(JSON.parse(options.body));
+                return real(url, {...options, body: JSON.stringify({...sent.at(-1), response_format})});
+            };""",
+            MARKED,
+        )
+        page.set(longest=200)
+        page.one("#pictured").click()
+        page.send("hello")
+        page.wait(lambda: len(page.all("#sheet li")) == 2)
+        page.ready()
+        assert page.text(".reply p").startswith("Here: ") and len(page.all(".reply figure img")) == 2
+        drawn = page.one(".reply figure img").get_attribute("src")
+        page.send("and now?")
+        page.ready()
+        roles = page.driver.execute_script("return sent.at(-1).messages.map((each) => each.role)")
+        assert roles == ["user", "assistant", "user"]
+        assert page.driver.execute_script("return sent.at(-1).messages[1].images[0].image_url.url") == drawn
+        assert page.noise() == ([], set())
+
     def test_a_picture_is_attached_shown_and_removed(self, page, tmp_path):
         page.one("#file").send_keys(picture(tmp_path / "square.png"))
         page.wait(lambda: page.all("#attached li"))
@@ -413,6 +441,51 @@ def test_a_picture_is_edited_where_the_model_does_that(driver, tmp_path):
         page.one("#change").click()
         assert page.all("#attached li") and page.one("[name=mode][value=edit]").is_selected()
         assert page.noise() == ([], set())
+
+
+def asking(url, body):
+    """A drawing that is asked for; closing it hangs up."""
+    host, port = url.removeprefix("http://").split(":")
+    content = json.dumps(body).encode()
+    open_socket = socket.create_connection((host, int(port)))
+    head = f"POST /v1/images/generations HTTP/1.1\r\nHost: {host}\r\nContent-Type: application/json\r\n"
+    open_socket.sendall(f"{head}Content-Length: {len(content)}\r\n\r\n".encode() + content)
+    return open_socket
+
+
+@pytest.mark.slow
+def test_a_queue_is_told_and_a_full_one_says_when_to_ask_again(driver, patient):
+    long = {"prompt": "x", "steps": 20_000, "n": 8}
+    with running(edgemm.serve.app(patient, max_queue=1)) as url:
+        page = Page(driver, f"{url}/")
+        others = []
+        for count in (1, 2, 3, 4):  # as many as are drawn at once
+            others.append(asking(url, long))
+            page.wait(lambda count=count: httpx.get(f"{url}/readyz").json()["running"] == count)
+        page.choose("draw")
+        page.send("a heart")
+        page.wait(lambda: "Queued, 1 waiting" in page.text(".note"))
+        page.one("#send").click()
+        page.wait(lambda: httpx.get(f"{url}/readyz").json()["waiting"] == 0)
+        others.append(asking(url, long))
+        page.wait(lambda: httpx.get(f"{url}/readyz").json()["waiting"] == 1)
+        page.send("a star")
+        page.wait(lambda: page.all(".failed"))
+        assert "Room is likely in" in page.text(".failed") and not page.all(".again")
+        for each in others:
+            each.close()
+        page.wait(lambda: httpx.get(f"{url}/readyz").json()["running"] == 0)
+        page.one(".failed button").click()
+        page.wait(lambda: page.all("#sheet li"))
+
+
+@pytest.mark.slow
+def test_a_server_that_is_gone_is_told(driver, bundle):
+    with running(edgemm.serve.app(bundle)) as url:
+        page = Page(driver, f"{url}/")
+    page.send("hello")
+    page.wait(lambda: "Is `edgemm serve` still running" in page.text(".failed"))
+    assert page.text("#state") == "No answer"
 
 
 @pytest.mark.slow

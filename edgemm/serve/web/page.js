@@ -239,7 +239,7 @@ function ask(words, pictures) {
     const count = usage?.completion_tokens ?? 0;
     const speed = !images.length && count >= FEWEST_TOKENS && last > first ? (1e3 * (count - 1)) / (last - first) : null;
     if (speed) at("speed").textContent = speed.toFixed(speed < 10 ? 1 : 0);
-    const told = [text || images.length ? null : "The model said nothing", `${count} tokens`,
+    const told = [text || images.length ? null : "The model said nothing", `${count} token${count === 1 ? "" : "s"}`,
       speed && `${at("speed").textContent} tokens/s`, first && `first after ${((first - began) / 1e3).toFixed(2)} s`,
       reason === "length" && "cut at its longest"];
     turn.end(told.filter(Boolean).join(" · "), text || "The reply has no words.");

@@ -12,9 +12,9 @@ export class Turn {
     this.reply = make("div", { className: "reply" });
     this.note = make("p", { className: "note faint" });
     this.body = make("article", {},
-      make("h3", { className: "unseen" }, "You"),
+      make("h2", { className: "unseen" }, "You"),
       make("div", { className: "asked" }, ...shown, words ? make("p", {}, words) : null),
-      make("h3", { className: "unseen" }, who), this.reply, this.note);
+      make("h2", { className: "unseen" }, who), this.reply, this.note);
     at("turns").append(make("li", {}, this.body));
     at("empty").hidden = true;
     toEnd();
