@@ -8,8 +8,9 @@ MB).  Its kernel registry, graph partitioning, copies and streams are real; kern
 opened and run by edgemm's own backend, five times.  A row is right when every node that computes has a CUDA kernel and
 no node copies between CPU and GPU (then ONNX Runtime takes the session for graph capture), no input or output lies on
 the CPU's side, ONNX Runtime waits and allocates nothing while we capture, no copy from the CPU's memory is in the
-graph, one launch is all of a later run, products do not round to TF32, and nothing is left when the engine is gone.
-What has convolutions that cuDNN plans while it runs is opened and looked at, and not run.
+graph, every kernel is on the captured stream, one launch is all of a later run, products do not round to TF32, and
+nothing is left when the engine is gone.  What has convolutions that cuDNN plans while it runs is opened and looked at,
+and not run.
 The last line is one JSON document; exit 7 when a row is wrong.
 """
 
@@ -31,6 +32,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 COLUMNS = ("component", "precision", "on_gpu", "on_cpu", "captured", "ran", "problems")
 RUNS = 5
+CACHES = ("past_", "present_", "prefix_")
 SIZES = {"b": 1, "s": 1, "m": 1, "T": 16, "t": 16, "r": 1, "n": 16, "h": 8, "w": 8, "H": 64, "W": 64}
 
 
@@ -121,20 +123,24 @@ def row_of(bundle, component: str) -> dict:
 
 
 def run(engine, variant):
-    """What each of several runs of one binding did, by count."""
+    """What each of several runs of one binding did, by count; the first one with what binding did."""
+    import numpy as np
 
-    def arrays(specs):
+    def arrays(specs):  # as loops give them: large ones in memory of both, small ones numpy's own
         shapes = {spec.name: [SIZES.get(e, 16) if isinstance(e, str) else e for e in spec.shape] for spec in specs}
-        return {spec.name: engine.zeros(tuple(shapes[spec.name]), spec.dtype) for spec in specs}
+        large = {spec.name: engine.zeros if spec.name.startswith(CACHES) else np.zeros for spec in specs}
+        return {spec.name: large[spec.name](tuple(shapes[spec.name]), spec.dtype) for spec in specs}
 
     inputs = arrays(variant.inputs)
     outputs = arrays(variant.outputs)
     outputs |= {name: inputs[past] for name in outputs if (past := name.replace("present_", "past_", 1)) in inputs}
+    before = counts()
     binding = engine.bind(inputs, outputs)
     for _ in range(RUNS):
-        before = counts()
         binding.run()
-        yield {name: count - before[name] for name, count in counts().items()}
+        after = counts()
+        yield {name: count - before[name] for name, count in after.items()}
+        before = after
 
 
 def told_by(runs: list[dict], captured: bool) -> list[str]:
@@ -144,6 +150,8 @@ def told_by(runs: list[dict], captured: bool) -> list[str]:
     problems += [f"{whole['refusals']} calls that a capture forbids"] if whole["refusals"] else []
     problems += [f"{whole['captured_copies']} copies from the CPU in the graph"] if whole["captured_copies"] else []
     problems += [f"{whole['tf32']} products in TF32"] if whole["tf32"] else []
+    problems += [f"{whole['strays']} kernels on another stream than the captured one"] if whole["strays"] else []
+    problems += [f"{runs[0]['copies']} arrays copied when they were bound or first run"] if runs[0]["copies"] else []
     last = {name: runs[-1][name] for name in ("launches", "kernels", "copies")}
     problems += [f"a later run is {last}"] if captured and last != {"launches": 1, "kernels": 0, "copies": 0} else []
     return problems

@@ -3,8 +3,9 @@
 #include <stdlib.h>
 #include <string.h>
 typedef int E;
-static struct { long graphs, launches, streams, events, device_memory, pinned_memory, copies, captured_copies, refusals, kernels, tf32; } n;
-static int capturing;
+static struct { long graphs, launches, streams, events, device_memory, pinned_memory, copies, captured_copies, refusals, kernels, strays, tf32; } n;
+static int capturing; static void *captured;  /* the stream that is, and whether one is */
+typedef struct { unsigned x, y, z; } dim3;
 long stub_count(int which) { return ((long *)&n)[which]; }
 #define WAITS if (capturing) { n.refusals++; return 900; }
 static void *take(size_t size) { void *p = 0; return posix_memalign(&p, 256, size ? size : 1) ? 0 : p; }
@@ -26,7 +27,7 @@ E cuMemHostAlloc(void **p, size_t s, unsigned f) { WAITS *p = take(s); n.pinned_
 E cuMemFree_v2(void *p) { WAITS free(p); n.device_memory--; return 0; }
 E cuMemFreeHost(void *p) { WAITS free(p); n.pinned_memory--; return 0; }
 E cuMemcpyAsync(void *d, const void *s, size_t c, void *t) { if (!capturing) memmove(d, s, c); return 0; }
-E cuStreamBeginCapture_v2(void *t, int mode) { capturing = 1; return 0; }
+E cuStreamBeginCapture_v2(void *t, int mode) { capturing = 1; captured = t; return 0; }
 E cuStreamEndCapture(void *t, void **g) { capturing = 0; *g = take(8); n.graphs++; return 0; }
 E cuGraphInstantiateWithFlags(void **x, void *g, unsigned long long f) { *x = take(8); n.graphs++; return 0; }
 E cuGraphDestroy(void *g) { free(g); n.graphs--; return 0; } E cuGraphExecDestroy(void *x) { free(x); n.graphs--; return 0; }
@@ -50,8 +51,13 @@ E cudaFreeAsync(void *p, void *t) { return cudaFree(p); }
 E cudaHostAlloc(void **p, size_t s, unsigned f) { *p = take(s); n.pinned_memory++; return 0; }
 E cudaMallocHost(void **p, size_t s) { return cudaHostAlloc(p, s, 0); }
 E cudaFreeHost(void *p) { if (p) n.pinned_memory--; free(p); return 0; }
-E __cudaLaunchKernel(const void *f) { n.kernels++; return 0; }
-E cudaLaunchKernelExC(const void *c, const void *f, void **a) { n.kernels++; return 0; }
+static dim3 grid, block; static size_t shared; static void *on;  /* of the launch that is being put together */
+unsigned __cudaPushCallConfiguration(dim3 g, dim3 b, size_t m, void *t) { grid = g; block = b; shared = m; on = t; return 0; }
+E __cudaPopCallConfiguration(dim3 *g, dim3 *b, size_t *m, void **t) { *g = grid; *b = block; *m = shared; *t = on; return 0; }
+E __cudaLaunchKernel(const void *f, dim3 g, dim3 b, void **a, size_t m, void *t) {
+  n.kernels++; n.strays += capturing && t != captured; return 0; }
+E cudaLaunchKernelExC(const char *c, const void *f, void **a) {  /* its stream is at byte 32 of cudaLaunchConfig_t */
+  n.kernels++; n.strays += capturing && *(void **)(c + 32) != captured; return 0; }
 E cudaMemcpy(void *d, const void *s, size_t c, int k) { WAITS n.copies++; memmove(d, s, c); return 0; }
 E cudaMemcpyAsync(void *d, const void *s, size_t c, int k, void *t) {
   if (capturing) { n.captured_copies += k == 1; return 0; } n.copies += k < 3; memmove(d, s, c); return 0; }
@@ -67,7 +73,8 @@ E cudaEventCreate(void **e) { return cudaEventCreateWithFlags(e, 0); }
 E cudaEventDestroy(void *e) { n.events--; free(e); return 0; }
 E cudaEventSynchronize(void *e) { WAITS return 0; }
 E cudaStreamIsCapturing(void *t, int *s) { *s = capturing; return 0; }
-E cudaStreamBeginCapture(void *t, int mode) { capturing = 1; return 0; }
+E cudaStreamBeginCapture(void *t, int mode) {
+  n.refusals += capturing; capturing = 1; captured = t; return 0; }
 E cudaStreamEndCapture(void *t, void **g) { capturing = 0; *g = take(8); n.graphs++; return 0; }
 E cudaGraphInstantiate(void **x, void *g, unsigned long long f) { *x = take(8); n.graphs++; return 0; }
 E cudaGraphDestroy(void *g) { n.graphs--; free(g); return 0; } E cudaGraphExecDestroy(void *x) { n.graphs--; free(x); return 0; }

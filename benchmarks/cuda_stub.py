@@ -24,6 +24,7 @@ COUNTS = (
     "captured_copies",
     "refusals",
     "kernels",
+    "strays",
     "tf32",
 )
 DLOPENED = ("libcudnn.so.9", "libcufft.so.12", "libnvrtc.so.13")

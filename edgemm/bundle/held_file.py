@@ -20,7 +20,7 @@ from edgemm.errors import BundleError
 
 __all__ = ["AT_ONCE", "FileHashes", "HeldFile", "files_at_once", "same_file"]
 
-CHUNK_BYTES = 1 << 24  # between two of them a thread waits for Python's lock
+CHUNK_BYTES = 1 << 23  # between two of them a thread waits for Python's lock
 AT_ONCE = 4  # files that are hashed side by side
 LARGE_BYTES = 1 << 20  # what takes a millisecond
 FLAGS = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK  # a pipe is opened at once, and then seen to be one

@@ -85,9 +85,10 @@ class Canvas:
         prefix = f"{component}.{self._runs}."
         graph = self._models[component].clone().graph
         for value in graph.inputs:
-            if value.name not in inputs:
-                raise UsageError(f"one call: {component} wants {value.name!r}, which the loop does not know")
-            value.replace_all_uses_with(inputs[value.name])
+            name = value.name or ""
+            if name not in inputs:
+                raise UsageError(f"one call: {component} wants {name!r}, which the loop does not know")
+            value.replace_all_uses_with(inputs[name])
         for name, value in list(graph.initializers.items()):
             if (component, name) not in self._weights:
                 self._weights[component, name] = self._weight(component, value)

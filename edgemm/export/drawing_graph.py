@@ -92,22 +92,22 @@ class ComposedLoop:
 
     def steps(self, noise: ir.Value, ndim: int, rows: Mapping[int, Mapping[str, ir.Value]], way: Trajectory) -> Symbol:
         """From noise (1, ...) to what the decoder reads, without its batch axis; `rows` has the prefixes of 1 and 2."""
-        x = Symbol(self.canvas, self.canvas.make("Squeeze", noise, self.canvas.constant([0])), ndim)
+        x: Any = Symbol(self.canvas, self.canvas.make("Squeeze", noise, self.canvas.constant([0])), ndim)
         guidance, interval = self.loop.guidance_scale, self.loop.guidance_interval
         for _ in range(way.steps):
             b = 2 if schedule.is_guided(way.now, guidance, interval) else 1
             found = self._predicted(x, rows[b], b, way)
-            prediction = found[0]
+            prediction: Any = found[0]
             if b == 2:
-                prediction = schedule.guide(found[0], found[1], guidance)  # type: ignore[arg-type]
+                prediction = schedule.guide(found[0], found[1], guidance)
                 if self.loop.renorm != "none":
                     each = self.loop.renorm != "global"
-                    prediction = schedule.renormed(prediction, found[0], self.loop.renorm_min, each)  # type: ignore[arg-type]
-            clean = way.clean(x, prediction)  # type: ignore[arg-type]
-            x = way.step(x, prediction, clean)  # type: ignore[arg-type, assignment]
+                    prediction = schedule.renormed(prediction, found[0], self.loop.renorm_min, each)
+            clean = way.clean(x, prediction)
+            x = way.step(x, prediction, clean)
         return x
 
-    def _predicted(self, x: Symbol, prefix: Mapping[str, ir.Value], b: int, way: Trajectory) -> list[Symbol]:
+    def _predicted(self, x: Symbol, prefix: Mapping[str, ir.Value], b: int, way: Trajectory) -> list[Any]:
         canvas, specs = self.canvas, {spec.name for spec in self.canvas.variants["denoiser"].inputs}
         batch = canvas.make("Unsqueeze", x.value, canvas.constant([0]))
         if b > 1:

@@ -11,7 +11,7 @@ import importlib
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +20,6 @@ import numpy as np
 from edgemm.bundle.bundle import Bundle
 from edgemm.bundle.components import ADAPTER_PREFIX, OneCall, Variant
 from edgemm.bundle.manifest import ADAPTER_SCALES
-from edgemm.bundle.onnx_file import check_external_data
 from edgemm.device.gpu import gpu_number
 from edgemm.errors import BundleError, InputError, MissingError, UsageError
 from edgemm.runtimes.backend.engine import Backend, Engine, GraphFiles, ThreadPlan
@@ -246,6 +245,7 @@ class Engines:
 
         runs = sorted({f"{c.backend} {load_backend(c.backend).version()} {c.provider}" for c in self.choices.values()})
         check_first_load(self.bundle, self.choice.device, self._backend, "; ".join(runs))
+        self._files = {component: replace(files, checked=True) for component, files in self._files.items()}
 
     def __contains__(self, component: object) -> bool:
         return component in self.components
@@ -339,9 +339,8 @@ class Engines:
             return self._loaded[component]
 
     def _opened(self, component: str, variant: Variant) -> GraphFiles:
-        """Its files, open from now on; what they would have a library read is looked at."""
+        """Its files, open from now on."""
         graph = self.bundle.held(variant.graph)
         data = None if variant.data is None else self.bundle.held(variant.data)
-        check_external_data(graph.path, data.path if data else None, shared=variant.shared_locations)
         shared = tuple(map(self.bundle.held, variant.shares))
-        return GraphFiles(component, graph.path, data.path if data else None, variant, (graph, data), shared)
+        return GraphFiles(component, graph.path, data.path if data else None, variant, (graph, data), shared=shared)

@@ -54,7 +54,7 @@ def check_first_load(
     key = _key(bundle, runs_on, wish)
     if _is_known(key):
         return
-    check_limits(bundle)
+    check_limits(bundle, os.environ.get(TRUST) == "1")
     if os.environ.get(TRUST) == "1":
         return
     from edgemm.device.child import ask
@@ -71,12 +71,18 @@ def check_first_load(
         _remember(key)
 
 
-def check_limits(bundle: Bundle) -> None:
-    """BundleError that names the first graph which would take its reader too far (bundle/graph_limits.py)."""
+def check_limits(bundle: Bundle, trusted: bool = False) -> None:
+    """BundleError that names the first graph which would take its reader too far (bundle/graph_limits.py), or to
+    another file; of a trusted bundle that alone is looked at."""
     from edgemm.bundle.graph_limits import broken_limits
+    from edgemm.bundle.onnx_file import check_external_data
 
     for variant in bundle.manifest.every_variant.values():
         graph = bundle.held(variant.graph)
+        data = bundle.path / variant.data if variant.data else None
+        check_external_data(graph.path, data, graph.content(), variant.shared_locations)
+        if trusted:
+            continue
         sizes = {location: bundle.held(path).size_bytes for location, path in variant.weights.items()}
         try:
             problem = next(broken_limits(graph.content(), sizes), "")

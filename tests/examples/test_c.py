@@ -113,6 +113,12 @@ def test_what_is_missing_is_named(folder, tmp_path):
     assert found.returncode == 3 and "--one-call draw,read,tokenize" in found.stderr
 
 
+def test_the_pages_snippet_is_the_programs_own():
+    page, program = (ROOT / "docs" / "embedding-c.md").read_text(), (ROOT / "examples" / "c" / "edgemm.c").read_text()
+    assert page.split("```c\n")[1].split("```")[0] in program
+    assert len(program.splitlines()) <= 300
+
+
 @pytest.fixture(scope="module")
 def sticker(tmp_path_factory):
     """The shipped model, and its runtime."""

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -131,7 +133,7 @@ def test_written_down_mathematics_are_the_runtimes(solver, renorm, zero, tmp_pat
         row_k = canvas.make("Gather", given["told"], canvas.constant(k), axis=0)
         return Symbol(canvas, canvas.make("Gather", row_k, canvas.constant(row), axis=0), 2)
 
-    def drawn(x, said):
+    def drawn(x: Any, said: Callable[[int, int], Any]) -> Any:
         way = Trajectory(4, loop)
         for k in range(4):
             prediction = schedule.guide(said(k, 0), said(k, 1), 3.0)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from importlib import resources
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -32,7 +33,7 @@ def corpus() -> list[str]:
     return [*HARD, *(line for line in lines if line.strip())]
 
 
-def described(name: str) -> tuple[SimpleNamespace, bytes, Tokenizer]:
+def described(name: str) -> tuple[Any, bytes, Tokenizer]:
     """What tokenizer_graphs asks of a manifest, the file, and what opens it."""
     file = CHECKPOINTS / name / "tokenizer.json"
     loops = loops_of(checkpoint.load(CHECKPOINTS / name))

@@ -31,7 +31,7 @@ BESIDE = {  # model -> folders that parts of it lie in
 def test_one_graph_draws_what_the_loop_draws(name, tmp_path):
     cases = Cases(name)
     found = found_at(cases.folder / "checkpoint", **{part: cases.folder / part for part in BESIDE[name]})
-    export_foreign(found, tmp_path / "made.bundle", one_call=("draw",), steps=4, max_context=512)
+    export_foreign(found, tmp_path / "made.bundle", one_call=("draw",), steps=4)
     compared = json.loads((tmp_path / "made.bundle" / "parity.json").read_text())["comparisons"]
     assert [row["passed"] for row in compared if row["what"].startswith("one call")]
     with edgemm.load(tmp_path / "made.bundle", device="cpu", threads=1) as runtime:

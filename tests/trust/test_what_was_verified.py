@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import shutil
 import subprocess
@@ -106,6 +107,7 @@ def test_what_is_no_file_is_never_waited_for(tmp_path, put):
 
 def test_open_files_are_let_go_with_the_model(copy):
     def count():
+        gc.collect()
         return len(os.listdir("/proc/self/fd")) if os.path.isdir("/proc/self/fd") else 0
 
     with edgemm.load(copy, device="cpu", threads=1) as model:

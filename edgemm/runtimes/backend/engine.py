@@ -65,6 +65,7 @@ class GraphFiles:
     data: Path | None  # its weights; None where they are in the graph
     variant: Variant
     verified: tuple[HeldFile, HeldFile | None] | None = None  # both, opened when they were; None: no matter which
+    checked: bool = False  # whether it is known what the graph would have a library read
     shared: tuple[HeldFile, ...] = ()  # of other graphs' weights, in the order of variant.shares
 
     def opened(self) -> tuple[HeldFile, HeldFile | None]:

@@ -109,7 +109,8 @@ def _session(files: GraphFiles, providers: list[tuple[str, dict[str, str]]], pla
     """
     graph, data = files.opened()
     content, weights = graph.content(), files.weights(data)
-    check_external_data(graph.path, files.data, content, files.variant.shared_locations)
+    if not files.checked:
+        check_external_data(graph.path, files.data, content, files.variant.shared_locations)
     if weights and all(held.is_in_place() for held in weights.values()):
         for held in weights.values():
             held.check()

@@ -18,7 +18,8 @@ from typing import Any
 
 __all__ = ["own_mappings"]
 
-PRIVATE = mmap.PROT_READ | mmap.PROT_WRITE, getattr(mmap, "MAP_PRIVATE", 0) | getattr(mmap, "MAP_ANONYMOUS", 0)
+FLAGS = ("MAP_PRIVATE", "MAP_ANONYMOUS", "MAP_POPULATE")  # all pages at once: they are written next
+PRIVATE = mmap.PROT_READ | mmap.PROT_WRITE, sum(getattr(mmap, name, 0) for name in FLAGS)
 MREMAP_MAYMOVE_FIXED = 3
 FAILED = ctypes.c_void_p(-1).value
 _LOCKS: dict[str, threading.Lock] = {}
