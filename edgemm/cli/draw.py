@@ -92,7 +92,9 @@ def _write(result: ImageResult, args: argparse.Namespace) -> None:
 
 def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("bundle", metavar="BUNDLE", help="the folder that `edgemm export` wrote")
-    parser.add_argument("--device", default="auto", help="auto, cpu or cuda (default %(default)s)")
+    parser.add_argument(
+        "--device", default="auto", help="auto, cpu, cuda, cuda:1, rtx or a Jetson's target (%(default)s)"
+    )
     parser.add_argument("--threads", type=int, metavar="N", help="default: one a core that may be used")
     parser.add_argument(
         "--backend",

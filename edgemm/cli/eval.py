@@ -30,7 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--compare", type=Path, metavar="MODEL", help="another one, on the same questions and prompts")
     parser.add_argument("--num-inference-steps", type=int, metavar="N", help="default: the model's own")
     parser.add_argument("--guidance-scale", type=float, metavar="W", help="default: the model's own; 1 switches it off")
-    parser.add_argument("--device", default="auto", help="of a bundle: auto, cpu or cuda (default: %(default)s)")
+    parser.add_argument("--device", default="auto", help="of a bundle: auto, cpu, cuda, cuda:1, rtx, ... (%(default)s)")
     parser.add_argument("--threads", type=int, metavar="N", help="default: one a core that may be used")
     parser.add_argument("--cache", type=Path, metavar="DIR", help="where the judge is kept (default: ~/.cache/edgemm)")
     parser.add_argument("--output", type=Path, metavar="DIR", help="write eval.json, every reply, a sheet and a page")

@@ -26,7 +26,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("bundles", metavar="BUNDLE", nargs="+", help="folders that `edgemm export` wrote")
     parser.add_argument("--host", default="127.0.0.1", help="where to listen (default %(default)s: this machine alone)")
     parser.add_argument("--port", type=int, default=8000, metavar="N", help="0 takes a free one (default %(default)s)")
-    parser.add_argument("--device", default="auto", help="auto, cpu or cuda (default %(default)s)")
+    parser.add_argument(
+        "--device", default="auto", help="auto, cpu, cuda, cuda:1, rtx or a Jetson's target (%(default)s)"
+    )
     parser.add_argument("--threads", type=int, metavar="N", help="default: one a core that may be used")
     parser.add_argument("--backend", metavar="COMPONENT=BACKEND,...", help="other libraries on the CPU, as in `chat`")
     parser.add_argument("--memory-limit-mb", type=float, metavar="MB", help="weights and conversations together")

@@ -31,7 +31,7 @@ __all__ = ["Checkpoint", "greedy", "no_weights", "open_checkpoint", "rendered", 
 
 GENERATION = "generation_config.json"
 INDEX = "model.safetensors.index.json"
-OFFLINE = {"trust_remote_code": False, "local_files_only": True}
+OFFLINE: dict[str, Any] = {"trust_remote_code": False, "local_files_only": True}
 
 
 @dataclass(frozen=True)

@@ -81,6 +81,19 @@ def test_the_page_and_all_that_it_names_are_served_without_a_key_and_under_its_p
     assert "unsafe" not in str(policy)
 
 
+def test_the_page_is_served_beneath_another_application(bundle, tmp_path):
+    from starlette.applications import Starlette
+    from starlette.routing import Mount
+
+    (tmp_path / "keys").write_text("sesame\n")
+    inner = edgemm.serve.app(bundle, api_key_file=str(tmp_path / "keys"))
+    with running(Starlette(routes=[Mount("/ai", app=inner)])) as url:
+        page = httpx.get(f"{url}/ai", follow_redirects=True)
+        assert page.status_code == 200 and page.url == f"{url}/ai/"  # what it names, it names beside itself
+        assert httpx.get(f"{url}/ai/web/page.js").status_code == 200
+    inner.close()
+
+
 def test_nothing_of_the_page_is_inline_or_from_elsewhere():
     for path in WEB.iterdir():
         assert set(re.findall(r"https?://[^\s\"']+", path.read_text())) <= {"http://www.w3.org/2000/svg"}, path

@@ -122,7 +122,7 @@ function lock(again = false) {
   state("Locked");
   if (again) at("locked-why").textContent = "That key was not accepted. Another one?";
   at("key").value = "";
-  at("locked").showModal();
+  if (!at("locked").open) at("locked").showModal();
 }
 
 at("locked").oncancel = (event) => event.preventDefault(); // there is nothing behind it without a key

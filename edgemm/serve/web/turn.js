@@ -13,7 +13,7 @@ export class Turn {
     this.note = make("p", { className: "note faint" });
     this.body = make("article", {},
       make("h2", { className: "unseen" }, "You"),
-      make("div", { className: "asked" }, ...shown, words ? make("p", {}, words) : null),
+      make("div", { className: "asked" }, ...shown, words ? make("p", { dir: "auto" }, words) : null),
       make("h2", { className: "unseen" }, who), this.reply, this.note);
     at("turns").append(make("li", {}, this.body));
     at("empty").hidden = true;
@@ -43,7 +43,7 @@ export class Turn {
   write(text) {
     this.started("Writing");
     this.change(() => {
-      this.text ??= this.reply.appendChild(make("p", {}));
+      this.text ??= this.reply.appendChild(make("p", { dir: "auto" }));
       this.text.append(text);
     });
   }
