@@ -98,7 +98,7 @@ def c(program: Path, bundle: Path, repeat: int) -> dict[str, float]:
 
 
 def tab(web: Path, repeat: int, isolated: bool) -> dict[str, float]:
-    """`web` has vendor/, bundle and playwright-core (npm install --no-save playwright-core)."""
+    """`web` has vendor/ and bundle (npm install && npm run build)."""
     (web / "bench.mjs").write_text(TAB)
     words = (
         [sys.executable, "serve.py", "0"]
