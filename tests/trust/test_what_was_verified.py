@@ -39,7 +39,9 @@ def other(folder: Path) -> None:
     os.replace(folder / "new", folder / DATA)
 
 
-@pytest.mark.parametrize("change", [other, lambda folder: (folder / DATA).unlink(), shutil.rmtree], ids=str)
+@pytest.mark.parametrize(
+    "change", [other, lambda folder: (folder / DATA).unlink(), shutil.rmtree], ids=["replaced", "a file gone", "gone"]
+)
 def test_a_model_goes_on_with_what_it_verified(copy, expected, change):
     with edgemm.load(copy, device="cpu", threads=1) as model:
         change(copy)
