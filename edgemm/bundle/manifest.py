@@ -245,6 +245,8 @@ class Manifest:
 
     def to_json(self) -> str:
         fields = encode(self)
+        if not self.one_call:  # an edgemm that knows no such thing reads the others
+            del fields["one_call"]
         return json.dumps({"schema_version": fields.pop("schema_version"), **fields}, indent=1, allow_nan=False) + "\n"
 
     def _check_variant(self, name: str, variant: Variant, where: str) -> None:

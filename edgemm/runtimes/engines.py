@@ -20,7 +20,6 @@ import numpy as np
 from edgemm.bundle.bundle import Bundle
 from edgemm.bundle.components import ADAPTER_PREFIX, OneCall, Variant
 from edgemm.bundle.manifest import ADAPTER_SCALES
-from edgemm.device.gpu import gpu_number
 from edgemm.errors import BundleError, InputError, MissingError, UsageError
 from edgemm.runtimes.backend.engine import Backend, Engine, GraphFiles, ThreadPlan
 
@@ -91,6 +90,8 @@ class Choice:
     @property
     def number(self) -> int:
         """Of the GPU, as CUDA counts."""
+        from edgemm.device.gpu import gpu_number
+
         return gpu_number(self.device)
 
     def __str__(self) -> str:
@@ -243,9 +244,19 @@ class Engines:
         """In another process, where this bundle was never used on this machine (first_load.py)."""
         from edgemm.runtimes.first_load import check_first_load
 
-        runs = sorted({f"{c.backend} {load_backend(c.backend).version()} {c.provider}" for c in self.choices.values()})
-        check_first_load(self.bundle, self.choice.device, self._backend, "; ".join(runs))
+        check_first_load(self.bundle, self.choice.device, self._backend, self._runs_on)
         self._files = {component: replace(files, checked=True) for component, files in self._files.items()}
+
+    def keep_as_tried(self) -> None:
+        """Whoever wrote this bundle has run it here, with the libraries that are chosen."""
+        from edgemm.runtimes.first_load import remember
+
+        remember(self.bundle, self.choice.device, self._backend, self._runs_on)
+
+    @property
+    def _runs_on(self) -> str:
+        found = {f"{c.backend} {load_backend(c.backend).version()} {c.provider}" for c in self.choices.values()}
+        return "; ".join(sorted(found))
 
     def __contains__(self, component: object) -> bool:
         return component in self.components
@@ -330,7 +341,7 @@ class Engines:
             self.check_open()
             if component not in self._loaded:
                 choice, files = self.choices[component], self._files[component]
-                where = {"number": choice.number} if choice.number else {}  # a CPU has none
+                where = {"number": choice.number} if ":" in choice.device else {}  # a CPU has none
                 engine = load_backend(choice.backend).open_engine(
                     files, choice.provider, self.threads, self._running, **where
                 )

@@ -27,7 +27,7 @@ from edgemm.errors import BundleError, EdgemmError, InputError, ResourceError
 if TYPE_CHECKING:
     from edgemm.bundle.bundle import Bundle
 
-__all__ = ["TRUST", "check_first_load", "check_limits"]
+__all__ = ["TRUST", "check_first_load", "check_limits", "remember"]
 
 TRUST = "EDGEMM_TRUST_BUNDLES"  # "1": all bundles here are one's own, and none is tried first
 LEAST_BYTES = 2 << 30
@@ -48,9 +48,7 @@ def check_first_load(
     `runs_on` names what the verdict holds for; `check` is a function of the bundle, as MODULE:NAME, to be called
     instead of one token and one step.  An error of the bundle's own is told when it is used: not here.
     """
-    wish: dict[str, Any] = {"device": device, "backend": backend, "check": check}
-    if isinstance(backend, Mapping):
-        wish["backend"] = dict(backend)
+    wish = _wish(device, backend, check)
     key = _key(bundle, runs_on, wish)
     if _is_known(key):
         return
@@ -69,6 +67,11 @@ def check_first_load(
         raise (BundleError if answer.kind == "crash" else ResourceError)(said)
     if answer.value and answer.value.get("manifest") == bundle.sha256:
         _remember(key)
+
+
+def remember(bundle: Bundle, device: str, backend: str | Mapping[str, str] | None, runs_on: str) -> None:
+    """That it went well here; the arguments are check_first_load's."""
+    _remember(_key(bundle, runs_on, _wish(device, backend, None)))
 
 
 def check_limits(bundle: Bundle, trusted: bool = False) -> None:
@@ -90,6 +93,10 @@ def check_limits(bundle: Bundle, trusted: bool = False) -> None:
             raise BundleError(f"{graph.path}: not an ONNX graph: {error}") from error
         if problem:
             raise BundleError(f"{graph.path}: {problem}")
+
+
+def _wish(device: str, backend: str | Mapping[str, str] | None, check: str | None) -> dict[str, Any]:
+    return {"device": device, "backend": dict(backend) if isinstance(backend, Mapping) else backend, "check": check}
 
 
 def _key(bundle: Bundle, runs_on: str, wish: dict[str, Any]) -> str:

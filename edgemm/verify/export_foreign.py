@@ -47,7 +47,7 @@ from edgemm.families.table import load_family
 from edgemm.options import from_keywords
 from edgemm.runtimes import schedule
 from edgemm.verify.components import compare_component
-from edgemm.verify.export_native import check_runtime, run_loops
+from edgemm.verify.export_native import check_runtime, keep_as_tried, run_loops
 from edgemm.verify.loops import precision_of
 from edgemm.verify.parity import (
     PARITY_FILE,
@@ -122,7 +122,9 @@ def export_foreign(found: Found, output: Path, options: ExportOptions | None = N
         writer.add_bytes(PARITY_FILE, parity_document(recorded, written.comparisons).encode())
         writer.add_bytes(PIXELS_FILE, save({f"draw.{row}": pixels for row, pixels in enumerate(recorded.pixels)}))
         progress.status("hashing")
-        return writer.finish(manifest)
+        whole = writer.finish(manifest)
+    keep_as_tried(output)
+    return whole
 
 
 def _check_options(options: ExportOptions) -> None:

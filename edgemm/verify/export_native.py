@@ -17,7 +17,7 @@ from safetensors.numpy import save
 from torch import Tensor
 
 from edgemm import progress
-from edgemm.bundle.bundle import UNCONDITIONAL, Bundle, BundleWriter, Manifest
+from edgemm.bundle.bundle import UNCONDITIONAL, Bundle, BundleWriter, Manifest, open_bundle
 from edgemm.bundle.manifest import ADAPTER_SCALES
 from edgemm.bundle.picture import load_picture, seeded_picture
 from edgemm.bundle.prompt import Tokenizer
@@ -43,7 +43,7 @@ from edgemm.quantize.smoothing import fold_all
 from edgemm.quantize.spec import JSON_FILE, Spec, read_spec
 from edgemm.runtimes import schedule
 from edgemm.runtimes.backend.engine import plan_threads
-from edgemm.runtimes.engines import Choice, Engines
+from edgemm.runtimes.engines import Choice, Engines, select
 from edgemm.runtimes.model import Model
 from edgemm.verify.components import compare_component, example_inputs
 from edgemm.verify.loops import compare_loops, precision_of
@@ -60,7 +60,15 @@ from edgemm.verify.parity import (
 )
 from edgemm.verify.reference_backend import REFERENCE
 
-__all__ = ["MAX_CONTEXT", "check_runtime", "export_bundle", "longest_prompt", "run_loops", "torch_answers"]
+__all__ = [
+    "MAX_CONTEXT",
+    "check_runtime",
+    "export_bundle",
+    "keep_as_tried",
+    "longest_prompt",
+    "run_loops",
+    "torch_answers",
+]
 
 MAX_CONTEXT = 2048  # cache slots when nobody says otherwise, where the transformer was trained for as many
 MAX_NEW_TOKENS = 32  # of a recorded reply
@@ -119,7 +127,9 @@ def export_bundle(source: Path, output: Path, options: ExportOptions | None = No
         require(comparisons, "the bundle differs from the model, and was not kept")
         _write_recorded(recorded, comparisons, writer)
         progress.status("hashing")
-        return writer.finish(manifest)
+        whole = writer.finish(manifest)
+    keep_as_tried(output)
+    return whole
 
 
 def _asked(options: ExportOptions) -> str:
@@ -163,6 +173,14 @@ def _check_context(model: Unified, asked: int | None) -> tuple[int, int]:
             "transformer's own limit)"
         )
     return slots, min(MAX_NEW_TOKENS, slots - prompts)
+
+
+def keep_as_tried(path: Path) -> None:
+    """What a CPU bundle does was seen here, so its first use need not be tried in a process of its own."""
+    bundle = open_bundle(path, verify=False)
+    if "cpu" in bundle.manifest.targets:
+        with Model(Engines(bundle, select("cpu", bundle.manifest.targets), plan_threads())) as model:
+            model._engines.keep_as_tried()
 
 
 def run_loops(bundle: Bundle, schemes: Sequence[Scheme], recorded: Recorded) -> Iterator[Comparison]:
