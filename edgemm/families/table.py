@@ -109,6 +109,8 @@ def load_family(found: Found) -> ModuleType:
     try:
         family = importlib.import_module(FAMILIES[name])
     except ImportError as error:
+        if (error.name or "").partition(".")[0] == "edgemm":
+            raise  # a bug of ours, and nothing to install
         raise MissingError(f"{name} needs {error.name or error}: pip install 'edgemm[families,ort]'") from error
     known = getattr(family, "NEEDS", {})
     if unknown := sorted(found.others.keys() - known.keys()):
