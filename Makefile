@@ -82,7 +82,7 @@ $(READY):
 	@echo "installing $(TORCH) into $(VENV) (once; a few minutes)"
 	@$(PIP) $(TORCH)
 	@echo "installing edgemm and what it is built with"
-	@$(PIP) -c constraints.txt -e '.[ort,constrained,serve,openvino,export,optimum,quantize,train,data,loadgen,dev]'
+	@$(PIP) -c constraints.txt -e '.[ort,constrained,serve,tokenizer-graph,openvino,export,optimum,quantize,train,data,loadgen,dev]'
 	@$(PIP) -c constraints.txt tensorrt-rtx || { test "$(RTX_IS_HERE)" = no && \
 		echo "tensorrt-rtx has no wheel for this platform: what needs it is skipped"; }
 	@echo "installing $(WEIGHTS)"

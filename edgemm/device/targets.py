@@ -147,6 +147,7 @@ EXTRAS = {
     "tensorrt": ("tensorrt", *RUNTIME),
     "tensorrt-rtx": ("tensorrt-rtx", *RUNTIME, "nvidia-ml-py"),
     "energy": ("nvidia-ml-py",),
+    "tokenizer-graph": ("onnxruntime-extensions",),
     "serve": (
         "onnxruntime",
         *RUNTIME,

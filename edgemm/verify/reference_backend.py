@@ -33,5 +33,5 @@ def open_engine(files: GraphFiles, provider: str, plan: ThreadPlan, lock: thread
         raise MissingError(f"comparing nvfp4 needs {error.name or error}: pip install 'edgemm[export]'") from error
     with tempfile.TemporaryDirectory(prefix="edgemm-decoded-") as folder:
         copy, weights = decoded_copy(files.graph, Path(folder))
-        decoded = replace(files, graph=copy, data=weights)
+        decoded = replace(files, graph=copy, data=weights, verified=None)  # what was verified is the other one
         return onnxruntime_backend.open_engine(decoded, provider, plan, lock)

@@ -170,7 +170,7 @@ class Vanishing:
 def test_a_power_sensor_that_vanishes_leaves_null_and_the_reason(path, monkeypatch):
     found = Found((Sensor("INA3221", "the module", False, Vanishing(4)),), {})
     heat = Heat({}, {}, {})
-    monkeypatch.setattr(bench, "open_meter", lambda device: Meter(found, lambda: heat, idle_s=0.0, rate_hz=1e-3))
+    monkeypatch.setattr(bench, "open_meter", lambda device, root: Meter(found, lambda: heat, idle_s=0.0, rate_hz=1e-3))
     energy = run_bench(path, Plan(repetitions=5, warmup=0))["energy"]
     assert energy["per"]["image"]["gross_j"] is None and "does not exist" in energy["per"]["image"]["reason"]
     assert any("readings failed" in problem for problem in energy["problems"])
@@ -179,7 +179,7 @@ def test_a_power_sensor_that_vanishes_leaves_null_and_the_reason(path, monkeypat
 def test_a_boards_power_monitor_that_is_unbound_in_the_middle_leaves_null_and_the_reason(path, monkeypatch, tmp_path):
     """Orin Nano's own layout; its driver goes away while pictures are drawn."""
     root = lay_out(tmp_path / "root", NANO_POWER)
-    monkeypatch.setattr(bench, "open_meter", lambda device: open_meter("cuda", root, idle_s=0.0))
+    monkeypatch.setattr(bench, "open_meter", lambda device, _: open_meter("cuda", root, idle_s=0.0))
     drawn = itertools.count()
     draw = bench.draw
 
@@ -201,14 +201,18 @@ def test_a_boards_power_monitor_that_is_unbound_in_the_middle_leaves_null_and_th
 
 def test_a_thermal_zone_that_vanishes_is_told(path, monkeypatch):
     readings = iter([Heat({"cpu 0": 50.0}, {}, {})] + [Heat({}, {}, {})] * 10)
-    monkeypatch.setattr(bench, "open_meter", lambda device: Meter(Found((), {}), lambda: next(readings), 0.0, 1e-3))
+    monkeypatch.setattr(
+        bench, "open_meter", lambda device, root: Meter(Found((), {}), lambda: next(readings), 0.0, 1e-3)
+    )
     page = render_page(run_bench(path, Plan(repetitions=1)))
     assert "thermal zones that could not be read all the time: cpu 0" in page
 
 
 def test_a_throttled_run_is_told(path, monkeypatch):
     readings = iter([Heat({}, {}, {"core temperature": 3})] + [Heat({}, {}, {"core temperature": 9})] * 10)
-    monkeypatch.setattr(bench, "open_meter", lambda device: Meter(Found((), {}), lambda: next(readings), 0.0, 1e-3))
+    monkeypatch.setattr(
+        bench, "open_meter", lambda device, root: Meter(Found((), {}), lambda: next(readings), 0.0, 1e-3)
+    )
     page = render_page(run_bench(path, Plan(repetitions=1)))
     assert "throttled: core temperature counted 6 throttling events" in page
 

@@ -35,7 +35,9 @@ def bench_with(monkeypatch, path, found):
     monkeypatch.setattr(edgemm, "load", lambda path, device, threads: model)
     monkeypatch.setattr(bench, "measure_fresh", lambda request, timeout_s: Answer(None, "was left out"))
     heat = Heat({"cpu-thermal 0": 61.0}, {}, {})
-    monkeypatch.setattr(bench, "open_meter", lambda device: Meter(found(model), lambda: heat, idle_s=0.0, rate_hz=1e-3))
+    monkeypatch.setattr(
+        bench, "open_meter", lambda device, root: Meter(found(model), lambda: heat, idle_s=0.0, rate_hz=1e-3)
+    )
     return run_bench(write_paper_bundle(path / "b"), Plan(repetitions=3, warmup=1))
 
 
