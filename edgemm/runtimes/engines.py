@@ -174,6 +174,10 @@ def load_backend(name: str) -> Backend:
     try:
         found: Any = importlib.import_module(module)
     except ImportError as error:
+        if isinstance(
+            error.__cause__, KeyboardInterrupt
+        ):  # pybind11 says it so where Ctrl-C comes while a module begins
+            raise error.__cause__ from None
         raise MissingError(f"backend {name} is not installed ({error}): {cure}") from error
     return getattr(found, part) if part else found
 

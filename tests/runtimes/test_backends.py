@@ -74,6 +74,15 @@ def test_without_onnxruntime_the_cure_is_named(monkeypatch, device):
         backends.select(device, ["cpu"])
 
 
+def test_ctrl_c_while_a_library_is_imported_is_no_missing_package(monkeypatch):
+    def interrupted(name):
+        raise ImportError("initialization failed") from KeyboardInterrupt()
+
+    monkeypatch.setattr(backends.importlib, "import_module", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        backends.load_backend("onnxruntime")
+
+
 def open_denoiser(bundle_path, provider="CPUExecutionProvider", change=lambda variant: variant):
     bundle = open_bundle(bundle_path)
     variant = change(bundle.manifest.variant("denoiser", "cpu"))
