@@ -101,6 +101,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         from edgemm.device.child import die_with_parent
 
         die_with_parent()
+    heard: list[int] = []  # Ctrl-C, which a library that begins may turn into an error of its own
+    if argv is None and signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # not where it is ignored
+        signal.signal(
+            signal.SIGINT, lambda number, frame: (heard.append(number), signal.default_int_handler(number, frame))
+        )
     try:
         code = run_guarded(words) if argv is None and is_capped() else _run(words)
         sys.stdout.flush()
@@ -117,7 +122,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except GeneratorExit:
         raise
     except BaseException as error:  # a panic of a library written in Rust is no Exception
-        message, code = _explain(error)
+        message, code = ("interrupted", INTERRUPTED) if heard else _explain(error)
         return _fail(message, code, debug)
     finally:
         if argv is None:  # what is done is done: Python's own end hears no Ctrl-C

@@ -174,10 +174,11 @@ def load_backend(name: str) -> Backend:
     try:
         found: Any = importlib.import_module(module)
     except ImportError as error:
-        if isinstance(
-            error.__cause__, KeyboardInterrupt
-        ):  # pybind11 says it so where Ctrl-C comes while a module begins
-            raise error.__cause__ from None
+        behind: BaseException | None = error
+        while behind is not None:  # a library that is interrupted while it begins says so in its own words
+            if isinstance(behind, KeyboardInterrupt):
+                raise behind from None
+            behind = behind.__cause__ or behind.__context__
         raise MissingError(f"backend {name} is not installed ({error}): {cure}") from error
     return getattr(found, part) if part else found
 
