@@ -179,8 +179,9 @@ def keep_as_tried(path: Path) -> None:
     """What a CPU bundle does was seen here, so its first use need not be tried in a process of its own."""
     bundle = open_bundle(path, verify=False)
     if "cpu" in bundle.manifest.targets:
-        with Model(Engines(bundle, select("cpu", bundle.manifest.targets), plan_threads())) as model:
-            model._engines.keep_as_tried()
+        engines = Engines(bundle, select("cpu", bundle.manifest.targets), plan_threads())
+        engines.keep_as_tried()
+        engines.close()
 
 
 def run_loops(bundle: Bundle, schemes: Sequence[Scheme], recorded: Recorded) -> Iterator[Comparison]:
