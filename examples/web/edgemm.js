@@ -138,8 +138,8 @@ export class Bundle {
     }
   }
 
-  // The reply's pieces, as they come; pixels are Float32Array (3, S, S) in [0, 1].
-  async *ask(question, pixels, most = 64) {
+  // The reply's pieces, as they come; pixels are Float32Array (3, S, S) in [0, 1].  `stops` are the tokens that end it.
+  async *ask(question, pixels, most = 64, stops = this.manifest.loops.text.stop_token_ids) {
     const [read, step] = [await this.session("read"), await this.session("token")];
     const { text } = this.manifest.loops;
     const prompt = this.question(question, text);
@@ -163,7 +163,7 @@ export class Bundle {
     let told = "";
     while (said.length < Math.min(most, slots - prompt.ids.length)) {
       const token = Number(out.next_id.data[0]);
-      if (text.stop_token_ids.includes(token)) break;
+      if (stops.includes(token)) break;
       said.push(token);
       const all = this.whole.decode(said, { skip_special_tokens: true, clean_up_tokenization_spaces: false });
       if (!all.endsWith("\ufffd") && all.length > told.length) {
