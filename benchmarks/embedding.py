@@ -206,12 +206,12 @@ def prepare(bundle: Path, work: Path) -> None:
     np.save(work / "noise.npy", noise)
     noise.tofile(work / "noise.f32")
     with edgemm.load(bundle, device="cpu") as model:
-        picture = model.generate_image(PROMPT, noise=noise).image
+        picture = Image.fromarray(np.asarray(model.generate_image(PROMPT, noise=noise).image))
     picture.resize((loops.text.image_size, loops.text.image_size)).save(work / "picture.png")
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("bundle", type=Path)
     parser.add_argument("--c", type=Path)
     parser.add_argument("--web", type=Path)

@@ -18,6 +18,7 @@ import json
 import subprocess
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -73,7 +74,7 @@ def written(shape: tuple[int, int, int], form: Layer | str, path: Path) -> None:
     onnx.save_model(ir.to_proto(model), str(path))
 
 
-def products(folder: Path) -> list[dict[str, object]]:
+def products(folder: Path) -> list[dict[str, Any]]:
     cases = []
     for what, shape in SHAPES.items():
         forms = []
@@ -86,7 +87,7 @@ def products(folder: Path) -> list[dict[str, object]]:
     return cases
 
 
-def wholes(bundles: list[str]) -> list[dict[str, object]]:
+def wholes(bundles: list[str]) -> list[dict[str, Any]]:
     cases = []
     for call in ("draw", "token", "read") if bundles else ():
         forms = []
@@ -104,7 +105,7 @@ def wholes(bundles: list[str]) -> list[dict[str, object]]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--rounds", type=int, default=20)
     parser.add_argument("--bundles", nargs="*", default=[], metavar="NAME=DIR")

@@ -12,6 +12,7 @@ import socket
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -39,7 +40,7 @@ def test_the_page_for_python_runs(export, model, tmp_path, monkeypatch):
         Image.fromarray(pixels).save(tmp_path / name)
     before = (tmp_path / "heart.png").read_bytes()
     monkeypatch.chdir(tmp_path)
-    names: dict[str, object] = {}
+    names: dict[str, Any] = {}
     for code in snippets("embedding.md", "python"):
         exec(compile(code, "docs/embedding.md", "exec"), names)
     assert names["reply"].token_ids and (tmp_path / "heart.png").read_bytes() != before
