@@ -31,7 +31,7 @@ HELP = "draw a picture with a bundle"
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_model_arguments(parser)
-    parser.add_argument("--prompt", required=True, help="what to draw")
+    parser.add_argument("--prompt", default="", help="what to draw")
     parser.add_argument("--output", required=True, type=Path, metavar="FILE", help="for example heart.png")
     add_options(parser, DrawingOptions)
     parser.add_argument("--show-progress", action="store_true", help="a bar on stderr (always there on a terminal)")
@@ -40,6 +40,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     from edgemm.runtimes.image_call import picture_format
 
+    if not args.prompt and args.graph is None:
+        raise UsageError("--prompt is missing: say what to draw, or give a --graph to draw")
     picture_format(args.output)  # before any work
     if not args.output.parent.is_dir():
         raise InputError(f"{args.output}: there is no folder {args.output.parent}")

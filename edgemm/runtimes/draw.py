@@ -17,6 +17,7 @@ import numpy as np
 
 from edgemm.bundle.drawing import DenoiseLoop, DenoiseTemplate, ImageTokensLoop
 from edgemm.bundle.manifest import UNCONDITIONAL, Limits, TextLoop
+from edgemm.bundle.node_link import read_graph
 from edgemm.bundle.prompt import (
     PictureTokens,
     Prompt,
@@ -27,6 +28,7 @@ from edgemm.bundle.prompt import (
     picture_prompt,
 )
 from edgemm.errors import BundleError, InputError, UsageError
+from edgemm.options import check_type
 from edgemm.runtimes import schedule
 from edgemm.runtimes.backend.engine import Arrays, check_finite
 from edgemm.runtimes.denoise_loop import DrawEngines, DrawRequest, Prompts, check_noise, draw
@@ -55,6 +57,8 @@ class ImageGenerator:
     def start(self, prompt: str, options: DrawingOptions) -> Callable[[Cancelled], Drawn]:
         """What draws, given a `cancelled`; prompt and options are checked now."""
         name, loops = self._manifest.name, self._manifest.loops
+        if options.graph is not None:
+            prompt = self._graph_in_words(prompt, options)
         edits = loops.denoise is not None and loops.denoise.edits
         if options.image is not None and not edits:
             raise InputError(
@@ -72,6 +76,17 @@ class ImageGenerator:
             return self._start_edit(prompt, options, loop.editing, clock)
         request = denoise_request(options, prompt, loop, self._manifest.limits, self._tokenizer)
         return lambda cancelled: self._denoise(request, [], loop, cancelled, clock)
+
+    def _graph_in_words(self, prompt: str, options: DrawingOptions) -> str:
+        graph = read_graph(options.graph)
+        shown = [node.id for node in graph.nodes if node.image is not None]
+        if shown:
+            raise InputError(
+                f"bundle {self._manifest.name} draws from words alone: node {shown[0]!r} of the graph is a picture, "
+                "give it a text"
+            )
+        check_type("prompt", prompt, str)
+        return f"{graph.to_text()}{prompt}".strip()
 
     def _start_one_call(
         self, prompt: str, options: DrawingOptions, loop: DenoiseLoop, clock: DrawingClock

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     import numpy as np
     from PIL.Image import Image
 
+    from edgemm.bundle.node_link import GraphSource
     from edgemm.bundle.picture import PictureSource
 
 __all__ = [
@@ -80,6 +81,9 @@ class DrawingOptions:
     )
     width: int | None = option(None, "of the picture, for models that draw several sizes", metavar="PIXELS")
     height: int | None = option(None, "the same", metavar="PIXELS")
+    graph: GraphSource | None = option(
+        None, "a graph to draw: node-link JSON as networkx writes it, a dict or a file", metavar="FILE", type=str
+    )
     one_call: bool = option(False, "by the bundle's graph of the whole loop; needs `edgemm export --one-call draw`")
 
     def __post_init__(self) -> None:
@@ -123,6 +127,7 @@ class DrawingKeywords(TypedDict, total=False):
     image_guidance_scale: float | None
     width: int | None
     height: int | None
+    graph: GraphSource | None
     one_call: bool
 
 

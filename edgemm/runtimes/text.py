@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from edgemm.bundle.chat import Message, as_messages, chat_prompt
+from edgemm.bundle.chat import Message, as_messages, chat_prompt, with_graph
 from edgemm.bundle.manifest import TextLoop
 from edgemm.bundle.picture import PictureSource, PictureSources
 from edgemm.bundle.prompt import Prompt, Tokenizer, check_length
@@ -59,6 +59,10 @@ class TextGenerator:
         prompt = self.prompt(messages)
         check_length(len(prompt), self.manifest.limits)
         return self.request_of(prompt, options), self.pictures(messages)
+
+    def messages(self, prompt: Prompted, images: PictureSources, options: TextOptions) -> tuple[Message, ...]:
+        """What is said, with the graph that it is about."""
+        return with_graph(as_messages(prompt, images), options.graph)
 
     def prompt(self, messages: Sequence[Message]) -> Prompt:
         """A whole conversation as tokens; no picture is opened for it."""
@@ -105,7 +109,7 @@ class TextGenerator:
         given: Sequence[Any] = [()] * len(prompts) if images is None else images
         if len(given) != len(prompts):
             raise UsageError(f"images has {len(given)} lists, expected one for each of {len(prompts)} prompts")
-        return [self.request(as_messages(prompt, own), options) for prompt, own in zip(prompts, given)]
+        return [self.request(self.messages(prompt, own, options), options) for prompt, own in zip(prompts, given)]
 
     def pictures(self, messages: Sequence[Message]) -> Pictures:
         """Every picture of the messages, in their order."""

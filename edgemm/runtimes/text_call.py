@@ -10,10 +10,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, TypedDict
+from typing import TYPE_CHECKING, Any, Literal, TypedDict
 
 from edgemm.bundle.files import read_text
 from edgemm.options import option
+
+if TYPE_CHECKING:
+    from edgemm.bundle.node_link import GraphSource
 
 __all__ = [
     "DRAW_MARKS",
@@ -73,6 +76,13 @@ class TextOptions:
         old=("guess_ahead",),
         metavar="N",
     )
+    graph: GraphSource | None = option(
+        None,
+        "a graph that the conversation is about: node-link JSON as networkx writes it, a dict or a file, its nodes "
+        "texts or pictures",
+        metavar="FILE",
+        type=str,
+    )
 
 
 class TextKeywords(TypedDict, total=False):
@@ -92,6 +102,7 @@ class TextKeywords(TypedDict, total=False):
     timeout_s: float | None
     ignore_eos: bool
     prompt_lookup_num_tokens: int | None
+    graph: GraphSource | None
 
 
 @dataclass(frozen=True)
