@@ -70,7 +70,7 @@ class TransformerGraph(nn.Module):
             present += [keys, values]
             attended = torch.onnx.ops.attention(queries, keys, values, mask)[0]  # (b, h, s, d)
             x = x + attention.output(attended)
-            x = x + layer.mlp(_rms(layer.post_attention_layernorm, x))
+            x = x + layer.mlp(_rms(layer.post_attention_layernorm, x), image_index >= 0)
         wanted = x.gather(1, wanted_index[..., None].expand(-1, -1, x.shape[-1]))
         hidden = _rms(self.transformer.norm, wanted.flatten(0, 1) if self.prompt_lookup else wanted[:, 0])
         logits = nn.functional.linear(hidden, self.transformer.embed_tokens.weight)

@@ -113,7 +113,8 @@ class Unified(nn.Module):
             x = self.transformer.embed(ids, image_tokens, padded("image_index", -1))
         else:
             x = self.transformer.embed_ids(ids)
-        _, cached = self.transformer(x, limit, depth=max(self.config.denoiser.prefix_layers) + 1)
+        depth, pictured = max(self.config.denoiser.prefix_layers) + 1, padded("image_index", -1) >= 0
+        _, cached = self.transformer(x, limit, depth=depth, pictured=pictured)
         return cached, mask, length
 
     def prefix(self, prompts: Sequence[str], pictures: Sequence[Tensor | None] | None = None) -> Prefix:
@@ -189,7 +190,8 @@ class Unified(nn.Module):
             x = self.transformer.embed(
                 torch.tensor(ids, device=device), image_tokens, torch.tensor(index, device=device)
             )
-            hidden, past = self.transformer(x, torch.tensor(limit, device=device), past, write_index)
+            pictured = torch.tensor(index, device=device) >= 0
+            hidden, past = self.transformer(x, torch.tensor(limit, device=device), past, write_index, pictured=pictured)
             logits = self.transformer.logits(hidden[:, -1])[0]
             logits[self.config.first_code :] = float("-inf")  # a reply says words only
             rows.append(logits)

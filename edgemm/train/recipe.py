@@ -42,6 +42,17 @@ DESIGNS = {
     "vision": ("single", "dual"),
     "image_tokens": ("patch", "ae", "vq"),
     "objective": ("flow", "ar"),
+    "mixture": (
+        "none",
+        "2-top-1",
+        "4-top-1",
+        "4-top-2",
+        "8-top-2",
+        "8-top-2-shared",
+        "8-top-1-by-modality",
+        "choice-8",
+        "wide",
+    ),
 }
 CHOICES = {**DESIGNS, "optimizer": ("adamw", "muon"), "precision": ("auto", "bf16", "fp32")}
 CAPTION = "{caption}"  # where a picture's own caption goes in a recipe's
@@ -182,6 +193,7 @@ class Stage(Recipe):
     vision: str = "single"  # "dual": pixels beside EfficientNet-Lite0's features
     image_tokens: str = "patch"  # "ae": latents of an autoencoder; "vq": entries of a codebook
     objective: str = "flow"  # "ar": the transformer says a picture's codes, of image_tokens "vq", one after the other
+    mixture: str = "none"  # "8-top-2" and so on: experts that a learned router chooses among (model/feed_forward.py)
 
 
 @dataclass(frozen=True, kw_only=True)

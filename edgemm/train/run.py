@@ -78,7 +78,14 @@ def _start(recipe: Stage) -> Unified:
     """The preset or the checkpoint; whatever a task adds to it is initialised from the seed too."""
     torch.manual_seed(recipe.seed)
     if recipe.start in PRESETS:
-        config = variant(PRESETS[recipe.start](), recipe.experts, recipe.vision, recipe.image_tokens, recipe.objective)
+        config = variant(
+            PRESETS[recipe.start](),
+            recipe.experts,
+            recipe.vision,
+            recipe.image_tokens,
+            recipe.objective,
+            recipe.mixture,
+        )
         model = checkpoint.build(config, recipe.seed)
     else:  # reading goes on with an adapter as it is, unless all weights learn
         adapts = isinstance(recipe, ReadRecipe | JointRecipe) and "transformer" not in recipe.train
