@@ -12,7 +12,9 @@ import edgemm
 from edgemm.bundle.bundle import open_bundle
 from edgemm.bundle.components import TensorSpec
 from edgemm.bundle.onnx_file import read_outline
+from edgemm.cli.inspect import _experts
 from edgemm.errors import MissingError
+from edgemm.estimate.graph_costs import read_graph_costs
 from edgemm.export.component_graphs import ComponentGraph
 from edgemm.export.passes.experts_fused import experts_fused
 from edgemm.export.passes.rewriting import CONTRIB, nodes_of
@@ -91,6 +93,13 @@ def test_a_bundle_of_experts_says_and_draws_what_torch_does(made, precision, tmp
     with edgemm.load(path, device="cpu", threads=1) as runtime:
         drawn = runtime.generate_image("a red heart", num_inference_steps=2, guidance_scale=1)
         assert np.isfinite(drawn.pixels).all()
+        shown = "\n".join(_experts(open_bundle(path)))
+        costs = read_graph_costs(graph, graph.stat().st_size + graph.with_suffix(".onnx.data").stat().st_size)
+        experts = sum(
+            p.numel() for name, p in model.named_parameters() if name.endswith(("gate_up_proj", "mlp.down_proj"))
+        )
+        idle = experts / 2 * (4 if precision == "fp32" else 1)  # two of four
+        assert idle <= costs.idle_bytes <= 1.1 * idle and "a token reads" in shown  # scales are above
         said = runtime.generate_text("What?", max_new_tokens=4, ignore_eos=True).token_ids
         if precision == "fp32":
             assert list(said) == model.generate("What?", max_new_tokens=4, stop=False)[0]

@@ -24,7 +24,7 @@ from typing import Any
 import onnxruntime as ort
 
 from edgemm.bundle.components import TensorSpec, Variant
-from edgemm.bundle.onnx_file import check_external_data, read_outline
+from edgemm.bundle.onnx_file import ROUTED, check_external_data, read_outline
 from edgemm.errors import BundleError, EdgemmError, MissingError
 from edgemm.runtimes.backend.engine import (
     Arrays,
@@ -58,7 +58,7 @@ ORT_TYPES = {
 }
 CPU = "CPUExecutionProvider"
 NEEDED = (1, 30)  # of what graphs for CPUs are made: GroupQueryAttention without a mask of its own
-ROUTED, ROUTES = ("MoE", "QMoE"), (1, 28)  # learned routing; what came before computes another SwiGLU, without a word
+ROUTES = (1, 28)  # of learned routing: what came before computes another SwiGLU, without a word
 UPGRADE = "bundles for CPUs want 1.30 or newer: pip install -U 'onnxruntime>=1.30' (Python 3.11 or newer)"
 QUIET = 4  # its errors are raised, too
 FOLDER = "session.model_external_initializers_file_folder_path"
