@@ -8,6 +8,7 @@ import logging
 import numpy as np
 import pytest
 
+import edgemm
 import edgemm.serve
 from tests.runtimes import tiny_graphs
 from tests.runtimes.tiny_bundle import build
@@ -58,7 +59,7 @@ def broken(tmp_path_factory):
         bundle = build(tmp_path_factory.mktemp("broken") / "broken.bundle")
     application = edgemm.serve.app(bundle)
     with running(application) as url:
-        yield url, application
+        yield url, application, bundle
 
 
 def events_of(text):
@@ -67,7 +68,7 @@ def events_of(text):
 
 @pytest.mark.parametrize(("path", "body"), CASES)
 def test_a_model_that_fails_in_the_middle_is_a_500(broken, path, body, caplog):
-    url, application = broken
+    url, application, _ = broken
     with caplog.at_level(logging.ERROR, "edgemm.serve"):
         answer = httpx.post(url + path, json=body)
     assert (answer.status_code, answer.json()["error"]["code"]) == (500, "model_error")
@@ -79,7 +80,7 @@ def test_a_model_that_fails_in_the_middle_is_a_500(broken, path, body, caplog):
 
 @pytest.mark.parametrize(("path", "body"), CASES)
 def test_its_stream_ends_with_an_error_that_says_so(broken, path, body, caplog):
-    url, _ = broken
+    url, *_ = broken
     partial = {"partial_images": 3} if "images" in path else {}
     with caplog.at_level(logging.ERROR, "edgemm.serve"):
         answer = httpx.post(url + path, json=body | {"stream": True} | partial)
@@ -92,8 +93,22 @@ def test_its_stream_ends_with_an_error_that_says_so(broken, path, body, caplog):
     assert 'edgemm:requests_refused_total{code="model_error"}' in httpx.get(f"{url}/metrics").text
 
 
+def test_who_breaks_the_model_takes_nobody_with_it(broken):
+    """Both are written side by side when the longer one fails."""
+    with edgemm.load(broken[2], device="cpu", threads=1) as model:
+        wanted = model.generate_text("hi", max_new_tokens=TOKENS - 25, ignore_eos=True).text
+        batch, said = model.text_batch(2), {}
+        for words, most in (("hi", TOKENS - 25), ("hi, I am longer", 100)):
+            batch.add(model.text_writing(words, max_new_tokens=most, ignore_eos=True))
+        while len(batch):
+            for writing, event in batch.turn():
+                said.setdefault(writing.request.max_new_tokens, []).append(event)
+    assert "".join(event.text for event in said[TOKENS - 25]) == wanted
+    assert isinstance(said[100][-1], edgemm.BundleError) and len(said[100]) < TOKENS - 25
+
+
 def test_the_official_client_raises_and_the_next_request_is_answered(broken):
-    url, _ = broken
+    url, *_ = broken
     client = client_of(url)
     with pytest.raises(openai.InternalServerError):
         client.chat.completions.create(model="tiny", messages=HELLO["messages"], extra_body={"ignore_eos": True})
