@@ -196,11 +196,13 @@ class Counted:
     @classmethod
     async def now(cls, url: str, server: psutil.Process) -> Counted:
         text = await asyncio.to_thread(lambda: urllib.request.urlopen(f"{url}/metrics").read().decode())
-        total = {}
-        for name in ("vllm:generation_tokens_total", "edgemm:pictures_total"):
-            total[name] = sum(map(float, re.findall(rf"^{name}\{{.*\}} (\S+)$", text, re.MULTILINE)))
+
+        def total(name: str) -> float:
+            return sum(map(float, re.findall(rf"^{name}\{{.*\}} (\S+)$", text, re.MULTILINE)))
+
         used, own = server.cpu_times(), psutil.Process().cpu_times()
-        return cls(time.perf_counter(), *total.values(), used.user + used.system, own.user + own.system)
+        tokens, pictures = total("vllm:generation_tokens_total"), total("edgemm:pictures_total")
+        return cls(time.perf_counter(), tokens, pictures, used.user + used.system, own.user + own.system)
 
 
 async def load(
