@@ -24,6 +24,7 @@ __all__ = [
     "slug",
     "NUMBERS",
     "is_countable",
+    "is_plural",
     "plural",
     "with_article",
 ]
@@ -170,7 +171,7 @@ def with_article(label: str) -> str:
     head = _head(label)
     if label.split()[0] in ("face", "person"):  # "person lifting weights" is one person
         return f"a {label}"
-    if ":" in label or head in UNCOUNTABLE or label.split()[0] in ("no", "mount") or _is_plural(head):
+    if ":" in label or head in UNCOUNTABLE or label.split()[0] in ("no", "mount") or is_plural(head):
         return label
     return f"{'an' if _sounds_like_vowel(label) else 'a'} {label}"
 
@@ -186,7 +187,7 @@ def plural(label: str) -> str:
 def is_countable(label: str) -> bool:
     """Whether one can say "two" of it, plainly: not of bread, of fireworks, nor of a couch and lamp."""
     head = _head(label)
-    return ":" not in label and label.endswith(head) and head not in UNCOUNTABLE and not _is_plural(head)
+    return ":" not in label and label.endswith(head) and head not in UNCOUNTABLE and not is_plural(head)
 
 
 def _head_index(words: list[str]) -> int:
@@ -202,7 +203,8 @@ def _head(label: str) -> str:
     return words[_head_index(words)]
 
 
-def _is_plural(word: str) -> bool:
+def is_plural(word: str) -> bool:
+    """Whether the word means more than one, as far as its letters tell."""
     if word in PLURALS:
         return True
     return word.endswith("s") and not word.endswith(SINGULAR_S) and word not in SINGULARS
