@@ -54,6 +54,14 @@ def _add_own(parser: argparse.ArgumentParser, kind: str) -> None:
         parser.add_argument(
             "--sets", nargs="+", metavar="SET", help="icon sets to draw (default: all; a name that is none lists them)"
         )
+    if kind == "emoji":
+        parser.add_argument(
+            "--hues", type=int, default=0, metavar="N",
+            help="also N copies in other colours of each training drawing of a thing that comes in any",
+        )  # fmt: skip
+        parser.add_argument(
+            "--plain-words", action="store_true", help='also captions as people ask: "a picture of a car"'
+        )
     if kind in ("emoji", "icons", "compose"):
         parser.add_argument(
             "--cache", type=Path, metavar="DIR", help="where packages are kept (default ~/.cache/edgemm)"
@@ -91,6 +99,8 @@ def _add_own(parser: argparse.ArgumentParser, kind: str) -> None:
 def run(args: argparse.Namespace) -> int:
     if getattr(args, "count", None) is not None and args.count < 1:
         raise UsageError(f"--count {args.count} makes nothing; give at least 1")
+    if not 0 <= getattr(args, "hues", 0) <= 7:
+        raise UsageError(f"--hues {args.hues}, expected 0 to 7")
     if getattr(args, "seed", 0) < 0:
         raise UsageError(f"--seed {args.seed} is negative; give 0 or more")
     from edgemm.data.writer import new_folder
@@ -130,7 +140,8 @@ def _build(folder: Path, args: argparse.Namespace) -> tuple[int, list[str]]:
     if args.kind == "emoji":
         from edgemm.data.emoji import build_emoji
 
-        return build_emoji(folder, args.size, styles, args.seed, cache, offline=args.offline), []
+        wanted = {"hues": args.hues, "plain": args.plain_words, "offline": args.offline}
+        return build_emoji(folder, args.size, styles, args.seed, cache, **wanted), []
     from edgemm.data.compose import build_compose
 
     source, offline = args.source, args.offline

@@ -31,7 +31,7 @@ from edgemm.data.format import Question, Sample
 from edgemm.data.icon_names import Named
 from edgemm.data.icon_sets import HELD_OUT, ICON_SETS, check_terms, trademarks
 from edgemm.data.icons import ANCHORS, lab, rasterise, svg_of
-from edgemm.data.labels import COLOURS, with_article
+from edgemm.data.labels import COLOURS, plain_words, with_article
 from edgemm.data.questions import balanced_partners, choice_question, surely_differ
 from edgemm.data.sources import fetch, read_json
 from edgemm.data.writer import HELD_OUT_FAMILY_SHARE, HELD_OUT_PAIR_SHARE, DatasetWriter, stable_fraction
@@ -197,15 +197,13 @@ def colour_of(rgb: Sequence[int]) -> str:
 def captions(sample: Sample) -> tuple[str, ...]:
     """True sentences: by name and by synonym, words left out and turned; the last tells colour, way and ground."""
     scene = sample.scene or {}
-    names = (sample.label, *sample.tags[:2])
-    said = [*names, f"a picture of {with_article(sample.label)}"]
+    said = plain_words(sample.label, sample.tags[:2], scene["colour"])
     if not scene["colour"]:
-        return (*dict.fromkeys(sorted(said, key=len)), with_article(f"coloured {sample.label}") + " on white")
-    said += [with_article(f"{scene['colour']} {name}") for name in names]
+        return (*said, with_article(f"coloured {sample.label}") + " on white")
     said.append(f"{sample.label}, {scene['colour']}, {scene['way']}")
     said.append(with_article(f"{scene['way']} {sample.label}") + f" in {scene['colour']}")
     whole = with_article(f"{scene['colour']} {scene['way']} {sample.label}") + f" on {scene['ground']}"
-    return (*dict.fromkeys(sorted(said, key=len)), whole)
+    return (*said, whole)
 
 
 def splits_of(samples: Sequence[Sample]) -> list[str]:

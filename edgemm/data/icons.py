@@ -34,6 +34,7 @@ __all__ = [
     "rasterise",
     "ANCHORS",
     "dominant_colour",
+    "hue_turned",
     "lab",
 ]
 
@@ -182,6 +183,26 @@ def dominant_colour(picture: Image.Image) -> str | None:
     distance = np.linalg.norm(lab(pixels)[:, None] - anchors[None], axis=-1)  # (p, a)
     found, counts = np.unique(names[distance.argmin(axis=1)], return_counts=True)
     return str(found[counts.argmax()]) if counts.max() > SHARE * len(pixels) else None
+
+
+def hue_turned(picture: Image.Image, colour: str) -> Image.Image | None:
+    """An RGBA drawing in another colour: every hue is turned by the angle that takes its main one there.
+
+    None where the drawing shows no one colour, or does not show `colour` afterwards: a grey thing has no hue to turn,
+    and a dark yellow is a brown.
+    """
+    now = dominant_colour(picture)
+    if now is None or now == colour:
+        return None
+    hue, saturation, value = picture.convert("RGB").convert("HSV").split()
+    turn = (_hue(ANCHORS[colour][0]) - _hue(ANCHORS[now][0])) % 256
+    turned = Image.merge("HSV", (hue.point(lambda angle: (angle + turn) % 256), saturation, value)).convert("RGB")
+    turned.putalpha(picture.getchannel("A"))
+    return turned if dominant_colour(turned) == colour else None
+
+
+def _hue(rgb: tuple[int, int, int]) -> int:
+    return Image.new("RGB", (1, 1), rgb).convert("HSV").getdata()[0][0]
 
 
 def lab(rgb: np.ndarray) -> np.ndarray:

@@ -8,7 +8,7 @@ heart.  A split by label would put one red heart in training and the orange one 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,6 +25,7 @@ __all__ = [
     "NUMBERS",
     "is_countable",
     "is_plural",
+    "plain_words",
     "plural",
     "with_article",
 ]
@@ -174,6 +175,14 @@ def with_article(label: str) -> str:
     if ":" in label or head in UNCOUNTABLE or label.split()[0] in ("no", "mount") or is_plural(head):
         return label
     return f"{'an' if _sounds_like_vowel(label) else 'a'} {label}"
+
+
+def plain_words(label: str, synonyms: Sequence[str] = (), colour: str | None = None) -> list[str]:
+    """Ways in which people ask for it, shortest first: "a heart", "a picture of a heart", "love", "a red heart"."""
+    names = (label, *synonyms)
+    said = [*names, with_article(label), f"a picture of {with_article(label)}"]
+    said += [with_article(f"{colour} {name}") for name in names] if colour and colour not in label.split() else []
+    return [*dict.fromkeys(sorted(said, key=len))]
 
 
 def plural(label: str) -> str:
