@@ -13,7 +13,8 @@ withheld from every style); `held-out-pair` (a label trained in another style an
 (pictures for training an independent judge: never train on them, never report on them); `test` (what the owner of other
 pictures withheld).
 
-Writing is in writer.py, what goes in is in emoji.py, icon_pictures.py, compose.py, shapes.py and, for other people's, collect.py.
+Writing is in writer.py; what goes in is in emoji.py, icon_pictures.py, compose.py, shapes.py and, for other people's,
+collect.py.
 Nothing here needs Pillow.
 """
 

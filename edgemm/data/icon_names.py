@@ -7,6 +7,7 @@ thing.  The rules know words, never pixels; which sets there are is in icon_sets
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from edgemm.data.labels import IRREGULAR, is_plural, plural
@@ -59,7 +60,9 @@ class Spelling:
     """How one set builds its names."""
 
     rest: str  # the way of drawing of names that tell none
-    suffixes: dict[str, str | None] = field(default_factory=dict)  # ending -> way, better twins first; None: left out
+    suffixes: Mapping[str, str | None] = field(
+        default_factory=dict
+    )  # ending -> way, better twins first; None: left out
 
     def read(self, name: str) -> Named | None:
         """None for what is no picture of a thing: a letter, a trademark, a twin in another size."""

@@ -187,7 +187,7 @@ def _shade(colour: str, rng: random.Random) -> tuple[int, ...]:
     return shade if colour_of(shade) == colour else anchor
 
 
-def colour_of(rgb: Sequence[int]) -> str:
+def colour_of(rgb: Sequence[float] | np.ndarray) -> str:
     """The name whose anchor is nearest in Lab."""
     names = [name for name, values in ANCHORS.items() for _ in values]
     anchors = lab(np.array([value for values in ANCHORS.values() for value in values]))

@@ -32,13 +32,19 @@ def _package(name: str, version: str, sha512: str, licence: str, author: str) ->
     return Package(f"@iconify-json/{name}", version, sha512, licence, f"{licence}.txt", author)
 
 
-FLUENT = {f"{size}-{word}": way for size in (24, 28, 20, 32, 16, 48, 12, 10)
+FLUENT: dict[str, str | None] = {f"{size}-{word}": way for size in (24, 28, 20, 32, 16, 48, 12, 10)
           for word, way in (("regular", "outlined"), ("filled", "filled"), ("light", None), ("color", None))
 }  # fmt: skip
-SYMBOLS = {"outline": "outlined", "rounded": "filled", "sharp": "filled",
+SYMBOLS: dict[str, str | None] = {"outline": "outlined", "rounded": "filled", "sharp": "filled",
            "outline-rounded": "outlined", "outline-sharp": "outlined"}  # fmt: skip
-PHOSPHOR = {"thin": "thin", "light": None, "bold": "bold", "fill": "filled", "duotone": "two-tone"}
-HEALTH = {"outline": "outlined", "24px": None, "outline-24px": None, "negative": None}
+PHOSPHOR: dict[str, str | None] = {
+    "thin": "thin",
+    "light": None,
+    "bold": "bold",
+    "fill": "filled",
+    "duotone": "two-tone",
+}
+HEALTH: dict[str, str | None] = {"outline": "outlined", "24px": None, "outline-24px": None, "negative": None}
 
 # In the order in which twins across sets are kept: sets to train on come first.
 ICON_SETS: dict[str, IconSet] = {

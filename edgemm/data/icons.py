@@ -7,6 +7,7 @@ because the labels know only the default drawing.  Labels and families are in la
 
 from __future__ import annotations
 
+import colorsys
 import importlib
 import importlib.util
 import io
@@ -196,13 +197,16 @@ def hue_turned(picture: Image.Image, colour: str) -> Image.Image | None:
         return None
     hue, saturation, value = picture.convert("RGB").convert("HSV").split()
     turn = (_hue(ANCHORS[colour][0]) - _hue(ANCHORS[now][0])) % 256
-    turned = Image.merge("HSV", (hue.point(lambda angle: (angle + turn) % 256), saturation, value)).convert("RGB")
+    turned = Image.merge("HSV", (hue.point([(angle + turn) % 256 for angle in range(256)]), saturation, value)).convert(
+        "RGB"
+    )
     turned.putalpha(picture.getchannel("A"))
     return turned if dominant_colour(turned) == colour else None
 
 
 def _hue(rgb: tuple[int, int, int]) -> int:
-    return Image.new("RGB", (1, 1), rgb).convert("HSV").getdata()[0][0]
+    """0..255, as Pillow's HSV counts."""
+    return round(colorsys.rgb_to_hsv(*(value / 255 for value in rgb))[0] * 255)
 
 
 def lab(rgb: np.ndarray) -> np.ndarray:
