@@ -9,9 +9,9 @@
     DIR/LICENSES/ NOTICE   who drew it, and under which terms
 
 Splits: `train`; `held-out-style` (a family seen in training, drawn by a style that is not); `held-out-family` (a family
-withheld from every style); `held-out-pair` (a label trained in another style and withheld from this one); `scorer`
-(pictures for training an independent judge: never train on them, never report on them); `test` (what the owner of other
-pictures withheld).
+withheld from every style); `held-out-pair` (a label trained in another style and withheld from this one);
+`held-out-picture` (what was trained, in pictures that were not); `scorer` (pictures for training an independent judge:
+never train on them, never report on them); `test` (what the owner of other pictures withheld).
 
 Writing is in writer.py; what goes in is in emoji.py, icon_pictures.py, compose.py, shapes.py and, for other people's,
 collect.py.
@@ -43,7 +43,7 @@ __all__ = [
 ]
 
 SCHEMA_VERSION = 1
-SPLITS = ("train", "held-out-style", "held-out-family", "held-out-pair", "scorer", "test")
+SPLITS = ("train", "held-out-style", "held-out-family", "held-out-pair", "held-out-picture", "scorer", "test")
 
 
 @dataclass(frozen=True)

@@ -29,6 +29,7 @@ from edgemm.bundle.prompt import (
 from edgemm.errors import BundleError, InputError, UsageError
 from edgemm.runtimes import schedule
 from edgemm.runtimes.backend.engine import Arrays, check_finite
+from edgemm.runtimes.clip import Clip
 from edgemm.runtimes.denoise_loop import DrawEngines, DrawRequest, Prompts, check_noise, draw
 from edgemm.runtimes.engines import Engines
 from edgemm.runtimes.image_call import DenoiseProgress, DrawingClock, DrawingOptions, ImageResult, check_whole
@@ -54,6 +55,10 @@ class ImageGenerator:
 
     def start(self, prompt: str, options: DrawingOptions) -> Callable[[Cancelled], Drawn]:
         """What draws, given a `cancelled`; prompt and options are checked now."""
+        begin = self._start(prompt, options)
+        return begin if options.motion is None else lambda cancelled: _set_in_motion(begin(cancelled), options.motion)
+
+    def _start(self, prompt: str, options: DrawingOptions) -> Callable[[Cancelled], Drawn]:
         name, loops = self._manifest.name, self._manifest.loops
         edits = loops.denoise is not None and loops.denoise.edits
         if options.image is not None and not edits:
@@ -163,6 +168,15 @@ class ImageGenerator:
     @cached_property
     def _unconditional(self) -> Arrays:
         return self._engines.bundle.tensors(UNCONDITIONAL)
+
+
+def _set_in_motion(drawn: Drawn, motion: str | None) -> Drawn:
+    """The same events; every finished picture moves."""
+    for event in drawn:
+        if isinstance(event, ImageResult):
+            moved = (replace(picture, clip=Clip((picture.pixels,), motion=motion)) for picture in event.images)
+            event = replace(event, images=tuple(moved))
+        yield event
 
 
 def denoise_request(
