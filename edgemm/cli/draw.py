@@ -32,31 +32,20 @@ HELP = "draw a picture with a bundle"
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_model_arguments(parser)
-<<<<<<< HEAD
     parser.add_argument("--prompt", default="", help="what to draw")
-    parser.add_argument("--output", required=True, type=Path, metavar="FILE", help="for example heart.png")
-=======
-    parser.add_argument("--prompt", required=True, help="what to draw")
     parser.add_argument(
         "--output", required=True, type=Path, metavar="FILE", help="heart.png, or heart.gif where it moves"
     )
->>>>>>> main
     add_options(parser, DrawingOptions)
     add_options(parser, SavingOptions)
     parser.add_argument("--show-progress", action="store_true", help="a bar on stderr (always there on a terminal)")
 
 
 def run(args: argparse.Namespace) -> int:
-<<<<<<< HEAD
-    from edgemm.runtimes.image_call import picture_format
-
     if not args.prompt and args.graph is None:
         raise UsageError("--prompt is missing: say what to draw, or give a --graph to draw")
-    picture_format(args.output)  # before any work
-=======
     options, saving = read_options(args, DrawingOptions), read_options(args, SavingOptions)
     (check_clip_path if options.motion else check_still_path)(args.output, saving)  # before any work
->>>>>>> main
     if not args.output.parent.is_dir():
         raise InputError(f"{args.output}: there is no folder {args.output.parent}")
     with open_model(args) as model:
