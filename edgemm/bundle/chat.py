@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from edgemm.bundle.manifest import TextLoop
-from edgemm.bundle.node_link import GraphSource, read_graph
+from edgemm.bundle.manifest import GraphRows, TextLoop
+from edgemm.bundle.node_link import Graph, GraphSource, read_graph
 from edgemm.bundle.prompt import PictureTokens, Pieces, Prompt, PromptBuilder, Tokenizer, causal_prompt, joined_ids
 from edgemm.errors import UsageError
 
@@ -29,11 +29,13 @@ class Message:
     content: str
     images: tuple[Any, ...] = ()
     places: tuple[int, ...] = ()  # characters of the content that stand before each of the last images; none: all do
+    graph: Graph | None = None  # before the content, as rows; the last images are its nodes'
 
     @property
     def loose(self) -> int:
         """Pictures that stand before the content."""
-        return len(self.images) - len(self.places)
+        shown = 0 if self.graph is None else len(self.graph.pictures)
+        return len(self.images) - len(self.places) - shown
 
     @property
     def pieces(self) -> list[str]:
@@ -65,13 +67,21 @@ def as_messages(prompt: str | Sequence[dict[str, Any]], images: Any = ()) -> tup
     return _checked(tuple(messages))
 
 
-def with_graph(messages: tuple[Message, ...], graph: GraphSource | None) -> tuple[Message, ...]:
-    """The conversation with a graph before what its user said first: as text, with pictures where nodes have them."""
+def with_graph(
+    messages: tuple[Message, ...], graph: GraphSource | None, rows: GraphRows | None = None
+) -> tuple[Message, ...]:
+    """The conversation with a graph before what its user said first: as rows where the model reads such, else as text,
+    with pictures where nodes have them."""
     if graph is None:
         return messages
-    texts, pictures = read_graph(graph).parts()
+    graph = read_graph(graph)
     first = next(index for index, message in enumerate(messages) if message.role == "user")
-    asked, said = messages[first], "".join(texts)
+    asked = messages[first]
+    if rows is not None:
+        told = replace(asked, graph=graph, images=(*asked.images, *graph.pictures))
+        return (*messages[:first], told, *messages[first + 1 :])
+    texts, pictures = graph.parts()
+    said = "".join(texts)
     places = tuple(sum(map(len, texts[: index + 1])) for index in range(len(pictures)))
     content = f"{said}{asked.content}"
     images = (*asked.images[: asked.loose], *pictures)
@@ -194,6 +204,9 @@ def _user(builder: PromptBuilder, message: Message, loop: TextLoop) -> None:
         builder.text(loop.image_close)
     if loop.block:
         builder.text(loop.template.user_open)
+    if message.graph is not None:
+        assert loop.graph is not None  # with_graph saw to it
+        builder.graph(message.graph, loop.graph, PictureTokens.of(loop))
     first, *rest = [message.content] if loop.block else message.pieces
     builder.text(first, own=True)
     for piece in rest:

@@ -81,6 +81,11 @@ class Graph:
         for name, value in (("nodes", made), ("edges", drawn), ("directed", directed)):
             object.__setattr__(self, name, value)
 
+    @property
+    def pictures(self) -> list[PictureSource]:
+        """In the order of their nodes."""
+        return [node.image for node in self.nodes if node.image is not None]
+
     def parts(self) -> tuple[list[str], list[PictureSource]]:
         """The incident list, cut where pictures stand: one string more than pictures."""
         texts, pictures = [f"A graph of {_count(self.nodes, 'node')} and {_count(self.edges, 'edge')}.\n"], []

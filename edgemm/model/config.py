@@ -19,6 +19,7 @@ from edgemm.errors import BundleError, CheckpointError
 __all__ = [
     "PRESETS",
     "DenoiserConfig",
+    "GraphConfig",
     "ImageTokensConfig",
     "MixtureConfig",
     "ModelConfig",
@@ -257,6 +258,20 @@ class SamplerConfig:
             )
 
 
+@dataclass(frozen=True)
+class GraphConfig:
+    """How a graph is read as rows (model/graph_encoder.py)."""
+
+    kinds: tuple[str, ...]  # types of edges that it knows
+    nodes: int  # of a graph at most
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "kinds", tuple(self.kinds))
+        _check_positive("graph", self, "nodes")
+        if not self.kinds or len(set(self.kinds)) < len(self.kinds):
+            raise ValueError(f"graph kinds are {', '.join(self.kinds) or 'none'}, expected some, each once")
+
+
 CHAT = TextTemplate(
     user_open="<|im_start|>user\n",
     user_close="<|im_end|>\n",
@@ -291,6 +306,7 @@ class ModelConfig:
     base_layers: tuple[int, ...] = ()  # of the base, those that the transformer keeps; none: all
     origin: str = ""  # the base that weights kept in the checkpoint were once trained from: its licence still holds
     background: tuple[int, int, int] = (255, 255, 255)  # what transparent pictures are laid on
+    graph: GraphConfig | None = None  # None: a graph is read as text
     edits: bool = False  # was taught to draw from a picture before the prompt (train/tasks/draw.py)
     schema_version: int = 1
 
@@ -306,6 +322,8 @@ class ModelConfig:
             raise ValueError(
                 f"experts {self.experts!r} with {self.transformer.queries} queries; a connector has some, others none"
             )
+        if self.graph and self.objective == "ar":
+            raise ValueError("graph with objective 'ar': a model of codes reads tokens alone")
         if self.base and self.transformer.mixture:
             raise ValueError(f"transformer mixture with base {self.base!r}, whose feed-forward networks are whole")
         if self.objective not in ("flow", "ar"):

@@ -62,7 +62,7 @@ class TextGenerator:
 
     def messages(self, prompt: Prompted, images: PictureSources, options: TextOptions) -> tuple[Message, ...]:
         """What is said, with the graph that it is about."""
-        return with_graph(as_messages(prompt, images), options.graph)
+        return with_graph(as_messages(prompt, images), options.graph, self.loop.graph)
 
     def prompt(self, messages: Sequence[Message]) -> Prompt:
         """A whole conversation as tokens; no picture is opened for it."""
