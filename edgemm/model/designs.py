@@ -14,9 +14,10 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
+from edgemm.data.graphs import EDGES
 from edgemm.errors import UsageError
 from edgemm.model.conditioner import Conditioner, Prefix
-from edgemm.model.config import DenoiserConfig, ImageTokensConfig, MixtureConfig, ModelConfig, VisionConfig
+from edgemm.model.config import DenoiserConfig, GraphConfig, ImageTokensConfig, MixtureConfig, ModelConfig, VisionConfig
 from edgemm.model.denoiser import time_features
 from edgemm.model.prompts import QUERY
 from edgemm.model.transformer import KeyValues, Layer, Transformer, attend, rotary_tables
@@ -115,6 +116,8 @@ class Connector(Conditioner):
 # image_tokens   patch   the pixels of a square
 #                ae      latents of a small autoencoder, trained first
 #                vq      entries of a codebook, trained first; they are read, too, and need objective ar
+# graphs         text    an incident list
+#                rows    a row a node and a row an edge, of the types that data/graphs.py knows
 # mixture        none    one feed-forward network a layer
 #                8-top-2 and so on (MIXTURES): experts that a learned router chooses among, as wide together, where they
 #                meet a token, as the one network is
@@ -140,6 +143,7 @@ MIXTURES: dict[
     "8-top-2-shared": (8, 2, True, False),
     "8-top-1-by-modality": (8, 1, False, True),
 }
+NODES = 16  # of a graph that is read as rows
 CHOICE, WIDE = "choice-8", "wide"
 CHOOSING = (8, 2)  # experts of the denoiser, and how many a token gets on the mean
 
@@ -151,9 +155,12 @@ def variant(
     image_tokens: str = "patch",
     objective: str = "flow",
     mixture: str = "none",
+    graphs: str = "text",
 ) -> ModelConfig:
     """The preset with the designs asked for."""
     changes: dict[str, object] = {}
+    if graphs == "rows":
+        config = dataclasses.replace(config, graph=GraphConfig(EDGES, NODES))
     if mixture != "none":
         config = _mixed(config, mixture, experts)
     if (objective == "ar") != (image_tokens == "vq"):

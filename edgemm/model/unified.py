@@ -103,28 +103,39 @@ class Unified(nn.Module):
             draw_prompt(self.config, self.tokenizer, prompt, picture is not None, graph)
             for prompt, picture, graph in zip(prompts, pictures, graphs, strict=True)
         ]
-        device = self.device
+        x, limit, index = self.embedded(built, [[] if picture is None else [picture] for picture in pictures])
+        depth = max(self.config.denoiser.prefix_layers) + 1
+        _, cached = self.transformer(x, limit, depth=depth, pictured=index >= 0)
+        length = torch.tensor([len(prompt) for prompt in built], device=self.device)
+        return cached, self._padded(built, "users_own", 0), length
 
-        def padded(name: str, filling: int) -> Tensor:
-            rows = [torch.from_numpy(getattr(prompt, name)) for prompt in built]
-            return nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=filling).to(device)
+    def _padded(self, prompts: Sequence[Prompt], name: str, filling: int) -> Tensor:
+        rows = [torch.from_numpy(getattr(prompt, name)) for prompt in prompts]
+        return nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=filling).to(self.device)
 
-        ids, mask = padded("input_ids", 0), padded("users_own", 0)
-        length = torch.tensor([len(prompt) for prompt in built], device=device)
-        limit = torch.maximum(padded("attention_limit", 0), torch.arange(ids.shape[1], device=device))
-        seen = [row for row, picture in enumerate(pictures) if picture is not None]
-        if seen:
-            clean = self.image_encoder(torch.stack([pictures[row] for row in seen]).to(device))  # type: ignore[misc]
-            rows = torch.tensor(seen, device=device)
-            image_tokens = clean.new_zeros(len(built), *clean.shape[1:]).index_copy(0, rows, clean)  # (b, m, w)
-            x = self.transformer.embed(ids, image_tokens, padded("image_index", -1))
-        elif any(prompt.graph is not None for prompt in built):
-            x = self.transformer.embed(ids, self.graph_rows(built), padded("image_index", -1))
-        else:
-            x = self.transformer.embed_ids(ids)
-        depth, pictured = max(self.config.denoiser.prefix_layers) + 1, padded("image_index", -1) >= 0
-        _, cached = self.transformer(x, limit, depth=depth, pictured=pictured)
-        return cached, mask, length
+    def embedded(
+        self, prompts: Sequence[Prompt], pictures: Sequence[Sequence[Tensor]]
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Prompts of unlike lengths, each with its pictures (3, S, S) in their order, as what the transformer takes: x
+        (b, s, w), attention_limit (b, s) and image_index (b, s)."""
+        ids, index = self._padded(prompts, "input_ids", 0), self._padded(prompts, "image_index", -1)
+        limit = torch.maximum(
+            self._padded(prompts, "attention_limit", 0), torch.arange(ids.shape[1], device=ids.device)
+        )
+        if not (index >= 0).any():
+            return self.transformer.embed_ids(ids), limit, index
+        beside: list[list[Tensor]] = [[] for _ in prompts]  # rows of each prompt: its pictures', then its graph's
+        shown = [picture for own in pictures for picture in own]
+        if shown:
+            clean = iter(self.image_encoder(torch.stack(shown).to(ids.device)))  # (m, w) each
+            for row, own in enumerate(pictures):
+                beside[row] += [next(clean) for _ in own]
+        if any(prompt.graph is not None for prompt in prompts):
+            for row, rows in enumerate(self.graph_rows(prompts)):
+                beside[row].append(rows)
+        empty = ids.new_zeros(0, self.config.transformer.width, dtype=torch.float32)
+        image_tokens = nn.utils.rnn.pad_sequence([torch.cat([empty, *own]) for own in beside], batch_first=True)
+        return self.transformer.embed(ids, image_tokens, index), limit, index
 
     def graph_rows(self, prompts: Sequence[Prompt]) -> Tensor:
         """Rows (b, r, w) of the graphs in prompts; of those without one they say nothing."""

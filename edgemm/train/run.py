@@ -25,6 +25,7 @@ from edgemm.train.recipe import (
     AutoencodeRecipe,
     DrawRecipe,
     EditRecipe,
+    GraphRecipe,
     JointRecipe,
     ReadRecipe,
     Stage,
@@ -85,6 +86,7 @@ def _start(recipe: Stage) -> Unified:
             recipe.image_tokens,
             recipe.objective,
             recipe.mixture,
+            recipe.graphs,
         )
         model = checkpoint.build(config, recipe.seed)
     else:  # reading goes on with an adapter as it is, unless all weights learn
@@ -106,6 +108,10 @@ def _task(model: Unified, recipe: Stage, ranks: Ranks) -> Task:
         from edgemm.train.tasks.draw import EditTask
 
         return EditTask(model, recipe, ranks.share)
+    if isinstance(recipe, GraphRecipe):
+        from edgemm.train.tasks.graphs import GraphTask
+
+        return GraphTask(model, recipe, ranks.share)
     if isinstance(recipe, DrawRecipe):
         return DrawTask(model, recipe, ranks.share)
     with ranks.accelerator.main_process_first():  # it keeps what the eye sees in a file that the others then read
