@@ -168,7 +168,7 @@ def _run_all(names: list[str], args: argparse.Namespace) -> None:
     for later in (False, True):
         jobs = [(name, seed) for seed in args.seeds for name in names if bool(ROWS[name].as_long_as) == later]
         with ThreadPoolExecutor(args.workers) as pool:
-            list(pool.map(lambda job: _run_one(*job, args), jobs))
+            list(pool.map(lambda job: _run_one(job[0], job[1], args), jobs))
 
 
 def _make_graphs(args: argparse.Namespace) -> None:
