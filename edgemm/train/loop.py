@@ -59,7 +59,7 @@ class Step(nn.Module):
         self.task = task  # no module: its parameters are the model's
 
     def forward(self, step: int) -> Tensor:
-        with watching(self.model) as routed:
+        with watching(self) as routed:
             loss = self.task.loss(step)
         return loss + routed.loss()
 
@@ -78,7 +78,8 @@ def _run(model: Unified, task: Task, recipe: Recipe, ranks: Ranks) -> None:
     (folder / "samples").mkdir(parents=True, exist_ok=True)
     if not (folder / "state.pt").exists():
         task.prepare()
-    loss_of = ranks.wrap(Step(model, task))
+    whole = Step(model, task)
+    loss_of = ranks.wrap(whole)
     optimizers = make_optimizers(task.named_parameters(), recipe)
     average = Average(task.named_parameters(), recipe.ema)
     start = _resume(folder / "state.pt", task, optimizers, average, recipe)
@@ -115,7 +116,7 @@ def _run(model: Unified, task: Task, recipe: Recipe, ranks: Ranks) -> None:
                 now = time.perf_counter()
                 line: dict[str, Any] = {"step": done, "loss": loss.item(), "gradient_norm": norm, "rate": share}
                 line["seconds_a_step"] = (now - clock) / (done - last_logged)
-                with precision, ranks.whole(), watching(model) as routed:
+                with precision, ranks.whole(), watching(whole) as routed:
                     measured = task.measures(step)
                     measured |= routed.measures()
                     line |= {name: ranks.mean(torch.tensor(v)).item() for name, v in measured.items()}
