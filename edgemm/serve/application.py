@@ -52,7 +52,7 @@ class Application:
         self._preparing: asyncio.Future[None] | None = None
         inner = Starlette(routes=self._routes(), exception_handlers=HANDLERS, lifespan=self._lifespan)
         inner.state.service = self.service
-        gated: ASGIApp = Gate(inner, self.service.metrics, keys, int(options.max_body_mb * 1e6), options.log_prompts)
+        gated: ASGIApp = Gate(inner, self.service.metrics, keys, options)
         if options.cors_origin:
             origins = list(options.cors_origin)
             gated = CORSMiddleware(gated, origins, allow_methods=["GET", "POST"], allow_headers=["*"])
