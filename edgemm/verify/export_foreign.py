@@ -105,7 +105,7 @@ def export_foreign(found: Found, output: Path, options: ExportOptions | None = N
         sizes = fixed_sizes(slots, loop.skip, drawing=room) if loop else {}
         sizes.setdefault("transformer", {"T": slots})
         depth = max(loop.prefix_layers, default=-1) + 1 if loop else 0
-        specs = make_specs_of_graphs(parts.graphs, schemes, parts.shared, depth)
+        specs = make_specs_of_graphs(parts.graphs, schemes, parts.shared, depth, scratch=output.parent)
         wanted = Wanted(schemes, specs, sizes, shared=parts.shared)
         written = write_graphs(parts.graphs, parts.inputs, writer, wanted, trace, compare_component)
         require(written.comparisons, "the bundle differs from the model, and was not kept")
