@@ -110,7 +110,7 @@ def pieces(model: JanusFlow) -> Pieces:
     return {
         "image_encoder": [model.vision_und_enc_model, model.vision_und_enc_aligner, model.beg_of_und_embed],
         "transformer": text_pieces(text, model.language_model.lm_head),
-        "denoiser": own,  # and the transformer's layers, which are stored once
+        "denoiser": [*own, text.layers, text.norm],
         **({} if model.vae is None else {"image_decoder": [model.vae]}),
     }
 
