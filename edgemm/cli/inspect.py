@@ -35,7 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="NAME=FOLDER",
-        help="with --estimate: where a part lies that is published apart, as `edgemm export` has it (again for another)",
+        help="with --estimate: where a part lies that is published apart, as `edgemm export` has it",
     )
     parser.add_argument("--vae", metavar="FOLDER", help="the same as --component vae=FOLDER")
 

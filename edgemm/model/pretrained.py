@@ -25,6 +25,7 @@ from edgemm.model.config import TransformerConfig
 
 __all__ = [
     "BASES",
+    "POINTER",
     "check_tensors",
     "find_base",
     "is_packed",
