@@ -27,7 +27,7 @@ from edgemm.families.unpickle import how, pickles_in
 from edgemm.model.kept_weights import mapped_tensors
 from edgemm.model.pretrained import POINTER, check_tensors, is_packed, read_tensors
 
-__all__ = ["Checkpoint", "greedy", "no_weights", "open_checkpoint", "rendered", "skeleton"]
+__all__ = ["Checkpoint", "greedy", "no_weights", "open_checkpoint", "refuse_pointers", "rendered", "skeleton"]
 
 GENERATION = "generation_config.json"
 INDEX = "model.safetensors.index.json"
@@ -98,8 +98,6 @@ class Checkpoint:
 
 def open_checkpoint(found: Found, family: ModuleType | None = None) -> Checkpoint:
     """By the library, or by the family's own modules where it has such."""
-    for folder in (found.folder, *found.others.values()):
-        _refuse_pointers(folder)
     opened = getattr(family, "open_model", None)
     if opened is not None:
         with without_warnings():
@@ -134,10 +132,11 @@ def open_checkpoint(found: Found, family: ModuleType | None = None) -> Checkpoin
     return Checkpoint(found.folder, found.architecture, model.eval().requires_grad_(False), licence=licence)
 
 
-def _refuse_pointers(folder: Path) -> None:
+def refuse_pointers(found: Found) -> None:
     """Of Git-LFS, in the place of small files too: a parser of JSON would say less."""
-    with reading(folder, kind=CheckpointError):
-        for path in sorted([*folder.glob("*"), *folder.glob("*/*")]):
+    folders = (found.folder, *found.others.values())
+    with reading(found.folder, kind=CheckpointError):
+        for path in sorted(path for folder in folders for pattern in ("*", "*/*") for path in folder.glob(pattern)):
             if path.is_file() and path.stat().st_size < 1024 and path.read_bytes().startswith(POINTER):
                 raise CheckpointError(f"{path}: a Git-LFS pointer and no file of a model; fetch them: git lfs pull")
 

@@ -24,7 +24,7 @@ from edgemm.bundle.files import reading
 from edgemm.errors import CheckpointError
 from edgemm.model.pretrained import check_tensors
 
-__all__ = ["KeptTensor", "MappedFile", "kept", "mapped_tensors", "place_of", "shapes_only", "widened"]
+__all__ = ["KeptTensor", "MappedFile", "check_real", "kept", "mapped_tensors", "place_of", "shapes_only", "widened"]
 
 MOST = 256 << 20  # bytes of a file that may stay in memory after they were read
 LEAST = 8192  # numbers: what is smaller is traced as it is, for the tracer may compute with it
@@ -146,7 +146,15 @@ def mapped_tensors(paths: Iterable[Path]) -> dict[str, Tensor]:
     for path in paths:
         file = MappedFile(path)
         found |= {name: kept(file.tensor(name), file) for name in file.entries}
+        for name in file.entries:
+            check_real(found[name], f"{path}: {name}")
     return found
+
+
+def check_real(tensor: Tensor, where: str) -> None:
+    """CheckpointError for what is called a weight and is made of whole numbers: codes of something that packed it."""
+    if where.endswith(("weight", "bias")) and not tensor.is_floating_point():
+        raise CheckpointError(f"{where} has whole numbers ({str(tensor.dtype).partition('.')[2]}), expected floats")
 
 
 def widened(x: Any) -> Any:

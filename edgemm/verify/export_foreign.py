@@ -42,7 +42,7 @@ from edgemm.export.trace import trace
 from edgemm.export.variants import Components, Wanted, write_graphs
 from edgemm.families.family import Drawn, Parts
 from edgemm.families.folder import GGUF, Found, other_folders
-from edgemm.families.hf_checkpoint import Checkpoint, greedy, open_checkpoint
+from edgemm.families.hf_checkpoint import Checkpoint, greedy, open_checkpoint, refuse_pointers
 from edgemm.families.paper import describe, measure
 from edgemm.families.table import load_family
 from edgemm.options import from_keywords
@@ -95,6 +95,7 @@ def export_foreign(found: Found, output: Path, options: ExportOptions | None = N
     found = dataclasses.replace(found, others={**found.others, **other_folders(named)})
     check_runtime()
     family = load_family(found)
+    refuse_pointers(found)
     paper = measure(found)
     for line in describe(paper):
         progress.line(line)
@@ -113,7 +114,7 @@ def export_foreign(found: Found, output: Path, options: ExportOptions | None = N
         progress.status("taking it apart")
         with reading(checkpoint.folder, "cannot be taken apart", CheckpointError, bugs=OF_CODE):
             parts = family.parts(checkpoint)
-        slots = _context(parts, options.max_context)
+        slots = _context(parts, options.max_context, checkpoint.folder)
         loop = parts.denoise
         room = DRAWING_SLOTS + _template_slots(loop, checkpoint) + _edit_slots(parts)
         sizes = fixed_sizes(slots, loop.skip, drawing=room) if loop else {}
@@ -153,7 +154,7 @@ def _check_options(options: ExportOptions) -> None:
             )
 
 
-def _context(parts: Parts, asked: int | None) -> int:
+def _context(parts: Parts, asked: int | None, folder: Path) -> int:
     least = 64
     if parts.text and parts.text.image_token:
         least += parts.text.image_token_count
@@ -161,6 +162,10 @@ def _context(parts: Parts, asked: int | None) -> int:
         least = max(least, 64 + parts.image_tokens.length)
     if parts.denoise and parts.denoise.edits and parts.text:
         least = max(least, 64 + parts.text.image_token_count)
+    if least - 64 >= parts.most_context:
+        raise CheckpointError(
+            f"{folder}: the model reads {parts.most_context} tokens at most, one picture has {least - 64}"
+        )
     usual = max(MAX_CONTEXT, 64 + _edit_slots(parts))
     slots = min(max(usual, least), parts.most_context) if asked is None else asked
     if not min(least, parts.most_context) <= slots <= parts.most_context:
