@@ -55,6 +55,8 @@ LARGEST = {
 }  # of what is counted; more is a damaged config
 LARGEST_NUMBER = 10_000_000  # any other size: a vocabulary is the largest there is
 
+ABOVE_ZERO = ("rope_theta", "scaling_factor")  # divided by
+
 Places = Mapping[str, Path]  # a tensor's name in the model -> the file it is in
 
 
@@ -74,6 +76,8 @@ def _check_numbers(found: dict[str, Any], path: Path) -> None:
             _check_numbers(value, path)
         if isinstance(value, int) and not isinstance(value, bool) and _counts(key) and not 0 < value <= _largest(key):
             raise CheckpointError(f"{path}: {key} is {value}, expected 1 to {_largest(key)}")
+        if key in ABOVE_ZERO and value is not None and not (isinstance(value, (int, float)) and 0 < value < math.inf):
+            raise CheckpointError(f"{path}: {key} is {value!r}, expected a number above 0")
 
 
 def _counts(key: str) -> bool:

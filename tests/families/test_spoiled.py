@@ -69,6 +69,12 @@ FAULTS = [
     ("janusflow", say(PIXELS, "image_mean", value=GONE), "image_mean is None, expected 3 numbers"),
     ("janusflow", say(PIXELS, "background_color", value="grey"), "background_color is 'grey', expected 3 numbers"),
     ("janusflow", say(MODEL, "language_config", "max_position_embeddings", value=0), "reads 0 tokens at most"),
+    ("janusflow", say(MODEL, "language_config", "rope_theta", value=0), "rope_theta is 0, expected a number above 0"),
+    (
+        "mobileo",
+        say("sana/vae/config.json", "scaling_factor", value="0.4"),
+        "scaling_factor is '0.4', expected a number",
+    ),
     ("showo2", be("checkpoint/config.json", POINTER), "config.json"),
     ("showo2", be("llm/tokenizer.json", POINTER), "llm/tokenizer.json: a Git-LFS pointer"),
     ("bagel", be("checkpoint/config.json", b"[1, 2]"), "config.json"),
