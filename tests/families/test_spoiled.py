@@ -73,7 +73,7 @@ FAULTS = [
     (
         "mobileo",
         say("sana/vae/config.json", "scaling_factor", value="0.4"),
-        "scaling_factor is '0.4', expected a number",
+        "scaling_factor is '0.4'",
     ),
     ("showo2", be("checkpoint/config.json", POINTER), "config.json"),
     ("showo2", be("llm/tokenizer.json", POINTER), "llm/tokenizer.json: a Git-LFS pointer"),
