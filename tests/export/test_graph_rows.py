@@ -90,7 +90,7 @@ def test_the_bundle_says_and_draws_what_torch_does(model, runtime):
 
 
 def test_what_the_model_does_not_know_is_refused_by_name(runtime):
-    with pytest.raises(InputError, match="edge.* of type 'beside': this bundle"):
+    with pytest.raises(InputError, match=r"edges? of type 'beside': this bundle"):
         runtime.generate_text(ASKED, graph=Graph([{"id": 1}, {"id": 2}], [(1, "beside", 2)]))
     with pytest.raises(InputError, match="has 5 nodes, this bundle reads at most 4"):
         runtime.generate_image("", graph=Graph([{"id": i} for i in range(5)]))
