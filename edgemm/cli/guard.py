@@ -110,7 +110,7 @@ def _is_real(stream: object) -> bool:
 
 
 def _tell_of_death(number: int) -> None:
-    from edgemm.device.child import signal_name
+    from edgemm.bundle.forked import signal_name
 
     if number == signal.SIGINT:
         raise KeyboardInterrupt
