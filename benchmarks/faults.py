@@ -2,7 +2,7 @@
 
     python benchmarks/faults.py --tries 20                            # the table, and one JSON line
     python benchmarks/faults.py --only load --before ../main          # load, first token, memory: that tree, this tree
-    python benchmarks/faults.py --only kills --checkpoint checkpoints/sticker-small --log kills.jsonl   # an hour or more
+    python benchmarks/faults.py --only kills --checkpoint checkpoints/sticker-small --log kills.jsonl   # an hour
 
 Survived means: what stood there stands, what was made is whole, nothing half done is left after the next run, the exit
 code is the right one.  "load" is no fault: fresh processes of two trees, one after the other, so that a busy machine
