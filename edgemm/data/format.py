@@ -13,7 +13,8 @@ withheld from every style); `held-out-pair` (a label trained in another style an
 `held-out-picture` (what was trained, in pictures that were not); `scorer` (pictures for training an independent judge:
 never train on them, never report on them); `test` (what the owner of other pictures withheld).
 
-Writing is in writer.py, what goes in is in emoji.py, compose.py, shapes.py and, for other people's, collect.py.
+Writing is in writer.py; what goes in is in emoji.py, icon_pictures.py, compose.py, shapes.py and, for other people's,
+collect.py.
 Nothing here needs Pillow.
 """
 
@@ -51,7 +52,7 @@ class Sample:
 
     id: str  # "fluent/1f436"; unique in the dataset
     image: str  # path below the dataset folder
-    style: str  # who drew it: "fluent", "noto", "noto-v1", "twemoji", "shapes"
+    style: str  # who drew it: "fluent", "noto", "noto-v1", "twemoji", "ph", "shapes"
     label: str  # lower-case English; for a scene, its shortest caption
     tags: tuple[str, ...]  # other words for it
     family: str  # what stays together in a split: "heart" for every colour of heart
@@ -109,7 +110,7 @@ class Dataset:
     """A dataset folder, read and checked."""
 
     path: Path
-    kind: str  # "emoji", "compose", "shapes", "clips", "edits", "pictures"
+    kind: str  # "emoji", "icons", "compose", "shapes", "clips", "edits", "pictures"
     size: int  # pixels a side
     styles: tuple[str, ...]
     sources: tuple[Source, ...]

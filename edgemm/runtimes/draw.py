@@ -26,7 +26,7 @@ from edgemm.bundle.prompt import (
     negative_drawing_prompt,
     picture_prompt,
 )
-from edgemm.errors import BundleError, InputError, UsageError
+from edgemm.errors import InputError, UsageError
 from edgemm.runtimes import schedule
 from edgemm.runtimes.backend.engine import Arrays, check_finite
 from edgemm.runtimes.clip import Clip
@@ -70,7 +70,7 @@ class ImageGenerator:
         if loops.image_tokens is not None:
             return self._start_codes(prompt, options, loops.image_tokens)
         if loops.denoise is None:
-            raise BundleError(f"bundle {name} does not draw: it has no denoise loop and no image_tokens loop")
+            raise InputError(f"bundle {name} does not draw: it has no denoise loop and no image_tokens loop")
         loop, clock = loops.denoise, DrawingClock()
         if options.one_call:
             return self._start_one_call(prompt, options, loop, clock)
