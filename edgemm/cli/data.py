@@ -14,7 +14,10 @@ from edgemm.progress import Display
 
 __all__ = ["HELP", "add_arguments", "run"]
 
-HELP = "build the image-text sets: emoji, open icons, composed scenes, procedural shapes and clips, edits, your own pictures"
+HELP = (
+    "build the image-text sets: emoji, open icons, composed scenes, procedural shapes and clips, edits, your own "
+    "pictures"
+)
 KINDS = {
     "emoji": "every emoji of the chosen styles, with labels and questions",
     "icons": "45,000 icons of open sets, each in a colour and on a ground that its captions tell",

@@ -1,4 +1,4 @@
-"""Clips to be drawn and to be read: what the caption says is what the checker sees, and no frame gives an answer away."""
+"""Clips to be drawn and to be read: the checker sees what the caption says, and no frame gives an answer away."""
 
 from __future__ import annotations
 
