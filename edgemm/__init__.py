@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from edgemm.runtimes.model import Model
     from edgemm.runtimes.session import Session
     from edgemm.runtimes.text_call import TextChunk, TextKeywords, TextOptions, TextResult
+    from edgemm.runtimes.watch import Watch, WatchEvent
 
 __all__ = [
     "BundleError",
@@ -64,6 +65,8 @@ __all__ = [
     "TextOptions",
     "TextResult",
     "UsageError",
+    "Watch",
+    "WatchEvent",
     "__version__",
     "load",
 ]
@@ -82,6 +85,7 @@ LAZY = {  # where each name is found when it is first asked for
         "edgemm.runtimes.image_call",
     ),
     **dict.fromkeys(("TextChunk", "TextKeywords", "TextOptions", "TextResult"), "edgemm.runtimes.text_call"),
+    **dict.fromkeys(("Watch", "WatchEvent"), "edgemm.runtimes.watch"),
 }
 
 

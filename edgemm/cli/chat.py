@@ -42,6 +42,8 @@ def run(args: argparse.Namespace) -> int:
     interactive = args.prompt is None and sys.stdin.isatty()
     if interactive and args.json:
         raise UsageError("--json needs --prompt")
+    if interactive and args.video:
+        raise UsageError("--video needs --prompt")
     prompt = args.prompt
     if prompt is None and not interactive:
         with reading("standard input"):

@@ -43,7 +43,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     options, saving = read_options(args, DrawingOptions), read_options(args, SavingOptions)
-    (check_clip_path if options.motion else check_still_path)(args.output, saving)  # before any work
+    moves = options.motion is not None or (options.frames or 1) > 1
+    (check_clip_path if moves else check_still_path)(args.output, saving)  # before any work
     if not args.output.parent.is_dir():
         raise InputError(f"{args.output}: there is no folder {args.output.parent}")
     with open_model(args) as model:

@@ -35,6 +35,7 @@ def text_loop(config: ModelConfig, tokenizer: Tokenizer) -> TextLoop:
         image_token_count=config.vision.token_count,
         background=config.background,
         stop_token_ids=tuple(stop_ids(config, tokenizer)),
+        rope_theta=config.transformer.rope_theta,
     )
 
 

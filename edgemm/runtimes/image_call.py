@@ -85,6 +85,9 @@ class DrawingOptions:
     width: int | None = option(None, "of the picture, for models that draw several sizes", metavar="PIXELS")
     height: int | None = option(None, "the same", metavar="PIXELS")
     one_call: bool = option(False, "by the bundle's graph of the whole loop; needs `edgemm export --one-call draw`")
+    frames: int | None = option(
+        None, "of a clip, for models that learned to draw some (default: the bundle's own)", metavar="N"
+    )
     motion: Motion | None = option(None, "a clip of one second: the drawing, set in motion by plain arithmetic")
 
     def __post_init__(self) -> None:
@@ -129,6 +132,7 @@ class DrawingKeywords(TypedDict, total=False):
     width: int | None
     height: int | None
     one_call: bool
+    frames: int | None
     motion: Motion | None
 
 

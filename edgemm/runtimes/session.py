@@ -80,7 +80,7 @@ class Session:
         raise EdgemmError("the reply ended without a result")
 
     def _stream(self, content: Prompted, images: PictureSources, options: TextOptions) -> Iterator[TextChunk]:
-        clock, messages = Clock(), as_messages(content, images)
+        clock, messages = Clock(), self._generator.with_video(as_messages(content, images), options)
         request, pictures = self._request(messages, options)
         place = self._place
         return self._call(

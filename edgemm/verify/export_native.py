@@ -35,6 +35,7 @@ from edgemm.export.variants import Wanted, native_sizes, write_graphs
 from edgemm.model import checkpoint
 from edgemm.model.checkpoint import weights_hash
 from edgemm.model.codes import write_codes
+from edgemm.model.config import ModelConfig
 from edgemm.model.prompts import codes_prompt, draw_prompt, read_prompt
 from edgemm.model.unified import Unified
 from edgemm.options import from_keywords
@@ -82,6 +83,7 @@ def export_bundle(source: Path, output: Path, options: ExportOptions | None = No
     """
     options = from_keywords(ExportOptions, "export_bundle()", (vars(options) if options else {}) | given)
     if options.component or options.vae:
+        ModelConfig.read(source / "config.json")  # what is no checkpoint of edgemm's is told as that
         raise UsageError("--component and --vae are for models that others published; edgemm's own are whole")
     schemes = options.schemes
     check_runtime()
