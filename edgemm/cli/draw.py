@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edgemm import progress
+from edgemm.cli.flags import add_options, read_options
 from edgemm.errors import EdgemmError, InputError, ResourceError, UsageError
-from edgemm.options import add_options, read_options
 from edgemm.progress import Display
 from edgemm.runtimes.clip import SavingOptions, check_clip_path
 from edgemm.runtimes.image_call import DrawingOptions, check_still_path
