@@ -136,6 +136,10 @@ class TextLoop:
     # picture's tokens and image_end see one another
     image_lead: int = 0  # not joined: the first rows of a picture, which see only those before them, as image_open
     # does before them; the others and image_end see one another
+    rope_theta: float | None = (
+        None  # keys in the cache are turned by their slot, whole heads, the first half against the
+    )
+    # second, at this base: so slots can be moved.  None: nothing is said of it
 
     graph: GraphRows | None = None  # not joined; of the drawing prompt, too
 
@@ -147,6 +151,8 @@ class TextLoop:
         if self.image_lead and (self.joined or self.block):
             raise BundleError("image_lead is given beside joined or block, expected one of them")
         check_range("image_lead", self.image_lead, 0, self.image_token_count)
+        if self.rope_theta is not None:
+            check_range("rope_theta", self.rope_theta, 1, 1e12)
         check_one_of("image_fit", self.image_fit, "pad", "pad_cut", "pad_first", "crop", "stretch")
         check_one_of("image_resample", self.image_resample, "nearest", "bilinear", "bicubic", "lanczos")
         for name in ("image_size", "image_token_count", "image_least"):

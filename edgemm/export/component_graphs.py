@@ -249,7 +249,7 @@ def _prefix_shapes(model: Unified) -> dict[str, Shape]:
     expert, tokens = model.config.denoiser, model.config.image_tokens
     shapes: dict[str, Shape] = {"prompt_vector": ("b", expert.conditioning)}
     if expert.layout_width:
-        shapes["layout"] = ("b", tokens.token_count, expert.layout_width)
+        shapes["layout"] = ("b", tokens.cell_count, expert.layout_width)
     slots = model.config.transformer.queries or "t"
     shapes["prefix_mask"] = ("b", slots)
     for layer in range(expert.depth):
@@ -260,7 +260,7 @@ def _prefix_shapes(model: Unified) -> dict[str, Shape]:
 
 def _image_decoder(model: Unified) -> ComponentGraph:
     tokens = model.config.image_tokens
-    drawn = ("b", tokens.token_count, tokens.token_width)
+    drawn = ("b", tokens.cell_count, tokens.token_width)  # of one frame
     pixels = ("b", 3, tokens.image_size, tokens.image_size)
     return _graph("image_decoder", ImageDecoderGraph(model), {"tokens": drawn}, {"pixels": pixels})
 

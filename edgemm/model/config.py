@@ -161,8 +161,13 @@ class ImageTokensConfig:
     channels: int = 0  # of ae: numbers of a token; of vq: numbers of a code
     hidden: int = 0  # of ae and vq: channels inside the convolutions
     codes: int = 0  # of vq: entries of the codebook
+    frames: int = 1  # pictures of a clip, which are drawn at once; as pixels they stand below one another
+    frame_ms: int = 100  # how long each of several is shown
 
     def __post_init__(self) -> None:
+        _check_positive("image_tokens", self, "frames", "frame_ms")
+        if self.frames > 1 and self.kind != "patch":
+            raise ValueError(f"image_tokens kind {self.kind!r} with {self.frames} frames: clips are drawn as patches")
         if self.kind not in ("patch", "ae", "vq"):
             raise ValueError(f"image tokens {self.kind!r} are none of: patch, ae, vq")
         _check_positive("image_tokens", self, "image_size", "patch")
@@ -180,8 +185,13 @@ class ImageTokensConfig:
             raise ValueError(f"image_tokens codes is {self.codes}: kind 'vq' has 2 or more, the others 0")
 
     @property
-    def token_count(self) -> int:
+    def cell_count(self) -> int:
+        """Tokens of one frame."""
         return (self.image_size // self.patch) ** 2
+
+    @property
+    def token_count(self) -> int:
+        return self.frames * self.cell_count
 
     @property
     def token_width(self) -> int:
@@ -326,6 +336,8 @@ class ModelConfig:
             raise ValueError("graph with objective 'ar': a model of codes reads tokens alone")
         if self.base and self.transformer.mixture:
             raise ValueError(f"transformer mixture with base {self.base!r}, whose feed-forward networks are whole")
+        if self.image_tokens.frames > 1 and (self.experts == "dense" or self.edits):
+            raise ValueError("image_tokens frames: neither dense experts nor models that edit draw clips")
         if self.objective not in ("flow", "ar"):
             raise ValueError(f"objective {self.objective!r} is none of: flow, ar")
         self._check_codes()

@@ -5,6 +5,7 @@ image queries attend to [the prompt's prefix ; the image's own keys], as in mixt
 Time and the pooled prompt enter through the norms only, so the prefix is the same at every step; a model for few steps
 is also told the size of the step that its prediction is for (arXiv:2410.12557).
 It predicts x, the clean picture, rather than noise or velocity (arXiv:2511.13720).
+A clip is denoised as one picture of several frames, each of which sees all: sines of its number tell it apart.
 Axes: b batch, n image tokens, p numbers a token, w width, h heads, d head width, t prefix slots, c conditioning.
 """
 
@@ -67,12 +68,19 @@ class Block(nn.Module):
 
 
 class Denoiser(nn.Module):
+    frame_waves: Tensor  # (frames, w)
+
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         expert, tokens = config.denoiser, config.image_tokens
         self.embed = nn.Linear(tokens.token_width, expert.width)
         self.layout_proj = nn.Linear(expert.layout_width, expert.width, bias=False)
-        self.position = nn.Parameter(torch.randn(tokens.token_count, expert.width) * 0.02)
+        self.position = nn.Parameter(torch.randn(tokens.cell_count, expert.width) * 0.02)
+        self.frames = tokens.frames
+        if tokens.frames > 1:  # at birth all frames are alike: a clip begins as what draws a picture
+            self.frame_scale = nn.Parameter(torch.zeros(expert.width))
+            waves = time_features(torch.arange(tokens.frames) / 1000, expert.width)  # (frames, w)
+            self.register_buffer("frame_waves", waves, persistent=False)
         self.time_width = 256
         self.time_mlp = nn.Sequential(
             nn.Linear(self.time_width, expert.conditioning),
@@ -101,7 +109,7 @@ class Denoiser(nn.Module):
 
         step_size (b) is how far the next step goes; a model without that input ignores it.
         """
-        x = self.embed(noisy_tokens) + self.layout_proj(prefix.layout) + self.position
+        x = self.embed(noisy_tokens) + self._places(self.layout_proj(prefix.layout) + self.position)
         features = time_features(time, self.time_width).to(noisy_tokens.dtype)
         embedded = self.time_mlp(features)
         if self.step_mlp is not None:
@@ -115,3 +123,10 @@ class Denoiser(nn.Module):
             x = block(x, condition, keys, values, mask)
         shift, scale = self.modulation(condition)[:, None].chunk(2, dim=-1)
         return self.head(self.norm(x) * (1 + scale) + shift)
+
+    def _places(self, cells: Tensor) -> Tensor:
+        """What each place of a picture (b, cells, w) is told, for every frame of a clip: (b, n, w)."""
+        if self.frames == 1:
+            return cells
+        frames = (self.frame_waves * self.frame_scale).to(cells.dtype)  # (frames, w)
+        return (cells[:, None] + frames[:, None]).flatten(1, 2)

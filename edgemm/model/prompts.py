@@ -37,6 +37,7 @@ def text_loop(config: ModelConfig, tokenizer: Tokenizer) -> TextLoop:
         background=config.background,
         stop_token_ids=tuple(stop_ids(config, tokenizer)),
         graph=None if config.graph is None else GraphRows(config.graph.kinds, config.graph.nodes),
+        rope_theta=config.transformer.rope_theta,
     )
 
 

@@ -62,6 +62,7 @@ class ImageGenerator:
         return begin if options.motion is None else lambda cancelled: _set_in_motion(begin(cancelled), options.motion)
 
     def _start(self, prompt: str, options: DrawingOptions) -> Callable[[Cancelled], Drawn]:
+        self._check_frames(options)
         name, loops = self._manifest.name, self._manifest.loops
         graph = None
         if options.graph is not None:
@@ -115,6 +116,15 @@ class ImageGenerator:
             return self._denoise(read, [], loop, cancelled, clock)
 
         return begin
+
+    def _check_frames(self, options: DrawingOptions) -> None:
+        name, loop = self._manifest.name, self._manifest.loops.denoise
+        frames = loop.frames if loop else 1
+        if options.frames is not None and options.frames != frames:
+            draws = f"clips of {frames} frames" if frames > 1 else "still pictures; motion sets one in motion"
+            raise UsageError(f"frames is {options.frames}, bundle {name} draws {draws}")
+        if frames > 1 and options.motion is not None:
+            raise UsageError(f"motion is for still pictures, bundle {name} draws clips of {frames} frames")
 
     def _start_one_call(
         self, prompt: str, options: DrawingOptions, loop: DenoiseLoop, clock: DrawingClock

@@ -89,6 +89,9 @@ class DrawingOptions:
         None, "a graph to draw: node-link JSON as networkx writes it, a dict or a file", metavar="FILE", type=str
     )
     one_call: bool = option(False, "by the bundle's graph of the whole loop; needs `edgemm export --one-call draw`")
+    frames: int | None = option(
+        None, "of a clip, for models that learned to draw some (default: the bundle's own)", metavar="N"
+    )
     motion: Motion | None = option(None, "a clip of one second: the drawing, set in motion by plain arithmetic")
 
     def __post_init__(self) -> None:
@@ -134,6 +137,7 @@ class DrawingKeywords(TypedDict, total=False):
     height: int | None
     graph: GraphSource | None
     one_call: bool
+    frames: int | None
     motion: Motion | None
 
 

@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     from edgemm.runtimes.session import Session
     from edgemm.runtimes.text import TextGenerator
     from edgemm.runtimes.text_batch import TextBatch, Writing
+    from edgemm.runtimes.watch import Watch
 
 __all__ = ["Calls", "Model"]
 
@@ -200,6 +201,27 @@ class Model:
             ),
             chosen.timeout_s,
         )
+
+    def watch(
+        self,
+        instruction: str = "",
+        window: int = 16,
+        every: int = 0,
+        notes: int = 4,
+        reread: bool = False,
+        **options: Unpack[TextKeywords],
+    ) -> Watch:
+        """A stream of pictures in constant memory: push(frame, t), ask(question), events (watch.py).
+
+        The last `window` frames are remembered as pictures.  With `every` the instruction is asked after so many frames
+        and what is new becomes an event; the last `notes` events stand before a question.  `reread` reads the whole
+        window anew at every question.  `options` as in stream_text.
+        """
+        from edgemm.runtimes.watch import Watch, WatchOptions
+
+        also = ("instruction", "window", "every", "notes", "reread")
+        chosen = from_keywords(TextOptions, "watch()", options, also)
+        return Watch(self._text, self._call, instruction, WatchOptions(window, every, notes, reread), chosen)
 
     # Pictures
 

@@ -80,7 +80,8 @@ class Session:
         raise EdgemmError("the reply ended without a result")
 
     def _stream(self, content: Prompted, images: PictureSources, options: TextOptions) -> Iterator[TextChunk]:
-        clock, messages = Clock(), self._generator.messages(content, images, options)
+        generator, clock = self._generator, Clock()
+        messages = generator.with_video(generator.messages(content, images, options), options)
         request, pictures = self._request(messages, options)
         place = self._place
         return self._call(

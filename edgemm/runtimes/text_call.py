@@ -17,6 +17,7 @@ from edgemm.options import option
 
 if TYPE_CHECKING:
     from edgemm.bundle.node_link import GraphSource
+    from edgemm.runtimes.video import VideoSource
 
 __all__ = [
     "DRAW_MARKS",
@@ -83,6 +84,14 @@ class TextOptions:
         metavar="FILE",
         type=str,
     )
+    video: VideoSource | None = option(
+        None,
+        "a file, or frames one by one, whose pictures come after `images` in the last message",
+        metavar="FILE",
+        type=str,
+    )
+    fps: float | None = option(None, "of a video file: frames a second that are read (default: 2)", metavar="F")
+    max_frames: int = option(16, "of a video: where fps gives more, so many, spread evenly", metavar="N")
 
 
 class TextKeywords(TypedDict, total=False):
@@ -103,6 +112,9 @@ class TextKeywords(TypedDict, total=False):
     ignore_eos: bool
     prompt_lookup_num_tokens: int | None
     graph: GraphSource | None
+    video: VideoSource | None
+    fps: float | None
+    max_frames: int
 
 
 @dataclass(frozen=True)

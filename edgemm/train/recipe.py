@@ -63,7 +63,11 @@ RANGES: tuple[tuple[tuple[str, ...], float, float], ...] = (  # of whichever of 
     (("steps", "batch", "log_every", "save_every", "sample_every"), 1, LARGEST),
     (("noises", "views", "reply_tokens", "lora_rank", "lora_alpha", "top_words", "trajectories"), 1, LARGEST),
     (("perceptual_weight", "adversarial_weight", "adversarial_start", "data_weight", "feature_weight"), 0, LARGEST),
-    (("seed", "threads", "warmup", "align_steps", "word_steps", "replies", "lora_first_layer", "pictures"), 0, LARGEST),
+    (
+        ("frames", "seed", "threads", "warmup", "align_steps", "word_steps", "replies", "lora_first_layer", "pictures"),
+        0,
+        LARGEST,
+    ),
     (("learning_rate", "matrix_learning_rate", "weight_decay", "time_spread"), 0, LARGEST),
     (("reply_weight", "flow_weight", "guidance", "transformer_layers", "denoiser_layers"), 0, LARGEST),
     (("reply_share", "blend"), 0, 0.9),
@@ -194,6 +198,7 @@ class Stage(Recipe):
     # "connector" draws what a frozen transformer makes of learned queries
     vision: str = "single"  # "dual": pixels beside EfficientNet-Lite0's features
     image_tokens: str = "patch"  # "ae": latents of an autoencoder; "vq": entries of a codebook
+    frames: int = 0  # of clips that a model for still pictures is to draw; 0 leaves it as it is
     objective: str = "flow"  # "ar": the transformer says a picture's codes, of image_tokens "vq", one after the other
     graphs: str = "text"  # "rows": a row a node and a row an edge (model/graph_encoder.py)
     mixture: str = "none"  # "8-top-2" and so on: experts that a learned router chooses among (model/feed_forward.py)

@@ -92,9 +92,26 @@ def _start(recipe: Stage) -> Unified:
     else:  # reading goes on with an adapter as it is, unless all weights learn
         adapts = isinstance(recipe, ReadRecipe | JointRecipe) and "transformer" not in recipe.train
         model = checkpoint.load(recipe.start, merge=not adapts)
+    if recipe.frames not in (0, model.config.image_tokens.frames):
+        model = with_frames(model, recipe.frames)
     if "transformer" in parts_of(recipe, model.config):
         own_the_transformer(model)
     return model
+
+
+def with_frames(model: Unified, frames: int) -> Unified:
+    """A model that draws clips with the weights of one that draws still pictures: all frames begin alike."""
+    tokens = model.config.image_tokens
+    if tokens.frames > 1:
+        raise UsageError(f"recipe: frames is {frames}, {model.config.name} draws clips of {tokens.frames}")
+    try:
+        config = dataclasses.replace(model.config, image_tokens=dataclasses.replace(tokens, frames=frames))
+    except ValueError as error:
+        raise UsageError(f"recipe: frames is {frames}: {error}") from error
+    clips = Unified(config, model.tokenizer_json)
+    found = clips.load_state_dict(model.state_dict(), strict=False)
+    assert found.missing_keys == ["denoiser.frame_scale"] and not found.unexpected_keys
+    return clips
 
 
 def _task(model: Unified, recipe: Stage, ranks: Ranks) -> Task:

@@ -132,7 +132,7 @@ def example_inputs(model: Unified, prompt_lookup: bool = False) -> dict[str, Nam
     noise = torch.randn(
         len(DRAWINGS), tokens.token_count, tokens.token_width, generator=torch.Generator().manual_seed(0)
     )
-    clean = model.to_tokens(_pictures(tokens.image_size))
+    clean = model.to_tokens(_pictures(tokens.image_size)).repeat(1, tokens.frames, 1)
     time = torch.tensor(TIMES)
     noisy = time[:, None, None] * clean + (1 - time)[:, None, None] * noise
     steps = {"step_size": (1 - time) / 2} if model.config.denoiser.step_size else {}
@@ -141,7 +141,7 @@ def example_inputs(model: Unified, prompt_lookup: bool = False) -> dict[str, Nam
         "transformer": _transformer(model) | more,
         "conditioner": _conditioner(model),
         "denoiser": {"noisy_tokens": noisy, "time": time, **steps, **_prefix(model)},
-        "image_decoder": {"tokens": noisy},
+        "image_decoder": {"tokens": noisy[:, : tokens.cell_count]},
         **({} if model.config.graph is None else {"graph_encoder": _graph_rows(model.config.graph)}),
     }
 

@@ -22,7 +22,7 @@ from edgemm.errors import BundleError, CheckFailedError, EdgemmError
 from edgemm.runtimes.backend.engine import plan_threads
 from edgemm.runtimes.codes_loop import CodesRequest, image_prompt, open_codes, unconditional_prompt, write_codes
 from edgemm.runtimes.engines import Choice, select
-from edgemm.runtimes.image_call import DrawingClock
+from edgemm.runtimes.image_call import DrawingClock, Picture
 from edgemm.runtimes.model import Model
 from edgemm.runtimes.sampling import Sampling
 from edgemm.verify.parity import (
@@ -68,7 +68,7 @@ def compare_loops(model: Model, recorded: Recorded) -> Iterator[Comparison]:
                 height=case.height,
                 width=case.width,
             )
-            yield compare_pictures(_name_drawing(case), recorded.precision, drawn.pixels, wanted)
+            yield compare_pictures(_name_drawing(case), recorded.precision, _whole(drawn.image), wanted)
         yield from _compare_one_call(model, recorded)
     except EdgemmError as error:
         if type(error) is EdgemmError:  # the runtime's own word for an answer that cannot be right
@@ -97,6 +97,11 @@ def _fits(model: Model, call: OneCall, case: DrawCase) -> bool:
     assert loop is not None
     wanted = (1, *loop.state_shape(case.height or loop.height, case.width or loop.width))
     return all(entry == size for entry, size in zip(noise.shape, wanted, strict=True) if isinstance(entry, int))
+
+
+def _whole(drawn: Picture) -> np.ndarray:
+    """Every frame of a clip below the one before, as torch draws it: (3, frames * H, W)."""
+    return drawn.pixels if drawn.clip is None else np.concatenate(drawn.clip.pixels, axis=1)
 
 
 def _name_drawing(case: DrawCase) -> str:
