@@ -4,8 +4,9 @@
 
 Debian's qemu-user-static and mmdebstrap, and a network when the root is made: an arm64 Debian with Python 3.11, aarch64
 wheels unpacked beside it, and the files of /proc and /sys by which ONNX Runtime counts Arm's cores.  No binfmt, no
-chroot.  For each processor model one emulated process imports the runtime, makes ids of words, runs each component on the
-inputs that x86 ran, and compares the bundle's recorded replies and drawings.  A line a comparison, then one JSON line.
+chroot.  For each processor model one emulated process imports the runtime, makes ids of words, runs each component on
+the inputs that x86 ran, and compares the bundle's recorded replies and drawings.  A line a comparison, then one JSON
+line.
 JetPack 6 has Python 3.10; no package registry has one for arm64, so its ONNX Runtime (1.23.2) runs here in Python 3.11.
 """
 

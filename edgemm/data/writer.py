@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import shutil
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -52,8 +51,9 @@ class DatasetWriter:
         self._made: set[Path] = set()
 
     def add(self, sample: Sample, picture: Image.Image) -> None:
-        if picture.mode != "RGB" or picture.size != (self.size, self.size):
-            raise ValueError(f"{sample.id} is {picture.mode} {picture.size}, not RGB {self.size} x {self.size}")
+        height = self.size * (sample.scene or {}).get("frames", 1)  # of clips, frame below frame
+        if picture.mode != "RGB" or picture.size != (self.size, height):
+            raise ValueError(f"{sample.id} is {picture.mode} {picture.size}, not RGB {self.size} x {height}")
         file = self.folder / sample.image
         if file.parent not in self._made:
             file.parent.mkdir(parents=True, exist_ok=True)
@@ -153,9 +153,10 @@ def write_notice(folder: Path, packages: Sequence[Package], terms: str = OURS) -
     for package in packages:
         what = "labels and tags taken" if package.name == "emojibase-data" else "drawings rasterised on white"
         lines.append(f"- {what} from the npm package {package.name} {package.version}")
-        lines.append(f"  by {package.author}; {package.licence}; see LICENSES/{package.licence_file}")
+        lines.append(f"  by {package.author}; {package.licence}; see LICENSES/{package.notice_file}")
+        text = (TEXTS / package.licence_file).read_text(encoding="utf-8").replace("{author}", package.author)
         (folder / "LICENSES").mkdir(exist_ok=True)
-        shutil.copyfile(TEXTS / package.licence_file, folder / "LICENSES" / package.licence_file)
+        (folder / "LICENSES" / package.notice_file).write_text(text, encoding="utf-8")
     (folder / "NOTICE").write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
@@ -173,7 +174,7 @@ def contact_sheet(folder: Path, samples: Sequence[Sample], size: int) -> Image.I
     sheet = Image.new("RGB", (columns * step + GAP, rows * step + GAP), "#dddddd")
     for index, sample in enumerate(shown):
         with Image.open(folder / sample.image) as picture:
-            sheet.paste(picture, (GAP + index % columns * step, GAP + index // columns * step))
+            sheet.paste(picture.crop((0, 0, size, size)), (GAP + index % columns * step, GAP + index // columns * step))
     return sheet
 
 
