@@ -295,7 +295,8 @@ def _clip_scores(row: Row, model: Any, folder: Path, args: argparse.Namespace) -
     import clips
 
     from edgemm.data.format import read_dataset
-    from edgemm.evaluate.subject import DrawSettings, open_subject, some
+    from edgemm.evaluate.evaluation import open_subject
+    from edgemm.evaluate.subject import DrawSettings, some
 
     dataset, subject = read_dataset(args.runs / "clips"), open_subject(folder / "checkpoint", DrawSettings(), threads=1)
     scores: dict[str, Any] = {}
