@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 from edgemm.bundle.files import reading
 from edgemm.cli.draw import add_model_arguments, open_model
+from edgemm.cli.flags import add_options, read_options
 from edgemm.errors import InputError, UsageError
-from edgemm.options import add_options, read_options
 from edgemm.runtimes.text_call import TextOptions
 
 if TYPE_CHECKING:

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from edgemm.bundle.files import check_is_file, read_text, reading
-from edgemm.device.child import forked
+from edgemm.bundle.forked import forked
 from edgemm.errors import CheckpointError, MissingError
 from edgemm.export.trace import without_warnings
 from edgemm.families.folder import Found

@@ -11,7 +11,7 @@ Axes: n output channels, k input channels.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 
 from edgemm.errors import UsageError
@@ -58,6 +58,7 @@ TEXT = {
     "fp16": FLOAT,
     "int8": SideScheme(Layer(8, BLOCK, activations="block"), Layer(8, 0), "smoothquant"),
     "w8a8": SideScheme(Layer(8, 0, activations="token"), Layer(8, 0, activations="static"), "smoothquant"),
+    "w8a8-whole": SideScheme(Layer(8, 0, activations="token"), method="smoothquant"),  # the head, too: for wasm
     "int4": SideScheme(INT4, Layer(4, PORTABLE_BLOCK), "awq+gptq"),
     "fp8": FP8,
     "nvfp4": SideScheme(Layer(4, FLOAT_BLOCK, form="nvfp4", activations="nvfp4")),
@@ -90,6 +91,7 @@ FREQUENT = {4: 16_384, 8: 24_576}  # tokens that keep 8 bits, as calibration.py 
 HEAVY = 1 / 3  # of the transformer's numbers: where the embedding has more, bytes matter even when 8 bits are asked for
 WIDE_BLOCKS = (128, 64)  # of 8 bits, where 4 are asked for: as good, and faster than blocks of 32
 TENDER = re.compile(r"layers\.\d+\.(?:self_attn\.[qkv]_proj|mlp\.down_proj)$")  # as k-quant mixes of llama.cpp have it
+OUTLIERS = "a few tokens' inputs are thousands of times the others'"
 READ_AT_EVERY_STEP = "its keys and values are read at every step"
 READING = ("transformer", "text_head", "image_head")  # the heads of transformers that have several
 TOWERS = ("image_encoder", "latent_encoder", "image_embedder", "image_decoder", "vq_decoder")  # of others' models
@@ -127,14 +129,19 @@ def choose_layers(
     portable: bool = False,
     towers: bool = False,
 ) -> dict[str, Layer]:
-    """The same for weights (n, k) by name; drawing reads keys and values of layers below `drawing_depth`.  `towers`:
-    what sees and paints pictures is rounded whole, to 8 bits."""
+    """The same for weights (n, k) by name.  Drawing reads keys and values of layers below `drawing_depth`: where 4 bits
+    are asked for, what feeds them keeps 8, in the lower half of the model at most (docs/quantize.md).  `towers`: what
+    sees and paints pictures is rounded whole, to 8 bits."""
     schemes = scheme_of("text", text), scheme_of("draw", draw)
     portable = portable or any(scheme.layer.form != "int" for scheme in schemes)  # who takes those takes nothing else
     text_form, draw_form = (scheme.form(portable) for scheme in schemes)
-    chosen = dict(_decide(shapes, text_form, draw_form, drawing_depth, portable))
+    if text == "w8a8-whole":
+        chosen = dict(_decide_whole(shapes, text_form, draw_form))
+    else:
+        chosen = dict(_decide(shapes, text_form, draw_form, drawing_depth, portable))
     if towers:
         plain = Layer(8) if portable else Layer(8, BLOCK, activations="block")
+        plain = text_form if text == "w8a8-whole" else plain
         chosen |= {name: plain for name in shapes if name.partition(".")[0] in TOWERS}
     return chosen
 
@@ -143,13 +150,14 @@ def _decide(
     shapes: Mapping[str, tuple[int, int]], text: Layer, draw: Layer, drawing_depth: int, portable: bool
 ) -> Iterator[tuple[str, Layer]]:
     read = {name: rows * width for name, (rows, width) in shapes.items() if side_of(name) == "text"}
+    fed = _layers_that_feed(shapes, drawing_depth)
     tight = text.bits == 4 or read.get(HEAD, 0) > HEAVY * sum(read.values())
     for name, (rows, width) in shapes.items():
         if side_of(name) == "text" and text.bits is not None:
             if name == HEAD and portable:
                 yield name, Layer(None, reason="looked up and multiplied with: it stays in the target's own float")
             else:
-                layer = _text_layer(name, width, text, drawing_depth)
+                layer = _text_layer(name, width, text, drawing_depth, fed)
                 if name == HEAD and layer.bits and drawing_depth and tight and rows >= 2 * FREQUENT[text.bits]:
                     yield name, replace(layer, rows=FREQUENT[text.bits])
                     yield (
@@ -166,6 +174,19 @@ def _decide(
             yield name, _draw_layer(name, draw)
 
 
+def _decide_whole(shapes: Mapping[str, tuple[int, int]], text: Layer, draw: Layer) -> Iterator[tuple[str, Layer]]:
+    """The head and what sees, too: nothing is in blocks but filters.  Down projections have whole-number weights alone,
+    which an engine unpacks when it loads them."""
+    for name, (rows, width) in shapes.items():
+        if side_of(name) == "text":
+            yield name, replace(Layer(8), reason=OUTLIERS) if name.endswith(".down_proj") else text
+        elif name.startswith("image_encoder."):
+            for _, layer in _image_encoder_layers(name, rows, width, IMAGE_ENCODER + IMAGE_ENCODER_TIGHT):
+                yield name, layer if layer.bits == 8 else replace(text, reason=layer.reason)
+        elif side_of(name) == "draw" and draw.bits is not None:
+            yield name, _draw_layer(name, draw)
+
+
 def _image_encoder_layers(
     name: str, rows: int, width: int, table: tuple[tuple[str, int, Layer], ...]
 ) -> Iterator[tuple[str, Layer]]:
@@ -174,23 +195,33 @@ def _image_encoder_layers(
             yield name, layer
 
 
-def _text_layer(name: str, width: int, asked: Layer, drawing_depth: int) -> Layer:
+def _layers_that_feed(shapes: Iterable[str], drawing_depth: int) -> int:
+    """How many of the transformer's layers, from the first, keep 8 bits for what drawing reads: all below the last that
+    it reads, but no more than half of the model, behind which rounding is passed on less far."""
+    numbers = [int(found[1]) for name in shapes if (found := re.match(r"transformer\.layers\.(\d+)\.", name))]
+    return min(drawing_depth - 1, (max(numbers, default=-1) + 2) // 2) if drawing_depth else 0
+
+
+def _text_layer(name: str, width: int, asked: Layer, drawing_depth: int, fed: int) -> Layer:
     if name == HEAD:
         if width % BLOCK:
             return Layer(None, reason=f"its width {width} is no multiple of {BLOCK}")
         group = BLOCK if width % WIDE else WIDE
         return Layer(8, group, activations="block", reason="the embedding is the head: a coarse one costs twice")
-    if asked.bits == 4 and not asked.symmetric and TENDER.search(name):
+    numbered = re.search(r"layers\.(\d+)\.", name)
+    feeds = asked.bits == 4 and asked.form == "int" and numbered and int(numbered[1]) < fed
+    if asked.bits == 4 and not asked.symmetric and (feeds or TENDER.search(name)):
         group = next((size for size in WIDE_BLOCKS if width % size == 0), BLOCK)
-        return Layer(8, group, activations=asked.activations, reason="4 bits lose most here")
+        reason = READ_AT_EVERY_STEP if feeds else "4 bits lose most here"
+        return Layer(8, group, activations=asked.activations, reason=reason)
     drawn = re.search(r"layers\.(\d+)\.(?:self_attn\.[kv]_proj|mlp\.down_proj)$", name)
     if asked.form == "nvfp4" and drawn and int(drawn[1]) < drawing_depth:
         return Layer(8, reason=READ_AT_EVERY_STEP)
-    if asked.bits == 4 and drawn and int(drawn[1]) < drawing_depth:
+    if feeds or (asked.bits == 4 and drawn and int(drawn[1]) < drawing_depth):
         return Layer(8, 0, asked.symmetric, asked.activations, reason=READ_AT_EVERY_STEP)
     if asked.activations in ("tensor", "token", "static", "fp8") and name.endswith(".down_proj"):
         safe = Layer(8) if asked.activations in ("static", "fp8") else Layer(8, BLOCK, activations="block")
-        return replace(safe, reason="a few tokens' inputs are thousands of times the others'")
+        return replace(safe, reason=OUTLIERS)
     if asked == TEXT["int4"].portable and width % asked.group:
         return Layer(8, 0, reason=f"its width {width} is no multiple of {asked.group}, as NVIDIA's parser wants blocks")
     return asked

@@ -40,6 +40,18 @@ def test_every_layer_has_a_form_that_the_target_takes(scheme):
         }
 
 
+@pytest.mark.parametrize("portable", [False, True])
+@pytest.mark.parametrize(("drawing_depth", "fine"), [(0, 0), (3, 2), (6, 3)])
+def test_what_feeds_the_keys_that_drawing_reads_keeps_8_bits(portable, drawing_depth, fine):
+    """All layers below the last that it reads, half of the model at most."""
+    parts = ("self_attn.o_proj", "mlp.gate_proj", "mlp.up_proj")
+    shapes = {f"transformer.layers.{number}.{part}": (128, 128) for number in range(6) for part in parts}
+    layers = choose_layers(shapes, "int4", "int8", drawing_depth, portable)
+    for name, layer in layers.items():
+        assert layer.bits == (8 if int(name.split(".")[2]) < fine else 4), name
+        assert portable is False or refusal(layer) is None
+
+
 def test_blocks_that_do_not_divide_a_width_become_one_scale_a_channel():
     """352 is the width behind the feed-forward layers of checkpoints/micro-shapes."""
     (layer,) = choose_layers({"transformer.layers.0.mlp.down_proj": (128, 352)}, "int4", "fp16", portable=True).values()
@@ -47,7 +59,7 @@ def test_blocks_that_do_not_divide_a_width_become_one_scale_a_channel():
 
 
 def test_a_target_without_words_gets_its_first_precision():
-    assert [scheme.precision for scheme in read_schemes(",".join(TARGETS), None)] == ["fp32"] + 5 * ["fp16"]
+    assert [scheme.precision for scheme in read_schemes(",".join(TARGETS), None)] == ["fp32", "int8"] + 5 * ["fp16"]
     assert [scheme.precision for scheme in read_schemes("cpu,rtx,cpu", "rtx=nvfp4")] == ["fp32", "nvfp4"]
     assert precisions_of("cpu") == ("fp32", "int8", "int4")
 
@@ -55,7 +67,7 @@ def test_a_target_without_words_gets_its_first_precision():
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({"target": "tpu"}, "target 'tpu' is none of: cpu, cuda"),
+        ({"target": "tpu"}, "target 'tpu' is none of: cpu, web, cuda"),
         ({"target": ","}, "no target is named"),
         ({"precision": "rtx=int8"}, "precision is given for 'rtx', and the targets are: cpu"),
         ({"target": "cpu,cuda", "precision": "fp8"}, r"no kernels for fp8; one a target: --precision cpu=...,cuda=..."),
