@@ -30,6 +30,7 @@ def serve(application: Application, host: str, port: int, drain_s: int) -> int:
         timeout_graceful_shutdown=drain_s,
         server_header=False,
         lifespan="on",
+        ws="none",  # there are none, and importing what speaks them takes a tenth of a second
     )
     server = _Server(config, application)
     with listening:
