@@ -28,7 +28,7 @@ __all__ = ["bytes_per_weight", "graph_weights", "make_specs", "make_specs_of_gra
 
 WITHOUT_DATA = ("vq", "connector")  # families whose calibration nobody has written
 NO_SHARES: Mapping[str, str] = MappingProxyType({})
-TOGETHER = {"int8": {"text": "w8a8"}, "int4": {"draw": "w4a8"}}  # one form for reading and drawing, where both share
+TOGETHER = {"int4": {"draw": "w4a8"}}  # one form for reading and drawing, where both share
 
 
 def make_specs(
@@ -70,7 +70,7 @@ def make_specs_of_graphs(
         if scheme.quantize:
             asked = scheme.quantize
             if twins and asked.draw != "fp16":
-                asked = replace(asked, **TOGETHER[asked.text])
+                asked = replace(asked, **TOGETHER.get(asked.text, {}))
             found[scheme.target] = quantize_without_data(own, asked, drawing_depth, twins, towers=True)
     return found
 
