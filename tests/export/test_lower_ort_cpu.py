@@ -286,7 +286,7 @@ def test_inputs_in_two_terms_are_as_good_as_float_and_rows_of_zeros_stay_zeros()
     x[1, 7], x[3] = 1000, 0  # a number that eight bits would leave nothing else beside
     (found,) = session.run(None, {"x": x})
     wanted = x.astype(np.float64) @ numbers.dequantized().double().numpy().T
-    assert (np.abs(found - wanted).max(1) <= 1e-4 * np.abs(wanted).max(1)).all()
+    assert (np.abs(found - wanted).max(1) <= 3e-4 * np.abs(wanted).max(1)).all()
     assert not found[3].any()
 
 

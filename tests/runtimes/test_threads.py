@@ -104,7 +104,9 @@ def test_rows_of_a_small_denoiser_run_side_by_side_and_are_those_of_a_batch(bund
     random, found = np.random.default_rng(0), []
     sizes = [[2 if axis == "b" else 7 if isinstance(axis, str) else axis for axis in s.shape] for s in variant.inputs]
     inputs = {
-        spec.name: (random.random(size) < 2 if spec.dtype == "bool" else random.standard_normal(size)).astype(spec.dtype)
+        spec.name: (random.random(size) < 2 if spec.dtype == "bool" else random.standard_normal(size)).astype(
+            spec.dtype
+        )
         for spec, size in zip(variant.inputs, sizes, strict=True)
     }
     for count in (1, 2):
