@@ -14,10 +14,11 @@ from edgemm.progress import Display
 
 __all__ = ["HELP", "add_arguments", "run"]
 
-HELP = "build the image-text sets: emoji, scenes composed of emoji, procedural shapes, edits, your own pictures"
+HELP = "build the image-text sets: emoji, open icons, composed scenes, procedural shapes, edits, your own pictures"
 KINDS = {
     "emoji": "every emoji of the chosen styles, with labels and questions",
-    "compose": "two to four emoji on a canvas, with exact captions: counts and relations",
+    "icons": "45,000 icons of open sets, each in a colour and on a ground that its captions tell",
+    "compose": "two to four emoji, or icons, on a canvas, with exact captions: counts and relations",
     "shapes": "coloured shapes, with a checker that needs no model",
     "edits": "pairs of pictures and what turns one into the other: style, colour, one thing more",
     "pictures": "your own: a folder with metadata.jsonl, .tar shards, or a Hugging Face dataset on disk",
@@ -49,7 +50,19 @@ def _add_own(parser: argparse.ArgumentParser, kind: str) -> None:
             help="icon sets to draw (default: %(default)s); twemoji is CC BY 4.0 and goes to the scorer split, "
             "openmoji is CC BY-SA 4.0",
         )  # fmt: skip
-    if kind in ("emoji", "compose"):
+    if kind == "icons":
+        parser.add_argument(
+            "--sets", nargs="+", metavar="SET", help="icon sets to draw (default: all; a name that is none lists them)"
+        )
+    if kind == "emoji":
+        parser.add_argument(
+            "--hues", type=int, default=0, metavar="N",
+            help="also N copies in other colours of each training drawing of a thing that comes in any",
+        )  # fmt: skip
+        parser.add_argument(
+            "--plain-words", action="store_true", help='also captions as people ask: "a picture of a car"'
+        )
+    if kind in ("emoji", "icons", "compose"):
         parser.add_argument(
             "--cache", type=Path, metavar="DIR", help="where packages are kept (default ~/.cache/edgemm)"
         )
@@ -67,9 +80,11 @@ def _add_own(parser: argparse.ArgumentParser, kind: str) -> None:
     if kind in ("compose", "edits"):
         otherwise = ": shapes" if kind == "edits" else " of --styles is made"
         parser.add_argument(
-            "--source", type=Path, metavar="DIR", help=f"an emoji dataset to take from (without{otherwise})"
+            "--source", type=Path, metavar="DIR", help=f"a set of emoji or of icons to take from (without{otherwise})"
         )
-    if kind != "emoji":
+    if kind == "icons":
+        parser.add_argument("--count", type=int, help="icons at most, chosen by lot (default: all)")
+    elif kind != "emoji":
         parser.add_argument("--count", type=int, default=4000, help="scenes to make (default %(default)s)")
     if kind == "shapes":
         parser.add_argument(
@@ -84,6 +99,8 @@ def _add_own(parser: argparse.ArgumentParser, kind: str) -> None:
 def run(args: argparse.Namespace) -> int:
     if getattr(args, "count", None) is not None and args.count < 1:
         raise UsageError(f"--count {args.count} makes nothing; give at least 1")
+    if not 0 <= getattr(args, "hues", 0) <= 7:
+        raise UsageError(f"--hues {args.hues}, expected 0 to 7")
     if getattr(args, "seed", 0) < 0:
         raise UsageError(f"--seed {args.seed} is negative; give 0 or more")
     from edgemm.data.writer import new_folder
@@ -109,6 +126,11 @@ def _build(folder: Path, args: argparse.Namespace) -> tuple[int, list[str]]:
 
         tasks = [task.replace("-", " ") for task in args.tasks]
         return build_shapes(folder, args.size, args.count, args.seed, tasks, fixed=args.fixed), []
+    if args.kind == "icons":
+        from edgemm.data.icon_pictures import build_icons
+
+        cache, offline = (args.cache or default_cache()).expanduser(), args.offline
+        return build_icons(folder, args.size, args.sets, args.seed, cache, count=args.count, offline=offline), []
     styles = list(dict.fromkeys(args.styles))
     if args.kind == "edits":
         from edgemm.data.edits import build_edits
@@ -118,7 +140,8 @@ def _build(folder: Path, args: argparse.Namespace) -> tuple[int, list[str]]:
     if args.kind == "emoji":
         from edgemm.data.emoji import build_emoji
 
-        return build_emoji(folder, args.size, styles, args.seed, cache, offline=args.offline), []
+        wanted = {"hues": args.hues, "plain": args.plain_words, "offline": args.offline}
+        return build_emoji(folder, args.size, styles, args.seed, cache, **wanted), []
     from edgemm.data.compose import build_compose
 
     source, offline = args.source, args.offline

@@ -18,10 +18,11 @@ from edgemm import progress
 from edgemm.errors import EdgemmError, InputError, ResourceError, UsageError
 from edgemm.options import add_options, read_options
 from edgemm.progress import Display
-from edgemm.runtimes.image_call import DrawingOptions
+from edgemm.runtimes.clip import SavingOptions, check_clip_path
+from edgemm.runtimes.image_call import DrawingOptions, check_still_path
 
 if TYPE_CHECKING:
-    from edgemm.runtimes.image_call import DenoiseProgress, ImageResult
+    from edgemm.runtimes.image_call import DenoiseProgress, ImageResult, Picture
     from edgemm.runtimes.model import Model
 
 __all__ = ["HELP", "add_arguments", "add_model_arguments", "open_model", "read_backend", "run"]
@@ -32,18 +33,19 @@ HELP = "draw a picture with a bundle"
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_model_arguments(parser)
     parser.add_argument("--prompt", required=True, help="what to draw")
-    parser.add_argument("--output", required=True, type=Path, metavar="FILE", help="for example heart.png")
+    parser.add_argument(
+        "--output", required=True, type=Path, metavar="FILE", help="heart.png, or heart.gif where it moves"
+    )
     add_options(parser, DrawingOptions)
+    add_options(parser, SavingOptions)
     parser.add_argument("--show-progress", action="store_true", help="a bar on stderr (always there on a terminal)")
 
 
 def run(args: argparse.Namespace) -> int:
-    from edgemm.runtimes.image_call import picture_format
-
-    picture_format(args.output)  # before any work
+    options, saving = read_options(args, DrawingOptions), read_options(args, SavingOptions)
+    (check_clip_path if options.motion else check_still_path)(args.output, saving)  # before any work
     if not args.output.parent.is_dir():
         raise InputError(f"{args.output}: there is no folder {args.output.parent}")
-    options = read_options(args, DrawingOptions)
     with open_model(args) as model:
         stream = model.stream_image(args.prompt, **vars(options))
         result = _follow(stream, options.num_images, args.show_progress)
@@ -73,18 +75,24 @@ def _write(result: ImageResult, args: argparse.Namespace) -> None:
     if len(result.images) > 1:
         paths = [args.output.with_stem(f"{args.output.stem}-{index}") for index in range(len(result.images))]
     for path, picture in zip(paths, result.images):
-        picture.save(path)
+        picture.save(path, **vars(read_options(args, SavingOptions)))
     metrics, seeds = result.metrics, [picture.seed for picture in result.images]
     if args.json:
         document = {"files": [str(path) for path in paths], "seeds": seeds, "metrics": dataclasses.asdict(metrics)}
         print(json.dumps(document))
         return
-    height, width = result.image.pixels.shape[1:]
-    names = ", ".join(str(path) for path in paths)
+    names, what = ", ".join(str(path) for path in paths), _said(result.image)
     print(
-        f"Wrote {names} ({width} x {height}, {metrics.steps} steps in {metrics.total_ms / 1e3:.2f} s); "
+        f"Wrote {names} ({what}, {metrics.steps} steps in {metrics.total_ms / 1e3:.2f} s); "
         f"for another one: --seed {max(seeds) + 1}"
     )
+
+
+def _said(picture: Picture) -> str:
+    height, width = picture.pixels.shape[1:]
+    if picture.clip is None:
+        return f"{width} x {height}"
+    return f"{picture.clip.count} frames, {picture.clip.count * picture.clip.frame_ms / 1e3:g} s"
 
 
 # A verb with a model

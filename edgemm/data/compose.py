@@ -13,7 +13,7 @@ from __future__ import annotations
 import random
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from PIL import Image
 from edgemm import progress
 from edgemm.data.emoji import draw_emoji, packages_of
 from edgemm.data.format import Sample, read_dataset
+from edgemm.data.icon_sets import ICON_SETS
 from edgemm.data.labels import NUMBERS, is_countable, names_gender, plural, with_article
 from edgemm.data.questions import surely_differ
 from edgemm.data.scenes import RELATIONS, Box, count_questions, existence_questions, place, relation_questions
@@ -32,7 +33,7 @@ from edgemm.errors import InputError
 
 __all__ = ["Emoji", "build_compose", "emoji_of", "is_fit", "two_kinds"]
 
-GROUPS = ("animals-nature", "food-drink", "travel-places", "activities", "objects")
+GROUPS = ("icons", "animals-nature", "food-drink", "travel-places", "activities", "objects")
 SUBGROUPS = ("heart",)  # of the other groups
 UNFIT = ("time", "event", "sky-weather")  # clocks differ by a hand; a fog has no edge
 LONGEST_LABEL = 3  # words
@@ -165,16 +166,23 @@ def is_fit(sample: Sample) -> bool:
 
 
 def emoji_of(source: Path, styles: Sequence[str]) -> tuple[list[Emoji], list[Package]]:
+    """Pictures on white of the dataset `source`: emoji in these styles, or icons of every set."""
     dataset = read_dataset(source)
-    if dataset.kind != "emoji":
-        raise InputError(f"{source} is a dataset of kind {dataset.kind}; --source wants one made by: edgemm data emoji")
+    if dataset.kind not in ("emoji", "icons"):
+        raise InputError(
+            f"{source} is a dataset of kind {dataset.kind}; --source wants one made by: edgemm data emoji, or icons"
+        )
     emoji = []
     for sample in dataset.samples:
-        if sample.style in styles:
+        scene = sample.scene or {"ground": "white", "colour": None}
+        if scene["ground"] == "white" and (sample.style in styles or dataset.kind == "icons"):
+            if scene["colour"]:  # "two red bicycles": in a scene the colour is a part of the name
+                sample = replace(sample, label=f"{scene['colour']} {sample.label}")
             with Image.open(dataset.image_path(sample)) as picture:
                 emoji.append(Emoji(sample, picture.convert("RGB")))
     named = {item.package for item in dataset.sources}
-    return emoji, [package for package in PACKAGES.values() if package.name in named]
+    known = [*PACKAGES.values(), *(one.package for one in ICON_SETS.values())]
+    return emoji, [package for package in known if package.name in named]
 
 
 def _from_packages(size: int, styles: Sequence[str], cache: Path, offline: bool) -> tuple[list[Emoji], list[Package]]:

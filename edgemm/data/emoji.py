@@ -10,7 +10,8 @@ from __future__ import annotations
 import hashlib
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -18,15 +19,25 @@ from PIL import Image
 
 from edgemm import progress
 from edgemm.data.format import Sample
-from edgemm.data.icons import dominant_colour, name_codes, on_white, rasterise, read_icons, run_together_names
-from edgemm.data.labels import Label, read_labels
+from edgemm.data.icons import (
+    dominant_colour,
+    hue_turned,
+    name_codes,
+    on_white,
+    rasterise,
+    read_icons,
+    run_together_names,
+)
+from edgemm.data.labels import COLOURS, Label, plain_words, read_labels
 from edgemm.data.questions import emoji_questions
 from edgemm.data.sources import LABELS, PACKAGES, Package, fetch, read_json
-from edgemm.data.writer import HELD_OUT_STYLE, SCORER_STYLE, DatasetWriter, assign_splits
+from edgemm.data.writer import HELD_OUT_STYLE, SCORER_STYLE, DatasetWriter, assign_splits, stable_fraction
 
 __all__ = ["Drawing", "build_emoji", "distinct", "draw_emoji", "packages_of"]
 
 SPELLED_LIKE = {"noto-v1": "noto", "fluent-color": "fluent"}  # without chars.json, named as another style's icons are
+FREE_COLOUR = ("travel-places", "objects", "activities")  # groups of things that come in any colour
+HUES = ("red", "orange", "yellow", "green", "blue", "purple", "pink")
 SAME_DRAWING = 2.0  # mean difference in grey levels; three noto-v1 drawings are below it, the next is at 2.7
 
 
@@ -38,18 +49,35 @@ class Drawing:
     label: Label
     picture: Image.Image  # RGB on white
     colour: str | None  # what most of it shows, where one colour does
+    turned: tuple[tuple[str, Image.Image], ...] = ()  # the same in other colours, on white
 
 
 def build_emoji(
-    folder: Path, size: int, styles: Sequence[str], seed: int, cache: Path, *, offline: bool = False
+    folder: Path,
+    size: int,
+    styles: Sequence[str],
+    seed: int,
+    cache: Path,
+    *,
+    hues: int = 0,
+    plain: bool = False,
+    offline: bool = False,
 ) -> int:
-    """Write the set into `folder`; the number of pictures."""
+    """Write the set into `folder`; the number of pictures.
+
+    hues: so many copies in other colours of every training drawing of a thing that comes in any (two: a red and a
+    green car beside the blue one).  plain: captions in plain words, too ("a car", "a picture of a car").
+    """
     writer = DatasetWriter(folder, "emoji", size)
     colours = {}
-    for sample, drawing in draw_emoji(size, styles, cache, offline=offline):
-        writer.add(sample, drawing.picture)
-        if drawing.colour:
-            colours[sample.id] = drawing.colour
+    for sample, drawing in draw_emoji(size, styles, cache, hues=hues, offline=offline):
+        pictures = [(sample, drawing.picture, drawing.colour)]
+        if sample.split == "train":
+            pictures += [(_in_colour(sample, colour), picture, colour) for colour, picture in drawing.turned]
+        for one, picture, colour in pictures:
+            writer.add(_in_plain_words(one, colour) if plain else one, picture)
+            if colour:
+                colours[one.id] = colour
     writer.finish(emoji_questions(writer.samples, colours, seed), packages_of(styles))
     return len(writer.samples)
 
@@ -59,7 +87,9 @@ def packages_of(styles: Sequence[str]) -> list[Package]:
     return [PACKAGES[name] for name in (LABELS, *styles)]
 
 
-def draw_emoji(size: int, styles: Sequence[str], cache: Path, *, offline: bool = False) -> list[tuple[Sample, Drawing]]:
+def draw_emoji(
+    size: int, styles: Sequence[str], cache: Path, *, hues: int = 0, offline: bool = False
+) -> list[tuple[Sample, Drawing]]:
     """Every distinct drawing of the styles, in the styles' and Unicode's order."""
     extra = [SPELLED_LIKE[style] for style in styles if SPELLED_LIKE.get(style, style) not in styles]
     tarballs = {name: fetch(PACKAGES[name], cache, offline=offline) for name in (LABELS, *styles, *extra)}
@@ -75,7 +105,7 @@ def draw_emoji(size: int, styles: Sequence[str], cache: Path, *, offline: bool =
         for style in styles
         for code, svg in read_icons(tarballs[style], labels, names_of(style)).items()
     ]
-    drawings = distinct([_draw(*icon, size) for icon in progress.track(icons, len(icons), "drawing", "icons")])
+    drawings = distinct([_draw(*icon, size, hues) for icon in progress.track(icons, len(icons), "drawing", "icons")])
     splits = assign_splits((drawing.style, drawing.label.hexcode, drawing.label.family) for drawing in drawings)
     return [(_sample_of(drawing, splits[drawing.style, drawing.label.hexcode]), drawing) for drawing in drawings]
 
@@ -105,9 +135,32 @@ def _is_copy(drawing: Drawing, trained: dict[str, Drawing]) -> bool:
     return float(np.abs(difference).mean()) < SAME_DRAWING
 
 
-def _draw(style: str, label: Label, svg: str, size: int) -> Drawing:
+def _draw(style: str, label: Label, svg: str, size: int, hues: int) -> Drawing:
     picture = rasterise(svg, size)
-    return Drawing(style, label, on_white(picture), dominant_colour(picture))
+    turned = _turned(picture, label, f"{style}/{label.hexcode}", hues)
+    return Drawing(style, label, on_white(picture), dominant_colour(picture), turned)
+
+
+def _turned(picture: Image.Image, label: Label, name: str, hues: int) -> tuple[tuple[str, Image.Image], ...]:
+    """At most `hues` copies in other colours, of a thing whose name tells none and that comes in any."""
+    if label.group not in FREE_COLOUR or set(label.text.split()) & set(COLOURS):
+        return ()
+    order = sorted(HUES, key=lambda colour: stable_fraction("hue", name, colour))
+    copies = ((colour, hue_turned(picture, colour)) for colour in order)
+    return tuple(islice(((colour, on_white(copy)) for colour, copy in copies if copy), hues))
+
+
+def _in_colour(sample: Sample, colour: str) -> Sample:
+    said = f"{colour} {sample.label}"
+    name = f"{sample.id}-{colour}"
+    captions = (said, f"{said}, {sample.style} style")
+    return replace(sample, id=name, image=f"images/{name}.png", captions=captions)
+
+
+def _in_plain_words(sample: Sample, colour: str | None) -> Sample:
+    """Its captions and what people would say for them; the one with the style stays the last."""
+    said = plain_words(sample.label, sample.tags[:2], colour)
+    return replace(sample, captions=(*dict.fromkeys((*said, *sample.captions)),))
 
 
 def _sample_of(drawing: Drawing, split: str) -> Sample:

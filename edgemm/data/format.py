@@ -9,11 +9,12 @@
     DIR/LICENSES/ NOTICE   who drew it, and under which terms
 
 Splits: `train`; `held-out-style` (a family seen in training, drawn by a style that is not); `held-out-family` (a family
-withheld from every style); `held-out-pair` (a label trained in another style and withheld from this one); `scorer`
-(pictures for training an independent judge: never train on them, never report on them); `test` (what the owner of other
-pictures withheld).
+withheld from every style); `held-out-pair` (a label trained in another style and withheld from this one);
+`held-out-picture` (what was trained, in pictures that were not); `scorer` (pictures for training an independent judge:
+never train on them, never report on them); `test` (what the owner of other pictures withheld).
 
-Writing is in writer.py, what goes in is in emoji.py, compose.py, shapes.py and, for other people's, collect.py.
+Writing is in writer.py; what goes in is in emoji.py, icon_pictures.py, compose.py, shapes.py and, for other people's,
+collect.py.
 Nothing here needs Pillow.
 """
 
@@ -42,7 +43,7 @@ __all__ = [
 ]
 
 SCHEMA_VERSION = 1
-SPLITS = ("train", "held-out-style", "held-out-family", "held-out-pair", "scorer", "test")
+SPLITS = ("train", "held-out-style", "held-out-family", "held-out-pair", "held-out-picture", "scorer", "test")
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,7 @@ class Sample:
 
     id: str  # "fluent/1f436"; unique in the dataset
     image: str  # path below the dataset folder
-    style: str  # who drew it: "fluent", "noto", "noto-v1", "twemoji", "shapes"
+    style: str  # who drew it: "fluent", "noto", "noto-v1", "twemoji", "ph", "shapes"
     label: str  # lower-case English; for a scene, its shortest caption
     tags: tuple[str, ...]  # other words for it
     family: str  # what stays together in a split: "heart" for every colour of heart
@@ -109,7 +110,7 @@ class Dataset:
     """A dataset folder, read and checked."""
 
     path: Path
-    kind: str  # "emoji", "compose", "shapes", "edits", "pictures"
+    kind: str  # "emoji", "icons", "compose", "shapes", "edits", "pictures"
     size: int  # pixels a side
     styles: tuple[str, ...]
     sources: tuple[Source, ...]

@@ -7,6 +7,7 @@ because the labels know only the default drawing.  Labels and families are in la
 
 from __future__ import annotations
 
+import colorsys
 import importlib
 import importlib.util
 import io
@@ -34,6 +35,7 @@ __all__ = [
     "rasterise",
     "ANCHORS",
     "dominant_colour",
+    "hue_turned",
     "lab",
 ]
 
@@ -182,6 +184,29 @@ def dominant_colour(picture: Image.Image) -> str | None:
     distance = np.linalg.norm(lab(pixels)[:, None] - anchors[None], axis=-1)  # (p, a)
     found, counts = np.unique(names[distance.argmin(axis=1)], return_counts=True)
     return str(found[counts.argmax()]) if counts.max() > SHARE * len(pixels) else None
+
+
+def hue_turned(picture: Image.Image, colour: str) -> Image.Image | None:
+    """An RGBA drawing in another colour: every hue is turned by the angle that takes its main one there.
+
+    None where the drawing shows no one colour, or does not show `colour` afterwards: a grey thing has no hue to turn,
+    and a dark yellow is a brown.
+    """
+    now = dominant_colour(picture)
+    if now is None or now == colour:
+        return None
+    hue, saturation, value = picture.convert("RGB").convert("HSV").split()
+    turn = (_hue(ANCHORS[colour][0]) - _hue(ANCHORS[now][0])) % 256
+    turned = Image.merge("HSV", (hue.point([(angle + turn) % 256 for angle in range(256)]), saturation, value)).convert(
+        "RGB"
+    )
+    turned.putalpha(picture.getchannel("A"))
+    return turned if dominant_colour(turned) == colour else None
+
+
+def _hue(rgb: tuple[int, int, int]) -> int:
+    """0..255, as Pillow's HSV counts."""
+    return round(colorsys.rgb_to_hsv(*(value / 255 for value in rgb))[0] * 255)
 
 
 def lab(rgb: np.ndarray) -> np.ndarray:

@@ -8,7 +8,7 @@ heart.  A split by label would put one red heart in training and the orange one 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,6 +24,8 @@ __all__ = [
     "slug",
     "NUMBERS",
     "is_countable",
+    "is_plural",
+    "plain_words",
     "plural",
     "with_article",
 ]
@@ -170,9 +172,17 @@ def with_article(label: str) -> str:
     head = _head(label)
     if label.split()[0] in ("face", "person"):  # "person lifting weights" is one person
         return f"a {label}"
-    if ":" in label or head in UNCOUNTABLE or label.split()[0] in ("no", "mount") or _is_plural(head):
+    if ":" in label or head in UNCOUNTABLE or label.split()[0] in ("no", "mount") or is_plural(head):
         return label
     return f"{'an' if _sounds_like_vowel(label) else 'a'} {label}"
+
+
+def plain_words(label: str, synonyms: Sequence[str] = (), colour: str | None = None) -> list[str]:
+    """Ways in which people ask for it, shortest first: "a heart", "a picture of a heart", "love", "a red heart"."""
+    names = (label, *synonyms)
+    said = [*names, with_article(label), f"a picture of {with_article(label)}"]
+    said += [with_article(f"{colour} {name}") for name in names] if colour and colour not in label.split() else []
+    return [*dict.fromkeys(sorted(said, key=len))]
 
 
 def plural(label: str) -> str:
@@ -186,7 +196,7 @@ def plural(label: str) -> str:
 def is_countable(label: str) -> bool:
     """Whether one can say "two" of it, plainly: not of bread, of fireworks, nor of a couch and lamp."""
     head = _head(label)
-    return ":" not in label and label.endswith(head) and head not in UNCOUNTABLE and not _is_plural(head)
+    return ":" not in label and label.endswith(head) and head not in UNCOUNTABLE and not is_plural(head)
 
 
 def _head_index(words: list[str]) -> int:
@@ -202,7 +212,8 @@ def _head(label: str) -> str:
     return words[_head_index(words)]
 
 
-def _is_plural(word: str) -> bool:
+def is_plural(word: str) -> bool:
+    """Whether the word means more than one, as far as its letters tell."""
     if word in PLURALS:
         return True
     return word.endswith("s") and not word.endswith(SINGULAR_S) and word not in SINGULARS

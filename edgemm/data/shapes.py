@@ -6,6 +6,8 @@
 
 `Sample.scene` holds every object and what the short caption claims (`wanted`); evaluate/shapes_suite.py judges a
 picture against it.  Six of the 48 pairs of colour and shape are withheld: their scenes are the held-out-pair split.
+A tenth of the other scenes is the held-out-picture split: pairs that were trained, in pictures that were not.  With
+`fixed` there is none, as every such picture would have been seen.
 """
 
 from __future__ import annotations
@@ -13,6 +15,7 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -67,7 +70,7 @@ WITHHELD = frozenset(  # every shape once, no colour twice: each half of a pair 
         ("black", "diamond"),
     }
 )
-HELD_OUT_SHARE = 0.1  # of the scenes
+HELD_OUT_SHARE = 0.1  # of the scenes; and of the others, as pictures
 SIDES = {1: (0.35, 0.6), 2: (0.3, 0.42), 3: (0.26, 0.36), 4: (0.25, 0.34)}  # of the canvas, by number of objects
 OVERSAMPLING = 4
 SHADE = 10  # of 255, how far a colour strays in each channel
@@ -78,10 +81,14 @@ def build_shapes(
 ) -> int:
     """Write `count` scenes into `folder`, the tasks in turn; `fixed`: a caption that names colours has one picture."""
     writer, rng = DatasetWriter(folder, "shapes", size), random.Random(seed)
+    unseen = random.Random(f"{seed} unseen pictures")  # of its own: the scenes are those that there always were
     for index in progress.track(range(count), count, "drawing", "scenes"):
         withheld = rng.random() < HELD_OUT_SHARE
         scene = make_scene(tasks[index % len(tasks)], size, rng, withheld=withheld, fixed=fixed)
-        writer.add(scene_sample(index, scene), draw_scene(scene, rng, shade=0 if fixed else SHADE))
+        sample = scene_sample(index, scene)
+        if not fixed and sample.split == "train" and unseen.random() < HELD_OUT_SHARE:
+            sample = replace(sample, split="held-out-picture")
+        writer.add(sample, draw_scene(scene, rng, shade=0 if fixed else SHADE))
     questions = [question for sample in writer.samples for question in _questions(sample, rng)]
     questions += [*count_questions(writer.samples, rng), *relation_questions(writer.samples)]
     questions += existence_questions(writer.samples, lambda asked, present: asked != present, rng)

@@ -45,6 +45,13 @@ class Package:
         return f"{self.name.lstrip('@').replace('/', '-')}-{self.version}.tgz"
 
     @property
+    def notice_file(self) -> str:
+        """The licence's file name in a data set: a text that names its author is one file an author."""
+        if self.licence_file not in ("MIT.txt", "ISC.txt"):
+            return self.licence_file
+        return self.licence_file.replace(".txt", f"-{self.name.rpartition('/')[2]}.txt")
+
+    @property
     def source(self) -> Source:
         return Source(self.name, self.version, self.sha512, self.licence)
 

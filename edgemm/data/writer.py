@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import shutil
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -153,9 +152,10 @@ def write_notice(folder: Path, packages: Sequence[Package], terms: str = OURS) -
     for package in packages:
         what = "labels and tags taken" if package.name == "emojibase-data" else "drawings rasterised on white"
         lines.append(f"- {what} from the npm package {package.name} {package.version}")
-        lines.append(f"  by {package.author}; {package.licence}; see LICENSES/{package.licence_file}")
+        lines.append(f"  by {package.author}; {package.licence}; see LICENSES/{package.notice_file}")
+        text = (TEXTS / package.licence_file).read_text(encoding="utf-8").replace("{author}", package.author)
         (folder / "LICENSES").mkdir(exist_ok=True)
-        shutil.copyfile(TEXTS / package.licence_file, folder / "LICENSES" / package.licence_file)
+        (folder / "LICENSES" / package.notice_file).write_text(text, encoding="utf-8")
     (folder / "NOTICE").write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 

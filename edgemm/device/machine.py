@@ -21,6 +21,7 @@ __all__ = [
     "Machine",
     "X86_FEATURES",
     "cpu_features",
+    "core_quota",
     "cpu_model",
     "give_back_memory",
     "read_board",
@@ -64,7 +65,7 @@ def read_machine(root: Path = Path("/"), disk: Path = Path(".")) -> Machine:
         cpu=cpu_model(cpuinfo),
         cpu_features=cpu_features(cpuinfo),
         cores=cores,
-        cores_usable=min(_allowed_cores() if root == Path("/") else cores, _core_quota(root) or cores),
+        cores_usable=min(_allowed_cores() if root == Path("/") else cores, core_quota(root) or cores),
         memory_bytes=memory.get("MemTotal"),
         memory_limit_bytes=limit,
         memory_available_bytes=available,
@@ -94,16 +95,12 @@ def _control_groups(root: Path) -> list[Path]:
     return [folder for folder in (group, *group.parents) if folder == base or base in folder.parents]
 
 
-def _core_quota(root: Path) -> float | None:
-    quotas = []
-    for folder in _control_groups(root):
-        quota, _, period = read_text(folder / "cpu.max").partition(" ")
-        if quota.isdigit() and period.isdigit():
-            quotas.append(int(quota) / int(period))
-    quota, period = (read_text(root / f"sys/fs/cgroup/cpu/cpu.cfs_{name}_us") for name in ("quota", "period"))
-    if quota.isdigit() and period.isdigit():  # "-1" is no quota
-        quotas.append(int(quota) / int(period))
-    return min(quotas, default=None)
+def core_quota(root: Path = Path("/")) -> float | None:
+    """Cores that this process's control group and its ancestors leave it; None without a quota."""
+    pairs = [read_text(folder / "cpu.max").partition(" ")[::2] for folder in _control_groups(root)]
+    pairs += [tuple(read_text(root / f"sys/fs/cgroup/cpu/cpu.cfs_{name}_us") for name in ("quota", "period"))]
+    numbers = [(int(quota), int(period)) for quota, period in pairs if quota.isdigit() and period.isdigit()]
+    return min((quota / period for quota, period in numbers if quota and period), default=None)
 
 
 def memory_limit(root: Path = Path("/")) -> int | None:

@@ -1,4 +1,4 @@
-"""Drawings of emoji: would a judge who knows only other artists name them as it names the real pictures?
+"""Drawings of emoji and icons: would a judge who knows only other artists name them as it names the real pictures?
 
     seen pairs       label and style were trained together
     held-out pairs   the label was trained in another style, the style with other labels; this picture was withheld
@@ -18,6 +18,7 @@ import numpy as np
 
 from edgemm.data.format import Dataset
 from edgemm.errors import InputError
+from edgemm.evaluate.icons_suite import IconsPart, check_icons
 from edgemm.evaluate.judge import Eye, Judge, open_judge
 from edgemm.evaluate.metrics import Interval, Share, kid, ratio_of_means, share
 from edgemm.evaluate.subject import DRAWN_SPLITS, Drawings, Subject, draw_samples, some
@@ -54,6 +55,7 @@ class DrawResult:
     judge: JudgeCard
     parts: dict[str, DrawnPart]  # split -> scores
     drawings: dict[str, Drawings]  # split -> what was judged
+    icons: dict[str, IconsPart]  # split -> colour, ground and way, where the dataset's prompts ask for them
     records: list[dict[str, Any]]  # one a drawing
 
 
@@ -67,7 +69,7 @@ def run_draw_suite(
     """
     eye = Eye()
     judge = open_judge(dataset, subject.drawing_size, eye, cache)
-    parts, drawings, records = {}, {}, []
+    parts, icons, drawings, records = {}, {}, {}, []
     for split, what in DRAWN_SPLITS.items():
         samples = [sample for sample in dataset.split(split) if not groups or sample.group in groups]
         samples = [sample for sample in samples if sample.label in judge.candidates]
@@ -76,6 +78,8 @@ def run_draw_suite(
         drawings[split] = draw_samples(subject, dataset, some(samples, limit, "id"), -1, what)
         parts[split], rows = _judge(drawings[split], judge, eye)
         records += rows
+        checked = check_icons(dataset, drawings[split], eye) if dataset.kind == "icons" else None
+        icons |= {split: checked} if checked else {}
     if not parts:
         known = ", ".join(sorted({sample.group for sample in dataset.split(*DRAWN_SPLITS)}))
         raise InputError(
@@ -83,7 +87,8 @@ def run_draw_suite(
             f"with a label that the judge knows; groups: {known}"
         )
     count = len(judge.candidates)
-    return DrawResult(JudgeCard(judge.styles, judge.pictures, count, 1 / count, judge.sha256), parts, drawings, records)
+    card = JudgeCard(judge.styles, judge.pictures, count, 1 / count, judge.sha256)
+    return DrawResult(card, parts, drawings, icons, records)
 
 
 def _judge(drawings: Drawings, judge: Judge, eye: Eye) -> tuple[DrawnPart, list[dict[str, Any]]]:

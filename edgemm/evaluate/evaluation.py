@@ -35,7 +35,7 @@ from edgemm.evaluate.subject import DRAWN_SPLITS, BundleSubject, Drawings, DrawS
 __all__ = ["SUITES", "Evaluation", "Plan", "compared", "evaluate", "evaluate_subject"]
 
 SUITES = ("read", "draw")
-JUDGED = ("emoji", "shapes")  # kinds of datasets
+JUDGED = ("emoji", "icons", "shapes")  # kinds of datasets
 SHEET_CELLS = 24  # a section
 
 
@@ -87,7 +87,7 @@ def _possible(dataset: Dataset, plan: Plan) -> Plan:
     if "draw" not in plan.suites or dataset.kind in JUDGED:
         return plan
     unjudged = (
-        f"{dataset.path}: no judge for drawings of a {dataset.kind} dataset, only of {' and '.join(JUDGED)}; look at "
+        f"{dataset.path}: no judge for drawings of a {dataset.kind} dataset, only of {', '.join(JUDGED)}; look at "
         "some yourself: edgemm draw"
     )
     if plan.suites == ("draw",):
@@ -151,7 +151,8 @@ def _draw(subject: Subject, dataset: Dataset, plan: Plan) -> tuple[dict[str, Any
     cache = plan.cache or default_cache()
     cache.mkdir(parents=True, exist_ok=True)
     result = run_draw_suite(subject, dataset, plan.limit, cache, plan.groups)
-    return {"judge": result.judge, "parts": result.parts}, result.records, result.drawings
+    scores = {"judge": result.judge, "parts": result.parts, **({"icons": result.icons} if result.icons else {})}
+    return scores, result.records, result.drawings
 
 
 def _sections(drawings: dict[str, Drawings]) -> list[Section]:

@@ -39,7 +39,14 @@ __all__ = [
     "vqa_normalised",
 ]
 
-PREFERRED_SPLITS = ("held-out-style", "held-out-pair", "held-out-family", "test", "train")  # the strictest first
+PREFERRED_SPLITS = (  # the strictest first
+    "held-out-style",
+    "held-out-pair",
+    "held-out-family",
+    "test",
+    "held-out-picture",
+    "train",
+)
 
 
 @dataclass(frozen=True)

@@ -76,6 +76,8 @@ def _parts(document: dict[str, Any]) -> Iterable[Part]:
     elif draw:
         for split, part in draw["parts"].items():
             yield _drawing(f"Drawing, named by a judge: {DRAWN_SPLITS.get(split, split)}", part, draw["judge"])
+        for split, part in draw.get("icons", {}).items():
+            yield _icons(f"Drawing, checked for what was asked: {DRAWN_SPLITS.get(split, split)}", part)
     if "compare" in document:
         other = document["compare"]["model"]
         title = f"Against {other['name']} ({other['kind']} {str(other['sha256'])[:12]})"
@@ -115,6 +117,12 @@ def _drawing(title: str, part: dict[str, Any], judge: dict[str, Any]) -> Part:
     ]
     seen = "share that the judge names rightly, with 95 % interval"
     return _of_shares(title, shares, "named", "pictures", notes, seen)
+
+
+def _icons(title: str, part: dict[str, Any]) -> Part:
+    shares = [(name.replace("_", " "), found, None) for name, found in part.items()]
+    notes = ["shuffled: the colour that another drawing's prompt asks for; real: the checker on the real pictures"]
+    return _of_shares(title, shares, "right", "pictures", notes, "share that the checker passes, with 95 % interval")
 
 
 def _shapes(title: str, part: dict[str, Any]) -> Part:

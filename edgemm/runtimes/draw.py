@@ -26,9 +26,10 @@ from edgemm.bundle.prompt import (
     negative_drawing_prompt,
     picture_prompt,
 )
-from edgemm.errors import BundleError, InputError, UsageError
+from edgemm.errors import InputError, UsageError
 from edgemm.runtimes import schedule
 from edgemm.runtimes.backend.engine import Arrays, check_finite
+from edgemm.runtimes.clip import Clip
 from edgemm.runtimes.denoise_loop import DrawEngines, DrawRequest, Prompts, check_noise, draw
 from edgemm.runtimes.engines import Engines
 from edgemm.runtimes.image_call import DenoiseProgress, DrawingClock, DrawingOptions, ImageResult, check_whole
@@ -54,6 +55,10 @@ class ImageGenerator:
 
     def start(self, prompt: str, options: DrawingOptions) -> Callable[[Cancelled], Drawn]:
         """What draws, given a `cancelled`; prompt and options are checked now."""
+        begin = self._start(prompt, options)
+        return begin if options.motion is None else lambda cancelled: _set_in_motion(begin(cancelled), options.motion)
+
+    def _start(self, prompt: str, options: DrawingOptions) -> Callable[[Cancelled], Drawn]:
         name, loops = self._manifest.name, self._manifest.loops
         edits = loops.denoise is not None and loops.denoise.edits
         if options.image is not None and not edits:
@@ -64,7 +69,7 @@ class ImageGenerator:
         if loops.image_tokens is not None:
             return self._start_codes(prompt, options, loops.image_tokens)
         if loops.denoise is None:
-            raise BundleError(f"bundle {name} does not draw: it has no denoise loop and no image_tokens loop")
+            raise InputError(f"bundle {name} does not draw: it has no denoise loop and no image_tokens loop")
         loop, clock = loops.denoise, DrawingClock()
         if options.one_call:
             return self._start_one_call(prompt, options, loop, clock)
@@ -163,6 +168,15 @@ class ImageGenerator:
     @cached_property
     def _unconditional(self) -> Arrays:
         return self._engines.bundle.tensors(UNCONDITIONAL)
+
+
+def _set_in_motion(drawn: Drawn, motion: str | None) -> Drawn:
+    """The same events; every finished picture moves."""
+    for event in drawn:
+        if isinstance(event, ImageResult):
+            moved = (replace(picture, clip=Clip((picture.pixels,), motion=motion)) for picture in event.images)
+            event = replace(event, images=tuple(moved))
+        yield event
 
 
 def denoise_request(

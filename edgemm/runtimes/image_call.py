@@ -16,16 +16,18 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from numbers import Integral
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypedDict
+from typing import TYPE_CHECKING, Any, Literal, TypedDict
 
 from edgemm.bundle.files import pillow, write_whole
 from edgemm.errors import InputError, UsageError
-from edgemm.options import check_type, option
+from edgemm.options import check_type, from_keywords, option
+from edgemm.runtimes.clip import Clip, SavingKeywords, SavingOptions
 from edgemm.runtimes.text_call import FinishReason
 
 if TYPE_CHECKING:
     import numpy as np
     from PIL.Image import Image
+    from typing_extensions import Unpack
 
     from edgemm.bundle.picture import PictureSource
 
@@ -38,12 +40,14 @@ __all__ = [
     "ImageMetrics",
     "ImageResult",
     "Picture",
+    "check_still_path",
     "check_whole",
     "picture_format",
 ]
 
 LARGEST_GUIDANCE = 100.0
 MOST_PICTURES = 64  # of one prompt in one call
+Motion = Literal["bounce", "spin", "pulse", "slide"]  # motion.py
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,6 +85,7 @@ class DrawingOptions:
     width: int | None = option(None, "of the picture, for models that draw several sizes", metavar="PIXELS")
     height: int | None = option(None, "the same", metavar="PIXELS")
     one_call: bool = option(False, "by the bundle's graph of the whole loop; needs `edgemm export --one-call draw`")
+    motion: Motion | None = option(None, "a clip of one second: the drawing, set in motion by plain arithmetic")
 
     def __post_init__(self) -> None:
         check_whole("seed", self.seed, 0, 2**64 - 1)
@@ -124,6 +129,7 @@ class DrawingKeywords(TypedDict, total=False):
     width: int | None
     height: int | None
     one_call: bool
+    motion: Motion | None
 
 
 def check_whole(name: str, value: Any, low: int, high: int) -> None:
@@ -176,10 +182,16 @@ class Picture:
 
     pixels: np.ndarray
     seed: int
+    clip: Clip | None = None  # of a picture that moves; `pixels` are its first frame, or what is set in motion
 
     def __repr__(self) -> str:
         height, width = self.pixels.shape[1:]
-        return f"Picture({width} x {height}, seed={self.seed})"
+        return f"Picture({width} x {height}, seed={self.seed}{f', {self.clip}' if self.clip else ''})"
+
+    @property
+    def frames(self) -> list[Image]:
+        """Of a picture that moves, each for clip.frame_ms; a still picture is one frame."""
+        return self.clip.frames() if self.clip else [self.to_pil()]
 
     def to_array(self) -> np.ndarray:
         """uint8 (H, W, 3)."""
@@ -190,16 +202,29 @@ class Picture:
     def to_pil(self) -> Image:
         return pillow().fromarray(self.to_array())
 
-    def save(self, path: str | os.PathLike[str]) -> None:
-        """Writes the file whole or not at all; the kind follows from the name (.png, .jpg, .webp, ...)."""
+    def save(self, path: str | os.PathLike[str], **options: Unpack[SavingKeywords]) -> None:
+        """Writes the file whole or not at all; the kind follows from the name (.png, .jpg, .webp, ...).
+
+        A picture that moves goes into .gif, .webp, .png or .webm; `options` are SavingOptions' fields (clip.py).
+        """
         check_type("path", path, str | os.PathLike)
-        stream = io.BytesIO()
-        kind = picture_format(Path(path))
+        chosen = from_keywords(SavingOptions, "save()", options, ("path",))
+        if self.clip is not None:
+            return self.clip.save(path, chosen)
+        check_still_path(Path(path), chosen)
+        stream, still = io.BytesIO(), Clip((self.pixels,)).frames(chosen.size)[0]
         try:
-            self.to_pil().save(stream, format=kind)
+            still.save(stream, format=picture_format(Path(path)))
         except OSError as error:  # a format that holds no colours, say
             raise InputError(f"{path}: cannot be written: {error}") from error
         write_whole(path, stream.getvalue())
+
+
+def check_still_path(path: Path, options: SavingOptions) -> None:
+    """UsageError of a file name and options that a picture which does not move cannot have."""
+    if options.messenger:
+        raise UsageError(f"{path}: {options.messenger} is for pictures that move; give motion, bounce for example")
+    picture_format(path)
 
 
 def picture_format(path: Path) -> str:
@@ -232,6 +257,15 @@ class ImageResult:
     def pixels(self) -> np.ndarray:
         """(3, H, W) float32 of the first picture."""
         return self.image.pixels
+
+    @property
+    def frames(self) -> list[Image]:
+        """Of the first picture."""
+        return self.image.frames
+
+    def save(self, path: str | os.PathLike[str], **options: Unpack[SavingKeywords]) -> None:
+        """Writes the first picture, as Picture.save does."""
+        self.image.save(path, **options)
 
     def to_pil(self) -> Image:
         """The first picture."""

@@ -369,6 +369,15 @@ class CachedTransformer:
         self.cache.used = max(self.cache.used, slots)
         return self._said(f"at token {slots}", slice(count), check)
 
+    def step_row(self, row: int, token: int) -> None:
+        """Reads one token of one row; the others stay as they are.  The caller looks whether its logits are finite."""
+        first, one = int(self.lengths[row]), np.array([token], dtype=np.int64)
+        self.reserve(first + 1)
+        alone = Prompt(one, np.full_like(one, -1), np.zeros_like(one), np.ones(1, dtype=np.float32))
+        self.read_piece(alone, slice(0, 1), None, row)
+        self.cache.used = max(self.cache.used, first + 1)
+        self.begin_row(row, first + 1)
+
     def _step_of(self, count: int) -> tuple[Binding, Binding | None]:
         """What runs a step of the first rows."""
         if count not in self._steps:

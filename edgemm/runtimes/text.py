@@ -18,7 +18,7 @@ from edgemm.bundle.chat import Message, as_messages, chat_prompt
 from edgemm.bundle.manifest import TextLoop
 from edgemm.bundle.picture import PictureSource, PictureSources
 from edgemm.bundle.prompt import Prompt, Tokenizer, check_length
-from edgemm.errors import BundleError, EdgemmError, InputError, UsageError
+from edgemm.errors import EdgemmError, InputError, UsageError
 from edgemm.options import check_type
 from edgemm.runtimes.constraint import ConstraintMaker
 from edgemm.runtimes.engines import Engines
@@ -47,7 +47,7 @@ class TextGenerator:
     @property
     def loop(self) -> TextLoop:
         if self.manifest.loops.text is None:
-            raise BundleError(f"bundle {self.manifest.name} gives no text: it has no text loop")
+            raise InputError(f"bundle {self.manifest.name} gives no text: it has no text loop")
         return self.manifest.loops.text
 
     def check_open(self) -> None:

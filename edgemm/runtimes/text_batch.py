@@ -147,20 +147,33 @@ class TextBatch:
     def _step(self) -> list[Said]:
         transformer, rows = self._transformer, list(range(len(self._written)))
         assert transformer is not None
-        start = time.perf_counter()
+        start, failed = time.perf_counter(), {}
         try:
             transformer.step_rows(np.array([each.token for each in self._written]), rows=len(rows), check=False)
-        except EdgemmError as error:  # of the run itself: it is everybody's
-            said: list[Said] = [(each, error) for each in self._written]
-            self._written.clear()
-            self._shrink()
-            return said
-        took = time.perf_counter() - start
-        for each in self._written:
+        except EdgemmError:
+            failed = self._step_alone()
+        took, good = time.perf_counter() - start, [each for each in self._written if each not in failed]
+        for each in good:
             each.read += 1
             each.clock.decode_s += took
             each.clock.decode_steps += 1
-        return self._choose(rows)
+        said = self._choose([row for row in rows if self._written[row] in good])
+        for writing, error in failed.items():
+            self._forget(writing)
+            said.append((writing, error))
+        self._shrink()
+        return said
+
+    def _step_alone(self) -> dict[Writing, EdgemmError]:
+        """Each row by itself, after the run of all has failed: who is to blame, and nobody else."""
+        assert self._transformer is not None
+        failed = {}
+        for row, writing in enumerate(self._written):
+            try:
+                self._transformer.step_row(row, writing.token)
+            except EdgemmError as error:
+                failed[writing] = error
+        return failed
 
     def _choose(self, rows: list[int]) -> list[Said]:
         """The next token of each of these rows, from its logits."""
@@ -185,10 +198,15 @@ class TextBatch:
                     said.append(self._end(writing, reply.reason))
             except EdgemmError as error:
                 said.append((writing, error))
-                transformer.clear_row(self._written.index(writing))
-                self._leave(writing)
+                self._forget(writing)
         self._shrink()
         return said
+
+    def _forget(self, writing: Writing) -> None:
+        """Its numbers went wrong."""
+        assert self._transformer is not None
+        self._transformer.clear_row(self._written.index(writing))
+        self._leave(writing)
 
     def _end(self, writing: Writing, reason: str) -> Said:
         reply = writing.reply

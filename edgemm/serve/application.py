@@ -26,11 +26,11 @@ from edgemm.serve.gate import Gate
 from edgemm.serve.openapi import document
 from edgemm.serve.options import ServeOptions
 from edgemm.serve.page import routes as page_routes
-from edgemm.serve.problems import Problem, as_problem
+from edgemm.serve.problems import Problem
 from edgemm.serve.registry import Registry, Served, opened
 from edgemm.serve.responses import count_input, respond
 from edgemm.serve.service import Service, as_asked
-from edgemm.serve.wire import answered, fields_of, refused
+from edgemm.serve.wire import answered, fields_of, noted, refused
 
 __all__ = ["Application"]
 
@@ -52,7 +52,7 @@ class Application:
         self._preparing: asyncio.Future[None] | None = None
         inner = Starlette(routes=self._routes(), exception_handlers=HANDLERS, lifespan=self._lifespan)
         inner.state.service = self.service
-        gated: ASGIApp = Gate(inner, self.service.metrics, keys, int(options.max_body_mb * 1e6), options.log_prompts)
+        gated: ASGIApp = Gate(inner, self.service.metrics, keys, options)
         if options.cors_origin:
             origins = list(options.cors_origin)
             gated = CORSMiddleware(gated, origins, allow_methods=["GET", "POST"], allow_headers=["*"])
@@ -187,16 +187,10 @@ def _refuse(request: Request, error: Exception) -> Response:
     if isinstance(error, HTTPException):
         code = {404: "not_found", 405: "method_not_allowed"}.get(error.status_code, "http_error")
         problem = Problem(error.status_code, code, f"{request.method} {request.url.path}: {error.detail}")
-    else:
-        problem = as_problem(error)
-    if problem.status == 500:
-        LOG.error("a request failed", exc_info=error, extra={"fields": {"id": request.state.log["id"]}})
-    request.state.log["code"] = problem.code
-    request.app.state.service.metrics.refused.labels(problem.code).inc()
-    response = refused(problem)
-    if isinstance(error, HTTPException):
+        response = refused(noted(request, problem))
         response.headers.update(error.headers or {})
-    return response
+        return response
+    return refused(noted(request, error))
 
 
 HANDLERS: Any = {Problem: _refuse, HTTPException: _refuse}

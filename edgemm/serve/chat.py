@@ -23,7 +23,7 @@ from edgemm.serve.drawing import drawing_options, size_of
 from edgemm.serve.fields import ChatRequest, Sampled
 from edgemm.serve.metrics import Measured
 from edgemm.serve.pictures import as_url
-from edgemm.serve.problems import Problem, as_problem
+from edgemm.serve.problems import Problem
 from edgemm.serve.registry import Named
 from edgemm.serve.service import Service, Work, as_asked, chosen_seed, with_adapter
 from edgemm.serve.text_lane import TextWork
@@ -76,13 +76,13 @@ async def chat(request: Request) -> Response:
     reply = _Reply(asked, made, measured, request.state.log)
     if asked.stream:
         events = reply.events(service, ready)
-        return EventStream(await anext(events), events, told, done=True)
+        return EventStream(request, await anext(events), events, told, "messages", done=True)
     return JSONResponse(await reply.whole(service, ready))
 
 
-def told(error: Exception) -> list[Event]:
+def told(problem: Problem) -> list[Event]:
     """An error in the middle of a stream; the openai clients raise it."""
-    return [(None, as_problem(error).body)]
+    return [(None, problem.body)]
 
 
 def _prepared(asked: ChatRequest, named: Named, service: Service) -> tuple[Asked, list[Work]]:

@@ -15,7 +15,7 @@ from starlette.responses import JSONResponse, Response
 from edgemm import DenoiseProgress, ImageResult, Picture
 from edgemm.serve.fields import EditRequest, GenerateRequest, HowToDraw, read_fields
 from edgemm.serve.pictures import as_base64, of_url
-from edgemm.serve.problems import Problem, as_problem, unsupported
+from edgemm.serve.problems import Problem, unsupported
 from edgemm.serve.registry import Named
 from edgemm.serve.service import Service, Work, chosen_seed, picture_of, with_adapter
 from edgemm.serve.wire import Event, Events, EventStream, fields_of
@@ -111,12 +111,12 @@ async def _answer(request: Request, asked: GenerateRequest, picture: bytes | Non
     work = await service.prepared(lambda: answer.prepare(picture), "prompt")
     if asked.stream:
         events = answer.events(work)
-        return EventStream(await anext(events), events, _told)
+        return EventStream(request, await anext(events), events, _told, "prompt")
     return JSONResponse(await answer.whole(work))
 
 
-def _told(error: Exception) -> list[Event]:
-    return [("error", {"type": "error", **as_problem(error, "prompt").body})]
+def _told(problem: Problem) -> list[Event]:
+    return [("error", {"type": "error", **problem.body})]
 
 
 class _Answer:

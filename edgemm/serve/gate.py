@@ -5,6 +5,7 @@ Pure ASGI, around the whole application.  The log has no prompts, no pictures an
 
 from __future__ import annotations
 
+import asyncio
 import hmac
 import json
 import logging
@@ -18,6 +19,7 @@ from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from edgemm.serve.metrics import Metrics
+from edgemm.serve.options import ServeOptions
 from edgemm.serve.page import PATHS
 from edgemm.serve.problems import Problem
 from edgemm.serve.wire import refused
@@ -32,11 +34,10 @@ NUMBER = re.compile(r"[\w.:-]{1,100}")
 class Gate:
     """Around an application."""
 
-    def __init__(
-        self, app: ASGIApp, metrics: Metrics, keys: Sequence[str], max_body_bytes: int, log_prompts: bool
-    ) -> None:
-        self._app, self._metrics, self._log_prompts = app, metrics, log_prompts
-        self._keys, self._most = [key.encode() for key in keys], max_body_bytes
+    def __init__(self, app: ASGIApp, metrics: Metrics, keys: Sequence[str], options: ServeOptions) -> None:
+        self._app, self._metrics, self._log_prompts = app, metrics, options.log_prompts
+        self._keys, self._most = [key.encode() for key in keys], int(options.max_body_mb * 1e6)
+        self._timeout_s = options.timeout_s
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -44,7 +45,9 @@ class Gate:
         headers = {name.lower(): value for name, value in scope["headers"]}
         asked = headers.get(b"x-request-id", b"").decode("latin-1")
         number = asked if NUMBER.fullmatch(asked) else secrets.token_hex(12)
-        path = scope["path"].removeprefix(scope.get("root_path", ""))
+        root = scope.get("root_path", "")
+        path = scope["path"].removeprefix(root).rstrip("/") or "/"
+        scope["path"] = root + path  # a slash at the end names nothing else
         line: dict[str, Any] = {"id": number, "method": scope["method"], "path": path}
         scope.setdefault("state", {})["log"] = line
         began, status = time.perf_counter(), 0
@@ -88,12 +91,16 @@ class Gate:
         return Problem(413, "request_too_large", f"the request is larger than {self._most / 1e6:g} MB")
 
     def _measured(self, receive: Receive) -> Receive:
-        """Counts, too, what comes without saying its length."""
-        read = 0
+        """Counts, too, what comes without saying its length, and waits for all of it no longer than for a reply."""
+        read, whole, until = 0, False, time.monotonic() + self._timeout_s
 
         async def receiving() -> Message:
-            nonlocal read
-            message = await receive()
+            nonlocal read, whole
+            try:
+                message = await asyncio.wait_for(receive(), None if whole else max(until - time.monotonic(), 0))
+            except asyncio.TimeoutError:
+                raise Problem(408, "deadline_exceeded", "the request did not come to its end in time") from None
+            whole = whole or not message.get("more_body", False)
             read += len(message.get("body", b""))
             if read > self._most:
                 raise self._too_large()

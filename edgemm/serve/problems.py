@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from edgemm.errors import EdgemmError, InputError, MissingError, ResourceError, UsageError
+from edgemm.errors import BundleError, EdgemmError, InputError, MissingError, ResourceError, UsageError
 
 __all__ = ["Problem", "as_problem", "busy", "unsupported"]
 
@@ -84,6 +84,8 @@ def as_problem(error: BaseException, prompt_param: str = "messages") -> Problem:
     message = " ".join(str(error).split())
     if isinstance(error, UsageError):
         return Problem(400, "invalid_value", _renamed(message), _param(message, prompt_param))
+    if isinstance(error, BundleError):  # paths and graphs are no client's business
+        return Problem(500, "model_error", "the model failed, or its bundle did; the server's log says how")
     if isinstance(error, InputError) and "this bundle holds at most" in message:
         return Problem(400, "context_length_exceeded", message, prompt_param)
     if isinstance(error, InputError):

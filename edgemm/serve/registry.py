@@ -12,6 +12,7 @@ from typing import Any, Union
 
 import edgemm
 from edgemm import Model
+from edgemm.bundle.drawing import LatentGrid
 from edgemm.errors import InputError, UsageError
 from edgemm.runtimes.image_encoder import ENCODERS
 from edgemm.serve.problems import Problem
@@ -72,18 +73,27 @@ class Named:
 
     @property
     def _drawing(self) -> dict[str, Any] | None:
-        """What is drawn where a request names nothing else; `previews` says that partial_images are honoured."""
+        """What is drawn where a request names nothing else; `previews` says that partial_images are honoured, `sizes`
+        which others there are."""
         denoise, codes = self.model.manifest.loops.denoise, self.model.manifest.loops.image_tokens
         if denoise is not None:
             own = {"steps": denoise.num_inference_steps, "guidance": denoise.guidance_scale, "previews": True}
-            return {"size": f"{denoise.width}x{denoise.height}", **own}
+            return {"size": f"{denoise.width}x{denoise.height}", "sizes": _sizes(denoise.latents), **own}
         if codes is not None:
             own = {"steps": None, "guidance": codes.guidance_scale, "previews": False}
-            return {"size": f"{codes.image_width}x{codes.image_height}", **own}
+            return {"size": f"{codes.image_width}x{codes.image_height}", "sizes": None, **own}
         return None
 
 
 CREATED = int(time.time())
+
+
+def _sizes(latents: LatentGrid | None) -> dict[str, int | None] | None:
+    """What each side may be, in pixels; None where there is one size."""
+    if latents is None or not latents.free:
+        return None
+    sides = {"smallest": latents.smallest, "largest": latents.largest, "multiple": latents.multiple or latents.cell}
+    return {**sides, "most_pixels": latents.most_pixels or None}
 
 
 class Registry:

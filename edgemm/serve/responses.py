@@ -29,7 +29,7 @@ from edgemm.serve.fields import (
     ToolChoice,
 )
 from edgemm.serve.pictures import as_base64
-from edgemm.serve.problems import Problem, as_problem
+from edgemm.serve.problems import Problem
 from edgemm.serve.registry import Named
 from edgemm.serve.service import Service, Work, as_asked, chosen_seed
 from edgemm.serve.wire import Event, Events, EventStream, fields_of
@@ -49,7 +49,7 @@ async def respond(request: Request) -> Response:
     work = await service.prepared(answer.prepare, "input")
     events = answer.events(work)
     if asked.stream:
-        return EventStream(await anext(events), events, answer.told)
+        return EventStream(request, await anext(events), events, answer.told, "input")
     *_, (_, last) = [event async for event in events]
     return JSONResponse(last["response"])
 
@@ -241,9 +241,8 @@ class _Answer:
         else:
             yield self._event("response.completed", response=self.body("completed", usage=usage))
 
-    def told(self, error: Exception) -> list[Event]:
+    def told(self, problem: Problem) -> list[Event]:
         """An error in the middle of a stream."""
-        problem = as_problem(error, "input")
         said = {"code": "server_error", "message": f"{problem.code}: {problem.message}"}
         return [
             self._event("error", code=problem.code, message=problem.message, param=problem.param),

@@ -7,9 +7,11 @@ and cancel it, which closes its Ticket.  Nothing here runs longer than a moment 
 from __future__ import annotations
 
 import asyncio
+import logging
 import math
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable
+from functools import partial
 from typing import Any, TypeVar
 
 import pydantic_core
@@ -18,9 +20,11 @@ from starlette.responses import JSONResponse, Response
 from starlette.types import Receive, Scope, Send
 
 from edgemm.serve.fields import Fields, read_fields
-from edgemm.serve.problems import Problem
+from edgemm.serve.problems import Problem, as_problem
 
-__all__ = ["Event", "EventStream", "Events", "answered", "fields_of", "refused"]
+__all__ = ["Event", "EventStream", "Events", "answered", "fields_of", "noted", "refused"]
+
+LOG = logging.getLogger(__name__)
 
 KEEP_ALIVE_S = 15.0  # proxies hang up on a stream that is silent for longer, commonly 60 s
 Event = tuple[str | None, Any]  # its name, or None, and what it says
@@ -43,6 +47,16 @@ async def fields_of(request: Request, kind: type[F]) -> F:
         return read_fields(kind, request.state.asked)
 
     return await asyncio.to_thread(read)
+
+
+def noted(request: Request, error: Exception, prompt_param: str = "messages") -> Problem:
+    """An error as a Problem, which the log and the numbers have; of our own faults and the model's the log has all."""
+    problem = as_problem(error, prompt_param)
+    if problem.status == 500:
+        LOG.error("a request failed", exc_info=error, extra={"fields": {"id": request.state.log["id"]}})
+    request.state.log["code"] = problem.code
+    request.app.state.service.metrics.refused.labels(problem.code).inc()
+    return problem
 
 
 def refused(problem: Problem) -> Response:
@@ -78,13 +92,20 @@ class EventStream(Response):
     media_type = "text/event-stream"
 
     def __init__(
-        self, first: Event, events: Events, told: Callable[[Exception], list[Event]], done: bool = False
+        self,
+        request: Request,
+        first: Event,
+        events: Events,
+        told: Callable[[Problem], list[Event]],
+        prompt_param: str,
+        done: bool = False,
     ) -> None:
         """`first` has come already: what goes wrong before it has a status of its own, what comes too late for one
         `told` says.  `done` ends the stream with [DONE]."""
         super().__init__(headers={"cache-control": "no-store", "x-accel-buffering": "no"})
         del self.headers["content-length"]
         self._first, self._events, self._told, self._done = first, events, told, done
+        self._noted = partial(noted, request, prompt_param=prompt_param)
         self._said_at = math.inf
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -106,7 +127,7 @@ class EventStream(Response):
             async for event in self._events:
                 await self._say(send, event)
         except Exception as error:
-            for event in self._told(error):
+            for event in self._told(self._noted(error)):
                 await self._say(send, event)
         self._said_at = math.inf
         await _send(send, b"data: [DONE]\n\n" if self._done else b"", more=False)

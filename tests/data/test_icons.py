@@ -4,9 +4,21 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from PIL import Image
 
-from edgemm.data.icons import match_by_name, name_codes, on_white, rasterise, run_together_names, svg_of
-from edgemm.data.labels import Label
+from edgemm.data import emoji
+from edgemm.data.format import read_dataset
+from edgemm.data.icons import (
+    dominant_colour,
+    hue_turned,
+    match_by_name,
+    name_codes,
+    on_white,
+    rasterise,
+    run_together_names,
+    svg_of,
+)
+from edgemm.data.labels import Label, plain_words
 from edgemm.errors import InputError
 
 ICONS = {
@@ -75,3 +87,49 @@ def test_a_run_together_name_is_unicodes_before_it_is_a_labels():
     assert names["grinningfacewithsmilingeyes"] == "1f601"  # what Unicode calls it
     assert names["smilingfacewithopenmouthandsmilingeyes"] == "1f604"
     assert names["flagaustralia"] == "1f1e6-1f1fa"
+
+
+RED_CAR = (
+    '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 32 32" width="32" height="32">'
+    '<path fill="#dc2828" d="M4 18l4-8h16l4 8v8H4z"/><circle cx="9" cy="26" r="3" fill="#222"/></svg>'
+)
+
+
+@pytest.mark.parametrize("colour", ["blue", "green", "yellow", "orange"])
+def test_a_drawing_turned_to_another_hue_shows_it_and_keeps_its_outline(colour):
+    red = rasterise(RED_CAR, 64)
+    turned = hue_turned(red, colour)
+    assert dominant_colour(red) == "red" and dominant_colour(turned) == colour
+    assert np.array_equal(np.asarray(turned)[..., 3], np.asarray(red)[..., 3])
+    tyre = tuple(np.asarray(on_white(turned))[52, 18])
+    assert max(tyre) - min(tyre) <= 2  # black has no hue to turn
+
+
+def test_what_has_no_one_hue_is_left_as_it_is():
+    grey = rasterise(RED_CAR.replace("#dc2828", "#808080"), 64)
+    assert hue_turned(grey, "blue") is None
+    assert hue_turned(rasterise(RED_CAR, 64), "red") is None
+
+
+def test_plain_words_are_what_people_ask_for():
+    said = plain_words("automobile", ("car",), "red")
+    assert {"automobile", "car", "an automobile", "a picture of an automobile", "a red automobile", "a red car"} == {
+        *said
+    }
+    assert said == sorted(said, key=len)
+    assert "a red red heart" not in plain_words("red heart", (), "red")
+
+
+def test_copies_in_other_colours_are_trained_on_and_say_so(tmp_path, monkeypatch):
+    label = Label("1f697", "automobile", ("car",), "travel-places", "transport-ground", "automobile")
+    monkeypatch.setattr(emoji, "fetch", lambda package, cache, offline: package)
+    monkeypatch.setattr(emoji, "read_labels", lambda tarball: {label.hexcode: label})
+    monkeypatch.setattr(emoji, "read_icons", lambda tarball, labels, names: {label.hexcode: RED_CAR})
+    emoji.build_emoji(tmp_path, 64, ["fluent"], 0, tmp_path, hues=2, plain=True)
+    first, *copies = read_dataset(tmp_path).samples
+    assert (first.split, len(copies)) == ("train", 2)
+    for copy in copies:
+        colour = copy.id.rpartition("-")[2]
+        shown = Image.open(tmp_path / copy.image).convert("RGBA")
+        assert dominant_colour(shown.crop((12, 24, 52, 44))) == colour
+        assert f"a {colour} car" in copy.captions and copy.captions[-1] == f"{colour} automobile, fluent style"

@@ -112,3 +112,15 @@ def test_scenes_scale_with_the_canvas():
 def test_counts_cannot_be_guessed(scenes):
     answers = Counter(q.answer for q in scenes.questions if q.kind == "count" and q.split == "train")
     assert set(answers) == {"2", "3", "4"} and len(set(answers.values())) == 1
+
+
+def test_unseen_pictures_show_pairs_that_were_trained_and_a_caption_of_fixed_scenes_has_no_other(tmp_path):
+    from edgemm.data.format import read_dataset
+    from edgemm.data.shapes import build_shapes
+
+    build_shapes(tmp_path / "free", 64, 300, 0, ("single object",))
+    free = read_dataset(tmp_path / "free")
+    seen, unseen = ({s.family for s in free.split(split)} for split in ("train", "held-out-picture"))
+    assert len(free.split("held-out-picture")) > 15 and unseen <= seen
+    build_shapes(tmp_path / "fixed", 64, 100, 0, ("single object",), fixed=True)
+    assert not read_dataset(tmp_path / "fixed").split("held-out-picture")

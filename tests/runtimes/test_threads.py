@@ -41,9 +41,13 @@ def test_fewer_allowed_cores_mean_fewer_threads_and_no_spinning(idle, monkeypatc
     [
         {"cpu.max": "250000 100000\n"},
         {"cpu/cpu.cfs_quota_us": "250000\n", "cpu/cpu.cfs_period_us": "100000\n"},
+        {"system.slice/edgemm.service/cpu.max": "250000 100000\n"},  # a systemd unit with CPUQuota=
+        {"system.slice/edgemm.service/cpu.max": "max 100000\n", "system.slice/cpu.max": "250000 100000\n"},
     ],
 )
 def test_a_containers_quota_counts_as_cores(idle, files):
+    (idle / "proc/self").mkdir(parents=True, exist_ok=True)
+    (idle / "proc/self/cgroup").write_text("0::/system.slice/edgemm.service\n")
     for name, content in files.items():
         path = idle / "sys/fs/cgroup" / name
         path.parent.mkdir(parents=True, exist_ok=True)

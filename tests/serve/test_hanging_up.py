@@ -122,7 +122,7 @@ def test_hanging_up_touches_no_other_request_and_none_after_it(slow, model):
         )
         said.append(reply.choices[0].message.content)
 
-    leavers = [threading.Thread(target=hang_up_on, args=(url, "/v1/chat/completions", LONG, 200))]
+    leavers = [threading.Thread(target=hang_up_on, args=(url, "/v1/chat/completions", LONG, 3000))]  # beside a stayer
     leavers += [threading.Thread(target=hang_up_on, args=(url, "/v1/chat/completions", LONG, 0)) for _ in range(3)]
     stayers = [threading.Thread(target=ask) for _ in range(4)]
     for thread in (leavers[0], stayers[0], *leavers[1:], *stayers[1:]):

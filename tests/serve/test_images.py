@@ -11,13 +11,14 @@ from PIL import Image
 
 import edgemm
 import edgemm.serve
+from edgemm.bundle.drawing import LatentGrid
 from edgemm.bundle.manifest import Loops
 from tests.runtimes.tiny_bundle import build, denoise_loop, text_loop
 from tests.serve.conftest import client_of, running
 
 httpx = pytest.importorskip("httpx", reason="needs the extras serve and dev")
 openai = pytest.importorskip("openai", reason="needs the extras serve and dev")
-pytest.importorskip("starlette")
+registry = pytest.importorskip("edgemm.serve.registry", reason="needs the extras serve and dev", exc_type=ImportError)
 
 
 def opened(content):
@@ -181,3 +182,13 @@ class TestEdits:
             with pytest.raises(openai.BadRequestError) as refused:
                 editor.images.edit(model="tiny", **{"image": png(1), "prompt": "x"} | options)
             assert refused.value.param == param
+
+
+def test_a_model_of_several_sizes_says_which(model):
+    """What /v1/models says leads to a size that is drawn, and the next larger one is refused."""
+    grid = LatentGrid(channels=3, cell=8, height=16, width=32, smallest=8, largest=64, multiple=16)
+    assert registry.Named("tiny", model, None, "tiny").body["drawing"]["sizes"] is None
+    sizes = registry._sizes(grid)
+    assert sizes == {"smallest": 8, "largest": 64, "multiple": 16, "most_pixels": None}
+    assert grid.problem(sizes["largest"], sizes["multiple"]) is None
+    assert grid.problem(sizes["largest"] + sizes["multiple"], sizes["multiple"])

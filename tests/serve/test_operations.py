@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -50,6 +51,7 @@ def test_health_and_models(url, client):
     assert client.models.retrieve("gpt-image-1").root == "tiny"
     assert httpx.get(f"{url}/v1/models/gpt-9").json()["error"]["code"] == "model_not_found"
     assert httpx.get(f"{url}/nothing").json()["error"]["code"] == "not_found"
+    assert httpx.get(f"{url}/v1/models/").json() == httpx.get(f"{url}/v1/models").json()
     assert httpx.get(f"{url}/v1/chat/completions").json()["error"]["code"] == "method_not_allowed"
 
 
@@ -103,6 +105,17 @@ def test_large_requests_are_refused_with_a_length_and_without(bundle):
         for content in (large, iter([large])):
             answer = httpx.post(path, content=content, headers=kind)
             assert (answer.status_code, answer.json()["error"]["code"]) == (413, "request_too_large")
+
+
+def test_a_body_that_never_ends_is_waited_for_no_longer_than_a_reply(bundle):
+    head = (
+        b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 99\r\n\r\n"
+    )
+    with running(edgemm.serve.app(bundle, timeout_s=0.3)) as url:
+        with socket.create_connection(("127.0.0.1", int(url.rpartition(":")[2])), timeout=30) as connection:
+            connection.sendall(head + b'{"messages"')
+            said = b"".join(iter(lambda: connection.recv(4096), b""))
+    assert said.startswith(b"HTTP/1.1 408 ") and b"deadline_exceeded" in said
 
 
 @pytest.mark.parametrize(

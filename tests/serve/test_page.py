@@ -19,6 +19,7 @@ from PIL import Image
 import edgemm.serve
 from edgemm.bundle.manifest import Limits, Loops
 from tests.runtimes.tiny_bundle import build, denoise_loop, text_loop
+from tests.runtimes.tiny_weights import TINY
 from tests.serve.conftest import MARKED, running
 
 httpx = pytest.importorskip("httpx", reason="needs the extras serve and dev")
@@ -454,6 +455,31 @@ def test_a_picture_is_edited_where_the_model_does_that(driver, tmp_path):
         page.one("#change").click()
         assert page.all("#attached li") and page.one("[name=mode][value=edit]").is_selected()
         assert page.noise() == ([], set())
+
+
+@pytest.mark.slow
+def test_the_size_is_asked_where_there_are_several(driver, bundle, monkeypatch):
+    """The tiny model draws one size, which the server says; the field leads back to it."""
+    sizes = {"smallest": 8, "largest": 64, "multiple": 8, "most_pixels": None}
+    with running(edgemm.serve.app(bundle)) as url:
+        page = Page(driver, f"{url}/")
+        page.choose("draw")
+        page.one("#more").click()
+        assert not page.one("#size").is_displayed()
+        monkeypatch.setattr("edgemm.serve.registry._sizes", lambda latents: sizes)
+        page = Page(driver, f"{url}/")
+        page.choose("draw")
+        page.set(size="64 x 32", seed=1)
+        assert page.one("#size").get_attribute("placeholder") == f"{TINY.draw_size}x{TINY.draw_size}"
+        assert "8 to 64, multiples of 8" in page.one("#sizes").get_attribute("textContent")
+        page.send("a heart")
+        page.wait(lambda: page.seen(".failed"))
+        assert "64 x 32" in page.text(".failed")
+        page.one(".failed button").click()
+        assert page.driver.switch_to.active_element == page.one("#size")
+        page.set(size="")
+        page.choose("ask")
+        assert not page.one("#size").is_displayed()
 
 
 def asking(url, body):

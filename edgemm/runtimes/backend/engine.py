@@ -23,6 +23,7 @@ import numpy as np
 
 from edgemm.bundle.components import TensorSpec, Variant, pattern
 from edgemm.bundle.held_file import HeldFile
+from edgemm.device.machine import core_quota
 from edgemm.errors import BundleError, EdgemmError, ResourceError, UsageError, ran_out_of_memory
 
 __all__ = [
@@ -232,7 +233,7 @@ def plan_threads(threads: int | None = None, root: Path = Path("/")) -> ThreadPl
     """`threads` as asked, or one a core that this process may use."""
     cores = os.cpu_count() or 1
     allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else cores
-    quota = _cgroup_quota(root)
+    quota = core_quota(root)
     usable = max(1, min(allowed, int(quota) if quota is not None else allowed))
     if threads is not None and not 1 <= threads <= 1024:
         raise UsageError(f"threads is {threads}, expected 1 to 1024")
@@ -246,22 +247,6 @@ def plan_threads(threads: int | None = None, root: Path = Path("/")) -> ThreadPl
     if busy > BUSY and _others_now(root) > BUSY * cores:
         reasons.append(f"the cores are {busy:.0%} busy already")
     return ThreadPlan(count, not reasons, "; ".join(reasons) or "no other work in sight")
-
-
-def _cgroup_quota(root: Path) -> float | None:
-    """Cores that a container may use (cgroup v2, then v1); None without a limit."""
-    try:
-        quota, period = (root / "sys/fs/cgroup/cpu.max").read_text().split()[:2]
-    except (OSError, ValueError):
-        try:
-            quota = (root / "sys/fs/cgroup/cpu/cpu.cfs_quota_us").read_text().strip()
-            period = (root / "sys/fs/cgroup/cpu/cpu.cfs_period_us").read_text().strip()
-        except OSError:
-            return None
-    try:
-        return int(quota) / int(period) if int(quota) > 0 else None
-    except (ValueError, ZeroDivisionError):  # "max": no limit
-        return None
 
 
 def _others_now(root: Path) -> float:

@@ -62,7 +62,7 @@ export async function* events(path, body, signal) {
 }
 
 // Where the page has a field of the interface.
-export const FIELDS = { seed: "seed", steps: "steps", guidance: "guidance", n: "many", negative_prompt: "avoid",
+export const FIELDS = { seed: "seed", steps: "steps", guidance: "guidance", n: "many", size: "size", negative_prompt: "avoid",
   temperature: "temperature", max_completion_tokens: "longest", "drawing.seed": "seed" };
 
 // What the one who asked can do about a refusal: a sentence, and the name of a button that does it.

@@ -27,7 +27,8 @@ let running = null; // an AbortController
 const model = () => known.get(at("model").value);
 const can = (kind) => model()?.output_modalities.includes(kind) ?? false;
 const mode = () => document.querySelector("[name=mode]:checked")?.value;
-const given = (id) => (at(id).value.trim() === "" ? undefined : Number(at(id).value));
+const filled = (id) => (!at(id).closest("label").hidden && at(id).value.trim()) || undefined; // what this model has no use for is not sent
+const given = (id) => (filled(id) === undefined ? undefined : Number(at(id).value));
 
 // Which model, and what it can do
 
@@ -45,12 +46,15 @@ function fit() {
     document.querySelector(`[name=mode][value=${first}]`).checked = true;
   }
   const drawing = model().drawing ?? {};
-  const has = { steps: drawing.steps != null, image: able.draw };
+  const has = { steps: drawing.steps != null, image: able.draw, size: drawing.sizes };
   for (const label of document.querySelectorAll("#settings > label")) {
     const { for: modes, needs } = label.dataset;
     label.hidden = (modes && !modes.split(" ").includes(mode())) || (needs && !has[needs]) || false;
   }
   at("steps").placeholder = drawing.steps ?? "";
+  at("size").placeholder = drawing.size ?? "";
+  const { smallest, largest, multiple } = drawing.sizes ?? {};
+  at("sizes").textContent = at("size").title = largest ? `width x height, ${smallest} to ${largest}, multiples of ${multiple}` : "";
   at("guidance").placeholder = drawing.guidance ?? "";
   at("change").hidden = !able.edit;
   at("ask-about").hidden = !able.ask || !sees();
@@ -250,13 +254,12 @@ function draw(prompt, picture) {
   const name = at("model").value, { previews = false, size, steps, guidance } = model().drawing ?? {};
   const many = given("many") ?? 1, what = picture ? "edits" : "generations";
   const how = { seed: given("seed") ?? Math.floor(Math.random() * LARGEST_SEED), steps: given("steps"), guidance: given("guidance"),
-    negative_prompt: at("avoid").value.trim() || undefined };
+    size: filled("size")?.replace(/\s*[×*]\s*/, "x"), negative_prompt: filled("avoid") };
   const asked = { model: name, prompt, n: many, stream: true, partial_images: previews ? PREVIEWS : 0,
     ...how, ...(picture && { image: picture.url }) };
-  if (at("steps").closest("label").hidden) delete asked.steps;
   const turn = turnOf(prompt, picture ? [picture] : []);
   return run(turn, async (signal) => {
-    turn.expect(many, size, prompt);
+    turn.expect(many, how.size ?? size, prompt);
     const seeds = [];
     let stepMs = null;
     for await (const event of events(`v1/images/${what}`, asked, signal)) {
@@ -267,9 +270,8 @@ function draw(prompt, picture) {
       }
       seeds.push(event.seed);
       stepMs = event.step_ms || null;
-      const drawn = { src, prompt, seed: event.seed, model: name, steps: asked.steps ?? steps ?? undefined,
-        guidance: how.guidance ?? guidance,
-        avoid: how.negative_prompt, stepMs, source: picture };
+      const drawn = { src, prompt, seed: event.seed, model: name, steps: how.steps ?? steps ?? undefined, size: how.size,
+        guidance: how.guidance ?? guidance, avoid: how.negative_prompt, stepMs, source: picture };
       turn.picture(event.index, src, make("span", { className: "faint" }, `seed ${event.seed}`), ...tools(drawn, sheet.collect(drawn)));
     }
     if (stepMs) at("step").textContent = stepMs.toFixed(stepMs < 10 ? 1 : 0);
@@ -302,13 +304,13 @@ function askAbout({ src, prompt }) {
   at("words").focus();
 }
 
-function reuse({ prompt, seed, steps, guidance, avoid, source, model: name }) {
+function reuse({ prompt, seed, steps, size, guidance, avoid, source, model: name }) {
   if (known.has(name)) at("model").value = name;
   box.detachAll();
   if (source) box.attach(source);
   setMode(source ? "edit" : "draw");
   const own = model().drawing ?? {}, unless = (value, usual) => (value === usual ? undefined : value);
-  const values = { words: prompt, seed, avoid, steps: unless(steps, own.steps), guidance: unless(guidance, own.guidance) };
+  const values = { words: prompt, seed, avoid, size, steps: unless(steps, own.steps), guidance: unless(guidance, own.guidance) };
   for (const [id, value] of Object.entries(values)) at(id).value = value ?? "";
   openSettings(true);
   at("words").focus();

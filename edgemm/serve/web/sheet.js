@@ -2,7 +2,7 @@
 
 import { at, button, make } from "./dom.js";
 
-const drawn = []; // {src, prompt, seed, model, steps, guidance, avoid, stepMs}; the newest last
+const drawn = []; // {src, prompt, seed, model, steps, size, guidance, avoid, stepMs}; the newest last
 let shown = 0;
 
 const named = ({ prompt, seed }) => `${prompt || "picture"}${seed === undefined ? "" : `, seed ${seed}`}`;
@@ -23,10 +23,10 @@ export function saveAs({ prompt, seed }) {
 
 export function enlarge(place) {
   const picture = drawn[(shown = place)];
-  const { src, prompt, seed, model, steps, guidance, avoid, stepMs } = picture;
+  const { src, prompt, seed, model, steps, size, guidance, avoid, stepMs } = picture;
   Object.assign(at("large-picture"), { src, alt: prompt || "a picture of a reply" });
   at("large-words").textContent = prompt || "From a reply";
-  const facts = { Model: model, Seed: seed, Steps: steps, Guidance: guidance, Avoid: avoid,
+  const facts = { Model: model, Seed: seed, Steps: steps, Size: size, Guidance: guidance, Avoid: avoid,
     "ms a step": stepMs && stepMs.toFixed(1) };
   const rows = Object.entries(facts).filter(([, value]) => value !== undefined && value !== "");
   at("large-facts").replaceChildren(

@@ -1,0 +1,105 @@
+"""Drawings of icons, checked exactly for what their prompts ask: colour, ground, and way of drawing.
+
+    colour   of the drawn thing: the name nearest to the typical pixel of what stands out from the ground
+    ground   the name nearest to the typical pixel of the border
+    way      outlined, filled, thin, bold, two-tone: by a small classifier, whose score on real pictures stands beside
+
+The real pictures are checked too: they say what the checker itself would miss.  What the thing is, the judge of
+draw_suite.py says.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from edgemm.data.format import Dataset, Sample
+from edgemm.data.icon_pictures import colour_of
+from edgemm.data.icons import lab
+from edgemm.evaluate.judge import GRID_WIDTHS, Eye, LabelScorer
+from edgemm.evaluate.metrics import Share, share
+from edgemm.evaluate.subject import Drawings, real_pictures, some
+
+__all__ = ["IconsPart", "Seen", "check_icons", "see_icon"]
+
+STANDS_OUT = 22.0  # Lab distance from the ground: half of the least contrast that icon_pictures.py draws
+SPECK = 0.01  # of the canvas: less is noise
+INKED = 0.5  # of what stands out, the farthest from the ground: edges mix both colours
+TAUGHT = 1500  # pictures that the classifier of ways learns from
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What the pixels show."""
+
+    colour: str | None  # None: nothing stands out from the ground
+    ground: str
+
+
+@dataclass(frozen=True)
+class IconsPart:
+    """The scores of one split: of drawings, of the real pictures, and of drawings held against another's caption."""
+
+    colour: Share
+    ground: Share
+    way: Share
+    real_colour: Share
+    real_ground: Share
+    real_way: Share
+    shuffled_colour: Share
+
+
+def see_icon(rgb: np.ndarray) -> Seen:
+    """The colour of the thing and of its ground, of a picture (h, w, 3) in 0..255."""
+    border = np.concatenate([rgb[0], rgb[-1], rgb[:, 0], rgb[:, -1]])
+    paper = np.median(border, axis=0)
+    pixels = rgb.reshape(-1, 3)
+    distance = np.linalg.norm(lab(pixels) - lab(paper[None]), axis=1)
+    ground = colour_of(paper)
+    out = distance > STANDS_OUT
+    if out.mean() < SPECK:
+        return Seen(None, ground)
+    inked = pixels[out][distance[out] >= np.quantile(distance[out], 1 - INKED)]
+    return Seen(colour_of(np.median(inked, axis=0)), ground)
+
+
+def check_icons(dataset: Dataset, drawings: Drawings, eye: Eye) -> IconsPart | None:
+    """None where none of the prompts asks for a colour."""
+    asked = [row for row, sample in enumerate(drawings.samples) if (sample.scene or {}).get("colour")]
+    if not asked:
+        return None
+    scenes = [drawings.samples[row].scene or {} for row in asked]
+    seen = [see_icon(drawings.drawn[row]) for row in asked]
+    real = [see_icon(drawings.real[row]) for row in asked]
+    ways = _ways(dataset, drawings.real.shape[1], eye)
+    looked = {name: _named(ways, eye, pictures[asked]) for name, pictures in
+              (("drawn", drawings.drawn), ("real", drawings.real))}  # fmt: skip
+    return IconsPart(
+        colour=_right([one.colour for one in seen], scenes, "colour"),
+        ground=_right([one.ground for one in seen], scenes, "ground"),
+        way=_right(looked["drawn"], scenes, "way"),
+        real_colour=_right([one.colour for one in real], scenes, "colour"),
+        real_ground=_right([one.ground for one in real], scenes, "ground"),
+        real_way=_right(looked["real"], scenes, "way"),
+        shuffled_colour=_right([one.colour for one in seen], [*scenes[1:], scenes[0]], "colour"),
+    )
+
+
+def _right(found: list[Any], scenes: list[dict[str, Any]], what: str) -> Share:
+    return share([one == scene[what] for one, scene in zip(found, scenes, strict=True)])
+
+
+def _ways(dataset: Dataset, size: int, eye: Eye) -> LabelScorer:
+    """Learned from things that nobody is asked to draw, where the set holds any; from the others otherwise."""
+    own = [sample for sample in dataset.samples if (sample.scene or {}).get("colour")]
+    apart = [sample for sample in own if sample.split == "held-out-family"]
+    taught: list[Sample] = some(apart or own, TAUGHT, "id")
+    looks = eye.look(real_pictures(dataset, taught, size), "learning ways of drawing")
+    return LabelScorer.fit(looks.grids, [sample.subgroup for sample in taught], GRID_WIDTHS)
+
+
+def _named(ways: LabelScorer, eye: Eye, pictures: np.ndarray) -> list[str]:
+    scores = ways.scores(eye.look(pictures, "looking at ways").grids, ways.labels)
+    return [ways.labels[best] for best in scores.argmax(axis=1)]
