@@ -2,6 +2,7 @@
 
     python benchmarks/faults.py --tries 20                            # the table, and one JSON line
     python benchmarks/faults.py --only load --before ../main          # load, first token, memory: that tree, this tree
+    python benchmarks/faults.py --only kills --checkpoint checkpoints/sticker-small --log kills.jsonl   # an hour
 
 Survived means: what stood there stands, what was made is whole, nothing half done is left after the next run, the exit
 code is the right one.  "load" is no fault: fresh processes of two trees, one after the other, so that a busy machine
@@ -49,6 +50,7 @@ early = sizes[len(sizes) // 5]
 print(json.dumps({"early_mb": early, "late_mb": sizes[-1], "grown": sizes[-1] / early - 1}))
 """
 Row = tuple[str, int, int]  # what, tries, lost
+MORE = {"export": ("--precision", "int8"), "quantize": ("--samples", "8")}
 
 
 def edgemm(*words: str, root: Path = ROOT, **options) -> subprocess.Popen[bytes]:
@@ -75,20 +77,48 @@ def moments(words: tuple[str, ...], tries: int) -> Iterator[float]:
     yield from (whole_s * (turn + 0.5) / tries for turn in range(tries))
 
 
-def kills(verb: str, checkpoint: Path, folder: Path, tries: int) -> Row:
-    """kill -9, and the same again: the old output stands until the new one does, and no half one is left."""
-    output, lost = folder / f"{verb}-out", 0
-    words = (verb, str(checkpoint), "--output", str(output), "--overwrite")
-    for moment in moments(words, tries):
-        process = edgemm(*words)
-        time.sleep(moment)
-        process.kill()
-        process.wait()
-        whole = (output / ("manifest.json" if verb == "export" else "quant.json")).is_file()
-        lost += not whole
-    lost += edgemm(*words).wait() != 0
-    lost += len([path for path in folder.iterdir() if path.name.startswith(f".{output.name}.")])
-    return f"kill -9 of {verb}", tries, lost
+def kills(verb: str, checkpoint: Path, folder: Path, tries: int, log: Path | None) -> Row:
+    """kill -9, and the same again: the old output stands until the new one does, and no half one is left.
+
+    What was tried is kept in `log`, a line each, so that a run of hours can go on where it was ended.
+    """
+    output, name = folder / f"{verb}-out", f"kill -9 of {verb}, {checkpoint.name}"
+    done = [row for row in _rows(log) if row["fault"] == name]
+    lost = sum(row["lost"] for row in done)
+    words = (verb, str(checkpoint), "--output", str(output), "--overwrite", *MORE[verb])
+    if len(done) < tries:
+        for turn, moment in enumerate(moments(words, tries)):
+            if turn >= len(done):
+                row = {"fault": name, "moment_s": round(moment, 2), "lost": int(not _survives(words, output, moment))}
+                lost += row["lost"]
+                _add_row(log, row)
+        lost += edgemm(*words).wait() != 0
+        lost += len([path for path in folder.iterdir() if path.name.startswith(f".{output.name}.")])
+    return name, tries, lost
+
+
+def _survives(words: tuple[str, ...], output: Path, moment: float) -> bool:
+    """Whether what stood there stands, whole: every file of a bundle is what its manifest says."""
+    process = edgemm(*words)
+    time.sleep(moment)
+    process.kill()
+    process.wait()
+    if words[0] == "export":
+        return edgemm("verify", str(output), "--no-parity").wait() == 0
+    try:
+        return bool(json.loads((output / "quant.json").read_text()))
+    except (OSError, ValueError):
+        return False
+
+
+def _rows(log: Path | None) -> list[dict]:
+    return [json.loads(line) for line in log.read_text().splitlines()] if log and log.is_file() else []
+
+
+def _add_row(log: Path | None, row: dict) -> None:
+    if log:
+        with log.open("a") as stream:
+            print(json.dumps(row), file=stream)
 
 
 def interrupts(words: tuple[str, ...], tries: int) -> Row:
@@ -136,18 +166,24 @@ def main() -> None:
     parser.add_argument("--turns", type=int, default=500, help="of load and close")
     parser.add_argument("--checkpoint", type=Path, default=ROOT / "checkpoints" / "micro-shapes")
     parser.add_argument("--only", choices=("kills", "interrupts", "caps", "again", "load"))
+    parser.add_argument("--log", type=Path, metavar="FILE", help="of kills, where a run of hours goes on")
+    parser.add_argument("--verbs", nargs="+", default=list(MORE), choices=list(MORE), help="that are killed")
     parser.add_argument("--before", type=Path, metavar="FOLDER", help="another checkout, to compare loads with")
     args = parser.parse_args()
     rows: list[Row] = []
     with tempfile.TemporaryDirectory() as made:
         folder = Path(made)
         bundle = folder / "faults.bundle"
-        if edgemm("export", str(args.checkpoint), "--output", str(bundle), "--precision", "int8").wait():
+        made = (
+            args.only == "kills"
+            or not edgemm("export", str(args.checkpoint), "--output", str(bundle), "--precision", "int8").wait()
+        )
+        if not made:
             raise SystemExit(f"{args.checkpoint} cannot be exported")
         draw = ("draw", str(bundle), "--prompt", "a red circle", "--output", str(folder / "drawn.png"))
         quantize = ("quantize", str(args.checkpoint), "--output", str(folder / "spec"), "--overwrite")
         if args.only in (None, "kills"):
-            rows += [kills(verb, args.checkpoint, folder, args.tries) for verb in ("quantize", "export")]
+            rows += [kills(verb, args.checkpoint, folder, args.tries, args.log) for verb in args.verbs]
         if args.only in (None, "interrupts"):
             rows += [interrupts(words, args.tries) for words in (draw, ("verify", str(bundle)), ("estimate", "--help"))]
         if args.only in (None, "caps"):

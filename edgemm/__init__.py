@@ -17,6 +17,7 @@ import contextlib
 import gc
 import importlib
 import os
+import sys
 from typing import TYPE_CHECKING, Any
 
 from edgemm.errors import (
@@ -35,12 +36,14 @@ if TYPE_CHECKING:
 
     from edgemm.bundle.bundle import Bundle
     from edgemm.bundle.held_file import FileHashes
+    from edgemm.bundle.node_link import Graph
     from edgemm.runtimes.engines import Choice
     from edgemm.runtimes.image_call import DenoiseProgress, DrawingKeywords, DrawingOptions, ImageResult, Picture
     from edgemm.runtimes.interleaved import InterleavedResult
     from edgemm.runtimes.model import Model
     from edgemm.runtimes.session import Session
     from edgemm.runtimes.text_call import TextChunk, TextKeywords, TextOptions, TextResult
+    from edgemm.runtimes.watch import Watch, WatchEvent
 
 __all__ = [
     "BundleError",
@@ -50,6 +53,7 @@ __all__ = [
     "DrawingKeywords",
     "DrawingOptions",
     "EdgemmError",
+    "Graph",
     "ImageResult",
     "InputError",
     "InterleavedResult",
@@ -63,6 +67,8 @@ __all__ = [
     "TextOptions",
     "TextResult",
     "UsageError",
+    "Watch",
+    "WatchEvent",
     "__version__",
     "load",
 ]
@@ -73,6 +79,7 @@ if os.environ.get("EDGEMM_TELEMETRY") != "1":
     os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 LAZY = {  # where each name is found when it is first asked for
+    "Graph": "edgemm.bundle.node_link",
     "InterleavedResult": "edgemm.runtimes.interleaved",
     "Model": "edgemm.runtimes.model",
     "Session": "edgemm.runtimes.session",
@@ -81,6 +88,7 @@ LAZY = {  # where each name is found when it is first asked for
         "edgemm.runtimes.image_call",
     ),
     **dict.fromkeys(("TextChunk", "TextKeywords", "TextOptions", "TextResult"), "edgemm.runtimes.text_call"),
+    **dict.fromkeys(("Watch", "WatchEvent"), "edgemm.runtimes.watch"),
 }
 
 
@@ -120,7 +128,7 @@ def load(
     check_type("memory_limit_mb", memory_limit_mb, float | None)
     check_type("backend", backend, str | Mapping | None)
 
-    with _uncollected():
+    with _hurried():
         with FileHashes(files_at_once(threads)) as hashes:
             if verify:
                 with reading(path, kind=BundleError):
@@ -158,14 +166,24 @@ def _chosen(path: str | os.PathLike[str], device: str, hashes: FileHashes | None
             bundle.verify(hashes)  # a wrong file is told before anything else
 
 
+HEARD_S = 1e-4  # within which a thread that asks for Python's lock gets it
+
+
 @contextlib.contextmanager
-def _uncollected() -> Iterator[None]:
+def _hurried() -> Iterator[None]:
     """Without Python's search for cycles: modules are made of objects that stay, and it would look at them again and
-    again, for a twentieth of a load.  Whoever had switched it off finds it so."""
-    enabled = gc.isenabled()
+    again, for a twentieth of a load; at the end they count as old ones.  And the threads that hash need not wait 5 ms
+    for Python's lock, each time that they have read a piece.  Whoever had set either otherwise finds it so."""
+    enabled, interval = gc.isenabled(), sys.getswitchinterval()
     gc.disable()
+    sys.setswitchinterval(min(interval, HEARD_S))
     try:
         yield
     finally:
+        if not gc.get_freeze_count():  # else they are somebody's who wants them left alone
+            gc.freeze()
+            gc.unfreeze()
         if enabled:
             gc.enable()
+        if interval > HEARD_S:
+            sys.setswitchinterval(interval)

@@ -11,9 +11,10 @@ from typing import Any, Literal
 import numpy as np
 import pytest
 
+from edgemm.cli.flags import add_options, read_options
 from edgemm.cli.main import Parser
 from edgemm.errors import UsageError
-from edgemm.options import add_options, from_keywords, option, options_table, read_options
+from edgemm.options import from_keywords, option, options_table
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 A model that edgemm trains needs only the fields without a default; the others tell the loop of models that others
 published (docs/bundle.md, loops.denoise).  runtimes/schedule.py has the mathematics, runtimes/denoise_loop.py the loop.
-Axes: n image tokens, p numbers in one; or c channels, h rows, w columns of a grid of latents.
+Axes: n image tokens of all frames, p numbers in one; or c channels, h rows, w columns of a grid of latents.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ __all__ = ["SIDE_BY_SIDE", "DenoiseLoop", "DenoiseTemplate", "EditGuidance", "Im
 
 SIDE_BY_SIDE = 4  # pictures of codes that are drawn in one batch: each weight is read once for all of them
 LARGEST_SIDE = 16_384  # of a picture, in pixels
+MOST_FRAMES = 1024  # of a clip
 LARGEST_SIGMA = 1e6
 
 
@@ -136,6 +137,8 @@ class DenoiseLoop:
     token_count: int = 0  # n
     token_width: int = 0  # p
     image_size: int = 0  # H = W
+    frames: int = 1  # of a clip, whose tokens come frame after frame; image_decoder makes pixels of one at a time
+    frame_ms: int = 100  # how long each of several is shown
     latents: LatentGrid | None = None
     # What the conditioner reads, beside keys and values
     hidden_layers: tuple[int, ...] = ()  # transformer layers whose hidden states are kept for it
@@ -199,9 +202,15 @@ class DenoiseLoop:
 
     def _check_sizes(self) -> None:
         tokens = ("token_count", "token_width", "image_size")
+        check_range("frames", self.frames, 1, MOST_FRAMES)
+        check_range("frame_ms", self.frame_ms, 1, 60_000)
         if self.latents is None:
             for name in tokens:
                 check_range(name, getattr(self, name), 1, 2**24)
+            if self.token_count % self.frames:
+                raise BundleError(f"token_count is {self.token_count}, no multiple of frames {self.frames}")
+        elif self.frames > 1:
+            raise BundleError(f"frames is {self.frames} beside latents, whose clips this edgemm does not draw")
         elif given := [name for name in tokens if getattr(self, name)]:
             raise BundleError(f"{given[0]} is given beside latents, expected one of them")
         if self.renorm in ("token", "text_token") and self.latents is None and self.token_width < 2:

@@ -31,6 +31,7 @@ from edgemm.errors import BundleError
 __all__ = [
     "ADAPTER_SCALES",
     "FileRecord",
+    "GraphRows",
     "Licence",
     "Limits",
     "Loops",
@@ -93,6 +94,19 @@ class TextTemplate:
 
 
 @dataclass(frozen=True)
+class GraphRows:
+    """How graph_encoder reads a graph: a row a node and a row an edge, in one block; without it a graph is text."""
+
+    kinds: tuple[str, ...]  # types of edges: kind 1, 2, ...; 0 is a node's own row
+    max_nodes: int
+
+    def __post_init__(self) -> None:
+        check_range("max_nodes", self.max_nodes, 1, 65_536)
+        if not self.kinds:
+            raise BundleError("kinds is empty, expected some types of edges")
+
+
+@dataclass(frozen=True)
 class TextLoop:
     """Prefill, decode, sample, stop."""
 
@@ -122,13 +136,23 @@ class TextLoop:
     # picture's tokens and image_end see one another
     image_lead: int = 0  # not joined: the first rows of a picture, which see only those before them, as image_open
     # does before them; the others and image_end see one another
+    rope_theta: float | None = (
+        None  # keys in the cache are turned by their slot, whole heads, the first half against the
+    )
+    # second, at this base: so slots can be moved.  None: nothing is said of it
+
+    graph: GraphRows | None = None  # not joined; of the drawing prompt, too
 
     def __post_init__(self) -> None:
+        if self.graph and (self.joined or self.block):
+            raise BundleError("graph is given beside joined or block, expected one of them")
         if self.block and self.joined:
             raise BundleError("block and joined are both true, expected one of them")
         if self.image_lead and (self.joined or self.block):
             raise BundleError("image_lead is given beside joined or block, expected one of them")
         check_range("image_lead", self.image_lead, 0, self.image_token_count)
+        if self.rope_theta is not None:
+            check_range("rope_theta", self.rope_theta, 1, 1e12)
         check_one_of("image_fit", self.image_fit, "pad", "pad_cut", "pad_first", "crop", "stretch")
         check_one_of("image_resample", self.image_resample, "nearest", "bilinear", "bicubic", "lanczos")
         for name in ("image_size", "image_token_count", "image_least"):
@@ -207,6 +231,8 @@ class Manifest:
         needed = ["transformer"]
         if self.loops.denoise:
             needed += ["conditioner", "denoiser", "image_decoder"]
+        if self.loops.text and self.loops.text.graph:
+            needed.append("graph_encoder")
         if self.loops.image_tokens:
             own_head = self.loops.image_tokens.code_ids is None
             needed += ["vq_decoder", *(("image_head", "image_embedder") if own_head else ())]
@@ -247,6 +273,8 @@ class Manifest:
         fields = encode(self)
         if not self.one_call:  # an edgemm that knows no such thing reads the others
             del fields["one_call"]
+        if self.loops.text is not None and self.loops.text.graph is None:  # the same
+            del fields["loops"]["text"]["graph"]
         return json.dumps({"schema_version": fields.pop("schema_version"), **fields}, indent=1, allow_nan=False) + "\n"
 
     def _check_variant(self, name: str, variant: Variant, where: str) -> None:

@@ -9,23 +9,26 @@ Axes: s tokens.
 
 from __future__ import annotations
 
-import base64
-import json
 import os
+import sys
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
 from edgemm.bundle.drawing import DenoiseTemplate
 from edgemm.bundle.files import library, read_text, reading
-from edgemm.bundle.manifest import Limits, TextLoop
+from edgemm.bundle.forked import forked
+from edgemm.bundle.manifest import GraphRows, Limits, TextLoop
+from edgemm.bundle.node_link import Graph
+from edgemm.bundle.tokenizer_rules import TokenizerRules
 from edgemm.errors import InputError, UsageError
 
 __all__ = [
     "ALONE",
+    "GraphBlock",
     "PictureTokens",
     "Pieces",
     "Prompt",
@@ -41,8 +44,12 @@ __all__ = [
     "with_picture_ids",
 ]
 
+GRAPH = -2  # and below: a graph's rows, until it is known how many the pictures have
 PICTURE_ID = 0  # stands where a picture's row does; the transformer never looks at it
 ALONE = ("", "")  # nothing around a picture belongs to its block
+MOST_STEPS = 5e7  # of a stranger's expressions in this process: a second or three
+MOST_BYTES, MOST_S = 1 << 30, 10.0  # of a copy of it
+T = TypeVar("T")
 
 
 class Tokenizer:
@@ -55,7 +62,7 @@ class Tokenizer:
             self._inner = tokenizers.Tokenizer.from_str(read_text(path) if text is None else text)
             self._inner.no_padding()
             self._inner.no_truncation()
-            _check_growth(self._inner)
+            self._rules = TokenizerRules(self._inner)
         self._path = path
         self._lock = threading.Lock()
 
@@ -74,9 +81,7 @@ class Tokenizer:
             text.encode("utf-8")
         except UnicodeEncodeError as error:
             raise InputError(f"text that is not valid Unicode: {error}") from error
-        with reading(self._path, "cannot tokenize this text"), self._lock:
-            self._inner.encode_special_tokens = not special
-            return self._inner.encode(text, add_special_tokens=False).ids
+        return self._encoded(text, special, lambda encoding: encoding.ids)
 
     def encode_whole(self, pieces: Sequence[tuple[str, bool]], add_special: bool = False) -> list[int]:
         """Ids of pieces as one string, each with whether it is a user's own; where such a one spells a special token
@@ -89,9 +94,20 @@ class Tokenizer:
         return self._around([self._encoding(whole, True)]) if add_special else self.encode(whole, special=True)
 
     def _encoding(self, text: str, special: bool) -> Any:
-        with reading(self._path, "cannot tokenize this text"), self._lock:
+        return self._encoded(text, special, lambda encoding: encoding)
+
+    def _encoded(self, text: str, special: bool, of: Callable[[Any], T]) -> T:
+        """In a copy of this process where the tokenizer's own expressions might not end in time: the library can
+        neither be interrupted nor does it give Python's lock away."""
+
+        def encode() -> T:
             self._inner.encode_special_tokens = not special
-            return self._inner.encode(text, add_special_tokens=False)
+            return of(self._inner.encode(text, add_special_tokens=False))
+
+        with reading(self._path, "cannot tokenize this text"), self._lock:
+            if self._rules.most_steps(len(text)) <= MOST_STEPS or sys.platform != "linux":
+                return encode()
+            return forked(encode, f"{self._path}: to tokenize {len(text)} letters", MOST_BYTES, MOST_S)
 
     def _around(self, encodings: list[Any]) -> list[int]:
         import tokenizers
@@ -121,6 +137,7 @@ class Prompt:
     image_index: np.ndarray  # (s) int64: row of the pictures' tokens, -1 for text
     attention_limit: np.ndarray  # (s) int64: last position each one may see
     users_own: np.ndarray  # (s) float32: 1 on the user's own text
+    graph: np.ndarray | None = None  # (3, r) int64: kind, head and tail of a graph's rows, behind those of the pictures
 
     def __len__(self) -> int:
         return len(self.input_ids)
@@ -170,6 +187,8 @@ class PromptBuilder:
     limits: list[int] = field(default_factory=list)
     own: list[float] = field(default_factory=list)
     pictures: int = 0
+    picture_rows: int = 0
+    graph_rows: list[tuple[int, int, int]] = field(default_factory=list)
 
     def text(self, piece: str, own: bool = False) -> None:
         ids = self.tokenizer.encode(piece, special=not own)
@@ -198,13 +217,50 @@ class PromptBuilder:
         self.rows += [*[-1] * len(start), *rows, *[-1] * len(end)]
         self.own += [0.0] * len(ids)
         self.pictures += 1
+        self.picture_rows += read.count
+
+    def graph(self, graph: Graph, known: GraphRows, picture: PictureTokens, ids: Sequence[int] | None = None) -> None:
+        """A block whose tokens all see one another: a row a node, its words, its picture; then a row an edge.
+
+        `ids` are the nodes' own; without them they count from 0.  Raises InputError of what the model does not know.
+        """
+        if len(graph.nodes) > known.max_nodes:
+            raise InputError(f"the graph has {len(graph.nodes)} nodes, this bundle reads at most {known.max_nodes}")
+        kinds = {kind: number for number, kind in enumerate(known.kinds, start=1)}
+        unknown = [edge.type for edge in graph.edges if edge.type not in kinds]
+        if unknown:
+            raise InputError(
+                f"edges of type {unknown[0]!r}: this bundle knows {', '.join(kinds)}; or put g.to_text() in"
+            )
+        first, own = len(self.ids), range(len(graph.nodes)) if ids is None else ids
+        number = {node.id: own[place] for place, node in enumerate(graph.nodes)}
+        for node in graph.nodes:
+            self._graph_row(0, number[node.id], number[node.id])
+            self.text(node.text or "", own=True)
+            if node.image is not None:
+                self.picture(picture)
+        for edge in graph.edges:
+            self._graph_row(kinds[edge.type], number[edge.source], number[edge.target])
+            if not graph.directed:
+                self._graph_row(kinds[edge.type], number[edge.target], number[edge.source])
+        size = len(self.ids) - first
+        self.limits[first:], self.own[first:] = [len(self.ids) - 1] * size, [1.0] * size
+
+    def _graph_row(self, kind: int, head: int, tail: int) -> None:
+        self.rows.append(GRAPH - len(self.graph_rows))
+        self.graph_rows.append((kind, head, tail))
+        self.ids.append(PICTURE_ID)
+        self.limits.append(0)  # and own: graph() sets them
+        self.own.append(1.0)
 
     def build(self) -> Prompt:
+        rows = [self.picture_rows + GRAPH - row if row <= GRAPH else row for row in self.rows]
         return Prompt(
             np.array(self.ids, dtype=np.int64),
-            np.array(self.rows, dtype=np.int64),
+            np.array(rows, dtype=np.int64),
             np.array(self.limits, dtype=np.int64),
             np.array(self.own, dtype=np.float32),
+            np.array(self.graph_rows, dtype=np.int64).T if self.graph_rows else None,
         )
 
 
@@ -216,6 +272,7 @@ def check_length(tokens: int, limits: Limits) -> None:
         )
 
 
+GraphBlock = tuple[Graph, GraphRows, PictureTokens]  # a graph, and how it and pictures in it are read
 Size = tuple[int, int]  # height and width of the picture that is drawn, in pixels
 
 
@@ -225,11 +282,12 @@ def drawing_prompt(
     tokenizer: Tokenizer,
     picture: PictureTokens | None = None,
     size: Size = (0, 0),
+    graph: GraphBlock | None = None,
 ) -> Prompt:
-    """What the denoiser's prefix is made of; `picture` is how one to edit is read."""
-    if not isinstance(prompt, str) or not prompt.strip():
+    """What the denoiser's prefix is made of; `picture` is how one to edit is read, `graph` one to draw."""
+    if not isinstance(prompt, str) or not (graph or prompt.strip()):
         raise UsageError("prompt is empty, expected some text")
-    return negative_drawing_prompt(prompt, template, tokenizer, picture, size)
+    return negative_drawing_prompt(prompt, template, tokenizer, picture, size, graph)
 
 
 def picture_prompt(tokenizer: Tokenizer, picture: PictureTokens) -> Prompt:
@@ -245,6 +303,7 @@ def negative_drawing_prompt(
     tokenizer: Tokenizer,
     picture: PictureTokens | None = None,
     size: Size = (0, 0),
+    graph: GraphBlock | None = None,
 ) -> Prompt:
     """What guidance leads away from: the same around another prompt, which may be empty."""
     builder, said = PromptBuilder(tokenizer), prompt.strip() if template.strip else prompt
@@ -260,6 +319,8 @@ def negative_drawing_prompt(
         if picture:
             builder.picture(picture)
             builder.text(template.image_close)
+        if graph:
+            builder.graph(*graph)
         if said:
             builder.text(" " + said, own=True)
         builder.text(sentence)
@@ -298,59 +359,3 @@ def causal_prompt(ids: np.ndarray, image_index: np.ndarray | None = None) -> Pro
     """Every token sees those before it, a picture's too."""
     rows = np.full_like(ids, -1) if image_index is None else image_index.astype(np.int64)
     return Prompt(ids, rows, np.arange(len(ids), dtype=np.int64), np.zeros(len(ids), dtype=np.float32))
-
-
-# How much longer a tokenizer of a stranger may make a text: said of its rules, before they see one.
-#
-# Three rules that replace an "i" by 400 make 64 million letters of one.  Sizes are in bytes of UTF-8.
-
-MOST_GROWTH = 1000.0  # all rules of a tokenizer one after another; those that are published stay below 150
-LONGEST_PREFIX = 1000
-FIXED = {"NFD": 4.0, "NFKD": 11.0, "NFC": 3.0, "NFKC": 11.0, "Lowercase": 1.5, "ByteLevel": 2.0, "Metaspace": 3.0}
-
-
-def _check_growth(inner: Any) -> None:
-    """`inner` is a tokenizers.Tokenizer; ValueError says which of its parts would make a text too long."""
-    for part in ("normalizer", "pre_tokenizer", "decoder"):
-        found = getattr(inner, part)
-        rules = list(_rules(json.loads(found.__getstate__()))) if found is not None else []
-        growth = 1.0
-        for rule in rules:
-            growth *= _growth(rule)
-            if growth > MOST_GROWTH:
-                raise ValueError(
-                    f"its {part} makes a text {growth:.3g} times as long, expected {MOST_GROWTH:g} at most"
-                )
-
-
-def _rules(document: Any) -> Iterator[dict[str, Any]]:
-    """One after another; a Sequence holds others."""
-    waiting = [document]
-    while waiting:
-        rule = waiting.pop(0)
-        if isinstance(rule, dict):
-            nested = [rule.get(key) for key in ("normalizers", "pretokenizers", "decoders")]
-            waiting = [item for items in nested if isinstance(items, list) for item in items] + waiting
-            yield rule
-
-
-def _growth(rule: dict[str, Any]) -> float:
-    kind = rule.get("type")
-    if kind == "Replace":
-        if not any((rule.get("pattern") or {}).values()):
-            raise ValueError("it replaces an empty text")
-        made, pattern = len(str(rule.get("content", "")).encode()), rule.get("pattern") or {}
-        taken = len(str(pattern["String"]).encode()) if "String" in pattern else 0  # what a regex takes is not known
-        return max(1.0, made / taken) if taken else 1.0 + made
-    if kind == "Prepend":
-        return 1.0 if len(str(rule.get("prepend", ""))) <= LONGEST_PREFIX else float("inf")
-    if kind == "Precompiled":
-        return _longest_of_map(rule.get("precompiled_charsmap") or "")
-    return FIXED.get(str(kind), 1.0)
-
-
-def _longest_of_map(charsmap: str) -> float:
-    """Of sentencepiece's table: the size of a trie, the trie, then what is put in, ended by NUL."""
-    table = base64.b64decode(charsmap)
-    made = table[4 + int.from_bytes(table[:4], "little") :]
-    return max(1.0, float(max(map(len, made.split(b"\0")), default=1)))

@@ -10,8 +10,8 @@ from typing import Any
 
 from edgemm import progress
 from edgemm.bench.options import Plan
+from edgemm.cli.flags import add_options, read_options
 from edgemm.errors import EdgemmError, UsageError
-from edgemm.options import add_options, read_options
 from edgemm.progress import Display
 
 __all__ = ["add_arguments", "run"]

@@ -5,8 +5,9 @@ from __future__ import annotations
 import argparse
 import json
 
+from edgemm.cli.flags import add_options, read_options
 from edgemm.engines.builder import BuildOptions, Limits
-from edgemm.options import add_options, parse_bytes, read_options
+from edgemm.options import parse_bytes
 from edgemm.progress import Display
 
 __all__ = ["HELP", "add_arguments", "run"]

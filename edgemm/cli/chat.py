@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 from edgemm.bundle.files import reading
 from edgemm.cli.draw import add_model_arguments, open_model
+from edgemm.cli.flags import add_options, read_options
 from edgemm.errors import InputError, UsageError
-from edgemm.options import add_options, read_options
 from edgemm.runtimes.text_call import TextOptions
 
 if TYPE_CHECKING:
@@ -42,6 +42,8 @@ def run(args: argparse.Namespace) -> int:
     interactive = args.prompt is None and sys.stdin.isatty()
     if interactive and args.json:
         raise UsageError("--json needs --prompt")
+    if interactive and args.video:
+        raise UsageError("--video needs --prompt")
     prompt = args.prompt
     if prompt is None and not interactive:
         with reading("standard input"):

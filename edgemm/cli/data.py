@@ -14,12 +14,17 @@ from edgemm.progress import Display
 
 __all__ = ["HELP", "add_arguments", "run"]
 
-HELP = "build the image-text sets: emoji, open icons, composed scenes, procedural shapes, edits, your own pictures"
+HELP = (
+    "build the image-text sets: emoji, open icons, composed scenes, procedural shapes and clips, edits, your own "
+    "pictures"
+)
 KINDS = {
     "emoji": "every emoji of the chosen styles, with labels and questions",
     "icons": "45,000 icons of open sets, each in a colour and on a ground that its captions tell",
     "compose": "two to four emoji, or icons, on a canvas, with exact captions: counts and relations",
     "shapes": "coloured shapes, with a checker that needs no model",
+    "graphs": "graphs of coloured shapes to ask about and to draw, with exact answers and a checker",
+    "clips": "coloured shapes that move and change, with a checker that needs no model",
     "edits": "pairs of pictures and what turns one into the other: style, colour, one thing more",
     "pictures": "your own: a folder with metadata.jsonl, .tar shards, or a Hugging Face dataset on disk",
 }
@@ -86,6 +91,12 @@ def _add_own(parser: argparse.ArgumentParser, kind: str) -> None:
         parser.add_argument("--count", type=int, help="icons at most, chosen by lot (default: all)")
     elif kind != "emoji":
         parser.add_argument("--count", type=int, default=4000, help="scenes to make (default %(default)s)")
+    if kind == "clips":
+        parser.add_argument(
+            "--fixed",
+            action="store_true",
+            help="to be drawn: one shape, every pixel as the caption says (else: to be read)",
+        )
     if kind == "shapes":
         parser.add_argument(
             "--tasks", nargs="+", choices=SHAPE_TASKS, default=SHAPE_TASKS, metavar="TASK",
@@ -126,6 +137,14 @@ def _build(folder: Path, args: argparse.Namespace) -> tuple[int, list[str]]:
 
         tasks = [task.replace("-", " ") for task in args.tasks]
         return build_shapes(folder, args.size, args.count, args.seed, tasks, fixed=args.fixed), []
+    if args.kind == "graphs":
+        from edgemm.data.graphs import build_graphs
+
+        return build_graphs(folder, args.size, args.count, args.seed), []
+    if args.kind == "clips":
+        from edgemm.data.clips import build_clips
+
+        return build_clips(folder, args.size, args.count, args.seed, fixed=args.fixed), []
     if args.kind == "icons":
         from edgemm.data.icon_pictures import build_icons
 

@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edgemm import progress
+from edgemm.cli.flags import add_options, read_options
 from edgemm.errors import EdgemmError, InputError, ResourceError, UsageError
-from edgemm.options import add_options, read_options
 from edgemm.progress import Display
 from edgemm.runtimes.clip import SavingOptions, check_clip_path
 from edgemm.runtimes.image_call import DrawingOptions, check_still_path
@@ -32,7 +32,7 @@ HELP = "draw a picture with a bundle"
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_model_arguments(parser)
-    parser.add_argument("--prompt", required=True, help="what to draw")
+    parser.add_argument("--prompt", default="", help="what to draw")
     parser.add_argument(
         "--output", required=True, type=Path, metavar="FILE", help="heart.png, or heart.gif where it moves"
     )
@@ -42,8 +42,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    if not args.prompt and args.graph is None:
+        raise UsageError("--prompt is missing: say what to draw, or give a --graph to draw")
     options, saving = read_options(args, DrawingOptions), read_options(args, SavingOptions)
-    (check_clip_path if options.motion else check_still_path)(args.output, saving)  # before any work
+    moves = options.motion is not None or (options.frames or 1) > 1
+    (check_clip_path if moves else check_still_path)(args.output, saving)  # before any work
     if not args.output.parent.is_dir():
         raise InputError(f"{args.output}: there is no folder {args.output.parent}")
     with open_model(args) as model:

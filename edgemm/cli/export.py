@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import NoReturn
 
 from edgemm import progress
+from edgemm.cli.flags import add_options, read_options
 from edgemm.cli.guard import add_limits
 from edgemm.errors import MissingError
 from edgemm.export.options import ExportOptions
 from edgemm.families.folder import find_foreign
-from edgemm.options import add_options, read_options
 from edgemm.progress import Display
 
 __all__ = ["HELP", "add_arguments", "run"]

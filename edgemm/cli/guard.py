@@ -27,6 +27,7 @@ GUARDED = "EDGEMM_GUARDED"  # set for the process that is watched
 POLL_S = 0.05
 SCARCE_BYTES = 4 << 30  # of a control group: with more, a second process is not worth its milliseconds
 GRACE_S = 10.0  # to take half-written files away
+STUCK_S = 3.0  # of processor time
 KILLED_FOR_MEMORY = (signal.SIGABRT, signal.SIGKILL, signal.SIGSEGV, signal.SIGBUS, signal.SIGILL)
 
 
@@ -95,6 +96,8 @@ def run_guarded(words: Sequence[str], memory_bytes: int | None = None, timeout_s
         if reason == "memory":
             raise ResourceError(f"took more memory than --max-memory, {(memory_bytes or 0) >> 20} MiB")
         code = child.returncode
+        if reason == "stuck":
+            _tell_of_death(signal.SIGKILL)
         if code < 0:
             _tell_of_death(-code)
         kept.seek(0)
@@ -110,7 +113,7 @@ def _is_real(stream: object) -> bool:
 
 
 def _tell_of_death(number: int) -> None:
-    from edgemm.device.child import signal_name
+    from edgemm.bundle.forked import signal_name
 
     if number == signal.SIGINT:
         raise KeyboardInterrupt
@@ -128,7 +131,7 @@ def _watched(
     from edgemm.device.child import private_bytes
 
     deadline = None if timeout_s is None else time.monotonic() + timeout_s
-    reason = ""
+    reason, stuck = "", _Stuck(child.pid)
     while True:
         try:
             printed, _ = child.communicate(timeout=POLL_S)
@@ -141,6 +144,9 @@ def _watched(
             reason = "memory"
         elif deadline is not None and time.monotonic() > deadline:
             reason = "time"
+        elif stuck():
+            reason = "stuck"
+            child.kill()
         if reason:
             child.terminate()
             try:
@@ -148,6 +154,31 @@ def _watched(
                 return reason, printed
             except subprocess.TimeoutExpired:
                 child.kill()
+
+
+class _Stuck:
+    """Whether a process asks the kernel for memory again and again, and does nothing else: OpenBLAS has no other answer
+    where it gets none.  It stands at its cap, and its time is the kernel's."""
+
+    NEAR_BYTES = 64 << 20  # what OpenBLAS wants at once
+
+    def __init__(self, pid: int) -> None:
+        self._pid, self._cap, self._before = pid, memory_cap(), (0.0, 0.0)
+
+    def __call__(self) -> bool:
+        if self._cap is None:
+            return False
+        try:
+            with open(f"/proc/{self._pid}/stat", encoding="ascii", errors="replace") as stream:
+                fields = stream.read().rpartition(")")[2].split()
+        except OSError:
+            return False
+        own, kernel = (int(ticks) / os.sysconf("SC_CLK_TCK") for ticks in fields[11:13])
+        spent = own - self._before[0], kernel - self._before[1]
+        if sum(spent) < STUCK_S:
+            return False
+        self._before = own, kernel
+        return int(fields[20]) > self._cap - self.NEAR_BYTES and spent[1] > 2 * spent[0]
 
 
 @contextlib.contextmanager

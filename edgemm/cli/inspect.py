@@ -7,12 +7,14 @@ its bundle would be.
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 from collections.abc import Iterable
 from pathlib import Path
 
 from edgemm.bundle.bundle import Bundle, open_bundle
-from edgemm.errors import InputError, MissingError
+from edgemm.bundle.onnx_file import ROUTED, read_outline
+from edgemm.errors import InputError, MissingError, UsageError
 from edgemm.report.page import text_table
 
 __all__ = ["HELP", "add_arguments", "describe", "run"]
@@ -29,15 +31,40 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="BUNDLE is a checkpoint folder: parameters, bundle and cache sizes, from its config.json alone",
     )
+    parser.add_argument(
+        "--component",
+        action="append",
+        default=[],
+        metavar="NAME=FOLDER",
+        help="with --estimate: where a part lies that is published apart, as `edgemm export` has it",
+    )
+    parser.add_argument("--vae", metavar="FOLDER", help="the same as --component vae=FOLDER")
 
 
 def run(args: argparse.Namespace) -> int:
     if args.estimate:
-        return _estimate(Path(args.bundle), args.json)
+        named = [*args.component, *([] if args.vae is None else [f"vae={args.vae}"])]
+        return _estimate(Path(args.bundle), named, args.json)
+    if args.component or args.vae:
+        raise UsageError("--component and --vae say where parts of a checkpoint lie: they are for --estimate")
     _refuse_checkpoint(Path(args.bundle))
     bundle = open_bundle(args.bundle, verify=False)
-    print(bundle.manifest.to_json() if args.json else "\n".join(describe(bundle)), end="" if args.json else "\n")
+    lines = [] if args.json else [*describe(bundle), *_experts(bundle)]
+    print(bundle.manifest.to_json() if args.json else "\n".join(lines), end="" if args.json else "\n")
     return 0
+
+
+def _experts(bundle: Bundle) -> Iterable[str]:
+    """Of transformers that choose among experts: what one token reads, of what there is."""
+    manifest = bundle.manifest
+    for name, variant in manifest.components["transformer"].variants.items():
+        if any(node.op_type in ROUTED for node in read_outline(bundle.file(variant.graph)).nodes):
+            from edgemm.estimate.graph_costs import read_graph_costs
+
+            size = sum(manifest.files[path].size_bytes for path in (variant.graph, variant.data) if path)
+            costs = read_graph_costs(bundle.file(variant.graph), size)
+            active, all_of_it = (_megabytes(n) for n in (costs.read_bytes - costs.idle_bytes, costs.read_bytes))
+            yield f"transformer {name}: a token reads {active} of {all_of_it}, the experts that it goes to"
 
 
 def _refuse_checkpoint(folder: Path) -> None:
@@ -52,8 +79,8 @@ def _refuse_checkpoint(folder: Path) -> None:
         load_family(found)
 
 
-def _estimate(folder: Path, as_json: bool) -> int:
-    from edgemm.families.folder import find_foreign
+def _estimate(folder: Path, named: list[str], as_json: bool) -> int:
+    from edgemm.families.folder import find_foreign, other_folders
 
     found = find_foreign(folder)
     if found is None and not (folder / "config.json").is_file():
@@ -64,6 +91,8 @@ def _estimate(folder: Path, as_json: bool) -> int:
         raise MissingError(f"--estimate needs {error.name or error}: pip install 'edgemm[families,ort]'") from error
     from edgemm.estimate import boards
 
+    if found:
+        found = dataclasses.replace(found, others=other_folders(named))
     measured = paper.measure(found) if found else paper.measure_own(folder)
     if as_json:
         print(json.dumps(paper.as_json(measured) | {"boards": boards.as_json(measured)}))

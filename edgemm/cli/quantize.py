@@ -7,8 +7,9 @@ from pathlib import Path
 
 from edgemm import progress
 from edgemm.bundle.writer import telling_name
+from edgemm.cli.flags import add_options, read_options
 from edgemm.errors import MissingError, UsageError
-from edgemm.options import add_options, options_of, read_options
+from edgemm.options import options_of
 from edgemm.progress import Display
 from edgemm.quantize.options import JudgeOptions, QuantizeOptions
 from edgemm.quantize.spec import Spec, check_destination

@@ -11,8 +11,8 @@ import sys
 from typing import Any
 
 from edgemm.cli.draw import read_backend
+from edgemm.cli.flags import add_options, read_options
 from edgemm.errors import UsageError
-from edgemm.options import add_options, read_options
 from edgemm.progress import Display
 from edgemm.serve.options import ServeOptions
 

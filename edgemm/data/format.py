@@ -4,7 +4,7 @@
     DIR/samples.jsonl      one picture a line: `Sample`
     DIR/questions.jsonl    one question a line: `Question`
     DIR/edits.jsonl        one edit a line, where there are any: `Edit`
-    DIR/images/...         RGB PNGs on white, all `size` x `size`
+    DIR/images/...         RGB PNGs on white, all `size` x `size`; of clips, frame below frame
     DIR/contact_sheet.png  a look at it
     DIR/LICENSES/ NOTICE   who drew it, and under which terms
 
@@ -110,7 +110,7 @@ class Dataset:
     """A dataset folder, read and checked."""
 
     path: Path
-    kind: str  # "emoji", "icons", "compose", "shapes", "edits", "pictures"
+    kind: str  # "emoji", "icons", "compose", "shapes", "clips", "edits", "pictures"
     size: int  # pixels a side
     styles: tuple[str, ...]
     sources: tuple[Source, ...]

@@ -7,7 +7,7 @@
 `Sample.scene` holds every object and what the short caption claims (`wanted`); evaluate/shapes_suite.py judges a
 picture against it.  Six of the 48 pairs of colour and shape are withheld: their scenes are the held-out-pair split.
 A tenth of the other scenes is the held-out-picture split: pairs that were trained, in pictures that were not.  With
-`fixed` there is none, as every such picture would have been seen.
+`fixed`, where a caption has one picture, it is a tenth of what two objects can be, all of their pictures.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from edgemm.data.scenes import (
     place_in_cells,
     relation_questions,
 )
-from edgemm.data.writer import DatasetWriter
+from edgemm.data.writer import DatasetWriter, stable_fraction
 
 __all__ = [
     "COLOURS",
@@ -86,7 +86,8 @@ def build_shapes(
         withheld = rng.random() < HELD_OUT_SHARE
         scene = make_scene(tasks[index % len(tasks)], size, rng, withheld=withheld, fixed=fixed)
         sample = scene_sample(index, scene)
-        if not fixed and sample.split == "train" and unseen.random() < HELD_OUT_SHARE:
+        lot = unseen.random() if not fixed else _lot_of_two(sample)
+        if sample.split == "train" and lot < HELD_OUT_SHARE:
             sample = replace(sample, split="held-out-picture")
         writer.add(sample, draw_scene(scene, rng, shade=0 if fixed else SHADE))
     questions = [question for sample in writer.samples for question in _questions(sample, rng)]
@@ -94,6 +95,11 @@ def build_shapes(
     questions += existence_questions(writer.samples, lambda asked, present: asked != present, rng)
     writer.finish(questions, [])
     return count
+
+
+def _lot_of_two(sample: Sample) -> float:
+    """The same for every picture of two kinds of object; of one kind each picture was seen."""
+    return stable_fraction("unseen pictures", sample.family) if " + " in sample.family else 1.0
 
 
 def make_scene(

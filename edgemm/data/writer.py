@@ -51,8 +51,9 @@ class DatasetWriter:
         self._made: set[Path] = set()
 
     def add(self, sample: Sample, picture: Image.Image) -> None:
-        if picture.mode != "RGB" or picture.size != (self.size, self.size):
-            raise ValueError(f"{sample.id} is {picture.mode} {picture.size}, not RGB {self.size} x {self.size}")
+        height = self.size * (sample.scene or {}).get("frames", 1)  # of clips, frame below frame
+        if picture.mode != "RGB" or picture.size != (self.size, height):
+            raise ValueError(f"{sample.id} is {picture.mode} {picture.size}, not RGB {self.size} x {height}")
         file = self.folder / sample.image
         if file.parent not in self._made:
             file.parent.mkdir(parents=True, exist_ok=True)
@@ -173,7 +174,7 @@ def contact_sheet(folder: Path, samples: Sequence[Sample], size: int) -> Image.I
     sheet = Image.new("RGB", (columns * step + GAP, rows * step + GAP), "#dddddd")
     for index, sample in enumerate(shown):
         with Image.open(folder / sample.image) as picture:
-            sheet.paste(picture, (GAP + index % columns * step, GAP + index // columns * step))
+            sheet.paste(picture.crop((0, 0, size, size)), (GAP + index % columns * step, GAP + index // columns * step))
     return sheet
 
 

@@ -19,8 +19,9 @@ from typing import Any
 
 from edgemm import progress
 from edgemm.bundle.files import is_disk_full
+from edgemm.bundle.forked import signal_name
 from edgemm.bundle.onnx_file import external_locations
-from edgemm.device.child import Watch, device_bytes, environment, signal_name
+from edgemm.device.child import Watch, device_bytes, environment
 from edgemm.device.gpu import gpu_uuid
 from edgemm.engines.cache import EngineCache, Entry
 from edgemm.engines.engine_spec import EngineSpec, Profile, merged, smaller

@@ -45,14 +45,14 @@ class Row:
 
 def rows_of(paper: Paper) -> Iterator[Row]:
     for precision in PRECISIONS:
-        sizes = {name: paper.component_bytes(name, precision) for name in paper.components}
+        sizes = {name: paper.memory_bytes(name, precision) for name in paper.components}
         kv = paper.kv_bytes(TOKENS, 4 if precision == "fp32" else 2)
         whole = sum(sizes.values())
         reading = sum(size for name, size in sizes.items() if name in READS)
         drawing = whole - sizes.get("image_encoder", 0)
         yield Row(
             precision=precision,
-            bundle_gb=whole / 1e9,
+            bundle_gb=paper.bundle_bytes(precision) / 1e9,
             reading_gb=_in_memory(reading, kv),
             drawing_gb=_in_memory(drawing, kv) if sizes.keys() - READS else None,
             both_gb=_in_memory(whole, kv),

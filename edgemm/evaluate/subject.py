@@ -20,6 +20,7 @@ from edgemm.bundle.picture import fit_square, open_picture
 from edgemm.data.format import Dataset, Sample
 from edgemm.data.writer import stable_fraction
 from edgemm.errors import InputError
+from edgemm.runtimes.image_call import Picture
 
 __all__ = [
     "BundleSubject",
@@ -58,7 +59,8 @@ class Subject(Protocol):
         ...
 
     def draw(self, prompts: Sequence[str], seeds: Sequence[int]) -> np.ndarray:
-        """uint8 (b, H, W, 3), one picture a prompt, each a function of its prompt and seed alone."""
+        """uint8 (b, H, W, 3), one picture a prompt, each a function of its prompt and seed alone; a clip's frames stand
+        below one another."""
         ...
 
     def read(self, picture: np.ndarray, question: str) -> str:
@@ -93,10 +95,15 @@ class BundleSubject:
             self.model.generate_image(prompt, num_inference_steps=steps, guidance_scale=scale, seed=seed)
             for prompt, seed in zip(prompts, seeds)
         ]
-        return np.stack([result.image.to_array() for result in drawn])
+        return np.stack([_tall(result.image) for result in drawn])
 
     def read(self, picture: np.ndarray, question: str) -> str:
         return self.model.generate_text(question, images=[picture], max_new_tokens=MAX_NEW_TOKENS).text
+
+
+def _tall(picture: Picture) -> np.ndarray:
+    frames = picture.clip.frames() if picture.clip else [picture.to_pil()]
+    return np.concatenate([np.asarray(frame) for frame in frames])
 
 
 # The samples that a suite takes, and their real pictures at the size of a drawing.

@@ -176,6 +176,8 @@ def _denoise_loop(model: Unified) -> DenoiseLoop:
         guidance_interval=sampler.guidance_interval,
         shift=sampler.shift,
         edits=config.edits,
+        frames=config.image_tokens.frames,
+        frame_ms=config.image_tokens.frame_ms,
     )
 
 

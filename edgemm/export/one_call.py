@@ -54,6 +54,8 @@ def _write_drawing(writer: BundleWriter, manifest: Manifest, options: ExportOpti
             f"--one-call draw: {manifest.name}, family {manifest.family}, does not draw by denoising: only a loop of a "
             "fixed number of steps can be one graph"
         )
+    if loop.frames > 1:
+        raise UsageError(f"--one-call draw: {manifest.name} draws clips of {loop.frames} frames; leave draw out")
     steps, points = options.steps or loop.num_inference_steps, int(loop.counts == "points")
     if not points < steps <= MOST_STEPS + points:
         raise UsageError(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from types import MappingProxyType
 
 from torch import Tensor, nn
@@ -60,18 +61,22 @@ def make_specs_of_graphs(
     schemes: Sequence[Scheme],
     shared: Mapping[str, str] = NO_SHARES,  # component -> the one whose weights it uses, too
     drawing_depth: int = 0,  # layers below it are read at every step of drawing
+    scratch: Path | None = None,  # a folder for what is rounded and waits to be read again
 ) -> dict[str, Spec]:
-    """The same of any family's components.  What two of them share gets the same numbers, and so is stored once."""
+    """The same of any family's components.  What two of them share gets the same numbers, so it is rounded and stored
+    once; targets that ask for the same share a spec."""
     weights = graph_weights(graphs)
     twins = _twins(weights, shared)
     own = {name: weight for name, weight in weights.items() if name not in twins}
-    found = {}
+    found, made = {}, dict[QuantizeOptions, Spec]()
     for scheme in schemes:
         if scheme.quantize:
             asked = scheme.quantize
             if twins and asked.draw != "fp16":
                 asked = replace(asked, **TOGETHER.get(asked.text, {}))
-            found[scheme.target] = quantize_without_data(own, asked, drawing_depth, twins, towers=True)
+            if asked not in made:
+                made[asked] = quantize_without_data(own, asked, drawing_depth, twins, towers=True, scratch=scratch)
+            found[scheme.target] = made[asked]
     return found
 
 

@@ -83,7 +83,7 @@ def pieces(model: BagelModel) -> Pieces:
     return {
         "image_encoder": [model.vit_model, model.connector, model.vit_pos_embed],
         "transformer": [text.embed_tokens, *_weights(text, False), text.norm, language.lm_head],
-        "denoiser": [*_weights(text, True), *own],  # and those for words, which are stored once
+        "denoiser": [*_weights(text, True), *own, *_weights(text, False), text.norm],
         "latent_encoder": [model.vae.encoder],
         "image_decoder": [model.vae.decoder],
     }

@@ -2,7 +2,7 @@
 
 A family's module has
     CANNOT                        what this export leaves out, for the user to read before it starts
-    pieces(model)                 component -> modules and parameters in it: sizes, also on paper (meta device)
+    pieces(model)                 component -> modules and parameters that it uses, alone or not: sizes, also on paper
     parts(checkpoint)             the graphs, their example inputs and the loops
 and, where it draws,
     draw_codes(checkpoint, prompt, guidance, count)     the library's own likeliest codes, for comparison

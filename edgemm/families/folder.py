@@ -82,14 +82,23 @@ def find_foreign(folder: Path) -> Found | None:
     try:
         with reading(path):
             config = json.loads(read_text(path))
-    except InputError:
+    except InputError as error:
+        _refuse_config(path, str(error))
         return None  # the native loader says what is wrong
+    if not isinstance(config, dict):
+        _refuse_config(path, f"{path}: not the JSON that was expected: an object")
     if not isinstance(config, dict) or not config.keys() & {"architectures", "model_type", "_class_name"}:
         return None
     class_name = config.get("_class_name")  # of what was saved through diffusers
     names = config.get("architectures") or [class_name or f"(none named, model_type {config.get('model_type')!r})"]
     with reading(path, "architectures", CheckpointError):
         return Found(folder, str(names[0]), config)
+
+
+def _refuse_config(path: Path, why: str) -> None:
+    """Where it is there and the folder can be none of edgemm's own: that loader would ask for files of its own."""
+    if path.is_file() and not (path.parent / "model.safetensors").exists():
+        raise CheckpointError(why)
 
 
 def _refuse_adapter(folder: Path) -> None:

@@ -19,18 +19,19 @@ import torch
 from torch import Tensor
 
 from edgemm.bundle.files import check_is_file, read_text, reading
-from edgemm.device.child import forked
+from edgemm.bundle.forked import forked
 from edgemm.errors import CheckpointError, MissingError
 from edgemm.export.trace import without_warnings
 from edgemm.families.folder import Found
 from edgemm.families.unpickle import how, pickles_in
 from edgemm.model.kept_weights import mapped_tensors
-from edgemm.model.pretrained import check_tensors, is_packed, read_tensors
+from edgemm.model.pretrained import POINTER, check_tensors, is_packed, read_tensors
 
-__all__ = ["Checkpoint", "greedy", "no_weights", "open_checkpoint", "rendered", "skeleton"]
+__all__ = ["Checkpoint", "greedy", "no_weights", "open_checkpoint", "refuse_pointers", "rendered", "skeleton"]
 
 GENERATION = "generation_config.json"
 INDEX = "model.safetensors.index.json"
+VOCABULARIES = ("tokenizer.json", "vocab.*", "*.model", "tekken.json", "*.tiktoken")  # else a library makes it empty
 OFFLINE: dict[str, Any] = {"trust_remote_code": False, "local_files_only": True}
 
 
@@ -69,6 +70,8 @@ class Checkpoint:
         from transformers import AutoTokenizer
 
         folder = self.words or self.folder
+        if folder.is_dir() and not any(path for name in VOCABULARIES for path in folder.glob(name)):
+            raise CheckpointError(f"{folder}: no tokenizer; expected tokenizer.json, or what it is made of")
         with reading(folder, "its tokenizer cannot be read", CheckpointError), without_warnings():
             found = AutoTokenizer.from_pretrained(**_named(folder), **OFFLINE)
         if not hasattr(found, "backend_tokenizer"):
@@ -127,6 +130,15 @@ def open_checkpoint(found: Found, family: ModuleType | None = None) -> Checkpoin
         raise CheckpointError(f"{found.folder}: {name} is {tuple(stored)}, config.json says {tuple(said)}")
     licence = found.config.get("license") or ""
     return Checkpoint(found.folder, found.architecture, model.eval().requires_grad_(False), licence=licence)
+
+
+def refuse_pointers(found: Found) -> None:
+    """Of Git-LFS, in the place of small files too: a parser of JSON would say less."""
+    folders = (found.folder, *found.others.values())
+    with reading(found.folder, kind=CheckpointError):
+        for path in sorted(path for folder in folders for pattern in ("*", "*/*") for path in folder.glob(pattern)):
+            if path.is_file() and path.stat().st_size < 1024 and path.read_bytes().startswith(POINTER):
+                raise CheckpointError(f"{path}: a Git-LFS pointer and no file of a model; fetch them: git lfs pull")
 
 
 def _by_index(folder: Path) -> set[str]:

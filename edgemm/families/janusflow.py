@@ -32,7 +32,7 @@ from edgemm.families.folder import Found
 from edgemm.families.hf_checkpoint import Checkpoint
 from edgemm.families.janusflow_layers import FULL_RATE, JanusFlow
 from edgemm.families.llama import check_llama_shaped, text_pieces, transformer_component
-from edgemm.families.own_modules import fill, from_sizes, keep_biases, names_in, read_config
+from edgemm.families.own_modules import fill, from_sizes, keep_biases, names_in, numbers_of, read_config
 from edgemm.families.prefix import OverPrefix, conditioner_component, example_inputs, prefix_shapes
 
 __all__ = ["CANNOT", "NEEDS", "draw", "open_model", "parts", "pieces", "reply", "skeleton"]
@@ -110,7 +110,7 @@ def pieces(model: JanusFlow) -> Pieces:
     return {
         "image_encoder": [model.vision_und_enc_model, model.vision_und_enc_aligner, model.beg_of_und_embed],
         "transformer": text_pieces(text, model.language_model.lm_head),
-        "denoiser": own,  # and the transformer's layers, which are stored once
+        "denoiser": [*own, text.layers, text.norm],
         **({} if model.vae is None else {"image_decoder": [model.vae]}),
     }
 
@@ -174,16 +174,21 @@ def parts(checkpoint: Checkpoint) -> Parts:
 
 def _picture_rule(folder: Path, side: int) -> tuple[PictureRule, int]:
     """And the least that the shorter side may become."""
-    found = read_config(folder / "preprocessor_config.json", "how JanusFlow reads pictures")
+    path = folder / "preprocessor_config.json"
+    found = read_config(path, "how JanusFlow reads pictures")
     if found.get("image_size") != side:
         raise CheckpointError(f"{folder}: pictures become {found.get('image_size')}, the vision tower reads {side}")
+    means, deviations = (numbers_of(found, key, path) for key in ("image_mean", "image_std"))
+    if 0 in deviations:
+        raise CheckpointError(f"{path}: image_std is {list(deviations)}, which is divided by")
+    background = numbers_of(found, "background_color", path, usual=(127, 127, 127))
     rule = PictureRule(
         size=side,
         fit="pad_cut",
         resample="bicubic",
-        background=tuple(found.get("background_color", (127, 127, 127))),  # type: ignore[arg-type]
-        scale=tuple(1 / deviation for deviation in found["image_std"]),
-        shift=tuple(-mean / deviation for mean, deviation in zip(found["image_mean"], found["image_std"])),
+        background=tuple(map(int, background)),  # type: ignore[arg-type]
+        scale=tuple(1 / deviation for deviation in deviations),
+        shift=tuple(-mean / deviation for mean, deviation in zip(means, deviations)),
     )
     return rule, int(found.get("min_size", 1))
 

@@ -7,6 +7,7 @@ cut or of another shape is told in one line, before anything is traced.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
@@ -17,10 +18,20 @@ from torch import Tensor, nn
 from edgemm.bundle.files import read_text, reading
 from edgemm.errors import CheckpointError
 from edgemm.families.hf_checkpoint import no_weights
-from edgemm.model.kept_weights import MappedFile, kept, widened
+from edgemm.model.kept_weights import MappedFile, check_real, kept, widened
 from edgemm.model.pretrained import check_tensors
 
-__all__ = ["RmsNorm", "fill", "from_sizes", "keep_biases", "names_and_shapes", "names_in", "read_config", "starting"]
+__all__ = [
+    "RmsNorm",
+    "fill",
+    "from_sizes",
+    "keep_biases",
+    "names_and_shapes",
+    "names_in",
+    "numbers_of",
+    "read_config",
+    "starting",
+]
 
 
 class RmsNorm(nn.Module):
@@ -44,6 +55,8 @@ LARGEST = {
 }  # of what is counted; more is a damaged config
 LARGEST_NUMBER = 10_000_000  # any other size: a vocabulary is the largest there is
 
+ABOVE_ZERO = ("rope_theta", "scaling_factor")  # divided by
+
 Places = Mapping[str, Path]  # a tensor's name in the model -> the file it is in
 
 
@@ -63,6 +76,8 @@ def _check_numbers(found: dict[str, Any], path: Path) -> None:
             _check_numbers(value, path)
         if isinstance(value, int) and not isinstance(value, bool) and _counts(key) and not 0 < value <= _largest(key):
             raise CheckpointError(f"{path}: {key} is {value}, expected 1 to {_largest(key)}")
+        if key in ABOVE_ZERO and value is not None and not (isinstance(value, (int, float)) and 0 < value < math.inf):
+            raise CheckpointError(f"{path}: {key} is {value!r}, expected a number above 0")
 
 
 def _counts(key: str) -> bool:
@@ -142,7 +157,19 @@ def _stored_buffers(model: nn.Module) -> dict[str, Tensor]:
     return {name: x for name, x in model.state_dict().items() if name not in parameters and x.is_floating_point()}
 
 
+def numbers_of(found: dict[str, Any], key: str, path: Path, count: int = 3, usual: Any = None) -> tuple[float, ...]:
+    """A setting that is a list of `count` finite numbers."""
+    numbers = found.get(key, usual)
+    real = isinstance(numbers, (list, tuple)) and all(
+        isinstance(x, (int, float)) and not isinstance(x, bool) and math.isfinite(x) for x in numbers
+    )
+    if not real or len(numbers) != count:
+        raise CheckpointError(f"{path}: {key} is {numbers!r}, expected {count} numbers")
+    return tuple(numbers)
+
+
 def _put(model: nn.Module, name: str, found: Tensor, wanted: Tensor, where: str) -> None:
+    check_real(found, where)
     if found.shape != wanted.shape:
         raise CheckpointError(f"{where} has shape {tuple(found.shape)}, its config says {tuple(wanted.shape)}")
     parent, _, last = name.rpartition(".")

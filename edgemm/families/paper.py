@@ -11,9 +11,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from edgemm.bundle.files import reading
 from edgemm.errors import CheckpointError
-from edgemm.families.family import without_copies
+from edgemm.families.family import Pieces, without_copies
 from edgemm.families.folder import GGUF, Found
 from edgemm.families.hf_checkpoint import skeleton
 from edgemm.families.table import load_family
@@ -24,6 +26,7 @@ PRECISIONS = ("fp32", "fp16", "int8", "int4")  # fp16 is NVIDIA's alone
 REAL = {"fp32": 32.0, "fp16": 16.0}  # bits of every number
 WRITES = ("transformer", "text_head", "image_head")  # what int4 has in 4 bits
 EIGHT, FOUR = 8.5, 6.1  # bits: blocks carry a 16-bit scale, 4 bits also a zero-point, and two fifths of them keep 8
+FOUR_READ = 6.9  # the same where drawing reads keys and values: the lower half of the layers keeps 8
 FILTERS = 16.0  # bits of what is no product, where products are rounded
 CHOOSES = "vq_encoder"  # its ids would be others: it stays in float32
 
@@ -35,9 +38,10 @@ class Paper:
     family: str
     cannot: str
     parameters: int  # of the whole checkpoint, shared ones once
-    components: dict[str, int]  # component -> parameters
+    components: dict[str, int]  # component -> parameters, where several use them the first one's alone
     kv_numbers: int  # a token
     filters: Mapping[str, int] = field(default_factory=dict)  # component -> those of convolutions, norms and biases
+    again: Mapping[str, int] = field(default_factory=dict)  # component -> parameters that one before it stores
 
     def bundle_bytes(self, precision: str) -> int:
         return sum(self.component_bytes(name, precision) for name in self.components)
@@ -46,8 +50,17 @@ class Paper:
         count, filters = self.components[name], self.filters.get(name, 0)
         if precision in REAL or name == CHOOSES:
             return int(count * REAL.get(precision, 32.0) / 8)
-        bits = FOUR if precision == "int4" and name in WRITES else EIGHT
+        bits = self._four if precision == "int4" and name in WRITES else EIGHT
         return int(((count - filters) * bits + filters * FILTERS) / 8)
+
+    @property
+    def _four(self) -> float:
+        return FOUR_READ if "denoiser" in self.components else FOUR
+
+    def memory_bytes(self, name: str, precision: str) -> int:
+        """Of its weights while it runs: an engine has its own copy of those that another component stores, too."""
+        bits = REAL.get(precision, self._four if precision == "int4" else EIGHT)
+        return self.component_bytes(name, precision) + int(self.again.get(name, 0) * bits / 8)
 
     def kv_bytes(self, tokens: int = 1, bytes_each: int = 4) -> int:
         return self.kv_numbers * bytes_each * tokens
@@ -57,6 +70,7 @@ def measure(found: Found) -> Paper:
     family = load_family(found)
     model = skeleton(found, family)
     pieces = family.pieces(model)
+    own = dict(_stored_once(pieces))
     with reading(found.folder, "its config.json does not describe such a model", CheckpointError):
         text = model.config.get_text_config()
         head = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
@@ -67,16 +81,30 @@ def measure(found: Found) -> Paper:
             family=family.__name__.rpartition(".")[2],
             cannot=family.CANNOT,
             parameters=without_copies([model]),
-            components={name: without_copies(parts) for name, parts in pieces.items()},
-            filters={name: without_copies(_no_products(parts)) for name, parts in pieces.items()},
+            components={name: without_copies(parts) for name, parts in own.items()},
+            filters={name: without_copies(_no_products(parts)) for name, parts in own.items()},
+            again={name: without_copies(parts) - without_copies(own[name]) for name, parts in pieces.items()},
             kv_numbers=2 * text.num_hidden_layers * heads * head,
         )
 
 
+def _stored_once(pieces: Pieces) -> Iterator[tuple[str, list[Tensor]]]:
+    """Component -> the parameters that no component before it uses."""
+    seen: set[int] = set()
+    for name, parts in pieces.items():
+        new = {id(x): x for x in _parameters(parts) if id(x) not in seen}
+        seen |= new.keys()
+        yield name, list(new.values())
+
+
+def _parameters(pieces: Sequence[Any]) -> Iterator[Tensor]:
+    for part in pieces:
+        yield from part.parameters() if hasattr(part, "parameters") else [part]
+
+
 def _no_products(pieces: Sequence[Any]) -> list[Any]:
     """Parameters that are no matrix."""
-    tensors = [x for part in pieces for x in (part.parameters() if hasattr(part, "parameters") else [part])]
-    return [tensor for tensor in tensors if tensor.ndim != 2]
+    return [tensor for tensor in _parameters(pieces) if tensor.ndim != 2]
 
 
 def measure_own(folder: Path) -> Paper:

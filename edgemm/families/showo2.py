@@ -96,12 +96,12 @@ def pieces(model: ShowO2) -> Pieces:
     seen = [model.image_embedder_und, model.image_embedder_gen, model.position_embedding, model.und_trans]
     told = [model.fusion_proj, model.time_embed, model.time_embed_proj]
     words = [weight for name, weight in model.diffusion_head_a.named_parameters() if "adaLN" not in name]
-    vae = model.vae
+    head, text, vae = [model.diff_proj, model.diffusion_head_a, model.diffusion_head_b], model.showo.model, model.vae
     return {
         "image_encoder": [*seen, *told, *([] if vae is None else [vae.encoder, vae.conv1])],
         "transformer": text_pieces(model.showo.model, model.showo.lm_head),
-        "conditioner": [model.diff_proj, *words],  # and once more in the denoiser, which it shares them with
-        "denoiser": [*seen, *told, model.diff_proj, model.diffusion_head_a, model.diffusion_head_b],
+        "conditioner": [model.diff_proj, *words],
+        "denoiser": [*seen, *told, *head, text.layers, text.norm],
         **({} if vae is None else {"image_decoder": [vae.decoder, vae.conv2]}),
     }
 

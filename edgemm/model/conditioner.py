@@ -3,7 +3,8 @@
 It turns the transformer's cached keys and values of the prompt into three things that stay constant over the denoising
 steps: keys and values in the denoiser's own terms (a norm and a linear layer each, because random queries cannot read a
 language model's raw keys), a pooled prompt vector (whitened over the training prompts, because the template is common
-to all and would drown the rest), and a layout: a first guess at every image token, drawn from the pooled prompt alone.
+to all and would drown the rest), and a layout: a first guess at every image token, drawn from the pooled prompt alone;
+the frames of a clip share it.
 It knows cached tensors, never ids, time or pictures.
 Axes: b batch, T cache slots, t = T - skip slots kept, g/h heads of transformer and denoiser, d head width, n image
 tokens, l numbers of the layout, c conditioning, L prefix layers.
@@ -29,7 +30,7 @@ class Prefix(NamedTuple):
     values: list[Tensor]  # a denoiser layer: (b, h, t, d)
     mask: Tensor  # (b, t) bool: slots in use
     prompt_vector: Tensor  # (b, c)
-    layout: Tensor  # (b, n, l)
+    layout: Tensor  # (b, n, l), n of one frame
 
     def of(self, rows: Tensor) -> Prefix:
         """The same of some prompts, or of some more than once: rows (k) -> k prompts."""
@@ -59,7 +60,7 @@ class Conditioner(nn.Module):
         expert, source = config.denoiser, config.transformer
         self.skip = skip  # tokens of the template's opening, the same for every prompt
         self.heads, self.head_width = expert.heads, expert.head_width
-        self.token_count = config.image_tokens.token_count
+        self.cell_count = config.image_tokens.cell_count
         self.layout_width = expert.layout_width
         self.queries = source.queries  # of a connector
         raw, pooled = source.kv_heads * source.head_width, self.pooled_width(config)
@@ -80,7 +81,7 @@ class Conditioner(nn.Module):
         self.layout_mlp = nn.Sequential(
             nn.Linear(expert.prompt_width, 2 * expert.conditioning),
             nn.SiLU(),
-            nn.Linear(2 * expert.conditioning, self.token_count * expert.layout_width),
+            nn.Linear(2 * expert.conditioning, self.cell_count * expert.layout_width),
         )
 
     @staticmethod
@@ -101,6 +102,7 @@ class Conditioner(nn.Module):
         `follow` is for prompts that change while they are learned from: of all whitenings, which differ by a turn, the
         one that leaves each prompt nearest to where it was (Procrustes), so that the denoiser still knows it.
         """
+        pooled = pooled.float()  # as an autocast makes it, it may be bfloat16
         mean, spread = pooled.mean(0), pooled.std(0, correction=0)
         scale = torch.where(spread > 1e-6, 1 / spread, 0.0)  # what never varied says nothing
         _, singular, directions = torch.linalg.svd((pooled - mean) * scale, full_matrices=False)
@@ -133,7 +135,7 @@ class Conditioner(nn.Module):
         """In the denoiser's own terms; `asked` (b, 1) is false for the empty prompt, which stands at the origin."""
         whitened = ((pooled - self.whiten_mean) @ self.whiten_matrix).to(self._dtype)
         whitened = whitened * asked
-        layout = self.layout_mlp(whitened).unflatten(1, (self.token_count, self.layout_width))
+        layout = self.layout_mlp(whitened).unflatten(1, (self.cell_count, self.layout_width))
         if not self.key_projs:
             raw_keys, raw_values = ([pair[i] for pair in cached] for i in (0, 1))
             return Prefix(raw_keys, raw_values, used, self.prompt_mlp(whitened), layout)

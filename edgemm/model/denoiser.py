@@ -5,6 +5,7 @@ image queries attend to [the prompt's prefix ; the image's own keys], as in mixt
 Time and the pooled prompt enter through the norms only, so the prefix is the same at every step; a model for few steps
 is also told the size of the step that its prediction is for (arXiv:2410.12557).
 It predicts x, the clean picture, rather than noise or velocity (arXiv:2511.13720).
+A clip is denoised as one picture of several frames, each of which sees all: sines of its number tell it apart.
 Axes: b batch, n image tokens, p numbers a token, w width, h heads, d head width, t prefix slots, c conditioning.
 """
 
@@ -16,7 +17,8 @@ import torch
 from torch import Tensor, nn
 
 from edgemm.model.conditioner import Prefix
-from edgemm.model.config import ModelConfig
+from edgemm.model.config import MixtureConfig, ModelConfig
+from edgemm.model.feed_forward import ExpertChoice
 from edgemm.model.transformer import RMSNorm, attend
 
 __all__ = ["Denoiser"]
@@ -30,7 +32,9 @@ def time_features(time: Tensor, width: int) -> Tensor:
 
 
 class Block(nn.Module):
-    def __init__(self, width: int, heads: int, ffn_width: int, conditioning: int) -> None:
+    def __init__(
+        self, width: int, heads: int, ffn_width: int, conditioning: int, mixture: MixtureConfig | None = None
+    ) -> None:
         super().__init__()
         self.heads, self.head_width = heads, width // heads
         self.norm_attention = nn.LayerNorm(width, elementwise_affine=False)
@@ -39,8 +43,10 @@ class Block(nn.Module):
         self.key_norm = RMSNorm(self.head_width, eps=2**-23)
         self.o_proj = nn.Linear(width, width, bias=False)
         self.norm_ffn = nn.LayerNorm(width, elementwise_affine=False)
-        self.up_proj = nn.Linear(width, ffn_width)
-        self.down_proj = nn.Linear(ffn_width, width)
+        self.experts = None if mixture is None else ExpertChoice(width, mixture)
+        if self.experts is None:
+            self.up_proj = nn.Linear(width, ffn_width)
+            self.down_proj = nn.Linear(ffn_width, width)
         self.modulation = nn.Linear(conditioning, 6 * width)
         nn.init.zeros_(self.modulation.weight)
         nn.init.zeros_(self.modulation.bias)
@@ -56,16 +62,25 @@ class Block(nn.Module):
         attended = attend(self.query_norm(queries), joint_keys, joint_values, mask)
         x = x + gate * self.o_proj(attended.transpose(1, 2).reshape(b, n, -1))
         normed = self.norm_ffn(x) * (1 + ffn_scale) + ffn_shift
+        if self.experts is not None:
+            return x + ffn_gate * self.experts(normed)
         return x + ffn_gate * self.down_proj(nn.functional.gelu(self.up_proj(normed), approximate="tanh"))
 
 
 class Denoiser(nn.Module):
+    frame_waves: Tensor  # (frames, w)
+
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         expert, tokens = config.denoiser, config.image_tokens
         self.embed = nn.Linear(tokens.token_width, expert.width)
         self.layout_proj = nn.Linear(expert.layout_width, expert.width, bias=False)
-        self.position = nn.Parameter(torch.randn(tokens.token_count, expert.width) * 0.02)
+        self.position = nn.Parameter(torch.randn(tokens.cell_count, expert.width) * 0.02)
+        self.frames = tokens.frames
+        if tokens.frames > 1:  # at birth all frames are alike: a clip begins as what draws a picture
+            self.frame_scale = nn.Parameter(torch.zeros(expert.width))
+            waves = time_features(torch.arange(tokens.frames) / 1000, expert.width)  # (frames, w)
+            self.register_buffer("frame_waves", waves, persistent=False)
         self.time_width = 256
         self.time_mlp = nn.Sequential(
             nn.Linear(self.time_width, expert.conditioning),
@@ -79,7 +94,8 @@ class Denoiser(nn.Module):
             nn.init.zeros_(last.bias)
             self.step_mlp = nn.Sequential(nn.Linear(self.time_width, expert.conditioning), nn.SiLU(), last)
         self.blocks = nn.ModuleList(
-            Block(expert.width, expert.heads, expert.ffn_width, expert.conditioning) for _ in range(expert.depth)
+            Block(expert.width, expert.heads, expert.ffn_width, expert.conditioning, expert.mixture)
+            for _ in range(expert.depth)
         )
         self.norm = nn.LayerNorm(expert.width, elementwise_affine=False)
         self.modulation = nn.Linear(expert.conditioning, 2 * expert.width)
@@ -93,7 +109,7 @@ class Denoiser(nn.Module):
 
         step_size (b) is how far the next step goes; a model without that input ignores it.
         """
-        x = self.embed(noisy_tokens) + self.layout_proj(prefix.layout) + self.position
+        x = self.embed(noisy_tokens) + self._places(self.layout_proj(prefix.layout) + self.position)
         features = time_features(time, self.time_width).to(noisy_tokens.dtype)
         embedded = self.time_mlp(features)
         if self.step_mlp is not None:
@@ -107,3 +123,10 @@ class Denoiser(nn.Module):
             x = block(x, condition, keys, values, mask)
         shift, scale = self.modulation(condition)[:, None].chunk(2, dim=-1)
         return self.head(self.norm(x) * (1 + scale) + shift)
+
+    def _places(self, cells: Tensor) -> Tensor:
+        """What each place of a picture (b, cells, w) is told, for every frame of a clip: (b, n, w)."""
+        if self.frames == 1:
+            return cells
+        frames = (self.frame_waves * self.frame_scale).to(cells.dtype)  # (frames, w)
+        return (cells[:, None] + frames[:, None]).flatten(1, 2)

@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import json
 import mmap
+import warnings
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ from edgemm.bundle.files import reading
 from edgemm.errors import CheckpointError
 from edgemm.model.pretrained import check_tensors
 
-__all__ = ["KeptTensor", "MappedFile", "kept", "mapped_tensors", "place_of", "shapes_only", "widened"]
+__all__ = ["KeptTensor", "MappedFile", "check_real", "kept", "mapped_tensors", "place_of", "shapes_only", "widened"]
 
 MOST = 256 << 20  # bytes of a file that may stay in memory after they were read
 LEAST = 8192  # numbers: what is smaller is traced as it is, for the tracer may compute with it
@@ -59,7 +60,7 @@ class MappedFile:
         with reading(path, "damaged or cut", CheckpointError), path.open("rb") as file:
             self.start = 8 + int.from_bytes(file.read(8), "little")
             self.entries: dict[str, Any] = json.loads(file.read(self.start - 8))
-            self.bytes = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
+            self.bytes = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)  # may be larger than all memory
         self.entries.pop("__metadata__", None)
 
     def tensor(self, name: str) -> Tensor:
@@ -70,7 +71,9 @@ class MappedFile:
         if first == last:
             return torch.zeros(entry["shape"], dtype=dtype)
         count = (last - first) // dtype.itemsize
-        flat = torch.frombuffer(self.bytes, dtype=dtype, count=count, offset=self.start + first)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # that nobody may write there
+            flat = torch.frombuffer(self.bytes, dtype=dtype, count=count, offset=self.start + first)
         return flat.view(entry["shape"])
 
     def was_read(self, size_bytes: int) -> None:
@@ -134,7 +137,7 @@ def kept(numbers: Tensor, file: MappedFile | None = None) -> Tensor:
     """Of a tensor in a file; vectors and whole numbers are read at once."""
     if not numbers.is_floating_point():
         return numbers.clone()
-    return KeptTensor(numbers, file) if numbers.ndim > 1 else numbers.float().contiguous()
+    return KeptTensor(numbers, file) if numbers.ndim > 1 else numbers.to(torch.float32, copy=True).contiguous()
 
 
 def mapped_tensors(paths: Iterable[Path]) -> dict[str, Tensor]:
@@ -143,7 +146,15 @@ def mapped_tensors(paths: Iterable[Path]) -> dict[str, Tensor]:
     for path in paths:
         file = MappedFile(path)
         found |= {name: kept(file.tensor(name), file) for name in file.entries}
+        for name in file.entries:
+            check_real(found[name], f"{path}: {name}")
     return found
+
+
+def check_real(tensor: Tensor, where: str) -> None:
+    """CheckpointError for what is called a weight and is made of whole numbers: codes of something that packed it."""
+    if where.endswith(("weight", "bias")) and not tensor.is_floating_point():
+        raise CheckpointError(f"{where} has whole numbers ({str(tensor.dtype).partition('.')[2]}), expected floats")
 
 
 def widened(x: Any) -> Any:

@@ -1,17 +1,20 @@
 """Any model's weights rounded as they are, a layer at a time, when a lowering asks for it: no spec holds them all.
 
 Of four billion numbers the codes alone would take as many bytes.  Two layers may be one weight under two names, which
-then gets the same numbers.
+then gets the same numbers: they are rounded once, and wait for the second reader in a file.
 """
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
+from pathlib import Path
 from types import MappingProxyType
 
 import numpy as np
 import torch
+from safetensors.numpy import load_file, save_file
 from torch import Tensor
 
 import edgemm
@@ -31,6 +34,7 @@ def quantize_without_data(
     drawing_depth: int = 0,
     twins: Mapping[str, str] = NO_TWINS,  # another name of a layer -> the layer
     towers: bool = False,
+    scratch: Path | None = None,  # on whose disk there is room for the codes of what has twins; None: the system's own
 ) -> Spec:
     """Weights (n, k) by layer, rounded as their width suggests; `drawing_depth` and `towers` as choose_layers has
     them."""
@@ -50,7 +54,7 @@ def quantize_without_data(
         smoothed=(),
         tensors_sha256="",  # a spec that is stored has all its numbers: make.py
     )
-    return Spec(document, RoundedWhenRead(weights, chosen, twins), towers)
+    return Spec(document, RoundedWhenRead(weights, chosen, twins, scratch), towers)
 
 
 def _without_ranges(layer: Layer) -> Layer:
@@ -65,24 +69,46 @@ def _as_twin(name: str, layer: Layer) -> Layer:
 
 
 class RoundedWhenRead(Mapping[str, np.ndarray]):
-    """NAME.codes and the rest of a spec, of which the last layer's are remembered."""
+    """NAME.codes and the rest of a spec, of which the last layer's are remembered, and in a file those of twins."""
 
-    def __init__(self, weights: Mapping[str, Tensor], layers: Mapping[str, Layer], twins: Mapping[str, str]) -> None:
-        self._weights, self._layers, self._twins = weights, layers, twins
+    def __init__(
+        self,
+        weights: Mapping[str, Tensor],
+        layers: Mapping[str, Layer],
+        twins: Mapping[str, str],
+        scratch: Path | None = None,
+    ) -> None:
+        self._weights, self._layers = weights, layers
         own = {name: name for name, layer in layers.items() if layer.bits is not None}
-        own |= {twin: name for twin, name in twins.items() if name in own}
+        both = {twin: name for twin, name in twins.items() if name in own}
+        own |= both
         self._places = {f"{name}.{part}": one for name, one in own.items() for part in parts_of(layers[one])}
         self._last, self._numbers = "", dict[str, np.ndarray]()
+        self._folder = tempfile.TemporaryDirectory(prefix=".edgemm-rounded-", dir=scratch) if both else None
+        self._files = {name: f"{number}.safetensors" for number, name in enumerate(dict.fromkeys(both.values()))}
 
     def __getitem__(self, key: str) -> np.ndarray:
         name = self._places[key]
         if name != self._last:
             self._numbers = {}  # before the next ones are made
-            with torch.no_grad():
-                weight = rows_of(self._weights, name, self._layers)
-                self._numbers = make_layer(weight, name, self._layers[name], Prepared(), RANK)[1]
+            self._numbers = self._once(name)
             self._last = name
         return self._numbers[f"{name}.{key.rpartition('.')[2]}"]
+
+    def _once(self, name: str) -> dict[str, np.ndarray]:
+        if self._folder is None or name not in self._files:
+            return self._rounded(name)
+        path = Path(self._folder.name) / self._files[name]
+        if path.exists():
+            return load_file(path)
+        numbers = self._rounded(name)
+        save_file(numbers, path)
+        return numbers
+
+    def _rounded(self, name: str) -> dict[str, np.ndarray]:
+        with torch.no_grad():
+            weight = rows_of(self._weights, name, self._layers)
+            return make_layer(weight, name, self._layers[name], Prepared(), RANK)[1]
 
     def __contains__(self, key: object) -> bool:
         return key in self._places

@@ -20,6 +20,7 @@ from edgemm.bundle.files import reading
 from edgemm.errors import InputError
 from edgemm.runtimes import schedule
 from edgemm.runtimes.backend.engine import Binding, Engine, check_finite
+from edgemm.runtimes.clip import Clip
 from edgemm.runtimes.image_call import DenoiseProgress, DrawingClock, ImageResult, Picture
 from edgemm.runtimes.kv_cache import PrefillCancelled
 from edgemm.runtimes.prompt_prefix import DrawEngines, PromptPrefix, Prompts, read_prompts
@@ -76,10 +77,10 @@ def draw(
             clock.steps_s.append(time.perf_counter() - start)
             last = k + 1 == request.steps
             shown = not last and (request.preview is True or (request.preview and k + 1 in request.preview))
-            preview = Picture(decoder.decode(expected), seed) if shown else None
+            preview = decoder.picture(expected, seed) if shown else None
             yield DenoiseProgress(k + 1, request.steps, way.done, index, preview, x)
         if expected is not None:
-            pictures.append(Picture(decoder.decode(x if finished else expected), seed))
+            pictures.append(decoder.picture(x if finished else expected, seed))
         if not finished:
             break
     yield ImageResult(tuple(pictures), "stop" if finished else "cancelled", clock.metrics(tokens))
@@ -136,17 +137,23 @@ class _Denoiser:
 
 
 class _Decoder:
-    """Tokens or latents to pixels (3, H, W)."""
+    """Tokens or latents to pixels (3, H, W), of a clip frame by frame."""
 
     def __init__(self, engine: Engine, loop: DenoiseLoop, request: DrawRequest, clock: DrawingClock) -> None:
-        self.clock = clock
-        self.x = np.zeros((1, *loop.state_shape(request.height, request.width)), dtype=np.float32)
+        self.clock, self.frames, self.frame_ms = clock, loop.frames, loop.frame_ms
+        first, *rest = loop.state_shape(request.height, request.width)
+        self.x = np.zeros((1, first // self.frames, *rest), dtype=np.float32)
         self.pixels = np.zeros((1, 3, request.height, request.width), dtype=np.float32)
         self.binding = engine.bind(
             {"latents" if "latents" in engine.inputs else "tokens": self.x}, {"pixels": self.pixels}
         )
 
-    def decode(self, x: np.ndarray) -> np.ndarray:
+    def picture(self, x: np.ndarray, seed: int) -> Picture:
+        """A still picture, or a clip whose first frame it shows."""
+        frames = tuple(self._decode(part) for part in np.split(x, self.frames))
+        return Picture(frames[0], seed, Clip(frames, self.frame_ms) if self.frames > 1 else None)
+
+    def _decode(self, x: np.ndarray) -> np.ndarray:
         start = time.perf_counter()
         self.x[0] = x
         self.binding.run()

@@ -22,7 +22,7 @@ from edgemm.runtimes.backend.engine import Arrays, Binding, Engine, allocator, c
 if TYPE_CHECKING:
     from edgemm.runtimes.cache_budget import CacheBudget
 
-__all__ = ["BLOCK", "CachedTransformer", "KVCache", "PrefillCancelled", "pieces_of"]
+__all__ = ["BLOCK", "CachedTransformer", "KVCache", "PrefillCancelled", "pieces_of", "turned"]
 
 BLOCK = 256  # slots a cache grows by
 PIECE = 256  # tokens of a prompt that one run reads; 512 in two take as long as in one
@@ -72,6 +72,14 @@ class KVCache:
             _, heads, _, width = old.shape
             self.buffers[name] = self._zeros((rows, heads, wanted, width), old.dtype)
             self.buffers[name][:kept, :, : self.used] = old[:kept, :, : self.used]
+
+    def drop(self, first: int, count: int, theta: float) -> None:
+        """Forgets slots first to first + count; those behind them move down, and their keys are turned back."""
+        end, moved = first + count, self.used - count
+        for name, buffer in self.buffers.items():
+            rest = buffer[:, :, end : self.used]
+            buffer[:, :, first:moved] = turned(rest, -count, theta) if name.startswith("past_key.") else rest.copy()
+        self.used = moved
 
     def has_room(self, slots: int) -> bool:
         """Whether reserve(slots) would succeed."""
@@ -247,6 +255,11 @@ class CachedTransformer:
         self.lengths = np.minimum(self.lengths, slots)
         self.cache.used = int(self.lengths.max())
 
+    def drop(self, first: int, count: int, theta: float) -> None:
+        """Forgets tokens in the middle of what was read, of a model whose keys are turned by their slot (turned)."""
+        self.cache.drop(first, count, theta)
+        self.lengths -= count
+
     def fork(self) -> CachedTransformer:
         """Another conversation that has read the same, in memory of its own."""
         twin = CachedTransformer(*self._made_with)
@@ -395,6 +408,16 @@ class CachedTransformer:
         if self._silent is not None:
             self.logits[rows, self._silent] = -np.inf
         return self.logits
+
+
+def turned(keys: np.ndarray, by: int, theta: float) -> np.ndarray:
+    """Keys (b, g, k, d) after rotary embedding as they were `by` positions further on: the first half of a head against
+    the second, at rates theta ** (-2i / d) (arXiv:2104.09864)."""
+    d = keys.shape[3]
+    angles = by * theta ** (-np.arange(0, d, 2) / d)  # (d/2)
+    cos, sin = np.cos(angles).astype(np.float32), np.sin(angles).astype(np.float32)
+    first, second = (half.astype(np.float32) for half in (keys[..., : d // 2], keys[..., d // 2 :]))
+    return np.concatenate((first * cos - second * sin, second * cos + first * sin), axis=-1).astype(keys.dtype)
 
 
 class PrefillCancelled(Exception):

@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     from edgemm.runtimes.session import Session
     from edgemm.runtimes.text import TextGenerator
     from edgemm.runtimes.text_batch import TextBatch, Writing
+    from edgemm.runtimes.watch import Watch
 
 __all__ = ["Calls", "Model"]
 
@@ -169,7 +170,7 @@ class Model:
         """A reply for a text_batch of this model; `options` as in stream_text, checked now.  Any thread may call it."""
         self._engines.check_open()
         chosen = from_keywords(TextOptions, "text_writing()", options, ("images", "cancelled"))
-        return self._text.writing(self._text.request(as_messages(prompt, images), chosen), cancelled)
+        return self._text.writing(self._text.request(self._text.messages(prompt, images, chosen), chosen), cancelled)
 
     def generate(
         self,
@@ -193,13 +194,34 @@ class Model:
         check_whole("max_images", max_images, 1, MOST_PICTURES)
         self._image.start("the options are checked before anything is written", drawn)
         self._text.check_interleaving()
-        request, pictures = self._text.request(as_messages(prompt, images), chosen)
+        request, pictures = self._text.request(self._text.messages(prompt, images, chosen), chosen)
         return self._call(
             lambda cancelled: write_interleaved(
                 self._text, self._image, request, pictures, Drawing(marks, max_images, drawn), cancelled
             ),
             chosen.timeout_s,
         )
+
+    def watch(
+        self,
+        instruction: str = "",
+        window: int = 16,
+        every: int = 0,
+        notes: int = 4,
+        reread: bool = False,
+        **options: Unpack[TextKeywords],
+    ) -> Watch:
+        """A stream of pictures in constant memory: push(frame, t), ask(question), events (watch.py).
+
+        The last `window` frames are remembered as pictures.  With `every` the instruction is asked after so many frames
+        and what is new becomes an event; the last `notes` events stand before a question.  `reread` reads the whole
+        window anew at every question.  `options` as in stream_text.
+        """
+        from edgemm.runtimes.watch import Watch, WatchOptions
+
+        also = ("instruction", "window", "every", "notes", "reread")
+        chosen = from_keywords(TextOptions, "watch()", options, also)
+        return Watch(self._text, self._call, instruction, WatchOptions(window, every, notes, reread), chosen)
 
     # Pictures
 

@@ -9,12 +9,14 @@ from __future__ import annotations
 import secrets
 import time
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from functools import cached_property
 from typing import Any
 
 import numpy as np
 
-from edgemm.bundle.chat import Message, as_messages, chat_prompt
+from edgemm.bundle.chat import Message, as_messages, chat_prompt, with_graph
+from edgemm.bundle.components import TensorSpec
 from edgemm.bundle.manifest import TextLoop
 from edgemm.bundle.picture import PictureSource, PictureSources
 from edgemm.bundle.prompt import Prompt, Tokenizer, check_length
@@ -50,20 +52,51 @@ class TextGenerator:
             raise InputError(f"bundle {self.manifest.name} gives no text: it has no text loop")
         return self.manifest.loops.text
 
+    @property
+    def cache_inputs(self) -> list[TensorSpec]:
+        """The K/V cache as the transformer of this target takes it."""
+        inputs = self.manifest.variant("transformer", self._engines.target).inputs
+        return [spec for spec in inputs if spec.name.startswith("past_")]
+
     def check_open(self) -> None:
         """UsageError of a model that was closed."""
         self._engines.check_open()
 
     def request(self, messages: Sequence[Message], options: TextOptions) -> tuple[TextRequest, Pictures]:
         """What the loop wants of a whole conversation, and its pictures; bad options and pictures are refused here."""
+        messages = self.with_video(messages, options)
         prompt = self.prompt(messages)
         check_length(len(prompt), self.manifest.limits)
         return self.request_of(prompt, options), self.pictures(messages)
+
+    def messages(self, prompt: Prompted, images: PictureSources, options: TextOptions) -> tuple[Message, ...]:
+        """What is said, with the graph that it is about; request() adds a video's frames."""
+        return with_graph(as_messages(prompt, images), options.graph, self.loop.graph)
 
     def prompt(self, messages: Sequence[Message]) -> Prompt:
         """A whole conversation as tokens; no picture is opened for it."""
         self.check_pictures(messages)
         return chat_prompt(messages, self.loop, self.tokenizer)
+
+    def with_video(self, messages: Sequence[Message], options: TextOptions) -> tuple[Message, ...]:
+        """The messages, with the frames of a video behind the pictures of the last one."""
+        *before, last = messages
+        if options.video is None:
+            if options.fps is not None:
+                raise UsageError("fps is for videos, and there is none: give video")
+            return tuple(messages)
+        self.reader.check()
+        from edgemm.runtimes.video import read_video
+
+        most = self.manifest.limits.max_image_pixels
+        frames = read_video(options.video, self.loop, options.fps, options.max_frames, most)
+        last = replace(last, images=(*last.images[: last.loose], *frames, *last.images[last.loose :]))
+        if (tokens := len(self.prompt((*before, last)))) > self.manifest.limits.max_context:
+            raise InputError(
+                f"the prompt takes {tokens} tokens with {len(frames)} frames of {self.loop.image_token_count}, this "
+                f"bundle holds at most {self.manifest.limits.max_context}; give a smaller max_frames"
+            )
+        return (*before, last)
 
     def check_pictures(self, messages: Sequence[Message]) -> None:
         """InputError of pictures that are shown to a model that reads none."""
@@ -100,12 +133,14 @@ class TextGenerator:
         """One a prompt; `images` are a list a prompt."""
         check_type("prompts", prompts, Sequence)
         check_type("images", images, Sequence | None)
+        if options.video is not None:
+            raise UsageError("video is for one prompt at a time: give generate_texts the frames as images")
         if not prompts:
             raise UsageError("prompts is empty, expected at least one")
         given: Sequence[Any] = [()] * len(prompts) if images is None else images
         if len(given) != len(prompts):
             raise UsageError(f"images has {len(given)} lists, expected one for each of {len(prompts)} prompts")
-        return [self.request(as_messages(prompt, own), options) for prompt, own in zip(prompts, given)]
+        return [self.request(self.messages(prompt, own, options), options) for prompt, own in zip(prompts, given)]
 
     def pictures(self, messages: Sequence[Message]) -> Pictures:
         """Every picture of the messages, in their order."""

@@ -10,10 +10,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, TypedDict
+from typing import TYPE_CHECKING, Any, Literal, TypedDict
 
 from edgemm.bundle.files import read_text
 from edgemm.options import option
+
+if TYPE_CHECKING:
+    from edgemm.bundle.node_link import GraphSource
+    from edgemm.runtimes.video import VideoSource
 
 __all__ = [
     "DRAW_MARKS",
@@ -73,6 +77,21 @@ class TextOptions:
         old=("guess_ahead",),
         metavar="N",
     )
+    graph: GraphSource | None = option(
+        None,
+        "a graph that the conversation is about: node-link JSON as networkx writes it, a dict or a file, its nodes "
+        "texts or pictures",
+        metavar="FILE",
+        type=str,
+    )
+    video: VideoSource | None = option(
+        None,
+        "a file, or frames one by one, whose pictures come after `images` in the last message",
+        metavar="FILE",
+        type=str,
+    )
+    fps: float | None = option(None, "of a video file: frames a second that are read (default: 2)", metavar="F")
+    max_frames: int = option(16, "of a video: where fps gives more, so many, spread evenly", metavar="N")
 
 
 class TextKeywords(TypedDict, total=False):
@@ -92,6 +111,10 @@ class TextKeywords(TypedDict, total=False):
     timeout_s: float | None
     ignore_eos: bool
     prompt_lookup_num_tokens: int | None
+    graph: GraphSource | None
+    video: VideoSource | None
+    fps: float | None
+    max_frames: int
 
 
 @dataclass(frozen=True)

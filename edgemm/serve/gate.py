@@ -5,7 +5,6 @@ Pure ASGI, around the whole application.  The log has no prompts, no pictures an
 
 from __future__ import annotations
 
-import asyncio
 import hmac
 import json
 import logging
@@ -15,6 +14,7 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
+import anyio
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -97,8 +97,9 @@ class Gate:
         async def receiving() -> Message:
             nonlocal read, whole
             try:
-                message = await asyncio.wait_for(receive(), None if whole else max(until - time.monotonic(), 0))
-            except asyncio.TimeoutError:
+                with anyio.fail_after(None if whole else max(until - time.monotonic(), 0)):
+                    message = await receive()
+            except TimeoutError:
                 raise Problem(408, "deadline_exceeded", "the request did not come to its end in time") from None
             whole = whole or not message.get("more_body", False)
             read += len(message.get("body", b""))

@@ -25,6 +25,7 @@ from edgemm.train.recipe import (
     AutoencodeRecipe,
     DrawRecipe,
     EditRecipe,
+    GraphRecipe,
     JointRecipe,
     ReadRecipe,
     Stage,
@@ -78,14 +79,39 @@ def _start(recipe: Stage) -> Unified:
     """The preset or the checkpoint; whatever a task adds to it is initialised from the seed too."""
     torch.manual_seed(recipe.seed)
     if recipe.start in PRESETS:
-        config = variant(PRESETS[recipe.start](), recipe.experts, recipe.vision, recipe.image_tokens, recipe.objective)
+        config = variant(
+            PRESETS[recipe.start](),
+            recipe.experts,
+            recipe.vision,
+            recipe.image_tokens,
+            recipe.objective,
+            recipe.mixture,
+            recipe.graphs,
+        )
         model = checkpoint.build(config, recipe.seed)
     else:  # reading goes on with an adapter as it is, unless all weights learn
         adapts = isinstance(recipe, ReadRecipe | JointRecipe) and "transformer" not in recipe.train
         model = checkpoint.load(recipe.start, merge=not adapts)
+    if recipe.frames not in (0, model.config.image_tokens.frames):
+        model = with_frames(model, recipe.frames)
     if "transformer" in parts_of(recipe, model.config):
         own_the_transformer(model)
     return model
+
+
+def with_frames(model: Unified, frames: int) -> Unified:
+    """A model that draws clips with the weights of one that draws still pictures: all frames begin alike."""
+    tokens = model.config.image_tokens
+    if tokens.frames > 1:
+        raise UsageError(f"recipe: frames is {frames}, {model.config.name} draws clips of {tokens.frames}")
+    try:
+        config = dataclasses.replace(model.config, image_tokens=dataclasses.replace(tokens, frames=frames))
+    except ValueError as error:
+        raise UsageError(f"recipe: frames is {frames}: {error}") from error
+    clips = Unified(config, model.tokenizer_json)
+    found = clips.load_state_dict(model.state_dict(), strict=False)
+    assert found.missing_keys == ["denoiser.frame_scale"] and not found.unexpected_keys
+    return clips
 
 
 def _task(model: Unified, recipe: Stage, ranks: Ranks) -> Task:
@@ -99,6 +125,10 @@ def _task(model: Unified, recipe: Stage, ranks: Ranks) -> Task:
         from edgemm.train.tasks.draw import EditTask
 
         return EditTask(model, recipe, ranks.share)
+    if isinstance(recipe, GraphRecipe):
+        from edgemm.train.tasks.graphs import GraphTask
+
+        return GraphTask(model, recipe, ranks.share)
     if isinstance(recipe, DrawRecipe):
         return DrawTask(model, recipe, ranks.share)
     with ranks.accelerator.main_process_first():  # it keeps what the eye sees in a file that the others then read

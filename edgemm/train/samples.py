@@ -67,38 +67,43 @@ def evenly(items: list[Item], count: int) -> list[Item]:
     return [items[row] for row in np.linspace(0, len(items) - 1, count).round().astype(int)]
 
 
-def load_pictures(dataset: Path, samples: Sequence[Sample], size: int) -> Tensor:
-    """uint8 (count, 3, size, size)."""
+def load_pictures(dataset: Path, samples: Sequence[Sample], size: int, frames: int = 1) -> Tensor:
+    """uint8 (count, 3, frames * size, size): of clips, frame below frame."""
     from PIL import Image
 
-    pictures = np.empty((len(samples), 3, size, size), dtype=np.uint8)
+    pictures = np.empty((len(samples), 3, frames * size, size), dtype=np.uint8)
     for row, sample in enumerate(samples):
         with Image.open(dataset / sample.image) as image:
             picture = image.convert("RGB")
-            if picture.size != (size, size):
-                picture = picture.resize((size, size), Image.Resampling.BICUBIC)
-            pictures[row] = np.asarray(picture).transpose(2, 0, 1)
+        side = picture.width
+        if frames > 1 and picture.height != frames * side:
+            raise InputError(f"{dataset / sample.image}: {side} x {picture.height} pixels, expected {frames} squares")
+        for frame in range(frames):
+            one = picture if frames == 1 else picture.crop((0, frame * side, side, (frame + 1) * side))
+            if one.size != (size, size):
+                one = one.resize((size, size), Image.Resampling.BICUBIC)
+            pictures[row, :, frame * size : (frame + 1) * size] = np.asarray(one).transpose(2, 0, 1)
     return torch.from_numpy(pictures)
 
 
 class PicturesOnDisk:
     """More pictures than memory should hold: indexed like the tensor of all of them, read when a batch asks."""
 
-    def __init__(self, dataset: Path, samples: Sequence[Sample], size: int) -> None:
-        self.dataset, self.samples, self.size = dataset, samples, size
+    def __init__(self, dataset: Path, samples: Sequence[Sample], size: int, frames: int = 1) -> None:
+        self.dataset, self.samples, self.size, self.frames = dataset, samples, size, frames
 
     def __len__(self) -> int:
         return len(self.samples)
 
     def __getitem__(self, rows: Sequence[int] | np.ndarray) -> Tensor:
-        return load_pictures(self.dataset, [self.samples[row] for row in rows], self.size)
+        return load_pictures(self.dataset, [self.samples[row] for row in rows], self.size, self.frames)
 
 
-def pictures_of(dataset: Path, samples: Sequence[Sample], size: int) -> Tensor | PicturesOnDisk:
-    """All pictures, uint8 (count, 3, size, size): in memory where they fit."""
-    if len(samples) * 3 * size * size > IN_MEMORY_BYTES:
-        return PicturesOnDisk(dataset, samples, size)
-    return load_pictures(dataset, samples, size)
+def pictures_of(dataset: Path, samples: Sequence[Sample], size: int, frames: int = 1) -> Tensor | PicturesOnDisk:
+    """All pictures, uint8 (count, 3, frames * size, size): in memory where they fit."""
+    if len(samples) * 3 * frames * size * size > IN_MEMORY_BYTES:
+        return PicturesOnDisk(dataset, samples, size, frames)
+    return load_pictures(dataset, samples, size, frames)
 
 
 def batch_rows(count: int, batch: int, seed: int, step: int) -> np.ndarray:

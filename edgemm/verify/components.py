@@ -21,6 +21,7 @@ from edgemm.bundle.prompt import with_picture_ids
 from edgemm.errors import BundleError, CheckFailedError, EdgemmError
 from edgemm.export.component_graphs import ComponentGraph
 from edgemm.export.dialects import DIALECTS
+from edgemm.model.config import GraphConfig
 from edgemm.model.prompts import read_prompt
 from edgemm.model.transformer import KeyValues
 from edgemm.model.unified import Unified
@@ -131,7 +132,7 @@ def example_inputs(model: Unified, prompt_lookup: bool = False) -> dict[str, Nam
     noise = torch.randn(
         len(DRAWINGS), tokens.token_count, tokens.token_width, generator=torch.Generator().manual_seed(0)
     )
-    clean = model.to_tokens(_pictures(tokens.image_size))
+    clean = model.to_tokens(_pictures(tokens.image_size)).repeat(1, tokens.frames, 1)
     time = torch.tensor(TIMES)
     noisy = time[:, None, None] * clean + (1 - time)[:, None, None] * noise
     steps = {"step_size": (1 - time) / 2} if model.config.denoiser.step_size else {}
@@ -140,8 +141,16 @@ def example_inputs(model: Unified, prompt_lookup: bool = False) -> dict[str, Nam
         "transformer": _transformer(model) | more,
         "conditioner": _conditioner(model),
         "denoiser": {"noisy_tokens": noisy, "time": time, **steps, **_prefix(model)},
-        "image_decoder": {"tokens": noisy},
+        "image_decoder": {"tokens": noisy[:, : tokens.cell_count]},
+        **({} if model.config.graph is None else {"graph_encoder": _graph_rows(model.config.graph)}),
     }
+
+
+def _graph_rows(config: GraphConfig) -> Named:
+    """Every kind, from and to every node in turn."""
+    count, kinds = max(config.nodes, 1 + len(config.kinds)), 1 + len(config.kinds)
+    rows = torch.arange(len(DRAWINGS))[:, None] + torch.arange(count)
+    return {"kind": rows % kinds, "head": rows % config.nodes, "tail": 2 * rows % config.nodes}
 
 
 def _pictures(size: int) -> Tensor:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -23,6 +24,7 @@ from edgemm.bundle.chat import as_messages, chat_prompt
 from edgemm.bundle.files import OF_CODE, reading
 from edgemm.bundle.picture import seeded_picture
 from edgemm.bundle.prompt import Tokenizer
+from edgemm.device.machine import give_back_memory
 from edgemm.errors import CheckpointError, UsageError
 from edgemm.export.lower_cuda import DRAWING_SLOTS, fixed_sizes
 from edgemm.export.manifest import (
@@ -41,7 +43,7 @@ from edgemm.export.trace import trace
 from edgemm.export.variants import Components, Wanted, write_graphs
 from edgemm.families.family import Drawn, Parts
 from edgemm.families.folder import GGUF, Found, other_folders
-from edgemm.families.hf_checkpoint import Checkpoint, greedy, open_checkpoint
+from edgemm.families.hf_checkpoint import Checkpoint, greedy, open_checkpoint, refuse_pointers
 from edgemm.families.paper import describe, measure
 from edgemm.families.table import load_family
 from edgemm.options import from_keywords
@@ -63,11 +65,10 @@ from edgemm.verify.parity import (
 __all__ = ["export_foreign"]
 
 MAX_CONTEXT = 2048  # cache slots when nobody says otherwise
-MAX_NEW_TOKENS = 16  # of a recorded reply
-MAX_NEW_CODES = 16  # of a picture that is compared code by code
+MAX_CODES = 16  # of a picture that is compared code by code
 TEXTS = (("What is the capital of France?", False), ("What is this?", True))
 DRAWS = (("a red heart", 3.0), ("two small boats on a lake", 1.0))  # prompt, guidance
-STEPS = 4  # of a picture that is compared whole
+LARGE = 1_000_000_000  # numbers: above, a loop in float32 takes minutes, and shorter ones are compared
 EDITED = 1  # seed of the picture that is edited
 OWN_MODULES = "the family's own torch modules: no library that is installed knows this model"
 OWN = {  # options for edgemm's own checkpoints -> what to do instead
@@ -76,6 +77,14 @@ OWN = {  # options for edgemm's own checkpoints -> what to do instead
     "cache": "",
     "prompt_lookup": "",
 }
+
+
+@dataclass(frozen=True)
+class Asked:
+    """How much of each loop is compared."""
+
+    tokens: int = 16  # of a reply
+    steps: int = 4  # of a picture
 
 
 def export_foreign(found: Found, output: Path, options: ExportOptions | None = None, **given: Any) -> Manifest:
@@ -87,9 +96,16 @@ def export_foreign(found: Found, output: Path, options: ExportOptions | None = N
     found = dataclasses.replace(found, others={**found.others, **other_folders(named)})
     check_runtime()
     family = load_family(found)
+    refuse_pointers(found)
     paper = measure(found)
     for line in describe(paper):
         progress.line(line)
+    asked = Asked()
+    if paper.parameters > LARGE:
+        asked = Asked(tokens=8, steps=2)
+        progress.line(
+            f"compared: every component whole, loops over {asked.tokens} tokens and {asked.steps} steps (it is large)"
+        )
     for licence in getattr(family, "LICENCES", ()):
         progress.line(f"licence: {licence.what}: {licence.licence}, {licence.source}")
     progress.status(f"loading {paper.name}")
@@ -99,13 +115,13 @@ def export_foreign(found: Found, output: Path, options: ExportOptions | None = N
         progress.status("taking it apart")
         with reading(checkpoint.folder, "cannot be taken apart", CheckpointError, bugs=OF_CODE):
             parts = family.parts(checkpoint)
-        slots = _context(parts, options.max_context)
+        slots = _context(parts, options.max_context, checkpoint.folder)
         loop = parts.denoise
         room = DRAWING_SLOTS + _template_slots(loop, checkpoint) + _edit_slots(parts)
         sizes = fixed_sizes(slots, loop.skip, drawing=room) if loop else {}
         sizes.setdefault("transformer", {"T": slots})
         depth = max(loop.prefix_layers, default=-1) + 1 if loop else 0
-        specs = make_specs_of_graphs(parts.graphs, schemes, parts.shared, depth)
+        specs = make_specs_of_graphs(parts.graphs, schemes, parts.shared, depth, scratch=output.parent)
         wanted = Wanted(schemes, specs, sizes, shared=parts.shared)
         written = write_graphs(parts.graphs, parts.inputs, writer, wanted, trace, compare_component)
         require(written.comparisons, "the bundle differs from the model, and was not kept")
@@ -114,9 +130,13 @@ def export_foreign(found: Found, output: Path, options: ExportOptions | None = N
         for name, content in {**parts.tables, **papers_of(checkpoint.folder, manifest)}.items():
             writer.add_bytes(name, content)
         manifest = write_one_call(writer, manifest, options, Tokenizer(writer.file(manifest.tokenizer)))
+        del specs, wanted  # they hold every weight
+        give_back_memory()
         progress.status("loops: asking the library")
         bundle = Bundle(writer.folder, manifest)
-        recorded = _recorded(checkpoint, family, parts, bundle, precision_of(manifest, schemes[0].target))
+        recorded = _recorded(checkpoint, family, parts, bundle, precision_of(manifest, schemes[0].target), asked)
+        del checkpoint, parts  # engines need their memory
+        give_back_memory()
         written.comparisons.extend(run_loops(bundle, schemes, recorded))
         require(written.comparisons, "the bundle differs from the library, and was not kept")
         writer.add_bytes(PARITY_FILE, parity_document(recorded, written.comparisons).encode())
@@ -139,7 +159,7 @@ def _check_options(options: ExportOptions) -> None:
             )
 
 
-def _context(parts: Parts, asked: int | None) -> int:
+def _context(parts: Parts, asked: int | None, folder: Path) -> int:
     least = 64
     if parts.text and parts.text.image_token:
         least += parts.text.image_token_count
@@ -147,6 +167,10 @@ def _context(parts: Parts, asked: int | None) -> int:
         least = max(least, 64 + parts.image_tokens.length)
     if parts.denoise and parts.denoise.edits and parts.text:
         least = max(least, 64 + parts.text.image_token_count)
+    if least - 64 >= parts.most_context:
+        raise CheckpointError(
+            f"{folder}: the model reads {parts.most_context} tokens at most, one picture has {least - 64}"
+        )
     usual = max(MAX_CONTEXT, 64 + _edit_slots(parts))
     slots = min(max(usual, least), parts.most_context) if asked is None else asked
     if not min(least, parts.most_context) <= slots <= parts.most_context:
@@ -210,7 +234,9 @@ def _manifest(
     )
 
 
-def _recorded(checkpoint: Checkpoint, family: ModuleType, parts: Parts, bundle: Bundle, precision: str) -> Recorded:
+def _recorded(
+    checkpoint: Checkpoint, family: ModuleType, parts: Parts, bundle: Bundle, precision: str, asked: Asked
+) -> Recorded:
     """Replies of the library, to prompts that the runtime's own code put together and the library's tokenized alike."""
     cases: list[TextCase] = []
     loop, own = parts.text, hasattr(family, "reply")
@@ -221,7 +247,7 @@ def _recorded(checkpoint: Checkpoint, family: ModuleType, parts: Parts, bundle: 
                 continue
             images = [seeded_picture(1, loop.image_size)] if pictured else []
             ids = chat_prompt(as_messages(prompt, images), loop, tokenizer).input_ids
-            count = min(MAX_NEW_TOKENS, bundle.manifest.limits.max_context - len(ids))
+            count = min(asked.tokens, bundle.manifest.limits.max_context - len(ids))
             inputs = {"input_ids": torch.from_numpy(ids)[None]}
             if own:
                 said = family.reply(checkpoint, inputs["input_ids"], images, count)
@@ -235,18 +261,18 @@ def _recorded(checkpoint: Checkpoint, family: ModuleType, parts: Parts, bundle: 
             cases.append(TextCase(prompt, 1 if pictured else None, tuple(tokens)))
     drawn: list[CodesCase] = []
     if parts.image_tokens is not None:
-        count = min(MAX_NEW_CODES, parts.image_tokens.rows * parts.image_tokens.columns)
+        count = min(MAX_CODES, parts.image_tokens.rows * parts.image_tokens.columns)
         for prompt, guidance in DRAWS:
             drawn.append(CodesCase(prompt, guidance, tuple(family.draw_codes(checkpoint, prompt, guidance, count))))
-    draws = _draw_cases(parts.denoise) if parts.denoise else []
+    draws = _draw_cases(parts.denoise, asked.steps) if parts.denoise else []
     pixels = [_drawing(checkpoint, family, parts, case) for case in draws]
     who = OWN_MODULES if own else f"transformers {_version_of('transformers')}"
     return Recorded(precision, tuple(cases), tuple(draws), tuple(pixels), tuple(drawn), who)
 
 
-def _draw_cases(loop: DenoiseLoop) -> list[DrawCase]:
+def _draw_cases(loop: DenoiseLoop, most_steps: int) -> list[DrawCase]:
     """With guidance and without; of free sizes also one that is not square; of models that edit, an edit."""
-    steps = min(STEPS, loop.num_inference_steps) + int(loop.counts == "points")
+    steps = min(most_steps, loop.num_inference_steps) + int(loop.counts == "points")
     grid = loop.latents
     cases = []
     for seed, (prompt, guidance) in enumerate(DRAWS):

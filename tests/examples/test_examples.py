@@ -43,13 +43,16 @@ def picture(path, seed):
     return path
 
 
-def test_the_camera_says_one_line_a_frame(bundle, model, tmp_path, capsys):
+def test_the_camera_says_what_is_new(bundle, model, tmp_path, capsys):
     for number in range(3):
         picture(tmp_path / f"{number}.png", number)
     example("camera").main([str(bundle), "--frames", str(tmp_path / "*.png")])
-    lines = capsys.readouterr().out.splitlines()
-    wanted = model.generate_text("What is this?", images=[tmp_path / "0.png"], max_new_tokens=12).text.strip()
-    assert len(lines) >= 3 and wanted.splitlines()[0] in lines[0]
+    said = capsys.readouterr().out
+    with model.watch("What is this?", window=8, every=1, max_new_tokens=12) as stream:
+        for number in range(3):
+            stream.push(tmp_path / f"{number}.png")
+    assert stream.events and all(event.text in said for event in stream.events)
+    assert said.count(" ms)") == len(stream.events)
 
 
 def test_the_chat_keeps_its_session_shows_and_draws(bundle, model, tmp_path, monkeypatch, capsys):

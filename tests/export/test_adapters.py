@@ -6,6 +6,7 @@ import base64
 import copy
 import io
 import json
+import threading
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -184,6 +185,48 @@ def test_a_call_and_a_session_keep_the_adapter_they_began_with(opened):
     chat.rewind()
     assert chat.generate_text(PROMPT, max_new_tokens=12).token_ids == wanted
     assert runtime.generate_text(PROMPT, max_new_tokens=12).token_ids != wanted
+
+
+def test_adapters_swapped_while_eight_threads_draw_and_write_never_mix(opened, adapters):
+    """Each picture and each reply is bit for bit one that an adapter, or none, gives alone."""
+    runtime, names, over, told = opened["fp32"], (None, "a", "b", "words"), threading.Event(), []
+
+    def picture(seed):
+        return runtime.generate_image("red heart", seed=seed, num_inference_steps=2).pixels.tobytes()
+
+    def reply():
+        found = runtime.generate_text(PROMPT, max_new_tokens=6, logprobs=2)
+        return found.token_ids, found.logprobs
+
+    alone = {}
+    for name in names:
+        runtime.set_adapter(name)
+        alone[name] = reply(), [picture(seed) for seed in range(8)]
+    assert len({pictures[0] for _, pictures in alone.values()}) == 4
+
+    def swap():
+        while not over.is_set():
+            for name in names:
+                runtime.set_adapter(name)
+                runtime.load_adapter("a", adapters["a"][0])  # the same again, under those who draw with it
+                over.wait(0.002)
+
+    def use(seed):
+        for _ in range(6):
+            pixels, words = picture(seed), reply()
+            drawn = [name for name, (_, pictures) in alone.items() if pictures[seed] == pixels]
+            told.append((drawn, [name for name, (said, _) in alone.items() if said == words]))
+
+    swapping = threading.Thread(target=swap)
+    swapping.start()
+    try:
+        with ThreadPoolExecutor(8) as pool:
+            list(pool.map(use, range(8)))
+    finally:
+        over.set()
+        swapping.join()
+    assert all(len(drawn) == 1 and len(written) == 1 for drawn, written in told)
+    assert len({name for drawn, _ in told for name in drawn}) >= 3
 
 
 def test_unloading_the_active_one_leaves_none(opened, adapters):

@@ -13,7 +13,7 @@ pytest.importorskip("transformers")
 from transformers import ChameleonConfig, Emu3Config, JanusConfig, LlamaConfig, LlavaConfig, Qwen3VLConfig
 
 from edgemm.cli.main import main
-from edgemm.families.folder import find_foreign
+from edgemm.families.folder import Found, find_foreign
 from edgemm.families.paper import measure
 from edgemm.model.config import PRESETS, DenoiserConfig, TransformerConfig
 
@@ -123,38 +123,45 @@ def test_inspect_estimates_a_folder_without_weights(tmp_path, capsys):
     assert main(["inspect", str(tmp_path), "--estimate"]) == 3
 
 
-def published_folder(name: str, path: Path) -> Path:
-    """Those that PUBLISHED has not: configs of the recorded folders with published sizes in them, and no numbers."""
-    from benchmarks import real_shapes
-    from tests.families.golden import Cases
-
-    recorded = Cases(name).folder / "checkpoint"
-    if name in real_shapes.MODELS:
-        real_shapes.on_paper = True
-        try:
-            real_shapes.MODELS[name](path / name, 1.0)
-        finally:
-            real_shapes.on_paper = False
-        return path / name
-    real_shapes.copied(recorded, path / name)
-    text = {
-        "hidden_size": 3584, "intermediate_size": 18_944, "num_hidden_layers": 28, "num_attention_heads": 28,
-        "num_key_value_heads": 4, "vocab_size": 152_064,
-    }  # fmt: skip
-    vision = {
-        "hidden_size": 1152, "intermediate_size": 4304, "num_hidden_layers": 27, "num_attention_heads": 16,
-        "patch_size": 14, "image_size": 980,
-    }  # fmt: skip
-    real_shapes.changed(path / name / "llm_config.json", text)
-    real_shapes.changed(path / name / "vit_config.json", vision)
-    return path / name
-
-
-TABLE = {  # name -> parameters in billions
-    "janusflow": 2.09 - 0.05,  # its autoencoder is published apart
+TABLE = {  # name -> parameters in billions, as makers count them or as shared/golden's notes do
+    "janusflow": 2.05,  # its autoencoder is published apart
     "bagel": 14.7,
     "cosmos3-edge": 4.05,
+    "cosmos3-omni": 16.2,  # Qwen3-VL-8B, a generator of the same layers and Wan 2.2's decoder
+    "showo2": 3.1,  # Qwen2.5-1.5B with its head apart, ten layers of the second head, SigLIP, and Wan 2.1
+    "mobileo": 1.51,  # without the autoencoder's encoder, which it never uses
 }
+APART = {"showo2": ("llm", "clip", "vae"), "mobileo": ("sana",)}
+
+
+def test_inspect_is_told_of_parts_that_are_published_apart(tmp_path, capsys):
+    found = published_folder("showo2", tmp_path)
+    parts = [f"--component={name}={tmp_path / name}" for name in ("llm", "clip")]
+    assert main(["inspect", str(found.folder), "--estimate", *parts]) == 0
+    without = capsys.readouterr().out
+    assert main(["inspect", str(found.folder), "--estimate", *parts, "--vae", str(tmp_path / "vae")]) == 0
+    assert "image_decoder" in capsys.readouterr().out and "image_decoder" not in without
+    assert main(["inspect", str(found.folder), "--estimate"]) == 3
+    assert "--component llm=FOLDER" in capsys.readouterr().err
+    assert main(["inspect", str(found.folder), *parts]) == 2
+
+
+def published_folder(name: str, path: Path) -> Found:
+    """Configs of the recorded folders with published sizes in them, and no numbers."""
+    from benchmarks import published_shapes
+    from tests.families.golden import Cases
+
+    Cases(name)  # some are too large for this repository
+    published_shapes.on_paper = True
+    try:
+        published_shapes.MODELS[name](path / name, 1.0)
+    finally:
+        published_shapes.on_paper = False
+    found = find_foreign(path / name)
+    assert found is not None
+    return dataclasses.replace(found, others={part: path / part for part in APART.get(name, ())})
+
+
 FAMILIES_PAGE = Path(__file__).resolve().parents[2] / "docs" / "families.md"
 
 
@@ -162,8 +169,7 @@ FAMILIES_PAGE = Path(__file__).resolve().parents[2] / "docs" / "families.md"
 def test_the_table_of_boards_in_the_docs_is_what_inspect_estimates(tmp_path, name):
     from edgemm.estimate.boards import BOARDS, rows_of
 
-    folder = folder_of(tmp_path, name) if name in PUBLISHED else published_folder(name, tmp_path)
-    found = find_foreign(folder)
+    found = find_foreign(folder_of(tmp_path, name)) if name in PUBLISHED else published_folder(name, tmp_path)
     assert found is not None
     paper = measure(found)
     if name in TABLE:

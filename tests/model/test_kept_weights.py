@@ -113,3 +113,19 @@ def test_a_model_is_run_in_a_part_of_its_bytes(tmp_path):
     grown_kib, total = json.loads(done.stdout)
     assert grown_kib < 96 * 1024  # the file's pages 16 to 24, a copy in float32 16, and what torch loads for products
     assert np.isclose(total, sum(4096 * 1024 * 2.0**-n for n in range(16)))
+
+
+def test_a_file_that_is_larger_than_all_memory_is_read(tmp_path):
+    """One file of BAGEL has 29 GB; its holes take no disk here."""
+    path, size = tmp_path / "x.safetensors", 1 << 39
+    entries = {"most": {"dtype": "BF16", "shape": [1 << 19, 1 << 19], "data_offsets": [0, size]}}
+    entries |= {"last": {"dtype": "F32", "shape": [2, 2], "data_offsets": [size, size + 16]}}
+    header = json.dumps(entries).encode()
+    with path.open("wb") as file:
+        file.write(len(header).to_bytes(8, "little") + header)
+        file.seek(size, 1)
+        file.write(np.arange(4, dtype=np.float32).tobytes())
+    found = mapped_tensors([path])
+    assert found["most"].shape == (1 << 19, 1 << 19)
+    assert widened(found["last"]).tolist() == [[0, 1], [2, 3]]
+    assert widened(found["most"][7:8, :3]).tolist() == [[0, 0, 0]]

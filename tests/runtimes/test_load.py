@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import shutil
+import sys
 import threading
 
 import pytest
@@ -50,15 +51,15 @@ def test_the_transformer_loads_while_the_tokenizer_is_read_and_is_loaded_once(bu
 
 
 @pytest.mark.parametrize("enabled", [True, False])
-def test_the_collector_is_afterwards_as_it_was(bundle_path, tmp_path, enabled):
-    was = gc.isenabled()
+def test_the_collector_and_the_turns_of_threads_are_afterwards_as_they_were(bundle_path, tmp_path, enabled):
+    was, turns = gc.isenabled(), sys.getswitchinterval()
     try:
         (gc.enable if enabled else gc.disable)()
         edgemm.load(bundle_path, device="cpu", threads=1).close()
         assert gc.isenabled() == enabled
         with pytest.raises(BundleError):
             edgemm.load(tmp_path / "none.bundle")
-        assert gc.isenabled() == enabled
+        assert gc.isenabled() == enabled and sys.getswitchinterval() == turns and not gc.get_freeze_count()
     finally:
         (gc.enable if was else gc.disable)()
 

@@ -6,6 +6,7 @@ import random
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -35,8 +36,8 @@ sys.exit(main(sys.argv[3:]))
 CHANGES = {"steps": 40, "batch": 8, "log_every": 1, "save_every": 3, "sample_every": 1000}
 
 
-def command(output: Path, shapes: Path) -> list[str]:
-    changes = {**CHANGES, "threads": 1, "data": shapes, "output": output}
+def command(output: Path, shapes: Path, **more) -> list[str]:
+    changes = {**CHANGES, "threads": 1, "data": shapes, "output": output, **more}
     words = ["train", "--config", str(ROOT / "recipes" / "micro-shapes.toml")]
     return words + [word for key, value in changes.items() for word in ("--set", f"{key}={value}")]
 
@@ -64,6 +65,30 @@ def test_a_run_killed_at_any_step_goes_on_with_the_same_losses_to_the_same_weigh
     result = tmp_path / "killed" / "checkpoint"
     assert ran.stdout == f"Wrote {result}; export it: edgemm export {result} --output killed.bundle\n"
     assert not list((tmp_path / "killed").glob("*.tmp"))
+
+
+def test_a_second_run_in_one_folder_is_refused_in_one_line_while_the_first_lives(tmp_path, shapes):
+    words = [sys.executable, "-m", "edgemm", *command(tmp_path / "run", shapes, steps=100_000)]
+    quiet = {"cwd": ROOT, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    with subprocess.Popen(words, **quiet) as first:
+        try:
+            while not (tmp_path / "run" / "state.pt").exists():
+                assert first.poll() is None
+                time.sleep(0.1)
+            second = subprocess.run(words, cwd=ROOT, capture_output=True, text=True)
+            said = [line for line in second.stderr.splitlines() if "error" in line]
+            assert second.returncode == 3 and len(said) == 1 and "another run writes there now" in said[0], (
+                second.stderr
+            )
+            assert first.poll() is None
+            begun = len(read_log(tmp_path / "run"))
+            while len(read_log(tmp_path / "run")) <= begun:  # undisturbed
+                assert first.poll() is None
+                time.sleep(0.1)
+        finally:
+            first.kill()
+    words = command(tmp_path / "run", shapes, steps=len(read_log(tmp_path / "run")) + 1)
+    assert main(words) == 0  # a dead process holds nothing
 
 
 @pytest.mark.parametrize(

@@ -61,9 +61,11 @@ def test_two_processes_draw_with_the_losses_and_weights_of_one(tmp_path, shapes)
 
 @pytest.mark.slow
 @pytest.mark.parametrize("launcher", [("--multi_gpu",), ("--use_fsdp", "--fsdp_version", "2")], ids=["ddp", "fsdp"])
-def test_two_processes_go_on_where_they_stopped_and_one_process_with_what_two_began(tmp_path, shapes, launcher):
+def test_two_processes_go_on_with_what_one_began_and_one_with_what_two_left(tmp_path, shapes, launcher):
+    """1, 2, 2 and 1 processes, against one that is never stopped."""
     changes = {"data": shapes, "decay": 0}  # so that the number of steps does not change the rates
     train(recipe("micro-shapes", tmp_path / "one", **{**CHANGES, **changes}))
+    train(recipe("micro-shapes", tmp_path / "two", **{**CHANGES, **changes, "steps": 1}))
     for steps in (2, 4):
         ran = launch("micro-shapes", tmp_path / "two", launcher, **changes, steps=steps)
         assert ran.returncode == 0, ran.stderr

@@ -12,6 +12,7 @@ import contextlib
 import copy
 import ctypes
 import mmap
+import os
 import platform
 import sys
 import threading
@@ -25,7 +26,8 @@ from typing import Any
 import onnxruntime as ort
 
 from edgemm.bundle.components import TensorSpec, Variant
-from edgemm.bundle.onnx_file import check_external_data
+from edgemm.bundle.held_file import HeldFile
+from edgemm.bundle.onnx_file import ROUTED, check_external_data, read_outline
 from edgemm.errors import BundleError, EdgemmError, MissingError
 from edgemm.runtimes.backend import prepacked
 from edgemm.runtimes.backend.engine import (
@@ -60,6 +62,7 @@ ORT_TYPES = {
 }
 CPU = "CPUExecutionProvider"
 NEEDED = (1, 30)  # of what graphs for CPUs are made: GroupQueryAttention without a mask of its own
+ROUTES = (1, 28)  # of learned routing: what came before computes another SwiGLU, without a word
 UPGRADE = "bundles for CPUs want 1.30 or newer: pip install -U 'onnxruntime>=1.30' (Python 3.11 or newer)"
 QUIET = 4  # its errors are raised, too
 FOLDER = "session.model_external_initializers_file_folder_path"
@@ -98,6 +101,7 @@ def open_session(
     graph, component = files.graph, files.component
     if provider not in ort.get_available_providers():
         raise MissingError(f"{component}: ONNX Runtime {ort.__version__} has no {provider}")
+    _check_routing(files)
     try:
         with denormals_as_zero():  # the first session of a process sets it in this thread, and leaves it so
             session = _session(files, [(provider, dict(options))], plan)
@@ -113,6 +117,16 @@ def open_session(
     compare_io(graph, "input", files.variant.inputs, session.get_inputs())
     compare_io(graph, "output", files.variant.outputs, session.get_outputs())
     return session
+
+
+def _check_routing(files: GraphFiles) -> None:
+    if _release(ort.__version__) >= ROUTES:
+        return
+    if any(node.op_type in ROUTED for node in read_outline(files.graph).nodes):
+        raise MissingError(
+            f"{files.component}: it chooses among experts by ONNX Runtime's MoE, which computes another SwiGLU before "
+            f"1.28, and this is {ort.__version__}: pip install -U 'onnxruntime>=1.30'"
+        )
 
 
 def _session(files: GraphFiles, providers: list[tuple[str, dict[str, str]]], plan: ThreadPlan) -> ort.InferenceSession:
@@ -142,8 +156,8 @@ def _session(files: GraphFiles, providers: list[tuple[str, dict[str, str]]], pla
             options = session_options(plan, files.component)
             options.add_session_config_entry(FOLDER, graph.folder if data is None else data.folder)
         with contextlib.ExitStack() as owned:
-            for name in sorted({held.mapped_name for held in weights.values()}):
-                owned.enter_context(own_mappings(name))
+            for _, held in sorted({held.mapped_name: held for held in weights.values()}.items()):  # one order of locks
+                owned.enter_context(own_mappings(held))
             session = ort.InferenceSession(bytes(content), options, providers=providers)
         if all(held.is_in_place() for held in weights.values()):
             for held in weights.values():
@@ -324,56 +338,58 @@ def _release(version: str) -> tuple[int, ...]:
 # Parts of a file that ONNX Runtime maps while it loads become memory of this process alone: nobody else writes there.
 #
 # It goes on reading weights that it does not pack anew.  Whoever cuts the file then ends this process (SIGBUS), and
-# whoever writes into it changes the weights.  So once it has loaded, the bytes are copied and the copy is moved to the
-# same addresses, in one step of the kernel (mremap).  On Linux; elsewhere nothing is done.
+# whoever writes into it changes the weights.  So once it has loaded, and before it runs, memory takes the place of each
+# mapping (mmap, MAP_FIXED) and the open file is read into it.  On Linux; elsewhere nothing is done.
 
-FLAGS = ("MAP_PRIVATE", "MAP_ANONYMOUS", "MAP_POPULATE")  # all pages at once: they are written next
-PRIVATE = mmap.PROT_READ | mmap.PROT_WRITE, sum(getattr(mmap, name, 0) for name in FLAGS)
-MREMAP_MAYMOVE_FIXED = 3
+PRIVATE = mmap.PROT_READ | mmap.PROT_WRITE, sum(getattr(mmap, f"MAP_{name}", 0) for name in ("PRIVATE", "ANONYMOUS"))
+MAP_FIXED, MAP_POPULATE = 0x10, getattr(mmap, "MAP_POPULATE", 0)
+SMALL_BYTES = 1 << 16  # are read with Python's lock held: to wait for it takes longer
 FAILED = ctypes.c_void_p(-1).value
 _LOCKS: dict[str, threading.Lock] = {}
 
 
 @contextlib.contextmanager
-def own_mappings(name: str) -> Iterator[None]:
-    """What is mapped in here of the file that the system calls `name`; "" for none.
+def own_mappings(held: HeldFile) -> Iterator[None]:
+    """What is mapped in here of a file; BundleError where it is shorter by now.
 
     Loads of one file take turns, so that what is seen at the end is of this one alone.
     """
+    name = os.fsencode(held.mapped_name)
     if sys.platform != "linux" or not name:
         yield
         return
-    with _LOCKS.setdefault(name, threading.Lock()):
+    with _LOCKS.setdefault(held.mapped_name, threading.Lock()):
         before = set(_mappings(name))
         yield
-        for start, end in _mappings(name):
-            if (start, end) not in before:
-                _copy(start, end - start)
+        for mapping in _mappings(name):
+            if mapping not in before:
+                _own(held, *mapping)
 
 
-def _mappings(name: str) -> list[tuple[int, int]]:
-    found = []
-    with open("/proc/self/maps", encoding="utf-8", errors="surrogateescape") as lines:
-        for line in lines:
-            fields = line.rstrip("\n").split(maxsplit=5)
-            if len(fields) == 6 and fields[5] == name:
-                start, _, end = fields[0].partition("-")
-                found.append((int(start, 16), int(end, 16)))
-    return found
+def _mappings(name: bytes) -> list[tuple[int, int, int]]:
+    """Start, end, and where that is in the file."""
+    with open("/proc/self/maps", "rb") as lines:  # start-end rights offset device inode name
+        found = [line.split(maxsplit=5) for line in lines.read().split(b"\n") if line.endswith(name)]
+    spans = [(*fields[0].split(b"-"), fields[2]) for fields in found if len(fields) == 6 and fields[5] == name]
+    return [(int(start, 16), int(end, 16), int(offset, 16)) for start, end, offset in spans]
 
 
-def _copy(start: int, size: int) -> None:
+def _own(held: HeldFile, start: int, end: int, offset: int) -> None:
     """Where the kernel has no memory for it, the mapping stays as it is."""
-    libc = _libc()
-    copy = libc.mmap(None, size, *PRIVATE, -1, 0)
-    if copy != FAILED:
-        ctypes.memmove(copy, start, size)
-        libc.mremap(copy, size, size, MREMAP_MAYMOVE_FIXED, ctypes.c_void_p(start))
+    size, libc = end - start, _libc()
+    wanted = min(size, held.size_bytes - offset)
+    flags = PRIVATE[1] | MAP_FIXED | (MAP_POPULATE if wanted > SMALL_BYTES else 0)  # all pages at once
+    if libc.mmap(start, size, PRIVATE[0], flags, -1, 0) == FAILED:
+        return
+    if wanted <= SMALL_BYTES and libc.pread(held.fileno(), start, wanted, offset) == wanted:
+        return
+    held.read_into(memoryview((ctypes.c_char * wanted).from_address(start)).cast("B"), offset)
 
 
 @cache
 def _libc() -> Any:
-    libc, size, pointer = ctypes.CDLL(None, use_errno=True), ctypes.c_size_t, ctypes.c_void_p
-    libc.mmap.restype, libc.mmap.argtypes = pointer, (pointer, size, *[ctypes.c_int] * 3, ctypes.c_long)
-    libc.mremap.restype, libc.mremap.argtypes = pointer, (pointer, size, size, ctypes.c_int, pointer)
+    """Its calls keep Python's lock, which a thread that gives it away here would wait for up to 5 ms each time."""
+    libc, size, pointer, number = ctypes.PyDLL(None), ctypes.c_size_t, ctypes.c_void_p, ctypes.c_int
+    libc.mmap.restype, libc.mmap.argtypes = pointer, (pointer, size, number, number, number, ctypes.c_long)
+    libc.pread.restype, libc.pread.argtypes = ctypes.c_ssize_t, (number, pointer, size, ctypes.c_long)
     return libc

@@ -66,9 +66,8 @@ class DrawTask:
         recipe = self.recipe
         assert isinstance(recipe, Drawing)
         _, samples = pick_samples(recipe.data, recipe.splits, recipe.groups, recipe.pictures, recipe.caption)
-        self.pixels: Tensor | PicturesOnDisk = pictures_of(
-            Path(recipe.data), samples, self.model.config.image_tokens.image_size
-        )
+        tokens = self.model.config.image_tokens
+        self.pixels: Tensor | PicturesOnDisk = pictures_of(Path(recipe.data), samples, tokens.image_size, tokens.frames)
         captions = sorted({caption for sample in samples for caption in sample.captions})
         self.captions = ["", *captions]
         row_of = {caption: row for row, caption in enumerate(self.captions)}

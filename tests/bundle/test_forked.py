@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from edgemm.device.child import forked
+from edgemm.bundle.forked import forked
 from edgemm.errors import CheckpointError, InputError
 
 

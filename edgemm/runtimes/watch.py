@@ -1,0 +1,267 @@
+"""A stream of pictures, watched for hours in constant memory: the last frames in a K/V cache, a log of words beside it.
+
+    slots   [instruction][frame][frame] ... [notes and question, while one is asked]
+
+A new frame is read behind the others.  When the window is full the oldest one goes, the others move down, and their
+keys are turned back by as many positions (a rotary key is turned by its position alone, arXiv:2104.09864), as
+StreamingVLM does (arXiv:2510.09608); the instruction in front stays (attention sinks, arXiv:2309.17453).  What a
+frame's keys and values took in from frames that are gone stays in them, so a reply may differ from one that reads the
+window anew, which `reread` does.  Models whose keys cannot be turned so, or that read a conversation as one string, are
+always read anew.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from edgemm.bundle.chat import Message, chat_prompt
+from edgemm.bundle.picture import PictureSource
+from edgemm.bundle.prompt import PictureTokens, Prompt, PromptBuilder
+from edgemm.errors import EdgemmError, InputError, UsageError
+from edgemm.options import check_type, from_keywords
+from edgemm.runtimes.image_call import check_whole
+from edgemm.runtimes.text import TextGenerator
+from edgemm.runtimes.text_call import TextChunk, TextKeywords, TextOptions, TextResult
+from edgemm.runtimes.text_loop import Clock
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+    from edgemm.runtimes.kv_cache import CachedTransformer
+
+__all__ = ["Watch", "WatchEvent", "WatchOptions"]
+
+Call = Callable[[Callable[[Callable[[], bool]], Iterator[TextChunk]], "float | None"], Iterator[TextChunk]]
+MOST_EVENTS = 1000  # the log keeps the last ones
+MOST_WINDOW = 1024
+ROOM = 32  # slots for a question and its reply, at least
+
+
+@dataclass(frozen=True)
+class WatchEvent:
+    """Something new: what the model said of the instruction, where that was not what it said before."""
+
+    t: float  # the frame's own time
+    text: str
+
+
+@dataclass(frozen=True)
+class WatchOptions:
+    """How a stream is watched."""
+
+    window: int = 16  # frames that are remembered as pictures
+    every: int = 0  # frames after which the instruction is asked again; 0: only `ask` asks
+    notes: int = 4  # of the last events, which stand before a question
+    reread: bool = False  # read the whole window anew at every question
+
+    def __post_init__(self) -> None:
+        check_whole("window", self.window, 1, MOST_WINDOW)
+        check_whole("every", self.every, 0, 10**9)
+        check_whole("notes", self.notes, 0, 64)
+
+
+class Watch:
+    """One stream; made by Model.watch().  One caller at a time; use it as a context manager, or close() it."""
+
+    def __init__(
+        self, generator: TextGenerator, call: Call, instruction: str, how: WatchOptions, options: TextOptions
+    ) -> None:
+        check_type("instruction", instruction, str)
+        generator.check_open()
+        generator.reader.check()
+        self.how, self.instruction, self._options = how, instruction, options
+        self._generator, self._call = generator, call
+        self._events: deque[WatchEvent] = deque(maxlen=MOST_EVENTS)
+        self._squares: deque[np.ndarray] = deque(maxlen=how.window)  # where the window is read anew
+        self._pushed, self._now, self._closed = 0, 0.0, False
+        self._frame = _picture(generator)
+        self._sink = self._before()
+        self._check_room(len(self._sink) + how.window * len(self._frame) + ROOM)
+        self._transformer: CachedTransformer | None = None
+        self._kept = 0  # frames in the cache
+
+    @property
+    def events(self) -> tuple[WatchEvent, ...]:
+        """The last MOST_EVENTS of them."""
+        return tuple(self._events)
+
+    @property
+    def turns(self) -> bool:
+        """Whether frames stay in the cache; else the window is read anew at every question."""
+        loop = self._generator.loop
+        return not self.how.reread and loop.rope_theta is not None and not loop.joined and self._turnable()
+
+    @property
+    def frames(self) -> int:
+        """How many are in the window."""
+        return min(self._pushed, self.how.window)
+
+    def push(self, frame: PictureSource, t: float | None = None) -> WatchEvent | None:
+        """Reads one more frame, shown at time `t` (seconds; without it frames count); the event it was, if it was one.
+
+        `frame` is a picture as generate_text takes it, an array (H, W, 3) uint8 for example.
+        """
+        self._check_open()
+        now = float(self._pushed) if t is None else float(t)
+        if not np.isfinite(now) or (self._pushed and now < self._now):
+            raise UsageError(f"t is {t!r}, expected a number that is not before the last frame's, {self._now:g}")
+        square = self._generator.picture(frame)
+        if self.turns:
+            self._read(square)
+        else:
+            self._squares.append(square)
+        self._now, self._pushed = now, self._pushed + 1
+        if not self.how.every or self._pushed % self.how.every:
+            return None
+        said = self.ask(self.instruction).text.strip()
+        if self._events and said == self._events[-1].text:
+            return None
+        self._events.append(WatchEvent(now, said))
+        return self._events[-1]
+
+    def ask(self, question: str, **options: Unpack[TextKeywords]) -> TextResult:
+        """A reply about the frames in the window; `options` are TextOptions' fields, over those of watch().
+
+        Nothing of it stays in the cache.
+        """
+        given = from_keywords(TextOptions, "ask()", options)
+        chosen = replace(self._options, **{name: getattr(given, name) for name in options if hasattr(given, name)})
+        self._check_open()
+        if not isinstance(question, str) or not question.strip():
+            raise UsageError("question is empty, expected some text")
+        if chosen.video is not None:
+            raise UsageError("a watched stream is the video: push its frames")
+        for chunk in self._call(lambda cancelled: self._reply(question, chosen, cancelled), chosen.timeout_s):
+            if chunk.result is not None:
+                return chunk.result
+        raise EdgemmError("the reply ended without a result")
+
+    def close(self) -> None:
+        """Gives the memory back; a closed stream takes no more frames."""
+        self._transformer, self._closed = None, True
+        self._squares.clear()
+
+    def __enter__(self) -> Watch:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    # Frames in the cache
+
+    def _read(self, square: np.ndarray) -> None:
+        transformer, size = self._conversation(), len(self._frame)
+        theta = self._generator.loop.rope_theta
+        assert theta is not None
+        if self._kept == self.how.window:
+            transformer.drop(len(self._sink), size, theta)
+            self._kept -= 1
+        prompt, tokens = self._generator.reader.read(self._frame, [square], self._generator.loop)
+        transformer.prefill(prompt, tokens)
+        self._kept += 1
+
+    def _conversation(self) -> CachedTransformer:
+        """The cache, with the instruction in it."""
+        if self._transformer is None:
+            self._transformer = self._generator.conversation()
+            self._transformer.reserve(len(self._sink) + self.how.window * len(self._frame) + ROOM)
+            if self.turns and len(self._sink):
+                self._transformer.prefill(self._sink)
+        return self._transformer
+
+    def _turnable(self) -> bool:
+        inputs = self._generator.cache_inputs
+        return bool(inputs) and all(np.issubdtype(spec.dtype, np.floating) for spec in inputs)
+
+    # Questions
+
+    def _reply(self, question: str, options: TextOptions, cancelled: Callable[[], bool]) -> Iterator[TextChunk]:
+        clock, transformer = Clock(), self._conversation()
+        if self.turns:
+            used, prompt, tokens = transformer.cache.used, self._after(question).build(), None
+        else:
+            transformer.rewind(0)
+            used, squares = 0, list(self._squares)
+            prompt, tokens = self._generator.read_pictures(self._whole(question), squares, clock)
+        self._check_room(used + len(prompt))
+        request = self._generator.request_of(prompt, options)
+        try:
+            yield from self._generator.write(request, tokens, cancelled, clock, transformer)
+        finally:
+            transformer.rewind(used)
+
+    def _whole(self, question: str) -> Prompt:
+        """All of the window, to be read anew."""
+        loop, tokenizer = self._generator.loop, self._generator.tokenizer
+        if loop.joined:
+            said = "\n".join(filter(None, (self.instruction, self._noted(question))))
+            return chat_prompt((Message("user", said, (None,) * self.frames),), loop, tokenizer)
+        builder = PromptBuilder(tokenizer)
+        self._open(builder)
+        for _ in range(self.frames):
+            builder.picture(PictureTokens.of(loop))
+        return self._after(question, builder).build()
+
+    def _before(self) -> Prompt:
+        builder = PromptBuilder(self._generator.tokenizer)
+        if not self._generator.loop.joined:
+            self._open(builder)
+        return builder.build()
+
+    def _open(self, builder: PromptBuilder) -> None:
+        """What stands before the frames: nothing but the template's own, without an instruction."""
+        loop, said = self._generator.loop, self.instruction
+        template, alone = loop.template, bool(loop.template.takes_system and loop.template.system_open)
+        system = said if said and alone else template.system_default
+        if system:
+            builder.text(template.system_open)
+            builder.text(system, own=system is said)
+            builder.text(template.system_close)
+        if not loop.block:
+            builder.text(template.user_open)
+        if said and not alone:
+            builder.text(f"{said}\n", own=True)
+
+    def _after(self, question: str, builder: PromptBuilder | None = None) -> PromptBuilder:
+        """What stands behind the frames."""
+        loop = self._generator.loop
+        builder = builder or PromptBuilder(self._generator.tokenizer)
+        if self.frames:
+            builder.text(loop.image_close)
+        if loop.block:
+            builder.text(loop.template.user_open)
+        builder.text(self._noted(question), own=True)
+        builder.text(loop.template.user_close)
+        builder.text(loop.template.assistant_open)
+        return builder
+
+    def _noted(self, question: str) -> str:
+        noted = list(self._events)[-self.how.notes :] if self.how.notes else []
+        return "\n".join([*(f"{event.t:g} s: {event.text}" for event in noted), question])
+
+    # Checks
+
+    def _check_room(self, tokens: int) -> None:
+        most = self._generator.manifest.limits.max_context
+        if tokens > most:
+            raise InputError(
+                f"the window takes {tokens} tokens with its question, {len(self._frame)} a frame, this bundle holds at "
+                f"most {most}; give a smaller window, or fewer notes"
+            )
+
+    def _check_open(self) -> None:
+        self._generator.check_open()
+        if self._closed:
+            raise UsageError("this stream was closed; begin another one: model.watch(...)")
+
+
+def _picture(generator: TextGenerator) -> Prompt:
+    """One frame as it stands in the cache."""
+    builder = PromptBuilder(generator.tokenizer)
+    builder.picture(PictureTokens.of(generator.loop))
+    return builder.build()
