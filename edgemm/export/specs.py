@@ -29,7 +29,7 @@ __all__ = ["bytes_per_weight", "graph_weights", "make_specs", "make_specs_of_gra
 
 WITHOUT_DATA = ("vq", "connector")  # families whose calibration nobody has written
 NO_SHARES: Mapping[str, str] = MappingProxyType({})
-TOGETHER = {"int4": {"draw": "w4a8"}}  # one form for reading and drawing, where both share
+TOGETHER = {"int8": {"text": "w8a8"}, "int4": {"draw": "w4a8"}}  # one form for reading and drawing, where both share
 
 
 def make_specs(

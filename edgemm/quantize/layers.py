@@ -57,7 +57,7 @@ INT4 = Layer(4, BLOCK, symmetric=False, activations="block")
 
 TEXT = {
     "fp16": FLOAT,
-    "int8": SideScheme(Layer(8, 0, activations="token"), Layer(8, 0), "smoothquant"),
+    "int8": SideScheme(Layer(8, BLOCK, activations="block"), Layer(8, 0), "smoothquant"),
     "w8a8": SideScheme(Layer(8, 0, activations="token"), Layer(8, 0, activations="static"), "smoothquant"),
     "int4": SideScheme(INT4, Layer(4, PORTABLE_BLOCK), "awq+gptq"),
     "fp8": FP8,

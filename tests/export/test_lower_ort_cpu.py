@@ -30,7 +30,7 @@ COMPONENTS = ("image_encoder", "transformer", "conditioner", "denoiser", "image_
 
 @pytest.fixture(scope="module")
 def specs(model):
-    asked = {"int8": QuantizeOptions("int8", "int8", ""), "int4": QuantizeOptions("int4", "int8", "")}
+    asked = {"int8": QuantizeOptions("w8a8", "int8", ""), "int4": QuantizeOptions("int4", "int8", "")}
     return {precision: quantize(copy.deepcopy(model), options) for precision, options in asked.items()}
 
 

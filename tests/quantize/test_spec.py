@@ -69,7 +69,7 @@ def test_a_saved_spec_comes_back_as_it_was(spec, tmp_path):
 @pytest.mark.parametrize("method", ["awq", "smoothquant"])
 def test_smoothing_changes_no_answer(model, method):
     smoothed = copy.deepcopy(model)
-    found = quantize(smoothed, QuantizeOptions("int4", "int8", method))
+    found = quantize(smoothed, QuantizeOptions("int8", "int8", method))
     assert len(found.document.smoothed) == 2 * 3 + 2 * 2, "three sites a transformer layer, two a denoiser block"
     for after, before in zip(answers(smoothed), answers(model), strict=True):
         torch.testing.assert_close(after, before, rtol=1e-3, atol=1e-4 * float(before.abs().max()))
