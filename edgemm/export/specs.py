@@ -46,6 +46,10 @@ def make_specs(
         if scheme.quantize is None:
             continue
         options = replace(scheme.quantize, cache=cache) if scheme.on_cpu else scheme.quantize
+        if (
+            made and options not in made and scheme.on_cpu
+        ):  # smoothing once more would change what the first one rounded
+            options = replace(options, method="")
         if options not in made:
             if scheme.on_cpu and model.config.family in WITHOUT_DATA and cache == "float":
                 depth = max(model.config.denoiser.prefix_layers, default=-1) + 1
