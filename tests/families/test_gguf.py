@@ -89,7 +89,7 @@ def write(path, kind="llama", eos="<|endoftext|>", licence="mit"):
     return path
 
 
-@pytest.mark.parametrize("kind", ["llama", "mistral", "qwen2", "qwen3"])
+@pytest.mark.parametrize("kind", ["llama", "qwen2", "qwen3"])
 def test_a_bundle_of_a_gguf_file_says_what_the_library_reads_in_it(kind, tmp_path):
     file = write(tmp_path / "tiny.Q8_0.gguf", kind)
     found = find_foreign(tmp_path)  # the folder that holds it alone is as good
@@ -118,12 +118,13 @@ def test_what_is_no_such_file_says_what_it_is(tmp_path):
         find_foreign(tmp_path / "cut.gguf")
     with pytest.raises(CheckpointError, match="2 GGUF files, give one of them"):
         find_foreign(tmp_path)
-    writer = gguf.GGUFWriter(tmp_path / "bert.gguf", "bert")
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.close()
-    with pytest.raises(CheckpointError, match="a GGUF of 'bert', which is not read; expected one of: llama"):
-        find_foreign(tmp_path / "bert.gguf")
+    for kind in ("bert", "mistral"):  # a published Mistral calls itself llama; the library reads no other
+        writer = gguf.GGUFWriter(tmp_path / f"{kind}.gguf", kind)
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.close()
+        with pytest.raises(CheckpointError, match=f"a GGUF of '{kind}', which is not read; expected one of: llama"):
+            find_foreign(tmp_path / f"{kind}.gguf")
 
 
 def test_without_the_package_it_says_what_to_install(tmp_path, monkeypatch):
