@@ -25,7 +25,7 @@ from types import ModuleType
 from typing import Any, NoReturn, TextIO, cast
 
 import edgemm
-from edgemm.cli.guard import GUARDED, is_capped, run_guarded, said_of_cap, wanted
+from edgemm.cli.guard import GUARDED, is_capped, is_scarce, run_guarded, said_of_cap, wanted
 from edgemm.errors import EdgemmError, InputError, MissingError, ResourceError, UsageError, ran_out_of_memory
 from edgemm.options import parse_bytes
 from edgemm.progress import shown
@@ -216,7 +216,8 @@ def _overview() -> str:
 
 def _explain(error: BaseException) -> tuple[str, int]:
     """One line and an exit code for anything that can go wrong."""
-    if ran_out_of_memory(error):
+    starved = isinstance(error, SystemError) and is_scarce()  # a library's own call that got none, and says nothing
+    if starved or ran_out_of_memory(error):
         return _of_memory(error), ResourceError.exit_code
     if isinstance(error, EdgemmError):
         return str(error), error.exit_code
