@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 
     from edgemm.bundle.bundle import Bundle
     from edgemm.bundle.held_file import FileHashes
+    from edgemm.bundle.node_link import Graph
     from edgemm.runtimes.engines import Choice
     from edgemm.runtimes.image_call import DenoiseProgress, DrawingKeywords, DrawingOptions, ImageResult, Picture
     from edgemm.runtimes.interleaved import InterleavedResult
@@ -52,6 +53,7 @@ __all__ = [
     "DrawingKeywords",
     "DrawingOptions",
     "EdgemmError",
+    "Graph",
     "ImageResult",
     "InputError",
     "InterleavedResult",
@@ -77,6 +79,7 @@ if os.environ.get("EDGEMM_TELEMETRY") != "1":
     os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 LAZY = {  # where each name is found when it is first asked for
+    "Graph": "edgemm.bundle.node_link",
     "InterleavedResult": "edgemm.runtimes.interleaved",
     "Model": "edgemm.runtimes.model",
     "Session": "edgemm.runtimes.session",

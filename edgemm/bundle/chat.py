@@ -6,16 +6,18 @@ It knows roles and templates; how pieces become ids and rows is in prompt.py.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
 
-from edgemm.bundle.manifest import TextLoop
+from edgemm.bundle.manifest import GraphRows, TextLoop
+from edgemm.bundle.node_link import Graph, GraphSource, read_graph
 from edgemm.bundle.prompt import PictureTokens, Pieces, Prompt, PromptBuilder, Tokenizer, causal_prompt, joined_ids
 from edgemm.errors import UsageError
 
-__all__ = ["Message", "as_messages", "chat_prompt", "picture_in_reply", "turn_prompt"]
+__all__ = ["Message", "as_messages", "chat_prompt", "picture_in_reply", "turn_prompt", "with_graph"]
 
 ROLES = ("system", "user", "assistant")
 PLACE = "\0"  # of a picture, in strings of a template
@@ -26,6 +28,20 @@ class Message:
     role: str
     content: str
     images: tuple[Any, ...] = ()
+    places: tuple[int, ...] = ()  # characters of the content that stand before each of the last images; none: all do
+    graph: Graph | None = None  # before the content, as rows; the last images are its nodes'
+
+    @property
+    def loose(self) -> int:
+        """Pictures that stand before the content."""
+        shown = 0 if self.graph is None else len(self.graph.pictures)
+        return len(self.images) - len(self.places) - shown
+
+    @property
+    def pieces(self) -> list[str]:
+        """The content, cut where pictures stand in it."""
+        cuts = (0, *self.places, len(self.content))
+        return [self.content[start:end] for start, end in pairwise(cuts)]
 
 
 def as_messages(prompt: str | Sequence[dict[str, Any]], images: Any = ()) -> tuple[Message, ...]:
@@ -49,6 +65,27 @@ def as_messages(prompt: str | Sequence[dict[str, Any]], images: Any = ()) -> tup
         last = messages[-1]
         messages[-1] = Message(last.role, last.content, last.images + images)
     return _checked(tuple(messages))
+
+
+def with_graph(
+    messages: tuple[Message, ...], graph: GraphSource | None, rows: GraphRows | None = None
+) -> tuple[Message, ...]:
+    """The conversation with a graph before what its user said first: as rows where the model reads such, else as text,
+    with pictures where nodes have them."""
+    if graph is None:
+        return messages
+    graph = read_graph(graph)
+    first = next(index for index, message in enumerate(messages) if message.role == "user")
+    asked = messages[first]
+    if rows is not None:
+        told = replace(asked, graph=graph, images=(*asked.images, *graph.pictures))
+        return (*messages[:first], told, *messages[first + 1 :])
+    texts, pictures = graph.parts()
+    said = "".join(texts)
+    places = tuple(sum(map(len, texts[: index + 1])) for index in range(len(pictures)))
+    content = f"{said}{asked.content}"
+    images = (*asked.images[: asked.loose], *pictures)
+    return (*messages[:first], replace(asked, content=content, images=images, places=places), *messages[first + 1 :])
 
 
 def _pictures(images: Any) -> tuple[Any, ...]:
@@ -160,13 +197,22 @@ def picture_in_reply(unread: Sequence[int], loop: TextLoop, tokenizer: Tokenizer
 def _user(builder: PromptBuilder, message: Message, loop: TextLoop) -> None:
     if not loop.block:
         builder.text(loop.template.user_open)
-    for _ in message.images:
+    loose = len(message.images) if loop.block else message.loose
+    for _ in range(loose):
         builder.picture(PictureTokens.of(loop))
-    if message.images:
+    if loose:
         builder.text(loop.image_close)
     if loop.block:
         builder.text(loop.template.user_open)
-    builder.text(message.content, own=True)
+    if message.graph is not None:
+        assert loop.graph is not None  # with_graph saw to it
+        builder.graph(message.graph, loop.graph, PictureTokens.of(loop))
+    first, *rest = [message.content] if loop.block else message.pieces
+    builder.text(first, own=True)
+    for piece in rest:
+        builder.picture(PictureTokens.of(loop))
+        builder.text(loop.image_close)
+        builder.text(piece, own=True)
     builder.text(loop.template.user_close)
 
 
@@ -175,26 +221,40 @@ def _joined_chat(messages: Sequence[Message], loop: TextLoop, tokenizer: Tokeniz
     pieces: Pieces = [(template.opening, False)]
     if rest[0].role == "system":
         content = rest.pop(0).content
+        content = content.strip() if loop.strip else content
         pieces = [(template.system_open, False), (content, True), (template.system_close, False)]
     for message in rest:
         if message.role == "user":
             rows = loop.image_token_count - int(loop.open_is_first)
             picture = loop.image_open + loop.image_token * rows + loop.image_end
-            pictures = loop.image_between.join([PLACE if loop.apart else picture] * len(message.images))
-            pieces += [(template.user_open, False), (pictures, False)]
-            pieces += [(loop.image_close if message.images else "", False), (message.content, True)]
+            one = PLACE if loop.apart else picture
+            pieces += [(template.user_open, False), (loop.image_between.join([one] * message.loose), False)]
+            pieces.append((loop.image_close if message.loose else "", False))
+            pieces += _between(_stripped(message.pieces) if loop.strip else message.pieces, one + loop.image_close)
             pieces.append((template.user_close, False))
         else:
             said = message.content
             if loop.thoughts_end and loop.thoughts_end in said:
                 said = said.rpartition(loop.thoughts_end)[2].lstrip(loop.thoughts_blank)
+            said = said.strip() if loop.strip else said
             pieces += [(template.assistant_open, False), (said, True), (template.assistant_close, False)]
     pieces.append((template.assistant_open if template.reply_open is None else template.reply_open, False))
-    pieces = [(piece.strip() if own and loop.strip else piece, own) for piece, own in pieces]
     if loop.apart:
         return _apart(pieces, loop, tokenizer)
     ids = joined_ids(pieces, tokenizer, loop.adds_special)
     return causal_prompt(ids, _picture_rows(ids, sum(len(message.images) for message in rest), loop, tokenizer))
+
+
+def _stripped(pieces: list[str]) -> list[str]:
+    """Without the blanks around the whole."""
+    pieces[0] = pieces[0].lstrip()
+    pieces[-1] = pieces[-1].rstrip()
+    return pieces
+
+
+def _between(own: list[str], picture: str) -> Pieces:
+    first, *rest = own
+    return [(first, True), *(piece for text in rest for piece in ((picture, False), (text, True)))]
 
 
 def _apart(pieces: Pieces, loop: TextLoop, tokenizer: Tokenizer) -> Prompt:

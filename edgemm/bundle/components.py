@@ -87,6 +87,10 @@ COMPONENTS: dict[str, tuple[Signature, Signature]] = {  # component -> (inputs, 
             "present_hidden.*": ("float32", 4),
         },
     ),
+    "graph_encoder": (
+        {"kind": ("int64", 2), "head": ("int64", 2), "tail": ("int64", 2)},
+        {"rows": ("float32", 3)},
+    ),
     # A transformer whose text and picture tokens have heads of their own gives `hidden`, and these two read it.
     "text_head": ({"hidden": ("float32", 2)}, {"logits": ("float32", 2)}),
     "image_head": ({"hidden": ("float32", 2)}, {"logits": ("float32", 2)}),

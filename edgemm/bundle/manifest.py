@@ -31,6 +31,7 @@ from edgemm.errors import BundleError
 __all__ = [
     "ADAPTER_SCALES",
     "FileRecord",
+    "GraphRows",
     "Licence",
     "Limits",
     "Loops",
@@ -93,6 +94,19 @@ class TextTemplate:
 
 
 @dataclass(frozen=True)
+class GraphRows:
+    """How graph_encoder reads a graph: a row a node and a row an edge, in one block; without it a graph is text."""
+
+    kinds: tuple[str, ...]  # types of edges: kind 1, 2, ...; 0 is a node's own row
+    max_nodes: int
+
+    def __post_init__(self) -> None:
+        check_range("max_nodes", self.max_nodes, 1, 65_536)
+        if not self.kinds:
+            raise BundleError("kinds is empty, expected some types of edges")
+
+
+@dataclass(frozen=True)
 class TextLoop:
     """Prefill, decode, sample, stop."""
 
@@ -127,7 +141,11 @@ class TextLoop:
     )
     # second, at this base: so slots can be moved.  None: nothing is said of it
 
+    graph: GraphRows | None = None  # not joined; of the drawing prompt, too
+
     def __post_init__(self) -> None:
+        if self.graph and (self.joined or self.block):
+            raise BundleError("graph is given beside joined or block, expected one of them")
         if self.block and self.joined:
             raise BundleError("block and joined are both true, expected one of them")
         if self.image_lead and (self.joined or self.block):
@@ -213,6 +231,8 @@ class Manifest:
         needed = ["transformer"]
         if self.loops.denoise:
             needed += ["conditioner", "denoiser", "image_decoder"]
+        if self.loops.text and self.loops.text.graph:
+            needed.append("graph_encoder")
         if self.loops.image_tokens:
             own_head = self.loops.image_tokens.code_ids is None
             needed += ["vq_decoder", *(("image_head", "image_embedder") if own_head else ())]
@@ -253,6 +273,8 @@ class Manifest:
         fields = encode(self)
         if not self.one_call:  # an edgemm that knows no such thing reads the others
             del fields["one_call"]
+        if self.loops.text is not None and self.loops.text.graph is None:  # the same
+            del fields["loops"]["text"]["graph"]
         return json.dumps({"schema_version": fields.pop("schema_version"), **fields}, indent=1, allow_nan=False) + "\n"
 
     def _check_variant(self, name: str, variant: Variant, where: str) -> None:

@@ -15,7 +15,17 @@ from pathlib import Path
 
 from edgemm.errors import BundleError
 
-__all__ = ["TYPES", "Node", "Outline", "Stored", "read_outline", "fields", "check_external_data", "external_locations"]
+__all__ = [
+    "ROUTED",
+    "TYPES",
+    "Node",
+    "Outline",
+    "Stored",
+    "read_outline",
+    "fields",
+    "check_external_data",
+    "external_locations",
+]
 
 TYPES = {  # TensorProto.DataType
     1: "float32", 2: "uint8", 3: "int8", 4: "uint16", 5: "int16", 6: "int32", 7: "int64", 8: "string", 9: "bool",
@@ -23,6 +33,7 @@ TYPES = {  # TensorProto.DataType
     17: "float8e4m3fn", 18: "float8e4m3fnuz", 19: "float8e5m2", 20: "float8e5m2fnuz", 21: "uint4", 22: "int4",
     23: "float4e2m1", 24: "float8e8m0", 25: "uint2", 26: "int2",
 }  # fmt: skip
+ROUTED = ("MoE", "QMoE")  # ONNX Runtime's: a token goes to some of several experts
 DEEPEST = 64  # messages in one another
 EMPTY = memoryview(b"")
 Content = memoryview | int | None

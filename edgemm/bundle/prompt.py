@@ -21,12 +21,14 @@ import numpy as np
 from edgemm.bundle.drawing import DenoiseTemplate
 from edgemm.bundle.files import library, read_text, reading
 from edgemm.bundle.forked import forked
-from edgemm.bundle.manifest import Limits, TextLoop
+from edgemm.bundle.manifest import GraphRows, Limits, TextLoop
+from edgemm.bundle.node_link import Graph
 from edgemm.bundle.tokenizer_rules import TokenizerRules
 from edgemm.errors import InputError, UsageError
 
 __all__ = [
     "ALONE",
+    "GraphBlock",
     "PictureTokens",
     "Pieces",
     "Prompt",
@@ -42,6 +44,7 @@ __all__ = [
     "with_picture_ids",
 ]
 
+GRAPH = -2  # and below: a graph's rows, until it is known how many the pictures have
 PICTURE_ID = 0  # stands where a picture's row does; the transformer never looks at it
 ALONE = ("", "")  # nothing around a picture belongs to its block
 MOST_STEPS = 5e7  # of a stranger's expressions in this process: a second or three
@@ -134,6 +137,7 @@ class Prompt:
     image_index: np.ndarray  # (s) int64: row of the pictures' tokens, -1 for text
     attention_limit: np.ndarray  # (s) int64: last position each one may see
     users_own: np.ndarray  # (s) float32: 1 on the user's own text
+    graph: np.ndarray | None = None  # (3, r) int64: kind, head and tail of a graph's rows, behind those of the pictures
 
     def __len__(self) -> int:
         return len(self.input_ids)
@@ -183,6 +187,8 @@ class PromptBuilder:
     limits: list[int] = field(default_factory=list)
     own: list[float] = field(default_factory=list)
     pictures: int = 0
+    picture_rows: int = 0
+    graph_rows: list[tuple[int, int, int]] = field(default_factory=list)
 
     def text(self, piece: str, own: bool = False) -> None:
         ids = self.tokenizer.encode(piece, special=not own)
@@ -211,13 +217,50 @@ class PromptBuilder:
         self.rows += [*[-1] * len(start), *rows, *[-1] * len(end)]
         self.own += [0.0] * len(ids)
         self.pictures += 1
+        self.picture_rows += read.count
+
+    def graph(self, graph: Graph, known: GraphRows, picture: PictureTokens, ids: Sequence[int] | None = None) -> None:
+        """A block whose tokens all see one another: a row a node, its words, its picture; then a row an edge.
+
+        `ids` are the nodes' own; without them they count from 0.  Raises InputError of what the model does not know.
+        """
+        if len(graph.nodes) > known.max_nodes:
+            raise InputError(f"the graph has {len(graph.nodes)} nodes, this bundle reads at most {known.max_nodes}")
+        kinds = {kind: number for number, kind in enumerate(known.kinds, start=1)}
+        unknown = [edge.type for edge in graph.edges if edge.type not in kinds]
+        if unknown:
+            raise InputError(
+                f"edges of type {unknown[0]!r}: this bundle knows {', '.join(kinds)}; or put g.to_text() in"
+            )
+        first, own = len(self.ids), range(len(graph.nodes)) if ids is None else ids
+        number = {node.id: own[place] for place, node in enumerate(graph.nodes)}
+        for node in graph.nodes:
+            self._graph_row(0, number[node.id], number[node.id])
+            self.text(node.text or "", own=True)
+            if node.image is not None:
+                self.picture(picture)
+        for edge in graph.edges:
+            self._graph_row(kinds[edge.type], number[edge.source], number[edge.target])
+            if not graph.directed:
+                self._graph_row(kinds[edge.type], number[edge.target], number[edge.source])
+        size = len(self.ids) - first
+        self.limits[first:], self.own[first:] = [len(self.ids) - 1] * size, [1.0] * size
+
+    def _graph_row(self, kind: int, head: int, tail: int) -> None:
+        self.rows.append(GRAPH - len(self.graph_rows))
+        self.graph_rows.append((kind, head, tail))
+        self.ids.append(PICTURE_ID)
+        self.limits.append(0)  # and own: graph() sets them
+        self.own.append(1.0)
 
     def build(self) -> Prompt:
+        rows = [self.picture_rows + GRAPH - row if row <= GRAPH else row for row in self.rows]
         return Prompt(
             np.array(self.ids, dtype=np.int64),
-            np.array(self.rows, dtype=np.int64),
+            np.array(rows, dtype=np.int64),
             np.array(self.limits, dtype=np.int64),
             np.array(self.own, dtype=np.float32),
+            np.array(self.graph_rows, dtype=np.int64).T if self.graph_rows else None,
         )
 
 
@@ -229,6 +272,7 @@ def check_length(tokens: int, limits: Limits) -> None:
         )
 
 
+GraphBlock = tuple[Graph, GraphRows, PictureTokens]  # a graph, and how it and pictures in it are read
 Size = tuple[int, int]  # height and width of the picture that is drawn, in pixels
 
 
@@ -238,11 +282,12 @@ def drawing_prompt(
     tokenizer: Tokenizer,
     picture: PictureTokens | None = None,
     size: Size = (0, 0),
+    graph: GraphBlock | None = None,
 ) -> Prompt:
-    """What the denoiser's prefix is made of; `picture` is how one to edit is read."""
-    if not isinstance(prompt, str) or not prompt.strip():
+    """What the denoiser's prefix is made of; `picture` is how one to edit is read, `graph` one to draw."""
+    if not isinstance(prompt, str) or not (graph or prompt.strip()):
         raise UsageError("prompt is empty, expected some text")
-    return negative_drawing_prompt(prompt, template, tokenizer, picture, size)
+    return negative_drawing_prompt(prompt, template, tokenizer, picture, size, graph)
 
 
 def picture_prompt(tokenizer: Tokenizer, picture: PictureTokens) -> Prompt:
@@ -258,6 +303,7 @@ def negative_drawing_prompt(
     tokenizer: Tokenizer,
     picture: PictureTokens | None = None,
     size: Size = (0, 0),
+    graph: GraphBlock | None = None,
 ) -> Prompt:
     """What guidance leads away from: the same around another prompt, which may be empty."""
     builder, said = PromptBuilder(tokenizer), prompt.strip() if template.strip else prompt
@@ -273,6 +319,8 @@ def negative_drawing_prompt(
         if picture:
             builder.picture(picture)
             builder.text(template.image_close)
+        if graph:
+            builder.graph(*graph)
         if said:
             builder.text(" " + said, own=True)
         builder.text(sentence)

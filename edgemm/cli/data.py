@@ -23,6 +23,7 @@ KINDS = {
     "icons": "45,000 icons of open sets, each in a colour and on a ground that its captions tell",
     "compose": "two to four emoji, or icons, on a canvas, with exact captions: counts and relations",
     "shapes": "coloured shapes, with a checker that needs no model",
+    "graphs": "graphs of coloured shapes to ask about and to draw, with exact answers and a checker",
     "clips": "coloured shapes that move and change, with a checker that needs no model",
     "edits": "pairs of pictures and what turns one into the other: style, colour, one thing more",
     "pictures": "your own: a folder with metadata.jsonl, .tar shards, or a Hugging Face dataset on disk",
@@ -136,6 +137,10 @@ def _build(folder: Path, args: argparse.Namespace) -> tuple[int, list[str]]:
 
         tasks = [task.replace("-", " ") for task in args.tasks]
         return build_shapes(folder, args.size, args.count, args.seed, tasks, fixed=args.fixed), []
+    if args.kind == "graphs":
+        from edgemm.data.graphs import build_graphs
+
+        return build_graphs(folder, args.size, args.count, args.seed), []
     if args.kind == "clips":
         from edgemm.data.clips import build_clips
 

@@ -32,7 +32,7 @@ HELP = "draw a picture with a bundle"
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_model_arguments(parser)
-    parser.add_argument("--prompt", required=True, help="what to draw")
+    parser.add_argument("--prompt", default="", help="what to draw")
     parser.add_argument(
         "--output", required=True, type=Path, metavar="FILE", help="heart.png, or heart.gif where it moves"
     )
@@ -42,6 +42,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    if not args.prompt and args.graph is None:
+        raise UsageError("--prompt is missing: say what to draw, or give a --graph to draw")
     options, saving = read_options(args, DrawingOptions), read_options(args, SavingOptions)
     moves = options.motion is not None or (options.frames or 1) > 1
     (check_clip_path if moves else check_still_path)(args.output, saving)  # before any work

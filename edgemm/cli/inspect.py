@@ -13,6 +13,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from edgemm.bundle.bundle import Bundle, open_bundle
+from edgemm.bundle.onnx_file import ROUTED, read_outline
 from edgemm.errors import InputError, MissingError, UsageError
 from edgemm.report.page import text_table
 
@@ -48,8 +49,22 @@ def run(args: argparse.Namespace) -> int:
         raise UsageError("--component and --vae say where parts of a checkpoint lie: they are for --estimate")
     _refuse_checkpoint(Path(args.bundle))
     bundle = open_bundle(args.bundle, verify=False)
-    print(bundle.manifest.to_json() if args.json else "\n".join(describe(bundle)), end="" if args.json else "\n")
+    lines = [] if args.json else [*describe(bundle), *_experts(bundle)]
+    print(bundle.manifest.to_json() if args.json else "\n".join(lines), end="" if args.json else "\n")
     return 0
+
+
+def _experts(bundle: Bundle) -> Iterable[str]:
+    """Of transformers that choose among experts: what one token reads, of what there is."""
+    manifest = bundle.manifest
+    for name, variant in manifest.components["transformer"].variants.items():
+        if any(node.op_type in ROUTED for node in read_outline(bundle.file(variant.graph)).nodes):
+            from edgemm.estimate.graph_costs import read_graph_costs
+
+            size = sum(manifest.files[path].size_bytes for path in (variant.graph, variant.data) if path)
+            costs = read_graph_costs(bundle.file(variant.graph), size)
+            active, all_of_it = (_megabytes(n) for n in (costs.read_bytes - costs.idle_bytes, costs.read_bytes))
+            yield f"transformer {name}: a token reads {active} of {all_of_it}, the experts that it goes to"
 
 
 def _refuse_checkpoint(folder: Path) -> None:

@@ -106,6 +106,7 @@ def profiles_of(manifest: Manifest, component: str, target: str) -> tuple[Profil
         "denoiser": {"denoise": {"b": drawn, "t": slots, **cells}},
         "image_encoder": {"encode": {"b": one}},
         "image_decoder": {"decode": {"b": one, **cells}},
+        "graph_encoder": {"encode": {"b": one, "m": (1, seen, context)}},
         "latent_encoder": {"encode": {"b": one, **cells}},
         "text_head": {"say": {"b": rows}},
         "image_head": {"say": {"b": rows}},

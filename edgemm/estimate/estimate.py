@@ -8,7 +8,7 @@ prefill, reading a picture, drawing and memory were judged against none.
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -202,6 +202,8 @@ def _transformer(bundle: Bundle, target: str, costs: GraphCosts, tokens: int, co
     specs = bundle.manifest.variant("transformer", target).inputs
     width = next(spec for spec in specs if spec.name == "image_tokens").fixed(2, "width")
     run, layers = _rows(costs, tokens), len(layers_of("past_key", specs))
+    if tokens == 1:
+        run = replace(run, read_bytes=run.read_bytes - costs.idle_bytes)
     attention = 4.0 * layers * width * tokens * context  # the heads together are about as wide as the model
     cache = _cache_bytes(bundle, target, context)
     return Run(run.read_bytes + cache, run.operations + attention, run.layers, run.int8)

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from edgemm.bundle.onnx_file import ROUTED
 from edgemm.errors import BundleError, MissingError
 
 if TYPE_CHECKING:
@@ -38,6 +39,7 @@ class GraphCosts:
     operations_a_call: float  # of the others: convolutions, the output head, what the time goes through
     products: int
     int8: bool  # whether most operations multiply 8-bit integers with one another
+    idle_bytes: int = 0  # of read_bytes, experts that one token does not go to; many tokens go to all
 
     @property
     def layers(self) -> float:
@@ -67,12 +69,13 @@ def _count(model: ModelProto, stored_bytes: int) -> GraphCosts:
     shapes = _shapes(graph)
     outputs = {output.name for output in graph.output}
     a_row = a_call = in_int8 = 0.0
-    products = 0
+    products, idle = 0, 0
     for node in graph.node:
         macs = _multiplications(node, weights, shapes)
         if macs is None:
             continue
         products += 1
+        idle += _idle_bytes(node, graph)
         once = node.op_type in CONVOLUTIONS or node.output[0] in outputs & {"logits"} or _rank(node, shapes) == 2
         a_row, a_call = (a_row, a_call + 2 * macs) if once else (a_row + 2 * macs, a_call)
         in_int8 += 2 * macs if node.op_type in INT8_PRODUCTS else 0
@@ -83,7 +86,26 @@ def _count(model: ModelProto, stored_bytes: int) -> GraphCosts:
         operations_a_call=a_call,
         products=products,
         int8=2 * in_int8 > a_row + a_call,
+        idle_bytes=idle,
     )
+
+
+def _idle_bytes(node: NodeProto, graph: GraphProto) -> int:
+    """Of an operator that chooses among experts: its weights, but for the share of one token's."""
+    import onnx
+
+    if node.op_type not in ROUTED:
+        return 0
+    sizes = {tensor.name: tensor for tensor in graph.initializer}
+    tensors = [sizes[name] for name in node.input if name in sizes]
+    whole = sum(
+        math.prod(tensor.dims) * onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize for tensor in tensors
+    )
+    return round(whole * (1 - _attribute(node, "k", 1) / tensors[0].dims[0])) if tensors else 0
+
+
+def _attribute(node: NodeProto, name: str, default: int) -> int:
+    return next((attribute.i for attribute in node.attribute if attribute.name == name), default)
 
 
 def _weights(graph: GraphProto) -> dict[str, tuple[int, ...]]:
@@ -114,7 +136,11 @@ def _multiplications(
         return sizes["K"] * sizes["N"]
     if node.op_type in PRODUCTS:
         second = node.input[3 if node.op_type == "QLinearMatMul" else 1]
-        return math.prod(weights[second][-2:]) if second in weights else None
+        return math.prod(weights[second]) if second in weights else None  # with several weights, by each of them
+    if node.op_type in ROUTED:
+        found = [weights[name] for name in node.input if len(weights.get(name, ())) == 3]
+        packed = 2 if _attribute(node, "expert_weight_bits", 8) == 4 else 1
+        return sum(map(math.prod, found)) * packed * _attribute(node, "k", 1) / found[0][0] if found else None
     if node.op_type in CONVOLUTIONS:
         kernel = weights.get(node.input[3 if node.op_type == "QLinearConv" else 1])
         side = shapes.get(node.input[0] if node.op_type == "ConvTranspose" else node.output[0], ())[2:]

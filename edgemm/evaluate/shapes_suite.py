@@ -17,13 +17,22 @@ from PIL import Image, ImageDraw
 
 from edgemm.data.format import Dataset
 from edgemm.data.icons import lab
-from edgemm.data.scenes import Box, holds
+from edgemm.data.scenes import RELATIONS, Box, holds
 from edgemm.data.shapes import COLOURS, SHAPES, TASKS, draw_shape
 from edgemm.errors import InputError
 from edgemm.evaluate.metrics import Share, share
 from edgemm.evaluate.subject import DRAWN_SPLITS, Drawings, Subject, draw_samples, some
 
-__all__ = ["CheckResult", "Found", "ShapesPart", "ShapesResult", "check_scene", "find_objects", "run_shapes_suite"]
+__all__ = [
+    "CheckResult",
+    "Found",
+    "ShapesPart",
+    "ShapesResult",
+    "check_graph",
+    "check_scene",
+    "find_objects",
+    "run_shapes_suite",
+]
 
 # Does a picture show what a shapes caption claims?  Exact, without a model.
 #
@@ -70,6 +79,21 @@ def check_scene(image: Image.Image | np.ndarray, scene: dict[str, Any]) -> Check
         picture = picture.resize((scene["size"],) * 2, Image.Resampling.BICUBIC)
     found = tuple(find_objects(np.asarray(picture)))
     return CheckResult(*_verdict(found, scene), found)
+
+
+def check_graph(image: Image.Image | np.ndarray, scene: dict[str, Any]) -> CheckResult:
+    """Judge a picture against a graph of group `drawn` made by data/graphs.py: its things, and every edge between them
+    that says where they stand."""
+    seen = check_scene(image, scene)
+    if not seen.passed:
+        return seen
+    boxes = {(one.colour, one.shape): one.box for one in seen.found}
+    things = {f"n{item['id']}": (item["colour"], item["name"]) for item in scene["objects"]}
+    for edge in scene["graph"]["edges"]:
+        one, other = things[edge["source"]], things[edge["target"]]
+        if edge["type"] in RELATIONS and not holds(edge["type"], boxes[one], boxes[other], SLACK):
+            return CheckResult(False, f"the {' '.join(one)} is not {edge['type']} the {' '.join(other)}", seen.found)
+    return seen
 
 
 def find_objects(rgb: np.ndarray) -> list[Found]:

@@ -70,7 +70,7 @@ class TransformerGraph(nn.Module):
             present += [keys, values]
             attended = torch.onnx.ops.attention(queries, keys, values, mask)[0]  # (b, h, s, d)
             x = x + attention.output(attended)
-            x = x + layer.mlp(_rms(layer.post_attention_layernorm, x))
+            x = x + layer.mlp(_rms(layer.post_attention_layernorm, x), image_index >= 0)
         wanted = x.gather(1, wanted_index[..., None].expand(-1, -1, x.shape[-1]))
         hidden = _rms(self.transformer.norm, wanted.flatten(0, 1) if self.prompt_lookup else wanted[:, 0])
         logits = nn.functional.linear(hidden, self.transformer.embed_tokens.weight)
@@ -176,6 +176,7 @@ def component_graphs(model: Unified, prompt_lookup: bool = False) -> dict[str, C
             _conditioner(model),
             _denoiser(model),
             _image_decoder(model),
+            *(() if model.graph_encoder is None else (_graph_encoder(model),)),
         )
     return {graph.name: graph for graph in graphs}
 
@@ -193,6 +194,13 @@ def _image_encoder(model: Unified) -> ComponentGraph:
     pixels = ("b", 3, vision.image_size, vision.image_size)
     tokens = ("b", vision.token_count, model.config.transformer.width)
     return _graph("image_encoder", model.image_encoder, {"pixels": pixels}, {"image_tokens": tokens})
+
+
+def _graph_encoder(model: Unified) -> ComponentGraph:
+    assert model.graph_encoder is not None
+    rows = ("b", "m")
+    given: dict[str, Shape] = {"rows": (*rows, model.config.transformer.width)}
+    return _graph("graph_encoder", model.graph_encoder, dict.fromkeys(("kind", "head", "tail"), rows), given)
 
 
 def _transformer(model: Unified, prompt_lookup: bool) -> ComponentGraph:

@@ -19,6 +19,7 @@ import numpy as np
 import onnx_ir as ir
 
 from edgemm.errors import InputError
+from edgemm.export.passes.experts_fused import experts_fused
 from edgemm.export.passes.int8_cache import int8_cache
 from edgemm.export.passes.rewriting import CONTRIB, Writer, dims, stored
 from edgemm.export.products import Product, rewrite_products, tables_of, write_beside
@@ -44,6 +45,7 @@ def lower_ort_cpu(component: str, reference: ir.Model, spec: Spec) -> tuple[ir.M
     if spec.document.cache == "int8" and component in ("transformer", "conditioner"):
         int8_cache(reference, spec.cache_steps())
     precision = spec.coarsest(component)
+    experts_fused(reference, {"int8": 8, "int4": 4}.get(precision))
     if precision != "fp32":
         rewrite_products(reference, lambda writer, product: _write(writer, product, spec), component)
         reference.opset_imports.setdefault(CONTRIB, 1)

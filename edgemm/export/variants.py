@@ -26,6 +26,7 @@ from edgemm.export.lower_cuda import fixed_sizes, graph_specs, lower_float, lowe
 from edgemm.export.lower_tensorrt import check_target, lower_tensorrt
 from edgemm.export.options import ADAPTER_RANK
 from edgemm.export.ort_cpu_graph import for_ort_cpu
+from edgemm.export.passes.experts_fused import experts_fused
 from edgemm.export.passes.rewriting import CONTRIB
 from edgemm.export.schemes import Scheme
 from edgemm.export.trace import OPSET
@@ -177,7 +178,9 @@ def lower(name: str, reference: ir.Model, scheme: Scheme, spec: Spec | None, siz
     """The component's graph for the scheme's target, and the precision to call it by."""
     if scheme.on_cpu:
         if spec is None:
-            return reference.clone(), scheme.real
+            copy = reference.clone()
+            experts_fused(copy)
+            return copy, scheme.real
         return lower_ort_cpu(name, reference.clone(), spec)
     if spec and spec.document.cache != "float":
         raise UsageError(f"the spec has an {spec.document.cache} K/V cache, which target {scheme.target} does not take")

@@ -26,6 +26,7 @@ PRECISIONS = ("fp32", "fp16", "int8", "int4")  # fp16 is NVIDIA's alone
 REAL = {"fp32": 32.0, "fp16": 16.0}  # bits of every number
 WRITES = ("transformer", "text_head", "image_head")  # what int4 has in 4 bits
 EIGHT, FOUR = 8.5, 6.1  # bits: blocks carry a 16-bit scale, 4 bits also a zero-point, and two fifths of them keep 8
+FOUR_READ = 6.9  # the same where drawing reads keys and values: the lower half of the layers keeps 8
 FILTERS = 16.0  # bits of what is no product, where products are rounded
 CHOOSES = "vq_encoder"  # its ids would be others: it stays in float32
 
@@ -49,12 +50,16 @@ class Paper:
         count, filters = self.components[name], self.filters.get(name, 0)
         if precision in REAL or name == CHOOSES:
             return int(count * REAL.get(precision, 32.0) / 8)
-        bits = FOUR if precision == "int4" and name in WRITES else EIGHT
+        bits = self._four if precision == "int4" and name in WRITES else EIGHT
         return int(((count - filters) * bits + filters * FILTERS) / 8)
+
+    @property
+    def _four(self) -> float:
+        return FOUR_READ if "denoiser" in self.components else FOUR
 
     def memory_bytes(self, name: str, precision: str) -> int:
         """Of its weights while it runs: an engine has its own copy of those that another component stores, too."""
-        bits = REAL.get(precision, FOUR if precision == "int4" else EIGHT)
+        bits = REAL.get(precision, self._four if precision == "int4" else EIGHT)
         return self.component_bytes(name, precision) + int(self.again.get(name, 0) * bits / 8)
 
     def kv_bytes(self, tokens: int = 1, bytes_each: int = 4) -> int:

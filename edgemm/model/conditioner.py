@@ -102,6 +102,7 @@ class Conditioner(nn.Module):
         `follow` is for prompts that change while they are learned from: of all whitenings, which differ by a turn, the
         one that leaves each prompt nearest to where it was (Procrustes), so that the denoiser still knows it.
         """
+        pooled = pooled.float()  # as an autocast makes it, it may be bfloat16
         mean, spread = pooled.mean(0), pooled.std(0, correction=0)
         scale = torch.where(spread > 1e-6, 1 / spread, 0.0)  # what never varied says nothing
         _, singular, directions = torch.linalg.svd((pooled - mean) * scale, full_matrices=False)

@@ -19,7 +19,9 @@ from edgemm.errors import BundleError, CheckpointError
 __all__ = [
     "PRESETS",
     "DenoiserConfig",
+    "GraphConfig",
     "ImageTokensConfig",
+    "MixtureConfig",
     "ModelConfig",
     "SamplerConfig",
     "TransformerConfig",
@@ -38,6 +40,32 @@ def _check_positive(part: str, config: Any, *names: str) -> None:
 
 
 @dataclass(frozen=True)
+class MixtureConfig:
+    """Experts in the place of a feed-forward network (model/feed_forward.py)."""
+
+    experts: int
+    top: int  # experts a token goes to; of an expert's own choice: on the mean
+    width: int  # hidden numbers of each
+    shared: int = 0  # hidden numbers of one more that every token goes to
+    by_modality: bool = False  # one half is for words, the other for pictures, and the router chooses within a half
+
+    def __post_init__(self) -> None:
+        _check_positive("mixture", self, "experts", "top", "width")
+        halves = 2 if self.by_modality else 1
+        if self.experts < 2 or self.experts % halves or self.top * halves > self.experts or self.shared < 0:
+            raise ValueError(
+                f"mixture of {self.experts} experts, top {self.top}, shared {self.shared}, by_modality "
+                f"{self.by_modality}: expected 2 experts or more, no more chosen than there are, half of them each "
+                "where they are apart"
+            )
+
+    @property
+    def active_width(self) -> int:
+        """Hidden numbers that a token meets."""
+        return self.top * self.width + self.shared
+
+
+@dataclass(frozen=True)
 class TransformerConfig:
     """The autoregressive decoder, in the shape of Llama (arXiv:2302.13971) with grouped queries (arXiv:2305.13245)."""
 
@@ -52,6 +80,7 @@ class TransformerConfig:
     norm_eps: float = 1e-5
     max_context: int = 2048  # positions the weights were trained for
     queries: int = 0  # learned tokens behind the vocabulary, which are read and never said: of a connector
+    mixture: MixtureConfig | None = None  # in the place of every layer's feed-forward network
 
     def __post_init__(self) -> None:
         sizes = ("vocab_size", "width", "depth", "heads", "kv_heads", "head_width", "ffn_width", "max_context")
@@ -182,6 +211,7 @@ class DenoiserConfig:
     layout_width: int = 0  # numbers a token gets from the conditioner's layout; 0 leaves it out
     condition_width: int = 0  # width of the time-and-prompt vector; 0 means `width`
     step_size: bool = False  # whether it is told how far the next step goes: few-step students are (arXiv:2410.12557)
+    mixture: MixtureConfig | None = None  # experts that choose their tokens, in the place of feed-forward networks
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "prefix_layers", tuple(self.prefix_layers))
@@ -192,6 +222,10 @@ class DenoiserConfig:
             raise ValueError(f"denoiser width {self.width} is not a multiple of heads {self.heads}")
         if len(self.prefix_layers) != self.depth:
             raise ValueError(f"denoiser depth {self.depth} needs as many prefix_layers, not {len(self.prefix_layers)}")
+        if self.mixture and (self.mixture.shared or self.mixture.by_modality):
+            raise ValueError(
+                "denoiser mixture: experts that choose their tokens have none that is shared, and no halves"
+            )
         if min(self.prefix_layers) < 0 or min(self.layout_width, self.condition_width) < 0:
             raise ValueError("denoiser prefix_layers, layout_width and condition_width cannot be negative")
 
@@ -234,6 +268,20 @@ class SamplerConfig:
             )
 
 
+@dataclass(frozen=True)
+class GraphConfig:
+    """How a graph is read as rows (model/graph_encoder.py)."""
+
+    kinds: tuple[str, ...]  # types of edges that it knows
+    nodes: int  # of a graph at most
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "kinds", tuple(self.kinds))
+        _check_positive("graph", self, "nodes")
+        if not self.kinds or len(set(self.kinds)) < len(self.kinds):
+            raise ValueError(f"graph kinds are {', '.join(self.kinds) or 'none'}, expected some, each once")
+
+
 CHAT = TextTemplate(
     user_open="<|im_start|>user\n",
     user_close="<|im_end|>\n",
@@ -268,6 +316,7 @@ class ModelConfig:
     base_layers: tuple[int, ...] = ()  # of the base, those that the transformer keeps; none: all
     origin: str = ""  # the base that weights kept in the checkpoint were once trained from: its licence still holds
     background: tuple[int, int, int] = (255, 255, 255)  # what transparent pictures are laid on
+    graph: GraphConfig | None = None  # None: a graph is read as text
     edits: bool = False  # was taught to draw from a picture before the prompt (train/tasks/draw.py)
     schema_version: int = 1
 
@@ -283,6 +332,10 @@ class ModelConfig:
             raise ValueError(
                 f"experts {self.experts!r} with {self.transformer.queries} queries; a connector has some, others none"
             )
+        if self.graph and self.objective == "ar":
+            raise ValueError("graph with objective 'ar': a model of codes reads tokens alone")
+        if self.base and self.transformer.mixture:
+            raise ValueError(f"transformer mixture with base {self.base!r}, whose feed-forward networks are whole")
         if self.image_tokens.frames > 1 and (self.experts == "dense" or self.edits):
             raise ValueError("image_tokens frames: neither dense experts nor models that edit draw clips")
         if self.objective not in ("flow", "ar"):
@@ -292,12 +345,12 @@ class ModelConfig:
             return
         if self.experts == "dense":
             mine, theirs = self.denoiser, self.transformer
-            found = (mine.width, mine.depth, mine.prefix_layers, mine.conditioning, mine.step_size)
-            wanted = (theirs.width, theirs.depth, tuple(range(theirs.depth)), theirs.width, False)
+            found = (mine.width, mine.depth, mine.prefix_layers, mine.conditioning, mine.step_size, mine.mixture)
+            wanted = (theirs.width, theirs.depth, tuple(range(theirs.depth)), theirs.width, False, None)
             if found != wanted:
                 raise ValueError(
-                    f"dense experts: denoiser width, depth, prefix_layers, conditioning and step_size are {found}, the "
-                    f"transformer's layers want {wanted}"
+                    f"dense experts: denoiser width, depth, prefix_layers, conditioning, step_size and mixture are "
+                    f"{found}, the transformer's layers want {wanted}"
                 )
         deepest = max(self.denoiser.prefix_layers)
         if deepest >= self.transformer.depth:

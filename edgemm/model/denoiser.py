@@ -17,7 +17,8 @@ import torch
 from torch import Tensor, nn
 
 from edgemm.model.conditioner import Prefix
-from edgemm.model.config import ModelConfig
+from edgemm.model.config import MixtureConfig, ModelConfig
+from edgemm.model.feed_forward import ExpertChoice
 from edgemm.model.transformer import RMSNorm, attend
 
 __all__ = ["Denoiser"]
@@ -31,7 +32,9 @@ def time_features(time: Tensor, width: int) -> Tensor:
 
 
 class Block(nn.Module):
-    def __init__(self, width: int, heads: int, ffn_width: int, conditioning: int) -> None:
+    def __init__(
+        self, width: int, heads: int, ffn_width: int, conditioning: int, mixture: MixtureConfig | None = None
+    ) -> None:
         super().__init__()
         self.heads, self.head_width = heads, width // heads
         self.norm_attention = nn.LayerNorm(width, elementwise_affine=False)
@@ -40,8 +43,10 @@ class Block(nn.Module):
         self.key_norm = RMSNorm(self.head_width, eps=2**-23)
         self.o_proj = nn.Linear(width, width, bias=False)
         self.norm_ffn = nn.LayerNorm(width, elementwise_affine=False)
-        self.up_proj = nn.Linear(width, ffn_width)
-        self.down_proj = nn.Linear(ffn_width, width)
+        self.experts = None if mixture is None else ExpertChoice(width, mixture)
+        if self.experts is None:
+            self.up_proj = nn.Linear(width, ffn_width)
+            self.down_proj = nn.Linear(ffn_width, width)
         self.modulation = nn.Linear(conditioning, 6 * width)
         nn.init.zeros_(self.modulation.weight)
         nn.init.zeros_(self.modulation.bias)
@@ -57,6 +62,8 @@ class Block(nn.Module):
         attended = attend(self.query_norm(queries), joint_keys, joint_values, mask)
         x = x + gate * self.o_proj(attended.transpose(1, 2).reshape(b, n, -1))
         normed = self.norm_ffn(x) * (1 + ffn_scale) + ffn_shift
+        if self.experts is not None:
+            return x + ffn_gate * self.experts(normed)
         return x + ffn_gate * self.down_proj(nn.functional.gelu(self.up_proj(normed), approximate="tanh"))
 
 
@@ -87,7 +94,8 @@ class Denoiser(nn.Module):
             nn.init.zeros_(last.bias)
             self.step_mlp = nn.Sequential(nn.Linear(self.time_width, expert.conditioning), nn.SiLU(), last)
         self.blocks = nn.ModuleList(
-            Block(expert.width, expert.heads, expert.ffn_width, expert.conditioning) for _ in range(expert.depth)
+            Block(expert.width, expert.heads, expert.ffn_width, expert.conditioning, expert.mixture)
+            for _ in range(expert.depth)
         )
         self.norm = nn.LayerNorm(expert.width, elementwise_affine=False)
         self.modulation = nn.Linear(expert.conditioning, 2 * expert.width)

@@ -14,14 +14,15 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
+from edgemm.data.graphs import EDGES
 from edgemm.errors import UsageError
 from edgemm.model.conditioner import Conditioner, Prefix
-from edgemm.model.config import DenoiserConfig, ImageTokensConfig, ModelConfig, VisionConfig
+from edgemm.model.config import DenoiserConfig, GraphConfig, ImageTokensConfig, MixtureConfig, ModelConfig, VisionConfig
 from edgemm.model.denoiser import time_features
 from edgemm.model.prompts import QUERY
 from edgemm.model.transformer import KeyValues, Layer, Transformer, attend, rotary_tables
 
-__all__ = ["DenseDenoiser", "Connector", "variant"]
+__all__ = ["MIXTURES", "DenseDenoiser", "Connector", "variant"]
 
 
 class DenseDenoiser(nn.Module):
@@ -59,7 +60,7 @@ class DenseDenoiser(nn.Module):
             joint_keys = torch.cat((keys.to(own_keys.dtype), own_keys), dim=2)  # (b, g, t + n, d)
             joint_values = torch.cat((values.to(own_values.dtype), own_values), dim=2)
             x = x + layer.self_attn.output(attend(queries, joint_keys, joint_values, mask))
-            x = x + layer.mlp(layer.post_attention_layernorm(x))
+            x = x + layer.mlp(layer.post_attention_layernorm(x), own)
         return self.head(self.norm(x))
 
 
@@ -115,6 +116,13 @@ class Connector(Conditioner):
 # image_tokens   patch   the pixels of a square
 #                ae      latents of a small autoencoder, trained first
 #                vq      entries of a codebook, trained first; they are read, too, and need objective ar
+# graphs         text    an incident list
+#                rows    a row a node and a row an edge, of the types that data/graphs.py knows
+# mixture        none    one feed-forward network a layer
+#                8-top-2 and so on (MIXTURES): experts that a learned router chooses among, as wide together, where they
+#                meet a token, as the one network is
+#                choice-8  of the denoiser: experts that choose their tokens
+#                wide    one network as wide as all experts of 8-top-2: what they are compared with
 # objective      flow    a denoiser turns noise into a picture
 #                ar      the transformer says a picture's codes one after the other (arXiv:2405.09818)
 
@@ -125,15 +133,36 @@ CODES, CODE_CHANNELS = 256, 8  # of a codebook: many entries of few numbers are 
 CODE_GUIDANCE, LIKELIEST_CODES = 3.0, 32  # how they are drawn
 
 
+MIXTURES: dict[
+    str, tuple[int, int, bool, bool]
+] = {  # experts, top, whether one more is shared, whether halves are apart
+    "2-top-1": (2, 1, False, False),
+    "4-top-1": (4, 1, False, False),
+    "4-top-2": (4, 2, False, False),
+    "8-top-2": (8, 2, False, False),
+    "8-top-2-shared": (8, 2, True, False),
+    "8-top-1-by-modality": (8, 1, False, True),
+}
+NODES = 16  # of a graph that is read as rows
+CHOICE, WIDE = "choice-8", "wide"
+CHOOSING = (8, 2)  # experts of the denoiser, and how many a token gets on the mean
+
+
 def variant(
     config: ModelConfig,
     experts: str = "mot",
     vision: str = "single",
     image_tokens: str = "patch",
     objective: str = "flow",
+    mixture: str = "none",
+    graphs: str = "text",
 ) -> ModelConfig:
     """The preset with the designs asked for."""
     changes: dict[str, object] = {}
+    if graphs == "rows":
+        config = dataclasses.replace(config, graph=GraphConfig(EDGES, NODES))
+    if mixture != "none":
+        config = _mixed(config, mixture, experts)
     if (objective == "ar") != (image_tokens == "vq"):
         raise UsageError(
             f"objective = {objective!r} with image_tokens = {image_tokens!r}: codes are drawn one after the other, and "
@@ -170,6 +199,29 @@ def variant(
         size, patch = config.image_tokens.image_size, config.image_tokens.patch
         changes["image_tokens"] = ImageTokensConfig("ae", size, patch, channels=CHANNELS, hidden=HIDDEN)
     return dataclasses.replace(config, **changes)  # type: ignore[arg-type]
+
+
+def _mixed(config: ModelConfig, mixture: str, experts: str) -> ModelConfig:
+    """With experts in the place of feed-forward networks, each as wide as makes a token's work the same."""
+    source, expert = config.transformer, config.denoiser
+    if config.base:
+        raise UsageError(f"{config.name}: {config.base} comes with feed-forward networks of its own: take micro")
+    if mixture == CHOICE:
+        if experts != "mot" or not expert.depth:
+            raise UsageError(f"mixture {mixture!r} with experts {experts!r}: only a denoiser of its own can choose")
+        count, top = CHOOSING
+        chosen = MixtureConfig(count, top, expert.ffn_width // top)
+        return dataclasses.replace(config, denoiser=dataclasses.replace(expert, mixture=chosen))
+    if mixture == WIDE:
+        count, top, *_ = MIXTURES["8-top-2"]
+        wide = dataclasses.replace(source, ffn_width=source.ffn_width * count // top)
+        return dataclasses.replace(config, transformer=wide)
+    if mixture not in MIXTURES:
+        raise UsageError(f"mixture {mixture!r} is none of: none, {', '.join(MIXTURES)}, {CHOICE}, {WIDE}")
+    count, top, shared, apart = MIXTURES[mixture]
+    width = source.ffn_width // (top + shared) // 4 * 4
+    made = MixtureConfig(count, top, width, shared=width if shared else 0, by_modality=apart)
+    return dataclasses.replace(config, transformer=dataclasses.replace(source, mixture=made))
 
 
 def _of_codes(config: ModelConfig, experts: str, vision: str) -> ModelConfig:

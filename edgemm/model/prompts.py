@@ -6,8 +6,9 @@ made here, too.  No tensors here.
 
 from __future__ import annotations
 
-from edgemm.bundle.chat import Message, chat_prompt
-from edgemm.bundle.manifest import TextLoop
+from edgemm.bundle.chat import Message, chat_prompt, with_graph
+from edgemm.bundle.manifest import GraphRows, TextLoop
+from edgemm.bundle.node_link import Graph
 from edgemm.bundle.prompt import PictureTokens, Prompt, Tokenizer, negative_drawing_prompt, prompt_between
 from edgemm.model.config import ModelConfig
 
@@ -35,19 +36,31 @@ def text_loop(config: ModelConfig, tokenizer: Tokenizer) -> TextLoop:
         image_token_count=config.vision.token_count,
         background=config.background,
         stop_token_ids=tuple(stop_ids(config, tokenizer)),
+        graph=None if config.graph is None else GraphRows(config.graph.kinds, config.graph.nodes),
         rope_theta=config.transformer.rope_theta,
     )
 
 
-def read_prompt(config: ModelConfig, tokenizer: Tokenizer, text: str, pictures: int) -> Prompt:
-    """One user message with `pictures` pictures before its text, and the start of the reply."""
-    return chat_prompt((Message("user", text, (None,) * pictures),), text_loop(config, tokenizer), tokenizer)
+def read_prompt(
+    config: ModelConfig, tokenizer: Tokenizer, text: str, pictures: int, graph: Graph | None = None
+) -> Prompt:
+    """One user message with `pictures` pictures, or a graph, before its text, and the start of the reply."""
+    loop = text_loop(config, tokenizer)
+    messages = with_graph((Message("user", text, (None,) * pictures),), graph, loop.graph)
+    return chat_prompt(messages, loop, tokenizer)
 
 
-def draw_prompt(config: ModelConfig, tokenizer: Tokenizer, prompt: str, edits: bool = False) -> Prompt:
-    """What the denoiser's prefix is made of ("" is the unconditional one), with a picture to draw from or without."""
-    picture = PictureTokens(config.vision.token_count) if edits else None
-    return negative_drawing_prompt(prompt, config.draw, tokenizer, picture)
+def draw_prompt(
+    config: ModelConfig, tokenizer: Tokenizer, prompt: str, edits: bool = False, graph: Graph | None = None
+) -> Prompt:
+    """What the denoiser's prefix is made of ("" is the unconditional one), with a picture to draw from or without, or a
+    graph to draw."""
+    picture = PictureTokens(config.vision.token_count)
+    rows = text_loop(config, tokenizer).graph
+    if graph is not None and rows is None:
+        prompt, graph = f"{graph.to_text()}{prompt}".strip(), None
+    block = None if graph is None or rows is None else (graph, rows, picture)
+    return negative_drawing_prompt(prompt, config.draw, tokenizer, picture if edits else None, graph=block)
 
 
 def codes_prompt(config: ModelConfig, tokenizer: Tokenizer, prompt: str) -> Prompt:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from edgemm.model.config import TransformerConfig
+from edgemm.model.feed_forward import feed_forward
 
 __all__ = [
     "KeyValues",
@@ -57,26 +58,13 @@ class SelfAttention(nn.Module):
         return self.o_proj(attended.transpose(1, 2).reshape(b, s, -1))
 
 
-class FeedForward(nn.Module):
-    """SwiGLU (arXiv:2002.05202)."""
-
-    def __init__(self, width: int, hidden: int) -> None:
-        super().__init__()
-        self.gate_proj = nn.Linear(width, hidden, bias=False)
-        self.up_proj = nn.Linear(width, hidden, bias=False)
-        self.down_proj = nn.Linear(hidden, width, bias=False)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.down_proj(nn.functional.silu(self.gate_proj(x)) * self.up_proj(x))
-
-
 class Layer(nn.Module):
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__()
         self.input_layernorm = RMSNorm(config.width, config.norm_eps)
         self.self_attn = SelfAttention(config)
         self.post_attention_layernorm = RMSNorm(config.width, config.norm_eps)
-        self.mlp = FeedForward(config.width, config.ffn_width)
+        self.mlp = feed_forward(config.width, config.ffn_width, config.mixture)
 
 
 class Transformer(nn.Module):
@@ -113,12 +101,14 @@ class Transformer(nn.Module):
         past: KeyValues | None = None,
         write_index: Tensor | None = None,
         depth: int | None = None,
+        pictured: Tensor | None = None,
     ) -> tuple[Tensor, KeyValues]:
         """x (b, s, w) -> normed hidden states (b, s, w) and each layer's keys and values.
 
         attention_limit (b, s) is the last slot each query may see.  With `past` the new keys and values are written at
         write_index (b) and the whole cache is returned; without it the slots are the s positions themselves.  `depth`
         stops early after so many layers (the prompt's prefix needs no more), and then the hidden states are not normed.
+        `pictured` (b, s) is true for tokens of pictures, for routers that tell them from words.
         """
         b, s, _ = x.shape
         if write_index is None:
@@ -134,7 +124,7 @@ class Transformer(nn.Module):
                 values = write_slots(past[index][1], values, write_index)
             present.append((keys, values))
             x = x + layer.self_attn.output(attend(queries, keys.to(queries.dtype), values.to(queries.dtype), mask))
-            x = x + layer.mlp(layer.post_attention_layernorm(x))
+            x = x + layer.mlp(layer.post_attention_layernorm(x), pictured)
         return (x if depth is not None else self.norm(x)), present
 
     def logits(self, hidden: Tensor) -> Tensor:

@@ -13,12 +13,14 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from edgemm.bundle.prompt import Tokenizer, with_picture_ids
+from edgemm.bundle.node_link import Graph
+from edgemm.bundle.prompt import Prompt, Tokenizer, with_picture_ids
 from edgemm.model import codes, flow
 from edgemm.model.conditioner import Conditioner, Prefix
 from edgemm.model.config import ModelConfig, SamplerConfig
 from edgemm.model.denoiser import Denoiser
 from edgemm.model.designs import Connector, DenseDenoiser
+from edgemm.model.graph_encoder import GraphEncoder
 from edgemm.model.image_tokens import Autoencoder, VqTokenizer, pixels_to_tokens, tokens_to_pixels
 from edgemm.model.prompts import draw_prompt, read_prompt, stop_ids
 from edgemm.model.transformer import KeyValues, Transformer
@@ -34,6 +36,7 @@ class Unified(nn.Module):
     """
 
     image_encoder: ImageEncoder  # this and the next two: of objective "flow" only
+    graph_encoder: GraphEncoder | None
     conditioner: Conditioner
     denoiser: Denoiser | DenseDenoiser
     autoencoder: Autoencoder | None
@@ -56,6 +59,7 @@ class Unified(nn.Module):
             return
         self.image_encoder = ImageEncoder(config)
         kind_of_conditioner = Connector if config.experts == "connector" else Conditioner
+        self.graph_encoder = None if config.graph is None else GraphEncoder(config.transformer.width, config.graph)
         self.conditioner = kind_of_conditioner(config, skip=len(self.encode(config.draw.open)))
         self.denoiser = (
             DenseDenoiser(config, self.transformer, self.conditioner.skip)
@@ -79,46 +83,78 @@ class Unified(nn.Module):
         pictures: Sequence[Tensor | None] | None = None,
         learn: bool = False,
         every_layer: bool = False,
+        graphs: Sequence[Graph | None] | None = None,
     ) -> tuple[KeyValues, Tensor, Tensor]:
         """K/V of the prefix layers (b, g, s, d), prompt_mask (b, s) float and prefix_length (b) of drawing prompts.
 
-        A picture (3, S, S) to draw from may stand before a prompt's words. `learn` keeps what a gradient needs;
+        A picture (3, S, S) to draw from may stand before a prompt's words, or a graph without pictures.
+        `learn` keeps what a gradient needs;
         `every_layer` gives all that were read, from the first on.
         """
         with torch.set_grad_enabled(learn and torch.is_grad_enabled()):
-            cached, mask, length = self._prompt_cache(prompts, pictures or [None] * len(prompts))
+            none = [None] * len(prompts)
+            cached, mask, length = self._prompt_cache(prompts, pictures or none, graphs or none)
         return cached if every_layer else [cached[i] for i in self.config.denoiser.prefix_layers], mask, length
 
     def _prompt_cache(
-        self, prompts: Sequence[str], pictures: Sequence[Tensor | None]
+        self, prompts: Sequence[str], pictures: Sequence[Tensor | None], graphs: Sequence[Graph | None]
     ) -> tuple[KeyValues, Tensor, Tensor]:
         built = [
-            draw_prompt(self.config, self.tokenizer, prompt, picture is not None)
-            for prompt, picture in zip(prompts, pictures, strict=True)
+            draw_prompt(self.config, self.tokenizer, prompt, picture is not None, graph)
+            for prompt, picture, graph in zip(prompts, pictures, graphs, strict=True)
         ]
-        device = self.device
+        x, limit, index = self.embedded(built, [[] if picture is None else [picture] for picture in pictures])
+        depth = max(self.config.denoiser.prefix_layers) + 1
+        _, cached = self.transformer(x, limit, depth=depth, pictured=index >= 0)
+        length = torch.tensor([len(prompt) for prompt in built], device=self.device)
+        return cached, self._padded(built, "users_own", 0), length
 
-        def padded(name: str, filling: int) -> Tensor:
-            rows = [torch.from_numpy(getattr(prompt, name)) for prompt in built]
-            return nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=filling).to(device)
+    def _padded(self, prompts: Sequence[Prompt], name: str, filling: int) -> Tensor:
+        rows = [torch.from_numpy(getattr(prompt, name)) for prompt in prompts]
+        return nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=filling).to(self.device)
 
-        ids, mask = padded("input_ids", 0), padded("users_own", 0)
-        length = torch.tensor([len(prompt) for prompt in built], device=device)
-        limit = torch.maximum(padded("attention_limit", 0), torch.arange(ids.shape[1], device=device))
-        seen = [row for row, picture in enumerate(pictures) if picture is not None]
-        if seen:
-            clean = self.image_encoder(torch.stack([pictures[row] for row in seen]).to(device))  # type: ignore[misc]
-            rows = torch.tensor(seen, device=device)
-            image_tokens = clean.new_zeros(len(built), *clean.shape[1:]).index_copy(0, rows, clean)  # (b, m, w)
-            x = self.transformer.embed(ids, image_tokens, padded("image_index", -1))
-        else:
-            x = self.transformer.embed_ids(ids)
-        _, cached = self.transformer(x, limit, depth=max(self.config.denoiser.prefix_layers) + 1)
-        return cached, mask, length
+    def embedded(
+        self, prompts: Sequence[Prompt], pictures: Sequence[Sequence[Tensor]]
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Prompts of unlike lengths, each with its pictures (3, S, S) in their order, as what the transformer takes: x
+        (b, s, w), attention_limit (b, s) and image_index (b, s)."""
+        ids, index = self._padded(prompts, "input_ids", 0), self._padded(prompts, "image_index", -1)
+        limit = torch.maximum(
+            self._padded(prompts, "attention_limit", 0), torch.arange(ids.shape[1], device=ids.device)
+        )
+        if not (index >= 0).any():
+            return self.transformer.embed_ids(ids), limit, index
+        beside: list[list[Tensor]] = [[] for _ in prompts]  # rows of each prompt: its pictures', then its graph's
+        shown = [picture for own in pictures for picture in own]
+        if shown:
+            clean = iter(self.image_encoder(torch.stack(shown).to(ids.device)))  # (m, w) each
+            for row, own in enumerate(pictures):
+                beside[row] += [next(clean) for _ in own]
+        if any(prompt.graph is not None for prompt in prompts):
+            for row, rows in enumerate(self.graph_rows(prompts)):
+                beside[row].append(rows)
+        empty = ids.new_zeros(0, self.config.transformer.width, dtype=torch.float32)
+        image_tokens = nn.utils.rnn.pad_sequence([torch.cat([empty, *own]) for own in beside], batch_first=True)
+        return self.transformer.embed(ids, image_tokens, index), limit, index
 
-    def prefix(self, prompts: Sequence[str], pictures: Sequence[Tensor | None] | None = None) -> Prefix:
+    def graph_rows(self, prompts: Sequence[Prompt]) -> Tensor:
+        """Rows (b, r, w) of the graphs in prompts; of those without one they say nothing."""
+        assert self.graph_encoder is not None
+        most = max(0 if prompt.graph is None else prompt.graph.shape[1] for prompt in prompts)
+        told = torch.zeros(3, len(prompts), most, dtype=torch.long)
+        for row, prompt in enumerate(prompts):
+            if prompt.graph is not None:
+                told[:, row, : prompt.graph.shape[1]] = torch.from_numpy(prompt.graph)
+        return self.graph_encoder(*told.to(self.device))
+
+    def prefix(
+        self,
+        prompts: Sequence[str],
+        pictures: Sequence[Tensor | None] | None = None,
+        graphs: Sequence[Graph | None] | None = None,
+    ) -> Prefix:
         """Everything about the prompts that the denoiser reads; "" is the unconditional prompt."""
-        return self.conditioner(*self.prompt_cache(prompts, pictures))
+        return self.conditioner(*self.prompt_cache(prompts, pictures, graphs=graphs))
 
     @torch.no_grad()
     def draw(
@@ -127,9 +163,11 @@ class Unified(nn.Module):
         noise: Tensor,
         sampler: SamplerConfig | None = None,
         pictures: Sequence[Tensor | None] | None = None,
+        graphs: Sequence[Graph | None] | None = None,
     ) -> Tensor:
-        """Pictures (b, 3, H, W) in [0, 1] from noise (b, n, p), one a prompt, each from a picture if one is given."""
-        prefix, free = self.prefix(prompts, pictures), self.prefix([""] * len(prompts))
+        """Pictures (b, 3, H, W) in [0, 1] from noise (b, n, p), one a prompt, each from a picture or a graph if one is
+        given."""
+        prefix, free = self.prefix(prompts, pictures, graphs), self.prefix([""] * len(prompts))
         tokens = flow.sample(
             lambda x, t, size: self.denoiser(x, t, prefix, size),
             lambda x, t, size: self.denoiser(x, t, free, size),
@@ -163,12 +201,19 @@ class Unified(nn.Module):
 
     @torch.no_grad()
     def generate(
-        self, text: str, pixels: Tensor | None = None, max_new_tokens: int = 64, stop: bool = True
+        self,
+        text: str,
+        pixels: Tensor | None = None,
+        max_new_tokens: int = 64,
+        stop: bool = True,
+        graph: Graph | None = None,
     ) -> tuple[list[int], Tensor]:
-        """Greedy reply to one message with pictures (pictures, 3, S, S): token ids, and the logits (tokens, vocab)
+        """Greedy reply to one message with pictures (pictures, 3, S, S), a graph's after the others: token ids, and
+        the logits (tokens, vocab)
         behind each and behind the one that stopped it. The cache is static, as on a device."""
         pictures = 0 if pixels is None else len(pixels)
-        prompt = read_prompt(self.config, self.tokenizer, text, pictures)
+        shown = 0 if graph is None else len(graph.pictures)
+        prompt = read_prompt(self.config, self.tokenizer, text, pictures - shown, graph)
         slots, device = len(prompt) + max_new_tokens, self.device
         shape = (1, self.config.transformer.kv_heads, slots, self.config.transformer.head_width)
         past: KeyValues = [
@@ -181,6 +226,9 @@ class Unified(nn.Module):
         elif pixels is not None:
             image_tokens = self.image_encoder(pixels.to(device)).flatten(0, 1)[None]  # (1, pictures * m, w)
         stops = set(stop_ids(self.config, self.tokenizer)) if stop else set()
+        if prompt.graph is not None:
+            rows_of_it = self.graph_rows([prompt])
+            image_tokens = rows_of_it if pixels is None else torch.cat((image_tokens, rows_of_it), dim=1)
         ids, index, limit = ([row.tolist()] for row in (prompt.input_ids, prompt.image_index, prompt.attention_limit))
         write_index = torch.zeros(1, dtype=torch.long, device=device)
         produced: list[int] = []
@@ -189,7 +237,8 @@ class Unified(nn.Module):
             x = self.transformer.embed(
                 torch.tensor(ids, device=device), image_tokens, torch.tensor(index, device=device)
             )
-            hidden, past = self.transformer(x, torch.tensor(limit, device=device), past, write_index)
+            pictured = torch.tensor(index, device=device) >= 0
+            hidden, past = self.transformer(x, torch.tensor(limit, device=device), past, write_index, pictured=pictured)
             logits = self.transformer.logits(hidden[:, -1])[0]
             logits[self.config.first_code :] = float("-inf")  # a reply says words only
             rows.append(logits)

@@ -11,7 +11,7 @@ Axes: n output channels, k input channels.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 
 from edgemm.errors import UsageError
@@ -127,8 +127,9 @@ def choose_layers(
     portable: bool = False,
     towers: bool = False,
 ) -> dict[str, Layer]:
-    """The same for weights (n, k) by name; drawing reads keys and values of layers below `drawing_depth`.  `towers`:
-    what sees and paints pictures is rounded whole, to 8 bits."""
+    """The same for weights (n, k) by name.  Drawing reads keys and values of layers below `drawing_depth`: where 4 bits
+    are asked for, what feeds them keeps 8, in the lower half of the model at most (docs/quantize.md).  `towers`: what
+    sees and paints pictures is rounded whole, to 8 bits."""
     schemes = scheme_of("text", text), scheme_of("draw", draw)
     portable = portable or any(scheme.layer.form != "int" for scheme in schemes)  # who takes those takes nothing else
     text_form, draw_form = (scheme.form(portable) for scheme in schemes)
@@ -143,13 +144,14 @@ def _decide(
     shapes: Mapping[str, tuple[int, int]], text: Layer, draw: Layer, drawing_depth: int, portable: bool
 ) -> Iterator[tuple[str, Layer]]:
     read = {name: rows * width for name, (rows, width) in shapes.items() if side_of(name) == "text"}
+    fed = _layers_that_feed(shapes, drawing_depth)
     tight = text.bits == 4 or read.get(HEAD, 0) > HEAVY * sum(read.values())
     for name, (rows, width) in shapes.items():
         if side_of(name) == "text" and text.bits is not None:
             if name == HEAD and portable:
                 yield name, Layer(None, reason="looked up and multiplied with: it stays in the target's own float")
             else:
-                layer = _text_layer(name, width, text, drawing_depth)
+                layer = _text_layer(name, width, text, drawing_depth, fed)
                 if name == HEAD and layer.bits and drawing_depth and tight and rows >= 2 * FREQUENT[text.bits]:
                     yield name, replace(layer, rows=FREQUENT[text.bits])
                     yield (
@@ -174,19 +176,29 @@ def _image_encoder_layers(
             yield name, layer
 
 
-def _text_layer(name: str, width: int, asked: Layer, drawing_depth: int) -> Layer:
+def _layers_that_feed(shapes: Iterable[str], drawing_depth: int) -> int:
+    """How many of the transformer's layers, from the first, keep 8 bits for what drawing reads: all below the last that
+    it reads, but no more than half of the model, behind which rounding is passed on less far."""
+    numbers = [int(found[1]) for name in shapes if (found := re.match(r"transformer\.layers\.(\d+)\.", name))]
+    return min(drawing_depth - 1, (max(numbers, default=-1) + 2) // 2) if drawing_depth else 0
+
+
+def _text_layer(name: str, width: int, asked: Layer, drawing_depth: int, fed: int) -> Layer:
     if name == HEAD:
         if width % BLOCK:
             return Layer(None, reason=f"its width {width} is no multiple of {BLOCK}")
         group = BLOCK if width % WIDE else WIDE
         return Layer(8, group, activations="block", reason="the embedding is the head: a coarse one costs twice")
-    if asked.bits == 4 and not asked.symmetric and TENDER.search(name):
+    numbered = re.search(r"layers\.(\d+)\.", name)
+    feeds = asked.bits == 4 and asked.form == "int" and numbered and int(numbered[1]) < fed
+    if asked.bits == 4 and not asked.symmetric and (feeds or TENDER.search(name)):
         group = next((size for size in WIDE_BLOCKS if width % size == 0), BLOCK)
-        return Layer(8, group, activations=asked.activations, reason="4 bits lose most here")
+        reason = READ_AT_EVERY_STEP if feeds else "4 bits lose most here"
+        return Layer(8, group, activations=asked.activations, reason=reason)
     drawn = re.search(r"layers\.(\d+)\.(?:self_attn\.[kv]_proj|mlp\.down_proj)$", name)
     if asked.form == "nvfp4" and drawn and int(drawn[1]) < drawing_depth:
         return Layer(8, reason=READ_AT_EVERY_STEP)
-    if asked.bits == 4 and drawn and int(drawn[1]) < drawing_depth:
+    if feeds or (asked.bits == 4 and drawn and int(drawn[1]) < drawing_depth):
         return Layer(8, 0, asked.symmetric, asked.activations, reason=READ_AT_EVERY_STEP)
     if asked.activations in ("tensor", "token", "static", "fp8") and name.endswith(".down_proj"):
         safe = Layer(8) if asked.activations in ("static", "fp8") else Layer(8, BLOCK, activations="block")

@@ -79,7 +79,8 @@ class JudgeOptions:
     )
     budget_draw: str | None = option(
         None,
-        "psnr30 or ssim0.97: drawings at least so alike, or exit 7 (--auto: psnr30)",
+        "psnr30 or ssim0.97: drawings at least so alike, or exit 7 (--auto: psnr30); drawn-4%: at most so much less of "
+        "held-out prompts drawn rightly, as the judge of --tasks says",
         metavar="BUDGET",
     )
     report: Path | None = option(
@@ -99,7 +100,10 @@ class JudgeOptions:
             raise UsageError(f"--tasks-limit is {self.tasks_limit}, expected 1 or more")
         if self.report and self.report.suffix != ".html":
             raise UsageError(f"--report {self.report} does not end in .html")
-        if self.tasks and not (self.report or self.auto):
+        by_judge = (self.budget_draw or "").startswith("drawn")
+        if by_judge and not self.tasks:
+            raise UsageError(f"--budget-draw {self.budget_draw} is judged on a dataset: give --tasks DIR too")
+        if self.tasks and not (self.report or self.auto or by_judge):
             raise UsageError("--tasks is for the report: give --report PAGE.html too")
 
     @property

@@ -190,7 +190,9 @@ def _caches(model: Unified, data: Calibration) -> Iterator[KeyValues]:
     prompt = read_prompt(model.config, model.tokenizer, QUESTION, pictures=1)
     rows = (prompt.input_ids, prompt.image_index, prompt.attention_limit)
     ids, index, limit = (torch.from_numpy(row).expand(PICTURES, -1) for row in rows)
-    yield model.transformer(model.transformer.embed(ids, model.image_encoder(pictures), index), limit)[1]
+    yield model.transformer(
+        model.transformer.embed(ids, model.image_encoder(pictures), index), limit, pictured=index >= 0
+    )[1]
 
 
 class RoundedCache(nn.Module):

@@ -17,7 +17,9 @@ import numpy as np
 
 from edgemm.bundle.drawing import DenoiseLoop, DenoiseTemplate, ImageTokensLoop
 from edgemm.bundle.manifest import UNCONDITIONAL, Limits, TextLoop
+from edgemm.bundle.node_link import read_graph
 from edgemm.bundle.prompt import (
+    GraphBlock,
     PictureTokens,
     Prompt,
     Tokenizer,
@@ -27,6 +29,7 @@ from edgemm.bundle.prompt import (
     picture_prompt,
 )
 from edgemm.errors import InputError, UsageError
+from edgemm.options import check_type
 from edgemm.runtimes import schedule
 from edgemm.runtimes.backend.engine import Arrays, check_finite
 from edgemm.runtimes.clip import Clip
@@ -61,6 +64,9 @@ class ImageGenerator:
     def _start(self, prompt: str, options: DrawingOptions) -> Callable[[Cancelled], Drawn]:
         self._check_frames(options)
         name, loops = self._manifest.name, self._manifest.loops
+        graph = None
+        if options.graph is not None:
+            prompt, graph = self._told(prompt, options)
         edits = loops.denoise is not None and loops.denoise.edits
         if options.image is not None and not edits:
             raise InputError(
@@ -72,12 +78,44 @@ class ImageGenerator:
         if loops.denoise is None:
             raise InputError(f"bundle {name} does not draw: it has no denoise loop and no image_tokens loop")
         loop, clock = loops.denoise, DrawingClock()
+        if graph is not None:
+            return self._start_graph(prompt, options, loop, graph, clock)
         if options.one_call:
             return self._start_one_call(prompt, options, loop, clock)
         if options.image is not None:
             return self._start_edit(prompt, options, loop.editing, clock)
         request = denoise_request(options, prompt, loop, self._manifest.limits, self._tokenizer)
         return lambda cancelled: self._denoise(request, [], loop, cancelled, clock)
+
+    def _told(self, prompt: str, options: DrawingOptions) -> tuple[str, GraphBlock | None]:
+        """A graph to draw as the model reads it: as a block of rows, or in words before the prompt's."""
+        graph, text = read_graph(options.graph), self._manifest.loops.text
+        check_type("prompt", prompt, str)
+        if text is not None and text.graph is not None and not options.one_call:
+            options.refuse("reads a graph as rows", "image")
+            return prompt, (graph, text.graph, PictureTokens.of(text))
+        shown = [node.id for node in graph.nodes if node.image is not None]
+        if shown:
+            raise InputError(
+                f"bundle {self._manifest.name} draws from words alone: node {shown[0]!r} of the graph is a picture, "
+                "give it a text"
+            )
+        return f"{graph.to_text()}{prompt}".strip(), None
+
+    def _start_graph(
+        self, prompt: str, options: DrawingOptions, loop: DenoiseLoop, graph: GraphBlock, clock: DrawingClock
+    ) -> Callable[[Cancelled], Drawn]:
+        text = self._manifest.loops.text
+        assert text is not None
+        request = denoise_request(options, prompt, loop, self._manifest.limits, self._tokenizer, graph=graph)
+        seen = [self._reader.picture(picture, text) for picture in graph[0].pictures]
+
+        def begin(cancelled: Cancelled) -> Drawn:
+            tokens = self._reader.read(request.prompts.prompt, seen, text)[1]
+            read = replace(request, prompts=replace(request.prompts, image_tokens=tokens))
+            return self._denoise(read, [], loop, cancelled, clock)
+
+        return begin
 
     def _check_frames(self, options: DrawingOptions) -> None:
         name, loop = self._manifest.name, self._manifest.loops.denoise
@@ -196,6 +234,7 @@ def denoise_request(
     limits: Limits,
     tokenizer: Tokenizer,
     reads: TextLoop | None = None,
+    graph: GraphBlock | None = None,
 ) -> DrawRequest:
     """What the denoise loop wants, or UsageError; `reads` is how a picture to edit is read, None without one."""
     options.refuse("draws by denoising", *BY_TOKENS)
@@ -205,7 +244,7 @@ def denoise_request(
     height, width = size = _size(options, loop)
     shape = loop.state_shape(height, width)
     scale, towards_picture = options.scale("guidance_scale", loop.guidance_scale), _image_guidance(options, loop)
-    prompts = _Asked(options, prompt, loop, tokenizer, reads, size).prompts(scale, towards_picture)
+    prompts = _Asked(options, prompt, loop, tokenizer, reads, size, graph).prompts(scale, towards_picture)
     latents = 0  # slots of a picture that is read as latents, too
     if reads is not None and loop.picture_words is not None:
         latents = math.prod(shape[1:]) + loop.picture_words
@@ -237,13 +276,14 @@ class _Asked:
     tokenizer: Tokenizer
     reads: TextLoop | None
     size: tuple[int, int]  # of the picture that is drawn
+    graph: GraphBlock | None = None
 
     def prompts(self, scale: float, towards_picture: float) -> Prompts:
         """What is read: the prompt, what guidance leads away from, and the prompt without the picture it edits."""
         options, loop, reads = self.options, self.loop, self.reads
         if options.negative_prompt is not None and scale == 1:
             raise UsageError("negative_prompt needs guidance, guidance_scale is 1")
-        tokens = drawing_prompt(self.prompt, self.template, self.tokenizer, self.picture, self.size)
+        tokens = drawing_prompt(self.prompt, self.template, self.tokenizer, self.picture, self.size, self.graph)
         by_picture = reads is not None and loop.image_guidance_scale is not None
         guided = scale != 1 or (by_picture and towards_picture != 1)
         negative, alone = None, None

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
     from typing_extensions import Unpack
 
+    from edgemm.bundle.node_link import GraphSource
     from edgemm.bundle.picture import PictureSource
 
 __all__ = [
@@ -84,6 +85,9 @@ class DrawingOptions:
     )
     width: int | None = option(None, "of the picture, for models that draw several sizes", metavar="PIXELS")
     height: int | None = option(None, "the same", metavar="PIXELS")
+    graph: GraphSource | None = option(
+        None, "a graph to draw: node-link JSON as networkx writes it, a dict or a file", metavar="FILE", type=str
+    )
     one_call: bool = option(False, "by the bundle's graph of the whole loop; needs `edgemm export --one-call draw`")
     frames: int | None = option(
         None, "of a clip, for models that learned to draw some (default: the bundle's own)", metavar="N"
@@ -131,6 +135,7 @@ class DrawingKeywords(TypedDict, total=False):
     image_guidance_scale: float | None
     width: int | None
     height: int | None
+    graph: GraphSource | None
     one_call: bool
     frames: int | None
     motion: Motion | None

@@ -47,13 +47,26 @@ class ImageReader:
         """Pictures (3, S, S) as what the transformer reads: token ids in the prompt, or tokens (1, m, width) beside."""
         if pictures and "vq_encoder" in self._engines:
             return with_picture_ids(prompt, _as_ids(self._engines.get("vq_encoder"), pictures, loop)), None
-        return prompt, self.encode(pictures, loop) if pictures else None
+        tokens = [self.encode(pictures, loop)] if pictures else []
+        tokens += [] if prompt.graph is None else [self._graph_rows(prompt.graph)]
+        return prompt, np.concatenate(tokens, axis=1) if tokens else None
+
+    def _graph_rows(self, graph: np.ndarray) -> np.ndarray:
+        """kind, head and tail (3, r) -> rows (1, r, width)."""
+        encoder = self._engines.get("graph_encoder")
+        rows = np.zeros((1, graph.shape[1], encoder.outputs["rows"].fixed(2, "width")), dtype=np.float32)
+        inputs = {name: np.ascontiguousarray(row[None]) for name, row in zip(("kind", "head", "tail"), graph)}
+        encoder.bind(inputs, {"rows": rows}).run()
+        check_finite(rows, "graph_encoder, rows")
+        return rows
 
     def timed_read(
         self, prompt: Prompt, pictures: Sequence[np.ndarray], loop: TextLoop, clock: Clock
     ) -> tuple[Prompt, np.ndarray | None]:
         """The same; what its engines take to load is told apart."""
-        clock.load_s += self._engines.timed([name for name in ENCODERS if pictures and name in self._engines])[1]
+        needed = [name for name in ENCODERS if pictures and name in self._engines]
+        needed += [] if prompt.graph is None else ["graph_encoder"]
+        clock.load_s += self._engines.timed(needed)[1]
         start = time.perf_counter()
         seen = self.read(prompt, pictures, loop)
         clock.image_encode_s += time.perf_counter() - start

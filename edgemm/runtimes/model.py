@@ -170,7 +170,7 @@ class Model:
         """A reply for a text_batch of this model; `options` as in stream_text, checked now.  Any thread may call it."""
         self._engines.check_open()
         chosen = from_keywords(TextOptions, "text_writing()", options, ("images", "cancelled"))
-        return self._text.writing(self._text.request(as_messages(prompt, images), chosen), cancelled)
+        return self._text.writing(self._text.request(self._text.messages(prompt, images, chosen), chosen), cancelled)
 
     def generate(
         self,
@@ -194,7 +194,7 @@ class Model:
         check_whole("max_images", max_images, 1, MOST_PICTURES)
         self._image.start("the options are checked before anything is written", drawn)
         self._text.check_interleaving()
-        request, pictures = self._text.request(as_messages(prompt, images), chosen)
+        request, pictures = self._text.request(self._text.messages(prompt, images, chosen), chosen)
         return self._call(
             lambda cancelled: write_interleaved(
                 self._text, self._image, request, pictures, Drawing(marks, max_images, drawn), cancelled

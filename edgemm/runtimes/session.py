@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from edgemm.bundle.chat import Message, as_messages, turn_prompt
+from edgemm.bundle.chat import Message, turn_prompt
 from edgemm.bundle.picture import PictureSources
 from edgemm.bundle.prompt import Prompt
 from edgemm.errors import EdgemmError, InputError, UsageError
@@ -80,7 +80,8 @@ class Session:
         raise EdgemmError("the reply ended without a result")
 
     def _stream(self, content: Prompted, images: PictureSources, options: TextOptions) -> Iterator[TextChunk]:
-        clock, messages = Clock(), self._generator.with_video(as_messages(content, images), options)
+        generator, clock = self._generator, Clock()
+        messages = generator.with_video(generator.messages(content, images, options), options)
         request, pictures = self._request(messages, options)
         place = self._place
         return self._call(

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from edgemm.bundle.chat import Message, as_messages, chat_prompt
+from edgemm.bundle.chat import Message, as_messages, chat_prompt, with_graph
 from edgemm.bundle.components import TensorSpec
 from edgemm.bundle.manifest import TextLoop
 from edgemm.bundle.picture import PictureSource, PictureSources
@@ -69,6 +69,10 @@ class TextGenerator:
         check_length(len(prompt), self.manifest.limits)
         return self.request_of(prompt, options), self.pictures(messages)
 
+    def messages(self, prompt: Prompted, images: PictureSources, options: TextOptions) -> tuple[Message, ...]:
+        """What is said, with the graph that it is about; request() adds a video's frames."""
+        return with_graph(as_messages(prompt, images), options.graph, self.loop.graph)
+
     def prompt(self, messages: Sequence[Message]) -> Prompt:
         """A whole conversation as tokens; no picture is opened for it."""
         self.check_pictures(messages)
@@ -86,7 +90,7 @@ class TextGenerator:
 
         most = self.manifest.limits.max_image_pixels
         frames = read_video(options.video, self.loop, options.fps, options.max_frames, most)
-        last = replace(last, images=(*last.images, *frames))
+        last = replace(last, images=(*last.images[: last.loose], *frames, *last.images[last.loose :]))
         if (tokens := len(self.prompt((*before, last)))) > self.manifest.limits.max_context:
             raise InputError(
                 f"the prompt takes {tokens} tokens with {len(frames)} frames of {self.loop.image_token_count}, this "
@@ -136,7 +140,7 @@ class TextGenerator:
         given: Sequence[Any] = [()] * len(prompts) if images is None else images
         if len(given) != len(prompts):
             raise UsageError(f"images has {len(given)} lists, expected one for each of {len(prompts)} prompts")
-        return [self.request(as_messages(prompt, own), options) for prompt, own in zip(prompts, given)]
+        return [self.request(self.messages(prompt, own, options), options) for prompt, own in zip(prompts, given)]
 
     def pictures(self, messages: Sequence[Message]) -> Pictures:
         """Every picture of the messages, in their order."""

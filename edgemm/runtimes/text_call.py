@@ -16,6 +16,7 @@ from edgemm.bundle.files import read_text
 from edgemm.options import option
 
 if TYPE_CHECKING:
+    from edgemm.bundle.node_link import GraphSource
     from edgemm.runtimes.video import VideoSource
 
 __all__ = [
@@ -76,6 +77,13 @@ class TextOptions:
         old=("guess_ahead",),
         metavar="N",
     )
+    graph: GraphSource | None = option(
+        None,
+        "a graph that the conversation is about: node-link JSON as networkx writes it, a dict or a file, its nodes "
+        "texts or pictures",
+        metavar="FILE",
+        type=str,
+    )
     video: VideoSource | None = option(
         None,
         "a file, or frames one by one, whose pictures come after `images` in the last message",
@@ -103,6 +111,7 @@ class TextKeywords(TypedDict, total=False):
     timeout_s: float | None
     ignore_eos: bool
     prompt_lookup_num_tokens: int | None
+    graph: GraphSource | None
     video: VideoSource | None
     fps: float | None
     max_frames: int

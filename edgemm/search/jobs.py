@@ -6,7 +6,7 @@ The spec is kept as soon as it is decided, the report is written after it; who m
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -28,6 +28,7 @@ from edgemm.search.judges import (
     differences,
     drawn_share,
     layer_signals,
+    lost_percent,
     read_budget,
     require_budgets,
     task_records,
@@ -74,6 +75,10 @@ def judged(model: Unified, job: Job, keep: Keep) -> Spec:
     swap(model, spec, folded=True)
     quantized = ask(model, job.steps)
     scores = compare(plain, quantized)
+    after = tasks_of(model, job)
+    if before and after:
+        lost = lost_percent(drawn_share(before), drawn_share(after))
+        scores = replace(scores, drawn_lost_percent=lost)
     progress.line(_line(scores))
     missed = None
     if budgets:
@@ -83,7 +88,7 @@ def judged(model: Unified, job: Job, keep: Keep) -> Spec:
         except CheckFailedError as error:
             missed = error
     if page:
-        tasks = compare_tasks(model, job, before)
+        tasks = compare_tasks(job, before, after)
         write_report(page, document_of(spec, scores, signals, job.steps, tasks=tasks), plain, quantized)
     if missed:
         raise missed
@@ -104,7 +109,7 @@ def auto(model: Unified, job: Job, goal: str, output: Path, keep: Keep) -> Spec:
         found.best.name,
         [point.to_json() for point in found.points],
     )
-    tasks = compare_tasks(model, job, before)
+    tasks = compare_tasks(job, before, tasks_of(model, job))
     page = job.judging.report or output.with_name(f"{output.name}.html")
     document = document_of(found.spec, found.best.scores, found.signals, job.steps, told, tasks)
     write_report(page, document, found.plain, found.quantized)
@@ -122,25 +127,24 @@ def _checker(job: Job) -> Checker | None:
 
 
 def tasks_of(model: Unified, job: Job) -> Records | None:
-    """Of the float model, before anything is done to it."""
+    """Of the model as it is now."""
     if job.judging.tasks is None:
         return None
     read_dataset(job.judging.tasks)
-    progress.status("the float model does its tasks")
+    progress.status("doing the dataset's tasks")
     return task_records(model, job.judging.tasks, job.judging.tasks_limit, job.steps)
 
 
-def compare_tasks(model: Unified, job: Job, before: Records | None) -> dict[str, Any] | None:
-    """Of the model as it is now."""
-    data, limit = job.judging.tasks, job.judging.tasks_limit
-    if before is None or data is None:
+def compare_tasks(job: Job, before: Records | None, after: Records | None) -> dict[str, Any] | None:
+    data = job.judging.tasks
+    if before is None or after is None or data is None:
         return None
-    progress.status("the quantized model does its tasks")
-    return differences(before, task_records(model, data, limit, job.steps), data, limit)
+    return differences(before, after, data, job.judging.tasks_limit)
 
 
 def _line(scores: Scores) -> str:
     return (
         f"perplexity {scores.perplexity_float:.2f} -> {scores.perplexity:.2f} ({scores.perplexity_percent:+.2f} %), "
         f"tokens alike {100 * scores.token_agreement:.1f} %, PSNR {scores.psnr_db:.1f} dB, SSIM {scores.ssim:.4f}"
+        + ("" if scores.drawn_lost_percent is None else f", drawn rightly {-scores.drawn_lost_percent:+.1f} %")
     )

@@ -37,6 +37,7 @@ __all__ = [
     "Records",
     "differences",
     "drawn_share",
+    "lost_percent",
     "task_records",
     "Budget",
     "read_budget",
@@ -68,6 +69,7 @@ class Scores:
     psnr_db: float  # mean over the pictures
     psnr_worst_db: float
     ssim: float
+    drawn_lost_percent: float | None = None  # of held-out prompts that the float model draws rightly, where a judge saw
 
     @property
     def perplexity_percent(self) -> float:
@@ -174,9 +176,17 @@ def task_records(
 
 
 def drawn_share(records: Records) -> float:
-    """Of the drawings, those that the judge names, or the checker passes."""
-    right = [row["drawn_rank"] == 0 if "drawn_rank" in row else row["passed"] for row in records["drawing"]]
+    """Of the drawings of held-out prompts, of all where there are none, those that the judge names, or the checker
+    passes."""
+    rows = records["drawing"]
+    rows = [row for row in rows if str(row.get("split", "")).startswith("held-out")] or rows
+    right = [row["drawn_rank"] == 0 if "drawn_rank" in row else row["passed"] for row in rows]
     return sum(right) / len(right)
+
+
+def lost_percent(plain: float, quantized: float) -> float:
+    """Of shares drawn rightly, from the same prompts and noise."""
+    return 100 * (1 - quantized / plain) if plain else 0.0
 
 
 def differences(plain: Records, quantized: Records, data: Path, limit: int | None) -> dict[str, Any]:
@@ -193,22 +203,29 @@ def differences(plain: Records, quantized: Records, data: Path, limit: int | Non
 
 FORMS = {
     "text": (r"ppl\+([0-9.]+)%", "ppl", "ppl+3%: perplexity at most 3 % higher"),
-    "draw": (r"(?:psnr|ssim)([0-9.]+)", "", "psnr30: at least 30 dB; or ssim0.97"),
+    "draw": (
+        r"(?:psnr|ssim|drawn-(?=.*%$))([0-9.]+)%?",
+        "",
+        "psnr30: at least 30 dB; ssim0.97; or drawn-4%: at most 4 % fewer held-out prompts drawn rightly",
+    ),
 }
+MOST = ("ppl", "drawn")  # of these a budget is the most that may be found, of others the least
 
 
 @dataclass(frozen=True)
 class Budget:
     word: str  # as it was given
-    measure: str  # ppl, psnr or ssim
+    measure: str  # ppl, psnr, ssim or drawn
     limit: float
 
     def found(self, scores: Scores) -> float:
-        return {"ppl": scores.perplexity_percent, "psnr": scores.psnr_db, "ssim": scores.ssim}[self.measure]
+        lost = math.nan if scores.drawn_lost_percent is None else scores.drawn_lost_percent
+        found = {"ppl": scores.perplexity_percent, "psnr": scores.psnr_db, "ssim": scores.ssim, "drawn": lost}
+        return found[self.measure]
 
     def met(self, scores: Scores) -> bool:
         found = self.found(scores)
-        return found <= self.limit if self.measure == "ppl" else found >= self.limit  # NaN meets nothing
+        return found <= self.limit if self.measure in MOST else found >= self.limit  # NaN meets nothing
 
     def __str__(self) -> str:
         return self.word
@@ -223,14 +240,14 @@ def read_budget(side: str, word: str) -> Budget:
         limit = None
     if limit is None:
         raise UsageError(f"--budget-{side} {word!r} is not of the form {form}")
-    return Budget(word, measure or word[:4], limit)
+    return Budget(word, measure or ("drawn" if word.startswith("drawn") else word[:4]), limit)
 
 
 def require_budgets(scores: Scores, budgets: tuple[Budget, ...]) -> None:
     """Raises CheckFailedError that says by how much the first one is missed."""
     for budget in budgets:
         if not budget.met(scores):
-            unit = {"ppl": " %", "psnr": " dB", "ssim": ""}[budget.measure]
+            unit = {"ppl": " %", "psnr": " dB", "ssim": "", "drawn": " % lost"}[budget.measure]
             raise CheckFailedError(
                 f"budget {budget} is not met: {budget.measure} is {budget.found(scores):+.2f}{unit}; no spec was "
                 "written (a finer precision, another --method or more calibration data may meet it)"

@@ -28,7 +28,7 @@ from edgemm.quantize.calibration import NOISE_SEED
 from edgemm.quantize.layers import methods_of
 from edgemm.quantize.options import QuantizeOptions
 from edgemm.quantize.spec import HEAD, Spec
-from edgemm.search.judges import PROMPTS, Answers, Budget, Scores, ask, compare
+from edgemm.search.judges import PROMPTS, Answers, Budget, Scores, ask, compare, lost_percent
 from edgemm.search.levels import FLOAT, Choice, Levels, divergence, log_probabilities, make_levels
 from edgemm.search.measured import Journal, ProductTimes
 
@@ -107,21 +107,33 @@ def search(
         progress.line(f"going on with {len(written.found)} measurements in {journal}")
     progress.status("asking the float model")
     plain = ask(model, steps)
+    plain_drawn = _plain_drawn(model, aim, written)
     progress.status("rounding to 8 and to 4 bits")
-    walk = Search(make_levels(model, options, checkpoint), aim, written, plain, steps)
+    walk = Search(make_levels(model, options, checkpoint), aim, written, plain, steps, plain_drawn)
     best = walk.run()
     levels = walk.levels
     levels.set(best.choice)
     return Found(levels.spec(best.choice), best, walk.points, levels.signals(best.choice), plain, ask(model, steps))
 
 
+def _plain_drawn(model: Unified, aim: Aim, written: Journal) -> float | None:
+    """What the float model draws rightly, where a budget asks for it."""
+    if aim.checker is None or all(budget.measure != "drawn" for budget in aim.budgets.values()):
+        return None
+    if "plain" not in written.found:
+        written.add("plain", drawn=aim.checker.score(model))
+    return written.found["plain"]["drawn"]
+
+
 class Search:
     """One walk; `points` is everything that was judged in full."""
 
-    def __init__(self, levels: Levels, aim: Aim, journal: Journal, plain: Answers, steps: int) -> None:
+    def __init__(
+        self, levels: Levels, aim: Aim, journal: Journal, plain: Answers, steps: int, plain_drawn: float | None = None
+    ) -> None:
         self.model, self.levels = levels.model, levels
         self.goal, self.budgets, self.checker = aim.goal, aim.budgets, aim.checker
-        self.journal, self.plain, self.steps = journal, plain, steps
+        self.journal, self.plain, self.steps, self.plain_drawn = journal, plain, steps, plain_drawn
         self.times = ProductTimes()
         self.points: list[Point] = []
         self.glanced: tuple[dict[str, int], Tensor, Tensor] | None = None
@@ -226,6 +238,8 @@ class Search:
             self.levels.set(choice)
             scores = compare(self.plain, ask(self.model, self.steps))
             drawn = self.checker.score(self.model) if self.checker else None
+            if drawn is not None and self.plain_drawn is not None:
+                scores = dataclasses.replace(scores, drawn_lost_percent=lost_percent(self.plain_drawn, drawn))
             self.journal.add(key, scores=dataclasses.asdict(scores), drawn=drawn)
         row, ms = self.journal.found[key], self.ms(choice)
         scores, size = Scores(**row["scores"]), self.levels.bytes_of(choice)

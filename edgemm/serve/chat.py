@@ -76,7 +76,7 @@ async def chat(request: Request) -> Response:
     reply = _Reply(asked, made, measured, request.state.log)
     if asked.stream:
         events = reply.events(service, ready)
-        return EventStream(request, await anext(events), events, told, "messages", done=True)
+        return EventStream(request, await anext(events), events, told, done=True)
     return JSONResponse(await reply.whole(service, ready))
 
 

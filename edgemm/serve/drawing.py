@@ -111,7 +111,7 @@ async def _answer(request: Request, asked: GenerateRequest, picture: bytes | Non
     work = await service.prepared(lambda: answer.prepare(picture), "prompt")
     if asked.stream:
         events = answer.events(work)
-        return EventStream(request, await anext(events), events, _told, "prompt")
+        return EventStream(request, await anext(events), events, _told)
     return JSONResponse(await answer.whole(work))
 
 

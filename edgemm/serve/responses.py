@@ -49,7 +49,7 @@ async def respond(request: Request) -> Response:
     work = await service.prepared(answer.prepare, "input")
     events = answer.events(work)
     if asked.stream:
-        return EventStream(request, await anext(events), events, answer.told, "input")
+        return EventStream(request, await anext(events), events, answer.told)
     *_, (_, last) = [event async for event in events]
     return JSONResponse(last["response"])
 

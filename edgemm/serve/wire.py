@@ -27,6 +27,7 @@ __all__ = ["Event", "EventStream", "Events", "answered", "fields_of", "noted", "
 LOG = logging.getLogger(__name__)
 
 KEEP_ALIVE_S = 15.0  # proxies hang up on a stream that is silent for longer, commonly 60 s
+PROMPTS = {"/v1/images/generations": "prompt", "/v1/images/edits": "prompt", "/v1/responses": "input"}  # what is asked
 Event = tuple[str | None, Any]  # its name, or None, and what it says
 Events = AsyncGenerator[Event, None]
 F = TypeVar("F", bound=Fields)
@@ -49,9 +50,9 @@ async def fields_of(request: Request, kind: type[F]) -> F:
     return await asyncio.to_thread(read)
 
 
-def noted(request: Request, error: Exception, prompt_param: str = "messages") -> Problem:
+def noted(request: Request, error: Exception) -> Problem:
     """An error as a Problem, which the log and the numbers have; of our own faults and the model's the log has all."""
-    problem = as_problem(error, prompt_param)
+    problem = as_problem(error, PROMPTS.get(request.state.log["path"], "messages"))
     if problem.status == 500:
         LOG.error("a request failed", exc_info=error, extra={"fields": {"id": request.state.log["id"]}})
     request.state.log["code"] = problem.code
@@ -97,7 +98,6 @@ class EventStream(Response):
         first: Event,
         events: Events,
         told: Callable[[Problem], list[Event]],
-        prompt_param: str,
         done: bool = False,
     ) -> None:
         """`first` has come already: what goes wrong before it has a status of its own, what comes too late for one
@@ -105,7 +105,7 @@ class EventStream(Response):
         super().__init__(headers={"cache-control": "no-store", "x-accel-buffering": "no"})
         del self.headers["content-length"]
         self._first, self._events, self._told, self._done = first, events, told, done
-        self._noted = partial(noted, request, prompt_param=prompt_param)
+        self._noted = partial(noted, request)
         self._said_at = math.inf
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:

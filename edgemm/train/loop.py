@@ -27,6 +27,7 @@ from edgemm import progress
 from edgemm.bundle.beside import only_writer, written_beside
 from edgemm.bundle.files import reading
 from edgemm.errors import EdgemmError, InputError
+from edgemm.model.feed_forward import watching
 from edgemm.model.unified import Unified
 from edgemm.train.optimizers import Average, make_optimizers, rate
 from edgemm.train.ranks import Ranks, full, refusing_full_disk, refusing_out_of_memory, sharded_like
@@ -58,7 +59,9 @@ class Step(nn.Module):
         self.task = task  # no module: its parameters are the model's
 
     def forward(self, step: int) -> Tensor:
-        return self.task.loss(step)
+        with watching(self) as routed:
+            loss = self.task.loss(step)
+        return loss + routed.loss()
 
 
 def run_loop(model: Unified, task: Task, recipe: Recipe, ranks: Ranks | None = None) -> None:
@@ -75,7 +78,8 @@ def _run(model: Unified, task: Task, recipe: Recipe, ranks: Ranks) -> None:
     (folder / "samples").mkdir(parents=True, exist_ok=True)
     if not (folder / "state.pt").exists():
         task.prepare()
-    loss_of = ranks.wrap(Step(model, task))
+    whole = Step(model, task)
+    loss_of = ranks.wrap(whole)
     optimizers = make_optimizers(task.named_parameters(), recipe)
     average = Average(task.named_parameters(), recipe.ema)
     start = _resume(folder / "state.pt", task, optimizers, average, recipe)
@@ -112,8 +116,10 @@ def _run(model: Unified, task: Task, recipe: Recipe, ranks: Ranks) -> None:
                 now = time.perf_counter()
                 line: dict[str, Any] = {"step": done, "loss": loss.item(), "gradient_norm": norm, "rate": share}
                 line["seconds_a_step"] = (now - clock) / (done - last_logged)
-                with precision, ranks.whole():
-                    line |= {name: ranks.mean(torch.tensor(v)).item() for name, v in task.measures(step).items()}
+                with precision, ranks.whole(), watching(whole) as routed:
+                    measured = task.measures(step)
+                    measured |= routed.measures()
+                    line |= {name: ranks.mean(torch.tensor(v)).item() for name, v in measured.items()}
                 text = json.dumps({key: _short(value) for key, value in line.items()}) + "\n"
                 with refusing_full_disk(folder / "log.jsonl", done, len(text)):
                     log.write(text.encode())

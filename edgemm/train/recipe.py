@@ -27,6 +27,7 @@ __all__ = [
     "Drawing",
     "EditRecipe",
     "Flow",
+    "GraphRecipe",
     "JointRecipe",
     "Parts",
     "ReadRecipe",
@@ -42,6 +43,18 @@ DESIGNS = {
     "vision": ("single", "dual"),
     "image_tokens": ("patch", "ae", "vq"),
     "objective": ("flow", "ar"),
+    "graphs": ("text", "rows"),
+    "mixture": (
+        "none",
+        "2-top-1",
+        "4-top-1",
+        "4-top-2",
+        "8-top-2",
+        "8-top-2-shared",
+        "8-top-1-by-modality",
+        "choice-8",
+        "wide",
+    ),
 }
 CHOICES = {**DESIGNS, "optimizer": ("adamw", "muon"), "precision": ("auto", "bf16", "fp32")}
 CAPTION = "{caption}"  # where a picture's own caption goes in a recipe's
@@ -187,6 +200,8 @@ class Stage(Recipe):
     image_tokens: str = "patch"  # "ae": latents of an autoencoder; "vq": entries of a codebook
     frames: int = 0  # of clips that a model for still pictures is to draw; 0 leaves it as it is
     objective: str = "flow"  # "ar": the transformer says a picture's codes, of image_tokens "vq", one after the other
+    graphs: str = "text"  # "rows": a row a node and a row an edge (model/graph_encoder.py)
+    mixture: str = "none"  # "8-top-2" and so on: experts that a learned router chooses among (model/feed_forward.py)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -228,6 +243,20 @@ class JointRecipe(Drawing, Reading, Parts):
     kind: ClassVar[str] = "joint"
 
     flow_weight: float = 1.0  # of drawing's loss beside that of the answers
+
+
+@dataclass(frozen=True, kw_only=True)
+class GraphRecipe(Flow, Parts):
+    """Answers about graphs and pictures of them, all parts of a model learning (train/tasks/graphs.py)."""
+
+    kind: ClassVar[str] = "graph"
+
+    flow_weight: float = 1.0  # of drawing's loss beside that of the answers; 0: answers alone
+    edges: str = "told"  # "none" leaves them out, "shuffled" lets them lead anywhere: what is compared with
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._one_of("edges", ("told", "shuffled", "none"))
 
 
 @dataclass(frozen=True, kw_only=True)

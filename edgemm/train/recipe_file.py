@@ -24,6 +24,7 @@ from edgemm.train.recipe import (
     Drawing,
     DrawRecipe,
     EditRecipe,
+    GraphRecipe,
     JointRecipe,
     Reading,
     ReadRecipe,
@@ -166,7 +167,7 @@ class FinetuneRecipe(Drawing, Answering):
 KINDS: dict[str, type[Recipe]] = {
     kind.kind: kind
     for kind in (
-        *(DrawRecipe, EditRecipe, ReadRecipe, JointRecipe, AutoencodeRecipe),
+        *(DrawRecipe, EditRecipe, ReadRecipe, JointRecipe, GraphRecipe, AutoencodeRecipe),
         *(StudentRecipe, FewStepsRecipe, FinetuneRecipe),
     )
 }

@@ -25,6 +25,7 @@ from edgemm.train.recipe import (
     AutoencodeRecipe,
     DrawRecipe,
     EditRecipe,
+    GraphRecipe,
     JointRecipe,
     ReadRecipe,
     Stage,
@@ -78,7 +79,15 @@ def _start(recipe: Stage) -> Unified:
     """The preset or the checkpoint; whatever a task adds to it is initialised from the seed too."""
     torch.manual_seed(recipe.seed)
     if recipe.start in PRESETS:
-        config = variant(PRESETS[recipe.start](), recipe.experts, recipe.vision, recipe.image_tokens, recipe.objective)
+        config = variant(
+            PRESETS[recipe.start](),
+            recipe.experts,
+            recipe.vision,
+            recipe.image_tokens,
+            recipe.objective,
+            recipe.mixture,
+            recipe.graphs,
+        )
         model = checkpoint.build(config, recipe.seed)
     else:  # reading goes on with an adapter as it is, unless all weights learn
         adapts = isinstance(recipe, ReadRecipe | JointRecipe) and "transformer" not in recipe.train
@@ -116,6 +125,10 @@ def _task(model: Unified, recipe: Stage, ranks: Ranks) -> Task:
         from edgemm.train.tasks.draw import EditTask
 
         return EditTask(model, recipe, ranks.share)
+    if isinstance(recipe, GraphRecipe):
+        from edgemm.train.tasks.graphs import GraphTask
+
+        return GraphTask(model, recipe, ranks.share)
     if isinstance(recipe, DrawRecipe):
         return DrawTask(model, recipe, ranks.share)
     with ranks.accelerator.main_process_first():  # it keeps what the eye sees in a file that the others then read

@@ -62,7 +62,9 @@ def block_influence(model: Unified, questions: Sequence[str], answers: Sequence[
             index = torch.tensor([[*prompt.image_index, *[-1] * len(reply)]])
             limit = torch.tensor([[*prompt.attention_limit, *range(len(prompt), length)]])
             entering.clear()
-            model.transformer(model.transformer.embed(ids, model.image_encoder(picture[None]), index), limit)
+            model.transformer(
+                model.transformer.embed(ids, model.image_encoder(picture[None]), index), limit, pictured=index >= 0
+            )
             for layer in range(len(changes)):
                 cosine = nn.functional.cosine_similarity(entering[layer], entering[layer + 1], dim=-1)  # (s,)
                 changes[layer] += (1 - cosine).sum()

@@ -21,6 +21,7 @@ from edgemm.bundle.prompt import with_picture_ids
 from edgemm.errors import BundleError, CheckFailedError, EdgemmError
 from edgemm.export.component_graphs import ComponentGraph
 from edgemm.export.dialects import DIALECTS
+from edgemm.model.config import GraphConfig
 from edgemm.model.prompts import read_prompt
 from edgemm.model.transformer import KeyValues
 from edgemm.model.unified import Unified
@@ -141,7 +142,15 @@ def example_inputs(model: Unified, prompt_lookup: bool = False) -> dict[str, Nam
         "conditioner": _conditioner(model),
         "denoiser": {"noisy_tokens": noisy, "time": time, **steps, **_prefix(model)},
         "image_decoder": {"tokens": noisy[:, : tokens.cell_count]},
+        **({} if model.config.graph is None else {"graph_encoder": _graph_rows(model.config.graph)}),
     }
+
+
+def _graph_rows(config: GraphConfig) -> Named:
+    """Every kind, from and to every node in turn."""
+    count, kinds = max(config.nodes, 1 + len(config.kinds)), 1 + len(config.kinds)
+    rows = torch.arange(len(DRAWINGS))[:, None] + torch.arange(count)
+    return {"kind": rows % kinds, "head": rows % config.nodes, "tail": 2 * rows % config.nodes}
 
 
 def _pictures(size: int) -> Tensor:

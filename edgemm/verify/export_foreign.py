@@ -24,6 +24,7 @@ from edgemm.bundle.chat import as_messages, chat_prompt
 from edgemm.bundle.files import OF_CODE, reading
 from edgemm.bundle.picture import seeded_picture
 from edgemm.bundle.prompt import Tokenizer
+from edgemm.device.machine import give_back_memory
 from edgemm.errors import CheckpointError, UsageError
 from edgemm.export.lower_cuda import DRAWING_SLOTS, fixed_sizes
 from edgemm.export.manifest import (
@@ -129,9 +130,13 @@ def export_foreign(found: Found, output: Path, options: ExportOptions | None = N
         for name, content in {**parts.tables, **papers_of(checkpoint.folder, manifest)}.items():
             writer.add_bytes(name, content)
         manifest = write_one_call(writer, manifest, options, Tokenizer(writer.file(manifest.tokenizer)))
+        del specs, wanted  # they hold every weight
+        give_back_memory()
         progress.status("loops: asking the library")
         bundle = Bundle(writer.folder, manifest)
         recorded = _recorded(checkpoint, family, parts, bundle, precision_of(manifest, schemes[0].target), asked)
+        del checkpoint, parts  # engines need their memory
+        give_back_memory()
         written.comparisons.extend(run_loops(bundle, schemes, recorded))
         require(written.comparisons, "the bundle differs from the library, and was not kept")
         writer.add_bytes(PARITY_FILE, parity_document(recorded, written.comparisons).encode())

@@ -19,6 +19,7 @@ from torch import Tensor
 from edgemm import progress
 from edgemm.bundle.bundle import UNCONDITIONAL, Bundle, BundleWriter, Manifest, open_bundle
 from edgemm.bundle.manifest import ADAPTER_SCALES
+from edgemm.bundle.node_link import read_graph
 from edgemm.bundle.picture import load_picture, seeded_picture
 from edgemm.bundle.prompt import Tokenizer
 from edgemm.bundle.writer import telling_name
@@ -35,7 +36,7 @@ from edgemm.export.variants import Wanted, native_sizes, write_graphs
 from edgemm.model import checkpoint
 from edgemm.model.checkpoint import weights_hash
 from edgemm.model.codes import write_codes
-from edgemm.model.config import ModelConfig
+from edgemm.model.config import GraphConfig, ModelConfig
 from edgemm.model.prompts import codes_prompt, draw_prompt, read_prompt
 from edgemm.model.unified import Unified
 from edgemm.options import from_keywords
@@ -222,6 +223,7 @@ def _write_recorded(recorded: Recorded, comparisons: list[Comparison], writer: B
 TEXTS = (("What is the capital of France?", None), ("Count from one to ten.", None), ("What is this?", 1))
 DRAWS = (("red heart", 1, 2.0), ("dog face, noto style", 2, 1.0))  # prompt, seed, guidance
 EDIT = ("make it blue", 3, 2.0, 1)  # of models that edit; and the picture's seed
+GRAPH = "Which one is left?"  # asked of a graph, by models that read such as rows; and drawn, with no word
 MOST_STEPS = 8
 MOST_CODES = 32  # of a picture that is compared code by code
 
@@ -234,6 +236,10 @@ def longest_prompt(model: Unified) -> int:
         return max(*map(len, asked), max(map(len, drawn)) + model.config.image_tokens.token_count)
     drawn = [draw_prompt(model.config, model.tokenizer, text) for text, _, _ in DRAWS]
     drawn.append(draw_prompt(model.config, model.tokenizer, EDIT[0], model.config.edits))
+    if model.config.graph is not None:
+        graph = read_graph(_graph(model.config.graph))
+        asked.append(read_prompt(model.config, model.tokenizer, GRAPH, 0, graph))
+        drawn.append(draw_prompt(model.config, model.tokenizer, "", graph=graph))
     return max(map(len, asked + drawn))
 
 
@@ -244,6 +250,10 @@ def torch_answers(model: Unified, precision: str, new_tokens: int) -> Recorded:
         pixels = None if seed is None else _picture(model, seed)
         tokens, _ = model.generate(prompt, pixels, new_tokens, stop=False)
         texts.append(TextCase(prompt, seed, tuple(tokens)))
+    graph = None if model.config.graph is None else _graph(model.config.graph)
+    if graph:
+        tokens, _ = model.generate(GRAPH, None, new_tokens, stop=False, graph=read_graph(graph))
+        texts.append(TextCase(GRAPH, None, tuple(tokens), graph))
     if model.config.objective == "ar":
         return Recorded(precision, tuple(texts), (), (), tuple(_codes(model, text, scale) for text, _, scale in DRAWS))
     steps = min(MOST_STEPS, model.config.sampler.num_inference_steps)
@@ -251,7 +261,18 @@ def torch_answers(model: Unified, precision: str, new_tokens: int) -> Recorded:
     if model.config.edits:
         prompt, seed, guidance, picture_seed = EDIT
         draws += (DrawCase(prompt, seed, steps, guidance, picture_seed),)
+    draws += (DrawCase("", 4, steps, 2.0, graph=graph),) if graph else ()
     return Recorded(precision, tuple(texts), draws, tuple(_drawing(model, case) for case in draws))
+
+
+def _graph(config: GraphConfig) -> dict[str, Any]:
+    """Node-link JSON of a ring whose edges have every type in turn."""
+    nodes = [{"id": str(place), "text": f"thing {place}"} for place in range(min(3, config.nodes))]
+    edges = [
+        {"source": str(place % len(nodes)), "target": str((place + 1) % len(nodes)), "type": kind}
+        for place, kind in enumerate(config.kinds)
+    ]
+    return {"directed": True, "multigraph": True, "nodes": nodes, "edges": edges}
 
 
 def _picture(model: Unified, seed: int) -> Tensor:
@@ -265,7 +286,8 @@ def _drawing(model: Unified, case: DrawCase) -> np.ndarray:
     noise = schedule.initial_noise(case.seed, tokens.token_count, tokens.token_width)
     sampler = model.with_sampler(num_inference_steps=case.steps, guidance_scale=case.guidance)
     picture = None if case.picture_seed is None else _picture(model, case.picture_seed)[0]
-    return model.draw([case.prompt], torch.from_numpy(noise)[None], sampler, [picture])[0].numpy()
+    graph = None if case.graph is None else read_graph(case.graph)
+    return model.draw([case.prompt], torch.from_numpy(noise)[None], sampler, [picture], [graph])[0].numpy()
 
 
 def _codes(model: Unified, prompt: str, guidance: float) -> CodesCase:

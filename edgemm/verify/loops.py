@@ -13,7 +13,7 @@ from itertools import islice
 import numpy as np
 
 from edgemm.bundle.bundle import Bundle
-from edgemm.bundle.chat import as_messages, chat_prompt
+from edgemm.bundle.chat import as_messages, chat_prompt, with_graph
 from edgemm.bundle.components import OneCall
 from edgemm.bundle.drawing import ImageTokensLoop
 from edgemm.bundle.manifest import Manifest, TextLoop
@@ -64,6 +64,7 @@ def compare_loops(model: Model, recorded: Recorded) -> Iterator[Comparison]:
                 guidance_scale=case.guidance,
                 seed=case.seed,
                 image=_source(model, case),
+                graph=case.graph,
                 height=case.height,
                 width=case.width,
             )
@@ -82,7 +83,7 @@ def _compare_one_call(model: Model, recorded: Recorded) -> Iterator[Comparison]:
         return
     how = {"num_inference_steps": call.num_inference_steps, "guidance_scale": call.guidance_scale}
     for case in recorded.draws:
-        if case.picture_seed is None:
+        if case.picture_seed is None and case.graph is None:
             height, width = (case.height, case.width) if _fits(model, call, case) else (None, None)
             asked = {**how, "seed": case.seed, "height": height, "width": width}
             drawn, looped = (model.generate_image(case.prompt, one_call=one, **asked) for one in (True, False))
@@ -105,6 +106,7 @@ def _whole(drawn: Picture) -> np.ndarray:
 
 def _name_drawing(case: DrawCase) -> str:
     source = "" if case.picture_seed is None else " from a picture"
+    source += "" if case.graph is None else " from a graph"
     size = "" if case.height is None else f" {case.width} x {case.height}"
     return f"denoise loop, {case.prompt!r}{source}{size}, {case.steps} steps, guidance {case.guidance:g}"
 
@@ -121,13 +123,13 @@ def _compare_text(model: Model, case: TextCase, precision: str) -> Iterator[Comp
     if loop is None:
         raise BundleError(f"{model.manifest.name} has recorded replies and no text loop")
     images = [] if case.picture_seed is None else [seeded_picture(case.picture_seed, loop.image_size)]
-    name = f"{case.prompt!r} with a picture" if images else f"{case.prompt!r}"
+    name = f"{case.prompt!r}" + (" with a picture" if images else "" if case.graph is None else " of a graph")
     chosen = _choices(model, case, loop, images)
     yield compare_choices(f"next tokens, {name}", precision, chosen, case.tokens)
-    reply = model.generate_text(case.prompt, images=images, max_new_tokens=len(case.tokens)).token_ids
+    reply = model.generate_text(case.prompt, images, max_new_tokens=len(case.tokens), graph=case.graph).token_ids
     yield compare_replies(f"text loop, {name}", precision, reply, _up_to_stop(case.tokens, loop))
     call = model.manifest.one_call.get("read")
-    if call is not None and model.choice.target in call.variants:
+    if call is not None and model.choice.target in call.variants and case.graph is None:
         found = _read_in_one_call(model, case, loop, images)
         yield compare_replies(f"one call, {name}", precision, _up_to_stop(found, loop), reply)
 
@@ -163,7 +165,7 @@ def _read_in_one_call(model: Model, case: TextCase, loop: TextLoop, images: list
 
 def _choices(model: Model, case: TextCase, loop: TextLoop, images: list[np.ndarray]) -> list[int]:
     """The likeliest token after the prompt and after each of torch's tokens."""
-    prompt = chat_prompt(as_messages(case.prompt, images), loop, model.tokenizer)
+    prompt = chat_prompt(with_graph(as_messages(case.prompt, images), case.graph, loop.graph), loop, model.tokenizer)
     seen = [model._text.reader.picture(image, loop) for image in images]
     prompt, image_tokens = model._text.reader.read(prompt, seen, loop)
     transformer = model._text.conversation()

@@ -182,6 +182,7 @@ class TextCase:
     prompt: str
     picture_seed: int | None  # a picture of seeded coloured blocks, or none
     tokens: tuple[int, ...]
+    graph: Any = None  # of models that read graphs as rows: node-link JSON
 
 
 @dataclass(frozen=True)
@@ -195,6 +196,7 @@ class DrawCase:
     picture_seed: int | None = None  # of models that edit: drawn from a picture of seeded coloured blocks
     height: int | None = None  # of models that draw several sizes, in pixels
     width: int | None = None
+    graph: Any = None  # as above
 
 
 @dataclass(frozen=True)

@@ -40,6 +40,18 @@ def test_every_layer_has_a_form_that_the_target_takes(scheme):
         }
 
 
+@pytest.mark.parametrize("portable", [False, True])
+@pytest.mark.parametrize(("drawing_depth", "fine"), [(0, 0), (3, 2), (6, 3)])
+def test_what_feeds_the_keys_that_drawing_reads_keeps_8_bits(portable, drawing_depth, fine):
+    """All layers below the last that it reads, half of the model at most."""
+    parts = ("self_attn.o_proj", "mlp.gate_proj", "mlp.up_proj")
+    shapes = {f"transformer.layers.{number}.{part}": (128, 128) for number in range(6) for part in parts}
+    layers = choose_layers(shapes, "int4", "int8", drawing_depth, portable)
+    for name, layer in layers.items():
+        assert layer.bits == (8 if int(name.split(".")[2]) < fine else 4), name
+        assert portable is False or refusal(layer) is None
+
+
 def test_blocks_that_do_not_divide_a_width_become_one_scale_a_channel():
     """352 is the width behind the feed-forward layers of checkpoints/micro-shapes."""
     (layer,) = choose_layers({"transformer.layers.0.mlp.down_proj": (128, 352)}, "int4", "fp16", portable=True).values()

@@ -71,6 +71,16 @@ def test_few_prompts_are_whitened_too(count):
     assert ((pooled - conditioner.whiten_mean) @ conditioner.whiten_matrix).abs().max() < 4
 
 
+def test_prompts_that_were_pooled_in_bfloat16_are_followed_too():
+    """As on CPUs whose autocast is bfloat16: products of two types are refused there."""
+    conditioner = checkpoint.build(micro()).conditioner
+    pooled = torch.randn(40, len(conditioner.whiten_mean), generator=torch.Generator().manual_seed(0)).bfloat16()
+    conditioner.fit_whitening(pooled)
+    before = conditioner.whiten_matrix.clone()
+    conditioner.fit_whitening(pooled, follow=True)
+    torch.testing.assert_close(conditioner.whiten_matrix, before, rtol=1e-3, atol=1e-3)
+
+
 def test_pooling_is_the_mean_over_the_users_tokens_then_over_all():
     values = torch.tensor([1.0, 2.0, 4.0, 100.0]).reshape(1, 1, 4, 1)
     pooled = pool_prompt([values, 10 * values], torch.tensor([[0.0, 1.0, 1.0, 0.0]]), torch.tensor([[1, 1, 1, 0]]))

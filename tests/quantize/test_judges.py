@@ -55,8 +55,9 @@ def test_fewer_bits_score_worse(model):
         quantized = copy.deepcopy(model)
         swap(quantized, spec)
         scores = compare(plain, ask(quantized, 2, TEXT))
-        found.append((scores.token_agreement, scores.psnr_db, scores.ssim, signals["denoiser.blocks.0.up_proj"]))
-    assert all(fine > coarse for fine, coarse in zip(*found, strict=True))
+        last = f"transformer.layers.{len(model.transformer.layers) - 1}.mlp.up_proj"  # drawing reads those below
+        found.append((scores.psnr_db, scores.ssim, signals["denoiser.blocks.0.up_proj"], signals[last]))
+    assert all(fine > coarse for fine, coarse in zip(*found, strict=True)), found
 
 
 @pytest.mark.parametrize("source", [None, EMOJI])
@@ -77,8 +78,8 @@ def test_ssim_of_known_pictures():
     assert ssim(1 - picture, picture) < 0.2
 
 
-def scores(percent: float = 0, psnr: float = 40, ssim_: float = 1) -> Scores:
-    return Scores(100, 100 + percent, 1, psnr, psnr, ssim_)
+def scores(percent: float = 0, psnr: float = 40, ssim_: float = 1, lost: float | None = None) -> Scores:
+    return Scores(100, 100 + percent, 1, psnr, psnr, ssim_, lost)
 
 
 @pytest.mark.parametrize(
@@ -87,6 +88,8 @@ def scores(percent: float = 0, psnr: float = 40, ssim_: float = 1) -> Scores:
         ("text", "ppl+3%", scores(percent=2.9), scores(percent=3.1), r"ppl\+3% is not met: ppl is \+3.10 %"),
         ("text", "ppl+0.5%", scores(percent=-1), scores(percent=math.nan), r"ppl\+0.5% is not met"),
         ("draw", "psnr30", scores(psnr=30), scores(psnr=29), r"psnr30 is not met: psnr is \+29.00 dB"),
+        ("draw", "drawn-4%", scores(lost=3.9), scores(lost=4.1), r"drawn-4% is not met: drawn is \+4.10 % lost"),
+        ("draw", "drawn-4%", scores(lost=-2), scores(), "drawn-4% is not met"),
         ("draw", "ssim0.97", scores(ssim_=0.98), scores(ssim_=0.9), r"ssim0.97 is not met: ssim is \+0.90"),
     ],
 )
@@ -98,7 +101,15 @@ def test_a_budget_is_met_or_named(side, word, good, bad, message):
 
 
 @pytest.mark.parametrize(
-    ("side", "word"), [("text", "psnr30"), ("draw", "ppl+3%"), ("text", "ppl+..%"), ("draw", "30")]
+    ("side", "word"),
+    [
+        ("text", "psnr30"),
+        ("draw", "ppl+3%"),
+        ("text", "ppl+..%"),
+        ("draw", "30"),
+        ("draw", "drawn-4"),
+        ("text", "drawn-4%"),
+    ],
 )
 def test_a_budget_in_other_words_is_refused(side, word):
     with pytest.raises(UsageError, match=f"--budget-{side} '.*' is not of the form"):

@@ -81,6 +81,8 @@ def test_the_share_of_right_drawings_is_the_judges():
     ranked = [{"drawn_rank": rank} for rank in (0, 3, 0, 1)]
     assert drawn_share({"drawing": ranked}) == 0.5
     assert drawn_share({"drawing": [{"passed": True}, {"passed": False}, {"passed": True}]}) == pytest.approx(2 / 3)
+    split = [{"split": name, "passed": name != "train"} for name in ("train", "held-out-pair")]
+    assert drawn_share({"drawing": split}) == 1, "what was trained says little"
 
 
 def test_the_report_shows_the_tasks(model, tmp_path, capsys):
@@ -89,6 +91,8 @@ def test_the_report_shows_the_tasks(model, tmp_path, capsys):
     words += ["--tasks", str(FIXTURE), "--tasks-limit", str(LIMIT), "--output", str(tmp_path / "spec")]
     assert main(words) == 2
     assert "--tasks is for the report" in capsys.readouterr().err
+    assert main([*words[:2], "--output", str(tmp_path / "spec"), "--budget-draw", "drawn-4%"]) == 2
+    assert "is judged on a dataset: give --tasks DIR too" in capsys.readouterr().err
     assert main([*words, "--report", str(tmp_path / "page.html")]) == 0
     assert left_behind(tmp_path) == ["nano", "page.html", "page.json", "spec"]
     tasks = json.loads((tmp_path / "page.json").read_text())["tasks"]

@@ -26,7 +26,7 @@ import onnxruntime as ort
 
 from edgemm.bundle.components import TensorSpec, Variant
 from edgemm.bundle.held_file import HeldFile
-from edgemm.bundle.onnx_file import check_external_data
+from edgemm.bundle.onnx_file import ROUTED, check_external_data, read_outline
 from edgemm.errors import BundleError, EdgemmError, MissingError
 from edgemm.runtimes.backend.engine import (
     Arrays,
@@ -60,6 +60,7 @@ ORT_TYPES = {
 }
 CPU = "CPUExecutionProvider"
 NEEDED = (1, 30)  # of what graphs for CPUs are made: GroupQueryAttention without a mask of its own
+ROUTES = (1, 28)  # of learned routing: what came before computes another SwiGLU, without a word
 UPGRADE = "bundles for CPUs want 1.30 or newer: pip install -U 'onnxruntime>=1.30' (Python 3.11 or newer)"
 QUIET = 4  # its errors are raised, too
 FOLDER = "session.model_external_initializers_file_folder_path"
@@ -86,6 +87,7 @@ def open_session(
     graph, component = files.graph, files.component
     if provider not in ort.get_available_providers():
         raise MissingError(f"{component}: ONNX Runtime {ort.__version__} has no {provider}")
+    _check_routing(files)
     try:
         with denormals_as_zero():  # the first session of a process sets it in this thread, and leaves it so
             session = _session(files, [(provider, dict(options))], plan)
@@ -101,6 +103,16 @@ def open_session(
     compare_io(graph, "input", files.variant.inputs, session.get_inputs())
     compare_io(graph, "output", files.variant.outputs, session.get_outputs())
     return session
+
+
+def _check_routing(files: GraphFiles) -> None:
+    if _release(ort.__version__) >= ROUTES:
+        return
+    if any(node.op_type in ROUTED for node in read_outline(files.graph).nodes):
+        raise MissingError(
+            f"{files.component}: it chooses among experts by ONNX Runtime's MoE, which computes another SwiGLU before "
+            f"1.28, and this is {ort.__version__}: pip install -U 'onnxruntime>=1.30'"
+        )
 
 
 def _session(files: GraphFiles, providers: list[tuple[str, dict[str, str]]], plan: ThreadPlan) -> ort.InferenceSession:

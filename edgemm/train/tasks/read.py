@@ -196,7 +196,7 @@ class ReadTask:
         scored, pictured = targets >= 0, torch.tensor([is_pictured(prompt) for prompt in prompts])
         pictured = pictured[:, None].expand_as(scored).to(device)
         ids, index, limit, targets, scored = (t.to(device) for t in (ids, index, limit, targets, scored))
-        hidden, _ = model.transformer(model.transformer.embed(ids, image_tokens, index), limit)
+        hidden, _ = model.transformer(model.transformer.embed(ids, image_tokens, index), limit, pictured=index >= 0)
         return hidden[scored], targets[scored], pictured[scored]
 
     def _token_counts(self, step: int) -> tuple[int, int]:

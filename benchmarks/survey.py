@@ -1,0 +1,415 @@
+r"""The survey's experiments, checks and open questions (arXiv:2409.14993) at micro scale, by one command that goes on.
+
+    edgemm data shapes --output data/shapes-two --count 12000 \
+        --tasks single-object colours two-objects position attribute-binding
+    python benchmarks/survey.py data/shapes-two --runs runs/survey --seeds 0 1 2 --workers 2
+    python benchmarks/survey.py data/shapes-two --runs runs/quick --quick
+
+Parts: A designs (experiment 1: codes in one early-fused transformer; experiment 2: cross-entropy and flow in one dense
+transformer, against the mixture, a connector and the two specialists), B mixtures of experts at equal active width,
+C graphs as rows, as text, and as nodes alone, D clips that are drawn.  Clips that are read are not part of it yet.
+
+The rules, written before the first run:
+ 1. Every model is a `micro` from nothing with all its parts learning; runs of a part see as many steps, batches and
+    pictures, of the same data.  A run is one seed of one row, in a process of its own with one thread.
+ 2. What is there is not run again.  A run that fails stays in the table as failed, with its error; it counts as no
+    number, and its row says of how many seeds it speaks.  Nothing is left out because of how it came out.
+ 3. A row's figure is the mean over seeds and its 95 % interval by Student's t (at three seeds 2.48 deviations).
+    Two rows are compared seed by seed: better or worse where the interval of the differences lies on one side of zero,
+    else "not told apart".  One seed tells nothing apart.
+ 4. The gate: reading is compared only where the best reader of the part answers 0.70 of the questions on pairs it has
+    seen, else every comparison of reading says "not told apart".  The bar itself is 0.80.
+ 5. Check 1: joint against each specialist at equal steps, and at equal core-seconds (the specialist trains longer).
+    Check 2: the two specialists' costs summed, beside the joint model's.  Check 3: what is withheld over what was seen,
+    unified beside specialist.
+ 6. Open question 2 (graphs): "yes at micro" only where rows beat text by 5 points with an interval above zero, in
+    answers and in drawings.  Open question 3 (mixtures): the modality mixture stays the default unless a learned one
+    draws better (flow loss 3 % lower, or 4 points of the checker, the interval on one side of zero) and reads no worse.
+ 7. Core-seconds are a process's own time; they are fair on a busy machine, wall clock is not, and is not told.
+
+Prints tables, answers in sentences, then one JSON line; survey.html beside the runs has the plots.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import os
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from designs import ALL, _config, _draw_macs, _flow_loss
+
+from edgemm.bench.conditions import commit, machine_card
+from edgemm.report import page
+from edgemm.report.page import text_table
+from edgemm.report.svg import Bar, bars
+
+T95 = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776, 6: 2.571, 7: 2.447, 8: 2.365, 9: 2.306, 10: 2.262}
+GATE, BAR = 0.70, 0.80
+TRAINING = {
+    "optimizer": "muon",
+    "learning_rate": 2e-3,
+    "matrix_learning_rate": 0.02,
+    "warmup": 20,
+    "decay": 0.5,
+    "ema": 0.98,
+}
+SEEN, WITHHELD = "held-out-picture", "held-out-pair"
+
+
+@dataclass(frozen=True)
+class Row:
+    part: str
+    task: str  # "read", "draw", "joint" or "graph"
+    designs: dict[str, str] = field(default_factory=dict)
+    lines: dict[str, Any] = field(default_factory=dict)  # of the recipe
+    as_long_as: str = ""  # the row whose core-seconds it may use
+
+
+def _mixed(mixture: str) -> Row:
+    return Row("B", "joint", {"experts": "dense", "mixture": mixture})
+
+
+ROWS = {
+    "reading alone": Row("A", "read"),
+    "drawing alone": Row("A", "draw"),
+    "joint": Row("A", "joint"),
+    "joint, dense": Row("A", "joint", {"experts": "dense"}),
+    "joint, codes": Row("A", "joint", {"image_tokens": "vq", "objective": "ar"}),
+    "drawing, connector": Row("A", "draw", {"experts": "connector"}),
+    "reading alone, equal time": Row("A", "read", as_long_as="joint"),
+    "drawing alone, equal time": Row("A", "draw", as_long_as="joint"),
+    "2 experts, top 1": _mixed("2-top-1"),
+    "4 experts, top 1": _mixed("4-top-1"),
+    "4 experts, top 2": _mixed("4-top-2"),
+    "8 experts, top 2": _mixed("8-top-2"),
+    "8 experts, top 2, one shared": _mixed("8-top-2-shared"),
+    "4 + 4 experts by modality, top 1": _mixed("8-top-1-by-modality"),
+    "by modality, 8 choose in the denoiser": Row("B", "joint", {"mixture": "choice-8"}),
+    "dense, as wide as 8 experts": _mixed("wide"),
+    "graph as rows": Row("C", "graph", {"graphs": "rows"}),
+    "graph as text": Row("C", "graph", {"graphs": "text"}),
+    "nodes alone": Row("C", "graph", {"graphs": "rows"}, {"edges": "none"}),
+    "clips drawn": Row("D", "clips", {}, {"frames": 8, "noises": 4}),
+}
+ALSO = {"B": ("joint", "joint, dense")}  # rows of another part that a part is compared with
+PAIRS = {  # part -> (row, what it is compared with)
+    "A": [("joint", "reading alone"), ("joint", "drawing alone"), ("joint", "reading alone, equal time")]
+    + [("joint", "drawing alone, equal time"), ("joint", "joint, dense"), ("joint", "joint, codes")],
+    "B": [(name, base) for name, row in ROWS.items() if row.part == "B" for base in ("joint", "joint, dense")],
+    "C": [("graph as rows", "graph as text"), ("graph as text", "nodes alone")],
+    "D": [],
+}
+MEASURES = {  # name -> (key of the scores, whether less is better, whether it is about reading)
+    "questions, seen": ("questions", False, True),
+    "questions, withheld": ("questions_withheld", False, True),
+    "flow loss": ("flow_loss", True, False),
+    "checker, seen": ("checker", False, False),
+    "checker, withheld": ("checker_withheld", False, False),
+    "graphs answered": ("answered", False, True),
+    "graphs drawn": ("drawn", False, False),
+    "clips, seen": ("clips", False, False),
+    "clips, withheld": ("clips_withheld", False, False),
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("data", type=Path, help="of `edgemm data shapes`")
+    parser.add_argument("--runs", type=Path, default=Path("runs/survey"), help="folder of the run folders")
+    parser.add_argument("--part", nargs="+", choices=list("ABCD"), default=list("ABCD"))
+    parser.add_argument("--only", nargs="+", choices=list(ROWS), default=[], metavar="ROW", help="some rows")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--workers", type=int, default=2, help="runs beside one another, one thread each")
+    parser.add_argument("--steps", type=int, default=1000)
+    parser.add_argument("--batch", type=int, default=32)
+    parser.add_argument("--limit", type=int, default=400, help="drawings, and questions a kind, that are judged")
+    parser.add_argument("--graphs", type=int, default=8000, help="graphs, or half as many clips, to train on")
+    parser.add_argument("--quick", action="store_true", help="20 minutes: one seed, 30 steps; tells nothing apart")
+    parser.add_argument("--again", action="store_true", help="runs that failed are run again")
+    parser.add_argument("--output", type=Path, help="also write the document here")
+    parser.add_argument("--job", nargs=2, metavar=("ROW", "SEED"), help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.quick:
+        args.seeds, args.steps, args.limit, args.graphs = args.seeds[:1], 30, 24, 400
+    if args.job:
+        _job(args.job[0], int(args.job[1]), args)
+        return
+    names = [name for name, row in ROWS.items() if row.part in args.part]
+    names += [name for part in args.part for name in ALSO.get(part, ()) if name not in names]
+    names = [name for name in names if not args.only or name in args.only]
+    _run_all(names, args)
+    scores = {name: [_kept(name, seed, args) for seed in args.seeds] for name in names}
+    tables = _tables(scores)
+    answers = _compared(scores, args.part) + _checks(scores)
+    print("\n\n".join(["\n".join(text_table(table)) for table in tables] + ["\n".join(answers)]))
+    document = {"benchmark": "survey", "machine": machine_card(), "commit": commit(Path(__file__).parent)}
+    document |= {key: getattr(args, key) for key in ("seeds", "steps", "batch", "limit", "graphs", "quick")}
+    document |= {"scores": scores, "answers": answers}
+    (args.runs / "survey.html").write_text(_page(tables, answers, scores, document), encoding="utf-8")
+    print(json.dumps(document))
+    if args.output:
+        args.output.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+
+
+# Runs
+
+
+def _run_all(names: list[str], args: argparse.Namespace) -> None:
+    """Those that are as long as another come after it."""
+    made = {"graph": ("graphs", args.graphs, []), "clips": ("clips", args.graphs // 2, ["--fixed"])}
+    for task, (kind, count, more) in made.items():
+        if any(ROWS[name].task == task for name in names) and not (args.runs / kind / "dataset.json").is_file():
+            words = ["data", kind, "--output", str(args.runs / kind), "--count", str(count), "--force", *more]
+            subprocess.run([sys.executable, "-m", "edgemm", *words], check=True, stdout=sys.stderr)
+    for later in (False, True):
+        jobs = [(name, seed) for seed in args.seeds for name in names if bool(ROWS[name].as_long_as) == later]
+        with ThreadPoolExecutor(args.workers) as pool:
+            list(pool.map(lambda job: _run_one(job[0], job[1], args), jobs))
+
+
+def _run_one(name: str, seed: int, args: argparse.Namespace) -> None:
+    kept = _folder(name, seed, args) / "scores.json"
+    if kept.is_file() and not (args.again and "error" in json.loads(kept.read_text(encoding="utf-8"))):
+        return
+    told = [f"--{key}={getattr(args, key)}" for key in ("runs", "steps", "batch", "limit", "graphs")]
+    words = [sys.executable, __file__, str(args.data), *told, "--job", name, str(seed)]
+    one_thread = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
+    done = subprocess.run(words, env=os.environ | one_thread, capture_output=True, text=True)
+    if done.returncode:
+        last = (done.stderr.strip().splitlines() or [f"exit {done.returncode}"])[-1]
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        kept.write_text(json.dumps({"seed": seed, "error": last[:300]}), encoding="utf-8")
+    print(f"{name}, seed {seed}: {'failed' if done.returncode else 'done'}", file=sys.stderr, flush=True)
+
+
+def _folder(name: str, seed: int, args: argparse.Namespace) -> Path:
+    return args.runs / f"{name.replace(', ', '-').replace(' ', '-').replace('+', 'and')}-{seed}"
+
+
+def _kept(name: str, seed: int, args: argparse.Namespace) -> dict[str, Any]:
+    return json.loads((_folder(name, seed, args) / "scores.json").read_text(encoding="utf-8"))
+
+
+def _job(name: str, seed: int, args: argparse.Namespace) -> None:
+    """One run: train, judge, write the scores."""
+    from edgemm.model import checkpoint
+
+    row, folder = ROWS[name], _folder(name, seed, args)
+    config, steps = _config(row.designs), args.steps
+    if row.as_long_as:
+        equal = _kept(name.removesuffix(", equal time"), seed, args)["core_s"]
+        steps = round(steps * _kept(row.as_long_as, seed, args)["core_s"] / equal)
+    began = time.process_time()
+    _train(row, config, folder, seed, steps, args)
+    scores: dict[str, Any] = {"seed": seed, "steps": steps, "core_s": time.process_time() - began}
+    model = checkpoint.load(folder / "checkpoint")
+    scores["weights_m"] = sum(parameter.numel() for parameter in model.parameters()) / 1e6
+    if config.objective == "flow":
+        scores["draw_mmac"] = _draw_macs(model) / 1e6
+    judge = {"graph": _graph_scores, "clips": _clip_scores}.get(row.task, _shape_scores)
+    scores |= judge(row, model, folder, args)
+    last = (folder / "log.jsonl").read_text(encoding="utf-8").splitlines()[-1]
+    routed = ("expert_load", "dead_experts", "modality_bits")
+    scores |= {key: value for key, value in json.loads(last).items() if key in routed}
+    scores["rss_mb"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    (folder / "scores.json").write_text(json.dumps(scores), encoding="utf-8")
+
+
+def _train(row: Row, config: Any, folder: Path, seed: int, steps: int, args: argparse.Namespace) -> None:
+    import torch
+
+    from edgemm.model import checkpoint
+    from edgemm.train.recipe import AutoencodeRecipe, DrawRecipe, GraphRecipe, JointRecipe, ReadRecipe
+    from edgemm.train.run import train
+
+    kinds: dict[str, Any] = {
+        "clips": DrawRecipe,
+        "draw": DrawRecipe,
+        "read": ReadRecipe,
+        "joint": JointRecipe,
+        "graph": GraphRecipe,
+    }
+    quiet = {"log_every": 50, "save_every": 10**9, "sample_every": 10**9}
+    own = {"views": 1, "replies": 0} if row.task in ("read", "joint") else {}
+    own |= {"train": ALL} if row.task != "graph" and config.objective == "flow" else {}
+    if config.experts == "connector":
+        own |= {"train": ("conditioner", "denoiser", "queries", "transformer")}
+    data = {"graph": args.runs / "graphs", "clips": args.runs / "clips"}.get(row.task, args.data)
+    with tempfile.TemporaryDirectory() as temporary:
+        start = Path(temporary) / "start"
+        checkpoint.save(checkpoint.build(config, seed), start, torch.float32)
+        common = {"batch": args.batch, "seed": seed, **TRAINING, **quiet}
+        if config.objective == "ar":
+            learn = Path(temporary) / "codes"
+            recipe = AutoencodeRecipe(data=str(data), output=str(learn), start=str(start), steps=steps // 2, **common)
+            train(dataclasses.replace(recipe, optimizer="adamw"))
+            start = learn / "checkpoint"
+        train(kinds[row.task](
+            data=str(data), output=str(folder), start=str(start), steps=steps, **common, **own, **row.lines
+        ))  # fmt: skip
+
+
+def _shape_scores(row: Row, model: Any, folder: Path, args: argparse.Namespace) -> dict[str, Any]:
+    from edgemm.evaluate.evaluation import Plan, evaluate
+
+    scores: dict[str, Any] = {}
+    if row.task != "draw":
+        held = json.loads((args.data / "dataset.json").read_text(encoding="utf-8"))["counts"]
+        splits = tuple(split for split in (SEEN, WITHHELD) if split in held)
+        found = evaluate(folder / "checkpoint", args.data, Plan(("read",), args.limit, splits=splits)).document["read"]
+        for split, key in ((SEEN, "questions"), (WITHHELD, "questions_withheld")):
+            part = found.get(split)
+            scores[key] = part["balanced"]["accuracy"]["value"] if part else None
+            scores[f"{key}_baseline"] = part["balanced"]["baseline"] if part else None
+    if row.task != "read":
+        found = evaluate(folder / "checkpoint", args.data, Plan(("draw",), args.limit)).document["draw"]["parts"]
+        scores |= {"checker": found["train"]["mean_of_tasks"], "checker_withheld": found[WITHHELD]["mean_of_tasks"]}
+        if model.config.objective == "flow":
+            scores["flow_loss"] = _flow_loss(folder / "checkpoint", args.data)
+    return scores
+
+
+def _graph_scores(row: Row, model: Any, folder: Path, args: argparse.Namespace) -> dict[str, Any]:
+    from edgemm.evaluate.graph_suite import Graphs, ask_graphs, draw_graphs
+
+    known = Graphs(args.runs / "graphs", (WITHHELD,), model.config.vision.image_size)
+    told, shuffled = (ask_graphs(model, known, edges, args.limit) for edges in ("told", "shuffled"))
+    drawn, other = (draw_graphs(model, known, args.limit, other) for other in (False, True))
+    answered = statistics.mean(kind["accuracy"] for kind in told.values())
+    found = {"answered": answered, "drawn": statistics.mean(drawn.values()), "by_things": drawn, "by_chance": other}
+    return found | {"by_kind": {name: kind["accuracy"] for name, kind in told.items()}, "shuffled": shuffled}
+
+
+def _clip_scores(row: Row, model: Any, folder: Path, args: argparse.Namespace) -> dict[str, Any]:
+    import clips
+
+    from edgemm.data.format import read_dataset
+    from edgemm.evaluate.evaluation import open_subject
+    from edgemm.evaluate.subject import DrawSettings, some
+
+    dataset, subject = read_dataset(args.runs / "clips"), open_subject(folder / "checkpoint", DrawSettings(), threads=1)
+    scores: dict[str, Any] = {}
+    for split, key in (("train", "clips"), (WITHHELD, "clips_withheld")):
+        samples = some(dataset.split(split), args.limit, "id")
+        drawn = [subject.draw([sample.captions[0]], [seed])[0] for seed, sample in enumerate(samples)]
+        found = clips._scores(dataset, samples, drawn)
+        others = found["another clip's caption"] or [False]
+        scores |= {key: statistics.mean(found["all tasks"]), f"{key}_by_chance": statistics.mean(others)}
+    return scores
+
+
+# What it says
+
+
+def _values(scores: list[dict[str, Any]], key: str) -> dict[int, float]:
+    return {one["seed"]: one[key] for one in scores if one.get(key) is not None}
+
+
+def _interval(values: list[float]) -> tuple[float, float]:
+    """Mean, and half of the 95 % interval; infinite for one value."""
+    if len(values) < 2:
+        return values[0], float("inf")
+    return statistics.mean(values), T95.get(len(values), 1.96) * statistics.stdev(values) / len(values) ** 0.5
+
+
+def _shown(values: list[float]) -> str:
+    if not values:
+        return "-"
+    mean, half = _interval(values)
+    return f"{mean:.3f}" if half == float("inf") else f"{mean:.3f} +- {half:.3f}"
+
+
+def _tables(scores: dict[str, list[dict[str, Any]]]) -> list[list[tuple[str, ...]]]:
+    costs = {"M weights": "weights_m", "MMAC a token": "draw_mmac", "core-s": "core_s", "RSS MB": "rss_mb"}
+    told = {"load": "expert_load", "dead": "dead_experts", "modality bits": "modality_bits"}
+    made = []
+    for part in sorted({ROWS[name].part for name in scores}):
+        names = [name for name in scores if ROWS[name].part == part or name in ALSO.get(part, ())]
+        columns = costs | {label: key for label, (key, _, _) in MEASURES.items()} | told
+        some = {label: key for label, key in columns.items() if any(_values(scores[name], key) for name in names)}
+        rows = [(f"part {part}", "seeds", *some)]
+        for name in names:
+            failed = [one["error"] for one in scores[name] if "error" in one]
+            cells = [_shown(list(_values(scores[name], key).values())) for key in some.values()]
+            rows.append((name, f"{len(scores[name]) - len(failed)} of {len(scores[name])}", *cells))
+        made.append(rows)
+    return made
+
+
+def _compared(scores: dict[str, list[dict[str, Any]]], parts: list[str]) -> list[str]:
+    lines = []
+    for part in parts:
+        readers = [v for name in scores if ROWS[name].part == part for v in _values(scores[name], "questions").values()]
+        passed = bool(readers) and max(readers) >= GATE
+        if readers:
+            lines.append(f"Part {part}: the best reader answers {max(readers):.2f} on seen pairs; the bar is {BAR}.")
+        for one, other in PAIRS[part]:
+            if one in scores and other in scores and one != other:
+                lines += _pair(scores, one, other, passed or part == "C")
+    return lines
+
+
+def _pair(scores: dict[str, list[dict[str, Any]]], one: str, other: str, may_read: bool) -> list[str]:
+    lines = []
+    for label, (key, less, reads) in MEASURES.items():
+        mine, theirs = _values(scores[one], key), _values(scores[other], key)
+        differences = [mine[seed] - theirs[seed] for seed in mine.keys() & theirs.keys()]
+        if differences:
+            mean, half = _interval(differences)
+            told = abs(mean) > half and (may_read or not reads)
+            verdict = ("better" if (mean < 0) == less else "worse") if told else "not told apart"
+            spread = "one seed" if half == float("inf") else f"{mean - half:+.3f} to {mean + half:+.3f}"
+            lines.append(f"{label}: {one} against {other}: {mean:+.3f} ({spread}): {verdict}.")
+    return lines
+
+
+def _checks(scores: dict[str, list[dict[str, Any]]]) -> list[str]:
+    lines = []
+    alone = ("reading alone", "drawing alone")
+    if all(name in scores for name in (*alone, "joint")):
+        for key, what in (("core_s", "core-seconds to train"), ("weights_m", "M weights"), ("rss_mb", "MB at most")):
+            summed = sum(statistics.mean(_values(scores[name], key).values() or [0]) for name in alone)
+            joint = statistics.mean(_values(scores["joint"], key).values() or [0])
+            lines.append(f"Check 2: {what}: joint {joint:.1f}, the two specialists together {summed:.1f}.")
+        for key, who in (("questions", alone[0]), ("checker", alone[1])):
+            for name in (who, "joint"):
+                seen, held = (_values(scores[name], k) for k in (key, f"{key}_withheld"))
+                shares = [held[seed] / seen[seed] for seed in seen.keys() & held.keys() if seen[seed]]
+                lines.append(f"Check 3: {key}, withheld over seen: {name} {_shown(shares)}.")
+    return lines
+
+
+def _page(tables: list[Any], answers: list[str], scores: dict[str, list[dict[str, Any]]], document: Any) -> str:
+    blocks = [
+        page.heading("The survey's questions at micro scale", 1),
+        page.paragraph(f"Seeds {document['seeds']}.", "sub"),
+    ]
+    for rows in tables:
+        blocks += [page.heading(rows[0][0]), page.table(rows[0], rows[1:])]
+    for label, (key, less, _) in MEASURES.items():
+        found = []
+        for name, some in scores.items():
+            values = list(_values(some, key).values())
+            if values and not less:
+                mean, half = _interval(values)
+                half = 0.0 if half == float("inf") else half
+                found.append(Bar(name, mean, max(0.0, mean - half), min(1.0, mean + half)))
+        if found:
+            blocks.append(page.figure(label, "Mean over seeds, and the 95 % interval.", bars(found, label), wide=True))
+    blocks += [page.heading("Answers"), *map(page.paragraph, answers)]
+    return page.page("survey", blocks, document)
+
+
+if __name__ == "__main__":
+    main()

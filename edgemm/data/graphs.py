@@ -1,0 +1,220 @@
+"""Graphs of coloured shapes to ask about and to draw, every answer and every picture checked exactly.
+
+    hop-1 .. hop-3    "What colour is the one above the one left of the red circle?"      one edge after the other
+    hidden            the same, of a thing that shows nothing but an edge "same colour as" another
+    same-1, 0.5, 0    a hidden thing and four neighbours of two colours: all its edges say "same colour as", half, none
+                      (the rest "other colour than"); the neighbours' commonest colour is right 1, .5 and 0 of the time
+    drawn             two or three things on a canvas, told by their edges alone: where they stand, which colours agree
+
+A thing is told by words, by a picture, by both or by neither.  Edges that lead nowhere distract; no two edges answer
+one question.  `scene.graph` is node-link JSON, whose pictures are samples of group `nodes`; graphs with withheld
+pairs of colour and shape (shapes.py) are the held-out-pair split.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from edgemm import progress
+from edgemm.bundle.node_link import read_graph
+from edgemm.data.format import Question, Sample
+from edgemm.data.labels import with_article
+from edgemm.data.scenes import RELATIONS, holds, place
+from edgemm.data.shapes import COLOURS, HELD_OUT_SHARE, SHAPES, WITHHELD, draw_scene
+from edgemm.data.writer import DatasetWriter
+
+__all__ = ["EDGES", "KINDS", "Thing", "ask", "build_graphs", "drawn_graph"]
+
+SAME, OTHER = "same colour as", "other colour than"
+EDGES = (*RELATIONS, SAME, OTHER)
+KINDS = ("hop-1", "hop-2", "hop-3", "hidden", "same-1", "same-0.5", "same-0", "drawn")
+MOST = 5  # things in a graph
+NEITHER = 0.3  # of things that no question needs to see
+SEEN = ("text", "picture", "both")
+DRAWN_SIDE = 0.3  # of the canvas
+NEIGHBOURS = 4
+HIDDEN = "the hidden one"
+
+
+@dataclass(frozen=True)
+class Thing:
+    colour: str
+    shape: str
+    seen: str  # one of SEEN, or "neither"
+
+    @property
+    def words(self) -> str:
+        return f"{self.colour} {self.shape}"
+
+
+Edges = list[tuple[int, str, int]]  # places of things, and how the first stands to the second
+
+
+def build_graphs(folder: Path, size: int, count: int, seed: int, kinds: Sequence[str] = KINDS) -> int:
+    """Write `count` graphs into `folder`, the kinds in turn."""
+    writer, rng, questions = DatasetWriter(folder, "graphs", size), random.Random(seed), []
+    for index in progress.track(range(count), count, "drawing", "graphs"):
+        kind, name = kinds[index % len(kinds)], f"graphs/{index:06d}"
+        withheld = rng.random() < HELD_OUT_SHARE
+        split = "held-out-pair" if withheld else "train"
+        if kind == "drawn":
+            things, edges, objects = drawn_graph(size, rng, withheld)
+        else:
+            things, edges, asked, answer, choices = ask(kind, rng, withheld)
+            objects = _in_a_row(things, size)
+            questions.append(Question(name, kind, asked, answer, tuple(choices), split))
+        for node in _pictured(name, things, size, split):
+            writer.add(node, draw_scene(node.scene or {}, rng))
+        scene = _scene(kind, size, objects) | {"graph": _node_link(name, things, edges)}
+        group = "drawn" if kind == "drawn" else "asked"
+        told = read_graph(scene["graph"]).to_text()
+        writer.add(_sample(name, kind, group, told, scene, split), draw_scene(scene, rng))
+    writer.finish(questions, [])
+    return len(writer.samples)
+
+
+def ask(kind: str, rng: random.Random, withheld: bool = False) -> tuple[list[Thing], Edges, str, str, Sequence[str]]:
+    """Things, edges, a question about them, its answer, and the answers it may have."""
+    if kind.startswith("same-"):
+        return _ask_neighbours(float(kind.removeprefix("same-")), rng, withheld)
+    things, edges, order, told = (_hidden if kind == "hidden" else _path)(kind, rng, withheld)
+    _distract(edges, len(things), rng)
+    rng.shuffle(edges)
+    named = f"the {things[order[0]].words}"
+    for relation in told:
+        named = f"the one {relation} {named}"
+    return things, edges, f"What colour is {named}?", things[order[-1]].colour, tuple(COLOURS)
+
+
+def _path(kind: str, rng: random.Random, withheld: bool) -> tuple[list[Thing], Edges, list[int], list[str]]:
+    """From what is named to what is asked about, one edge after the other."""
+    hops = int(kind.removeprefix("hop-"))
+    things = _things(rng.randint(hops + 1, MOST), rng, withheld)
+    order, told = rng.sample(range(len(things)), hops + 1), [rng.choice(RELATIONS) for _ in range(hops)]
+    edges = [(after, relation, before) for before, after, relation in zip(order, order[1:], told)]
+    ends = (order[0], order[-1])
+    return [_dressed(thing, spot in ends, rng) for spot, thing in enumerate(things)], edges, order, told
+
+
+def _hidden(kind: str, rng: random.Random, withheld: bool) -> tuple[list[Thing], Edges, list[int], list[str]]:
+    """What is asked about shows nothing, and has the colour of what it is joined to."""
+    things = _things(rng.randint(3, MOST), rng, withheld)
+    named, asked, like = rng.sample(range(len(things)), 3)
+    dressed = [_dressed(thing, spot in (named, like), rng) for spot, thing in enumerate(things)]
+    dressed[asked] = Thing(things[like].colour, things[asked].shape, "neither")
+    relation = rng.choice(RELATIONS)
+    return dressed, [(asked, relation, named), (asked, SAME, like)], [named, asked], [relation]
+
+
+def _ask_neighbours(share: float, rng: random.Random, withheld: bool) -> tuple[list[Thing], Edges, str, str, list[str]]:
+    own, other = rng.sample(sorted(colour for colour, _ in WITHHELD), 2)
+    agree = [spot < round(share * NEIGHBOURS) for spot in range(NEIGHBOURS)]
+    rng.shuffle(agree)
+    told = [Thing(own, rng.choice(SHAPES), "neither")]
+    for same in agree:
+        colour = own if same else other
+        shapes = [shape for shape in SHAPES if (colour, shape) not in WITHHELD]
+        told.append(Thing(colour, rng.choice(shapes), rng.choice(SEEN)))
+    if withheld:
+        colour = told[1].colour
+        told[1] = Thing(colour, next(shape for other, shape in WITHHELD if other == colour), told[1].seen)
+    edges: Edges = [(0, SAME if same else OTHER, spot) for spot, same in enumerate(agree, start=1)]
+    spot = rng.randrange(len(told))  # of the hidden one among the others
+    moved = {0: spot, spot: 0}
+    told[0], told[spot] = told[spot], told[0]
+    edges = [(moved.get(one, one), kind, moved.get(to, to)) for one, kind, to in edges]
+    rng.shuffle(edges)
+    choices = sorted((own, other))
+    return told, edges, f"What colour is {HIDDEN}, {choices[0]} or {choices[1]}?", own, choices
+
+
+def drawn_graph(
+    size: int, rng: random.Random, withheld: bool = False
+) -> tuple[list[Thing], Edges, list[dict[str, Any]]]:
+    """Things told by words, every relation that holds between them, and where they stand."""
+    things = [Thing(t.colour, t.shape, "text") for t in _things(rng.randint(2, 3), rng, withheld)]
+    while True:
+        boxes = place([round(DRAWN_SIDE * size)] * len(things), size, None, rng)
+        pairs = [(a, b) for a in range(len(things)) for b in range(len(things)) if a != b]
+        edges: Edges = [(a, kind, b) for a, b in pairs for kind in RELATIONS[::2] if holds(kind, boxes[a], boxes[b])]
+        if len(edges) >= len(things) - 1:
+            break
+    edges += [(a, SAME, b) for a, b in pairs if a < b and things[a].colour == things[b].colour]
+    return things, edges, _objects(things, boxes)
+
+
+def _things(count: int, rng: random.Random, withheld: bool) -> list[Thing]:
+    """No pair of colour and shape twice, one of them withheld or none."""
+    pairs = [(colour, shape) for colour in COLOURS for shape in SHAPES]
+    chosen = rng.sample([pair for pair in pairs if pair not in WITHHELD], count)
+    if withheld:
+        chosen[rng.randrange(count)] = rng.choice(sorted(WITHHELD))
+    return [Thing(colour, shape, "both") for colour, shape in chosen]
+
+
+def _dressed(thing: Thing, visible: bool, rng: random.Random) -> Thing:
+    seen = "neither" if not visible and rng.random() < NEITHER else rng.choice(SEEN)
+    return Thing(thing.colour, thing.shape, seen)
+
+
+def _distract(edges: Edges, count: int, rng: random.Random) -> None:
+    """Up to three more; none says of a thing what another edge says already."""
+    for _ in range(rng.randint(0, 3)):
+        one, to = rng.sample(range(count), 2)
+        kind = rng.choice(RELATIONS)
+        if all((kind, to) != (known, end) for _, known, end in edges):
+            edges.append((one, kind, to))
+
+
+def _node_link(name: str, things: Sequence[Thing], edges: Edges) -> dict[str, Any]:
+    nodes: list[dict[str, Any]] = []
+    for spot, thing in enumerate(things):
+        node: dict[str, Any] = {"id": f"n{spot}"}
+        if thing.seen in ("text", "both"):
+            node["text"] = with_article(thing.words)
+        if thing.seen in ("picture", "both"):
+            node["image"] = f"{name}-n{spot}"
+        nodes.append(node)
+    told = [{"source": f"n{one}", "target": f"n{to}", "type": kind} for one, kind, to in edges]
+    return {"directed": True, "multigraph": True, "graph": {}, "nodes": nodes, "edges": told}
+
+
+def _pictured(name: str, things: Sequence[Thing], size: int, split: str) -> Iterator[Sample]:
+    """Things that have a picture, each as a sample of its own."""
+    for spot, thing in enumerate(things):
+        if thing.seen in ("picture", "both"):
+            objects = _objects([thing], [(size // 4, size // 4, size * 3 // 4, size * 3 // 4)])
+            scene = _scene("node", size, objects)
+            yield _sample(f"{name}-n{spot}", "node", "nodes", with_article(thing.words), scene, split)
+
+
+def _in_a_row(things: Sequence[Thing], size: int) -> list[dict[str, Any]]:
+    """A look at all of them: positions say nothing."""
+    side = size // MOST
+    boxes = [(spot * side + 1, side, spot * side + side - 1, 2 * side - 2) for spot in range(len(things))]
+    return _objects(things, boxes)
+
+
+def _objects(things: Sequence[Thing], boxes: Sequence[Any]) -> list[dict[str, Any]]:
+    return [
+        {"id": spot, "name": thing.shape, "colour": thing.colour, "box": list(box)}
+        for spot, (thing, box) in enumerate(zip(things, boxes, strict=True))
+    ]
+
+
+def _scene(kind: str, size: int, objects: list[dict[str, Any]]) -> dict[str, Any]:
+    pairs = [(item["colour"], item["name"]) for item in objects]
+    wanted = [{"shape": s, "colour": c, "count": pairs.count((c, s))} for c, s in dict.fromkeys(pairs)]
+    return {"task": kind, "size": size, "objects": objects, "relation": None, "wanted": wanted}
+
+
+def _sample(name: str, kind: str, group: str, told: str, scene: dict[str, Any], split: str) -> Sample:
+    pairs = sorted({f"{item['colour']} {item['name']}" for item in scene["objects"]})
+    return Sample(
+        id=name, image=f"images/{name}.png", style="shapes", label=told, tags=(), family=" + ".join(pairs), group=group,
+        subgroup=kind, hexcode="", split=split, captions=(told,), scene=scene,
+    )  # fmt: skip

@@ -1,0 +1,172 @@
+"""Graphs that a model in torch is asked about and draws, judged exactly (data/graphs.py).
+
+A reply is right where every token of the answer is the likeliest after those before it, its end too: what greedy
+decoding says.  Edges may be left out, or lead elsewhere, to see whether they matter.
+Axes: b batch, s tokens, w width.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from edgemm.bundle.node_link import Edge, Graph, read_graph
+from edgemm.bundle.prompt import Prompt
+from edgemm.data.format import Dataset, Sample, read_dataset
+from edgemm.errors import InputError
+from edgemm.evaluate.shapes_suite import check_graph
+from edgemm.model.prompts import read_prompt, reply_ids
+from edgemm.model.unified import Unified
+from edgemm.runtimes import schedule
+
+__all__ = ["EDGES", "AskedGraph", "Graphs", "ask_graphs", "draw_graphs", "replies_to"]
+
+EDGES = ("told", "shuffled", "none")
+BATCH = 32
+
+
+@dataclass(frozen=True)
+class AskedGraph:
+    kind: str
+    graph: Graph
+    question: str
+    answer: str
+    choices: int
+
+
+class Graphs:
+    """A dataset's graphs of some splits: those that are asked about, those that are drawn, and nodes' pictures."""
+
+    def __init__(self, data: str | Path, splits: Sequence[str], size: int) -> None:
+        self.dataset: Dataset = read_dataset(data)
+        if self.dataset.kind != "graphs":
+            raise InputError(f"{data}: a dataset of kind {self.dataset.kind}; make one of graphs: edgemm data graphs")
+        self.size = size
+        self._rows: dict[str, Tensor] = {}
+        samples = {sample.id: sample for sample in self.dataset.split(*splits)}
+        self.drawn: list[Sample] = [sample for sample in samples.values() if sample.group == "drawn"]
+        self.asked = [
+            AskedGraph(q.kind, graph_of(samples[q.sample]), q.question, q.answer, len(q.choices or ()))
+            for q in self.dataset.questions
+            if q.sample in samples
+        ]
+        self._paths = {sample.id: self.dataset.image_path(sample) for sample in self.dataset.samples}
+
+    def picture(self, name: str) -> Tensor:
+        """(3, S, S) in [0, 1] of a sample."""
+        if name not in self._rows:
+            from PIL import Image
+
+            with Image.open(self._paths[name]) as image:
+                square = image.convert("RGB").resize((self.size,) * 2, Image.Resampling.BICUBIC)
+            self._rows[name] = torch.from_numpy(np.asarray(square).copy()).permute(2, 0, 1)
+        return self._rows[name].float() / 255
+
+
+def graph_of(sample: Sample) -> Graph:
+    """The graph of a sample; a picture in it goes by its sample's name."""
+    return read_graph((sample.scene or {})["graph"])
+
+
+def with_edges(graph: Graph, how: str, random: np.random.Generator) -> Graph:
+    """The graph as told, with edges whose ends were dealt anew, or without any."""
+    if how == "told":
+        return graph
+    if how == "none":
+        return Graph(graph.nodes, (), graph.directed)
+    names = [node.id for node in graph.nodes]
+    ends = [random.choice(len(names), 2, replace=False) for _ in graph.edges]
+    edges = [Edge(names[a], edge.type, names[b]) for edge, (a, b) in zip(graph.edges, ends, strict=True)]
+    return Graph(graph.nodes, edges, graph.directed)
+
+
+def replies_to(
+    model: Unified, asked: Sequence[AskedGraph], graphs: Graphs, random: np.random.Generator, edges: str = "told"
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Logits (tokens, vocab) before each token of the answers, those tokens, and whose they are (tokens)."""
+    config, prompts, targets = model.config, [], []
+    for one in asked:
+        graph = with_edges(one.graph, edges, random)
+        prompt, answer = (
+            read_prompt(config, model.tokenizer, one.question, 0, graph),
+            reply_ids(config, model.tokenizer, one.answer),
+        )
+        if prompt.graph is not None and config.graph is not None:  # which node has which id says nothing
+            dealt = random.permutation(config.graph.nodes)
+            told = np.concatenate([prompt.graph[:1], dealt[prompt.graph[1:]]])
+            prompt = dataclasses.replace(prompt, graph=told)
+        prompts.append(_followed_by(prompt, answer[:-1]))
+        targets.append([-1] * (len(prompt) - 1) + answer)
+    pictures = [[graphs.picture(str(name)) for name in one.graph.pictures] for one in asked]
+    x, limit, index = model.embedded(prompts, pictures)
+    hidden, _ = model.transformer(x, limit, pictured=index >= 0)
+    wanted = torch.full(hidden.shape[:2], -1, dtype=torch.long)
+    for row, ids in enumerate(targets):
+        wanted[row, : len(ids)] = torch.tensor(ids)
+    scored = (wanted >= 0).to(hidden.device)
+    whose = torch.arange(len(asked))[:, None].expand_as(wanted)
+    return model.transformer.logits(hidden[scored]), wanted.to(hidden.device)[scored], whose.to(hidden.device)[scored]
+
+
+def _followed_by(prompt: Prompt, ids: Sequence[int]) -> Prompt:
+    """The prompt and what is said behind it."""
+    more = np.array(ids, dtype=np.int64)
+    return dataclasses.replace(
+        prompt,
+        input_ids=np.concatenate([prompt.input_ids, more]),
+        image_index=np.concatenate([prompt.image_index, np.full_like(more, -1)]),
+        attention_limit=np.concatenate([prompt.attention_limit, len(prompt) + np.arange(len(more))]),
+        users_own=np.concatenate([prompt.users_own, np.zeros(len(more), dtype=np.float32)]),
+    )
+
+
+@torch.no_grad()
+def ask_graphs(model: Unified, graphs: Graphs, edges: str = "told", limit: int = 0) -> dict[str, dict[str, float]]:
+    """kind -> accuracy, how often a blind choice is right, and how many were asked; `limit` a kind, 0 for all."""
+    by_kind: defaultdict[str, list[AskedGraph]] = defaultdict(list)
+    for one in graphs.asked:
+        by_kind[one.kind].append(one)
+    random, found = np.random.default_rng(0), {}
+    for kind, asked in sorted(by_kind.items()):
+        some = asked[: limit or len(asked)]
+        right = torch.cat([_right(model, batch, graphs, random, edges) for batch in _batches(some)])
+        chance = float(np.mean([1 / one.choices for one in some]))
+        found[kind] = {"accuracy": right.float().mean().item(), "chance": chance, "questions": float(len(some))}
+    return found
+
+
+def _right(model: Unified, asked: Sequence[AskedGraph], graphs: Graphs, random: Any, edges: str) -> Tensor:
+    logits, wanted, whose = replies_to(model, asked, graphs, random, edges)
+    wrong = logits.argmax(-1) != wanted
+    return torch.zeros(len(asked), device=wrong.device).index_add(0, whose, wrong.float()) == 0
+
+
+@torch.no_grad()
+def draw_graphs(model: Unified, graphs: Graphs, limit: int = 0, other: bool = False) -> dict[str, float]:
+    """Share of pictures in which every thing and every edge is right, by how many things there are; `other` holds each
+    against the next one's graph: chance."""
+    drawn, tokens = graphs.drawn[: limit or len(graphs.drawn)], model.config.image_tokens
+    passed: defaultdict[str, list[bool]] = defaultdict(list)
+    for batch in _batches(drawn):
+        seeds = range(len(batch))
+        noise = np.stack([schedule.initial_noise(seed, tokens.token_count, tokens.token_width) for seed in seeds])
+        told = [graph_of(sample) for sample in batch]
+        pictures = model.draw([""] * len(batch), torch.from_numpy(noise).to(model.device), graphs=told).cpu()
+        for place, picture in enumerate(pictures):
+            sample = batch[(place + other) % len(batch)]
+            pixels = (picture.permute(1, 2, 0) * 255).round().byte().numpy()
+            verdict = check_graph(pixels, sample.scene or {})
+            passed[f"{len((sample.scene or {})['objects'])} things"].append(verdict.passed)
+    return {name: float(np.mean(verdicts)) for name, verdicts in sorted(passed.items())}
+
+
+def _batches(items: Sequence[Any]) -> Iterator[Sequence[Any]]:
+    return (items[start : start + BATCH] for start in range(0, len(items), BATCH))

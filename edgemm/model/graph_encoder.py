@@ -1,0 +1,39 @@
+"""A graph as rows that the transformer reads: one row a node, which its words or picture follow, and one row an edge.
+
+    row = norm(type + H id_head + Q id_tail)          (TokenGT, arXiv:2207.02505)
+
+Ids are orthonormal: H and Q of them are tables with a row an id.  Which node has which id says nothing, so training
+deals them anew for every sample; a node's own row has it as head and tail.  Rows of a graph see one another by their
+attention_limit (bundle/prompt.py); transformer, caches and denoiser know of no graph.
+Axes: b batch, r rows, w width.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from edgemm.model.config import GraphConfig
+
+__all__ = ["GraphEncoder"]
+
+
+class GraphEncoder(nn.Module):
+    def __init__(self, width: int, config: GraphConfig) -> None:
+        super().__init__()
+        self.kinds = nn.Embedding(1 + len(config.kinds), width)  # a node, then every type of edge
+        self.heads, self.tails = nn.Embedding(config.nodes, width), nn.Embedding(config.nodes, width)
+        for table in (self.heads, self.tails):
+            nn.init.orthogonal_(table.weight)
+            with torch.no_grad():
+                table.weight.mul_(width**0.5)  # a spread of about 1, as types have
+        self.norm = nn.LayerNorm(width)
+
+    def match_embeddings(self, embeddings: Tensor) -> None:
+        """Rows as large as the tokens' embeddings (vocab, w)."""
+        with torch.no_grad():
+            self.norm.weight.fill_(embeddings.std())
+
+    def forward(self, kind: Tensor, head: Tensor, tail: Tensor) -> Tensor:
+        """kind, head, tail (b, r) -> (b, r, w)"""
+        return self.norm(self.kinds(kind) + self.heads(head) + self.tails(tail))

@@ -1,0 +1,88 @@
+"""Training on graphs, as rows and as text: losses fall, ids are dealt, what was left out is left out."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from edgemm.data.graphs import build_graphs
+from edgemm.errors import InputError
+from edgemm.evaluate.graph_suite import Graphs, ask_graphs, draw_graphs, replies_to, with_edges
+from edgemm.model import checkpoint
+from edgemm.model.config import PRESETS
+from edgemm.model.designs import variant
+from edgemm.train.recipe import GraphRecipe
+from edgemm.train.run import train
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("graphs") / "data"
+    folder.mkdir()
+    build_graphs(folder, 64, 96, 0)
+    return folder
+
+
+def small(graphs):
+    config = variant(PRESETS["micro"](), graphs=graphs)
+    transformer = dataclasses.replace(config.transformer, depth=2, ffn_width=64)
+    denoiser = dataclasses.replace(config.denoiser, depth=2, prefix_layers=(0, 1), ffn_width=64)
+    return dataclasses.replace(config, transformer=transformer, denoiser=denoiser)
+
+
+@pytest.mark.parametrize("graphs", ["rows", "text"])
+def test_losses_fall_and_the_checkpoint_answers(graphs, data, tmp_path):
+    checkpoint.save(checkpoint.build(small(graphs), 0), tmp_path / "start", torch.float32)
+    recipe = GraphRecipe(
+        data=str(data), output=str(tmp_path / "run"), start=str(tmp_path / "start"), steps=12, batch=8, warmup=2,
+        learning_rate=3e-3, ema=0.5, log_every=4, save_every=6, sample_every=100, precision="fp32",
+    )  # fmt: skip
+    train(recipe)
+    lines = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
+    assert lines[-1]["loss"] < lines[0]["loss"] and {"token_accuracy", "flow"} <= lines[-1].keys()
+    model = checkpoint.load(tmp_path / "run" / "checkpoint")
+    known = Graphs(data, ("train",), 32)
+    found = ask_graphs(model, known, limit=4)
+    assert set(found) == {"hop-1", "hop-2", "hop-3", "hidden", "same-1", "same-0.5", "same-0"}
+    assert found["hop-1"]["chance"] == 1 / 8 and found["same-0"]["chance"] == 0.5
+    assert set(draw_graphs(model, known, limit=4)) <= {"2 things", "3 things"}
+
+
+def test_ids_are_dealt_and_edges_matter_to_rows_alone_where_they_are_told(data):
+    known, model = Graphs(data, ("train",), 32), checkpoint.build(small("rows"), 0)
+    one = [next(asked for asked in known.asked if asked.kind == "hop-2")]
+
+    def logits(seed, edges="told"):
+        with torch.no_grad():
+            return replies_to(model, one, known, np.random.default_rng(seed), edges)[0]
+
+    assert torch.equal(logits(0), logits(0)) and not torch.equal(logits(0), logits(1))
+    assert not torch.allclose(logits(0), logits(0, "none"))
+    graph, random = one[0].graph, np.random.default_rng(0)
+    shuffled = with_edges(graph, "shuffled", random)
+    assert [e.type for e in shuffled.edges] == [e.type for e in graph.edges] and shuffled.edges != graph.edges
+    assert with_edges(graph, "none", random).edges == ()
+
+
+def test_a_batch_is_what_its_prompts_are_alone(data):
+    """Padding, pictures and rows of one prompt reach no other."""
+    known = Graphs(data, ("train",), 32)
+    model = checkpoint.build(small("text"), 0)
+    with torch.no_grad():
+        together = replies_to(model, known.asked[:5], known, np.random.default_rng(0))
+        alone = [replies_to(model, [one], known, np.random.default_rng(0))[0] for one in known.asked[:5]]
+    torch.testing.assert_close(together[0], torch.cat(alone), rtol=1e-4, atol=1e-5)
+
+
+def test_another_dataset_is_refused(tmp_path):
+    from edgemm.data.shapes import build_shapes
+
+    (tmp_path / "shapes").mkdir()
+    build_shapes(Path(tmp_path / "shapes"), 64, 8, 0)
+    with pytest.raises(InputError, match="of kind shapes; make one of graphs: edgemm data graphs"):
+        Graphs(tmp_path / "shapes", ("train",), 32)
