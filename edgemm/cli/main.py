@@ -107,10 +107,13 @@ class _Terminal:
 def main(argv: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in words
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # closed by whoever started this; nobody reads it
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115
     for stream in (sys.stdout, sys.stderr):  # an encoding that lacks a letter is no reason to fail
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors=ESCAPED)
-    if argv is None and sys.stdout is not None and sys.stdout.isatty():
+    if argv is None and sys.stdout.isatty():
         sys.stdout = cast(Any, _Terminal(sys.stdout))
     if argv is None and not debug:
         _keep_stderr_for_words()

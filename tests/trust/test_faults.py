@@ -214,3 +214,9 @@ def test_a_librarys_error_without_words_is_for_want_of_memory_below_a_cap_alone(
     assert _explain(error) == ("out of memory; this process may take 600 MiB (ulimit -v)", 5)
     monkeypatch.setattr("edgemm.cli.main.is_scarce", lambda: False)
     assert _explain(error)[1] == 1
+
+
+@pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-"])
+def test_a_stream_that_was_closed_is_no_reason_to_fail(sound, closed):
+    command = f"exec {closed}; exec {sys.executable} -m edgemm inspect {sound}"
+    assert subprocess.run(["sh", "-c", command], env=ENVIRONMENT, capture_output=True).returncode == 0
