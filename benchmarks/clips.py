@@ -21,8 +21,9 @@ from PIL import Image
 from edgemm.bench.conditions import commit, machine_card
 from edgemm.data.format import Dataset, Sample, read_dataset
 from edgemm.evaluate.clips_suite import check_clip
+from edgemm.evaluate.evaluation import open_subject
 from edgemm.evaluate.metrics import share
-from edgemm.evaluate.subject import DRAWN_SPLITS, DrawSettings, open_subject, some
+from edgemm.evaluate.subject import DRAWN_SPLITS, DrawSettings, some
 
 
 def main() -> None:

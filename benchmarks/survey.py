@@ -7,7 +7,7 @@ r"""The survey's experiments, checks and open questions (arXiv:2409.14993) at mi
 
 Parts: A designs (experiment 1: codes in one early-fused transformer; experiment 2: cross-entropy and flow in one dense
 transformer, against the mixture, a connector and the two specialists), B mixtures of experts at equal active width,
-C graphs as rows, as text, and as nodes alone.  Clips are not part of it yet.
+C graphs as rows, as text, and as nodes alone, D clips that are drawn.  Clips that are read are not part of it yet.
 
 The rules, written before the first run:
  1. Every model is a `micro` from nothing with all its parts learning; runs of a part see as many steps, batches and
@@ -100,6 +100,7 @@ ROWS = {
     "graph as rows": Row("C", "graph", {"graphs": "rows"}),
     "graph as text": Row("C", "graph", {"graphs": "text"}),
     "nodes alone": Row("C", "graph", {"graphs": "rows"}, {"edges": "none"}),
+    "clips drawn": Row("D", "clips", {}, {"frames": 8, "noises": 4}),
 }
 ALSO = {"B": ("joint", "joint, dense")}  # rows of another part that a part is compared with
 PAIRS = {  # part -> (row, what it is compared with)
@@ -107,6 +108,7 @@ PAIRS = {  # part -> (row, what it is compared with)
     + [("joint", "drawing alone, equal time"), ("joint", "joint, dense"), ("joint", "joint, codes")],
     "B": [(name, base) for name, row in ROWS.items() if row.part == "B" for base in ("joint", "joint, dense")],
     "C": [("graph as rows", "graph as text"), ("graph as text", "nodes alone")],
+    "D": [],
 }
 MEASURES = {  # name -> (key of the scores, whether less is better, whether it is about reading)
     "questions, seen": ("questions", False, True),
@@ -116,6 +118,8 @@ MEASURES = {  # name -> (key of the scores, whether less is better, whether it i
     "checker, withheld": ("checker_withheld", False, False),
     "graphs answered": ("answered", False, True),
     "graphs drawn": ("drawn", False, False),
+    "clips, seen": ("clips", False, False),
+    "clips, withheld": ("clips_withheld", False, False),
 }
 
 
@@ -123,14 +127,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("data", type=Path, help="of `edgemm data shapes`")
     parser.add_argument("--runs", type=Path, default=Path("runs/survey"), help="folder of the run folders")
-    parser.add_argument("--part", nargs="+", choices=["A", "B", "C"], default=["A", "B", "C"])
+    parser.add_argument("--part", nargs="+", choices=list("ABCD"), default=list("ABCD"))
     parser.add_argument("--only", nargs="+", choices=list(ROWS), default=[], metavar="ROW", help="some rows")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--workers", type=int, default=2, help="runs beside one another, one thread each")
     parser.add_argument("--steps", type=int, default=1000)
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--limit", type=int, default=400, help="drawings, and questions a kind, that are judged")
-    parser.add_argument("--graphs", type=int, default=8000, help="graphs to train on; made where there are none")
+    parser.add_argument("--graphs", type=int, default=8000, help="graphs, or half as many clips, to train on")
     parser.add_argument("--quick", action="store_true", help="20 minutes: one seed, 30 steps; tells nothing apart")
     parser.add_argument("--again", action="store_true", help="runs that failed are run again")
     parser.add_argument("--output", type=Path, help="also write the document here")
@@ -163,19 +167,15 @@ def main() -> None:
 
 def _run_all(names: list[str], args: argparse.Namespace) -> None:
     """Those that are as long as another come after it."""
-    if any(ROWS[name].task == "graph" for name in names):
-        _make_graphs(args)
+    made = {"graph": ("graphs", args.graphs, []), "clips": ("clips", args.graphs // 2, ["--fixed"])}
+    for task, (kind, count, more) in made.items():
+        if any(ROWS[name].task == task for name in names) and not (args.runs / kind / "dataset.json").is_file():
+            words = ["data", kind, "--output", str(args.runs / kind), "--count", str(count), "--force", *more]
+            subprocess.run([sys.executable, "-m", "edgemm", *words], check=True, stdout=sys.stderr)
     for later in (False, True):
         jobs = [(name, seed) for seed in args.seeds for name in names if bool(ROWS[name].as_long_as) == later]
         with ThreadPoolExecutor(args.workers) as pool:
             list(pool.map(lambda job: _run_one(job[0], job[1], args), jobs))
-
-
-def _make_graphs(args: argparse.Namespace) -> None:
-    folder = args.runs / "graphs"
-    if not (folder / "dataset.json").is_file():
-        command = ["-m", "edgemm", "data", "graphs", "--output", str(folder), "--count", str(args.graphs), "--force"]
-        subprocess.run([sys.executable, *command], check=True)
 
 
 def _run_one(name: str, seed: int, args: argparse.Namespace) -> None:
@@ -217,7 +217,8 @@ def _job(name: str, seed: int, args: argparse.Namespace) -> None:
     scores["weights_m"] = sum(parameter.numel() for parameter in model.parameters()) / 1e6
     if config.objective == "flow":
         scores["draw_mmac"] = _draw_macs(model) / 1e6
-    scores |= _graph_scores(model, args) if row.task == "graph" else _shape_scores(row, config, folder, args)
+    judge = {"graph": _graph_scores, "clips": _clip_scores}.get(row.task, _shape_scores)
+    scores |= judge(row, model, folder, args)
     last = (folder / "log.jsonl").read_text(encoding="utf-8").splitlines()[-1]
     routed = ("expert_load", "dead_experts", "modality_bits")
     scores |= {key: value for key, value in json.loads(last).items() if key in routed}
@@ -232,13 +233,19 @@ def _train(row: Row, config: Any, folder: Path, seed: int, steps: int, args: arg
     from edgemm.train.recipe import AutoencodeRecipe, DrawRecipe, GraphRecipe, JointRecipe, ReadRecipe
     from edgemm.train.run import train
 
-    kinds: dict[str, Any] = {"draw": DrawRecipe, "read": ReadRecipe, "joint": JointRecipe, "graph": GraphRecipe}
+    kinds: dict[str, Any] = {
+        "clips": DrawRecipe,
+        "draw": DrawRecipe,
+        "read": ReadRecipe,
+        "joint": JointRecipe,
+        "graph": GraphRecipe,
+    }
     quiet = {"log_every": 50, "save_every": 10**9, "sample_every": 10**9}
     own = {"views": 1, "replies": 0} if row.task in ("read", "joint") else {}
     own |= {"train": ALL} if row.task != "graph" and config.objective == "flow" else {}
     if config.experts == "connector":
         own |= {"train": ("conditioner", "denoiser", "queries", "transformer")}
-    data = args.runs / "graphs" if row.task == "graph" else args.data
+    data = {"graph": args.runs / "graphs", "clips": args.runs / "clips"}.get(row.task, args.data)
     with tempfile.TemporaryDirectory() as temporary:
         start = Path(temporary) / "start"
         checkpoint.save(checkpoint.build(config, seed), start, torch.float32)
@@ -253,7 +260,7 @@ def _train(row: Row, config: Any, folder: Path, seed: int, steps: int, args: arg
         ))  # fmt: skip
 
 
-def _shape_scores(row: Row, config: Any, folder: Path, args: argparse.Namespace) -> dict[str, Any]:
+def _shape_scores(row: Row, model: Any, folder: Path, args: argparse.Namespace) -> dict[str, Any]:
     from edgemm.evaluate.evaluation import Plan, evaluate
 
     scores: dict[str, Any] = {}
@@ -268,12 +275,12 @@ def _shape_scores(row: Row, config: Any, folder: Path, args: argparse.Namespace)
     if row.task != "read":
         found = evaluate(folder / "checkpoint", args.data, Plan(("draw",), args.limit)).document["draw"]["parts"]
         scores |= {"checker": found["train"]["mean_of_tasks"], "checker_withheld": found[WITHHELD]["mean_of_tasks"]}
-        if config.objective == "flow":
+        if model.config.objective == "flow":
             scores["flow_loss"] = _flow_loss(folder / "checkpoint", args.data)
     return scores
 
 
-def _graph_scores(model: Any, args: argparse.Namespace) -> dict[str, Any]:
+def _graph_scores(row: Row, model: Any, folder: Path, args: argparse.Namespace) -> dict[str, Any]:
     from edgemm.evaluate.graph_suite import Graphs, ask_graphs, draw_graphs
 
     known = Graphs(args.runs / "graphs", (WITHHELD,), model.config.vision.image_size)
@@ -282,6 +289,24 @@ def _graph_scores(model: Any, args: argparse.Namespace) -> dict[str, Any]:
     answered = statistics.mean(kind["accuracy"] for kind in told.values())
     found = {"answered": answered, "drawn": statistics.mean(drawn.values()), "by_things": drawn, "by_chance": other}
     return found | {"by_kind": {name: kind["accuracy"] for name, kind in told.items()}, "shuffled": shuffled}
+
+
+def _clip_scores(row: Row, model: Any, folder: Path, args: argparse.Namespace) -> dict[str, Any]:
+    import clips
+
+    from edgemm.data.format import read_dataset
+    from edgemm.evaluate.evaluation import open_subject
+    from edgemm.evaluate.subject import DrawSettings, some
+
+    dataset, subject = read_dataset(args.runs / "clips"), open_subject(folder / "checkpoint", DrawSettings(), threads=1)
+    scores: dict[str, Any] = {}
+    for split, key in (("train", "clips"), (WITHHELD, "clips_withheld")):
+        samples = some(dataset.split(split), args.limit, "id")
+        drawn = [subject.draw([sample.captions[0]], [seed])[0] for seed, sample in enumerate(samples)]
+        found = clips._scores(dataset, samples, drawn)
+        others = found["another clip's caption"] or [False]
+        scores |= {key: statistics.mean(found["all tasks"]), f"{key}_by_chance": statistics.mean(others)}
+    return scores
 
 
 # What it says

@@ -58,7 +58,8 @@ def sites(model: nn.Module) -> dict[str, Site]:
             found[f"{block}.norm_ffn"] = Site(
                 name, (f"{block}.up_proj",), slice(3 * width, 4 * width), slice(4 * width, 5 * width)
             )
-    return found
+    there = {name for name, _ in model.named_modules()}  # a router and its experts read what no factor may change
+    return {name: site for name, site in found.items() if there.issuperset(site.readers)}
 
 
 @torch.no_grad()

@@ -66,9 +66,10 @@ def test_rounded_experts_give_what_torch_gives_with_rounded_weights(top, bits):
     mixture, model = traced(top)
     assert experts_fused(model, bits) and nodes_of(model, "QMoE", CONTRIB)
     most = 2 ** (bits - 1) - 1
-    for weight in (mixture.gate_up_proj, mixture.down_proj):  # (e, in, out): a scale an output channel
-        scales = weight.abs().amax(1, keepdim=True) / most
-        weight.copy_((weight / scales).round() * scales)
+    for weight in (mixture.gate_up_proj, mixture.down_proj):  # (e, in, out): a scale an output channel, or 32 inputs
+        blocks = weight.unflatten(1, (-1, 32 if bits == 4 else weight.shape[1]))
+        scales = blocks.abs().amax(2, keepdim=True) / most
+        weight.copy_(((blocks / scales).round() * scales).flatten(1, 2))
     x, seen = torch.randn(2, 9, W), torch.zeros(2, 9, dtype=torch.bool)
     np.testing.assert_allclose(run(model, x, seen), mixture(x, seen), atol=5e-6)
 

@@ -197,3 +197,17 @@ def test_data_that_does_not_fit_is_refused(model, tmp_path):
     ):
         with pytest.raises(EdgemmError, match=message):
             quantize(copy.deepcopy(model), QuantizeOptions("int4", "fp16", methods, source, samples))
+
+
+def test_what_a_router_reads_is_not_smoothed():
+    from edgemm.model.checkpoint import build
+    from edgemm.model.config import PRESETS
+    from edgemm.model.designs import variant
+    from edgemm.quantize.smoothing import sites
+
+    mixed = variant(variant(PRESETS["micro"](), mixture="4-top-1"), mixture="choice-8")
+    found = sites(build(mixed))
+    assert any(name.endswith("input_layernorm") for name in found)
+    assert not any(name.endswith(("post_attention_layernorm", "norm_ffn")) for name in found)
+    plain = sites(build("micro"))
+    assert any(name.endswith("post_attention_layernorm") for name in plain)

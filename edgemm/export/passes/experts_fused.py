@@ -5,7 +5,8 @@ A traced Mixture (model/feed_forward.py) multiplies every token with every exper
     logits = x @ router;  chosen, weights = TopK(Softmax(logits))
     y = ReduceSum(MatMul(silu(gate) * up * shares, down_proj), axis 0) of MatMul(Unsqueeze(x), gate_up_proj)
         ->   MoE(x, logits, W1, W2)      float weights
-             QMoE(x, logits, W1, W2)     8 or 4 bits, one scale an output channel, rounded to the nearest
+             QMoE(x, logits, W1, W2)     rounded to the nearest: 8 bits, one scale an output channel, as blocks of 8
+                                         bits are off by a hundredth in ONNX Runtime 1.32; 4 bits in blocks of 32
 
 Gate and up lie interleaved there.  ONNX Runtime 1.32's QMoE gives a single expert the weight 1 whatever
 `normalize_routing_weights` says, so its output is multiplied by the largest probability.  ONNX Runtime before 1.28
@@ -23,6 +24,7 @@ from edgemm.export.passes.rewriting import CONTRIB, Writer, drop_unread, stored
 __all__ = ["experts_fused"]
 
 GATE_UP, DOWN, ROUTER = "gate_up_proj", "down_proj", "router"
+BLOCK = 32
 SWIGLU = {"activation_type": "swiglu", "swiglu_fusion": 1, "activation_alpha": 1.0, "activation_beta": 0.0}
 
 
@@ -57,9 +59,11 @@ def _fuse(model: ir.Model, writer: Writer, stem: str, bits: int | None) -> None:
         one, two = (writer.constant(array, name=name) for name, array in zip(names, weights))
         y = writer.make("MoE", x, logits, one, None, two, domain=CONTRIB, **attributes)
     else:
+        block = BLOCK if bits == 4 and all(array.shape[-1] % BLOCK == 0 for array in weights) else 0
+        attributes |= {"block_size": block} if block else {}
         stored_as = [
             (writer.constant(codes, name=f"{stem}{part}.codes"), writer.constant(scales, name=f"{stem}{part}.scales"))
-            for part, (codes, scales) in zip((GATE_UP, DOWN), (rounded(array, bits) for array in weights))
+            for part, (codes, scales) in zip((GATE_UP, DOWN), (rounded(array, bits, block) for array in weights))
         ]
         (one, one_scales), (two, two_scales) = stored_as
         inputs = (x, logits, one, one_scales, None, two, two_scales)
@@ -82,13 +86,15 @@ def _turned(down: ir.Value) -> np.ndarray:
     return np.ascontiguousarray(_numbers(down).transpose(0, 2, 1))
 
 
-def rounded(weights: np.ndarray, bits: int) -> tuple[np.ndarray, np.ndarray]:
-    """(e, n, k) -> codes about the middle, uint8, two a byte of 4 bits, and scales (e, n)."""
+def rounded(weights: np.ndarray, bits: int, block: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """(e, n, k) -> codes about the middle, uint8, two a byte of 4 bits, and scales (e, n), or (e, n, k / block)."""
     most = 2 ** (bits - 1) - 1
-    largest = np.abs(weights).max(axis=-1, keepdims=True)
+    blocks = weights.reshape(*weights.shape[:2], -1, block or weights.shape[-1])
+    largest = np.abs(blocks).max(axis=-1, keepdims=True)
     scales = np.where(largest > 0, largest / most, 1).astype(np.float32)
-    codes = (np.clip(np.rint(weights / scales), -most - 1, most) + most + 1).astype(np.uint8)
-    return codes if bits == 8 else codes[..., ::2] | (codes[..., 1::2] << 4), scales[..., 0]
+    codes = (np.clip(np.rint(blocks / scales), -most - 1, most) + most + 1).astype(np.uint8).reshape(weights.shape)
+    packed = codes if bits == 8 else codes[..., ::2] | (codes[..., 1::2] << 4)
+    return packed, scales[..., 0] if block else scales[..., 0, 0]
 
 
 def _numbers(value: ir.Value) -> np.ndarray:

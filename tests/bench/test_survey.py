@@ -1,0 +1,84 @@
+"""What benchmarks/survey.py makes of its runs: intervals, verdicts, the gate, and failures that stay."""
+
+from __future__ import annotations
+
+import importlib.util
+import math
+import statistics
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
+
+
+@pytest.fixture(scope="module")
+def survey():
+    pytest.importorskip("torch")
+    sys.path.insert(0, str(BENCHMARKS))
+    try:
+        spec = importlib.util.spec_from_file_location("survey", BENCHMARKS / "survey.py")
+        module = importlib.util.module_from_spec(spec)
+        sys.modules["survey"] = module  # its dataclasses look there
+        spec.loader.exec_module(module)
+        yield module
+    finally:
+        sys.path.remove(str(BENCHMARKS))
+
+
+def runs(key, *values):
+    return [{"seed": seed, key: value} for seed, value in enumerate(values)]
+
+
+def density(t, degrees):
+    """Student's, from its formula."""
+    front = math.gamma((degrees + 1) / 2) / (math.sqrt(degrees * math.pi) * math.gamma(degrees / 2))
+    return front * (1 + t**2 / degrees) ** (-(degrees + 1) / 2)
+
+
+def test_intervals_are_students(survey):
+    for count, quantile in survey.T95.items():
+        t = np.linspace(-quantile, quantile, 200_001)
+        assert np.trapezoid(density(t, count - 1), t) == pytest.approx(0.95, abs=1e-4)
+    mean, half = survey._interval([0.1, 0.2, 0.4])
+    assert (mean, half) == pytest.approx((0.7 / 3, 2.4841 * statistics.stdev([0.1, 0.2, 0.4])), rel=1e-4)
+
+
+def test_one_seed_tells_nothing_apart(survey):
+    scores = {"joint": runs("checker", 0.9), "joint, dense": runs("checker", 0.1)}
+    (line,) = survey._pair(scores, "joint", "joint, dense", True)
+    assert line.endswith("(one seed): not told apart.")
+
+
+def test_seeds_are_paired_and_less_loss_is_better(survey):
+    scores = {
+        "joint": runs("flow_loss", 0.10, 0.20, 0.30),
+        "joint, dense": runs("flow_loss", 0.15, 0.251, 0.349),
+    }
+    (line,) = survey._pair(scores, "joint", "joint, dense", True)
+    assert line.endswith(": better.")
+    (line,) = survey._pair(scores, "joint, dense", "joint", True)
+    assert line.endswith(": worse.")
+
+
+def test_reading_below_the_gate_is_not_told_apart(survey):
+    read = {"joint": runs("questions", 0.6, 0.6, 0.6), "reading alone": runs("questions", 0.3, 0.3, 0.3)}
+    lines = survey._compared(read, ["A"])
+    assert lines[0] == "Part A: the best reader answers 0.60 on seen pairs; the bar is 0.8."
+    assert lines[1].endswith("not told apart.")
+    read["joint"] = runs("questions", 0.8, 0.8, 0.8)
+    assert survey._compared(read, ["A"])[1].endswith("better.")
+
+
+def test_a_run_that_failed_stays_in_the_table(survey):
+    scores = {"joint": [*runs("checker", 0.5, 0.6), {"seed": 2, "error": "no memory"}]}
+    (table,) = survey._tables(scores)
+    assert table[1][:2] == ("joint", "2 of 3")
+
+
+def test_every_row_has_a_part_and_a_design_that_is_one(survey):
+    for name, row in survey.ROWS.items():
+        assert row.part in "ABCD" and survey._config(row.designs).name == "micro", name
+    assert "Rules" in survey.__doc__ or "The rules" in survey.__doc__
