@@ -60,6 +60,7 @@ NVIDIA = Rules(24, refused=REFUSED, types_refused=FOREIGN_TYPES, typed_zero_poin
 
 RULES = {
     "cpu": Rules(24, ("", "com.microsoft"), functions=True),
+    "web": Rules(24, ("", "com.microsoft"), functions=True),
     "cuda": Rules(24, ("", "com.microsoft"), functions=True),
     "rtx": replace(NVIDIA, own_operators=OWN),
     "jetson-orin": NVIDIA,

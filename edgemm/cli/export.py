@@ -47,9 +47,10 @@ def run(args: argparse.Namespace) -> int:
             manifest = export_bundle(Path(args.checkpoint), args.output, options)
     size = sum(record.size_bytes for record in manifest.files.values()) / 1e6
     targets = ", ".join(manifest.targets)
-    if "cpu" in manifest.targets and (manifest.loops.denoise or manifest.loops.image_tokens):
+    here = {"cpu", "web"} & manifest.targets.keys()
+    if here and (manifest.loops.denoise or manifest.loops.image_tokens):
         hint = f"try it: edgemm draw {args.output} --prompt 'red heart' --output heart.png"
-    elif "cpu" in manifest.targets:
+    elif here:
         sees = manifest.components.keys() & {"image_encoder", "vq_encoder"}
         asked = "--image photo.png --prompt 'What is this?'" if sees else "--prompt 'Hello'"
         hint = f"try it: edgemm chat {args.output} {asked}"

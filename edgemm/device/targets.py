@@ -126,6 +126,7 @@ def _rtx(target: str, found: Findings) -> Verdict:
 
 RULES: dict[str, Callable[[str, Findings], Verdict]] = {
     "cpu": _cpu,
+    "web": _cpu,
     "cuda": _cuda,
     "jetson-orin-jp6": _jetson,
     "jetson-orin": _jetson,

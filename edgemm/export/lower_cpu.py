@@ -1,11 +1,11 @@
-"""Lowering of a spec for ONNX Runtime on x86 and ARM CPUs: its own block-quantized and integer products.
+"""Lowering of a spec for ONNX Runtime on x86 and ARM CPUs, and in wasm: its own block-quantized and integer products.
 
     activations    product
     block, float   MatMulNBits on the spec's own numbers, accuracy level 4 (int8 arithmetic) or 1 (float)
     tensor         DynamicQuantizeLinear, MatMulInteger: ONNX Runtime makes one kernel of them when it loads the graph
     token          the same, on rows that were divided by their largest number: one scale for all is each row's own
     static         MatMulInteger, on ranges known beforehand
-The embedding is looked up in the same blocks that the head multiplies with: they are stored once.  What a kernel wants
+The embedding is looked up in the same codes that the head multiplies with: they are stored once.  What a kernel wants
 in float32 and a file need not hold so (scales of blocks, filters, tables of letters) is stored in float16, or in the
 spec's 8 bits, with a Cast (and Mul), which ONNX Runtime runs once, when it loads the graph.
 Axes: n output channels, k input channels, g groups of k.
@@ -14,6 +14,7 @@ Axes: n output channels, k input channels, g groups of k.
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -32,6 +33,7 @@ __all__ = ["lower_ort_cpu", "write_blocks"]
 SMALL_TABLES = ("image_encoder", "conditioner")  # components of edgemm's own that have more than products
 BLOCK = 32  # what a scale an output channel is spread to, where a product wants blocks
 SMALLEST_BLOCK = 16
+WIDEST = 1536  # columns of a product in wasm: one row times 49,152 columns takes 2.7 times as long in one piece
 HALVED = {
     "Conv": 1,
     "Gather": 0,
@@ -40,14 +42,18 @@ HALVED = {
 }  # the input that is stored in float16, if no layer owns it
 
 
-def lower_ort_cpu(component: str, reference: ir.Model, spec: Spec) -> tuple[ir.Model, str]:
-    """The component's graph with the spec's numbers, and the precision to call it by.  Changes `reference` itself."""
+def lower_ort_cpu(component: str, reference: ir.Model, spec: Spec, blocks: bool = True) -> tuple[ir.Model, str]:
+    """The component's graph with the spec's numbers, and the precision to call it by.  Changes `reference` itself.
+
+    Without `blocks`, for wasm, which unpacks them at every run, weights in blocks are unpacked once, at load, and wide
+    products are cut.
+    """
     if spec.document.cache == "int8" and component in ("transformer", "conditioner"):
         int8_cache(reference, spec.cache_steps())
     precision = spec.coarsest(component)
     experts_fused(reference, {"int8": 8, "int4": 4}.get(precision))
     if precision != "fp32":
-        rewrite_products(reference, lambda writer, product: _write(writer, product, spec), component)
+        rewrite_products(reference, lambda writer, product: _write(writer, product, spec, blocks), component)
         reference.opset_imports.setdefault(CONTRIB, 1)
     if precision != "fp32" and component in SMALL_TABLES:
         _write_tables(reference, component, spec)
@@ -57,16 +63,20 @@ def lower_ort_cpu(component: str, reference: ir.Model, spec: Spec) -> tuple[ir.M
     return reference, precision
 
 
-def _write(writer: Writer, product: Product, spec: Spec) -> ir.Value | None:
+def _write(writer: Writer, product: Product, spec: Spec, blocks: bool) -> ir.Value | None:
     layer = spec.layer(product.layer)
     if layer.bits is None:
         return None
-    if product.layer == HEAD:
-        return _lookup(writer, product, spec) if product.is_lookup else _head(writer, product, spec)
     numbers = spec.integers(product.layer)
+    whole = layer.activations in ("tensor", "token")
+    if product.is_lookup and whole:
+        return _columns(writer, product, numbers)
+    if product.layer == HEAD and not whole:
+        return _lookup(writer, product, spec) if product.is_lookup else _head(writer, product, spec)
     if layer.activations in ("block", "float"):
-        return write_blocks(writer, product, spec)
-    y = _integers(writer, product, layer, numbers, spec.tensors.get(f"{product.layer}.range"))
+        return write_blocks(writer, product, spec) if blocks else _unpacked(writer, product, numbers, spec)
+    widest = None if blocks else WIDEST
+    y = _integers(writer, product, layer, numbers, spec.tensors.get(f"{product.layer}.range"), widest)
     return write_beside(writer, product, spec, y)
 
 
@@ -74,6 +84,14 @@ def write_blocks(writer: Writer, product: Product, spec: Spec) -> ir.Value:
     """MatMulNBits, its branch and its bias, in the type of the weight."""
     y = _blocks(writer, product, spec.layer(product.layer), spec.integers(product.layer))
     return write_beside(writer, product, spec, y)
+
+
+def _unpacked(writer: Writer, product: Product, numbers: Integers, spec: Spec) -> ir.Value:
+    """A product in float with what the codes mean."""
+    weight = _whole(writer, product.layer, numbers, list(numbers.codes.shape))
+    return write_beside(
+        writer, product, spec, writer.make("MatMul", product.x, writer.make("Transpose", weight, perm=[1, 0]))
+    )
 
 
 def _blocks(writer: Writer, product: Product, layer: Layer, numbers: Integers) -> ir.Value:
@@ -204,6 +222,14 @@ def _rows_of(writer: Writer, name: str, ids: ir.Value, dtype: ir.DataType, spec:
     return whole if _halved(scales) is None else writer.make("Cast", whole, to=dtype)
 
 
+def _columns(writer: Writer, product: Product, numbers: Integers) -> ir.Value:
+    """Rows of the embedding out of the codes [k, n] that MatMulInteger multiplies with."""
+    codes = writer.make("Gather", _signed(writer, product.layer, numbers), product.x, axis=1)  # (k, b, s)
+    rows = writer.make("Cast", writer.make("Transpose", codes, perm=[1, 2, 0]), to=product.dtype)
+    scales = writer.make("Gather", _channel_scales(writer, product.layer, numbers), product.x)  # (b, s)
+    return writer.make("Mul", rows, writer.make("Unsqueeze", scales, writer.constant([-1])))
+
+
 def _write_tables(model: ir.Model, component: str, spec: Spec) -> None:
     """Filters of one pixel and letters that the spec has 8 bits of."""
     writer = _first(model)
@@ -219,13 +245,20 @@ def _write_tables(model: ir.Model, component: str, spec: Spec) -> None:
 
 
 def _write_table(writer: Writer, table: ir.Value, numbers: Integers) -> None:
-    """Codes (n, g, size) as int8 times scales (n, g, 1), in the table's shape."""
-    name, shape = table.name, list(dims(table))
-    codes = (_padded(numbers, numbers.group).astype(np.int16) - 128).astype(np.int8)
-    real = writer.make("Cast", writer.constant(codes, name=f"{name}.codes"), to=ir.DataType.FLOAT)
-    scales = writer.constant(numbers.scales.numpy()[..., None], np.float16, name=f"{name}.scales")
+    _instead(writer, table, _whole(writer, table.name or "", numbers, list(dims(table))))
+
+
+def _whole(writer: Writer, name: str, numbers: Integers, shape: list[Any]) -> ir.Value:
+    """Codes (n, g, size) as int8 times scales (n, g, 1), in this shape; ONNX Runtime computes it once, at load."""
+    k = numbers.codes.shape[1]
+    size = numbers.group or k
+    signed = _padded(numbers, size).astype(np.int16) - numbers.zeros.numpy().astype(np.int16)[..., None]
+    if k % size or np.abs(signed).max() > 128:
+        raise InputError(f"{name}: only whole groups of symmetric codes, or of 4 bits, are unpacked at load")
+    real = writer.make("Cast", writer.constant(signed, np.int8, name=f"{name}.codes"), to=ir.DataType.FLOAT)
+    scales = _stored_scales(writer, name, numbers.scales.numpy()[..., None])
     whole = writer.make("Mul", real, writer.make("Cast", scales, to=ir.DataType.FLOAT))
-    _instead(writer, table, writer.make("Reshape", whole, writer.constant(shape)))
+    return writer.make("Reshape", whole, writer.constant(shape))
 
 
 def _halve_constants(model: ir.Model) -> bool:
@@ -258,8 +291,15 @@ def _instead(writer: Writer, weight: ir.Value, value: ir.Value) -> None:
     value.name, value.type, value.shape = weight.name, weight.type, weight.shape
 
 
-def _integers(writer: Writer, product: Product, layer: Layer, numbers: Integers, ranges: np.ndarray | None) -> ir.Value:
-    """x rounded to uint8, times codes [k, n] as int8, back to float."""
+def _integers(
+    writer: Writer,
+    product: Product,
+    layer: Layer,
+    numbers: Integers,
+    ranges: np.ndarray | None,
+    widest: int | None = None,
+) -> ir.Value:
+    """x rounded to uint8, times codes [k, n] as int8, back to float; `widest` is the most columns of one product."""
     name = product.layer
     if layer.bits != 8 or layer.group or not layer.symmetric:
         raise InputError(
@@ -268,12 +308,27 @@ def _integers(writer: Writer, product: Product, layer: Layer, numbers: Integers,
         )
     x, size = _rows_alike(writer, product.x) if layer.activations == "token" else (product.x, None)
     codes, scale, zero = _rounded(writer, x, layer.activations, name, ranges)
-    weight = writer.constant((numbers.codes.numpy().astype(np.int16) - 128).T, np.int8, name=f"{name}.codes")
-    scales = writer.constant(numbers.scales.numpy()[:, 0], name=f"{name}.scales")
-    summed = writer.make("MatMulInteger", codes, weight, zero, writer.constant(0, np.int8))
-    real = writer.make("Cast", summed, to=ir.DataType.FLOAT)
-    y = writer.make("Mul", real, writer.make("Mul", scale, scales))
+    weight, scales = _signed(writer, name, numbers), _channel_scales(writer, name, numbers)
+    parts = []
+    for place in range(0, len(numbers.codes), widest or len(numbers.codes)):
+        part, some = weight, scales
+        if widest and len(numbers.codes) > widest:  # cut once, at load: the embedding is looked up in the whole
+            ends = [writer.constant([end]) for end in (place, min(place + widest, len(numbers.codes)))]
+            part, some = (writer.make("Slice", whole, *ends, writer.constant([-1])) for whole in (weight, scales))
+        summed = writer.make("MatMulInteger", codes, part, zero, writer.constant(0, np.int8))
+        real = writer.make("Cast", summed, to=ir.DataType.FLOAT)
+        parts.append(writer.make("Mul", real, writer.make("Mul", scale, some)))
+    y = writer.make("Concat", *parts, axis=-1) if len(parts) > 1 else parts[0]
     return y if size is None else writer.make("Mul", y, size)
+
+
+def _signed(writer: Writer, name: str, numbers: Integers) -> ir.Value:
+    """Codes [k, n] as int8."""
+    return writer.constant((numbers.codes.numpy().astype(np.int16) - 128).T, np.int8, name=f"{name}.codes")
+
+
+def _channel_scales(writer: Writer, name: str, numbers: Integers) -> ir.Value:
+    return writer.constant(numbers.scales.numpy()[:, 0], name=f"{name}.scales")
 
 
 def _rows_alike(writer: Writer, x: ir.Value) -> tuple[ir.Value, ir.Value]:

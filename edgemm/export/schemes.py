@@ -4,8 +4,10 @@ A CPU's int8 rounds the inputs of products, so the transformer is smoothed for i
 seconds and a fifth of the loss (docs/quantize.md); its int4 needs no data.  TensorRT gets forms that it has kernels
 for: 8 bits a channel or 4 bits in blocks, without zero-points, and int8 inputs of conditioner and denoiser by ranges
 seen while shipped prompts were drawn; with fp8 all inputs are fp8, by ranges of shipped text and prompts.  ONNX Runtime
-CUDA multiplies int8 on the CPU only, so there drawing stays in float16.  Which layers a word leaves finer is in
-edgemm/quantize/layers.py, which GPUs multiply small floats in edgemm/device/gpu.py.
+CUDA multiplies int8 on the CPU only, so there drawing stays in float16.  A browser's wasm has no fast kernel for blocks
+(benchmarks/web_forms.py: a token 16 to 30 times later than in float32), so there all products are MatMulInteger.
+Which layers a word leaves finer is in edgemm/quantize/layers.py, which GPUs multiply small floats in
+edgemm/device/gpu.py.
 """
 
 from __future__ import annotations
@@ -20,13 +22,14 @@ __all__ = ["SCHEMES", "TARGETS", "Scheme", "Target", "precisions_of", "read_sche
 
 @dataclass(frozen=True)
 class Target:
-    dialect: str  # a row of dialects.py; "cpu" has operators of its own
+    dialect: str  # a row of dialects.py; "cpu" and "web" have operators of their own
     lowering: str  # of a spec: lower_cpu.py, lower_cuda.py or lower_tensorrt.py
     reads: str  # what runs the graphs
 
 
 TARGETS = {
     "cpu": Target("cpu", "cpu", "ONNX Runtime"),
+    "web": Target("web", "cpu", "onnxruntime-web"),
     "cuda": Target("standard-24", "cuda", "ONNX Runtime CUDA"),
     "rtx": Target("standard-24", "tensorrt", "TensorRT for RTX"),
     "jetson-orin-jp6": Target("portable-21", "tensorrt", "TensorRT 10.3, JetPack 6"),
@@ -46,7 +49,7 @@ class Scheme:
 
     @property
     def on_cpu(self) -> bool:
-        return self.target == "cpu"
+        return self.lowering == "cpu"
 
     @property
     def dialect(self) -> str:
@@ -71,7 +74,8 @@ def _tensorrt(text: str, draw: str) -> QuantizeOptions:
 
 # targets, precision, what stays in float, and how the rest is quantized; a target's first row is its default.
 _ROWS: tuple[tuple[tuple[str, ...], str, str, QuantizeOptions | None], ...] = (
-    (("cpu",), "fp32", "fp32", None),
+    (("web",), "int8", "fp32", QuantizeOptions("w8a8-whole", "int8", "text=smoothquant,draw=")),
+    (("cpu", "web"), "fp32", "fp32", None),
     (("cpu",), "int8", "fp32", QuantizeOptions("int8", "int8", "text=smoothquant,draw=")),
     (("cpu",), "int4", "fp32", QuantizeOptions("int4", "int8", "")),
     (("cuda", *TENSORRT), "fp16", "fp16", None),

@@ -46,6 +46,10 @@ def make_specs(
         if scheme.quantize is None:
             continue
         options = replace(scheme.quantize, cache=cache) if scheme.on_cpu else scheme.quantize
+        if (
+            made and options not in made and scheme.on_cpu
+        ):  # smoothing once more would change what the first one rounded
+            options = replace(options, method="")
         if options not in made:
             if scheme.on_cpu and model.config.family in WITHOUT_DATA and cache == "float":
                 depth = max(model.config.denoiser.prefix_layers, default=-1) + 1
@@ -73,7 +77,7 @@ def make_specs_of_graphs(
         if scheme.quantize:
             asked = scheme.quantize
             if twins and asked.draw != "fp16":
-                asked = replace(asked, **TOGETHER[asked.text])
+                asked = replace(asked, **TOGETHER.get(asked.text, {}))
             if asked not in made:
                 made[asked] = quantize_without_data(own, asked, drawing_depth, twins, towers=True, scratch=scratch)
             found[scheme.target] = made[asked]

@@ -181,7 +181,7 @@ def lower(name: str, reference: ir.Model, scheme: Scheme, spec: Spec | None, siz
             copy = reference.clone()
             experts_fused(copy)
             return copy, scheme.real
-        return lower_ort_cpu(name, reference.clone(), spec)
+        return lower_ort_cpu(name, reference.clone(), spec, blocks=scheme.target != "web")
     if spec and spec.document.cache != "float":
         raise UsageError(f"the spec has an {spec.document.cache} K/V cache, which target {scheme.target} does not take")
     try:

@@ -58,6 +58,7 @@ TEXT = {
     "fp16": FLOAT,
     "int8": SideScheme(Layer(8, BLOCK, activations="block"), Layer(8, 0), "smoothquant"),
     "w8a8": SideScheme(Layer(8, 0, activations="token"), Layer(8, 0, activations="static"), "smoothquant"),
+    "w8a8-whole": SideScheme(Layer(8, 0, activations="token"), method="smoothquant"),  # the head, too: for wasm
     "int4": SideScheme(INT4, Layer(4, PORTABLE_BLOCK), "awq+gptq"),
     "fp8": FP8,
     "nvfp4": SideScheme(Layer(4, FLOAT_BLOCK, form="nvfp4", activations="nvfp4")),
@@ -90,6 +91,7 @@ FREQUENT = {4: 16_384, 8: 24_576}  # tokens that keep 8 bits, as calibration.py 
 HEAVY = 1 / 3  # of the transformer's numbers: where the embedding has more, bytes matter even when 8 bits are asked for
 WIDE_BLOCKS = (128, 64)  # of 8 bits, where 4 are asked for: as good, and faster than blocks of 32
 TENDER = re.compile(r"layers\.\d+\.(?:self_attn\.[qkv]_proj|mlp\.down_proj)$")  # as k-quant mixes of llama.cpp have it
+OUTLIERS = "a few tokens' inputs are thousands of times the others'"
 READ_AT_EVERY_STEP = "its keys and values are read at every step"
 READING = ("transformer", "text_head", "image_head")  # the heads of transformers that have several
 TOWERS = ("image_encoder", "latent_encoder", "image_embedder", "image_decoder", "vq_decoder")  # of others' models
@@ -133,9 +135,13 @@ def choose_layers(
     schemes = scheme_of("text", text), scheme_of("draw", draw)
     portable = portable or any(scheme.layer.form != "int" for scheme in schemes)  # who takes those takes nothing else
     text_form, draw_form = (scheme.form(portable) for scheme in schemes)
-    chosen = dict(_decide(shapes, text_form, draw_form, drawing_depth, portable))
+    if text == "w8a8-whole":
+        chosen = dict(_decide_whole(shapes, text_form, draw_form))
+    else:
+        chosen = dict(_decide(shapes, text_form, draw_form, drawing_depth, portable))
     if towers:
         plain = Layer(8) if portable else Layer(8, BLOCK, activations="block")
+        plain = text_form if text == "w8a8-whole" else plain
         chosen |= {name: plain for name in shapes if name.partition(".")[0] in TOWERS}
     return chosen
 
@@ -164,6 +170,19 @@ def _decide(
             yield from _image_encoder_layers(
                 name, rows, width, IMAGE_ENCODER + IMAGE_ENCODER_TIGHT if tight else IMAGE_ENCODER
             )
+        elif side_of(name) == "draw" and draw.bits is not None:
+            yield name, _draw_layer(name, draw)
+
+
+def _decide_whole(shapes: Mapping[str, tuple[int, int]], text: Layer, draw: Layer) -> Iterator[tuple[str, Layer]]:
+    """The head and what sees, too: nothing is in blocks but filters.  Down projections have whole-number weights alone,
+    which an engine unpacks when it loads them."""
+    for name, (rows, width) in shapes.items():
+        if side_of(name) == "text":
+            yield name, replace(Layer(8), reason=OUTLIERS) if name.endswith(".down_proj") else text
+        elif name.startswith("image_encoder."):
+            for _, layer in _image_encoder_layers(name, rows, width, IMAGE_ENCODER + IMAGE_ENCODER_TIGHT):
+                yield name, layer if layer.bits == 8 else replace(text, reason=layer.reason)
         elif side_of(name) == "draw" and draw.bits is not None:
             yield name, _draw_layer(name, draw)
 
@@ -202,7 +221,7 @@ def _text_layer(name: str, width: int, asked: Layer, drawing_depth: int, fed: in
         return Layer(8, 0, asked.symmetric, asked.activations, reason=READ_AT_EVERY_STEP)
     if asked.activations in ("tensor", "token", "static", "fp8") and name.endswith(".down_proj"):
         safe = Layer(8) if asked.activations in ("static", "fp8") else Layer(8, BLOCK, activations="block")
-        return replace(safe, reason="a few tokens' inputs are thousands of times the others'")
+        return replace(safe, reason=OUTLIERS)
     if asked == TEXT["int4"].portable and width % asked.group:
         return Layer(8, 0, reason=f"its width {width} is no multiple of {asked.group}, as NVIDIA's parser wants blocks")
     return asked

@@ -107,11 +107,10 @@ def select(device: str, targets: Iterable[str]) -> Choice:
     problem = _problem(row)
     if problem:
         raise MissingError(f"device {device!r} was asked for: {problem}; {row.cure}")
-    if row.target not in offered:
-        raise BundleError(
-            f"the bundle has no target {row.target!r}, only: {', '.join(offered)}; export it for that target"
-        )
-    return _choice(device, "it was asked for")
+    target = _target(row, offered)
+    if target not in offered:
+        raise BundleError(f"the bundle has no target {target!r}, only: {', '.join(offered)}; export it for that target")
+    return _choice(device, target, "it was asked for")
 
 
 def _row_of(device: str) -> str:
@@ -126,17 +125,24 @@ def _row_of(device: str) -> str:
 def _select_auto(offered: tuple[str, ...]) -> Choice:
     passed_over = []
     for device, row in DEVICES.items():
-        problem = _problem(row) if row.target in offered else f"the bundle has no target {row.target!r}"
+        target = _target(row, offered)
+        problem = _problem(row) if target in offered else f"the bundle has no target {target!r}"
         if not problem:
-            return _choice(device, "; ".join([*passed_over, "it is there"]))
+            return _choice(device, target, "; ".join([*passed_over, "it is there"]))
         passed_over.append(f"not {device}, because {problem}")
     load_backend("onnxruntime")  # when it is the package that is missing, its cure is the better message
     raise BundleError(f"nothing here runs this bundle: {'; '.join(passed_over)}; export it with --target cpu")
 
 
-def _choice(device: str, why: str) -> Choice:
+def _target(row: Device, offered: tuple[str, ...]) -> str:
+    """A CPU also runs what was made for a browser, where nothing was made for it."""
+    made_for = ("cpu", "web") if row.target == "cpu" else (row.target,)
+    return next((target for target in made_for if target in offered), row.target)
+
+
+def _choice(device: str, target: str, why: str) -> Choice:
     row = DEVICES[_row_of(device)]
-    return Choice(device, row.backend, row.target, row.provider, why)
+    return Choice(device, row.backend, target, row.provider, why)
 
 
 def _problem(row: Device) -> str:

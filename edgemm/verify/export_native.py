@@ -181,7 +181,7 @@ def _check_context(model: Unified, asked: int | None) -> tuple[int, int]:
 def keep_as_tried(path: Path) -> None:
     """What a CPU bundle does was seen here, so its first use need not be tried in a process of its own."""
     bundle = open_bundle(path, verify=False)
-    if "cpu" in bundle.manifest.targets:
+    if {"cpu", "web"} & bundle.manifest.targets.keys():
         engines = Engines(bundle, select("cpu", bundle.manifest.targets), plan_threads())
         engines.keep_as_tried()
         engines.close()

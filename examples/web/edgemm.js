@@ -1,9 +1,16 @@
-// A bundle of `edgemm export --one-call draw,read` in a page: files with their hashes, graphs, ids of words, pictures.
-import * as ort from "./vendor/ort.mjs";
+// A bundle of `edgemm export --target web --one-call draw,read` in a page: files with their hashes, graphs, ids of
+// words, pictures.
 import { Tokenizer } from "./vendor/tokenizers.mjs";
 
 const SCHEMA = 1;
-const TARGET = "cpu";
+
+// WebGPU where there is a real GPU and the page does not say ?run=wasm; ?run=webgpu takes a software one, too.
+const run = new URLSearchParams(self.location?.search).get("run");
+const adapter = run === "wasm" ? null : await navigator.gpu?.requestAdapter().catch(() => null);
+const onGpu = Boolean(adapter && (run === "webgpu" || !(adapter.info?.isFallbackAdapter ?? adapter.isFallbackAdapter)));
+const ort = await import(onGpu ? "./vendor/ort.webgpu.mjs" : "./vendor/ort.mjs");
+const TARGETS = onGpu ? ["cpu", "web"] : ["web", "cpu"]; // forms of a bundle, the best of those that are there first
+export const device = onGpu ? "WebGPU" : "wasm";
 
 ort.env.wasm.wasmPaths = new URL("./vendor/", import.meta.url).href;
 ort.env.wasm.numThreads = self.crossOriginIsolated ? Math.min(4, navigator.hardwareConcurrency ?? 1) : 1;
@@ -20,6 +27,8 @@ export class Bundle {
     bundle.manifest = JSON.parse(await found.text());
     const version = bundle.manifest.schema_version;
     if (version !== SCHEMA) throw new Error(`manifest.json: schema_version is ${version}, this page reads ${SCHEMA}`);
+    bundle.target = TARGETS.find((target) => bundle.manifest.targets[target]);
+    if (!bundle.target) throw new Error("the bundle is for no browser: edgemm export --target web --one-call draw,read");
     const json = JSON.parse(new TextDecoder().decode(await bundle.file(bundle.manifest.tokenizer)));
     bundle.whole = new Tokenizer(json, {});
     bundle.words = new Tokenizer({ ...json, added_tokens: [] }, {}); // a user's text spells no special token
@@ -44,16 +53,19 @@ export class Bundle {
     return bytes;
   }
 
+  // A whole loop's graph, or a component's; opened once.
   async session(name) {
     if (this.sessions[name]) return this.sessions[name];
-    const variant = this.manifest.one_call[name]?.variants[TARGET];
-    if (!variant) throw new Error(`the bundle has no graph for ${name}: edgemm export --one-call draw,read`);
+    const { one_call: calls = {}, components, targets } = this.manifest;
+    const variant = calls[name] ? calls[name].variants[this.target] : components[name]?.variants[targets[this.target][name]];
+    if (!variant) throw new Error(`the bundle has no graph for ${name}: edgemm export --target web --one-call draw,read`);
     const folder = variant.graph.slice(0, variant.graph.lastIndexOf("/") + 1);
     const externalData = [];
-    for (const path of variant.shares) externalData.push({ path: path.slice(folder.length), data: await this.file(path) });
+    for (const path of variant.data ? [variant.data] : variant.shares ?? [])
+      externalData.push({ path: path.slice(folder.length), data: await this.file(path) });
     const graph = await this.file(variant.graph);
     this.progress(`opening ${name}`);
-    this.sessions[name] = await ort.InferenceSession.create(graph, { executionProviders: ["wasm"], externalData });
+    this.sessions[name] = await ort.InferenceSession.create(graph, { executionProviders: onGpu ? ["webgpu", "wasm"] : ["wasm"], externalData });
     this.sessions[name].variant = variant;
     return this.sessions[name];
   }
@@ -62,26 +74,72 @@ export class Bundle {
     return piece ? Array.from((own ? this.words : this.whole).encode(piece, { add_special_tokens: false }).ids) : [];
   }
 
-  // Pixels (3, H, W) of a picture as ImageData; noise is Float32Array or a seed.
-  async draw(prompt, noise = 0) {
+  // Pixels (3, H, W) of a picture as ImageData; noise is Float32Array or a seed.  With `preview`, a function of the
+  // picture so far as ImageData, of the step and of all steps, it is called after every `every` steps.
+  async draw(prompt, noise = 0, preview = null, every = 1) {
+    const { denoise: loop } = this.manifest.loops;
+    const { template } = loop;
+    const [open, close] = [this.ids(template.open), this.ids(template.close)];
+    const ids = [...open, ...this.ids(` ${prompt}`, true), ...close];
+    const given = (dims) => {
+      const count = dims.reduce((all, size) => all * size, 1);
+      return new ort.Tensor("float32", typeof noise === "number" ? normal(noise, count) : noise, dims);
+    };
+    if (preview && inPlainSteps(loop)) return this.inSteps(ids, [open.length, close.length], given, loop, preview, every);
     const session = await this.session("draw");
-    const { template } = this.manifest.loops.denoise;
-    const ids = [...this.ids(template.open), ...this.ids(` ${prompt}`, true), ...this.ids(template.close)];
     const dims = session.variant.inputs.find((input) => input.name === "noise").shape;
-    const count = dims.reduce((all, size) => all * size, 1);
     this.progress("drawing");
-    const { pixels } = await session.run({
-      input_ids: whole(ids, [1, ids.length]),
-      prompt_length: whole([ids.length], [1]),
-      noise: new ort.Tensor("float32", typeof noise === "number" ? normal(noise, count) : noise, dims),
-    });
+    const { pixels } = await session.run({ input_ids: whole(ids, [1, ids.length]), prompt_length: whole([ids.length], [1]), noise: given(dims) });
+    return this.drawn(pixels);
+  }
+
+  drawn(pixels) {
     const [, , height, width] = pixels.dims;
-    this.progress("");
     return { pixels: pixels.data, image: toImage(pixels.data, width, height) };
   }
 
-  // The reply's pieces, as they come; pixels are Float32Array (3, S, S) in [0, 1].
-  async *ask(question, pixels, most = 64) {
+  // The same by the components, a step at a time.
+  async inSteps(ids, [before, after], given, loop, preview, every) {
+    const [reader, conditioner, denoiser, decoder] = [
+      await this.session("transformer"), await this.session("conditioner"),
+      await this.session("denoiser"), await this.session("image_decoder"),
+    ];
+    const s = ids.length, row = (make) => Array.from({ length: s }, (_, i) => make(i));
+    const known = {
+      input_ids: whole(ids, [1, s]), image_index: whole(row(() => -1), [1, s]), write_index: whole([0], [1]),
+      attention_limit: whole(row((i) => i), [1, s]), logits_index: whole([s - 1], [1]), draft_index: whole([0], [1, 1]),
+      prefix_length: whole([s], [1]),
+      prompt_mask: new ort.Tensor("float32", Float32Array.from(row((i) => Number(i >= before && i < s - after))), [1, s]),
+    };
+    const feeds = (session) => Object.fromEntries(session.variant.inputs.map(({ name, shape, dtype }) => {
+      const dims = shape.map((size) => (typeof size === "number" ? size : size === "T" ? s : 1));
+      return [name, known[name] ?? new ort.Tensor(dtype, zeros(dtype, dims), dims)];
+    }));
+    this.progress("drawing");
+    const read = await reader.run(feeds(reader));
+    for (const name of Object.keys(read)) known[name.replace("present_", "past_")] = read[name];
+    Object.assign(known, await conditioner.run(feeds(conditioner)));
+    const steps = this.manifest.one_call?.draw?.num_inference_steps ?? loop.num_inference_steps;
+    const time = (k) => k / (k + loop.shift * (steps - k)); // 0 is noise, 1 the picture
+    let x = given(denoiser.variant.inputs[0].shape.map((size) => (typeof size === "number" ? size : 1)));
+    for (let k = 0; ; k++) {
+      const [now, later] = [time(k), time(k + 1)];
+      known[denoiser.variant.inputs[0].name] = x;
+      known.time = new ort.Tensor("float32", [now], [1]);
+      known.step_size = new ort.Tensor("float32", [later - now], [1]);
+      const clean = (await denoiser.run(feeds(denoiser))).prediction;
+      const last = k + 1 === steps, shown = last || (k + 1) % every === 0;
+      const { pixels } = shown ? await decoder.run({ [decoder.variant.inputs[0].name]: clean }) : {};
+      for (let i = 0; pixels && i < pixels.data.length; i++) pixels.data[i] = Math.min(1, Math.max(0, pixels.data[i]));
+      if (last) return this.drawn(pixels);
+      if (shown) await preview(this.drawn(pixels).image, k + 1, steps);
+      const part = Math.fround((later - now) / (1 - now));
+      x = new ort.Tensor("float32", x.data.map((value, i) => value + part * (clean.data[i] - value)), x.dims);
+    }
+  }
+
+  // The reply's pieces, as they come; pixels are Float32Array (3, S, S) in [0, 1].  `stops` are the tokens that end it.
+  async *ask(question, pixels, most = 64, stops = this.manifest.loops.text.stop_token_ids) {
     const [read, step] = [await this.session("read"), await this.session("token")];
     const { text } = this.manifest.loops;
     const prompt = this.question(question, text);
@@ -91,8 +149,7 @@ export class Bundle {
     for (const { name, shape, dtype } of step.variant.inputs) {
       if (!name.startsWith("past_")) continue;
       const dims = shape.map((size) => (typeof size === "number" ? size : slots));
-      const size = dims.reduce((all, each) => all * each, 1);
-      past[name] = new ort.Tensor(dtype, dtype === "int8" ? new Int8Array(size) : new Float32Array(size), dims);
+      past[name] = new ort.Tensor(dtype, zeros(dtype, dims), dims);
     }
     const size = [1, prompt.ids.length];
     let out = await read.run({
@@ -106,7 +163,7 @@ export class Bundle {
     let told = "";
     while (said.length < Math.min(most, slots - prompt.ids.length)) {
       const token = Number(out.next_id.data[0]);
-      if (text.stop_token_ids.includes(token)) break;
+      if (stops.includes(token)) break;
       said.push(token);
       const all = this.whole.decode(said, { skip_special_tokens: true, clean_up_tokenization_spaces: false });
       if (!all.endsWith("\ufffd") && all.length > told.length) {
@@ -139,6 +196,16 @@ export class Bundle {
     return { ids, rows, limits };
   }
 }
+
+// What `inSteps` knows: Euler's steps towards the clean picture, without guidance.  Others draw in one call.
+const inPlainSteps = (loop) =>
+  loop.prediction === "x" && loop.solver === "euler" && loop.time_zero === "noise" && loop.spacing === "linear" &&
+  loop.sigma_first === 1 && loop.sigma_last === 0 && loop.time_scale === 1 && !loop.time_whole && loop.guidance_scale === 1;
+
+const zeros = (dtype, dims) => {
+  const size = dims.reduce((all, each) => all * each, 1);
+  return new { int8: Int8Array, float32: Float32Array, int64: BigInt64Array }[dtype](size);
+};
 
 const whole = (numbers, dims) => new ort.Tensor("int64", BigInt64Array.from(numbers, BigInt), dims);
 

@@ -18,7 +18,7 @@ ROOT = Path(__file__).resolve().parents[2]
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 DRIVER = """
 import { chromium } from "playwright-core";
-const [url, spoiled] = process.argv.slice(2);
+const [url, spoiled, screenshot] = process.argv.slice(2);
 const quiet = ["--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
   "--disable-component-update", "--disable-sync"];
 const browser = await chromium.launch({ executablePath: "%s", args: ["--no-sandbox", ...quiet] });
@@ -28,16 +28,23 @@ const asked = [];
 page.on("request", (request) => asked.push(request.url()));
 await page.goto(url);
 const said = await page.evaluate(async () => {
-  const { Bundle, threads, toSquare } = await import("./edgemm.js");
-  const noise = await (await fetch("noise.json")).json();
+  const { Bundle, device, threads, toSquare } = await import("./edgemm.js");
+  const noise = Float32Array.from(await (await fetch("noise.json")).json());
   const bundle = await Bundle.open("bundle");
-  const drawn = await bundle.draw("red heart", Float32Array.from(noise));
+  const drawn = await bundle.draw("red heart", noise), shown = [];
+  const stepped = await bundle.draw("red heart", noise, (image, step, steps) => shown.push([step, steps, image.width]));
   const [side, image] = [bundle.manifest.loops.text.image_size, await createImageBitmap(drawn.image)];
   const pixels = toSquare(image, image.width, image.height, side, bundle.manifest.loops.text.background);
   let reply = "";
   for await (const piece of bundle.ask("What is this?", pixels)) reply += piece;
-  return { drawn: Array.from(drawn.pixels), read: Array.from(pixels), reply, threads };
+  const lists = { drawn: Array.from(drawn.pixels), stepped: Array.from(stepped.pixels), read: Array.from(pixels) };
+  return { ...lists, shown, reply, threads, device, target: bundle.target };
 });
+await page.click("#draw button");
+await page.waitForFunction(() => document.getElementById("draw").dataset.ms);
+await page.click("#ask button");
+await page.waitForFunction(() => /^ready/.test(document.getElementById("status").textContent));
+await page.screenshot({ path: screenshot });
 const refused = {};
 for (const name of spoiled.split(",")) {
   await page.goto(`${url}?bundle=${name}`);
@@ -63,7 +70,7 @@ def opened(tmp_path_factory):
     from edgemm.verify.export_native import export_bundle
 
     path = tmp_path_factory.mktemp("web") / "bundle"
-    export_bundle(ROOT / "checkpoints" / "sticker-nano", path, precision="fp32", one_call=("draw", "read"), steps=4)
+    export_bundle(ROOT / "checkpoints" / "sticker-nano", path, target="web", one_call=("draw", "read"), steps=4)
     with edgemm.load(path, device="cpu", threads=1) as runtime:
         yield path, runtime
 
@@ -73,7 +80,7 @@ def spoiled(bundle: Path, name: str) -> None:
     copy = bundle.with_name(name)
     shutil.copytree(bundle, copy)
     manifest = json.loads((copy / "manifest.json").read_text())
-    data = copy / manifest["one_call"]["draw"]["variants"]["cpu"]["shares"][0]
+    data = copy / manifest["one_call"]["draw"]["variants"]["web"]["shares"][0]
     if name == "flipped":
         content = bytearray(data.read_bytes())
         content[len(content) // 2] ^= 1
@@ -107,7 +114,7 @@ def test_the_page_is_the_runtime(opened, tmp_path):
         loop = runtime.manifest.loops.denoise
         noise = initial_noise(7, *loop.state_shape(loop.height, loop.width))
         (page / "noise.json").write_text(json.dumps(noise.ravel().tolist()))
-        words = ["node", "driver.mjs", url, ",".join(said)]
+        words = ["node", "driver.mjs", url, ",".join(said), tmp_path / "page.png"]
         done = subprocess.run(words, cwd=page, capture_output=True, text=True, timeout=1800, env=os.environ)
     finally:
         server.kill()
@@ -115,7 +122,11 @@ def test_the_page_is_the_runtime(opened, tmp_path):
     assert done.returncode == 0, done.stderr[-3000:]
     found = json.loads(done.stdout)
     wanted = runtime.generate_image("red heart", num_inference_steps=4, seed=7).pixels
-    assert np.abs(np.array(found["drawn"], dtype=np.float32) - wanted.ravel()).max() <= 1e-2
+    for way in ("drawn", "stepped"):
+        assert np.abs(np.array(found[way], dtype=np.float32) - wanted.ravel()).max() <= 1e-2, way
+    assert found["shown"] == [[step, 4, 64] for step in (1, 2, 3)]
+    assert (found["target"], found["device"]) == ("web", "wasm") and found["threads"] >= 1
+    assert (tmp_path / "page.png").stat().st_size > 5000
     side = runtime.manifest.loops.text.image_size
     read = np.array(found["read"], dtype=np.float32).reshape(3, side, side).transpose(1, 2, 0)
     picture = np.rint(read * 255).astype(np.uint8)

@@ -79,15 +79,17 @@ def random_nano(config: ModelConfig | None = None) -> Unified:
     return model
 
 
-def spec_without_data(weights: Mapping[str, torch.Tensor], precision: str, drawing_depth: int = 0) -> Spec:
-    """As a CPU's `--precision` has it, where nothing is calibrated."""
-    options = SCHEMES["cpu", precision].quantize
+def spec_without_data(
+    weights: Mapping[str, torch.Tensor], precision: str, drawing_depth: int = 0, target: str = "cpu"
+) -> Spec:
+    """As the target's `--precision` has it, where nothing is calibrated."""
+    options = SCHEMES[target, precision].quantize
     assert options
     return quantize_without_data(weights, options, drawing_depth)
 
 
-def lower_on_cpu(component: str, reference: ir.Model, spec: Spec | None) -> tuple[ir.Model, str]:
-    return lower(component, reference, SCHEMES["cpu", "fp32"], spec, {})
+def lower_on_cpu(component: str, reference: ir.Model, spec: Spec | None, target: str = "cpu") -> tuple[ir.Model, str]:
+    return lower(component, reference, SCHEMES[target, "fp32"], spec, {})
 
 
 def open_graph(bundle: Path, variant: Variant) -> onnxruntime.InferenceSession:

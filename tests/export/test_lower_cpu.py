@@ -13,6 +13,7 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 
 from edgemm.errors import UsageError
+from edgemm.export import lower_cpu
 from edgemm.export.lower_cpu import lower_ort_cpu
 from edgemm.export.products import products_of
 from edgemm.export.schemes import precisions_of, read_schemes
@@ -73,6 +74,40 @@ def test_lowering_leaves_the_reference_alone(references, graphs, component):
     assert ir.to_proto(lower_on_cpu(component, reference, None)[0]) == ir.to_proto(reference)
 
 
+@pytest.mark.parametrize("component", COMPONENTS)
+def test_for_a_browser_no_product_is_in_blocks(references, graphs, component):
+    """wasm unpacks blocks at every run: a token 16 to 30 times later than in float32 (benchmarks/web_forms.py)."""
+    spec = spec_without_data(graph_weights(graphs), "int8", target="web")
+    lowered, real = lower_on_cpu(component, references(graphs[component]), spec, "web")
+    kinds = Counter(node.op_type for node in lowered.graph)
+    assert not kinds["MatMulNBits"] and not kinds["GatherBlockQuantized"]
+    products = [product for product in products_of(references(graphs[component]), component) if not product.is_lookup]
+    layers = [spec.layer(product.layer) for product in products]
+    assert kinds["MatMulInteger"] == sum(layer.activations in ("token", "tensor") for layer in layers)
+    assert real == ("int8" if any(layer.bits for layer in layers) else "fp32")
+
+
+def test_a_wide_product_is_cut_for_a_browser_and_says_the_same(monkeypatch):
+    monkeypatch.setattr(lower_cpu, "WIDEST", 16)
+    model, table = embedding_and_head(64, turned=True)
+    spec = spec_of(table, "int8", target="web")
+    cut, _ = lower_on_cpu("transformer", model, spec, "web")
+    monkeypatch.setattr(lower_cpu, "WIDEST", 40)
+    whole, _ = lower_on_cpu("transformer", model, spec, "web")
+    kinds = [Counter(node.op_type for node in graph.graph)["MatMulInteger"] for graph in (cut, whole)]
+    assert kinds == [3, 1]
+    np.testing.assert_array_equal(*(run_lowered(graph)[0] for graph in (cut, whole)))
+
+
+def test_the_embedding_is_stored_once_for_a_browser(references, graphs):
+    spec = spec_without_data(graph_weights(graphs), "int8", target="web")
+    lowered, _ = lower_on_cpu("transformer", references(graphs["transformer"]), spec, "web")
+    size = graph_weights(graphs)[HEAD].numel()
+    assert [
+        value.const_value.dtype for value in lowered.graph.initializers.values() if value.const_value.size == size
+    ] == [ir.DataType.INT8]
+
+
 def test_an_unknown_precision_is_refused_with_those_there_are():
     with pytest.raises(UsageError, match=r"'fp8' is none of what target cpu has: fp32, int8, int4"):
         read_schemes("cpu", "fp8")
@@ -119,16 +154,16 @@ def embedding_and_head(width: int, turned: bool) -> tuple[ir.Model, np.ndarray]:
     return ir.from_proto(model), table
 
 
-def spec_of(table: np.ndarray, precision: str, drawing_depth: int = 0) -> Spec:
-    return spec_without_data({HEAD: torch.from_numpy(table)}, precision, drawing_depth)
+def spec_of(table: np.ndarray, precision: str, drawing_depth: int = 0, target: str = "cpu") -> Spec:
+    return spec_without_data({HEAD: torch.from_numpy(table)}, precision, drawing_depth, target)
 
 
-@pytest.mark.parametrize("precision", ["int8", "int4"])
+@pytest.mark.parametrize("target, precision", [("cpu", "int8"), ("cpu", "int4"), ("web", "int8")])
 @pytest.mark.parametrize("turned", [True, False])
 @pytest.mark.parametrize("width", [48, 64, 96, 128])  # no multiple of a block; an even and an odd number of blocks
-def test_any_width_can_be_lowered(precision, width, turned):
+def test_any_width_can_be_lowered(target, precision, width, turned):
     model, table = embedding_and_head(width, turned)
-    graph, _ = lower_on_cpu("transformer", model, spec_of(table, precision))
+    graph, _ = lower_on_cpu("transformer", model, spec_of(table, precision, target=target), target)
     ids = np.arange(40)[None]
     (logits,) = run_lowered(graph)
     wanted = (table @ table.T)[None]

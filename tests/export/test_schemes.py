@@ -59,7 +59,7 @@ def test_blocks_that_do_not_divide_a_width_become_one_scale_a_channel():
 
 
 def test_a_target_without_words_gets_its_first_precision():
-    assert [scheme.precision for scheme in read_schemes(",".join(TARGETS), None)] == ["fp32"] + 5 * ["fp16"]
+    assert [scheme.precision for scheme in read_schemes(",".join(TARGETS), None)] == ["fp32", "int8"] + 5 * ["fp16"]
     assert [scheme.precision for scheme in read_schemes("cpu,rtx,cpu", "rtx=nvfp4")] == ["fp32", "nvfp4"]
     assert precisions_of("cpu") == ("fp32", "int8", "int4")
 
@@ -67,7 +67,7 @@ def test_a_target_without_words_gets_its_first_precision():
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({"target": "tpu"}, "target 'tpu' is none of: cpu, cuda"),
+        ({"target": "tpu"}, "target 'tpu' is none of: cpu, web, cuda"),
         ({"target": ","}, "no target is named"),
         ({"precision": "rtx=int8"}, "precision is given for 'rtx', and the targets are: cpu"),
         ({"target": "cpu,cuda", "precision": "fp8"}, r"no kernels for fp8; one a target: --precision cpu=...,cuda=..."),

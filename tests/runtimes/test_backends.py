@@ -44,6 +44,13 @@ def test_auto_says_what_it_passed_over(monkeypatch):
     assert "not cuda, because ort_cuda here has CPUExecutionProvider" in choice.why
 
 
+@pytest.mark.parametrize("offered, target", [(["web"], "web"), (["web", "cpu"], "cpu")])
+@pytest.mark.parametrize("device", ["auto", "cpu"])
+def test_a_cpu_runs_what_was_made_for_a_browser_where_nothing_was_made_for_it(device, offered, target):
+    choice = backends.select(device, offered)
+    assert (choice.device, choice.target) == ("cpu", target)
+
+
 def test_auto_passes_over_a_cuda_package_where_the_driver_is_missing(monkeypatch, tmp_path):
     """onnxruntime-gpu lists its provider on every machine; what the driver says is another matter."""
     monkeypatch.setattr(
