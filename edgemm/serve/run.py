@@ -50,7 +50,9 @@ def _bound(host: str, port: int) -> socket.socket:
         listening.bind(address)
         listening.listen()  # who reads the line that tells the address may ask at once
     except OSError as error:
-        raise ResourceError(f"{host}:{port} cannot be listened on: {error.strerror}; give another --host or --port") from error
+        raise ResourceError(
+            f"{host}:{port} cannot be listened on: {error.strerror}; give another --host or --port"
+        ) from error
     return listening
 
 
