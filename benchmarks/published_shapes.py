@@ -24,6 +24,7 @@ sys.path.insert(0, str(ROOT))
 GOLDEN = (ROOT / "tests" / "fixtures" / "golden", ROOT.parent / "shared" / "golden")
 SHARD_BYTES = 1 << 30
 SPREAD, ADDED = 0.02, 0.1  # of weights; and how much smaller those are that write to a residual stream
+LIKELY, RARE = 16, 0.05  # words that a head may say, and the weight of all others
 WRITERS = ("o_proj", "down_proj", "to_out", "to_add_out", "out_proj", "fc2", "proj.weight", "conv2")
 
 Shapes = dict[str, tuple[int, ...]]
@@ -75,7 +76,11 @@ def numbers(name: str, shape: tuple[int, ...]) -> torch.Tensor:
     spread = SPREAD * (ADDED if any(writer in name for writer in WRITERS) else 1)
     start = sum(name.encode()) * 7919 % (len(BLOCK) // 2)
     block = (BLOCK[start:] * spread).bfloat16()
-    return block.repeat(-(-count // len(block)))[:count].reshape(shape)
+    made = block.repeat(-(-count // len(block)))[:count].reshape(shape)
+    if "lm_head" in name:  # else the likeliest of all words is ahead of the next by less than int4 moves them
+        few = torch.arange(shape[0]) % max(1, shape[0] // LIKELY) == 0
+        made = made * torch.where(few, 1.0, RARE)[:, None].bfloat16()
+    return made
 
 
 def recorded(name: str) -> Path:

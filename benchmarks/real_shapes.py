@@ -32,16 +32,21 @@ from benchmarks.published_shapes import MODELS  # noqa: E402
 
 BARS_GB = {"janusflow": 5.0, "cosmos3-edge": 8.0}  # of an export to int4
 IN_USE = 1.3  # times the bundle: one process that reads and draws
-USE = 1.3  # times the bundle: one process that reads and draws
 USE = """
 import json, sys, numpy as np, edgemm
 with edgemm.load(sys.argv[1], device="cpu", threads=int(sys.argv[2])) as model:
     loop = model.manifest.loops.text
     picture = np.full((loop.image_size, loop.image_size, 3), 127, np.uint8)
     said = model.generate_text("What is this?", images=[picture], max_new_tokens=8)
+    words = "a red heart on a green hill under a wide sky, drawn with broad and quiet strokes "
+    while len(model.tokenizer.encode(words)) < 300:
+        words += words[:30]
     size = {} if sys.argv[3] == "0" else {"height": int(sys.argv[3]), "width": int(sys.argv[3])}
-    drawn = model.generate_image("a red heart", num_inference_steps=2, seed=1, **size)
-    print(json.dumps({"tokens": len(said.token_ids), "pixels": list(drawn.pixels.shape)}))
+    drawn = model.generate_image(words, num_inference_steps=2, seed=1, **size)
+    m = drawn.metrics
+    read_ms = m.prefill_ms + m.conditioner_ms
+    print(json.dumps({"tokens": len(said.token_ids), "pixels": list(drawn.pixels.shape), "prompt": m.prompt_tokens,
+        "read_ms": read_ms, "step_ms": m.step_ms, "read_again": (read_ms + m.step_ms) / m.step_ms}))
 """
 
 
@@ -107,6 +112,9 @@ def show(document: dict[str, Any]) -> None:
         f"  reads and draws  {used['peak_bytes'] / gb:6.2f} GB, {used['anonymous_bytes'] / gb:.2f} anonymous, "
         f"{used['peak_bytes'] / bundle:.2f} of the bundle (bar: {IN_USE})"
     )
+    if not used["code"]:
+        said = json.loads(used["said"])
+        print(f"  a step that read its {said['prompt']} tokens of prompt again: {said['read_again']:.2f} times as long")
     if used["code"]:
         print(f"  it ended with {used['code']}: {used['said']}")
 

@@ -50,7 +50,7 @@ def watch(model: Any, frames: Timed, question: str, every: int = 1, window: int 
 
 
 def main(words: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("bundle")
     parser.add_argument("--frames", default="", help="pictures in place of a camera, as a pattern")
     parser.add_argument("--camera", default="/dev/video0", help="a camera's device, or a film")

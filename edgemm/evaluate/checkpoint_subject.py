@@ -58,7 +58,9 @@ class CheckpointSubject:
 
     def read(self, picture: np.ndarray, question: str) -> str:
         config = self.model.config
-        pixels = torch.from_numpy(load_picture(picture, config.vision.image_size, config.background))[None]
+        frames = picture if picture.ndim == 4 else picture[None]
+        squares = [load_picture(frame, config.vision.image_size, config.background) for frame in frames]
+        pixels = torch.from_numpy(np.stack(squares))
         ids, _ = self.model.generate(question, pixels, max_new_tokens=MAX_NEW_TOKENS)
         return self.model.tokenizer.decode(ids)
 

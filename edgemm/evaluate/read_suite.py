@@ -19,7 +19,7 @@ from edgemm import progress
 from edgemm.data.format import Dataset, Question, Sample
 from edgemm.errors import InputError
 from edgemm.evaluate.metrics import Interval, Share, YesNoScores, ratio_of_means, share, yes_no_scores
-from edgemm.evaluate.subject import Subject, real_pictures, some
+from edgemm.evaluate.subject import Subject, shown, some
 
 __all__ = [
     "KindScore",
@@ -110,7 +110,7 @@ def _ask(subject: Subject, dataset: Dataset, questions: Sequence[Question]) -> l
     samples = _by_id(dataset)
     replies = []
     for question in progress.track(questions, len(questions), "asking", "questions"):
-        picture = real_pictures(dataset, [samples[question.sample]], dataset.size)[0]
+        picture = shown(dataset, samples[question.sample])
         replies.append(subject.read(picture, question.question))
     return replies
 
@@ -123,7 +123,7 @@ def _ask_around(subject: Subject, dataset: Dataset, questions: Sequence[Question
         if not has_choices(question):
             always.append(None)
             continue
-        picture = real_pictures(dataset, [samples[question.sample]], dataset.size)[0]
+        picture = shown(dataset, samples[question.sample])
         prompts = circular_prompts(question)
         always.append(all(chosen(subject.read(picture, text), options) == question.answer for text, options in prompts))
     return always

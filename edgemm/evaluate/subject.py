@@ -32,6 +32,7 @@ __all__ = [
     "draw_samples",
     "real_pictures",
     "resized",
+    "shown",
     "some",
 ]
 
@@ -64,7 +65,7 @@ class Subject(Protocol):
         ...
 
     def read(self, picture: np.ndarray, question: str) -> str:
-        """The greedy reply to a question about a picture, uint8 (H, W, 3)."""
+        """The greedy reply to a question about a picture, uint8 (H, W, 3), or a clip's frames (f, H, W, 3)."""
         ...
 
 
@@ -98,7 +99,7 @@ class BundleSubject:
         return np.stack([_tall(result.image) for result in drawn])
 
     def read(self, picture: np.ndarray, question: str) -> str:
-        return self.model.generate_text(question, images=[picture], max_new_tokens=MAX_NEW_TOKENS).text
+        return self.model.generate_text(question, images=picture, max_new_tokens=MAX_NEW_TOKENS).text
 
 
 def _tall(picture: Picture) -> np.ndarray:
@@ -127,6 +128,14 @@ def real_pictures(dataset: Dataset, samples: Sequence[Sample], size: int) -> np.
     """uint8 (b, S, S, 3)."""
     squares = [fit_square(open_picture(dataset.image_path(sample)), size) for sample in samples]
     return np.stack([np.asarray(square, dtype=np.uint8) for square in squares])
+
+
+def shown(dataset: Dataset, sample: Sample) -> np.ndarray:
+    """What a question is about: uint8 (S, S, 3), or a clip's frames (f, S, S, 3)."""
+    frames, size = (sample.scene or {}).get("frames", 1), dataset.size
+    if frames == 1:
+        return real_pictures(dataset, [sample], size)[0]
+    return np.asarray(open_picture(dataset.image_path(sample)), dtype=np.uint8).reshape(frames, size, size, 3)
 
 
 def resized(pictures: np.ndarray, size: int) -> np.ndarray:

@@ -187,7 +187,7 @@ def _gif(frames: Sequence[Image], frame_ms: int, quality: int) -> bytes:
     if any(frame.mode == "RGBA" for frame in frames):
         clear = {"transparency": 255, "disposal": 2}
         for frame, own in zip(frames, drawn):
-            own.paste(255, mask=frame.convert("RGBA").getchannel("A").point(lambda alpha: 255 * (alpha < 128)))
+            own.paste(255, mask=frame.convert("RGBA").getchannel("A").point([255] * 128 + [0] * 128))
     ends = [round(index * max(frame_ms, SHORTEST_MS) / 10) * 10 for index in range(len(frames) + 1)]
     times = [end - start for start, end in pairwise(ends)]
     return _animated(drawn, "GIF", duration=times, optimize=False, **clear)

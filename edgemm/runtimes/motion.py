@@ -45,7 +45,8 @@ def _enlarged(sprite: Image, side: int) -> Image:
     """Resized; the edge of a small drawing stays about two pixels wide, where a resize blurs it over many."""
     large, steeper = sprite.resize((side, side), pillow().Resampling.LANCZOS), side / sprite.width / 2
     if steeper > 1:
-        large.putalpha(large.getchannel("A").point(lambda alpha: round((alpha - 127.5) * steeper + 127.5)))
+        levels = [min(255, max(0, round((alpha - 127.5) * steeper + 127.5))) for alpha in range(256)]
+        large.putalpha(large.getchannel("A").point(levels))
     return large
 
 

@@ -195,7 +195,7 @@ def _animation(file: IO[bytes], name: str, max_pixels: int) -> Image | None:
     except pil.UnidentifiedImageError:
         file.seek(0)
         return None
-    _check_size(name, *opened.size, max_pixels)
+    _check_size(name, opened.width, opened.height, max_pixels)
     return opened
 
 

@@ -72,6 +72,8 @@ class Watch:
         self, generator: TextGenerator, call: Call, instruction: str, how: WatchOptions, options: TextOptions
     ) -> None:
         check_type("instruction", instruction, str)
+        if how.every and not instruction.strip():
+            raise UsageError(f"every is {how.every}: so often the instruction is asked, and there is none")
         generator.check_open()
         generator.reader.check()
         self.how, self.instruction, self._options = how, instruction, options
@@ -107,6 +109,7 @@ class Watch:
         `frame` is a picture as generate_text takes it, an array (H, W, 3) uint8 for example.
         """
         self._check_open()
+        check_type("t", t, float | None)
         now = float(self._pushed) if t is None else float(t)
         if not np.isfinite(now) or (self._pushed and now < self._now):
             raise UsageError(f"t is {t!r}, expected a number that is not before the last frame's, {self._now:g}")
@@ -183,12 +186,13 @@ class Watch:
     def _reply(self, question: str, options: TextOptions, cancelled: Callable[[], bool]) -> Iterator[TextChunk]:
         clock, transformer = Clock(), self._conversation()
         if self.turns:
-            used, prompt, tokens = transformer.cache.used, self._after(question).build(), None
+            used, tokens = transformer.cache.used, None
+            prompt = self._fitting(lambda asked: self._after(asked).build(), question, used)
         else:
             transformer.rewind(0)
             used, squares = 0, list(self._squares)
-            prompt, tokens = self._generator.read_pictures(self._whole(question), squares, clock)
-        self._check_room(used + len(prompt))
+            prompt = self._fitting(self._whole, question, used)
+            prompt, tokens = self._generator.read_pictures(prompt, squares, clock)
         request = self._generator.request_of(prompt, options)
         try:
             yield from self._generator.write(request, tokens, cancelled, clock, transformer)
@@ -199,7 +203,7 @@ class Watch:
         """All of the window, to be read anew."""
         loop, tokenizer = self._generator.loop, self._generator.tokenizer
         if loop.joined:
-            said = "\n".join(filter(None, (self.instruction, self._noted(question))))
+            said = "\n".join(filter(None, (self.instruction, question)))
             return chat_prompt((Message("user", said, (None,) * self.frames),), loop, tokenizer)
         builder = PromptBuilder(tokenizer)
         self._open(builder)
@@ -235,14 +239,23 @@ class Watch:
             builder.text(loop.image_close)
         if loop.block:
             builder.text(loop.template.user_open)
-        builder.text(self._noted(question), own=True)
+        builder.text(question, own=True)
         builder.text(loop.template.user_close)
         builder.text(loop.template.assistant_open)
         return builder
 
-    def _noted(self, question: str) -> str:
-        noted = list(self._events)[-self.how.notes :] if self.how.notes else []
+    def _noted(self, question: str, notes: int) -> str:
+        noted = list(self._events)[-notes:] if notes else []
         return "\n".join([*(f"{event.t:g} s: {event.text}" for event in noted), question])
+
+    def _fitting(self, prompt_of: Callable[[str], Prompt], question: str, used: int) -> Prompt:
+        """The question with as many notes as there is room for: a stream of hours must not end at a long one."""
+        for notes in range(self.how.notes, -1, -1):
+            prompt = prompt_of(self._noted(question, notes))
+            if used + len(prompt) < self._generator.manifest.limits.max_context:
+                return prompt
+        self._check_room(used + len(prompt) + 1)
+        return prompt
 
     # Checks
 

@@ -36,7 +36,7 @@ class Gate:
 
     def __init__(self, app: ASGIApp, metrics: Metrics, keys: Sequence[str], options: ServeOptions) -> None:
         self._app, self._metrics, self._log_prompts = app, metrics, options.log_prompts
-        self._keys, self._most = [key.encode() for key in keys], int(options.max_body_mb * 1e6)
+        self._keys, self._most = [key.encode() for key in keys], options.max_body_mb * 1e6
         self._timeout_s = options.timeout_s
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:

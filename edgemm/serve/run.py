@@ -30,6 +30,7 @@ def serve(application: Application, host: str, port: int, drain_s: int) -> int:
         timeout_graceful_shutdown=drain_s,
         server_header=False,
         lifespan="on",
+        ws="none",  # there are none, and importing what speaks them takes a tenth of a second
     )
     server = _Server(config, application)
     with listening:
@@ -49,7 +50,9 @@ def _bound(host: str, port: int) -> socket.socket:
         listening.bind(address)
         listening.listen()  # who reads the line that tells the address may ask at once
     except OSError as error:
-        raise ResourceError(f"{host}:{port} cannot be listened on: {error.strerror}; give another --port") from error
+        raise ResourceError(
+            f"{host}:{port} cannot be listened on: {error.strerror}; give another --host or --port"
+        ) from error
     return listening
 
 

@@ -129,15 +129,20 @@ class Asked:
 
 
 def questions_about(
-    dataset: Dataset, samples: Sequence[Sample], recipe: Recipe, config: ModelConfig, tokenizer: Tokenizer
+    dataset: Dataset,
+    samples: Sequence[Sample],
+    recipe: Recipe,
+    config: ModelConfig,
+    tokenizer: Tokenizer,
+    pictures: int = 1,
 ) -> list[Asked]:
-    """In the dataset's order; InputError when there is none."""
+    """In the dataset's order, each about so many pictures; InputError when there is none."""
     row_of = {sample.id: row for row, sample in enumerate(samples)}
     found = [
         Asked(
             question.kind,
             row_of[question.sample],
-            read_prompt(config, tokenizer, question.question, 1),
+            read_prompt(config, tokenizer, question.question, pictures),
             reply_ids(config, tokenizer, question.answer),
         )
         for question in dataset.questions

@@ -158,7 +158,19 @@ def test_events_are_replies_to_the_instruction_that_are_new(runtime):
         assert stream.events == tuple(told) and told
         assert all(one.text != other.text for one, other in pairwise(told))
         assert {event.t for event in told} <= {number / 2 for number in range(1, 12, 2)}
-        assert stream._noted("now?").splitlines()[-2] == f"{told[-1].t:g} s: {told[-1].text}".splitlines()[-1]
+        assert stream._noted("now?", 4).splitlines()[-2] == f"{told[-1].t:g} s: {told[-1].text}".splitlines()[-1]
+
+
+def test_notes_that_do_not_fit_are_left_out_and_a_question_that_does_not_is_refused(runtime):
+    from edgemm.errors import InputError
+    from edgemm.runtimes.watch import WatchEvent
+
+    stream, most = watched(runtime, 2), runtime.manifest.limits.max_context
+    wanted = stream.ask(ASKED).token_ids
+    stream._events.append(WatchEvent(0.0, "x" * most))
+    assert stream.ask(ASKED).token_ids == wanted
+    with pytest.raises(InputError, match=r"the window takes \d+ tokens with its question"):
+        stream.ask("x" * most)
 
 
 @pytest.mark.parametrize(
@@ -166,6 +178,8 @@ def test_events_are_replies_to_the_instruction_that_are_new(runtime):
     [
         (lambda stream: stream.push(frame(0), t=-1.0), "t is -1.0, expected a number that is not before"),
         (lambda stream: stream.push(frame(0), t=float("nan")), "t is nan"),
+        (lambda stream: stream.push(frame(0), t="now"), "t is 'now', expected a number or None"),
+        (lambda stream: stream._call.__self__.watch(every=2), "every is 2: so often the instruction is asked"),
         (lambda stream: stream.ask(" "), "question is empty"),
         (lambda stream: stream.ask("x", video="x.mp4"), "a watched stream is the video"),
         (lambda stream: stream.ask("x", max_tokens=3), r"ask\(\) has no option 'max_tokens'"),

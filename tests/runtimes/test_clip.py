@@ -172,3 +172,14 @@ def test_a_bundle_draws_in_motion(model, tmp_path):
     assert np.array_equal(result.pixels, still.pixels)  # the drawing is the one that it would be without
     result.save(tmp_path / "x.gif", size=32)
     assert sum(times((tmp_path / "x.gif").read_bytes())) == 1000
+
+
+def test_the_command_writes_a_clip_and_refuses_a_wrong_name_before_any_work(bundle_path, tmp_path, capsys):
+    from edgemm.cli.main import main
+
+    words = ["draw", str(bundle_path), "--prompt", "a", "--threads", "1", "--num-inference-steps", "1"]
+    assert main([*words, "--motion", "pulse", "--size", "40", "--output", str(tmp_path / "x.gif")]) == 0
+    assert sum(times((tmp_path / "x.gif").read_bytes())) == 1000
+    assert "25 frames, 1 s" in capsys.readouterr().out
+    for more in (["--motion", "pulse", "--output", "x.jpg"], ["--for", "whatsapp", "--output", "x.webp"]):
+        assert main([*words[:1], "no.bundle", *words[2:], *more]) == 2

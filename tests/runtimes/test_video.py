@@ -232,3 +232,13 @@ def test_a_film_needs_pyav(tmp_path, monkeypatch):
     monkeypatch.setenv("PYTHONPATH", f"{tmp_path}:{Path(video.__file__).parents[2]}")
     with pytest.raises(MissingError, match=r"x\.mp4: neither GIF, WebP nor APNG; other videos need PyAV: pip install"):
         read(path)
+
+
+def test_a_stream_of_a_bundle_that_says_nothing_of_its_keys_is_read_anew(model):
+    with model.watch(window=3, max_new_tokens=4) as stream:
+        for level in LEVELS:
+            stream.push(still(level))
+        assert not stream.turns and stream.frames == 3
+        wanted = model.generate_text("What moves?", images=[still(level) for level in LEVELS[-3:]], max_new_tokens=4)
+        assert stream.ask("What moves?").token_ids == wanted.token_ids
+        assert stream.ask("What moves?").token_ids == wanted.token_ids

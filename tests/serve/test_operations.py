@@ -99,6 +99,7 @@ def test_keys_are_asked_for_and_never_told(bundle, tmp_path, caplog):
 
 
 def test_large_requests_are_refused_with_a_length_and_without(bundle):
+    edgemm.serve.app(bundle, max_body_mb=float("inf")).close()  # none is too large
     with running(edgemm.serve.app(bundle, max_body_mb=0.01)) as url:
         large = json.dumps({"messages": [{"role": "user", "content": "x" * 20_000}]}).encode()
         path, kind = f"{url}/v1/chat/completions", {"content-type": "application/json"}

@@ -4,7 +4,9 @@ Next-token cross-entropy on the answer to a question about a picture, and on the
 (samples.py), so that it goes on talking; nothing else of a sequence is scored.  The layers that the denoiser reads are
 not touched, so a model that draws goes on drawing exactly as before.
 A step's batch is a function of (seed, step) alone, of which many processes take a share each.
-Axes: b batch, s tokens of the longest sequence, v views of a picture, m image tokens, f features a token.
+A clip is read as its frames, one picture after the other.
+Axes: b batch, s tokens of the longest sequence, v views of a picture, m image tokens of it or of all frames of a clip,
+f features a token.
 """
 
 from __future__ import annotations
@@ -65,16 +67,25 @@ class ReadTask:
             )
         self.model, self.recipe, self.share = model, recipe, share or Share()
         dataset, samples = pick_samples(recipe.data, recipe.splits, recipe.groups, recipe.pictures)
-        pixels = load_pictures(Path(recipe.data), samples, model.config.vision.image_size)
-        mirrored = torch.tensor([may_be_mirrored(sample) for sample in samples])
+        frames, size = (samples[0].scene or {}).get("frames", 1), model.config.vision.image_size
+        if frames > 1 and recipe.views > 1:
+            raise UsageError(f"recipe: views is {recipe.views}, and each frame of a clip would change alone; give 1")
+        tall = load_pictures(Path(recipe.data), samples, size, frames)  # (clips, 3, frames * S, S)
+        pixels = tall.unflatten(2, (frames, size)).transpose(1, 2).flatten(0, 1)
+        mirrored = torch.tensor([may_be_mirrored(sample) for sample in samples]).repeat_interleave(frames)
         self.features = kept_features(  # (pictures, v, m, f)
             Path(recipe.output) / "features.safetensors",
             features_key(recipe, samples, model.config.vision),
-            lambda: eye_features(model, pixels, mirrored, recipe.views, recipe.seed),
+            lambda: (
+                eye_features(model, pixels, mirrored, recipe.views, recipe.seed)
+                .unflatten(0, (len(samples), frames))
+                .transpose(1, 2)
+                .flatten(2, 3)
+            ),
         )
         self.labels = [sample.label for sample in samples]
         self.questions: dict[str, list[tuple[int, Prompt, list[int]]]] = {}
-        for asked in questions_about(dataset, samples, recipe, model.config, model.tokenizer):
+        for asked in questions_about(dataset, samples, recipe, model.config, model.tokenizer, frames):
             self.questions.setdefault(asked.kind, []).append((asked.row, asked.prompt, asked.answer))
         self.kinds = [kind for kind in sorted(self.questions) if kind != "label"]
         counts = np.array([len(self.questions[kind]) for kind in self.kinds])
@@ -182,7 +193,9 @@ class ReadTask:
         """Last hidden states (scored tokens, w) before each token of the answers, row by row, the tokens, and which of
         them answer a question about a picture."""
         device = model.image_encoder.position.device
-        image_tokens = model.image_encoder.project(features.to(device))  # (b, m, w)
+        by_frame = features.to(device).unflatten(1, (-1, model.config.vision.grid_count))
+        image_tokens = model.image_encoder.project(by_frame.flatten(0, 1))
+        image_tokens = image_tokens.unflatten(0, by_frame.shape[:2]).flatten(1, 2)  # (b, m, w)
         length = max(len(p) + len(a) for p, a in zip(prompts, answers, strict=True)) - 1
         ids = torch.zeros(len(prompts), length, dtype=torch.long)
         index, limit = torch.full_like(ids, -1), torch.arange(length).repeat(len(prompts), 1)

@@ -1,0 +1,88 @@
+"""Clips are taught as they are drawn and read: all frames of one in a batch's row, in their order."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from edgemm.data.clips import FRAMES, build_clips
+from edgemm.data.format import read_dataset
+from edgemm.errors import InputError, UsageError
+from edgemm.evaluate.checkpoint_subject import CheckpointSubject
+from edgemm.evaluate.subject import DrawSettings, shown
+from edgemm.model import checkpoint
+from edgemm.train.run import train
+from edgemm.train.samples import load_pictures
+from edgemm.train.tasks.read import ReadTask
+from tests.model.tiny import varied_micro
+from tests.train.conftest import read_log, recipe
+
+
+@pytest.fixture(scope="module")
+def asked(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("data") / "clips"
+    folder.mkdir()
+    build_clips(folder, 64, 24, 0)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def drawn(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("data") / "fixed"
+    folder.mkdir()
+    build_clips(folder, 64, 24, 0, fixed=True)
+    return folder
+
+
+def test_frames_are_resized_alone_and_stand_in_their_order(asked):
+    dataset = read_dataset(asked)
+    tall = load_pictures(asked, dataset.samples[:3], 32, FRAMES)
+    assert tall.shape == (3, 3, FRAMES * 32, 32)
+    half = shown(dataset, dataset.samples[0]).reshape(FRAMES, 32, 2, 32, 2, 3).mean(axis=(2, 4))  # another filter
+    found = tall[0].numpy().reshape(3, FRAMES, 32, 32).transpose(1, 2, 3, 0)
+    assert np.abs(found.astype(float) - half).mean() < 3
+    assert np.abs(found[::-1].astype(float) - half).mean() > 3
+    with pytest.raises(InputError, match="64 x 512 pixels, expected 3 squares"):
+        load_pictures(asked, dataset.samples[:1], 32, 3)
+
+
+def test_what_is_taught_about_a_clip_is_what_the_model_is_asked(asked, tmp_path):
+    """Logits of an answer's first token: training's, from features and rows, and those of generate on the frames."""
+    model = varied_micro()
+    task = ReadTask(model, recipe("micro-clips-read", tmp_path / "run", data=asked, batch=4))
+    dataset = read_dataset(asked)
+    samples = dataset.split("train")
+    question = next(q for q in dataset.questions if q.sample == samples[2].id and q.kind == "direction")
+    row, prompt, answer = next(
+        each
+        for each in task.questions["direction"]
+        if each[0] == 2 and question.answer == model.tokenizer.decode(each[2]).strip()
+    )
+    with torch.no_grad():
+        hidden, targets, pictured = task.answered(model, task.features[[row], [0]].float(), [prompt], [answer])
+    taught = model.transformer.logits(hidden[0])
+    squares = load_pictures(asked, [samples[2]], 32, FRAMES)[0].unflatten(1, (FRAMES, 32)).transpose(0, 1).float() / 255
+    _, said = model.generate(question.question, squares, max_new_tokens=1, stop=False)
+    assert pictured.all() and int(targets[0]) == answer[0]
+    assert (taught - said[0]).abs().max() < 0.02 * said[0].abs().max()  # features are kept in bfloat16
+
+
+def test_views_of_a_clip_are_refused(asked, tmp_path):
+    with pytest.raises(UsageError, match="each frame of a clip would change alone"):
+        ReadTask(varied_micro(), recipe("micro-clips-read", tmp_path / "run", data=asked, views=2))
+
+
+def test_a_model_of_still_pictures_learns_to_draw_clips(drawn, tmp_path):
+    start = tmp_path / "start"
+    checkpoint.save(varied_micro(), start)
+    output = tmp_path / "run"
+    train(recipe("micro-clips", output, data=drawn, start=start, steps=6, batch=8, log_every=1, sample_every=100))
+    losses = [line["loss"] for line in read_log(output)]
+    assert losses[-1] < losses[0]
+    model = checkpoint.load(output / "checkpoint")
+    assert model.config.image_tokens.frames == FRAMES and model.denoiser.frame_scale.abs().max() > 0
+    tall = CheckpointSubject(output / "checkpoint", DrawSettings(num_inference_steps=1), 1).draw(["a red circle"], [0])
+    assert tall.shape == (1, FRAMES * 32, 32, 3)
+    with pytest.raises(UsageError, match=r"frames is 4, .* draws clips of 8"):
+        train(recipe("micro-clips", tmp_path / "again", data=drawn, start=output / "checkpoint", frames=4))
