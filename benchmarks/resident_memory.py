@@ -27,8 +27,9 @@ def main() -> None:
     found["loaded"] = _megabytes()
     model.generate_text("Hi", max_new_tokens=4)
     found["short prompt"] = _megabytes()
+    tokens = min(args.tokens, model.manifest.limits.max_context - 16)  # what is written has room, too
     one, two = (model.count_tokens(SENTENCE * times) for times in (1, 2))
-    model.generate_text(SENTENCE * max(1, (args.tokens - one) // (two - one)), max_new_tokens=2)
+    model.generate_text(SENTENCE * max(1, (tokens - one) // (two - one)), max_new_tokens=2)
     found["long prompt"] = _megabytes()
     started = time.perf_counter()
     model.release_memory()

@@ -136,6 +136,7 @@ def main() -> None:
     parser.add_argument("--limit", type=int, default=400, help="drawings, and questions a kind, that are judged")
     parser.add_argument("--graphs", type=int, default=8000, help="graphs, or half as many clips, to train on")
     parser.add_argument("--quick", action="store_true", help="20 minutes: one seed, 30 steps; tells nothing apart")
+    parser.add_argument("--costs", action="store_true", help="also export the joint model as int8 and run its halves")
     parser.add_argument("--again", action="store_true", help="runs that failed are run again")
     parser.add_argument("--output", type=Path, help="also write the document here")
     parser.add_argument("--job", nargs=2, metavar=("ROW", "SEED"), help=argparse.SUPPRESS)
@@ -151,7 +152,7 @@ def main() -> None:
     _run_all(names, args)
     scores = {name: [_kept(name, seed, args) for seed in args.seeds] for name in names}
     tables = _tables(scores)
-    answers = _compared(scores, args.part) + _checks(scores)
+    answers = _compared(scores, args.part) + _checks(scores) + (_costs(args) if args.costs else [])
     print("\n\n".join(["\n".join(text_table(table)) for table in tables] + ["\n".join(answers)]))
     document = {"benchmark": "survey", "machine": machine_card(), "commit": commit(Path(__file__).parent)}
     document |= {key: getattr(args, key) for key in ("seeds", "steps", "batch", "limit", "graphs", "quick")}
@@ -387,6 +388,55 @@ def _checks(scores: dict[str, list[dict[str, Any]]]) -> list[str]:
                 seen, held = (_values(scores[name], k) for k in (key, f"{key}_withheld"))
                 shares = [held[seed] / seen[seed] for seed in seen.keys() & held.keys() if seen[seed]]
                 lines.append(f"Check 3: {key}, withheld over seen: {name} {_shown(shares)}.")
+    return lines
+
+
+# What it costs to run: the specialists are the joint model's halves, of the same shapes and graphs.
+
+HALVES = {
+    "read": ("image_encoder", "transformer"),
+    "draw": ("transformer", "conditioner", "denoiser", "image_decoder"),
+    "both": ("image_encoder", "transformer", "conditioner", "denoiser", "image_decoder"),
+}
+RUN_HALF = """
+import json, resource, sys, time
+import numpy as np
+import edgemm
+model, what = edgemm.load(sys.argv[1], device="cpu", threads=1), sys.argv[2]
+picture = np.zeros((32, 32, 3), dtype=np.uint8)
+def took(call, times=5):
+    call()
+    began = time.process_time()
+    for _ in range(times):
+        call()
+    return 1e3 * (time.process_time() - began) / times
+found = {}
+if what != "draw":
+    said = lambda: model.generate_text("What is this?", images=[picture], max_new_tokens=8, ignore_eos=True)
+    found["core-ms an answer of 8 tokens"] = took(said)
+if what != "read":
+    found["core-ms a picture"] = took(lambda: model.generate_image("a red circle"))
+found["MB resident"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+print(json.dumps(found))
+"""
+
+
+def _costs(args: argparse.Namespace) -> list[str]:
+    """Check 2, to run: weights as int8, memory, and core-milliseconds of either half alone and of both together."""
+    bundle = args.runs / "joint-int8.bundle"
+    if not bundle.is_dir():
+        words = ["export", str(_folder("joint", args.seeds[0], args) / "checkpoint"), "--output", str(bundle)]
+        subprocess.run([sys.executable, "-m", "edgemm", *words, "--precision", "int8"], check=True, stdout=sys.stderr)
+    found = {}
+    for half, components in HALVES.items():
+        words = [sys.executable, "-c", RUN_HALF, str(bundle), half]
+        told = subprocess.run(words, check=True, capture_output=True, text=True).stdout
+        size = sum(f.stat().st_size for name in components for f in (bundle / "components" / name).iterdir())
+        found[half] = {"MB of int8 weights": size / 1e6, **json.loads(told)}
+    lines = []
+    for key, joint in found["both"].items():
+        alone = [found[half][key] for half in ("read", "draw") if key in found[half]]
+        lines.append(f"Check 2: {key}: joint {joint:.1f}, the two specialists together {sum(alone):.1f}.")
     return lines
 
 

@@ -13,6 +13,7 @@ listener is the Display below.
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import sys
 import threading
@@ -25,7 +26,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 if TYPE_CHECKING:
     from tqdm import tqdm
 
-__all__ = ["Bar", "Display", "Listener", "bar", "line", "listening", "status", "track"]
+__all__ = ["Bar", "Display", "Listener", "bar", "line", "listening", "shown", "status", "track"]
 
 Item = TypeVar("Item")
 
@@ -58,6 +59,14 @@ class Bar:
             self.listener.moved(self)
 
 
+CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+
+
+def shown(text: str) -> str:
+    """A stranger's text on a terminal, or in a log that ends on one: what would command it is spelled out."""
+    return CONTROL.sub(lambda found: f"\\x{ord(found[0]):02x}", text)
+
+
 # A stack of the whole process, for threads that hash or serve do not inherit context variables.
 _LISTENERS = [Listener()]
 _ONE_AT_A_TIME = threading.RLock()
@@ -77,12 +86,12 @@ def listening(listener: Listener) -> Iterator[None]:
 
 def status(text: str) -> None:
     with _ONE_AT_A_TIME:
-        _LISTENERS[-1].status(text)
+        _LISTENERS[-1].status(shown(text))
 
 
 def line(text: str) -> None:
     with _ONE_AT_A_TIME:
-        _LISTENERS[-1].line(text)
+        _LISTENERS[-1].line(shown(text))
 
 
 @contextmanager

@@ -34,6 +34,10 @@ class TokenizerRules:
 
     def __init__(self, inner: Any) -> None:
         self._expressions: list[list[list[Item]]] = []
+        if dropout := getattr(inner.model, "dropout", None):
+            raise ValueError(
+                f"its model leaves merges out by chance (dropout {dropout:g}): a text has no ids of its own"
+            )
         for part in ("normalizer", "pre_tokenizer", "decoder"):
             found = getattr(inner, part)
             rules = list(_rules(json.loads(found.__getstate__()))) if found is not None else []

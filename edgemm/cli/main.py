@@ -22,12 +22,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TextIO, cast
 
 import edgemm
-from edgemm.cli.guard import GUARDED, is_capped, run_guarded, said_of_cap, wanted
+from edgemm.cli.guard import GUARDED, is_capped, is_scarce, run_guarded, said_of_cap, wanted
 from edgemm.errors import EdgemmError, InputError, MissingError, ResourceError, UsageError, ran_out_of_memory
 from edgemm.options import parse_bytes
+from edgemm.progress import shown
 
 __all__ = ["VERBS", "Verb", "main"]
 
@@ -89,12 +90,31 @@ class Parser(argparse.ArgumentParser):
         return super()._get_value(action, arg_string)  # type: ignore[misc]
 
 
+class _Terminal:
+    """stdout, where names and replies of strangers send no commands to a terminal."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        self._stream.write(shown(text))
+        return len(text)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in words
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # closed by whoever started this; nobody reads it
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115
     for stream in (sys.stdout, sys.stderr):  # an encoding that lacks a letter is no reason to fail
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors=ESCAPED)
+    if argv is None and sys.stdout.isatty():
+        sys.stdout = cast(Any, _Terminal(sys.stdout))
     if argv is None and not debug:
         _keep_stderr_for_words()
     if argv is None and GUARDED in os.environ:
@@ -199,7 +219,8 @@ def _overview() -> str:
 
 def _explain(error: BaseException) -> tuple[str, int]:
     """One line and an exit code for anything that can go wrong."""
-    if ran_out_of_memory(error):
+    starved = isinstance(error, SystemError) and is_scarce()  # a library's own call that got none, and says nothing
+    if starved or ran_out_of_memory(error):
         return _of_memory(error), ResourceError.exit_code
     if isinstance(error, EdgemmError):
         return str(error), error.exit_code
@@ -226,7 +247,7 @@ def _of_memory(error: BaseException) -> str:
 def _fail(message: str, code: int, debug: bool) -> int:
     if debug:
         traceback.print_exc()
-    line = " ".join(message.split())
+    line = shown(" ".join(message.split()))
     with contextlib.suppress(OSError):  # stderr may be gone too
         print(f"edgemm: error: {line}" if code != INTERRUPTED else f"edgemm: {line}", file=sys.stderr)
     return code

@@ -9,7 +9,6 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
-import os
 import shutil
 import subprocess
 import tarfile
@@ -21,6 +20,7 @@ from typing import Any
 from edgemm import progress
 from edgemm.bundle.files import reading
 from edgemm.data.format import Source
+from edgemm.device.cache_folder import cache_folder
 from edgemm.errors import CheckFailedError, MissingError
 
 __all__ = ["LABELS", "PACKAGES", "STYLES", "Package", "default_cache", "fetch", "read_json"]
@@ -127,8 +127,8 @@ STYLES = tuple(name for name in PACKAGES if name != LABELS)
 
 
 def default_cache() -> Path:
-    """`$XDG_CACHE_HOME/edgemm`, or `~/.cache/edgemm`."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "edgemm"
+    """`$EDGEMM_CACHE`, `$XDG_CACHE_HOME/edgemm`, or `~/.cache/edgemm`."""
+    return cache_folder("")
 
 
 def fetch(package: Package, cache: Path, *, offline: bool = False) -> Path:

@@ -28,7 +28,6 @@ OTHERS = {  # a file that tells what a folder without a config.json is -> in wor
 GGUF = ".gguf"
 IN_GGUF = {  # general.architecture -> class of the library; a Mistral calls itself llama there, and is as one
     "llama": "LlamaForCausalLM",
-    "mistral": "MistralForCausalLM",
     "qwen2": "Qwen2ForCausalLM",
     "qwen3": "Qwen3ForCausalLM",
 }

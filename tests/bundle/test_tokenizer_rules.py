@@ -103,3 +103,10 @@ def test_a_normalizer_is_asked_too():
     inner = splits("a")
     inner.normalizer = normalizers.Replace(Regex("(a+)+$"), "b")
     assert TokenizerRules(inner).most_steps(100) > prompt.MOST_STEPS
+
+
+def test_ids_that_chance_decides_are_refused():
+    inner = Tokenizer(models.BPE({"a": 0, "b": 1, "ab": 2}, [("a", "b")], dropout=0.5))
+    assert len({tuple(inner.encode("ab" * 20).ids) for _ in range(20)}) > 1
+    with pytest.raises(InputError, match=r"leaves merges out by chance \(dropout 0.5\)"):
+        opened(inner)

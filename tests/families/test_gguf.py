@@ -44,7 +44,7 @@ def write(path, kind="llama", eos="<|endoftext|>", licence="mit"):
     writer.add_layer_norm_rms_eps(1e-5)
     writer.add_vocab_size(len(tokens))
     writer.add_tokenizer_model("gpt2")
-    writer.add_tokenizer_pre("smollm" if kind == "llama" else "qwen2")
+    writer.add_tokenizer_pre("qwen2" if kind.startswith("qwen") else "smollm")
     writer.add_token_list(tokens)
     writer.add_token_types([3 if token.startswith("<|") else 1 for token in tokens])
     writer.add_token_merges([" ".join(pair) for pair in inner["model"]["merges"]])
@@ -76,6 +76,9 @@ def write(path, kind="llama", eos="<|endoftext|>", licence="mit"):
             add(f"blk.{layer}.{name}", rows, columns)
         add_norm(f"blk.{layer}.attn_norm")
         add_norm(f"blk.{layer}.ffn_norm")
+        if kind == "qwen2":
+            for name, rows in (("attn_q", wide), ("attn_k", narrow), ("attn_v", narrow)):
+                writer.add_tensor(f"blk.{layer}.{name}.bias", random.standard_normal(rows, dtype=np.float32))
         if kind == "qwen3":
             add_norm(f"blk.{layer}.attn_q_norm", head)
             add_norm(f"blk.{layer}.attn_k_norm", head)
@@ -86,7 +89,7 @@ def write(path, kind="llama", eos="<|endoftext|>", licence="mit"):
     return path
 
 
-@pytest.mark.parametrize("kind", ["llama", "qwen3"])
+@pytest.mark.parametrize("kind", ["llama", "qwen2", "qwen3"])
 def test_a_bundle_of_a_gguf_file_says_what_the_library_reads_in_it(kind, tmp_path):
     file = write(tmp_path / "tiny.Q8_0.gguf", kind)
     found = find_foreign(tmp_path)  # the folder that holds it alone is as good
@@ -115,12 +118,13 @@ def test_what_is_no_such_file_says_what_it_is(tmp_path):
         find_foreign(tmp_path / "cut.gguf")
     with pytest.raises(CheckpointError, match="2 GGUF files, give one of them"):
         find_foreign(tmp_path)
-    writer = gguf.GGUFWriter(tmp_path / "bert.gguf", "bert")
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.close()
-    with pytest.raises(CheckpointError, match="a GGUF of 'bert', which is not read; expected one of: llama"):
-        find_foreign(tmp_path / "bert.gguf")
+    for kind in ("bert", "mistral"):  # a published Mistral calls itself llama; the library reads no other
+        writer = gguf.GGUFWriter(tmp_path / f"{kind}.gguf", kind)
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.close()
+        with pytest.raises(CheckpointError, match=f"a GGUF of '{kind}', which is not read; expected one of: llama"):
+            find_foreign(tmp_path / f"{kind}.gguf")
 
 
 def test_without_the_package_it_says_what_to_install(tmp_path, monkeypatch):

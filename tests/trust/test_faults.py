@@ -17,6 +17,7 @@ from edgemm.bundle.beside import only_writer, written_beside
 from edgemm.bundle.files import write_whole
 from edgemm.bundle.writer import whole_folder
 from edgemm.cli import guard
+from edgemm.cli.main import _explain
 from edgemm.errors import InputError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -204,3 +205,18 @@ def test_a_library_that_asks_for_memory_for_ever_is_ended(tmp_path, monkeypatch,
         preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_AS, (cap, cap)),
     )
     assert guard._watched(child, None, limit_s)[0] == told
+
+
+def test_a_librarys_error_without_words_is_for_want_of_memory_below_a_cap_alone(monkeypatch):
+    """torch says "error return without exception set" there."""
+    error = SystemError("error return without exception set")
+    monkeypatch.setattr(guard, "memory_cap", lambda: 600 << 20)
+    assert _explain(error) == ("out of memory; this process may take 600 MiB (ulimit -v)", 5)
+    monkeypatch.setattr("edgemm.cli.main.is_scarce", lambda: False)
+    assert _explain(error)[1] == 1
+
+
+@pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-"])
+def test_a_stream_that_was_closed_is_no_reason_to_fail(sound, closed):
+    command = f"exec {closed}; exec {sys.executable} -m edgemm inspect {sound}"
+    assert subprocess.run(["sh", "-c", command], env=ENVIRONMENT, capture_output=True).returncode == 0
