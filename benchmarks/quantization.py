@@ -51,10 +51,10 @@ DRAWN_WELL = ((PSNR, ">=", 30.0), (SSIM, ">=", 0.97))
 ROWS = {
     "fp32": Row("fp32", "fp32"),
     "fp16": Row("fp16", "fp16"),
-    "int8": Row("int8", "int8", bars=((PERPLEXITY, "<=", 0.5), (TASKS, ">=", 99.9), *DRAWN_WELL)),
+    "int8": Row("w8a8", "int8", bars=((PERPLEXITY, "<=", 0.5), (TASKS, ">=", 99.9), *DRAWN_WELL)),
     "int4": Row("int4", "int8", bars=((PERPLEXITY, "<=", 8.0), (TASKS, ">=", 99.0))),
     "w4a8": Row("w8a8", "w4a8", bars=((PERPLEXITY, "<=", 2.0), (PSNR, ">=", 24.0))),
-    "w8a8": Row("w8a8", "int8", bars=((PERPLEXITY, "<=", 2.0), *DRAWN_WELL)),
+    "int8 in blocks": Row("int8", "int8", bars=((PERPLEXITY, "<=", 0.5), *DRAWN_WELL)),
     "web": Row("w8a8-whole", "int8", "text=smoothquant,draw=", bars=((PERPLEXITY, "<=", 2.0), *DRAWN_WELL)),
     "draw int8": Row("fp16", "int8", "smoothquant", bars=DRAWN_WELL),
 }

@@ -64,6 +64,11 @@ class HeldFile:
         self._hashed = state, found
         return found
 
+    @property
+    def verified_sha256(self) -> str | None:
+        """What it was hashed to; None where it was not."""
+        return self._hashed[1] if self._hashed else None
+
     def content(self) -> memoryview:
         """A copy of its own; BundleError where the file is not what it was when it was hashed."""
         whole = memoryview(bytearray(self.size_bytes))

@@ -4,6 +4,7 @@
     block, float   MatMulNBits on the spec's own numbers, accuracy level 4 (int8 arithmetic) or 1 (float)
     tensor         DynamicQuantizeLinear, MatMulInteger: ONNX Runtime makes one kernel of them when it loads the graph
     token          the same, on rows that were divided by their largest number: one scale for all is each row's own
+    token16        the same, and what that rounding left as rows more of the same product
     static         MatMulInteger, on ranges known beforehand
 The embedding is looked up in the same codes that the head multiplies with: they are stored once.  What a kernel wants
 in float32 and a file need not hold so (scales of blocks, filters, tables of letters) is stored in float16, or in the
@@ -26,11 +27,13 @@ from edgemm.export.passes.rewriting import CONTRIB, Writer, dims, stored
 from edgemm.export.products import Product, rewrite_products, tables_of, write_beside
 from edgemm.quantize.layers import TOWERS
 from edgemm.quantize.number_formats import Integers
+from edgemm.quantize.simulated import FINER
 from edgemm.quantize.spec import DRAWN, HEAD, PLACES, REST, Layer, Spec
 
-__all__ = ["lower_ort_cpu", "write_blocks"]
+__all__ = ["in_float", "lower_ort_cpu", "write_blocks"]
 
 SMALL_TABLES = ("image_encoder", "conditioner")  # components of edgemm's own that have more than products
+BY_ROW = ("token", "token16")
 BLOCK = 32  # what a scale an output channel is spread to, where a product wants blocks
 SMALLEST_BLOCK = 16
 WIDEST = 1536  # columns of a product in wasm: one row times 49,152 columns takes 2.7 times as long in one piece
@@ -306,8 +309,12 @@ def _integers(
             f"{name}: ONNX Runtime's MatMulInteger takes symmetric 8-bit weights with one scale a channel, "
             f"the spec has {layer.bits} bits in groups of {layer.group} with {layer.activations} activations"
         )
-    x, size = _rows_alike(writer, product.x) if layer.activations == "token" else (product.x, None)
+    x, size = _rows_alike(writer, product.x) if layer.activations in BY_ROW else (product.x, None)
     codes, scale, zero = _rounded(writer, x, layer.activations, name, ranges)
+    if layer.activations == "token16":
+        rest = writer.make("Sub", x, writer.make("DequantizeLinear", codes, scale, zero))
+        fine = writer.make("QuantizeLinear", rest, _unfolded(writer, 1 / 127 / FINER), zero)
+        codes = writer.make("Concat", codes, fine, axis=0)
     weight, scales = _signed(writer, name, numbers), _channel_scales(writer, name, numbers)
     parts = []
     for place in range(0, len(numbers.codes), widest or len(numbers.codes)):
@@ -316,10 +323,18 @@ def _integers(
             ends = [writer.constant([end]) for end in (place, min(place + widest, len(numbers.codes)))]
             part, some = (writer.make("Slice", whole, *ends, writer.constant([-1])) for whole in (weight, scales))
         summed = writer.make("MatMulInteger", codes, part, zero, writer.constant(0, np.int8))
-        real = writer.make("Cast", summed, to=ir.DataType.FLOAT)
-        parts.append(writer.make("Mul", real, writer.make("Mul", scale, some)))
+        parts.append(in_float(writer, summed, scale, some, layer.activations == "token16"))
     y = writer.make("Concat", *parts, axis=-1) if len(parts) > 1 else parts[0]
     return y if size is None else writer.make("Mul", y, size)
+
+
+def in_float(writer: Writer, summed: ir.Value, scale: ir.Value, scales: ir.Value, two_terms: bool) -> ir.Value:
+    """What a MatMulInteger summed; of two terms the second half of the rows is the finer one."""
+    y = writer.make("Mul", writer.make("Cast", summed, to=ir.DataType.FLOAT), writer.make("Mul", scale, scales))
+    if not two_terms:
+        return y
+    y, fine = writer.make_many("Split", [y], 2, axis=0, num_outputs=2)
+    return writer.make("Add", y, writer.make("Mul", fine, writer.constant(1 / FINER, np.float32)))
 
 
 def _signed(writer: Writer, name: str, numbers: Integers) -> ir.Value:
@@ -332,9 +347,9 @@ def _channel_scales(writer: Writer, name: str, numbers: Integers) -> ir.Value:
 
 
 def _rows_alike(writer: Writer, x: ir.Value) -> tuple[ir.Value, ir.Value]:
-    """Rows within [-1, 1], and what each was divided by; no row depends on its neighbours."""
-    largest = writer.make("ReduceMax", writer.make("Abs", x), writer.constant([-1]))
-    size = writer.make("Max", largest, writer.constant(1e-10, np.float32))
+    """Rows within [-1, 1], and what each was divided by; no row depends on its neighbours.  A row of zeros becomes any
+    codes, times 0."""
+    size = writer.make("ReduceMax", writer.make("Abs", x), writer.constant([-1]))
     return writer.make("Div", x, size), size
 
 

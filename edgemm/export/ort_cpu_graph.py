@@ -7,19 +7,23 @@ Axes: n output channels, k input channels, g groups of k.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 import onnx_ir as ir
 
+from edgemm.export.lower_cpu import in_float
 from edgemm.export.passes.decompositions import group_norm_primitive
 from edgemm.export.passes.grouped_attention import grouped_attention
 from edgemm.export.passes.rewriting import CONTRIB, Writer, dims, drop_unread, made_by, nodes_of, stored
 
-__all__ = ["added_norm", "for_ort_cpu", "fused_products"]
+__all__ = ["added_norm", "for_ort_cpu", "fused_integers", "fused_products"]
 
 
 def for_ort_cpu(lowered: ir.Model, slots: int) -> None:
     """In `lowered` itself; `slots` is the longest context, in tokens."""
     fused_products(lowered)
+    fused_integers(lowered)
     # The library's own takes the variance as the mean of squares less the square of the mean: NaN for a flat picture.
     group_norm_primitive(lowered)
     if nodes_of(lowered, "TensorScatter"):
@@ -130,3 +134,75 @@ def _joined(writer: Writer, nodes: list[ir.Node], place: int, sizes: list[int]) 
     value = writer.constant(rows if arrays[0].ndim > 1 else rows.reshape(-1), name=name)
     cast = made_by(nodes[0].inputs[place], "Cast")
     return writer.make("Cast", value, to=cast.attributes.get_int("to", 0)) if cast else value
+
+
+def fused_integers(model: ir.Model) -> bool:
+    """The same of integer products whose rows have scales of their own: every number as before, bit for bit.
+
+    Mul(Mul(Cast(MatMulInteger(x, W1)), scales1), rows), ...  ->  Split(Mul(Mul(Cast(MatMulInteger(x, [W1 W2 ...])), ...
+    """
+    groups: dict[tuple[ir.Value | None, ...], list[_Integers]] = {}
+    for node in nodes_of(model, "MatMulInteger"):
+        if found := _integers_of(node):
+            groups.setdefault(
+                (*node.inputs[:1], *node.inputs[2:], found.scale, found.two_terms, found.rows), []
+            ).append(found)
+    together = [found for found in groups.values() if len(found) > 1]
+    writer = Writer(model)
+    for found in together:
+        writer.place = found[0].product
+        _join(writer, found)
+    if together:
+        drop_unread(model)
+    return bool(together)
+
+
+@dataclass(frozen=True)
+class _Integers:
+    """One such product: y = codes @ weight * (scale * scales) * rows."""
+
+    product: ir.Node
+    weight: np.ndarray  # (k, n) int8
+    scale: ir.Value  # of the codes
+    scales: np.ndarray  # (n)
+    two_terms: bool
+    rows: ir.Value
+    last: ir.Node
+
+
+def _integers_of(product: ir.Node) -> _Integers | None:
+    cast = _only_user(product, "Cast")
+    scaled = _only_user(cast, "Mul")
+    terms = _only_user(scaled, "Split")
+    whole = _only_user(terms, "Add") if terms else scaled
+    last = _only_user(whole, "Mul")
+    if cast is None or scaled is None or whole is None or last is None:
+        return None
+    both, rows = _other(scaled, cast), _other(last, whole)
+    by = made_by(both, "Mul")
+    weight, scales = stored(product.inputs[1]), stored(by.inputs[1] if by else None)
+    if by is None or by.inputs[0] is None or rows is None or weight is None or scales is None or weight.ndim != 2:
+        return None
+    return _Integers(product, weight, by.inputs[0], scales, terms is not None, rows, last)
+
+
+def _only_user(node: ir.Node | None, op_type: str) -> ir.Node | None:
+    users = [use.node for use in node.outputs[0].uses()] if node is not None else []
+    return users[0] if len(users) == 1 and users[0].op_type == op_type else None
+
+
+def _other(node: ir.Node, made: ir.Node) -> ir.Value | None:
+    return next((value for value in node.inputs if value is not made.outputs[0]), None)
+
+
+def _join(writer: Writer, found: list[_Integers]) -> None:
+    first, name = found[0], f"{found[0].last.outputs[0].name}/fused"
+    codes, zeros = first.product.inputs[0], first.product.inputs[2:]
+    weight = writer.constant(np.concatenate([each.weight for each in found], 1), name=f"{name}_codes")
+    scales = writer.constant(np.concatenate([each.scales for each in found]), name=f"{name}_scales")
+    summed = writer.make("MatMulInteger", codes, weight, *zeros)
+    whole = writer.make("Mul", in_float(writer, summed, first.scale, scales, first.two_terms), first.rows)
+    sizes = [each.weight.shape[1] for each in found]
+    parts = writer.make_many("Split", (whole, writer.constant(sizes)), len(found), axis=-1)
+    for each, value in zip(found, parts, strict=True):
+        writer.replace(each.last, value)

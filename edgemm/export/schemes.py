@@ -1,7 +1,7 @@
 """What a precision means at a target: one table, which specs, lowerings, sizes and --help follow; and a caller's words.
 
-A CPU's int8 rounds the inputs of products, so the transformer is smoothed for it by a page of shipped text, which takes
-seconds and a fifth of the loss (docs/quantize.md); its int4 needs no data.  TensorRT gets forms that it has kernels
+A CPU's int8 is w8a8, whole numbers on both sides of a product, so the transformer is smoothed for it by a page of
+shipped text, which takes seconds (docs/quantize.md); its int4 needs no data.  TensorRT gets forms that it has kernels
 for: 8 bits a channel or 4 bits in blocks, without zero-points, and int8 inputs of conditioner and denoiser by ranges
 seen while shipped prompts were drawn; with fp8 all inputs are fp8, by ranges of shipped text and prompts.  ONNX Runtime
 CUDA multiplies int8 on the CPU only, so there drawing stays in float16.  A browser's wasm has no fast kernel for blocks
@@ -76,7 +76,7 @@ def _tensorrt(text: str, draw: str) -> QuantizeOptions:
 _ROWS: tuple[tuple[tuple[str, ...], str, str, QuantizeOptions | None], ...] = (
     (("web",), "int8", "fp32", QuantizeOptions("w8a8-whole", "int8", "text=smoothquant,draw=")),
     (("cpu", "web"), "fp32", "fp32", None),
-    (("cpu",), "int8", "fp32", QuantizeOptions("int8", "int8", "text=smoothquant,draw=")),
+    (("cpu",), "int8", "fp32", QuantizeOptions("w8a8", "int8", "text=smoothquant,draw=")),
     (("cpu",), "int4", "fp32", QuantizeOptions("int4", "int8", "")),
     (("cuda", *TENSORRT), "fp16", "fp16", None),
     (("cuda", *TENSORRT), "fp32", "fp32", None),

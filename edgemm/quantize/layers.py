@@ -10,6 +10,7 @@ Axes: n output channels, k input channels.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -91,6 +92,7 @@ FREQUENT = {4: 16_384, 8: 24_576}  # tokens that keep 8 bits, as calibration.py 
 HEAVY = 1 / 3  # of the transformer's numbers: where the embedding has more, bytes matter even when 8 bits are asked for
 WIDE_BLOCKS = (128, 64)  # of 8 bits, where 4 are asked for: as good, and faster than blocks of 32
 TENDER = re.compile(r"layers\.\d+\.(?:self_attn\.[qkv]_proj|mlp\.down_proj)$")  # as k-quant mixes of llama.cpp have it
+READ = re.compile(r"layers\.(\d+)\.self_attn\.[qkv]_proj$")  # queries beside them, for the three are one product
 OUTLIERS = "a few tokens' inputs are thousands of times the others'"
 READ_AT_EVERY_STEP = "its keys and values are read at every step"
 READING = ("transformer", "text_head", "image_head")  # the heads of transformers that have several
@@ -220,11 +222,19 @@ def _text_layer(name: str, width: int, asked: Layer, drawing_depth: int, fed: in
     if feeds or (asked.bits == 4 and drawn and int(drawn[1]) < drawing_depth):
         return Layer(8, 0, asked.symmetric, asked.activations, reason=READ_AT_EVERY_STEP)
     if asked.activations in ("tensor", "token", "static", "fp8") and name.endswith(".down_proj"):
-        safe = Layer(8) if asked.activations in ("static", "fp8") else Layer(8, BLOCK, activations="block")
+        safe = Layer(8) if asked.activations in ("static", "fp8") else Layer(8, activations="token16")
         return replace(safe, reason=OUTLIERS)
+    if asked.activations == "token" and _layer_number(READ, name) < drawing_depth:
+        return replace(asked, activations="token16", reason=READ_AT_EVERY_STEP)
     if asked == TEXT["int4"].portable and width % asked.group:
         return Layer(8, 0, reason=f"its width {width} is no multiple of {asked.group}, as NVIDIA's parser wants blocks")
     return asked
+
+
+def _layer_number(pattern: re.Pattern[str], name: str) -> float:
+    """Of a layer that the pattern is about; infinite for others."""
+    found = pattern.search(name)
+    return int(found[1]) if found else math.inf
 
 
 def _draw_layer(name: str, asked: Layer) -> Layer:

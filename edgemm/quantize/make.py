@@ -159,8 +159,11 @@ def smooth(
     found: dict[str, Tensor] = {}
     for name, site in sites(model).items():
         method = _method(methods, name)
-        if not method.smooths or not any(layers.get(reader, Layer(None)).bits for reader in site.readers):
+        read = [layers.get(reader, Layer(None)) for reader in site.readers]
+        if not method.smooths or not any(layer.bits for layer in read):
             continue
+        if all(layer.activations == "token16" for layer in read):
+            continue  # 16 bits hold a few large inputs, and weights would share a scale with what was moved into them
         factors = _factors(model, site, layers, method, inputs)
         if not torch.isfinite(factors).all():
             raise InputError(f"{name}: smoothing gave factors that are not finite")

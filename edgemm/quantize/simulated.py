@@ -29,6 +29,7 @@ __all__ = [
     "weights_of",
     "BLOCK",
     "rounded",
+    "FINER",
     "CACHES",
     "RoundedCache",
     "cache_steps",
@@ -113,6 +114,7 @@ def swap(model: nn.Module, spec: Spec, folded: bool = False) -> None:
 # `rounded` is one pure function a kind of spec.ACTIVATIONS.  Axes: ... any, k input channels.
 
 BLOCK = 32  # where the weight has none of its own
+FINER = 254  # half a step of the first term of token16 is the largest number of the second
 
 
 def rounded(x: Tensor, kind: str, largest: Tensor | None = None, block: int = BLOCK) -> Tensor:
@@ -130,8 +132,10 @@ def rounded(x: Tensor, kind: str, largest: Tensor | None = None, block: int = BL
     if kind == "nvfp4":
         assert largest is not None
         return in_blocks(x.flatten(0, -2), whole_of(largest)).dequantized().view_as(x)
-    if kind == "token":
-        return _symmetric(x, x.abs().amax(-1, keepdim=True))
+    if kind in ("token", "token16"):
+        largest = x.abs().amax(-1, keepdim=True)
+        coarse = _symmetric(x, largest)
+        return coarse if kind == "token" else coarse + _symmetric(x - coarse, largest / FINER)
     if kind == "block":
         k = x.shape[-1]
         blocks = pad(x, (0, -k % block)).unflatten(-1, (-1, block))

@@ -60,6 +60,7 @@ ACTIVATIONS = {  # what the inputs of a product are rounded to, and when
     "float": "not at all",
     "block": "int8, symmetric, each row's blocks of the weight's size while it runs",
     "token": "int8, symmetric, each row while it runs",
+    "token16": "16 bits in two terms of int8, the second 254 times finer, each row while it runs",
     "tensor": "uint8, asymmetric, the whole tensor while it runs",
     "static": "int8, symmetric, by ranges seen in calibration",
     "fp8": "float8 E4M3, by ranges seen in calibration",

@@ -41,7 +41,7 @@ def quantize_without_data(
     shapes = {name: (len(weight), weight.shape[1]) for name, weight in weights.items()}
     chosen = choose_layers(shapes, options.text, options.draw, drawing_depth, options.portable, towers)
     chosen = {name: _without_ranges(layer) for name, layer in chosen.items()}
-    layers = chosen | {twin: _as_twin(chosen[name]) for twin, name in twins.items() if name in chosen}
+    layers = chosen | {twin: _as_twin(name, chosen[name]) for twin, name in twins.items() if name in chosen}
     document = Document(
         schema_version=SCHEMA_VERSION,
         edgemm_version=edgemm.__version__,
@@ -62,9 +62,10 @@ def _without_ranges(layer: Layer) -> Layer:
     return replace(layer, activations="float") if layer.activations in RANGED and layer.form == "int" else layer
 
 
-def _as_twin(layer: Layer) -> Layer:
+def _as_twin(name: str, layer: Layer) -> Layer:
     """A picture's rows are many: one range for all of them serves, and is found in one pass."""
-    return replace(layer, activations="tensor") if layer.activations == "token" else layer
+    alike = layer.activations.startswith("token") and not name.endswith(".down_proj")
+    return replace(layer, activations="tensor") if alike else layer
 
 
 class RoundedWhenRead(Mapping[str, np.ndarray]):

@@ -121,7 +121,7 @@ class TextGenerator:
             logprobs=options.logprobs,
             constraint=constraint,
             history=history,
-            prompt_lookup_num_tokens=options.prompt_lookup_num_tokens or 0,
+            prompt_lookup_num_tokens=options.prompt_lookup_num_tokens,
         )
 
     def requests(

@@ -19,7 +19,7 @@ from edgemm.runtimes.kv_cache import CachedTransformer, PrefillCancelled
 from edgemm.runtimes.sampling import Sampling, log_probabilities, next_token
 from edgemm.runtimes.text_call import FinishReason, TextChunk, TextMetrics, TextResult, TokenLogprob
 
-__all__ = ["Clock", "PromptLookup", "Reply", "StreamDecoder", "TextRequest", "find_candidates", "write_reply"]
+__all__ = ["Clock", "PromptLookup", "Reply", "Said", "StreamDecoder", "TextRequest", "write_reply"]
 
 MOST_LOGPROBS = 100  # beside each token
 MOST_CANDIDATES = 64
@@ -38,14 +38,15 @@ class TextRequest:
     logprobs: int | None = None  # how many of the likeliest tokens to tell beside each chosen one; None tells nothing
     constraint: Constraint | None = None  # what may come next
     history: tuple[int, ...] = ()  # text ids of earlier turns, for the repetition penalty
-    prompt_lookup_num_tokens: int = 0  # candidates at most, found in what was said and checked in one run
+    prompt_lookup_num_tokens: int | None = None  # candidates at most, found in what was said and checked in one run;
+    # None: a few, where the transformer can and as long as it pays
 
     def __post_init__(self) -> None:
         if self.logprobs is not None and not 0 <= self.logprobs <= MOST_LOGPROBS:
             raise UsageError(f"logprobs is {self.logprobs}, expected 0 to {MOST_LOGPROBS}")
         if self.max_new_tokens < 1:
             raise UsageError(f"max_new_tokens is {self.max_new_tokens}, expected at least 1")
-        if not 0 <= self.prompt_lookup_num_tokens <= MOST_CANDIDATES:
+        if not 0 <= (self.prompt_lookup_num_tokens or 0) <= MOST_CANDIDATES:
             found = self.prompt_lookup_num_tokens
             raise UsageError(f"prompt_lookup_num_tokens is {found}, expected 0 to {MOST_CANDIDATES}")
         StopStrings(self.stop)
@@ -211,10 +212,11 @@ def write_reply(
 
 def _steps(request: TextRequest, transformer: CachedTransformer) -> CachedTransformer | PromptLookup:
     """What gives the logits after each token."""
-    if not request.prompt_lookup_num_tokens:
+    most = request.prompt_lookup_num_tokens
+    if most == 0 or (most is None and not transformer.takes_candidates):
         return transformer
     said = [*request.history, *request.prompt.text_ids]
-    return PromptLookup(transformer, said, request.prompt_lookup_num_tokens)
+    return PromptLookup(transformer, said, FEW if most is None else most, sparing=most is None)
 
 
 def _logprob(token: int, logits: np.ndarray, count: int, tokenizer: Tokenizer) -> TokenLogprob:
@@ -246,31 +248,46 @@ def _metrics(request: TextRequest, clock: Clock, new_tokens: int) -> TextMetrics
 # Axes: r tokens read at once, v vocabulary.
 
 LONGEST_MATCH = 3  # tokens
+FEW = 3  # candidates, where nobody says how many, after a match of LONGEST_MATCH: a run of 4 tokens takes 1.2 to 1.4
+COST, MOST_LOST, PAUSE = 0.4, 1.2, 64  # of one's time: what it loses, how much in a row, and then for how long it stops
 
 
 class PromptLookup:
     """A transformer whose steps may have been run already."""
 
-    def __init__(self, transformer: CachedTransformer, said: Sequence[int], most: int) -> None:
+    def __init__(self, transformer: CachedTransformer, said: Sequence[int], most: int, sparing: bool = False) -> None:
         self._transformer, self._most = transformer, most
-        self._said = list(said)  # everything that candidates may be found in, this reply's own tokens included
+        self._said = Said(said, LONGEST_MATCH if sparing else 1)
         self._checked: deque[tuple[int, np.ndarray]] = deque()  # a candidate, and the logits (v) after it
+        self._lost, self._until = 0.0, 0 if sparing else None  # None: whatever is lost
         self.runs = 0
 
     def step(self, token: int) -> np.ndarray:
         """The logits (v) after one more token; ask `full` of the transformer first."""
-        self._said.append(token)
+        candidates = self._said.add(token, self._most)
         if self._checked and self._checked[0][0] == token:
             self._transformer.keep()
+            self._lost -= 1
             return self._checked.popleft()[1]
         self._checked.clear()
         self.runs += 1
-        candidates = find_candidates(self._said, self._room())
-        if not candidates:
+        candidates = candidates[: self._room()]
+        if not candidates or not self._pays():
             return self._transformer.step(token)
         logits = self._transformer.read_candidates([token, *candidates])
         self._checked.extend(zip(candidates, logits[1:]))
         return logits[0]
+
+    def _pays(self) -> bool:
+        """Whether to check candidates now, which may be lost: after some that were it waits, then tries once more."""
+        if self._until is None:
+            return True
+        if self.runs < self._until:
+            return False
+        self._lost = max(self._lost, -MOST_LOST) + COST
+        if self._lost >= MOST_LOST:
+            self._until, self._lost = self.runs + PAUSE, MOST_LOST - COST
+        return True
 
     def _room(self) -> int:
         """How many candidates the cache can hold beside the token."""
@@ -280,11 +297,23 @@ class PromptLookup:
         return most
 
 
-def find_candidates(said: Sequence[int], most: int) -> list[int]:
-    """What followed the last tokens when they were said before: the longest match, the latest of those."""
-    for length in range(min(LONGEST_MATCH, len(said) - 1), 0, -1):
-        last = list(said[-length:])
-        for start in range(len(said) - length - 1, -1, -1):
-            if said[start] == last[0] and list(said[start : start + length]) == last:
-                return list(said[start + length : start + length + most])
-    return []
+class Said:
+    """Tokens, and what followed them when they were said before: the longest match, the latest of those."""
+
+    def __init__(self, tokens: Sequence[int], shortest: int = 1) -> None:
+        self._tokens: list[int] = []
+        self._lengths = range(LONGEST_MATCH, shortest - 1, -1)
+        self._after: dict[tuple[int, ...], int] = {}  # some tokens -> where what followed them begins
+        for token in tokens:
+            self.add(token)
+
+    def add(self, token: int, most: int = 0) -> list[int]:
+        """One token more; the candidates after it, `most` of them."""
+        tokens, found = self._tokens, None
+        tokens.append(token)
+        for length in self._lengths:
+            if length <= len(tokens):
+                last = tuple(tokens[-length:])
+                found = self._after.get(last) if found is None else found
+                self._after[last] = len(tokens)
+        return [] if found is None else tokens[found : found + most]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 
 import edgemm
@@ -10,7 +11,7 @@ from edgemm.cli import export
 from edgemm.cli.main import Parser
 from edgemm.errors import InputError, UsageError
 from edgemm.export.trace import trace
-from edgemm.runtimes.text_loop import find_candidates
+from edgemm.runtimes.text_loop import LONGEST_MATCH, PAUSE, PromptLookup, Said
 from edgemm.verify import export_native as bundle_export
 from tests.export.nano import needs_opset_24
 
@@ -31,11 +32,57 @@ COPY = 'start: "abcabcabcabcabcabc!"'
     ],
 )
 def test_candidates_are_what_followed_before(said, found):
-    assert bytes(find_candidates(said.encode(), 3)).decode() == found
+    *before, last = said.encode()
+    assert bytes(Said(before).add(last, 3)).decode() == found
 
 
-def test_no_more_candidates_than_asked_for():
-    assert find_candidates([1, 2, 3, 4, 5, 1], 2) == [2, 3] and find_candidates([1, 2, 1], 0) == []
+def find_candidates(said, most, shortest):
+    """The same by looking everywhere."""
+    for length in range(min(LONGEST_MATCH, len(said) - 1), shortest - 1, -1):
+        for start in range(len(said) - length - 1, -1, -1):
+            if said[start : start + length] == said[-length:]:
+                return said[start + length : start + length + most]
+    return []
+
+
+@pytest.mark.parametrize("shortest", [1, 3])
+def test_candidates_are_those_of_a_search_through_all_that_was_said(shortest):
+    random = np.random.default_rng(0)
+    tokens, said = random.integers(0, 4, 300).tolist(), Said([], shortest)
+    for end, token in enumerate(tokens, 1):
+        assert said.add(token, 3) == find_candidates(tokens[:end], 3, shortest)
+
+
+class Guessing:
+    """A transformer that says 0, 1, 2, ... 9 again and again, or numbers that never come again."""
+
+    def __init__(self, repeats):
+        self.repeats, self.cache, self.read, self.single = repeats, self, 0, 0
+
+    used, has_room = 0, staticmethod(lambda tokens: True)
+
+    def step(self, token):
+        self.single += 1
+
+    def read_candidates(self, tokens):
+        self.read += 1
+        return [None] * len(tokens)
+
+    def keep(self):
+        pass
+
+
+@pytest.mark.parametrize("repeats", [True, False])
+def test_by_default_lookup_goes_on_where_it_pays_and_stops_where_it_does_not(repeats):
+    """What never repeats has the same three tokens again and again, and then another fourth."""
+    transformer = Guessing(repeats)
+    lookup = PromptLookup(transformer, [], 3, sparing=True)
+    for number in range(400):
+        lookup.step(number % 10 if repeats else (number % 4 if number % 4 < 3 else 100 + number))
+    if repeats:
+        assert transformer.read + transformer.single < 400 / 3
+    else:
+        assert transformer.read <= 3 + 400 / PAUSE
 
 
 @pytest.fixture(scope="module", params=["fp32", pytest.param("int4", marks=pytest.mark.slow)])
@@ -62,10 +109,12 @@ def lookup(request, checkpoint_path, references, tmp_path_factory):
 )
 @pytest.mark.parametrize("prompt", ["What is this?", REPEATING, "x" * 440], ids=["plain", "repeating", "nearly full"])
 def test_a_reply_is_the_same_with_candidates(lookup, prompt, options):
-    one, other = (
-        lookup.generate_text(prompt, max_new_tokens=100, prompt_lookup_num_tokens=most, **options) for most in (0, 6)
+    one, *others = (
+        lookup.generate_text(prompt, max_new_tokens=100, prompt_lookup_num_tokens=most, **options)
+        for most in (0, 6, None)
     )
-    assert (one.token_ids, one.text, one.finish_reason) == (other.token_ids, other.text, other.finish_reason)
+    for other in others:
+        assert (one.token_ids, one.text, one.finish_reason) == (other.token_ids, other.text, other.finish_reason)
 
 
 def test_what_repeats_takes_fewer_runs(lookup):

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import threading
 import time
 
+import numpy as np
 import pytest
 
 from edgemm.bundle.bundle import open_bundle
@@ -85,12 +87,40 @@ def test_no_threads_at_all_is_refused():
         threads.plan_threads(0)
 
 
-def test_threads_that_spin_let_the_cores_go_once_an_engine_is_loaded(bundle_path):
+@pytest.mark.parametrize("component", ["", "denoiser"])
+def test_threads_that_spin_let_the_cores_go_once_an_engine_is_loaded(bundle_path, component):
     bundle = open_bundle(bundle_path, verify=False)
     graph = bundle.file(bundle.manifest.variant("denoiser", "cpu").graph)
-    options = onnxruntime_backend.session_options(threads.ThreadPlan(2, True, ""))
+    options = onnxruntime_backend.session_options(threads.ThreadPlan(2, True, ""), component)
     session = onnxruntime_backend.ort.InferenceSession(str(graph), options, providers=["CPUExecutionProvider"])
     began = time.process_time()
     time.sleep(0.2)
     assert time.process_time() - began < 0.02, "of a core; ONNX Runtime's own threads would take 0.04"
     del session
+
+
+def test_rows_of_a_small_denoiser_run_side_by_side_and_are_those_of_a_batch(bundle_path):
+    """Two threads: a row each in a session of one; one thread: both rows as a batch.  The graph is in float32."""
+    bundle = open_bundle(bundle_path, verify=False)
+    variant = bundle.manifest.variant("denoiser", "cpu")
+    data = bundle.file(variant.data) if variant.data else None
+    files = threads.GraphFiles("denoiser", bundle.file(variant.graph), data, variant)
+    random, found = np.random.default_rng(0), []
+    sizes = [[2 if axis == "b" else 7 if isinstance(axis, str) else axis for axis in s.shape] for s in variant.inputs]
+    inputs = {
+        spec.name: (random.random(size) < 2 if spec.dtype == "bool" else random.standard_normal(size)).astype(
+            spec.dtype
+        )
+        for spec, size in zip(variant.inputs, sizes, strict=True)
+    }
+    for count in (1, 2):
+        plan = threads.ThreadPlan(count, False, "")
+        engine = onnxruntime_backend.open_engine(files, "CPUExecutionProvider", plan, threading.Lock())
+        assert (engine.open_row is not None) == (count == 2)
+        prediction = np.zeros([2 if axis == "b" else axis for axis in variant.outputs[0].shape], np.float32)
+        binding = engine.bind(inputs, {"prediction": prediction})
+        binding.run()
+        binding.run()  # by the same threads
+        found.append(prediction)
+    assert np.abs(found[0]).max() > 0
+    np.testing.assert_allclose(found[1], found[0], atol=1e-5)

@@ -16,8 +16,9 @@ import os
 import platform
 import sys
 import threading
-from collections.abc import Iterator, Mapping, Sequence
-from functools import cache, partial
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
+from functools import cache, cached_property, partial
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -28,6 +29,7 @@ from edgemm.bundle.components import TensorSpec, Variant
 from edgemm.bundle.held_file import HeldFile
 from edgemm.bundle.onnx_file import ROUTED, check_external_data, read_outline
 from edgemm.errors import BundleError, EdgemmError, MissingError
+from edgemm.runtimes.backend import prepacked
 from edgemm.runtimes.backend.engine import (
     Arrays,
     Binding,
@@ -65,6 +67,13 @@ UPGRADE = "bundles for CPUs want 1.30 or newer: pip install -U 'onnxruntime>=1.3
 QUIET = 4  # its errors are raised, too
 FOLDER = "session.model_external_initializers_file_folder_path"
 SPIN_US = 1000  # threads wait less within a run; ONNX Runtime's own 40 ms would burn a core at every component's load
+LOOPED = ("transformer", "denoiser")  # run again within a millisecond: their threads go on spinning, SPIN_US at most
+BY_ROW, BY_ROW_BYTES = ("denoiser",), 64 << 20  # whose rows run side by side, where its weights are no larger
+PACKING = {
+    "session.optimized_model_external_initializers_file_name": prepacked.WEIGHTS,
+    "session.optimized_model_external_initializers_min_size_in_bytes": "1024",
+    "session.save_external_prepacked_constant_initializers": "1",
+}
 NO_OPTIONS: Mapping[str, str] = MappingProxyType({})
 
 
@@ -77,7 +86,12 @@ def providers() -> tuple[str, ...]:
 
 
 def open_engine(files: GraphFiles, provider: str, plan: ThreadPlan, lock: threading.Lock) -> OrtEngine:
-    return OrtEngine(files.component, files.variant, open_session(files, provider, plan), lock)
+    engine = OrtEngine(files.component, files.variant, open_session(files, provider, plan), lock)
+    if files.component in BY_ROW and plan.count > 1:
+        weights = files.weights(files.opened()[1]).values()
+        if sum(held.size_bytes for held in weights) <= BY_ROW_BYTES:
+            engine.open_row = partial(open_session, files, provider, ThreadPlan(1, False, plan.why))
+    return engine
 
 
 def open_session(
@@ -126,11 +140,21 @@ def _session(files: GraphFiles, providers: list[tuple[str, dict[str, str]]], pla
     content, weights = graph.content(), files.weights(data)
     if not files.checked:
         check_external_data(graph.path, files.data, content, files.variant.shared_locations)
+    place = prepacked.place_of(bytes(content), weights, ort.__version__) if providers[0][0] == CPU else None
+    if place is not None and (session := _prepacked(place, files, providers, plan)) is not None:
+        return session
     if weights and all(held.is_in_place() for held in weights.values()):
         for held in weights.values():
             held.check()
-        options = session_options(plan)
+        options = session_options(plan, files.component)
         options.add_session_config_entry(FOLDER, graph.folder if data is None else data.folder)
+        if place is not None:
+            size = sum(held.size_bytes for held in weights.values())
+            prepacked.keep(place, size, partial(_pack, bytes(content), options, providers))
+            if (session := _prepacked(place, files, providers, plan)) is not None:
+                return session
+            options = session_options(plan, files.component)
+            options.add_session_config_entry(FOLDER, graph.folder if data is None else data.folder)
         with contextlib.ExitStack() as owned:
             for _, held in sorted({held.mapped_name: held for held in weights.values()}.items()):  # one order of locks
                 owned.enter_context(own_mappings(held))
@@ -139,11 +163,35 @@ def _session(files: GraphFiles, providers: list[tuple[str, dict[str, str]]], pla
             for held in weights.values():
                 held.check()
             return session
-    options = session_options(plan)
+    options = session_options(plan, files.component)
     if weights:
         kept = [held.content() for held in weights.values()]  # until the session is there
         options.add_external_initializers_from_files_in_memory(list(weights), kept, list(map(len, kept)))
     return ort.InferenceSession(bytes(content), options, providers=providers)
+
+
+def _prepacked(
+    place: Path, files: GraphFiles, providers: list[tuple[str, dict[str, str]]], plan: ThreadPlan
+) -> ort.InferenceSession | None:
+    """Over weights that were packed before; None where there are none, or they do not load."""
+    options = session_options(plan, files.component)
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL  # all is done
+
+    def open_graph(content: bytes, folder: str) -> ort.InferenceSession:
+        options.add_session_config_entry(FOLDER, folder)
+        return ort.InferenceSession(content, options, providers=providers)
+
+    return prepacked.load(place, open_graph)
+
+
+def _pack(
+    content: bytes, options: ort.SessionOptions, providers: list[tuple[str, dict[str, str]]], folder: Path
+) -> None:
+    """What kernels make of a graph's weights, and the graph after all passes, into `folder`."""
+    options.optimized_model_filepath = str(folder / prepacked.GRAPH)
+    for key, value in PACKING.items():
+        options.add_session_config_entry(key, value)
+    ort.InferenceSession(content, options, providers=providers)
 
 
 class OrtEngine(LoadedEngine):
@@ -154,13 +202,38 @@ class OrtEngine(LoadedEngine):
     def __init__(self, component: str, variant: Variant, session: Any, lock: threading.Lock) -> None:
         super().__init__(component, variant, lock)
         self.session = session
+        self.open_row: Callable[[], Any] | None = None  # a session of one thread, where rows run side by side
 
     def tie(self, inputs: Arrays, outputs: Arrays) -> Binding:
-        io = self.session.io_binding()
-        for side, bind in ((inputs, io.bind_input), (outputs, io.bind_output)):
-            for name, array in side.items():
-                bind(name, "cpu", 0, array.dtype.type, array.shape, array.ctypes.data)
-        return LockedBinding(self, (inputs, outputs), partial(self.run, io))
+        rows = {len(array) for array in (*inputs.values(), *outputs.values())}
+        if self.open_row is not None and len(rows) == 1 and max(rows) > 1:
+            call = self._tied_by_row(inputs, outputs, *rows)
+        else:
+            call = partial(self.run, _tied(self.session, inputs, outputs))
+        return LockedBinding(self, (inputs, outputs), call)
+
+    def _tied_by_row(self, inputs: Arrays, outputs: Arrays, count: int) -> Callable[[], None]:
+        """Small graphs gain little from a second thread, and two rows keep two cores busy: each runs in one session of
+        one thread, at once."""
+        session, pool = self._row_session
+        sides = [[{n: a[row : row + 1] for n, a in side.items()} for side in (inputs, outputs)] for row in range(count)]
+        ties = [_tied(session, *side) for side in sides]
+
+        def call() -> None:
+            others = [pool.submit(_run, session, io) for io in ties[1:]]
+            try:
+                _run(session, ties[0])
+            finally:
+                wait(others)
+            for other in others:
+                other.result()
+
+        return call
+
+    @cached_property
+    def _row_session(self) -> tuple[Any, ThreadPoolExecutor]:
+        assert self.open_row is not None
+        return self.open_row(), ThreadPoolExecutor(1)
 
     def shrinking(self) -> OrtEngine | None:
         """The same engine, whose runs give back what larger ones took; None where memory is not the CPU's."""
@@ -173,11 +246,23 @@ class OrtEngine(LoadedEngine):
 
     def run(self, io: Any, options: ort.RunOptions | None = None) -> None:
         """With the lock held."""
-        with denormals_as_zero():  # the option reaches the pool's threads alone
-            self.session.run_with_iobinding(io, options)
+        _run(self.session, io, options)
 
 
-def session_options(plan: ThreadPlan) -> ort.SessionOptions:
+def _tied(session: Any, inputs: Arrays, outputs: Arrays) -> Any:
+    io = session.io_binding()
+    for side, bind in ((inputs, io.bind_input), (outputs, io.bind_output)):
+        for name, array in side.items():
+            bind(name, "cpu", 0, array.dtype.type, array.shape, array.ctypes.data)
+    return io
+
+
+def _run(session: Any, io: Any, options: ort.RunOptions | None = None) -> None:
+    with denormals_as_zero():  # the option reaches the pool's threads alone
+        session.run_with_iobinding(io, options)
+
+
+def session_options(plan: ThreadPlan, component: str = "") -> ort.SessionOptions:
     options = ort.SessionOptions()
     options.intra_op_num_threads = plan.count
     options.inter_op_num_threads = 1
@@ -186,7 +271,8 @@ def session_options(plan: ThreadPlan) -> ort.SessionOptions:
         options.add_session_config_entry("session.prepack.enable_parallel", "1")
     options.add_session_config_entry("session.intra_op.allow_spinning", "1" if plan.spinning else "0")
     options.add_session_config_entry("session.intra_op.spin_duration_us", str(SPIN_US))
-    options.add_session_config_entry("session.force_spinning_stop", "1")  # the next component's threads want the cores
+    if component not in LOOPED:  # the next component's threads want the cores
+        options.add_session_config_entry("session.force_spinning_stop", "1")
     options.add_session_config_entry("session.set_denormal_as_zero", "1")
     return options
 
