@@ -23,13 +23,14 @@ TEST_ENV = OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} TOKENIZERS_PARALLELISM=false H
 # One process a core, each file in one of them: models that a file trains once are trained once.
 PYTEST = $(TEST_ENV) $(VENV)/bin/python -m pytest -q -n $${WORKERS:-2} --dist loadfile
 
-.PHONY: help demo test test-slow build-rtx wheel check format setup clean
+.PHONY: help demo test test-slow test-arm64 build-rtx wheel check format setup clean
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make demo       export the checkpoint, read a picture, draw three, print the profile"
 	@echo "make test       every test that takes seconds"
 	@echo "make test-slow  the others"
+	@echo "make test-arm64 the thin runtime on Arm, by qemu-user: a quarter of an hour; apt-get install qemu-user-static mmdebstrap"
 	@echo "make build-rtx  engines of the checkpoint with NVIDIA's own builder, in fp16, int8 and int4; needs no GPU"
 	@echo "make wheel      wheel and sdist, and the wheel alone in an environment of its own: doctor, and one drawing"
 	@echo "make check      format, lint, types, tests: what a change has to pass"
@@ -44,6 +45,12 @@ test: $(READY)
 
 test-slow: $(READY)
 	$(PYTEST) -m slow
+
+# Not part of the tests: it unpacks an arm64 Debian and aarch64 wheels into build/, and each processor takes minutes.
+ARM_TRY = build/arm64-shapes.bundle
+test-arm64: $(READY)
+	test -d $(ARM_TRY) || $(VENV)/bin/python -m edgemm export checkpoints/micro-shapes --output $(ARM_TRY) --precision int8
+	$(TEST_ENV) $(VENV)/bin/python benchmarks/arm64.py $(ARM_TRY)
 
 # Fails where a node is refused or falls back.  How hard the builder looks for speed (--opt-level) changes neither.
 build-rtx: $(READY)
