@@ -206,7 +206,8 @@ def prepare(bundle: Path, work: Path) -> None:
     np.save(work / "noise.npy", noise)
     noise.tofile(work / "noise.f32")
     with edgemm.load(bundle, device="cpu") as model:
-        picture = Image.fromarray(np.asarray(model.generate_image(PROMPT, noise=noise).image))
+        pixels = model.generate_image(PROMPT, noise=noise).pixels  # (3, H, W)
+    picture = Image.fromarray(np.rint(255 * pixels).astype(np.uint8).transpose(1, 2, 0))
     picture.resize((loops.text.image_size, loops.text.image_size)).save(work / "picture.png")
 
 

@@ -17,7 +17,8 @@ ort.env.wasm.numThreads = self.crossOriginIsolated ? Math.min(4, navigator.hardw
 export const threads = ort.env.wasm.numThreads;
 
 export class Bundle {
-  static async open(base, progress = () => {}) {
+  // `target` is the form that is taken: without it, the first of TARGETS that the bundle has.
+  static async open(base, progress = () => {}, target = null) {
     const bundle = new Bundle();
     bundle.base = base.endsWith("/") ? base : `${base}/`;
     bundle.progress = progress;
@@ -27,7 +28,7 @@ export class Bundle {
     bundle.manifest = JSON.parse(await found.text());
     const version = bundle.manifest.schema_version;
     if (version !== SCHEMA) throw new Error(`manifest.json: schema_version is ${version}, this page reads ${SCHEMA}`);
-    bundle.target = TARGETS.find((target) => bundle.manifest.targets[target]);
+    bundle.target = target ?? TARGETS.find((name) => bundle.manifest.targets[name]);
     if (!bundle.target) throw new Error("the bundle is for no browser: edgemm export --target web --one-call draw,read");
     const json = JSON.parse(new TextDecoder().decode(await bundle.file(bundle.manifest.tokenizer)));
     bundle.whole = new Tokenizer(json, {});
