@@ -141,7 +141,7 @@ def fused_integers(model: ir.Model) -> bool:
 
     Mul(Mul(Cast(MatMulInteger(x, W1)), scales1), rows), ...  ->  Split(Mul(Mul(Cast(MatMulInteger(x, [W1 W2 ...])), ...
     """
-    groups: dict[tuple[ir.Value | None, ...], list[_Integers]] = {}
+    groups: dict[tuple[object, ...], list[_Integers]] = {}
     for node in nodes_of(model, "MatMulInteger"):
         if found := _integers_of(node):
             groups.setdefault(

@@ -26,7 +26,10 @@ from tests.serve.conftest import running
 pytestmark = needs_opset_24
 
 PROMPT = "What is this?"
-TARGETS = {"transformer": r"layers\.\d+\.\w+\.(q_proj|v_proj|down_proj)", "denoiser": r"(.*\.)?(qkv_proj|up_proj)"}
+TARGETS = {
+    "transformer": r"layers\.\d+\.\w+\.(q_proj|v_proj|gate_proj|down_proj)",
+    "denoiser": r"(.*\.)?(qkv_proj|up_proj)",
+}
 
 
 def peft_adapter(model, folder, seed, rank, parts=("transformer", "denoiser")):

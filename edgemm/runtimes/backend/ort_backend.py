@@ -87,9 +87,10 @@ def providers() -> tuple[str, ...]:
 
 def open_engine(files: GraphFiles, provider: str, plan: ThreadPlan, lock: threading.Lock) -> OrtEngine:
     engine = OrtEngine(files.component, files.variant, open_session(files, provider, plan), lock)
-    if files.component in BY_ROW and plan.count > 1:
-        weights = files.weights(files.opened()[1]).values()
-        if sum(held.size_bytes for held in weights) <= BY_ROW_BYTES:
+    weights = files.weights(files.opened()[1]).values()
+    if files.component in BY_ROW and sum(held.size_bytes for held in weights) <= BY_ROW_BYTES:
+        engine.by_row = True
+        if plan.count > 1:
             engine.open_row = partial(open_session, files, provider, ThreadPlan(1, False, plan.why))
     return engine
 
@@ -202,24 +203,32 @@ class OrtEngine(LoadedEngine):
     def __init__(self, component: str, variant: Variant, session: Any, lock: threading.Lock) -> None:
         super().__init__(component, variant, lock)
         self.session = session
+        self.by_row = False  # each row of a batch runs alone, however many threads there are: the same numbers
         self.open_row: Callable[[], Any] | None = None  # a session of one thread, where rows run side by side
 
     def tie(self, inputs: Arrays, outputs: Arrays) -> Binding:
-        rows = {len(array) for array in (*inputs.values(), *outputs.values())}
-        if self.open_row is not None and len(rows) == 1 and max(rows) > 1:
-            call = self._tied_by_row(inputs, outputs, *rows)
+        rows = max(len(array) for array in outputs.values())
+        if self.by_row and rows > 1 and all(spec.shape[0] == "b" for spec in self.outputs.values()):
+            call = self._tied_by_row(inputs, outputs, rows)
         else:
             call = partial(self.run, _tied(self.session, inputs, outputs))
         return LockedBinding(self, (inputs, outputs), call)
 
     def _tied_by_row(self, inputs: Arrays, outputs: Arrays, count: int) -> Callable[[], None]:
         """Small graphs gain little from a second thread, and two rows keep two cores busy: each runs in one session of
-        one thread, at once."""
+        one thread, at once.  What has no axis b, as an adapter, is every row's."""
         session, pool = self._row_session
-        sides = [[{n: a[row : row + 1] for n, a in side.items()} for side in (inputs, outputs)] for row in range(count)]
-        ties = [_tied(session, *side) for side in sides]
+
+        def of(row: int, arrays: Arrays, specs: Mapping[str, TensorSpec]) -> Arrays:
+            return {n: a[row : row + 1] if specs[n].shape[:1] == ("b",) else a for n, a in arrays.items()}
+
+        ties = [_tied(session, of(row, inputs, self.inputs), of(row, outputs, self.outputs)) for row in range(count)]
 
         def call() -> None:
+            if pool is None:
+                for io in ties:
+                    _run(session, io)
+                return
             others = [pool.submit(_run, session, io) for io in ties[1:]]
             try:
                 _run(session, ties[0])
@@ -231,9 +240,8 @@ class OrtEngine(LoadedEngine):
         return call
 
     @cached_property
-    def _row_session(self) -> tuple[Any, ThreadPoolExecutor]:
-        assert self.open_row is not None
-        return self.open_row(), ThreadPoolExecutor(1)
+    def _row_session(self) -> tuple[Any, ThreadPoolExecutor | None]:
+        return (self.session, None) if self.open_row is None else (self.open_row(), ThreadPoolExecutor(1))
 
     def shrinking(self) -> OrtEngine | None:
         """The same engine, whose runs give back what larger ones took; None where memory is not the CPU's."""
