@@ -35,3 +35,18 @@ def test_every_part_of_a_folder_is_rounded_for_every_target(tmp_path, precision,
     document = json.loads((tmp_path / "made.bundle" / "parity.json").read_text())
     measured = {entry["measure"] for entry in document["comparisons"]}
     assert {"psnr_db", "choices"} <= measured and all(entry["passed"] for entry in document["comparisons"])
+
+
+def test_a_model_of_four_components_on_one_files_weights_is_rounded_for_nvidia(tmp_path):
+    """Show-o2: what its transformer, denoiser, conditioner and image encoder share."""
+    here, targets = GOLDEN / "showo2", ("rtx", "jetson-orin-jp6")
+    found = found_at(here / "checkpoint", **{name: here / name for name in ("llm", "clip", "vae")})
+    written = export_foreign(
+        found, tmp_path / "made.bundle", target=",".join(targets), precision="int4", max_context=512
+    )
+    for target in targets:
+        chosen = {name: written.variant(name, target).precision for name in written.targets[target]}
+        assert chosen["transformer"] == chosen["denoiser"] == "int4"
+        assert chosen["conditioner"] == chosen["image_encoder"] == "int8"
+    document = json.loads((tmp_path / "made.bundle" / "parity.json").read_text())
+    assert min(each["value"] for each in document["comparisons"] if each["measure"] == "psnr_db") > 30
