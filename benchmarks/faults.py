@@ -23,6 +23,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 CAPS_MB = (200, 300, 400, 600, 800, 1200, 2000)
@@ -53,9 +54,9 @@ Row = tuple[str, int, int]  # what, tries, lost
 MORE = {"export": ("--precision", "int8"), "quantize": ("--samples", "8")}
 
 
-def edgemm(*words: str, root: Path = ROOT, **options) -> subprocess.Popen[bytes]:
+def edgemm(*words: str, root: Path = ROOT, **options: Any) -> subprocess.Popen[Any]:
     environment = {**os.environ, "PYTHONPATH": str(root)}
-    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    quiet: dict[str, Any] = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
     return subprocess.Popen([sys.executable, "-m", "edgemm", *words], env=environment, **quiet, **options)
 
 

@@ -127,6 +127,8 @@ def _as_file(source: Any) -> tuple[Path | io.BytesIO, str]:
     if not isinstance(source, (str, os.PathLike)):
         raise UsageError(f"a picture is {type(source).__name__}, expected {', '.join(SOURCES)}")
     words = os.fspath(source)
+    if not words:  # Path("") would be the folder where one stands
+        raise InputError("a picture's path is empty, expected a file")
     if isinstance(words, str) and words.startswith("data:"):
         return io.BytesIO(_of_data_url(words)), f"{words[:24]}..."
     if isinstance(words, str) and words.lower().startswith(("http://", "https://", "ftp://")):

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from edgemm.bundle.picture import fit_square, load_picture
+from edgemm.bundle.picture import fit_square, load_picture, open_picture
 from edgemm.errors import InputError, UsageError
 from edgemm.runtimes.image_call import ImageMetrics, ImageResult, Picture
 
@@ -260,3 +260,8 @@ def test_every_source_is_the_same_picture(tmp_path, monkeypatch):
 def test_what_is_no_source_is_refused_by_name(source, kind, message):
     with pytest.raises(kind, match=message):
         load_picture(source, 16)
+
+
+def test_an_empty_path_is_not_the_folder_where_one_stands():
+    with pytest.raises(InputError, match="a picture's path is empty"):
+        open_picture("")

@@ -14,6 +14,7 @@ import torch
 
 from edgemm.bundle.picture import load_picture
 from edgemm.cli.main import main
+from edgemm.model import checkpoint
 from edgemm.model.designs import variant
 from edgemm.runtimes.schedule import initial_noise
 from edgemm.verify.export_native import export_bundle
@@ -85,3 +86,14 @@ def test_every_component_builds_with_tensorrt_for_rtx(saved, tmp_path):
     document = json.loads(ran.stdout.splitlines()[-1])
     assert ran.returncode == 0 and document["problems"] == []
     assert len(document["results"]) == 5
+
+
+def test_one_graph_draws_and_reads_what_the_loops_do(model, tmp_path):
+    """The gate compares them (verify/loops.py); here it is asked whether it did."""
+    checkpoint.save(model, tmp_path / "checkpoint")
+    export_bundle(tmp_path / "checkpoint", tmp_path / "one.bundle", one_call=("draw", "read"), steps=3)
+    compared = json.loads((tmp_path / "one.bundle" / "parity.json").read_text())["comparisons"]
+    rows = [row for row in compared if row["what"].startswith("one call")]
+    drawn = [row["value"] for row in rows if row["measure"] == "max_difference"]
+    assert drawn and max(drawn) <= 1e-5
+    assert [row["value"] for row in rows if row["measure"] == "reply"] == [1, 1, 1]

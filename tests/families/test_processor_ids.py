@@ -24,9 +24,11 @@ def test_every_conversation_has_the_processors_ids(kind, cosmos, tmp_path):
     folder = write_folder("qwen3_vl", tmp_path / "folder", cosmos=cosmos)
     text = json.dumps(RECORDED["tokenizer"])  # that of then, whatever the library trains today
     (folder / "tokenizer.json").write_text(text, encoding="utf-8")
+    found = find_foreign(folder)
+    assert found
     with hearing() as heard:
-        loop = qwen3_vl.parts(open_checkpoint(find_foreign(folder))).text
-    assert "read otherwise" not in str(heard.lines)
+        loop = qwen3_vl.parts(open_checkpoint(found)).text
+    assert loop and "read otherwise" not in str(heard.lines)
     ours, pictured = Tokenizer("tokenizer.json", text), 0
     for messages, wanted in RECORDED[kind]:
         talk = [Message(role, content, (None,) * count) for role, content, count in messages]

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
+AGES = {"prepacked.py"}  # of files, which know no other clock: a jump costs a cache's entry
 SHOWN = {
     "responses.py",
     "drawing.py",
@@ -71,7 +72,7 @@ def test_the_wall_clock_is_asked_only_for_what_is_shown():
         if isinstance(node, ast.Call)
         and ast.unparse(node.func) in ("time.time", "datetime.now", "datetime.datetime.now")
     ]
-    assert set(asked) <= SHOWN, asked
+    assert set(asked) <= SHOWN | AGES, asked
 
 
 @pytest.mark.skipif(sys.platform != "linux" or not shutil.which("cc"), reason="needs LD_PRELOAD and a C compiler")
