@@ -66,7 +66,9 @@ export class Bundle {
       externalData.push({ path: path.slice(folder.length), data: await this.file(path) });
     const graph = await this.file(variant.graph);
     this.progress(`opening ${name}`);
-    this.sessions[name] = await ort.InferenceSession.create(graph, { executionProviders: onGpu ? ["webgpu", "wasm"] : ["wasm"], externalData });
+    const opened = (executionProviders) => ort.InferenceSession.create(graph, { executionProviders, externalData });
+    // onnxruntime-web 1.30's WebGPU lacks attention that sees ahead, which the transformer has: that runs in wasm
+    this.sessions[name] = onGpu ? await opened(["webgpu", "wasm"]).catch(() => opened(["wasm"])) : await opened(["wasm"]);
     this.sessions[name].variant = variant;
     return this.sessions[name];
   }
