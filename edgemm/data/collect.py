@@ -80,7 +80,7 @@ def imported(source: Path, size: int, cache: Path, skip_broken: bool = False) ->
         try:
             goal.parent.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise InputError(f"{goal.parent}: {error.strerror}; name another cache in XDG_CACHE_HOME") from error
+            raise InputError(f"{goal.parent}: {error.strerror}; name another cache in EDGEMM_CACHE") from error
         with new_folder(goal, force=True) as folder:
             count, broken = build_pictures(folder, size, source, skip_broken=skip_broken)
         left_out = f"; {len(broken)} broken ones left out, the first: {broken[0]}" if broken else ""

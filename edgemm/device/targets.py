@@ -147,6 +147,7 @@ EXTRAS = {
     "openvino": ("openvino", "onnxruntime", *RUNTIME),
     "tensorrt": ("tensorrt", *RUNTIME),
     "tensorrt-rtx": ("tensorrt-rtx", *RUNTIME, "nvidia-ml-py"),
+    "video": ("av",),
     "energy": ("nvidia-ml-py",),
     "tokenizer-graph": ("onnxruntime-extensions",),
     "serve": (

@@ -111,6 +111,9 @@ def test_unreadable_member_is_named(tmp_path, member):
 
 
 def test_cache_honours_the_environment(tmp_path, monkeypatch):
+    monkeypatch.setenv("EDGEMM_CACHE", str(tmp_path / "mine"))
+    assert default_cache() == tmp_path / "mine"
+    monkeypatch.delenv("EDGEMM_CACHE")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     assert default_cache() == tmp_path / "edgemm"
     monkeypatch.delenv("XDG_CACHE_HOME")

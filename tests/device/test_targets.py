@@ -49,7 +49,7 @@ def verdicts(board=None, cuda=NO_DRIVER, providers=(), present=()):
 
 
 def test_every_target_of_the_design_is_judged():
-    assert list(verdicts()) == ["cpu", "cuda", "jetson-orin-jp6", "jetson-orin", "jetson-thor", "rtx"]
+    assert list(verdicts()) == ["cpu", "web", "cuda", "jetson-orin-jp6", "jetson-orin", "jetson-thor", "rtx"]
 
 
 def test_a_bare_install_runs_nothing_and_says_how_to_begin():
@@ -60,7 +60,7 @@ def test_a_bare_install_runs_nothing_and_says_how_to_begin():
 
 def test_a_cpu_with_onnxruntime_runs_cpu_bundles():
     found = verdicts(providers=[CPU], present=("onnxruntime", "tokenizers", "pillow", "tqdm"))
-    assert [name for name, verdict in found.items() if verdict.runs] == ["cpu"]
+    assert [name for name, verdict in found.items() if verdict.runs] == ["cpu", "web"]
 
 
 def test_onnxruntime_without_a_tokenizer_is_not_enough():

@@ -53,7 +53,7 @@ def test_pictures_of_ones_own_are_asked_about_what_was_kept_back_and_nobody_judg
     code, lines, error = evaluated("--data", str(own / "set"))
     assert code == 0 and "Reading: test" in "\n".join(lines)
     assert "reading is asked about split 'test'; --splits chooses others" in error
-    assert "drawing is left out" in error and "no judge for drawings of a pictures dataset, only of emoji and" in error
+    assert "drawing is left out" in error and "a pictures dataset, only of emoji, icons, shapes" in error
     assert "draw" not in json.loads((own / "out" / "eval.json").read_text())
 
 

@@ -125,7 +125,8 @@ def test_fewer_bits_take_less_room(bundles, model):
         files = (bundles[precision] / "components" / component).iterdir()
         return sum(path.stat().st_size for path in files) - tables.get(component, 0)
 
-    assert size("int4", "transformer") < 0.8 * size("int8", "transformer") < 0.4 * size("fp32", "transformer")
+    # Half of the layers keep 8 bits where drawing reads.
+    assert size("int4", "transformer") < 0.85 * size("int8", "transformer") < 0.4 * size("fp32", "transformer")
     for component in ("conditioner", "denoiser"):
         assert size("int8", component) < 0.5 * size("fp32", component)
 
@@ -181,7 +182,7 @@ def test_the_command_line_gives_the_same_graphs_in_a_process_of_its_own(checkpoi
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--target", "jetson"], "target 'jetson' is none of: cpu, cuda, rtx"),
+        (["--target", "jetson"], "target 'jetson' is none of: cpu, web, cuda, rtx"),
         (["--precision", "fp8"], "precision 'fp8' is none of what target cpu has: fp32, int8, int4"),
         (
             ["--target", "cpu,rtx", "--precision", "fp16"],

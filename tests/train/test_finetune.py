@@ -320,7 +320,7 @@ def test_a_folder_of_pictures_is_enough(start, tmp_path, capsys, monkeypatch):
     """Named like any of the layouts, with a broken picture among them; the dataset on the way is kept for next time."""
     from PIL import Image
 
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setenv("EDGEMM_CACHE", str(tmp_path / "cache" / "edgemm"))
     for name in ("a", "b", "c"):
         (tmp_path / "mine").mkdir(exist_ok=True)
         Image.new("RGB", (40, 30), "red").save(tmp_path / "mine" / f"{name}.png")
@@ -360,7 +360,7 @@ def test_every_slip_on_the_way_to_an_adapter_is_told_what_to_give(
     start, tmp_path, capsys, monkeypatch, words, code, message
 ):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setenv("EDGEMM_CACHE", str(tmp_path / "cache" / "edgemm"))
     (tmp_path / "empty").mkdir()
     (tmp_path / "bare").mkdir()
     (tmp_path / "bare" / "a.png").write_bytes(b"")

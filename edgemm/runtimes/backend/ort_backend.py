@@ -28,6 +28,7 @@ import onnxruntime as ort
 from edgemm.bundle.components import TensorSpec, Variant
 from edgemm.bundle.held_file import HeldFile
 from edgemm.bundle.onnx_file import ROUTED, check_external_data, read_outline
+from edgemm.device.machine import cpu_features, read_text
 from edgemm.errors import BundleError, EdgemmError, MissingError
 from edgemm.runtimes.backend import prepacked
 from edgemm.runtimes.backend.engine import (
@@ -65,6 +66,8 @@ NEEDED = (1, 30)  # of what graphs for CPUs are made: GroupQueryAttention withou
 ROUTES = (1, 28)  # of learned routing: what came before computes another SwiGLU, without a word
 UPGRADE = "bundles for CPUs want 1.30 or newer: pip install -U 'onnxruntime>=1.30' (Python 3.11 or newer)"
 QUIET = 4  # its errors are raised, too
+WIDE_SUMS = "session.x64quantprecision"
+REFUSES_WIDE_SUMS = "replace the existing tensor"  # in products that share one zero-point, as exported before
 FOLDER = "session.model_external_initializers_file_folder_path"
 SPIN_US = 1000  # threads wait less within a run; ONNX Runtime's own 40 ms would burn a core at every component's load
 LOOPED = ("transformer", "denoiser")  # run again within a millisecond: their threads go on spinning, SPIN_US at most
@@ -110,6 +113,11 @@ def open_session(
         raise
     except Exception as error:  # its errors share no base but Exception
         what, kind = f"{graph}: ONNX Runtime {ort.__version__} cannot load it", BundleError
+        if sums_saturate() and REFUSES_WIDE_SUMS in str(error):
+            raise BundleError(
+                f"{graph}: its int8 products would overflow on this CPU, which has no VNNI; export it again with this "
+                "edgemm, or with --precision int4 or fp32"
+            ) from error
         if provider == CPU and _release(ort.__version__) < NEEDED:
             what, kind = f"{what}; {UPGRADE}; it says", MissingError
         raise explained(error, what, kind, first_line(error)) from error
@@ -282,7 +290,19 @@ def session_options(plan: ThreadPlan, component: str = "") -> ort.SessionOptions
     if component not in LOOPED:  # the next component's threads want the cores
         options.add_session_config_entry("session.force_spinning_stop", "1")
     options.add_session_config_entry("session.set_denormal_as_zero", "1")
+    if sums_saturate():
+        options.add_session_config_entry(WIDE_SUMS, "1")
     return options
+
+
+@cache
+def sums_saturate() -> bool:
+    """Whether products of int8 add pairs in 16 bits, where two large ones overflow: x86 without VNNI.
+
+    VPMADDUBSW saturates, VPDPBUSD does not (Intel SDM 2).  False where the CPU cannot be asked.
+    """
+    text = read_text(Path("/proc/cpuinfo")) if platform.machine() in ("x86_64", "AMD64") else ""
+    return bool(text) and not any("vnni" in name or name == "amx_int8" for name in cpu_features(text))
 
 
 class _X86Environment(ctypes.Structure):
