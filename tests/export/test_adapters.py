@@ -8,6 +8,7 @@ import io
 import json
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -19,6 +20,8 @@ import edgemm
 import edgemm.serve
 from edgemm.bundle.chat import as_messages, chat_prompt
 from edgemm.errors import InputError, UsageError
+from edgemm.export.schemes import SCHEMES
+from edgemm.quantize.options import QuantizeOptions
 from edgemm.runtimes import schedule
 from tests.export.nano import needs_opset_24
 from tests.serve.conftest import running
@@ -154,25 +157,28 @@ def test_a_b_a_is_a_bit_for_bit_and_without_one_the_bundle_is_itself(opened, bun
         assert equal(answers(plain), seen[0])
 
 
-def test_adapters_fit_weights_that_were_smoothed(opened, adapters):
+def test_adapters_fit_weights_that_were_smoothed(opened, adapters, export, monkeypatch, tmp_path):
     """Against the bundle in float32, which says what the merged model says; unscaled factors are another adapter."""
-    smoothed, exact = opened["int8"], opened["fp32"]
-    assert "adapters/scales.safetensors" in smoothed.manifest.files
+    blocks = replace(SCHEMES["cpu", "int8"], quantize=QuantizeOptions("int8", "int8"))
+    monkeypatch.setitem(SCHEMES, ("cpu", "int8"), blocks)  # which smooths layers that drawing reads, and has no others
+    exact = opened["fp32"]
     assert "adapters/scales.safetensors" not in exact.manifest.files
+    with edgemm.load(export(tmp_path / "bundle", precision="int8", adapters=()), device="cpu") as smoothed:
+        assert "adapters/scales.safetensors" in smoothed.manifest.files
 
-    def signal_db(name: str) -> float:
-        smoothed.set_adapter(name)
-        exact.set_adapter("a")
-        wanted, found = (logits(runtime) for runtime in (exact, smoothed))
-        return 10 * np.log10(np.square(wanted).mean() / np.square(found - wanted).mean())
+        def signal_db(name: str) -> float:
+            smoothed.set_adapter(name)
+            exact.set_adapter("a")
+            wanted, found = (logits(runtime) for runtime in (exact, smoothed))
+            return 10 * np.log10(np.square(wanted).mean() / np.square(found - wanted).mean())
 
-    fitting = signal_db("a")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(smoothed.adapters, "_scales", {})
-        smoothed.load_adapter("unscaled", adapters["a"][0])
-    assert fitting >= 20  # what export asks of int8
-    assert signal_db("unscaled") < fitting - 6
-    smoothed.unload_adapter("unscaled")
+        smoothed.load_adapter("a", adapters["a"][0])
+        fitting = signal_db("a")
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(smoothed.adapters, "_scales", {})
+            smoothed.load_adapter("unscaled", adapters["a"][0])
+        assert fitting >= 20  # what export asks of int8
+        assert signal_db("unscaled") < fitting - 6
 
 
 def test_a_call_and_a_session_keep_the_adapter_they_began_with(opened):

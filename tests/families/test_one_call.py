@@ -27,7 +27,10 @@ BESIDE = {  # model -> folders that parts of it lie in
 }
 
 
-@pytest.mark.parametrize("name", BESIDE)
+LONG = ("bagel", "cosmos3-edge", "showo2")  # half a minute each
+
+
+@pytest.mark.parametrize("name", [pytest.param(n, marks=[pytest.mark.slow] if n in LONG else []) for n in BESIDE])
 def test_one_graph_draws_what_the_loop_draws(name, tmp_path):
     cases = Cases(name)
     found = found_at(cases.folder / "checkpoint", **{part: cases.folder / part for part in BESIDE[name]})
