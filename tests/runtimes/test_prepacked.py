@@ -12,6 +12,7 @@ from edgemm.runtimes.backend import prepacked
 def cache(monkeypatch, tmp_path):
     """Of this test alone; models of any size are kept."""
     monkeypatch.setenv("EDGEMM_CACHE", str(tmp_path))
+    monkeypatch.setenv(prepacked.SWITCH, "1")
     monkeypatch.setattr(prepacked, "LEAST_BYTES", 1)
     return tmp_path / "prepacked"
 
@@ -31,10 +32,10 @@ def entries(cache):
 
 
 def test_the_second_load_maps_what_the_first_one_packed_and_says_the_same(bundle_path, cache, monkeypatch):
-    monkeypatch.setenv(prepacked.SWITCH, "0")
-    plain = logprobs(bundle_path)
-    assert not cache.exists()
     monkeypatch.delenv(prepacked.SWITCH)
+    plain = logprobs(bundle_path)
+    assert not cache.exists(), "nobody asked for it"
+    monkeypatch.setenv(prepacked.SWITCH, "1")
     assert logprobs(bundle_path) == plain
     made = entries(cache)
     assert made and not list(cache.glob(".*"))

@@ -6,8 +6,9 @@
 
 The key holds all that the packing depends on: ONNX Runtime's version, the processor, graph and weights.  Only verified
 weights of LEAST_BYTES or more are kept, and only where the disk has FREE_TIMES as much room as an entry takes; the
-longest unused ones go beyond LIMIT_BYTES.  EDGEMM_PREPACKED=0 keeps and uses none.  Nobody else may write there
-(device/cache_folder.py), so a mapped file is as safe as memory.
+longest unused ones go beyond LIMIT_BYTES.  It is done where EDGEMM_PREPACKED is 1: a process then owns half the memory,
+and its load takes longer, for what was packed is hashed.  Nobody else may write there (device/cache_folder.py), so a
+mapped file is as safe as memory.
 """
 
 from __future__ import annotations
@@ -45,7 +46,7 @@ def place_of(graph: bytes, weights: Mapping[str, HeldFile], version: str) -> Pat
     """Where the entry of a graph is, or would be; None where none is wanted."""
     size = sum(held.size_bytes for held in weights.values())
     hashes = {name: held.verified_sha256 for name, held in weights.items()}
-    if os.environ.get(SWITCH) == "0" or size < LEAST_BYTES or None in hashes.values():
+    if os.environ.get(SWITCH) != "1" or size < LEAST_BYTES or None in hashes.values():
         return None
     words = [version, _processor(), hashlib.sha256(graph).hexdigest(), json.dumps(hashes, sort_keys=True)]
     return cache_folder("prepacked") / hashlib.sha256("\n".join(words).encode()).hexdigest()
