@@ -43,7 +43,7 @@ GROUNDS = ("white",) * 5 + ("black", "yellow", "blue", "green", "pink", "grey") 
 CONTRAST = 45  # least distance in Lab between a colour and its ground
 SHADES = 14  # of 255: how far a shade lies from its colour's anchor
 LOOK = 12  # pixels a side of what twins are told by
-SAME_LOOK = 6.0  # mean difference in grey levels of two small looks that show the same drawing
+SAME_LOOK = 6.0  # mean difference in grey levels, of the channel that differs most, of the same drawing
 
 
 @dataclass(frozen=True)
@@ -129,7 +129,7 @@ class Twins:
         small = np.asarray(drawn.resize((LOOK, LOOK), Image.Resampling.BOX), dtype=np.int16)  # (y, x, rgba)
         near = self._seen[np.packbits(small[2:-2:2, 2:-2:2, 3] > 100).tobytes()]
         for look, first in near:
-            if np.abs(look - small).mean() < SAME_LOOK:
+            if np.abs(look - small).mean(axis=(0, 1)).max() < SAME_LOOK:  # drawings of one colour differ in alpha alone
                 self._names[first].append(label)
                 return False
         near.append((small, sample))
