@@ -20,7 +20,7 @@ HELP = (
 )
 KINDS = {
     "emoji": "every emoji of the chosen styles, with labels and questions",
-    "icons": "tens of thousands of icons of open sets, each in a colour and on a ground that its captions tell",
+    "icons": "40,000 icons of open sets, each in a colour and on a ground that its captions tell",
     "compose": "two to four emoji, or icons, on a canvas, with exact captions: counts and relations",
     "shapes": "coloured shapes, with a checker that needs no model",
     "graphs": "graphs of coloured shapes to ask about and to draw, with exact answers and a checker",
