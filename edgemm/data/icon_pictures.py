@@ -32,7 +32,7 @@ from edgemm.data.icon_names import Named
 from edgemm.data.icon_sets import HELD_OUT, ICON_SETS, check_terms, trademarks
 from edgemm.data.icons import ANCHORS, lab, rasterise, svg_of
 from edgemm.data.labels import COLOURS, plain_words, with_article
-from edgemm.data.questions import balanced_partners, choice_question, surely_differ
+from edgemm.data.questions import asked_by_split, balanced_partners, choice_question, surely_differ
 from edgemm.data.sources import fetch, read_json
 from edgemm.data.writer import HELD_OUT_FAMILY_SHARE, HELD_OUT_PAIR_SHARE, DatasetWriter, stable_fraction
 from edgemm.errors import UsageError
@@ -78,7 +78,8 @@ def build_icons(
     tarballs = {name: fetch(ICON_SETS[name].package, cache, offline=offline) for name in sets}
     for name, tarball in tarballs.items():
         check_terms(name, tarball)
-    icons = [icon for name in ICON_SETS if name in tarballs for icon in read_set(name, tarballs)]
+    brands = trademarks(tarballs.values())
+    icons = [icon for name in ICON_SETS if name in tarballs for icon in read_set(name, tarballs[name], brands)]
     share = 1.0 if count is None else count / len(icons)
     icons = [icon for icon in icons if stable_fraction("some", icon.set, icon.name) < share]
     writer, twins = DatasetWriter(folder, "icons", size), Twins()
@@ -95,10 +96,9 @@ def build_icons(
     return len(writer.samples)
 
 
-def read_set(name: str, tarballs: dict[str, Path]) -> Iterator[Icon]:
+def read_set(name: str, tarball: Path, brands: set[str]) -> Iterator[Icon]:
     """The set's icons that show a thing, the best of each thing and way of drawing."""
-    icons, brands = read_json(tarballs[name], "icons.json"), trademarks(tarballs.values())
-    spelling = ICON_SETS[name].spelling
+    icons, spelling = read_json(tarball, "icons.json"), ICON_SETS[name].spelling
     best: dict[tuple[str, str], tuple[str, Named]] = {}
     for spelled in icons["icons"]:
         named = spelling.read(spelled)
@@ -231,19 +231,16 @@ def _is_withheld_pair(sample: Sample) -> bool:
 
 def icon_questions(samples: Sequence[Sample], seed: int) -> list[Question]:
     """label, colour, ground, way ("How is it drawn?") and yesno ("Is this a bicycle?"), sorted by sample."""
-    by_split: defaultdict[str, list[Sample]] = defaultdict(list)
-    for sample in samples:
-        by_split[sample.split].append(sample)
-    questions: list[Question] = []
-    for split, members in sorted(by_split.items()):
-        rng = random.Random(f"{seed} {split}")
+
+    def ask(members: Sequence[Sample], rng: random.Random) -> Iterator[Question]:
         ways = sorted({member.subgroup for member in members if (member.scene or {})["colour"]})
-        questions += [Question(sample.id, "label", "What is this?", sample.label, None, split) for sample in members]
         for sample in members:
-            questions += _seen(sample, sample.scene or {}, ways, rng)
-        questions += _yesno(members, rng)
-    order = {sample.id: index for index, sample in enumerate(samples)}
-    return sorted(questions, key=lambda question: order[question.sample])
+            yield Question(sample.id, "label", "What is this?", sample.label, None, sample.split)
+        for sample in members:
+            yield from _seen(sample, sample.scene or {}, ways, rng)
+        yield from _yesno(members, rng)
+
+    return asked_by_split(samples, seed, ask)
 
 
 def _seen(sample: Sample, scene: dict[str, Any], ways: Sequence[str], rng: random.Random) -> Iterable[Question]:

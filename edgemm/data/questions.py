@@ -20,7 +20,7 @@ from typing import TypeVar
 from edgemm.data.format import Question, Sample
 from edgemm.data.labels import COLOURS, names_gender, with_article
 
-__all__ = ["choice_question", "emoji_questions", "surely_differ", "balanced_partners", "capped"]
+__all__ = ["asked_by_split", "choice_question", "emoji_questions", "surely_differ", "balanced_partners", "capped"]
 
 GROUP_WORDS = {
     "smileys-emotion": "a face or feeling",
@@ -40,17 +40,26 @@ SMALLEST_GROUP = 0.25  # of the median: a group with fewer pictures would leave 
 
 def emoji_questions(samples: Sequence[Sample], colours: Mapping[str, str], seed: int) -> list[Question]:
     """All questions, sorted by sample; `colours` maps a sample id to the colour its pixels show."""
+
+    def ask(members: Sequence[Sample], rng: random.Random) -> Iterable[Question]:
+        askable = [sample for sample in members if _is_askable(sample)]
+        for sample in askable:
+            yield Question(sample.id, "label", "What is this?", sample.label, None, sample.split)
+        yield from _group_questions(members, rng)
+        yield from _colour_questions(members, colours, rng)
+        yield from _yesno_questions(askable, rng)
+
+    return asked_by_split(samples, seed, ask)
+
+
+def asked_by_split(
+    samples: Sequence[Sample], seed: int, ask: Callable[[Sequence[Sample], random.Random], Iterable[Question]]
+) -> list[Question]:
+    """What `ask` asks about each split's samples, with a generator of that split's own, in the samples' order."""
     by_split: defaultdict[str, list[Sample]] = defaultdict(list)
     for sample in samples:
         by_split[sample.split].append(sample)
-    questions: list[Question] = []
-    for split, members in sorted(by_split.items()):
-        rng = random.Random(f"{seed} {split}")
-        askable = [sample for sample in members if _is_askable(sample)]
-        questions += [Question(sample.id, "label", "What is this?", sample.label, None, split) for sample in askable]
-        questions += _group_questions(members, rng)
-        questions += _colour_questions(members, colours, rng)
-        questions += _yesno_questions(askable, rng)
+    questions = [q for split, some in sorted(by_split.items()) for q in ask(some, random.Random(f"{seed} {split}"))]
     order = {sample.id: index for index, sample in enumerate(samples)}
     return sorted(questions, key=lambda question: order[question.sample])
 
