@@ -113,7 +113,8 @@ def load(
 ) -> Model:
     """Opens a bundle, checks every file's hash, and says in `model.choice` what it runs on and why.
 
-    With `memory_limit_mb` the weights and all conversations together stay below it; `model.memory` says what fits.
+    With `memory_limit_mb` the weights and all conversations together stay below it; `model.memory` says what fits, and
+    where not all weights do, components take turns on a CPU (docs/performance.md).
     `backend` gives components to other libraries: {"denoiser": "openvino-bf16"}; `model.choices` says who runs what.
     """
     from collections.abc import Mapping

@@ -26,7 +26,7 @@ from edgemm.model.pretrained import check_tensors
 
 __all__ = ["KeptTensor", "MappedFile", "check_real", "kept", "mapped_tensors", "place_of", "shapes_only", "widened"]
 
-MOST = 256 << 20  # bytes of a file that may stay in memory after they were read
+MOST = 64 << 20  # bytes of a file that may stay in memory after they were read
 LEAST = 8192  # numbers: what is smaller is traced as it is, for the tracer may compute with it
 TYPES = {
     "F64": torch.float64,

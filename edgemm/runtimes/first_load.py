@@ -42,11 +42,13 @@ def check_first_load(
     backend: str | Mapping[str, str] | None,
     runs_on: str,
     check: str | None = None,
+    memory_limit_mb: float | None = None,
 ) -> None:
     """BundleError where its graphs cannot be, or where the other process crashed; ResourceError where it took too much.
 
     `runs_on` names what the verdict holds for; `check` is a function of the bundle, as MODULE:NAME, to be called
-    instead of one token and one step.  An error of the bundle's own is told when it is used: not here.
+    instead of one token and one step; the limit is kept there, too.  An error of the bundle's own is told when it is
+    used: not here.
     """
     wish = _wish(device, backend, check)
     key = _key(bundle, runs_on, wish)
@@ -60,6 +62,7 @@ def check_first_load(
     weights = sum(record.size_bytes for record in bundle.manifest.files.values())
     timeout_s, memory_bytes = TIMEOUT_S + weights / BYTES_A_SECOND, LEAST_BYTES + TIMES_WEIGHTS * weights
     progress.status("first use of this bundle here: trying it in a process of its own, once")
+    wish["memory_limit_mb"] = memory_limit_mb
     answer = ask("edgemm.runtimes.first_load", [str(bundle.path), json.dumps(wish)], timeout_s, memory_bytes)
     progress.status("")
     if answer.kind in ("crash", "time", "memory"):
@@ -155,7 +158,8 @@ def _checked(path: str, check: str) -> str:
 def _used(path: str, wish: dict[str, Any]) -> str:
     import edgemm
 
-    with edgemm.load(path, wish["device"], 1, backend=wish["backend"]) as model:
+    limit = wish["memory_limit_mb"]
+    with edgemm.load(path, wish["device"], 1, backend=wish["backend"], memory_limit_mb=limit) as model:
         told = model.bundle.sha256
         model.prepare()
         for use in _uses(model):
