@@ -40,24 +40,29 @@ class Turns:
         with self._lock:
             opened = self._open.pop(taker.component, None)
             self._make_room(taker.component)
-            before = resident_bytes()
+            known = taker.component in self._sizes
+            before = 0 if known else resident_bytes() or 0
             if opened is None:
                 opened = Opened(taker.open_engine())
             self._open[taker.component] = opened
             if binding not in opened.tied:
                 opened.tied[binding] = opened.engine.tie(binding.inputs, binding.outputs)
             opened.tied[binding].run()
-            if taker.component not in self._sizes:
-                self._sizes[taker.component] = (resident_bytes() or 0) - (before or 0)
+            if not known:
+                self._sizes[taker.component] = max(0, (resident_bytes() or 0) - before)
 
     def _make_room(self, component: str) -> None:
         """Closes what ran longest ago until the rest fits beside `component`; all, before that has run once."""
-        needed, closed = self._sizes.get(component), False
-        while self._open and (needed is None or needed + sum(self._sizes[c] for c in self._open) > self._room_bytes()):
+        closed = False
+        while self._open and not self._fits(component):
             del self._open[next(iter(self._open))]
             closed = True
         if closed:
             give_back_memory()
+
+    def _fits(self, component: str) -> bool:
+        sizes = [self._sizes.get(one) for one in (component, *self._open)]  # one that failed has none
+        return None not in sizes and sum(filter(None, sizes)) <= self._room_bytes()
 
     def close(self) -> None:
         with self._lock:
