@@ -19,7 +19,8 @@ def write_bundles(
     import onnx_ir as ir
     import torch
 
-    from edgemm.bundle.bundle import UNCONDITIONAL, BundleWriter
+    from edgemm.bundle.bundle import UNCONDITIONAL
+    from edgemm.bundle.writer import BundleWriter
     from edgemm.export.component_graphs import ComponentGraph, component_graphs
     from edgemm.export.manifest import manifest_of, papers_of
     from edgemm.export.schemes import read_schemes
