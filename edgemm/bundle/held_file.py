@@ -63,7 +63,8 @@ class HeldFile:
             if tell:
                 tell(len(chunk))
         found = digest.hexdigest()
-        self._hashed = state, found
+        if self._hashed is None or self._hashed[1] == found:  # what it was at first is what it has to be, for good
+            self._hashed = state, found
         return found
 
     @property
@@ -82,10 +83,7 @@ class HeldFile:
     def check(self) -> None:
         """BundleError where the file is not what it was when it was hashed."""
         if self._hashed and self._hashed[0] != same_file(os.fstat(self._handle)):
-            before = self._hashed
-            found = self.sha256()
-            self._hashed = (self._hashed[0], before[1])
-            self._refuse_unless(found)
+            self._refuse_unless(self.sha256())
 
     def is_in_place(self) -> bool:
         """Whether its name, in the folder that it was opened in, is still its own."""
