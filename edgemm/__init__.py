@@ -113,6 +113,8 @@ def load(
 ) -> Model:
     """Opens a bundle, checks every file's hash, and says in `model.choice` what it runs on and why.
 
+    The first load on a machine tries the bundle in another process, and compares one question and one drawing with what
+    was recorded at export: CheckFailedError where this machine computes something else.
     With `memory_limit_mb` the weights and all conversations together stay below it; `model.memory` says what fits.
     `backend` gives components to other libraries: {"denoiser": "openvino-bf16"}; `model.choices` says who runs what.
     """
@@ -139,7 +141,7 @@ def load(
 
         engines = Engines(bundle, choice, plan_threads(threads), memory_limit_mb, backend)
         if verify:
-            engines.try_first()
+            engines.try_first("edgemm.verify.loops:unlike_recorded")
         engines.begin("transformer")
         from edgemm.runtimes.model import Model
 

@@ -252,11 +252,11 @@ class Engines:
         """The one that is active; None where nothing takes any."""
         return self.adapters.active if self.takes_adapters else None
 
-    def try_first(self) -> None:
+    def try_first(self, compare: str | None = None) -> None:
         """In another process, where this bundle was never used on this machine (first_load.py)."""
         from edgemm.runtimes.first_load import check_first_load
 
-        check_first_load(self.bundle, self.choice.device, self._backend, self._runs_on)
+        check_first_load(self.bundle, self.choice.device, self._backend, self._runs_on, compare=compare)
         self._files = {component: replace(files, checked=True) for component, files in self._files.items()}
 
     def keep_as_tried(self) -> None:
