@@ -10,7 +10,6 @@ import ctypes
 import os
 import platform
 import re
-import shutil
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +26,7 @@ __all__ = [
     "read_board",
     "read_machine",
     "read_text",
+    "this_processor",
 ]
 
 NO_LIMIT_BYTES = 2**60  # control groups v1 write "no limit" as a number near 2**63
@@ -122,6 +122,8 @@ def _distribution(os_release: str) -> str | None:
 
 
 def _disk_free(path: Path) -> int | None:
+    import shutil
+
     try:
         return shutil.disk_usage(path).free
     except OSError:
@@ -143,6 +145,8 @@ X86_FEATURES = (
     "amx_bf16",
     "amx_fp16",
 )
+FIRST_CORE_BYTES = 8192  # holds what /proc/cpuinfo says of one core; all of it takes a server milliseconds
+
 ARM_FEATURES = ("asimd", "fphp", "asimdhp", "asimddp", "i8mm", "bf16", "sve", "sve2", "sme")
 
 # Arm cores have no name in /proc/cpuinfo, only implementer and part.
@@ -167,6 +171,17 @@ def cpu_model(cpuinfo: str) -> str:
     if implementer and part:
         return ARM_CORES.get((implementer, part), f"Arm core {part} by {implementer}")
     return named or "unknown"
+
+
+def this_processor(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
+    """What decides which kernels a library takes: the first core's name; its revision and every flag."""
+    try:
+        with open(cpuinfo, "rb", buffering=0) as stream:
+            first = stream.read(FIRST_CORE_BYTES).decode(errors="replace").partition("\n\n")[0]
+    except OSError:
+        return f"{platform.processor() or platform.machine()}; {platform.machine()}"
+    fields = ("vendor_id", "cpu family", "model", "stepping", "CPU variant", "CPU revision", "flags", "Features")
+    return "; ".join([cpu_model(first), *filter(None, (_field(first, name) for name in fields))])
 
 
 def cpu_features(cpuinfo: str) -> tuple[str, ...]:
