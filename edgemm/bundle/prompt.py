@@ -14,7 +14,7 @@ import sys
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
@@ -22,9 +22,11 @@ from edgemm.bundle.drawing import DenoiseTemplate
 from edgemm.bundle.files import library, read_text, reading
 from edgemm.bundle.forked import forked
 from edgemm.bundle.manifest import GraphRows, Limits, TextLoop
-from edgemm.bundle.node_link import Graph
 from edgemm.bundle.tokenizer_rules import TokenizerRules
 from edgemm.errors import InputError, UsageError
+
+if TYPE_CHECKING:
+    from edgemm.bundle.node_link import Graph
 
 __all__ = [
     "ALONE",
@@ -272,7 +274,7 @@ def check_length(tokens: int, limits: Limits) -> None:
         )
 
 
-GraphBlock = tuple[Graph, GraphRows, PictureTokens]  # a graph, and how it and pictures in it are read
+GraphBlock = tuple["Graph", GraphRows, PictureTokens]  # a graph, and how it and pictures in it are read
 Size = tuple[int, int]  # height and width of the picture that is drawn, in pixels
 
 

@@ -10,7 +10,6 @@ import ctypes
 import os
 import platform
 import re
-import shutil
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -123,6 +122,8 @@ def _distribution(os_release: str) -> str | None:
 
 
 def _disk_free(path: Path) -> int | None:
+    import shutil
+
     try:
         return shutil.disk_usage(path).free
     except OSError:

@@ -7,6 +7,7 @@ backends and adapters, never prompts, options or loops.  Runs of all engines tak
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import threading
 import time
@@ -280,21 +281,15 @@ class Engines:
     def begin(self, component: str) -> None:
         """Loads a component in a thread of its own, where that disturbs nothing; what goes wrong, `get` tells."""
         if self._side_by_side and component in self:
-            from concurrent.futures import ThreadPoolExecutor
-
-            pool = ThreadPoolExecutor(1)
-            pool.submit(self._load, component)
-            pool.shutdown(wait=False)
+            with contextlib.suppress(RuntimeError):  # no thread can be had: `get` does it
+                threading.Thread(target=self._try_to_load, args=(component,)).start()
 
     def timed(self, components: Sequence[str], adapter: Adapter | None = None) -> tuple[dict[str, Engine], float]:
         """Several at once, and the seconds that loading them took."""
         start, adapter = time.perf_counter(), adapter or self.adapter
         missing = [component for component in components if component in self and component not in self._loaded]
-        if self._side_by_side and len(missing) > 1:
-            from concurrent.futures import ThreadPoolExecutor
-
-            with ThreadPoolExecutor(len(missing)) as pool:  # a library loads without Python's lock
-                list(pool.map(self._load, missing))
+        for component in missing[1:]:  # a library loads without Python's lock
+            self.begin(component)
         return {component: self.get(component, adapter) for component in components}, time.perf_counter() - start
 
     def watch(self, watch: Callable[[Engine], Engine]) -> None:
@@ -344,6 +339,10 @@ class Engines:
         self._loaded.clear()
         self._files.clear()
         self.bundle.close()
+
+    def _try_to_load(self, component: str) -> None:
+        with contextlib.suppress(Exception):
+            self._load(component)
 
     def _load(self, component: str) -> Engine:
         if component not in self.components:

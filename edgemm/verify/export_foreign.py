@@ -19,11 +19,12 @@ from safetensors.numpy import save
 
 import edgemm
 from edgemm import progress
-from edgemm.bundle.bundle import Bundle, BundleWriter, DenoiseLoop, Licence, Limits, Loops, Manifest, Source
+from edgemm.bundle.bundle import Bundle, DenoiseLoop, Licence, Limits, Loops, Manifest, Source
 from edgemm.bundle.chat import as_messages, chat_prompt
 from edgemm.bundle.files import OF_CODE, reading
 from edgemm.bundle.picture import seeded_picture
 from edgemm.bundle.prompt import Tokenizer
+from edgemm.bundle.writer import BundleWriter
 from edgemm.device.machine import give_back_memory
 from edgemm.errors import CheckpointError, UsageError
 from edgemm.export.lower_cuda import DRAWING_SLOTS, fixed_sizes

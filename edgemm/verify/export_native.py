@@ -17,12 +17,12 @@ from safetensors.numpy import save
 from torch import Tensor
 
 from edgemm import progress
-from edgemm.bundle.bundle import UNCONDITIONAL, Bundle, BundleWriter, Manifest, open_bundle
+from edgemm.bundle.bundle import UNCONDITIONAL, Bundle, Manifest, open_bundle
 from edgemm.bundle.manifest import ADAPTER_SCALES
 from edgemm.bundle.node_link import read_graph
 from edgemm.bundle.picture import load_picture, seeded_picture
 from edgemm.bundle.prompt import Tokenizer
-from edgemm.bundle.writer import telling_name
+from edgemm.bundle.writer import BundleWriter, telling_name
 from edgemm.errors import MissingError, UsageError
 from edgemm.export.adapter_points import adapter_scales
 from edgemm.export.component_graphs import component_graphs

@@ -41,7 +41,7 @@ LIMIT_BYTES = 4 << 30  # of all entries
 LEFT_BEHIND_S = 3600  # after which a killed process's workshop goes
 
 
-def place_of(graph: bytes, weights: Mapping[str, HeldFile], version: str) -> Path | None:
+def place_of(graph: bytes | memoryview, weights: Mapping[str, HeldFile], version: str) -> Path | None:
     """Where the entry of a graph is, or would be; None where none is wanted."""
     size = sum(held.size_bytes for held in weights.values())
     hashes = {name: held.verified_sha256 for name, held in weights.items()}
