@@ -205,7 +205,7 @@ def main() -> int:
     wanted = args.root.resolve().with_name("x86.npz")
     import onnxruntime
 
-    told = {"ids": np.array(list(ids)), "onnxruntime": np.array(onnxruntime.__version__)}
+    told: dict[str, Any] = {"ids": np.array(list(ids)), "onnxruntime": np.array(onnxruntime.__version__)}
     np.savez(wanted, **told, **answers(bundle, args.target, args.only))
     words = [str(bundle), "--inside", str(wanted), "--target", args.target]
     words += ["--only", *args.only] if args.only else []
