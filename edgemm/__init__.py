@@ -115,7 +115,8 @@ def load(
 
     The first load on a machine tries the bundle in another process, and compares one question and one drawing with what
     was recorded at export: CheckFailedError where this machine computes something else.
-    With `memory_limit_mb` the weights and all conversations together stay below it; `model.memory` says what fits.
+    With `memory_limit_mb` the weights and all conversations together stay below it; `model.memory` says what fits, and
+    where not all weights do, components take turns on a CPU (docs/performance.md).
     `backend` gives components to other libraries: {"denoiser": "openvino-bf16"}; `model.choices` says who runs what.
     """
     from collections.abc import Mapping

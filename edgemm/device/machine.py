@@ -269,6 +269,23 @@ def _power_mode(root: Path) -> str | None:
     return named.group(1) if named else f"mode {number}"
 
 
+def resident_bytes(root: Path = Path("/")) -> int | None:
+    """Of this process; None where nobody can tell."""
+    pages = read_text(root / "proc/self/statm").split()
+    return int(pages[1]) * os.sysconf("SC_PAGE_SIZE") if len(pages) > 1 and pages[1].isdigit() else None
+
+
+M_MMAP_THRESHOLD, LARGE_BLOCK_BYTES = -3, 1 << 20  # mallopt(3)
+
+
+def keep_no_large_blocks() -> None:
+    """What is freed of a MB and more goes back to the system at once: glibc else learns to keep blocks of up to 32 MB,
+    which lie scattered between what stays."""
+    adjust = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
+    if adjust is not None:
+        adjust(M_MMAP_THRESHOLD, LARGE_BLOCK_BYTES)
+
+
 def give_back_memory() -> None:
     """What was freed goes back to the system: glibc keeps it in pieces, 700 MB after a language model was rounded."""
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None

@@ -47,13 +47,14 @@ def check_first_load(
     runs_on: str,
     check: str | None = None,
     compare: str | None = None,
+    memory_limit_mb: float | None = None,
 ) -> None:
     """BundleError where its graphs cannot be, or where the other process crashed; ResourceError where it took too much;
     CheckFailedError where it answered something else than was recorded.
 
     `runs_on` names what the verdict holds for; `check` is a function of the bundle, as MODULE:NAME, to be called
     instead of one token and one step; `compare` one of the loaded model, that says how it differs from what was
-    recorded, or "".  An error of the bundle's own is told when it is used: not here.
+    recorded, or ""; the limit is kept there, too.  An error of the bundle's own is told when it is used: not here.
     """
     wish = _wish(device, backend, check)
     key = _key(bundle, runs_on, wish)
@@ -67,7 +68,7 @@ def check_first_load(
     weights = sum(record.size_bytes for record in bundle.manifest.files.values())
     timeout_s, memory_bytes = TIMEOUT_S + weights / BYTES_A_SECOND, LEAST_BYTES + TIMES_WEIGHTS * weights
     progress.status("first use of this bundle here: trying it in a process of its own, once")
-    asked = json.dumps({**wish, "compare": compare})
+    asked = json.dumps({**wish, "compare": compare, "memory_limit_mb": memory_limit_mb})
     answer = ask("edgemm.runtimes.first_load", [str(bundle.path), asked], timeout_s, memory_bytes)
     progress.status("")
     if answer.kind in ("crash", "time", "memory"):
@@ -170,7 +171,8 @@ def _checked(path: str, check: str) -> dict[str, str]:
 def _used(path: str, wish: dict[str, Any]) -> dict[str, str]:
     import edgemm
 
-    with edgemm.load(path, wish["device"], 1, backend=wish["backend"]) as model:
+    limit = wish["memory_limit_mb"]
+    with edgemm.load(path, wish["device"], 1, backend=wish["backend"], memory_limit_mb=limit) as model:
         told = {"manifest": model.bundle.sha256}
         model.prepare()
         for use in _uses(model):

@@ -8,10 +8,7 @@ How many threads a backend gets, and whether they may spin, is planned here, too
 
 from __future__ import annotations
 
-import contextlib
-import ctypes
 import os
-import sys
 import threading
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -156,13 +153,6 @@ class LockedBinding:
             engine = self._engine
             what = f"{engine.component}: {engine.title} failed"
             raise explained(error, what, BundleError, engine.reason(error)) from error
-
-
-def return_freed_memory() -> None:
-    """glibc keeps what was freed for the next who asks, until it is told to give it to the system."""
-    if sys.platform == "linux":
-        with contextlib.suppress(OSError, AttributeError):  # another C library has no such function
-            ctypes.CDLL(None).malloc_trim(0)
 
 
 def first_line(error: Exception) -> str:
