@@ -29,7 +29,8 @@ def write_bundles(
     """One bundle after the other, below `folder`, as soon as each is whole; of export's own context, if not said."""
     import torch
 
-    from edgemm.bundle.bundle import UNCONDITIONAL, BundleWriter
+    from edgemm.bundle.bundle import UNCONDITIONAL
+    from edgemm.bundle.writer import BundleWriter
     from edgemm.export.component_graphs import component_graphs
     from edgemm.export.manifest import manifest_of, papers_of
     from edgemm.export.schemes import read_schemes
