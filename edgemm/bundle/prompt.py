@@ -22,7 +22,7 @@ from edgemm.bundle.drawing import DenoiseTemplate
 from edgemm.bundle.files import library, read_text, reading
 from edgemm.bundle.forked import forked
 from edgemm.bundle.manifest import GraphRows, Limits, TextLoop
-from edgemm.bundle.tokenizer_rules import TokenizerRules
+from edgemm.bundle.tokenizer_rules import TokenizerRules, check_text
 from edgemm.errors import InputError, UsageError
 
 if TYPE_CHECKING:
@@ -61,7 +61,9 @@ class Tokenizer:
         """`text` is what stands in the file, where that was read already."""
         tokenizers = library("tokenizers", "text needs the package tokenizers: pip install 'edgemm[ort]'")
         with reading(path, "not a tokenizer.json"):
-            self._inner = tokenizers.Tokenizer.from_str(read_text(path) if text is None else text)
+            text = read_text(path) if text is None else text
+            check_text(text)
+            self._inner = tokenizers.Tokenizer.from_str(text)
             self._inner.no_padding()
             self._inner.no_truncation()
             self._rules = TokenizerRules(self._inner)

@@ -190,15 +190,15 @@ def check_arrays(component: str, specs: Mapping[str, TensorSpec], arrays: Arrays
     """Raises when an array is missing, left over or unfit; `axes` collects the size of each named axis."""
     if specs.keys() != arrays.keys():
         wrong = sorted(specs.keys() ^ arrays.keys())
-        raise EdgemmError(f"{component}: tensors {wrong} are missing or left over")
+        raise BundleError(f"{component}: tensors {wrong} are missing or left over")
     for name, spec in specs.items():
         array = arrays[name]
         if array.dtype != np.dtype(spec.dtype) or not array.flags.c_contiguous or array.ndim != len(spec.shape):
-            raise EdgemmError(f"{component}: {name} is {array.dtype} {array.shape}, expected {spec.dtype} {spec.shape}")
+            raise BundleError(f"{component}: {name} is {array.dtype} {array.shape}, expected {spec.dtype} {spec.shape}")
         for entry, size in zip(spec.shape, array.shape):
             wanted = axes.setdefault(entry, size) if isinstance(entry, str) else entry
             if size != wanted:
-                raise EdgemmError(
+                raise BundleError(
                     f"{component}: {name} has shape {array.shape}, expected {spec.shape}: {size} != {wanted}"
                 )
 
@@ -206,7 +206,7 @@ def check_arrays(component: str, specs: Mapping[str, TensorSpec], arrays: Arrays
 def check_finite(array: np.ndarray, stage: str) -> None:
     """Raises when numbers went wrong, and says where."""
     if not np.isfinite(array).all():
-        raise EdgemmError(
+        raise BundleError(
             f"{stage}: NaN or infinity; the bundle's precision does not hold here, or its weights are damaged"
         )
 
