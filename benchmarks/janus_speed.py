@@ -18,7 +18,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import statistics
 import subprocess
 import sys
 import time
@@ -26,6 +25,9 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+from benchmarks.contestants import Numbers, compete  # noqa: E402
+
 PROMPT, GUIDANCE, WARM_UP_CODES = "a small boat on a lake", 5.0, 4
 JANUS_PRO_1B = {
     "side": 384,
@@ -71,16 +73,9 @@ def main() -> int:
         print(json.dumps(draw(home, args.contestant, args.threads)))
         return 0
     make(home, TINY if args.tiny else JANUS_PRO_1B)
-    samples: dict[str, list[dict[str, float]]] = {CONTESTANTS[contestant]: [] for contestant in args.contestants}
-    for turn in range(args.rounds):
-        for contestant in args.contestants[:: 1 if turn % 2 == 0 else -1]:
-            samples[CONTESTANTS[contestant]].append(ask(args, contestant))
-    rows = {
-        name: {key: statistics.median(sample[key] for sample in found) for key in found[0]}
-        for name, found in samples.items()
-    }
+    words = ["--work", str(args.work), "--threads", str(args.threads), *(["--tiny"] if args.tiny else [])]
+    rows, samples = compete(__file__, words, args.contestants, args.rounds)
     show(rows)
-    sys.path.insert(0, str(ROOT))
     from edgemm.bench.conditions import machine_card
 
     document = {"benchmark": "janus_speed", "card": machine_card(), "tiny": args.tiny, "threads": args.threads}
@@ -98,7 +93,6 @@ def listed_contestants(text: str) -> list[str]:
 
 def make(home: Path, shape: dict[str, Any]) -> None:
     """The folder, as people download them, and its bundle; what is there already is kept."""
-    sys.path.insert(0, str(ROOT))
     from tests.families.tiny.folders import write_folder
 
     home.mkdir(parents=True, exist_ok=True)
@@ -110,16 +104,7 @@ def make(home: Path, shape: dict[str, Any]) -> None:
         subprocess.run([sys.executable, *command, "--max-context", "768"], check=True, stdout=sys.stderr)
 
 
-def ask(args: argparse.Namespace, contestant: str) -> dict[str, float]:
-    command = [sys.executable, __file__, "--work", str(args.work), "--contestant", contestant]
-    command += ["--threads", str(args.threads), *(["--tiny"] if args.tiny else [])]
-    done = subprocess.run(command, stdout=subprocess.PIPE, text=True)
-    if done.returncode:
-        sys.exit(f"{contestant} ended with {done.returncode}")
-    return json.loads(done.stdout.strip().splitlines()[-1])
-
-
-def draw_with_edgemm(home: Path, contestant: str, threads: int) -> dict[str, float]:
+def draw_with_edgemm(home: Path, contestant: str, threads: int) -> Numbers:
     import edgemm
     from edgemm.bench.memory import peak_memory_bytes
 
@@ -136,7 +121,7 @@ def draw_with_edgemm(home: Path, contestant: str, threads: int) -> dict[str, flo
     }
 
 
-def draw_with_transformers(home: Path, contestant: str, threads: int) -> dict[str, float]:
+def draw_with_transformers(home: Path, contestant: str, threads: int) -> Numbers:
     import torch
     from transformers import AutoProcessor, JanusForConditionalGeneration
 
@@ -171,13 +156,13 @@ def draw_with_transformers(home: Path, contestant: str, threads: int) -> dict[st
     }
 
 
-def show(rows: dict[str, dict[str, float]]) -> None:
-    base = rows.get(CONTESTANTS["float32"])
+def show(rows: dict[str, Numbers]) -> None:
+    base = rows.get("float32")
     print(f"{'':30} {'s a picture':>12} {'ms a code':>10} {'ms pixels':>10} {'codes':>6} {'peak MB':>8}   to float32")
     for name, row in rows.items():
         ratio = f"{base['picture_s'] / row['picture_s']:.2f}x" if base else "-"
         print(
-            f"{name:30} {row['picture_s']:>12.2f} {row['code_ms']:>10.1f} {row['pixels_ms']:>10.0f} "
+            f"{CONTESTANTS[name]:30} {row['picture_s']:>12.2f} {row['code_ms']:>10.1f} {row['pixels_ms']:>10.0f} "
             f"{row['codes']:>6.0f} {row['peak_mb']:>8.0f}   {ratio}"
         )
 

@@ -6,9 +6,10 @@
 
 384 pixels, guidance 2, weights by chance, which cost what trained ones cost.  The published loop reads the prompt again
 at every step, for both rows; the bundle reads it once.  Weights lie in memory as float32 there, as they do for whoever
-loads them.  Each contestant is a fresh process, in turns; pictures are not compared: that is the export's parity.json.
-With fewer than 30 steps a picture is what is done once plus 30 times a step.  Seconds of the processor are told beside
-those of the clock: on a machine that does other work they are the ones to compare.  Prints a table, then one JSON line.
+loads them; the bundle's components take turns in 1.25 times its size.  Each contestant is a fresh process, in turns;
+pictures are not compared: that is the export's parity.json.  With fewer than 30 steps a picture is what is done once
+plus 30 times a step.  Seconds of the processor are told beside those of the clock: on a machine that does other work
+they are the ones to compare.  Prints a table, then one JSON line.
 """
 
 from __future__ import annotations
@@ -16,16 +17,17 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import statistics
-import subprocess
 import sys
 import time
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
+from benchmarks.contestants import Numbers, compete  # noqa: E402
+
 PROMPT, GUIDANCE, STEPS = "a small boat on a lake, in the evening, painted with broad strokes", 2.0, 30
 CONTESTANTS = ("bundle", "published")
+LIMIT = 1.25  # times the bundle: what it is told to stay below, so that components take turns in memory
 BARS = {"seconds": 2.5, "memory": 0.4}  # at least so much less time, at most so much of the memory
 
 
@@ -43,15 +45,8 @@ def main() -> int:
         draw = draw_bundle if args.contestant == "bundle" else draw_published
         print(json.dumps(draw(args.work, args.steps, args.threads)))
         return 0
-    samples: dict[str, list[dict[str, float]]] = {name: [] for name in CONTESTANTS}
-    for turn in range(args.rounds):
-        for name in CONTESTANTS[:: 1 if turn % 2 == 0 else -1]:
-            samples[name].append(ask(args, name))
-            print(f"{name}: {samples[name][-1]}", file=sys.stderr)
-    rows = {
-        name: {key: statistics.median(sample[key] for sample in found) for key in found[0]}
-        for name, found in samples.items()
-    }
+    words = ["--work", str(args.work), "--steps", str(args.steps), "--threads", str(args.threads)]
+    rows, samples = compete(__file__, words, CONTESTANTS, args.rounds)
     ratios = show(rows)
     from edgemm.bench.conditions import machine_card
 
@@ -60,21 +55,14 @@ def main() -> int:
     return 0
 
 
-def ask(args: argparse.Namespace, contestant: str) -> dict[str, float]:
-    command = [sys.executable, __file__, "--work", str(args.work), "--contestant", contestant]
-    command += ["--steps", str(args.steps), "--threads", str(args.threads)]
-    done = subprocess.run(command, stdout=subprocess.PIPE, text=True)
-    if done.returncode:
-        sys.exit(f"{contestant} ended with {done.returncode}")
-    return json.loads(done.stdout.strip().splitlines()[-1])
-
-
-def draw_bundle(work: Path, steps: int, threads: int) -> dict[str, float]:
+def draw_bundle(work: Path, steps: int, threads: int) -> Numbers:
     import edgemm
     from edgemm.bench.memory import peak_memory_bytes
     from edgemm.runtimes.image_call import DenoiseProgress
 
-    with edgemm.load(work / "made.bundle", device="cpu", threads=threads) as model:
+    bundle = work / "made.bundle"
+    limit_mb = LIMIT * sum(path.stat().st_size for path in bundle.rglob("*") if path.is_file()) / 1e6
+    with edgemm.load(bundle, device="cpu", threads=threads, memory_limit_mb=limit_mb) as model:
         model.generate_image("a heart", num_inference_steps=1, guidance_scale=GUIDANCE, seed=0)  # loads all of it
         begun, seen = clocks(), []
         for event in model.stream_image(PROMPT, num_inference_steps=steps, guidance_scale=GUIDANCE, seed=1):
@@ -86,7 +74,7 @@ def draw_bundle(work: Path, steps: int, threads: int) -> dict[str, float]:
     return told(whole, drawn, steps, peak_memory_bytes())
 
 
-def draw_published(work: Path, steps: int, threads: int) -> dict[str, float]:
+def draw_published(work: Path, steps: int, threads: int) -> Numbers:
     import torch
 
     from edgemm.bench.memory import peak_memory_bytes
@@ -127,7 +115,7 @@ def less(one: Clocks, other: Clocks) -> Clocks:
     return one[0] - other[0], one[1] - other[1]
 
 
-def told(whole: Clocks, drawn: Clocks, steps: int, peak_bytes: int) -> dict[str, float]:
+def told(whole: Clocks, drawn: Clocks, steps: int, peak_bytes: int) -> Numbers:
     once = less(whole, drawn)
     return {
         "picture_s": once[0] + STEPS * drawn[0] / steps,
@@ -139,7 +127,7 @@ def told(whole: Clocks, drawn: Clocks, steps: int, peak_bytes: int) -> dict[str,
     }
 
 
-def show(rows: dict[str, dict[str, float]]) -> dict[str, float]:
+def show(rows: dict[str, Numbers]) -> Numbers:
     for name, row in rows.items():
         print(f"{name:10} " + "  ".join(f"{key} {value:.2f}" for key, value in row.items()))
     ours, theirs = (rows[name] for name in CONTESTANTS)

@@ -12,7 +12,7 @@ import json
 import time
 
 import edgemm
-from edgemm.bench.memory import resident_bytes
+from edgemm.device.machine import resident_bytes
 
 SENTENCE = "The quick brown fox jumps over the lazy dog. "
 

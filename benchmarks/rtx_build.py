@@ -152,7 +152,7 @@ def build_all(args: argparse.Namespace, folder: Path) -> Told:
     bundles: Iterable[Path] = args.bundles
     if args.checkpoint:
         sys.path.insert(0, str(ROOT))
-        from benchmarks.rtx_graphs import write_bundles
+        from benchmarks.uncompared_graphs import write_bundles
 
         bundles = write_bundles(args.checkpoint, args.precision.split(","), folder)
     told = Told()

@@ -17,7 +17,8 @@ from pathlib import Path
 
 import onnx_ir as ir
 
-from edgemm.bundle.bundle import BundleWriter, open_bundle
+from edgemm.bundle.bundle import open_bundle
+from edgemm.bundle.writer import BundleWriter
 from edgemm.export.graph_file import save_graph
 
 

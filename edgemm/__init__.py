@@ -113,7 +113,10 @@ def load(
 ) -> Model:
     """Opens a bundle, checks every file's hash, and says in `model.choice` what it runs on and why.
 
-    With `memory_limit_mb` the weights and all conversations together stay below it; `model.memory` says what fits.
+    The first load on a machine tries the bundle in another process, and compares one question and one drawing with what
+    was recorded at export: CheckFailedError where this machine computes something else.
+    With `memory_limit_mb` the weights and all conversations together stay below it; `model.memory` says what fits, and
+    where not all weights do, components take turns on a CPU (docs/performance.md).
     `backend` gives components to other libraries: {"denoiser": "openvino-bf16"}; `model.choices` says who runs what.
     """
     from collections.abc import Mapping
@@ -139,9 +142,9 @@ def load(
 
         engines = Engines(bundle, choice, plan_threads(threads), memory_limit_mb, backend)
         if verify:
-            engines.try_first()
+            engines.try_first("edgemm.verify.loops:unlike_recorded")
         engines.begin("transformer")
-        from edgemm.runtimes.model import Model  # beside the transformer
+        from edgemm.runtimes.model import Model
 
         return Model(engines)
 
@@ -158,6 +161,7 @@ def _chosen(path: str | os.PathLike[str], device: str, hashes: FileHashes | None
 
     bundle = open_bundle(path, verify=False)
     try:
+        importlib.import_module("edgemm.runtimes.model")  # beside the hashes
         from edgemm.runtimes.engines import select
 
         return bundle, select(device, bundle.manifest.targets)
@@ -167,19 +171,25 @@ def _chosen(path: str | os.PathLike[str], device: str, hashes: FileHashes | None
 
 
 HEARD_S = 1e-4  # within which a thread that asks for Python's lock gets it
+SPIN = {"OPENBLAS_THREAD_TIMEOUT": "20"}  # numpy's threads spin for 2^20 cycles when they begin, not for 2^26: 25 ms
 
 
 @contextlib.contextmanager
 def _hurried() -> Iterator[None]:
     """Without Python's search for cycles: modules are made of objects that stay, and it would look at them again and
     again, for a twentieth of a load; at the end they count as old ones.  And the threads that hash need not wait 5 ms
-    for Python's lock, each time that they have read a piece.  Whoever had set either otherwise finds it so."""
+    for Python's lock, each time that they have read a piece, nor share their core with threads of numpy's that spin.
+    Whoever had set any of it otherwise finds it so."""
     enabled, interval = gc.isenabled(), sys.getswitchinterval()
+    spin = {} if "numpy" in sys.modules or SPIN.keys() & os.environ.keys() else SPIN
     gc.disable()
+    os.environ.update(spin)
     sys.setswitchinterval(min(interval, HEARD_S))
     try:
         yield
     finally:
+        for name in spin:
+            os.environ.pop(name, None)
         if not gc.get_freeze_count():  # else they are somebody's who wants them left alone
             gc.freeze()
             gc.unfreeze()

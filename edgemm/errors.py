@@ -16,6 +16,7 @@ A message says what was found, what was expected and what to do, on one line.
 from __future__ import annotations
 
 import errno
+import re
 
 __all__ = [
     "BundleError",
@@ -30,10 +31,23 @@ __all__ = [
 ]
 
 
+LONGEST = 900  # letters of a message
+LONG_WORD = re.compile(r"(\S{200})\S{150,}(\S{100})")  # a stranger's name is not worth a screen of letters
+
+
 class EdgemmError(Exception):
     """Base of every error that edgemm raises on purpose."""
 
     exit_code = 1
+
+    def __init__(self, *said: object) -> None:
+        super().__init__(*(_short(each) if isinstance(each, str) else each for each in said))
+
+
+def _short(message: str) -> str:
+    """Whatever strangers' files are quoted in it: on one line, which a screen holds."""
+    line = LONG_WORD.sub(r"\1...\2", message if "\n" not in message else " ".join(message.split("\n")))
+    return line if len(line) <= LONGEST else f"{line[: 2 * LONGEST // 3]} ... {line[-LONGEST // 3 :]}"
 
 
 class UsageError(EdgemmError, ValueError):

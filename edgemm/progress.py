@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import os
 import re
-import shutil
 import sys
 import threading
 import time
@@ -194,6 +193,8 @@ class Display(Listener):
         if drawn is None:
             return
         if bar is None:
+            import shutil
+
             drawn.set_description_str(self.text[: shutil.get_terminal_size().columns - ROOM], refresh=False)
         else:
             drawn.set_postfix_str(bar.note, refresh=False)

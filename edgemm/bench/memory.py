@@ -20,22 +20,17 @@ from typing import TYPE_CHECKING, Any
 from edgemm.bench.workload import noise_picture
 from edgemm.device.child import Answer, ask
 from edgemm.device.gpu import gpu_number
-from edgemm.device.machine import read_text
+from edgemm.device.machine import resident_bytes
 from edgemm.energy.sensor import memory_used_bytes
 from edgemm.errors import MissingError
 
 if TYPE_CHECKING:
     from edgemm.runtimes.model import Model
 
-__all__ = ["MemoryWatch", "resident_bytes", "thinned", "drop_from_page_cache", "measure_fresh", "peak_memory_bytes"]
+__all__ = ["MemoryWatch", "thinned", "drop_from_page_cache", "measure_fresh", "peak_memory_bytes"]
 
 INTERVAL_S = 0.1
 MOST_POINTS = 400
-
-
-def resident_bytes(root: Path = Path("/")) -> int | None:
-    pages = read_text(root / "proc/self/statm").split()
-    return int(pages[1]) * os.sysconf("SC_PAGE_SIZE") if len(pages) > 1 and pages[1].isdigit() else None
 
 
 def thinned(points: list[Any], most: int = MOST_POINTS) -> list[Any]:

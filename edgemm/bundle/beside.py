@@ -10,8 +10,6 @@ from __future__ import annotations
 import fcntl
 import os
 import re
-import secrets
-import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -24,7 +22,7 @@ __all__ = ["beside", "lock", "new_folder", "only_writer", "put_in_order", "writt
 
 def beside(destination: Path, suffix: str) -> Path:
     """A name that nobody can foresee."""
-    return destination.with_name(f".{destination.name}.{secrets.token_hex(8)}{suffix}")
+    return destination.with_name(f".{destination.name}.{os.urandom(8).hex()}{suffix}")
 
 
 def new_folder(destination: Path, suffix: str) -> tuple[Path, int]:
@@ -64,6 +62,8 @@ def put_in_order(destination: Path) -> None:
                 os.rename(path, destination)
                 progress.line(f"{destination}: put back: a run was killed while it replaced it")
             elif path.is_dir():
+                import shutil
+
                 shutil.rmtree(path, ignore_errors=True)
                 progress.line(f"{path}: left by a run that was killed; taken away")
             else:

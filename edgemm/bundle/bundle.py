@@ -30,7 +30,6 @@ from edgemm.bundle.manifest import (
     TextLoop,
     TextTemplate,
 )
-from edgemm.bundle.writer import BundleWriter
 from edgemm.errors import BundleError
 
 if TYPE_CHECKING:
@@ -43,7 +42,6 @@ __all__ = [
     "SCHEMA_VERSION",
     "UNCONDITIONAL",
     "Bundle",
-    "BundleWriter",
     "Component",
     "DenoiseLoop",
     "DenoiseTemplate",
@@ -188,7 +186,7 @@ def altered_files(path: str | os.PathLike[str], manifest: Manifest, hashes: File
         for file in sorted(sound, key=lambda file: -sound[file].size_bytes):
             running.begin(file)
         for file, record in sound.items():
-            found = running.begin(file).result()
+            found = running.sha256(file)
             if hashes:
                 bar.update(record.size_bytes / 1e6)
             if found != record.sha256:

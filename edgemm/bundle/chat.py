@@ -8,14 +8,16 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from edgemm.bundle.manifest import GraphRows, TextLoop
-from edgemm.bundle.node_link import Graph, GraphSource, read_graph
 from edgemm.bundle.prompt import PictureTokens, Pieces, Prompt, PromptBuilder, Tokenizer, causal_prompt, joined_ids
 from edgemm.errors import UsageError
+
+if TYPE_CHECKING:
+    from edgemm.bundle.node_link import Graph, GraphSource
 
 __all__ = ["Message", "as_messages", "chat_prompt", "picture_in_reply", "turn_prompt", "with_graph"]
 
@@ -74,6 +76,8 @@ def with_graph(
     with pictures where nodes have them."""
     if graph is None:
         return messages
+    from edgemm.bundle.node_link import read_graph
+
     graph = read_graph(graph)
     first = next(index for index, message in enumerate(messages) if message.role == "user")
     asked = messages[first]

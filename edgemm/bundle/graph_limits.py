@@ -8,6 +8,7 @@ really have taken that much; the rest is tried in another process first (runtime
 from __future__ import annotations
 
 import math
+import re
 import struct
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -18,7 +19,9 @@ from edgemm.errors import BundleError
 __all__ = ["broken_limits"]
 
 MOST_BYTES = 1 << 30  # of one value that is not a weight
-MOST_ROUNDS = 100_000  # of a Loop
+MOST_ROUNDS = 100_000  # of a Loop or Scan, those within one another multiplied
+MOST_NODES = 100_000  # of a graph; 100 times what a large model's has, and a minute's work for a library
+MOST_UNFOLDED = 1_000_000  # nodes of a function, with those of the functions it calls in their place
 MOST_NUMBERS = 4096  # of a constant, that its numbers are looked at
 DEEPEST = 64
 BITS = {"uint4": 4, "int4": 4, "float4e2m1": 4, "uint2": 2, "int2": 2, "complex128": 128}
@@ -26,6 +29,7 @@ BITS |= dict.fromkeys(("int64", "uint64", "float64", "complex64"), 64)
 BITS |= dict.fromkeys(("int32", "uint32", "float32"), 32) | dict.fromkeys(
     ("int16", "uint16", "float16", "bfloat16"), 16
 )
+PLAIN = re.compile(r"-?[0-9]{1,20}")
 SIGNED = {"int8": "b", "int16": "h", "int32": "i", "int64": "q"}
 UNSIGNED = {"uint8": "B", "uint16": "H", "uint32": "I", "uint64": "Q"}
 SAME = frozenset({"Identity", "Cast", "Neg", "Abs", "Not", "Relu", "Sigmoid", "Tanh", "Exp", "Sqrt", "Erf", "Softmax"})
@@ -61,6 +65,7 @@ class _Node:
     outputs: list[str] = field(default_factory=list)
     graphs: list[memoryview] = field(default_factory=list)
     value: _Tensor | None = None  # a Constant's
+    sparse: list[memoryview] = field(default_factory=list)
     axis: int = 0
 
     def __str__(self) -> str:
@@ -72,7 +77,7 @@ def broken_limits(graph: memoryview, data_bytes: Mapping[str, int]) -> Iterator[
 
     Raises BundleError, IndexError, ValueError or UnicodeDecodeError where it is no ONNX graph.
     """
-    calls: dict[str, set[str]] = {}
+    calls: dict[str, list[str]] = {}
     if not len(graph):
         yield "is empty, expected an ONNX graph"
     for number, content in _some(graph, (7, 25)):
@@ -81,9 +86,13 @@ def broken_limits(graph: memoryview, data_bytes: Mapping[str, int]) -> Iterator[
             yield from _graph(content, {}, data_bytes, 0)
         else:
             name, called, broken = _function(content, data_bytes)
-            calls.setdefault(name, set()).update(called)
+            calls.setdefault(name, []).extend(called)
             yield from broken
     yield from (f"function {name!r} calls itself" for name in calls if _reaches(name, name, calls, set()))
+    sizes: dict[str, int] = {}
+    for name in calls:
+        if _unfolded(name, calls, sizes, 0) > MOST_UNFOLDED:
+            yield f"function {name!r} unfolds into more than {MOST_UNFOLDED} nodes"
 
 
 def _message(content: memoryview | int | None) -> memoryview:
@@ -96,15 +105,15 @@ def _some(message: memoryview, wanted: tuple[int, ...]) -> Iterator[tuple[int, m
     return ((number, content) for number, content in fields(message) if number in wanted)
 
 
-def _function(message: memoryview, data_bytes: Mapping[str, int]) -> tuple[str, set[str], list[str]]:
-    name, called, broken, values = "", set(), [], {}
+def _function(message: memoryview, data_bytes: Mapping[str, int]) -> tuple[str, list[str], list[str]]:
+    name, called, broken, values = "", [], [], {}
     for number, content in _some(message, (1, 7)):
         content = _message(content)
         if number == 1:
             name = bytes(content).decode()
         else:
             node = _node(content)
-            called.update(_called(node, 0))
+            called += _called(node, 0)
             broken += _check(node, values, data_bytes, 1)
     return name, called, broken
 
@@ -118,7 +127,17 @@ def _called(node: _Node, depth: int) -> Iterator[str]:
             yield from _called(_node(content), depth + 1)
 
 
-def _reaches(start: str, goal: str, calls: dict[str, set[str]], seen: set[str]) -> bool:
+def _unfolded(name: str, calls: dict[str, list[str]], sizes: dict[str, int], depth: int) -> int:
+    """Nodes of a function that does not call itself; functions of one name count as one."""
+    _check_depth(depth)
+    if name not in sizes:
+        sizes[name] = sum(
+            1 + (_unfolded(each, calls, sizes, depth + 1) if each in calls else 0) for each in calls[name]
+        )
+    return sizes[name]
+
+
+def _reaches(start: str, goal: str, calls: dict[str, list[str]], seen: set[str]) -> bool:
     waiting = [start]
     while waiting:
         for name in calls.get(waiting.pop(), ()):
@@ -135,34 +154,50 @@ def _check_depth(depth: int) -> None:
         raise BundleError(f"nested more than {DEEPEST} deep")
 
 
-def _graph(message: memoryview, outer: dict[str, _Value], data_bytes: Mapping[str, int], depth: int) -> Iterator[str]:
+def _graph(
+    message: memoryview, outer: dict[str, _Value], data_bytes: Mapping[str, int], depth: int, times: int = 1
+) -> Iterator[str]:
+    """`times`: how often it is run where the graph around it runs once."""
     _check_depth(depth)
     values = dict(outer)
-    for number, content in _some(message, (5, 11)):
+    for number, content in _some(message, (5, 11, 15)):
         content = _message(content)
-        if number == 5:
+        if number == 15:
+            yield from _spelled_out(content)
+        elif number == 5:
             tensor = _tensor(content)
             yield from _stored(tensor, data_bytes)
             values[tensor.name] = _constant(tensor)
         else:
             name, shape = _input(content)
             values.setdefault(name, _Value(shape))
-    for _, content in _some(message, (1,)):
+    nodes = [content for _, content in _some(message, (1,))]
+    if len(nodes) > MOST_NODES:
+        yield f"has {len(nodes)} nodes, expected at most {MOST_NODES}"
+    for content in nodes:
         content = _message(content)
-        yield from _check(_node(content), values, data_bytes, depth)
+        yield from _check(_node(content), values, data_bytes, depth, times)
 
 
-def _check(node: _Node, values: dict[str, _Value], data_bytes: Mapping[str, int], depth: int) -> Iterator[str]:
+def _check(
+    node: _Node, values: dict[str, _Value], data_bytes: Mapping[str, int], depth: int, times: int = 1
+) -> Iterator[str]:
     """The node's own faults; what is known of its outputs goes to `values`."""
     given = [values.get(name, _Value()) for name in node.inputs]
-    if not node.domain and node.op_type == "Loop":
-        yield from _rounds(node, given)
+    if not node.domain and node.op_type in ("Loop", "Scan"):
+        rounds = _rounds(node, given)
+        if rounds is None:
+            yield f"{node}: how often it goes round is not said in the graph"
+        elif (times := times * max(1, rounds)) > MOST_ROUNDS:
+            yield f"{node}: goes round {times} times, expected at most {MOST_ROUNDS}"
     if not node.domain and node.op_type in ("Div", "Mod") and len(given) == 2:
         yield from _quotient(node, *given)
     if node.value is not None:
         yield from _stored(node.value, data_bytes)
+    for sparse in node.sparse:
+        yield from _spelled_out(sparse)
     for inner in node.graphs:
-        yield from _graph(inner, values, data_bytes, depth + 1)
+        yield from _graph(inner, values, data_bytes, depth + 1, times)
     found = _made(node, given) if not node.domain else _Value()
     count = math.prod(found.shape) if found.shape is not None else 0
     if count > MOST_BYTES:
@@ -172,12 +207,13 @@ def _check(node: _Node, values: dict[str, _Value], data_bytes: Mapping[str, int]
         values[name] = found
 
 
-def _rounds(node: _Node, given: list[_Value]) -> Iterator[str]:
+def _rounds(node: _Node, given: list[_Value]) -> int | None:
+    """A Scan goes along an axis: of the last input here, if that is known; None for a Loop that may have no end."""
+    if node.op_type == "Scan":
+        shape = given[-1].shape if given else None
+        return shape[0] if shape else 1
     numbers = given[0].numbers if given and node.inputs[0] else None
-    if not numbers or len(numbers) != 1:
-        yield f"{node}: how often it goes round is not said in the graph"
-    elif numbers[0] > MOST_ROUNDS:
-        yield f"{node}: goes round {numbers[0]} times, expected at most {MOST_ROUNDS}"
+    return numbers[0] if numbers and len(numbers) == 1 else None
 
 
 def _quotient(node: _Node, dividend: _Value, divisor: _Value) -> Iterator[str]:
@@ -198,7 +234,7 @@ def _stored(tensor: _Tensor, data_bytes: Mapping[str, int]) -> Iterator[str]:
     if any(size < 0 for size in tensor.dims):
         yield f"weight {tensor.name!r}: shape {list(tensor.dims)}"
     elif "location" in tensor.entries:
-        offset, length = (int(tensor.entries.get(key, default)) for key, default in (("offset", 0), ("length", needed)))
+        offset, length = (_place(tensor, key, default) for key, default in (("offset", 0), ("length", needed)))
         size = data_bytes.get(tensor.entries["location"], 0)
         if offset < 0 or length < 0 or offset + length > size:
             yield f"weight {tensor.name!r}: lies at bytes {offset} to {offset + length} of a file of {size}"
@@ -206,6 +242,26 @@ def _stored(tensor: _Tensor, data_bytes: Mapping[str, int]) -> Iterator[str]:
             yield f"weight {tensor.name!r}: {length} bytes are stored, its shape {list(tensor.dims)} asks for {needed}"
     elif tensor.raw is not None and len(tensor.raw) != needed and tensor.kind != "string":
         yield f"weight {tensor.name!r}: holds {len(tensor.raw)} bytes, its shape {list(tensor.dims)} asks for {needed}"
+
+
+def _place(tensor: _Tensor, key: str, default: int) -> int:
+    """As libraries read it: Python would take other digits and strokes between them, too."""
+    said = tensor.entries.get(key, str(default))
+    if not PLAIN.fullmatch(said):
+        raise BundleError(f"weight {tensor.name!r}: {key} is {said[:40]!r}, expected a whole number")
+    return int(said)
+
+
+def _spelled_out(sparse: memoryview) -> Iterator[str]:
+    """Of a sparse tensor (SparseTensorProto), which a library makes a dense one: its name is that of its numbers."""
+    name, dims = "", []
+    for number, content in _some(sparse, (1, 3)):
+        if number == 3:
+            dims += _whole(content)
+        else:
+            name = _tensor(_message(content)).name
+    if any(size < 0 for size in dims) or math.prod(dims) > MOST_BYTES:
+        yield f"sparse weight {name!r}: shape {dims}, expected at most {MOST_BYTES} numbers"
 
 
 def _made(node: _Node, given: list[_Value]) -> _Value:
@@ -284,7 +340,7 @@ def _node(message: memoryview) -> _Node:
 
 def _attribute(message: memoryview, node: _Node) -> None:
     name = ""
-    for number, content in _some(message, (1, 3, 5, 6, 11)):
+    for number, content in _some(message, (1, 3, 5, 6, 11, 22, 23)):
         if number == 1:
             content = _message(content)
             name = bytes(content).decode()
@@ -294,6 +350,8 @@ def _attribute(message: memoryview, node: _Node) -> None:
             node.value = _tensor(content)
         elif isinstance(content, memoryview) and number in (6, 11):
             node.graphs.append(content)
+        elif isinstance(content, memoryview):
+            node.sparse.append(content)
 
 
 def _tensor(message: memoryview) -> _Tensor:

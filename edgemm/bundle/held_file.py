@@ -7,12 +7,14 @@ ends the process (SIGBUS).  What a hash should be is not known here: see bundle.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import stat
+import threading
 import weakref
+from collections import deque
 from collections.abc import Callable
-from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from pathlib import Path
 
 from edgemm.bundle.files import reading
@@ -61,7 +63,8 @@ class HeldFile:
             if tell:
                 tell(len(chunk))
         found = digest.hexdigest()
-        self._hashed = state, found
+        if self._hashed is None or self._hashed[1] == found:  # what it was at first is what it has to be, for good
+            self._hashed = state, found
         return found
 
     @property
@@ -80,10 +83,7 @@ class HeldFile:
     def check(self) -> None:
         """BundleError where the file is not what it was when it was hashed."""
         if self._hashed and self._hashed[0] != same_file(os.fstat(self._handle)):
-            before = self._hashed
-            found = self.sha256()
-            self._hashed = (self._hashed[0], before[1])
-            self._refuse_unless(found)
+            self._refuse_unless(self.sha256())
 
     def is_in_place(self) -> bool:
         """Whether its name, in the folder that it was opened in, is still its own."""
@@ -135,21 +135,32 @@ def files_at_once(threads: int | None) -> int:
 
 
 class FileHashes:
-    """Hashes in the making.  Each file is read once; leaving the `with` ends what nobody waits for any more."""
+    """Hashes in the making.  Each file is read once; leaving the `with` ends what nobody waits for any more.
+
+    Threads of its own, because importing Python's pools takes longer than hashing 10 MB.
+    """
 
     def __init__(self, at_once: int = AT_ONCE, tell: Tell | None = None) -> None:
-        self._pool = ThreadPoolExecutor(at_once)
-        self._tell = tell
-        self._begun: dict[Path, Future[str]] = {}
-        self._ended = False
         self.held: dict[Path, HeldFile] = {}
+        self._at_once, self._tell = at_once, tell
+        self._changed = threading.Condition()  # of all that follows
+        self._waiting: deque[Path] = deque()
+        self._found: dict[Path, str | Exception] = {}
+        self._threads: set[threading.Thread] = set()  # at work
+        self._ended = False
 
-    def begin(self, file: Path) -> Future[str]:
-        """Its hash, in hexadecimal digits, once it is there; BundleError where it cannot be opened."""
-        if file not in self._begun:
-            self.held[file] = HeldFile(file)
-            self._begun[file] = self._pool.submit(self.held[file].sha256, self._hashed)
-        return self._begun[file]
+    def begin(self, file: Path) -> None:
+        """BundleError where it cannot be opened."""
+        if file in self.held:
+            return
+        self.held[file] = HeldFile(file)
+        with self._changed:
+            self._waiting.append(file)
+            if len(self._threads) < self._at_once:
+                thread = threading.Thread(target=self._work)
+                with contextlib.suppress(RuntimeError):  # no thread can be had: whoever asks for the hash computes it
+                    thread.start()
+                    self._threads.add(thread)
 
     def begin_weights(self, bundle: Path) -> None:
         """A bundle's large files, before its manifest is read: whatever that says, they will be asked for."""
@@ -161,15 +172,52 @@ class FileHashes:
         for file in sorted(sizes, key=lambda file: -sizes[file]):
             self.begin(file)
 
+    def sha256(self, file: Path) -> str:
+        """In hexadecimal digits, once it is there; who would only wait computes what nobody has begun, last first."""
+        self.begin(file)
+        while self._compute(deque.pop):
+            pass
+        with self._changed:
+            self._changed.wait_for(lambda: file in self._found)
+        found = self._found[file]
+        if isinstance(found, Exception):
+            raise found
+        return found
+
     def __enter__(self) -> FileHashes:
         return self
 
     def __exit__(self, *error: object) -> None:
-        self._ended = True
-        self._pool.shutdown(cancel_futures=True)
+        with self._changed:
+            self._ended = True
+            self._waiting.clear()
+            threads = tuple(self._threads)
+        for thread in threads:
+            thread.join()
+
+    def _work(self) -> None:
+        while self._compute(deque.popleft):
+            pass
+
+    def _compute(self, take: Callable[[deque[Path]], Path]) -> bool:
+        """The hash of one more file; False where none waits: then a thread is no longer at work."""
+        with self._changed:
+            if not self._waiting:
+                self._threads.discard(threading.current_thread())
+                return False
+            file = take(self._waiting)
+        found: str | Exception
+        try:
+            found = self.held[file].sha256(self._hashed)
+        except Exception as error:  # is told to who asks
+            found = error
+        with self._changed:
+            self._found[file] = found
+            self._changed.notify_all()
+        return True
 
     def _hashed(self, size: int) -> None:
         if self._ended:
-            raise CancelledError
+            raise InterruptedError("nobody waits for this hash any more")
         if self._tell:
             self._tell(size)

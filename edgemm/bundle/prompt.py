@@ -14,7 +14,7 @@ import sys
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
@@ -22,9 +22,11 @@ from edgemm.bundle.drawing import DenoiseTemplate
 from edgemm.bundle.files import library, read_text, reading
 from edgemm.bundle.forked import forked
 from edgemm.bundle.manifest import GraphRows, Limits, TextLoop
-from edgemm.bundle.node_link import Graph
-from edgemm.bundle.tokenizer_rules import TokenizerRules
+from edgemm.bundle.tokenizer_rules import TokenizerRules, check_text
 from edgemm.errors import InputError, UsageError
+
+if TYPE_CHECKING:
+    from edgemm.bundle.node_link import Graph
 
 __all__ = [
     "ALONE",
@@ -59,7 +61,9 @@ class Tokenizer:
         """`text` is what stands in the file, where that was read already."""
         tokenizers = library("tokenizers", "text needs the package tokenizers: pip install 'edgemm[ort]'")
         with reading(path, "not a tokenizer.json"):
-            self._inner = tokenizers.Tokenizer.from_str(read_text(path) if text is None else text)
+            text = read_text(path) if text is None else text
+            check_text(text)
+            self._inner = tokenizers.Tokenizer.from_str(text)
             self._inner.no_padding()
             self._inner.no_truncation()
             self._rules = TokenizerRules(self._inner)
@@ -272,7 +276,7 @@ def check_length(tokens: int, limits: Limits) -> None:
         )
 
 
-GraphBlock = tuple[Graph, GraphRows, PictureTokens]  # a graph, and how it and pictures in it are read
+GraphBlock = tuple["Graph", GraphRows, PictureTokens]  # a graph, and how it and pictures in it are read
 Size = tuple[int, int]  # height and width of the picture that is drawn, in pixels
 
 

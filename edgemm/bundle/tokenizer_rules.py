@@ -17,16 +17,43 @@ import math
 from collections.abc import Iterator
 from typing import Any
 
-__all__ = ["TokenizerRules", "ways"]
+__all__ = ["TokenizerRules", "check_text", "ways"]
 
 MOST_GROWTH = 1000.0  # all rules of a tokenizer one after another; those that are published stay below 150
 LONGEST_PREFIX = 1000
+LONGEST_PIECE = 1000  # letters: a tree of pieces is taken apart by a call for each
+LONGEST_EXPRESSION = 20_000  # letters; those that are published have 3,000 at most
+MOST_RULES = 100  # of a part; those that are published have ten
 FIXED = {"NFD": 4.0, "NFKD": 11.0, "NFC": 3.0, "NFKC": 11.0, "Lowercase": 1.5, "ByteLevel": 2.0, "Metaspace": 3.0}
 
 
 STEPS_AT_ONE_PLACE = 1e7  # Oniguruma's own limit (retry-limit-in-match)
 LONG = 1000  # letters that a decoder's expression is judged by: tokens are short
 MOST_WAYS = 1e6  # of a decoder's expression
+
+
+def check_text(text: str) -> None:
+    """ValueError of what the library must not even read: it would end the process, which no `except` sees."""
+    if '"Unigram"' in text and max(map(len, text.split('"'))) > LONGEST_PIECE and _longest_piece(text) > LONGEST_PIECE:
+        raise ValueError(f"a piece of its vocabulary has more than {LONGEST_PIECE} letters")
+    if '"Precompiled"' in text:
+        for rule in _rules(_part(text, "normalizer")):
+            if isinstance(charsmap := rule.get("precompiled_charsmap"), str):
+                _longest_of_map(charsmap)
+
+
+def _longest_piece(text: str) -> int:
+    vocabulary = _part(text, "model").get("vocab")
+    entries = vocabulary if isinstance(vocabulary, list) else []
+    pieces = [entry[0] for entry in entries if isinstance(entry, list) and entry]
+    return max((len(piece) for piece in pieces if isinstance(piece, str)), default=0)
+
+
+def _part(text: str, name: str) -> dict[str, Any]:
+    """{} where the library would find none, either."""
+    document = json.loads(text)
+    found = document.get(name) if isinstance(document, dict) else None
+    return found if isinstance(found, dict) else {}
 
 
 class TokenizerRules:
@@ -41,12 +68,16 @@ class TokenizerRules:
         for part in ("normalizer", "pre_tokenizer", "decoder"):
             found = getattr(inner, part)
             rules = list(_rules(json.loads(found.__getstate__()))) if found is not None else []
+            if len(rules) > MOST_RULES:
+                raise ValueError(f"its {part} has {len(rules)} rules, expected {MOST_RULES} at most")
             growth = math.prod(min(_growth(rule), 1e9) for rule in rules)
             if growth > MOST_GROWTH:
                 raise ValueError(
                     f"its {part} makes a text {growth:.3g} times as long, expected {MOST_GROWTH:g} at most"
                 )
             patterns = [pattern for rule in rules if (pattern := (rule.get("pattern") or {}).get("Regex"))]
+            if max(map(len, patterns), default=0) > LONGEST_EXPRESSION:
+                raise ValueError(f"its {part} has an expression of more than {LONGEST_EXPRESSION} letters")
             if part != "decoder":
                 self._expressions += map(_parsed, patterns)
             elif slow := [pattern for pattern in patterns if ways(pattern, LONG) > MOST_WAYS]:
@@ -61,10 +92,10 @@ def _rules(document: Any) -> Iterator[dict[str, Any]]:
     """One after another; a Sequence holds others."""
     waiting = [document]
     while waiting:
-        rule = waiting.pop(0)
+        rule = waiting.pop()
         if isinstance(rule, dict):
             nested = [rule.get(key) for key in ("normalizers", "pretokenizers", "decoders")]
-            waiting = [item for items in nested if isinstance(items, list) for item in items] + waiting
+            waiting += reversed([item for items in nested if isinstance(items, list) for item in items])
             yield rule
 
 
@@ -86,7 +117,10 @@ def _growth(rule: dict[str, Any]) -> float:
 def _longest_of_map(charsmap: str) -> float:
     """Of sentencepiece's table: the size of a trie, the trie, then what is put in, ended by NUL."""
     table = base64.b64decode(charsmap)
-    made = table[4 + int.from_bytes(table[:4], "little") :]
+    size = int.from_bytes(table[:4], "little")
+    if size > len(table) - 4 or size % 4:
+        raise ValueError(f"its charsmap says {size} bytes of {len(table)} are a trie")
+    made = table[4 + size :]
     return max(1.0, float(max(map(len, made.split(b"\0")), default=1)))
 
 

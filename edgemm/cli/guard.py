@@ -28,6 +28,7 @@ POLL_S = 0.05
 SCARCE_BYTES = 4 << 30  # of a control group: with more, a second process is not worth its milliseconds
 GRACE_S = 10.0  # to take half-written files away
 STUCK_S = 3.0  # of processor time
+NOT_LINKED = 127  # how the dynamic linker ends a process where it gets no memory for a library
 KILLED_FOR_MEMORY = (signal.SIGABRT, signal.SIGKILL, signal.SIGSEGV, signal.SIGBUS, signal.SIGILL)
 
 
@@ -96,7 +97,7 @@ def run_guarded(words: Sequence[str], memory_bytes: int | None = None, timeout_s
         if reason == "memory":
             raise ResourceError(f"took more memory than --max-memory, {(memory_bytes or 0) >> 20} MiB")
         code = child.returncode
-        if reason == "stuck":
+        if reason == "stuck" or (code == NOT_LINKED and is_scarce()):
             _tell_of_death(signal.SIGKILL)
         if code < 0:
             _tell_of_death(-code)

@@ -10,7 +10,6 @@ import ctypes
 import os
 import platform
 import re
-import shutil
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +26,7 @@ __all__ = [
     "read_board",
     "read_machine",
     "read_text",
+    "this_processor",
 ]
 
 NO_LIMIT_BYTES = 2**60  # control groups v1 write "no limit" as a number near 2**63
@@ -122,6 +122,8 @@ def _distribution(os_release: str) -> str | None:
 
 
 def _disk_free(path: Path) -> int | None:
+    import shutil
+
     try:
         return shutil.disk_usage(path).free
     except OSError:
@@ -143,6 +145,8 @@ X86_FEATURES = (
     "amx_bf16",
     "amx_fp16",
 )
+FIRST_CORE_BYTES = 8192  # holds what /proc/cpuinfo says of one core; all of it takes a server milliseconds
+
 ARM_FEATURES = ("asimd", "fphp", "asimdhp", "asimddp", "i8mm", "bf16", "sve", "sve2", "sme")
 
 # Arm cores have no name in /proc/cpuinfo, only implementer and part.
@@ -167,6 +171,17 @@ def cpu_model(cpuinfo: str) -> str:
     if implementer and part:
         return ARM_CORES.get((implementer, part), f"Arm core {part} by {implementer}")
     return named or "unknown"
+
+
+def this_processor(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
+    """What decides which kernels a library takes: the first core's name; its revision and every flag."""
+    try:
+        with open(cpuinfo, "rb", buffering=0) as stream:
+            first = stream.read(FIRST_CORE_BYTES).decode(errors="replace").partition("\n\n")[0]
+    except OSError:
+        return f"{platform.processor() or platform.machine()}; {platform.machine()}"
+    fields = ("vendor_id", "cpu family", "model", "stepping", "CPU variant", "CPU revision", "flags", "Features")
+    return "; ".join([cpu_model(first), *filter(None, (_field(first, name) for name in fields))])
 
 
 def cpu_features(cpuinfo: str) -> tuple[str, ...]:
@@ -252,6 +267,23 @@ def _power_mode(root: Path) -> str | None:
     number = int(chosen.group(1))
     named = re.search(rf"<\s*POWER_MODEL\s+ID={number}\s+NAME=(\S+)", read_text(root / "etc/nvpmodel.conf"))
     return named.group(1) if named else f"mode {number}"
+
+
+def resident_bytes(root: Path = Path("/")) -> int | None:
+    """Of this process; None where nobody can tell."""
+    pages = read_text(root / "proc/self/statm").split()
+    return int(pages[1]) * os.sysconf("SC_PAGE_SIZE") if len(pages) > 1 and pages[1].isdigit() else None
+
+
+M_MMAP_THRESHOLD, LARGE_BLOCK_BYTES = -3, 1 << 20  # mallopt(3)
+
+
+def keep_no_large_blocks() -> None:
+    """What is freed of a MB and more goes back to the system at once: glibc else learns to keep blocks of up to 32 MB,
+    which lie scattered between what stays."""
+    adjust = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
+    if adjust is not None:
+        adjust(M_MMAP_THRESHOLD, LARGE_BLOCK_BYTES)
 
 
 def give_back_memory() -> None:

@@ -12,11 +12,12 @@ import onnx
 import onnx_ir as ir
 
 from edgemm import progress
-from edgemm.bundle.bundle import BundleWriter, read_tensors
+from edgemm.bundle.bundle import read_tensors
 from edgemm.bundle.components import OneCall, Variant
 from edgemm.bundle.manifest import UNCONDITIONAL, Manifest
 from edgemm.bundle.onnx_file import external_locations
 from edgemm.bundle.prompt import Tokenizer, negative_drawing_prompt
+from edgemm.bundle.writer import BundleWriter
 from edgemm.errors import UsageError
 from edgemm.export.drawing_graph import compose_drawing, read_at_once
 from edgemm.export.graph_file import tidy

@@ -14,7 +14,8 @@ import onnx_ir as ir
 from torch import Tensor
 
 from edgemm import progress
-from edgemm.bundle.bundle import BundleWriter, Component, Variant
+from edgemm.bundle.bundle import Component, Variant
+from edgemm.bundle.writer import BundleWriter
 from edgemm.device.machine import give_back_memory
 from edgemm.errors import UsageError
 from edgemm.export.adapter_points import adapter_inputs, adapter_points, delta_to_residual

@@ -68,6 +68,10 @@ def parts(checkpoint: Checkpoint) -> Parts:
     if factor != processor.downsample_ratio:
         raise CheckpointError(f"{checkpoint.folder}: a code covers {factor} pixels, not {processor.downsample_ratio}")
     rule = picture_rule(processor.image_processor, checkpoint.folder, size=_side(processor.image_processor, factor))
+    rows, columns = processor.calculate_generate_size(*_canvas(checkpoint).values(), factor)
+    largest = max((rule.size // factor) * (rule.size // factor + 1), rows * (columns + 1))
+    if largest >= most:  # before gigabytes are taken for such a picture
+        raise CheckpointError(f"{checkpoint.folder}: the model reads {most} tokens at most, one picture has {largest}")
     table, row_end = mapping.img2bpe_mapping_tensor.long(), int(mapping.eol_token_id)
 
     def see(pixels: Tensor) -> Tensor:
@@ -78,7 +82,6 @@ def parts(checkpoint: Checkpoint) -> Parts:
 
     eye, pictures = Eye(rule, see, vq), example_pictures(rule.size)[:1]
     count = eye(pictures).shape[1]
-    rows, columns = processor.calculate_generate_size(*_canvas(checkpoint).values(), factor)
     decoder = CodeDecoder(vq, rule, rows, columns)
     codes = torch.arange(rows * columns)[None] * 7 % config.vq_config.codebook_size
     drawn = decoder(codes).shape

@@ -6,6 +6,7 @@ No torch here, and no weight is read.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,7 +15,7 @@ from typing import Any
 from edgemm.bundle.files import check_is_file, read_text, reading
 from edgemm.errors import CheckpointError, InputError, MissingError, UsageError
 
-__all__ = ["PIPELINE", "Found", "find_foreign", "other_folders"]
+__all__ = ["PIPELINE", "Found", "check_sizes", "find_foreign", "other_folders"]
 
 PIPELINE = "model_index.json"  # of diffusers
 OTHERS = {  # a file that tells what a folder without a config.json is -> in words, and what to do
@@ -90,8 +91,37 @@ def find_foreign(folder: Path) -> Found | None:
         return None
     class_name = config.get("_class_name")  # of what was saved through diffusers
     names = config.get("architectures") or [class_name or f"(none named, model_type {config.get('model_type')!r})"]
+    check_sizes(config, path)
     with reading(path, "architectures", CheckpointError):
         return Found(folder, str(names[0]), config)
+
+
+LARGEST = {
+    "depth": 1024,
+    "layers": 1024,
+    "middle": 1024,
+    "heads": 4096,
+    "width": 1_000_000,
+}  # of what is counted; more is a damaged config
+LARGEST_NUMBER = 10_000_000  # any other size: a vocabulary is the largest there is
+
+
+def check_sizes(config: Mapping[str, Any], path: Path, least: float = -math.inf) -> None:
+    """CheckpointError for a number of layers, heads or other things that no model has: a library would build them."""
+    for key, value in config.items():
+        if isinstance(value, dict):
+            check_sizes(value, path, least)
+        whole = isinstance(value, int) and not isinstance(value, bool)
+        if whole and _counts(key) and not least <= value <= _largest(key):
+            raise CheckpointError(f"{path}: {key} is {value}, expected 1 to {_largest(key)}")
+
+
+def _counts(key: str) -> bool:
+    return key.startswith("num_") or key.endswith(("size", "dim", "layers", "heads", "channels", "width", "_in_middle"))
+
+
+def _largest(key: str) -> int:
+    return next((most for part, most in LARGEST.items() if part in key), LARGEST_NUMBER)
 
 
 def _refuse_config(path: Path, why: str) -> None:

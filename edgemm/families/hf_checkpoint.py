@@ -20,6 +20,7 @@ from torch import Tensor
 
 from edgemm.bundle.files import check_is_file, read_text, reading
 from edgemm.bundle.forked import forked
+from edgemm.bundle.tokenizer_rules import check_text
 from edgemm.errors import CheckpointError, MissingError
 from edgemm.export.trace import without_warnings
 from edgemm.families.folder import Found
@@ -73,6 +74,8 @@ class Checkpoint:
         if folder.is_dir() and not any(path for name in VOCABULARIES for path in folder.glob(name)):
             raise CheckpointError(f"{folder}: no tokenizer; expected tokenizer.json, or what it is made of")
         with reading(folder, "its tokenizer cannot be read", CheckpointError), without_warnings():
+            if (file := folder / "tokenizer.json").is_file():
+                check_text(read_text(file))
             found = AutoTokenizer.from_pretrained(**_named(folder), **OFFLINE)
         if not hasattr(found, "backend_tokenizer"):
             raise CheckpointError(f"{folder}: a tokenizer without a tokenizer.json; the runtime reads no other")

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from edgemm.bundle.drawing import ImageTokensLoop
 from edgemm.bundle.manifest import TextLoop
+from edgemm.errors import CheckpointError
 from edgemm.families.chat_ids import as_the_library_reads
 from edgemm.families.family import (
     Eye,
@@ -75,6 +76,11 @@ class CodeDecoder(nn.Module):
 
 def parts(checkpoint: Checkpoint) -> Parts:
     model, config = checkpoint.model, checkpoint.config
+    if not checkpoint.processor.chat_template:
+        raise CheckpointError(
+            f"{checkpoint.folder}: no chat template (chat_template.jinja, or in processor_config.json), in which this "
+            "model is asked to draw"
+        )
     whole, width = model.model, config.text_config.hidden_size
     most = check_llama_shaped(config.text_config, checkpoint.folder)
     rule = picture_rule(checkpoint.processor.image_processor, checkpoint.folder, pads=True)

@@ -236,7 +236,9 @@ class JanusFlow(nn.Module):
             seen[1:, 1:length] = 0
             whole = torch.cat([prompt, own], dim=1)
             places = torch.arange(whole.shape[1]).expand(rows, -1)
-            hidden = self.language_model.model(inputs_embeds=whole, attention_mask=seen, position_ids=places)
+            hidden = self.language_model.model(
+                inputs_embeds=whole, attention_mask=seen, position_ids=places, use_cache=False
+            )
             v = self.velocity(hidden.last_hidden_state[:, length + 1 :], x, e)
             z = z + (v[0] if rows == 1 else guidance * v[0] - (guidance - 1) * v[1]) / steps
         return z

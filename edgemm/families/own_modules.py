@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from edgemm.bundle.files import read_text, reading
 from edgemm.errors import CheckpointError
+from edgemm.families.folder import check_sizes
 from edgemm.families.hf_checkpoint import no_weights
 from edgemm.model.kept_weights import MappedFile, check_real, kept, widened
 from edgemm.model.pretrained import check_tensors
@@ -46,15 +47,6 @@ class RmsNorm(nn.Module):
 
 
 T = TypeVar("T")
-LARGEST = {
-    "depth": 1024,
-    "layers": 1024,
-    "middle": 1024,
-    "heads": 4096,
-    "width": 1_000_000,
-}  # of what is counted; more is a damaged config
-LARGEST_NUMBER = 10_000_000  # any other size: a vocabulary is the largest there is
-
 ABOVE_ZERO = ("rope_theta", "scaling_factor")  # divided by
 
 Places = Mapping[str, Path]  # a tensor's name in the model -> the file it is in
@@ -71,21 +63,14 @@ def read_config(path: Path, what: str) -> dict[str, Any]:
 
 
 def _check_numbers(found: dict[str, Any], path: Path) -> None:
-    for key, value in found.items():
-        if isinstance(value, dict):
-            _check_numbers(value, path)
-        if isinstance(value, int) and not isinstance(value, bool) and _counts(key) and not 0 < value <= _largest(key):
-            raise CheckpointError(f"{path}: {key} is {value}, expected 1 to {_largest(key)}")
-        if key in ABOVE_ZERO and value is not None and not (isinstance(value, (int, float)) and 0 < value < math.inf):
+    check_sizes(found, path, least=1)
+    for key in ABOVE_ZERO:
+        value = found.get(key)
+        if value is not None and not (isinstance(value, (int, float)) and 0 < value < math.inf):
             raise CheckpointError(f"{path}: {key} is {value!r}, expected a number above 0")
-
-
-def _counts(key: str) -> bool:
-    return key.startswith("num_") or key.endswith(("size", "dim", "layers", "heads", "channels", "width", "_in_middle"))
-
-
-def _largest(key: str) -> int:
-    return next((most for part, most in LARGEST.items() if part in key), LARGEST_NUMBER)
+    for inner in found.values():
+        if isinstance(inner, dict):
+            _check_numbers(inner, path)
 
 
 def names_and_shapes(path: Path, what: str) -> dict[str, tuple[int, ...]]:

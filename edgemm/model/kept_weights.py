@@ -26,7 +26,7 @@ from edgemm.model.pretrained import check_tensors
 
 __all__ = ["KeptTensor", "MappedFile", "check_real", "kept", "mapped_tensors", "place_of", "shapes_only", "widened"]
 
-MOST = 256 << 20  # bytes of a file that may stay in memory after they were read
+MOST = 64 << 20  # bytes of a file that may stay in memory after they were read
 LEAST = 8192  # numbers: what is smaller is traced as it is, for the tracer may compute with it
 TYPES = {
     "F64": torch.float64,
@@ -167,6 +167,15 @@ def place_of(tensor: Tensor) -> int:
     return tensor.numbers.data_ptr() if isinstance(tensor, KeptTensor) else tensor.data_ptr()
 
 
+UNTOUCHED = sum(getattr(mmap, f"MAP_{name}", 0) for name in ("PRIVATE", "ANONYMOUS", "NORESERVE"))
+
+
+def _untouched(shape: torch.Size) -> Tensor:
+    """float32 in pages that nobody had before: what an allocator hands out again is resident, however it is used."""
+    room = mmap.mmap(-1, 4 * shape.numel(), **({"flags": UNTOUCHED} if UNTOUCHED else {}))
+    return torch.frombuffer(room, dtype=torch.float32).view(shape)
+
+
 @contextlib.contextmanager
 def shapes_only(module: nn.Module) -> Iterator[dict[int, KeptTensor]]:
     """Large kept parameters as memory that nobody touches, of which the system then gives none; by address, what stands
@@ -179,7 +188,7 @@ def shapes_only(module: nn.Module) -> Iterator[dict[int, KeptTensor]]:
             if isinstance(parameter, KeptTensor):
                 if id(parameter) not in stands:
                     small = parameter.numel() <= LEAST
-                    value = widened(parameter.data) if small else torch.empty(parameter.shape)
+                    value = widened(parameter.data) if small else _untouched(parameter.shape)
                     stands[id(parameter)] = nn.Parameter(value, requires_grad=False)
                     if not small:
                         real[value.data_ptr()] = parameter

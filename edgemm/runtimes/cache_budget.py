@@ -31,11 +31,15 @@ class MemoryPlan:
     weights_bytes: int  # every component of the target
     slot_bytes: int  # K/V of one token
     max_context: int  # of the bundle
+    largest_bytes: int = 0  # of one component's weights
+    in_turns: bool = False  # whether the limit holds one component at a time, and not all (turns.py)
 
     @property
     def cache_bytes(self) -> int | None:
         """For all caches together; None without a limit."""
-        return None if self.limit_bytes is None else self.limit_bytes - self.weights_bytes - WORK_BYTES
+        if self.limit_bytes is None:
+            return None
+        return self.limit_bytes - (self.largest_bytes if self.in_turns else self.weights_bytes) - WORK_BYTES
 
     @property
     def cache_slots(self) -> int | None:
@@ -46,28 +50,36 @@ class MemoryPlan:
         weights = f"weights {self.weights_bytes / MB:.0f} MB, {self.slot_bytes / 1e3:.1f} kB a token of conversation"
         if self.limit_bytes is None:
             return f"{weights}, {self.slot_bytes * self.max_context / MB:.0f} MB at its longest; no limit"
-        return f"{weights}; a limit of {self.limit_bytes / MB:.0f} MB leaves room for {self.cache_slots} tokens"
+        turns = f", in turns ({self.largest_bytes / MB:.0f} MB at once)" if self.in_turns else ""
+        return f"{weights}; a limit of {self.limit_bytes / MB:.0f} MB{turns} leaves room for {self.cache_slots} tokens"
 
 
-def plan_memory(manifest: Manifest, target: str, limit_mb: float | None = None) -> MemoryPlan:
-    """Raises ResourceError when the limit does not even hold the weights and one short conversation."""
+def plan_memory(
+    manifest: Manifest, target: str, limit_mb: float | None = None, may_take_turns: bool = False
+) -> MemoryPlan:
+    """Raises ResourceError when the limit does not even hold one short conversation and the weights, or those of the
+    largest component where components may take turns."""
     if limit_mb is not None and not limit_mb > 0:
         raise UsageError(f"memory_limit_mb is {limit_mb}, expected above 0")
-    weights = 0
+    sizes = [0]
     for component in manifest.targets[target]:
         variant = manifest.variant(component, target)
         named = (manifest.files.get(name) for name in (variant.graph, variant.data) if name)
-        weights += sum(record.size_bytes for record in named if record)  # none while a bundle is being written
+        sizes.append(sum(record.size_bytes for record in named if record))  # none while a bundle is being written
     has_cache = "transformer" in manifest.targets[target]
     slot = cache_bytes_a_slot(manifest.variant("transformer", target)) if has_cache else 0
     limit = None if limit_mb is None else int(limit_mb * MB)
-    plan = MemoryPlan(limit, weights, slot, manifest.limits.max_context)
-    least = weights + WORK_BYTES + slot * min(256, plan.max_context)
-    if limit is not None and limit < least:
+    most = manifest.limits.max_context
+    more = WORK_BYTES + slot * min(256, most)
+    in_turns = may_take_turns and limit is not None and limit < sum(sizes) + more
+    plan = MemoryPlan(limit, sum(sizes), slot, most, max(sizes), in_turns)
+    weights = max(sizes) if may_take_turns else sum(sizes)
+    if limit is not None and limit < weights + more:
+        what = "the largest component's weights" if may_take_turns else "weights"
         raise ResourceError(
-            f"memory_limit_mb is {limit_mb:g}, this bundle needs at least {-(-least // MB)}: {weights / MB:.0f} MB of "
-            f"weights, {WORK_BYTES / MB:.0f} to work, and a conversation of {min(256, plan.max_context)} tokens; "
-            "export it smaller (--precision int4) or allow more"
+            f"memory_limit_mb is {limit_mb:g}, this bundle needs at least {-(-(weights + more) // MB)}: "
+            f"{weights / MB:.0f} MB of {what}, {WORK_BYTES / MB:.0f} to work, and a conversation of {min(256, most)} "
+            "tokens; export it smaller (--precision int4) or allow more"
         )
     return plan
 

@@ -10,7 +10,6 @@ import io
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from fractions import Fraction
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypedDict
@@ -209,6 +208,8 @@ def _animated(frames: Sequence[Image], kind: str, **how: Any) -> bytes:
 
 def _webm(frames: Sequence[Image], frame_ms: int, quality: int) -> bytes:
     """VP9 with its transparency beside it, as Telegram wants it."""
+    from fractions import Fraction
+
     import numpy as np
 
     av, stream = _pyav(), io.BytesIO()

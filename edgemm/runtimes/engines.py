@@ -7,12 +7,13 @@ backends and adapters, never prompts, options or loops.  Runs of all engines tak
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -26,6 +27,7 @@ from edgemm.runtimes.backend.engine import Backend, Engine, GraphFiles, ThreadPl
 if TYPE_CHECKING:
     from edgemm.runtimes.adapters import Adapter, Adapters
     from edgemm.runtimes.cache_budget import CacheBudget, MemoryPlan
+    from edgemm.runtimes.turns import Turns
 
 __all__ = ["BACKENDS", "DEVICES", "ON_CPU", "Choice", "Engines", "assign", "load_backend", "select"]
 
@@ -199,6 +201,7 @@ class Engines:
         plan: ThreadPlan,
         memory_limit_mb: float | None = None,
         backend: str | Mapping[str, str] | None = None,
+        turns: Turns | None = None,
     ) -> None:
         self.bundle = bundle
         self.choice = choice
@@ -216,10 +219,13 @@ class Engines:
         variants = {component: bundle.manifest.variant(component, self.target) for component in self.components}
         self._files = {component: self._opened(component, variant) for component, variant in variants.items()}
         self.budget: CacheBudget | None = None  # of all conversations together; None without a limit
+        self.turns = turns  # the caller's, or where the limit does not hold all components
         if memory_limit_mb is not None:  # too small a limit is told before anything is loaded
             from edgemm.runtimes.cache_budget import CacheBudget
 
             self.budget = CacheBudget(self.memory.cache_bytes)
+            if self.memory.in_turns:
+                self.turns = self._turns(self.budget)
         if self.takes_adapters:
             _ = self.adapters  # now, for threads may ask at once
 
@@ -228,7 +234,14 @@ class Engines:
         """What this takes, and what a limit leaves for conversations."""
         from edgemm.runtimes.cache_budget import plan_memory
 
-        return plan_memory(self.bundle.manifest, self.target, self._memory_limit_mb)
+        return plan_memory(self.bundle.manifest, self.target, self._memory_limit_mb, self.choice.device == "cpu")
+
+    def _turns(self, budget: CacheBudget) -> Turns:
+        from edgemm.runtimes.cache_budget import WORK_BYTES
+        from edgemm.runtimes.turns import Turns
+
+        room = (self.memory.limit_bytes or 0) - WORK_BYTES
+        return Turns(lambda: room - budget.taken_bytes)
 
     @cached_property
     def adapters(self) -> Adapters:
@@ -251,11 +264,13 @@ class Engines:
         """The one that is active; None where nothing takes any."""
         return self.adapters.active if self.takes_adapters else None
 
-    def try_first(self) -> None:
+    def try_first(self, compare: str | None = None) -> None:
         """In another process, where this bundle was never used on this machine (first_load.py)."""
         from edgemm.runtimes.first_load import check_first_load
 
-        check_first_load(self.bundle, self.choice.device, self._backend, self._runs_on)
+        check_first_load(
+            self.bundle, self.choice.device, self._backend, self._runs_on, None, compare, self._memory_limit_mb
+        )
         self._files = {component: replace(files, checked=True) for component, files in self._files.items()}
 
     def keep_as_tried(self) -> None:
@@ -280,21 +295,15 @@ class Engines:
     def begin(self, component: str) -> None:
         """Loads a component in a thread of its own, where that disturbs nothing; what goes wrong, `get` tells."""
         if self._side_by_side and component in self:
-            from concurrent.futures import ThreadPoolExecutor
-
-            pool = ThreadPoolExecutor(1)
-            pool.submit(self._load, component)
-            pool.shutdown(wait=False)
+            with contextlib.suppress(RuntimeError):  # no thread can be had: `get` does it
+                threading.Thread(target=self._try_to_load, args=(component,)).start()
 
     def timed(self, components: Sequence[str], adapter: Adapter | None = None) -> tuple[dict[str, Engine], float]:
         """Several at once, and the seconds that loading them took."""
         start, adapter = time.perf_counter(), adapter or self.adapter
         missing = [component for component in components if component in self and component not in self._loaded]
-        if self._side_by_side and len(missing) > 1:
-            from concurrent.futures import ThreadPoolExecutor
-
-            with ThreadPoolExecutor(len(missing)) as pool:  # a library loads without Python's lock
-                list(pool.map(self._load, missing))
+        for component in missing[1:]:  # a library loads without Python's lock
+            self.begin(component)
         return {component: self.get(component, adapter) for component in components}, time.perf_counter() - start
 
     def watch(self, watch: Callable[[Engine], Engine]) -> None:
@@ -327,8 +336,7 @@ class Engines:
             self.check_open()
             if component not in self._loaded:
                 choice, files = self.choices["transformer"], self._opened(component, variant)
-                backend = load_backend(choice.backend)
-                self._loaded[component] = backend.open_engine(files, choice.provider, self.threads, self._running)
+                self._loaded[component] = self._engine(files, choice)
             return self._loaded[component]
 
     def check_open(self) -> None:
@@ -342,8 +350,14 @@ class Engines:
         """Lets every engine go; none is loaded again."""
         self._closed = True
         self._loaded.clear()
+        if self.turns is not None:
+            self.turns.close()
         self._files.clear()
         self.bundle.close()
+
+    def _try_to_load(self, component: str) -> None:
+        with contextlib.suppress(Exception):
+            self._load(component)
 
     def _load(self, component: str) -> Engine:
         if component not in self.components:
@@ -351,14 +365,21 @@ class Engines:
         with self._loading[component]:
             self.check_open()
             if component not in self._loaded:
-                choice, files = self.choices[component], self._files[component]
-                where = {"number": choice.number} if ":" in choice.device else {}  # a CPU has none
-                engine = load_backend(choice.backend).open_engine(
-                    files, choice.provider, self.threads, self._running, **where
-                )
+                engine = self._engine(self._files[component], self.choices[component])
                 self.check_open()  # it may have been closed meanwhile
                 self._loaded[component] = engine
             return self._loaded[component]
+
+    def _engine(self, files: GraphFiles, choice: Choice) -> Engine:
+        """Open, or one that will be whenever it runs."""
+        backend = load_backend(choice.backend)
+        where = {"number": choice.number} if ":" in choice.device else {}  # a CPU has none
+        open_engine: Any = partial(backend.open_engine, files, choice.provider, self.threads, self._running, **where)
+        if self.turns is None:
+            return open_engine()
+        from edgemm.runtimes.turns import TurnTaker
+
+        return TurnTaker(files.component, files.variant, self._running, self.turns, open_engine)
 
     def _opened(self, component: str, variant: Variant) -> GraphFiles:
         """Its files, open from now on."""

@@ -3,7 +3,10 @@
 Libraries trust the graphs that they load: whole numbers divided while constants are folded end a process, loops and
 sizes have no bound.  So a bundle that was never used here is first loaded, and asked for one token and one step, by
 `python -m edgemm.runtimes.first_load`.  The verdict is kept by the manifest's hash, which holds every file's, and by
-what runs it.  What a graph does only for some later input is not seen here.
+what runs it, the processor too.  What a graph does only for some later input is not seen here.
+
+The same process answers what was recorded at export, in short (verify/loops.py): libraries choose kernels by the
+processor, and on some they are wrong.  Nobody takes such answers: the bundle is refused.
 
     <cache>/tried/<key>       an empty file: it went well
 """
@@ -16,13 +19,14 @@ import importlib
 import json
 import os
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgemm import progress
 from edgemm.device.cache_folder import cache_folder, check_private, make_private, open_private
-from edgemm.errors import BundleError, EdgemmError, InputError, ResourceError
+from edgemm.device.machine import this_processor
+from edgemm.errors import BundleError, CheckFailedError, EdgemmError, InputError, ResourceError
 
 if TYPE_CHECKING:
     from edgemm.bundle.bundle import Bundle
@@ -32,7 +36,7 @@ __all__ = ["TRUST", "check_first_load", "check_limits", "remember"]
 TRUST = "EDGEMM_TRUST_BUNDLES"  # "1": all bundles here are one's own, and none is tried first
 LEAST_BYTES = 2 << 30
 TIMES_WEIGHTS = 6  # what kernels make of weights, and a step of each loop
-TIMEOUT_S = 120.0
+TIMEOUT_S = 240.0  # a minute of it for what is compared
 BYTES_A_SECOND = 4e6  # of weights, on the slowest boards
 
 
@@ -42,11 +46,15 @@ def check_first_load(
     backend: str | Mapping[str, str] | None,
     runs_on: str,
     check: str | None = None,
+    compare: str | None = None,
+    memory_limit_mb: float | None = None,
 ) -> None:
-    """BundleError where its graphs cannot be, or where the other process crashed; ResourceError where it took too much.
+    """BundleError where its graphs cannot be, or where the other process crashed; ResourceError where it took too much;
+    CheckFailedError where it answered something else than was recorded.
 
     `runs_on` names what the verdict holds for; `check` is a function of the bundle, as MODULE:NAME, to be called
-    instead of one token and one step.  An error of the bundle's own is told when it is used: not here.
+    instead of one token and one step; `compare` one of the loaded model, that says how it differs from what was
+    recorded, or ""; the limit is kept there, too.  An error of the bundle's own is told when it is used: not here.
     """
     wish = _wish(device, backend, check)
     key = _key(bundle, runs_on, wish)
@@ -60,18 +68,30 @@ def check_first_load(
     weights = sum(record.size_bytes for record in bundle.manifest.files.values())
     timeout_s, memory_bytes = TIMEOUT_S + weights / BYTES_A_SECOND, LEAST_BYTES + TIMES_WEIGHTS * weights
     progress.status("first use of this bundle here: trying it in a process of its own, once")
-    answer = ask("edgemm.runtimes.first_load", [str(bundle.path), json.dumps(wish)], timeout_s, memory_bytes)
+    asked = json.dumps({**wish, "compare": compare, "memory_limit_mb": memory_limit_mb})
+    answer = ask("edgemm.runtimes.first_load", [str(bundle.path), asked], timeout_s, memory_bytes)
     progress.status("")
     if answer.kind in ("crash", "time", "memory"):
         said = f"{bundle.path}: a process that was to try it {answer.problem}; so it is not loaded here"
         raise (BundleError if answer.kind == "crash" else ResourceError)(said)
     if answer.value and answer.value.get("manifest") == bundle.sha256:
+        if differs := answer.value.get("differs"):
+            raise CheckFailedError(f"{bundle.path}: {_refusal(str(differs), runs_on)}")
         _remember(key)
 
 
 def remember(bundle: Bundle, device: str, backend: str | Mapping[str, str] | None, runs_on: str) -> None:
     """That it went well here; the arguments are check_first_load's."""
     _remember(_key(bundle, runs_on, _wish(device, backend, None)))
+
+
+def _refusal(differs: str, runs_on: str) -> str:
+    return (
+        f"this machine computes something else than was recorded at export ({differs}), by {runs_on} on "
+        f"{this_processor().partition(';')[0]}; so it is not loaded here. What may help: another version of that "
+        f"library, another backend, or an export with --precision fp32; `edgemm verify` compares everything, and "
+        f"{TRUST}=1 loads it as it is"
+    )
 
 
 def check_limits(bundle: Bundle, trusted: bool = False) -> None:
@@ -102,7 +122,7 @@ def _wish(device: str, backend: str | Mapping[str, str] | None, check: str | Non
 def _key(bundle: Bundle, runs_on: str, wish: dict[str, Any]) -> str:
     import edgemm
 
-    words = [bundle.sha256, runs_on, edgemm.__version__, json.dumps(wish, sort_keys=True)]
+    words = [bundle.sha256, runs_on, this_processor(), edgemm.__version__, json.dumps(wish, sort_keys=True)]
     return hashlib.sha256("\n".join(words).encode()).hexdigest()
 
 
@@ -134,34 +154,39 @@ def main() -> int:
     with contextlib.suppress(OSError):  # where memory ends for all, this one goes first
         Path("/proc/self/oom_score_adj").write_text("1000")
     os.environ[TRUST] = "1"
-    if wish["check"]:
-        told = _checked(path, wish["check"])
-    else:
-        told = _used(path, wish)
-    print(json.dumps({"manifest": told}))
+    told = _checked(path, wish["check"]) if wish["check"] else _used(path, wish)
+    print(json.dumps(told))
     return 0
 
 
-def _checked(path: str, check: str) -> str:
+def _checked(path: str, check: str) -> dict[str, str]:
     from edgemm.bundle.bundle import open_bundle
 
     bundle = open_bundle(path)
-    module, _, name = check.partition(":")
     with contextlib.suppress(EdgemmError):  # its own caller is told
-        getattr(importlib.import_module(module), name)(bundle)
-    return bundle.sha256
+        _named(check)(bundle)
+    return {"manifest": bundle.sha256}
 
 
-def _used(path: str, wish: dict[str, Any]) -> str:
+def _used(path: str, wish: dict[str, Any]) -> dict[str, str]:
     import edgemm
 
-    with edgemm.load(path, wish["device"], 1, backend=wish["backend"]) as model:
-        told = model.bundle.sha256
+    limit = wish["memory_limit_mb"]
+    with edgemm.load(path, wish["device"], 1, backend=wish["backend"], memory_limit_mb=limit) as model:
+        told = {"manifest": model.bundle.sha256}
         model.prepare()
         for use in _uses(model):
             with contextlib.suppress(EdgemmError):
                 use()
+        if wish["compare"]:
+            told["differs"] = _named(wish["compare"])(model)
     return told
+
+
+def _named(function: str) -> Callable[[Any], Any]:
+    """Of MODULE:NAME."""
+    module, _, name = function.partition(":")
+    return getattr(importlib.import_module(module), name)
 
 
 def _uses(model: Any) -> Iterator[Any]:

@@ -21,7 +21,6 @@ from typing import TYPE_CHECKING, Any, Literal, TypedDict
 from edgemm.bundle.files import pillow, write_whole
 from edgemm.errors import InputError, UsageError
 from edgemm.options import check_type, from_keywords, option
-from edgemm.runtimes.clip import Clip, SavingKeywords, SavingOptions
 from edgemm.runtimes.text_call import FinishReason
 
 if TYPE_CHECKING:
@@ -31,6 +30,7 @@ if TYPE_CHECKING:
 
     from edgemm.bundle.node_link import GraphSource
     from edgemm.bundle.picture import PictureSource
+    from edgemm.runtimes.clip import Clip, SavingKeywords, SavingOptions
 
 __all__ = [
     "MOST_PICTURES",
@@ -216,6 +216,8 @@ class Picture:
 
         A picture that moves goes into .gif, .webp, .png or .webm; `options` are SavingOptions' fields (clip.py).
         """
+        from edgemm.runtimes.clip import Clip, SavingOptions
+
         check_type("path", path, str | os.PathLike)
         chosen = from_keywords(SavingOptions, "save()", options, ("path",))
         if self.clip is not None:

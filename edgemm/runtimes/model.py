@@ -19,9 +19,10 @@ from typing import TYPE_CHECKING, TypeVar
 from edgemm.bundle.bundle import Bundle
 from edgemm.bundle.chat import Message, as_messages
 from edgemm.bundle.prompt import Tokenizer
+from edgemm.device.machine import give_back_memory
 from edgemm.errors import EdgemmError, UsageError
 from edgemm.options import check_type, from_keywords
-from edgemm.runtimes.backend.engine import ThreadPlan, return_freed_memory
+from edgemm.runtimes.backend.engine import ThreadPlan
 from edgemm.runtimes.engines import Choice, Engines
 from edgemm.runtimes.image_call import (
     MOST_PICTURES,
@@ -293,17 +294,20 @@ class Model:
         """Ends every call and lets the engines go; a closed model answers nothing more."""
         self._engines.close()
         self.cancel()
-        return_freed_memory()
+        give_back_memory()
 
     def release_memory(self) -> None:
-        """Gives to the system what earlier calls took and nobody holds any more; sessions and engines stay.
+        """Gives to the system what earlier calls took and nobody holds any more; sessions stay, and engines, where they
+        do not take turns.
 
         For a program that has read a long prompt and now waits; one token is read on the way, which takes moments.
         """
         self._engines.check_open()
-        if self._engines.has_loaded("transformer"):
+        if self._engines.turns is not None:
+            self._engines.turns.close()
+        elif self._engines.has_loaded("transformer"):
             self._text.conversation().shrink()
-        return_freed_memory()
+        give_back_memory()
 
     def prepare(self) -> None:
         """Loads every engine now, so that no first call has to wait for one."""

@@ -47,8 +47,7 @@ def compare_component(
 
     Raises CheckFailedError when they cannot be run, or take and give other tensors than the variant says.
     """
-    answer = graph.module(*(inputs[spec.name] for spec in graph.inputs))
-    wanted = [tensor.contiguous().numpy() for tensor in ((answer,) if isinstance(answer, Tensor) else answer)]
+    wanted = _asked(graph, inputs)
     found = [np.zeros_like(_fitted(array, spec, steps)) for array, spec in zip(wanted, variant.outputs, strict=True)]
     files = GraphFiles(graph.name, folder / variant.graph, folder / variant.data if variant.data else None, variant)
     try:
@@ -73,9 +72,20 @@ def compare_component(
     return compare_arrays(_named(graph, variant), variant.precision, same_part, wanted)
 
 
+ONE_ROW = ("transformer", "image_decoder")  # as the runtime runs them: a prompt, a picture (docs/bundle.md)
+
+
 def _rows(component: str, count: int) -> list[slice]:
-    """All at once, but a prompt after a prompt one row at a time, as the runtime reads it (docs/bundle.md)."""
-    return [slice(row, row + 1) for row in range(count)] if component == "transformer" else [slice(None)]
+    return [slice(row, row + 1) for row in range(count)] if component in ONE_ROW else [slice(None)]
+
+
+def _asked(graph: ComponentGraph, inputs: dict[str, Tensor]) -> list[np.ndarray]:
+    """What the module says; a picture's layers would take gigabytes for several at once."""
+    given = [inputs[spec.name] for spec in graph.inputs]
+    parts = [slice(None)] if graph.name != "image_decoder" else _rows(graph.name, len(given[0]))
+    answers = [graph.module(*(tensor[rows] for tensor in given)) for rows in parts]
+    rows = [(answer,) if isinstance(answer, Tensor) else answer for answer in answers]
+    return [torch.cat(tensors).contiguous().numpy() for tensors in zip(*rows, strict=True)]
 
 
 def _named(graph: ComponentGraph, variant: Variant) -> str:

@@ -19,12 +19,13 @@ from safetensors.numpy import save
 
 import edgemm
 from edgemm import progress
-from edgemm.bundle.bundle import Bundle, BundleWriter, DenoiseLoop, Licence, Limits, Loops, Manifest, Source
+from edgemm.bundle.bundle import Bundle, DenoiseLoop, Licence, Limits, Loops, Manifest, Source
 from edgemm.bundle.chat import as_messages, chat_prompt
 from edgemm.bundle.files import OF_CODE, reading
 from edgemm.bundle.picture import seeded_picture
 from edgemm.bundle.prompt import Tokenizer
-from edgemm.device.machine import give_back_memory
+from edgemm.bundle.writer import BundleWriter
+from edgemm.device.machine import give_back_memory, keep_no_large_blocks
 from edgemm.errors import CheckpointError, UsageError
 from edgemm.export.lower_cuda import DRAWING_SLOTS, fixed_sizes
 from edgemm.export.manifest import (
@@ -102,6 +103,7 @@ def export_foreign(found: Found, output: Path, options: ExportOptions | None = N
         progress.line(line)
     asked = Asked()
     if paper.parameters > LARGE:
+        keep_no_large_blocks()
         asked = Asked(tokens=8, steps=2)
         progress.line(
             f"compared: every component whole, loops over {asked.tokens} tokens and {asked.steps} steps (it is large)"

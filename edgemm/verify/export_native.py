@@ -17,12 +17,12 @@ from safetensors.numpy import save
 from torch import Tensor
 
 from edgemm import progress
-from edgemm.bundle.bundle import UNCONDITIONAL, Bundle, BundleWriter, Manifest, open_bundle
+from edgemm.bundle.bundle import UNCONDITIONAL, Bundle, Manifest, open_bundle
 from edgemm.bundle.manifest import ADAPTER_SCALES
 from edgemm.bundle.node_link import read_graph
 from edgemm.bundle.picture import load_picture, seeded_picture
 from edgemm.bundle.prompt import Tokenizer
-from edgemm.bundle.writer import telling_name
+from edgemm.bundle.writer import BundleWriter, telling_name
 from edgemm.errors import MissingError, UsageError
 from edgemm.export.adapter_points import adapter_scales
 from edgemm.export.component_graphs import component_graphs
@@ -47,6 +47,7 @@ from edgemm.runtimes import schedule
 from edgemm.runtimes.backend.engine import plan_threads
 from edgemm.runtimes.engines import Choice, Engines, select
 from edgemm.runtimes.model import Model
+from edgemm.runtimes.turns import Turns
 from edgemm.verify.components import compare_component, example_inputs
 from edgemm.verify.loops import compare_loops, precision_of
 from edgemm.verify.parity import (
@@ -190,18 +191,29 @@ def keep_as_tried(path: Path) -> None:
 def run_loops(bundle: Bundle, schemes: Sequence[Scheme], recorded: Recorded) -> Iterator[Comparison]:
     """For one of the targets that share every graph.  Whatever a target's own engine is, its graphs are ONNX, and ONNX
     Runtime's CPU says what they compute."""
-    targets = bundle.manifest.targets
+    targets, room = bundle.manifest.targets, _room_of(bundle)
     different = {tuple(sorted(targets[scheme.target].items())): scheme.target for scheme in reversed(schemes)}
     for target in list(different.values())[::-1]:
         progress.status(f"loops: comparing {target}")
         choice = Choice("cpu", REFERENCE, target, "CPUExecutionProvider", "compared before it is shipped")
         precise = dataclasses.replace(recorded, precision=precision_of(bundle.manifest, target))
-        with Model(Engines(bundle, choice, plan_threads())) as runtime:
+        turns = None if room is None else Turns(lambda: room)
+        with Model(Engines(bundle, choice, plan_threads(), turns=turns)) as runtime:
             for comparison in compare_loops(runtime, precise):
                 what = f"{target}: {comparison.what}" if len(schemes) > 1 else comparison.what
                 named = dataclasses.replace(comparison, what=what)
                 progress.line(named.line())
                 yield named
+
+
+LARGE_BYTES = 1 << 30  # of weights: components take turns, for the model that they are compared with is here, too
+
+
+def _room_of(bundle: Bundle) -> int | None:
+    """Bytes for engines: the largest as kernels want it, which is up to half as much again; None where all may stay."""
+    files = {name for variant in bundle.manifest.every_variant.values() for name in variant.weights.values()}
+    sizes = [bundle.held(name).size_bytes for name in files]
+    return None if sum(sizes) < LARGE_BYTES else max(sizes) * 3 // 2
 
 
 def stored_prefix(model: Unified, prompt: str) -> bytes:

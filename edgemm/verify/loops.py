@@ -1,12 +1,14 @@
 """Run the whole loops of an opened bundle, here and now, and compare them with what torch said and drew at export.
 
 Needs the thin runtime and no torch, whose answers are in the bundle: `edgemm export` calls it before a bundle gets its
-name, `edgemm verify` on any machine, after hashes and graph rules (cli/verify.py).
+name, `edgemm verify` on any machine, after hashes and graph rules (cli/verify.py), and a first load, in short, so that
+a processor or library that computes something else is caught by itself.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import time
 from collections.abc import Iterator, Sequence
 from itertools import islice
 
@@ -16,18 +18,20 @@ from edgemm.bundle.bundle import Bundle
 from edgemm.bundle.chat import as_messages, chat_prompt, with_graph
 from edgemm.bundle.components import OneCall
 from edgemm.bundle.drawing import ImageTokensLoop
+from edgemm.bundle.files import parse
 from edgemm.bundle.manifest import Manifest, TextLoop
 from edgemm.bundle.picture import seeded_picture
 from edgemm.errors import BundleError, CheckFailedError, EdgemmError
 from edgemm.runtimes.backend.engine import plan_threads
 from edgemm.runtimes.codes_loop import CodesRequest, image_prompt, open_codes, unconditional_prompt, write_codes
 from edgemm.runtimes.engines import Choice, select
-from edgemm.runtimes.image_call import DrawingClock, Picture
+from edgemm.runtimes.image_call import DrawingClock, DrawingKeywords, ImageResult, Picture
 from edgemm.runtimes.model import Model
 from edgemm.runtimes.sampling import Sampling
 from edgemm.verify.parity import (
     CHOICE_FLOOR,
     ONE_CALL_TOLERANCE,
+    PARITY_FILE,
     CodesCase,
     Comparison,
     DrawCase,
@@ -41,7 +45,13 @@ from edgemm.verify.parity import (
 )
 from edgemm.verify.reference_backend import REFERENCE
 
-__all__ = ["check_bundle", "compare_loops", "precision_of"]
+__all__ = ["check_bundle", "compare_loops", "precision_of", "unlike_recorded"]
+
+MOST_S = 60.0  # of comparing at a first load; the step that is on its way is ended
+FEWEST_TOKENS = 4  # that tell a sound machine
+GARBAGE = "int8"  # finer precisions are judged by its floors: a first load asks whether numbers mean anything
+LOST_DB = 10.0  # against the export's own drawing: Arm's kernels lost 3, products that overflow 17
+ENOUGH_DB = 40.0  # a drawing in float16 is no closer
 
 
 def precision_of(manifest: Manifest, target: str) -> str:
@@ -58,16 +68,7 @@ def compare_loops(model: Model, recorded: Recorded) -> Iterator[Comparison]:
         for drawn_codes in recorded.codes:
             yield from _compare_codes(model, drawn_codes, recorded.precision)
         for case, wanted in zip(recorded.draws, recorded.pixels):
-            drawn = model.generate_image(
-                case.prompt,
-                num_inference_steps=case.steps,
-                guidance_scale=case.guidance,
-                seed=case.seed,
-                image=_source(model, case),
-                graph=case.graph,
-                height=case.height,
-                width=case.width,
-            )
+            drawn = model.generate_image(case.prompt, **_drawing(model, case))
             yield compare_pictures(_name_drawing(case), recorded.precision, _whole(drawn.image), wanted)
         yield from _compare_one_call(model, recorded)
     except EdgemmError as error:
@@ -111,20 +112,26 @@ def _name_drawing(case: DrawCase) -> str:
     return f"denoise loop, {case.prompt!r}{source}{size}, {case.steps} steps, guidance {case.guidance:g}"
 
 
-def _source(model: Model, case: DrawCase) -> np.ndarray | None:
-    """The picture that a drawing begins with."""
-    if case.picture_seed is None:
-        return None
-    return seeded_picture(case.picture_seed, model._text.loop.image_size)
+def _drawing(model: Model, case: DrawCase) -> DrawingKeywords:
+    """What is asked for; of models that edit, with the picture that the drawing begins with."""
+    seed = case.picture_seed
+    return {
+        "num_inference_steps": case.steps,
+        "guidance_scale": case.guidance,
+        "seed": case.seed,
+        "image": None if seed is None else seeded_picture(seed, model._text.loop.image_size),
+        "graph": case.graph,
+        "height": case.height,
+        "width": case.width,
+    }
 
 
 def _compare_text(model: Model, case: TextCase, precision: str) -> Iterator[Comparison]:
     loop = model.manifest.loops.text
     if loop is None:
         raise BundleError(f"{model.manifest.name} has recorded replies and no text loop")
-    images = [] if case.picture_seed is None else [seeded_picture(case.picture_seed, loop.image_size)]
-    name = f"{case.prompt!r}" + (" with a picture" if images else "" if case.graph is None else " of a graph")
-    chosen = _choices(model, case, loop, images)
+    images, name = _pictures(case, loop), _name_text(case)
+    chosen = list(_choices(model, case, loop, images))
     yield compare_choices(f"next tokens, {name}", precision, chosen, case.tokens)
     reply = model.generate_text(case.prompt, images, max_new_tokens=len(case.tokens), graph=case.graph).token_ids
     yield compare_replies(f"text loop, {name}", precision, reply, _up_to_stop(case.tokens, loop))
@@ -132,6 +139,15 @@ def _compare_text(model: Model, case: TextCase, precision: str) -> Iterator[Comp
     if call is not None and model.choice.target in call.variants and case.graph is None:
         found = _read_in_one_call(model, case, loop, images)
         yield compare_replies(f"one call, {name}", precision, _up_to_stop(found, loop), reply)
+
+
+def _pictures(case: TextCase, loop: TextLoop) -> list[np.ndarray]:
+    return [] if case.picture_seed is None else [seeded_picture(case.picture_seed, loop.image_size)]
+
+
+def _name_text(case: TextCase) -> str:
+    said = " with a picture" if case.picture_seed is not None else "" if case.graph is None else " of a graph"
+    return f"{case.prompt!r}{said}"
 
 
 def _read_in_one_call(model: Model, case: TextCase, loop: TextLoop, images: list[np.ndarray]) -> tuple[int, ...]:
@@ -163,16 +179,15 @@ def _read_in_one_call(model: Model, case: TextCase, loop: TextLoop, images: list
     return tuple(found)
 
 
-def _choices(model: Model, case: TextCase, loop: TextLoop, images: list[np.ndarray]) -> list[int]:
+def _choices(model: Model, case: TextCase, loop: TextLoop, images: list[np.ndarray]) -> Iterator[int]:
     """The likeliest token after the prompt and after each of torch's tokens."""
     prompt = chat_prompt(with_graph(as_messages(case.prompt, images), case.graph, loop.graph), loop, model.tokenizer)
     seen = [model._text.reader.picture(image, loop) for image in images]
     prompt, image_tokens = model._text.reader.read(prompt, seen, loop)
     transformer = model._text.conversation()
-    found = [int(transformer.prefill(prompt, image_tokens).argmax())]
+    yield int(transformer.prefill(prompt, image_tokens).argmax())
     for token in case.tokens[:-1]:
-        found.append(int(transformer.step(token).argmax()))
-    return found
+        yield int(transformer.step(token).argmax())
 
 
 def _compare_codes(model: Model, case: CodesCase, precision: str) -> Iterator[Comparison]:
@@ -180,19 +195,19 @@ def _compare_codes(model: Model, case: CodesCase, precision: str) -> Iterator[Co
     if loop is None:
         raise BundleError(f"{model.manifest.name} has recorded codes and no image_tokens loop")
     name = f"{case.prompt!r}, guidance {case.guidance:g}"
-    chosen = _codes(model, case, loop, case.codes)
+    chosen = list(_codes(model, case, loop, case.codes))
     yield compare_choices(f"next codes, {name}", precision, chosen, case.codes)
-    yield compare_replies(f"image_tokens loop, {name}", precision, _codes(model, case, loop), case.codes)
+    yield compare_replies(f"image_tokens loop, {name}", precision, list(_codes(model, case, loop)), case.codes)
 
 
-def _codes(model: Model, case: CodesCase, loop: ImageTokensLoop, told: Sequence[int] = ()) -> list[int]:
+def _codes(model: Model, case: CodesCase, loop: ImageTokensLoop, told: Sequence[int] = ()) -> Iterator[int]:
     """The likeliest codes, one after the other, or each after those that the library chose before."""
     prompt = image_prompt(case.prompt, loop, model.tokenizer)
     blank = None if case.guidance == 1 else unconditional_prompt(prompt, None, loop, model.tokenizer)
     request = CodesRequest(prompt, blank, case.guidance, Sampling(), (0,), tuple(told))
     clock = DrawingClock()
     codes = write_codes(request, loop, open_codes(model._engines, loop, clock), lambda: False, clock)
-    return [int(code[0]) for code in islice(codes, len(case.codes))]
+    return (int(code[0]) for code in islice(codes, len(case.codes)))
 
 
 def _up_to_stop(tokens: tuple[int, ...], loop: TextLoop) -> tuple[int, ...]:
@@ -221,3 +236,74 @@ def _choose(bundle: Bundle) -> Choice:
     except BundleError:
         target = next(iter(bundle.manifest.targets))
         return Choice("cpu", REFERENCE, target, "CPUExecutionProvider", "no target of the bundle runs here")
+
+
+# A first load: one question and the shortest drawing.
+
+
+def unlike_recorded(model: Model) -> str:
+    """How this machine's answers differ from the recorded ones, in words; "" when they do not, or there are none.
+
+    One question, with a picture where there is one, passes as soon as enough of its first tokens are right; of the
+    drawings the shortest is drawn.  What takes longer than MOST_S is left to `edgemm verify`.
+    """
+    try:
+        recorded = read_recorded(model.bundle)
+        floors = max(GARBAGE, precision_of(model.manifest, model.choice.target), key=list(CHOICE_FLOOR).index)
+        failed = [found for found in _shortest(model, recorded, floors) if not found.passed]
+    except EdgemmError as error:  # the runtime's own word for an answer that cannot be right; else nothing to compare
+        return str(error) if type(error) is EdgemmError else ""
+    return str(failed[0]) if failed else ""
+
+
+def _shortest(model: Model, recorded: Recorded, precision: str) -> Iterator[Comparison]:
+    end = time.monotonic() + MOST_S
+    loops = model.manifest.loops
+    if loops.text is not None and (texts := [case for case in recorded.texts if case.tokens]):
+        text = max(texts, key=lambda case: case.picture_seed is not None)
+        chosen = _choices(model, text, loops.text, _pictures(text, loops.text))
+        yield from _first_choices(f"next tokens, {_name_text(text)}", precision, chosen, text.tokens, end)
+    if loops.image_tokens is not None and (drawn := [case for case in recorded.codes if case.codes]):
+        codes = min(drawn, key=lambda case: case.guidance != 1)
+        written = _codes(model, codes, loops.image_tokens, codes.codes)
+        yield from _first_choices(f"next codes, {codes.prompt!r}", precision, written, codes.codes, end)
+    if recorded.draws:
+        case, wanted = min(zip(recorded.draws, recorded.pixels), key=lambda pair: _work(pair[0]))
+        for event in model.stream_image(case.prompt, **_drawing(model, case)):
+            if isinstance(event, ImageResult):
+                found = compare_pictures(_name_drawing(case), precision, _whole(event.image), wanted)
+                yield _as_at_export(found, model)
+            elif time.monotonic() > end:
+                return
+
+
+def _as_at_export(found: Comparison, model: Model) -> Comparison:
+    """By what the export measured, too, where the same library ran on a processor: coarse floors hide wrong sums."""
+    if model.choice.backend != "onnxruntime" or found.measure != "psnr_db" or found.limit is None:
+        return found
+    document = parse(model.bundle.file(PARITY_FILE).read_bytes(), PARITY_FILE)
+    names = (found.what, f"{model.choice.target}: {found.what}")
+    rows = [row for row in document.get("comparisons", ()) if isinstance(row, dict) and row.get("what") in names]
+    before = [row["value"] for row in rows if row.get("measure") == "psnr_db" and isinstance(row.get("value"), float)]
+    limit = max([found.limit, *(min(value - LOST_DB, ENOUGH_DB) for value in before)])
+    return dataclasses.replace(found, limit=limit, passed=found.value >= limit)
+
+
+def _work(case: DrawCase) -> tuple[int, bool]:
+    """Rows of all steps, and a picture to read."""
+    return case.steps * (1 if case.guidance == 1 else 2), case.picture_seed is not None
+
+
+def _first_choices(
+    what: str, precision: str, found: Iterator[int], wanted: Sequence[int], end: float
+) -> Iterator[Comparison]:
+    """As soon as the share of right ones is enough; nothing when time ends before."""
+    seen: list[int] = []
+    for choice in found:
+        seen.append(choice)
+        compared = compare_choices(what, precision, seen, wanted[: len(seen)])
+        if len(seen) == len(wanted) or (compared.passed and len(seen) >= FEWEST_TOKENS):
+            yield compared
+            return
+        if time.monotonic() > end:
+            return

@@ -7,7 +7,6 @@ from types import SimpleNamespace
 
 from edgemm.bundle.bundle import (
     UNCONDITIONAL,
-    BundleWriter,
     Component,
     DenoiseLoop,
     DenoiseTemplate,
@@ -21,6 +20,7 @@ from edgemm.bundle.bundle import (
     Variant,
 )
 from edgemm.bundle.components import COMPONENTS
+from edgemm.bundle.writer import BundleWriter
 from edgemm.runtimes.backend.engine import ThreadPlan
 from edgemm.runtimes.engines import Choice
 from edgemm.runtimes.image_call import DenoiseProgress, ImageMetrics, ImageResult

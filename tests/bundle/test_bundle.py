@@ -16,7 +16,8 @@ import pytest
 
 import edgemm
 from edgemm.bundle import writer as bundle_writer
-from edgemm.bundle.bundle import BundleWriter, Manifest, altered_files, open_bundle
+from edgemm.bundle.bundle import Manifest, altered_files, open_bundle
+from edgemm.bundle.writer import BundleWriter
 from edgemm.errors import BundleError, InputError, ResourceError
 from tests.heard import hearing
 from tests.runtimes.tiny_bundle import build
@@ -396,7 +397,7 @@ def test_a_disk_that_is_really_full_leaves_nothing(tmp_path):
 
 def test_ctrl_c_while_writing_leaves_nothing(tmp_path):
     code = (
-        "import sys, time; from edgemm.bundle.bundle import BundleWriter\n"
+        "import sys, time; from edgemm.bundle.writer import BundleWriter\n"
         f"with BundleWriter({str(tmp_path / 'new.bundle')!r}) as writer:\n"
         "    writer.add_bytes('NOTICE', b'x'); print('writing', flush=True); time.sleep(100_000)"
     )

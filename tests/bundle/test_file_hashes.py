@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
+import os
 import threading
-from concurrent.futures import CancelledError
 
 import pytest
 
 from edgemm.bundle import held_file as file_hashes
 from edgemm.bundle.held_file import LARGE_BYTES, FileHashes
+from edgemm.errors import BundleError
 
 OF_ABC = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"  # FIPS 180-2, B.1
 OF_NOTHING = "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"
@@ -19,9 +21,9 @@ def test_a_hash_is_the_standards_and_is_computed_once(tmp_path, content, known):
     (tmp_path / "file").write_bytes(content)
     told: list[int] = []
     with FileHashes(tell=told.append) as hashes:
-        first = hashes.begin(tmp_path / "file")
-        assert first.result() == known
-        assert hashes.begin(tmp_path / "file") is first
+        assert hashes.sha256(tmp_path / "file") == known
+        hashes.begin(tmp_path / "file")
+        assert hashes.sha256(tmp_path / "file") == known
     assert sum(told) == len(content)
 
 
@@ -40,11 +42,37 @@ def test_the_weights_of_a_bundle_are_begun_without_its_manifest(tmp_path):
     assert asked == ["large.data"]
 
 
+def test_who_asks_computes_what_no_thread_can_and_is_told_in_turn(tmp_path, monkeypatch):
+    def refuse(thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+    (tmp_path / "file").write_bytes(b"abc")
+    (tmp_path / "cut").write_bytes(b"abc")
+    with FileHashes() as hashes:
+        hashes.begin(tmp_path / "file")
+        hashes.begin(tmp_path / "cut")
+        os.truncate(tmp_path / "cut", 1)
+        assert hashes.sha256(tmp_path / "file") == OF_ABC
+        with pytest.raises(BundleError, match="cut: was cut while it was read"):
+            hashes.sha256(tmp_path / "cut")
+
+
+def test_hashes_of_many_files_by_several_threads_are_each_its_own(tmp_path):
+    files = [tmp_path / str(number) for number in range(50)]
+    for number, file in enumerate(files):
+        file.write_bytes(bytes([number]) * 1000 * number)
+    with FileHashes(3) as hashes:
+        for file in files:
+            hashes.begin(file)
+        assert [hashes.sha256(file) for file in files] == [hashlib.sha256(f.read_bytes()).hexdigest() for f in files]
+
+
 def test_whoever_leaves_waits_for_no_hash(tmp_path, monkeypatch):
     monkeypatch.setattr(file_hashes, "CHUNK_BYTES", 1)
     for name in ("file", "other"):
         (tmp_path / name).write_bytes(bytes(100))
-    began, left, ended, told = threading.Event(), threading.Event(), threading.Event(), []
+    began, left, told = threading.Event(), threading.Event(), []
 
     def tell(size: int) -> None:
         told.append(size)
@@ -52,14 +80,13 @@ def test_whoever_leaves_waits_for_no_hash(tmp_path, monkeypatch):
         left.wait(600)
 
     hashes = FileHashes(1, tell)
-    running, waiting = hashes.begin(tmp_path / "file"), hashes.begin(tmp_path / "other")
-    waiting.add_done_callback(lambda _: ended.set())
+    for name in ("file", "other"):
+        hashes.begin(tmp_path / name)
     began.wait(600)
     leaving = threading.Thread(target=hashes.__exit__)
     leaving.start()
-    ended.wait(600)
+    while not hashes._ended:
+        pass
     left.set()
-    leaving.join()
-    with pytest.raises(CancelledError):
-        running.result()
-    assert sum(told) == 1
+    leaving.join(600)
+    assert sum(told) == 1 and not leaving.is_alive()

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from edgemm.device.machine import cpu_features, cpu_model, read_machine
+import pytest
+
+from edgemm.device.machine import cpu_features, cpu_model, read_machine, this_processor
 from tests.bench.recorded import ORIN_NANO, PC, lay_out
 
 
@@ -14,6 +16,20 @@ def test_an_x86_processor_is_named_with_the_features_that_matter():
 def test_an_arm_core_is_named_by_its_part_number():
     assert cpu_model(ORIN_NANO["proc/cpuinfo"]) == "Cortex-A78AE"
     assert cpu_features(ORIN_NANO["proc/cpuinfo"]) == ("asimd", "fphp", "asimdhp", "asimddp")
+
+
+@pytest.mark.parametrize("recorded", [PC, ORIN_NANO])
+def test_a_processor_is_another_with_one_flag_more_and_the_same_with_another_clock(tmp_path, recorded):
+    text = recorded["proc/cpuinfo"]
+    files = {
+        "here": text,
+        "clock": f"cpu MHz : 1234.5\n{text}",
+        "flag": text.replace("asimd ", "").replace("avx2 ", ""),
+    }
+    for name, content in files.items():
+        (tmp_path / name).write_text(content)
+    here, clock, flag = (this_processor(tmp_path / name) for name in files)
+    assert here.startswith(cpu_model(text)) and here == clock != flag
 
 
 def test_an_unknown_arm_core_is_told_by_number():

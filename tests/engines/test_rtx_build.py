@@ -8,7 +8,7 @@ from pathlib import Path
 import onnx_ir as ir
 import pytest
 
-from benchmarks.rtx_graphs import write_bundles
+from benchmarks.uncompared_graphs import write_bundles
 from edgemm.bundle.bundle import open_bundle
 from edgemm.export.trace import trace
 from edgemm.verify import export_native as bundle_export

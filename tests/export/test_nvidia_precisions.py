@@ -11,7 +11,7 @@ import pytest
 from onnx import TensorProto
 
 from benchmarks import rtx_build
-from benchmarks.rtx_graphs import write_bundles
+from benchmarks.uncompared_graphs import write_bundles
 from edgemm.bundle.bundle import Bundle, open_bundle
 from edgemm.cli.main import main
 from edgemm.errors import InputError, UsageError

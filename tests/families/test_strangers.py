@@ -112,6 +112,7 @@ FAULTS = {
     "strict": (config(hidden_size="wide"), "config.json cannot be read"),
     "no heads": (config(num_attention_heads=0), "folder: "),
     "no size": (config(num_hidden_layers=None), "folder: "),
+    "a billion layers": (config(num_hidden_layers=10**9), "num_hidden_layers is 1000000000, expected 1 to 1024"),
     "outside": (outside, "weight_map names '../other/model.safetensors', which is no file of this folder"),
     "pipe of weights": (pipe("model.safetensors"), "model.safetensors: not a file; expected a file of a model"),
     "pipe of a tokenizer": (pipe("tokenizer.json"), "tokenizer.json: not a file"),
@@ -133,6 +134,40 @@ def test_a_folder_that_cannot_be_a_bundle_says_so_in_one_line(folder, tmp_path, 
     said = [line for line in capsys.readouterr().err.splitlines() if line.startswith("edgemm: error")]
     assert (code, len(said)) == (3, 1) and message in said[0] and "a bug" not in said[0], said
     assert not (tmp_path / "made.bundle").exists()
+
+
+def without_template(folder):
+    for name in ("chat_template.jinja", "chat_template.json"):
+        (folder / name).unlink(missing_ok=True)
+    for path in (folder / "tokenizer_config.json", folder / "processor_config.json"):
+        if path.is_file():
+            document = json.loads(path.read_text())
+            document.pop("chat_template", None)
+            path.write_text(json.dumps(document))
+
+
+def with_short_context(folder):
+    text = json.loads((folder / "config.json").read_text())["text_config"]
+    change(folder / "config.json", text_config={**text, "max_position_embeddings": 16})
+
+
+@pytest.mark.parametrize(
+    ("family", "break_it", "message"),
+    [
+        ("janus", without_template, "no chat template (chat_template.jinja"),
+        ("emu3", with_short_context, "the model reads 16 tokens at most, one picture has "),
+    ],
+)
+def test_what_cannot_draw_its_picture_is_refused_before_anything_is_traced(
+    tmp_path, capsys, monkeypatch, family, break_it, message
+):
+    folder = write_folder(family, tmp_path / "folder")
+    break_it(folder)
+    monkeypatch.setattr("edgemm.verify.export_foreign.write_graphs", None)
+    monkeypatch.setattr("edgemm.families.emu3.component", None)  # called, they would fail
+    code = main(["export", str(folder), "--output", str(tmp_path / "made.bundle")])
+    said = [line for line in capsys.readouterr().err.splitlines() if line.startswith("edgemm: error")]
+    assert (code, len(said)) == (3, 1) and message in said[0] and "a bug" not in said[0], said
 
 
 def test_opened_as_a_bundle_a_folder_says_what_it_is(folder, tmp_path):

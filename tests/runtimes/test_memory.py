@@ -9,9 +9,8 @@ import numpy as np
 import pytest
 
 import edgemm
-from edgemm.bench.memory import resident_bytes
+from edgemm.device.machine import give_back_memory, resident_bytes
 from edgemm.errors import ResourceError, UsageError
-from edgemm.runtimes.backend.engine import return_freed_memory
 from edgemm.runtimes.cache_budget import WORK_BYTES, plan_memory
 from tests.runtimes.tiny_weights import TINY
 
@@ -84,7 +83,7 @@ def test_freed_memory_goes_back_to_the_system():
     before = resident_bytes()
     del freed
     gc.collect()
-    return_freed_memory()
+    give_back_memory()
     after = resident_bytes()
     if before is None or platform.libc_ver()[0] != "glibc":
         pytest.skip("no glibc, which alone keeps what was freed")
@@ -96,3 +95,52 @@ def test_a_closed_model_releases_nothing(bundle_path):
     model.close()
     with pytest.raises(UsageError, match="closed"):
         model.release_memory()
+
+
+@pytest.fixture
+def narrow_mb(model):
+    """What holds the largest component, and not all."""
+    plan = plan_memory(model.manifest, "cpu")
+    assert plan.largest_bytes < plan.weights_bytes
+    return (plan.largest_bytes + WORK_BYTES + 300 * SLOT) / 1e6
+
+
+def answers(model):
+    picture = np.full((16, 16, 3), 90, np.uint8)
+    said = model.generate_text("what is it?", images=[picture], max_new_tokens=4, ignore_eos=True)
+    drawn = model.generate_image("a red heart", num_inference_steps=2, seed=3, preview=True)
+    return said.token_ids, drawn.pixels.tobytes()
+
+
+def test_components_that_take_turns_say_and_draw_the_same(bundle_path, model, narrow_mb):
+    with edgemm.load(bundle_path, device="cpu", threads=1, memory_limit_mb=narrow_mb) as narrow:
+        assert narrow.memory.in_turns and "in turns" in str(narrow.memory)
+        turns = narrow._engines.turns
+        assert [answers(narrow) for _ in range(2)] == [answers(model)] * 2
+        assert set(turns._sizes) == set(narrow._engines.components), "every one ran"
+        narrow.release_memory()
+        assert not turns._open
+        assert answers(narrow) == answers(model)
+
+
+def test_what_ran_longest_ago_is_closed_for_what_does_not_fit_beside_it(bundle_path, narrow_mb):
+    with edgemm.load(bundle_path, device="cpu", threads=1, memory_limit_mb=narrow_mb) as narrow:
+        turns = narrow._engines.turns
+        opened = []
+        for taker in map(narrow._engines.get, narrow._engines.components):
+            open_engine = taker.open_engine
+            taker.open_engine = lambda o=open_engine, c=taker.component: (opened.append((c, sorted(turns._open))), o())[
+                1
+            ]
+        answers(narrow)
+        assert all(not others for _, others in opened), "what has not run yet is opened alone"
+        size = narrow.memory.limit_bytes  # too large for any other beside it
+        opened.clear()
+        turns._sizes["denoiser"] = size
+        narrow.generate_image("a red heart", num_inference_steps=3, seed=3)
+        assert ("denoiser", []) in opened and len(opened) == len(dict(opened)), "opened once, for all steps"
+
+
+def test_a_limit_below_the_largest_component_is_refused(bundle_path, narrow_mb):
+    with pytest.raises(ResourceError, match="of the largest component's weights"):
+        edgemm.load(bundle_path, device="cpu", memory_limit_mb=narrow_mb - 300 * SLOT / 1e6)

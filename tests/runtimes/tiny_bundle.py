@@ -12,7 +12,6 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 from edgemm.bundle.bundle import (
     UNCONDITIONAL,
-    BundleWriter,
     Component,
     DenoiseLoop,
     DenoiseTemplate,
@@ -26,6 +25,7 @@ from edgemm.bundle.bundle import (
     TextTemplate,
     Variant,
 )
+from edgemm.bundle.writer import BundleWriter
 from tests.runtimes import reference, tiny_graphs
 from tests.runtimes.tiny_weights import TINY, Weights
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -110,31 +111,52 @@ def doubled_input(times: int) -> Hostile:
     return graph(change)
 
 
+def added(times: int) -> Hostile:
+    nodes = [helper.make_node("Add", [f"a{i}", "a0"], [f"a{i + 1}"]) for i in range(times)]
+    return extended(nodes, [constant("a0", 1)], f"a{times}")
+
+
 def grown(op: str, *inputs: onnx.TensorProto) -> Hostile:
     return extended([helper.make_node(op, [i.name for i in inputs], ["grown"])], list(inputs), "grown")
 
 
-def looped(rounds: int | None) -> Hostile:
-    body = helper.make_graph(
-        [
-            helper.make_node("Identity", ["go_on"], ["goes_on"]),
-            helper.make_node("Add", ["value", "one"], ["next_value"]),
-        ],
-        "body",
-        [
-            helper.make_tensor_value_info("round", TensorProto.INT64, []),
-            helper.make_tensor_value_info("go_on", TensorProto.BOOL, []),
-            helper.make_tensor_value_info("value", TensorProto.INT64, [1]),
-        ],
-        [
-            helper.make_tensor_value_info("goes_on", TensorProto.BOOL, []),
-            helper.make_tensor_value_info("next_value", TensorProto.INT64, [1]),
-        ],
+def loop_body(deep: int, at: int = 0) -> onnx.GraphProto:
+    """Adds one, in loops within loops; every name is said once."""
+    step = helper.make_node("Add", [f"value{at}", "one"], [f"next{at}"])
+    if deep:
+        step = helper.make_node(
+            "Loop", ["rounds", "always", f"value{at}"], [f"next{at}"], body=loop_body(deep - 1, at + 1)
+        )
+    given = [(f"round{at}", TensorProto.INT64, []), (f"on{at}", TensorProto.BOOL, [])]
+    made = [(f"on_and_on{at}", TensorProto.BOOL, []), (f"next{at}", TensorProto.INT64, [1])]
+    return helper.make_graph(
+        [helper.make_node("Identity", [f"on{at}"], [f"on_and_on{at}"]), step],
+        f"body{at}",
+        [helper.make_tensor_value_info(*each) for each in (*given, (f"value{at}", TensorProto.INT64, [1]))],
+        [helper.make_tensor_value_info(*each) for each in made],
     )
+
+
+def looped(rounds: int | None, deep: int = 0) -> Hostile:
+    body = loop_body(deep)
     given = "rounds" if rounds is not None else ""
     constants = [constant("one", 1), constant("start", 0), numpy_helper.from_array(np.array(True), "always")]
     constants += [constant("rounds", rounds, scalar=True)] if rounds is not None else []
     return extended([helper.make_node("Loop", [given, "always", "start"], ["end"], body=body)], constants, "end")
+
+
+def scanned(length: int) -> Hostile:
+    """Adds up zeros, one a round."""
+    names = ("sum", "each"), ("next_sum", "so_far")
+    given, made = ([helper.make_tensor_value_info(name, TensorProto.INT64, []) for name in side] for side in names)
+    adds = [helper.make_node("Add", names[0], ["next_sum"]), helper.make_node("Identity", ["next_sum"], ["so_far"])]
+    body = helper.make_graph(adds, "body", given, made)
+    nothing = numpy_helper.from_array(np.zeros(1, np.int64))
+    nodes = [
+        helper.make_node("ConstantOfShape", ["length"], ["zeros_of_all"], value=nothing),
+        helper.make_node("Scan", ["first", "zeros_of_all"], ["total", "sums"], body=body, num_scan_inputs=1),
+    ]
+    return extended(nodes, [constant("length", length), constant("first", 0, scalar=True)], "total")
 
 
 def moved(change: Callable[[dict[str, str]], dict[str, str]]) -> Hostile:
@@ -158,16 +180,43 @@ def shaped(*dims: int) -> Hostile:
     return graph(make)
 
 
-def calls_itself(folder: Path) -> None:
-    model = onnx.load(str(folder / TRANSFORMER), load_external_data=False)
-    body = [helper.make_node("Mirror", ["x"], ["y"], domain="own")]
-    imports = [helper.make_opsetid("", 24), helper.make_opsetid("own", 1)]
-    model.functions.append(helper.make_function("own", "Mirror", ["x"], ["y"], body, imports))
-    model.opset_import.append(helper.make_opsetid("own", 1))
-    first = model.graph.input[0].name
-    model.graph.node.append(helper.make_node("Mirror", [first], ["mirrored"], domain="own"))
-    onnx.save_model(model, str(folder / TRANSFORMER))
-    rehash(folder, TRANSFORMER)
+def with_functions(bodies: dict[str, tuple[str, ...]]) -> Hostile:
+    """Functions of one input, and what each calls one after another; the first one is used."""
+
+    def function(name: str, called: tuple[str, ...]) -> onnx.FunctionProto:
+        ways = ["x", *(f"x{place}" for place in range(1, len(called))), "y"]
+        nodes = [
+            helper.make_node(op, [ways[place]], [ways[place + 1]], domain="own" if op in bodies else "")
+            for place, op in enumerate(called)
+        ]
+        imports = [helper.make_opsetid("", 24), helper.make_opsetid("own", 1)]
+        return helper.make_function("own", name, ["x"], ["y"], nodes, imports)
+
+    def make(folder: Path) -> None:
+        model = onnx.load(str(folder / TRANSFORMER), load_external_data=False)
+        model.functions.extend(function(name, called) for name, called in bodies.items())
+        model.opset_import.append(helper.make_opsetid("own", 1))
+        first = model.graph.input[0].name
+        model.graph.node.append(helper.make_node(next(iter(bodies)), [first], ["made"], domain="own"))
+        onnx.save_model(model, str(folder / TRANSFORMER))
+        rehash(folder, TRANSFORMER)
+
+    return make
+
+
+def of_a_sparse_weight(dims: list[int], index: int) -> Hostile:
+    """A weight of one number, and its place among all."""
+    value = numpy_helper.from_array(np.ones(1, np.float32), "sparse")
+    sparse = helper.make_sparse_tensor(value, constant("places", index), dims)
+    made = extended([helper.make_node("Size", ["sparse"], ["size_of_all"])], [], "size_of_all")
+    put = graph(lambda inner: inner.sparse_initializer.append(sparse))
+    return lambda folder: (made(folder), put(folder))[0]
+
+
+def named(name: str) -> Hostile:
+    """A node that is refused and has this name."""
+    constants = [constant("above", 7), constant("below", 0)]
+    return extended([helper.make_node("Div", ["above", "below"], ["quotient"], name=name)], constants, "quotient")
 
 
 def bytes_of(name: str, content: Callable[[bytes], bytes]) -> Hostile:
@@ -188,9 +237,17 @@ GRAPHS: dict[str, Hostile] = {
     "a whole number by 0, late": divided_late(7, 0),
     "a loop of 2^62 rounds": looped(1 << 62),
     "a loop without a number of rounds": looped(None),
+    "1,000 rounds of 1,000 rounds of 1,000": looped(1000, deep=2),
+    "a scan of 2^27 numbers": scanned(1 << 27),
+    "a sparse weight of 2^40 numbers": of_a_sparse_weight([1 << 20, 1 << 20], 5),
+    "a sparse weight of 8 GB": of_a_sparse_weight([2000, 1_000_000], 5),
+    "a sparse weight with a number out of range": of_a_sparse_weight([4], 10**12),
+    "a name of a million letters": named("x" * 1_000_000),
+    "a name that commands a terminal": named("a\n\x1b[2J"),
     "30 doublings": doubled(30),
     "60 doublings": doubled(60),
     "40 doublings of an input": doubled_input(40),
+    "200,000 nodes": added(200_000),
     "Expand to a million millions": grown("Expand", constant("few", 1), constant("shape", BIG)),
     "Tile a million million times": grown("Tile", constant("few", 1, 2), constant("times", BIG)),
     "Range over a million millions": grown(
@@ -209,7 +266,15 @@ GRAPHS: dict[str, Hostile] = {
     "weights of the folder above": moved(lambda entries: entries | {"location": "../../manifest.json"}),
     "a shape with more numbers than there are": shaped(1 << 20, 1 << 20),
     "a shape with a negative axis": shaped(-1, 4),
-    "a function that calls itself": calls_itself,
+    "weights at byte 2^64": moved(lambda entries: entries | {"offset": str(1 << 64)}),
+    "weights at a byte in other digits": moved(lambda entries: entries | {"offset": "٣"}),
+    "weights at a byte of 5,000 digits": moved(lambda entries: entries | {"offset": "9" * 5000}),
+    "weights of an address": moved(lambda entries: entries | {"location": "*/_ORT_MEM_ADDR_/*", "offset": "4096"}),
+    "a function that calls itself": with_functions({"Mirror": ("Mirror",)}),
+    "two functions that call one another": with_functions({"A": ("B",), "B": ("A",)}),
+    "a function of 2^40 nodes": with_functions(
+        {f"F{n}": (f"F{n - 1}", f"F{n - 1}") if n else ("Neg", "Neg") for n in range(40, -1, -1)}
+    ),
     "nothing": bytes_of(TRANSFORMER, lambda content: b""),
     "noise": bytes_of(TRANSFORMER, lambda content: bytes(range(256)) * 9),
     "half of a graph": bytes_of(TRANSFORMER, lambda content: content[: len(content) // 2]),
@@ -258,6 +323,24 @@ TOKENIZERS: dict[str, Hostile] = {
     "nothing": bytes_of("tokenizer.json", lambda content: b""),
     "100,000 brackets": bytes_of("tokenizer.json", lambda content: b"[" * 100_000),
     "no UTF-8": bytes_of("tokenizer.json", lambda content: b"\xff\xfe" + content),
+    "a table of characters that says it is larger": tokenizer(
+        normalizer={"type": "Precompiled", "precompiled_charsmap": "/////w=="}
+    ),
+    "a piece of a million letters": tokenizer(
+        model={"type": "Unigram", "unk_id": 0, "vocab": [["a", 0.0], ["i" * 1_000_000, -1.0]], "byte_fallback": True}
+    ),
+    "100,000 rules": tokenizer(normalizer=sequence(*[{"type": "NFD"}] * 100_000)),
+    "100,000 rules of a decoder": tokenizer(
+        decoder={"type": "Sequence", "decoders": [{"type": "ByteFallback"}] * 100_000}
+    ),
+    "an expression of a million letters": tokenizer(pre_tokenizer=split("|".join(f"a{i}" for i in range(150_000)))),
+    "an id of 10^12": tokenizer(model={"type": "WordLevel", "vocab": {"i": 10**12}, "unk_token": "i"}),
+    "chunks of no letters": tokenizer(pre_tokenizer={"type": "FixedLength", "length": 0}),
+    "a byte order mark of UTF-16": bytes_of("tokenizer.json", lambda content: content.decode().encode("utf-16")),
+    "letters after the end": bytes_of("tokenizer.json", lambda content: content + b"{}"),
+    "a field twice": bytes_of(
+        "tokenizer.json", lambda content: content.replace(b'"model"', b'"model":null,"model"', 1)
+    ),
     "a regex without end": tokenizer(pre_tokenizer=split(r"(a+)+$|(x+x+)+y")),
 }
 
@@ -326,6 +409,8 @@ MANIFESTS: dict[str, Hostile] = {
     "an empty path": file_named(""),
     "20 million letters": field("name", '"' + "x" * 20_000_000 + '"'),
     "another version": field("schema_version", "10e9"),
+    "5,000 letters for a type": manifest(lambda text: text.replace('"float32"', '"' + "x" * 5000 + '"', 1)),
+    "a shape that no loop has": manifest(lambda text: re.sub(r'"shape": \[\s*"?b"?', '"shape": [7', text)),
 }
 
 

@@ -16,7 +16,10 @@ ROOT = Path(__file__).resolve().parents[2]
 MICRO = str(ROOT / "checkpoints" / "micro-shapes")
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
 MEGABYTES = (200, 300, 400, 600, 1000, 2000)
-VERBS = ("chat", "draw", "verify", "inspect", "doctor", "quantize", "estimate", "train", "finetune", "export", "eval")
+VERBS = (
+    *("chat", "draw", "verify", "inspect", "doctor", "quantize", "estimate", "train", "finetune", "export", "eval"),
+    *("data", "merge", "join", "distill", "serve", "bench"),
+)
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(sys.platform != "linux", reason="caps are counted on Linux")]
 
 
@@ -28,7 +31,16 @@ def shapes(tmp_path_factory) -> Path:
     return folder
 
 
-def words(verb: str, sound: Path, shapes: Path, made: Path) -> tuple[str, ...]:
+@pytest.fixture(scope="module")
+def adapter(tmp_path_factory, shapes) -> Path:
+    run = tmp_path_factory.mktemp("adapted") / "run"
+    more = ("--set", "threads=1", "--set", "batch=8", "--data", str(shapes), "--steps", "1", "--output", str(run))
+    command = [sys.executable, "-m", "edgemm", "finetune", MICRO, "--name", "mine", *more]
+    subprocess.run(command, env=ENVIRONMENT, check=True, capture_output=True)
+    return run / "adapters" / "mine"
+
+
+def words(verb: str, sound: Path, shapes: Path, adapter: Path, made: Path) -> tuple[str, ...]:
     recipe = ("--set", "threads=1", "--data", str(shapes), "--steps", "2", "--output", str(made / "run"))
     return {
         "chat": (str(sound), "--prompt", "hi", "--max-new-tokens", "1"),
@@ -42,11 +54,19 @@ def words(verb: str, sound: Path, shapes: Path, made: Path) -> tuple[str, ...]:
         "finetune": (MICRO, "--set", "batch=8", *recipe),
         "export": (MICRO, "--output", str(made / "b.bundle"), "--precision", "int8"),
         "eval": (MICRO, "--data", str(shapes), "--suite", "draw", "--limit", "2", "--num-inference-steps", "1"),
+        "data": ("shapes", "--count", "20", "--fixed", "--output", str(made / "shapes")),
+        "merge": (MICRO, str(adapter), "--output", str(made / "merged")),
+        "join": ("--drawing", MICRO, "--reading", MICRO, "--output", str(made / "joined")),
+        "distill": ("--teacher", MICRO, "--student", MICRO, "--few", "2,1", "--set", "batch=8", *recipe),
+        "serve": (str(sound), "--port", "0"),
+        "bench": (str(sound), "-p", "4", "-n", "2", "--steps", "1", "-r", "1"),
     }[verb]
 
 
 def check(verb: str, more: tuple[str, ...], enter: Callable[[], object], may: str, made: Path) -> None:
     command = [sys.executable, "-m", "edgemm", verb, *more]
+    if verb == "serve":  # who is well does not end by itself
+        command = ["timeout", "--preserve-status", "60", *command]
     ran = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, errors="replace", preexec_fn=enter)
     said = [line for line in ran.stderr.splitlines() if line.startswith("edgemm: error: ")]
     assert ran.returncode in ((0, 4, 5) if verb == "doctor" else (0, 5)), (ran.returncode, ran.stderr)
@@ -59,13 +79,15 @@ def check(verb: str, more: tuple[str, ...], enter: Callable[[], object], may: st
 
 @pytest.mark.parametrize("megabytes", MEGABYTES)
 @pytest.mark.parametrize("verb", VERBS)
-def test_of_the_process(sound, shapes, tmp_path, verb, megabytes):
+def test_of_the_process(sound, shapes, adapter, tmp_path, verb, megabytes):
     """RLIMIT_AS, as `ulimit -v` sets it."""
 
     def enter() -> None:
         resource.setrlimit(resource.RLIMIT_AS, (megabytes << 20, megabytes << 20))
 
-    check(verb, words(verb, sound, shapes, tmp_path), enter, rf"this process may take {megabytes} MiB", tmp_path)
+    check(
+        verb, words(verb, sound, shapes, adapter, tmp_path), enter, rf"this process may take {megabytes} MiB", tmp_path
+    )
 
 
 @pytest.fixture
@@ -93,6 +115,6 @@ def group(request) -> Iterator[Callable[[int], Callable[[], object]]]:
 
 @pytest.mark.parametrize("megabytes", MEGABYTES[:5])
 @pytest.mark.parametrize("verb", VERBS)
-def test_of_the_control_group(sound, shapes, tmp_path, group, verb, megabytes):
+def test_of_the_control_group(sound, shapes, adapter, tmp_path, group, verb, megabytes):
     """As containers have it: the kernel ends a process of the group."""
-    check(verb, words(verb, sound, shapes, tmp_path), group(megabytes), rf"may take {megabytes} MiB", tmp_path)
+    check(verb, words(verb, sound, shapes, adapter, tmp_path), group(megabytes), rf"may take {megabytes} MiB", tmp_path)

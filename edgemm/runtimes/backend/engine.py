@@ -8,10 +8,7 @@ How many threads a backend gets, and whether they may spin, is planned here, too
 
 from __future__ import annotations
 
-import contextlib
-import ctypes
 import os
-import sys
 import threading
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -158,13 +155,6 @@ class LockedBinding:
             raise explained(error, what, BundleError, engine.reason(error)) from error
 
 
-def return_freed_memory() -> None:
-    """glibc keeps what was freed for the next who asks, until it is told to give it to the system."""
-    if sys.platform == "linux":
-        with contextlib.suppress(OSError, AttributeError):  # another C library has no such function
-            ctypes.CDLL(None).malloc_trim(0)
-
-
 def first_line(error: Exception) -> str:
     return next(iter(str(error).strip().splitlines()), type(error).__name__)
 
@@ -200,15 +190,15 @@ def check_arrays(component: str, specs: Mapping[str, TensorSpec], arrays: Arrays
     """Raises when an array is missing, left over or unfit; `axes` collects the size of each named axis."""
     if specs.keys() != arrays.keys():
         wrong = sorted(specs.keys() ^ arrays.keys())
-        raise EdgemmError(f"{component}: tensors {wrong} are missing or left over")
+        raise BundleError(f"{component}: tensors {wrong} are missing or left over")
     for name, spec in specs.items():
         array = arrays[name]
         if array.dtype != np.dtype(spec.dtype) or not array.flags.c_contiguous or array.ndim != len(spec.shape):
-            raise EdgemmError(f"{component}: {name} is {array.dtype} {array.shape}, expected {spec.dtype} {spec.shape}")
+            raise BundleError(f"{component}: {name} is {array.dtype} {array.shape}, expected {spec.dtype} {spec.shape}")
         for entry, size in zip(spec.shape, array.shape):
             wanted = axes.setdefault(entry, size) if isinstance(entry, str) else entry
             if size != wanted:
-                raise EdgemmError(
+                raise BundleError(
                     f"{component}: {name} has shape {array.shape}, expected {spec.shape}: {size} != {wanted}"
                 )
 
@@ -216,7 +206,7 @@ def check_arrays(component: str, specs: Mapping[str, TensorSpec], arrays: Arrays
 def check_finite(array: np.ndarray, stage: str) -> None:
     """Raises when numbers went wrong, and says where."""
     if not np.isfinite(array).all():
-        raise EdgemmError(
+        raise BundleError(
             f"{stage}: NaN or infinity; the bundle's precision does not hold here, or its weights are damaged"
         )
 

@@ -17,20 +17,17 @@ import platform
 import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor, wait
 from functools import cache, cached_property, partial
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import onnxruntime as ort
 
 from edgemm.bundle.components import TensorSpec, Variant
 from edgemm.bundle.held_file import HeldFile
-from edgemm.bundle.onnx_file import ROUTED, check_external_data, read_outline
 from edgemm.device.machine import cpu_features, read_text
 from edgemm.errors import BundleError, EdgemmError, MissingError
-from edgemm.runtimes.backend import prepacked
 from edgemm.runtimes.backend.engine import (
     Arrays,
     Binding,
@@ -42,6 +39,9 @@ from edgemm.runtimes.backend.engine import (
     explained,
     first_line,
 )
+
+if TYPE_CHECKING:
+    from concurrent.futures import ThreadPoolExecutor
 
 __all__ = [
     "OrtEngine",
@@ -73,7 +73,6 @@ SPIN_US = 1000  # threads wait less within a run; ONNX Runtime's own 40 ms would
 LOOPED = ("transformer", "denoiser")  # run again within a millisecond: their threads go on spinning, SPIN_US at most
 BY_ROW, BY_ROW_BYTES = ("denoiser",), 64 << 20  # whose rows run side by side, where its weights are no larger
 PACKING = {
-    "session.optimized_model_external_initializers_file_name": prepacked.WEIGHTS,
     "session.optimized_model_external_initializers_min_size_in_bytes": "1024",
     "session.save_external_prepacked_constant_initializers": "1",
 }
@@ -131,6 +130,8 @@ def open_session(
 def _check_routing(files: GraphFiles) -> None:
     if _release(ort.__version__) >= ROUTES:
         return
+    from edgemm.bundle.onnx_file import ROUTED, read_outline
+
     if any(node.op_type in ROUTED for node in read_outline(files.graph).nodes):
         raise MissingError(
             f"{files.component}: it chooses among experts by ONNX Runtime's MoE, which computes another SwiGLU before "
@@ -148,8 +149,10 @@ def _session(files: GraphFiles, providers: list[tuple[str, dict[str, str]]], pla
     graph, data = files.opened()
     content, weights = graph.content(), files.weights(data)
     if not files.checked:
+        from edgemm.bundle.onnx_file import check_external_data
+
         check_external_data(graph.path, files.data, content, files.variant.shared_locations)
-    place = prepacked.place_of(bytes(content), weights, ort.__version__) if providers[0][0] == CPU else None
+    place = _place_of(content, weights) if providers[0][0] == CPU else None
     if place is not None and (session := _prepacked(place, files, providers, plan)) is not None:
         return session
     if weights and all(held.is_in_place() for held in weights.values()):
@@ -159,6 +162,8 @@ def _session(files: GraphFiles, providers: list[tuple[str, dict[str, str]]], pla
         options.add_session_config_entry(FOLDER, graph.folder if data is None else data.folder)
         if place is not None:
             size = sum(held.size_bytes for held in weights.values())
+            from edgemm.runtimes.backend import prepacked
+
             prepacked.keep(place, size, partial(_pack, bytes(content), options, providers))
             if (session := _prepacked(place, files, providers, plan)) is not None:
                 return session
@@ -179,6 +184,14 @@ def _session(files: GraphFiles, providers: list[tuple[str, dict[str, str]]], pla
     return ort.InferenceSession(bytes(content), options, providers=providers)
 
 
+def _place_of(content: memoryview, weights: Mapping[str, HeldFile]) -> Path | None:
+    if os.environ.get("EDGEMM_PREPACKED") != "1":  # prepacked.SWITCH, without the module
+        return None
+    from edgemm.runtimes.backend import prepacked
+
+    return prepacked.place_of(content, weights, ort.__version__)
+
+
 def _prepacked(
     place: Path, files: GraphFiles, providers: list[tuple[str, dict[str, str]]], plan: ThreadPlan
 ) -> ort.InferenceSession | None:
@@ -190,6 +203,8 @@ def _prepacked(
         options.add_session_config_entry(FOLDER, folder)
         return ort.InferenceSession(content, options, providers=providers)
 
+    from edgemm.runtimes.backend import prepacked
+
     return prepacked.load(place, open_graph)
 
 
@@ -197,7 +212,10 @@ def _pack(
     content: bytes, options: ort.SessionOptions, providers: list[tuple[str, dict[str, str]]], folder: Path
 ) -> None:
     """What kernels make of a graph's weights, and the graph after all passes, into `folder`."""
+    from edgemm.runtimes.backend import prepacked
+
     options.optimized_model_filepath = str(folder / prepacked.GRAPH)
+    options.add_session_config_entry("session.optimized_model_external_initializers_file_name", prepacked.WEIGHTS)
     for key, value in PACKING.items():
         options.add_session_config_entry(key, value)
     ort.InferenceSession(content, options, providers=providers)
@@ -237,6 +255,8 @@ class OrtEngine(LoadedEngine):
                 for io in ties:
                     _run(session, io)
                 return
+            from concurrent.futures import wait
+
             others = [pool.submit(_run, session, io) for io in ties[1:]]
             try:
                 _run(session, ties[0])
@@ -249,7 +269,11 @@ class OrtEngine(LoadedEngine):
 
     @cached_property
     def _row_session(self) -> tuple[Any, ThreadPoolExecutor | None]:
-        return (self.session, None) if self.open_row is None else (self.open_row(), ThreadPoolExecutor(1))
+        if self.open_row is None:
+            return self.session, None
+        from concurrent.futures import ThreadPoolExecutor
+
+        return self.open_row(), ThreadPoolExecutor(1)
 
     def shrinking(self) -> OrtEngine | None:
         """The same engine, whose runs give back what larger ones took; None where memory is not the CPU's."""
@@ -370,7 +394,7 @@ def _release(version: str) -> tuple[int, ...]:
 # mapping (mmap, MAP_FIXED) and the open file is read into it.  On Linux; elsewhere nothing is done.
 
 PRIVATE = mmap.PROT_READ | mmap.PROT_WRITE, sum(getattr(mmap, f"MAP_{name}", 0) for name in ("PRIVATE", "ANONYMOUS"))
-MAP_FIXED, MAP_POPULATE = 0x10, getattr(mmap, "MAP_POPULATE", 0)
+MAP_FIXED = 0x10
 SMALL_BYTES = 1 << 16  # are read with Python's lock held: to wait for it takes longer
 FAILED = ctypes.c_void_p(-1).value
 _LOCKS: dict[str, threading.Lock] = {}
@@ -406,8 +430,7 @@ def _own(held: HeldFile, start: int, end: int, offset: int) -> None:
     """Where the kernel has no memory for it, the mapping stays as it is."""
     size, libc = end - start, _libc()
     wanted = min(size, held.size_bytes - offset)
-    flags = PRIVATE[1] | MAP_FIXED | (MAP_POPULATE if wanted > SMALL_BYTES else 0)  # all pages at once
-    if libc.mmap(start, size, PRIVATE[0], flags, -1, 0) == FAILED:
+    if libc.mmap(start, size, PRIVATE[0], PRIVATE[1] | MAP_FIXED, -1, 0) == FAILED:
         return
     if wanted <= SMALL_BYTES and libc.pread(held.fileno(), start, wanted, offset) == wanted:
         return

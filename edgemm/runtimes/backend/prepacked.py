@@ -17,7 +17,6 @@ import contextlib
 import hashlib
 import json
 import os
-import re
 import shutil
 import tempfile
 import time
@@ -28,7 +27,7 @@ from typing import TypeVar
 
 from edgemm.bundle.held_file import HeldFile
 from edgemm.device.cache_folder import cache_folder, check_private, make_private, open_private
-from edgemm.device.machine import read_text
+from edgemm.device.machine import this_processor
 
 __all__ = ["GRAPH", "SWITCH", "WEIGHTS", "keep", "load", "place_of"]
 
@@ -42,20 +41,14 @@ LIMIT_BYTES = 4 << 30  # of all entries
 LEFT_BEHIND_S = 3600  # after which a killed process's workshop goes
 
 
-def place_of(graph: bytes, weights: Mapping[str, HeldFile], version: str) -> Path | None:
+def place_of(graph: bytes | memoryview, weights: Mapping[str, HeldFile], version: str) -> Path | None:
     """Where the entry of a graph is, or would be; None where none is wanted."""
     size = sum(held.size_bytes for held in weights.values())
     hashes = {name: held.verified_sha256 for name, held in weights.items()}
     if os.environ.get(SWITCH) != "1" or size < LEAST_BYTES or None in hashes.values():
         return None
-    words = [version, _processor(), hashlib.sha256(graph).hexdigest(), json.dumps(hashes, sort_keys=True)]
+    words = [version, this_processor(), hashlib.sha256(graph).hexdigest(), json.dumps(hashes, sort_keys=True)]
     return cache_folder("prepacked") / hashlib.sha256("\n".join(words).encode()).hexdigest()
-
-
-def _processor() -> str:
-    """Its name and everything it says it can do."""
-    told = re.findall(r"^(?:model name|flags|Features|CPU part)\s*:.*", read_text(Path("/proc/cpuinfo")), re.MULTILINE)
-    return "\n".join(dict.fromkeys(told))
 
 
 def load(place: Path, open_graph: Callable[[bytes, str], T]) -> T | None:
