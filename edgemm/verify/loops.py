@@ -279,7 +279,8 @@ def _shortest(model: Model, recorded: Recorded, precision: str) -> Iterator[Comp
 
 def _as_at_export(found: Comparison, model: Model) -> Comparison:
     """By what the export measured, too, where the same library ran on a processor: coarse floors hide wrong sums."""
-    if model.choice.backend != "onnxruntime" or found.measure != "psnr_db" or found.limit is None:
+    others = {choice.backend for choice in model.choices.values()} - {"onnxruntime"}
+    if others or found.measure != "psnr_db" or found.limit is None:
         return found
     document = parse(model.bundle.file(PARITY_FILE).read_bytes(), PARITY_FILE)
     names = (found.what, f"{model.choice.target}: {found.what}")
