@@ -18,7 +18,7 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-PACKAGES = ("onnxruntime==1.23.2", "numpy<2.4", "tokenizers>=0.22", "pillow>=11")
+PACKAGES = ("onnxruntime==1.23.2", "numpy<2.4", "tokenizers>=0.22", "safetensors>=0.7", "pillow>=11", "tqdm>=4.66")
 TARGET = "jetson-orin-jp6"
 
 

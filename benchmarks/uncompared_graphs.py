@@ -4,7 +4,7 @@
 
 For what judges a graph by its nodes: NVIDIA's builder, ONNX Runtime's registry.  To say what its numbers are worth
 takes ONNX Runtime's CPU longer, and is the export's own gate: these bundles are to be built from, and not for use.
-A folder of a foreign family takes its other parts (vae, llm) from the folders beside it.
+A foreign family's folder of the name `checkpoint` takes its other parts (vae, llm) from the folders beside it.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def write_bundles(
     """One bundle after the other, below `folder`, as soon as each is whole; of export's own context, if not said."""
     import torch
 
-    from edgemm.bundle.bundle import UNCONDITIONAL
+    from edgemm.bundle.manifest import UNCONDITIONAL
     from edgemm.bundle.writer import BundleWriter
     from edgemm.export.component_graphs import component_graphs
     from edgemm.export.manifest import manifest_of, papers_of
@@ -66,7 +66,7 @@ def write_foreign_bundles(
     from edgemm.verify.parity import Recorded
 
     beside = {part.name: part for part in checkpoint.resolve().parent.iterdir() if part.is_dir()}
-    beside.pop(checkpoint.resolve().name)
+    beside = {name: part for name, part in beside.items() if name != "checkpoint" == checkpoint.name}
     found = find_foreign(checkpoint)
     assert found is not None, f"{checkpoint} is of no family"
     nothing = {

@@ -20,7 +20,7 @@ import numpy as np
 
 from edgemm.bundle.components import TensorSpec, Variant
 
-__all__ = ["CACHE", "TRT", "VARIANT", "Driver", "Engine"]
+__all__ = ["CACHE", "RTX", "TRT", "VARIANT", "Driver", "Engine", "RtxEngine"]
 
 CACHE = (1, 2, 8, 16)  # 512 bytes: a row of several is aligned
 STREAM = 77
@@ -235,4 +235,44 @@ class Context:
         return np.frombuffer(memory, dtype=dtype).reshape(shape)
 
 
+class RuntimeCache:
+    """Kernels that TensorRT for RTX compiled: none is compiled again that is in here."""
+
+    def __init__(self) -> None:
+        self.kernels = b""
+
+    def deserialize(self, blob):
+        self.kernels = blob
+        return True
+
+    def serialize(self):
+        return self.kernels
+
+
+class RtxEngine(Engine):
+    """As TensorRT for RTX: contexts come of a runtime config, and compile what its cache does not hold."""
+
+    compiled = 0
+
+    def create_runtime_config(self):
+        chosen = {}
+        return SimpleNamespace(
+            chosen=chosen,
+            create_runtime_cache=RuntimeCache,
+            set_execution_context_allocation_strategy=lambda strategy: chosen.update(strategy=strategy),
+            set_runtime_cache=lambda cache: chosen.update(cache=cache),
+        )
+
+    def create_execution_context(self, config):
+        if not config.chosen["cache"].kernels:
+            self.compiled += 1
+            config.chosen["cache"].kernels = b"kernels of this GPU"
+        return super().create_execution_context(config.chosen["strategy"])
+
+
 TRT = SimpleNamespace(ExecutionContextAllocationStrategy=SimpleNamespace(USER_MANAGED="user managed"))
+RTX = SimpleNamespace(
+    **vars(TRT),
+    IRuntimeCache=RuntimeCache,
+    DynamicShapesKernelSpecializationStrategy=SimpleNamespace(EAGER="eager"),
+)

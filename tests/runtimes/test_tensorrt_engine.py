@@ -26,7 +26,7 @@ from edgemm.runtimes.backend import tensorrt_backend
 from edgemm.runtimes.backend.cuda_memory import Cuda
 from edgemm.runtimes.backend.engine import allocator
 from edgemm.runtimes.backend.tensorrt_engine import TensorRTEngine
-from tests.runtimes.standin_cuda import CACHE, TRT, VARIANT, Driver, Engine
+from tests.runtimes.standin_cuda import CACHE, RTX, TRT, VARIANT, Driver, Engine, RtxEngine
 
 NARROW, WIDE = ((1, 4), (1, 4), (1, 4)), ((1, 1), (1, 8), (1, 64))
 
@@ -82,6 +82,20 @@ def test_the_second_run_is_captured_and_the_third_is_one_launch():
     del driver.log[:]
     binding.run()
     assert [call for call in driver.log if call != "cuCtxSetCurrent"] == ["cuGraphLaunch", "cuStreamSynchronize"]
+
+
+def test_what_rtx_compiles_is_compiled_once_and_kept_for_the_next_process(tmp_path):
+    """By two contexts of one process, and by an engine that is opened later."""
+    engines = []
+    for _ in "12":
+        driver = Driver()
+        parts = (None, None, RtxEngine(driver))
+        engines.append(TensorRTEngine(RTX, "g", VARIANT, parts, Cuda(driver), threading.Lock(), tmp_path / "compiled"))
+        for binding, *_ in [bound(engines[-1]), bound(engines[-1])]:
+            binding.run()
+            binding.run()
+    assert [engine.engine.compiled for engine in engines] == [1, 0]
+    assert (tmp_path / "compiled").read_bytes() == b"kernels of this GPU"
 
 
 def test_an_engine_that_cannot_be_captured_goes_on_as_before():
