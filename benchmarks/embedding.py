@@ -1,12 +1,13 @@
 """One model by five ways: Python's loop, Python in one call, C, a browser's tab with threads and with one.
 
-    python benchmarks/embedding.py BUNDLE [--c examples/c/edgemm_c] [--web examples/web] [--web-bundle BUNDLE]
+    (cd examples/web && npm install); make -C examples/c headers        # once
+    python benchmarks/embedding.py [CHECKPOINT] [--bundle DIR] [--web-bundle DIR] [--repeat 3]
 
-BUNDLE was exported with `--one-call draw,read,tokenize`, that of the tab with `--target web --one-call draw,read`; C
-wants EDGEMM_EXTENSIONS (docs/embedding-c.md), the tab `npm install && npm run build`.  A table, what the tab fetches
-before its first picture, then one JSON line.  Times are medians after a first run; C's are of whole processes, which
-hash and load the bundle each time, and its ms a token are what a reply of all its tokens takes longer than one of the
-first.  Peak memory is the process's own (VmHWM; of a tab its renderer's), bytes are the files that the way opens.
+Without bundles it exports sticker-nano's, `--one-call draw,read,tokenize` for cpu and `--target web --one-call
+draw,read`, a minute each; C and the page are built from examples/, and a way whose tools lack is left out in one line.
+A table, what the tab fetches before its first picture, then one JSON line.  Times are medians after a first run.  C's
+pictures are whole processes, which hash and load the bundle each time; its ms a token are the gaps between what it
+prints.  Peak memory is the process's own (VmHWM; of a tab its renderer's), bytes are the files that the way opens.
 Pixels and replies are compared with those of Python's loop over the same bundle, on the same noise and the same
 picture.  Not run on a quiet machine yet.
 """
@@ -22,6 +23,8 @@ import subprocess
 import sys
 import tempfile
 import time
+from importlib.util import find_spec
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +35,10 @@ import edgemm
 from edgemm.bundle.bundle import open_bundle
 from edgemm.runtimes.schedule import initial_noise
 
+ROOT = Path(__file__).resolve().parents[1]
+EXAMPLES = ROOT / "examples"
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+HEADERS = ("/usr/include/cjson/cJSON.h", "/usr/include/png.h", "/usr/include/openssl/evp.h")
 PROMPT, QUESTION, LONG, SEED, TOKENS = "red heart", "What is this?", "Count from one to ten.", 7, 16
 PYTHON = """
 import json, resource, sys, time
@@ -137,36 +144,47 @@ def python(bundle: Path, one: bool, repeat: int, work: Path) -> Row:
     return row | {"pixels": np.load(work / "drawn.npy")}
 
 
-def c(program: Path, bundle: Path, repeat: int, work: Path) -> Row:
-    def run(*words: object) -> tuple[float, float, str]:
+def c(bundle: Path, repeat: int, work: Path) -> Row:
+    """Builds examples/c in `work` and runs it."""
+    folder = work / "c"
+    shutil.copytree(EXAMPLES / "c", folder, ignore=shutil.ignore_patterns("*.so*", "edgemm_c"))
+    words = ["make", "-C", str(folder), f"PYTHON={sys.executable}", "edgemm_c", "extensions.so"]
+    subprocess.run(words, check=True, stdout=subprocess.DEVNULL)
+    given = os.environ | {"EDGEMM_EXTENSIONS": str(folder / "extensions.so")}
+
+    def run(*words: object) -> tuple[float, float, str, list[float]]:
         start = time.perf_counter()
-        child = subprocess.Popen([program, bundle, *map(str, words)], stdout=subprocess.PIPE, text=True)
+        words = (folder / "edgemm_c", bundle, *words)
+        child = subprocess.Popen([*map(str, words)], stdout=subprocess.PIPE, env=given)
         assert child.stdout is not None
-        said = child.stdout.read()
+        pieces, times = [], []
+        while piece := os.read(child.stdout.fileno(), 1 << 16):
+            pieces.append(piece)
+            times.append(1e3 * (time.perf_counter() - start))
         _, status, usage = os.wait4(child.pid, 0)
         if status:
-            raise SystemExit(f"{program} failed")
-        return 1e3 * (time.perf_counter() - start), usage.ru_maxrss / 1e3, said.strip()
+            raise SystemExit("examples/c failed")
+        gaps = [later - one for one, later in pairwise(times[:-1])]  # the last piece is the line's end
+        return 1e3 * (time.perf_counter() - start), usage.ru_maxrss / 1e3, b"".join(pieces).decode().strip(), gaps
 
     drawn = [run("draw", PROMPT, work / "c.png", work / "noise.f32") for _ in range(repeat + 1)]
-    asked = [[run("ask", work / "picture.png", QUESTION, most) for _ in range(repeat)] for most in (1, 64)]
-    whole, first = (statistics.median(time for time, *_ in runs) for runs in asked[::-1])
-    tokens = len(edgemm.load(bundle, device="cpu").tokenizer.encode(asked[1][0][2])) or 1
+    asked = [run("ask", work / "picture.png", QUESTION) for _ in range(repeat)]
+    gaps = [gap for *_, some in asked for gap in some]
     return {
         "first_ms": drawn[0][0],
-        "picture_ms": statistics.median(time for time, *_ in drawn[1:]),
-        "token_ms": (whole - first) / tokens,
-        "peak_mb": max(peak for _, peak, _ in [*drawn, *asked[0], *asked[1]]),
-        "said": asked[1][0][2],
+        "picture_ms": statistics.median(run[0] for run in drawn[1:]),
+        "token_ms": statistics.median(gaps) if gaps else None,
+        "peak_mb": max(run[1] for run in [*drawn, *asked]),
+        "said": asked[0][2],
         "pixels": np.asarray(Image.open(work / "c.png"), dtype=np.float32).transpose(2, 0, 1) / 255,
     }
 
 
-def tab(web: Path, bundle: Path, repeat: int, isolated: bool, work: Path) -> Row:
-    """`web` has vendor/ and node_modules/ (npm install && npm run build)."""
+def tab(bundle: Path, repeat: int, isolated: bool, work: Path) -> Row:
     page = work / f"page-{isolated}"
-    shutil.copytree(web, page, ignore=shutil.ignore_patterns("node_modules", "bundle"))
-    (page / "node_modules").symlink_to((web / "node_modules").resolve())
+    shutil.copytree(EXAMPLES / "web", page, ignore=shutil.ignore_patterns("node_modules", "bundle", "vendor"))
+    (page / "node_modules").symlink_to(EXAMPLES / "web" / "node_modules")
+    subprocess.run(["npm", "run", "build", "--silent"], cwd=page, check=True)
     (page / "bundle").symlink_to(bundle.resolve())
     shutil.copy(work / "picture.png", page)
     (page / "noise.json").write_text(json.dumps(np.load(work / "noise.npy").ravel().tolist()))
@@ -178,8 +196,7 @@ def tab(web: Path, bundle: Path, repeat: int, isolated: bool, work: Path) -> Row
         assert server.stdout is not None
         line = server.stdout.readline()
         url = line.strip() if isolated else line.partition("(")[2].partition(")")[0].rstrip("/")
-        chromium = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))))
-        wish = json.dumps([f"{url}/index.html", repeat, PROMPT, QUESTION, LONG, TOKENS, chromium])
+        wish = json.dumps([f"{url}/index.html", repeat, PROMPT, QUESTION, LONG, TOKENS, CHROMIUM])
         said = subprocess.run(["node", "bench.mjs", wish], cwd=page, check=True, stdout=subprocess.PIPE).stdout
     finally:
         server.kill()
@@ -211,41 +228,71 @@ def prepare(bundle: Path, work: Path) -> None:
     picture.resize((loops.text.image_size, loops.text.image_size)).save(work / "picture.png")
 
 
+def lacks() -> dict[str, str]:
+    """way -> what it wants and this machine has not."""
+    tools = [name for name in ("gcc", "make") if shutil.which(name) is None]
+    tools += [f"{name} (libcjson-dev, libpng-dev, libssl-dev)" for name in HEADERS if not Path(name).exists()]
+    tools += [] if find_spec("onnxruntime_extensions") else ["pip install 'edgemm[tokenizer-graph]'"]
+    tools += [] if (EXAMPLES / "c" / "include").is_dir() else ["make -C examples/c headers"]
+    pages = [] if (EXAMPLES / "web" / "node_modules").is_dir() else ["(cd examples/web && npm install)"]
+    pages += [] if CHROMIUM else ["chromium"]
+    return {way: ", ".join(lacking) for way, lacking in (("C", tools), ("browser", pages)) if lacking}
+
+
+def exported(checkpoint: Path, output: Path, *words: str) -> Path:
+    """The bundle, by the command that the pages give."""
+    told = ["export", str(checkpoint), "--output", str(output), "--steps", "4", *words]
+    subprocess.run([sys.executable, "-m", "edgemm", *told], check=True, stdout=sys.stderr)
+    return output
+
+
+def measured(bundle: Path, web_bundle: Path | None, repeat: int, work: Path) -> dict[str, Row]:
+    """way -> its row; without `web_bundle` the tab is left out."""
+    missing, size = lacks(), shipped(bundle)
+    for way, what in missing.items():
+        print(f"{way}: left out, it needs {what}")
+    prepare(bundle, work)
+    rows = {
+        f"Python, {'one call' if one else 'loop'}": python(bundle, one, repeat, work) | {"mb": size}
+        for one in (False, True)
+    }
+    if "C" not in missing:
+        rows["C, whole process"] = c(bundle, repeat, work) | {"mb": size}
+    compare(rows, rows["Python, loop"])
+    if web_bundle and "browser" not in missing:
+        own = python(web_bundle, False, repeat, work) | {"mb": shipped(web_bundle)}
+        tabs = {"Python, loop, web's": own}
+        for isolated in (True, False):
+            row = tab(web_bundle, repeat, isolated, work)
+            tabs[f"browser, {'threads' if isolated else 'one thread'}"] = row | {"mb": sum(row["parts"].values()) / 1e6}
+        compare(tabs, own)
+        rows |= tabs
+    return rows
+
+
+def compare(rows: dict[str, Row], wanted: Row) -> None:
+    pixels, said = np.ravel(wanted["pixels"]), wanted["said"]
+    for row in rows.values():
+        row["pixels_off"] = float(np.abs(np.ravel(row.pop("pixels")) - pixels).max())
+        row["reply_alike"] = row["said"] == said
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("bundle", type=Path)
-    parser.add_argument("--c", type=Path)
-    parser.add_argument("--web", type=Path)
-    parser.add_argument("--web-bundle", type=Path, help="what the tab opens (default: BUNDLE)")
-    parser.add_argument("--repeat", type=int, default=5)
+    parser.add_argument("checkpoint", type=Path, nargs="?", default=ROOT / "checkpoints" / "sticker-nano")
+    parser.add_argument("--bundle", type=Path, help="for cpu, with --one-call draw,read,tokenize")
+    parser.add_argument("--web-bundle", type=Path, help="for web, with --one-call draw,read")
+    parser.add_argument("--repeat", type=int, default=3)
     args = parser.parse_args()
-    rows: dict[str, Row] = {}
     with tempfile.TemporaryDirectory() as folder:
-        work, size = Path(folder), shipped(args.bundle)
-        prepare(args.bundle, work)
-        for one in (False, True):
-            name = f"Python, {'one call' if one else 'loop'}"
-            rows[name] = python(args.bundle, one, args.repeat, work) | {"mb": size}
-        same = rows["Python, loop"]
-        ways = [(row, same) for row in rows.values()]
-        if args.c:
-            rows["C, whole process"] = c(args.c.resolve(), args.bundle.resolve(), args.repeat, work) | {"mb": size}
-            ways.append((rows["C, whole process"], same))
-        if args.web:
-            bundle = args.web_bundle or args.bundle
-            own = python(bundle, False, 1, work) if args.web_bundle else same
-            for isolated in (True, False):
-                row = tab(args.web.resolve(), bundle, args.repeat, isolated, work)
-                row["mb"] = sum(row["parts"].values()) / 1e6
-                rows[f"browser, {'threads' if isolated else 'one thread'}"] = row
-                ways.append((row, own))
-    for row, wanted in ways:
-        row["pixels_off"] = float(np.abs(np.ravel(row["pixels"]) - np.ravel(wanted["pixels"])).max())
-        row["reply_alike"] = row["said"] == wanted["said"]
-    for row in rows.values():
-        del row["pixels"]
+        work, web = Path(folder), args.web_bundle
+        bundle = args.bundle or exported(args.checkpoint, work / "cpu.bundle", "--one-call", "draw,read,tokenize")
+        if web is None and "browser" not in lacks():
+            web = exported(args.checkpoint, work / "web.bundle", "--target", "web", "--one-call", "draw,read")
+        rows = measured(bundle.resolve(), web and web.resolve(), args.repeat, work)
     show(rows)
-    print(json.dumps({"bundle": args.bundle.name, "cpus": os.cpu_count(), "repeat": args.repeat, "rows": rows}))
+    told = {"checkpoint": args.checkpoint.name, "cpus": os.cpu_count(), "load": os.getloadavg(), "repeat": args.repeat}
+    print(json.dumps(told | {"rows": rows}))
 
 
 def show(rows: dict[str, Row]) -> None:

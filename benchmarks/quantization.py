@@ -55,7 +55,7 @@ ROWS = {
     "int4": Row("int4", "int8", bars=((PERPLEXITY, "<=", 8.0), (TASKS, ">=", 99.0))),
     "w4a8": Row("w8a8", "w4a8", bars=((PERPLEXITY, "<=", 2.0), (PSNR, ">=", 24.0))),
     "int8 in blocks": Row("int8", "int8", bars=((PERPLEXITY, "<=", 0.5), *DRAWN_WELL)),
-    "web": Row("w8a8-whole", "int8", "text=smoothquant,draw=", bars=((PERPLEXITY, "<=", 2.0), *DRAWN_WELL)),
+    "web": Row("int8-web", "int8", "", bars=((PERPLEXITY, "<=", 2.0), *DRAWN_WELL)),
     "draw int8": Row("fp16", "int8", "smoothquant", bars=DRAWN_WELL),
 }
 METHODS = {  # one path each, the other in float

@@ -5,7 +5,8 @@ shipped text, which takes seconds (docs/quantize.md); its int4 needs no data.  T
 for: 8 bits a channel or 4 bits in blocks, without zero-points, and int8 inputs of conditioner and denoiser by ranges
 seen while shipped prompts were drawn; with fp8 all inputs are fp8, by ranges of shipped text and prompts.  ONNX Runtime
 CUDA multiplies int8 on the CPU only, so there drawing stays in float16.  A browser's wasm has no fast kernel for blocks
-(benchmarks/web_forms.py: a token 16 to 30 times later than in float32), so there all products are MatMulInteger.
+(benchmarks/web_forms.py: a token 16 to 30 times later than in float32), and 8 bits of inputs make its picture another
+than a CPU's: there drawing is MatMulInteger in two terms, and reading unpacks its weights once.
 Which layers a word leaves finer is in edgemm/quantize/layers.py, which GPUs multiply small floats in
 edgemm/device/gpu.py.
 """
@@ -74,7 +75,7 @@ def _tensorrt(text: str, draw: str) -> QuantizeOptions:
 
 # targets, precision, what stays in float, and how the rest is quantized; a target's first row is its default.
 _ROWS: tuple[tuple[tuple[str, ...], str, str, QuantizeOptions | None], ...] = (
-    (("web",), "int8", "fp32", QuantizeOptions("w8a8-whole", "int8", "text=smoothquant,draw=")),
+    (("web",), "int8", "fp32", QuantizeOptions("int8-web", "int8", "")),
     (("cpu", "web"), "fp32", "fp32", None),
     (("cpu",), "int8", "fp32", QuantizeOptions("w8a8", "int8", "text=smoothquant,draw=")),
     (("cpu",), "int4", "fp32", QuantizeOptions("int4", "int8", "")),

@@ -59,7 +59,7 @@ TEXT = {
     "fp16": FLOAT,
     "int8": SideScheme(Layer(8, BLOCK, activations="block"), Layer(8, 0), "smoothquant"),
     "w8a8": SideScheme(Layer(8, 0, activations="token"), Layer(8, 0, activations="static"), "smoothquant"),
-    "w8a8-whole": SideScheme(Layer(8, 0, activations="token"), method="smoothquant"),  # the head, too: for wasm
+    "int8-web": SideScheme(Layer(8)),  # for wasm: nothing in blocks
     "int4": SideScheme(INT4, Layer(4, PORTABLE_BLOCK), "awq+gptq"),
     "fp8": FP8,
     "nvfp4": SideScheme(Layer(4, FLOAT_BLOCK, form="nvfp4", activations="nvfp4")),
@@ -94,6 +94,7 @@ WIDE_BLOCKS = (128, 64)  # of 8 bits, where 4 are asked for: as good, and faster
 TENDER = re.compile(r"layers\.\d+\.(?:self_attn\.[qkv]_proj|mlp\.down_proj)$")  # as k-quant mixes of llama.cpp have it
 READ = re.compile(r"layers\.(\d+)\.self_attn\.")  # queries beside keys and values, for the three are one product
 OUTLIERS = "a few tokens' inputs are thousands of times the others'"
+LAST_DIGIT = "it would pass the last digit of its inputs on"
 READ_AT_EVERY_STEP = "its keys and values are read at every step"
 READING = ("transformer", "text_head", "image_head")  # the heads of transformers that have several
 TOWERS = ("image_encoder", "latent_encoder", "image_embedder", "image_decoder", "vq_decoder")  # of others' models
@@ -137,13 +138,12 @@ def choose_layers(
     schemes = scheme_of("text", text), scheme_of("draw", draw)
     portable = portable or any(scheme.layer.form != "int" for scheme in schemes)  # who takes those takes nothing else
     text_form, draw_form = (scheme.form(portable) for scheme in schemes)
-    if text == "w8a8-whole":
-        chosen = dict(_decide_whole(shapes, text_form, draw_form))
+    if text == "int8-web":
+        chosen = dict(_decide_for_web(shapes, text_form, draw_form))
     else:
         chosen = dict(_decide(shapes, text_form, draw_form, drawing_depth, portable))
     if towers:
-        plain = Layer(8) if portable else Layer(8, BLOCK, activations="block")
-        plain = text_form if text == "w8a8-whole" else plain
+        plain = Layer(8) if portable or text == "int8-web" else Layer(8, BLOCK, activations="block")
         chosen |= {name: plain for name in shapes if name.partition(".")[0] in TOWERS}
     return chosen
 
@@ -176,17 +176,20 @@ def _decide(
             yield name, _draw_layer(name, draw)
 
 
-def _decide_whole(shapes: Mapping[str, tuple[int, int]], text: Layer, draw: Layer) -> Iterator[tuple[str, Layer]]:
-    """The head and what sees, too: nothing is in blocks but filters.  Down projections have whole-number weights alone,
-    which an engine unpacks when it loads them."""
+def _decide_for_web(shapes: Mapping[str, tuple[int, int]], text: Layer, draw: Layer) -> Iterator[tuple[str, Layer]]:
+    """Of reading only the head and what sees multiply whole numbers, and drawing does so in two terms: 8 bits of a
+    layer's inputs turn the last digit of a float, which is another in wasm, into another picture or reply
+    (docs/embedding-web.md)."""
+    head = Layer(8, activations="token")
     for name, (rows, width) in shapes.items():
         if side_of(name) == "text":
-            yield name, replace(Layer(8), reason=OUTLIERS) if name.endswith(".down_proj") else text
+            yield name, head if name == HEAD else replace(text, reason=LAST_DIGIT)
         elif name.startswith("image_encoder."):
             for _, layer in _image_encoder_layers(name, rows, width, IMAGE_ENCODER + IMAGE_ENCODER_TIGHT):
-                yield name, layer if layer.bits == 8 else replace(text, reason=layer.reason)
+                yield name, layer if layer.bits == 8 else replace(head, reason=layer.reason)
         elif side_of(name) == "draw" and draw.bits is not None:
-            yield name, _draw_layer(name, draw)
+            layer = _draw_layer(name, draw)
+            yield name, replace(layer, activations="token16", reason=LAST_DIGIT) if layer == draw else layer
 
 
 def _image_encoder_layers(

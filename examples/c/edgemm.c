@@ -9,6 +9,7 @@
  * Exit codes are edgemm's: 0 done, 2 usage, 3 bad input or bundle, 4 something is missing here.
  */
 #include <cjson/cJSON.h>
+#include <limits.h>
 #include <math.h>
 #include <openssl/evp.h>
 #include <png.h>
@@ -56,9 +57,9 @@ static char *inside(const char *path) { /* a path of the manifest, in the bundle
 }
 static unsigned char *read_file(const char *path, size_t *size) {
     FILE *file = fopen(path, "rb");
-    if (!file || fseek(file, 0, SEEK_END)) die(3, "%s: cannot be read: is it there?", path);
-    *size = (size_t)ftell(file);
-    rewind(file);
+    long end = !file || fseek(file, 0, SEEK_END) ? -1 : ftell(file);
+    if (end < 0 || end == LONG_MAX) die(3, "%s: cannot be read: is it a file, and there?", path); /* folders say LONG_MAX */
+    *size = (size_t)end, rewind(file);
     unsigned char *content = zeros(*size + 1);
     if (fread(content, 1, *size, file) != *size) die(3, "%s: cannot be read to its end", path);
     fclose(file);
@@ -81,20 +82,21 @@ static void check_file(cJSON *record) { /* size and SHA-256, before anybody open
     if ((double)size != field(record, "size_bytes")->valuedouble) die(3, "%s: has %zu bytes, not those of the manifest", path, size);
     if (!EVP_Digest(content, size, digest, NULL, EVP_sha256(), NULL)) die(4, "libcrypto has no SHA-256");
     for (int i = 0; i < 32; i++) snprintf(found + 2 * i, 3, "%02x", digest[i]);
-    if (strcmp(found, string(record, "sha256"))) die(3, "%s: was altered: SHA-256 is %.12s..., not the manifest's", path, found);
+    const char *told = string(record, "sha256");
+    if (strlen(told) != 64) die(3, "%s: its SHA-256 in the manifest has %zu digits, not 64", path, strlen(told));
+    if (strcmp(found, told)) die(3, "%s: was altered: SHA-256 is %.12s..., not the manifest's", path, found);
     free(content), free(path);
 }
 static void open_bundle(void) {
     size_t size;
     char *path = inside("manifest.json"), *text = (char *)read_file(path, &size);
     manifest = cJSON_Parse(text);
-    if (!cJSON_IsObject(manifest)) die(3, "%s: not the JSON that was expected", path);
-    cJSON *version = field(manifest, "schema_version");
+    if (!cJSON_IsObject(manifest)) die(3, "%s: not the JSON object that was expected", path);
+    cJSON *record, *version = field(manifest, "schema_version");
     if (!cJSON_IsNumber(version) || version->valuedouble != SCHEMA) {
         char *found = cJSON_PrintUnformatted(version);
         die(3, "%s: schema_version is %s, this program reads %d", path, found, SCHEMA);
     }
-    cJSON *record;
     cJSON_ArrayForEach(record, field(manifest, "files")) check_file(record);
     free(path), free(text);
 }
@@ -286,8 +288,7 @@ static void ask(const char *picture, const char *words, int most) {
 
 int main(int argc, char **argv) {
     if (argc < 5 || argc > 6 || (strcmp(argv[2], "draw") && strcmp(argv[2], "ask"))) die(2, "%s BUNDLE draw WORDS OUTPUT.png [SEED | NOISE.f32], or BUNDLE ask PICTURE.png WORDS [MOST_TOKENS]", argv[0]);
-    bundle = argv[1];
-    open_bundle();
+    bundle = argv[1], open_bundle();
     ort = OrtGetApiBase()->GetApi(ORT_API_VERSION);
     if (!ort) die(4, "ONNX Runtime %s is older than the headers (API %d)", OrtGetApiBase()->GetVersionString(), ORT_API_VERSION);
     check(ort->CreateEnv(ORT_LOGGING_LEVEL_ERROR, "edgemm_c", &env), "environment");
@@ -296,5 +297,4 @@ int main(int argc, char **argv) {
     check(ort->CreateCpuMemoryInfo(OrtArenaAllocator, OrtMemTypeDefault, &memory), "memory");
     if (!strcmp(argv[2], "draw")) draw(argv[3], argv[4], argc > 5 ? argv[5] : "0");
     else ask(argv[3], argv[4], argc > 5 ? atoi(argv[5]) : 64);
-    return 0;
 }

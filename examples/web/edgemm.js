@@ -25,10 +25,10 @@ export class Bundle {
     bundle.bytes = {}; // what was fetched, by path
     const found = await fetch(`${bundle.base}manifest.json`);
     if (!found.ok) throw new Error(`manifest.json: is not there (${found.status})`);
-    bundle.manifest = JSON.parse(await found.text());
+    bundle.manifest = read(await found.text());
     const version = bundle.manifest.schema_version;
     if (version !== SCHEMA) throw new Error(`manifest.json: schema_version is ${version}, this page reads ${SCHEMA}`);
-    bundle.target = target ?? TARGETS.find((name) => bundle.manifest.targets[name]);
+    bundle.target = target ?? TARGETS.find((name) => bundle.manifest.targets?.[name]);
     if (!bundle.target) throw new Error("the bundle is for no browser: edgemm export --target web --one-call draw,read");
     const json = JSON.parse(new TextDecoder().decode(await bundle.file(bundle.manifest.tokenizer)));
     bundle.whole = new Tokenizer(json, {});
@@ -40,7 +40,7 @@ export class Bundle {
   // The file's bytes, once; an Error where they are not those of the manifest.
   async file(path) {
     if (this.bytes[path]) return this.bytes[path];
-    const record = this.manifest.files[path];
+    const record = this.manifest.files?.[path];
     if (!record || path.startsWith("/") || path.split("/").includes("..")) throw new Error(`${path}: not in the bundle`);
     this.progress(`fetching ${path}`);
     const found = await fetch(this.base + path);
@@ -49,7 +49,9 @@ export class Bundle {
     if (bytes.length !== record.size_bytes) throw new Error(`${path}: has ${bytes.length} bytes, not ${record.size_bytes}`);
     const digest = new Uint8Array(await crypto.subtle.digest("SHA-256", bytes));
     const hex = Array.from(digest, (byte) => byte.toString(16).padStart(2, "0")).join("");
-    if (hex !== record.sha256) throw new Error(`${path}: was altered: its SHA-256 is not the manifest's`);
+    const told = String(record.sha256);
+    if (told.length !== 64) throw new Error(`${path}: its SHA-256 in the manifest has ${told.length} digits, not 64`);
+    if (hex !== told) throw new Error(`${path}: was altered: its SHA-256 is not the manifest's`);
     this.bytes[path] = bytes;
     return bytes;
   }
@@ -198,6 +200,14 @@ export class Bundle {
     add(this.ids(template.reply_open ?? template.assistant_open));
     return { ids, rows, limits };
   }
+}
+
+// The manifest's JSON, an object; what a parser says of other text names no file.
+function read(text) {
+  let found;
+  try { found = JSON.parse(text); } catch { /* told below */ }
+  if (found?.constructor !== Object) throw new Error("manifest.json: not the JSON object that was expected");
+  return found;
 }
 
 // What `inSteps` knows: Euler's steps towards the clean picture, without guidance.  Others draw in one call.

@@ -8,6 +8,7 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ import pytest
 from PIL import Image
 
 from tests.export.nano import needs_opset_24
+from tests.export.test_pages import snippets, with_programs
 
 ROOT = Path(__file__).resolve().parents[2]
 NEEDED = ("gcc", "make")
@@ -31,7 +33,7 @@ def folder(tmp_path_factory) -> Path:
         missing.append("make -C examples/c headers")
     if missing:
         pytest.skip(f"examples/c needs {', '.join(missing)}")
-    made = tmp_path_factory.mktemp("c") / "c"
+    made = tmp_path_factory.mktemp("c") / "examples" / "c"
     shutil.copytree(ROOT / "examples" / "c", made, ignore=shutil.ignore_patterns("*.so*", "edgemm_c"))
     built = make(made, "edgemm_c")
     assert built.returncode == 0, built.stderr
@@ -60,41 +62,45 @@ def written(bundle: Path, **changes: object) -> Path:
     return bundle
 
 
-def flipped(bundle: Path) -> None:
-    (bundle / "weights.data").write_bytes(b"numbErs")
-
-
-def longer(bundle: Path) -> None:
-    (bundle / "weights.data").write_bytes(b"numbers and more")
+def weights(content: bytes) -> Callable[[Path], object]:
+    return lambda bundle: (bundle / "weights.data").write_bytes(content)
 
 
 def without(bundle: Path) -> None:
     (bundle / "weights.data").unlink()
 
 
-def torn(bundle: Path) -> None:
-    (bundle / "manifest.json").write_text("{")
+def folder_instead(bundle: Path) -> None:
+    without(bundle)
+    (bundle / "weights.data").mkdir()
 
 
-def climbing(bundle: Path) -> None:
-    text = (bundle / "manifest.json").read_text()
-    (bundle / "manifest.json").write_text(text.replace("weights.data", "../weights.data"))
+def told(found: str, instead: str) -> Callable[[Path], object]:
+    """The manifest with these letters instead of those."""
 
+    def change(bundle: Path) -> None:
+        text = (bundle / "manifest.json").read_text()
+        assert found in text
+        (bundle / "manifest.json").write_text(text.replace(found, instead))
 
-def newer(bundle: Path) -> None:
-    text = (bundle / "manifest.json").read_text()
-    (bundle / "manifest.json").write_text(text.replace('"schema_version": 1', '"schema_version": 2'))
+    return change
 
 
 @pytest.mark.parametrize(
     "spoil, said",
     [
-        (flipped, "weights.data: was altered"),
-        (longer, "weights.data: has 16 bytes"),
+        (weights(b"numbErs"), "weights.data: was altered"),
+        (weights(b"numbers and more"), "weights.data: has 16 bytes"),
+        (weights(b"numb"), "weights.data: has 4 bytes"),
         (without, "weights.data: cannot be read"),
-        (torn, "not the JSON that was expected"),
-        (climbing, "leaves the bundle"),
-        (newer, "schema_version is 2, this program reads 1"),
+        (folder_instead, "weights.data: cannot be read"),
+        (lambda bundle: (bundle / "manifest.json").unlink(), "manifest.json: cannot be read"),
+        (lambda bundle: (bundle / "manifest.json").write_text("{"), "not the JSON object that was expected"),
+        (lambda bundle: (bundle / "manifest.json").write_text("[1]"), "not the JSON object that was expected"),
+        (told("weights.data", "../weights.data"), "leaves the bundle"),
+        (told('"schema_version": 1', '"schema_version": 2'), "schema_version is 2, this program reads 1"),
+        (told('"sha256": "', '"sha256": "00'), "its SHA-256 in the manifest has 66 digits, not 64"),
+        (told('"sha256"', '"sha1"'), "field 'sha256' is missing"),
     ],
 )
 def test_a_spoiled_bundle_is_one_line_and_nothing_is_drawn(folder, tmp_path, spoil, said):
@@ -121,22 +127,37 @@ def test_the_pages_snippet_is_the_programs_own():
 
 
 @pytest.fixture(scope="module")
-def sticker(tmp_path_factory):
-    """The shipped model, and its runtime."""
-    import edgemm
-    from edgemm.verify.export_native import export_bundle
-
-    path = tmp_path_factory.mktemp("sticker") / "nano.bundle"
-    export_bundle(ROOT / "checkpoints" / "sticker-nano", path, one_call=("draw", "read", "tokenize"), steps=4)
-    with edgemm.load(path, device="cpu", threads=1) as runtime:
-        yield path, runtime
+def page(folder) -> tuple[Path, str]:
+    """The bundle that docs/embedding-c.md makes with the shipped model, and what its commands print."""
+    pytest.importorskip("onnxruntime_extensions", reason="pip install 'edgemm[tokenizer-graph]'")
+    home = folder.parents[1]
+    (home / "checkpoints").symlink_to(ROOT / "checkpoints")
+    code = snippets("embedding-c.md", "sh")[0].replace("../../.venv/bin/python", sys.executable)
+    words, given = ["bash", "-e", "-c", code], with_programs(home)
+    done = subprocess.run(words, cwd=home, env=given, capture_output=True, text=True, timeout=1800)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return home / "nano.bundle", done.stdout
 
 
 @pytest.fixture(scope="module")
-def extensions(folder) -> dict[str, str]:
-    pytest.importorskip("onnxruntime_extensions", reason="pip install 'edgemm[tokenizer-graph]'")
-    assert make(folder, "extensions.so").returncode == 0
-    return {"EDGEMM_EXTENSIONS": str(folder / "extensions.so")}
+def sticker(page):
+    """The shipped model, and its runtime."""
+    import edgemm
+
+    with edgemm.load(page[0], device="cpu", threads=1) as runtime:
+        yield page[0], runtime
+
+
+@pytest.fixture(scope="module")
+def extensions(folder, page) -> dict[str, str]:
+    return {"EDGEMM_EXTENSIONS": str(folder / "extensions.so")}  # the page's commands built it
+
+
+@pytest.mark.slow
+@needs_opset_24
+def test_the_pages_commands_run(folder, page, sticker):
+    reply = sticker[1].generate_text("What is this?", images=[folder / "heart.png"]).text.strip()
+    assert reply and page[1].strip().endswith(f"\n{reply}")
 
 
 @pytest.mark.slow

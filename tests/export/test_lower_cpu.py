@@ -84,8 +84,18 @@ def test_for_a_browser_no_product_is_in_blocks(references, graphs, component):
     assert not kinds["MatMulNBits"] and not kinds["GatherBlockQuantized"]
     products = [product for product in products_of(references(graphs[component]), component) if not product.is_lookup]
     layers = [spec.layer(product.layer) for product in products]
-    assert kinds["MatMulInteger"] == sum(layer.activations in ("token", "tensor") for layer in layers)
+    assert kinds["MatMulInteger"] == sum(layer.activations.startswith("token") for layer in layers)
     assert real == ("int8" if any(layer.bits for layer in layers) else "fp32")
+
+
+def test_for_a_browser_eight_bits_of_inputs_are_the_heads_alone(graphs):
+    """Elsewhere they would pass a float's last digit on, and the page would draw another picture than the runtime."""
+    layers = spec_without_data(graph_weights(graphs), "int8", target="web").document.layers
+    drawn = {name: layer for name, layer in layers.items() if name.startswith(("conditioner.", "denoiser."))}
+    read = {name: layer for name, layer in layers.items() if name.startswith("transformer.") and name != HEAD}
+    assert {layer.activations for layer in drawn.values() if layer.bits} == {"token16"}
+    assert {(layer.bits, layer.activations) for layer in read.values()} == {(8, "float")}
+    assert layers[HEAD].activations == "token"
 
 
 def test_a_wide_product_is_cut_for_a_browser_and_says_the_same(monkeypatch):

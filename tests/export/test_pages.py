@@ -29,6 +29,16 @@ def snippets(page: str, language: str) -> list[str]:
     return re.findall(rf"^```{language}\n(.*?)^```", (DOCS / page).read_text(), re.MULTILINE | re.DOTALL)
 
 
+def with_programs(home: Path, **lines: str) -> dict[str, str]:
+    """An environment in which a page's commands find these programs before others: name -> a line of sh; the line of
+    `edgemm` is this checkout's."""
+    (home / "bin").mkdir()
+    for name, line in ({"edgemm": f'exec {sys.executable} -m edgemm "$@"'} | lines).items():
+        (home / "bin" / name).write_text(f"#!/bin/sh\n{line}\n")
+        (home / "bin" / name).chmod(0o755)
+    return os.environ | {"PATH": f"{home / 'bin'}:{os.environ['PATH']}", "PYTHONPATH": str(DOCS.parent)}
+
+
 @needs_opset_24
 def test_the_page_for_python_runs(export, model, tmp_path, monkeypatch):
     for package in ("llguidance", "openvino", "peft"):
@@ -55,10 +65,8 @@ def test_the_page_for_http_runs(tmp_path):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
-    (program := tmp_path / "edgemm").write_text(f'#!/bin/sh\nexec {sys.executable} -m edgemm "$@"\n')
-    program.chmod(0o755)
     (code,) = snippets("embedding-http.md", "sh")
-    given = os.environ | {"PATH": f"{tmp_path}:{os.environ['PATH']}", "PYTHONPATH": str(DOCS.parent)}
+    given = with_programs(tmp_path)
     words = ["bash", "-e", "-c", code.replace("8000", port)]
     files = (tmp_path / "said").open("wb"), (tmp_path / "told").open("wb")
     shell = subprocess.Popen(words, cwd=tmp_path, env=given, stdout=files[0], stderr=files[1], start_new_session=True)
