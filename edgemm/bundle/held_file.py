@@ -7,6 +7,7 @@ ends the process (SIGBUS).  What a hash should be is not known here: see bundle.
 
 from __future__ import annotations
 
+import _thread
 import contextlib
 import hashlib
 import os
@@ -146,7 +147,7 @@ class FileHashes:
         self._changed = threading.Condition()  # of all that follows
         self._waiting: deque[Path] = deque()
         self._found: dict[Path, str | Exception] = {}
-        self._threads: set[threading.Thread] = set()  # at work
+        self._started = self._left = self._working = 0  # threads
         self._ended = False
 
     def begin(self, file: Path) -> None:
@@ -156,11 +157,11 @@ class FileHashes:
         self.held[file] = HeldFile(file)
         with self._changed:
             self._waiting.append(file)
-            if len(self._threads) < self._at_once:
-                thread = threading.Thread(target=self._work)
-                with contextlib.suppress(RuntimeError):  # no thread can be had: whoever asks for the hash computes it
-                    thread.start()
-                    self._threads.add(thread)
+            if self._started - self._left < self._at_once:
+                with contextlib.suppress(RuntimeError, MemoryError):  # then who asks for it computes it
+                    # not threading.Thread, whose start() waits without end for a thread that dies for want of memory
+                    _thread.start_new_thread(self._work, ())
+                    self._started += 1
 
     def begin_weights(self, bundle: Path) -> None:
         """A bundle's large files, before its manifest is read: whatever that says, they will be asked for."""
@@ -178,8 +179,10 @@ class FileHashes:
         while self._compute(deque.pop):
             pass
         with self._changed:
-            self._changed.wait_for(lambda: file in self._found)
-        found = self._found[file]
+            self._changed.wait_for(lambda: file in self._found or not self._working)
+        found = self._found.get(file)
+        if found is None:  # its thread died
+            return self.held[file].sha256(self._hashed)
         if isinstance(found, Exception):
             raise found
         return found
@@ -191,19 +194,24 @@ class FileHashes:
         with self._changed:
             self._ended = True
             self._waiting.clear()
-            threads = tuple(self._threads)
-        for thread in threads:
-            thread.join()
+            self._changed.wait_for(lambda: not self._working)
 
     def _work(self) -> None:
-        while self._compute(deque.popleft):
-            pass
+        with self._changed:
+            self._working += 1
+        try:
+            with contextlib.suppress(Exception):
+                while self._compute(deque.popleft):
+                    pass
+        finally:
+            with self._changed:
+                self._working, self._left = self._working - 1, self._left + 1
+                self._changed.notify_all()
 
     def _compute(self, take: Callable[[deque[Path]], Path]) -> bool:
-        """The hash of one more file; False where none waits: then a thread is no longer at work."""
+        """The hash of one more file; False where none waits."""
         with self._changed:
             if not self._waiting:
-                self._threads.discard(threading.current_thread())
                 return False
             file = take(self._waiting)
         found: str | Exception

@@ -28,6 +28,7 @@ POLL_S = 0.05
 SCARCE_BYTES = 4 << 30  # of a control group: with more, a second process is not worth its milliseconds
 GRACE_S = 10.0  # to take half-written files away
 STUCK_S = 3.0  # of processor time
+IDLE_S = 20.0  # without any
 NOT_LINKED = 127  # how the dynamic linker ends a process where it gets no memory for a library
 KILLED_FOR_MEMORY = (signal.SIGABRT, signal.SIGKILL, signal.SIGSEGV, signal.SIGBUS, signal.SIGILL)
 
@@ -159,12 +160,15 @@ def _watched(
 
 class _Stuck:
     """Whether a process asks the kernel for memory again and again, and does nothing else: OpenBLAS has no other answer
-    where it gets none.  It stands at its cap, and its time is the kernel's."""
+    where it gets none.  It stands at its cap, and its time is the kernel's.  Or it stands there and does nothing:
+    Python waits without end for a thread that began and had no memory."""
 
     NEAR_BYTES = 64 << 20  # what OpenBLAS wants at once
+    LAST_BYTES = 1 << 20
 
     def __init__(self, pid: int) -> None:
         self._pid, self._cap, self._before = pid, memory_cap(), (0.0, 0.0)
+        self._seen, self._since = (0.0, 0.0), time.monotonic()
 
     def __call__(self) -> bool:
         if self._cap is None:
@@ -175,6 +179,10 @@ class _Stuck:
         except OSError:
             return False
         own, kernel = (int(ticks) / os.sysconf("SC_CLK_TCK") for ticks in fields[11:13])
+        if (own, kernel) != self._seen:
+            self._seen, self._since = (own, kernel), time.monotonic()
+        elif time.monotonic() - self._since > IDLE_S and int(fields[20]) > self._cap - self.LAST_BYTES:
+            return True
         spent = own - self._before[0], kernel - self._before[1]
         if sum(spent) < STUCK_S:
             return False

@@ -28,7 +28,7 @@ from edgemm.data.icons import (
     read_icons,
     run_together_names,
 )
-from edgemm.data.labels import COLOURS, Label, plain_words, read_labels
+from edgemm.data.labels import COLOURS, Label, coloured_words, plain_words, read_labels
 from edgemm.data.questions import emoji_questions
 from edgemm.data.sources import LABELS, PACKAGES, Package, fetch, read_json
 from edgemm.data.writer import HELD_OUT_STYLE, SCORER_STYLE, DatasetWriter, assign_splits, stable_fraction
@@ -38,6 +38,12 @@ __all__ = ["Drawing", "build_emoji", "distinct", "draw_emoji", "packages_of"]
 SPELLED_LIKE = {"noto-v1": "noto", "fluent-color": "fluent"}  # without chars.json, named as another style's icons are
 FREE_COLOUR = ("travel-places", "objects", "activities")  # groups of things that come in any colour
 HUES = ("red", "orange", "yellow", "green", "blue", "purple", "pink")
+UNSEEN_WORDS = (
+    "draw one {1} that is {0}",
+    "the {1}, but {0}",
+    "some {0}-coloured {1}, please",
+    "could you make the {1} {0}",
+)
 SAME_DRAWING = 2.0  # mean difference in grey levels; three noto-v1 drawings are below it, the next is at 2.7
 
 
@@ -66,16 +72,18 @@ def build_emoji(
     """Write the set into `folder`; the number of pictures.
 
     hues: so many copies in other colours of every training drawing of a thing that comes in any (two: a red and a
-    green car beside the blue one).  plain: captions in plain words, too ("a car", "a picture of a car").
+    green car beside the blue one), and one more that is withheld (split held-out-colour).
+    plain: captions in plain words, too ("a car", "a picture of a car").
     """
     writer = DatasetWriter(folder, "emoji", size)
     colours = {}
     for sample, drawing in draw_emoji(size, styles, cache, hues=hues, offline=offline):
         pictures = [(sample, drawing.picture, drawing.colour)]
         if sample.split == "train":
-            pictures += [(_in_colour(sample, colour), picture, colour) for colour, picture in drawing.turned]
+            copies = zip(_splits_of(drawing.turned), drawing.turned, strict=True)
+            pictures += [(_in_colour(sample, colour, split), picture, colour) for split, (colour, picture) in copies]
         for one, picture, colour in pictures:
-            writer.add(_in_plain_words(one, colour) if plain else one, picture)
+            writer.add(_in_plain_words(one, colour) if plain and one.split != "held-out-colour" else one, picture)
             if colour:
                 colours[one.id] = colour
     writer.finish(emoji_questions(writer.samples, colours, seed), packages_of(styles))
@@ -105,7 +113,9 @@ def draw_emoji(
         for style in styles
         for code, svg in read_icons(tarballs[style], labels, names_of(style)).items()
     ]
-    drawings = distinct([_draw(*icon, size, hues) for icon in progress.track(icons, len(icons), "drawing", "icons")])
+    drawings = distinct(
+        [_draw(*icon, size, hues + bool(hues)) for icon in progress.track(icons, len(icons), "drawing", "icons")]
+    )
     splits = assign_splits((drawing.style, drawing.label.hexcode, drawing.label.family) for drawing in drawings)
     return [(_sample_of(drawing, splits[drawing.style, drawing.label.hexcode]), drawing) for drawing in drawings]
 
@@ -150,16 +160,32 @@ def _turned(picture: Image.Image, label: Label, name: str, hues: int) -> tuple[t
     return tuple(islice(((colour, on_white(copy)) for colour, copy in copies if copy), hues))
 
 
-def _in_colour(sample: Sample, colour: str) -> Sample:
+def _splits_of(turned: Sequence[object]) -> list[str]:
+    """The last copy is withheld, where another stays in training."""
+    return ["train"] * (len(turned) - 1) + ["held-out-colour" if len(turned) > 1 else "train"] if turned else []
+
+
+def _in_colour(sample: Sample, colour: str, split: str) -> Sample:
+    """A copy in another colour: all that is said of it tells the colour, so that "a car" stays the drawing's own.
+
+    A withheld one is asked for in words that no training picture has.
+    """
     said = f"{colour} {sample.label}"
     name = f"{sample.id}-{colour}"
-    captions = (said, f"{said}, {sample.style} style")
-    return replace(sample, id=name, image=f"images/{name}.png", captions=captions)
+    captions = [said, f"{said}, {sample.style} style"]
+    if split != "train":
+        captions.append(
+            UNSEEN_WORDS[int(stable_fraction("words", name) * len(UNSEEN_WORDS))].format(colour, sample.label)
+        )
+    scene = {"colour": colour, "ground": "white"}
+    return replace(sample, id=name, image=f"images/{name}.png", captions=(*captions,), split=split, scene=scene)
 
 
 def _in_plain_words(sample: Sample, colour: str | None) -> Sample:
     """Its captions and what people would say for them; the one with the style stays the last."""
-    said = plain_words(sample.label, sample.tags[:2], colour)
+    synonyms = sample.tags[:2]
+    said = coloured_words(sample.label, synonyms if sample.group in FREE_COLOUR else (), colour)
+    said += [] if sample.scene else plain_words(sample.label, synonyms)
     return replace(sample, captions=(*dict.fromkeys((*said, *sample.captions)),))
 
 

@@ -10,6 +10,7 @@
 
 Splits: `train`; `held-out-style` (a family seen in training, drawn by a style that is not); `held-out-family` (a family
 withheld from every style); `held-out-pair` (a label trained in another style and withheld from this one);
+`held-out-colour` (a drawing trained in other colours, in words that were never trained);
 `held-out-picture` (what was trained, in pictures that were not); `scorer` (pictures for training an independent judge:
 never train on them, never report on them); `test` (what the owner of other pictures withheld).
 
@@ -43,7 +44,16 @@ __all__ = [
 ]
 
 SCHEMA_VERSION = 1
-SPLITS = ("train", "held-out-style", "held-out-family", "held-out-pair", "held-out-picture", "scorer", "test")
+SPLITS = (
+    "train",
+    "held-out-style",
+    "held-out-family",
+    "held-out-pair",
+    "held-out-colour",
+    "held-out-picture",
+    "scorer",
+    "test",
+)
 
 
 @dataclass(frozen=True)

@@ -31,7 +31,7 @@ from edgemm.data.format import Question, Sample
 from edgemm.data.icon_names import Named
 from edgemm.data.icon_sets import HELD_OUT, ICON_SETS, check_terms, trademarks
 from edgemm.data.icons import ANCHORS, lab, rasterise, svg_of
-from edgemm.data.labels import COLOURS, plain_words, with_article
+from edgemm.data.labels import COLOURS, coloured_words, plain_words, with_article
 from edgemm.data.questions import asked_by_split, balanced_partners, choice_question, surely_differ
 from edgemm.data.sources import fetch, read_json
 from edgemm.data.writer import HELD_OUT_FAMILY_SHARE, HELD_OUT_PAIR_SHARE, DatasetWriter, stable_fraction
@@ -197,7 +197,7 @@ def colour_of(rgb: Sequence[float] | np.ndarray) -> str:
 def captions(sample: Sample) -> tuple[str, ...]:
     """True sentences: by name and by synonym, words left out and turned; the last tells colour, way and ground."""
     scene = sample.scene or {}
-    said = plain_words(sample.label, sample.tags[:2], scene["colour"])
+    said = plain_words(sample.label, sample.tags[:2]) + coloured_words(sample.label, sample.tags[:2], scene["colour"])
     if not scene["colour"]:
         return (*said, with_article(f"coloured {sample.label}") + " on white")
     said.append(f"{sample.label}, {scene['colour']}, {scene['way']}")

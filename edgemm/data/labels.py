@@ -25,6 +25,7 @@ __all__ = [
     "NUMBERS",
     "is_countable",
     "is_plural",
+    "coloured_words",
     "plain_words",
     "plural",
     "with_article",
@@ -177,12 +178,18 @@ def with_article(label: str) -> str:
     return f"{'an' if _sounds_like_vowel(label) else 'a'} {label}"
 
 
-def plain_words(label: str, synonyms: Sequence[str] = (), colour: str | None = None) -> list[str]:
-    """Ways in which people ask for it, shortest first: "a heart", "a picture of a heart", "love", "a red heart"."""
-    names = (label, *synonyms)
-    said = [*names, with_article(label), f"a picture of {with_article(label)}"]
-    said += [with_article(f"{colour} {name}") for name in names] if colour and colour not in label.split() else []
+def plain_words(label: str, synonyms: Sequence[str] = ()) -> list[str]:
+    """Ways in which people ask for it, shortest first: "heart", "a heart", "a picture of a heart", "love"."""
+    said = [label, *synonyms, with_article(label), f"a picture of {with_article(label)}"]
     return [*dict.fromkeys(sorted(said, key=len))]
+
+
+def coloured_words(label: str, synonyms: Sequence[str], colour: str | None) -> list[str]:
+    """The same of a thing in a colour: "a red heart", "a picture of a red heart"; none where the name tells it."""
+    if not colour or colour in label.split():
+        return []
+    named = [with_article(f"{colour} {name}") for name in (label, *synonyms)]
+    return [*dict.fromkeys([*named, f"a picture of {named[0]}"])]
 
 
 def plural(label: str) -> str:

@@ -2,6 +2,7 @@
 
     seen pairs       label and style were trained together
     held-out pairs   the label was trained in another style, the style with other labels; this picture was withheld
+    held-out colors  the drawing was trained in other colours; asked for in words that were never trained
 
 The prompt names label and style.  Each drawing is judged beside the real picture of the same sample at the same size;
 the ratio of the two shares says how much of what can be recognised is there.  KID-Lite0 compares both sets' features.
@@ -18,7 +19,7 @@ import numpy as np
 
 from edgemm.data.format import Dataset
 from edgemm.errors import InputError
-from edgemm.evaluate.icons_suite import IconsPart, check_icons
+from edgemm.evaluate.icons_suite import ColoursPart, IconsPart, check_colours, check_icons
 from edgemm.evaluate.judge import Eye, Judge, open_judge
 from edgemm.evaluate.metrics import Interval, Share, kid, ratio_of_means, share
 from edgemm.evaluate.subject import DRAWN_SPLITS, Drawings, Subject, draw_samples, some
@@ -55,7 +56,7 @@ class DrawResult:
     judge: JudgeCard
     parts: dict[str, DrawnPart]  # split -> scores
     drawings: dict[str, Drawings]  # split -> what was judged
-    icons: dict[str, IconsPart]  # split -> colour, ground and way, where the dataset's prompts ask for them
+    icons: dict[str, IconsPart | ColoursPart]  # split -> what the dataset's prompts ask for: colour, ground, way
     records: list[dict[str, Any]]  # one a drawing
 
 
@@ -69,7 +70,8 @@ def run_draw_suite(
     """
     eye = Eye()
     judge = open_judge(dataset, subject.drawing_size, eye, cache)
-    parts, icons, drawings, records = {}, {}, {}, []
+    parts, drawings, records = {}, {}, []
+    icons: dict[str, IconsPart | ColoursPart] = {}
     for split, what in DRAWN_SPLITS.items():
         samples = [sample for sample in dataset.split(split) if not groups or sample.group in groups]
         samples = [sample for sample in samples if sample.label in judge.candidates]
@@ -78,7 +80,12 @@ def run_draw_suite(
         drawings[split] = draw_samples(subject, dataset, some(samples, limit, "id"), -1, what)
         parts[split], rows = _judge(drawings[split], judge, eye)
         records += rows
-        checked = check_icons(dataset, drawings[split], eye) if dataset.kind == "icons" else None
+        named, real_named = (np.array([row[name] == 0 for row in rows]) for name in ("drawn_rank", "real_rank"))
+        checked: IconsPart | ColoursPart | None
+        if dataset.kind == "icons":
+            checked = check_icons(dataset, drawings[split], eye)
+        else:
+            checked = check_colours(drawings[split], named, real_named)
         icons |= {split: checked} if checked else {}
     if not parts:
         known = ", ".join(sorted({sample.group for sample in dataset.split(*DRAWN_SPLITS)}))

@@ -35,7 +35,7 @@ from edgemm.evaluate.subject import DRAWN_SPLITS, BundleSubject, Drawings, DrawS
 __all__ = ["SUITES", "Evaluation", "Plan", "compared", "evaluate", "evaluate_subject"]
 
 SUITES = ("read", "draw")
-JUDGED = ("emoji", "icons", "shapes")  # kinds of datasets
+JUDGED = ("emoji", "icons", "shapes", "compose")  # kinds of datasets
 SHEET_CELLS = 24  # a section
 
 
@@ -146,6 +146,11 @@ def _draw(subject: Subject, dataset: Dataset, plan: Plan) -> tuple[dict[str, Any
 
         exact = run_shapes_suite(subject, dataset, plan.limit)
         return {"judge": "shapes checker", "parts": exact.parts}, exact.records, exact.drawings
+    if dataset.kind == "compose":
+        from edgemm.evaluate.scenes_suite import run_scenes_suite
+
+        scenes = run_scenes_suite(subject, dataset, plan.limit)
+        return {"judge": scenes.judge, "scenes": scenes.parts}, scenes.records, scenes.drawings
     from edgemm.evaluate.draw_suite import run_draw_suite
 
     cache = plan.cache or default_cache()

@@ -14,19 +14,21 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from PIL import Image
 
 from edgemm.data.format import Dataset, Sample
 from edgemm.data.icon_pictures import colour_of
-from edgemm.data.icons import lab
+from edgemm.data.icons import dominant_colour, lab
 from edgemm.evaluate.judge import GRID_WIDTHS, Eye, LabelScorer
 from edgemm.evaluate.metrics import Share, share
 from edgemm.evaluate.subject import Drawings, real_pictures, some
 
-__all__ = ["IconsPart", "Seen", "check_icons", "see_icon"]
+__all__ = ["ColoursPart", "IconsPart", "Seen", "check_colours", "check_icons", "see_icon"]
 
 STANDS_OUT = 22.0  # Lab distance from the ground: half of the least contrast that icon_pictures.py draws
 SPECK = 0.01  # of the canvas: less is noise
 INKED = 0.5  # of what stands out, the farthest from the ground: edges mix both colours
+INK = 235  # the darkest channel of a pixel that is not white
 TAUGHT = 1500  # pictures that the classifier of ways learns from
 
 
@@ -85,6 +87,45 @@ def check_icons(dataset: Dataset, drawings: Drawings, eye: Eye) -> IconsPart | N
         real_way=_right(looked["real"], scenes, "way"),
         shuffled_colour=_right([one.colour for one in seen], [*scenes[1:], scenes[0]], "colour"),
     )
+
+
+# Emoji in colours that they were never trained in: what most of the drawing shows, as copies are named (data/icons.py).
+
+
+@dataclass(frozen=True)
+class ColoursPart:
+    """The scores of one split's prompts that ask for a colour; `both`: the judge names the thing, too."""
+
+    colour: Share
+    both: Share
+    real_colour: Share
+    real_both: Share
+    shuffled_colour: Share
+
+
+def check_colours(drawings: Drawings, named: np.ndarray, real_named: np.ndarray) -> ColoursPart | None:
+    """None where none of the prompts asks for a colour. `named`, bool (b): what the judge names rightly."""
+    asked = [row for row, sample in enumerate(drawings.samples) if (sample.scene or {}).get("colour")]
+    if not asked:
+        return None
+    scenes = [drawings.samples[row].scene or {} for row in asked]
+    drawn, real = ([_most(pictures[row]) for row in asked] for pictures in (drawings.drawn, drawings.real))
+    right, real_right = (
+        np.array([one == scene["colour"] for one, scene in zip(seen, scenes)]) for seen in (drawn, real)
+    )
+    return ColoursPart(
+        colour=share(right),
+        both=share(right & named[asked]),
+        real_colour=share(real_right),
+        real_both=share(real_right & real_named[asked]),
+        shuffled_colour=_right(drawn, [*scenes[1:], scenes[0]], "colour"),
+    )
+
+
+def _most(rgb: np.ndarray) -> str | None:
+    """The colour of most of what is not white."""
+    ink = (rgb.min(axis=-1, keepdims=True) < INK) * np.uint8(255)
+    return dominant_colour(Image.fromarray(np.concatenate([rgb, ink], axis=-1)))
 
 
 def _right(found: list[Any], scenes: list[dict[str, Any]], what: str) -> Share:

@@ -70,7 +70,10 @@ def _parts(document: dict[str, Any]) -> Iterable[Part]:
     for split, part in document.get("read", {}).items():
         yield _reading(f"Reading: {split}, {part['pictures']} pictures", part)
     draw = document.get("draw")
-    if draw and isinstance(draw["judge"], str):
+    if draw and "scenes" in draw:
+        for split, part in draw["scenes"].items():
+            yield _scenes(f"Scenes, judged by {draw['judge']}: {DRAWN_SPLITS.get(split, split)}", part)
+    elif draw and isinstance(draw["judge"], str):
         for split, part in draw["parts"].items():
             yield _shapes(f"Drawing, judged exactly: {DRAWN_SPLITS.get(split, split)}", part)
     elif draw:
@@ -123,6 +126,13 @@ def _icons(title: str, part: dict[str, Any]) -> Part:
     shares = [(name.replace("_", " "), found, None) for name, found in part.items()]
     notes = ["shuffled: the colour that another drawing's prompt asks for; real: the checker on the real pictures"]
     return _of_shares(title, shares, "right", "pictures", notes, "share that the checker passes, with 95 % interval")
+
+
+def _scenes(title: str, part: dict[str, Any]) -> Part:
+    rest = {name.replace("_", " "): found for name, found in part.items() if name != "tasks"}
+    shares = [(name, found, None) for name, found in {**part["tasks"], **rest}.items()]
+    notes = ["right: as many things as asked, each named by the judge, in the asked relation; real: real scenes"]
+    return _of_shares(title, shares, "right", "scenes", notes, "share that the judge passes, with 95 % interval")
 
 
 def _shapes(title: str, part: dict[str, Any]) -> Part:

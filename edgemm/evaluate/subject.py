@@ -148,7 +148,11 @@ def resized(pictures: np.ndarray, size: int) -> np.ndarray:
 # Axes: b pictures, S side of a drawing.
 
 BATCH = 16
-DRAWN_SPLITS = {"train": "seen pairs", "held-out-pair": "held-out pairs"}  # split -> what a person calls it
+DRAWN_SPLITS = {  # split -> what a person calls it
+    "train": "seen pairs",
+    "held-out-pair": "held-out pairs",
+    "held-out-colour": "held-out colors",
+}
 
 
 @dataclass(frozen=True, eq=False)

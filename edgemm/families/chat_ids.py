@@ -23,7 +23,7 @@ from edgemm.bundle.manifest import TextLoop
 from edgemm.bundle.prompt import Tokenizer
 from edgemm.errors import CheckpointError, EdgemmError
 from edgemm.families.chat_strings import added_around, says
-from edgemm.families.hf_checkpoint import Checkpoint, rendered
+from edgemm.families.hf_checkpoint import Checkpoint, literal, rendered
 
 __all__ = ["LibraryIds", "as_the_library_reads", "conversations", "plain", "settle", "without_pictures"]
 
@@ -85,8 +85,9 @@ def _read(checkpoint: Checkpoint, loop: TextLoop, library: Any, messages: list[d
     processes = hasattr(library, "image_processor")  # it shows pictures to itself, and counts their tokens
     if library.chat_template:
         talk = messages if loop.image_token else [plain(message) for message in messages]
-        rendered(library, talk, checkpoint.folder)  # has an end
-        found = library.apply_chat_template(talk, tokenize=True, add_generation_prompt=True, return_dict=True)
+        said = literal(rendered(library, talk, checkpoint.folder))  # the stranger's own template is run there alone
+        how = {"tokenize": True, "add_generation_prompt": True, "return_dict": True}
+        found = library.apply_chat_template(talk, chat_template=said, **how)
     else:
         [message] = messages
         said = loop.image_token * len(shown) + message["content"][-1]["text"]

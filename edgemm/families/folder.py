@@ -111,8 +111,9 @@ def check_sizes(config: Mapping[str, Any], path: Path, least: float = -math.inf)
     for key, value in config.items():
         if isinstance(value, dict):
             check_sizes(value, path, least)
-        whole = isinstance(value, int) and not isinstance(value, bool)
-        if whole and _counts(key) and not least <= value <= _largest(key):
+        if not isinstance(value, int) or isinstance(value, bool) or not _counts(key):
+            continue
+        if not least <= value <= _largest(key):
             raise CheckpointError(f"{path}: {key} is {value}, expected 1 to {_largest(key)}")
 
 

@@ -214,6 +214,12 @@ def rendered(library: Any, messages: list[dict[str, Any]], folder: Path) -> str:
     return forked(render, f"{folder}: its chat template")
 
 
+def literal(text: str) -> str:
+    """A template that says this and nothing else."""
+    escaped = text.encode("unicode_escape", "surrogatepass").decode("ascii").replace('"', "\\x22")
+    return '{{ "' + escaped + '" }}'
+
+
 def skeleton(found: Found, family: ModuleType | None = None) -> Any:
     """The model without its weights (meta device): every shape, no memory."""
     own = getattr(family, "skeleton", None)

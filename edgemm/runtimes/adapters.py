@@ -24,12 +24,14 @@ import numpy as np
 from edgemm.bundle.adapter_config import FILES, AdapterConfig
 from edgemm.bundle.bundle import read_tensors
 from edgemm.bundle.components import ADAPTER_PREFIX, TensorSpec, check_strength
+from edgemm.bundle.files import reading
 from edgemm.errors import InputError, UsageError
 from edgemm.runtimes.backend.engine import Arrays, Binding, Engine, allocator
 
 __all__ = ["AdaptedEngine", "Adapter", "Adapters", "zero_factors"]
 
 RANK_AXIS = {"a": 1, "b": 0}
+LARGEST_RANK = 4096  # every module of a part gets factors of its largest rank
 NO_SCALES: Arrays = MappingProxyType({})
 
 
@@ -109,8 +111,9 @@ class Adapters:
             kinds = " or ".join(f"{part}/" for part in self._specs)
             raise InputError(f"{folder}: no adapter; it holds {kinds}, each with {' and '.join(FILES)}")
         factors = dict(self._none.factors)
-        for part, path in parts.items():
-            factors[part] = read_factors(path, self._specs[part], self._scales_of(part), strength)
+        with reading(folder):
+            for part, path in parts.items():
+                factors[part] = read_factors(path, self._specs[part], self._scales_of(part), strength)
         with self._lock:
             self._loaded[name] = Adapter(name, factors, frozenset(parts))
 
@@ -161,6 +164,8 @@ def read_factors(
     unknown = sorted({module for module, _ in tensors} - known)
     if unknown or not rank:
         raise InputError(f"{folder}: {unknown[0] if unknown else 'no module'} takes no adapter in this bundle")
+    if rank > LARGEST_RANK:
+        raise InputError(f"{folder}: rank {rank}, expected {LARGEST_RANK} at most")
     factors = zero_factors(specs, rank)
     for (module, kind), array in tensors.items():
         if (module, "b" if kind == "a" else "a") not in tensors:
@@ -204,7 +209,7 @@ def _tensors(folder: Path) -> dict[tuple[str, str], np.ndarray]:
     found = {}
     for name, array in read_tensors(path).items():
         match = re.fullmatch(r"base_model\.model\.([\w.]+)\.lora_([AB])\.weight", name)
-        if match is None or array.ndim != 2:
+        if match is None or array.ndim != 2 or not array.size:
             raise InputError(f"{path}: {name} is no factor of a linear layer")
         found[match[1], match[2].lower()] = array.astype(np.float32)
     return found

@@ -63,11 +63,8 @@ RANGES: tuple[tuple[tuple[str, ...], float, float], ...] = (  # of whichever of 
     (("steps", "batch", "log_every", "save_every", "sample_every"), 1, LARGEST),
     (("noises", "views", "reply_tokens", "lora_rank", "lora_alpha", "top_words", "trajectories"), 1, LARGEST),
     (("perceptual_weight", "adversarial_weight", "adversarial_start", "data_weight", "feature_weight"), 0, LARGEST),
-    (
-        ("frames", "seed", "threads", "warmup", "align_steps", "word_steps", "replies", "lora_first_layer", "pictures"),
-        0,
-        LARGEST,
-    ),
+    (("frames", "more_captions", "pictures", "seed", "threads", "warmup"), 0, LARGEST),
+    (("align_steps", "word_steps", "replies", "lora_first_layer"), 0, LARGEST),
     (("learning_rate", "matrix_learning_rate", "weight_decay", "time_spread"), 0, LARGEST),
     (("reply_weight", "flow_weight", "guidance", "transformer_layers", "denoiser_layers"), 0, LARGEST),
     (("reply_share", "blend"), 0, 0.9),
@@ -220,6 +217,9 @@ class DrawRecipe(Drawing, Parts):
     """The image expert over a frozen transformer."""
 
     kind: ClassVar[str] = "draw"
+
+    more: tuple[str, ...] = ()  # further dataset folders, trained on whole beside `data`; one named twice counts twice
+    more_captions: int = 0  # of each of their pictures the last so many captions, which tell most; 0 means all
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -21,13 +21,14 @@ from edgemm.model.codes import BatchDecode
 from edgemm.model.config import ModelConfig
 from edgemm.model.prompts import read_prompt, reply_ids, stop_ids
 from edgemm.model.unified import Unified
-from edgemm.train.recipe import CAPTION, Recipe
+from edgemm.train.recipe import CAPTION, DrawRecipe, Recipe
 
 __all__ = [
     "PicturesOnDisk",
     "batch_rows",
     "evenly",
     "load_pictures",
+    "more_samples",
     "pick_samples",
     "pictures_of",
     "Asked",
@@ -58,6 +59,17 @@ def pick_samples(
     if caption:
         samples = [replace(s, captions=(caption.replace(CAPTION, s.captions[0]),)) for s in samples]
     return dataset, samples
+
+
+def more_samples(recipe: DrawRecipe) -> list[Sample]:
+    """All samples of the recipe's further folders in its splits; `image` is the file's whole path, so that it is found
+    from any folder."""
+    found = []
+    for folder in recipe.more:
+        for sample in pick_samples(folder, recipe.splits, (), caption=recipe.caption)[1]:
+            image = str(Path(folder).resolve() / sample.image)
+            found.append(replace(sample, image=image, captions=sample.captions[-recipe.more_captions :]))
+    return found
 
 
 def evenly(items: list[Item], count: int) -> list[Item]:

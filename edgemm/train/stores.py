@@ -47,9 +47,10 @@ class PromptStore:
         self.cached = torch.zeros(layers, 2, len(captions), g, slots, d, dtype=torch.bfloat16, device=self.device)
         self.mask = torch.zeros(len(captions), slots, device=self.device)
         self.length = torch.zeros(len(captions), dtype=torch.long, device=self.device)
+        order = sorted(range(len(captions)), key=lambda row: len(captions[row]))  # alike in length: little padding
         for start in range(0, len(captions), CHUNK):
-            chunk = slice(start, start + CHUNK)
-            cached, mask, length = model.prompt_cache(captions[chunk])
+            chunk = order[start : start + CHUNK]
+            cached, mask, length = model.prompt_cache([captions[row] for row in chunk])
             kept = mask.shape[1] - skip
             for layer, pair in enumerate(cached):
                 for which, tensor in enumerate(pair):

@@ -22,7 +22,7 @@ from edgemm.bundle.files import parse
 from edgemm.bundle.manifest import Manifest, TextLoop
 from edgemm.bundle.picture import seeded_picture
 from edgemm.errors import BundleError, CheckFailedError, EdgemmError
-from edgemm.runtimes.backend.engine import plan_threads
+from edgemm.runtimes.backend.engine import NotFiniteError, plan_threads
 from edgemm.runtimes.codes_loop import CodesRequest, image_prompt, open_codes, unconditional_prompt, write_codes
 from edgemm.runtimes.engines import Choice, select
 from edgemm.runtimes.image_call import DrawingClock, DrawingKeywords, ImageResult, Picture
@@ -72,9 +72,14 @@ def compare_loops(model: Model, recorded: Recorded) -> Iterator[Comparison]:
             yield compare_pictures(_name_drawing(case), recorded.precision, _whole(drawn.image), wanted)
         yield from _compare_one_call(model, recorded)
     except EdgemmError as error:
-        if type(error) is EdgemmError:  # the runtime's own word for an answer that cannot be right
+        if _is_no_answer(error):
             raise CheckFailedError(str(error)) from error
         raise
+
+
+def _is_no_answer(error: EdgemmError) -> bool:
+    """The runtime's own word for an answer that cannot be right."""
+    return type(error) is EdgemmError or isinstance(error, NotFiniteError)
 
 
 def _compare_one_call(model: Model, recorded: Recorded) -> Iterator[Comparison]:
@@ -251,8 +256,8 @@ def unlike_recorded(model: Model) -> str:
         recorded = read_recorded(model.bundle)
         floors = max(GARBAGE, precision_of(model.manifest, model.choice.target), key=list(CHOICE_FLOOR).index)
         failed = [found for found in _shortest(model, recorded, floors) if not found.passed]
-    except EdgemmError as error:  # the runtime's own word for an answer that cannot be right; else nothing to compare
-        return str(error) if type(error) is EdgemmError else ""
+    except EdgemmError as error:  # else there is nothing to compare, or it is told when it is used
+        return str(error) if _is_no_answer(error) else ""
     return str(failed[0]) if failed else ""
 
 
@@ -279,7 +284,8 @@ def _shortest(model: Model, recorded: Recorded, precision: str) -> Iterator[Comp
 
 def _as_at_export(found: Comparison, model: Model) -> Comparison:
     """By what the export measured, too, where the same library ran on a processor: coarse floors hide wrong sums."""
-    if model.choice.backend != "onnxruntime" or found.measure != "psnr_db" or found.limit is None:
+    others = {choice.backend for choice in model.choices.values()} - {"onnxruntime"}
+    if others or found.measure != "psnr_db" or found.limit is None:
         return found
     document = parse(model.bundle.file(PARITY_FILE).read_bytes(), PARITY_FILE)
     names = (found.what, f"{model.choice.target}: {found.what}")

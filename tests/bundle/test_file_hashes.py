@@ -43,10 +43,10 @@ def test_the_weights_of_a_bundle_are_begun_without_its_manifest(tmp_path):
 
 
 def test_who_asks_computes_what_no_thread_can_and_is_told_in_turn(tmp_path, monkeypatch):
-    def refuse(thread: threading.Thread) -> None:
+    def refuse(*work: object) -> None:
         raise RuntimeError("can't start new thread")
 
-    monkeypatch.setattr(threading.Thread, "start", refuse)
+    monkeypatch.setattr(file_hashes._thread, "start_new_thread", refuse)
     (tmp_path / "file").write_bytes(b"abc")
     (tmp_path / "cut").write_bytes(b"abc")
     with FileHashes() as hashes:
@@ -56,6 +56,15 @@ def test_who_asks_computes_what_no_thread_can_and_is_told_in_turn(tmp_path, monk
         assert hashes.sha256(tmp_path / "file") == OF_ABC
         with pytest.raises(BundleError, match="cut: was cut while it was read"):
             hashes.sha256(tmp_path / "cut")
+
+
+def test_nobody_waits_for_a_thread_that_died(tmp_path, monkeypatch):
+    """It began, and had no memory for more."""
+    monkeypatch.setattr(file_hashes._thread, "start_new_thread", lambda *work: 1)
+    (tmp_path / "file").write_bytes(b"abc")
+    with FileHashes(1) as hashes:
+        hashes.begin(tmp_path / "file")
+        assert hashes.sha256(tmp_path / "file") == OF_ABC
 
 
 def test_hashes_of_many_files_by_several_threads_are_each_its_own(tmp_path):

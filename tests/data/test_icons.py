@@ -18,7 +18,7 @@ from edgemm.data.icons import (
     run_together_names,
     svg_of,
 )
-from edgemm.data.labels import Label, plain_words
+from edgemm.data.labels import Label, coloured_words, plain_words
 from edgemm.errors import InputError
 
 ICONS = {
@@ -112,12 +112,10 @@ def test_what_has_no_one_hue_is_left_as_it_is():
 
 
 def test_plain_words_are_what_people_ask_for():
-    said = plain_words("automobile", ("car",), "red")
-    assert {"automobile", "car", "an automobile", "a picture of an automobile", "a red automobile", "a red car"} == {
-        *said
-    }
-    assert said == sorted(said, key=len)
-    assert "a red red heart" not in plain_words("red heart", (), "red")
+    assert plain_words("automobile", ("car",)) == ["car", "automobile", "an automobile", "a picture of an automobile"]
+    said = coloured_words("automobile", ("car",), "red")
+    assert said == ["a red automobile", "a red car", "a picture of a red automobile"]
+    assert coloured_words("red heart", (), "red") == []
 
 
 def test_copies_in_other_colours_are_trained_on_and_say_so(tmp_path, monkeypatch):
@@ -127,8 +125,10 @@ def test_copies_in_other_colours_are_trained_on_and_say_so(tmp_path, monkeypatch
     monkeypatch.setattr(emoji, "read_icons", lambda tarball, labels, names: {label.hexcode: RED_CAR})
     emoji.build_emoji(tmp_path, 64, ["fluent"], 0, tmp_path, hues=2, plain=True)
     first, *copies = read_dataset(tmp_path).samples
-    assert (first.split, len(copies)) == ("train", 2)
-    for copy in copies:
+    assert (first.split, [copy.split for copy in copies]) == ("train", ["train", "train", "held-out-colour"])
+    assert not {*first.captions} & {*copies[0].captions}  # "a car" stays the drawing's own
+    assert copies[2].captions[-1] not in {*copies[0].captions, *copies[1].captions}
+    for copy in copies[:2]:
         colour = copy.id.rpartition("-")[2]
         shown = Image.open(tmp_path / copy.image).convert("RGBA")
         assert dominant_colour(shown.crop((12, 24, 52, 44))) == colour

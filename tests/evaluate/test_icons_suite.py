@@ -10,8 +10,9 @@ from edgemm.data.format import Sample
 from edgemm.data.icons import ANCHORS
 from edgemm.data.writer import DatasetWriter, new_folder
 from edgemm.evaluate.evaluation import Plan, evaluate_subject
-from edgemm.evaluate.icons_suite import Seen, see_icon
+from edgemm.evaluate.icons_suite import Seen, check_colours, see_icon
 from edgemm.evaluate.report import render
+from edgemm.evaluate.subject import Drawings
 
 
 def ring(colour: str, ground: str, size: int = 64) -> Image.Image:
@@ -68,3 +69,24 @@ def test_the_evaluation_counts_colours_of_drawings_and_of_real_pictures(rings, t
     assert (part["colour"]["value"], part["real_colour"]["value"]) == (pytest.approx(right / 6, abs=1e-6), 1.0)
     assert part["ground"]["value"] == part["real_ground"]["value"] == 1.0
     assert "checked for what was asked: seen pairs" in render(found.document)
+
+
+def disc(colour: str) -> Image.Image:
+    canvas = Image.new("RGB", (64, 64), "white")
+    ImageDraw.Draw(canvas).ellipse((8, 8, 56, 56), fill=ANCHORS[colour][0])
+    return canvas
+
+
+@pytest.mark.parametrize(("shown", "right"), [(("red", "blue"), 1.0), (("red", "red"), 0.5)])
+def test_withheld_colours_of_emoji_are_counted(shown, right):
+    scenes = [{"colour": colour, "ground": "white"} for colour in ("red", "blue")]
+    samples = tuple(
+        Sample(f"ours/{row}", "", "ours", "ball", (), "ball", "activities", "", "", "held-out-colour", ("",), scene)
+        for row, scene in enumerate(scenes)
+    )
+    pictures = np.stack([np.asarray(disc(colour)) for colour in shown])
+    real = np.stack([np.asarray(disc(scene["colour"])) for scene in scenes])
+    named, real_named = np.array([True, False]), np.array([True, True])
+    part = check_colours(Drawings(samples, ("", ""), (0, 1), pictures, real), named, real_named)
+    assert (part.colour.value, part.both.value) == (right, 0.5)
+    assert part.real_colour.value == part.real_both.value == 1.0

@@ -21,7 +21,7 @@ from edgemm.bundle.prompt import Tokenizer
 from edgemm.errors import CheckpointError
 from edgemm.families.chat_ids import as_the_library_reads, conversations
 from edgemm.families.folder import find_foreign
-from edgemm.families.hf_checkpoint import open_checkpoint
+from edgemm.families.hf_checkpoint import literal, open_checkpoint
 from edgemm.families.llama import _strings as strings_of
 from tests.families.tiny.folders import write_folder
 from tests.families.tiny.words import CORPUS, tokenizer, unspaced
@@ -235,3 +235,11 @@ def test_conversations_with_pictures_have_the_librarys_ids(family, tmp_path):
         assert np.where(prompt.image_index < 0, prompt.input_ids, -1).tolist() == wanted, (kind, talk)
         count += 1
     assert count >= PICTURED[family]
+
+
+@pytest.mark.parametrize("said", ["", "\n\n a\n", "a\"b'c {{ x }} {% endraw %} {# ", "\\n \0 \x1b é 😀"])
+def test_what_a_template_said_is_said_again_without_it(said):
+    """So that a stranger's template is run in a copy of the process alone."""
+    library = PreTrainedTokenizerFast(tokenizer_object=Inner(models.BPE()), chat_template="{{ raise_exception(1) }}")
+    talk = [{"role": "user", "content": "hi"}]
+    assert library.apply_chat_template(talk, chat_template=literal(said), tokenize=False) == said

@@ -80,6 +80,10 @@ def test_a_denoiser_that_reads_layers_which_are_not_there_is_refused():
         ("denoiser.heads", 3, "width 128 is not a multiple of heads 3"),
         ("background", [255, 255], "background: a list of 2, expected 3"),
         ("surprise", 1, "surprise: unknown field"),
+        ("transformer.depth", 10**12, "transformer.depth is 1000000000000, expected 1000 at most"),
+        ("vision.image_size", 10**12, "vision.image_size is 1000000000000, expected 8192 at most"),
+        ("denoiser.prefix_layers", [0, 10**12], "denoiser.prefix_layers is 1000000000000, expected 16777216 at most"),
+        ("denoiser.condition_width", 10**12, "denoiser.condition_width is 1000000000000"),
     ],
 )
 def test_a_damaged_config_names_file_and_field(tmp_path, path, value, message):

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from edgemm.errors import InputError
-from edgemm.train.samples import batch_rows, load_pictures, pick_samples
+from edgemm.train.recipe import DrawRecipe
+from edgemm.train.samples import batch_rows, load_pictures, more_samples, pick_samples
 from tests.train.conftest import EMOJI
 
 
@@ -56,3 +60,13 @@ def test_a_recipes_caption_holds_each_pictures_first_one():
     _, told = pick_samples(EMOJI, ["train"], [], 3, "{caption}, {noto} style")
     assert [sample.captions for sample in told] == [(f"{sample.captions[0]}, {{noto}} style",) for sample in own]
     assert [sample.image for sample in told] == [sample.image for sample in own]
+
+
+def test_further_folders_are_found_from_anywhere_and_tell_most():
+    recipe = DrawRecipe(data="elsewhere", output="o", more=(str(EMOJI), str(EMOJI)), more_captions=1)
+    found = more_samples(recipe)
+    own = pick_samples(EMOJI, ("train",), ())[1]
+    assert [sample.captions for sample in found] == [sample.captions[-1:] for sample in own] * 2
+    assert torch.equal(load_pictures(Path("elsewhere"), found[:2], 64), load_pictures(EMOJI, own[:2], 64))
+    whole = more_samples(DrawRecipe(data="elsewhere", output="o", more=(str(EMOJI),)))
+    assert whole[0].captions == own[0].captions

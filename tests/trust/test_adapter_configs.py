@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import json
 import os
+import pickle
+import struct
 import time
 
+import numpy as np
 import pytest
+from safetensors.numpy import save
 
 from edgemm.bundle.adapter_config import FILES, AdapterConfig
+from edgemm.bundle.components import ADAPTER_PREFIX, TensorSpec
 from edgemm.errors import InputError
+from edgemm.runtimes.adapters import Adapters
 
 PLAIN = {"peft_type": "LORA", "r": 8, "lora_alpha": 8}
 LONG = "a" * 200 + "!"
@@ -67,6 +73,37 @@ def test_pipes_and_devices_are_refused_and_never_waited_for(tmp_path, file, put)
     put(tmp_path / file)
     with pytest.raises(InputError, match="not a file"):
         AdapterConfig.read(tmp_path)
+
+
+OF_NOTHING = {"dtype": "F32", "shape": [10**9, 0], "data_offsets": [0, 0]}
+FACTORS = {
+    "a rank of 10^9 of no numbers": lambda a, b: header({a: OF_NOTHING, b: {**OF_NOTHING, "shape": [0, 10**9]}}),
+    "a rank of 100,000": lambda a, b: save({a: np.ones((100_000, 8), "f"), b: np.ones((6, 100_000), "f")}),
+    "numbers alone": lambda a, b: save({a: np.array(1, "f"), b: np.array(1, "f")}),
+    "three axes": lambda a, b: save({a: np.ones((8, 8, 1), "f"), b: np.ones((6, 8), "f")}),
+    "no numbers": lambda a, b: save({a: np.full((8, 8), np.nan, "f"), b: np.ones((6, 8), "f")}),
+    "a pickle": lambda a, b: pickle.dumps({a: 1}),
+    "a header of 2^62": lambda a, b: struct.pack("<Q", 1 << 62) + b"{}",
+    "100,000 letters for a module": lambda a, b: save({a.replace("proj", "x" * 100_000): np.ones((8, 8), "f")}),
+}
+
+
+def header(entries: dict[str, object]) -> bytes:
+    text = json.dumps(entries).encode()
+    return struct.pack("<Q", len(text)) + text
+
+
+@pytest.mark.parametrize("name", FACTORS)
+def test_factors_that_fit_nothing_are_refused_at_once(tmp_path, name):
+    specs = (TensorSpec(f"{ADAPTER_PREFIX}proj.a", "float32", (8, "r")),)
+    specs += (TensorSpec(f"{ADAPTER_PREFIX}proj.b", "float32", ("r", 6)),)
+    (tmp_path / "transformer").mkdir()
+    (tmp_path / "transformer" / FILES[0]).write_bytes(changed())
+    content = FACTORS[name]("base_model.model.proj.lora_A.weight", "base_model.model.proj.lora_B.weight")
+    (tmp_path / "transformer" / FILES[1]).write_bytes(content)
+    with pytest.raises(InputError) as caught:
+        Adapters({"transformer": specs}).load("stranger", tmp_path)
+    assert "\n" not in str(caught.value) and len(str(caught.value)) < 1000
 
 
 @pytest.mark.parametrize("pattern", ["a.a.a.a.a.a.a.a.a.a", r"layers\.0\.q_proj", "^layers.0.q_proj$"])

@@ -187,11 +187,17 @@ def test_verify_ends_when_its_time_or_memory_is_over(sound):
 
 
 WANTS = "#include <sys/mman.h>\nint main() { for (;;) mmap(0, 32 << 20, 3, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0); }"
+WAITS = """#include <sys/mman.h>
+#include <unistd.h>
+int main() { for (int size = 32 << 20; size >= 4096; size /= 2) while (mmap(0, size, 3, 34, -1, 0) != MAP_FAILED);
+             for (;;) pause(); }"""
 WORKS = "int main() { for (volatile long turn = 0;; turn++); }"
 
 
 @pytest.mark.skipif(sys.platform != "linux" or not shutil.which("cc"), reason="needs RLIMIT_AS and a C compiler")
-@pytest.mark.parametrize(("code", "limit_s", "told"), [(WANTS, None, "stuck"), (WORKS, 20.0, "time")])
+@pytest.mark.parametrize(
+    ("code", "limit_s", "told"), [(WANTS, None, "stuck"), (WORKS, 20.0, "time"), (WAITS, None, "stuck")]
+)
 def test_a_library_that_asks_for_memory_for_ever_is_ended(tmp_path, monkeypatch, code, limit_s, told):
     """As OpenBLAS has done below a cap; who computes, and stands far from it, is left alone."""
     (tmp_path / "child.c").write_text(code)
@@ -199,6 +205,7 @@ def test_a_library_that_asks_for_memory_for_ever_is_ended(tmp_path, monkeypatch,
     cap = 300 << 20
     monkeypatch.setattr(guard, "memory_cap", lambda: cap)
     monkeypatch.setattr(guard, "STUCK_S", 0.5)
+    monkeypatch.setattr(guard, "IDLE_S", 1.0)
     child = subprocess.Popen(
         [tmp_path / "child"],
         stdout=subprocess.PIPE,

@@ -31,6 +31,7 @@ __all__ = [
     "GraphFiles",
     "LoadedEngine",
     "LockedBinding",
+    "NotFiniteError",
     "ThreadPlan",
     "allocator",
     "check_arrays",
@@ -203,10 +204,14 @@ def check_arrays(component: str, specs: Mapping[str, TensorSpec], arrays: Arrays
                 )
 
 
+class NotFiniteError(BundleError):
+    """Numbers went wrong; a comparison that meets it has failed (verify/loops.py)."""
+
+
 def check_finite(array: np.ndarray, stage: str) -> None:
-    """Raises when numbers went wrong, and says where."""
+    """NotFiniteError when numbers went wrong, and where."""
     if not np.isfinite(array).all():
-        raise BundleError(
+        raise NotFiniteError(
             f"{stage}: NaN or infinity; the bundle's precision does not hold here, or its weights are damaged"
         )
 
