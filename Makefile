@@ -47,10 +47,11 @@ test-slow: $(READY)
 	$(PYTEST) -m slow
 
 # Not part of the tests: it unpacks an arm64 Debian and aarch64 wheels into build/, and each processor takes minutes.
+# QEMU=/usr/bin/qemu-aarch64 names a newer one (11.1 knows Orin's Cortex-A78AE).
 ARM_TRY = build/arm64-shapes.bundle
 test-arm64: $(READY)
 	test -d $(ARM_TRY) || $(VENV)/bin/python -m edgemm export checkpoints/micro-shapes --output $(ARM_TRY) --precision int8
-	$(TEST_ENV) $(VENV)/bin/python benchmarks/arm64.py $(ARM_TRY)
+	$(TEST_ENV) $(VENV)/bin/python benchmarks/arm64.py $(ARM_TRY) $(if $(QEMU),--qemu $(QEMU))
 
 # Fails where a node is refused or falls back.  How hard the builder looks for speed (--opt-level) changes neither.
 build-rtx: $(READY)

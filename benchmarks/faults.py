@@ -51,7 +51,7 @@ early = sizes[len(sizes) // 5]
 print(json.dumps({"early_mb": early, "late_mb": sizes[-1], "grown": sizes[-1] / early - 1}))
 """
 Row = tuple[str, int, int]  # what, tries, lost
-MORE = {"export": ("--precision", "int8"), "quantize": ("--samples", "8")}
+MORE = {"export": ("--precision", "int8"), "quantize": ("--samples", "2", "--steps", "2", "--method", "rtn")}
 
 
 def edgemm(*words: str, root: Path = ROOT, **options: Any) -> subprocess.Popen[Any]:

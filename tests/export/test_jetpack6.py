@@ -26,7 +26,7 @@ pytestmark = [
 ]
 
 
-@pytest.mark.parametrize("precision", ["fp16", "int8", "int4"])
+@pytest.mark.parametrize("precision", ["fp16", "int8"])
 def test_it_reads_and_draws_what_was_recorded(precision, tmp_path):
     """Words to ids, a picture that is read, replies, drawings: by torch, of a newer ONNX Runtime's bundle."""
     bundle = tmp_path / f"{precision}.bundle"

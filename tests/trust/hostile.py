@@ -11,7 +11,7 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -298,7 +298,7 @@ def replacing(pattern: dict[str, str], content: str) -> dict[str, object]:
     return {"type": "Replace", "pattern": pattern, "content": content}
 
 
-def sequence(*normalizers: dict[str, object]) -> dict[str, object]:
+def sequence(*normalizers: Mapping[str, object]) -> dict[str, object]:
     return {"type": "Sequence", "normalizers": list(normalizers)}
 
 
