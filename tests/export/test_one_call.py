@@ -21,11 +21,14 @@ from edgemm.bundle.drawing import DenoiseLoop, DenoiseTemplate
 from edgemm.cli.main import main
 from edgemm.errors import BundleError, UsageError
 from edgemm.export.canvas import Canvas, Symbol
+from edgemm.model import checkpoint, designs
 from edgemm.runtimes import schedule
 from edgemm.runtimes.schedule import Trajectory
 from edgemm.verify.export_native import export_bundle
 from tests.engines.tiny_engines import build_for_rtx, needs_rtx
-from tests.export.nano import needs_opset_24
+from tests.export.nano import nano, needs_opset_24
+from tests.export.test_rtx_designs import DESIGNS
+from tests.model.tiny import random_micro
 
 pytestmark = needs_opset_24
 PROMPT = "a red circle left of a blue star"
@@ -150,3 +153,18 @@ def test_written_down_mathematics_are_the_runtimes(solver, renorm, zero, tmp_pat
     wanted = drawn(arrays["x"], lambda k, row: arrays["told"][k, row])
     assert np.abs(session.run(None, arrays)[0] - wanted).max() <= 1e-5 * np.abs(wanted).max()
     assert onnx.checker.check_model(ir.to_proto(model)) is None
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", DESIGNS)
+def test_every_design_is_one_graph(name, tmp_path):
+    checkpoint.save(random_micro(designs.variant(nano(), **DESIGNS[name])), tmp_path / "made")
+    export_bundle(tmp_path / "made", tmp_path / "made.bundle", target="cpu", one_call=("draw", "read"), steps=STEPS)
+    compared = json.loads((tmp_path / "made.bundle" / "parity.json").read_text())["comparisons"]
+    rows = [row for row in compared if "one call" in row["what"]]
+    assert {row["measure"] for row in rows} == {"max_difference", "reply"} and all(r["passed"] for r in rows)
+    with edgemm.load(tmp_path / "made.bundle", device="cpu", threads=1) as model:
+        loop, graph = (
+            model.generate_image(PROMPT, num_inference_steps=STEPS, seed=1, one_call=way) for way in (False, True)
+        )
+    assert np.abs(graph.pixels - loop.pixels).max() <= 1e-5
