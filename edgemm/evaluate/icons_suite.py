@@ -23,7 +23,7 @@ from edgemm.evaluate.judge import GRID_WIDTHS, Eye, LabelScorer
 from edgemm.evaluate.metrics import Share, share
 from edgemm.evaluate.subject import Drawings, real_pictures, some
 
-__all__ = ["ColoursPart", "IconsPart", "Seen", "check_colours", "check_icons", "see_icon"]
+__all__ = ["INK", "ColoursPart", "IconsPart", "Seen", "check_colours", "check_icons", "see_icon"]
 
 STANDS_OUT = 22.0  # Lab distance from the ground: half of the least contrast that icon_pictures.py draws
 SPECK = 0.01  # of the canvas: less is noise

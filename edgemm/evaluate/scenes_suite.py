@@ -1,8 +1,8 @@
 """Drawings of composed scenes, judged region by region: as many things as asked, each named, and where they should be.
 
-What is not white falls into regions that do not touch.  A judge that learned from another artist's scenes names each:
-so many candidates, as many first guesses as `NAMED`.  A drawing is right when it has as many regions as its prompt has
-things, every region is one of them, and they stand in the relation that was asked.  The real scenes are judged too.
+What is not white falls into regions that do not touch.  A judge that learned from another artist's scenes guesses at
+each, and a name counts among its first `NAMED` guesses.  A drawing is right when it has as many regions as its prompt
+has things, every region is one of them, and they stand in the relation that was asked.  Real scenes are judged, too.
 Axes: h height, w width of a picture in pixels.
 """
 
@@ -19,13 +19,13 @@ from edgemm.data.format import Dataset, Sample
 from edgemm.data.scenes import Box, holds
 from edgemm.data.writer import SCORER_STYLE
 from edgemm.errors import InputError
+from edgemm.evaluate.icons_suite import INK
 from edgemm.evaluate.judge import GRID_WIDTHS, Eye, LabelScorer
 from edgemm.evaluate.metrics import Share, share
 from edgemm.evaluate.subject import DRAWN_SPLITS, Drawings, Subject, draw_samples, real_pictures, some
 
 __all__ = ["ScenesPart", "ScenesResult", "regions", "run_scenes_suite"]
 
-INK = 235  # the darkest channel of a pixel that is not white
 SPECK = 0.004  # of the canvas: less is noise
 NAMED = 5  # first guesses of the judge among which a region's name counts
 TAUGHT = 1500  # scenes that the judge learns from
