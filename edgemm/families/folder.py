@@ -103,7 +103,7 @@ LARGEST = {
     "heads": 4096,
     "width": 1_000_000,
 }  # of what is counted; more is a damaged config
-COUNTING = ("size", "dim", "layers", "heads", "channels", "width", "_in_middle")
+COUNTING = ("size", "dim", "channels")
 LARGEST_NUMBER = 10_000_000  # any other size: a vocabulary is the largest there is
 
 
@@ -114,9 +114,8 @@ def check_counts(config: Mapping[str, Any], path: Path, least: float = -math.inf
 
 
 def _largest(key: str) -> float:
-    if not (key.startswith("num_") or key.endswith(COUNTING)):
-        return math.inf
-    return next((most for part, most in LARGEST.items() if part in key), LARGEST_NUMBER)
+    counts = key.startswith("num_") or key.endswith(COUNTING)
+    return next((most for part, most in LARGEST.items() if part in key), LARGEST_NUMBER if counts else math.inf)
 
 
 def _refuse_config(path: Path, why: str) -> None:
