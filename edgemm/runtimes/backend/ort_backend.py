@@ -396,7 +396,6 @@ def _release(version: str) -> tuple[int, ...]:
 PRIVATE = mmap.PROT_READ | mmap.PROT_WRITE, sum(getattr(mmap, f"MAP_{name}", 0) for name in ("PRIVATE", "ANONYMOUS"))
 MAP_FIXED = 0x10
 SMALL_BYTES = 1 << 16  # are read with Python's lock held: to wait for it takes longer
-HUGE_BYTES = 4 << 20  # from here on in pages of 2 MB, where the kernel has some: a third of the time
 FAILED = ctypes.c_void_p(-1).value
 _LOCKS: dict[str, threading.Lock] = {}
 
@@ -448,8 +447,6 @@ def _own(held: HeldFile, neighbours: list[Mapped]) -> None:
     first, last, libc = neighbours[0][0], neighbours[-1][1], _libc()
     if libc.mmap(first, last - first, PRIVATE[0], PRIVATE[1] | MAP_FIXED, -1, 0) == FAILED:
         return
-    if last - first >= HUGE_BYTES:
-        libc.madvise(first, last - first, getattr(mmap, "MADV_HUGEPAGE", 0))  # or it stays in small ones
     for start, end, offset in neighbours:
         wanted = min(end - start, held.size_bytes - offset)
         if wanted > SMALL_BYTES or libc.pread(held.fileno(), start, wanted, offset) != wanted:
@@ -461,6 +458,5 @@ def _libc() -> Any:
     """Its calls keep Python's lock, which a thread that gives it away here would wait for up to 5 ms each time."""
     libc, size, pointer, number = ctypes.PyDLL(None), ctypes.c_size_t, ctypes.c_void_p, ctypes.c_int
     libc.mmap.restype, libc.mmap.argtypes = pointer, (pointer, size, number, number, number, ctypes.c_long)
-    libc.madvise.argtypes = (pointer, size, number)
     libc.pread.restype, libc.pread.argtypes = ctypes.c_ssize_t, (number, pointer, size, ctypes.c_long)
     return libc
