@@ -57,6 +57,9 @@ def changed(**changes):
         ("{", "parity.json"),
         (changed(precision="fp3"), "precision is 'fp3', expected one of: fp32, fp16, int8, fp8, int4"),
         (changed(precision=None), "precision is None"),
+        (changed(precision={}), "precision is {}, expected one of"),
+        (changed(text_cases=[{"prompt": "x", "picture_seed": None, "tokens": []}]), "text_cases: one without tokens"),
+        (changed(draw_cases=[{"prompt": "x", "seed": -1, "steps": 8, "guidance": 1}]), "seed is -1, expected 0 to 9.2"),
         (changed(text_cases=None), "text_cases: null, expected a list"),
         (changed(text_cases=[{"prompt": "x", "tokens": []}]), "picture_seed: missing"),
         (
