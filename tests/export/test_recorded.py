@@ -26,7 +26,7 @@ from edgemm.verify.parity import (
 
 PIXELS = np.linspace(0, 1, 12, dtype=np.float32).reshape(3, 2, 2)
 RECORDED = Recorded(
-    "int8", (TextCase("Why?", None, (1, 2)), TextCase("What?", 3, ())), (DrawCase("heart ♥", 1, 8, 2.0),), (PIXELS,)
+    "int8", (TextCase("Why?", None, (1, 2)), TextCase("What?", 3, (5,))), (DrawCase("heart ♥", 1, 8, 2.0),), (PIXELS,)
 )
 
 
