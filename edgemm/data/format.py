@@ -44,6 +44,7 @@ __all__ = [
 ]
 
 SCHEMA_VERSION = 1
+LONGEST = 4000  # letters of a text; a model would be shown it whole
 SPLITS = (
     "train",
     "held-out-style",
@@ -76,8 +77,6 @@ class Sample:
     def __post_init__(self) -> None:
         if self.split not in SPLITS:
             raise ValueError(f"split {self.split!r} of {self.id} is not one of {', '.join(SPLITS)}")
-        if "\0" in self.image or self.image.startswith("/") or ".." in self.image.split("/"):
-            raise ValueError(f"image {self.image!r} of {self.id} is no path below the dataset's folder")
 
 
 @dataclass(frozen=True)
@@ -220,10 +219,15 @@ def _typed(key: str, value: Any) -> Any:
     lines."""
     if (key == "choices" and value is None) or (key == "scene" and (value is None or isinstance(value, dict))):
         return value
+    texts = value if isinstance(value, list) else [value]
+    if any(isinstance(text, str) and len(text) > LONGEST for text in texts):
+        raise ValueError(f"{key} has a text of more than {LONGEST} letters")
     if key in ("tags", "captions", "choices") and isinstance(value, list) and all(isinstance(x, str) for x in value):
         return tuple(value)
     if not isinstance(value, str) or key in ("tags", "captions", "choices", "scene"):
         raise ValueError(f"{key} is {value!r:.60}, of another type than it should be")
+    if key == "image" and ("\0" in value or value.startswith("/") or ".." in value.split("/")):
+        raise ValueError(f"image {value!r} is no path below the dataset's folder")
     return value
 
 

@@ -112,6 +112,8 @@ class Recipe:
         for field in dataclasses.fields(self):
             if "\0" in str(getattr(self, field.name)):
                 raise UsageError(f"recipe: {field.name} holds a NUL character")
+        if not self.output:  # the folder that one stands in
+            raise UsageError("recipe: output is empty, expected a folder")
         for name, allowed in CHOICES.items():
             self._one_of(name, allowed)
         for names, low, high in RANGES:

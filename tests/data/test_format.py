@@ -87,6 +87,12 @@ def test_a_folder_of_pictures_is_not_a_dataset(emoji64):
         ("samples.jsonl", '"image":"images/', '"image":"../', "is no path below the dataset's folder"),
         ("samples.jsonl", '"style":"fluent"', '"style":["fluent"]', r"line 1: style is \['fluent'\], of another type"),
         ("samples.jsonl", '"tags":[', '"tags":[7,', r"line 1: tags is \[7, "),
+        (
+            "samples.jsonl",
+            '"captions":["',
+            '"captions":["' + "x" * 4000,
+            "captions has a text of more",
+        ),
         ("questions.jsonl", '"sample":"fluent/', '"sample":"flowing/', "'flowing/.*not there"),
         ("questions.jsonl", '"answer":"yes"', '"answer":"maybe"', "'maybe' is not among"),
     ],

@@ -164,6 +164,7 @@ def test_a_key_of_many_parts_is_refused_before_it_is_read(write):
         ("threads=100000", "threads is 100000, expected 0 to 1024"),
         (f"batch={10**12}", "batch is 1[0]{12}, expected 1 to 2147483647"),
         ("lora_rank=5000", "lora_rank is 5000, expected 1 to 4096"),
+        ("output=", "output is empty, expected a folder"),
         ("log_every=0", "log_every is 0"),
         ("drop_prompt=1.5", "drop_prompt is 1.5, expected 0 to 1"),
         ("ema=-0.1", "ema is -0.1, expected 0 to 1"),
