@@ -32,6 +32,7 @@ from edgemm.bundle.beside import written_beside
 from edgemm.errors import BundleError, EdgemmError, InputError, MissingError, ResourceError, ran_out_of_memory
 
 __all__ = [
+    "OF_ANYBODY",
     "OF_CODE",
     "check_is_file",
     "check_one_of",

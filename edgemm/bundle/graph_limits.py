@@ -34,6 +34,19 @@ SIGNED = {"int8": "b", "int16": "h", "int32": "i", "int64": "q"}
 UNSIGNED = {"uint8": "B", "uint16": "H", "uint32": "I", "uint64": "Q"}
 SAME = frozenset({"Identity", "Cast", "Neg", "Abs", "Not", "Relu", "Sigmoid", "Tanh", "Exp", "Sqrt", "Erf", "Softmax"})
 SPREAD = frozenset({"Add", "Sub", "Mul", "Div", "Mod", "Pow", "Where", "And", "Or", "Equal", "Less", "Greater"})
+INDEXED = {  # operator -> input of places, input that they lie in, axis (None: any), may they count from its end
+    ("", "Gather"): (1, 0, "axis", True),
+    ("", "GatherElements"): (1, 0, "axis", True),
+    ("", "ScatterElements"): (1, 0, "axis", True),
+    ("", "GatherND"): (1, 0, None, True),
+    ("", "ScatterND"): (1, 0, None, True),
+    ("", "TensorScatter"): (2, 0, None, False),
+    ("", "RotaryEmbedding"): (3, 1, 0, False),
+    ("com.microsoft", "RotaryEmbedding"): (1, 2, 0, False),
+    ("com.microsoft", "GatherBlockQuantized"): (1, 0, "gather_axis", True),  # gives zeros, without a word
+    ("com.microsoft", "GroupQueryAttention"): (5, 3, 2, False),
+    ("com.microsoft", "MatMulNBits"): (4, 1, 1, False),
+}
 Shape = tuple[int, ...]
 
 
@@ -66,7 +79,7 @@ class _Node:
     graphs: list[memoryview] = field(default_factory=list)
     value: _Tensor | None = None  # a Constant's
     sparse: list[memoryview] = field(default_factory=list)
-    axis: int = 0
+    settings: dict[str, int] = field(default_factory=dict)  # attributes that are whole numbers
 
     def __str__(self) -> str:
         return f"{self.op_type} {(self.name or ', '.join(self.outputs))!r}"
@@ -192,6 +205,8 @@ def _check(
             yield f"{node}: goes round {times} times, expected at most {MOST_ROUNDS}"
     if not node.domain and node.op_type in ("Div", "Mod") and len(given) == 2:
         yield from _quotient(node, *given)
+    if (node.domain, node.op_type) in INDEXED:
+        yield from _places(node, given)
     if node.value is not None:
         yield from _stored(node.value, data_bytes)
     for sparse in node.sparse:
@@ -226,6 +241,22 @@ def _quotient(node: _Node, dividend: _Value, divisor: _Value) -> Iterator[str]:
         yield f"{node}: divides whole numbers by 0"
     elif -1 in divisor.numbers and dividend.numbers is not None and smallest in dividend.numbers:
         yield f"{node}: divides {smallest} by -1, which no {kind} holds"
+
+
+def _places(node: _Node, given: list[_Value]) -> Iterator[str]:
+    """Constant places outside of what they are to be found in: a weight's shape is known, another value's is not."""
+    which, where, axis, backwards = INDEXED[node.domain, node.op_type]
+    numbers = given[which].numbers if which < len(given) else None
+    if not numbers or where >= len(given):
+        return
+    shape = given[where].shape if given[where].kind else None
+    axis = node.settings.get(axis, 0) if isinstance(axis, str) else axis
+    size = MOST_BYTES if not shape else max(shape)
+    if shape and axis is not None and -len(shape) <= axis < len(shape):
+        size = shape[axis]
+    lowest = -size if backwards else 0
+    if wrong := [number for number in (min(numbers), max(numbers)) if not lowest <= number < size]:
+        yield f"{node}: takes place {wrong[0]}, expected {lowest} to {size - 1}"
 
 
 def _stored(tensor: _Tensor, data_bytes: Mapping[str, int]) -> Iterator[str]:
@@ -286,7 +317,7 @@ def _made(node: _Node, given: list[_Value]) -> _Value:
         start, end, step = (n[0] for n in numbers if n)
         return _Value((max(0, -(-(end - start) // step)),) if step else None)
     if node.op_type == "Concat" and shapes and all(shape is not None for shape in shapes):
-        return _Value(_concatenated([shape for shape in shapes if shape is not None], node.axis))
+        return _Value(_concatenated([shape for shape in shapes if shape is not None], node.settings.get("axis", 0)))
     return _Value()
 
 
@@ -344,8 +375,8 @@ def _attribute(message: memoryview, node: _Node) -> None:
         if number == 1:
             content = _message(content)
             name = bytes(content).decode()
-        elif number == 3 and name == "axis" and isinstance(content, int):
-            node.axis = _signed(content)
+        elif number == 3 and isinstance(content, int):
+            node.settings[name] = _signed(content)
         elif number == 5 and isinstance(content, memoryview):
             node.value = _tensor(content)
         elif isinstance(content, memoryview) and number in (6, 11):

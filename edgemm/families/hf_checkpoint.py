@@ -103,7 +103,7 @@ def open_checkpoint(found: Found, family: ModuleType | None = None) -> Checkpoin
     """By the library, or by the family's own modules where it has such."""
     opened = getattr(family, "open_model", None)
     if opened is not None:
-        with without_warnings():
+        with reading(found.folder, "cannot be loaded", CheckpointError), without_warnings():
             words = found.others.get(getattr(family, "TOKENIZER", ""))
             return Checkpoint(found.folder, found.architecture, opened(found).eval(), words)
     if found.folder.is_dir():
@@ -223,9 +223,9 @@ def literal(text: str) -> str:
 def skeleton(found: Found, family: ModuleType | None = None) -> Any:
     """The model without its weights (meta device): every shape, no memory."""
     own = getattr(family, "skeleton", None)
-    if own is not None:
-        return own(found)
     with reading(found.folder, "config.json cannot be read", CheckpointError), without_warnings():
+        if own is not None:
+            return own(found)
         config = _config(found)
         with torch.device("meta"):
             return _class_of(found)(config)

@@ -69,9 +69,9 @@ class Paper:
 def measure(found: Found) -> Paper:
     family = load_family(found)
     model = skeleton(found, family)
-    pieces = family.pieces(model)
-    own = dict(_stored_once(pieces))
     with reading(found.folder, "its config.json does not describe such a model", CheckpointError):
+        pieces = family.pieces(model)
+        own = dict(_stored_once(pieces))
         text = model.config.get_text_config()
         head = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
         heads = getattr(text, "num_key_value_heads", None) or text.num_attention_heads

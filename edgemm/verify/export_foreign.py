@@ -20,7 +20,7 @@ import edgemm
 from edgemm import progress
 from edgemm.bundle.bundle import Bundle, DenoiseLoop, Licence, Limits, Loops, Manifest, Source
 from edgemm.bundle.chat import as_messages, chat_prompt
-from edgemm.bundle.files import OF_CODE, reading
+from edgemm.bundle.files import OF_ANYBODY, OF_CODE, reading
 from edgemm.bundle.picture import seeded_picture
 from edgemm.bundle.prompt import Tokenizer
 from edgemm.bundle.writer import BundleWriter
@@ -111,7 +111,8 @@ def export_foreign(found: Found, output: Path, options: ExportOptions | None = N
     least = max(map(bytes_per_weight, schemes)) * paper.parameters
     with BundleWriter(output, options.overwrite, int(least)) as writer, torch.no_grad():
         progress.status("taking it apart")
-        with reading(checkpoint.folder, "cannot be taken apart", CheckpointError, bugs=OF_CODE):
+        documents = hasattr(family, "open_model")  # is all that such a family reads; others handle a library's objects
+        with reading(checkpoint.folder, "cannot be taken apart", CheckpointError, OF_ANYBODY if documents else OF_CODE):
             parts = family.parts(checkpoint)
         slots = _context(parts, options.max_context, checkpoint.folder)
         loop = parts.denoise

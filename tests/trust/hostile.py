@@ -120,6 +120,39 @@ def grown(op: str, *inputs: onnx.TensorProto) -> Hostile:
     return extended([helper.make_node(op, [i.name for i in inputs], ["grown"])], list(inputs), "grown")
 
 
+def looked_up(op: str, *inputs: onnx.TensorProto | str, domain: str = "com.microsoft", **settings: object) -> Hostile:
+    """By an operator of ONNX Runtime's own; "" is an input that is not given."""
+    tensors = [each for each in inputs if isinstance(each, onnx.TensorProto)]
+    names = [each if isinstance(each, str) else each.name for each in inputs]
+    return extended([helper.make_node(op, names, ["found"], domain=domain, **settings)], tensors, "found")
+
+
+def packed_rows(place: int) -> Hostile:
+    """Of four rows, each of two blocks of bytes."""
+    rows, scales = (
+        numpy_helper.from_array(*each) for each in ((ROWS, "rows"), (ROWS[:, :2] / np.float32(1), "scales"))
+    )
+    given = (rows, constant("place", place), scales)
+    return looked_up("GatherBlockQuantized", *given, block_size=16, quantize_axis=1, bits=8)
+
+
+def turned(place: int, domain: str) -> Hostile:
+    """By angles of eight places."""
+    named = {"x": np.ones((1, 2, 1, 4), np.float32), "cos": np.ones((8, 2), np.float32)}
+    x, cos, sin = (numpy_helper.from_array(named[n], name) for n, name in (("x", "x"), ("cos", "cos"), ("cos", "sin")))
+    at = numpy_helper.from_array(np.array([[place]]), "at")
+    return looked_up("RotaryEmbedding", *((x, at, cos, sin) if domain else (x, cos, sin, at)), domain=domain)
+
+
+def remembered(past: int) -> Hostile:
+    """Eight places of keys and values, and how many there are said to be."""
+    half = numpy_helper.from_array(np.ones((1, 1, 8), np.float32), "now")
+    whole = [numpy_helper.from_array(np.zeros((1, 1, 8, 8), np.float32), name) for name in ("keys", "values")]
+    now = ("now", "now")
+    counts = constant("past", past, dtype=np.int32), constant("all_of_it", 8, dtype=np.int32, scalar=True)
+    return looked_up("GroupQueryAttention", half, *now, *whole, *counts, num_heads=1, kv_num_heads=1)
+
+
 def loop_body(deep: int, at: int = 0) -> onnx.GraphProto:
     """Adds one, in loops within loops; every name is said once."""
     step = helper.make_node("Add", [f"value{at}", "one"], [f"next{at}"])
@@ -228,6 +261,7 @@ def bytes_of(name: str, content: Callable[[bytes], bytes]) -> Hostile:
 
 
 BIG = 1 << 40
+ROWS = np.ones((4, 32), np.uint8)
 GRAPHS: dict[str, Hostile] = {
     "the smallest number by -1": divided(SMALLEST, -1),
     "the smallest number by -1, late": divided_late(SMALLEST, -1),
@@ -257,6 +291,15 @@ GRAPHS: dict[str, Hostile] = {
     "zeros of a million millions": grown("ConstantOfShape", constant("shape", BIG)),
     "zeros of a negative size": grown("ConstantOfShape", constant("shape", -5)),
     "Gather out of range": grown("Gather", constant("few", 1, 2, 3), constant("which", 10**12)),
+    "Gather before the first": grown("Gather", constant("few", 1, 2, 3), constant("which", -4)),
+    "GatherND at a million millions": grown("GatherND", constant("few", 1, 2, 3), constant("which", BIG)),
+    "packed rows at a million millions": packed_rows(BIG),
+    "packed rows before the first": packed_rows(-5),
+    "packed rows behind the last": packed_rows(4),
+    "a place to turn by at a million millions": turned(BIG, "com.microsoft"),
+    "a place to turn by before the first": turned(-1, ""),
+    "more of the past than there is": remembered(9),
+    "less of the past than nothing": remembered(-2),
     "Reshape to another size": grown("Reshape", constant("few", 1, 2, 3), constant("shape", 7, 7)),
     "weights behind the end": moved(lambda entries: entries | {"offset": str(1 << 40)}),
     "weights before the start": moved(lambda entries: entries | {"offset": "-4096"}),

@@ -18,7 +18,15 @@ from edgemm.runtimes.first_load import check_limits
 from tests.trust.hostile import GRAPHS, KINDS, MANIFESTS, PLACES, TOKENIZERS
 from tests.trust.tries import RIGHT, VERBS, attempt
 
-TRIED = ("late", "Range by 0", "negative size", "out of range", "another size", "of another file", "folder above")
+TRIED = (
+    "late",
+    "Range by 0",
+    "negative size",
+    "number out of range",
+    "another size",
+    "of another file",
+    "folder above",
+)
 SAID_BEFOREHAND = [name for name in GRAPHS if not any(words in name for words in TRIED)]
 HARMLESS = ("a regex without end",)
 
