@@ -2,7 +2,8 @@
 
 Configs are those of the recorded tiny folders (tests/fixtures/golden, shared/golden) with the published sizes in them;
 tokenizers stay theirs.  Weights are bfloat16, written shard by shard, the same block of chance over and over: they cost
-what trained ones cost.  What a layer adds to its residual stream is small, or its answers would drown in rounding.
+what trained ones cost.  Words stand far apart, and what a layer adds to them is small: where a layer's answer drowns
+the word, the next one makes more of each rounding, and 24 layers later nothing is left of what was asked.
 Each maker takes a folder and the share of every tower's layers to make, and answers with the words that name what it
 made to `edgemm export`.
 """
@@ -24,6 +25,7 @@ sys.path.insert(0, str(ROOT))
 GOLDEN = (ROOT / "tests" / "fixtures" / "golden", ROOT.parent / "shared" / "golden")
 SHARD_BYTES = 1 << 30
 SPREAD, ADDED = 0.02, 0.1  # of weights; and how much smaller those are that write to a residual stream
+WORDS = 1.0  # spread of the words' own vectors, before a layer adds to them
 LIKELY, RARE = 16, 0.05  # words that a head may say, and the weight of all others
 WRITERS = ("o_proj", "down_proj", "to_out", "to_add_out", "out_proj", "fc2", "proj.weight", "conv2")
 
@@ -73,7 +75,7 @@ def numbers(name: str, shape: tuple[int, ...]) -> torch.Tensor:
     if "norm" in name or name.endswith("gamma"):
         return torch.ones(shape, dtype=torch.bfloat16)
     count = math.prod(shape)
-    spread = SPREAD * (ADDED if any(writer in name for writer in WRITERS) else 1)
+    spread = WORDS if "embed_tokens" in name else SPREAD * (ADDED if any(writer in name for writer in WRITERS) else 1)
     start = sum(name.encode()) * 7919 % (len(BLOCK) // 2)
     block = (BLOCK[start:] * spread).bfloat16()
     made = block.repeat(-(-count // len(block)))[:count].reshape(shape)

@@ -144,7 +144,7 @@ def load(
         if verify:
             engines.try_first("edgemm.verify.loops:unlike_recorded")
         engines.begin("transformer")
-        from edgemm.runtimes.model import Model
+        from edgemm.runtimes.model import Model  # beside the transformer; sooner, and a core would wait for imports
 
         return Model(engines)
 
@@ -161,7 +161,6 @@ def _chosen(path: str | os.PathLike[str], device: str, hashes: FileHashes | None
 
     bundle = open_bundle(path, verify=False)
     try:
-        importlib.import_module("edgemm.runtimes.model")  # beside the hashes
         from edgemm.runtimes.engines import select
 
         return bundle, select(device, bundle.manifest.targets)

@@ -23,7 +23,7 @@ import re
 import stat
 import types
 import typing
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
@@ -37,6 +37,7 @@ __all__ = [
     "check_is_file",
     "check_one_of",
     "check_range",
+    "check_sizes",
     "decode",
     "encode",
     "is_disk_full",
@@ -331,6 +332,25 @@ def check_range(name: str, value: float, low: float, high: float) -> None:
     """Both bounds are allowed; the message names the field."""
     if not low <= value <= high:
         raise BundleError(f"{name} is {value:g}, expected {low:g} to {high:g}")
+
+
+def check_sizes(value: Any, where: str, most: Callable[[str], float], least: float = -math.inf, name: str = "") -> None:
+    """InputError for a whole number of a JSON document out of bounds: who builds 10^12 layers never ends.
+
+    `most` is told of a field's name, and of an infinite one where it counts nothing; a list's numbers go by its name.
+    """
+    if isinstance(value, dict):
+        for key, each in value.items():
+            check_sizes(each, f"{where}.{key}" if name else f"{where}: {key}", most, least, key)
+    elif isinstance(value, list):
+        for each in value:
+            check_sizes(each, where, most, least, name)
+    elif isinstance(value, int) and not isinstance(value, bool):
+        bound = most(name)
+        if value > bound or (bound < math.inf and value < least):
+            raise InputError(
+                f"{where} is {value}, expected {f'{bound} at most' if value > bound else f'{least} or more'}"
+            )
 
 
 def check_one_of(name: str, value: str, *known: str) -> None:

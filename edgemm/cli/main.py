@@ -18,6 +18,7 @@ import re
 import signal
 import sys
 import traceback
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -65,6 +66,7 @@ VERBS = {
 
 INTERRUPTED, PIPE_CLOSED = 130, 141
 ESCAPED = "edgemm.escaped"
+LARGEST_NUMBER = 1e38  # of any flag: beyond it, whole numbers are no floats
 SIZE = re.compile(r"\d[\d.,]*\s*([KMGT]i?)?(B|bytes)\b|size \d+|allocate \d+")
 
 
@@ -87,7 +89,10 @@ class Parser(argparse.ArgumentParser):
     def _get_value(self, action: argparse.Action, arg_string: str) -> Any:
         if action.type is Path and not arg_string:  # an unset variable of a shell; Path("") would be where one stands
             raise argparse.ArgumentError(action, "an empty path")
-        return super()._get_value(action, arg_string)  # type: ignore[misc]
+        value = super()._get_value(action, arg_string)  # type: ignore[misc]
+        if isinstance(value, (int, float)) and abs(value) > LARGEST_NUMBER:
+            raise argparse.ArgumentError(action, f"{arg_string[:40]} is too large a number")
+        return value
 
 
 class _Terminal:
@@ -117,6 +122,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stdout = cast(Any, _Terminal(sys.stdout))
     if argv is None and not debug:
         _keep_stderr_for_words()
+        if not sys.warnoptions:  # of libraries, to those who program with them
+            warnings.simplefilter("ignore")
     if argv is None and GUARDED in os.environ:
         from edgemm.device.child import die_with_parent
 

@@ -12,10 +12,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from edgemm.bundle.files import check_is_file, read_text, reading
+from edgemm.bundle.files import check_is_file, check_sizes, read_text, reading
 from edgemm.errors import CheckpointError, InputError, MissingError, UsageError
 
-__all__ = ["PIPELINE", "Found", "check_sizes", "find_foreign", "other_folders"]
+__all__ = ["PIPELINE", "Found", "check_counts", "find_foreign", "other_folders"]
 
 PIPELINE = "model_index.json"  # of diffusers
 OTHERS = {  # a file that tells what a folder without a config.json is -> in words, and what to do
@@ -91,7 +91,7 @@ def find_foreign(folder: Path) -> Found | None:
         return None
     class_name = config.get("_class_name")  # of what was saved through diffusers
     names = config.get("architectures") or [class_name or f"(none named, model_type {config.get('model_type')!r})"]
-    check_sizes(config, path)
+    check_counts(config, path)
     with reading(path, "architectures", CheckpointError):
         return Found(folder, str(names[0]), config)
 
@@ -103,26 +103,19 @@ LARGEST = {
     "heads": 4096,
     "width": 1_000_000,
 }  # of what is counted; more is a damaged config
+COUNTING = ("size", "dim", "channels")
 LARGEST_NUMBER = 10_000_000  # any other size: a vocabulary is the largest there is
 
 
-def check_sizes(config: Mapping[str, Any], path: Path, least: float = -math.inf) -> None:
+def check_counts(config: Mapping[str, Any], path: Path, least: float = -math.inf) -> None:
     """CheckpointError for a number of layers, heads or other things that no model has: a library would build them."""
-    for key, value in config.items():
-        if isinstance(value, dict):
-            check_sizes(value, path, least)
-        if not isinstance(value, int) or isinstance(value, bool) or not _counts(key):
-            continue
-        if not least <= value <= _largest(key):
-            raise CheckpointError(f"{path}: {key} is {value}, expected 1 to {_largest(key)}")
+    with reading(path, kind=CheckpointError):
+        check_sizes(config, str(path), _largest, least)
 
 
-def _counts(key: str) -> bool:
-    return key.startswith("num_") or key.endswith(("size", "dim", "layers", "heads", "channels", "width", "_in_middle"))
-
-
-def _largest(key: str) -> int:
-    return next((most for part, most in LARGEST.items() if part in key), LARGEST_NUMBER)
+def _largest(key: str) -> float:
+    counts = key.startswith("num_") or key.endswith(COUNTING)
+    return next((most for part, most in LARGEST.items() if part in key), LARGEST_NUMBER if counts else math.inf)
 
 
 def _refuse_config(path: Path, why: str) -> None:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from edgemm.bundle.files import read_text, reading
 from edgemm.errors import CheckpointError
-from edgemm.families.folder import check_sizes
+from edgemm.families.folder import check_counts
 from edgemm.families.hf_checkpoint import no_weights
 from edgemm.model.kept_weights import MappedFile, check_real, kept, widened
 from edgemm.model.pretrained import check_tensors
@@ -58,12 +58,12 @@ def read_config(path: Path, what: str) -> dict[str, Any]:
         found = json.loads(read_text(path))
         if not isinstance(found, dict):
             raise CheckpointError(f"{path}: {what}: expected an object")
+        check_counts(found, path, least=1)
         _check_numbers(found, path)
     return found
 
 
 def _check_numbers(found: dict[str, Any], path: Path) -> None:
-    check_sizes(found, path, least=1)
     for key in ABOVE_ZERO:
         value = found.get(key)
         if value is not None and not (isinstance(value, (int, float)) and 0 < value < math.inf):

@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from edgemm.bundle.drawing import DenoiseTemplate
-from edgemm.bundle.files import decode, parse, read_text, reading
+from edgemm.bundle.files import check_sizes, decode, parse, read_text, reading
 from edgemm.bundle.manifest import TextTemplate
-from edgemm.errors import BundleError, CheckpointError
+from edgemm.errors import BundleError, CheckpointError, InputError
 
 __all__ = [
     "PRESETS",
@@ -35,18 +35,6 @@ LITE0_CHANNELS = {5: 80, 6: 80, 7: 80, 8: 112, 9: 112, 10: 112, 11: 192, 12: 192
 
 LARGEST = {"depth": 1000, "image_size": 1 << 13, "frames": 1 << 13, "num_inference_steps": 100_000}  # of strangers'
 LARGEST_NUMBER = 1 << 24  # whatever it counts
-
-
-def _check_size(value: Any, where: str, name: str = "") -> None:
-    """Of all whole numbers in a document: who builds 10^12 layers never ends."""
-    if isinstance(value, dict):
-        for key, each in value.items():
-            _check_size(each, f"{where}.{key}" if name else f"{where}: {key}", str(key))
-    elif isinstance(value, list):
-        for each in value:
-            _check_size(each, where, name)
-    elif isinstance(value, int) and value > (most := LARGEST.get(name, LARGEST_NUMBER)):
-        raise ValueError(f"{where} is {value}, expected {most} at most")
 
 
 def _check_positive(part: str, config: Any, *names: str) -> None:
@@ -412,9 +400,9 @@ class ModelConfig:
         if document.get("schema_version") != 1:
             raise CheckpointError(f"{where}: schema_version is {document.get('schema_version')!r}, this edgemm reads 1")
         try:
-            _check_size(document, where)
+            check_sizes(document, where, lambda name: LARGEST.get(name, LARGEST_NUMBER))
             return decode(cls, _templates_apart(document), where)
-        except (BundleError, ValueError) as error:
+        except (InputError, ValueError) as error:
             message = str(error)
             raise CheckpointError(message if message.startswith(where) else f"{where}: {message}") from error
 

@@ -6,6 +6,7 @@ and caches, which grow with a model and its conversations; WORK_BYTES stands for
 
 from __future__ import annotations
 
+import math
 import threading
 import weakref
 from collections.abc import Iterable
@@ -59,8 +60,8 @@ def plan_memory(
 ) -> MemoryPlan:
     """Raises ResourceError when the limit does not even hold one short conversation and the weights, or those of the
     largest component where components may take turns."""
-    if limit_mb is not None and not limit_mb > 0:
-        raise UsageError(f"memory_limit_mb is {limit_mb}, expected above 0")
+    if limit_mb is not None and not 0 < limit_mb < math.inf:
+        raise UsageError(f"memory_limit_mb is {limit_mb}, expected above 0 and finite")
     sizes = [0]
     for component in manifest.targets[target]:
         variant = manifest.variant(component, target)

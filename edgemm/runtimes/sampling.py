@@ -46,7 +46,7 @@ class Sampling:
 
 
 def _check(name: str, value: float, good: bool, expected: str) -> None:
-    if not good or not math.isfinite(value):
+    if not good or (isinstance(value, float) and not math.isfinite(value)):
         raise UsageError(f"{name} is {value}, expected {expected}")
 
 

@@ -257,6 +257,8 @@ def test_bad_input_is_told_with_its_name_and_its_code(bundle, tmp_path, fails):
         (2, "prompt is empty", [*asked, ""]),
         (3, "takes 1019 tokens, this bundle holds at most 600", [*asked, "x" * 1000]),
         (2, "temperature is -1.0", [*asked, "x", "--temperature", "-1"]),
+        (2, "9 is too large a number", [*asked, "x", "--seed", "9" * 400]),
+        (2, "inf is too large a number", [*asked, "x", "--memory-limit-mb", "inf"]),
         (2, "prompt is empty", ["draw", bundle, "--prompt", " ", *output]),
         (2, "num_inference_steps is 0", [*drawn, "--num-inference-steps", 0]),
         (2, "seed is -1", [*drawn, "--seed", -1]),

@@ -112,7 +112,11 @@ FAULTS = {
     "strict": (config(hidden_size="wide"), "config.json cannot be read"),
     "no heads": (config(num_attention_heads=0), "folder: "),
     "no size": (config(num_hidden_layers=None), "folder: "),
-    "a billion layers": (config(num_hidden_layers=10**9), "num_hidden_layers is 1000000000, expected 1 to 1024"),
+    "a billion layers": (config(num_hidden_layers=10**9), "num_hidden_layers is 1000000000, expected 1024 at most"),
+    "a billion layers of an eye": (
+        config(vision_config={"depth": 10**9}),
+        "vision_config.depth is 1000000000, expected",
+    ),
     "outside": (outside, "weight_map names '../other/model.safetensors', which is no file of this folder"),
     "pipe of weights": (pipe("model.safetensors"), "model.safetensors: not a file; expected a file of a model"),
     "pipe of a tokenizer": (pipe("tokenizer.json"), "tokenizer.json: not a file"),

@@ -16,7 +16,7 @@ import os
 import platform
 import sys
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cache, cached_property, partial
 from pathlib import Path
 from types import MappingProxyType
@@ -399,6 +399,8 @@ SMALL_BYTES = 1 << 16  # are read with Python's lock held: to wait for it takes 
 FAILED = ctypes.c_void_p(-1).value
 _LOCKS: dict[str, threading.Lock] = {}
 
+Mapped = tuple[int, int, int]  # start, end, and where that is in the file
+
 
 @contextlib.contextmanager
 def own_mappings(held: HeldFile) -> Iterator[None]:
@@ -413,28 +415,42 @@ def own_mappings(held: HeldFile) -> Iterator[None]:
     with _LOCKS.setdefault(held.mapped_name, threading.Lock()):
         before = set(_mappings(name))
         yield
-        for mapping in _mappings(name):
-            if mapping not in before:
-                _own(held, *mapping)
+        for neighbours in _side_by_side(mapping for mapping in _mappings(name) if mapping not in before):
+            _own(held, neighbours)
 
 
-def _mappings(name: bytes) -> list[tuple[int, int, int]]:
-    """Start, end, and where that is in the file."""
-    with open("/proc/self/maps", "rb") as lines:  # start-end rights offset device inode name
-        found = [line.split(maxsplit=5) for line in lines.read().split(b"\n") if line.endswith(name)]
+def _mappings(name: bytes) -> list[Mapped]:
+    """In order of their addresses."""
+    with open("/proc/self/maps", "rb") as file:  # start-end rights offset device inode name
+        lines = file.read()
+    if name not in lines:
+        return []
+    found = [line.split(maxsplit=5) for line in lines.split(b"\n") if line.endswith(name)]
     spans = [(*fields[0].split(b"-"), fields[2]) for fields in found if len(fields) == 6 and fields[5] == name]
     return [(int(start, 16), int(end, 16), int(offset, 16)) for start, end, offset in spans]
 
 
-def _own(held: HeldFile, start: int, end: int, offset: int) -> None:
+def _side_by_side(mappings: Iterable[Mapped]) -> Iterator[list[Mapped]]:
+    """Those between whose addresses nothing else lies: each change of a mapping halts every thread of the process."""
+    neighbours: list[Mapped] = []
+    for mapping in mappings:
+        if neighbours and neighbours[-1][1] != mapping[0]:
+            yield neighbours
+            neighbours = []
+        neighbours.append(mapping)
+    if neighbours:
+        yield neighbours
+
+
+def _own(held: HeldFile, neighbours: list[Mapped]) -> None:
     """Where the kernel has no memory for it, the mapping stays as it is."""
-    size, libc = end - start, _libc()
-    wanted = min(size, held.size_bytes - offset)
-    if libc.mmap(start, size, PRIVATE[0], PRIVATE[1] | MAP_FIXED, -1, 0) == FAILED:
+    first, last, libc = neighbours[0][0], neighbours[-1][1], _libc()
+    if libc.mmap(first, last - first, PRIVATE[0], PRIVATE[1] | MAP_FIXED, -1, 0) == FAILED:
         return
-    if wanted <= SMALL_BYTES and libc.pread(held.fileno(), start, wanted, offset) == wanted:
-        return
-    held.read_into(memoryview((ctypes.c_char * wanted).from_address(start)).cast("B"), offset)
+    for start, end, offset in neighbours:
+        wanted = min(end - start, held.size_bytes - offset)
+        if wanted > SMALL_BYTES or libc.pread(held.fileno(), start, wanted, offset) != wanted:
+            held.read_into(memoryview((ctypes.c_char * wanted).from_address(start)).cast("B"), offset)
 
 
 @cache
