@@ -124,8 +124,8 @@ def inside(bundle: Path, wanted: Path, target: str, only: Sequence[str] = ()) ->
     from edgemm.runtimes.backend.engine import plan_threads
     from edgemm.runtimes.engines import Choice, Engines
     from edgemm.runtimes.model import Model
-    from edgemm.verify.loops import compare_loops, precision_of
-    from edgemm.verify.parity import read_recorded
+    from edgemm.verify.loops import compare_loops
+    from edgemm.verify.parity import precision_of, read_recorded
 
     opened, known = open_bundle(bundle), np.load(wanted)
     ids = Tokenizer(opened.file(opened.manifest.tokenizer)).encode(WORDS)
