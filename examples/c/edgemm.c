@@ -1,5 +1,4 @@
 /* Draws a picture, or says what is in one, with a bundle that `edgemm export --one-call draw,read,tokenize` wrote.
- *
  *     edgemm_c BUNDLE draw "red heart" heart.png [SEED | NOISE.f32]
  *     edgemm_c BUNDLE ask heart.png "What is this?" [MOST_TOKENS]
  *
@@ -7,6 +6,7 @@
  * onnxruntime-extensions ($EDGEMM_EXTENSIONS, a library) makes ids of words.  Pictures to ask about are laid on the bundle's
  * background and padded to a square.  Exit codes are edgemm's: 0 done, 2 usage, 3 bad input or bundle, 4 something is missing here. */
 #include <cjson/cJSON.h>
+#include <fcntl.h>
 #include <math.h>
 #include <openssl/evp.h>
 #include <png.h>
@@ -44,7 +44,7 @@ static char *inside(const char *path) { /* a path of the manifest, in the bundle
     return sprintf(whole, "%s/%s", bundle, path), whole;
 }
 static unsigned char *read_file(const char *path, size_t *size) {
-    FILE *file = fopen(path, "rb");
+    FILE *file = fdopen(open(path, O_RDONLY | O_NONBLOCK), "rb"); /* a pipe without a writer is no file, either */
     long end = !file || fseek(file, 0, SEEK_END) ? -1 : ftell(file);
     if (end < 0 || end == INT64_MAX) die(3, "%s: cannot be read: is it a file, and there?", path); /* folders say the largest */
     *size = (size_t)end, rewind(file);
@@ -68,9 +68,8 @@ static double number(cJSON *found, const char *name, double most) {
 }
 static void check_file(cJSON *record) { /* size and SHA-256, before anybody opens it for another purpose */
     char *path = inside(record->string), found[65];
-    unsigned char digest[EVP_MAX_MD_SIZE];
     size_t size;
-    unsigned char *content = read_file(path, &size);
+    unsigned char digest[EVP_MAX_MD_SIZE], *content = read_file(path, &size);
     const char *told = string(record, "sha256");
     if ((double)size != number(field(record, "size_bytes"), "size_bytes", 1e15)) die(3, "%s: has %zu bytes, not those of the manifest", path, size);
     if (!EVP_Digest(content, size, digest, NULL, EVP_sha256(), NULL)) die(4, "libcrypto has no SHA-256");
@@ -226,6 +225,7 @@ static double cubic(double x) { /* Keys' kernel, as Pillow's bicubic */
 static void load_square(const char *path, float *pixels, int side, cJSON *background) {
     png_image image = {.version = PNG_IMAGE_VERSION};
     if (!png_image_begin_read_from_file(&image, path)) die(3, "%s: not a picture that libpng reads: %s", path, image.message);
+    if ((double)image.width * image.height > number(field(field(manifest, "limits"), "max_image_pixels"), "max_image_pixels", 1e9)) die(3, "%s: more pixels than the bundle reads", path);
     image.format = PNG_FORMAT_RGB;
     unsigned char ground[3], *rows = zeros(PNG_IMAGE_SIZE(image));
     for (int c = 0; c < 3; c++) ground[c] = (unsigned char)number(cJSON_GetArrayItem(background, c), "background", 255);

@@ -77,6 +77,11 @@ def folder_instead(bundle: Path) -> None:
     (bundle / "weights.data").mkdir()
 
 
+def pipe_instead(bundle: Path) -> None:
+    without(bundle)
+    os.mkfifo(bundle / "weights.data")
+
+
 def told(found: str, instead: str) -> Callable[[Path], object]:
     """The manifest with these letters instead of those."""
 
@@ -137,6 +142,7 @@ def reading(location: str, where: str = "weights") -> bytes:
         (weights(b"numb"), "weights.data: has 4 bytes"),
         (without, "weights.data: cannot be read"),
         (folder_instead, "weights.data: cannot be read"),
+        (pipe_instead, "weights.data: cannot be read"),
         (lambda bundle: (bundle / "manifest.json").unlink(), "manifest.json: cannot be read"),
         (lambda bundle: (bundle / "manifest.json").write_text("{"), "not the JSON object that was expected"),
         (lambda bundle: (bundle / "manifest.json").write_text("[1]"), "not the JSON object that was expected"),
@@ -256,6 +262,7 @@ def changed(manifest: Any, place: str, value: Any) -> None:
         ("ask", "limits.max_context", 1e300, "'max_context' is no number from 0"),
         ("ask", "limits.max_context", "many", "'max_context' is no number from 0"),
         ("ask", "limits.max_context", 3, "more than the bundle holds"),
+        ("ask", "limits.max_image_pixels", 100, "more pixels than the bundle reads"),
         ("ask", "loops.text.background", [255], "'background' is no number from 0 to 255"),
         ("ask", "loops.text.background", [1e9, 0, 0], "'background' is no number from 0 to 255"),
         ("ask", "loops.text", 7, "'background' is missing"),

@@ -28,7 +28,7 @@ BESIDE = {  # model -> folders that parts of it lie in
 }
 
 
-LONG = ("bagel", "cosmos3-edge", "showo2")  # half a minute each
+LONG = ("bagel", "cosmos3-edge", "mobileo", "showo2")  # half a minute each
 
 
 def compared(bundle: Path) -> list[dict[str, Any]]:
