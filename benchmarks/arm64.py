@@ -45,6 +45,7 @@ SIZES = {"b": 1, "s": 8, "T": 16, "t": 16, "m": 1}  # of named axes
 def make_root(root: Path) -> None:
     """An arm64 Debian, unpacked and never configured."""
     if not (root / "usr/bin/python3.11").exists():
+        root.parent.mkdir(parents=True, exist_ok=True)
         words = ["mmdebstrap", "--variant=extract", "--arch=arm64", f"--include={','.join(INCLUDED)}", DEBIAN]
         subprocess.run([*words, str(root)], check=True)
     features = "fp asimd evtstrm aes pmull sha1 sha2 crc32 atomics fphp asimdhp cpuid asimdrdm lrcpc dcpop asimddp"
@@ -123,8 +124,8 @@ def inside(bundle: Path, wanted: Path, target: str, only: Sequence[str] = ()) ->
     from edgemm.runtimes.backend.engine import plan_threads
     from edgemm.runtimes.engines import Choice, Engines
     from edgemm.runtimes.model import Model
-    from edgemm.verify.loops import compare_loops, precision_of
-    from edgemm.verify.parity import read_recorded
+    from edgemm.verify.loops import compare_loops
+    from edgemm.verify.parity import precision_of, read_recorded
 
     opened, known = open_bundle(bundle), np.load(wanted)
     ids = Tokenizer(opened.file(opened.manifest.tokenizer)).encode(WORDS)

@@ -113,8 +113,8 @@ def compare(path: Path, device: str) -> int:
 
     import edgemm
     from edgemm.bundle.bundle import open_bundle
-    from edgemm.verify.loops import compare_loops, precision_of
-    from edgemm.verify.parity import read_recorded
+    from edgemm.verify.loops import compare_loops
+    from edgemm.verify.parity import precision_of, read_recorded
 
     bundle = open_bundle(path, verify=False)
     with edgemm.load(path, device=device) as model:

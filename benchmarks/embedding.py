@@ -4,7 +4,7 @@
     python benchmarks/embedding.py [CHECKPOINT] [--bundle DIR] [--web-bundle DIR] [--repeat 3]
 
 Without bundles it exports sticker-nano's, `--one-call draw,read,tokenize` for cpu and `--target web --one-call
-draw,read`, a minute each; C and the page are built from examples/, and a way whose tools lack is left out in one line.
+draw`, a minute each; C and the page are built from examples/, and a way whose tools lack is left out in one line.
 A table, what the tab fetches before its first picture, then one JSON line.  Times are medians after a first run.  C's
 pictures are whole processes, which hash and load the bundle each time; its ms a token are the gaps between what it
 prints.  Peak memory is the process's own (VmHWM; of a tab its renderer's), bytes are the files that the way opens.
@@ -281,14 +281,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("checkpoint", type=Path, nargs="?", default=ROOT / "checkpoints" / "sticker-nano")
     parser.add_argument("--bundle", type=Path, help="for cpu, with --one-call draw,read,tokenize")
-    parser.add_argument("--web-bundle", type=Path, help="for web, with --one-call draw,read")
+    parser.add_argument("--web-bundle", type=Path, help="for web, with --one-call draw")
     parser.add_argument("--repeat", type=int, default=3)
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         work, web = Path(folder), args.web_bundle
         bundle = args.bundle or exported(args.checkpoint, work / "cpu.bundle", "--one-call", "draw,read,tokenize")
         if web is None and "browser" not in lacks():
-            web = exported(args.checkpoint, work / "web.bundle", "--target", "web", "--one-call", "draw,read")
+            web = exported(args.checkpoint, work / "web.bundle", "--target", "web", "--one-call", "draw")
         rows = measured(bundle.resolve(), web and web.resolve(), args.repeat, work)
     show(rows)
     told = {"checkpoint": args.checkpoint.name, "cpus": os.cpu_count(), "load": os.getloadavg(), "repeat": args.repeat}

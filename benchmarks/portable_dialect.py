@@ -54,8 +54,8 @@ def compare(path: Path) -> int:
     from edgemm.runtimes.backend.engine import plan_threads
     from edgemm.runtimes.engines import Choice, Engines
     from edgemm.runtimes.model import Model
-    from edgemm.verify.loops import compare_loops, precision_of
-    from edgemm.verify.parity import read_recorded
+    from edgemm.verify.loops import compare_loops
+    from edgemm.verify.parity import precision_of, read_recorded
 
     bundle = open_bundle(path)
     precision = precision_of(bundle.manifest, TARGET)

@@ -4,6 +4,7 @@
 
 For what judges a graph by its nodes: NVIDIA's builder, ONNX Runtime's registry.  To say what its numbers are worth
 takes ONNX Runtime's CPU longer, and is the export's own gate: these bundles are to be built from, and not for use.
+Each bundle is held against its targets' graph rules; exit 7 when one breaks them.
 A foreign family's folder of the name `checkpoint` takes its other parts (vae, llm) from the folders beside it.
 """
 
@@ -73,7 +74,7 @@ def write_foreign_bundles(
         "trace": traced_once(),
         "compare_component": None,
         "_recorded": lambda *asked: Recorded(asked[4], (), (), ()),
-        "run_loops": lambda *asked: (),
+        "run_loops": lambda bundle, schemes, recorded: ([], recorded),
     }
     for precision in precisions:
         path = folder / f"{precision}.bundle"
@@ -110,12 +111,22 @@ def main() -> int:
     parser.add_argument("--max-context", type=int)
     parser.add_argument("--output", type=Path, required=True, metavar="FOLDER")
     args = parser.parse_args()
+    from edgemm.bundle.bundle import open_bundle
+    from edgemm.cli.verify import check_rules
+    from edgemm.errors import CheckFailedError
+
+    refused = False
     for checkpoint in args.checkpoints:
         name = checkpoint.parent.name if checkpoint.name == "checkpoint" else checkpoint.name
         write = write_bundles if _is_own(checkpoint) else write_foreign_bundles
         for path in write(checkpoint, args.precision.split(","), args.output / name, args.max_context, args.target):
             print(path, flush=True)
-    return 0
+            try:
+                check_rules(open_bundle(path, verify=False))
+            except CheckFailedError as error:
+                refused = True
+                print(error, flush=True)
+    return 7 if refused else 0
 
 
 def _is_own(checkpoint: Path) -> bool:

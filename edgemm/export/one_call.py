@@ -31,7 +31,7 @@ __all__ = ["write_one_call"]
 
 MOST_STEPS = 64  # of a drawing: the graph holds the denoiser's nodes once a step
 PARTS = ("transformer", "conditioner", "denoiser", "image_decoder")
-READERS = ("image_encoder", "transformer", "text_head")
+READERS = ("image_encoder", "vq_encoder", "transformer", "text_head")
 
 
 def write_one_call(writer: BundleWriter, manifest: Manifest, options: ExportOptions, tokenizer: Tokenizer) -> Manifest:
@@ -84,12 +84,9 @@ def _write_drawing(writer: BundleWriter, manifest: Manifest, options: ExportOpti
 
 
 def _write_reading(writer: BundleWriter, manifest: Manifest) -> dict[str, OneCall]:
-    loop, components = manifest.loops.text, manifest.components
-    if loop is None or "vq_encoder" in components:
-        raise UsageError(
-            f"--one-call read: {manifest.name}, family {manifest.family}, reads pictures as codes or does not talk: "
-            "its prompt's ids are made of what another graph says"
-        )
+    loop = manifest.loops.text
+    if loop is None:
+        raise UsageError(f"--one-call read: {manifest.name}, family {manifest.family}, does not talk; leave read out")
     silent = None if loop.silent_ids is None else read_tensors(writer.file(loop.silent_ids))["ids"]
     prompts: dict[str, Variant] = {}
     steps: dict[str, Variant] = {}

@@ -7,7 +7,7 @@ Axes: b batch, s tokens of the prompt, T cache slots, g K/V heads, d head width.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -27,16 +27,28 @@ def compose_prompt(folder: Path, variants: Mapping[str, Variant], silent: np.nda
     Without a picture `image_index` is -1 everywhere and `pixels` whatever is there; `next_position` (1) is s.
     """
     canvas = Canvas(folder, variants)
-    tokens = None
-    if "image_encoder" in variants:
-        pixels = canvas.input("pixels", FLOAT, (1, *variants["image_encoder"].inputs[0].shape[1:]))
-        tokens = canvas.run("image_encoder", {"pixels": pixels})["image_tokens"]
+    seen: dict[str, ir.Value] = {}
+    for encoder in variants.keys() & {"image_encoder", "vq_encoder"}:
+        pixels = canvas.input("pixels", FLOAT, (1, *variants[encoder].inputs[0].shape[1:]))
+        seen = canvas.run(encoder, {"pixels": pixels})
     words = {name: canvas.input(name, INT64, (1, "s")) for name in ("input_ids", "image_index", "attention_limit")}
+    if "token_ids" in seen:
+        words |= _with_picture_ids(canvas, words["input_ids"], words["image_index"], seen["token_ids"])
     count = canvas.make("Gather", canvas.make("Shape", words["input_ids"]), canvas.constant([1]))
     more = {"write_index": canvas.constant([0]), "logits_index": canvas.make("Sub", count, canvas.constant([1]))}
-    following = _read(canvas, {**words, **more}, tokens, silent)
+    following = _read(canvas, {**words, **more}, seen.get("image_tokens"), silent)
     canvas.output("next_position", _after(canvas, count, following, 0), INT64, (1,))
     return canvas.model()
+
+
+def _with_picture_ids(canvas: Canvas, ids: ir.Value, index: ir.Value, token_ids: ir.Value) -> dict[str, ir.Value]:
+    """bundle/prompt.py's with_picture_ids: `token_ids` (1, m) stand where the picture does, and no row is told."""
+    minus_one = canvas.constant([-1])
+    rows = canvas.make("Max", index, canvas.constant([0]))
+    codes = canvas.make("Gather", canvas.make("Squeeze", token_ids, canvas.constant([0])), rows, axis=0)  # (1, s)
+    pictured = canvas.make("Greater", index, minus_one)
+    blank = canvas.make("Min", index, minus_one)
+    return {"input_ids": canvas.make("Where", pictured, codes, ids), "image_index": blank}
 
 
 def compose_step(folder: Path, variants: Mapping[str, Variant], silent: np.ndarray | None) -> ir.Model:
@@ -84,11 +96,27 @@ def _read(
         said[0, silent] = -np.inf
         logits = canvas.make("Add", logits, canvas.constant(said, np.float32))
     following = canvas.make("ArgMax", logits, axis=1, keepdims=1)
+    following = _behind(canvas, following, [given[name] for name in given if name.startswith("present_")])
     canvas.output("next_id", following, INT64, (1, 1))
     for spec in variant.outputs:
         if spec.name.startswith("present_"):
             dtype = ir.DataType.from_numpy(np.dtype(spec.dtype))
             canvas.give(spec.name, given[spec.name], dtype, (1, *spec.shape[1:]))
+    return following
+
+
+def _behind(canvas: Canvas, following: ir.Value, caches: Sequence[ir.Value]) -> ir.Value:
+    """The token, known no sooner than the caches that it does not depend on: they read what it is written over."""
+    read, left = set[ir.Value](), [following]
+    while left:
+        if (value := left.pop()) not in read:
+            read.add(value)
+            node = value.producer()
+            left += [] if node is None else [each for each in node.inputs if each is not None]
+    for cache in (cache for cache in caches if cache not in read):
+        first = canvas.make("Gather", canvas.make("Reshape", cache, canvas.constant([-1])), canvas.constant([[0]]))
+        none = canvas.make("Mul", canvas.make("Cast", first, to=int(INT64)), canvas.constant([0]))
+        following = canvas.make("Add", following, none)
     return following
 
 

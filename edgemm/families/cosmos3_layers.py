@@ -100,11 +100,9 @@ class Generator(nn.Module):
         p = self.patch
         filled = latents
         for axis in (2, 3):
-            size = latents.shape[axis]
-            places = torch.arange((size + p - 1) // p * p)
-            there = (places < size).float()
-            filled = filled.index_select(axis, places.clamp(max=size - 1))
-            filled = filled * (there[:, None] if axis == 2 else there)
+            nothing = filled.narrow(axis, 0, 1) * 0
+            filled = torch.cat([filled] + [nothing] * (p - 1), axis)  # a size that were compared would leave the GPU
+            filled = filled.index_select(axis, torch.arange((latents.shape[axis] + p - 1) // p * p))
         x = filled.unflatten(3, (-1, p)).unflatten(2, (-1, p))  # (b, z, rows, p, columns, p)
         return x.permute(0, 2, 4, 3, 5, 1).flatten(3)
 

@@ -17,7 +17,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, TypeVar
 
 from edgemm.bundle.bundle import Bundle
-from edgemm.bundle.chat import Message, as_messages
+from edgemm.bundle.chat import Message
 from edgemm.bundle.prompt import Tokenizer
 from edgemm.device.machine import give_back_memory
 from edgemm.errors import EdgemmError, UsageError
@@ -37,6 +37,7 @@ from edgemm.runtimes.text_call import DRAW_MARKS, Prompted, TextChunk, TextKeywo
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
+    from edgemm.bundle.node_link import GraphSource
     from edgemm.bundle.picture import PictureSources
     from edgemm.runtimes.adapters import Adapters
     from edgemm.runtimes.cache_budget import MemoryPlan
@@ -122,10 +123,10 @@ class Model:
 
         return in_thread(lambda stopped: self._session(stopped)._stream(prompt, images, chosen))
 
-    def count_tokens(self, prompt: Prompted, images: PictureSources = ()) -> int:
+    def count_tokens(self, prompt: Prompted, images: PictureSources = (), graph: GraphSource | None = None) -> int:
         """How many slots of the context a prompt takes, with its pictures, none of which is opened for it."""
         self._engines.check_open()
-        return len(self._text.prompt(as_messages(prompt, images)))
+        return len(self._text.prompt(self._text.messages(prompt, images, TextOptions(graph=graph))))
 
     def session(self, system: str | None = None) -> Session:
         """A conversation that keeps its K/V cache between turns; `system` is its system message."""

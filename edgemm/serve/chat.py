@@ -25,7 +25,7 @@ from edgemm.serve.metrics import Measured
 from edgemm.serve.pictures import as_url
 from edgemm.serve.problems import Problem
 from edgemm.serve.registry import Named
-from edgemm.serve.service import Service, Work, as_asked, chosen_seed, with_adapter
+from edgemm.serve.service import Service, Work, as_asked, chosen_seed, graph_of, with_adapter
 from edgemm.serve.text_lane import TextWork
 from edgemm.serve.wire import Event, Events, EventStream, fields_of
 
@@ -50,7 +50,9 @@ class Asked:
 
     def count(self) -> None:
         loop, shown = self.named.model.manifest.loops.text, sum(len(each["images"]) for each in self.messages)
-        self.prompt_tokens = self.named.model.count_tokens(self.messages)
+        graph = self.text.get("graph")
+        shown += 0 if graph is None else len(graph.pictures)
+        self.prompt_tokens = self.named.model.count_tokens(self.messages, graph=graph)
         self.image_tokens = shown * (loop.image_token_count if loop else 0)
 
     def usage(self, completion_tokens: int) -> dict[str, Any]:
@@ -86,7 +88,8 @@ def told(problem: Problem) -> list[Event]:
 
 
 def _prepared(asked: ChatRequest, named: Named, service: Service) -> tuple[Asked, list[Work]]:
-    messages = as_asked(asked.messages, named, service.options.max_images)
+    media, most_shown = asked.media_io_kwargs, service.options.max_images
+    messages = as_asked(asked.messages, named, most_shown, video=media and media.video)
     modalities = asked.modalities or ["text"]
     if "text" not in modalities:
         raise Problem(400, "unsupported_value", 'modalities is ["image"]: ask /v1/images/generations', "modalities")
@@ -110,6 +113,8 @@ def _prepared(asked: ChatRequest, named: Named, service: Service) -> tuple[Asked
         drawing = {} if drawn is None else drawing_options(named, drawn, size_of(drawn.size, named, "drawing.size"))
         drawing["seed"] = chosen_seed(None if drawn is None else drawn.seed)
     text = text_options(asked, named, most, stop, _format(asked))
+    if asked.graph is not None:
+        text["graph"] = graph_of(asked.graph, named, most_shown - sum(len(each["images"]) for each in messages))
     if asked.logprobs:
         text["logprobs"] = asked.top_logprobs or 0
     most_images = min(asked.max_images or 4, service.options.max_images)

@@ -17,7 +17,7 @@ from edgemm.serve.fields import EditRequest, GenerateRequest, HowToDraw, read_fi
 from edgemm.serve.pictures import as_base64, of_url
 from edgemm.serve.problems import Problem, unsupported
 from edgemm.serve.registry import Named
-from edgemm.serve.service import Service, Work, chosen_seed, picture_of, with_adapter
+from edgemm.serve.service import Service, Work, chosen_seed, graph_of, picture_of, with_adapter
 from edgemm.serve.wire import Event, Events, EventStream, fields_of
 
 __all__ = ["Sketch", "draw_work", "drawing_options", "edits", "generations", "size_of", "usage_of"]
@@ -134,6 +134,8 @@ class _Answer:
         for name in ("temperature", "top_k", "top_p"):
             if getattr(asked, name) is not None:
                 options[name] = getattr(asked, name)
+        if asked.graph is not None:
+            options["graph"] = graph_of(asked.graph, named, self.service.options.max_images)
         if picture is not None:
             options["image"] = picture_of(picture, named, "image")
         self.sketch = Sketch(

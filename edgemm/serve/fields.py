@@ -69,7 +69,18 @@ class InputImagePart(Fields):
     detail: Detail | None = None
 
 
-Part = Annotated[TextPart | ImageUrlPart | InputImagePart, Field(discriminator="type")]
+class VideoUrl(Fields):
+    url: str
+
+
+class VideoUrlPart(Fields):
+    """As vLLM's: some of a video's frames are read as pictures."""
+
+    type: Literal["video_url"]
+    video_url: VideoUrl | str
+
+
+Part = Annotated[TextPart | ImageUrlPart | InputImagePart | VideoUrlPart, Field(discriminator="type")]
 
 
 class ChatMessage(Fields):
@@ -152,6 +163,17 @@ class Sampled(Fields):
     timeout_s: Annotated[float, Field(gt=0)] | None = None
 
 
+class VideoFrames(Fields):
+    num_frames: Annotated[int, Field(ge=1, le=256)] | None = None  # at most, spread evenly
+    fps: Annotated[float, Field(gt=0, le=1000)] | None = None
+
+
+class MediaOptions(Fields):
+    """vLLM's name for how media are read."""
+
+    video: VideoFrames | None = None
+
+
 class ChatRequest(Sampled):
     messages: Annotated[list[ChatMessage], Field(min_length=1)]
     model: str | None = None
@@ -164,6 +186,8 @@ class ChatRequest(Sampled):
     modalities: Annotated[list[Literal["text", "image"]], Field(min_length=1)] | None = None
     drawing: Drawing | None = None
     max_images: Annotated[int, Field(ge=1, le=64)] | None = None
+    graph: dict[str, Any] | None = None  # node-link JSON, as networkx writes it
+    media_io_kwargs: MediaOptions | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
 
@@ -181,6 +205,7 @@ class GenerateRequest(HowToDraw):
     response_format: Literal["url", "b64_json"] | None = None
     stream: bool | None = None
     partial_images: Annotated[int, Field(ge=0, le=3)] | None = None
+    graph: dict[str, Any] | None = None  # what is drawn, beside the words; node-link JSON
     temperature: Annotated[float, Field(ge=0, le=2)] | None = None  # of models that draw token by token
     top_k: Annotated[int, Field(ge=1)] | None = None
     top_p: Annotated[float, Field(gt=0, le=1)] | None = None

@@ -1,4 +1,4 @@
-"""Pictures on the wire: data: URLs in, PNG, JPEG or WebP out.
+"""Pictures and videos on the wire: data: URLs in, PNG, JPEG or WebP out.
 
 Nothing is fetched and no file is opened: a URL that is no data: URL is refused, whatever it names.
 """
@@ -18,30 +18,29 @@ if TYPE_CHECKING:
 __all__ = ["as_base64", "as_url", "of_base64", "of_url"]
 
 
-def of_url(url: str, param: str) -> bytes:
-    """The bytes of a data: URL (RFC 2397)."""
+def of_url(url: str, param: str, kind: str = "image") -> bytes:
+    """The bytes of a data: URL (RFC 2397); `kind` is "image" or "video", as errors call it."""
     if url[:5].lower() != "data:":
-        raise Problem(
-            400, "remote_image_refused", f"{param} is {url[:40]!r}: nothing is fetched; send a data: URL", param
-        )
+        message = f"{param} is {url[:40]!r}: nothing is fetched; send a data: URL"
+        raise Problem(400, f"remote_{kind}_refused", message, param)
     head, comma, content = url.partition(",")
     if not comma:
-        raise Problem(400, "invalid_image", f"{param} is a data: URL without a comma", param)
+        raise Problem(400, f"invalid_{kind}", f"{param} is a data: URL without a comma", param)
     raw = urllib.parse.unquote_to_bytes(content)
-    return of_base64(raw, param) if head.lower().endswith(";base64") else _some(raw, param)
+    return of_base64(raw, param, kind) if head.lower().endswith(";base64") else _some(raw, param, kind)
 
 
-def of_base64(content: str | bytes, param: str) -> bytes:
+def of_base64(content: str | bytes, param: str, kind: str = "image") -> bytes:
     raw = content.encode("ascii", "replace") if isinstance(content, str) else content
     try:
-        return _some(base64.b64decode(b"".join(raw.split()), validate=True), param)
+        return _some(base64.b64decode(b"".join(raw.split()), validate=True), param, kind)
     except ValueError as error:
-        raise Problem(400, "invalid_image", f"{param} is not base64: {error}", param) from None
+        raise Problem(400, f"invalid_{kind}", f"{param} is not base64: {error}", param) from None
 
 
-def _some(raw: bytes, param: str) -> bytes:
+def _some(raw: bytes, param: str, kind: str) -> bytes:
     if not raw:
-        raise Problem(400, "invalid_image", f"{param} is an empty picture", param)
+        raise Problem(400, f"invalid_{kind}", f"{param} is empty", param)
     return raw
 
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from edgemm.bundle.picture import open_picture
 from edgemm.errors import EdgemmError, InputError
-from edgemm.serve.fields import ChatMessage, ImageUrlPart, TextPart
+from edgemm.serve.fields import ChatMessage, ImageUrlPart, TextPart, VideoFrames, VideoUrlPart
 from edgemm.serve.metrics import Measured, Metrics
 from edgemm.serve.options import ServeOptions
 from edgemm.serve.pictures import of_url
@@ -24,13 +24,17 @@ from edgemm.serve.scheduler import Kind, Lanes, Scheduler, Ticket, Turns
 from edgemm.serve.text_lane import TextLane
 
 if TYPE_CHECKING:
+    import numpy as np
     from PIL.Image import Image
 
-__all__ = ["Service", "Work", "as_asked", "chosen_seed", "picture_of", "with_adapter"]
+    from edgemm.bundle.node_link import Graph
+
+__all__ = ["Service", "Work", "as_asked", "chosen_seed", "graph_of", "picture_of", "with_adapter"]
 
 T = TypeVar("T")
 Work = tuple[Kind, Any]
 MOST_DRAWINGS = 4  # that take turns, so that a long one does not hold up a short one
+MOST_FRAMES = 16  # of a video, where a request says no other number
 
 
 class Service:
@@ -88,15 +92,54 @@ def picture_of(raw: bytes, named: Named, param: str) -> Image:
         raise Problem(400, code, str(error), param) from error
 
 
+def frames_of(raw: bytes, named: Named, how: VideoFrames, left: int, param: str) -> list[np.ndarray]:
+    """Frames of a video, decoded by a process of their own; at most `left`, which a request may still show."""
+    from edgemm.runtimes.video import read_video
+
+    manifest = named.model.manifest
+    if manifest.loops.text is None:
+        raise Problem(400, "unsupported_value", f"{manifest.name} reads no videos", param)
+    if left < (how.num_frames or 1):
+        raise Problem(400, "too_many_images", f"the request may show {left} pictures more, frames included", param)
+    try:
+        most = how.num_frames or min(MOST_FRAMES, left)
+        return read_video(raw, manifest.loops.text, how.fps, most, manifest.limits.max_image_pixels)
+    except InputError as error:
+        raise Problem(400, "invalid_video", str(error), param) from error
+
+
+def graph_of(told: dict[str, Any], named: Named, most: int) -> Graph:
+    """A graph of node-link JSON, with at most so many pictures, which are data: URLs."""
+    from edgemm.bundle.node_link import Graph, Node, read_graph
+
+    try:
+        graph, nodes = read_graph(told), []
+    except InputError as error:
+        raise Problem(400, "invalid_value", str(error), "graph") from error
+    if len(graph.pictures) > most:
+        raise Problem(400, "too_many_images", f"the graph shows more than {most} pictures", "graph")
+    for index, node in enumerate(graph.nodes):
+        param = f"graph.nodes[{index}].image"
+        if node.image is not None and not isinstance(node.image, str):
+            raise Problem(400, "invalid_type", f"{param} is no string, expected a data: URL", param)
+        image = None if node.image is None else picture_of(of_url(node.image, param), named, param)
+        nodes.append(Node(node.id, node.text, image))
+    return Graph(nodes, graph.edges, graph.directed)
+
+
 def as_asked(
-    messages: Sequence[ChatMessage], named: Named, most: int, names: Sequence[str] = ()
+    messages: Sequence[ChatMessage],
+    named: Named,
+    most: int,
+    names: Sequence[str] = (),
+    video: VideoFrames | None = None,
 ) -> list[dict[str, Any]]:
     """Messages as the runtime takes them.  What the assistant drew is shown with the user's next message.
 
-    `names` are what errors call each, where that is not messages[i].
+    `names` are what errors call each, where that is not messages[i]; `video` is how many frames are read of one.
     """
     told: list[dict[str, Any]] = []
-    drawn: list[Image] = []
+    drawn: list[Any] = []
     shown = 0
     for index, message in enumerate(messages):
         where, texts, images = names[index] if names else f"messages[{index}]", [], []
@@ -106,6 +149,14 @@ def as_asked(
         for place, part in enumerate((*parts, *(message.images or ()))):
             if isinstance(part, TextPart):
                 texts.append(part.text)
+                continue
+            if isinstance(part, VideoUrlPart):
+                param = f"{where}.content[{place}].video_url"
+                if message.role != "user":
+                    raise Problem(400, "unsupported_value", f"{param}: only users show videos", param)
+                url = part.video_url if isinstance(part.video_url, str) else part.video_url.url
+                frames = frames_of(of_url(url, param, "video"), named, video or VideoFrames(), most - shown, param)
+                images, shown = [*images, *frames], shown + len(frames)
                 continue
             own = place - len(parts)
             param = f"{where}.content[{place}].image_url" if own < 0 else f"{where}.images[{own}].image_url"

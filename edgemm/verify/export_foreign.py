@@ -15,7 +15,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors.numpy import save
 
 import edgemm
 from edgemm import progress
@@ -50,16 +49,13 @@ from edgemm.families.table import load_family
 from edgemm.options import from_keywords
 from edgemm.runtimes import schedule
 from edgemm.verify.components import compare_component
-from edgemm.verify.export_native import check_runtime, keep_as_tried, run_loops
-from edgemm.verify.loops import precision_of
+from edgemm.verify.export_native import check_runtime, keep_as_tried, run_loops, write_recorded
 from edgemm.verify.parity import (
-    PARITY_FILE,
-    PIXELS_FILE,
     CodesCase,
     DrawCase,
     Recorded,
     TextCase,
-    parity_document,
+    precision_of,
     require,
 )
 
@@ -140,10 +136,10 @@ def export_foreign(found: Found, output: Path, options: ExportOptions | None = N
         recorded = _recorded(checkpoint, family, parts, bundle, precision_of(manifest, schemes[0].target), asked)
         del checkpoint, parts  # engines need their memory
         give_back_memory()
-        written.comparisons.extend(run_loops(bundle, schemes, recorded))
+        compared, recorded = run_loops(bundle, schemes, recorded)
+        written.comparisons.extend(compared)
         require(written.comparisons, "the bundle differs from the library, and was not kept")
-        writer.add_bytes(PARITY_FILE, parity_document(recorded, written.comparisons).encode())
-        writer.add_bytes(PIXELS_FILE, save({f"draw.{row}": pixels for row, pixels in enumerate(recorded.pixels)}))
+        write_recorded(recorded, written.comparisons, writer)
         progress.status("hashing")
         whole = writer.finish(manifest)
     keep_as_tried(output)

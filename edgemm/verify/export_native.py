@@ -7,7 +7,7 @@ the manifest says about the model in manifest.py.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +49,8 @@ from edgemm.runtimes.engines import Choice, Engines, select
 from edgemm.runtimes.model import Model
 from edgemm.runtimes.turns import Turns
 from edgemm.verify.components import compare_component, example_inputs
-from edgemm.verify.loops import compare_loops, precision_of
+from edgemm.verify.logits import first_logits
+from edgemm.verify.loops import compare_loops
 from edgemm.verify.parity import (
     PARITY_FILE,
     PIXELS_FILE,
@@ -59,6 +60,8 @@ from edgemm.verify.parity import (
     Recorded,
     TextCase,
     parity_document,
+    pixels_file,
+    precision_of,
     require,
 )
 from edgemm.verify.reference_backend import REFERENCE
@@ -71,6 +74,7 @@ __all__ = [
     "longest_prompt",
     "run_loops",
     "torch_answers",
+    "write_recorded",
 ]
 
 MAX_CONTEXT = 2048  # cache slots when nobody says otherwise, where the transformer was trained for as many
@@ -127,9 +131,10 @@ def export_bundle(source: Path, output: Path, options: ExportOptions | None = No
             writer.add_bytes(ADAPTER_SCALES, scales)
         progress.status("loops: asking torch")
         recorded = torch_answers(model, precision_of(manifest, schemes[0].target), new_tokens)
-        comparisons += run_loops(Bundle(writer.folder, manifest), schemes, recorded)
+        compared, recorded = run_loops(Bundle(writer.folder, manifest), schemes, recorded)
+        comparisons += compared
         require(comparisons, "the bundle differs from the model, and was not kept")
-        _write_recorded(recorded, comparisons, writer)
+        write_recorded(recorded, comparisons, writer)
         progress.status("hashing")
         whole = writer.finish(manifest)
     keep_as_tried(output)
@@ -188,11 +193,14 @@ def keep_as_tried(path: Path) -> None:
         engines.close()
 
 
-def run_loops(bundle: Bundle, schemes: Sequence[Scheme], recorded: Recorded) -> Iterator[Comparison]:
-    """For one of the targets that share every graph.  Whatever a target's own engine is, its graphs are ONNX, and ONNX
-    Runtime's CPU says what they compute."""
+def run_loops(bundle: Bundle, schemes: Sequence[Scheme], recorded: Recorded) -> tuple[list[Comparison], Recorded]:
+    """For one of the targets that share every graph; with the record goes what those graphs said.
+
+    Whatever a target's own engine is, its graphs are ONNX, and ONNX Runtime's CPU says what they compute.
+    """
     targets, room = bundle.manifest.targets, _room_of(bundle)
     different = {tuple(sorted(targets[scheme.target].items())): scheme.target for scheme in reversed(schemes)}
+    comparisons, said = [], {}
     for target in list(different.values())[::-1]:
         progress.status(f"loops: comparing {target}")
         choice = Choice("cpu", REFERENCE, target, "CPUExecutionProvider", "compared before it is shipped")
@@ -203,7 +211,11 @@ def run_loops(bundle: Bundle, schemes: Sequence[Scheme], recorded: Recorded) -> 
                 what = f"{target}: {comparison.what}" if len(schemes) > 1 else comparison.what
                 named = dataclasses.replace(comparison, what=what)
                 progress.line(named.line())
-                yield named
+                comparisons.append(named)
+            logits = first_logits(runtime, recorded)
+            if logits is not None:
+                said |= {other: logits for other, graphs in targets.items() if graphs == targets[target]}
+    return comparisons, dataclasses.replace(recorded, logits=said)
 
 
 LARGE_BYTES = 1 << 30  # of weights: components take turns, for the model that they are compared with is here, too
@@ -227,9 +239,9 @@ def stored_prefix(model: Unified, prompt: str) -> bytes:
     return save({name: tensor.contiguous().numpy() for name, tensor in tensors.items()})
 
 
-def _write_recorded(recorded: Recorded, comparisons: list[Comparison], writer: BundleWriter) -> None:
+def write_recorded(recorded: Recorded, comparisons: list[Comparison], writer: BundleWriter) -> None:
     writer.add_bytes(PARITY_FILE, parity_document(recorded, comparisons).encode())
-    writer.add_bytes(PIXELS_FILE, save({f"draw.{row}": pixels for row, pixels in enumerate(recorded.pixels)}))
+    writer.add_bytes(PIXELS_FILE, pixels_file(recorded))
 
 
 TEXTS = (("What is the capital of France?", None), ("Count from one to ten.", None), ("What is this?", 1))

@@ -11,15 +11,15 @@ import dataclasses
 import time
 from collections.abc import Iterator, Sequence
 from itertools import islice
+from typing import Any
 
 import numpy as np
 
 from edgemm.bundle.bundle import Bundle
-from edgemm.bundle.chat import as_messages, chat_prompt, with_graph
+from edgemm.bundle.chat import as_messages, chat_prompt
 from edgemm.bundle.components import OneCall
 from edgemm.bundle.drawing import ImageTokensLoop
-from edgemm.bundle.files import parse
-from edgemm.bundle.manifest import Manifest, TextLoop
+from edgemm.bundle.manifest import TextLoop
 from edgemm.bundle.picture import seeded_picture
 from edgemm.errors import BundleError, CheckFailedError, EdgemmError
 from edgemm.runtimes.backend.engine import NotFiniteError, plan_threads
@@ -28,10 +28,20 @@ from edgemm.runtimes.engines import Choice, select
 from edgemm.runtimes.image_call import DrawingClock, DrawingKeywords, ImageResult, Picture
 from edgemm.runtimes.model import Model
 from edgemm.runtimes.sampling import Sampling
+from edgemm.verify.logits import (
+    FEWEST_TOKENS,
+    LOST_DB,
+    asked_first,
+    compare_first,
+    first_logits,
+    logits_of,
+    other_libraries,
+    pictures_of,
+    thinned,
+)
 from edgemm.verify.parity import (
     CHOICE_FLOOR,
     ONE_CALL_TOLERANCE,
-    PARITY_FILE,
     CodesCase,
     Comparison,
     DrawCase,
@@ -40,24 +50,18 @@ from edgemm.verify.parity import (
     compare_choices,
     compare_pictures,
     compare_replies,
+    measured,
+    precision_of,
     read_recorded,
     require,
 )
 from edgemm.verify.reference_backend import REFERENCE
 
-__all__ = ["check_bundle", "compare_loops", "precision_of", "unlike_recorded"]
+__all__ = ["check_bundle", "compare_loops", "unlike_recorded"]
 
 MOST_S = 60.0  # of comparing at a first load; the step that is on its way is ended
-FEWEST_TOKENS = 4  # that tell a sound machine
 GARBAGE = "int8"  # finer precisions are judged by its floors: a first load asks whether numbers mean anything
-LOST_DB = 10.0  # against the export's own drawing: Arm's kernels lost 3, products that overflow 17
-ENOUGH_DB = 40.0  # a drawing in float16 is no closer
-
-
-def precision_of(manifest: Manifest, target: str) -> str:
-    """The coarsest precision among a target's components: it decides how close the whole can come."""
-    found = {manifest.variant(component, target).precision for component in manifest.targets[target]}
-    return max(found, key=list(CHOICE_FLOOR).index)
+ENOUGH_DB, ENOUGH_FLOAT_DB = 40.0, 60.0  # a drawing in float16 is no closer than the first, in float32 by far
 
 
 def compare_loops(model: Model, recorded: Recorded) -> Iterator[Comparison]:
@@ -70,6 +74,8 @@ def compare_loops(model: Model, recorded: Recorded) -> Iterator[Comparison]:
         for case, wanted in zip(recorded.draws, recorded.pixels):
             drawn = model.generate_image(case.prompt, **_drawing(model, case))
             yield compare_pictures(_name_drawing(case), recorded.precision, _whole(drawn.image), wanted)
+        if recorded.logits and (logits := first_logits(model, recorded)) is not None:
+            yield from compare_first(model, recorded, logits)
         yield from _compare_one_call(model, recorded)
     except EdgemmError as error:
         if _is_no_answer(error):
@@ -135,8 +141,8 @@ def _compare_text(model: Model, case: TextCase, precision: str) -> Iterator[Comp
     loop = model.manifest.loops.text
     if loop is None:
         raise BundleError(f"{model.manifest.name} has recorded replies and no text loop")
-    images, name = _pictures(case, loop), _name_text(case)
-    chosen = list(_choices(model, case, loop, images))
+    images, name = pictures_of(case, loop), _name_text(case)
+    chosen = [int(logits.argmax()) for logits in logits_of(model, case, loop, images)]
     yield compare_choices(f"next tokens, {name}", precision, chosen, case.tokens)
     reply = model.generate_text(case.prompt, images, max_new_tokens=len(case.tokens), graph=case.graph).token_ids
     yield compare_replies(f"text loop, {name}", precision, reply, _up_to_stop(case.tokens, loop))
@@ -144,10 +150,6 @@ def _compare_text(model: Model, case: TextCase, precision: str) -> Iterator[Comp
     if call is not None and model.choice.target in call.variants and case.graph is None:
         found = _read_in_one_call(model, case, loop, images)
         yield compare_replies(f"one call, {name}", precision, _up_to_stop(found, loop), reply)
-
-
-def _pictures(case: TextCase, loop: TextLoop) -> list[np.ndarray]:
-    return [] if case.picture_seed is None else [seeded_picture(case.picture_seed, loop.image_size)]
 
 
 def _name_text(case: TextCase) -> str:
@@ -182,17 +184,6 @@ def _read_in_one_call(model: Model, case: TextCase, loop: TextLoop, images: list
         again.run()
         found.append(int(token[0, 0]))
     return tuple(found)
-
-
-def _choices(model: Model, case: TextCase, loop: TextLoop, images: list[np.ndarray]) -> Iterator[int]:
-    """The likeliest token after the prompt and after each of torch's tokens."""
-    prompt = chat_prompt(with_graph(as_messages(case.prompt, images), case.graph, loop.graph), loop, model.tokenizer)
-    seen = [model._text.reader.picture(image, loop) for image in images]
-    prompt, image_tokens = model._text.reader.read(prompt, seen, loop)
-    transformer = model._text.conversation()
-    yield int(transformer.prefill(prompt, image_tokens).argmax())
-    for token in case.tokens[:-1]:
-        yield int(transformer.step(token).argmax())
 
 
 def _compare_codes(model: Model, case: CodesCase, precision: str) -> Iterator[Comparison]:
@@ -264,10 +255,11 @@ def unlike_recorded(model: Model) -> str:
 def _shortest(model: Model, recorded: Recorded, precision: str) -> Iterator[Comparison]:
     end = time.monotonic() + MOST_S
     loops = model.manifest.loops
-    if loops.text is not None and (texts := [case for case in recorded.texts if case.tokens]):
-        text = max(texts, key=lambda case: case.picture_seed is not None)
-        chosen = _choices(model, text, loops.text, _pictures(text, loops.text))
+    if loops.text is not None and (text := asked_first(recorded)) is not None:
+        seen: list[np.ndarray] = []
+        chosen = _noted(logits_of(model, text, loops.text, pictures_of(text, loops.text)), seen)
         yield from _first_choices(f"next tokens, {_name_text(text)}", precision, chosen, text.tokens, end)
+        yield from compare_first(model, recorded, np.stack(seen[:FEWEST_TOKENS]))
     if loops.image_tokens is not None and (drawn := [case for case in recorded.codes if case.codes]):
         codes = min(drawn, key=lambda case: case.guidance != 1)
         written = _codes(model, codes, loops.image_tokens, codes.codes)
@@ -282,17 +274,29 @@ def _shortest(model: Model, recorded: Recorded, precision: str) -> Iterator[Comp
                 return
 
 
+def _noted(logits: Iterator[np.ndarray], seen: list[np.ndarray]) -> Iterator[int]:
+    """The likeliest of each, and of each what an export keeps."""
+    for row in logits:
+        seen.append(thinned(row))
+        yield int(row.argmax())
+
+
 def _as_at_export(found: Comparison, model: Model) -> Comparison:
     """By what the export measured, too, where the same library ran on a processor: coarse floors hide wrong sums."""
-    others = {choice.backend for choice in model.choices.values()} - {"onnxruntime"}
-    if others or found.measure != "psnr_db" or found.limit is None:
+    if other_libraries(model) or found.measure != "psnr_db" or found.limit is None:
         return found
-    document = parse(model.bundle.file(PARITY_FILE).read_bytes(), PARITY_FILE)
     names = (found.what, f"{model.choice.target}: {found.what}")
-    rows = [row for row in document.get("comparisons", ()) if isinstance(row, dict) and row.get("what") in names]
-    before = [row["value"] for row in rows if row.get("measure") == "psnr_db" and isinstance(row.get("value"), float)]
-    limit = max([found.limit, *(min(value - LOST_DB, ENOUGH_DB) for value in before)])
+    rows = [row for row in measured(model.bundle) if row.get("what") in names]
+    limit = max([found.limit, *map(_enough_db, rows)])
     return dataclasses.replace(found, limit=limit, passed=found.value >= limit)
+
+
+def _enough_db(row: dict[str, Any]) -> float:
+    """Of a drawing, where the export measured `row`: its dB, or in float32 the largest difference."""
+    value = float(row["value"])
+    if row.get("measure") == "psnr_db":
+        return min(value - LOST_DB, ENOUGH_DB)
+    return min(-20 * float(np.log10(max(value, 1e-9))) - LOST_DB, ENOUGH_FLOAT_DB)
 
 
 def _work(case: DrawCase) -> tuple[int, bool]:

@@ -8,14 +8,16 @@ loops.py.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
+from safetensors.numpy import save
 
 from edgemm.bundle.bundle import Bundle, read_tensors
 from edgemm.bundle.files import check_range, decode, parse
+from edgemm.bundle.manifest import Manifest
 from edgemm.errors import BundleError, CheckFailedError
 
 __all__ = [
@@ -30,7 +32,11 @@ __all__ = [
     "compare_choices",
     "compare_pictures",
     "compare_replies",
+    "compare_logits",
+    "measured",
     "parity_document",
+    "pixels_file",
+    "precision_of",
     "read_recorded",
     "require",
 ]
@@ -72,6 +78,12 @@ WORDS = {  # measure -> (the value, the limit)
     "choices": ("tokens chosen alike", "at least"),
     "reply": ("tokens alike before the first that differs", "at least"),
 }
+
+
+def precision_of(manifest: Manifest, target: str) -> str:
+    """The coarsest precision among a target's components: it decides how close the whole can come."""
+    found = {manifest.variant(component, target).precision for component in manifest.targets[target]}
+    return max(found, key=list(CHOICE_FLOOR).index)
 
 
 @dataclass(frozen=True)
@@ -169,10 +181,12 @@ def require(comparisons: Sequence[Comparison], what: str) -> None:
 # What torch said and drew, kept in the bundle, so that any machine can compare later without torch.
 #
 # parity.json holds what was compared at export and the prompts with torch's tokens; recorded.safetensors holds torch's
-# pixels for the drawn prompts.  Nothing is run here: see loops.py.
+# pixels for the drawn prompts (`draw.0`), and what a target's own graphs said there (`logits.cpu`), which is closer to
+# what they say elsewhere.  Nothing is run here: see loops.py.
 
 PARITY_FILE = "parity.json"
 PIXELS_FILE = "recorded.safetensors"
+LOGITS = "logits."
 
 
 def _check_seeds(**seeds: int | None) -> None:
@@ -227,6 +241,15 @@ class Recorded:
     pixels: tuple[np.ndarray, ...]  # (3, H, W) float32, one a drawing
     codes: tuple[CodesCase, ...] = ()
     compared_with: str = ""  # who said and drew it
+    logits: Mapping[str, np.ndarray] = field(default_factory=dict)  # target -> (tokens, n) float32, of its own graphs
+
+
+def compare_logits(what: str, found: np.ndarray, wanted: np.ndarray, limit: float) -> Comparison:
+    """Logits (tokens, n) of this machine against those of the one that exported, by the same library and graphs; the
+    worst token.  Sums go in another order, and inputs that are rounded to 8 bits may go to the next step."""
+    sound = found.shape == wanted.shape and np.isfinite(found).all()
+    worst = min(map(_signal_db, found, wanted)) if sound else float("-inf")
+    return Comparison(what, "signal_db", worst, limit, worst >= limit)
 
 
 def parity_document(recorded: Recorded, comparisons: Sequence[Comparison]) -> str:
@@ -239,6 +262,18 @@ def parity_document(recorded: Recorded, comparisons: Sequence[Comparison]) -> st
         "code_cases": [asdict(case) for case in recorded.codes],
     }
     return json.dumps(document, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def pixels_file(recorded: Recorded) -> bytes:
+    arrays = {f"draw.{row}": pixels for row, pixels in enumerate(recorded.pixels)}
+    return save(arrays | {f"{LOGITS}{target}": logits for target, logits in recorded.logits.items()})
+
+
+def measured(bundle: Bundle) -> list[dict[str, Any]]:
+    """Rows of what was compared at export, and has a number."""
+    document = parse(bundle.file(PARITY_FILE).read_bytes(), PARITY_FILE)
+    rows = [row for row in document.get("comparisons", ()) if isinstance(row, dict)]
+    return [row for row in rows if isinstance(row.get("value"), float)]
 
 
 def read_recorded(bundle: Bundle) -> Recorded:
@@ -257,4 +292,7 @@ def read_recorded(bundle: Bundle) -> Recorded:
         drawn = tuple(pixels[f"draw.{row}"] for row in range(len(draws)))
     except KeyError as error:
         raise BundleError(f"{PIXELS_FILE}: {error} is missing") from error
-    return Recorded(precision, texts, draws, drawn, codes)
+    logits = {name.removeprefix(LOGITS): array for name, array in pixels.items() if name.startswith(LOGITS)}
+    if odd := [target for target, array in logits.items() if array.ndim != 2]:
+        raise BundleError(f"{PIXELS_FILE}: {LOGITS}{odd[0]} has {logits[odd[0]].ndim} axes, expected 2")
+    return Recorded(precision, texts, draws, drawn, codes, logits=logits)

@@ -1,5 +1,5 @@
-// A bundle of `edgemm export --target web --one-call draw,read` in a page: files with their hashes, graphs, ids of
-// words, pictures.
+// A bundle of `edgemm export --target web --one-call draw` in a page: files with their hashes, graphs, ids of words,
+// pictures.
 import { Tokenizer } from "./vendor/tokenizers.mjs";
 
 const SCHEMA = 1;
@@ -20,30 +20,33 @@ export class Bundle {
   // `target` is the form that is taken: without it, the first of TARGETS that the bundle has.
   static async open(base, progress = () => {}, target = null) {
     const bundle = new Bundle();
-    bundle.base = base.endsWith("/") ? base : `${base}/`;
+    bundle.base = new URL(base.endsWith("/") ? base : `${base}/`, location.href).href;
     bundle.progress = progress;
-    bundle.bytes = {}; // what was fetched, by path
+    bundle.bytes = {}; // what was fetched for the next graphs, by path
+    bundle.seen = new Set(); // paths that were fetched before
+    bundle.graphs = {};
     const found = await fetch(`${bundle.base}manifest.json`);
     if (!found.ok) throw new Error(`manifest.json: is not there (${found.status})`);
     bundle.manifest = read(await found.text());
     const version = bundle.manifest.schema_version;
     if (version !== SCHEMA) throw new Error(`manifest.json: schema_version is ${version}, this page reads ${SCHEMA}`);
+    checkNumbers(bundle.manifest);
     bundle.target = target ?? TARGETS.find((name) => bundle.manifest.targets?.[name]);
-    if (!bundle.target) throw new Error("the bundle is for no browser: edgemm export --target web --one-call draw,read");
+    if (!bundle.target) throw new Error("the bundle is for no browser: edgemm export --target web --one-call draw");
     const json = JSON.parse(new TextDecoder().decode(await bundle.file(bundle.manifest.tokenizer)));
+    bundle.bytes = {};
     bundle.whole = new Tokenizer(json, {});
     bundle.words = new Tokenizer({ ...json, added_tokens: [] }, {}); // a user's text spells no special token
-    bundle.sessions = {};
     return bundle;
   }
 
   // The file's bytes, once; an Error where they are not those of the manifest.
   async file(path) {
     if (this.bytes[path]) return this.bytes[path];
-    const record = this.manifest.files?.[path];
-    if (!record || path.startsWith("/") || path.split("/").includes("..")) throw new Error(`${path}: not in the bundle`);
+    const record = typeof path === "string" && this.manifest.files?.[path];
+    if (!record || !new URL(this.base + path).href.startsWith(this.base)) throw new Error(`${path}: not in the bundle`);
     this.progress(`fetching ${path}`);
-    const found = await fetch(this.base + path);
+    const found = await fetch(this.base + path, { cache: this.seen.has(path) ? "force-cache" : "default" });
     if (!found.ok) throw new Error(`${path}: is not there (${found.status})`);
     const bytes = new Uint8Array(await found.arrayBuffer());
     if (bytes.length !== record.size_bytes) throw new Error(`${path}: has ${bytes.length} bytes, not ${record.size_bytes}`);
@@ -52,16 +55,22 @@ export class Bundle {
     const told = String(record.sha256);
     if (told.length !== 64) throw new Error(`${path}: its SHA-256 in the manifest has ${told.length} digits, not 64`);
     if (hex !== told) throw new Error(`${path}: was altered: its SHA-256 is not the manifest's`);
+    this.seen.add(path);
     this.bytes[path] = bytes;
     return bytes;
   }
 
-  // A whole loop's graph, or a component's; opened once.
+  // The graphs of whole loops, or of components; opened once, and then they alone hold their weights.
+  async sessions(...names) {
+    for (const name of names) this.graphs[name] ??= await this.session(name);
+    this.bytes = {};
+    return names.map((name) => this.graphs[name]);
+  }
+
   async session(name) {
-    if (this.sessions[name]) return this.sessions[name];
     const { one_call: calls = {}, components, targets } = this.manifest;
     const variant = calls[name] ? calls[name].variants[this.target] : components[name]?.variants[targets[this.target][name]];
-    if (!variant) throw new Error(`the bundle has no graph for ${name}: edgemm export --target web --one-call draw,read`);
+    if (!variant) throw new Error(`the bundle has no graph for ${name}: edgemm export --target web --one-call draw`);
     const folder = variant.graph.slice(0, variant.graph.lastIndexOf("/") + 1);
     const externalData = [];
     for (const path of variant.data ? [variant.data] : variant.shares ?? [])
@@ -69,10 +78,11 @@ export class Bundle {
     const graph = await this.file(variant.graph);
     this.progress(`opening ${name}`);
     const opened = (executionProviders) => ort.InferenceSession.create(graph, { executionProviders, externalData });
+    const inWasm = () => opened(["wasm"]).catch((error) => { throw new Error(`${variant.graph}: ${error.message}`); });
     // onnxruntime-web 1.30's WebGPU lacks attention that sees ahead, which the transformer has: that runs in wasm
-    this.sessions[name] = onGpu ? await opened(["webgpu", "wasm"]).catch(() => opened(["wasm"])) : await opened(["wasm"]);
-    this.sessions[name].variant = variant;
-    return this.sessions[name];
+    const session = onGpu ? await opened(["webgpu", "wasm"]).catch(inWasm) : await inWasm();
+    session.variant = variant;
+    return session;
   }
 
   ids(piece, own = false) {
@@ -82,7 +92,8 @@ export class Bundle {
   // Pixels (3, H, W) of a picture as ImageData; noise is Float32Array or a seed.  With `preview`, a function of the
   // picture so far as ImageData, of the step and of all steps, it is called after every `every` steps.
   async draw(prompt, noise = 0, preview = null, every = 1) {
-    const { denoise: loop } = this.manifest.loops;
+    const loop = this.manifest.loops?.denoise;
+    if (!loop) throw new Error("the bundle does not draw by denoising");
     const { template } = loop;
     const [open, close] = [this.ids(template.open), this.ids(template.close)];
     const ids = [...open, ...this.ids(` ${prompt}`, true), ...close];
@@ -91,7 +102,7 @@ export class Bundle {
       return new ort.Tensor("float32", typeof noise === "number" ? normal(noise, count) : noise, dims);
     };
     if (preview && inPlainSteps(loop)) return this.inSteps(ids, [open.length, close.length], given, loop, preview, every);
-    const session = await this.session("draw");
+    const [session] = await this.sessions("draw");
     const dims = session.variant.inputs.find((input) => input.name === "noise").shape;
     this.progress("drawing");
     const { pixels } = await session.run({ input_ids: whole(ids, [1, ids.length]), prompt_length: whole([ids.length], [1]), noise: given(dims) });
@@ -105,10 +116,8 @@ export class Bundle {
 
   // The same by the components, a step at a time.
   async inSteps(ids, [before, after], given, loop, preview, every) {
-    const [reader, conditioner, denoiser, decoder] = [
-      await this.session("transformer"), await this.session("conditioner"),
-      await this.session("denoiser"), await this.session("image_decoder"),
-    ];
+    const [reader, conditioner, denoiser, decoder] =
+      await this.sessions("transformer", "conditioner", "denoiser", "image_decoder");
     const s = ids.length, row = (make) => Array.from({ length: s }, (_, i) => make(i));
     const known = {
       input_ids: whole(ids, [1, s]), image_index: whole(row(() => -1), [1, s]), write_index: whole([0], [1]),
@@ -116,14 +125,10 @@ export class Bundle {
       prefix_length: whole([s], [1]),
       prompt_mask: new ort.Tensor("float32", Float32Array.from(row((i) => Number(i >= before && i < s - after))), [1, s]),
     };
-    const feeds = (session) => Object.fromEntries(session.variant.inputs.map(({ name, shape, dtype }) => {
-      const dims = shape.map((size) => (typeof size === "number" ? size : size === "T" ? s : 1));
-      return [name, known[name] ?? new ort.Tensor(dtype, zeros(dtype, dims), dims)];
-    }));
     this.progress("drawing");
-    const read = await reader.run(feeds(reader));
+    const read = await reader.run(feeds(reader, known, s));
     for (const name of Object.keys(read)) known[name.replace("present_", "past_")] = read[name];
-    Object.assign(known, await conditioner.run(feeds(conditioner)));
+    Object.assign(known, await conditioner.run(feeds(conditioner, known, s)));
     const steps = this.manifest.one_call?.draw?.num_inference_steps ?? loop.num_inference_steps;
     const time = (k) => k / (k + loop.shift * (steps - k)); // 0 is noise, 1 the picture
     let x = given(denoiser.variant.inputs[0].shape.map((size) => (typeof size === "number" ? size : 1)));
@@ -132,7 +137,7 @@ export class Bundle {
       known[denoiser.variant.inputs[0].name] = x;
       known.time = new ort.Tensor("float32", [now], [1]);
       known.step_size = new ort.Tensor("float32", [later - now], [1]);
-      const clean = (await denoiser.run(feeds(denoiser))).prediction;
+      const clean = (await denoiser.run(feeds(denoiser, known, s))).prediction;
       const last = k + 1 === steps, shown = last || (k + 1) % every === 0;
       const { pixels } = shown ? await decoder.run({ [decoder.variant.inputs[0].name]: clean }) : {};
       for (let i = 0; pixels && i < pixels.data.length; i++) pixels.data[i] = Math.min(1, Math.max(0, pixels.data[i]));
@@ -144,30 +149,23 @@ export class Bundle {
   }
 
   // The reply's pieces, as they come; pixels are Float32Array (3, S, S) in [0, 1].  `stops` are the tokens that end it.
-  async *ask(question, pixels, most = 64, stops = this.manifest.loops.text.stop_token_ids) {
-    const [read, step] = [await this.session("read"), await this.session("token")];
-    const { text } = this.manifest.loops;
-    const prompt = this.question(question, text);
-    const side = text.image_size;
-    const slots = Math.min(prompt.ids.length + most, this.manifest.limits.max_context);
-    let past = {};
-    for (const { name, shape, dtype } of step.variant.inputs) {
-      if (!name.startsWith("past_")) continue;
-      const dims = shape.map((size) => (typeof size === "number" ? size : slots));
-      past[name] = new ort.Tensor(dtype, zeros(dtype, dims), dims);
-    }
-    const size = [1, prompt.ids.length];
-    let out = await read.run({
-      pixels: new ort.Tensor("float32", pixels, [1, 3, side, side]),
-      input_ids: whole(prompt.ids, size),
-      image_index: whole(prompt.rows, size),
-      attention_limit: whole(prompt.limits, size),
-      ...past,
-    });
+  async *ask(question, pixels, most = 64, stops = this.manifest.loops?.text?.stop_token_ids ?? []) {
+    const text = this.manifest.loops?.text;
+    if (!text) throw new Error("the bundle does not talk");
+    const prompt = this.question(question, text), side = text.image_size;
+    const [encoder, reader] = await this.sessions("image_encoder", "transformer");
+    let position = prompt.ids.length;
+    const size = [1, position], slots = Math.min(position + most, this.manifest.limits.max_context);
+    const known = {
+      ...(await encoder.run({ pixels: new ort.Tensor("float32", pixels, [1, 3, side, side]) })),
+      input_ids: whole(prompt.ids, size), image_index: whole(prompt.rows, size), write_index: whole([0], [1]),
+      attention_limit: whole(prompt.limits, size), logits_index: whole([position - 1], [1]), draft_index: whole([0], [1, 1]),
+    };
     const said = [];
     let told = "";
-    while (said.length < Math.min(most, slots - prompt.ids.length)) {
-      const token = Number(out.next_id.data[0]);
+    for (; said.length < most && position < slots; position++) {
+      const { logits, ...caches } = await reader.run(feeds(reader, known, slots));
+      const token = likeliest(logits.data);
       if (stops.includes(token)) break;
       said.push(token);
       const all = this.whole.decode(said, { skip_special_tokens: true, clean_up_tokenization_spaces: false });
@@ -175,8 +173,12 @@ export class Bundle {
         yield all.slice(told.length);
         told = all;
       }
-      past = Object.fromEntries(Object.keys(past).map((name) => [name, out[name.replace("past_", "present_")]]));
-      out = await step.run({ token_id: out.next_id, position: out.next_position, ...past });
+      for (const name of Object.keys(caches)) known[name.replace("present_", "past_")] = caches[name];
+      delete known.image_tokens; // the cache has them
+      Object.assign(known, {
+        input_ids: whole([token], [1, 1]), image_index: whole([-1], [1, 1]), write_index: whole([position], [1]),
+        attention_limit: whole([position], [1, 1]), logits_index: whole([0], [1]),
+      });
     }
   }
 
@@ -209,6 +211,26 @@ function read(text) {
   if (found?.constructor !== Object) throw new Error("manifest.json: not the JSON object that was expected");
   return found;
 }
+
+// Whole numbers of the manifest that arrays and loops are sized by.
+function checkNumbers({ limits, loops, one_call: calls }) {
+  const { text, denoise } = loops ?? {};
+  const told = [["limits.max_context", limits?.max_context, 1 << 20]];
+  if (text) told.push(["loops.text.image_size", text.image_size, 4096], ["loops.text.image_token_count", text.image_token_count, 1 << 16]);
+  if (denoise) told.push(["loops.denoise.num_inference_steps", denoise.num_inference_steps, 1000]);
+  if (calls?.draw) told.push(["one_call.draw.num_inference_steps", calls.draw.num_inference_steps, 1000]);
+  for (const [name, found, most] of told)
+    if (!Number.isInteger(found) || found < 1 || found > most)
+      throw new Error(`manifest.json: ${name} is ${JSON.stringify(found) ?? "missing"}, expected 1 to ${most}`);
+}
+
+// A graph's inputs: those that are known, and zeros, with `slots` of a cache.
+const feeds = (session, known, slots) => Object.fromEntries(session.variant.inputs.map(({ name, shape, dtype }) => {
+  const dims = shape.map((size) => (typeof size === "number" ? size : size === "T" ? slots : 1));
+  return [name, known[name] ?? new ort.Tensor(dtype, zeros(dtype, dims), dims)];
+}));
+
+const likeliest = (numbers) => numbers.reduce((best, number, i) => (number > numbers[best] ? i : best), 0);
 
 // What `inSteps` knows: Euler's steps towards the clean picture, without guidance.  Others draw in one call.
 const inPlainSteps = (loop) =>

@@ -47,3 +47,23 @@ def test_every_row_of_a_table_with_a_column_of_marks_has_one(page):
             column = head.index("marked")
             wanting += [row for row in rows if not set(marks(row[column])) & set(LEGEND)]
     assert wanting == []
+
+
+def blocks(page: str) -> list[str]:
+    """Paragraphs and items below the first heading, in one line each; neither code nor tables."""
+    text = (DOCS / page).read_text(encoding="utf-8").partition("\n## ")[2].partition("\n")[2]
+    text = re.sub(r"(?ms)^(    .*?$\n?)+|^```.*?^```$", "", text)
+    parts = re.split(r"\n{2,}|\n(?=- |\d+\. )", text)
+    return [" ".join(part.split()) for part in parts if part.strip() and not part.lstrip().startswith(("|", "#"))]
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_every_paragraph_and_item_says_how_far_it_was_tried(page):
+    assert [block for block in blocks(page) if not set(marks(block)) & set(LEGEND)] == []
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_no_sentence_is_longer_than_35_words(page):
+    plain = [re.sub(r"\[([^]]*)\]\([^)]*\)", r"\1", re.sub(r"`[^`]*`", "Code", block)) for block in blocks(page)]
+    sentences = [said for block in plain for said in re.split(r"(?<=[.:;?!*])\s+(?=[A-Z*])", block)]
+    assert [said for said in sentences if len(said.split()) > 35] == []

@@ -10,9 +10,11 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from onnx import TensorProto, helper
 from PIL import Image
 
 from tests.export.nano import needs_opset_24
@@ -75,6 +77,11 @@ def folder_instead(bundle: Path) -> None:
     (bundle / "weights.data").mkdir()
 
 
+def pipe_instead(bundle: Path) -> None:
+    without(bundle)
+    os.mkfifo(bundle / "weights.data")
+
+
 def told(found: str, instead: str) -> Callable[[Path], object]:
     """The manifest with these letters instead of those."""
 
@@ -86,6 +93,47 @@ def told(found: str, instead: str) -> Callable[[Path], object]:
     return change
 
 
+GRAPH = "tokenizer/draw_prompt.onnx"  # the first that it opens
+
+
+def named(path: str) -> Callable[[Path], object]:
+    """The manifest says that this is one more file of the bundle."""
+    return told('"files": {', f'"files": {{{json.dumps(path)}: {{"sha256": "{64 * "0"}", "size_bytes": 7}}, ')
+
+
+def graph(content: bytes) -> Callable[[Path], object]:
+    """A graph whose size and hash are those of the manifest."""
+
+    def change(bundle: Path) -> None:
+        (bundle / GRAPH).parent.mkdir()
+        (bundle / GRAPH).write_bytes(content)
+        manifest = json.loads((bundle / "manifest.json").read_text())
+        manifest["files"][GRAPH] = {"sha256": hashlib.sha256(content).hexdigest(), "size_bytes": len(content)}
+        (bundle / "manifest.json").write_text(json.dumps(manifest))
+
+    return change
+
+
+def reading(location: str, where: str = "weights") -> bytes:
+    """A graph with numbers in another file: weights, a node's attribute, an inner graph, a function."""
+    stored = TensorProto(name="w", data_type=TensorProto.FLOAT, dims=[1], data_location=TensorProto.EXTERNAL)
+    stored.external_data.add(key="location", value=location)
+    constant = helper.make_node("Constant", [], ["y"], value=stored)
+    outputs = [helper.make_tensor_value_info("y", TensorProto.FLOAT, [1])]
+    inner = helper.make_graph([constant], "inner", [], outputs)
+    nodes = {
+        "weights": [helper.make_node("Identity", ["w"], ["y"])],
+        "attribute": [constant],
+        "inner": [helper.make_node("If", ["c"], ["y"], then_branch=inner, else_branch=inner)],
+        "function": [helper.make_node("F", [], ["y"], domain="own")],
+    }[where]
+    made = helper.make_graph(nodes, "g", [], outputs, [stored] if where == "weights" else [])
+    opsets = [helper.make_opsetid("", 21), helper.make_opsetid("own", 1)]
+    body = helper.make_function("own", "F", [], ["y"], [constant], opsets[:1])
+    functions = [body] if where == "function" else []
+    return helper.make_model(made, opset_imports=opsets, functions=functions).SerializeToString()
+
+
 @pytest.mark.parametrize(
     "spoil, said",
     [
@@ -94,6 +142,7 @@ def told(found: str, instead: str) -> Callable[[Path], object]:
         (weights(b"numb"), "weights.data: has 4 bytes"),
         (without, "weights.data: cannot be read"),
         (folder_instead, "weights.data: cannot be read"),
+        (pipe_instead, "weights.data: cannot be read"),
         (lambda bundle: (bundle / "manifest.json").unlink(), "manifest.json: cannot be read"),
         (lambda bundle: (bundle / "manifest.json").write_text("{"), "not the JSON object that was expected"),
         (lambda bundle: (bundle / "manifest.json").write_text("[1]"), "not the JSON object that was expected"),
@@ -101,11 +150,31 @@ def told(found: str, instead: str) -> Callable[[Path], object]:
         (told('"schema_version": 1', '"schema_version": 2'), "schema_version is 2, this program reads 1"),
         (told('"sha256": "', '"sha256": "00'), "its SHA-256 in the manifest has 66 digits, not 64"),
         (told('"sha256"', '"sha1"'), "field 'sha256' is missing"),
+        (told('"schema_version": 1', '"schema_version": "1"'), 'schema_version is "1", this program reads 1'),
+        (told('"size_bytes": 7', '"size_bytes": 1e999'), "'size_bytes' is no number from 0"),
+        (told('"size_bytes": 7', '"size_bytes": -7'), "'size_bytes' is no number from 0"),
+        (told('"size_bytes": 7', '"size_bytes": "7"'), "'size_bytes' is no number from 0"),
+        (told('"size_bytes": 7', '"size_bytes": 7e14'), "has 7 bytes"),
+        (lambda bundle: (bundle / "manifest.json").write_text('{"schema_version": 1, "files": ["a"]}'), "no object"),
+        (lambda bundle: (bundle / "manifest.json").write_text('{"schema_version": 1, "files": {"a": 1}}'), "a: cannot"),
+        (named("/etc/passwd"), "path '/etc/passwd' leaves the bundle"),
+        (named("a/../../b"), "leaves the bundle"),
+        (named("."), "cannot be read: is it a file"),
+        (named("no\nsuch\x1b[31m file"), "no such [31m file: cannot be read"),
+        (graph(b"this is no graph"), "draw_prompt.onnx: not an ONNX graph"),
+        (graph(reading("w.data")[:9]), "draw_prompt.onnx: not an ONNX graph"),
+        (graph(reading("w.data")), "reads weights from 'tokenizer/w.data', which the manifest does not name"),
+        (graph(reading("w.data", "attribute")), "reads weights from 'tokenizer/w.data'"),
+        (graph(reading("w.data", "inner")), "reads weights from 'tokenizer/w.data'"),
+        (graph(reading("w.data", "function")), "reads weights from 'tokenizer/w.data'"),
+        (graph(reading("/etc/passwd")), "reads weights from 'tokenizer//etc/passwd'"),
+        (graph(reading("../../secret")), "reads weights from 'tokenizer/../../secret'"),
     ],
 )
 def test_a_spoiled_bundle_is_one_line_and_nothing_is_drawn(folder, tmp_path, spoil, said):
     spoil(written(tmp_path / "b.bundle"))
-    found = run(folder, tmp_path / "b.bundle", "draw", "a star", tmp_path / "star.png")
+    given = {"EDGEMM_EXTENSIONS": "none.so"}
+    found = run(folder, tmp_path / "b.bundle", "draw", "a star", tmp_path / "star.png", **given)
     assert (found.returncode, found.stderr.count("\n")) == (3, 1)
     assert said in found.stderr
     assert not (tmp_path / "star.png").exists()
@@ -176,6 +245,47 @@ def test_it_draws_and_says_what_the_runtime_does(folder, sticker, extensions, tm
     said = run(folder, bundle, "ask", tmp_path / "c.png", "What is this?", **extensions)
     assert said.returncode == 0, said.stderr
     assert said.stdout.strip() == runtime.generate_text("What is this?", images=[tmp_path / "c.png"]).text.strip()
+
+
+def changed(manifest: Any, place: str, value: Any) -> None:
+    *way, last = place.split(".")
+    for name in way:
+        manifest = manifest[name]
+    manifest[last] = value
+
+
+@pytest.mark.slow
+@needs_opset_24
+@pytest.mark.parametrize(
+    "verb, place, value, said",
+    [
+        ("ask", "limits.max_context", 1e300, "'max_context' is no number from 0"),
+        ("ask", "limits.max_context", "many", "'max_context' is no number from 0"),
+        ("ask", "limits.max_context", 3, "more than the bundle holds"),
+        ("ask", "limits.max_image_pixels", 100, "more pixels than the bundle reads"),
+        ("ask", "loops.text.background", [255], "'background' is no number from 0 to 255"),
+        ("ask", "loops.text.background", [1e9, 0, 0], "'background' is no number from 0 to 255"),
+        ("ask", "loops.text", 7, "'background' is missing"),
+        ("ask", "one_call.read.variants.cpu.graph", "components/token-cpu.onnx", "reads no pictures"),
+        ("ask", "one_call.token.variants.cpu.graph", "components/draw-cpu.onnx", "edgemm_c: error: "),
+        ("draw", "one_call.draw.variants.cpu.graph", "components/read-cpu.onnx", "edgemm_c: error: "),
+        ("draw", "one_call.draw.variants.cpu.graph", "manifest.json", "not in the bundle"),
+        ("draw", "one_call.draw.variants.cpu.graph", 7, "'graph' is no string"),
+        ("draw", "one_call.draw.variants", {}, "field 'cpu' is missing"),
+        ("draw", "one_call", [], "field 'draw' is missing"),
+    ],
+)
+def test_a_manifest_that_lies_is_one_line(folder, sticker, extensions, tmp_path, verb, place, value, said):
+    copy = tmp_path / "b.bundle"
+    shutil.copytree(sticker[0], copy, copy_function=os.link)
+    manifest = json.loads((copy / "manifest.json").read_text())
+    changed(manifest, place, value)
+    (copy / "manifest.json").unlink()
+    (copy / "manifest.json").write_text(json.dumps(manifest))
+    words = ("a star", tmp_path / "star.png") if verb == "draw" else (folder / "heart.png", "What is this?")
+    found = run(folder, copy, verb, *words, **extensions)
+    assert (found.returncode, found.stderr.count("\n"), found.stdout) == (3, 1, ""), found.stderr
+    assert said in found.stderr and not (tmp_path / "star.png").exists()
 
 
 @pytest.mark.slow

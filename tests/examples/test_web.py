@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -127,34 +128,83 @@ def served(code: str, home: Path, given: dict[str, str]) -> Iterator[str]:
         shell.wait()
 
 
+Change = Callable[[Path, dict[str, Any], dict[str, Any]], object]  # of a copy of the bundle, its manifest, a variant
+
+
+def rewritten(path: str, content: bytes) -> Change:
+    """`{data}` or `{graph}` with other bytes."""
+
+    def change(bundle: Path, manifest: dict[str, Any], variant: dict[str, Any]) -> None:
+        where = bundle / path.format(**variant)
+        where.unlink()
+        where.write_bytes(content)
+
+    return change
+
+
+def flipped(bundle: Path, manifest: dict[str, Any], variant: dict[str, Any]) -> None:
+    content = bytearray((bundle / variant["data"]).read_bytes())
+    content[len(content) // 2] ^= 1
+    rewritten("{data}", bytes(content))(bundle, manifest, variant)
+
+
+def cut_and_hashed(bundle: Path, manifest: dict[str, Any], variant: dict[str, Any]) -> None:
+    """A graph that ends in its middle, as its manifest says."""
+    content = (bundle / variant["graph"]).read_bytes()[:5000]
+    rewritten("{graph}", content)(bundle, manifest, variant)
+    manifest["files"][variant["graph"]] = {"sha256": hashlib.sha256(content).hexdigest(), "size_bytes": len(content)}
+
+
+def moved(path: str) -> Change:
+    """The weights are said to lie there, and there is a record of it."""
+
+    def change(bundle: Path, manifest: dict[str, Any], variant: dict[str, Any]) -> None:
+        whole = path.format(**variant)
+        manifest["files"][whole] = manifest["files"][variant["data"]]
+        variant["data"] = whole
+
+    return change
+
+
+REFUSED: dict[str, tuple[Change, str]] = {
+    "flipped": (flipped, "data: was altered: its SHA-256 is not the manifest's"),
+    "truncated": (rewritten("{data}", b"numbers"), "bytes, not "),
+    "missing": (lambda bundle, _, variant: (bundle / variant["data"]).unlink(), "data: is not there (404)"),
+    "version": (lambda _, manifest, __: manifest.update(schema_version=2), "schema_version is 2, this page reads 1"),
+    "torn": (rewritten("manifest.json", b'{"schema'), "manifest.json: not the JSON object that was expected"),
+    "digits": (
+        lambda _, manifest, variant: manifest["files"][variant["data"]].update(sha256=66 * "0"),
+        "its SHA-256 in the manifest has 66 digits, not 64",
+    ),
+    "cut": (cut_and_hashed, "components/transformer/"),
+    "outside": (moved("../bundle/{data}"), "../bundle/components/transformer/"),
+    "spelled": (moved("components/%2e%2e/%2e%2e/bundle/{data}"), "not in the bundle"),
+    "folder": (moved("components/transformer/"), "components/transformer/: has "),
+    "unlisted": (lambda _, manifest, variant: manifest["files"].pop(variant["data"]), "data: not in the bundle"),
+    "hidden": (lambda _, __, variant: variant.update(data=None), "onnx.data"),  # the graph reads what nobody named
+    "slots": (lambda _, manifest, __: manifest["limits"].update(max_context=1e300), "max_context is 1e+300, expected"),
+    "steps": (
+        lambda _, manifest, __: manifest["loops"]["denoise"].update(num_inference_steps=0),
+        "steps is 0, expected",
+    ),
+    "sizes": (
+        lambda _, manifest, variant: manifest["files"][variant["data"]].update(size_bytes=1e300),
+        "bytes, not 1e+300",
+    ),
+    "nameless": (lambda _, manifest, __: manifest.pop("tokenizer"), "undefined: not in the bundle"),
+}
+
+
 def spoiled(page: Path, name: str) -> None:
     """A copy of the bundle in which one thing is wrong."""
     copy = page / name
     shutil.copytree(page / "bundle", copy, copy_function=os.link)
-    text = (copy / "manifest.json").read_text()
-    manifest = json.loads(text)
-    path = manifest["components"]["transformer"]["variants"][manifest["targets"]["web"]["transformer"]]["data"]
-    if name in ("flipped", "truncated", "missing"):
-        content = bytearray((copy / path).read_bytes())
-        content[len(content) // 2] ^= 1
-        (copy / path).unlink()
-        if name != "missing":
-            (copy / path).write_bytes(content if name == "flipped" else content[:-1])
-        return
-    manifest["files"][path]["sha256"] += "00"
-    changed = {"version": text.replace('"schema_version": 1', '"schema_version": 2', 1), "torn": text[:100]}
-    (copy / "manifest.json").unlink()
-    (copy / "manifest.json").write_text((changed | {"digits": json.dumps(manifest)})[name])
-
-
-REFUSED = {
-    "flipped": "data: was altered: its SHA-256 is not the manifest's",
-    "truncated": "bytes, not ",
-    "missing": "data: is not there (404)",
-    "version": "schema_version is 2, this page reads 1",
-    "torn": "manifest.json: not the JSON object that was expected",
-    "digits": "its SHA-256 in the manifest has 66 digits, not 64",
-}
+    before = (copy / "manifest.json").read_text()
+    manifest = json.loads(before)
+    variant = manifest["components"]["transformer"]["variants"][manifest["targets"]["web"]["transformer"]]
+    REFUSED[name][0](copy, manifest, variant)
+    if (copy / "manifest.json").read_text() == before:
+        rewritten("manifest.json", json.dumps(manifest).encode())(copy, manifest, variant)
 
 
 @pytest.fixture(scope="module")
@@ -201,7 +251,7 @@ def test_the_pages_snippet_runs(found):
 
 
 def test_a_spoiled_bundle_is_one_line_and_nothing_is_drawn(found):
-    for name, words in REFUSED.items():
+    for name, (_, words) in REFUSED.items():
         said, drawn = found["refused"][name]
         assert words in said and "\n" not in said and not drawn, (name, said)
 

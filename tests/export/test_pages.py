@@ -39,6 +39,16 @@ def with_programs(home: Path, **lines: str) -> dict[str, str]:
     return os.environ | {"PATH": f"{home / 'bin'}:{os.environ['PATH']}", "PYTHONPATH": str(DOCS.parent)}
 
 
+def test_every_block_of_these_pages_is_run_by_a_test():
+    """A block of another language, or one more, wants a test here or in tests/examples/."""
+    found = {
+        page.name: re.findall(r"^```(.*)\n", page.read_text(), re.MULTILINE) for page in DOCS.glob("embedding*.md")
+    }
+    opened = {page: [language for language in marks if language] for page, marks in found.items()}
+    assert set(opened.pop("embedding.md")) == {"python"}
+    assert opened == {"embedding-c.md": ["sh", "c"], "embedding-web.md": ["sh", "js"], "embedding-http.md": ["sh"]}
+
+
 @needs_opset_24
 def test_the_page_for_python_runs(export, model, tmp_path, monkeypatch):
     for package in ("llguidance", "openvino", "peft"):

@@ -21,6 +21,7 @@ from edgemm.verify.parity import (
     TextCase,
     compare_pictures,
     parity_document,
+    pixels_file,
     read_recorded,
 )
 
@@ -28,6 +29,7 @@ PIXELS = np.linspace(0, 1, 12, dtype=np.float32).reshape(3, 2, 2)
 RECORDED = Recorded(
     "int8", (TextCase("Why?", None, (1, 2)), TextCase("What?", 3, (5,))), (DrawCase("heart ♥", 1, 8, 2.0),), (PIXELS,)
 )
+LOGITS = np.linspace(-3, 3, 20, dtype=np.float32).reshape(4, 5)
 
 
 @pytest.fixture
@@ -35,7 +37,10 @@ def write(tmp_path):
     def run(document=None, pixels=None) -> Bundle:
         text = parity_document(RECORDED, [compare_pictures("it", "int8", PIXELS, PIXELS)])
         (tmp_path / PARITY_FILE).write_text(text if document is None else document)
-        save_file({"draw.0": PIXELS} if pixels is None else pixels, tmp_path / PIXELS_FILE)
+        if pixels is None:
+            (tmp_path / PIXELS_FILE).write_bytes(pixels_file(dataclasses.replace(RECORDED, logits={"cpu": LOGITS})))
+        else:
+            save_file(pixels, tmp_path / PIXELS_FILE)
         return Bundle(tmp_path, None)  # type: ignore[arg-type]
 
     return run
@@ -43,8 +48,8 @@ def write(tmp_path):
 
 def test_what_was_recorded_is_read_back(write):
     found = read_recorded(write())
-    assert dataclasses.replace(found, pixels=()) == dataclasses.replace(RECORDED, pixels=())
-    assert np.array_equal(found.pixels[0], PIXELS)
+    assert dataclasses.replace(found, pixels=(), logits={}) == dataclasses.replace(RECORDED, pixels=())
+    assert np.array_equal(found.pixels[0], PIXELS) and np.array_equal(found.logits["cpu"], LOGITS)
 
 
 def changed(**changes):
@@ -76,6 +81,11 @@ def test_a_malformed_record_names_its_field(write, document, message):
 def test_missing_pixels_are_named(write):
     with pytest.raises(BundleError, match=r"recorded\.safetensors: 'draw\.0' is missing"):
         read_recorded(write(pixels={"other": PIXELS}))
+
+
+def test_logits_of_another_form_are_named(write):
+    with pytest.raises(BundleError, match=r"recorded\.safetensors: logits\.cpu has 1 axes, expected 2"):
+        read_recorded(write(pixels={"draw.0": PIXELS, "logits.cpu": LOGITS[0]}))
 
 
 def test_a_bundle_without_a_record_says_so(tmp_path: Path):

@@ -51,7 +51,7 @@ def test_a_fresh_bundle_passes(bundles, precision, capsys):
     assert main(["verify", str(bundles[precision]), "--parity"]) == 0
     *compared, summary = capsys.readouterr().out.splitlines()
     judged = [line for line in compared if "(not judged)" not in line]
-    assert len(compared) == 8 and judged and all(line.startswith("-[✓] ") for line in judged)
+    assert len(compared) == 9 and judged and all(line.startswith("-[✓] ") for line in judged)
     assert summary.endswith("5 graphs are as exported and compute what was recorded")
 
 
@@ -63,7 +63,7 @@ def test_a_fresh_bundle_passes_where_torch_is_not_even_imported(bundles):
     )
     ran = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert ran.returncode == 0, ran.stderr
-    assert len(json.loads(ran.stdout)["parity"]) == 8
+    assert len(json.loads(ran.stdout)["parity"]) == 9
 
 
 @pytest.mark.parametrize("place", [0, -1])

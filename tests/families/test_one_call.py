@@ -1,9 +1,10 @@
-"""A published model's drawing as one graph: what its loop draws, from the same noise."""
+"""Published models' loops as graphs: what the loop draws, from the same noise, and what it says."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -27,16 +28,23 @@ BESIDE = {  # model -> folders that parts of it lie in
 }
 
 
-LONG = ("bagel", "cosmos3-edge", "showo2")  # half a minute each
+LONG = ("bagel", "cosmos3-edge", "mobileo", "showo2")  # half a minute each
+
+
+def compared(bundle: Path) -> list[dict[str, Any]]:
+    """What the export's gate saw of one call: each graph against the loop, pixels or tokens."""
+    rows = json.loads((bundle / "parity.json").read_text())["comparisons"]
+    return [row for row in rows if row["what"].startswith("one call")]
 
 
 @pytest.mark.parametrize("name", [pytest.param(n, marks=[pytest.mark.slow] if n in LONG else []) for n in BESIDE])
 def test_one_graph_draws_what_the_loop_draws(name, tmp_path):
     cases = Cases(name)
     found = found_at(cases.folder / "checkpoint", **{part: cases.folder / part for part in BESIDE[name]})
-    export_foreign(found, tmp_path / "made.bundle", one_call=("draw",), steps=4)
-    compared = json.loads((tmp_path / "made.bundle" / "parity.json").read_text())["comparisons"]
-    assert [row["passed"] for row in compared if row["what"].startswith("one call")]
+    export_foreign(found, tmp_path / "made.bundle", one_call=("draw", "read"), steps=4)
+    rows = compared(tmp_path / "made.bundle")
+    assert {row["measure"] for row in rows} == {"max_difference", "reply"} and all(row["passed"] for row in rows)
+    assert all(row["value"] == 1 for row in rows if row["measure"] == "reply")  # token for token
     with edgemm.load(tmp_path / "made.bundle", device="cpu", threads=1) as runtime:
         call = runtime.manifest.one_call["draw"]
         asked = {"num_inference_steps": 4, "guidance_scale": call.guidance_scale, "seed": 3}
@@ -44,6 +52,19 @@ def test_one_graph_draws_what_the_loop_draws(name, tmp_path):
         other = runtime.generate_image("two small boats", one_call=True, seed=3)
     assert np.abs(one.pixels - looped.pixels).max() <= 1e-4  # bagel, showo2 6e-7; mobileo 2e-5, as fused kernels round
     assert not np.array_equal(one.pixels, other.pixels)
+
+
+READ = {"llama": 1, "llava": 2, "qwen3_vl": 2, "janus": 2, "fuyu": 2, "chameleon": 2, "emu3": 2}  # and its questions
+FAST = "qwen3_vl"  # keeps where it stands in a cache that no later layer reads
+
+
+@pytest.mark.parametrize("name", [pytest.param(n, marks=[] if n == FAST else [pytest.mark.slow]) for n in READ])
+def test_one_graph_and_its_step_say_what_the_loop_says(name, tmp_path):
+    """With a picture and without: image tokens beside the words, in their place, or codes among the ids."""
+    found = found_at(write_folder(name, tmp_path / "checkpoint"))
+    export_foreign(found, tmp_path / "made.bundle", one_call=("read",))
+    rows = compared(tmp_path / "made.bundle")
+    assert [(row["measure"], row["value"]) for row in rows] == [("reply", 1)] * READ[name]
 
 
 def test_a_family_that_draws_code_by_code_is_refused_by_name(tmp_path: Path, capsys):

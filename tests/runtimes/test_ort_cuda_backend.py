@@ -24,7 +24,8 @@ Place = SimpleNamespace  # name of a memory, as ONNX Runtime tells it
 
 
 class Session:
-    """Adds 10 to x and 1 to the cache; what is bound on another side than its node's is copied then and there."""
+    """Adds 10 to x and 1 to the cache; what is bound on another side than its node's is copied then and there, and the
+    first two runs of a binding allocate, as the real one's do (benchmarks/cuda_registry.py saw it)."""
 
     def __init__(self, driver: Driver, on_cpu: tuple[str, ...] = ()) -> None:
         self.driver, self.on_cpu, self.options = driver, on_cpu, []
@@ -50,7 +51,9 @@ class Session:
     def run_with_iobinding(self, io, options):
         keys = ("gpu_graph_id", "disable_synchronize_execution_providers")
         self.options.append(tuple(options.get_run_config_entry(key) for key in keys))
-        arrays = io.arrays
+        arrays, io.runs = io.arrays, io.runs + 1
+        if io.runs <= 2 and self.driver._unsafe():
+            raise RuntimeError("CUDA failure 900: operation not permitted when stream is capturing")  # its cudaMalloc
 
         def work():
             arrays["present_key.0"][:] = arrays["past_key.0"] + 1
@@ -61,7 +64,7 @@ class Session:
 
 class Io:
     def __init__(self, session: Session) -> None:
-        self.session, self.arrays, self.places = session, {}, {}
+        self.session, self.arrays, self.places, self.runs = session, {}, {}, 0
 
     def bind_input(self, name, place, number, dtype, shape, address):
         size = int(np.prod(shape)) * np.dtype(dtype).itemsize
@@ -96,15 +99,15 @@ def test_every_run_reads_inputs_as_they_are_and_goes_on_from_the_cache(graphs, o
         np.testing.assert_array_equal(y, x + 10)
         np.testing.assert_array_equal(cache, np.full(CACHE, run))
     captured = graphs and not on_cpu
-    assert driver.alive["launchable"] == captured and driver.log.count("cuGraphLaunch") == 3 * captured
-    assert engine.session.options == [("-1", "1")] * (2 if captured else 4), "capture and wait are ours"
+    assert driver.alive["launchable"] == captured and driver.log.count("cuGraphLaunch") == 2 * captured
+    assert engine.session.options == [("-1", "1")] * (3 if captured else 4), "capture and wait are ours"
 
 
 def test_a_graph_goes_with_its_binding_and_any_thread_may_launch_it():
     engine, driver = opened(True)
     for _ in range(3):
         binding, x, y, _ = bound(engine)
-        for _ in range(2):
+        for _ in range(3):
             binding.run()
         x += 5
         thread = threading.Thread(target=binding.run)

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import edgemm
 from tests.serve.conftest import MARKED, data_url
 
 openai = pytest.importorskip("openai", reason="needs the extras serve and dev")
@@ -17,6 +18,11 @@ pytest.importorskip("starlette")
 
 HELLO = [{"role": "user", "content": "hello"}]
 SEEN = "messages[0].content[0].image_url.url"
+FILMED = "messages[0].content[0].video_url"
+
+
+def pictured(*images):
+    return {"nodes": [{"id": str(place), "image": image} for place, image in enumerate(images)], "edges": []}
 
 
 def shown(url, text="What is this?"):
@@ -26,6 +32,19 @@ def shown(url, text="What is this?"):
             "content": [{"type": "image_url", "image_url": {"url": url}}, {"type": "text", "text": text}],
         }
     ]
+
+
+def clip_url(frames=3):
+    """An animation of half a second a frame, and its bytes."""
+    pictures = [Image.fromarray(data_url(20 + seed)[1]) for seed in range(frames)]
+    file = io.BytesIO()
+    pictures[0].save(file, format="GIF", save_all=True, append_images=pictures[1:], duration=500)
+    return "data:image/gif;base64," + base64.b64encode(file.getvalue()).decode(), file.getvalue()
+
+
+def filmed(url, text="What is this?", role="user"):
+    part = {"type": "video_url", "video_url": {"url": url}}
+    return [{"role": role, "content": [part, {"type": "text", "text": text}]}]
 
 
 def opened(url):
@@ -54,6 +73,37 @@ def test_a_picture_is_seen(client, model):
     assert reply.usage.prompt_tokens_details.image_tokens > 0
     other = ask(client, shown(data_url(6)[0]), max_completion_tokens=12)
     assert other.choices[0].message.content != reply.choices[0].message.content
+
+
+def test_a_video_is_seen(client, model):
+    """As vLLM's clients show one; frames are those that the runtime takes."""
+    url, raw = clip_url()
+    reply = ask(client, filmed(url), max_completion_tokens=12)
+    wanted = model.generate_text("What is this?", video=raw, max_new_tokens=12)
+    assert reply.choices[0].message.content == wanted.text
+    assert reply.usage.prompt_tokens == wanted.metrics.prompt_tokens
+    fewer = ask(
+        client, filmed(url), max_completion_tokens=1, extra_body={"media_io_kwargs": {"video": {"num_frames": 1}}}
+    )
+    each = model.manifest.loops.text.image_token_count
+    assert fewer.usage.prompt_tokens_details.image_tokens == each
+    assert reply.usage.prompt_tokens_details.image_tokens == 3 * each
+
+
+def test_a_graph_is_asked_about(client, model):
+    """Node-link JSON in a field beside the messages, with pictures as data: URLs."""
+    url, pixels = data_url(5)
+    nodes, edge = (
+        [{"id": "a", "text": "a star"}, {"id": "b", "image": url}],
+        {"source": "a", "target": "b", "type": "on"},
+    )
+    told = {"directed": True, "nodes": nodes, "edges": [edge]}
+    reply = ask(client, max_completion_tokens=12, extra_body={"graph": told})
+    graph = edgemm.Graph([nodes[0], {"id": "b", "image": pixels}], [("a", "on", "b")])
+    wanted = model.generate_text("hello", graph=graph, max_new_tokens=12)
+    assert reply.choices[0].message.content == wanted.text
+    assert reply.usage.prompt_tokens == wanted.metrics.prompt_tokens
+    assert reply.usage.prompt_tokens_details.image_tokens == model.manifest.loops.text.image_token_count
 
 
 def test_the_same_seed_gives_the_same_reply_and_every_choice_has_its_own(client, model):
@@ -180,6 +230,21 @@ class TestConstrained:
         ({"messages": shown("/etc/passwd")}, "remote_image_refused", SEEN),
         ({"messages": shown("data:image/png;base64,AAAA")}, "invalid_image", SEEN),
         ({"messages": shown(data_url(1)[0]) * 17}, "too_many_images", SEEN.replace("[0]", "[16]", 1)),
+        ({"messages": filmed("https://example.org/a.mp4")}, "remote_video_refused", FILMED),
+        ({"messages": filmed("/etc/passwd")}, "remote_video_refused", FILMED),
+        ({"messages": filmed(clip_url()[0][:3022])}, "invalid_video", FILMED),
+        ({"messages": filmed(clip_url()[0], role="system")}, "unsupported_value", FILMED),
+        (
+            {"messages": filmed(clip_url()[0]), "extra_body": {"media_io_kwargs": {"video": {"num_frames": 17}}}},
+            "too_many_images",
+            FILMED,
+        ),
+        ({"extra_body": {"media_io_kwargs": {"audio": {}}}}, "unknown_parameter", "media_io_kwargs.audio"),
+        ({"extra_body": {"graph": "plan.json"}}, "invalid_type", "graph"),
+        ({"extra_body": {"graph": {"nodes": [], "edges": []}}}, "invalid_value", "graph"),
+        ({"extra_body": {"graph": pictured("/etc/passwd")}}, "remote_image_refused", "graph.nodes[0].image"),
+        ({"extra_body": {"graph": pictured(7)}}, "invalid_value", "graph"),
+        ({"extra_body": {"graph": pictured(*[data_url(1)[0]] * 17)}}, "too_many_images", "graph"),
         (
             {"messages": [{"role": "user", "content": [{"type": "text"}]}]},
             "missing_required_parameter",

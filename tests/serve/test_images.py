@@ -89,6 +89,15 @@ def test_the_alias_is_the_model(client):
     )
 
 
+def test_a_graph_is_drawn(client, model):
+    told = {"nodes": [{"id": "a", "text": "a heart"}], "edges": []}
+    more = {"seed": 3, "steps": 2, "graph": told}
+    drawn = client.images.generate(model="tiny", prompt="noto style", extra_body=more).data[0]
+    wanted = model.generate_image("noto style", seed=3, num_inference_steps=2, graph=told)
+    assert np.array_equal(np.asarray(opened(drawn.b64_json)), wanted.image.to_array())
+    assert drawn.b64_json != draw(client, "noto style", seed=3, steps=2).data[0].b64_json
+
+
 @pytest.mark.parametrize(
     ("options", "code", "param"),
     [

@@ -65,7 +65,11 @@ def test_eight_threads_draw_and_write_as_one_does(sound):
 
 @pytest.mark.slow
 @pytest.mark.skipif(not os.path.exists("/proc/self/statm"), reason="memory is read from /proc")
-def test_load_and_close_again_and_again_takes_no_more_memory(sound):
+def test_load_and_close_again_and_again_takes_no_more_memory(sound, request):
+    gc.collect()
+    gc.freeze()  # else what earlier tests left is searched 500 times: seconds each, in a process that ran them all
+    request.addfinalizer(gc.unfreeze)
+
     def resident() -> int:
         gc.collect()
         with open("/proc/self/statm", encoding="ascii") as stream:
