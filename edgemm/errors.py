@@ -28,6 +28,7 @@ __all__ = [
     "ResourceError",
     "UsageError",
     "ran_out_of_memory",
+    "shortened",
 ]
 
 
@@ -41,10 +42,10 @@ class EdgemmError(Exception):
     exit_code = 1
 
     def __init__(self, *said: object) -> None:
-        super().__init__(*(_short(each) if isinstance(each, str) else each for each in said))
+        super().__init__(*(shortened(each) if isinstance(each, str) else each for each in said))
 
 
-def _short(message: str) -> str:
+def shortened(message: str) -> str:
     """Whatever strangers' files are quoted in it: on one line, which a screen holds."""
     line = LONG_WORD.sub(r"\1...\2", message if "\n" not in message else " ".join(message.split("\n")))
     return line if len(line) <= LONGEST else f"{line[: 2 * LONGEST // 3]} ... {line[-LONGEST // 3 :]}"

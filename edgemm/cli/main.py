@@ -27,7 +27,7 @@ from typing import Any, NoReturn, TextIO, cast
 
 import edgemm
 from edgemm.cli.guard import GUARDED, is_capped, is_scarce, run_guarded, said_of_cap, wanted
-from edgemm.errors import EdgemmError, InputError, MissingError, ResourceError, UsageError, ran_out_of_memory
+from edgemm.errors import EdgemmError, InputError, MissingError, ResourceError, UsageError, ran_out_of_memory, shortened
 from edgemm.options import parse_bytes
 from edgemm.progress import shown
 
@@ -254,7 +254,7 @@ def _of_memory(error: BaseException) -> str:
 def _fail(message: str, code: int, debug: bool) -> int:
     if debug:
         traceback.print_exc()
-    line = shown(" ".join(message.split()))
+    line = shown(shortened(" ".join(message.split())))
     with contextlib.suppress(OSError):  # stderr may be gone too
         print(f"edgemm: error: {line}" if code != INTERRUPTED else f"edgemm: {line}", file=sys.stderr)
     return code

@@ -25,7 +25,7 @@ from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
-from edgemm.bundle.files import pillow, reading
+from edgemm.bundle.files import check_is_file, pillow, reading
 from edgemm.bundle.picture import FORMATS, open_picture
 from edgemm.errors import InputError, MissingError
 
@@ -103,14 +103,14 @@ def _table(table: Path, split: str) -> Iterator[Entry]:
         if not isinstance(name, str) or "\0" in name:
             found = "" if name else f" among {', '.join(map(str, fields))}"
             raise InputError(f"{table}, line {number}: file_name is {name!r}{found}, expected a path beside the table")
-        file = (table.parent / name).resolve()
+        file = Path(os.path.realpath(table.parent / name))  # Path.resolve() has no answer for links in a circle
         if table.parent.resolve() not in file.parents:
             raise InputError(f"{table}, line {number}: file_name {name!r} leaves the folder")
         yield Entry(f"{table}, line {number}", partial(open_picture, file), fields, str(fields.pop("split", split)))
 
 
 def _rows(table: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    text = _text(table.read_bytes(), str(table))
+    text = _text(check_is_file(table, "a table").read_bytes(), str(table))
     lines = io.StringIO(text, newline="")
     if table.suffix == ".csv":
         delimiter = max(",;\t", key=text.partition("\n")[0].count)  # Excel's is a semicolon in half of the world
@@ -132,7 +132,7 @@ def _rows(table: Path) -> Iterator[tuple[int, dict[str, Any]]]:
 def _tar(shard: Path, split: str) -> Iterator[Entry]:
     """Members that share everything before the first dot of their name are one entry; they stand side by side."""
     with reading(shard, "not a whole tar"):
-        with tarfile.open(shard, "r|*") as members:
+        with tarfile.open(check_is_file(shard, "a tar"), "r|*") as members:
             key, group = None, {}
             for member in members:
                 path = PurePosixPath(member.name)

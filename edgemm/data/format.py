@@ -44,6 +44,7 @@ __all__ = [
 ]
 
 SCHEMA_VERSION = 1
+LONGEST = 4000  # letters of a text; a model would be shown it whole
 SPLITS = (
     "train",
     "held-out-style",
@@ -210,10 +211,24 @@ def _read_lines(file: Path, record: type[Record]) -> Iterable[Record]:
 def _tuples(values: Mapping[str, Any], names: set[str]) -> dict[str, Any]:
     if not isinstance(values, dict) or set(values) != names:
         raise ValueError(f"expected the fields {', '.join(sorted(names))}")
-    return {
-        key: tuple(value) if key in ("tags", "captions", "choices") and value is not None else value
-        for key, value in values.items()
-    }
+    return {key: _typed(key, value) for key, value in values.items()}
+
+
+def _typed(key: str, value: Any) -> Any:
+    """As the field has it; bundle/files.py's decode would take ten times as long as the JSON, of a hundred thousand
+    lines."""
+    if (key == "choices" and value is None) or (key == "scene" and (value is None or isinstance(value, dict))):
+        return value
+    texts = value if isinstance(value, list) else [value]
+    if any(isinstance(text, str) and len(text) > LONGEST for text in texts):
+        raise ValueError(f"{key} has a text of more than {LONGEST} letters")
+    if key in ("tags", "captions", "choices") and isinstance(value, list) and all(isinstance(x, str) for x in value):
+        return tuple(value)
+    if not isinstance(value, str) or key in ("tags", "captions", "choices", "scene"):
+        raise ValueError(f"{key} is {value!r:.60}, of another type than it should be")
+    if key == "image" and ("\0" in value or value.startswith("/") or ".." in value.split("/")):
+        raise ValueError(f"image {value!r} is no path below the dataset's folder")
+    return value
 
 
 def _check_references(

@@ -59,14 +59,19 @@ DESIGNS = {
 CHOICES = {**DESIGNS, "optimizer": ("adamw", "muon"), "precision": ("auto", "bf16", "fp32")}
 CAPTION = "{caption}"  # where a picture's own caption goes in a recipe's
 LARGEST = sys.float_info.max  # infinity is out of range too
+MOST = 2**31 - 1  # of whatever is counted
 RANGES: tuple[tuple[tuple[str, ...], float, float], ...] = (  # of whichever of them a kind has
-    (("steps", "batch", "log_every", "save_every", "sample_every"), 1, LARGEST),
-    (("noises", "views", "reply_tokens", "lora_rank", "lora_alpha", "top_words", "trajectories"), 1, LARGEST),
+    (("steps", "batch", "log_every", "save_every", "sample_every"), 1, MOST),
+    (("noises", "views", "reply_tokens", "lora_alpha", "top_words", "trajectories"), 1, MOST),
+    (("lora_rank",), 1, 4096),  # as adapters are read
     (("perceptual_weight", "adversarial_weight", "adversarial_start", "data_weight", "feature_weight"), 0, LARGEST),
-    (("frames", "more_captions", "pictures", "seed", "threads", "warmup"), 0, LARGEST),
-    (("align_steps", "word_steps", "replies", "lora_first_layer"), 0, LARGEST),
+    (("frames", "more_captions", "pictures", "warmup"), 0, MOST),
+    (("seed",), 0, 2**63 - 1),
+    (("threads",), 0, 1024),
+    (("align_steps", "word_steps", "replies", "lora_first_layer"), 0, MOST),
     (("learning_rate", "matrix_learning_rate", "weight_decay", "time_spread"), 0, LARGEST),
-    (("reply_weight", "flow_weight", "guidance", "transformer_layers", "denoiser_layers"), 0, LARGEST),
+    (("reply_weight", "flow_weight", "guidance"), 0, LARGEST),
+    (("transformer_layers", "denoiser_layers"), 0, MOST),
     (("reply_share", "blend"), 0, 0.9),
     (("clip", "loss_floor"), 1e-6, LARGEST),
     (("temperature",), 0.01, LARGEST),
@@ -107,13 +112,15 @@ class Recipe:
         for field in dataclasses.fields(self):
             if "\0" in str(getattr(self, field.name)):
                 raise UsageError(f"recipe: {field.name} holds a NUL character")
+        if not self.output:  # the folder that one stands in
+            raise UsageError("recipe: output is empty, expected a folder")
         for name, allowed in CHOICES.items():
             self._one_of(name, allowed)
         for names, low, high in RANGES:
             for name in names:
                 value = getattr(self, name, low)
                 if not low <= value <= high:
-                    expected = f"{low} or more" if high == LARGEST else f"{low} to {high}"
+                    expected = f"{low} or more" if value < low and high >= MOST else f"{low} to {high}"
                     raise UsageError(f"recipe: {name} is {value}, expected {expected}")
 
     def _one_of(self, name: str, allowed: tuple[str, ...]) -> None:

@@ -172,6 +172,7 @@ KINDS: dict[str, type[Recipe]] = {
     )
 }
 R = TypeVar("R", bound=Recipe)
+MOST_DOTS = 100  # of a line: the memory that a parser takes for a key grows with the square of its parts
 
 
 def read_recipe(path: str | Path | None, overrides: Sequence[str], base: type[R], kind: str = "") -> R:
@@ -273,6 +274,8 @@ def _keys(kind: type[Recipe]) -> list[str]:
 def _document(path: str | Path) -> dict[str, Any]:
     """The TOML file's own lines, unchecked."""
     text = read_text(path, "a recipe")
+    if any(line.count(".") > MOST_DOTS for line in text.splitlines()):
+        raise InputError(f"{path}: a line with more than {MOST_DOTS} dots, which no recipe has")
     with reading(path, "not TOML"):
         return _toml(text)
 

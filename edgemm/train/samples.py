@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from edgemm.bundle.files import check_is_file, reading
 from edgemm.bundle.prompt import Prompt, Tokenizer
 from edgemm.data.format import Dataset, Sample, read_dataset
 from edgemm.errors import InputError
@@ -85,11 +86,12 @@ def load_pictures(dataset: Path, samples: Sequence[Sample], size: int, frames: i
 
     pictures = np.empty((len(samples), 3, frames * size, size), dtype=np.uint8)
     for row, sample in enumerate(samples):
-        with Image.open(dataset / sample.image) as image:
+        path = dataset / sample.image
+        with reading(path, "damaged; rebuild the dataset"), Image.open(check_is_file(path, "a picture")) as image:
             picture = image.convert("RGB")
         side = picture.width
         if frames > 1 and picture.height != frames * side:
-            raise InputError(f"{dataset / sample.image}: {side} x {picture.height} pixels, expected {frames} squares")
+            raise InputError(f"{path}: {side} x {picture.height} pixels, expected {frames} squares")
         for frame in range(frames):
             one = picture if frames == 1 else picture.crop((0, frame * side, side, (frame + 1) * side))
             if one.size != (size, size):

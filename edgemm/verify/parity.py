@@ -16,7 +16,7 @@ import numpy as np
 from safetensors.numpy import save
 
 from edgemm.bundle.bundle import Bundle, read_tensors
-from edgemm.bundle.files import decode, parse
+from edgemm.bundle.files import check_range, decode, parse
 from edgemm.bundle.manifest import Manifest
 from edgemm.errors import BundleError, CheckFailedError
 
@@ -189,6 +189,11 @@ PIXELS_FILE = "recorded.safetensors"
 LOGITS = "logits."
 
 
+def _check_seeds(**seeds: int | None) -> None:
+    for name, seed in seeds.items():
+        check_range(name, seed or 0, 0, 2**63 - 1)
+
+
 @dataclass(frozen=True)
 class TextCase:
     """A question, and the likeliest tokens that torch goes on with when nothing stops it."""
@@ -197,6 +202,9 @@ class TextCase:
     picture_seed: int | None  # a picture of seeded coloured blocks, or none
     tokens: tuple[int, ...]
     graph: Any = None  # of models that read graphs as rows: node-link JSON
+
+    def __post_init__(self) -> None:
+        _check_seeds(picture_seed=self.picture_seed)
 
 
 @dataclass(frozen=True)
@@ -211,6 +219,9 @@ class DrawCase:
     height: int | None = None  # of models that draw several sizes, in pixels
     width: int | None = None
     graph: Any = None  # as above
+
+    def __post_init__(self) -> None:
+        _check_seeds(seed=self.seed, picture_seed=self.picture_seed)
 
 
 @dataclass(frozen=True)
@@ -270,9 +281,11 @@ def read_recorded(bundle: Bundle) -> Recorded:
     document = parse(bundle.file(PARITY_FILE).read_bytes(), PARITY_FILE)
     pixels = read_tensors(bundle.file(PIXELS_FILE))
     precision = document.get("precision")
-    if precision not in CHOICE_FLOOR:
+    if precision not in tuple(CHOICE_FLOOR):  # it may be an object, which is in no dictionary
         raise BundleError(f"{PARITY_FILE}: precision is {precision!r}, expected one of: {', '.join(CHOICE_FLOOR)}")
     texts = decode(tuple[TextCase, ...], document.get("text_cases"), f"{PARITY_FILE}: text_cases")
+    if not all(case.tokens for case in texts):
+        raise BundleError(f"{PARITY_FILE}: text_cases: one without tokens, expected those of a reply")
     draws = decode(tuple[DrawCase, ...], document.get("draw_cases"), f"{PARITY_FILE}: draw_cases")
     codes = decode(tuple[CodesCase, ...], document.get("code_cases", []), f"{PARITY_FILE}: code_cases")
     try:

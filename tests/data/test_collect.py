@@ -152,6 +152,12 @@ def deep(folder: Path) -> None:
         (lambda folder: latin(folder, "metadata.csv", "file_name,text\na.png,Käse\n"), "metadata.csv: not UTF-8 .* 22"),
         (lambda folder: latin(folder, "metadata.jsonl", '{"text": "Käse"}'), "metadata.jsonl: not UTF-8"),
         (lambda folder: latin(folder, "a.txt", "Käse"), "a.txt: not UTF-8 .*; save it as UTF-8"),
+        (lambda folder: (folder.mkdir(), os.mkfifo(folder / "metadata.jsonl")), "metadata.jsonl: not a file"),
+        (lambda folder: (folder.mkdir(), os.mkfifo(folder / "a.tar")), "a.tar: not a file; expected a tar"),
+        (
+            lambda folder: (metadata(folder, file_name="b.png", text="x"), (folder / "b.png").symlink_to("b.png")),
+            "b.png",
+        ),
         (lambda folder: picture(folder / os.fsdecode(b"k\xe4se") / "a.png"), "its folder's name: not UTF-8"),
         (lambda folder: metadata(folder, **{"file_name": "a.png", "text": "x"}) or deep(folder), "line 1: not JSON"),
         (lambda folder: metadata(folder, file_name="a.png"), "line 1: no words"),

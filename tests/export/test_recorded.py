@@ -27,7 +27,7 @@ from edgemm.verify.parity import (
 
 PIXELS = np.linspace(0, 1, 12, dtype=np.float32).reshape(3, 2, 2)
 RECORDED = Recorded(
-    "int8", (TextCase("Why?", None, (1, 2)), TextCase("What?", 3, ())), (DrawCase("heart ♥", 1, 8, 2.0),), (PIXELS,)
+    "int8", (TextCase("Why?", None, (1, 2)), TextCase("What?", 3, (5,))), (DrawCase("heart ♥", 1, 8, 2.0),), (PIXELS,)
 )
 LOGITS = np.linspace(-3, 3, 20, dtype=np.float32).reshape(4, 5)
 
@@ -62,6 +62,9 @@ def changed(**changes):
         ("{", "parity.json"),
         (changed(precision="fp3"), "precision is 'fp3', expected one of: fp32, fp16, int8, fp8, int4"),
         (changed(precision=None), "precision is None"),
+        (changed(precision={}), "precision is {}, expected one of"),
+        (changed(text_cases=[{"prompt": "x", "picture_seed": None, "tokens": []}]), "text_cases: one without tokens"),
+        (changed(draw_cases=[{"prompt": "x", "seed": -1, "steps": 8, "guidance": 1}]), "seed is -1, expected 0 to 9.2"),
         (changed(text_cases=None), "text_cases: null, expected a list"),
         (changed(text_cases=[{"prompt": "x", "tokens": []}]), "picture_seed: missing"),
         (

@@ -138,6 +138,11 @@ def test_a_wrong_line_is_refused_with_its_key(write, line, message):
     assert "recipe.toml" in str(refusal.value)
 
 
+def test_a_key_of_many_parts_is_refused_before_it_is_read(write):
+    with pytest.raises(InputError, match="a line with more than 100 dots"):
+        read(write("a." * 50_000 + "b = 1\n"))
+
+
 @pytest.mark.parametrize(
     ("override", "message"),
     [
@@ -155,6 +160,11 @@ def test_a_wrong_line_is_refused_with_its_key(write, line, message):
         ("steps=0", "steps is 0, expected 1 or more"),
         ("batch=-1", "batch is -1"),
         ("seed=-1", "seed is -1, expected 0 or more"),
+        (f"seed={10**30}", "seed is 1[0]{30}, expected 0 to 9223372036854775807"),
+        ("threads=100000", "threads is 100000, expected 0 to 1024"),
+        (f"batch={10**12}", "batch is 1[0]{12}, expected 1 to 2147483647"),
+        ("lora_rank=5000", "lora_rank is 5000, expected 1 to 4096"),
+        ("output=", "output is empty, expected a folder"),
         ("log_every=0", "log_every is 0"),
         ("drop_prompt=1.5", "drop_prompt is 1.5, expected 0 to 1"),
         ("ema=-0.1", "ema is -0.1, expected 0 to 1"),
