@@ -13,6 +13,7 @@ import os
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -120,7 +121,7 @@ def grown(op: str, *inputs: onnx.TensorProto) -> Hostile:
     return extended([helper.make_node(op, [i.name for i in inputs], ["grown"])], list(inputs), "grown")
 
 
-def looked_up(op: str, *inputs: onnx.TensorProto | str, domain: str = "com.microsoft", **settings: object) -> Hostile:
+def looked_up(op: str, *inputs: onnx.TensorProto | str, domain: str = "com.microsoft", **settings: Any) -> Hostile:
     """By an operator of ONNX Runtime's own; "" is an input that is not given."""
     tensors = [each for each in inputs if isinstance(each, onnx.TensorProto)]
     names = [each if isinstance(each, str) else each.name for each in inputs]
