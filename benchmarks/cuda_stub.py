@@ -27,6 +27,7 @@ COUNTS = (
     "strays",
     "tf32",
 )
+PRODUCTS = r"^cublas(LtMatmul|[A-Z]gemm\w*|Gemm\w*)$"  # which launch kernels of their own
 DLOPENED = ("libcudnn.so.9", "libcufft.so.12", "libnvrtc.so.13")
 
 SOURCE = Path(__file__).with_suffix(".c")
@@ -40,7 +41,10 @@ def make_stubs(provider: Path, folder: Path, sm: str = "8.9") -> Path:
     looked_for = _names(["strings", "-n", "6", str(provider)], r"(?m)^((?:cudnn|cufft|nvrtc)[A-Z]\w+)$")
     source = SOURCE.read_text()
     known = set(re.findall(r"\b(\w+)\(", source))
-    empty = "".join(f"int {name}(void) {{ return 0; }}\n" for name in sorted({*linked, *looked_for} - known))
+    empty = "".join(
+        f"int {name}(void) {{ {'n.kernels++; ' if re.search(PRODUCTS, name) else ''}return 0; }}\n"
+        for name in sorted({*linked, *looked_for} - known)
+    )
     (folder / "stub.c").write_text(source + empty)
     whole = next(name for name in needed if name.startswith("libcudart"))
     major, _, minor = sm.partition(".")

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import shutil
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 
 import edgemm
 from edgemm.bundle.bundle import open_bundle
@@ -14,6 +16,7 @@ from edgemm.bundle.chat import as_messages, chat_prompt
 from edgemm.bundle.prompt import drawing_prompt, negative_drawing_prompt
 from edgemm.cli.main import main
 from edgemm.cli.verify import check_rules
+from edgemm.families.cosmos3_layers import Generator
 from edgemm.verify.export_foreign import export_foreign
 from tests.engines.tiny_engines import build_for_rtx, needs_rtx
 from tests.export.nano import needs_opset_24
@@ -56,6 +59,15 @@ def picture(patches: np.ndarray, merge: int = 2, patch: int = 8) -> np.ndarray:
     else:
         x = grid.reshape(*grid.shape[:4], 3, 2, patch, patch)[..., 0, :, :].transpose(4, 0, 2, 5, 1, 3, 6)
     return x.reshape(3, blocks * merge * patch, -1) / 2 + 0.5
+
+
+@pytest.mark.parametrize(("height", "width"), [(4, 6), (5, 7), (1, 3)])
+def test_the_last_patches_are_filled_up_with_zeros(height, width):
+    patched, latents = SimpleNamespace(patch=2), torch.randn(2, 6, height, width)
+    filled = torch.nn.functional.pad(latents, (0, -width % 2, 0, -height % 2))
+    rows = filled.unflatten(3, (-1, 2)).unflatten(2, (-1, 2)).permute(0, 2, 4, 3, 5, 1).flatten(3)
+    found = Generator.rows(patched, latents)
+    assert torch.equal(found, rows) and torch.equal(Generator.latents(patched, rows, latents), latents)
 
 
 @pytest.mark.parametrize("name", ["text", "other"])
