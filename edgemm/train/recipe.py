@@ -62,8 +62,8 @@ LARGEST = sys.float_info.max  # infinity is out of range too
 MOST = 2**31 - 1  # of whatever is counted
 RANGES: tuple[tuple[tuple[str, ...], float, float], ...] = (  # of whichever of them a kind has
     (("steps", "batch", "log_every", "save_every", "sample_every"), 1, MOST),
-    (("noises", "views", "reply_tokens", "lora_alpha", "top_words", "trajectories"), 1, MOST),
     (("lora_rank",), 1, 4096),  # as adapters are read
+    (("noises", "views", "reply_tokens", "lora_alpha", "top_words", "trajectories"), 1, MOST),
     (("perceptual_weight", "adversarial_weight", "adversarial_start", "data_weight", "feature_weight"), 0, LARGEST),
     (("frames", "more_captions", "pictures", "warmup"), 0, MOST),
     (("seed",), 0, 2**63 - 1),

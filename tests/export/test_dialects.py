@@ -177,7 +177,7 @@ def test_a_bundle_that_runs_nowhere_here_is_compared_by_the_cpu(bundle):
     """On a workstation a Jetson's bundle can be checked, though not run."""
     targets = {"jetson-orin-jp6": bundle.manifest.targets["jetson-orin-jp6"]}
     for_a_jetson = Bundle(bundle.path, dataclasses.replace(bundle.manifest, targets=targets))
-    assert len(check_bundle(for_a_jetson)) == 8
+    assert len(check_bundle(for_a_jetson)) == 9
 
 
 def test_a_node_that_a_dialect_cannot_say_is_named():

@@ -276,7 +276,7 @@ def test_what_no_lora_can_say_makes_the_weights_the_checkpoints_own(llama_start,
         (["--target-modules", "nose_proj"], 2, "nose_proj is no linear layer of the denoiser, which has: down_proj"),
         (["--method", "qlora"], 2, "for the denoiser alone take method lora"),
         (["--name", "a/b"], 2, "expected a folder's name"),
-        (["--rank", "0"], 2, "lora_rank is 0, expected 1 or more"),
+        (["--rank", "0"], 2, "lora_rank is 0, expected 1 to 4096"),
         (["--set", "optimizer=muon"], 2, "optimizer is 'muon', expected one of: adamw"),
     ],
 )

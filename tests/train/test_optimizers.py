@@ -12,7 +12,7 @@ from edgemm.train.recipe import DrawRecipe
 
 
 def settings(**changes) -> DrawRecipe:
-    return DrawRecipe(**{"data": "", "output": "", **changes})
+    return DrawRecipe(**{"data": "data", "output": "run", **changes})
 
 
 def test_the_rate_rises_stays_and_falls_to_a_hundredth():
