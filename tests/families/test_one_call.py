@@ -67,6 +67,7 @@ def test_one_graph_and_its_step_say_what_the_loop_says(name, tmp_path):
     assert [(row["measure"], row["value"]) for row in rows] == [("reply", 1)] * READ[name]
 
 
+@pytest.mark.slow
 def test_a_family_that_draws_code_by_code_is_refused_by_name(tmp_path: Path, capsys):
     folder = write_folder("janus", tmp_path / "checkpoint")
     assert main(["export", str(folder), "--one-call", "draw", "--output", str(tmp_path / "made.bundle")]) == 2
