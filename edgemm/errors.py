@@ -93,6 +93,7 @@ NO_MEMORY = (  # in the words of the kernel, numpy, torch, ONNX Runtime, OpenVIN
     *("out of memory", "bad_alloc", "can't allocate memory", "cannot allocate memory", "not enough memory"),
     *("failed to allocate memory", "unable to allocate", "failed to map segment", "can't start new thread"),
     *("memory allocation of", "insufficient memory"),
+    "exception resource temporarily unavailable",  # TensorRT's compiler, of a thread
 )
 
 

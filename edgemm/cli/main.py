@@ -67,6 +67,7 @@ VERBS = {
 INTERRUPTED, PIPE_CLOSED = 130, 141
 ESCAPED = "edgemm.escaped"
 LARGEST_NUMBER = 1e38  # of any flag: beyond it, whole numbers are no floats
+UNMAPPED = "cannot open shared object file"  # the linker's words for a library that there was no memory for, too
 SIZE = re.compile(r"\d[\d.,]*\s*([KMGT]i?)?(B|bytes)\b|size \d+|allocate \d+")
 
 
@@ -229,6 +230,8 @@ def _explain(error: BaseException) -> tuple[str, int]:
     starved = isinstance(error, SystemError) and is_scarce()  # a library's own call that got none, and says nothing
     if starved or ran_out_of_memory(error):
         return _of_memory(error), ResourceError.exit_code
+    if UNMAPPED in str(error) and is_scarce():
+        return f"{error}; {said_of_cap()}", ResourceError.exit_code
     if isinstance(error, EdgemmError):
         return str(error), error.exit_code
     if type(error).__name__ == "PanicException":

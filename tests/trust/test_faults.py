@@ -18,7 +18,7 @@ from edgemm.bundle.files import write_whole
 from edgemm.bundle.writer import whole_folder
 from edgemm.cli import guard
 from edgemm.cli.main import _explain
-from edgemm.errors import InputError, ResourceError
+from edgemm.errors import EdgemmError, InputError, ResourceError
 
 ROOT = Path(__file__).resolve().parents[2]
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
@@ -231,6 +231,23 @@ def test_a_librarys_error_without_words_is_for_want_of_memory_below_a_cap_alone(
     assert _explain(error) == ("out of memory; this process may take 600 MiB (ulimit -v)", 5)
     monkeypatch.setattr("edgemm.cli.main.is_scarce", lambda: False)
     assert _explain(error)[1] == 1
+
+
+@pytest.mark.parametrize(
+    ("said", "without"),
+    [
+        ("ImportError: libtensorrt_rtx.so.1: cannot open shared object file: No such file or directory", 1),
+        ("Error Code 1: Myelin (Unexpected exception Resource temporarily unavailable)", 5),
+    ],
+)
+def test_what_nvidias_builder_says_below_a_cap_is_for_want_of_memory(monkeypatch, said, without):
+    """Seen of `edgemm build` at 200 and 300 MiB: a library that could not be mapped, a thread that could not begin."""
+    error = EdgemmError(f"no engine after 3 attempts: {said}")
+    monkeypatch.setattr(guard, "memory_cap", lambda: 200 << 20)
+    message, code = _explain(error)
+    assert code == 5 and message.endswith("; this process may take 200 MiB (ulimit -v)")
+    monkeypatch.setattr("edgemm.cli.main.is_scarce", lambda: False)
+    assert _explain(error)[1] == without
 
 
 @pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-"])
