@@ -1,5 +1,5 @@
-"""Every component of every foreign family, exported for RTX and JetPack 6: NVIDIA's own builder builds it, with no GPU,
-and the graph rules of the first Jetsons hold.
+"""Every component of every foreign family, exported for RTX: NVIDIA's own builder builds it, with no GPU.  Rounded ones
+keep the rules of JetPack 6, too (float16's: test_nvidia_graphs.py).
 
 That an engine is built says nothing about its numbers: nothing is run here.  Graphs in float16 are those that ONNX
 Runtime compared with the library when they were exported; int8's and int4's are compared for some (test_precisions.py).
@@ -22,7 +22,6 @@ from tests.families.tiny.folders import write_folder
 
 pytestmark = [pytest.mark.slow, needs_rtx, needs_opset_24]
 
-TARGETS = "rtx,jetson-orin-jp6"
 COMPONENTS = {
     "llama": {"transformer"},
     "llava": {"image_encoder", "transformer"},
@@ -48,14 +47,14 @@ RECORDED = {  # in float16 they are built by their own tests
 @pytest.mark.parametrize("name", COMPONENTS)
 def test_every_component_builds_for_an_rtx_device_that_is_not_here(tmp_path, name):
     folder, place = write_folder(name, tmp_path / "checkpoint"), tmp_path / "made.bundle"
-    export_foreign(found_at(folder), place, target=TARGETS, max_context=256)
-    check_rules(open_bundle(place))
+    export_foreign(found_at(folder), place, target="rtx", max_context=256)
     assert build_for_rtx(place, tmp_path / "engines") == COMPONENTS[name]
 
 
 @pytest.mark.parametrize("name", [*COMPONENTS, *RECORDED])
 def test_every_component_builds_with_rounded_weights(tmp_path, name):
-    for place in write_foreign_bundles(_folder(name, tmp_path), ("int8", "int4"), tmp_path, target=TARGETS):
+    folder, targets = _folder(name, tmp_path), "rtx,jetson-orin-jp6"
+    for place in write_foreign_bundles(folder, ("int8", "int4"), tmp_path, target=targets):
         check_rules(open_bundle(place))
         assert build_for_rtx(place, place.with_suffix(".engines")) == {**COMPONENTS, **RECORDED}[name]
 
