@@ -34,7 +34,10 @@ QEMU = "qemu-aarch64-static"
 CPUS = ("cortex-a72", "cortex-a76", "cortex-a78ae", "neoverse-n1", "max,sme=off", "max")
 DEBIAN = "bookworm"
 INCLUDED = ("python3.11", "libstdc++6", "libcjson1", "libpng16-16", "libssl3")  # examples/c wants these, too
-PACKAGES = ("numpy==2.4.6", "tokenizers==0.23.3", "safetensors==0.8.0", "pillow==13.0.0", "tqdm==4.70.1")
+PACKAGES = (
+    "numpy==2.4.6", "tokenizers==0.23.3", "safetensors==0.8.0", "pillow==13.0.0", "tqdm==4.70.1",
+    "onnxruntime-extensions==0.15.2",  # which examples/c wants
+)  # fmt: skip
 PLATFORMS = ("manylinux_2_28_aarch64", "manylinux_2_27_aarch64", "manylinux2014_aarch64", "manylinux_2_17_aarch64")
 PART = 0xD42  # of a Cortex-A78AE, as Orin has
 CORES = 2
