@@ -23,7 +23,7 @@ TEST_ENV = OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} TOKENIZERS_PARALLELISM=false H
 # One process a core, each file in one of them: models that a file trains once are trained once.
 PYTEST = $(TEST_ENV) $(VENV)/bin/python -m pytest -q -n $${WORKERS:-2} --dist loadfile
 
-.PHONY: help demo test test-slow test-arm64 build-rtx wheel check format setup clean
+.PHONY: help demo test test-slow test-arm64 test-cuda-registry build-rtx wheel check format setup clean
 .DEFAULT_GOAL := help
 
 help:
@@ -31,6 +31,7 @@ help:
 	@echo "make test       every test that takes seconds"
 	@echo "make test-slow  the others"
 	@echo "make test-arm64 the thin runtime on Arm, by qemu-user: a quarter of an hour; apt-get install qemu-user-static mmdebstrap"
+	@echo "make test-cuda-registry  graphs for CUDA by the real onnxruntime-gpu (250 MB, by pip), with no GPU; apt-get install gcc"
 	@echo "make build-rtx  engines of the checkpoint with NVIDIA's own builder, in fp16, int8 and int4; needs no GPU"
 	@echo "make wheel      wheel and sdist, and the wheel alone in an environment of its own: doctor, and one drawing"
 	@echo "make check      format, lint, types, tests: what a change has to pass"
@@ -52,6 +53,12 @@ ARM_TRY = build/arm64-shapes.bundle
 test-arm64: $(READY)
 	test -d $(ARM_TRY) || $(VENV)/bin/python -m edgemm export checkpoints/micro-shapes --output $(ARM_TRY) --precision int8
 	$(TEST_ENV) $(VENV)/bin/python benchmarks/arm64.py $(ARM_TRY) $(if $(QEMU),--qemu $(QEMU))
+
+# pip's onnxruntime-gpu is unpacked into build/, never over the onnxruntime that is installed; cc makes empty CUDA libraries.
+ASKED = tests/runtimes/test_cuda_registry.py tests/families/test_nvidia_graphs.py tests/device/test_fatbin.py
+test-cuda-registry: $(READY)
+	$(VENV)/bin/python benchmarks/cuda_registry.py || echo "onnxruntime-gpu or what makes CUDA's libraries is not here: tests skip"
+	$(PYTEST) $(ASKED)
 
 # Fails where a node is refused or falls back.  How hard the builder looks for speed (--opt-level) changes neither.
 build-rtx: $(READY)

@@ -4,12 +4,12 @@
     python benchmarks/real_shapes.py cosmos3-edge --work build/real-shapes            # 8 GB folder, int4
     python benchmarks/real_shapes.py showo2 --layers 0.25                             # a quarter of the layers
 
-Folders are those of published_shapes.py.  Memory is the sum of a process and all its children, looked at twenty times a
-second; "anonymous" leaves out pages of files, which the system may take back at any time.  Peaks are told by stage, as
-the command itself names what it does.  The bundle is used without a limit, and with one of 1.25 times its size, below
-which components take turns (docs/performance.md).  What was finished is not done again: with --keep a run that was
-stopped goes on.  Nothing here judges answers: the export itself does.  Prints a table and, as its last line, one JSON
-document.  NVIDIA serves Cosmos3 as two containers, one that reads and one that draws, and asks for 32 GB.
+Folders are those of published_shapes.py.  Memory is the sum of a process and all its children, looked at twenty times
+a second; "anonymous" leaves out pages of files, which the system may take back at any time.  Peaks are told by stage,
+as the command itself names what it does.  The bundle is used without a limit, and with one of its own size (--limit),
+below which components take turns (docs/performance.md).  What was finished is not done again: with --keep a run that
+was stopped goes on.  Nothing here judges answers: the export itself does.  Prints a table and, as its last line, one
+JSON document.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ sys.path.insert(0, str(ROOT))
 from benchmarks.published_shapes import MODELS  # noqa: E402
 
 BARS_GB = {"janusflow": 5.0, "cosmos3-edge": 8.0}  # of an export to int4
+NVIDIA_ASKS = {"cosmos3-edge": 32}  # GB, for two containers, one that reads and one that draws
 IN_USE = 1.3  # times the bundle: one process that reads and draws
-LIMIT = 1.25  # times the bundle: what that process is told to stay below
 USE = """
 import json, sys, numpy as np, edgemm
 limit = float(sys.argv[4]) or None
@@ -65,6 +65,7 @@ def main() -> int:
     parser.add_argument(
         "--side", type=int, default=0, help="pixels of the picture that is drawn (default: the model's)"
     )
+    parser.add_argument("--limit", type=float, default=1.0, help="memory_limit_mb of a second use, in bundles")
     parser.add_argument("--keep", action="store_true", help="leave folder and bundle there")
     args = parser.parse_args()
     home = args.work / f"{args.model}-{args.layers:g}-{args.precision}"
@@ -75,10 +76,10 @@ def main() -> int:
     words = ["export", folders[0], "--output", str(bundle), "--precision", args.precision, *folders[1:], "--overwrite"]
     made = once(home / "export.json", lambda: watched([sys.executable, "-m", "edgemm", *words], home / "export.log"))
     document: dict[str, Any] = {"benchmark": "real_shapes", "model": args.model, "layers": args.layers}
-    document |= {"precision": args.precision, "folder_bytes": folder_bytes, "export": made}
+    document |= {"limit": args.limit, "precision": args.precision, "folder_bytes": folder_bytes, "export": made}
     if made["code"] == 0:
         document["bundle_bytes"] = size_of(bundle)
-        for name, limit_mb in (("use", 0.0), ("use_in_turns", LIMIT * document["bundle_bytes"] / 1e6)):
+        for name, limit_mb in (("use", 0.0), ("use_in_turns", args.limit * document["bundle_bytes"] / 1e6)):
             words = [str(bundle), str(args.threads), str(args.side), str(limit_mb)]
             document[name] = watched([sys.executable, "-c", USE, *words], home / f"{name}.log")
     show(document)
@@ -86,7 +87,7 @@ def main() -> int:
         shutil.rmtree(home)
     from edgemm.bench.conditions import machine_card
 
-    print(json.dumps(document | {"card": machine_card(), "nvidia_asks_gb": 32}))
+    print(json.dumps(document | {"card": machine_card(), "nvidia_asks_gb": NVIDIA_ASKS.get(args.model)}))
     return int(made["code"] != 0 or document["use"]["code"] != 0 or document["use_in_turns"]["code"] != 0)
 
 
@@ -127,6 +128,8 @@ def show(document: dict[str, Any]) -> None:
         )
         if used["code"]:
             print(f"  it ended with {used['code']}: {used['said']}")
+    if asks := NVIDIA_ASKS.get(document["model"]):
+        print(f"  NVIDIA asks for  {asks:6.2f} GB, for two containers, one that reads and one that draws")
     if not document["use"]["code"]:
         said = json.loads(document["use"]["said"])
         print(f"  a step that read its {said['prompt']} tokens of prompt again: {said['read_again']:.2f} times as long")

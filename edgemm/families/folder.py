@@ -151,9 +151,9 @@ def _without_config(folder: Path) -> Path | None:
             what = what.replace("FOLDER", str(folder))
             raise CheckpointError(f"{folder}: no config.json, and {found[0].name} says it is {what}")
     if parts := sorted(path.parent.name for path in folder.glob("*/config.json")):
+        have = "1 folder below has" if len(parts) == 1 else f"{len(parts)} folders below have"
         raise CheckpointError(
-            f"{folder}: no config.json, but {len(parts)} folders below have one: {', '.join(parts)}; name the one that "
-            "holds the model"
+            f"{folder}: no config.json, but {have} one: {', '.join(parts)}; name the one that holds the model"
         )
     return None
 

@@ -164,7 +164,9 @@ def no_weights(folder: Path) -> CheckpointError:
     """Of a folder without *.safetensors."""
     pickles = pickles_in(folder)
     if not pickles:
-        return CheckpointError(f"{folder}: no weights; expected *.safetensors")
+        below = sorted(path.relative_to(folder) for path in folder.glob("*/*.safetensors"))
+        index = f", or {INDEX} that names those in folders below, such as {below[0]}" if below else ""
+        return CheckpointError(f"{folder}: no weights; expected *.safetensors{index}")
     return CheckpointError(
         f"{folder}: only {pickles[0].name}, a pickle, which may hold a program; expected *.safetensors, which this "
         f"makes of its tensors, and of nothing else: {how(folder)}"

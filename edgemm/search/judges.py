@@ -26,6 +26,7 @@ from edgemm.model.unified import Unified
 from edgemm.quantize.calibration import shipped_text
 from edgemm.quantize.simulated import weights_of
 from edgemm.quantize.spec import REST, Spec
+from edgemm.verify.parity import ssim
 
 __all__ = [
     "Answers",
@@ -33,7 +34,6 @@ __all__ = [
     "ask",
     "compare",
     "layer_signals",
-    "ssim",
     "Records",
     "differences",
     "drawn_share",
@@ -119,23 +119,6 @@ def compare(plain: Answers, quantized: Answers) -> Scores:
         min(each),
         ssim(quantized.pictures, plain.pictures),
     )
-
-
-def ssim(found: Tensor, wanted: Tensor) -> float:
-    """Mean structural similarity (Wang et al. 2004) of pictures (b, 3, H, W), Gaussian window of 11, sigma 1.5."""
-    offsets = torch.arange(11.0) - 5
-    bell = (-(offsets**2) / (2 * 1.5**2)).exp()
-    window = (bell[:, None] * bell / bell.sum() ** 2).expand(3, 1, 11, 11)
-
-    def blurred(x: Tensor) -> Tensor:
-        return torch.nn.functional.conv2d(x, window, groups=3)
-
-    a, b = blurred(found), blurred(wanted)
-    spread = blurred(found * found) - a * a + blurred(wanted * wanted) - b * b
-    together = blurred(found * wanted) - a * b
-    steady, sure = 0.01**2, 0.03**2
-    value = (2 * a * b + steady) * (2 * together + sure) / ((a * a + b * b + steady) * (spread + sure))
-    return float(value.mean())
 
 
 @torch.no_grad()

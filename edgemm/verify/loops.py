@@ -54,10 +54,11 @@ from edgemm.verify.parity import (
     precision_of,
     read_recorded,
     require,
+    tell_structure,
 )
 from edgemm.verify.reference_backend import REFERENCE
 
-__all__ = ["check_bundle", "compare_loops", "unlike_recorded"]
+__all__ = ["check_bundle", "compare_loops", "first_answers", "unlike_recorded"]
 
 MOST_S = 60.0  # of comparing at a first load; the step that is on its way is ended
 GARBAGE = "int8"  # finer precisions are judged by its floors: a first load asks whether numbers mean anything
@@ -72,8 +73,10 @@ def compare_loops(model: Model, recorded: Recorded) -> Iterator[Comparison]:
         for drawn_codes in recorded.codes:
             yield from _compare_codes(model, drawn_codes, recorded.precision)
         for case, wanted in zip(recorded.draws, recorded.pixels):
-            drawn = model.generate_image(case.prompt, **_drawing(model, case))
-            yield compare_pictures(_name_drawing(case), recorded.precision, _whole(drawn.image), wanted)
+            pixels = _whole(model.generate_image(case.prompt, **_drawing(model, case)).image)
+            yield (compared := compare_pictures(_name_drawing(case), recorded.precision, pixels, wanted))
+            if recorded.precision != "fp32" and compared.passed and min(pixels.shape[1:]) >= 11:
+                yield tell_structure(compared.what, pixels, wanted)
         if recorded.logits and (logits := first_logits(model, recorded)) is not None:
             yield from compare_first(model, recorded, logits)
         yield from _compare_one_call(model, recorded)
@@ -238,23 +241,20 @@ def _choose(bundle: Bundle) -> Choice:
 
 
 def unlike_recorded(model: Model) -> str:
-    """How this machine's answers differ from the recorded ones, in words; "" when they do not, or there are none.
-
-    One question, with a picture where there is one, passes as soon as enough of its first tokens are right; of the
-    drawings the shortest is drawn.  What takes longer than MOST_S is left to `edgemm verify`.
-    """
+    """How this machine's answers differ from the recorded ones, in words; "" when they do not, or there are none."""
     try:
-        recorded = read_recorded(model.bundle)
-        floors = max(GARBAGE, precision_of(model.manifest, model.choice.target), key=list(CHOICE_FLOOR).index)
-        failed = [found for found in _shortest(model, recorded, floors) if not found.passed]
+        failed = [found for found in first_answers(model, MOST_S) if not found.passed]
     except EdgemmError as error:  # else there is nothing to compare, or it is told when it is used
         return str(error) if _is_no_answer(error) else ""
     return str(failed[0]) if failed else ""
 
 
-def _shortest(model: Model, recorded: Recorded, precision: str) -> Iterator[Comparison]:
-    end = time.monotonic() + MOST_S
-    loops = model.manifest.loops
+def first_answers(model: Model, most_s: float) -> Iterator[Comparison]:
+    """One question, with a picture where there is one, passes as soon as enough of its first tokens are right; of the
+    drawings the shortest is drawn.  What takes longer than `most_s` is left to `edgemm verify`."""
+    end = time.monotonic() + most_s
+    recorded, loops = read_recorded(model.bundle), model.manifest.loops
+    precision = max(GARBAGE, precision_of(model.manifest, model.choice.target), key=list(CHOICE_FLOOR).index)
     if loops.text is not None and (text := asked_first(recorded)) is not None:
         seen: list[np.ndarray] = []
         chosen = _noted(logits_of(model, text, loops.text, pictures_of(text, loops.text)), seen)

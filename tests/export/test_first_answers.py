@@ -107,7 +107,7 @@ def test_damage_that_changes_no_token_and_no_drawing_is_refused(copy, processes,
         load(path)
     monkeypatch.setenv(first_load.TRUST, "1")
     with edgemm.load(path, device="cpu", threads=1) as model:
-        found = list(loops._shortest(model, read_recorded(model.bundle), "int8"))
+        found = list(loops.first_answers(model, loops.MOST_S))
     assert {row.measure: row.passed for row in found} == {"choices": True, "signal_db": False, "psnr_db": True}
 
 
@@ -136,7 +136,7 @@ def test_it_asks_for_few_tokens_and_the_shortest_drawing(bundles, monkeypatch):
         recorded = read_recorded(model.bundle)
         drawn, stream = [], model.stream_image
         monkeypatch.setattr(model, "stream_image", lambda *a, **how: (drawn.append(how), stream(*a, **how))[1])
-        texts = [found for found in loops._shortest(model, recorded, "int8") if found.measure == "choices"]
+        texts = [found for found in loops.first_answers(model, loops.MOST_S) if found.measure == "choices"]
         assert [found.count for found in texts] == [logits.FEWEST_TOKENS]
         assert [how["guidance_scale"] for how in drawn] == [min(case.guidance for case in recorded.draws)]
 

@@ -103,6 +103,21 @@ def test_pictures_are_drawn_as_by_the_library_step_by_step(model, cases, name):
     assert worst(last.image.pixels.transpose(1, 2, 0), cases.arrays[f"{at}/pixels"]) <= PIXELS
 
 
+@pytest.mark.slow
+def test_what_was_never_recorded_is_drawn_as_by_the_installed_library(model, cases):
+    diffusers = pytest.importorskip("diffusers", reason="Python 3.10 has no diffusers")
+    asked = {"prompt": "a green boat on a lake", "negative_prompt": "dark", "height": 96, "width": 32}
+    asked |= {"num_inference_steps": 5, "guidance_scale": 4.0}
+    noise = np.random.default_rng(7).normal(size=(model.manifest.loops.denoise.latents.channels, 6, 2))
+    noise = noise.astype(np.float32)
+    library = diffusers.Cosmos3OmniPipeline.from_pretrained(cases.folder / "checkpoint", dtype=torch.float32)
+    library.set_progress_bar_config(disable=True)
+    given = {"num_frames": 1, "latents": torch.from_numpy(noise)[None, :, None], "enable_safety_check": False}
+    wanted = library(**asked, **given, output_type="np").video
+    found = model.generate_image(noise=noise, **asked).pixels
+    assert worst(found.transpose(1, 2, 0), wanted[0]) <= PIXELS
+
+
 def test_the_model_is_told_the_recorded_times(model, cases):
     from edgemm.runtimes import schedule
 

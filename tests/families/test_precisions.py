@@ -34,7 +34,7 @@ def test_every_part_of_a_folder_is_rounded_for_every_target(tmp_path, precision,
         assert "image_decoder" in told and "filters of convolutions" in told
     document = json.loads((tmp_path / "made.bundle" / "parity.json").read_text())
     measured = {entry["measure"] for entry in document["comparisons"]}
-    assert {"psnr_db", "choices"} <= measured and all(entry["passed"] for entry in document["comparisons"])
+    assert {"psnr_db", "ssim", "choices"} <= measured and all(entry["passed"] for entry in document["comparisons"])
 
 
 def test_a_model_of_four_components_on_one_files_weights_is_rounded_for_nvidia(tmp_path):

@@ -75,11 +75,13 @@ FAULTS = [
         say("sana/vae/config.json", "scaling_factor", value="0.4"),
         "scaling_factor is '0.4'",
     ),
+    ("mobileo", say("sana/vae/config.json", "latent_channels", value=5), "its config says (32, 5, 3, 3)"),
     ("showo2", be("checkpoint/config.json", POINTER), "config.json"),
     ("showo2", be("llm/tokenizer.json", POINTER), "llm/tokenizer.json: a Git-LFS pointer"),
     ("bagel", be("checkpoint/config.json", b"[1, 2]"), "config.json"),
     ("bagel", whole_numbers("checkpoint/ema.safetensors"), "has whole numbers (int16), expected floats"),
     ("cosmos3-edge", be("checkpoint/config.json", b"[1, 2]"), "config.json"),
+    ("cosmos3-edge", be("checkpoint/model.safetensors.index.json", None), "names those in folders below, such as tran"),
     ("cosmos3-edge", be("checkpoint/scheduler/scheduler_config.json", POINTER), "a Git-LFS pointer"),
 ]
 

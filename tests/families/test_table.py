@@ -66,6 +66,7 @@ def test_a_pipeline_of_diffusers_is_told_by_its_index(tmp_path, capsys, verb):
         ("manifest.json", "it is a bundle"),
         ("adapter_config.json", "a PEFT adapter and no model"),
         ("llm/config.json", "2 folders below have one: llm, vae"),
+        ("vae/config.json", "1 folder below has one: vae; name"),
     ],
 )
 def test_a_folder_without_a_config_is_told_what_it_is(tmp_path, capsys, name, said):

@@ -18,7 +18,8 @@ from edgemm.quantize.calibration import NOISE_SEED, read_calibration, thing_of
 from edgemm.quantize.make import quantize
 from edgemm.quantize.options import QuantizeOptions
 from edgemm.quantize.simulated import swap
-from edgemm.search.judges import PROMPTS, SEED, Scores, ask, compare, layer_signals, read_budget, require_budgets, ssim
+from edgemm.search.judges import PROMPTS, SEED, Scores, ask, compare, layer_signals, read_budget, require_budgets
+from edgemm.verify.parity import ssim
 from tests.export.nano import left_behind, random_nano
 
 EMOJI = Path(__file__).parent.parent / "fixtures" / "emoji64"
