@@ -168,7 +168,7 @@ class FinetuneRecipe(Drawing, Answering):
 KINDS: dict[str, type[Recipe]] = {
     kind.kind: kind
     for kind in (
-        *(DrawRecipe, EditRecipe, EyeRecipe, ReadRecipe, JointRecipe, GraphRecipe, AutoencodeRecipe),
+        *(DrawRecipe, EditRecipe, ReadRecipe, JointRecipe, GraphRecipe, EyeRecipe, AutoencodeRecipe),
         *(StudentRecipe, FewStepsRecipe, FinetuneRecipe),
     )
 }
