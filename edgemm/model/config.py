@@ -101,8 +101,8 @@ class TransformerConfig:
 class VisionConfig:
     """How a picture becomes clean image tokens for reading: a grid of features, and the visual word it looks like."""
 
-    # "lite0": EfficientNet-Lite0's feature maps; "patch": linear patches; "dual": both side by side; "vq": the
-    # codes that are drawn, as tokens of the vocabulary
+    # "lite0": EfficientNet-Lite0's feature maps; "patch": linear patches; "dual": both side by side; "conv": an eye
+    # of its own, taught before anything reads; "vq": the codes that are drawn, as tokens of the vocabulary
     encoder: str
     image_size: int  # side of the square the encoder reads, in pixels
     stride: int  # pixels a token covers along one side
@@ -114,8 +114,8 @@ class VisionConfig:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "blocks", tuple(self.blocks))
-        if self.encoder not in ("lite0", "patch", "dual", "vq"):
-            raise ValueError(f"vision encoder {self.encoder!r} is none of: lite0, patch, dual, vq")
+        if self.encoder not in ("lite0", "patch", "dual", "conv", "vq"):
+            raise ValueError(f"vision encoder {self.encoder!r} is none of: lite0, patch, dual, conv, vq")
         _check_positive("vision", self, "image_size", "stride")
         if self.encoder != "vq":
             _check_positive("vision", self, "feature_width", "hidden_width")
@@ -123,6 +123,11 @@ class VisionConfig:
             raise ValueError(f"vision image_size {self.image_size} is not a multiple of stride {self.stride}")
         if unknown := [block for block in self.blocks if block not in LITE0_CHANNELS or not self.sees]:
             raise ValueError(f"vision block {unknown[0]} of encoder {self.encoder}: lite0 has {list(LITE0_CHANNELS)}")
+        self._check_conv() if self.encoder == "conv" else self._check_features()
+        if min(self.words, self.word_tokens) < 0 or (self.words > 0) != (self.word_tokens > 0):
+            raise ValueError(f"vision words {self.words} and word_tokens {self.word_tokens}: both or neither")
+
+    def _check_features(self) -> None:
         stride, width = (32, 1280 + self.middle_width) if self.sees else (self.stride, 0)
         width += 0 if self.encoder in ("lite0", "vq") else 3 * stride**2
         if (self.stride, self.feature_width) != (stride, width):
@@ -130,8 +135,13 @@ class VisionConfig:
                 f"vision encoder {self.encoder} gives feature_width {width} at stride {stride}, "
                 f"not {self.feature_width} at {self.stride}"
             )
-        if min(self.words, self.word_tokens) < 0 or (self.words > 0) != (self.word_tokens > 0):
-            raise ValueError(f"vision words {self.words} and word_tokens {self.word_tokens}: both or neither")
+
+    def _check_conv(self) -> None:
+        """Each layer but one halves the sides, and widths double up to a quarter of the last."""
+        if self.stride < 4 or self.stride & (self.stride - 1):
+            raise ValueError(f"vision encoder conv has stride {self.stride}, expected 4, 8, 16 or another power of two")
+        if self.feature_width % 8:
+            raise ValueError(f"vision encoder conv has feature_width {self.feature_width}, expected a multiple of 8")
 
     @property
     def sees(self) -> bool:

@@ -129,6 +129,7 @@ class Connector(Conditioner):
 CHANNELS = 16  # numbers of an autoencoder's token
 HIDDEN = 48  # channels inside it
 QUERIES = 16  # of a connector
+EYE_WIDTH, EYE_STRIDE = 128, 8  # features of a square that an eye of the model's own gives, and its most side
 CODES, CODE_CHANNELS = 256, 8  # of a codebook: many entries of few numbers are all used (arXiv:2110.04627)
 CODE_GUIDANCE, LIKELIEST_CODES = 3.0, 32  # how they are drawn
 
@@ -194,6 +195,12 @@ def variant(
             encoder="dual", image_size=max(64, before.image_size), stride=32,
             feature_width=1280 + before.middle_width + 3 * 32**2, hidden_width=before.hidden_width,
             blocks=before.blocks, words=before.words, word_tokens=before.word_tokens,
+        )  # fmt: skip
+    if vision == "conv":
+        before = config.vision
+        changes["vision"] = VisionConfig(
+            encoder="conv", image_size=before.image_size, stride=min(EYE_STRIDE, before.stride),
+            feature_width=EYE_WIDTH, hidden_width=before.hidden_width,
         )  # fmt: skip
     if image_tokens == "ae":
         size, patch = config.image_tokens.image_size, config.image_tokens.patch

@@ -1,6 +1,7 @@
 """Pixels to clean image tokens for reading: an encoder's feature maps, projected into the residual stream.
 
-EfficientNet-Lite0 (pretrained and frozen), plain linear patches, or both side by side.  The grid comes first,
+EfficientNet-Lite0 (pretrained and frozen), plain linear patches, both side by side, or a few convolutions of the
+model's own.  The grid comes first,
 in row-major order; a model with visual words (vision.py) lets the word that the picture looks like follow.
 Axes: b batch, S side in pixels, m squares of the grid, f features a square, j slots of a word, w transformer width.
 """
@@ -8,6 +9,7 @@ Axes: b batch, S side in pixels, m squares of the grid, f features a square, j s
 from __future__ import annotations
 
 import importlib.util
+import itertools
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -17,7 +19,7 @@ from torch import Tensor, nn
 from edgemm.errors import MissingError
 from edgemm.model.config import ModelConfig, VisionConfig
 
-__all__ = ["ImageEncoder", "LENGTH", "Lite0", "NEVER", "PatchStem", "VisualWords", "lite0_weights"]
+__all__ = ["ConvEye", "ImageEncoder", "LENGTH", "Lite0", "NEVER", "PatchStem", "VisualWords", "lite0_weights"]
 
 
 class PatchStem(nn.Module):
@@ -43,9 +45,33 @@ class DualEye(nn.Module):
         return torch.cat([self.eye(pixels), self.patches(pixels)], dim=-1)  # (b, m, f)
 
 
-def make_encoder(config: VisionConfig) -> Lite0 | PatchStem | DualEye:
+class ConvEye(nn.Module):
+    """A few convolutions of the model's own, which train/tasks/eye.py teaches before anything reads with them.
+
+    Every layer but the last but one halves the sides; widths double from an eighth of the features on.
+    """
+
+    def __init__(self, config: VisionConfig) -> None:
+        super().__init__()
+        halvings = config.stride.bit_length() - 1
+        widths = [3, *(min(config.feature_width // 8 << place, config.feature_width) for place in range(halvings - 1))]
+        layers = [nn.Conv2d(before, after, 3, 2, 1) for before, after in itertools.pairwise(widths)]
+        layers.append(nn.Conv2d(widths[-1], widths[-1], 3, 1, 1))
+        layers.append(nn.Conv2d(widths[-1], config.feature_width, 3, 2, 1))
+        self.layers = nn.ModuleList(layers)
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        x = pixels * 2 - 1
+        for layer in self.layers:
+            x = layer(x).relu()  # (b, channels, side, side)
+        return x.flatten(2).transpose(1, 2)  # (b, m, f)
+
+
+def make_encoder(config: VisionConfig) -> Lite0 | PatchStem | DualEye | ConvEye:
     if config.encoder == "lite0":
         return Lite0(config.blocks)
+    if config.encoder == "conv":
+        return ConvEye(config)
     return DualEye(config) if config.encoder == "dual" else PatchStem(config)
 
 

@@ -26,6 +26,7 @@ __all__ = [
     "DrawRecipe",
     "Drawing",
     "EditRecipe",
+    "EyeRecipe",
     "Flow",
     "GraphRecipe",
     "JointRecipe",
@@ -40,7 +41,7 @@ PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "
 PARTS = ("conditioner", "denoiser", "projection", "queries", "transformer")
 DESIGNS = {
     "experts": ("mot", "dense", "connector"),
-    "vision": ("single", "dual"),
+    "vision": ("single", "dual", "conv"),
     "image_tokens": ("patch", "ae", "vq"),
     "objective": ("flow", "ar"),
     "graphs": ("text", "rows"),
@@ -72,7 +73,7 @@ RANGES: tuple[tuple[tuple[str, ...], float, float], ...] = (  # of whichever of 
     (("learning_rate", "matrix_learning_rate", "weight_decay", "time_spread"), 0, LARGEST),
     (("reply_weight", "flow_weight", "guidance"), 0, LARGEST),
     (("transformer_layers", "denoiser_layers"), 0, MOST),
-    (("reply_share", "blend"), 0, 0.9),
+    (("reply_share", "caption_share", "label_share", "blend"), 0, 0.9),
     (("clip", "loss_floor"), 1e-6, LARGEST),
     (("temperature",), 0.01, LARGEST),
     (("drop_prompt", "decay", "ema", "on_policy", "other_prompts"), 0, 1),
@@ -171,7 +172,9 @@ class Answering(Recipe):
     replies: int = 0  # own earlier replies to text that are kept up, so that the model goes on talking (samples.py)
     reply_tokens: int = 32  # longest of them
     reply_share: float = 0.125  # of a batch
-    reply_weight: float = 0.5  # of their loss beside that of the answers
+    caption_share: float = 0.0  # of a batch: pictures that are described by their last caption, which tells most
+    label_share: float = 0.5  # of the other questions: what it is
+    reply_weight: float = 0.5  # of the replies' loss beside that of the answers
     lora_rank: int = 32
     lora_alpha: int = 64
     lora_first_layer: int = 15  # layers below stay as they are: the denoiser reads them
@@ -200,7 +203,7 @@ class Stage(Recipe):
     start: str = "small"  # preset, or checkpoint folder to go on from
     experts: str = "mot"  # designs of a new model (model/designs.py): "dense" has one set of weights for both;
     # "connector" draws what a frozen transformer makes of learned queries
-    vision: str = "single"  # "dual": pixels beside EfficientNet-Lite0's features
+    vision: str = "single"  # "dual": pixels beside EfficientNet-Lite0's features; "conv": taught by kind "eye"
     image_tokens: str = "patch"  # "ae": latents of an autoencoder; "vq": entries of a codebook
     frames: int = 0  # of clips that a model for still pictures is to draw; 0 leaves it as it is
     objective: str = "flow"  # "ar": the transformer says a picture's codes, of image_tokens "vq", one after the other
@@ -234,6 +237,13 @@ class EditRecipe(Flow, Parts):
     """Drawing from a picture in the prefix."""
 
     kind: ClassVar[str] = "edit"
+
+
+@dataclass(frozen=True, kw_only=True)
+class EyeRecipe(Stage):
+    """The eye of `vision = "conv"`: which words the captions of a picture have (train/tasks/eye.py)."""
+
+    kind: ClassVar[str] = "eye"
 
 
 @dataclass(frozen=True, kw_only=True)

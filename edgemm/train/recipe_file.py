@@ -24,6 +24,7 @@ from edgemm.train.recipe import (
     Drawing,
     DrawRecipe,
     EditRecipe,
+    EyeRecipe,
     GraphRecipe,
     JointRecipe,
     Reading,
@@ -167,7 +168,7 @@ class FinetuneRecipe(Drawing, Answering):
 KINDS: dict[str, type[Recipe]] = {
     kind.kind: kind
     for kind in (
-        *(DrawRecipe, EditRecipe, ReadRecipe, JointRecipe, GraphRecipe, AutoencodeRecipe),
+        *(DrawRecipe, EditRecipe, ReadRecipe, JointRecipe, GraphRecipe, EyeRecipe, AutoencodeRecipe),
         *(StudentRecipe, FewStepsRecipe, FinetuneRecipe),
     )
 }

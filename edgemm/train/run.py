@@ -25,6 +25,7 @@ from edgemm.train.recipe import (
     AutoencodeRecipe,
     DrawRecipe,
     EditRecipe,
+    EyeRecipe,
     GraphRecipe,
     JointRecipe,
     ReadRecipe,
@@ -121,6 +122,10 @@ def _task(model: Unified, recipe: Stage, ranks: Ranks) -> Task:
         from edgemm.train.tasks.tokenizer import AutoencodeTask
 
         return AutoencodeTask(model, recipe, ranks.share)
+    if isinstance(recipe, EyeRecipe):
+        from edgemm.train.tasks.eye import EyeTask
+
+        return EyeTask(model, recipe, ranks.share)
     if isinstance(recipe, EditRecipe):
         from edgemm.train.tasks.draw import EditTask
 

@@ -14,7 +14,12 @@ from tests.engines.tiny_engines import build_for_rtx, needs_rtx
 from tests.export.nano import nano, needs_opset_24
 from tests.model.tiny import random_micro
 
-DESIGNS = {"dense": {"experts": "dense"}, "autoencoder": {"image_tokens": "ae"}, "dual encoder": {"vision": "dual"}}
+DESIGNS = {
+    "dense": {"experts": "dense"},
+    "autoencoder": {"image_tokens": "ae"},
+    "dual encoder": {"vision": "dual"},
+    "taught eye": {"vision": "conv"},
+}
 
 
 @pytest.mark.slow

@@ -18,13 +18,14 @@ from tests.train.conftest import ROOT, read_log, recipe
 DESIGNS = {
     "dense": {"experts": "dense"},
     "dual": {"vision": "dual"},
+    "conv": {"vision": "conv"},
     "ae": {"image_tokens": "ae"},
     "all": {"experts": "dense", "vision": "dual", "image_tokens": "ae"},
 }
 QUICK = {"steps": 3, "batch": 4, "log_every": 1, "threads": 1, "warmup": 1}
 
 
-SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in ("dual", "ae")]  # `all` has them in it
+SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in ("dual", "conv", "ae")]  # `all` has them in it
 
 
 @pytest.fixture(scope="module", params=["dense", *SLOW, "all"])

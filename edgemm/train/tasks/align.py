@@ -209,11 +209,14 @@ def changed_view(pixels: Tensor, may_mirror: Tensor, random: torch.Generator) ->
     return (grey + (tinted - grey) * uniform(0.3, 1.4, 1, 1, 1)).clamp(0, 1)
 
 
-def features_key(recipe: Answering, samples: Sequence[Sample], vision: VisionConfig) -> str:
-    """What the features depend on, the weights of the released eye aside, as a hash."""
+def features_key(
+    recipe: Answering, samples: Sequence[Sample], vision: VisionConfig, taught: nn.Module | None = None
+) -> str:
+    """What the features depend on, a released eye's weights aside, as a hash; `taught` is an eye of one's own."""
     eye = {name: dataclasses.asdict(vision)[name] for name in ("encoder", "image_size", "stride", "blocks")}
     pictures = [hashlib.sha256(Path(recipe.data, sample.image).read_bytes()).hexdigest() for sample in samples]
-    document = [recipe.views, recipe.seed, eye, pictures]
+    weights = [] if taught is None else [tensor.cpu().numpy().tobytes() for tensor in taught.state_dict().values()]
+    document = [recipe.views, recipe.seed, eye, pictures, *(hashlib.sha256(weight).hexdigest() for weight in weights)]
     return hashlib.sha256(json.dumps(document, sort_keys=True).encode()).hexdigest()
 
 

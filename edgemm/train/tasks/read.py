@@ -22,9 +22,12 @@ import torch
 from torch import Tensor, nn
 
 from edgemm.bundle.prompt import Prompt
+from edgemm.data.format import Sample
 from edgemm.errors import InputError, UsageError
 from edgemm.model import checkpoint
+from edgemm.model.prompts import read_prompt, reply_ids
 from edgemm.model.unified import Unified
+from edgemm.model.vision import ConvEye
 from edgemm.train.optimizers import parts_of
 from edgemm.train.ranks import Share
 from edgemm.train.recipe import Answering, Reading
@@ -41,7 +44,9 @@ from edgemm.train.tasks.align import (
 if TYPE_CHECKING:
     from peft import PeftModel
 
-__all__ = ["ReadTask"]
+__all__ = ["DESCRIBE", "ReadTask"]
+
+DESCRIBE = "Describe the picture."
 
 
 class ReadTask:
@@ -73,9 +78,10 @@ class ReadTask:
         tall = load_pictures(Path(recipe.data), samples, size, frames)  # (clips, 3, frames * S, S)
         pixels = tall.unflatten(2, (frames, size)).transpose(1, 2).flatten(0, 1)
         mirrored = torch.tensor([may_be_mirrored(sample) for sample in samples]).repeat_interleave(frames)
+        eye = model.image_encoder.encoder
         self.features = kept_features(  # (pictures, v, m, f)
             Path(recipe.output) / "features.safetensors",
-            features_key(recipe, samples, model.config.vision),
+            features_key(recipe, samples, model.config.vision, eye if isinstance(eye, ConvEye) else None),
             lambda: (
                 eye_features(model, pixels, mirrored, recipe.views, recipe.seed)
                 .unflatten(0, (len(samples), frames))
@@ -84,6 +90,8 @@ class ReadTask:
             ),
         )
         self.labels = [sample.label for sample in samples]
+        described = samples if recipe.caption_share else []
+        self.described = [asked_to_describe(model, sample, row, frames) for row, sample in enumerate(described)]
         self.questions: dict[str, list[tuple[int, Prompt, list[int]]]] = {}
         for asked in questions_about(dataset, samples, recipe, model.config, model.tokenizer, frames):
             self.questions.setdefault(asked.kind, []).append((asked.row, asked.prompt, asked.answer))
@@ -228,12 +236,15 @@ class ReadTask:
         return torch.lerp(features, others, shares)
 
     def _batch(self, step: int) -> tuple[np.ndarray, list[Prompt], list[list[int]], np.random.Generator]:
-        """Some text without a picture; of the others half ask what it is, half the other kinds of question."""
+        """Some text without a picture, some captions; of the others `label_share` ask what it is, the rest the
+        other kinds of question."""
         random = np.random.default_rng([self.recipe.seed, step, 2])
         texts = round(self.recipe.batch * self.recipe.reply_share) if self.replies else 0
         picked = [(0, *self.replies[row]) for row in random.integers(max(1, len(self.replies)), size=texts)]
-        naming, left = self.questions.get("label", []), self.recipe.batch - texts
-        share = left // 2 if self.kinds and naming else (left if naming else 0)
+        captions = round(self.recipe.batch * self.recipe.caption_share)
+        picked += [self.described[row] for row in random.integers(max(1, len(self.described)), size=captions)]
+        naming, left = self.questions.get("label", []), self.recipe.batch - texts - captions
+        share = int(left * self.recipe.label_share) if self.kinds and naming else (left if naming else 0)
         if share:
             picked += [naming[row] for row in batch_rows(len(naming), share, self.recipe.seed, step)]
         while len(picked) < self.recipe.batch:
@@ -241,6 +252,12 @@ class ReadTask:
             picked.append(questions[random.integers(len(questions))])
         rows, prompts, answers = zip(*picked, strict=True)
         return np.array(rows), list(prompts), list(answers), random
+
+
+def asked_to_describe(model: Unified, sample: Sample, row: int, pictures: int) -> tuple[int, Prompt, list[int]]:
+    """The row, the prompt and what to say: a caption holds more of a picture than any question asks."""
+    prompt = read_prompt(model.config, model.tokenizer, DESCRIBE, pictures)
+    return row, prompt, reply_ids(model.config, model.tokenizer, sample.captions[-1])
 
 
 def is_pictured(prompt: Prompt) -> bool:
