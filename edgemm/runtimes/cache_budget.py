@@ -22,6 +22,7 @@ __all__ = ["UNLIMITED", "CacheBudget", "MemoryPlan", "plan_memory"]
 
 MB = 1_000_000
 WORK_BYTES = 96 * MB  # Python, the backend's code, and what a step computes with
+COPIES = 3  # times its files that a bundle may take: kernels lay weights out anew (2.84 times was the most seen)
 
 
 @dataclass(frozen=True)
@@ -33,14 +34,25 @@ class MemoryPlan:
     slot_bytes: int  # K/V of one token
     max_context: int  # of the bundle
     largest_bytes: int = 0  # of one component's weights
-    in_turns: bool = False  # whether the limit holds one component at a time, and not all (turns.py)
+    in_turns: bool = False  # whether the limit might not hold all components once they have run (turns.py)
+
+    @property
+    def kept_bytes(self) -> int:
+        """Weights that stay beside the caches: those of every component, where the limit holds their files."""
+        short = self.in_turns and (self.limit_bytes or 0) < self.weights_bytes + self.least_bytes
+        return self.largest_bytes if short else self.weights_bytes
+
+    @property
+    def least_bytes(self) -> int:
+        """To work, and a short conversation."""
+        return WORK_BYTES + self.slot_bytes * min(256, self.max_context)
 
     @property
     def cache_bytes(self) -> int | None:
         """For all caches together; None without a limit."""
         if self.limit_bytes is None:
             return None
-        return self.limit_bytes - (self.largest_bytes if self.in_turns else self.weights_bytes) - WORK_BYTES
+        return self.limit_bytes - self.kept_bytes - WORK_BYTES
 
     @property
     def cache_slots(self) -> int | None:
@@ -51,7 +63,8 @@ class MemoryPlan:
         weights = f"weights {self.weights_bytes / MB:.0f} MB, {self.slot_bytes / 1e3:.1f} kB a token of conversation"
         if self.limit_bytes is None:
             return f"{weights}, {self.slot_bytes * self.max_context / MB:.0f} MB at its longest; no limit"
-        turns = f", in turns ({self.largest_bytes / MB:.0f} MB at once)" if self.in_turns else ""
+        short = self.kept_bytes < self.weights_bytes
+        turns = f", in turns ({self.largest_bytes / MB:.0f} MB at once)" if short else ""
         return f"{weights}; a limit of {self.limit_bytes / MB:.0f} MB{turns} leaves room for {self.cache_slots} tokens"
 
 
@@ -71,10 +84,9 @@ def plan_memory(
     slot = cache_bytes_a_slot(manifest.variant("transformer", target)) if has_cache else 0
     limit = None if limit_mb is None else int(limit_mb * MB)
     most = manifest.limits.max_context
-    more = WORK_BYTES + slot * min(256, most)
-    in_turns = may_take_turns and limit is not None and limit < sum(sizes) + more
+    in_turns = may_take_turns and limit is not None and limit < COPIES * sum(sizes) + WORK_BYTES
     plan = MemoryPlan(limit, sum(sizes), slot, most, max(sizes), in_turns)
-    weights = max(sizes) if may_take_turns else sum(sizes)
+    weights, more = max(sizes) if may_take_turns else sum(sizes), plan.least_bytes
     if limit is not None and limit < weights + more:
         what = "the largest component's weights" if may_take_turns else "weights"
         raise ResourceError(

@@ -140,7 +140,7 @@ def test_everybody_may_read_every_file(bundles):
 @needs_opset_24
 def test_what_torch_said_and_drew_travels_along(bundles, model):
     document = json.loads((bundles["int8"] / "parity.json").read_text())
-    assert len(document["comparisons"]) == 5 + 2 * 3 + 2
+    assert len(document["comparisons"]) == 5 + 2 * 3 + 2 * 2  # a drawing twice: PSNR, and SSIM
     assert all(comparison["passed"] for comparison in document["comparisons"])
     assert [len(case["tokens"]) for case in document["text_cases"]] == [32] * 3
     assert [case["picture_seed"] is None for case in document["text_cases"]] == [True, True, False]

@@ -95,7 +95,7 @@ def test_what_is_not_quantized_is_float16_and_dialects_share_their_weights(bundl
 def test_every_loop_of_every_target_was_compared(bundles, lines):
     for target in TARGETS:
         told = [line for line in lines if line.startswith(("-[✓]", "-[ ]")) and f"{target}: " in line]
-        passed = [line for line in told if "loop" in line]
+        passed = [line for line in told if "loop" in line and "SSIM" not in line]
         assert len(passed) == 5 * len(bundles), "three replies and two pictures a bundle"
 
 

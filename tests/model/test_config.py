@@ -39,7 +39,7 @@ def test_reading_has_layers_of_its_own_above_those_the_denoiser_reads(preset):
         ("transformer", {"heads": 3}, "heads 3 is not a multiple of kv_heads 2"),
         ("transformer", {"kv_heads": 0}, "kv_heads is 0, expected 1 or more"),
         ("transformer", {"head_width": 31}, "head_width 31 is odd"),
-        ("vision", {"encoder": "clip"}, "'clip' is none of: lite0, patch, dual, vq"),
+        ("vision", {"encoder": "clip"}, "'clip' is none of: lite0, patch, dual, conv, vq"),
         ("vision", {"image_size": 30}, "image_size 30 is not a multiple of stride 8"),
         ("vision", {"feature_width": 191}, "gives feature_width 192 at stride 8, not 191 at 8"),
         ("vision", {"encoder": "lite0"}, "gives feature_width 1280 at stride 32, not 192 at 8"),

@@ -144,3 +144,20 @@ def test_what_ran_longest_ago_is_closed_for_what_does_not_fit_beside_it(bundle_p
 def test_a_limit_below_the_largest_component_is_refused(bundle_path, narrow_mb):
     with pytest.raises(ResourceError, match="of the largest component's weights"):
         edgemm.load(bundle_path, device="cpu", memory_limit_mb=narrow_mb - 300 * SLOT / 1e6)
+
+
+def test_a_limit_that_holds_the_files_and_not_what_kernels_make_of_them_is_kept(bundle_path, model):
+    """ONNX Runtime's own copies go beyond the files: then, too, what ran longest ago is closed."""
+    with edgemm.load(bundle_path, device="cpu", threads=1, memory_limit_mb=limit_mb(bundle_path, 300)) as near:
+        turns = near._engines.turns
+        assert near.memory.in_turns and near.memory.cache_slots == 300
+        assert answers(near) == answers(model)
+        turns._sizes = dict.fromkeys(turns._sizes, 1)  # as if each took nothing
+        assert answers(near) == answers(model)
+        assert set(turns._open) == set(turns._sizes), "what fits stays open"
+        turns._sizes = dict.fromkeys(turns._sizes, near.memory.limit_bytes)  # as if each had copied itself often
+        assert answers(near) == answers(model)
+        assert len(turns._open) == 1
+    far_mb = (3 * weights_bytes(bundle_path) + WORK_BYTES) / 1e6 + 1
+    with edgemm.load(bundle_path, device="cpu", threads=1, memory_limit_mb=far_mb) as far:
+        assert not far.memory.in_turns

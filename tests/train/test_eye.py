@@ -7,6 +7,7 @@ import dataclasses
 import pytest
 import torch
 
+from edgemm.data.clips import build_clips
 from edgemm.data.format import read_dataset
 from edgemm.errors import InputError
 from edgemm.model import checkpoint
@@ -78,6 +79,13 @@ def test_a_model_without_an_eye_of_its_own_is_refused(tmp_path, shapes):
     settings = dataclasses.replace(eye_recipe(shapes, tmp_path, steps=1), vision="single")
     with pytest.raises(InputError, match="its eye is patch; give vision = 'conv'"):
         train(settings)
+
+
+def test_clips_are_refused_for_their_frames_would_be_squeezed_into_one(tmp_path):
+    (tmp_path / "clips").mkdir()
+    build_clips(tmp_path / "clips", 64, 8, 0)
+    with pytest.raises(InputError, match="holds clips"):
+        train(eye_recipe(tmp_path / "clips", tmp_path / "eye", steps=1))
 
 
 @pytest.mark.parametrize(
