@@ -11,7 +11,7 @@ import pytest
 import edgemm
 from edgemm.device.machine import give_back_memory, resident_bytes
 from edgemm.errors import ResourceError, UsageError
-from edgemm.runtimes.cache_budget import WORK_BYTES, plan_memory
+from edgemm.runtimes.cache_budget import COPIES, WORK_BYTES, plan_memory
 from tests.runtimes.tiny_weights import TINY
 
 SLOT = 2 * TINY.layers * TINY.kv_heads * TINY.head_width * 4  # keys and values, float32
@@ -158,6 +158,6 @@ def test_a_limit_that_holds_the_files_and_not_what_kernels_make_of_them_is_kept(
         turns._sizes = dict.fromkeys(turns._sizes, near.memory.limit_bytes)  # as if each had copied itself often
         assert answers(near) == answers(model)
         assert len(turns._open) == 1
-    far_mb = (3 * weights_bytes(bundle_path) + WORK_BYTES) / 1e6 + 1
+    far_mb = (COPIES * weights_bytes(bundle_path) + WORK_BYTES) / 1e6 + 1
     with edgemm.load(bundle_path, device="cpu", threads=1, memory_limit_mb=far_mb) as far:
         assert not far.memory.in_turns
