@@ -90,8 +90,7 @@ class ReadTask:
             ),
         )
         self.labels = [sample.label for sample in samples]
-        described = samples if recipe.caption_share else []
-        self.described = [asked_to_describe(model, sample, row, frames) for row, sample in enumerate(described)]
+        self.described = captions_of(model, samples, frames) if recipe.caption_share else []
         self.questions: dict[str, list[tuple[int, Prompt, list[int]]]] = {}
         for asked in questions_about(dataset, samples, recipe, model.config, model.tokenizer, frames):
             self.questions.setdefault(asked.kind, []).append((asked.row, asked.prompt, asked.answer))
@@ -254,10 +253,11 @@ class ReadTask:
         return np.array(rows), list(prompts), list(answers), random
 
 
-def asked_to_describe(model: Unified, sample: Sample, row: int, pictures: int) -> tuple[int, Prompt, list[int]]:
-    """The row, the prompt and what to say: a caption holds more of a picture than any question asks."""
+def captions_of(model: Unified, samples: Sequence[Sample], pictures: int) -> list[tuple[int, Prompt, list[int]]]:
+    """Each sample's row, the prompt of all, what to say: a caption holds more of a picture than any question asks."""
     prompt = read_prompt(model.config, model.tokenizer, DESCRIBE, pictures)
-    return row, prompt, reply_ids(model.config, model.tokenizer, sample.captions[-1])
+    said = (reply_ids(model.config, model.tokenizer, sample.captions[-1]) for sample in samples)
+    return [(row, prompt, ids) for row, ids in enumerate(said)]
 
 
 def is_pictured(prompt: Prompt) -> bool:
