@@ -23,6 +23,7 @@ AUTOENCODER = AutoencoderSizes(32, (1, 2), 2, 4)
 SIZES = BagelSizes(
     vocab=272, width=48, hidden=80, depth=2, heads=6, kv_heads=3, epsilon=1e-5, rope_theta=1e4,
     vision_width=24, vision_hidden=40, vision_depth=1, vision_heads=3, vision_patch=8, vision_side=14,
+    vision_epsilon=1e-3, vision_act="gelu",
     latent_patch=2, latent_side=12, autoencoder=AUTOENCODER,
 )  # fmt: skip
 
@@ -41,6 +42,7 @@ def bagel_folder(recorded: Path, path: Path, seed: int = 5) -> Path:
     vision = {
         "hidden_size": SIZES.vision_width, "intermediate_size": SIZES.vision_hidden, "patch_size": SIZES.vision_patch,
         "num_hidden_layers": SIZES.vision_depth + 1, "num_attention_heads": SIZES.vision_heads, "image_size": 112,
+        "layer_norm_eps": SIZES.vision_epsilon, "hidden_act": SIZES.vision_act,
     }  # fmt: skip
     _change(path / "llm_config.json", **text)
     _change(path / "vit_config.json", **vision)
