@@ -49,7 +49,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from designs import ALL, _config, _draw_macs, _flow_loss
+from designs import ALL, _config, _draw_macs
+from survey_scores import clip_scores, graph_scores, shape_scores
 
 from edgemm.bench.conditions import commit, machine_card
 from edgemm.report import page
@@ -66,7 +67,6 @@ TRAINING = {
     "decay": 0.5,
     "ema": 0.98,
 }
-SEEN, WITHHELD = "held-out-picture", "held-out-pair"
 EYE = {"vision": "conv"}  # what reads is first taught the captions' words: without that none of it passes the gate
 
 
@@ -221,8 +221,8 @@ def _job(name: str, seed: int, args: argparse.Namespace) -> None:
     scores["weights_m"] = sum(parameter.numel() for parameter in model.parameters()) / 1e6
     if config.objective == "flow":
         scores["draw_mmac"] = _draw_macs(model) / 1e6
-    judge = {"graph": _graph_scores, "clips": _clip_scores}.get(row.task, _shape_scores)
-    scores |= judge(row, model, folder, args)
+    judge = {"graph": graph_scores, "clips": clip_scores}.get(row.task, shape_scores)
+    scores |= judge(row.task, model, folder, args)
     last = (folder / "log.jsonl").read_text(encoding="utf-8").splitlines()[-1]
     routed = ("expert_load", "dead_experts", "modality_bits")
     scores |= {key: value for key, value in json.loads(last).items() if key in routed}
@@ -267,55 +267,6 @@ def _train(row: Row, config: Any, folder: Path, seed: int, steps: int, args: arg
         train(kinds[row.task](
             data=str(data), output=str(folder), start=str(start), steps=steps, **common, **own, **row.lines
         ))  # fmt: skip
-
-
-def _shape_scores(row: Row, model: Any, folder: Path, args: argparse.Namespace) -> dict[str, Any]:
-    from edgemm.evaluate.evaluation import Plan, evaluate
-
-    scores: dict[str, Any] = {}
-    if row.task != "draw":
-        held = json.loads((args.data / "dataset.json").read_text(encoding="utf-8"))["counts"]
-        splits = tuple(split for split in (SEEN, WITHHELD) if split in held)
-        found = evaluate(folder / "checkpoint", args.data, Plan(("read",), args.limit, splits=splits)).document["read"]
-        for split, key in ((SEEN, "questions"), (WITHHELD, "questions_withheld")):
-            part = found.get(split)
-            scores[key] = part["balanced"]["accuracy"]["value"] if part else None
-            scores[f"{key}_baseline"] = part["balanced"]["baseline"] if part else None
-    if row.task != "read":
-        found = evaluate(folder / "checkpoint", args.data, Plan(("draw",), args.limit)).document["draw"]["parts"]
-        scores |= {"checker": found["train"]["mean_of_tasks"], "checker_withheld": found[WITHHELD]["mean_of_tasks"]}
-        if model.config.objective == "flow":
-            scores["flow_loss"] = _flow_loss(folder / "checkpoint", args.data)
-    return scores
-
-
-def _graph_scores(row: Row, model: Any, folder: Path, args: argparse.Namespace) -> dict[str, Any]:
-    from edgemm.evaluate.graph_suite import Graphs, ask_graphs, draw_graphs
-
-    known = Graphs(args.runs / "graphs", (WITHHELD,), model.config.vision.image_size)
-    told, shuffled = (ask_graphs(model, known, edges, args.limit) for edges in ("told", "shuffled"))
-    drawn, other = (draw_graphs(model, known, args.limit, other) for other in (False, True))
-    answered = statistics.mean(kind["accuracy"] for kind in told.values())
-    found = {"answered": answered, "drawn": statistics.mean(drawn.values()), "by_things": drawn, "by_chance": other}
-    return found | {"by_kind": {name: kind["accuracy"] for name, kind in told.items()}, "shuffled": shuffled}
-
-
-def _clip_scores(row: Row, model: Any, folder: Path, args: argparse.Namespace) -> dict[str, Any]:
-    import clips
-
-    from edgemm.data.format import read_dataset
-    from edgemm.evaluate.evaluation import open_subject
-    from edgemm.evaluate.subject import DrawSettings, some
-
-    dataset, subject = read_dataset(args.runs / "clips"), open_subject(folder / "checkpoint", DrawSettings(), threads=1)
-    scores: dict[str, Any] = {}
-    for split, key in (("train", "clips"), (WITHHELD, "clips_withheld")):
-        samples = some(dataset.split(split), args.limit, "id")
-        drawn = [subject.draw([sample.captions[0]], [seed])[0] for seed, sample in enumerate(samples)]
-        found = clips._scores(dataset, samples, drawn)
-        others = found["another clip's caption"] or [False]
-        scores |= {key: statistics.mean(found["all tasks"]), f"{key}_by_chance": statistics.mean(others)}
-    return scores
 
 
 # What it says
