@@ -7,7 +7,8 @@ r"""The survey's experiments, checks and open questions (arXiv:2409.14993) at mi
 
 Parts: A designs (experiment 1: codes in one early-fused transformer; experiment 2: cross-entropy and flow in one dense
 transformer, against the mixture, a connector and the two specialists), B mixtures of experts at equal active width,
-C graphs as rows, as text, and as nodes alone, D clips that are drawn.  Clips that are read are not part of it yet.
+C graphs as rows, as text, and as nodes alone, D clips that are drawn, and clips that are read, beside one of their
+frames.
 
 The rules, written before the first run:
  1. Every model is a `micro` from nothing with all its parts learning; runs of a part see as many steps, batches and
@@ -50,7 +51,7 @@ from pathlib import Path
 from typing import Any
 
 from designs import ALL, _config, _draw_macs
-from survey_scores import clip_scores, graph_scores, shape_scores
+from survey_scores import clip_scores, graph_scores, shape_scores, watch_scores
 
 from edgemm.bench.conditions import commit, machine_card
 from edgemm.report import page
@@ -67,13 +68,19 @@ TRAINING = {
     "decay": 0.5,
     "ema": 0.98,
 }
+DATA = {  # what else than shapes a task learns from: folder, words of `edgemm data`
+    "graph": ("graphs", "graphs"),
+    "clips": ("clips", "clips", "--fixed"),
+    "watch": ("films", "clips"),
+    "frame": ("frames", "clips"),
+}
 EYE = {"vision": "conv"}  # what reads is first taught the captions' words: without that none of it passes the gate
 
 
 @dataclass(frozen=True)
 class Row:
     part: str
-    task: str  # "read", "draw", "joint" or "graph"
+    task: str  # "read", "draw", "joint", "graph", "clips" (drawn), "watch" (clips read) or "frame" (one of each)
     designs: dict[str, str] = field(default_factory=dict)
     lines: dict[str, Any] = field(default_factory=dict)  # of the recipe
     as_long_as: str = ""  # the row whose core-seconds it may use
@@ -104,6 +111,8 @@ ROWS = {
     "graph as text": Row("C", "graph", {"graphs": "text"}),
     "nodes alone": Row("C", "graph", {"graphs": "rows"}, {"edges": "none"}),
     "clips drawn": Row("D", "clips", {}, {"frames": 8, "noises": 4}),
+    "clips read": Row("D", "watch", EYE),
+    "one frame read": Row("D", "frame", EYE),
 }
 ALSO = {"B": ("joint", "joint, dense")}  # rows of another part that a part is compared with
 PAIRS = {  # part -> (row, what it is compared with)
@@ -111,7 +120,7 @@ PAIRS = {  # part -> (row, what it is compared with)
     + [("joint", "drawing alone, equal time"), ("joint", "joint, dense"), ("joint", "joint, codes")],
     "B": [(name, base) for name, row in ROWS.items() if row.part == "B" for base in ("joint", "joint, dense")],
     "C": [("graph as rows", "graph as text"), ("graph as text", "nodes alone")],
-    "D": [],
+    "D": [("clips read", "one frame read")],
 }
 MEASURES = {  # name -> (key of the scores, whether less is better, whether it is about reading)
     "questions, seen": ("questions", False, True),
@@ -123,6 +132,9 @@ MEASURES = {  # name -> (key of the scores, whether less is better, whether it i
     "graphs drawn": ("drawn", False, False),
     "clips, seen": ("clips", False, False),
     "clips, withheld": ("clips_withheld", False, False),
+    "clips answered, seen": ("watched", False, False),
+    "clips answered, withheld": ("watched_withheld", False, False),
+    "twins, seen": ("watched_twins", False, False),
 }
 
 
@@ -171,15 +183,31 @@ def main() -> None:
 
 def _run_all(names: list[str], args: argparse.Namespace) -> None:
     """Those that are as long as another come after it."""
-    made = {"graph": ("graphs", args.graphs, []), "clips": ("clips", args.graphs // 2, ["--fixed"])}
-    for task, (kind, count, more) in made.items():
-        if any(ROWS[name].task == task for name in names) and not (args.runs / kind / "dataset.json").is_file():
-            words = ["data", kind, "--output", str(args.runs / kind), "--count", str(count), "--force", *more]
-            subprocess.run([sys.executable, "-m", "edgemm", *words], check=True, stdout=sys.stderr)
+    for task, (folder, *words) in DATA.items():
+        if any(ROWS[name].task == task for name in names) and not (args.runs / folder / "dataset.json").is_file():
+            told = ["--output", str(args.runs / folder), "--count", str(args.graphs // (1 if task == "graph" else 2))]
+            subprocess.run(
+                [sys.executable, "-m", "edgemm", "data", *words, *told, "--force"], check=True, stdout=sys.stderr
+            )
+            if task == "frame":
+                _middle_frames(args.runs / folder)
     for later in (False, True):
         jobs = [(name, seed) for seed in args.seeds for name in names if bool(ROWS[name].as_long_as) == later]
         with ThreadPoolExecutor(args.workers) as pool:
             list(pool.map(lambda job: _run_one(job[0], job[1], args), jobs))
+
+
+def _middle_frames(folder: Path) -> None:
+    """Clips become still pictures: the frame in their middle, asked the same."""
+    from PIL import Image
+
+    samples = [json.loads(line) for line in (folder / "samples.jsonl").read_text(encoding="utf-8").splitlines()]
+    for sample in samples:
+        with Image.open(folder / sample["image"]) as clip:
+            side, middle = clip.width, sample["scene"].pop("frames") // 2
+            frame = clip.crop((0, middle * side, side, (middle + 1) * side))
+        frame.save(folder / sample["image"])
+    (folder / "samples.jsonl").write_text("".join(json.dumps(sample) + "\n" for sample in samples), encoding="utf-8")
 
 
 def _run_one(name: str, seed: int, args: argparse.Namespace) -> None:
@@ -221,7 +249,8 @@ def _job(name: str, seed: int, args: argparse.Namespace) -> None:
     scores["weights_m"] = sum(parameter.numel() for parameter in model.parameters()) / 1e6
     if config.objective == "flow":
         scores["draw_mmac"] = _draw_macs(model) / 1e6
-    judge = {"graph": graph_scores, "clips": clip_scores}.get(row.task, shape_scores)
+    judges = {"graph": graph_scores, "clips": clip_scores, "watch": watch_scores, "frame": watch_scores}
+    judge = judges.get(row.task, shape_scores)
     scores |= judge(row.task, model, folder, args)
     last = (folder / "log.jsonl").read_text(encoding="utf-8").splitlines()[-1]
     routed = ("expert_load", "dead_experts", "modality_bits")
@@ -243,13 +272,15 @@ def _train(row: Row, config: Any, folder: Path, seed: int, steps: int, args: arg
         "read": ReadRecipe,
         "joint": JointRecipe,
         "graph": GraphRecipe,
+        "watch": ReadRecipe,
+        "frame": ReadRecipe,
     }
     quiet = {"log_every": 50, "save_every": 10**9, "sample_every": 10**9}
-    own = {"views": 1, "replies": 0, "caption_share": 0.25} if row.task in ("read", "joint") else {}
+    own = {"views": 1, "replies": 0, "caption_share": 0.25} if row.task in ("read", "joint", "watch", "frame") else {}
     own |= {"train": ALL} if row.task != "graph" and config.objective == "flow" else {}
     if config.experts == "connector":
         own |= {"train": ("conditioner", "denoiser", "queries", "transformer")}
-    data = {"graph": args.runs / "graphs", "clips": args.runs / "clips"}.get(row.task, args.data)
+    data = args.runs / DATA[row.task][0] if row.task in DATA else args.data
     with tempfile.TemporaryDirectory() as temporary:
         start = Path(temporary) / "start"
         checkpoint.save(checkpoint.build(config, seed), start, torch.float32)
@@ -261,7 +292,9 @@ def _train(row: Row, config: Any, folder: Path, seed: int, steps: int, args: arg
             start = learn / "checkpoint"
         if config.vision.encoder == "conv":
             learn, told = Path(temporary) / "eye", {"learning_rate": 4e-3, "batch": 64, "decay": 1.0, "ema": 0.0}
-            recipe = EyeRecipe(data=str(data), output=str(learn), start=str(start), steps=2 * steps, **common | told)
+            recipe = EyeRecipe(
+                data=str(args.data), output=str(learn), start=str(start), steps=2 * steps, **common | told
+            )
             train(dataclasses.replace(recipe, optimizer="adamw", precision="fp32"))
             start = learn / "checkpoint"
         train(kinds[row.task](
