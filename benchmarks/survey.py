@@ -7,7 +7,8 @@ r"""The survey's experiments, checks and open questions (arXiv:2409.14993) at mi
 
 Parts: A designs (experiment 1: codes in one early-fused transformer; experiment 2: cross-entropy and flow in one dense
 transformer, against the mixture, a connector and the two specialists), B mixtures of experts at equal active width,
-C graphs as rows, as text, and as nodes alone, D clips that are drawn.  Clips that are read are not part of it yet.
+C graphs as rows, as text, and as nodes alone, D clips that are drawn, and clips that are read, beside one of their
+frames.
 
 The rules, written before the first run:
  1. Every model is a `micro` from nothing with all its parts learning; runs of a part see as many steps, batches and
@@ -49,7 +50,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from designs import ALL, _config, _draw_macs, _flow_loss
+from designs import ALL, _config, _draw_macs
+from survey_scores import clip_scores, graph_scores, shape_scores, watch_scores
 
 from edgemm.bench.conditions import commit, machine_card
 from edgemm.report import page
@@ -66,14 +68,19 @@ TRAINING = {
     "decay": 0.5,
     "ema": 0.98,
 }
-SEEN, WITHHELD = "held-out-picture", "held-out-pair"
+DATA = {  # what else than shapes a task learns from: folder, words of `edgemm data`
+    "graph": ("graphs", "graphs"),
+    "clips": ("clips", "clips", "--fixed"),
+    "watch": ("films", "clips"),
+    "frame": ("frames", "clips"),
+}
 EYE = {"vision": "conv"}  # what reads is first taught the captions' words: without that none of it passes the gate
 
 
 @dataclass(frozen=True)
 class Row:
     part: str
-    task: str  # "read", "draw", "joint" or "graph"
+    task: str  # "read", "draw", "joint", "graph", "clips" (drawn), "watch" (clips read) or "frame" (one of each)
     designs: dict[str, str] = field(default_factory=dict)
     lines: dict[str, Any] = field(default_factory=dict)  # of the recipe
     as_long_as: str = ""  # the row whose core-seconds it may use
@@ -104,6 +111,8 @@ ROWS = {
     "graph as text": Row("C", "graph", {"graphs": "text"}),
     "nodes alone": Row("C", "graph", {"graphs": "rows"}, {"edges": "none"}),
     "clips drawn": Row("D", "clips", {}, {"frames": 8, "noises": 4}),
+    "clips read": Row("D", "watch", EYE),
+    "one frame read": Row("D", "frame", EYE),
 }
 ALSO = {"B": ("joint", "joint, dense")}  # rows of another part that a part is compared with
 PAIRS = {  # part -> (row, what it is compared with)
@@ -111,7 +120,7 @@ PAIRS = {  # part -> (row, what it is compared with)
     + [("joint", "drawing alone, equal time"), ("joint", "joint, dense"), ("joint", "joint, codes")],
     "B": [(name, base) for name, row in ROWS.items() if row.part == "B" for base in ("joint", "joint, dense")],
     "C": [("graph as rows", "graph as text"), ("graph as text", "nodes alone")],
-    "D": [],
+    "D": [("clips read", "one frame read")],
 }
 MEASURES = {  # name -> (key of the scores, whether less is better, whether it is about reading)
     "questions, seen": ("questions", False, True),
@@ -123,6 +132,9 @@ MEASURES = {  # name -> (key of the scores, whether less is better, whether it i
     "graphs drawn": ("drawn", False, False),
     "clips, seen": ("clips", False, False),
     "clips, withheld": ("clips_withheld", False, False),
+    "clips answered, seen": ("watched", False, False),
+    "clips answered, withheld": ("watched_withheld", False, False),
+    "twins, seen": ("watched_twins", False, False),
 }
 
 
@@ -171,15 +183,31 @@ def main() -> None:
 
 def _run_all(names: list[str], args: argparse.Namespace) -> None:
     """Those that are as long as another come after it."""
-    made = {"graph": ("graphs", args.graphs, []), "clips": ("clips", args.graphs // 2, ["--fixed"])}
-    for task, (kind, count, more) in made.items():
-        if any(ROWS[name].task == task for name in names) and not (args.runs / kind / "dataset.json").is_file():
-            words = ["data", kind, "--output", str(args.runs / kind), "--count", str(count), "--force", *more]
-            subprocess.run([sys.executable, "-m", "edgemm", *words], check=True, stdout=sys.stderr)
+    for task, (folder, *words) in DATA.items():
+        if any(ROWS[name].task == task for name in names) and not (args.runs / folder / "dataset.json").is_file():
+            told = ["--output", str(args.runs / folder), "--count", str(args.graphs // (1 if task == "graph" else 2))]
+            subprocess.run(
+                [sys.executable, "-m", "edgemm", "data", *words, *told, "--force"], check=True, stdout=sys.stderr
+            )
+            if task == "frame":
+                _middle_frames(args.runs / folder)
     for later in (False, True):
         jobs = [(name, seed) for seed in args.seeds for name in names if bool(ROWS[name].as_long_as) == later]
         with ThreadPoolExecutor(args.workers) as pool:
             list(pool.map(lambda job: _run_one(job[0], job[1], args), jobs))
+
+
+def _middle_frames(folder: Path) -> None:
+    """Clips become still pictures: the frame in their middle, asked the same."""
+    from PIL import Image
+
+    samples = [json.loads(line) for line in (folder / "samples.jsonl").read_text(encoding="utf-8").splitlines()]
+    for sample in samples:
+        with Image.open(folder / sample["image"]) as clip:
+            side, middle = clip.width, sample["scene"].pop("frames") // 2
+            frame = clip.crop((0, middle * side, side, (middle + 1) * side))
+        frame.save(folder / sample["image"])
+    (folder / "samples.jsonl").write_text("".join(json.dumps(sample) + "\n" for sample in samples), encoding="utf-8")
 
 
 def _run_one(name: str, seed: int, args: argparse.Namespace) -> None:
@@ -221,8 +249,9 @@ def _job(name: str, seed: int, args: argparse.Namespace) -> None:
     scores["weights_m"] = sum(parameter.numel() for parameter in model.parameters()) / 1e6
     if config.objective == "flow":
         scores["draw_mmac"] = _draw_macs(model) / 1e6
-    judge = {"graph": _graph_scores, "clips": _clip_scores}.get(row.task, _shape_scores)
-    scores |= judge(row, model, folder, args)
+    judges = {"graph": graph_scores, "clips": clip_scores, "watch": watch_scores, "frame": watch_scores}
+    judge = judges.get(row.task, shape_scores)
+    scores |= judge(row.task, model, folder, args)
     last = (folder / "log.jsonl").read_text(encoding="utf-8").splitlines()[-1]
     routed = ("expert_load", "dead_experts", "modality_bits")
     scores |= {key: value for key, value in json.loads(last).items() if key in routed}
@@ -243,13 +272,15 @@ def _train(row: Row, config: Any, folder: Path, seed: int, steps: int, args: arg
         "read": ReadRecipe,
         "joint": JointRecipe,
         "graph": GraphRecipe,
+        "watch": ReadRecipe,
+        "frame": ReadRecipe,
     }
     quiet = {"log_every": 50, "save_every": 10**9, "sample_every": 10**9}
-    own = {"views": 1, "replies": 0, "caption_share": 0.25} if row.task in ("read", "joint") else {}
+    own = {"views": 1, "replies": 0, "caption_share": 0.25} if row.task in ("read", "joint", "watch", "frame") else {}
     own |= {"train": ALL} if row.task != "graph" and config.objective == "flow" else {}
     if config.experts == "connector":
         own |= {"train": ("conditioner", "denoiser", "queries", "transformer")}
-    data = {"graph": args.runs / "graphs", "clips": args.runs / "clips"}.get(row.task, args.data)
+    data = args.runs / DATA[row.task][0] if row.task in DATA else args.data
     with tempfile.TemporaryDirectory() as temporary:
         start = Path(temporary) / "start"
         checkpoint.save(checkpoint.build(config, seed), start, torch.float32)
@@ -261,61 +292,14 @@ def _train(row: Row, config: Any, folder: Path, seed: int, steps: int, args: arg
             start = learn / "checkpoint"
         if config.vision.encoder == "conv":
             learn, told = Path(temporary) / "eye", {"learning_rate": 4e-3, "batch": 64, "decay": 1.0, "ema": 0.0}
-            recipe = EyeRecipe(data=str(data), output=str(learn), start=str(start), steps=2 * steps, **common | told)
+            recipe = EyeRecipe(
+                data=str(args.data), output=str(learn), start=str(start), steps=2 * steps, **common | told
+            )
             train(dataclasses.replace(recipe, optimizer="adamw", precision="fp32"))
             start = learn / "checkpoint"
         train(kinds[row.task](
             data=str(data), output=str(folder), start=str(start), steps=steps, **common, **own, **row.lines
         ))  # fmt: skip
-
-
-def _shape_scores(row: Row, model: Any, folder: Path, args: argparse.Namespace) -> dict[str, Any]:
-    from edgemm.evaluate.evaluation import Plan, evaluate
-
-    scores: dict[str, Any] = {}
-    if row.task != "draw":
-        held = json.loads((args.data / "dataset.json").read_text(encoding="utf-8"))["counts"]
-        splits = tuple(split for split in (SEEN, WITHHELD) if split in held)
-        found = evaluate(folder / "checkpoint", args.data, Plan(("read",), args.limit, splits=splits)).document["read"]
-        for split, key in ((SEEN, "questions"), (WITHHELD, "questions_withheld")):
-            part = found.get(split)
-            scores[key] = part["balanced"]["accuracy"]["value"] if part else None
-            scores[f"{key}_baseline"] = part["balanced"]["baseline"] if part else None
-    if row.task != "read":
-        found = evaluate(folder / "checkpoint", args.data, Plan(("draw",), args.limit)).document["draw"]["parts"]
-        scores |= {"checker": found["train"]["mean_of_tasks"], "checker_withheld": found[WITHHELD]["mean_of_tasks"]}
-        if model.config.objective == "flow":
-            scores["flow_loss"] = _flow_loss(folder / "checkpoint", args.data)
-    return scores
-
-
-def _graph_scores(row: Row, model: Any, folder: Path, args: argparse.Namespace) -> dict[str, Any]:
-    from edgemm.evaluate.graph_suite import Graphs, ask_graphs, draw_graphs
-
-    known = Graphs(args.runs / "graphs", (WITHHELD,), model.config.vision.image_size)
-    told, shuffled = (ask_graphs(model, known, edges, args.limit) for edges in ("told", "shuffled"))
-    drawn, other = (draw_graphs(model, known, args.limit, other) for other in (False, True))
-    answered = statistics.mean(kind["accuracy"] for kind in told.values())
-    found = {"answered": answered, "drawn": statistics.mean(drawn.values()), "by_things": drawn, "by_chance": other}
-    return found | {"by_kind": {name: kind["accuracy"] for name, kind in told.items()}, "shuffled": shuffled}
-
-
-def _clip_scores(row: Row, model: Any, folder: Path, args: argparse.Namespace) -> dict[str, Any]:
-    import clips
-
-    from edgemm.data.format import read_dataset
-    from edgemm.evaluate.evaluation import open_subject
-    from edgemm.evaluate.subject import DrawSettings, some
-
-    dataset, subject = read_dataset(args.runs / "clips"), open_subject(folder / "checkpoint", DrawSettings(), threads=1)
-    scores: dict[str, Any] = {}
-    for split, key in (("train", "clips"), (WITHHELD, "clips_withheld")):
-        samples = some(dataset.split(split), args.limit, "id")
-        drawn = [subject.draw([sample.captions[0]], [seed])[0] for seed, sample in enumerate(samples)]
-        found = clips._scores(dataset, samples, drawn)
-        others = found["another clip's caption"] or [False]
-        scores |= {key: statistics.mean(found["all tasks"]), f"{key}_by_chance": statistics.mean(others)}
-    return scores
 
 
 # What it says

@@ -20,7 +20,7 @@ from typing import Any
 
 import edgemm
 from edgemm.bundle.bundle import Bundle
-from edgemm.device.machine import read_board, read_machine, read_text
+from edgemm.device.machine import read_board, read_count, read_machine, read_text
 from edgemm.device.targets import installed_version
 from edgemm.runtimes.backend.engine import ThreadPlan
 from edgemm.runtimes.engines import Choice
@@ -53,9 +53,10 @@ class CpuTimes:
 def read_cpu_times(at: float, root: Path = Path("/"), own: float | None = None) -> CpuTimes | None:
     """None where /proc/stat does not say."""
     first = read_text(root / "proc/stat").partition("\n")[0].split()
-    if len(first) < 9 or first[0] != "cpu" or not all(word.isdigit() for word in first[1:9]):
+    counts = [count for word in first[1:9] if (count := read_count(word)) is not None]
+    if len(counts) < 8 or first[0] != "cpu":
         return None
-    user, nice, system, _idle, _iowait, irq, softirq, steal = (int(word) for word in first[1:9])
+    user, nice, system, _idle, _iowait, irq, softirq, steal = counts
     ticks = os.sysconf("SC_CLK_TCK") if hasattr(os, "sysconf") else 100
     mine = os.times()
     used = mine.user + mine.system + mine.children_user + mine.children_system if own is None else own

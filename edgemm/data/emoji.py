@@ -28,7 +28,7 @@ from edgemm.data.icons import (
     read_icons,
     run_together_names,
 )
-from edgemm.data.labels import COLOURS, Label, coloured_words, plain_words, read_labels
+from edgemm.data.labels import COLOURS, Label, asked_words, coloured_words, plain_words, read_labels
 from edgemm.data.questions import emoji_questions
 from edgemm.data.sources import LABELS, PACKAGES, Package, fetch, read_json
 from edgemm.data.writer import HELD_OUT_STYLE, SCORER_STYLE, DatasetWriter, assign_splits, stable_fraction
@@ -183,8 +183,10 @@ def _in_colour(sample: Sample, colour: str, split: str) -> Sample:
 
 def _in_plain_words(sample: Sample, colour: str | None) -> Sample:
     """Its captions and what people would say for them; the one with the style stays the last."""
-    synonyms = sample.tags[:2]
-    said = coloured_words(sample.label, synonyms if sample.group in FREE_COLOUR else (), colour)
+    synonyms, told = sample.tags[:2], colour if sample.scene or sample.group in FREE_COLOUR else None
+    places = [stable_fraction("asked", sample.id, str(number)) for number in range(3)]
+    said = asked_words(sample.label, told, places)
+    said += coloured_words(sample.label, synonyms if sample.group in FREE_COLOUR else (), colour)
     said += [] if sample.scene else plain_words(sample.label, synonyms)
     return replace(sample, captions=(*dict.fromkeys((*said, *sample.captions)),))
 

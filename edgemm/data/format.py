@@ -78,6 +78,11 @@ class Sample:
         if self.split not in SPLITS:
             raise ValueError(f"split {self.split!r} of {self.id} is not one of {', '.join(SPLITS)}")
 
+    @property
+    def frames(self) -> int:
+        """Of a clip, whose file holds frame below frame; 1 of a still picture."""
+        return (self.scene or {}).get("frames", 1)
+
 
 @dataclass(frozen=True)
 class Question:

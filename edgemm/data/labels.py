@@ -25,6 +25,7 @@ __all__ = [
     "NUMBERS",
     "is_countable",
     "is_plural",
+    "asked_words",
     "coloured_words",
     "plain_words",
     "plural",
@@ -190,6 +191,23 @@ def coloured_words(label: str, synonyms: Sequence[str], colour: str | None) -> l
         return []
     named = [with_article(f"{colour} {name}") for name in (label, *synonyms)]
     return [*dict.fromkeys([*named, f"a picture of {named[0]}"])]
+
+
+ASKED = (  # "a red car" in the place of {}
+    "draw {}", "please draw {}", "an image of {}", "an icon of {}", "show me {}", "I want {}", "can you draw {}?",
+    "{} on white", "make {}", "a small drawing of {}", "{}, please", "I would like to see {}",
+)  # fmt: skip
+TURNED = ("{1} in {0}", "{1}, {0}", "{1} painted {0}", "draw {1} in {0}")  # colour and "a car"
+
+
+def asked_words(label: str, colour: str | None, places: Sequence[float]) -> list[str]:
+    """One way to ask for it for each of `places`, in [0, 1): "please draw a red heart"; the last turns the words around
+    where a colour is told: "a heart in red"."""
+    named = with_article(label if not colour or colour in label.split() else f"{colour} {label}")
+    said = [ASKED[int(place * len(ASKED))].format(named) for place in places]
+    if named != with_article(label):
+        said[-1] = TURNED[int(places[-1] * len(TURNED))].format(colour, with_article(label))
+    return said
 
 
 def plural(label: str) -> str:

@@ -51,7 +51,7 @@ class DatasetWriter:
         self._made: set[Path] = set()
 
     def add(self, sample: Sample, picture: Image.Image) -> None:
-        height = self.size * (sample.scene or {}).get("frames", 1)  # of clips, frame below frame
+        height = self.size * sample.frames
         if picture.mode != "RGB" or picture.size != (self.size, height):
             raise ValueError(f"{sample.id} is {picture.mode} {picture.size}, not RGB {self.size} x {height}")
         file = self.folder / sample.image

@@ -16,7 +16,17 @@ from edgemm.device.fatbin import CudaCode, find_cuda_code
 from edgemm.device.gpu import CudaDriver, Gpu, missing_precision, probe_cuda
 from edgemm.device.machine import Board, Machine, read_board, read_machine
 from edgemm.device.providers import Provider, probe_providers
-from edgemm.device.targets import EXTRAS, Extra, Findings, Verdict, find_system_tensorrt, judge, read_extra
+from edgemm.device.targets import (
+    EXTRAS,
+    Extra,
+    Findings,
+    Verdict,
+    driver_advice,
+    find_system_tensorrt,
+    judge,
+    read_extra,
+    rtx_cuda,
+)
 from edgemm.errors import InputError
 
 __all__ = ["BundleFit", "Report", "TargetFit", "examine", "report_json", "report_text"]
@@ -71,6 +81,9 @@ def examine(bundle: Path | None = None, root: Path = Path("/")) -> Report:
     that its files tell of; packages and providers are always those of this machine."""
     if not root.is_dir():
         raise InputError(f"{root}: no such folder; expected a recorded machine's root, with its proc, sys and etc")
+    shown = ("proc/cpuinfo", "proc/meminfo", "proc/device-tree")
+    if root != Path("/") and not any((root / name).exists() for name in shown):
+        raise InputError(f"{root}: holds no recorded machine; expected {', '.join(shown)} in it")
     opened = open_bundle(bundle, verify=False) if bundle else None
     machine, board, cuda, providers = (
         read_machine(root, bundle or Path(".")),
@@ -81,8 +94,9 @@ def examine(bundle: Path | None = None, root: Path = Path("/")) -> Report:
     if board and root != Path("/"):
         cuda = CudaDriver(None, (Gpu(board.soc, board.compute_capability, machine.memory_bytes or 0),), "")
     code = find_cuda_code()
-    extras = {name: read_extra(name) for name in EXTRAS}
-    verdicts = judge(Findings(board, cuda, providers, extras, find_system_tensorrt(root), code))
+    extras = {name: read_extra(name, board) for name in EXTRAS}
+    found = Findings(board, cuda, providers, extras, find_system_tensorrt(root), code, driver_advice(root), rtx_cuda())
+    verdicts = judge(found)
     fit = fit_bundle(opened, verdicts, machine, cuda) if opened else None
     return Report(machine, board, cuda, providers, extras, verdicts, fit, code, "" if root == Path("/") else str(root))
 
@@ -117,8 +131,10 @@ def _problem(bundle: Bundle, verdict: Verdict, machine: Machine, cuda: CudaDrive
     if not verdict.runs:
         return verdict.problem
     precisions = [variant.precision for variant in _variants(bundle, verdict.target)]
-    if cuda.gpus and (missing := missing_precision(precisions, cuda.gpus[0].compute_capability)):
-        return missing
+    lacking = [missing_precision(precisions, gpu.compute_capability) for gpu in cuda.gpus]
+    if lacking and lacking[0]:
+        able = f"; one that does: --device {verdict.target}:{lacking.index(None)}" if None in lacking else ""
+        return lacking[0] + able
     opset = max(map(_opset, _variants(bundle, verdict.target)), default=0)
     if verdict.newest_opset is not None and opset > verdict.newest_opset:
         return (

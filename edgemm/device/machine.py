@@ -7,9 +7,11 @@ takes a root folder, so recorded layouts can be read anywhere: psutil knows this
 from __future__ import annotations
 
 import ctypes
+import errno
 import os
 import platform
 import re
+import stat
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,11 +26,16 @@ __all__ = [
     "cpu_model",
     "give_back_memory",
     "read_board",
+    "read_count",
     "read_machine",
+    "read_plain",
     "read_text",
     "this_processor",
 ]
 
+LARGEST_FILE_BYTES = 4 << 20  # /proc/cpuinfo of 512 cores has 1 MB
+LONGEST_NAME = 80  # of a board, a processor, a distribution
+CONTROLS = re.compile(r"[\x01-\x08\x0b-\x1f\x7f-\x9f]")
 NO_LIMIT_BYTES = 2**60  # control groups v1 write "no limit" as a number near 2**63
 
 
@@ -75,11 +82,26 @@ def read_machine(root: Path = Path("/"), disk: Path = Path(".")) -> Machine:
 
 
 def read_text(path: Path) -> str:
-    """The file's text without NUL bytes; "" when it cannot be read, because no such file is an answer too."""
+    """The file's text, without what a terminal obeys; "" when it cannot be read, because no such file is an answer
+    too."""
     try:
-        return path.read_bytes().replace(b"\0", b"\n").decode(errors="replace").strip()
+        return CONTROLS.sub("", read_plain(path).replace(b"\0", b"\n").decode(errors="replace")).strip()
     except OSError:
         return ""
+
+
+def read_plain(path: Path) -> bytes:
+    """The first MBs of a plain file; OSError for anything else: a recorded folder is a stranger's, and a pipe or
+    /dev/zero in it would be read for ever."""
+    with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as stream:
+        if not stat.S_ISREG(os.fstat(stream.fileno()).st_mode):
+            raise OSError(errno.EINVAL, "no plain file", str(path))
+        return stream.read(LARGEST_FILE_BYTES)
+
+
+def read_count(text: str) -> int | None:
+    """None where the text is no number that a kernel would write."""
+    return int(text) if re.fullmatch("[0-9]{1,19}", text) else None
 
 
 def _allowed_cores() -> int:
@@ -99,7 +121,7 @@ def core_quota(root: Path = Path("/")) -> float | None:
     """Cores that this process's control group and its ancestors leave it; None without a quota."""
     pairs = [read_text(folder / "cpu.max").partition(" ")[::2] for folder in _control_groups(root)]
     pairs += [tuple(read_text(root / f"sys/fs/cgroup/cpu/cpu.cfs_{name}_us") for name in ("quota", "period"))]
-    numbers = [(int(quota), int(period)) for quota, period in pairs if quota.isdigit() and period.isdigit()]
+    numbers = [(read_count(quota), read_count(period)) for quota, period in pairs]
     return min((quota / period for quota, period in numbers if quota and period), default=None)
 
 
@@ -109,16 +131,16 @@ def memory_limit(root: Path = Path("/")) -> int | None:
     own = re.search(r"^\d+:memory:/(.*)$", read_text(root / "proc/self/cgroup"), re.MULTILINE)  # version 1
     for name in {"", own.group(1) if own and ".." not in own.group(1) else ""}:
         texts.append(read_text(root / "sys/fs/cgroup/memory" / name / "memory.limit_in_bytes"))
-    return min((int(text) for text in texts if text.isdigit() and int(text) < NO_LIMIT_BYTES), default=None)
+    return min((size for text in texts if (size := read_count(text)) and size < NO_LIMIT_BYTES), default=None)
 
 
 def _meminfo(text: str) -> dict[str, int]:
-    return {name: int(kib) * 1024 for name, kib in re.findall(r"^(\w+):\s+(\d+) kB", text, re.MULTILINE)}
+    return {name: int(kib) * 1024 for name, kib in re.findall(r"^(\w+):\s+(\d{1,15}) kB", text, re.MULTILINE)}
 
 
 def _distribution(os_release: str) -> str | None:
     found = re.search(r'^PRETTY_NAME="?([^"\n]*)"?', os_release, re.MULTILINE)
-    return found.group(1) if found else None
+    return found.group(1)[:LONGEST_NAME] if found else None
 
 
 def _disk_free(path: Path) -> int | None:
@@ -166,7 +188,7 @@ def cpu_model(cpuinfo: str) -> str:
     """The name of the first core, or what identifies it."""
     named = _field(cpuinfo, "model name")
     if named and "v8l" not in named:  # 32-bit view of an Arm: "ARMv8 Processor rev 1 (v8l)" names no core
-        return named
+        return named[:LONGEST_NAME]
     implementer, part = _field(cpuinfo, "CPU implementer"), _field(cpuinfo, "CPU part")
     if implementer and part:
         return ARM_CORES.get((implementer, part), f"Arm core {part} by {implementer}")
@@ -244,7 +266,7 @@ def read_board(root: Path = Path("/")) -> Board | None:
         return None
     major, l4t = _l4t(read_text(root / "etc/nv_tegra_release"))
     return Board(
-        model=read_text(tree / "model") or "unknown Jetson",
+        model=read_text(tree / "model").partition("\n")[0][:LONGEST_NAME] or "unknown Jetson",
         soc=found[0].name,
         compute_capability=found[0].compute_capability,
         l4t=l4t,
@@ -255,24 +277,24 @@ def read_board(root: Path = Path("/")) -> Board | None:
 
 def _l4t(release: str) -> tuple[int | None, str | None]:
     """`# R36 (release), REVISION: 4.3, GCID: ...` -> 36, "36.4.3"."""
-    found = re.search(r"# R(\d+) \(release\), REVISION: ([\d.]+)", release)
+    found = re.search(r"# R(\d{1,4}) \(release\), REVISION: ([\d.]{1,16})", release)
     return (int(found.group(1)), f"{found.group(1)}.{found.group(2)}") if found else (None, None)
 
 
 def _power_mode(root: Path) -> str | None:
     """nvpmodel writes `pmode:0002`; the name of mode 2 stands in its configuration."""
-    chosen = re.search(r"pmode:(\d+)", read_text(root / "var/lib/nvpmodel/status"))
+    chosen = re.search(r"pmode:(\d{1,4})\b", read_text(root / "var/lib/nvpmodel/status"))
     if not chosen:
         return None
     number = int(chosen.group(1))
-    named = re.search(rf"<\s*POWER_MODEL\s+ID={number}\s+NAME=(\S+)", read_text(root / "etc/nvpmodel.conf"))
+    named = re.search(rf"<\s*POWER_MODEL\s+ID={number}\s+NAME=(\S{{1,40}})", read_text(root / "etc/nvpmodel.conf"))
     return named.group(1) if named else f"mode {number}"
 
 
 def resident_bytes(root: Path = Path("/")) -> int | None:
     """Of this process; None where nobody can tell."""
-    pages = read_text(root / "proc/self/statm").split()
-    return int(pages[1]) * os.sysconf("SC_PAGE_SIZE") if len(pages) > 1 and pages[1].isdigit() else None
+    pages = read_count("".join(read_text(root / "proc/self/statm").split()[1:2]))
+    return None if pages is None else pages * os.sysconf("SC_PAGE_SIZE")
 
 
 M_MMAP_THRESHOLD, LARGE_BLOCK_BYTES = -3, 1 << 20  # mallopt(3)

@@ -13,10 +13,21 @@ from pathlib import Path
 
 from edgemm.device.fatbin import CudaCode
 from edgemm.device.gpu import CudaDriver
-from edgemm.device.machine import Board
+from edgemm.device.machine import Board, read_text
 from edgemm.device.providers import Provider
 
-__all__ = ["EXTRAS", "Extra", "Findings", "Verdict", "find_system_tensorrt", "installed_version", "judge", "read_extra"]
+__all__ = [
+    "EXTRAS",
+    "Extra",
+    "Findings",
+    "Verdict",
+    "driver_advice",
+    "find_system_tensorrt",
+    "installed_version",
+    "judge",
+    "read_extra",
+    "rtx_cuda",
+]
 
 ON_JETSON = (
     "sudo apt-get install nvidia-jetpack, then make the environment with: python3 -m venv --system-site-packages"
@@ -32,6 +43,22 @@ def find_system_tensorrt(root: Path = Path("/")) -> Path | None:
     return next(iter(sorted((root / "usr/lib").glob("python3*/dist-packages/tensorrt"))), None)
 
 
+def driver_advice(root: Path = Path("/")) -> str:
+    """What brings libcuda.so.1 to a machine that shows an NVIDIA card without it; "" where no card shows."""
+    if "microsoft" in read_text(root / "proc/sys/kernel/osrelease").lower():
+        return "on WSL2 the card's driver for Windows brings it, in /usr/lib/wsl/lib: update that one, in Windows"
+    if read_text(root / "proc/driver/nvidia/version"):
+        return "the kernel has NVIDIA's driver, and this system not its libraries: start a container with --gpus all"
+    cards = (folder for folder in (root / "sys/bus/pci/devices").glob("*") if read_text(folder / "vendor") == "0x10de")
+    shown = any(read_text(folder / "class").startswith("0x03") for folder in cards)
+    return "an NVIDIA card is here: install NVIDIA's driver for it" if shown else ""
+
+
+def rtx_cuda() -> int | None:
+    """The CUDA that the installed TensorRT for RTX is made for, by the name of its wheel."""
+    return next((major for major in (12, 13, 14) if installed_version(f"tensorrt-rtx-cu{major}")), None)
+
+
 @dataclass(frozen=True)
 class Findings:
     board: Board | None
@@ -40,6 +67,8 @@ class Findings:
     extras: dict[str, Extra]
     system_tensorrt: Path | None = None  # where JetPack put TensorRT's Python module, seen from here or not
     cuda_code: CudaCode | None = None  # that the installed onnxruntime-gpu holds
+    driver_cure: str = ""  # what brings a CUDA driver, where a card shows without one
+    rtx_cuda: int | None = None  # that the installed TensorRT for RTX is made for
 
 
 @dataclass(frozen=True)
@@ -67,11 +96,16 @@ def _onnxruntime(target: str, found: Findings, provider: str, extra: Extra) -> V
             target, "", f"no ONNX Runtime with {provider}", extra.cure or f"pip install 'edgemm[{extra.name}]'"
         )
     if seen.problem:
-        return Verdict(target, "", f"{provider}: {seen.problem}", extra.cure)
+        too_old = "driver version is insufficient" in seen.problem  # CUDA's error 35
+        return Verdict(target, "", f"{provider}: {seen.problem}", _newer_driver(found) if too_old else extra.cure)
     lacking = [package for package in NEEDED if package in extra.missing]
     if lacking:
         return Verdict(target, "", f"missing: {', '.join(lacking)}", f"pip install {' '.join(lacking)}")
     return Verdict(target, f"ONNX Runtime, {provider}", "", "", seen.newest_opset)
+
+
+def _newer_driver(found: Findings) -> str:
+    return f"update NVIDIA's driver: this one runs up to CUDA {found.cuda.version}"
 
 
 def _cpu(target: str, found: Findings) -> Verdict:
@@ -86,7 +120,7 @@ def _cuda(target: str, found: Findings) -> Verdict:
         problem = f"onnxruntime-gpu of PyPI has no code for a Jetson's SM {board.compute_capability}{held}"
         return Verdict(target, "", problem, instead)
     if not found.cuda.gpus:
-        return Verdict(target, "", found.cuda.problem, "")
+        return Verdict(target, "", found.cuda.problem, found.driver_cure)
     capability = found.cuda.gpus[0].compute_capability
     if code and not code.runs_on(capability, board is not None):
         problem = f"the installed onnxruntime-gpu holds code for SM {code}, this GPU is {capability}"
@@ -98,14 +132,16 @@ def _jetson(target: str, found: Findings) -> Verdict:
     if found.board is None:
         return Verdict(target, "", "this machine is no Jetson", "")
     if found.board.target != target:
-        fits = f"this board takes {found.board.target}" if found.board.target else "no target is made for this board"
-        return Verdict(target, "", fits, "")
+        return Verdict(target, "", *_other_board(found.board))
     version = found.extras["tensorrt"].versions.get("tensorrt")
     if version is None and found.system_tensorrt:
         problem = f"this environment does not look into {found.system_tensorrt.parent}, where JetPack's TensorRT is"
         return Verdict(target, "", problem, "python3 -m venv --system-site-packages .venv, and install edgemm there")
     if version is None:
         return Verdict(target, "", "TensorRT's Python module is not there", ON_JETSON)
+    lacking = [package for package in NEEDED if package in found.extras["tensorrt"].missing]
+    if lacking:
+        return Verdict(target, "", f"missing: {', '.join(lacking)}", "pip install 'edgemm[ort]'")
     oldest = TENSORRT_OLDEST[target]
     if tuple(map(int, version.split(".")[:2])) < oldest:
         problem = f"TensorRT {version} is here, {target} needs {'.'.join(map(str, oldest))} or newer"
@@ -113,14 +149,30 @@ def _jetson(target: str, found: Findings) -> Verdict:
     return Verdict(target, f"TensorRT {version}, {NOT_TRIED}", "", "")
 
 
+def _other_board(board: Board) -> tuple[str, str]:
+    """Why a board does not take a target, and what to do about it."""
+    if board.target:
+        return f"this board takes {board.target}", ""
+    system = f"JetPack {board.jetpack}" if board.jetpack else f"Linux for Tegra {board.l4t or 'of no release file'}"
+    cure = "JetPack 6.2 or 7.2 has one" if board.soc == "Orin" else ""
+    return f"no target is made for {board.soc} with {system}", cure
+
+
 def _rtx(target: str, found: Findings) -> Verdict:
-    capable = [gpu for gpu in found.cuda.gpus if tuple(map(int, gpu.compute_capability.split("."))) >= RTX_OLDEST]
-    extra = found.extras["tensorrt-rtx"]
-    if found.board or not capable:
-        return Verdict(target, "", found.cuda.problem or "no RTX GPU (compute capability 7.5 or newer)", "")
+    extra, gpus = found.extras["tensorrt-rtx"], found.cuda.gpus
+    if found.board:
+        return Verdict(target, "", "TensorRT for RTX is not for Jetsons", "")
+    if not gpus:
+        return Verdict(target, "", found.cuda.problem, found.driver_cure)
+    capable = [tuple(map(int, gpu.compute_capability.split("."))) >= RTX_OLDEST for gpu in gpus]
+    if not capable[0]:
+        problem = f"no RTX GPU (compute capability 7.5 or newer): {gpus[0].name} has {gpus[0].compute_capability}"
+        return Verdict(target, "", problem, f"--device rtx:{capable.index(True)}" if any(capable) else "")
     lacking = [package for package in ("tensorrt-rtx", *NEEDED) if package in extra.missing]
     if lacking:
         return Verdict(target, "", f"missing: {', '.join(lacking)}", extra.cure)
+    if found.rtx_cuda and int((found.cuda.version or "0").partition(".")[0]) < found.rtx_cuda:
+        return Verdict(target, "", f"TensorRT for RTX here is made for CUDA {found.rtx_cuda}", _newer_driver(found))
     return Verdict(target, f"TensorRT for RTX {extra.versions['tensorrt-rtx']}, {NOT_TRIED}", "", "")
 
 
@@ -192,18 +244,24 @@ class Extra:
     versions: dict[str, str]  # of the packages that are here
     missing: tuple[str, ...]
     rival: str | None = None  # an installed package that would own the same import name
+    instead: str = ""  # of pip's line, on this board
 
     @property
     def cure(self) -> str:
         """The exact line that completes it; "" when it is complete."""
         if not self.missing:
             return ""
+        if self.instead:
+            return self.instead
         first = [f"pip uninstall -y {self.rival}"] if self.rival else []
         torch = [TORCH_FIRST] if "torch" in self.missing else []
         return " && ".join([*first, *torch, f"pip install 'edgemm[{self.name}]'"])
 
 
-def read_extra(name: str) -> Extra:
+ON_A_BOARD = dict.fromkeys(("cuda", "tensorrt-rtx"), "not for a Jetson")
+
+
+def read_extra(name: str, board: Board | None = None) -> Extra:
     found = {package: installed_version(package) for package in EXTRAS[name]}
     rival = RIVALS.get(name)
     return Extra(
@@ -211,6 +269,9 @@ def read_extra(name: str) -> Extra:
         versions={package: version for package, version in found.items() if version},
         missing=tuple(package for package, version in found.items() if not version),
         rival=rival if rival and installed_version(rival) else None,
+        instead=(ON_A_BOARD | ({} if found.get("tensorrt") else {"tensorrt": ON_JETSON})).get(name, "")
+        if board
+        else "",
     )
 
 

@@ -21,7 +21,7 @@ from edgemm.device.machine import read_board
 from edgemm.energy.heat import Heat, read_heat, report_heat
 from edgemm.energy.sampler import RATE_HZ, Sampler
 from edgemm.energy.sensor import Sensor, open_ina3221, open_nvml, open_rapl, throttle_reasons
-from edgemm.energy.tegrastats import open_tegrastats
+from edgemm.energy.tegrastats import TEGRASTATS, open_tegrastats
 from edgemm.errors import MissingError
 from edgemm.report.samples import summarise
 
@@ -222,8 +222,9 @@ class Found:
     missing: dict[str, str]  # source -> why it is not among them
 
 
-def find_sensors(device: str = "cpu", root: Path = Path("/")) -> Found:
-    """A Jetson's rails hold processor and GPU; elsewhere each has its own sensor, asked when it does the work."""
+def find_sensors(device: str = "cpu", root: Path = Path("/"), tegrastats: Path | None = None) -> Found:
+    """A Jetson's rails hold processor and GPU; elsewhere each has its own sensor, asked when it does the work.  No
+    program of a recorded machine is run: its files are a stranger's."""
     sensors: list[Sensor] = []
     missing: dict[str, str] = {}
 
@@ -236,7 +237,11 @@ def find_sensors(device: str = "cpu", root: Path = Path("/")) -> Found:
 
     if read_board(root):
         if not attempt("INA3221", lambda: open_ina3221(root)):
-            attempt("tegrastats", lambda: open_tegrastats(root))
+            program = tegrastats or (TEGRASTATS if root == Path("/") else None)
+            if program:
+                attempt("tegrastats", lambda: open_tegrastats(program))
+            else:
+                missing["tegrastats"] = f"is not run for a recorded machine ({root})"
         missing["NVML"] = "not supported on Jetson"
         return Found(tuple(sensors), missing)
     attempt("RAPL", lambda: open_rapl(root))

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from edgemm.device.gpu import gpu_uuid
-from edgemm.device.machine import read_text
+from edgemm.device.machine import read_plain, read_text
 from edgemm.errors import MissingError
 
 __all__ = [
@@ -47,7 +47,7 @@ class Sensor:
 
 def read_number(path: Path) -> int:
     try:
-        text = path.read_text().strip()
+        text = read_plain(path).decode().strip()
     except FileNotFoundError:
         raise MissingError(f"{path} does not exist") from None
     except PermissionError:
@@ -55,10 +55,9 @@ def read_number(path: Path) -> int:
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else error
         raise MissingError(f"{path} cannot be read: {reason}") from error
-    try:
-        return int(text)
-    except ValueError:
-        raise MissingError(f"{path} holds {text[:40]!r}, expected a number") from None
+    if not re.fullmatch("-?[0-9]{1,19}", text):
+        raise MissingError(f"{path} holds {text[:40]!r}, expected a number")
+    return int(text)
 
 
 # Power of a Jetson by its INA3221 (and, on the Thor kit, INA238) monitors, through the kernel's hwmon files.

@@ -18,7 +18,7 @@ from typing import IO
 from edgemm.energy.sensor import Sensor, covers, total_rails
 from edgemm.errors import MissingError
 
-__all__ = ["Core", "TegraStats", "parse_line", "TegrastatsStream", "open_tegrastats"]
+__all__ = ["Core", "TegraStats", "parse_line", "TEGRASTATS", "TegrastatsStream", "open_tegrastats"]
 
 COLDEST_C = -100.0  # below is no temperature but a sensor that is off
 
@@ -169,9 +169,11 @@ class TegrastatsStream:
             self._news.notify_all()
 
 
-def open_tegrastats(root: Path = Path("/")) -> Sensor:
+TEGRASTATS = Path("/usr/bin/tegrastats")
+
+
+def open_tegrastats(program: Path = TEGRASTATS) -> Sensor:
     """The total, in watts."""
-    program = root / "usr/bin/tegrastats"
     if not program.is_file():
         raise MissingError(f"{program} does not exist; it comes with Linux for Tegra")
     stream = TegrastatsStream(program)

@@ -43,6 +43,7 @@ __all__ = [
 
 
 OPT_LEVEL = 3  # TensorRT's own default
+AS_ASKED = "as asked"  # what the first attempt is called
 TIMEOUT_S = 3600.0
 
 
@@ -58,7 +59,9 @@ class BuildOptions:
     )
     opt_level: int = option(OPT_LEVEL, "0 to 5: how long TensorRT looks for speed")
     timeout: float = option(TIMEOUT_S, "of one attempt", metavar="SECONDS")
-    cache: Path | None = option(None, "where engines are kept (default: ~/.cache/edgemm)", metavar="FOLDER")
+    cache: Path | None = option(
+        None, "where engines are kept (default: ~/.cache/edgemm/engines, where models look for them)", metavar="FOLDER"
+    )
     cache_size: str = option("16GiB", "oldest unused go beyond it", metavar="SIZE")
 
     def __post_init__(self) -> None:
@@ -86,17 +89,13 @@ class Built:
     fresh: bool  # built by this call; False: it was in the cache
 
 
-def build_engine(
-    spec: EngineSpec,
-    graph: Path,
-    cache: EngineCache,
-    limits: Limits,
-) -> Built:
-    entry, problem = cache.find(spec)
+def build_engine(spec: EngineSpec, graph: Path, cache: EngineCache, limits: Limits, as_asked: bool = False) -> Built:
+    """`as_asked`: one that was built with another effort is built again."""
+    entry, problem = _find(spec, cache, as_asked)
     if entry:
         return Built(entry, fresh=False)
     with cache.lock(spec):
-        entry, problem = cache.find(spec)  # somebody may have built it meanwhile
+        entry, problem = _find(spec, cache, as_asked)  # somebody may have built it meanwhile
         if entry:
             return Built(entry, fresh=False)
         if problem:
@@ -106,6 +105,18 @@ def build_engine(
             return Built(_build(spec, graph, cache, limits), fresh=True)
         finally:
             progress.status("")
+
+
+def _find(spec: EngineSpec, cache: EngineCache, as_asked: bool) -> tuple[Entry | None, str]:
+    entry, problem = cache.find(spec)
+    if entry is None or not as_asked:
+        return entry, problem
+    effort = entry.record.get("effort", {})
+    if effort.get("opt_level") != spec.opt_level:
+        return None, f"it was built at optimization level {effort.get('opt_level')}"
+    if effort.get("workspace_bytes", 0) < spec.workspace_bytes and entry.record["rung"] != AS_ASKED:
+        return None, f"less memory left it {entry.record['rung']}"
+    return entry, ""
 
 
 def _build(spec: EngineSpec, graph: Path, cache: EngineCache, limits: Limits) -> Entry:
@@ -133,7 +144,7 @@ def _build(spec: EngineSpec, graph: Path, cache: EngineCache, limits: Limits) ->
         first = Rung(spec.workspace_bytes, spec.opt_level, spec.profiles)
         rung, result, peak = climb(first, run, str(spec))
         largest = {profile.phase: {n: s[2] for n, s in profile.shapes.items()} for profile in rung.profiles}
-        record = {**result, "rung": rung.what, "peak_bytes": peak, "largest": largest}
+        record = {**result, "rung": rung.what, "peak_bytes": peak, "largest": largest, "effort": spec.effort}
         return cache.store(spec, workshop, record)
     except OSError as error:
         if is_disk_full(error):
@@ -168,7 +179,7 @@ class Rung:
     opt_level: int
     profiles: tuple[Profile, ...]
     decomposable: bool = False
-    what: str = "as asked"
+    what: str = AS_ASKED
 
 
 def climb(first: Rung, attempt: Callable[[Rung], Outcome], what: str) -> tuple[Rung, dict[str, Any], int]:

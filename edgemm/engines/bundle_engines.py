@@ -207,7 +207,7 @@ def build_bundle(
         least = graph.stat().st_size
         if limits.memory_bytes < least:
             raise ResourceError(f"{spec}: its graph alone has {least} bytes, --max-memory is {limits.memory_bytes}")
-        yield spec, build_engine(spec, graph, cache, limits)
+        yield spec, build_engine(spec, graph, cache, limits, as_asked=True)
 
 
 # What a graph has to pass before NVIDIA's parser may see it, because that parser trusts its input.

@@ -20,7 +20,7 @@ from edgemm.errors import BundleError
 
 __all__ = ["EngineSpec", "Place", "Profile", "merged", "profiles_of", "smaller", "trtexec_command"]
 
-RECIPE = 2  # raised when this wing builds differently from the same wishes
+RECIPE = 3  # raised when this wing builds differently from the same wishes
 
 
 @dataclass(frozen=True)
@@ -57,9 +57,16 @@ class EngineSpec:
         return hashlib.sha256(json.dumps(self.to_json(), sort_keys=True).encode()).hexdigest()[:32]
 
     def to_json(self) -> dict[str, Any]:
+        """What makes it another engine.  How hard TensorRT looked is no part of it: a model that is loaded takes what
+        `edgemm build` made with more time or less memory, and the memory that is free is never the same twice."""
         document = {"recipe": RECIPE, **asdict(self)}
         del document["place"]["number"]  # two GPUs alike share their engines
+        del document["opt_level"], document["workspace_bytes"]
         return json.loads(json.dumps(document))  # tuples as lists, as they come back from a file
+
+    @property
+    def effort(self) -> dict[str, int]:
+        return {"opt_level": self.opt_level, "workspace_bytes": self.workspace_bytes}
 
     def __str__(self) -> str:
         return f"{self.component} for {self.place}"

@@ -132,7 +132,7 @@ def real_pictures(dataset: Dataset, samples: Sequence[Sample], size: int) -> np.
 
 def shown(dataset: Dataset, sample: Sample) -> np.ndarray:
     """What a question is about: uint8 (S, S, 3), or a clip's frames (f, S, S, 3)."""
-    frames, size = (sample.scene or {}).get("frames", 1), dataset.size
+    frames, size = sample.frames, dataset.size
     if frames == 1:
         return real_pictures(dataset, [sample], size)[0]
     return np.asarray(open_picture(dataset.image_path(sample)), dtype=np.uint8).reshape(frames, size, size, 3)

@@ -11,6 +11,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from edgemm.data.clips import build_clips
+from edgemm.data.format import read_dataset
+from edgemm.data.shapes import COLOURS
+from edgemm.evaluate.subject import shown
+
 BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
 
 
@@ -82,3 +87,57 @@ def test_every_row_has_a_part_and_a_design_that_is_one(survey):
     for name, row in survey.ROWS.items():
         assert row.part in "ABCD" and survey._config(row.designs).name == "micro", name
     assert "Rules" in survey.__doc__ or "The rules" in survey.__doc__
+
+
+class Tracker:
+    """What needs no training: the pixels of a shape's colour, and their middle on a canvas that wraps around.
+
+    `blind` to the order of frames, it sees them in an order of their own.
+    """
+
+    def __init__(self, dataset, blind=False):
+        self.blind = blind
+        self.colours = {  # of the shapes in some frames, in whatever order
+            frozenset(map(np.ndarray.tobytes, shown(dataset, sample))): {
+                item["name"]: COLOURS[item["colours"][0]] for item in sample.scene["objects"]
+            }
+            for sample in dataset.samples
+        }
+
+    def read(self, frames, question):
+        colours = self.colours[frozenset(map(np.ndarray.tobytes, frames))]
+        frames = np.array(sorted(frames, key=np.ndarray.tobytes)) if self.blind else frames
+        steps = {name: self.steps(frames, colours[name]) for name in colours if name in question}
+        if question.startswith("Which moves first"):
+            return min(steps, key=lambda name: (np.abs(steps[name]).max(1) > 0.5).argmax())
+        (found,) = steps.values()
+        x, y = found.sum(0)
+        if question.startswith("How"):
+            return "quickly" if np.abs(found).max() > 1.5 else "slowly"
+        return ("left", "right")[int(x > 0)] if abs(x) > abs(y) else ("up", "down")[int(y > 0)]
+
+    def steps(self, frames, colour):
+        """(f - 1, 2): pixels in x and y from frame to frame."""
+        near = np.abs(frames.astype(int) - colour).sum(-1) < 60
+        turns = [np.exp(2j * np.pi * np.stack(one.nonzero()[::-1]) / len(one)).mean(1) for one in near]
+        ahead = np.array(turns[1:]) / np.array(turns[:-1])
+        return np.angle(ahead) / (2 * np.pi) * len(frames[0])
+
+
+def test_clips_are_judged_by_pairs_that_no_one_answers_who_is_blind_to_the_order_of_frames(survey, tmp_path):
+    build_clips(tmp_path / "films", 32, 400, seed=0)
+    dataset, scores = read_dataset(tmp_path / "films"), sys.modules["survey_scores"]
+    found = scores._watched(dataset, Tracker(dataset), scores.SEEN, "as they are", 40)
+    assert found == dict.fromkeys(("direction", "order", "speed", "twins"), 1.0)
+    blind = scores._watched(dataset, Tracker(dataset, blind=True), scores.SEEN, "as they are", 40)
+    assert blind["twins"] == 0 and max(blind["direction"], blind["order"]) <= 0.5
+
+
+def test_one_frame_of_a_clip_is_a_still_picture(survey, tmp_path):
+    build_clips(tmp_path, 32, 4, seed=0)
+    before = read_dataset(tmp_path)
+    frames = [shown(before, sample)[4] for sample in before.samples]
+    survey._middle_frames(tmp_path)
+    after = read_dataset(tmp_path)
+    assert all(np.array_equal(shown(after, sample), frame) for sample, frame in zip(after.samples, frames, strict=True))
+    assert after.questions == before.questions

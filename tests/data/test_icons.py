@@ -18,7 +18,7 @@ from edgemm.data.icons import (
     run_together_names,
     svg_of,
 )
-from edgemm.data.labels import Label, coloured_words, plain_words
+from edgemm.data.labels import Label, asked_words, coloured_words, plain_words
 from edgemm.errors import InputError
 
 ICONS = {
@@ -116,6 +116,16 @@ def test_plain_words_are_what_people_ask_for():
     said = coloured_words("automobile", ("car",), "red")
     assert said == ["a red automobile", "a red car", "a picture of a red automobile"]
     assert coloured_words("red heart", (), "red") == []
+    assert asked_words("car", "red", [0.0, 0.1, 0.3]) == ["draw a red car", "please draw a red car", "a car, red"]
+    assert asked_words("red heart", "red", [0.0, 0.3]) == ["draw a red heart", "an icon of a red heart"]
+    assert asked_words("owl", None, [0.99]) == ["I would like to see an owl"]
+
+
+def test_unseen_words_are_none_that_training_uses():
+    every = [(number + 0.5) / 12 for number in range(12)]
+    asked = {words for place in every for words in asked_words("car", "red", [place, place])}
+    assert len(asked) == 12 + 4
+    assert not asked & {words.format("red", "car") for words in emoji.UNSEEN_WORDS}
 
 
 def test_copies_in_other_colours_are_trained_on_and_say_so(tmp_path, monkeypatch):

@@ -19,7 +19,7 @@ from edgemm.device.machine import read_machine
 from edgemm.device.targets import EXTRAS, Extra, Verdict
 from edgemm.errors import BundleError
 from tests.bench.paper_bundle import WEIGHTS_BYTES, write_paper_bundle
-from tests.bench.recorded import AGX_ORIN, AGX_ORIN_JP6, ORIN_NANO, THOR, lay_out
+from tests.bench.recorded import AGX_ORIN, AGX_ORIN_JP6, ORIN_NANO, PC, THOR, lay_out
 
 RUNS = (Verdict("cpu", "ONNX Runtime", "", ""), Verdict("jetson-thor", "", "this machine is no Jetson", ""))
 
@@ -155,7 +155,7 @@ def test_every_target_of_a_bundle_is_told_with_its_precision_and_its_problem(tmp
 
 
 def test_a_page_tells_the_power_mode_tensorrt_and_each_target(tmp_path, monkeypatch):
-    root = lay_out(tmp_path / "root", {"sys/devices/system/cpu/cpu0/cpufreq/scaling_governor": "powersave\n"})
+    root = lay_out(tmp_path / "root", {**PC, "sys/devices/system/cpu/cpu0/cpufreq/scaling_governor": "powersave\n"})
     page = report_text(examine(write_paper_bundle(tmp_path / "b"), root))
     assert "power mode governor powersave" in page and "tensorrt   " in page
     assert "bundle paper: what each of its targets would do here" in page and "denoiser fp32" in page

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
 
-from edgemm.device.machine import cpu_features, cpu_model, read_machine, this_processor
+from edgemm.device.machine import cpu_features, cpu_model, read_board, read_machine, this_processor
 from tests.bench.recorded import ORIN_NANO, PC, lay_out
 
 
@@ -65,6 +67,26 @@ def test_nothing_readable_is_unknown_not_an_error(tmp_path):
     machine = read_machine(tmp_path, tmp_path / "missing")
     assert (machine.cpu, machine.memory_bytes, machine.disk_free_bytes) == ("unknown", None, None)
     assert machine.cores >= 1
+
+
+def test_a_recorded_folder_cannot_stop_the_process_or_its_screen(tmp_path):
+    """A pipe nobody writes, what has no end, numbers of thousands of digits, bytes that a terminal obeys."""
+    root = lay_out(tmp_path, {**ORIN_NANO, "proc/self/cgroup": "0::/\n", "sys/fs/cgroup/memory.max": "9" * 5000})
+    (root / "proc/cpuinfo").unlink()
+    os.symlink("/dev/zero", root / "proc/cpuinfo")
+    (root / "etc/os-release").parent.mkdir(exist_ok=True)
+    os.mkfifo(root / "etc/os-release")
+    (root / "proc/meminfo").write_text(f"MemTotal: {'9' * 5000} kB\nMemAvailable: 1000 kB\n")
+    (root / "proc/device-tree/model").write_bytes(b"Orin \x1b[2J\nsecond line" + b"A" * 5000)
+    (root / "etc/nv_tegra_release").write_text(f"# R{'3' * 5000} (release), REVISION: 4.3,")
+    (root / "var/lib/nvpmodel/status").write_text(f"pmode:{'0' * 5000}")
+    machine, board = read_machine(root, tmp_path), read_board(root)
+    assert (machine.cpu, machine.distribution, machine.memory_bytes) == ("unknown", None, None)
+    assert machine.memory_limit_bytes is None and machine.memory_available_bytes == 1000 * 1024
+    assert board and (board.model, board.l4t, board.power_mode) == ("Orin [2J", None, None)
+    with open(root / "proc/meminfo", "wb") as stream:
+        stream.truncate(1 << 40)
+    assert read_machine(root, tmp_path).memory_bytes is None, "4 MB of it were read"
 
 
 def test_this_machine_is_read():

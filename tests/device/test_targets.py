@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 
 from edgemm.device.fatbin import CudaCode
 from edgemm.device.gpu import CudaDriver, Gpu
 from edgemm.device.machine import read_board
 from edgemm.device.providers import Provider
-from edgemm.device.targets import EXTRAS, Extra, Findings, find_system_tensorrt, judge
-from tests.bench.recorded import AGX_ORIN, AGX_ORIN_JP6, ORIN_NANO, THOR, lay_out
+from edgemm.device.targets import EXTRAS, Extra, Findings, driver_advice, find_system_tensorrt, judge, read_extra
+from tests.bench.recorded import AGX_ORIN, AGX_ORIN_JP6, ORIN_NANO, PC, THOR, lay_out
 
 NO_DRIVER = CudaDriver(None, (), "no CUDA driver")
 RTX_4090 = CudaDriver("13.0", (Gpu("NVIDIA GeForce RTX 4090", "8.9", 24 << 30),), "")
@@ -114,7 +116,7 @@ def test_every_board_is_told_what_it_lacks_and_gets_its_target_when_it_has_it(tm
 )
 def test_a_tensorrt_older_than_the_dialect_is_told(tmp_path, files, target, version, runs):
     board = read_board(lay_out(tmp_path, files))
-    findings = Findings(board, NO_DRIVER, (), extras("tensorrt", version=version))
+    findings = Findings(board, NO_DRIVER, (), extras("tensorrt", "tokenizers", "pillow", version=version))
     (verdict,) = [verdict for verdict in judge(findings) if verdict.target == target]
     assert verdict.runs == runs and (runs or f"TensorRT {version} is here, {target} needs 10." in verdict.problem)
 
@@ -132,6 +134,67 @@ def test_a_jetson_without_tensorrt_is_told_where_it_comes_from(tmp_path):
     assert "nvidia-jetpack" in verdicts(board)["jetson-orin-jp6"].cure
 
 
-def test_an_old_gpu_is_no_rtx():
-    old = CudaDriver("12.4", (Gpu("Tesla V100", "7.0", 16 << 30),), "")
-    assert "7.5" in verdicts(cuda=old, present=EXTRAS["tensorrt-rtx"])["rtx"].problem
+def test_an_old_gpu_is_no_rtx_and_a_second_one_may_be():
+    old, new = Gpu("Tesla V100", "7.0", 16 << 30), RTX_4090.gpus[0]
+    alone = verdicts(cuda=CudaDriver("12.4", (old,), ""), present=EXTRAS["tensorrt-rtx"])["rtx"]
+    both = verdicts(cuda=CudaDriver("12.4", (old, new), ""), present=EXTRAS["tensorrt-rtx"])["rtx"]
+    assert "7.5 or newer): Tesla V100 has 7.0" in alone.problem and not alone.cure
+    assert not both.runs and both.cure == "--device rtx:1"
+
+
+def test_a_driver_that_is_too_old_is_what_has_to_be_updated():
+    """The words are CUDA's for its error 35; the wheel's name says which CUDA it is made for."""
+    old = CudaDriver("12.4", RTX_4090.gpus, "")
+    said = "CUDA failure 35: CUDA driver version is insufficient for CUDA runtime version"
+    everything = extras("onnxruntime-gpu", "tensorrt-rtx", "tokenizers", "pillow", "tqdm")
+    found = Findings(None, old, (Provider("CUDAExecutionProvider", said),), everything, rtx_cuda=13)
+    told = {verdict.target: verdict for verdict in judge(found)}
+    assert not told["cuda"].runs and not told["rtx"].runs
+    assert told["cuda"].cure == told["rtx"].cure == "update NVIDIA's driver: this one runs up to CUDA 12.4"
+    newer = dataclasses.replace(found, cuda=RTX_4090)
+    assert {verdict.target: verdict.runs for verdict in judge(newer)}["rtx"]
+
+
+@pytest.mark.parametrize(
+    ("files", "told"),
+    [
+        ({"proc/sys/kernel/osrelease": "5.15.153.1-microsoft-standard-WSL2\n"}, "driver for Windows"),
+        ({"proc/driver/nvidia/version": "NVRM version: NVIDIA UNIX x86_64 Kernel Module  580.65\n"}, "--gpus all"),
+        ({f"sys/bus/pci/devices/0000:01:00.0/{k}": v for k, v in {"vendor": "0x10de", "class": "0x030000"}.items()},
+         "install NVIDIA's driver"),
+        ({f"sys/bus/pci/devices/0000:01:00.1/{k}": v for k, v in {"vendor": "0x10de", "class": "0x040300"}.items()},
+         ""),
+        ({}, ""),
+    ],
+    ids=["WSL2", "container", "card without driver", "sound alone", "no card"],
+)  # fmt: skip
+def test_a_card_that_shows_without_its_driver_gets_the_line_that_brings_it(tmp_path, files, told):
+    advice = driver_advice(lay_out(tmp_path, {**PC, **files}))
+    assert told in advice and bool(advice) == bool(told)
+    found = {verdict.target: verdict for verdict in judge(Findings(None, NO_DRIVER, (), extras(), driver_cure=advice))}
+    assert found["cuda"].cure == found["rtx"].cure == advice
+
+
+@pytest.mark.parametrize(
+    ("release", "told"),
+    [("# R35 (release), REVISION: 4.1,", "no target is made for Orin with JetPack 5"),
+     ("# R41 (release), REVISION: 1.0,", "no target is made for Orin with Linux for Tegra 41.1.0"),
+     ("", "no target is made for Orin with Linux for Tegra of no release file")],
+)  # fmt: skip
+def test_a_board_with_another_jetpack_is_told_which_one_would_do(tmp_path, release, told):
+    board = read_board(lay_out(tmp_path, {**ORIN_NANO, "etc/nv_tegra_release": release}))
+    verdict = verdicts(board)["jetson-orin-jp6"]
+    assert (verdict.problem, verdict.cure) == (told, "JetPack 6.2 or 7.2 has one")
+
+
+def test_a_jetson_is_not_told_to_install_a_pcs_wheels(tmp_path):
+    board = read_board(lay_out(tmp_path, ORIN_NANO))
+    told = {name: read_extra(name, board).cure for name in ("cuda", "tensorrt", "tensorrt-rtx")}
+    assert not any("pip install" in cure for cure in told.values()) and "nvidia-jetpack" in told["tensorrt"]
+    assert "not for Jetsons" in verdicts(board)["rtx"].problem
+
+
+def test_a_jetson_with_tensorrt_and_no_tokenizer_is_not_ready(tmp_path):
+    board = read_board(lay_out(tmp_path, ORIN_NANO))
+    verdict = verdicts(board, present=("tensorrt", "pillow"))["jetson-orin-jp6"]
+    assert (verdict.problem, verdict.cure) == ("missing: tokenizers", "pip install 'edgemm[ort]'")

@@ -20,11 +20,19 @@ def test_a_jetson_is_measured_by_its_rails_alone(tmp_path, files):
 
 
 def test_a_jetson_whose_files_are_closed_falls_back_to_tegrastats(tmp_path):
-    write_tool(tmp_path, f"echo '{LINE}'; exec sleep 60")
-    found = find_sensors("cuda", lay_out(tmp_path, ORIN_NANO))
+    tool = write_tool(tmp_path, f"echo '{LINE}'; exec sleep 60")
+    found = find_sensors("cuda", lay_out(tmp_path, ORIN_NANO), tool)
     (sensor,) = found.sensors
     sensor.close()
     assert sensor.source == "tegrastats" and "no INA3221" in found.missing["INA3221"]
+
+
+def test_no_program_of_a_recorded_machine_is_run(tmp_path):
+    """A folder that was sent would choose what runs here."""
+    write_tool(lay_out(tmp_path, ORIN_NANO), f"touch {tmp_path}/was-run")
+    found = find_sensors("cuda", tmp_path)
+    assert found.sensors == () and "is not run for a recorded machine" in found.missing["tegrastats"]
+    assert not (tmp_path / "was-run").exists()
 
 
 def test_a_jetson_without_either_tells_every_reason(tmp_path):

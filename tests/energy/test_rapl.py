@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from edgemm.energy import sensor
 from edgemm.energy.sensor import open_rapl
 from edgemm.errors import MissingError
 from tests.bench.recorded import PC, lay_out
@@ -43,14 +44,14 @@ def test_a_counter_that_was_reset_is_told_and_stays_untrusted(tmp_path):
 
 def test_permission_denied_is_told_with_its_cure(tmp_path, monkeypatch):
     root = lay_out(tmp_path, X86_POWER)
-    read_text = Path.read_text
+    read_plain = sensor.read_plain
 
-    def refuse(path, *arguments, **options):
+    def refuse(path):
         if path.name == "energy_uj":
             raise PermissionError(13, "Permission denied")
-        return read_text(path, *arguments, **options)
+        return read_plain(path)
 
-    monkeypatch.setattr(Path, "read_text", refuse)
+    monkeypatch.setattr(sensor, "read_plain", refuse)
     with pytest.raises(MissingError, match=r"permission denied; .* sudo chmod a\+r .*/intel-rapl:\*/energy_uj"):
         open_rapl(root)
 

@@ -18,8 +18,7 @@ def write_tool(root, body: str):
 
 
 def test_its_power_is_read_and_closing_ends_it(tmp_path):
-    write_tool(tmp_path, f"while true; do echo '{ORIN_NANO}'; sleep 0.05; done")
-    sensor = open_tegrastats(tmp_path)
+    sensor = open_tegrastats(write_tool(tmp_path, f"while true; do echo '{ORIN_NANO}'; sleep 0.05; done"))
     assert (sensor.read(), sensor.covers) == (12.479, "VDD_IN, the input of the module")
     sensor.close()
     with pytest.raises(MissingError, match="tegrastats ended"):
@@ -27,8 +26,8 @@ def test_its_power_is_read_and_closing_ends_it(tmp_path):
 
 
 def test_it_is_asked_for_ten_lines_a_second(tmp_path):
-    write_tool(tmp_path, f'echo "$@" > "{tmp_path}/arguments"; echo "{ORIN_NANO}"; exec sleep 60')
-    open_tegrastats(tmp_path).close()
+    tool = write_tool(tmp_path, f'echo "$@" > "{tmp_path}/arguments"; echo "{ORIN_NANO}"; exec sleep 60')
+    open_tegrastats(tool).close()
     assert (tmp_path / "arguments").read_text() == "--interval 100\n"
 
 
@@ -37,9 +36,8 @@ def test_it_is_asked_for_ten_lines_a_second(tmp_path):
     [("echo must be root", "tegrastats ended"), ("echo 'RAM 1/2MB'; exec sleep 60", "prints no power on this board")],
 )
 def test_a_tool_that_says_no_power_is_told(tmp_path, body, reason):
-    write_tool(tmp_path, body)
     with pytest.raises(MissingError, match=reason):
-        open_tegrastats(tmp_path)
+        open_tegrastats(write_tool(tmp_path, body))
 
 
 def test_an_old_line_does_not_pass_for_a_new_one(tmp_path):
@@ -54,4 +52,4 @@ def test_an_old_line_does_not_pass_for_a_new_one(tmp_path):
 
 def test_a_machine_without_it_is_told(tmp_path):
     with pytest.raises(MissingError, match="comes with Linux for Tegra"):
-        open_tegrastats(tmp_path)
+        open_tegrastats(tmp_path / "usr/bin/tegrastats")

@@ -189,7 +189,7 @@ def test_a_full_disk_is_told_and_the_old_engine_stays(graph, cache, call):
     """A limit on the size of files stands for the disk: the write fails in the same way."""
     old = build_engine(spec_of(graph), graph, cache, LIMITS).entry
     before = old.path.read_bytes()
-    caller = call(spec_of(graph, opt_level=2), largest_file=old.record["size_bytes"] // 2)
+    caller = call(spec_of(graph, tf32=True), largest_file=old.record["size_bytes"] // 2)
     out, _ = caller.communicate(timeout=BUSY_S)
     assert caller.returncode == ResourceError.exit_code == 5
     assert "the disk is full" in out and "what stood in the cache is untouched" in out
@@ -202,7 +202,7 @@ def test_a_disk_that_is_really_full_is_told_and_the_old_engine_stays(graph, tmp_
     """ENOSPC from the kernel: a file system of 1 MiB, filled up once the first engine stands on it."""
     folder, wish = tmp_path / "disk", tmp_path / "wish"
     folder.mkdir()
-    wish.write_bytes(pickle.dumps((spec_of(graph), spec_of(graph, opt_level=2), graph, folder, LIMITS)))
+    wish.write_bytes(pickle.dumps((spec_of(graph), spec_of(graph, tf32=True), graph, folder, LIMITS)))
     script = 'mount -t tmpfs -o size=1m,mode=700 tmpfs "$1" && exec "$2" -c "$3" "$4"'
     words = ["unshare", "-rm", "sh", "-c", script, "sh", str(folder), sys.executable, FULL_DISK, str(wish)]
     ran = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, timeout=BUSY_S)

@@ -68,10 +68,11 @@ class Io:
 
     def bind_input(self, name, place, number, dtype, shape, address):
         size = int(np.prod(shape)) * np.dtype(dtype).itemsize
-        memory = (ctypes.c_uint8 * size).from_address(self.session.driver.address(address))
+        seen = address if place == "cpu" else self.session.driver.address(address, size)
+        memory = (ctypes.c_uint8 * size).from_address(seen)
         array = np.frombuffer(memory, dtype=dtype).reshape(shape)
         stays = (place == "cpu") == (name in self.session.on_cpu)
-        self.arrays[name], self.places[name] = (array if stays else array.copy()), place
+        self.arrays[name], self.places[name] = (array if stays else array.copy()), (place, number)
 
     bind_output = bind_input
 
@@ -123,25 +124,35 @@ def test_a_graph_goes_with_its_binding_and_any_thread_may_launch_it():
 @pytest.mark.parametrize("wanted", ["1", "0"])
 @pytest.mark.parametrize("refuses", [True, False])
 def test_graphs_are_captured_where_onnx_runtime_can_and_the_caller_may_say_no(monkeypatch, tmp_path, wanted, refuses):
-    asked = []
+    """On the second GPU, with the stream held and CUDA's libraries loaded."""
+    asked, loaded = [], []
 
     driver = Driver()
+    cuda = {number: Cuda(driver, number) for number in (0, 1)}
 
     def open_session(files, provider, plan, options):
         asked.append("enable_cuda_graph" in options)
-        assert (options["use_tf32"], options["device_id"], options["user_compute_stream"]) == ("0", "0", "77")
+        rounds = "1" if refuses else "0"  # as the variable is set below
+        assert (options["use_tf32"], options["device_id"], options["user_compute_stream"]) == (rounds, "1", "77")
+        assert loaded == ["libraries"] and cuda[1].lock._is_owned()
         if refuses and asked[-1]:
             raise BundleError("This session cannot use the graph capture feature as requested by the user")
         return Session(driver)
 
     monkeypatch.setenv("EDGEMM_CUDA_GRAPHS", wanted)
     monkeypatch.setattr(ort_cuda_backend, "open_session", open_session)
-    monkeypatch.setattr(ort_cuda_backend, "shared_cuda", lambda number: Cuda(driver, number))
+    monkeypatch.setenv("EDGEMM_TF32", "1" if refuses else "0")
+    monkeypatch.setattr(onnxruntime, "preload_dlls", lambda: loaded.append("libraries"))
+    ort_cuda_backend._load_libraries.cache_clear()
+    monkeypatch.setattr(ort_cuda_backend, "shared_cuda", cuda.get)
     with hearing() as heard:
-        opened = open_engine(GraphFiles("transformer", tmp_path, None, VARIANT), "", plan_threads(1), threading.Lock())
+        files = GraphFiles("transformer", tmp_path, None, VARIANT)
+        opened = open_engine(files, "", plan_threads(1), threading.Lock(), 1)
     assert asked == {("1", True): [True, False], ("1", False): [True]}.get((wanted, refuses), [False])
     assert opened.graphs == (wanted == "1" and not refuses)
     assert any("runs some of its nodes on the CPU" in line for line in heard.lines) == (wanted == "1" and refuses)
+    binding, *_ = bound(opened)
+    assert binding._io.places == dict.fromkeys(binding._io.places, ("cuda", 1))
 
 
 def test_onnx_runtime_has_what_we_call():

@@ -6,12 +6,14 @@ No device has run this: see docs/nvidia.md.
 from __future__ import annotations
 
 import ast
+import ctypes
 import dataclasses
 import gc
 import signal
 import subprocess
 import sys
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from importlib.util import find_spec
 from pathlib import Path
@@ -20,11 +22,13 @@ import numpy as np
 import pytest
 
 from edgemm.bundle.components import TensorSpec
+from edgemm.device.gpu import CudaDriver, Gpu
+from edgemm.engines import bundle_engines
 from edgemm.errors import EdgemmError, InputError, MissingError, ResourceError
 from edgemm.runtimes import engines as backends
-from edgemm.runtimes.backend import tensorrt_backend
+from edgemm.runtimes.backend import cuda_memory, tensorrt_backend
 from edgemm.runtimes.backend.cuda_memory import Cuda
-from edgemm.runtimes.backend.engine import allocator
+from edgemm.runtimes.backend.engine import GraphFiles, allocator, plan_threads
 from edgemm.runtimes.backend.tensorrt_engine import TensorRTEngine
 from tests.runtimes.standin_cuda import CACHE, RTX, TRT, VARIANT, Driver, Engine, RtxEngine
 
@@ -95,6 +99,8 @@ def test_what_rtx_compiles_is_compiled_once_and_kept_for_the_next_process(tmp_pa
             binding.run()
             binding.run()
     assert [engine.engine.compiled for engine in engines] == [1, 0]
+    kernels = [context.kernels for engine in engines for context in engine.engine.contexts]
+    assert kernels == ["eager"] * 4, "what is compiled later would not be in the graph"
     assert (tmp_path / "compiled").read_bytes() == b"kernels of this GPU"
 
 
@@ -157,6 +163,7 @@ def test_contexts_share_scratch_memory_and_leave_nothing_behind():
     assert driver.alive["launchable"] == 5 and driver.alive["streams"] == 1
     assert len({context.scratch for context in engine.engine.contexts}) == 1
     cuda = engine.cuda
+    engine.engine.contexts.clear()
     del bindings, binding, engine, _
     assert free_of(driver, cuda) == {"streams": 1}
 
@@ -186,6 +193,148 @@ def test_an_engine_that_waits_inside_is_not_captured_and_still_right():
         np.testing.assert_array_equal(y, x + 10)
         np.testing.assert_array_equal(cache, np.full(CACHE, run))
     assert "cuGraphLaunch" not in driver.log
+
+
+def test_what_fails_while_it_is_captured_leaves_nothing_and_goes_on_as_before():
+    driver = Driver()
+    engine = opened(driver)
+    engine.engine.fails_in_capture = True
+    for binding, x, y, _ in (bound(engine), bound(engine)):
+        for _ in range(3):
+            x += 1
+            binding.run()
+            np.testing.assert_array_equal(y, x + 10)
+    assert driver.log.count("cuStreamBeginCapture_v2") == 2 and driver.alive["graphs"] == 0
+
+
+def test_a_context_that_the_garbage_collector_finds_does_not_end_a_capture():
+    """TensorRT frees its own memory then; the collector comes when Python likes."""
+    driver = Driver()
+    engine = opened(driver)
+    binding, x, y, _ = bound(engine)
+    binding.run()
+    lost, _, _, _ = bound(engine)
+    lost.itself = lost
+    engine.engine.contexts.clear()
+    del lost
+    enqueue, thresholds = binding.enqueue, gc.get_threshold()
+    binding.enqueue = lambda: (gc.set_threshold(1), [[] for _ in range(100)], enqueue())
+    try:
+        binding.run()
+    finally:
+        gc.set_threshold(*thresholds)
+    assert driver.alive["launchable"] == 1 and gc.isenabled()
+    np.testing.assert_array_equal(y, x + 10)
+
+
+def test_nothing_is_bound_while_another_binding_is_captured():
+    """A new context's profile is work on the stream, and would be in that graph."""
+    driver = Driver()
+    engine = opened(driver)
+    binding, x, y, _ = bound(engine)
+    binding.run()
+    enqueue, told = binding.enqueue, []
+    other = threading.Thread(target=lambda: told.append(bound(engine)))
+
+    def while_captured():
+        if not told:
+            other.start()
+            other.join(0.2)
+        enqueue()
+
+    binding.enqueue = while_captured
+    binding.run()
+    other.join()
+    ((second, *_),) = told
+    for each in (second, binding):
+        each.run()
+    assert driver.alive["launchable"] == 1, "the second one has run once"
+    np.testing.assert_array_equal(y, x + 10)
+
+
+def test_a_larger_context_gets_more_scratch_and_a_smaller_one_keeps_its_own():
+    engine = opened(profiles=(NARROW, WIDE))
+    bindings = [bound(engine, width=width) for width in (4, 60, 4)]
+    for _ in range(3):
+        for binding, x, y, _ in bindings:
+            binding.run()
+            np.testing.assert_array_equal(y, x + 10)
+    first, second, third = (context.scratch for context in engine.engine.contexts)
+    assert first != second and second == third
+
+
+def test_what_nobody_wants_has_a_place_to_be_written_to():
+    """Keys and values of a picture's blocks, which a decoding step leaves unbound."""
+    spared = TensorSpec("block_key.0", "float16", CACHE)
+    driver = Driver()
+    engine = Engine(driver)
+    engine.spared = (spared.name,)
+    variant = dataclasses.replace(VARIANT, outputs=(*VARIANT.outputs, spared))
+    binding, x, y, _ = bound(
+        TensorRTEngine(TRT, "transformer", variant, (None, None, engine), Cuda(driver), threading.Lock())
+    )
+    for _ in range(3):
+        x += 1
+        binding.run()
+        np.testing.assert_array_equal(y, x + 10)
+
+
+def test_kernels_are_waited_for_before_they_are_captured():
+    """TensorRT for RTX says itself when a stream of it can be."""
+    driver = Driver()
+    engine = opened(driver)
+    engine.engine.capturable_from = 3
+    binding, *_ = bound(engine)
+    for _ in range(3):
+        binding.run()
+    assert "cuStreamBeginCapture_v2" not in driver.log
+    binding.run()
+    assert driver.alive["launchable"] == 1
+
+
+def test_no_graph_is_captured_where_none_is_wanted(monkeypatch):
+    monkeypatch.setenv("EDGEMM_CUDA_GRAPHS", "0")
+    driver = Driver()
+    binding, x, y, _ = bound(opened(driver))
+    for _ in range(3):
+        x += 1
+        binding.run()
+        np.testing.assert_array_equal(y, x + 10)
+    assert "cuStreamBeginCapture_v2" not in driver.log
+
+
+def test_the_second_gpu_is_asked_for_its_context_and_one_that_is_not_there_refused(monkeypatch):
+    driver = Driver()
+    assert Cuda(driver, 1).context.value == 1001
+    with pytest.raises(EdgemmError, match="cuDeviceGet returns 101"):
+        Cuda(driver, 7)
+    one = CudaDriver("13.0", (Gpu("RTX 4090", "8.9", 24 << 30),), "")
+    monkeypatch.setattr("edgemm.device.gpu.probe_cuda", lambda: one)
+    with pytest.raises(MissingError, match="there is no GPU 1, only 1"):
+        cuda_memory.open_cuda(1)
+
+
+def test_engines_of_a_device_are_built_for_it_and_opened_on_it(monkeypatch, tmp_path):
+    asked = []
+    monkeypatch.setattr(tensorrt_backend, "shared_cuda", lambda number: asked.append(("opened on", number)))
+    monkeypatch.setattr(bundle_engines, "engine_for", lambda *words: asked.append(("built for", words[-1])))
+    monkeypatch.setattr(tensorrt_backend, "load_engine", lambda *words: asked.append("loaded"))
+    monkeypatch.setattr(tensorrt_backend.importlib, "import_module", lambda name: TRT)
+    files = GraphFiles("transformer", tmp_path / VARIANT.graph, None, VARIANT)
+    tensorrt_backend.TENSORRT_RTX.open_engine(files, "", plan_threads(1), threading.Lock(), 1)
+    assert asked == [("opened on", 1), ("built for", 1), "loaded"]
+
+
+def test_threads_that_load_at_once_share_one_stream(monkeypatch):
+    def slowly(number):
+        time.sleep(0.05)
+        return Cuda(Driver(), number)
+
+    monkeypatch.setattr(cuda_memory, "_OPENED", {})
+    monkeypatch.setattr(cuda_memory, "open_cuda", slowly)
+    with ThreadPoolExecutor(4) as pool:
+        opened = list(pool.map(lambda _: cuda_memory.shared_cuda(0), range(4)))
+    assert len(set(map(id, opened))) == 1 and cuda_memory.shared_cuda(1) is not opened[0]
 
 
 def test_a_row_that_is_not_aligned_goes_through_memory_that_is():
@@ -263,8 +412,10 @@ def test_a_view_of_shared_memory_is_shared_and_freed_memory_is_not():
     del array
     gc.collect()
     assert cuda.shared.holds(row) and not cuda.holds(row), "the view keeps it alive"
+    there = (ctypes.c_uint8 * row.nbytes).from_address(row.ctypes.data)
     del row
     assert "memory" not in free_of(driver, cuda) and driver.log[-1] == "cuMemFree_v2"
+    assert not cuda.shared.holds(np.frombuffer(there, np.uint8)), "what lies there later is numpy's own"
 
 
 def test_what_the_driver_says_becomes_an_error_of_ours():

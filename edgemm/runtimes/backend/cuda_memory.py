@@ -11,6 +11,7 @@ come while a stream is captured.  No CUDA toolkit and no Python package is neede
 from __future__ import annotations
 
 import ctypes
+import gc
 import math
 import os
 import threading
@@ -18,7 +19,6 @@ import weakref
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import cache
 from typing import Any
 
 import numpy as np
@@ -42,10 +42,15 @@ def cuda_graphs_wanted() -> bool:
     return os.environ.get("EDGEMM_CUDA_GRAPHS", "1") != "0"
 
 
-@cache
+_OPENING, _OPENED = threading.Lock(), {}
+
+
 def shared_cuda(number: int = 0) -> Cuda:
     """One context and one stream a GPU for all engines of the process: they take turns anyway."""
-    return open_cuda(number)
+    with _OPENING:  # two models may be loaded at once
+        if number not in _OPENED:
+            _OPENED[number] = open_cuda(number)
+        return _OPENED[number]
 
 
 def open_cuda(number: int = 0) -> Cuda:
@@ -139,15 +144,17 @@ class Cuda:
     def capture(self, work: Callable[[], None]) -> Graph:
         """What `work` puts on the stream is not run but kept; EdgemmError where it cannot be."""
         graph, whole = ctypes.c_void_p(), ctypes.c_void_p()
-        self.call("cuStreamBeginCapture_v2", self._stream, CAPTURE_THREAD_LOCAL)
         try:
-            work()
-        finally:
-            self.call("cuStreamEndCapture", self._stream, ctypes.byref(graph))
-        try:
+            with _no_collection():
+                self.call("cuStreamBeginCapture_v2", self._stream, CAPTURE_THREAD_LOCAL)
+                try:
+                    work()
+                finally:
+                    self.call("cuStreamEndCapture", self._stream, ctypes.byref(graph))
             self.call("cuGraphInstantiateWithFlags", ctypes.byref(whole), graph, ctypes.c_ulonglong(0))
         finally:
-            self.call("cuGraphDestroy", graph)
+            if graph.value:  # also of work that failed half way
+                self.call("cuGraphDestroy", graph)
         return Graph(self, whole.value or 0)
 
     @property
@@ -166,6 +173,18 @@ class Cuda:
             text = ctypes.c_char_p()
             self.driver.cuGetErrorName(status, ctypes.byref(text))
             raise EdgemmError(f"the CUDA driver: {name} returns {status} ({(text.value or b'?').decode()})")
+
+
+@contextmanager
+def _no_collection() -> Iterator[None]:
+    """What a library frees when its object goes is none of ours to put off, and would end a capture of this thread."""
+    collects = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if collects:
+            gc.enable()
 
 
 class DeviceMemory:

@@ -45,7 +45,7 @@ class EyeTask:
         if self.share.count > 1:
             raise UsageError("recipe: an eye is taught by one process, for it is normalized by a whole batch")
         _, samples = pick_samples(recipe.data, recipe.splits, recipe.groups, recipe.pictures)
-        if (samples[0].scene or {}).get("frames", 1) > 1:
+        if samples[0].frames > 1:
             raise InputError(f"{recipe.data}: holds clips, and an eye is taught by still pictures; give those")
         self.pixels = pictures_of(Path(recipe.data), samples, model.config.vision.image_size)
         said = [words_of(sample.captions[-1]) for sample in samples]  # the last tells most

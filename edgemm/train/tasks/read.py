@@ -72,7 +72,7 @@ class ReadTask:
             )
         self.model, self.recipe, self.share = model, recipe, share or Share()
         dataset, samples = pick_samples(recipe.data, recipe.splits, recipe.groups, recipe.pictures)
-        frames, size = (samples[0].scene or {}).get("frames", 1), model.config.vision.image_size
+        frames, size = samples[0].frames, model.config.vision.image_size
         if frames > 1 and recipe.views > 1:
             raise UsageError(f"recipe: views is {recipe.views}, and each frame of a clip would change alone; give 1")
         tall = load_pictures(Path(recipe.data), samples, size, frames)  # (clips, 3, frames * S, S)

@@ -1,0 +1,118 @@
+"""What the survey's runs are judged by: questions and drawings of shapes, graphs, clips drawn, and clips read."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+from collections import defaultdict
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import clips
+import numpy as np
+from designs import _flow_loss
+
+from edgemm.data.format import Dataset, Question, read_dataset
+from edgemm.evaluate.evaluation import Plan, evaluate, open_subject
+from edgemm.evaluate.graph_suite import Graphs, ask_graphs, draw_graphs
+from edgemm.evaluate.read_suite import is_right
+from edgemm.evaluate.subject import DrawSettings, Subject, shown, some
+
+__all__ = ["SEEN", "WITHHELD", "clip_scores", "graph_scores", "shape_scores", "watch_scores"]
+
+SEEN, WITHHELD = "held-out-picture", "held-out-pair"
+
+
+def shape_scores(task: str, model: Any, folder: Path, args: argparse.Namespace) -> dict[str, Any]:
+    scores: dict[str, Any] = {}
+    if task != "draw":
+        held = json.loads((args.data / "dataset.json").read_text(encoding="utf-8"))["counts"]
+        splits = tuple(split for split in (SEEN, WITHHELD) if split in held)
+        found = evaluate(folder / "checkpoint", args.data, Plan(("read",), args.limit, splits=splits)).document["read"]
+        for split, key in ((SEEN, "questions"), (WITHHELD, "questions_withheld")):
+            part = found.get(split)
+            scores[key] = part["balanced"]["accuracy"]["value"] if part else None
+            scores[f"{key}_baseline"] = part["balanced"]["baseline"] if part else None
+    if task != "read":
+        found = evaluate(folder / "checkpoint", args.data, Plan(("draw",), args.limit)).document["draw"]["parts"]
+        scores |= {"checker": found["train"]["mean_of_tasks"], "checker_withheld": found[WITHHELD]["mean_of_tasks"]}
+        if model.config.objective == "flow":
+            scores["flow_loss"] = _flow_loss(folder / "checkpoint", args.data)
+    return scores
+
+
+def graph_scores(task: str, model: Any, folder: Path, args: argparse.Namespace) -> dict[str, Any]:
+    known = Graphs(args.runs / "graphs", (WITHHELD,), model.config.vision.image_size)
+    told, shuffled = (ask_graphs(model, known, edges, args.limit) for edges in ("told", "shuffled"))
+    drawn, other = (draw_graphs(model, known, args.limit, other) for other in (False, True))
+    answered = statistics.mean(kind["accuracy"] for kind in told.values())
+    found = {"answered": answered, "drawn": statistics.mean(drawn.values()), "by_things": drawn, "by_chance": other}
+    return found | {"by_kind": {name: kind["accuracy"] for name, kind in told.items()}, "shuffled": shuffled}
+
+
+def clip_scores(task: str, model: Any, folder: Path, args: argparse.Namespace) -> dict[str, Any]:
+    dataset, subject = read_dataset(args.runs / "clips"), open_subject(folder / "checkpoint", DrawSettings(), threads=1)
+    scores: dict[str, Any] = {}
+    for split, key in (("train", "clips"), (WITHHELD, "clips_withheld")):
+        samples = some(dataset.split(split), args.limit, "id")
+        drawn = [subject.draw([sample.captions[0]], [seed])[0] for seed, sample in enumerate(samples)]
+        found = clips._scores(dataset, samples, drawn)
+        others = found["another clip's caption"] or [False]
+        scores |= {key: statistics.mean(found["all tasks"]), f"{key}_by_chance": statistics.mean(others)}
+    return scores
+
+
+def watch_scores(task: str, model: Any, folder: Path, args: argparse.Namespace) -> dict[str, Any]:
+    """Questions about clips, by kind; and about the same clips with their frames in another order, or all white.
+
+    A twin is the same frames from the last to the first.  A pair is right where both answers are: what is blind to the
+    order of frames gets none.
+    """
+    data = args.runs / ("frames" if task == "frame" else "films")
+    dataset, subject = read_dataset(data), open_subject(folder / "checkpoint", DrawSettings(), threads=1)
+    scores: dict[str, Any] = {}
+    for split, key in ((SEEN, "watched"), (WITHHELD, "watched_withheld")):
+        found = {how: _watched(dataset, subject, split, how, args.limit) for how in ("as they are", *SPOILT)}
+        own = found["as they are"]
+        scores |= {key: statistics.mean(own.values()), f"{key}_by_kind": found}
+        scores[f"{key}_twins"] = own.get("twins")
+    return scores
+
+
+SPOILT = ("shuffled", "white")
+
+
+def _watched(dataset: Dataset, subject: Subject, split: str, how: str, limit: int) -> dict[str, float]:
+    """kind -> share of right answers, and of clips of which the twin is asked the same and both are right."""
+    samples = {sample.id: sample for sample in dataset.samples}
+    random, right, twins = np.random.default_rng(0), defaultdict(list), []
+    for pair in _pairs(dataset, split, limit):
+        verdicts = []
+        for question in pair:
+            frames = shown(dataset, samples[question.sample])
+            if how == "shuffled":
+                frames = random.permutation(frames) if frames.ndim == 4 else frames
+            if how == "white":
+                frames = np.full_like(frames, 255)
+            verdicts.append(is_right(question, subject.read(frames, question.question)))
+        right[pair[0].kind] += verdicts
+        if pair[0].answer != pair[1].answer:
+            twins.append(all(verdicts))
+    return {kind: statistics.mean(found) for kind, found in sorted(right.items())} | {"twins": statistics.mean(twins)}
+
+
+def _pairs(dataset: Dataset, split: str, limit: int) -> Iterator[tuple[Question, Question]]:
+    """The same question about a clip and its twin, which is the next one; about `limit` questions a kind."""
+    asked: defaultdict[tuple[str, int, str], list[Question]] = defaultdict(list)
+    for question in dataset.questions:
+        if question.split == split:
+            asked[question.kind, int(question.sample.split("/")[1]) // 2, question.question].append(question)
+    by_kind: defaultdict[str, list[list[Question]]] = defaultdict(list)
+    for (kind, _, _), pair in sorted(asked.items()):
+        if len(pair) == 2:
+            by_kind[kind].append(pair)
+    for pairs in by_kind.values():
+        places = np.linspace(0, len(pairs) - 1, min(len(pairs), limit // 2)).astype(int)
+        yield from ((pairs[place][0], pairs[place][1]) for place in places)
