@@ -27,6 +27,7 @@ from edgemm.engines import bundle_engines
 from edgemm.errors import EdgemmError, InputError, MissingError, ResourceError
 from edgemm.runtimes import engines as backends
 from edgemm.runtimes.backend import cuda_memory, tensorrt_backend
+from edgemm.runtimes.backend.cuda_binding import CudaBinding
 from edgemm.runtimes.backend.cuda_memory import Cuda
 from edgemm.runtimes.backend.engine import GraphFiles, allocator, plan_threads
 from edgemm.runtimes.backend.tensorrt_engine import TensorRTEngine
@@ -364,6 +365,15 @@ def test_a_row_that_is_not_aligned_goes_through_memory_that_is():
         x += 1
         binding.run()
         np.testing.assert_array_equal(y, x + 10)
+
+
+def test_a_first_row_that_begins_where_the_whole_does_is_staged_as_a_row():
+    driver = Driver()
+    engine = opened(driver)
+    binding = CudaBinding(engine, engine.cuda, {}, {}, False)
+    whole = np.arange(8, dtype=np.float32).reshape(2, 4)
+    seen = [binding.given(array) for array in (whole, whole[:1], whole)]
+    assert [array.shape for array in seen] == [(2, 4), (1, 4), (2, 4)] and seen[0] is seen[2]
 
 
 TOUCHING = """
