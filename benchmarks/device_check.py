@@ -33,6 +33,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 TAIL = 20  # lines of a step that failed
 ENGINES = ("rtx", "jetson-orin-jp6", "jetson-orin", "jetson-thor")  # targets whose engines are built
+NO_TIME = "no time was left"
 LONGEST_MINUTES = 24 * 60
 PR_SET_PDEATHSIG = 1
 
@@ -64,6 +65,7 @@ def main() -> int:
 
 def look(check: Check, root: Path) -> None:
     bundle = str(check.bundle)
+    check.document["nvidia_driver"] = driver(root)
     found = check.step("doctor", "doctor", bundle, "--json", "--root", str(root))
     fits = ((found or {}).get("bundle") or {}).get("each", ())
     # a doctor that found no words leaves all of them to be tried
@@ -117,6 +119,10 @@ class Check:
         if self.unwritten:
             print(f"{self.output}: {self.unwritten}; its last lines are these:\n{json.dumps(self.document)}")
             return 5
+        if any(NO_TIME in step["said"] for step in self.steps):
+            print(
+                "The time was too short for all of it: --minutes 30 gives more, and engines that were built are kept."
+            )
         print(f"Wrote {self.output}: docs/devices.md says where to send it.")
         return 130 if not self.document["whole"] else 7 if failed else 0
 
@@ -179,7 +185,7 @@ class Check:
 def run(command: list[str], left_s: float) -> tuple[int, str, str]:
     """Exit code, what was printed and what was said; nothing that it started is left."""
     if left_s <= 1:
-        return 5, "", "no time was left"
+        return 5, "", NO_TIME
     path = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
     environment = {**os.environ, "PYTHONPATH": path}
     pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "errors": "replace"}
@@ -213,6 +219,15 @@ def commit() -> str | None:
     try:
         return subprocess.run(words, capture_output=True, text=True, timeout=30).stdout.strip() or None
     except (OSError, subprocess.TimeoutExpired):
+        return None
+
+
+def driver(root: Path) -> str | None:
+    """NVIDIA's own number of it; the doctor tells the CUDA that it runs."""
+    try:
+        with open(root / "proc/driver/nvidia/version", errors="replace") as stream:
+            return stream.readline(200).strip() or None
+    except OSError:
         return None
 
 
