@@ -65,7 +65,10 @@ def main() -> int:
 
 def look(check: Check, root: Path) -> None:
     bundle = str(check.bundle)
-    check.document["nvidia_driver"] = driver(root)
+    # NVIDIA's own number; the doctor tells the CUDA that it runs
+    check.document["nvidia_driver"] = (
+        content(root / "proc/driver/nvidia/version").decode(errors="replace").partition("\n")[0]
+    )
     found = check.step("doctor", "doctor", bundle, "--json", "--root", str(root))
     fits = ((found or {}).get("bundle") or {}).get("each", ())
     # a doctor that found no words leaves all of them to be tried
@@ -98,7 +101,7 @@ class Check:
             "began": datetime.now(timezone.utc).isoformat(timespec="seconds"),
             "commit": commit(),
             "bundle": bundle.name,
-            "manifest_sha256": hash_of(bundle / "manifest.json"),
+            "manifest_sha256": hashlib.sha256(content(bundle / "manifest.json")).hexdigest(),
             "targets": [],
             "steps": self.steps,
         }
@@ -129,8 +132,9 @@ class Check:
     def offered(self) -> list[str]:
         """Targets of the bundle, by its manifest alone."""
         try:
-            return list(json.loads((self.bundle / "manifest.json").read_text())["targets"])
-        except (OSError, ValueError, KeyError, TypeError):
+            found = json.loads(content(self.bundle / "manifest.json"))["targets"]
+            return [target for target in ("cpu", "web", "cuda", *ENGINES) if target in found]
+        except (ValueError, KeyError, TypeError):
             return []
 
     def step(self, name: str, *words: str) -> dict[str, Any] | None:
@@ -222,20 +226,12 @@ def commit() -> str | None:
         return None
 
 
-def driver(root: Path) -> str | None:
-    """NVIDIA's own number of it; the doctor tells the CUDA that it runs."""
+def content(path: Path) -> bytes:
+    """Of a plain file; nothing where there is none."""
     try:
-        with open(root / "proc/driver/nvidia/version", errors="replace") as stream:
-            return stream.readline(200).strip() or None
+        return path.read_bytes() if path.is_file() else b""
     except OSError:
-        return None
-
-
-def hash_of(path: Path) -> str | None:
-    try:
-        return hashlib.sha256(path.read_bytes()).hexdigest()
-    except OSError:
-        return None
+        return b""
 
 
 def last_document(text: str) -> dict[str, Any] | None:
