@@ -33,6 +33,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 TAIL = 20  # lines of a step that failed
 ENGINES = ("rtx", "jetson-orin-jp6", "jetson-orin", "jetson-thor")  # targets whose engines are built
+NO_TIME = "no time was left"
 LONGEST_MINUTES = 24 * 60
 PR_SET_PDEATHSIG = 1
 
@@ -64,6 +65,10 @@ def main() -> int:
 
 def look(check: Check, root: Path) -> None:
     bundle = str(check.bundle)
+    # NVIDIA's own number; the doctor tells the CUDA that it runs
+    check.document["nvidia_driver"] = (
+        content(root / "proc/driver/nvidia/version").decode(errors="replace").partition("\n")[0]
+    )
     found = check.step("doctor", "doctor", bundle, "--json", "--root", str(root))
     fits = ((found or {}).get("bundle") or {}).get("each", ())
     # a doctor that found no words leaves all of them to be tried
@@ -96,7 +101,7 @@ class Check:
             "began": datetime.now(timezone.utc).isoformat(timespec="seconds"),
             "commit": commit(),
             "bundle": bundle.name,
-            "manifest_sha256": hash_of(bundle / "manifest.json"),
+            "manifest_sha256": hashlib.sha256(content(bundle / "manifest.json")).hexdigest(),
             "targets": [],
             "steps": self.steps,
         }
@@ -117,14 +122,19 @@ class Check:
         if self.unwritten:
             print(f"{self.output}: {self.unwritten}; its last lines are these:\n{json.dumps(self.document)}")
             return 5
+        if any(NO_TIME in step["said"] for step in self.steps):
+            print(
+                "The time was too short for all of it: --minutes 30 gives more, and engines that were built are kept."
+            )
         print(f"Wrote {self.output}: docs/devices.md says where to send it.")
         return 130 if not self.document["whole"] else 7 if failed else 0
 
     def offered(self) -> list[str]:
         """Targets of the bundle, by its manifest alone."""
         try:
-            return list(json.loads((self.bundle / "manifest.json").read_text())["targets"])
-        except (OSError, ValueError, KeyError, TypeError):
+            found = json.loads(content(self.bundle / "manifest.json"))["targets"]
+            return [target for target in ("cpu", "web", "cuda", *ENGINES) if target in found]
+        except (ValueError, KeyError, TypeError):
             return []
 
     def step(self, name: str, *words: str) -> dict[str, Any] | None:
@@ -179,7 +189,7 @@ class Check:
 def run(command: list[str], left_s: float) -> tuple[int, str, str]:
     """Exit code, what was printed and what was said; nothing that it started is left."""
     if left_s <= 1:
-        return 5, "", "no time was left"
+        return 5, "", NO_TIME
     path = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
     environment = {**os.environ, "PYTHONPATH": path}
     pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "errors": "replace"}
@@ -216,11 +226,12 @@ def commit() -> str | None:
         return None
 
 
-def hash_of(path: Path) -> str | None:
+def content(path: Path) -> bytes:
+    """Of a plain file; nothing where there is none."""
     try:
-        return hashlib.sha256(path.read_bytes()).hexdigest()
+        return path.read_bytes() if path.is_file() else b""
     except OSError:
-        return None
+        return b""
 
 
 def last_document(text: str) -> dict[str, Any] | None:

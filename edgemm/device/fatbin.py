@@ -19,6 +19,7 @@ MAGIC = struct.pack("<I", 0xBA55ED50)
 HEADER = struct.Struct("<IHHQ")  # magic, version, bytes of this header, bytes of the entries
 ENTRY = struct.Struct("<HHIQ")  # kind, -, bytes of this header, bytes of the code
 PTX, CUBIN, ARCH_AT = 1, 2, 28
+TEGRA = (53, 62, 72, 87, 101, 110)  # whose machine code is for Jetsons alone
 PROVIDER = "capi/libonnxruntime_providers_cuda.so"  # of onnxruntime-gpu
 
 
@@ -34,8 +35,8 @@ class CudaCode:
         Jetsons; PTX is compiled for any that is not older (CUDA programming guide, binary compatibility)."""
         major, _, minor = compute_capability.partition(".")
         found = int(major) * 10 + int(minor or 0)
-        alike = (sm for sm in self.cubins if sm == found or (not on_tegra and sm // 10 == found // 10 and sm < found))
-        return any(alike) or any(sm <= found for sm in self.ptx)
+        older = [sm for sm in self.cubins if sm < found and sm // 10 == found // 10 and sm not in TEGRA]
+        return found in self.cubins or (bool(older) and not on_tegra) or any(sm <= found for sm in self.ptx)
 
     def __str__(self) -> str:
         named = [f"{sm // 10}.{sm % 10}" for sm in self.cubins] + [f"PTX {sm // 10}.{sm % 10}" for sm in self.ptx]
@@ -55,6 +56,8 @@ def find_cuda_code() -> CudaCode | None:
 
 def read_cuda_code(library: Path) -> CudaCode | None:
     found: set[tuple[int, int]] = set()
+    if not library.stat().st_size:  # of a copy that was cut short
+        return None
     with open(library, "rb") as stream, mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as data:
         at = data.find(MAGIC)
         while at >= 0:

@@ -65,7 +65,7 @@ def gpu_uuid(number: int) -> str:
 def gpu_number(device: str) -> int:
     """1 of "cuda:1"; 0 where no number is said."""
     number = device.partition(":")[2]
-    return int(number) if number.isdigit() else 0
+    return int(number) if number else 0
 
 
 def tf32_wanted() -> bool:

@@ -12,7 +12,7 @@ from importlib import metadata
 from pathlib import Path
 
 from edgemm.device.fatbin import CudaCode
-from edgemm.device.gpu import CudaDriver
+from edgemm.device.gpu import CudaDriver, Gpu
 from edgemm.device.machine import Board, read_text
 from edgemm.device.providers import Provider
 
@@ -24,6 +24,7 @@ __all__ = [
     "driver_advice",
     "find_system_tensorrt",
     "installed_version",
+    "is_rtx",
     "judge",
     "read_extra",
     "rtx_cuda",
@@ -158,13 +159,17 @@ def _other_board(board: Board) -> tuple[str, str]:
     return f"no target is made for {board.soc} with {system}", cure
 
 
+def is_rtx(gpu: Gpu) -> bool:
+    return tuple(map(int, gpu.compute_capability.split("."))) >= RTX_OLDEST
+
+
 def _rtx(target: str, found: Findings) -> Verdict:
     extra, gpus = found.extras["tensorrt-rtx"], found.cuda.gpus
     if found.board:
         return Verdict(target, "", "TensorRT for RTX is not for Jetsons", "")
     if not gpus:
         return Verdict(target, "", found.cuda.problem, found.driver_cure)
-    capable = [tuple(map(int, gpu.compute_capability.split("."))) >= RTX_OLDEST for gpu in gpus]
+    capable = list(map(is_rtx, gpus))
     if not capable[0]:
         problem = f"no RTX GPU (compute capability 7.5 or newer): {gpus[0].name} has {gpus[0].compute_capability}"
         return Verdict(target, "", problem, f"--device rtx:{capable.index(True)}" if any(capable) else "")

@@ -136,7 +136,9 @@ def _build(spec: EngineSpec, graph: Path, cache: EngineCache, limits: Limits) ->
             "decomposable": rung.decomposable,
             "tf32": spec.tf32,
         }
-        gpu = {"CUDA_VISIBLE_DEVICES": gpu_uuid(spec.place.number)} if spec.place.here and spec.place.number else {}
+        number = spec.place.number if spec.place.here else 0
+        # a driver that is too old for names gets the number, and no empty list, which hides every GPU
+        gpu = {"CUDA_VISIBLE_DEVICES": gpu_uuid(number) or str(number)} if number else {}
         return attempt(str(spec), wish, limits.memory_bytes, limits.timeout_s, gpu)
 
     try:

@@ -102,9 +102,9 @@ def _offered(target: str, offered: tuple[str, ...]) -> str:
 
 
 def _number(device: str | None) -> int:
-    found = re.fullmatch(r"cuda(?::(\d+))?", device or "cuda")
+    found = re.fullmatch(r"cuda(?::([0-9]{1,3}))?", device or "cuda")
     if not found:
-        raise UsageError(f"device is {device!r}, expected cuda:0 or another number")
+        raise UsageError(f"device is {(device or '')[:40]!r}, expected cuda:0 or another number")
     return int(found.group(1) or 0)
 
 

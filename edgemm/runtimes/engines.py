@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import re
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -118,9 +119,9 @@ def select(device: str, targets: Iterable[str]) -> Choice:
 def _row_of(device: str) -> str:
     """Its name in DEVICES; "cuda:1" is the second of CUDA's GPUs."""
     name, colon, number = device.partition(":")
-    if name not in DEVICES or (colon and (name not in MANY or not number.isdigit())):
+    if name not in DEVICES or (colon and (name not in MANY or not re.fullmatch("[0-9]{1,3}", number))):
         numbered = " or ".join(f"{each}:1" for each in MANY)
-        raise UsageError(f"device is {device!r}, expected one of: auto, {', '.join(DEVICES)}, or {numbered}")
+        raise UsageError(f"device is {device[:40]!r}, expected one of: auto, {', '.join(DEVICES)}, or {numbered}")
     return name
 
 

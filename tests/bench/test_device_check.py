@@ -30,9 +30,13 @@ def test_a_step_that_fails_is_in_the_file_with_what_it_said(tmp_path):
 
 def test_no_time_is_no_step(tmp_path):
     words = [sys.executable, str(SCRIPT), "x.bundle", "--minutes", "0", "--output", str(tmp_path / "check.json")]
-    subprocess.run(words, capture_output=True)
-    steps = json.loads((tmp_path / "check.json").read_text())["steps"]
-    assert [step["said"] for step in steps] == [["no time was left"]] * 2
+    (tmp_path / "proc/driver/nvidia").mkdir(parents=True)
+    (tmp_path / "proc/driver/nvidia/version").write_text(
+        "NVRM version: NVIDIA UNIX x86_64 Kernel Module  580.65\nGCC\n"
+    )
+    done = subprocess.run([*words, "--root", str(tmp_path)], capture_output=True, text=True)
+    assert [step["said"] for step in left(tmp_path)["steps"]] == [["no time was left"]] * 2
+    assert "--minutes 30" in done.stdout and left(tmp_path)["nvidia_driver"].endswith("580.65")
 
 
 def test_folders_and_the_gpus_own_number_are_left_out_and_names_of_files_stay():

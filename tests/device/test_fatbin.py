@@ -25,8 +25,9 @@ def test_code_of_every_container_is_found_and_what_only_looks_like_one_is_not(tm
     stray = struct.pack("<I", 0xBA55ED50) + bytes(40)
     library.write_bytes(b"ELF" + stray + container((2, 80), (2, 86)) + bytes(7) + container((2, 120), (1, 90)) + stray)
     assert read_cuda_code(library) == CudaCode((80, 86, 120), (90,))
-    library.write_bytes(bytes(100))
-    assert read_cuda_code(library) is None
+    for nothing in (bytes(100), b""):
+        library.write_bytes(nothing)
+        assert read_cuda_code(library) is None
 
 
 @pytest.mark.parametrize(
@@ -37,6 +38,8 @@ def test_code_of_every_container_is_found_and_what_only_looks_like_one_is_not(tm
 def test_machine_code_runs_within_its_major_and_never_across_to_a_jetson(capability, on_tegra, runs):
     """CUDA's programming guide: cubins are compatible with higher minors, not between desktop and Tegra."""
     assert CudaCode((80, 86, 120), (90,)).runs_on(capability, on_tegra) == runs
+    orins = CudaCode((87,))
+    assert orins.runs_on("8.7", on_tegra=True) and not orins.runs_on("8.9")
 
 
 WHEEL = os.environ.get("EDGEMM_ORT_GPU", "build/ort-gpu")  # onnxruntime-gpu, unpacked (benchmarks/cuda_registry.py)

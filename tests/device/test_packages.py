@@ -38,6 +38,17 @@ def test_an_extra_holds_what_pyproject_declares(extra):
     assert declared_by(extra, others=False) <= set(EXTRAS[extra]) <= declared_by(extra)
 
 
+def test_a_gpu_gets_cudas_libraries_and_an_onnx_runtime_that_reads_its_graphs():
+    """Opset 24 came to onnxruntime 1.24; 1.31 is the oldest whose CUDA kernels were looked at."""
+    (package,) = [
+        each
+        for each in map(Requirement, DECLARED["cuda"])
+        if each.name == "onnxruntime-gpu" and each.marker and each.marker.evaluate({"python_version": "3.12"})
+    ]
+    assert package.extras == {"cuda", "cudnn"}
+    assert not package.specifier.contains("1.30.0") and package.specifier.contains("1.31.0")
+
+
 def test_no_extra_is_forgotten():
     assert set(DECLARED) - set(EXTRAS) == {"dev"}
 

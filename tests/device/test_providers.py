@@ -30,6 +30,15 @@ def test_a_provider_that_falls_back_is_not_usable(name):
     assert providers._probe(name, timeout_s=60).problem
 
 
+@pytest.mark.filterwarnings("ignore:Specified provider")
+def test_cudas_libraries_that_came_as_wheels_are_loaded_before_it_is_asked(monkeypatch):
+    onnxruntime = pytest.importorskip("onnxruntime")
+    loaded = []
+    monkeypatch.setattr(onnxruntime, "preload_dlls", lambda: loaded.append("libraries"))
+    providers._run("CUDAExecutionProvider")
+    assert loaded == ["libraries"]
+
+
 def test_the_doctor_imports_no_library_in_its_own_process():
     code = (
         "import sys\n"

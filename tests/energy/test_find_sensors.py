@@ -47,6 +47,14 @@ def test_a_pc_adds_its_card_when_the_card_works(tmp_path, driver, device, source
     assert [sensor.source for sensor in found.sensors] == sources and not found.missing
 
 
+def test_the_card_that_works_is_the_one_that_is_measured(tmp_path, driver, monkeypatch):
+    asked = []
+    monkeypatch.setattr("edgemm.energy.sensor.gpu_uuid", lambda number: asked.append(number) or f"GPU-{number}")
+    driver(PaperLibrary(nvmlDeviceGetTotalEnergyConsumption=1000))
+    find_sensors("cuda:1", lay_out(tmp_path, X86_POWER))
+    assert asked == [1]
+
+
 def test_a_pc_without_any_tells_why(tmp_path, driver):
     driver(PaperLibrary({"nvmlInitWithFlags": 9}))
     found = find_sensors("cuda", lay_out(tmp_path, PC))

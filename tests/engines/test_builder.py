@@ -266,7 +266,10 @@ def test_the_second_gpu_is_all_that_its_builder_sees(graph, cache, monkeypatch):
     for number in (0, 1):
         with pytest.raises(BundleError):
             build_engine(spec_of(graph, place=Place("8.9", "RTX 4090", number=number)), graph, cache, LIMITS)
-    assert given == [{}, {"CUDA_VISIBLE_DEVICES": "GPU-1"}]
+    monkeypatch.setattr(builder, "gpu_uuid", lambda number: "")  # of a driver that is too old to tell
+    with pytest.raises(BundleError):
+        build_engine(spec_of(graph, place=Place("8.9", "RTX 4090", number=1)), graph, cache, LIMITS)
+    assert given == [{}, *({"CUDA_VISIBLE_DEVICES": name} for name in ("GPU-1", "1"))]
 
 
 def test_what_a_jetsons_gpu_holds_of_the_shared_memory_is_read(tmp_path):
@@ -274,6 +277,13 @@ def test_what_a_jetsons_gpu_holds_of_the_shared_memory_is_read(tmp_path):
     assert device_bytes(tmp_path) == 0
     (tmp_path / "proc/meminfo").write_text("MemTotal: 8000000 kB\nNvMapMemFree: 94784 kB\nNvMapMemUsed: 805068 kB\n")
     assert device_bytes(tmp_path) == 805068 * 1024
+
+
+def test_what_the_gpu_holds_more_than_before_counts_under_the_cap(monkeypatch):
+    held = iter([2 << 30])  # by others, before; then 8 GiB
+    monkeypatch.setattr(builder, "device_bytes", lambda: next(held, 8 << 30))
+    outcome = builder.attempt("product", {}, 4 << 30, BUSY_S)
+    assert (outcome.kind, outcome.text) == ("memory", "it grew past 4096 MiB") and outcome.peak_bytes >= 6 << 30
 
 
 @needs_rtx

@@ -78,6 +78,7 @@ def test_without_a_driver_nothing_of_nvidias_is_touched(machine):
         (("rtx", "86", "cuda:0"), UsageError, "--sm names devices that are not here"),
         (("rtx", "87", None), UsageError, "SM '87' is none of what TensorRT for RTX builds for: 75, 80, 86"),
         ((None, None, "gpu0"), UsageError, "device is 'gpu0', expected cuda:0"),
+        ((None, None, "cuda:" + "9" * 5000), UsageError, "device is 'cuda:9{35}', expected cuda:0"),
         (("cpu", None, None), UsageError, "no engine is built for target 'cpu'"),
     ],
 )

@@ -23,7 +23,7 @@ import numpy as np
 
 from edgemm.bundle.components import TensorSpec, Variant
 
-__all__ = ["CACHE", "RTX", "TRT", "VARIANT", "Driver", "Engine", "RtxEngine"]
+__all__ = ["CACHE", "RTX", "TRT", "VARIANT", "Driver", "Engine", "RtxEngine", "RuntimeCache"]
 
 CACHE = (1, 2, 8, 16)  # 512 bytes: a row of several is aligned
 STREAM = 77

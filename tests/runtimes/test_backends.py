@@ -29,12 +29,15 @@ def test_a_device_that_is_not_there_is_an_error_with_its_cure(bundle_path, monke
         edgemm.load(bundle_path, device="cuda")
 
 
-def test_an_unknown_device_lists_the_known_ones(bundle_path):
+@pytest.mark.parametrize(
+    "device", ["abacus", "cpu:1", "cuda:", "cuda:-1", "cuda:\N{SUPERSCRIPT TWO}", "rtx:" + "9" * 5000]
+)
+def test_an_unknown_device_lists_the_known_ones(bundle_path, device):
     with pytest.raises(
         UsageError,
-        match="device is 'abacus', expected one of: auto, jetson-thor, jetson-orin, jetson-orin-jp6, rtx, cuda, cpu",
+        match=f"device is '{device[:40]}', expected one of: auto, jetson-thor, jetson-orin, jetson-orin-jp6, rtx, cuda",
     ):
-        edgemm.load(bundle_path, device="abacus")
+        edgemm.load(bundle_path, device=device)
 
 
 def test_auto_says_what_it_passed_over(monkeypatch):

@@ -11,6 +11,8 @@ import numpy as np
 import onnxruntime
 import pytest
 
+from edgemm.device.fatbin import CudaCode
+from edgemm.device.gpu import CudaDriver, Gpu
 from edgemm.device.providers import one_node_model
 from edgemm.errors import BundleError
 from edgemm.runtimes.backend import ort_cuda_backend
@@ -153,6 +155,19 @@ def test_graphs_are_captured_where_onnx_runtime_can_and_the_caller_may_say_no(mo
     assert any("runs some of its nodes on the CPU" in line for line in heard.lines) == (wanted == "1" and refuses)
     binding, *_ = bound(opened)
     assert binding._io.places == dict.fromkeys(binding._io.places, ("cuda", 1))
+
+
+@pytest.mark.parametrize(
+    ("code", "told"), [(None, ""), (CudaCode((80,)), ""), (CudaCode((90,)), "for SM 9.0, this GPU is 8.6")]
+)
+def test_a_wheel_without_code_for_the_gpu_is_passed_over_before_its_first_kernel(monkeypatch, code, told):
+    """PyPI's wheel for Arm installs on an Orin: `auto` would take it."""
+    found = CudaDriver("13.0", (Gpu("RTX 3060", "8.6", 12 << 30),), "")
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: [ort_cuda_backend.PROVIDER])
+    monkeypatch.setattr(ort_cuda_backend, "probe_cuda", lambda: found)
+    monkeypatch.setattr(ort_cuda_backend, "find_cuda_code", lambda: code)
+    problem = ort_cuda_backend.problem()
+    assert told in problem and bool(problem) == bool(told)
 
 
 def test_onnx_runtime_has_what_we_call():

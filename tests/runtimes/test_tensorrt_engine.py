@@ -27,10 +27,11 @@ from edgemm.engines import bundle_engines
 from edgemm.errors import EdgemmError, InputError, MissingError, ResourceError
 from edgemm.runtimes import engines as backends
 from edgemm.runtimes.backend import cuda_memory, tensorrt_backend
+from edgemm.runtimes.backend.cuda_binding import CudaBinding
 from edgemm.runtimes.backend.cuda_memory import Cuda
 from edgemm.runtimes.backend.engine import GraphFiles, allocator, plan_threads
 from edgemm.runtimes.backend.tensorrt_engine import TensorRTEngine
-from tests.runtimes.standin_cuda import CACHE, RTX, TRT, VARIANT, Driver, Engine, RtxEngine
+from tests.runtimes.standin_cuda import CACHE, RTX, TRT, VARIANT, Driver, Engine, RtxEngine, RuntimeCache
 
 NARROW, WIDE = ((1, 4), (1, 4), (1, 4)), ((1, 1), (1, 8), (1, 64))
 
@@ -88,9 +89,16 @@ def test_the_second_run_is_captured_and_the_third_is_one_launch():
     assert [call for call in driver.log if call != "cuCtxSetCurrent"] == ["cuGraphLaunch", "cuStreamSynchronize"]
 
 
-def test_what_rtx_compiles_is_compiled_once_and_kept_for_the_next_process(tmp_path):
+def test_what_rtx_compiles_is_compiled_once_and_kept_for_the_next_process(tmp_path, monkeypatch):
     """By two contexts of one process, and by an engine that is opened later."""
     engines = []
+    serialize = RuntimeCache.serialize
+
+    def alone(cache):
+        assert engines[-1].cuda.lock._is_owned(), "another context may be compiling into it"
+        return serialize(cache)
+
+    monkeypatch.setattr(RuntimeCache, "serialize", alone)
     for _ in "12":
         driver = Driver()
         parts = (None, None, RtxEngine(driver))
@@ -325,6 +333,15 @@ def test_engines_of_a_device_are_built_for_it_and_opened_on_it(monkeypatch, tmp_
     assert asked == [("opened on", 1), ("built for", 1), "loaded"]
 
 
+@pytest.mark.parametrize(("capability", "told"), [("8.9", ""), ("6.1", "GTX 1080 is no RTX GPU")])
+def test_a_gpu_that_rtx_does_not_know_is_passed_over(monkeypatch, capability, told):
+    cuda = CudaDriver("13.0", (Gpu("GTX 1080", capability, 8 << 30),), "")
+    monkeypatch.setattr("edgemm.device.gpu.probe_cuda", lambda: cuda)
+    monkeypatch.setattr(tensorrt_backend, "find_spec", lambda name: name)
+    problem = tensorrt_backend.TENSORRT_RTX.problem("rtx")
+    assert told in problem and bool(problem) == bool(told)
+
+
 def test_threads_that_load_at_once_share_one_stream(monkeypatch):
     def slowly(number):
         time.sleep(0.05)
@@ -348,6 +365,15 @@ def test_a_row_that_is_not_aligned_goes_through_memory_that_is():
         x += 1
         binding.run()
         np.testing.assert_array_equal(y, x + 10)
+
+
+def test_a_first_row_that_begins_where_the_whole_does_is_staged_as_a_row():
+    driver = Driver()
+    engine = opened(driver)
+    binding = CudaBinding(engine, engine.cuda, {}, {}, False)
+    whole = np.arange(8, dtype=np.float32).reshape(2, 4)
+    seen = [binding.given(array) for array in (whole, whole[:1], whole)]
+    assert [array.shape for array in seen] == [(2, 4), (1, 4), (2, 4)] and seen[0] is seen[2]
 
 
 TOUCHING = """
@@ -480,3 +506,5 @@ def test_every_name_that_we_use_is_in_nvidias_bindings(module):
     missing = {f"{name}.{attr}" for name, attr in used - looked_for if not hasattr(classes[name], attr)}
     assert len(used) > 5 and not missing
     assert hasattr(trt.IAttentionInputLayer, "attention")
+    looked_up = ((trt.IExecutionContext, "is_stream_capturable"), (trt.ICudaEngine, "get_aliased_input_tensor"))
+    assert all(hasattr(kind, name) for kind, name in looked_up), "or nothing would be captured, and caches copied"

@@ -23,7 +23,7 @@ class CudaBinding:
     def __init__(self, engine: LoadedEngine, cuda: Cuda, inputs: Arrays, outputs: Arrays, capture: bool) -> None:
         self.engine, self.cuda = engine, cuda
         self._kept_alive = (*inputs.values(), *outputs.values())
-        self._pinned: dict[int, np.ndarray] = {}  # address of an array -> what the device sees instead
+        self._pinned: dict[tuple, np.ndarray] = {}  # place and kind of an array -> what the device sees instead
         self._before: list[tuple[np.ndarray, np.ndarray]] = []  # to, from
         self._after: list[tuple[np.ndarray, np.ndarray]] = []
         self._capture, self._runs = capture, 0
@@ -54,9 +54,10 @@ class CudaBinding:
     def _seen(self, array: np.ndarray) -> np.ndarray:
         if self.cuda.holds(array):
             return array
-        if array.ctypes.data not in self._pinned:
-            self._pinned[array.ctypes.data] = self.cuda.staging(array.shape, array.dtype)
-        return self._pinned[array.ctypes.data]
+        key = (array.ctypes.data, array.shape, array.dtype)  # a first row begins where the whole does
+        if key not in self._pinned:
+            self._pinned[key] = self.cuda.staging(array.shape, array.dtype)
+        return self._pinned[key]
 
     def run(self) -> None:
         """Waits for the result: the loops read it at once."""

@@ -20,7 +20,9 @@ import onnxruntime as ort
 
 from edgemm import progress
 from edgemm.bundle.components import Variant
+from edgemm.device.fatbin import find_cuda_code
 from edgemm.device.gpu import probe_cuda, tf32_wanted
+from edgemm.device.machine import read_board
 from edgemm.errors import BundleError
 from edgemm.runtimes.backend.cuda_binding import CudaBinding
 from edgemm.runtimes.backend.cuda_memory import Cuda, cuda_graphs_wanted, shared_cuda
@@ -40,7 +42,11 @@ def problem(target: str = "") -> str:
     found = ort.get_available_providers()
     if PROVIDER not in found:
         return f"ort_cuda here has {', '.join(found)} and no {PROVIDER}"
-    return probe_cuda().problem
+    cuda, code = probe_cuda(), find_cuda_code()
+    on_tegra = read_board() is not None
+    if cuda.gpus and code and not any(code.runs_on(gpu.compute_capability, on_tegra) for gpu in cuda.gpus):
+        return f"the installed onnxruntime-gpu holds code for SM {code}, this GPU is {cuda.gpus[0].compute_capability}"
+    return cuda.problem
 
 
 def open_engine(

@@ -36,6 +36,7 @@ class TensorRTPackage:
         """Why this target does not run here, or an empty string.  Cheap questions first: most machines have no such
         package, and no driver."""
         from edgemm.device.machine import read_board
+        from edgemm.device.targets import is_rtx
 
         board = read_board()
         if target.startswith("jetson") and (board is None or board.target != target):
@@ -46,7 +47,10 @@ class TensorRTPackage:
             return f"{self.package} is not installed: {install_line(self.package, board)}"
         from edgemm.device.gpu import probe_cuda
 
-        return probe_cuda().problem
+        cuda = probe_cuda()
+        if self is TENSORRT_RTX and cuda.gpus and not any(map(is_rtx, cuda.gpus)):
+            return f"{cuda.gpus[0].name} is no RTX GPU (compute capability 7.5 or newer)"
+        return cuda.problem
 
     def open_engine(
         self, files: GraphFiles, provider: str, plan: ThreadPlan, lock: threading.Lock, number: int = 0

@@ -230,7 +230,8 @@ class TensorRTBinding(CudaBinding):
     def run(self) -> None:
         super().run()
         if self._runs == 2:
-            self._engine.keep_compiled()
+            with self.cuda.turn():  # another context may be compiling into the same cache
+                self._engine.keep_compiled()
 
     def enqueue(self) -> None:
         if not self._context.execute_async_v3(self.cuda.stream):
