@@ -6,6 +6,7 @@ Axes: b batch, c channels, h rows, w columns.
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -111,6 +112,8 @@ class AutoencoderKL(nn.Module):
         super().__init__()
         self.channels, self.cell = config["latent_channels"], 2 ** (len(config["block_out_channels"]) - 1)
         self.scale, self.shift = float(config["scaling_factor"]), float(config.get("shift_factor") or 0.0)
+        if not (math.isfinite(self.scale) and math.isfinite(self.shift)):
+            raise ValueError(f"scaling_factor {self.scale}, shift_factor {self.shift}")
         uses = config.get("use_post_quant_conv", True)
         self.post_quant_conv = nn.Conv2d(self.channels, self.channels, 1) if uses else nn.Identity()
         self.decoder = Decoder(config)

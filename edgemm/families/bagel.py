@@ -61,8 +61,10 @@ def skeleton(found: Found) -> BagelModel:
     def make() -> BagelModel:
         from transformers import Qwen2Config
 
-        model = BagelModel(sizes_of(text, vision, shapes if complete else None))
-        model.config = Qwen2Config(**text)
+        config = Qwen2Config(**text)  # knows what a file leaves out, and both ways to tell of rotary embedding
+        told = {**config.to_dict(), "rope_theta": config.rope_parameters["rope_theta"]}
+        model = BagelModel(sizes_of(told, vision, shapes if complete else None))
+        model.config = config
         return model
 
     return from_sizes(make, found.folder)
@@ -127,7 +129,7 @@ def parts(checkpoint: Checkpoint) -> Parts:
             if layer < sizes.depth:
                 prefix[f"prefix_{part}.{layer}"] = (*heads, "t", width)
     pixels: Shape = ("b", 3, "H", "W")
-    words = checkpoint.tokenizer.convert_tokens_to_ids([VISION_START, VISION_END])
+    *_, opens, closes = checkpoint.token_ids(START, END, VISION_START, VISION_END)
     graphs = [
         component(
             "image_encoder", encoder, {"pixels": ("b", 3, side, side)}, {"image_tokens": ("b", *tokens.shape[1:])}
@@ -136,7 +138,7 @@ def parts(checkpoint: Checkpoint) -> Parts:
         component("conditioner", Conditioner(graph.inv_freq), {**caches, "prefix_length": ("b",)}, prefix),
         component(
             "denoiser",
-            Denoiser(model, *words),
+            Denoiser(model, opens, closes),
             {"latents": cells, "time": ("b",), **prefix},
             {"prediction": cells, **block},
         ),
@@ -207,14 +209,13 @@ def _reading_side(model: BagelModel) -> int:
 
 
 def _text_loop(checkpoint: Checkpoint, side: int, count: int) -> TextLoop:
-    end = checkpoint.tokenizer.convert_tokens_to_ids(END)
     return TextLoop(
         template=TextTemplate(*(START, END) * 3, system_default=""),
         image_close="",
         image_size=side,
         image_token_count=count,
         background=(255, 255, 255),
-        stop_token_ids=(end,),
+        stop_token_ids=tuple(checkpoint.token_ids(END)),
         image_open=VISION_START,
         image_end=VISION_END,
         image_fit="stretch",

@@ -21,7 +21,7 @@ __all__ = ["BagelModel", "BagelSizes", "GENERATION", "VisionTower"]
 
 GENERATION = "_moe_gen"  # ends the names of what latents go through
 TIME_FREQUENCIES = 256
-VISION_EPSILON = 1e-6  # vit_config leaves it to the class's default
+VISION_EPSILON, VISION_ACT = 1e-6, "gelu_pytorch_tanh"  # of the class, where vit_config says nothing
 
 
 @dataclass(frozen=True)
@@ -40,6 +40,8 @@ class BagelSizes:
     vision_heads: int
     vision_patch: int  # pixels
     vision_side: int  # patches a side that the tables of positions know
+    vision_epsilon: float
+    vision_act: str
     latent_patch: int  # latents a side that make a token
     latent_side: int  # tokens a side that the table of positions knows
     autoencoder: AutoencoderSizes
@@ -183,7 +185,7 @@ class VisionTower(nn.Module):
         self.embeddings.position_embedding = nn.Embedding(sizes.vision_side**2, width)
         self.encoder = nn.Module()
         self.encoder.layers = nn.ModuleList(VisionLayer(sizes) for _ in range(sizes.vision_depth))
-        self.post_layernorm = nn.LayerNorm(width, eps=VISION_EPSILON)
+        self.post_layernorm = nn.LayerNorm(width, eps=sizes.vision_epsilon)
 
     def forward(self, pixels: Tensor) -> Tensor:
         p, (height, width) = self.patch, pixels.shape[2:]
@@ -200,13 +202,16 @@ class VisionTower(nn.Module):
 
 class VisionLayer(nn.Module):
     def __init__(self, sizes: BagelSizes) -> None:
+        from transformers.activations import ACT2FN
+
         super().__init__()
         width, self.heads = sizes.vision_width, sizes.vision_heads
         self.self_attn, self.mlp = nn.Module(), nn.Module()
         for name in ("q_proj", "k_proj", "v_proj", "out_proj"):
             self.self_attn.add_module(name, nn.Linear(width, width))
         self.mlp.fc1, self.mlp.fc2 = nn.Linear(width, sizes.vision_hidden), nn.Linear(sizes.vision_hidden, width)
-        self.layer_norm1, self.layer_norm2 = (nn.LayerNorm(width, eps=VISION_EPSILON) for _ in range(2))
+        self.layer_norm1, self.layer_norm2 = (nn.LayerNorm(width, eps=sizes.vision_epsilon) for _ in range(2))
+        self.act = ACT2FN[sizes.vision_act]
 
     def forward(self, x: Tensor) -> Tensor:
         attention: Any = self.self_attn
@@ -217,7 +222,7 @@ class VisionLayer(nn.Module):
         )
         attended = nn.functional.scaled_dot_product_attention(queries, keys, values)
         x = x + attention.out_proj(attended.transpose(1, 2).flatten(2))
-        return x + mlp.fc2(nn.functional.gelu(mlp.fc1(self.layer_norm2(x)), approximate="tanh"))
+        return x + mlp.fc2(self.act(mlp.fc1(self.layer_norm2(x))))
 
 
 def corner(table: Tensor, rows: int, columns: int) -> Tensor:
@@ -251,6 +256,8 @@ def sizes_of(
         vision_heads=vision["num_attention_heads"],
         vision_patch=vision["patch_size"],
         vision_side=vision_side,
+        vision_epsilon=vision.get("layer_norm_eps", VISION_EPSILON),
+        vision_act=vision.get("hidden_act", VISION_ACT),
         latent_patch=patch,
         latent_side=latent_side,
         autoencoder=autoencoder,

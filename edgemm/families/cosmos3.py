@@ -25,7 +25,15 @@ from edgemm.families.family import Drawn, Named, Parts, Pieces, Shape, component
 from edgemm.families.folder import Found
 from edgemm.families.hf_checkpoint import Checkpoint, rendered
 from edgemm.families.llama import text_pieces
-from edgemm.families.own_modules import fill, from_sizes, names_and_shapes, names_in, read_config, starting
+from edgemm.families.own_modules import (
+    check_settings,
+    fill,
+    from_sizes,
+    names_and_shapes,
+    names_in,
+    read_config,
+    starting,
+)
 from edgemm.families.prefix import prefix_shapes
 from edgemm.families.qwen3_vl import library_inputs
 from edgemm.families.wan_autoencoder import of_a_picture
@@ -93,14 +101,13 @@ def _drawing_parts(folder: Path) -> tuple[Generator, PictureDecoder]:
     vae = read_config(folder / "vae" / "config.json", "the autoencoder's sizes")
     with reading(folder, "its scheduler's settings do not fit together", CheckpointError):
         _schedule(folder)
-    if not config.get("unified_3d_mrope_reset_spatial_ids", True):
-        raise CheckpointError(f"{folder}: rows and columns of a picture count on from its prompt; expected from 0")
+    check_settings(config, {"unified_3d_mrope_reset_spatial_ids": True}, folder / "transformer" / "config.json")
     if not vae.get("is_residual"):
         raise CheckpointError(f"{folder}: an autoencoder of Wan 2.1's shape, expected 2.2's (is_residual)")
     shapes = names_and_shapes(_vae_file(folder), "the autoencoder")
     generator = from_sizes(lambda: Generator(config), folder / "transformer")
-    decoder = from_sizes(lambda: PictureDecoder(shapes, vae), folder / "vae")
-    if not decoder.channels == generator.channels == len(decoder.mean) == len(decoder.deviation):
+    decoder = from_sizes(lambda: PictureDecoder(shapes, vae, folder / "vae" / "config.json"), folder / "vae")
+    if decoder.channels != generator.channels:
         raise CheckpointError(
             f"{folder}: an autoencoder of {decoder.channels} latent channels, the generator draws {generator.channels}"
         )
@@ -163,6 +170,8 @@ class EdgeTower(nn.Module):
 
 def parts(checkpoint: Checkpoint) -> Parts:
     model = checkpoint.model
+    if hasattr(model, "generator"):
+        checkpoint.token_ids(BEGIN)
     edge = checkpoint.architecture == EDGE
     reads = qwen3_vl.parts(checkpoint, EdgeTower(model.model, qwen3_vl.side_of(checkpoint)) if edge else None)
     if not hasattr(model, "generator"):
@@ -211,9 +220,9 @@ def _inputs(reads: Parts, graphs: dict[str, Any], channels: int) -> dict[str, Na
 def _templates(checkpoint: Checkpoint) -> tuple[DenoiseTemplate, DenoiseTemplate]:
     """Of the prompt, and of what guidance leads away from."""
     pipeline = read_config(checkpoint.folder / PIPELINE, "the pipeline")
-    messages = [{"role": "system", "content": SYSTEM}] if pipeline.get("default_use_system_prompt") else []
+    messages = [{"role": "system", "content": SYSTEM}] if pipeline.get("default_use_system_prompt", True) else []
     messages.append({"role": "user", "content": PLACE})
-    tokenizer = checkpoint.tokenizer
+    tokenizer = _drawing_tokenizer(checkpoint)
     said = rendered(tokenizer, messages, checkpoint.folder)
     before, found, after = said.partition(PLACE)
     if not found:
@@ -223,13 +232,22 @@ def _templates(checkpoint: Checkpoint) -> tuple[DenoiseTemplate, DenoiseTemplate
     return template, dataclasses.replace(template, size_sentence=NO_SIZE)
 
 
+def _drawing_tokenizer(checkpoint: Checkpoint) -> Any:
+    """The pipeline's own, whose template may be another; a bundle has one vocabulary."""
+    words = checkpoint.folder / "text_tokenizer"
+    own = dataclasses.replace(checkpoint, words=words).tokenizer if words.is_dir() else checkpoint.tokenizer
+    if own.get_vocab() != checkpoint.tokenizer.get_vocab():
+        raise CheckpointError(f"{words}: another vocabulary than that of {checkpoint.folder}, which reads")
+    if not (own.chat_template and own.eos_token):
+        raise CheckpointError(f"{words}: a chat template and an eos_token are expected, which drawing prompts have")
+    return own
+
+
 def _schedule(folder: Path) -> dict[str, Any]:
     """The loop's fields of time, from the scheduler's settings."""
     place = folder / "scheduler" / "scheduler_config.json"
     c, pipeline = read_config(place, "the scheduler"), read_config(folder / PIPELINE, "the pipeline")
-    for key, wanted in SOLVER.items():
-        if c.get(key, wanted) != wanted:
-            raise CheckpointError(f"{place}: {key} is {c[key]!r}, this export knows {wanted!r}")
+    check_settings(c, SOLVER, place)
     count, native = c["num_train_timesteps"], pipeline.get("use_native_flow_schedule", False)
     fields: dict[str, Any] = {"time_scale": float(count), "time_whole": True, "solver": "unipc_2", "shift": 1.0}
     if not c.get("use_karras_sigmas"):

@@ -11,19 +11,22 @@ v columns of latents, p side of a patch.
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from edgemm.families.llama import rms
-from edgemm.families.own_modules import RmsNorm
+from edgemm.families.own_modules import RmsNorm, check_settings, numbers_of
 from edgemm.families.wan_autoencoder import Attention, Doubled, Norm, Shapes, convolution
 
 __all__ = ["Conditioner", "Denoiser", "Generator", "PictureDecoder"]
 
 FREQUENCIES = 256  # of a time
 SLOWEST = 10_000.0
+USUAL_SECTIONS = (24, 20, 20)  # of half a head that time, row and column turn, where no config says so
+COLOURS = 3
 
 
 class Feed(nn.Module):
@@ -88,7 +91,8 @@ class Generator(nn.Module):
         self.patch, self.channels = config["latent_patch_size"], config["latent_channel"]
         self.time_scale = float(config.get("timestep_scale", 0.001))
         self.margin = int(config["unified_3d_mrope_temporal_modality_margin"])
-        self.theta, self.sections = float(config["rope_theta"]), list(config["rope_axes_dim"])
+        usual = (config.get("rope_scaling") or {}).get("mrope_section", USUAL_SECTIONS)
+        self.theta, self.sections = float(config["rope_theta"]), list(config.get("rope_axes_dim") or usual)
         numbers = self.patch**2 * self.channels
         self.proj_in, self.proj_out = nn.Linear(numbers, width), nn.Linear(width, numbers)
         self.time_embedder = TimeEmbedding(width)
@@ -228,10 +232,9 @@ class Up(nn.Module):
 class PictureDecoder(nn.Module):
     """Latents (b, z, h, v) to pixels (b, 3, H, W), around [0, 1].  Names are those of vae/."""
 
-    def __init__(self, shapes: Shapes, config: dict[str, Any]) -> None:
+    def __init__(self, shapes: Shapes, config: dict[str, Any], path: Path) -> None:
         super().__init__()
         self.patch = config.get("patch_size") or 1
-        self.mean, self.deviation = tuple(config["latents_mean"]), tuple(config["latents_std"])
         decoder, self.decoder = "decoder", nn.Module()
         self.post_quant_conv = convolution(shapes, "post_quant_conv")
         self.decoder.conv_in = convolution(shapes, f"{decoder}.conv_in")
@@ -247,6 +250,28 @@ class PictureDecoder(nn.Module):
         self.decoder.norm_out = Norm(self.decoder.conv_out.in_channels)
         self.channels = self.post_quant_conv.in_channels
         self.cell = self.patch * 2 ** sum(isinstance(module, Doubled) for module in self.modules())
+        self.mean, self.deviation = (
+            numbers_of(config, f"latents_{name}", path, count=self.channels) for name in ("mean", "std")
+        )
+
+        self._check(config, path)
+
+    def _check(self, config: dict[str, Any], path: Path) -> None:
+        """What vae/config.json says of these weights, against their shapes."""
+        decoder: Any = self.decoder
+        colours, blocks = decoder.conv_out.out_channels, decoder.up_blocks
+        base = config.get("decoder_base_dim") or config.get("base_dim")
+        widths = [block.resnets[0].conv2.out_channels for block in reversed(blocks)]
+        shown = {
+            "z_dim": self.channels,
+            "out_channels": colours,
+            "patch_size": math.isqrt(colours // COLOURS),
+            "scale_factor_spatial": self.cell,
+            "num_res_blocks": len(blocks[0].resnets) - 1,
+        }
+        if base is not None:
+            shown["dim_mult"] = [width / base for width in widths]
+        check_settings({**config, "patch_size": self.patch}, shown, path, "its weights have")
 
     def forward(self, latents: Tensor) -> Tensor:
         decoder: Any = self.decoder

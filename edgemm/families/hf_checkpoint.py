@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import math
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -28,7 +29,16 @@ from edgemm.families.unpickle import how, pickles_in
 from edgemm.model.kept_weights import mapped_tensors
 from edgemm.model.pretrained import POINTER, check_tensors, is_packed, read_tensors
 
-__all__ = ["Checkpoint", "greedy", "no_weights", "open_checkpoint", "refuse_pointers", "rendered", "skeleton"]
+__all__ = [
+    "Checkpoint",
+    "by_index",
+    "greedy",
+    "no_weights",
+    "open_checkpoint",
+    "refuse_pointers",
+    "rendered",
+    "skeleton",
+]
 
 GENERATION = "generation_config.json"
 INDEX = "model.safetensors.index.json"
@@ -81,6 +91,21 @@ class Checkpoint:
             raise CheckpointError(f"{folder}: a tokenizer without a tokenizer.json; the runtime reads no other")
         return found
 
+    def token_ids(self, *words: str) -> list[int]:
+        """Of words that are one token each; CheckpointError names the one that the tokenizer or the embedding lacks."""
+        rows, found = self.config.get_text_config().vocab_size, []
+        for word in words:
+            token = self.tokenizer.backend_tokenizer.token_to_id(word)
+            if token is None or token >= rows:
+                where = (
+                    "its tokenizer has no"
+                    if token is None
+                    else f"the model has {rows} tokens and none for number {token},"
+                )
+                raise CheckpointError(f"{self.words or self.folder}: {where} {word!r}, which its prompts are made with")
+            found.append(token)
+        return found
+
     @property
     def tokenizer_json(self) -> bytes:
         return self.tokenizer.backend_tokenizer.to_str().encode()
@@ -108,8 +133,9 @@ def open_checkpoint(found: Found, family: ModuleType | None = None) -> Checkpoin
             return Checkpoint(found.folder, found.architecture, opened(found).eval(), words)
     if found.folder.is_dir():
         _check_files(found.folder)
-        if not (_by_index(found.folder) or list(found.folder.glob("*.safetensors"))):
+        if not (by_index(found.folder) or list(found.folder.glob("*.safetensors"))):
             raise no_weights(found.folder)
+        _check_count(found)
     with (
         reading(found.folder, "the library cannot load it", CheckpointError),
         without_warnings(),
@@ -144,20 +170,22 @@ def refuse_pointers(found: Found) -> None:
                 raise CheckpointError(f"{path}: a Git-LFS pointer and no file of a model; fetch them: git lfs pull")
 
 
-def _by_index(folder: Path) -> set[str]:
-    """Files that an index names, which may lie in folders below; CheckpointError where one is missing or elsewhere."""
-    index = folder / INDEX
+def by_index(folder: Path, name: str = INDEX) -> dict[str, str]:
+    """Tensor -> file, as an index says, which may lie in folders below; CheckpointError where a file is missing or
+    elsewhere.  Nothing where there is no index."""
+    index = folder / name
     if not index.is_file():
-        return set()
+        return {}
     with reading(index, "no index of weights", CheckpointError):
-        named = set(json.loads(read_text(index))["weight_map"].values())
+        listed = dict(json.loads(read_text(index))["weight_map"])
+        named = set(listed.values())
         for name in named:
             if Path(name).is_absolute() or ".." in Path(name).parts:
                 raise CheckpointError(f"{index}: weight_map names {name!r}, which is no file of this folder")
         missing = sorted(name for name in named if not (folder / name).is_file())
     if missing:
         raise CheckpointError(f"{folder}: {len(missing)} of {len(named)} files are missing, for example {missing[0]}")
-    return named
+    return listed
 
 
 def no_weights(folder: Path) -> CheckpointError:
@@ -190,13 +218,30 @@ def _weights(found: Found) -> dict[str, Any]:
     """
     if not found.folder.is_dir():
         return _named(found.folder)
-    config, names = _config(found), _by_index(found.folder)
-    files = sorted(found.folder / name for name in names) or sorted(found.folder.glob("*.safetensors"))
+    config, files = _config(found), _files(found.folder)
     given = {"pretrained_model_name_or_path": None, "config": config}
     if is_packed(found.config):
         del config.quantization_config
         return given | {"state_dict": read_tensors(files)}
     return given | {"state_dict": mapped_tensors(files)}
+
+
+def _files(folder: Path) -> list[Path]:
+    """Of weights: those that an index names, or all."""
+    named = sorted({folder / name for name in by_index(folder).values()})
+    return named or sorted(folder.glob("*.safetensors"))
+
+
+def _check_count(found: Found) -> None:
+    """A library makes numbers of its own for whatever is not there, gigabytes of them, before it tells of that."""
+    if is_packed(found.config):
+        return
+    stored = sum(math.prod(shape) for file in _files(found.folder) for shape in check_tensors(file).values())
+    wanted = sum(parameter.numel() for parameter in skeleton(found).parameters())
+    if wanted > 2 * stored:
+        raise CheckpointError(
+            f"{found.folder}: a model of {wanted:,} numbers by its config.json, and its weights hold {stored:,}"
+        )
 
 
 def _named(path: Path) -> dict[str, Any]:

@@ -32,7 +32,15 @@ from edgemm.families.folder import Found
 from edgemm.families.hf_checkpoint import Checkpoint
 from edgemm.families.janusflow_layers import FULL_RATE, JanusFlow
 from edgemm.families.llama import check_llama_shaped, text_pieces, transformer_component
-from edgemm.families.own_modules import fill, from_sizes, keep_biases, names_in, numbers_of, read_config
+from edgemm.families.own_modules import (
+    check_settings,
+    fill,
+    from_sizes,
+    keep_biases,
+    names_in,
+    numbers_of,
+    read_config,
+)
 from edgemm.families.prefix import OverPrefix, conditioner_component, example_inputs, prefix_shapes
 
 __all__ = ["CANNOT", "NEEDS", "draw", "open_model", "parts", "pieces", "reply", "skeleton"]
@@ -40,6 +48,12 @@ __all__ = ["CANNOT", "NEEDS", "draw", "open_model", "parts", "pieces", "reply", 
 CANNOT = "editing (the model has none), pictures of other sizes than its own square"
 NEEDS = {"vae": f"{WHAT}; JanusFlow is published with stabilityai/sdxl-vae"}
 PARTS = ("und_enc", "gen_enc", "gen_dec")
+PLAIN = {  # of their `params`, what the published code would do otherwise
+    "und_enc": {"select_layer": -1, "select_feature": "same"},
+    "gen_enc": {"stride": 2, "elementwise_affine": True},
+    "gen_dec": {"upsamples": 1, "elementwise_affine": True},
+}
+PICTURES = {"do_normalize": True, "rescale_factor": 1 / 255}
 # What the published code says and no file does
 SYSTEM = (
     "You are a helpful language and vision assistant. You are able to understand the visual content that the user "
@@ -76,6 +90,8 @@ def _model(found: Found, vae: Any) -> JanusFlow:
             f"{found.folder}: no vision_{lacking[0]}_config in config.json, so no JanusFlow; Janus and Janus-Pro are "
             "read in the layout of transformers (deepseek-community/Janus-Pro-1B)"
         )
+    for name, section in sections.items():
+        check_settings(section, PLAIN[name], found.folder / "config.json")
     weighed = any(found.folder.glob("*.safetensors"))  # sizes can be told without
     biased = {name for name in names_in(found.folder) if name.endswith(".bias")} if weighed else set()
 
@@ -176,6 +192,7 @@ def _picture_rule(folder: Path, side: int) -> tuple[PictureRule, int]:
     """And the least that the shorter side may become."""
     path = folder / "preprocessor_config.json"
     found = read_config(path, "how JanusFlow reads pictures")
+    check_settings(found, PICTURES, path)
     if found.get("image_size") != side:
         raise CheckpointError(f"{folder}: pictures become {found.get('image_size')}, the vision tower reads {side}")
     means, deviations = (numbers_of(found, key, path) for key in ("image_mean", "image_std"))
@@ -190,17 +207,24 @@ def _picture_rule(folder: Path, side: int) -> tuple[PictureRule, int]:
         scale=tuple(1 / deviation for deviation in deviations),
         shift=tuple(-mean / deviation for mean, deviation in zip(means, deviations)),
     )
-    return rule, int(found.get("min_size", 1))
+    least = found.get("min_size", 1)
+    if type(least) is not int:
+        raise CheckpointError(f"{path}: min_size is {least!r}, expected a whole number")
+    return rule, least
 
 
 def _text_loop(checkpoint: Checkpoint, rule: PictureRule, least: int, count: int) -> TextLoop:
     folder, tokenizer = checkpoint.folder, checkpoint.tokenizer
-    settings = read_config(folder / "processor_config.json", "the prompt's format")
-    if settings.get("sft_format") != FORMAT or settings.get("image_tag", PLACE) != PLACE:
-        raise CheckpointError(f"{folder}: prompts of format {settings.get('sft_format')!r}, expected {FORMAT!r}")
+    place = folder / "processor_config.json"
+    settings = read_config(place, "the prompt's format")
+    if "sft_format" not in settings:
+        raise CheckpointError(f"{place}: no sft_format, expected {FORMAT!r}")
+    tags = {"image_tag": PLACE, "image_start_tag": BEGIN, "image_end_tag": END}
+    check_settings(settings, {"sft_format": FORMAT, **tags}, place)
     if settings.get("num_image_tokens") != count - 1:
         raise CheckpointError(f"{folder}: num_image_tokens is {settings.get('num_image_tokens')}, not {count - 1}")
     bos, eos = tokenizer.bos_token, tokenizer.eos_token
+    checkpoint.token_ids(*(word or "bos_token or eos_token" for word in (bos, eos)), BEGIN, END, PLACE)
     template = TextTemplate(
         user_open=f"{USER}: ",
         user_close=BETWEEN,
@@ -259,7 +283,7 @@ def reply(checkpoint: Checkpoint, ids: Tensor, images: list[np.ndarray], count: 
     if images:
         rule, _ = _picture_rule(checkpoint.folder, model.image_size)
         pixels = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).float() / 255
-        named = [checkpoint.tokenizer.convert_tokens_to_ids(token) for token in (BEGIN, PLACE)]
+        named = checkpoint.token_ids(BEGIN, PLACE)
         embeds[torch.isin(ids, torch.tensor(named))] = Eye(rule, model.image_tokens)(pixels).flatten(0, 1)
     answer = model.language_model(inputs_embeds=embeds, use_cache=True)
     while True:

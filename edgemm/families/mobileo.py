@@ -66,6 +66,7 @@ def parts(checkpoint: Checkpoint) -> Parts:
     model, config = checkpoint.model, checkpoint.config
     whole = model.model
     most = check_llama_shaped(config, checkpoint.folder)
+    checkpoint.token_ids("<|im_start|>", "<|im_end|>")
     side = _reading_side(checkpoint)
     eye, pictures = Eye(whole), example_pictures(side)
     tokens = eye(pictures)

@@ -14,7 +14,7 @@ from edgemm.errors import CheckpointError
 from edgemm.export.trace import without_warnings
 from edgemm.families.fastvit import FastViT, FastViTSizes
 from edgemm.families.folder import Found
-from edgemm.families.own_modules import fill, from_sizes, names_and_shapes, names_in, read_config
+from edgemm.families.own_modules import check_settings, fill, from_sizes, names_and_shapes, names_in, read_config
 from edgemm.families.sana import Connector, ConnectorSizes
 
 __all__ = ["NEEDS", "Eye", "open_model", "skeleton"]
@@ -22,6 +22,13 @@ __all__ = ["NEEDS", "Eye", "open_model", "skeleton"]
 VISION, FUSION = "model.vision_tower.vision_tower.model.", "model.diffusion_connector.fusion."
 UNUSED = ("model.vae.encoder.", f"{VISION}head.")
 NEEDS = {"sana": "the folder that diffusion_name_or_path names: transformer, vae and scheduler configs of SANA"}
+CODE = {  # of config.json, what the published code would do otherwise
+    "image_aspect_ratio": "pad",
+    "mm_projector_type": "mlp2x_gelu",
+    "mm_use_im_start_end": False,
+    "mm_use_im_patch_token": False,
+}
+PLAIN = {"qk_norm": None, "guidance_embeds": False, "timestep_scale": 1.0}  # of SANA's transformer, the same
 FLOW = {"prediction_type": "flow_prediction", "use_flow_sigmas": True}  # what the loop takes, and no other
 USUAL = {  # the same, where a scheduler's config may be silent
     "algorithm_type": "dpmsolver++",
@@ -47,6 +54,7 @@ def skeleton(found: Found) -> Any:
     On paper SANA's may be left out, where nobody has named its folder.
     """
     config = read_config(found.folder / "config.json", "the sizes of Mobile-O")
+    check_settings(config, CODE, found.folder / "config.json")
     sana = _sana(found.others["sana"]) if "sana" in found.others else None
     shapes = _shapes(found.folder)
 
@@ -83,6 +91,7 @@ def _sana(folder: Path) -> tuple[dict[str, Any], ...]:
         read_config(folder / part, "SANA's own")
         for part in ("transformer/config.json", "vae/config.json", "scheduler/scheduler_config.json")
     )
+    check_settings(parts[0], PLAIN, folder / "transformer" / "config.json")
     scheduler = {**USUAL, **scheduler}
     for key, wanted in {**FLOW, **USUAL}.items():
         found = scheduler.get(key)
@@ -93,10 +102,8 @@ def _sana(folder: Path) -> tuple[dict[str, Any], ...]:
 
 def _shapes(folder: Path) -> dict[str, tuple[int, ...]]:
     """Of every file of weights; none on paper."""
-    found: dict[str, tuple[int, ...]] = {}
-    for path in sorted(folder.glob("*.safetensors")):
-        found |= names_and_shapes(path, "the weights")
-    return found
+    files = sorted(set(names_in(folder).values())) if any(folder.glob("*.safetensors")) else []
+    return {name: shape for file in files for name, shape in names_and_shapes(file, "the weights").items()}
 
 
 def open_model(found: Found) -> Any:
@@ -106,10 +113,16 @@ def open_model(found: Found) -> Any:
     from transformers.models.qwen2.modeling_qwen2 import Qwen2RotaryEmbedding
 
     model.model.rotary_emb = Qwen2RotaryEmbedding(model.config)  # its numbers are in no file
-    if model.config.tie_word_embeddings:
-        places.setdefault("lm_head.weight", places["model.embed_tokens.weight"])
     fill(model, found.folder, places, unused=UNUSED)
+    dit = model.model.dit
+    if dit.config.interpolation_scale is not None:
+        dit.patch_embed.pos_embed = _places(dit)
     return model.eval()
+
+
+def _places(dit: Any) -> Tensor:
+    """Sines and cosines of where a patch lies, which are in no file."""
+    return type(dit).from_config({**dit.config, "num_layers": 0}).patch_embed.pos_embed
 
 
 class Eye(nn.Module):

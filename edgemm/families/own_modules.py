@@ -18,12 +18,13 @@ from torch import Tensor, nn
 from edgemm.bundle.files import read_text, reading
 from edgemm.errors import CheckpointError
 from edgemm.families.folder import check_counts
-from edgemm.families.hf_checkpoint import no_weights
+from edgemm.families.hf_checkpoint import by_index, no_weights
 from edgemm.model.kept_weights import MappedFile, check_real, kept, widened
 from edgemm.model.pretrained import check_tensors
 
 __all__ = [
     "RmsNorm",
+    "check_settings",
     "fill",
     "from_sizes",
     "keep_biases",
@@ -47,7 +48,10 @@ class RmsNorm(nn.Module):
 
 
 T = TypeVar("T")
-ABOVE_ZERO = ("rope_theta", "scaling_factor")  # divided by
+ABOVE_ZERO = ("rope_theta", "scaling_factor", "norm_eps", "rms_norm_eps", "layer_norm_eps")  # divided by, or a root's
+WHOLE = ("stride", "padding", "kernel_size", "norm_num_groups")  # of convolutions and norms
+MOST_WHOLE = 1024
+INDEX = ".safetensors.index.json"
 
 Places = Mapping[str, Path]  # a tensor's name in the model -> the file it is in
 
@@ -68,6 +72,10 @@ def _check_numbers(found: dict[str, Any], path: Path) -> None:
         value = found.get(key)
         if value is not None and not (isinstance(value, (int, float)) and 0 < value < math.inf):
             raise CheckpointError(f"{path}: {key} is {value!r}, expected a number above 0")
+    for key in WHOLE:
+        value, least = found.get(key, 1), 0 if key == "padding" else 1
+        if type(value) is not int or not least <= value <= MOST_WHOLE:
+            raise CheckpointError(f"{path}: {key} is {value!r}, expected a whole number from {least} to {MOST_WHOLE}")
     for inner in found.values():
         if isinstance(inner, dict):
             _check_numbers(inner, path)
@@ -82,11 +90,22 @@ def names_and_shapes(path: Path, what: str) -> dict[str, tuple[int, ...]]:
 
 
 def names_in(folder: Path) -> dict[str, Path]:
-    """`fill`'s places of a folder's *.safetensors, from their headers alone."""
-    files = sorted(folder.glob("*.safetensors"))
+    """`fill`'s places of a folder's *.safetensors, or of those that its index names, from their headers alone."""
+    index = next((path for path in sorted(folder.glob(f"*{INDEX}")) if "." not in path.name.removesuffix(INDEX)), None)
+    listed = {} if index is None else by_index(folder, index.name)
+    files = sorted({folder / name for name in listed.values()}) or sorted(folder.glob("*.safetensors"))
     if not files:
         raise no_weights(folder)
-    return {name: file for file in files for name in names_and_shapes(file, "the weights")}
+    places: dict[str, Path] = {}
+    for file in files:
+        for name in names_and_shapes(file, "the weights"):
+            if name in places:
+                raise CheckpointError(f"{folder}: {name} is in {places[name].name} and in {file.name}; keep one")
+            places[name] = file
+    for name, file in listed.items():
+        if places.get(name) != folder / file:
+            raise CheckpointError(f"{index}: says that {name} is in {file}, where it is not")
+    return places
 
 
 def from_sizes(make: Callable[[], T], folder: Path) -> T:
@@ -115,8 +134,9 @@ def fill(
 ) -> None:
     """Reads every tensor of the model but those that begin so (`given`: they have been read); `renamed` gives a name in
     the file for one in the model, `shaped` what the model keeps of a tensor in the file.  With `unused`, a tensor that
-    has no place in the model and does not begin so is refused: configs that say too little would be half right."""
-    wanted = {**dict(model.named_parameters()), **_stored_buffers(model)}
+    has no place in the model and does not begin so is refused: configs that say too little would be half right.  One of
+    a layer that the model's list does not reach is refused always.  Tied parameters are read once."""
+    wanted, tied = {**dict(model.named_parameters()), **_stored_buffers(model)}, _tied(model)
     wanted = {name: tensor for name, tensor in wanted.items() if not name.startswith(given)}
     if missing := sorted(wanted.keys() - places.keys()):
         raise CheckpointError(f"{folder}: {len(missing)} tensors are missing, for example {renamed(missing[0])}")
@@ -125,6 +145,8 @@ def fill(
         raise CheckpointError(
             f"{folder}: {len(left)} tensors are in no place that its configs know, for example {renamed(left[0])}"
         )
+    if (more := next((name for name in sorted(places) if _is_of_no_layer(model, name)), None)) is not None:
+        raise CheckpointError(f"{folder}: {renamed(more)} is of a layer that its config does not count")
     by_file: dict[Path, list[str]] = {}
     for name in wanted:
         by_file.setdefault(places[name], []).append(name)
@@ -134,12 +156,46 @@ def fill(
             for name in names:
                 found = kept(shaped(file.tensor(renamed(name))), file)
                 _put(model, name, found, wanted[name], f"{path}: {renamed(name)}")
+    for name, first in tied.items():
+        parent, _, last = name.rpartition(".")
+        model.get_submodule(parent)._parameters[last] = model.get_parameter(first)
+
+
+def _tied(model: nn.Module) -> dict[str, str]:
+    """Another name of a parameter -> its first one."""
+    first = {id(parameter): name for name, parameter in model.named_parameters()}
+    every = model.named_parameters(remove_duplicate=False)
+    return {name: first[id(parameter)] for name, parameter in every if first[id(parameter)] != name}
+
+
+def _is_of_no_layer(model: nn.Module, name: str) -> bool:
+    """Whether a tensor's name counts on where a list of the model's has ended."""
+    module = model
+    for part in name.split("."):
+        if part.isdigit() and isinstance(module, nn.ModuleList):
+            if int(part) >= len(module):
+                return True
+        elif part not in module._modules:
+            return False
+        module = module._modules[part]  # type: ignore[assignment]
+        if module is None:
+            return False
+    return False
 
 
 def _stored_buffers(model: nn.Module) -> dict[str, Tensor]:
     """Those that a state has; a count of batches is none of anybody's business."""
-    parameters = dict(model.named_parameters())
+    parameters = dict(model.named_parameters(remove_duplicate=False))
     return {name: x for name, x in model.state_dict().items() if name not in parameters and x.is_floating_point()}
+
+
+def check_settings(
+    found: Mapping[str, Any], known: Mapping[str, Any], path: Path, why: str = "this export knows"
+) -> None:
+    """Refuses by name what is said otherwise than these modules compute; who is silent means what is known."""
+    for key, value in known.items():
+        if found.get(key, value) != value:
+            raise CheckpointError(f"{path}: {key} is {found[key]!r}, {why} {value!r}")
 
 
 def numbers_of(found: dict[str, Any], key: str, path: Path, count: int = 3, usual: Any = None) -> tuple[float, ...]:

@@ -21,7 +21,7 @@ from edgemm.families.family import Drawn, Parts, Pieces, Shape, component, examp
 from edgemm.families.folder import Found
 from edgemm.families.hf_checkpoint import Checkpoint
 from edgemm.families.llama import as_transformer, check_llama_shaped, text_pieces
-from edgemm.families.own_modules import fill, from_sizes, names_in, read_config
+from edgemm.families.own_modules import check_settings, fill, from_sizes, names_in, read_config
 from edgemm.families.prefix import HiddenGraph, example_inputs, prefix_shapes
 from edgemm.families.showo2_graphs import Conditioner, Denoiser, ImageDecoder, ImageEncoder
 from edgemm.families.showo2_layers import ShowO2
@@ -42,6 +42,8 @@ START, END, VISION_START, VISION_END = "<|im_start|>", "<|im_end|>", "<|vision_s
 ADDED = ("[PAD]", "<image>", "<|vid_start|>", "<|vid_end|>")  # tokens that the published code adds
 SYSTEM = "You are a helpful assistant."
 POINTS, GUIDANCE, SHIFT = 50, 5.0, 3.0
+HEAD = "showo.lm_head.weight"
+PLAIN = {"add_time_embeds": True, "add_qk_norm": True}  # of config.json, what the published code would do otherwise
 
 
 def skeleton(found: Found) -> ShowO2:
@@ -72,17 +74,21 @@ def open_model(found: Found) -> ShowO2:
 
 def _model(found: Found, vae: Any) -> ShowO2:
     config = read_config(found.folder / "config.json", "the sizes of Show-o2")
+    check_settings(config, PLAIN, found.folder / "config.json")
     language, clip = (
         read_config(found.other(name, NEEDS[name]) / "config.json", f"the sizes of Show-o2's {name}")
         for name in ("llm", "clip")
     )
+
+    weighed = any(found.folder.glob("*.safetensors"))  # sizes can be told without
+    tied = weighed and HEAD not in names_in(found.folder)  # or published twice, equal or not
 
     def make() -> ShowO2:
         from transformers import Qwen2Config, Qwen2ForCausalLM, SiglipVisionConfig
 
         if config.get("image_latent_height") != config["image_latent_width"]:
             raise ValueError("pictures that are no squares")
-        sizes = {**language, "vocab_size": config["llm_vocab_size"], "tie_word_embeddings": False}
+        sizes = {**language, "vocab_size": config["llm_vocab_size"], "tie_word_embeddings": tied}
         text = Qwen2Config(**{**sizes, "attn_implementation": "eager"})
         if text.hidden_size != config["hidden_size"]:
             raise ValueError(f"hidden_size is {config['hidden_size']}, the language model's {text.hidden_size}")
@@ -111,6 +117,7 @@ def parts(checkpoint: Checkpoint) -> Parts:
     text, head, config = model.showo.model, model.showo.lm_head, model.config
     most = check_llama_shaped(config, checkpoint.folder)
     checkpoint.tokenizer.add_tokens(list(ADDED), special_tokens=True)
+    checkpoint.token_ids(START, END, VISION_START, VISION_END)
     side = _side(model)
     eye, pictures = ImageEncoder(model), example_pictures(side)
     tokens = eye(pictures)
@@ -175,7 +182,7 @@ def _text_loop(checkpoint: Checkpoint, side: int, count: int) -> TextLoop:
         image_size=side,
         image_token_count=count,
         background=(255, 255, 255),
-        stop_token_ids=(checkpoint.tokenizer.convert_tokens_to_ids(END),),
+        stop_token_ids=tuple(checkpoint.token_ids(END)),
         image_open=VISION_START,
         image_end=VISION_END,
         image_lead=1,  # the time's row: the published script begins the block one late
@@ -207,7 +214,7 @@ def reply(checkpoint: Checkpoint, ids: Tensor, images: list[np.ndarray], count: 
     model: ShowO2 = checkpoint.model
     ids, x = ids[0], model.showo.get_input_embeddings()(ids[0])
     seen = torch.ones(len(ids), len(ids), dtype=torch.bool).tril()
-    opens, closes = (checkpoint.tokenizer.convert_tokens_to_ids(token) for token in (VISION_START, VISION_END))
+    opens, closes = checkpoint.token_ids(VISION_START, VISION_END)
     starts = (ids == opens).nonzero()[:, 0].tolist()
     for start, image in zip(starts, images, strict=bool(images)):
         pixels = torch.from_numpy(load_picture(image, _side(model), (255, 255, 255), fit="crop"))

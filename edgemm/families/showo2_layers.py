@@ -227,7 +227,7 @@ def head_inv_freq(sizes: dict[str, int]) -> Tensor:
 
     longest = int(HEAD_ROTARY["factor"]) * int(HEAD_ROTARY["original_max_position_embeddings"])
     config = LlamaConfig(
-        hidden_size=sizes["head_hidden_size"],
+        hidden_size=sizes["head_heads"] * sizes["head_head_dim"],  # the head's own may be no multiple: it is projected
         num_attention_heads=sizes["head_heads"],
         head_dim=sizes["head_head_dim"],
         max_position_embeddings=longest,

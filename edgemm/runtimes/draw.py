@@ -173,7 +173,7 @@ class ImageGenerator:
         if picture:
             prompts = replace(prompts, image_tokens=self._seen(picture[0], clock))
         if len(picture) > 1:
-            prompts = replace(prompts, latents=self._latents(picture[1], request.seeds[0], loop, clock))
+            prompts = replace(prompts, latents=self._latents(picture[1], loop, clock))
         adapted = adapter is not None and "transformer" in adapter.touched
         if adapted and from_file and prompts.negative is None:  # the file was made without it
             prompts = replace(prompts, negative=negative_drawing_prompt("", loop.template, self._tokenizer))
@@ -195,7 +195,7 @@ class ImageGenerator:
         clock.image_encode_s = time.perf_counter() - start
         return tokens
 
-    def _latents(self, pixels: np.ndarray, seed: int, loop: DenoiseLoop, clock: DrawingClock) -> np.ndarray:
+    def _latents(self, pixels: np.ndarray, loop: DenoiseLoop, clock: DrawingClock) -> np.ndarray:
         """The picture that is edited, (3, H, W), as latents (1, c, h, w) drawn from what its encoder gives."""
         loaded, seconds = self._engines.timed(("latent_encoder",))
         clock.load_s += seconds
@@ -205,7 +205,7 @@ class ImageGenerator:
         for name, array in found.items():
             check_finite(array, f"latent_encoder, {name}")
         clock.image_encode_s += time.perf_counter() - start
-        return found["mean"] + found["deviation"] * schedule.picture_noise(seed, *shape)
+        return found["mean"] + found["deviation"] * schedule.picture_noise(*shape)
 
     @cached_property
     def _reader(self) -> ImageReader:

@@ -85,9 +85,10 @@ def initial_noise(seed: int, *shape: int) -> np.ndarray:
     return generator.standard_normal(shape, dtype=np.float32)
 
 
-def picture_noise(seed: int, *shape: int) -> np.ndarray:
-    """Of the latents of a picture to edit: what comes in the seed's stream after the noise that is drawn from."""
-    return initial_noise(seed, 2, *shape)[1]
+def picture_noise(*shape: int) -> np.ndarray:
+    """Of the latents of a picture to edit, whatever the seed: the pictures of one call share what it was read as, and
+    each is what its own seed gives alone."""
+    return initial_noise(0, 2, *shape)[1]  # behind what seed 0 draws from
 
 
 def is_guided(time: float, guidance_scale: float, interval: tuple[float, float]) -> bool:

@@ -296,7 +296,7 @@ def _drawing(checkpoint: Checkpoint, family: ModuleType, parts: Parts, case: Dra
     image = None
     if case.picture_seed is not None and parts.text is not None:
         image = seeded_picture(case.picture_seed, parts.text.image_size)
-    own = schedule.picture_noise(case.seed, *noise.shape)
+    own = schedule.picture_noise(*noise.shape)
     asked = Drawn(
         case.prompt, torch.from_numpy(noise), case.steps, case.guidance, height, width, image, torch.from_numpy(own)
     )

@@ -16,7 +16,7 @@ from transformers import AutoProcessor
 from edgemm.bundle.chat import as_messages, chat_prompt
 from edgemm.runtimes.model import Model
 
-__all__ = ["check_reading", "drawn_by_lot", "library_of"]
+__all__ = ["check_batch", "check_reading", "drawn_by_lot", "library_of"]
 
 
 def library_of(folder: Path, architecture: str) -> tuple[Any, Any]:
@@ -49,6 +49,15 @@ def check_reading(
     heard = np.isfinite(found)  # the others are silent here and as low as numbers go in the library
     assert (logits[~heard] < -1e30).all()
     assert np.abs(found - logits)[heard].max() <= 1e-4 * max(1, np.abs(logits[heard]).max())
+
+
+def check_batch(model: Model, steps: int = 2, **asked: Any) -> None:
+    """Two pictures of one call are what their seeds give alone, and another one each."""
+    asked |= {"prompt": "a red heart", "num_inference_steps": steps}
+    first, second = model.generate_image(seed=4, num_images=2, **asked).images
+    for seed, found in ((4, first), (5, second)):
+        assert np.abs(found.pixels - model.generate_image(seed=seed, **asked).pixels).max() <= 1e-6
+    assert np.abs(first.pixels - second.pixels).max() > 0.01
 
 
 @contextlib.contextmanager

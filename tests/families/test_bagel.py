@@ -27,6 +27,7 @@ from edgemm.verify.export_foreign import OWN_MODULES, export_foreign
 from tests.engines.tiny_engines import build_for_rtx, needs_rtx
 from tests.export.nano import needs_opset_24
 from tests.families.golden import Cases, found_at, worst
+from tests.families.oracle import check_batch
 from tests.families.tiny.published import bagel_folder
 
 DRAWN = ("draw0", "draw1", "edit0")
@@ -269,6 +270,12 @@ def test_a_picture_is_edited_in_its_own_shape_whatever_that_is(opened):
     other = opened.generate_image("make it green", **{**options, "image": wide[::-1].copy()}).image.pixels
     assert np.abs(edited - other).max() > 0.01, "the picture does not count"
     assert opened.generate_image("a dog", num_inference_steps=2, height=64, width=80).image.pixels.shape == (3, 64, 80)
+
+
+@pytest.mark.slow
+def test_pictures_and_edits_of_one_call_are_what_their_seeds_give_alone(opened):
+    check_batch(opened, steps=3, image=np.eye(70, dtype=np.uint8)[..., None].repeat(3, -1) * 255)
+    check_batch(opened, steps=3, height=64, width=80)
 
 
 @pytest.mark.slow

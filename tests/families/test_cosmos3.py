@@ -21,6 +21,8 @@ from edgemm.verify.export_foreign import export_foreign
 from tests.engines.tiny_engines import build_for_rtx, needs_rtx
 from tests.export.nano import needs_opset_24
 from tests.families.golden import Cases, found_at, worst
+from tests.families.oracle import check_batch
+from tests.families.tiny.folders import write_folder
 
 LOGITS, LATENTS, PIXELS = 1e-4, 1e-4, 5e-5
 WHAT = "what?"  # was asked of every picture
@@ -103,14 +105,31 @@ def test_pictures_are_drawn_as_by_the_library_step_by_step(model, cases, name):
     assert worst(last.image.pixels.transpose(1, 2, 0), cases.arrays[f"{at}/pixels"]) <= PIXELS
 
 
+def test_pictures_of_one_call_are_what_their_seeds_give_alone(model):
+    check_batch(model, height=48, width=64)
+
+
 @pytest.mark.slow
 def test_what_was_never_recorded_is_drawn_as_by_the_installed_library(model, cases):
+    check_drawn_as_by_diffusers(model, cases.folder / "checkpoint")
+
+
+@pytest.mark.slow
+def test_a_folder_of_other_sizes_is_read_and_drawn_as_by_the_installed_libraries(cases, tmp_path):
+    pytest.importorskip("diffusers", reason="Python 3.10 has no diffusers")
+    folder = write_folder("cosmos3", tmp_path / "other", recorded=cases.folder / "checkpoint")
+    export_foreign(found_at(folder), tmp_path / "made.bundle")  # compares reading with transformers
+    with edgemm.load(tmp_path / "made.bundle", device="cpu", threads=1) as opened:
+        check_drawn_as_by_diffusers(opened, folder)
+
+
+def check_drawn_as_by_diffusers(model, folder):
     diffusers = pytest.importorskip("diffusers", reason="Python 3.10 has no diffusers")
-    asked = {"prompt": "a green boat on a lake", "negative_prompt": "dark", "height": 96, "width": 32}
-    asked |= {"num_inference_steps": 5, "guidance_scale": 4.0}
-    noise = np.random.default_rng(7).normal(size=(model.manifest.loops.denoise.latents.channels, 6, 2))
-    noise = noise.astype(np.float32)
-    library = diffusers.Cosmos3OmniPipeline.from_pretrained(cases.folder / "checkpoint", dtype=torch.float32)
+    grid = model.manifest.loops.denoise.latents
+    asked = {"prompt": "a green boat on a lake", "negative_prompt": "dark"}
+    asked |= {"height": 6 * grid.cell, "width": 2 * grid.cell, "num_inference_steps": 5, "guidance_scale": 4.0}
+    noise = np.random.default_rng(7).normal(size=(grid.channels, 6, 2)).astype(np.float32)
+    library = diffusers.Cosmos3OmniPipeline.from_pretrained(folder, dtype=torch.float32)
     library.set_progress_bar_config(disable=True)
     given = {"num_frames": 1, "latents": torch.from_numpy(noise)[None, :, None], "enable_safety_check": False}
     wanted = library(**asked, **given, output_type="np").video

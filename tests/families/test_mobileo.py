@@ -26,6 +26,7 @@ from edgemm.verify.export_foreign import OWN_MODULES, export_foreign
 from tests.engines.tiny_engines import build_for_rtx, needs_rtx
 from tests.export.nano import needs_opset_24
 from tests.families.golden import Cases, found_at, worst
+from tests.families.oracle import check_batch
 from tests.families.tiny.published import mobileo_folder
 
 READ, DRAWN = ("read0", "read1", "read2"), ("draw0", "draw1", "edit0")
@@ -190,6 +191,11 @@ def test_the_bundle_draws_and_edits_as_recorded(cases, opened, name, run):
 
 
 @pytest.mark.slow
+def test_pictures_and_edits_of_one_call_are_what_their_seeds_give_alone(opened):
+    check_batch(opened)
+    check_batch(opened, image=np.eye(70, dtype=np.uint8)[..., None].repeat(3, -1) * 255)
+
+
 def test_licences_travel_with_the_bundle_and_who_it_was_compared_with(opened):
     bundle = opened._engines.bundle
     notice = (bundle.path / "NOTICE").read_text()

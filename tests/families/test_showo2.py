@@ -19,6 +19,7 @@ from edgemm.verify.export_foreign import OWN_MODULES, export_foreign
 from tests.engines.tiny_engines import build_for_rtx, needs_rtx
 from tests.export.nano import needs_opset_24
 from tests.families.golden import GOLDEN, answers, found_at, worst
+from tests.families.oracle import check_batch
 
 HERE = GOLDEN / "showo2"
 CHECKPOINT = HERE / "checkpoint"
@@ -93,6 +94,10 @@ def test_pictures_are_read_without_chance(model, modules, recorded, name):
         wanted = ImageEncoder(modules)(torch.from_numpy(pixels))
     assert worst(tokens, wanted) <= EXACT
     assert worst(tokens[:, 1:], recorded[f"{name}.image_tokens"]) > 1e-3  # noise is no rounding error
+
+
+def test_pictures_of_one_call_are_what_their_seeds_give_alone(model):
+    check_batch(model, steps=3)
 
 
 @pytest.mark.parametrize(("case", "run"), DRAWN)

@@ -13,6 +13,7 @@ from torch import nn
 from edgemm.families import janusflow
 from edgemm.families.autoencoder_kl import WEIGHTS, autoencoder_skeleton
 from tests.families.golden import GOLDEN, found_at
+from tests.families.tiny.published import in_shards
 
 __all__ = ["folder", "other_autoencoder"]
 
@@ -26,7 +27,10 @@ def folder(path: Path, seed: int = 5) -> tuple[Path, Path]:
     for file in source.glob("*.json"):
         shutil.copyfile(file, path / file.name)
     config = json.loads((path / "config.json").read_text())
-    config["language_config"] |= {"hidden_size": 48, "num_hidden_layers": 2, "num_key_value_heads": 2}
+    config["language_config"] |= {
+        "hidden_size": 48, "num_hidden_layers": 2, "num_key_value_heads": 2, "head_dim": 14, "rms_norm_eps": 1e-4,
+        "attention_bias": True, "tie_word_embeddings": True,
+    }  # fmt: skip
     config["vision_und_enc_config"]["params"] |= {"image_size": 48, "patch_size": 8, "layers": 1, "heads": 4}
     for part, layers in (("enc", 1), ("dec", 3)):
         more = {"block_out_channels": [20], "hidden_size": 48, "layers_in_middle": layers, "use_bias": True}
@@ -36,7 +40,8 @@ def folder(path: Path, seed: int = 5) -> tuple[Path, Path]:
     _change(path / "preprocessor_config.json", image_size=48)
     _change(path / "processor_config.json", num_image_tokens=36)
     torch.manual_seed(seed)
-    save_file(_weights(janusflow.skeleton(found_at(path))), path / "model.safetensors")
+    weights = {name: tensor.half() for name, tensor in _weights(janusflow.skeleton(found_at(path))).items()}
+    in_shards(weights, path, "model", 3)
     return path, other_autoencoder(path.with_name("vae"))
 
 

@@ -17,12 +17,13 @@ from edgemm.families.flux_autoencoder import AutoencoderSizes
 from edgemm.families.sana import Connector, ConnectorSizes
 from tests.families.golden import found_at
 
-__all__ = ["bagel_folder", "mobileo_folder"]
+__all__ = ["bagel_folder", "change", "in_shards", "mobileo_folder", "random_weights"]
 
 AUTOENCODER = AutoencoderSizes(32, (1, 2), 2, 4)
 SIZES = BagelSizes(
     vocab=272, width=48, hidden=80, depth=2, heads=6, kv_heads=3, epsilon=1e-5, rope_theta=1e4,
     vision_width=24, vision_hidden=40, vision_depth=1, vision_heads=3, vision_patch=8, vision_side=14,
+    vision_epsilon=1e-3, vision_act="gelu",
     latent_patch=2, latent_side=12, autoencoder=AUTOENCODER,
 )  # fmt: skip
 
@@ -41,9 +42,10 @@ def bagel_folder(recorded: Path, path: Path, seed: int = 5) -> Path:
     vision = {
         "hidden_size": SIZES.vision_width, "intermediate_size": SIZES.vision_hidden, "patch_size": SIZES.vision_patch,
         "num_hidden_layers": SIZES.vision_depth + 1, "num_attention_heads": SIZES.vision_heads, "image_size": 112,
+        "layer_norm_eps": SIZES.vision_epsilon, "hidden_act": SIZES.vision_act,
     }  # fmt: skip
-    _change(path / "llm_config.json", **text)
-    _change(path / "vit_config.json", **vision)
+    change(path / "llm_config.json", **text)
+    change(path / "vit_config.json", **vision)
     weights = random_weights(BagelModel(SIZES), seed)
     own = {name: weights.pop(name) for name in list(weights) if name.startswith("vae.")}
     save_file(weights, path / "ema.safetensors")
@@ -61,12 +63,13 @@ def mobileo_folder(recorded: Path, path: Path, seed: int = 5) -> tuple[Path, Pat
             shutil.copyfile(file, folder / file.name)
     text = {
         "hidden_size": 48, "intermediate_size": 80, "num_hidden_layers": 3, "num_attention_heads": 6,
-        "num_key_value_heads": 3, "mm_vision_tower": "mobileclip_l_192", "vlm_num_layers": 2,
+        "num_key_value_heads": 3, "head_dim": 14, "mm_vision_tower": "mobileclip_l_192", "vlm_num_layers": 2,
+        "tie_word_embeddings": True,
     }  # fmt: skip
     transformer = {
         "attention_head_dim": 8, "num_attention_heads": 3, "cross_attention_dim": 24, "cross_attention_head_dim": 12,
         "num_cross_attention_heads": 2, "caption_channels": 40, "in_channels": 8, "out_channels": 8, "num_layers": 2,
-        "sample_size": 3,
+        "sample_size": 6, "patch_size": 2, "interpolation_scale": 0.5,
     }  # fmt: skip
     vae = {"latent_channels": 8, "attention_head_dim": 8, "scaling_factor": 0.5}
     for way in ("encoder", "decoder"):
@@ -74,21 +77,36 @@ def mobileo_folder(recorded: Path, path: Path, seed: int = 5) -> tuple[Path, Pat
         vae[f"{way}_block_types"] = ["ResBlock", "ResBlock", "EfficientViTBlock", "EfficientViTBlock"]
         vae[f"{way}_layers_per_block"] = [1, 2, 1, 1]
         vae[f"{way}_qkv_multiscales"] = [[], [], [5], [5]]
-    _change(folder / "config.json", **text)
-    _change(sana / "transformer" / "config.json", **transformer)
-    _change(sana / "vae" / "config.json", **vae)
+    change(folder / "config.json", **text)
+    change(sana / "transformer" / "config.json", **transformer)
+    change(sana / "vae" / "config.json", **vae)
     model = mobileo.skeleton(found_at(folder, sana=sana))  # of the sizes that configs say; the others are ours
     whole = model.model
     sizes = FastViTSizes((2, 1, 1, 1, 2), (8, 8, 16, 32, 64), 2, 128, 24)
     whole.vision_tower.vision_tower.model = FastViT(sizes)
     whole.mm_projector[0] = nn.Linear(sizes.out_width, 48)
     whole.diffusion_connector.fusion = Connector(ConnectorSizes(2, 48, 20, 1, 6, 40))
-    save_file(random_weights(model, seed), folder / "model.safetensors")
+    weights = random_weights(model, seed)
+    del weights["lm_head.weight"]  # tied
+    in_shards({name: tensor.half() for name, tensor in weights.items()}, folder, "model", 3)
     return folder, sana
 
 
-def _change(file: Path, **changes: object) -> None:
+def change(file: Path, **changes: object) -> None:
     file.write_text(json.dumps({**json.loads(file.read_text()), **changes}))
+
+
+def in_shards(weights: dict[str, torch.Tensor], folder: Path, stem: str, count: int) -> dict[str, str]:
+    """Tensor -> file; with an index where there are several."""
+    names = sorted(weights)
+    files = [f"{stem}-{number + 1:05}-of-{count:05}.safetensors" for number in range(count)]
+    files = files if count > 1 else [f"{stem}.safetensors"]
+    listed = {name: files[place % count] for place, name in enumerate(names)}
+    for file in files:
+        save_file({name: weights[name].contiguous() for name in names if listed[name] == file}, folder / file)
+    if count > 1:
+        (folder / f"{stem}.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": listed}))
+    return listed
 
 
 def random_weights(model: nn.Module, seed: int) -> dict[str, torch.Tensor]:
