@@ -152,7 +152,11 @@ def told_by(runs: list[dict]) -> list[str]:
     problems += [f"{whole['refusals']} calls that a capture forbids"] if whole["refusals"] else []
     problems += [f"{whole['captured_copies']} copies from the CPU in the graph"] if whole["captured_copies"] else []
     problems += [f"{whole['tf32']} products in TF32"] if whole["tf32"] else []
-    problems += [f"{whole['strays']} kernels on another stream than the captured one"] if whole["strays"] else []
+    problems += (
+        [f"{whole['strays']} kernels on another stream than the captured one, or of another thread"]
+        if whole["strays"]
+        else []
+    )
     problems += [f"{runs[0]['copies']} arrays copied when they were bound or first run"] if runs[0]["copies"] else []
     last = {name: runs[-1][name] for name in ("launches", "kernels", "copies")}
     problems += [f"a later run is {last}"] if last != {"launches": 1, "kernels": 0, "copies": 0} else []

@@ -1,8 +1,10 @@
 """Empty CUDA libraries, made of the names that onnxruntime-gpu asks for: it loads, partitions and binds, with no GPU.
 
 Memory is the process's own, so copies are real; kernels compute nothing.  What is opened is counted until it is closed
-(streams, graphs, events, memory), and CUDA's own refusals that a library may run into are kept: a call that waits while
-a stream is captured is error 900.  Made with the machine's C compiler at run time; none of NVIDIA's code is in it.
+(streams, graphs, events, memory), and CUDA's own refusals that a library may run into are kept, thread by thread:
+waiting for or asking about a captured stream or its device, allocating, freeing or asking about an event in a thread
+that captures (error 900), a graph that is gone, a device that is not there.  What another thread puts on a captured
+stream is counted as a stray.  Made with the machine's C compiler at run time; none of NVIDIA's code is in it.
 """
 
 from __future__ import annotations

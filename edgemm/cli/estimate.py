@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -79,9 +80,13 @@ def _read_board(args: argparse.Namespace) -> None:
     if board is None:
         raise InputError(f"{args.root}: no recorded Jetson; expected its proc/device-tree, etc and var/lib/nvpmodel")
     args.device = args.device or device_of(board.model)
-    known = {mode.name.lower() for mode in find_device(args.device).modes}
+    device = find_device(args.device)
+    known = {mode.name.lower() for mode in device.modes}
     if args.power is None and (board.power_mode or "").lower() in known:
         args.power = board.power_mode
+    elif args.power is None:
+        used, found = device.mode(None).name, board.power_mode or "a mode that its files do not tell"
+        print(f"the board is in {found}, of which no figures are known: these are {used}'s", file=sys.stderr)
 
 
 def _observations(args: argparse.Namespace, bundle: Bundle, device: Device, mode: PowerMode) -> tuple[Observation, ...]:

@@ -13,14 +13,14 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 
-__all__ = ["CudaCode", "find_cuda_code", "read_cuda_code"]
+__all__ = ["CUDA_PROVIDER", "CudaCode", "find_cuda_code", "read_cuda_code"]
 
 MAGIC = struct.pack("<I", 0xBA55ED50)
 HEADER = struct.Struct("<IHHQ")  # magic, version, bytes of this header, bytes of the entries
 ENTRY = struct.Struct("<HHIQ")  # kind, -, bytes of this header, bytes of the code
 PTX, CUBIN, ARCH_AT = 1, 2, 28
 TEGRA = (53, 62, 72, 87, 101, 110)  # whose machine code is for Jetsons alone
-PROVIDER = "capi/libonnxruntime_providers_cuda.so"  # of onnxruntime-gpu
+CUDA_PROVIDER = "capi/libonnxruntime_providers_cuda.so"  # of onnxruntime-gpu
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ def find_cuda_code() -> CudaCode | None:
     except (ImportError, ValueError):
         return None
     folders = spec.submodule_search_locations if spec else None
-    library = Path(next(iter(folders or ("",)))) / PROVIDER
+    library = Path(next(iter(folders or ("",)))) / CUDA_PROVIDER
     return read_cuda_code(library) if library.is_file() else None
 
 

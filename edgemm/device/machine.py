@@ -93,7 +93,7 @@ def read_text(path: Path) -> str:
 def read_plain(path: Path) -> bytes:
     """The first MBs of a plain file; OSError for anything else: a recorded folder is a stranger's, and a pipe or
     /dev/zero in it would be read for ever."""
-    with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as stream:
+    with open(path, "rb", opener=lambda name, flags: os.open(name, flags | getattr(os, "O_NONBLOCK", 0))) as stream:
         if not stat.S_ISREG(os.fstat(stream.fileno()).st_mode):
             raise OSError(errno.EINVAL, "no plain file", str(path))
         return stream.read(LARGEST_FILE_BYTES)

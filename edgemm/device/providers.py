@@ -8,14 +8,25 @@ model in newer and newer opsets tells which bundles this ONNX Runtime reads at a
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import json
 import sys
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from edgemm.device.child import ask
+from edgemm.device.fatbin import CUDA_PROVIDER
 
-__all__ = ["Provider", "probe_providers", "OLDEST_OPSET", "SIDE", "one_integer_node_model", "one_node_model"]
+__all__ = [
+    "Provider",
+    "probe_providers",
+    "OLDEST_OPSET",
+    "SIDE",
+    "one_integer_node_model",
+    "one_node_model",
+    "what_it_lacks",
+]
 
 UNHEARD_OF_OPSET = 99
 NOT_A_DEVICE = ("AzureExecutionProvider",)  # forwards to a web service
@@ -64,16 +75,31 @@ def _run(name: str) -> dict[str, Any]:
     try:
         session = onnxruntime.InferenceSession(one_node_model(), options, providers=[name])
         if session.get_providers()[0] != name:
-            return {
-                "problem": f"asked for {name}, got {session.get_providers()[0]}: its libraries or device are missing"
-            }
+            got = f"asked for {name}, got {session.get_providers()[0]}: its libraries or device are missing"
+            return {"problem": what_it_lacks(name) or got}
         x = np.arange(SIDE * SIDE, dtype=np.float32).reshape(SIDE, SIDE) / SIDE
         y = np.asarray(session.run(None, {"x": x})[0])
     except Exception as error:  # any of the runtime's own errors is an answer: it does not work here
-        return {"problem": (str(error).strip().splitlines() or [type(error).__name__])[0]}
+        return {"problem": what_it_lacks(name) or (str(error).strip().splitlines() or [type(error).__name__])[0]}
     if not np.allclose(y, x @ x, rtol=1e-2):
         return {"problem": "gives a wrong product"}
     return {"problem": "", "newest_opset": _newest_opset(name)}
+
+
+def what_it_lacks(name: str) -> str:
+    """The library that CUDA's provider does not find, in the loader's words, which ONNX Runtime keeps for its log; ""
+    where all are there.  They are loaded by that."""
+    import onnxruntime
+
+    library = Path(onnxruntime.__file__).parent / CUDA_PROVIDER
+    if name != "CUDAExecutionProvider" or not library.is_file():
+        return ""
+    try:
+        ctypes.CDLL(str(library.with_name("libonnxruntime_providers_shared.so")), mode=ctypes.RTLD_GLOBAL)
+        ctypes.CDLL(str(library))
+    except OSError as error:
+        return str(error)
+    return ""
 
 
 def _newest_opset(name: str) -> int:

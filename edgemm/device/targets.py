@@ -97,8 +97,12 @@ def _onnxruntime(target: str, found: Findings, provider: str, extra: Extra) -> V
             target, "", f"no ONNX Runtime with {provider}", extra.cure or f"pip install 'edgemm[{extra.name}]'"
         )
     if seen.problem:
-        too_old = "driver version is insufficient" in seen.problem  # CUDA's error 35
-        return Verdict(target, "", f"{provider}: {seen.problem}", _newer_driver(found) if too_old else extra.cure)
+        cure = extra.cure
+        if "driver version is insufficient" in seen.problem:  # CUDA's error 35
+            cure = _newer_driver(found)
+        elif "cannot open shared object file" in seen.problem:  # the extra brings CUDA's and cuDNN's, as wheels
+            cure = cure or f"pip install 'edgemm[{extra.name}]'"
+        return Verdict(target, "", f"{provider}: {seen.problem}", cure)
     lacking = [package for package in NEEDED if package in extra.missing]
     if lacking:
         return Verdict(target, "", f"missing: {', '.join(lacking)}", f"pip install {' '.join(lacking)}")

@@ -37,4 +37,10 @@ def test_a_root_that_is_none_is_told(tmp_path, capsys):
 def test_estimate_takes_device_and_mode_of_a_recorded_board(tmp_path, capsys):
     root = lay_out(tmp_path, ORIN_NANO)
     main(["estimate", str(Path("nowhere.bundle")), "--root", str(root)])
-    assert "nowhere.bundle" in capsys.readouterr().err, "the device was found, and the bundle is looked for"
+    told = capsys.readouterr().err
+    assert "nowhere.bundle" in told and "no figures" not in told, "the device was found, and the bundle is looked for"
+
+
+def test_a_mode_that_has_no_figures_is_told_with_the_one_that_stands_for_it(tmp_path, capsys):
+    main(["estimate", "nowhere.bundle", "--root", str(lay_out(tmp_path, THOR))])
+    assert "the board is in 120W, of which no figures are known: these are MAXN's" in capsys.readouterr().err

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 
@@ -28,6 +29,24 @@ def test_a_provider_that_falls_back_is_not_usable(name):
     if name in onnxruntime.get_available_providers():
         pytest.skip(f"this machine may have {name}")
     assert providers._probe(name, timeout_s=60).problem
+
+
+@pytest.mark.filterwarnings("ignore:Specified provider")
+def test_the_library_that_is_not_there_is_told_and_no_talk_of_a_fallback(monkeypatch, tmp_path):
+    """By the loader, of a provider that is made for it: ONNX Runtime says so to its log alone."""
+    onnxruntime, compiler = pytest.importorskip("onnxruntime"), shutil.which("cc")
+    if compiler is None:
+        pytest.skip("no C compiler to make a provider with")
+    (tmp_path / "capi").mkdir()
+    for name, wants in (("cublas", ""), ("providers_shared", ""), ("providers_cuda", "cublas")):
+        linked = [f"-L{tmp_path}/capi", "-Wl,--no-as-needed", f"-l:libonnxruntime_{wants}.so"] if wants else []
+        words = [compiler, "-shared", "-x", "c", "/dev/null", "-o", f"capi/libonnxruntime_{name}.so", *linked]
+        subprocess.run(words, cwd=tmp_path, check=True)
+    monkeypatch.setattr(onnxruntime, "__file__", str(tmp_path / "__init__.py"))
+    (tmp_path / "capi/libonnxruntime_cublas.so").unlink()
+    lacks = "libonnxruntime_cublas.so: cannot open shared object file"
+    assert providers._run("CUDAExecutionProvider")["problem"].startswith(lacks)
+    assert providers.what_it_lacks("CPUExecutionProvider") == ""
 
 
 @pytest.mark.filterwarnings("ignore:Specified provider")

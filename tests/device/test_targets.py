@@ -74,7 +74,7 @@ def test_a_gpu_with_a_broken_provider_does_not_run_cuda_bundles():
     broken = Provider("CUDAExecutionProvider", "libcudnn.so.9: cannot open shared object file")
     everything = ("onnxruntime-gpu", "tokenizers", "pillow", "tqdm")
     cuda = verdicts(cuda=RTX_4090, providers=[CPU, broken], present=everything)["cuda"]
-    assert not cuda.runs and "libcudnn" in cuda.problem
+    assert not cuda.runs and "libcudnn" in cuda.problem and cuda.cure == "pip install 'edgemm[cuda]'"
 
 
 def test_a_gpu_without_its_onnxruntime_gets_the_line():

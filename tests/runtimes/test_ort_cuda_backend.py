@@ -168,6 +168,8 @@ def test_a_wheel_without_code_for_the_gpu_is_passed_over_before_its_first_kernel
     monkeypatch.setattr(ort_cuda_backend, "find_cuda_code", lambda: code)
     problem = ort_cuda_backend.problem()
     assert told in problem and bool(problem) == bool(told)
+    monkeypatch.setattr(ort_cuda_backend, "what_it_lacks", lambda provider: "libcudnn.so.9: not found")
+    assert ort_cuda_backend.problem() == (problem or "libcudnn.so.9: not found")
 
 
 def test_onnx_runtime_has_what_we_call():

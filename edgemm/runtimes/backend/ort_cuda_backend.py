@@ -23,6 +23,7 @@ from edgemm.bundle.components import Variant
 from edgemm.device.fatbin import find_cuda_code
 from edgemm.device.gpu import probe_cuda, tf32_wanted
 from edgemm.device.machine import read_board
+from edgemm.device.providers import what_it_lacks
 from edgemm.errors import BundleError
 from edgemm.runtimes.backend.cuda_binding import CudaBinding
 from edgemm.runtimes.backend.cuda_memory import Cuda, cuda_graphs_wanted, shared_cuda
@@ -46,7 +47,10 @@ def problem(target: str = "") -> str:
     on_tegra = read_board() is not None
     if cuda.gpus and code and not any(code.runs_on(gpu.compute_capability, on_tegra) for gpu in cuda.gpus):
         return f"the installed onnxruntime-gpu holds code for SM {code}, this GPU is {cuda.gpus[0].compute_capability}"
-    return cuda.problem
+    if cuda.problem:
+        return cuda.problem
+    _load_libraries()
+    return what_it_lacks(PROVIDER)
 
 
 def open_engine(
