@@ -50,7 +50,14 @@ class RmsNorm(nn.Module):
 
 
 T = TypeVar("T")
-ABOVE_ZERO = ("rope_theta", "scaling_factor", "norm_eps", "rms_norm_eps", "layer_norm_eps")  # divided by, or a root's
+ABOVE_ZERO = (
+    "rope_theta",
+    "scaling_factor",
+    "interpolation_scale",
+    "norm_eps",
+    "rms_norm_eps",
+    "layer_norm_eps",
+)  # divided by, or a root's
 WHOLE = ("stride", "padding", "kernel_size", "norm_num_groups")  # of convolutions and norms
 MOST_WHOLE = 1024
 INDEX = ".safetensors.index.json"
