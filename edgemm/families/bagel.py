@@ -36,7 +36,7 @@ from edgemm.families.family import Drawn, Named, Parts, Pieces, Shape, component
 from edgemm.families.folder import Found
 from edgemm.families.hf_checkpoint import Checkpoint
 from edgemm.families.llama import as_transformer, example_tokens
-from edgemm.families.own_modules import fill, from_sizes, names_and_shapes, read_config, starting
+from edgemm.families.own_modules import fill, from_sizes, is_fetched, names_and_shapes, read_config, starting
 
 __all__ = ["CANNOT", "draw", "open_model", "parts", "pieces", "reply", "skeleton"]
 
@@ -54,14 +54,14 @@ def skeleton(found: Found) -> BagelModel:
     vision = read_config(found.folder / "vit_config.json", "the sizes of BAGEL's picture encoder")
     shapes: dict[str, tuple[int, ...]] = {}
     for name, what in ((WEIGHTS, "all but the autoencoder"), (AUTOENCODER, "the autoencoder")):
-        if (found.folder / name).exists():
+        if is_fetched(found.folder / name):
             shapes |= names_and_shapes(found.folder / name, what)
     complete = "encoder.conv_in.weight" in shapes and "vae2llm.weight" in shapes
 
     def make() -> BagelModel:
         from transformers import Qwen2Config
 
-        config = Qwen2Config(**text)  # knows what a file leaves out, and both ways to tell of rotary embedding
+        config: Any = Qwen2Config(**text)  # knows what a file leaves out, and both ways to tell of rotary embedding
         told = {**config.to_dict(), "rope_theta": config.rope_parameters["rope_theta"]}
         model = BagelModel(sizes_of(told, vision, shapes if complete else None))
         model.config = config

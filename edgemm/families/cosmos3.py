@@ -29,6 +29,7 @@ from edgemm.families.own_modules import (
     check_settings,
     fill,
     from_sizes,
+    is_fetched,
     names_and_shapes,
     names_in,
     read_config,
@@ -36,7 +37,7 @@ from edgemm.families.own_modules import (
 )
 from edgemm.families.prefix import prefix_shapes
 from edgemm.families.qwen3_vl import library_inputs
-from edgemm.families.wan_autoencoder import of_a_picture
+from edgemm.families.wan_autoencoder import Shapes, of_a_picture
 
 __all__ = ["CANNOT", "draw", "library_inputs", "open_model", "parts", "pieces", "skeleton"]
 
@@ -73,7 +74,7 @@ SOLVER = {  # of the scheduler that the loop writes again -> the only setting it
 def skeleton(found: Found) -> Any:
     model = hf_checkpoint.skeleton(found)
     if (found.folder / PIPELINE).is_file():
-        model.generator, model.decoder = _drawing_parts(found.folder)
+        model.generator, model.decoder = _drawing_parts(found.folder, on_paper=not is_fetched(_vae_file(found.folder)))
     return model
 
 
@@ -95,8 +96,8 @@ def open_model(found: Found) -> Any:
     return model
 
 
-def _drawing_parts(folder: Path) -> tuple[Generator, PictureDecoder]:
-    """Without weights; and a look at what the loop will need."""
+def _drawing_parts(folder: Path, on_paper: bool = False) -> tuple[Generator, PictureDecoder]:
+    """Without weights; and a look at what the loop will need.  On paper the autoencoder is what its config says."""
     config = read_config(folder / "transformer" / "config.json", "the generator's sizes")
     vae = read_config(folder / "vae" / "config.json", "the autoencoder's sizes")
     with reading(folder, "its scheduler's settings do not fit together", CheckpointError):
@@ -104,7 +105,7 @@ def _drawing_parts(folder: Path) -> tuple[Generator, PictureDecoder]:
     check_settings(config, {"unified_3d_mrope_reset_spatial_ids": True}, folder / "transformer" / "config.json")
     if not vae.get("is_residual"):
         raise CheckpointError(f"{folder}: an autoencoder of Wan 2.1's shape, expected 2.2's (is_residual)")
-    shapes = names_and_shapes(_vae_file(folder), "the autoencoder")
+    shapes = _said_shapes(vae, folder) if on_paper else names_and_shapes(_vae_file(folder), "the autoencoder")
     generator = from_sizes(lambda: Generator(config), folder / "transformer")
     decoder = from_sizes(lambda: PictureDecoder(shapes, vae, folder / "vae" / "config.json"), folder / "vae")
     if decoder.channels != generator.channels:
@@ -112,6 +113,14 @@ def _drawing_parts(folder: Path) -> tuple[Generator, PictureDecoder]:
             f"{folder}: an autoencoder of {decoder.channels} latent channels, the generator draws {generator.channels}"
         )
     return generator, decoder
+
+
+def _said_shapes(vae: dict[str, Any], folder: Path) -> Shapes:
+    """Of the library's autoencoder, where nobody has fetched the weights."""
+    with without_warnings():
+        from diffusers.models.autoencoders.autoencoder_kl_wan import AutoencoderKLWan
+    model = from_sizes(lambda: AutoencoderKLWan.from_config(vae), folder / "vae")
+    return {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}  # pyright: ignore
 
 
 def _vae_file(folder: Path) -> Path:
@@ -170,11 +179,10 @@ class EdgeTower(nn.Module):
 
 def parts(checkpoint: Checkpoint) -> Parts:
     model = checkpoint.model
-    if hasattr(model, "generator"):
-        checkpoint.token_ids(BEGIN)
+    draws = _denoise_loop(checkpoint) if hasattr(model, "generator") else None  # before conversations are compared
     edge = checkpoint.architecture == EDGE
     reads = qwen3_vl.parts(checkpoint, EdgeTower(model.model, qwen3_vl.side_of(checkpoint)) if edge else None)
-    if not hasattr(model, "generator"):
+    if draws is None:
         return reads
     generator, text, decoder = model.generator, model.model.language_model, model.decoder
     attention, depth = text.layers[0].self_attn, len(text.layers)
@@ -195,7 +203,7 @@ def parts(checkpoint: Checkpoint) -> Parts:
         reads,
         graphs=reads.graphs | by_name,
         inputs=reads.inputs | _inputs(reads, by_name, decoder.channels),
-        denoise=_denoise_loop(checkpoint),
+        denoise=draws,
     )
 
 
@@ -234,6 +242,7 @@ def _templates(checkpoint: Checkpoint) -> tuple[DenoiseTemplate, DenoiseTemplate
 
 def _drawing_tokenizer(checkpoint: Checkpoint) -> Any:
     """The pipeline's own, whose template may be another; a bundle has one vocabulary."""
+    checkpoint.token_ids(BEGIN)
     words = checkpoint.folder / "text_tokenizer"
     own = dataclasses.replace(checkpoint, words=words).tokenizer if words.is_dir() else checkpoint.tokenizer
     if own.get_vocab() != checkpoint.tokenizer.get_vocab():

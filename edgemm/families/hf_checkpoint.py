@@ -130,7 +130,10 @@ def open_checkpoint(found: Found, family: ModuleType | None = None) -> Checkpoin
     if opened is not None:
         with reading(found.folder, "cannot be loaded", CheckpointError), without_warnings():
             words = found.others.get(getattr(family, "TOKENIZER", ""))
-            return Checkpoint(found.folder, found.architecture, opened(found).eval(), words)
+            model = opened(found).eval()
+            if hasattr(model, "generation_config"):
+                _read_generation(model, found.folder)
+            return Checkpoint(found.folder, found.architecture, model, words)
     if found.folder.is_dir():
         _check_files(found.folder)
         if not (by_index(found.folder) or list(found.folder.glob("*.safetensors"))):
@@ -150,8 +153,8 @@ def open_checkpoint(found: Found, family: ModuleType | None = None) -> Checkpoin
             output_loading_info=True,
             ignore_mismatched_sizes=True,  # they are told below, by name
         )
-        if "state_dict" in weights and (found.folder / GENERATION).is_file():  # the library read no folder
-            model.generation_config = type(model.generation_config).from_pretrained(found.folder)
+        if "state_dict" in weights:  # the library read no folder
+            _read_generation(model, found.folder)
     if missing := sorted(loading["missing_keys"]):
         raise CheckpointError(f"{found.folder}: {len(missing)} tensors are missing, for example {missing[0]}")
     if wrong := sorted(loading["mismatched_keys"]):
@@ -159,6 +162,11 @@ def open_checkpoint(found: Found, family: ModuleType | None = None) -> Checkpoin
         raise CheckpointError(f"{found.folder}: {name} is {tuple(stored)}, config.json says {tuple(said)}")
     licence = found.config.get("license") or ""
     return Checkpoint(found.folder, found.architecture, model.eval().requires_grad_(False), licence=licence)
+
+
+def _read_generation(model: Any, folder: Path) -> None:
+    if (folder / GENERATION).is_file():
+        model.generation_config = type(model.generation_config).from_pretrained(folder)
 
 
 def refuse_pointers(found: Found) -> None:

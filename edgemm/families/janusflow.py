@@ -36,6 +36,7 @@ from edgemm.families.own_modules import (
     check_settings,
     fill,
     from_sizes,
+    is_weighed,
     keep_biases,
     names_in,
     numbers_of,
@@ -92,7 +93,7 @@ def _model(found: Found, vae: Any) -> JanusFlow:
         )
     for name, section in sections.items():
         check_settings(section, PLAIN[name], found.folder / "config.json")
-    weighed = any(found.folder.glob("*.safetensors"))  # sizes can be told without
+    weighed = is_weighed(found.folder)
     biased = {name for name in names_in(found.folder) if name.endswith(".bias")} if weighed else set()
 
     def make() -> JanusFlow:

@@ -14,7 +14,15 @@ from edgemm.errors import CheckpointError
 from edgemm.export.trace import without_warnings
 from edgemm.families.fastvit import FastViT, FastViTSizes
 from edgemm.families.folder import Found
-from edgemm.families.own_modules import check_settings, fill, from_sizes, names_and_shapes, names_in, read_config
+from edgemm.families.own_modules import (
+    check_settings,
+    fill,
+    from_sizes,
+    is_weighed,
+    names_and_shapes,
+    names_in,
+    read_config,
+)
 from edgemm.families.sana import Connector, ConnectorSizes
 
 __all__ = ["NEEDS", "Eye", "open_model", "skeleton"]
@@ -102,7 +110,7 @@ def _sana(folder: Path) -> tuple[dict[str, Any], ...]:
 
 def _shapes(folder: Path) -> dict[str, tuple[int, ...]]:
     """Of every file of weights; none on paper."""
-    files = sorted(set(names_in(folder).values())) if any(folder.glob("*.safetensors")) else []
+    files = sorted(set(names_in(folder).values())) if is_weighed(folder) else []
     return {name: shape for file in files for name, shape in names_and_shapes(file, "the weights").items()}
 
 

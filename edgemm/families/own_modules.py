@@ -20,13 +20,15 @@ from edgemm.errors import CheckpointError
 from edgemm.families.folder import check_counts
 from edgemm.families.hf_checkpoint import by_index, no_weights
 from edgemm.model.kept_weights import MappedFile, check_real, kept, widened
-from edgemm.model.pretrained import check_tensors
+from edgemm.model.pretrained import POINTER, check_tensors
 
 __all__ = [
     "RmsNorm",
     "check_settings",
     "fill",
     "from_sizes",
+    "is_fetched",
+    "is_weighed",
     "keep_biases",
     "names_and_shapes",
     "names_in",
@@ -87,6 +89,19 @@ def names_and_shapes(path: Path, what: str) -> dict[str, tuple[int, ...]]:
         return check_tensors(path)
     except CheckpointError as error:
         raise CheckpointError(f"{error} ({what})") from error
+
+
+def is_fetched(path: Path) -> bool:
+    """Whether weights lie there: neither nothing nor a pointer to them, for sizes can be told without."""
+    with reading(path, kind=CheckpointError):
+        if not path.is_file():
+            return False
+        with path.open("rb") as file:
+            return file.read(len(POINTER)) != POINTER
+
+
+def is_weighed(folder: Path) -> bool:
+    return any(is_fetched(path) for path in folder.glob("*.safetensors"))
 
 
 def names_in(folder: Path) -> dict[str, Path]:

@@ -21,7 +21,7 @@ from edgemm.families.family import Drawn, Parts, Pieces, Shape, component, examp
 from edgemm.families.folder import Found
 from edgemm.families.hf_checkpoint import Checkpoint
 from edgemm.families.llama import as_transformer, check_llama_shaped, text_pieces
-from edgemm.families.own_modules import check_settings, fill, from_sizes, names_in, read_config
+from edgemm.families.own_modules import check_settings, fill, from_sizes, is_weighed, names_in, read_config
 from edgemm.families.prefix import HiddenGraph, example_inputs, prefix_shapes
 from edgemm.families.showo2_graphs import Conditioner, Denoiser, ImageDecoder, ImageEncoder
 from edgemm.families.showo2_layers import ShowO2
@@ -80,8 +80,7 @@ def _model(found: Found, vae: Any) -> ShowO2:
         for name in ("llm", "clip")
     )
 
-    weighed = any(found.folder.glob("*.safetensors"))  # sizes can be told without
-    tied = weighed and HEAD not in names_in(found.folder)  # or published twice, equal or not
+    tied = is_weighed(found.folder) and HEAD not in names_in(found.folder)  # or published twice, equal or not
 
     def make() -> ShowO2:
         from transformers import Qwen2Config, Qwen2ForCausalLM, SiglipVisionConfig

@@ -353,6 +353,15 @@ def test_configs_that_make_no_sense_are_told_before_anything_is_traced(folder, c
     assert message in refusal(folder, capsys)
 
 
+def test_rotary_embedding_is_read_in_both_ways_that_configs_tell_it(folder, cases):
+    path = folder / "llm_config.json"
+    config = json.loads(path.read_text())
+    path.write_text(json.dumps(config | {"rope_parameters": {"rope_type": "default", "rope_theta": 123.0}}))
+    assert bagel.skeleton(found_at(folder)).sizes.rope_theta == 123.0
+    path.write_text(json.dumps({key: value for key, value in config.items() if key != "rope_theta"}))
+    assert bagel.skeleton(found_at(folder)).sizes.rope_theta == 10_000.0  # the class's own
+
+
 @pytest.mark.parametrize("file", ["ema.safetensors", "ae.safetensors", "llm_config.json", "vit_config.json"])
 def test_a_file_that_is_missing_cut_or_a_pointer_is_named(folder, capsys, file):
     whole = (folder / file).read_bytes()

@@ -196,6 +196,11 @@ def test_pictures_and_edits_of_one_call_are_what_their_seeds_give_alone(opened):
     check_batch(opened, image=np.eye(70, dtype=np.uint8)[..., None].repeat(3, -1) * 255)
 
 
+def test_a_reply_ends_where_the_folders_generation_config_says(cases, opened):
+    said = json.loads((cases.folder / "checkpoint" / "generation_config.json").read_text())["eos_token_id"]
+    assert set(opened.manifest.loops.text.stop_token_ids) == set(said) and len(said) == 2
+
+
 def test_licences_travel_with_the_bundle_and_who_it_was_compared_with(opened):
     bundle = opened._engines.bundle
     notice = (bundle.path / "NOTICE").read_text()
@@ -227,7 +232,7 @@ def test_another_size_exports_reads_draws_and_edits(cases, tmp_path):
     folder, sana = mobileo_folder(cases.folder, tmp_path)
     manifest = export_foreign(found_at(folder, sana=sana), tmp_path / "made.bundle")
     loop, text = manifest.loops.denoise, manifest.loops.text
-    assert (loop.latents.channels, loop.latents.cell, loop.latents.height) == (8, 8, 24)
+    assert (loop.latents.channels, loop.latents.cell, loop.latents.height) == (8, 8, 48)
     assert (loop.hidden_layers, text.image_size, text.image_token_count) == ((1, 2), 192, 9)
 
 

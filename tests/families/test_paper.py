@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,8 @@ from edgemm.cli.main import main
 from edgemm.families.folder import Found, find_foreign
 from edgemm.families.paper import measure
 from edgemm.model.config import PRESETS, DenoiserConfig, TransformerConfig
+from edgemm.model.pretrained import POINTER
+from tests.families.golden import Cases
 
 VOCABULARY = {"<image>": 4, "<|extra_200|>": 5}
 
@@ -185,3 +188,24 @@ def test_the_table_of_boards_in_the_docs_is_what_inspect_estimates(tmp_path, nam
         f"{four.kv_gb:.2f} | {smallest['int4']} | {smallest['int8']} | {smallest['fp16']} |"
     )
     assert line in FAMILIES_PAGE.read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("name", ["janusflow", "bagel", "mobileo", "cosmos3-edge", "cosmos3-omni"])
+@pytest.mark.parametrize("content", [POINTER, None])
+def test_weights_that_nobody_fetched_are_not_missed_on_paper(tmp_path, capsys, name, content):
+    home = tmp_path / "home"
+    shutil.copytree(Cases(name).folder, home, copy_function=shutil.copyfile)
+    words = [f"--component={part}={home / part}" for part in ("vae", "sana") if (home / part).is_dir()]
+
+    def estimated():
+        assert main(["inspect", str(home / "checkpoint"), "--estimate", "--json", *words]) == 0
+        return json.loads(capsys.readouterr().out)["components"]
+
+    whole = estimated()
+    for path in home.rglob("*.safetensors"):
+        path.unlink()
+        if content is not None:
+            path.write_bytes(content)
+    assert estimated().keys() == whole.keys()
+    if name.startswith(("janusflow", "cosmos3")):  # all sizes are in configs
+        assert estimated() == whole
