@@ -17,7 +17,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
-from edgemm.device.child import device_bytes
+from edgemm.device.child import device_bytes, environment
 from edgemm.engines import builder, child
 from edgemm.engines.builder import Limits, build_engine
 from edgemm.engines.cache import EngineCache
@@ -279,10 +279,13 @@ def test_what_a_jetsons_gpu_holds_of_the_shared_memory_is_read(tmp_path):
     assert device_bytes(tmp_path) == 805068 * 1024
 
 
-def test_what_the_gpu_holds_more_than_before_counts_under_the_cap(monkeypatch):
+def test_what_the_gpu_holds_more_than_before_counts_under_the_cap(monkeypatch, tmp_path):
+    """Of a builder that never ends."""
+    (tmp_path / "endless.py").write_text("import time; time.sleep(600)")
     held = iter([2 << 30])  # by others, before; then 8 GiB
     monkeypatch.setattr(builder, "device_bytes", lambda: next(held, 8 << 30))
-    outcome = builder.attempt("product", {}, 4 << 30, BUSY_S)
+    path = os.pathsep.join((str(tmp_path), environment()["PYTHONPATH"]))
+    outcome = builder.attempt("product", {"tensorrt": "endless"}, 4 << 30, BUSY_S, {"PYTHONPATH": path})
     assert (outcome.kind, outcome.text) == ("memory", "it grew past 4096 MiB") and outcome.peak_bytes >= 6 << 30
 
 

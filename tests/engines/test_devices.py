@@ -61,6 +61,7 @@ def test_a_pc_builds_for_rtx_and_for_the_gpu_that_is_named(machine):
     root = machine(cuda=RTX, **{"tensorrt-rtx": "1.7"})
     (found,) = choose_destinations(ALL, None, None, "cuda:1", root)
     assert (found.target, found.tensorrt, found.place.gpu) == ("rtx", "tensorrt_rtx", "RTX 5090")
+    assert found.place.number == 1, "by which its builder sees that GPU alone"
     with pytest.raises(MissingError, match="no device cuda:2 to build for: there are 2 GPUs"):
         choose_destinations(ALL, None, None, "cuda:2", root)
 

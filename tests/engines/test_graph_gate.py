@@ -10,7 +10,9 @@ import pytest
 from onnx import helper
 
 from edgemm.bundle.bundle import Bundle, open_bundle
-from edgemm.engines.bundle_engines import checked_graph
+from edgemm.engines import bundle_engines
+from edgemm.engines.bundle_engines import Destination, bundle_specs, checked_graph
+from edgemm.engines.engine_spec import Place
 from edgemm.errors import BundleError
 from tests.runtimes.tiny_bundle import build
 
@@ -44,6 +46,15 @@ def refused(bundle, message):
 
 def test_a_sound_graph_passes(bundle, files):
     assert checked_graph(bundle, COMPONENT, "rtx") == files[0]
+
+
+@pytest.mark.parametrize("wanted", ["0", "1"])
+def test_an_engine_rounds_to_tf32_where_that_is_asked_for_alone(bundle, monkeypatch, wanted):
+    monkeypatch.setenv("EDGEMM_TF32", wanted)
+    destination = Destination("rtx", "tensorrt_rtx", "1.7", Place("8.9", here=False))
+    monkeypatch.setattr(bundle_engines, "checked_graph", lambda *_: bundle.path)  # graphs for CPUs: not built here
+    specs = [spec for spec, _ in bundle_specs(bundle, destination)]
+    assert specs and all(spec.tf32 == (wanted == "1") for spec in specs)
 
 
 @pytest.mark.parametrize("which", [0, 1], ids=["graph", "weights"])
