@@ -17,7 +17,7 @@ from types import ModuleType
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from edgemm.bundle.files import check_is_file, read_text, reading
 from edgemm.bundle.forked import forked
@@ -33,6 +33,7 @@ __all__ = [
     "Checkpoint",
     "by_index",
     "greedy",
+    "is_of_no_layer",
     "no_weights",
     "open_checkpoint",
     "refuse_pointers",
@@ -157,11 +158,28 @@ def open_checkpoint(found: Found, family: ModuleType | None = None) -> Checkpoin
             _read_generation(model, found.folder)
     if missing := sorted(loading["missing_keys"]):
         raise CheckpointError(f"{found.folder}: {len(missing)} tensors are missing, for example {missing[0]}")
+    if more := [name for name in sorted(loading["unexpected_keys"]) if is_of_no_layer(model, name)]:
+        raise CheckpointError(f"{found.folder}: {more[0]} is of a layer that its config does not count")
     if wrong := sorted(loading["mismatched_keys"]):
         name, stored, said = wrong[0]
         raise CheckpointError(f"{found.folder}: {name} is {tuple(stored)}, config.json says {tuple(said)}")
     licence = found.config.get("license") or ""
     return Checkpoint(found.folder, found.architecture, model.eval().requires_grad_(False), licence=licence)
+
+
+def is_of_no_layer(model: nn.Module, name: str) -> bool:
+    """Whether a tensor's name counts on where a list of the model's has ended."""
+    module = model
+    for part in name.split("."):
+        if part.isdigit() and isinstance(module, nn.ModuleList):
+            if int(part) >= len(module):
+                return True
+        elif part not in module._modules:
+            return False
+        module = module._modules[part]  # type: ignore[assignment]
+        if module is None:
+            return False
+    return False
 
 
 def _read_generation(model: Any, folder: Path) -> None:

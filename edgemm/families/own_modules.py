@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from edgemm.bundle.files import read_text, reading
 from edgemm.errors import CheckpointError
 from edgemm.families.folder import check_counts
-from edgemm.families.hf_checkpoint import by_index, no_weights
+from edgemm.families.hf_checkpoint import by_index, is_of_no_layer, no_weights
 from edgemm.model.kept_weights import MappedFile, check_real, kept, widened
 from edgemm.model.pretrained import POINTER, check_tensors
 
@@ -50,7 +50,14 @@ class RmsNorm(nn.Module):
 
 
 T = TypeVar("T")
-ABOVE_ZERO = ("rope_theta", "scaling_factor", "norm_eps", "rms_norm_eps", "layer_norm_eps")  # divided by, or a root's
+ABOVE_ZERO = (
+    "rope_theta",
+    "scaling_factor",
+    "interpolation_scale",
+    "norm_eps",
+    "rms_norm_eps",
+    "layer_norm_eps",
+)  # divided by, or a root's
 WHOLE = ("stride", "padding", "kernel_size", "norm_num_groups")  # of convolutions and norms
 MOST_WHOLE = 1024
 INDEX = ".safetensors.index.json"
@@ -160,7 +167,7 @@ def fill(
         raise CheckpointError(
             f"{folder}: {len(left)} tensors are in no place that its configs know, for example {renamed(left[0])}"
         )
-    if (more := next((name for name in sorted(places) if _is_of_no_layer(model, name)), None)) is not None:
+    if (more := next((name for name in sorted(places) if is_of_no_layer(model, name)), None)) is not None:
         raise CheckpointError(f"{folder}: {renamed(more)} is of a layer that its config does not count")
     by_file: dict[Path, list[str]] = {}
     for name in wanted:
@@ -181,21 +188,6 @@ def _tied(model: nn.Module) -> dict[str, str]:
     first = {id(parameter): name for name, parameter in model.named_parameters()}
     every = model.named_parameters(remove_duplicate=False)
     return {name: first[id(parameter)] for name, parameter in every if first[id(parameter)] != name}
-
-
-def _is_of_no_layer(model: nn.Module, name: str) -> bool:
-    """Whether a tensor's name counts on where a list of the model's has ended."""
-    module = model
-    for part in name.split("."):
-        if part.isdigit() and isinstance(module, nn.ModuleList):
-            if int(part) >= len(module):
-                return True
-        elif part not in module._modules:
-            return False
-        module = module._modules[part]  # type: ignore[assignment]
-        if module is None:
-            return False
-    return False
 
 
 def _stored_buffers(model: nn.Module) -> dict[str, Tensor]:

@@ -112,6 +112,10 @@ FAULTS = {
     "strict": (config(hidden_size="wide"), "config.json cannot be read"),
     "no heads": (config(num_attention_heads=0), "folder: "),
     "no size": (config(num_hidden_layers=None), "folder: "),
+    "fewer layers": (
+        config(num_hidden_layers=1),
+        "model.layers.1.input_layernorm.weight is of a layer that its config",
+    ),
     "a billion layers": (config(num_hidden_layers=10**9), "num_hidden_layers is 1000000000, expected 1024 at most"),
     "a billion layers of an eye": (
         config(vision_config={"depth": 10**9}),
