@@ -77,12 +77,12 @@ def watch_scores(task: str, model: Any, folder: Path, args: argparse.Namespace) 
         found = {"as they are": _watched(dataset, subject, split, "as they are", args.limit)}
         found |= {how: _watched(dataset, subject, split, how, args.limit // 4) for how in SPOILT}
         own = found["as they are"]
-        scores |= {key: statistics.mean(own.values()), f"{key}_by_kind": found}
-        scores[f"{key}_twins"] = own.get("twins")
+        scores |= {key: statistics.mean(own[kind] for kind in KINDS), f"{key}_by_kind": found}
+        scores[f"{key}_twins"] = own["twins"]
     return scores
 
 
-SPOILT = ("shuffled", "white")
+KINDS, SPOILT = ("direction", "order", "speed"), ("shuffled", "white")
 
 
 def _watched(dataset: Dataset, subject: Subject, split: str, how: str, limit: int) -> dict[str, float]:
