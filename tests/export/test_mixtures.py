@@ -83,7 +83,7 @@ def made(tmp_path_factory):
     return path
 
 
-@pytest.mark.parametrize("precision", ["fp32", "int8"])
+@pytest.mark.parametrize("precision", ["fp32", pytest.param("int8", marks=pytest.mark.slow)])
 def test_a_bundle_of_experts_says_and_draws_what_torch_does(made, precision, tmp_path):
     path = tmp_path / "mixed.bundle"
     export_bundle(made, path, precision=precision)

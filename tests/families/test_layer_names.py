@@ -15,10 +15,11 @@ from tests.export.nano import needs_opset_24
 from tests.families.tiny.folders import write_folder
 
 TOLD = ("transformer", "text_head", "image_head", *TOWERS)  # components that `--precision int8` quantizes
+FAST, LONG = ("llama", "janus", "fuyu"), ("emu3", "qwen3_vl")
 
 
 @needs_opset_24
-@pytest.mark.parametrize("family", ["llama", "janus", "emu3", "fuyu", "qwen3_vl"])
+@pytest.mark.parametrize("family", [*FAST, *(pytest.param(name, marks=pytest.mark.slow) for name in LONG)])
 def test_every_product_of_a_graph_goes_by_the_name_of_its_weight(family, tmp_path):
     found = find_foreign(write_folder(family, tmp_path / family))
     assert found
