@@ -185,12 +185,12 @@ def _run_all(names: list[str], args: argparse.Namespace) -> None:
     """Those that are as long as another come after it."""
     for task, (folder, *words) in DATA.items():
         if any(ROWS[name].task == task for name in names) and not (args.runs / folder / "dataset.json").is_file():
-            told = ["--output", str(args.runs / folder), "--count", str(args.graphs // (1 if task == "graph" else 2))]
-            subprocess.run(
-                [sys.executable, "-m", "edgemm", "data", *words, *told, "--force"], check=True, stdout=sys.stderr
-            )
+            part = args.runs / f"{folder}.part"  # a run that is killed begins it again
+            told = ["--output", str(part), "--count", str(args.graphs // (1 if task == "graph" else 2)), "--force"]
+            subprocess.run([sys.executable, "-m", "edgemm", "data", *words, *told], check=True, stdout=sys.stderr)
             if task == "frame":
-                _middle_frames(args.runs / folder)
+                _middle_frames(part)
+            part.rename(args.runs / folder)
     for later in (False, True):
         jobs = [(name, seed) for seed in args.seeds for name in names if bool(ROWS[name].as_long_as) == later]
         with ThreadPoolExecutor(args.workers) as pool:
