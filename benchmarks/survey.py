@@ -251,12 +251,16 @@ def _job(name: str, seed: int, args: argparse.Namespace) -> None:
         scores["draw_mmac"] = _draw_macs(model) / 1e6
     judges = {"graph": graph_scores, "clips": clip_scores, "watch": watch_scores, "frame": watch_scores}
     judge = judges.get(row.task, shape_scores)
-    scores |= judge(row.task, model, folder, args)
+    scores |= judge(row.task, model, folder, _data(row, args), args.limit)
     last = (folder / "log.jsonl").read_text(encoding="utf-8").splitlines()[-1]
     routed = ("expert_load", "dead_experts", "modality_bits")
     scores |= {key: value for key, value in json.loads(last).items() if key in routed}
     scores["rss_mb"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     (folder / "scores.json").write_text(json.dumps(scores), encoding="utf-8")
+
+
+def _data(row: Row, args: argparse.Namespace) -> Path:
+    return args.runs / DATA[row.task][0] if row.task in DATA else args.data
 
 
 def _train(row: Row, config: Any, folder: Path, seed: int, steps: int, args: argparse.Namespace) -> None:
@@ -280,7 +284,7 @@ def _train(row: Row, config: Any, folder: Path, seed: int, steps: int, args: arg
     own |= {"train": ALL} if row.task != "graph" and config.objective == "flow" else {}
     if config.experts == "connector":
         own |= {"train": ("conditioner", "denoiser", "queries", "transformer")}
-    data = args.runs / DATA[row.task][0] if row.task in DATA else args.data
+    data = _data(row, args)
     with tempfile.TemporaryDirectory() as temporary:
         start = Path(temporary) / "start"
         checkpoint.save(checkpoint.build(config, seed), start, torch.float32)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import statistics
 from collections import defaultdict
@@ -25,38 +24,38 @@ __all__ = ["SEEN", "WITHHELD", "clip_scores", "graph_scores", "shape_scores", "w
 SEEN, WITHHELD = "held-out-picture", "held-out-pair"
 
 
-def shape_scores(task: str, model: Any, folder: Path, args: argparse.Namespace) -> dict[str, Any]:
+def shape_scores(task: str, model: Any, folder: Path, data: Path, limit: int) -> dict[str, Any]:
     scores: dict[str, Any] = {}
     if task != "draw":
-        held = json.loads((args.data / "dataset.json").read_text(encoding="utf-8"))["counts"]
+        held = json.loads((data / "dataset.json").read_text(encoding="utf-8"))["counts"]
         splits = tuple(split for split in (SEEN, WITHHELD) if split in held)
-        found = evaluate(folder / "checkpoint", args.data, Plan(("read",), args.limit, splits=splits)).document["read"]
+        found = evaluate(folder / "checkpoint", data, Plan(("read",), limit, splits=splits)).document["read"]
         for split, key in ((SEEN, "questions"), (WITHHELD, "questions_withheld")):
             part = found.get(split)
             scores[key] = part["balanced"]["accuracy"]["value"] if part else None
             scores[f"{key}_baseline"] = part["balanced"]["baseline"] if part else None
     if task != "read":
-        found = evaluate(folder / "checkpoint", args.data, Plan(("draw",), args.limit)).document["draw"]["parts"]
+        found = evaluate(folder / "checkpoint", data, Plan(("draw",), limit)).document["draw"]["parts"]
         scores |= {"checker": found["train"]["mean_of_tasks"], "checker_withheld": found[WITHHELD]["mean_of_tasks"]}
         if model.config.objective == "flow":
-            scores["flow_loss"] = _flow_loss(folder / "checkpoint", args.data)
+            scores["flow_loss"] = _flow_loss(folder / "checkpoint", data)
     return scores
 
 
-def graph_scores(task: str, model: Any, folder: Path, args: argparse.Namespace) -> dict[str, Any]:
-    known = Graphs(args.runs / "graphs", (WITHHELD,), model.config.vision.image_size)
-    told, shuffled = (ask_graphs(model, known, edges, args.limit) for edges in ("told", "shuffled"))
-    drawn, other = (draw_graphs(model, known, args.limit, other) for other in (False, True))
+def graph_scores(task: str, model: Any, folder: Path, data: Path, limit: int) -> dict[str, Any]:
+    known = Graphs(data, (WITHHELD,), model.config.vision.image_size)
+    told, shuffled = (ask_graphs(model, known, edges, limit) for edges in ("told", "shuffled"))
+    drawn, other = (draw_graphs(model, known, limit, other) for other in (False, True))
     answered = statistics.mean(kind["accuracy"] for kind in told.values())
     found = {"answered": answered, "drawn": statistics.mean(drawn.values()), "by_things": drawn, "by_chance": other}
     return found | {"by_kind": {name: kind["accuracy"] for name, kind in told.items()}, "shuffled": shuffled}
 
 
-def clip_scores(task: str, model: Any, folder: Path, args: argparse.Namespace) -> dict[str, Any]:
-    dataset, subject = read_dataset(args.runs / "clips"), open_subject(folder / "checkpoint", DrawSettings(), threads=1)
+def clip_scores(task: str, model: Any, folder: Path, data: Path, limit: int) -> dict[str, Any]:
+    dataset, subject = read_dataset(data), open_subject(folder / "checkpoint", DrawSettings(), threads=1)
     scores: dict[str, Any] = {}
     for split, key in (("train", "clips"), (WITHHELD, "clips_withheld")):
-        samples = some(dataset.split(split), args.limit, "id")
+        samples = some(dataset.split(split), limit, "id")
         drawn = [subject.draw([sample.captions[0]], [seed])[0] for seed, sample in enumerate(samples)]
         found = clips._scores(dataset, samples, drawn)
         others = found["another clip's caption"] or [False]
@@ -64,18 +63,17 @@ def clip_scores(task: str, model: Any, folder: Path, args: argparse.Namespace) -
     return scores
 
 
-def watch_scores(task: str, model: Any, folder: Path, args: argparse.Namespace) -> dict[str, Any]:
+def watch_scores(task: str, model: Any, folder: Path, data: Path, limit: int) -> dict[str, Any]:
     """Questions about clips, by kind; and about the same clips with their frames in another order, or all white.
 
     A twin is the same frames from the last to the first.  A pair is right where both answers are: what is blind to the
     order of frames gets none.
     """
-    data = args.runs / ("frames" if task == "frame" else "films")
     dataset, subject = read_dataset(data), open_subject(folder / "checkpoint", DrawSettings(), threads=1)
     scores: dict[str, Any] = {}
     for split, key in ((SEEN, "watched"), (WITHHELD, "watched_withheld")):
-        found = {"as they are": _watched(dataset, subject, split, "as they are", args.limit)}
-        found |= {how: _watched(dataset, subject, split, how, args.limit // 4) for how in SPOILT}
+        found = {"as they are": _watched(dataset, subject, split, "as they are", limit)}
+        found |= {how: _watched(dataset, subject, split, how, limit // 4) for how in SPOILT}
         own = found["as they are"]
         scores |= {key: statistics.mean(own[kind] for kind in KINDS), f"{key}_by_kind": found}
         scores[f"{key}_twins"] = own["twins"]

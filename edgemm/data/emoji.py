@@ -183,10 +183,10 @@ def _in_colour(sample: Sample, colour: str, split: str) -> Sample:
 
 def _in_plain_words(sample: Sample, colour: str | None) -> Sample:
     """Its captions and what people would say for them; the one with the style stays the last."""
-    synonyms, told = sample.tags[:2], colour if sample.scene or sample.group in FREE_COLOUR else None
+    synonyms, free = sample.tags[:2], sample.group in FREE_COLOUR
     places = [stable_fraction("asked", sample.id, str(number)) for number in range(3)]
-    said = asked_words(sample.label, told, places)
-    said += coloured_words(sample.label, synonyms if sample.group in FREE_COLOUR else (), colour)
+    said = asked_words(sample.label, colour if free else None, places)
+    said += coloured_words(sample.label, synonyms if free else (), colour)
     said += [] if sample.scene else plain_words(sample.label, synonyms)
     return replace(sample, captions=(*dict.fromkeys((*said, *sample.captions)),))
 

@@ -6,7 +6,7 @@ target runs when its engine is installed, was seen to work, and edgemm has a bac
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -267,9 +267,6 @@ class Extra:
         return " && ".join([*first, *torch, f"pip install 'edgemm[{self.name}]'"])
 
 
-ON_A_BOARD = dict.fromkeys(("cuda", "tensorrt-rtx"), "not for a Jetson")
-
-
 def read_extra(name: str, board: Board | None = None) -> Extra:
     found = {package: installed_version(package) for package in EXTRAS[name]}
     rival = RIVALS.get(name)
@@ -278,10 +275,14 @@ def read_extra(name: str, board: Board | None = None) -> Extra:
         versions={package: version for package, version in found.items() if version},
         missing=tuple(package for package, version in found.items() if not version),
         rival=rival if rival and installed_version(rival) else None,
-        instead=(ON_A_BOARD | ({} if found.get("tensorrt") else {"tensorrt": ON_JETSON})).get(name, "")
-        if board
-        else "",
+        instead=_on_a_board(name, found) if board else "",
     )
+
+
+def _on_a_board(name: str, found: Mapping[str, str | None]) -> str:
+    if name == "tensorrt" and not found["tensorrt"]:
+        return ON_JETSON
+    return "not for a Jetson" if name in ("cuda", "tensorrt-rtx") else ""
 
 
 def installed_version(package: str) -> str | None:

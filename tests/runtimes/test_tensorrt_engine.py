@@ -50,6 +50,14 @@ def bound(engine, shared=True, width=4):
     return engine.bind(inputs, outputs), arrays["x"], arrays["y"], cache
 
 
+def run_three_times(binding, x, y):
+    """The second run captures, the third replays; each reads its input as it is."""
+    for _ in range(3):
+        x += 1
+        binding.run()
+        np.testing.assert_array_equal(y, x + 10)
+
+
 @pytest.mark.parametrize("aliased", [True, False], ids=["in place", "copied back"])
 @pytest.mark.parametrize("shared", [True, False], ids=["shared memory", "staged"])
 def test_every_run_reads_inputs_as_they_are_and_goes_on_from_the_cache(aliased, shared):
@@ -116,10 +124,7 @@ def test_an_engine_that_cannot_be_captured_goes_on_as_before():
     driver = Driver()
     binding, x, y, _ = bound(opened(driver))
     driver.fails["cuStreamEndCapture"] = 901
-    for _ in range(3):
-        x += 1
-        binding.run()
-        np.testing.assert_array_equal(y, x + 10)
+    run_three_times(binding, x, y)
     assert "cuGraphLaunch" not in driver.log
 
 
@@ -208,10 +213,7 @@ def test_what_fails_while_it_is_captured_leaves_nothing_and_goes_on_as_before():
     engine = opened(driver)
     engine.engine.fails_in_capture = True
     for binding, x, y, _ in (bound(engine), bound(engine)):
-        for _ in range(3):
-            x += 1
-            binding.run()
-            np.testing.assert_array_equal(y, x + 10)
+        run_three_times(binding, x, y)
     assert driver.log.count("cuStreamBeginCapture_v2") == 2 and driver.alive["graphs"] == 0
 
 
@@ -281,10 +283,7 @@ def test_what_nobody_wants_has_a_place_to_be_written_to():
     binding, x, y, _ = bound(
         TensorRTEngine(TRT, "transformer", variant, (None, None, engine), Cuda(driver), threading.Lock())
     )
-    for _ in range(3):
-        x += 1
-        binding.run()
-        np.testing.assert_array_equal(y, x + 10)
+    run_three_times(binding, x, y)
 
 
 def test_kernels_are_waited_for_before_they_are_captured():
@@ -304,10 +303,7 @@ def test_no_graph_is_captured_where_none_is_wanted(monkeypatch):
     monkeypatch.setenv("EDGEMM_CUDA_GRAPHS", "0")
     driver = Driver()
     binding, x, y, _ = bound(opened(driver))
-    for _ in range(3):
-        x += 1
-        binding.run()
-        np.testing.assert_array_equal(y, x + 10)
+    run_three_times(binding, x, y)
     assert "cuStreamBeginCapture_v2" not in driver.log
 
 
@@ -361,10 +357,7 @@ def test_a_row_that_is_not_aligned_goes_through_memory_that_is():
     x, y = (engine.zeros((2, 4), np.float32)[1:] for _ in "xy")
     cache = engine.zeros(CACHE, np.float16)
     binding = engine.bind({"x": x, "past_key.0": cache}, {"y": y, "present_key.0": cache})
-    for _ in range(3):
-        x += 1
-        binding.run()
-        np.testing.assert_array_equal(y, x + 10)
+    run_three_times(binding, x, y)
 
 
 def test_a_first_row_that_begins_where_the_whole_does_is_staged_as_a_row():
