@@ -93,11 +93,15 @@ class JudgeOptions:
         metavar="DIR",
         type=Path,
     )
-    tasks_limit: int = option(100, "questions a kind", metavar="N")
+    tasks_limit: int = option(100, "questions a kind, and prompts a split", metavar="N")
+    tasks_seeds: int = option(
+        1, "drawings of a prompt, each from other noise: more tell finer differences", metavar="N"
+    )
 
     def __post_init__(self) -> None:
-        if self.tasks_limit < 1:
-            raise UsageError(f"--tasks-limit is {self.tasks_limit}, expected 1 or more")
+        for name in ("tasks_limit", "tasks_seeds"):
+            if getattr(self, name) < 1:
+                raise UsageError(f"--{name.replace('_', '-')} is {getattr(self, name)}, expected 1 or more")
         if self.report and self.report.suffix != ".html":
             raise UsageError(f"--report {self.report} does not end in .html")
         by_judge = (self.budget_draw or "").startswith("drawn")
