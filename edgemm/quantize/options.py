@@ -80,7 +80,7 @@ class JudgeOptions:
     budget_draw: str | None = option(
         None,
         "psnr30 or ssim0.97: drawings at least so alike, or exit 7 (--auto: psnr30); drawn-4%: at most so much less of "
-        "held-out prompts drawn rightly, as the judge of --tasks says",
+        "held-out prompts drawn rightly, as the judge of --tasks says, who sees more with --tasks-seeds 3",
         metavar="BUDGET",
     )
     report: Path | None = option(
@@ -94,9 +94,7 @@ class JudgeOptions:
         type=Path,
     )
     tasks_limit: int = option(100, "questions a kind, and prompts a split", metavar="N")
-    tasks_seeds: int = option(
-        1, "drawings of a prompt, each from other noise: more tell finer differences", metavar="N"
-    )
+    tasks_seeds: int = option(1, "drawings of a prompt, each from other noise", metavar="N")
 
     def __post_init__(self) -> None:
         for name in ("tasks_limit", "tasks_seeds"):
