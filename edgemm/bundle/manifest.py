@@ -27,7 +27,6 @@ from edgemm.bundle.components import (
 )
 from edgemm.bundle.drawing import DenoiseLoop, ImageTokensLoop
 from edgemm.bundle.files import check_one_of, check_range, decode, encode, parse
-from edgemm.bundle.picture import MovedFrame, as_clip
 from edgemm.errors import BundleError
 
 __all__ = [
@@ -39,6 +38,7 @@ __all__ = [
     "Loops",
     "Manifest",
     "MotionRows",
+    "MovedFrame",
     "SCHEMA_VERSION",
     "Source",
     "TextLoop",
@@ -121,6 +121,14 @@ class MotionRows:
         check_range("every", self.every, 1, 65_536)
 
 
+@dataclass(frozen=True, eq=False)
+class MovedFrame:
+    """A clip's frame that is read by what moved since the one before."""
+
+    frame: Any
+    previous: Any
+
+
 @dataclass(frozen=True)
 class TextLoop:
     """Prefill, decode, sample, stop."""
@@ -182,7 +190,10 @@ class TextLoop:
 
     def clip(self, frames: Sequence[Any]) -> tuple[Any, ...]:
         """Frames in their order as what is read: pictures, and between keyframes what moved."""
-        return as_clip(frames, self.motion.every if self.motion else 1)
+        every = self.motion.every if self.motion else 1
+        return tuple(
+            MovedFrame(frame, frames[place - 1]) if place % every else frame for place, frame in enumerate(frames)
+        )
 
     def rows_of(self, picture: Any) -> int:
         """Rows that the encoder of a picture gives, or of what moved."""

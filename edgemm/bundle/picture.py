@@ -15,7 +15,6 @@ import os
 import urllib.parse
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Protocol, Union, cast
 
@@ -29,30 +28,14 @@ if TYPE_CHECKING:
 
 __all__ = [
     "MAX_PIXELS",
-    "MovedFrame",
     "PictureSource",
     "PictureSources",
-    "as_clip",
     "fit_square",
     "load_picture",
     "load_stretched",
     "open_picture",
     "seeded_picture",
 ]
-
-
-@dataclass(frozen=True, eq=False)
-class MovedFrame:
-    """A clip's frame that is read by what moved since the one before."""
-
-    frame: Any
-    previous: Any
-
-
-def as_clip(frames: Sequence[Any], every: int) -> tuple[Any, ...]:
-    """Pictures in their order; all but every so many-th, the keyframes, with the one before."""
-    return tuple(MovedFrame(frame, frames[place - 1]) if place % every else frame for place, frame in enumerate(frames))
-
 
 MAX_PIXELS = 50_000_000
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM")  # plain decoders only: no PostScript, no plugins

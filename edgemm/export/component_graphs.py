@@ -213,7 +213,7 @@ def _motion_encoder(model: Unified) -> ComponentGraph:
     assert motion is not None
     pixels = ("b", 3, motion.image_size, motion.image_size)
     tokens = ("b", motion.token_count, model.config.transformer.width)
-    given = dict.fromkeys(("pixels", "previous"), pixels)
+    given: dict[str, Shape] = {"pixels": pixels, "previous": pixels}
     return _graph("motion_encoder", MotionEncoderGraph(model), given, {"image_tokens": tokens})
 
 

@@ -11,8 +11,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from edgemm.bundle.manifest import TextLoop
-from edgemm.bundle.picture import MovedFrame, PictureSource, load_picture
+from edgemm.bundle.manifest import MovedFrame, TextLoop
+from edgemm.bundle.picture import PictureSource, load_picture
 from edgemm.bundle.prompt import Prompt, with_picture_ids
 from edgemm.errors import InputError
 from edgemm.runtimes.backend.engine import Engine, check_finite

@@ -17,8 +17,8 @@ import numpy as np
 
 from edgemm.bundle.chat import Message, as_messages, chat_prompt, with_graph
 from edgemm.bundle.components import TensorSpec
-from edgemm.bundle.manifest import TextLoop
-from edgemm.bundle.picture import MovedFrame, PictureSource, PictureSources
+from edgemm.bundle.manifest import MovedFrame, TextLoop
+from edgemm.bundle.picture import PictureSource, PictureSources
 from edgemm.bundle.prompt import Prompt, Tokenizer, check_length
 from edgemm.errors import EdgemmError, InputError, UsageError
 from edgemm.options import check_type

@@ -21,7 +21,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from edgemm.bundle.chat import Message, chat_prompt
-from edgemm.bundle.picture import MovedFrame, PictureSource
+from edgemm.bundle.manifest import MovedFrame
+from edgemm.bundle.picture import PictureSource
 from edgemm.bundle.prompt import PictureTokens, Prompt, PromptBuilder
 from edgemm.errors import EdgemmError, InputError, UsageError
 from edgemm.options import check_type, from_keywords
