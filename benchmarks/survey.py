@@ -15,7 +15,8 @@ The rules, written before the first run:
     pictures, of the same data.  What reads shapes with an eye has it taught the captions' words first
     (train/tasks/eye.py), twice as many steps; its core-seconds count.  A run is one seed of one row, in a process of
     its own with one thread.
- 2. What is there is not run again.  A run that fails stays in the table as failed, with its error; it counts as no
+ 2. What is there is not run again: in the run folders, or in the document of `--output` when it was made with the same
+    settings, so a run that was begun on one machine goes on on another.  A run that fails stays in the table as failed, with its error; it counts as no
     number, and its row says of how many seeds it speaks.  Nothing is left out because of how it came out.
  3. A row's figure is the mean over seeds and its 95 % interval by Student's t (at three seeds 2.48 deviations).
     Two rows are compared seed by seed: better or worse where the interval of the differences lies on one side of zero,
@@ -68,6 +69,7 @@ TRAINING = {
     "decay": 0.5,
     "ema": 0.98,
 }
+SETTINGS = ("steps", "batch", "limit", "graphs")  # that runs have in common when they are compared
 DATA = {  # what else than shapes a task learns from: folder, words of `edgemm data`
     "graph": ("graphs", "graphs"),
     "clips": ("clips", "clips", "--fixed"),
@@ -153,7 +155,10 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="20 minutes: one seed, 30 steps; tells nothing apart")
     parser.add_argument("--costs", action="store_true", help="also export the joint model as int8 and run its halves")
     parser.add_argument("--again", action="store_true", help="runs that failed are run again")
-    parser.add_argument("--output", type=Path, help="also write the document here")
+    parser.add_argument(
+        "--output", type=Path, help="also write the document here; what it holds already is not run again"
+    )
+    parser.add_argument("--tell", action="store_true", help="run nothing: what is there so far")
     parser.add_argument("--job", nargs=2, metavar=("ROW", "SEED"), help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.quick:
@@ -164,13 +169,16 @@ def main() -> None:
     names = [name for name, row in ROWS.items() if row.part in args.part]
     names += [name for part in args.part for name in ALSO.get(part, ()) if name not in names]
     names = [name for name in names if not args.only or name in args.only]
-    _run_all(names, args)
-    scores = {name: [_kept(name, seed, args) for seed in args.seeds] for name in names}
+    _take_from(args)
+    if not args.tell:
+        _run_all(names, args)
+    scores = {name: [_kept(name, seed, args) for seed in args.seeds if _is_kept(name, seed, args)] for name in names}
+    scores = {name: found for name, found in scores.items() if found}
     tables = _tables(scores)
     answers = _compared(scores, args.part) + _checks(scores) + (_costs(args) if args.costs else [])
     print("\n\n".join(["\n".join(text_table(table)) for table in tables] + ["\n".join(answers)]))
     document = {"benchmark": "survey", "machine": machine_card(), "commit": commit(Path(__file__).parent)}
-    document |= {key: getattr(args, key) for key in ("seeds", "steps", "batch", "limit", "graphs", "quick")}
+    document |= {key: getattr(args, key) for key in ("seeds", "quick", *SETTINGS)}
     document |= {"scores": scores, "answers": answers}
     (args.runs / "survey.html").write_text(_page(tables, answers, scores, document), encoding="utf-8")
     print(json.dumps(document))
@@ -212,9 +220,9 @@ def _middle_frames(folder: Path) -> None:
 
 def _run_one(name: str, seed: int, args: argparse.Namespace) -> None:
     kept = _folder(name, seed, args) / "scores.json"
-    if kept.is_file() and not (args.again and "error" in json.loads(kept.read_text(encoding="utf-8"))):
+    if _is_kept(name, seed, args) and not (args.again and "error" in _kept(name, seed, args)):
         return
-    told = [f"--{key}={getattr(args, key)}" for key in ("runs", "steps", "batch", "limit", "graphs")]
+    told = [f"--{key}={getattr(args, key)}" for key in ("runs", *SETTINGS)]
     words = [sys.executable, __file__, str(args.data), *told, "--job", name, str(seed)]
     one_thread = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
     done = subprocess.run(words, env=os.environ | one_thread, capture_output=True, text=True)
@@ -227,6 +235,23 @@ def _run_one(name: str, seed: int, args: argparse.Namespace) -> None:
 
 def _folder(name: str, seed: int, args: argparse.Namespace) -> Path:
     return args.runs / f"{name.replace(', ', '-').replace(' ', '-').replace('+', 'and')}-{seed}"
+
+
+def _take_from(args: argparse.Namespace) -> None:
+    """Scores of a document, as if they had been run here."""
+    if not (args.output and args.output.is_file()):
+        return
+    document = json.loads(args.output.read_text(encoding="utf-8"))
+    if all(document[key] == getattr(args, key) for key in SETTINGS):
+        for name, some in document["scores"].items():
+            for one in some:
+                if name in ROWS and not _is_kept(name, one["seed"], args):
+                    _folder(name, one["seed"], args).mkdir(parents=True, exist_ok=True)
+                    (_folder(name, one["seed"], args) / "scores.json").write_text(json.dumps(one), encoding="utf-8")
+
+
+def _is_kept(name: str, seed: int, args: argparse.Namespace) -> bool:
+    return (_folder(name, seed, args) / "scores.json").is_file()
 
 
 def _kept(name: str, seed: int, args: argparse.Namespace) -> dict[str, Any]:
