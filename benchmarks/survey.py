@@ -76,7 +76,7 @@ TASKS = ("single-object", "colours", "two-objects", "position", "attribute-bindi
 DATA = {  # what else than the shapes that are asked about: task -> folder, for each of --graphs, words of `edgemm data`
     "draw": ("drawn", 1.5, "shapes", "--fixed", "--tasks", *TASKS),
     "joint": ("drawn", 1.5, "shapes", "--fixed", "--tasks", *TASKS),
-    "graph": ("graphs", 1.0, "graphs"),
+    "graph": ("graphs", 2.0, "graphs", "--fixed"),
     "clips": ("clips", 0.5, "clips", "--fixed"),
     "watch": ("films", 0.5, "clips"),
     "frame": ("frames", 0.5, "clips"),
@@ -156,7 +156,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=1000)
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--limit", type=int, default=400, help="drawings, and questions a kind, that are judged")
-    parser.add_argument("--graphs", type=int, default=8000, help="half as many clips, 3/2 as many pictures to draw")
+    parser.add_argument("--graphs", type=int, default=8000, help="that are asked about, and drawn; clips: half as many")
     parser.add_argument("--quick", action="store_true", help="20 minutes: one seed, 30 steps; tells nothing apart")
     parser.add_argument("--costs", action="store_true", help="also export the joint model as int8 and run its halves")
     parser.add_argument("--again", action="store_true", help="runs that failed are run again")
@@ -313,7 +313,7 @@ def _train(row: Row, config: Any, folder: Path, seed: int, steps: int, args: arg
     }
     quiet = {"log_every": 50, "save_every": 10**9, "sample_every": 10**9}
     own = {"views": 1, "replies": 0, "caption_share": 0.25} if row.task in ("read", "joint", "watch", "frame") else {}
-    own |= {"noises": 4} if row.task in ("draw", "joint") and config.objective == "flow" else {}
+    own |= {"noises": 4} if row.task in ("draw", "joint", "graph") and config.objective == "flow" else {}
     own |= {"draw_data": str(_data(row, args))} if row.task == "joint" else {}
     own |= {"train": ALL} if row.task != "graph" and config.objective == "flow" else {}
     if config.experts == "connector":

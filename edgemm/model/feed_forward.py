@@ -50,9 +50,7 @@ def feed_forward(width: int, hidden: int, mixture: MixtureConfig | None) -> Feed
 class Routed:
     """What routers did while they were watched."""
 
-    losses: dict[int, list[tuple[int, Tensor]]] = field(
-        default_factory=dict
-    )  # router -> tokens; balance and z
+    losses: dict[int, list[tuple[int, Tensor]]] = field(default_factory=dict)  # router -> tokens; balance and z
     counts: dict[int, Tensor] = field(default_factory=dict)  # layer -> (2, e): words and picture tokens an expert got
 
     def loss(self) -> Tensor | float:
