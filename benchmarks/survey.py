@@ -7,15 +7,16 @@ r"""The survey's experiments, checks and open questions (arXiv:2409.14993) at mi
 
 Parts: A designs (experiment 1: codes in one early-fused transformer; experiment 2: cross-entropy and flow in one dense
 transformer, against the mixture, a connector and the two specialists), B mixtures of experts at equal active width,
-C graphs as rows, as text, and as nodes alone, D clips that are drawn, and clips that are read, beside one of their
-frames.
+C graphs as rows, as text, and as nodes alone, D clips that are drawn, and clips that are read by what moves in them,
+beside the same as pictures one after the other and one of their frames.
 
 The rules, written before the first run:
  1. Every model is a `micro` from nothing with all its parts learning; runs of a part see as many steps, batches and
     pictures, of the same data.  What is asked about stands anywhere, lest answers be known by heart; what is drawn
     stands where its caption says (`--fixed`): where it is left open the loss is mostly about places.  What reads shapes
-    with an eye has it taught the captions' words first (train/tasks/eye.py), twice as many steps; its core-seconds
-    count.  A run is one seed of one row, in a process of its own with one thread.
+    with an eye has it taught the captions' words first (train/tasks/eye.py), twice as many steps, and what reads motion
+    those of clips, as many; their core-seconds count.  A run is one seed of one row, in a process of its own with one
+    thread.
  2. What is there is not run again: in the run folders, or in the document of `--output` where it was made with the same
     settings, so what one machine began another goes on with.  A run that fails stays in the table as failed, with its
     error; it counts as no number, and its row says of how many seeds it speaks.  Nothing is left out because of how it
@@ -118,7 +119,8 @@ ROWS = {
     "graph as text": Row("C", "graph", {"graphs": "text"}),
     "nodes alone": Row("C", "graph", {"graphs": "rows"}, {"edges": "none"}),
     "clips drawn": Row("D", "clips", {}, {"frames": 8, "noises": 4}),
-    "clips read": Row("D", "watch", EYE),
+    "clips read": Row("D", "watch", {**EYE, "motion": "4"}, {"cut_share": 0.25}),
+    "clips read as pictures": Row("D", "watch", EYE),
     "one frame read": Row("D", "frame", EYE),
 }
 ALSO = {"B": ("joint", "joint, dense")}  # rows of another part that a part is compared with
@@ -127,7 +129,7 @@ PAIRS = {  # part -> (row, what it is compared with)
     + [("joint", "drawing alone, equal time"), ("joint", "joint, dense"), ("joint", "joint, codes")],
     "B": [(name, base) for name, row in ROWS.items() if row.part == "B" for base in ("joint", "joint, dense")],
     "C": [("graph as rows", "graph as text"), ("graph as text", "nodes alone")],
-    "D": [("clips read", "one frame read")],
+    "D": [("clips read", "clips read as pictures"), ("clips read", "one frame read")],
 }
 MEASURES = {  # name -> (key of the scores, whether less is better, whether it is about reading)
     "questions, seen": ("questions", False, True),
@@ -184,7 +186,7 @@ def main() -> None:
     print("\n\n".join(["\n".join(text_table(table)) for table in tables] + ["\n".join(answers)]))
     document = {"benchmark": "survey", "machine": machine_card(), "commit": commit(Path(__file__).parent)}
     document |= {key: getattr(args, key) for key in ("seeds", "quick", *SETTINGS)}
-    document |= {"scores": scores, "answers": answers}
+    document |= {"scores": _everything(args), "answers": answers}
     (args.runs / "survey.html").write_text(_page(tables, answers, scores, document), encoding="utf-8")
     print(json.dumps(document))
     if args.output:
@@ -253,6 +255,12 @@ def _take_from(args: argparse.Namespace) -> None:
                 if name in ROWS and not _is_kept(name, one["seed"], args):
                     _folder(name, one["seed"], args).mkdir(parents=True, exist_ok=True)
                     (_folder(name, one["seed"], args) / "scores.json").write_text(json.dumps(one), encoding="utf-8")
+
+
+def _everything(args: argparse.Namespace) -> dict[str, list[dict[str, Any]]]:
+    """All rows and seeds that there are, whichever this call asked for."""
+    seeds = {name: [seed for seed in range(100) if _is_kept(name, seed, args)] for name in ROWS}
+    return {name: [_kept(name, seed, args) for seed in some] for name, some in seeds.items() if some}
 
 
 def _is_kept(name: str, seed: int, args: argparse.Namespace) -> bool:
@@ -328,12 +336,13 @@ def _train(row: Row, config: Any, folder: Path, seed: int, steps: int, args: arg
             recipe = AutoencodeRecipe(data=str(data), output=str(learn), start=str(start), steps=steps // 2, **common)
             train(dataclasses.replace(recipe, optimizer="adamw"))
             start = learn / "checkpoint"
-        if config.vision.encoder == "conv":
-            learn, told = Path(temporary) / "eye", {"learning_rate": 4e-3, "batch": 64, "decay": 1.0, "ema": 0.0}
-            recipe = EyeRecipe(
-                data=str(args.data), output=str(learn), start=str(start), steps=2 * steps, **common | told
-            )
-            train(dataclasses.replace(recipe, optimizer="adamw", precision="fp32"))
+        told = {"learning_rate": 4e-3, "decay": 1.0, "ema": 0.0, "optimizer": "adamw", "precision": "fp32"}
+        taught = [("eye", str(args.data), 2 * steps, 64)] if config.vision.encoder == "conv" else []
+        taught += [("motion", str(data), steps, 32)] if config.motion else []
+        for name, shown, count, batch in taught:
+            learn = Path(temporary) / name
+            own_lines = {"data": shown, "output": str(learn), "start": str(start), "steps": count, "batch": batch}
+            train(EyeRecipe(**common | told | own_lines))
             start = learn / "checkpoint"
         train(kinds[row.task](
             data=str(data), output=str(folder), start=str(start), steps=steps, **common, **own, **row.lines

@@ -99,7 +99,10 @@ class BundleSubject:
         return np.stack([_tall(result.image) for result in drawn])
 
     def read(self, picture: np.ndarray, question: str) -> str:
-        return self.model.generate_text(question, images=picture, max_new_tokens=MAX_NEW_TOKENS).text
+        if picture.ndim == 3:
+            return self.model.generate_text(question, images=picture, max_new_tokens=MAX_NEW_TOKENS).text
+        most = len(picture)
+        return self.model.generate_text(question, video=picture, max_frames=most, max_new_tokens=MAX_NEW_TOKENS).text
 
 
 def _tall(picture: Picture) -> np.ndarray:
