@@ -10,6 +10,7 @@ from torch import Tensor
 __all__ = ["by_length", "in_row_order"]
 
 WORTH = 0.9  # share of the tokens that two groups may have for a second pass to pay
+LONG = 200  # tokens of the longest row from which two passes pay anyway: the scores of one overflow the caches
 
 
 def by_length(lengths: Sequence[int]) -> list[list[int]]:
@@ -21,7 +22,7 @@ def by_length(lengths: Sequence[int]) -> list[list[int]]:
         return short * lengths[order[short - 1]] + (len(order) - short) * longest
 
     short = min(range(1, len(order)), key=tokens, default=0)
-    if not short or tokens(short) > WORTH * len(order) * longest:
+    if not short or tokens(short) > (WORTH if longest < LONG else 1) * len(order) * longest:
         return [list(range(len(order)))]
     return [sorted(order[:short]), sorted(order[short:])]
 
