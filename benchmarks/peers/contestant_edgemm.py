@@ -34,6 +34,14 @@ class Edgemm:
         rows += [np.array(talk.step(token)).reshape(-1) for token in ids[1:]]
         return np.stack(rows)
 
+    def first_token(self, picture: np.ndarray, words: str) -> tuple[float, int]:
+        start = time.perf_counter()
+        done = self.model.generate_text(words, images=[picture], max_new_tokens=1, temperature=0)
+        return time.perf_counter() - start, done.metrics.prompt_tokens
+
+    def draw(self, words: str, steps: int, seed: int) -> np.ndarray:
+        return self.model.generate_image(words, num_inference_steps=steps, guidance_scale=1.0, seed=seed).pixels
+
 
 def _prompt(ids: list[int]) -> Prompt:
     count = len(ids)
@@ -46,4 +54,4 @@ def _prompt(ids: list[int]) -> Prompt:
 
 
 if __name__ == "__main__":
-    main(Edgemm)
+    main(text=Edgemm, picture=Edgemm, drawing=Edgemm)

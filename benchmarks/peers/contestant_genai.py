@@ -48,4 +48,4 @@ class GenAI:
 
 
 if __name__ == "__main__":
-    main(GenAI)
+    main(text=GenAI)

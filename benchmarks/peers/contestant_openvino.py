@@ -1,10 +1,12 @@
-"""openvino-genai: LLMPipeline on what it read from the GGUF file once; its own counters say what a token took.
+"""openvino-genai: its pipelines on what it read from the GGUF file once, or on what optimum-intel exported; its own
+counters say what a token took.
 
 For the quality the same model is run by OpenVINO itself, all positions at once.
 """
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 
 import numpy as np
@@ -29,7 +31,7 @@ class OpenVino:
         given = np.array([ids], dtype=np.int64)
         result = self.pipeline.generate(genai.TokenizedInputs(ov.Tensor(given), ov.Tensor(np.ones_like(given))), config)
         metrics = result.perf_metrics
-        rest_ms = metrics.get_tpot().mean * (new_tokens - 1)
+        rest_ms = metrics.get_tpot().mean * (new_tokens - 1) if new_tokens > 1 else 0.0
         return metrics.get_ttft().mean / 1e3, rest_ms / 1e3, [int(token) for token in result.tokens[0]]
 
     def logits(self, ids: list[int]) -> np.ndarray:
@@ -46,5 +48,31 @@ class OpenVino:
         return np.asarray(model(inputs)[0])[0]
 
 
+class OpenVinoReader:
+    def __init__(self, folder: Path, threads: int) -> None:
+        self.pipeline = genai.VLMPipeline(str(folder), "CPU", INFERENCE_NUM_THREADS=threads)
+
+    def first_token(self, picture: np.ndarray, words: str) -> tuple[float, int]:
+        start = time.perf_counter()
+        said = self.pipeline.generate(words, images=[ov.Tensor(picture[None])], max_new_tokens=1, do_sample=False)
+        return time.perf_counter() - start, said.perf_metrics.get_num_input_tokens()
+
+
+class OpenVinoDrawer:
+    def __init__(self, folder: Path, threads: int) -> None:
+        self.pipeline = genai.Text2ImagePipeline(str(folder), "CPU", INFERENCE_NUM_THREADS=threads)
+
+    def draw(self, words: str, steps: int, seed: int) -> np.ndarray:
+        drawn = self.pipeline.generate(
+            words,
+            num_inference_steps=steps,
+            guidance_scale=1.0,
+            height=64,
+            width=64,
+            generator=genai.TorchGenerator(seed),
+        )
+        return np.array(drawn.data[0])
+
+
 if __name__ == "__main__":
-    main(OpenVino)
+    main(text=OpenVino, picture=OpenVinoReader, drawing=OpenVinoDrawer)
