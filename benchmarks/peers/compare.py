@@ -13,6 +13,8 @@ drawing   12 steps for 64 pixels without guidance: sticker-small beside a pipeli
 Every turn is a process of its own, the order turns from round to round, medians are over all repetitions.  A peer that
 is not set up is left out and named; so is what a converter refuses, in its own words.  Where the machine is quiet for
 minutes at a time only: `--json FILE --rounds 1` adds a round to those that FILE has, and prints the table of all.
+Where it never is: `--threads 1 --clock processor` counts the thread's own time, and takes the least of all repetitions
+in place of the median, for what others do to caches only ever adds.
 """
 
 from __future__ import annotations
@@ -23,6 +25,7 @@ import os
 import statistics
 import subprocess
 import sys
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -100,6 +103,7 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=4, help="0 makes the models, and prints what FILE has")
     parser.add_argument("--repetitions", type=int, default=3, help="in each process")
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
+    parser.add_argument("--clock", choices=("wall", "processor"), default="wall", help="processor: threads' own time")
     parser.add_argument("--json", type=Path, metavar="FILE", help="the last line; rounds are added to those it has")
     args = parser.parse_args()
     names = [name for name in args.only or ENTRIES if ENTRIES[name].job in args.jobs]
@@ -116,7 +120,8 @@ def main() -> int:
 
 
 def _keep(document: dict[str, Any], path: Path | None) -> str:
-    document["rows"] = {name: _row(found) for name, found in document["answers"].items() if found}
+    middle = min if document["clock"] == "processor" else statistics.median
+    document["rows"] = {name: _row(found, middle) for name, found in document["answers"].items() if found}
     line = json.dumps(document, separators=(",", ":"))
     if path:
         path.write_text(line + "\n")
@@ -132,6 +137,7 @@ def _document(args: argparse.Namespace) -> dict[str, Any]:
     same = {
         "benchmark": "peers",
         "threads": args.threads,
+        "clock": args.clock,
         "work": {"prompts": PROMPTS, "new": args.new_tokens, "text": args.text_tokens},
         "environments": {name: [" ".join(step) for step in peer.steps] for name, peer in PEERS.items()},
     }
@@ -197,7 +203,7 @@ def _ask(
 ) -> dict[str, Any]:
     python = str(python_of(folder, entry.environment)) if entry.environment else sys.executable
     command = [python, str(HERE / entry.script), entry.job, str(model), str(request)]
-    command += ["--threads", str(args.threads), "--repetitions", str(args.repetitions)]
+    command += ["--threads", str(args.threads), "--repetitions", str(args.repetitions), "--clock", args.clock]
     done = subprocess.run(
         [*command, *(["--quality"] if quality else [])],
         capture_output=True,
@@ -209,25 +215,25 @@ def _ask(
     return json.loads(done.stdout.strip().splitlines()[-1])
 
 
-def _row(found: list[dict[str, Any]]) -> dict[str, Any]:
-    """Medians over all repetitions of all rounds; of memory the most."""
+def _row(found: list[dict[str, Any]], middle: Callable[[Iterable[float]], float] = statistics.median) -> dict[str, Any]:
+    """`middle` of all repetitions of all rounds; of memory the most."""
 
-    def median(key: str, length: str | None = None) -> float | None:
+    def one(key: str, length: str | None = None) -> float | None:
         rows = [answer[key][length] if length else answer[key] for answer in found if key in answer]
-        return statistics.median(ms for row in rows for ms in row) if rows else None
+        return middle([ms for row in rows for ms in row]) if rows else None
 
     row: dict[str, Any] = {
-        "load_s": statistics.median(answer["load_s"] for answer in found),
+        "load_s": middle([answer["load_s"] for answer in found]),
         "peak_mb": max(answer["peak_bytes"] for answer in found) / 1e6,
         "perplexity": next((answer["perplexity"] for answer in found if "perplexity" in answer), None),
         "prompt_tokens": found[0].get("prompt_tokens"),
-        "picture_ms": median("picture_ms"),
+        "picture_ms": one("picture_ms"),
     }
-    if token_ms := median("token_ms"):
+    if token_ms := one("token_ms"):
         row |= {"token_ms": token_ms, "tokens_per_s": 1e3 / token_ms}
-        row["first_token_ms"] = {str(length): median("first_token_ms", str(length)) for length in PROMPTS}
+        row["first_token_ms"] = {str(length): one("first_token_ms", str(length)) for length in PROMPTS}
     else:
-        row["first_token_ms"] = median("first_token_ms")
+        row["first_token_ms"] = one("first_token_ms")
     return {key: value for key, value in row.items() if value is not None}
 
 
@@ -258,7 +264,10 @@ def machine_kind(features: list[str]) -> str:
 def _print(document: dict[str, Any]) -> None:
     card = document["card"]
     kind = machine_kind(card["cpu_features"])
-    print(f"{card['cpu']} with {kind}; {document['threads']} threads; edgemm {card['commit']}")
+    print(
+        f"{card['cpu']} with {kind}; {document['threads']} threads; edgemm {card['commit']}; "
+        + ("least processor time" if document["clock"] == "processor" else "medians")
+    )
     for job in JOBS:
         rows = {name: row for name, row in document["rows"].items() if ENTRIES[name].job == job}
         if rows:

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import base64
 import io
-import time
 from pathlib import Path
 
 import numpy as np
-from job import main
+from job import clock, main
 from llama_cpp import Llama
 from llama_cpp.llama_chat_format import Llava15ChatHandler
 from PIL import Image
@@ -22,14 +21,14 @@ class LlamaCpp:
     def reply(self, ids: list[int], new_tokens: int) -> tuple[float, float, list[int]]:
         model = self.model
         model.reset()
-        start = time.perf_counter()
+        start = clock()
         model.eval(ids)
         tokens = [self._likeliest()]
-        first = time.perf_counter()
+        first = clock()
         while len(tokens) < new_tokens:
             model.eval(tokens[-1:])
             tokens.append(self._likeliest())
-        return first - start, time.perf_counter() - first, tokens
+        return first - start, clock() - first, tokens
 
     def logits(self, ids: list[int]) -> np.ndarray:
         model = self._open(logits_all=True)
@@ -67,7 +66,7 @@ class LlamaCppReader:
         )
 
     def first_token(self, picture: np.ndarray, words: str) -> tuple[float, int]:
-        start = time.perf_counter()
+        start = clock()
         file = io.BytesIO()
         Image.fromarray(picture).save(file, "BMP")
         url = "data:image/bmp;base64," + base64.b64encode(file.getvalue()).decode()
@@ -75,7 +74,7 @@ class LlamaCppReader:
         said = self.model.create_chat_completion(
             [{"role": "user", "content": content}], max_tokens=1, temperature=0, repeat_penalty=1.0
         )
-        return time.perf_counter() - start, said["usage"]["prompt_tokens"]
+        return clock() - start, said["usage"]["prompt_tokens"]
 
 
 if __name__ == "__main__":

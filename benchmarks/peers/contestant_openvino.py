@@ -1,18 +1,31 @@
-"""openvino-genai: its pipelines on what it read from the GGUF file once, or on what optimum-intel exported; its own
-counters say what a token took.
+"""openvino-genai: its pipelines, on what it read from the GGUF file once, or on what optimum-intel exported.
 
 For the quality the same model is run by OpenVINO itself, all positions at once.
 """
 
 from __future__ import annotations
 
-import time
 from pathlib import Path
 
 import numpy as np
 import openvino as ov
 import openvino_genai as genai
-from job import main
+from job import clock, main
+
+
+class Heard(genai.StreamerBase):
+    """When tokens came: as ids, for whoever streams words waits for the end of one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.at: list[float] = []
+
+    def write(self, _: object) -> genai.StreamingStatus:
+        self.at.append(clock())
+        return genai.StreamingStatus.RUNNING
+
+    def end(self) -> None:
+        pass
 
 
 class OpenVino:
@@ -29,10 +42,12 @@ class OpenVino:
         config.do_sample = False
         config.apply_chat_template = False
         given = np.array([ids], dtype=np.int64)
-        result = self.pipeline.generate(genai.TokenizedInputs(ov.Tensor(given), ov.Tensor(np.ones_like(given))), config)
-        metrics = result.perf_metrics
-        rest_ms = metrics.get_tpot().mean * (new_tokens - 1) if new_tokens > 1 else 0.0
-        return metrics.get_ttft().mean / 1e3, rest_ms / 1e3, [int(token) for token in result.tokens[0]]
+        inputs = genai.TokenizedInputs(ov.Tensor(given), ov.Tensor(np.ones_like(given)))
+        heard = Heard()
+        start = clock()
+        result = self.pipeline.generate(inputs, config, heard)
+        end = clock()
+        return heard.at[0] - start, end - heard.at[0], [int(token) for token in result.tokens[0]]
 
     def logits(self, ids: list[int]) -> np.ndarray:
         model = ov.Core().compile_model(
@@ -53,9 +68,9 @@ class OpenVinoReader:
         self.pipeline = genai.VLMPipeline(str(folder), "CPU", INFERENCE_NUM_THREADS=threads)
 
     def first_token(self, picture: np.ndarray, words: str) -> tuple[float, int]:
-        start = time.perf_counter()
+        start = clock()
         said = self.pipeline.generate(words, images=[ov.Tensor(picture[None])], max_new_tokens=1, do_sample=False)
-        return time.perf_counter() - start, said.perf_metrics.get_num_input_tokens()
+        return clock() - start, said.perf_metrics.get_num_input_tokens()
 
 
 class OpenVinoDrawer:
@@ -69,7 +84,7 @@ class OpenVinoDrawer:
             guidance_scale=1.0,
             height=64,
             width=64,
-            generator=genai.TorchGenerator(seed),
+            rng_seed=seed,
         )
         return np.array(drawn.data[0])
 

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import os
-import time
 from pathlib import Path
 
 import numpy as np
 import torch
-from job import main
+from job import clock, main
 from transformers import AutoModelForCausalLM, AutoProcessor, LlavaForConditionalGeneration
 
 
@@ -21,7 +20,7 @@ class Torch:
         times = []
         tokens: list[int] = []
         for count in sorted({1, new_tokens}):
-            start = time.perf_counter()
+            start = clock()
             with torch.inference_mode():
                 out = self.model.generate(
                     given,
@@ -31,7 +30,7 @@ class Torch:
                     do_sample=False,
                     pad_token_id=0,
                 )
-            times.append(time.perf_counter() - start)
+            times.append(clock() - start)
             tokens = out[0, len(ids) :].tolist()
         return times[0], times[-1] - times[0], tokens
 
@@ -46,13 +45,13 @@ class TorchReader:
         self.processor = AutoProcessor.from_pretrained(str(folder))
 
     def first_token(self, picture: np.ndarray, words: str) -> tuple[float, int]:
-        start = time.perf_counter()
+        start = clock()
         parts = [{"type": "image"}, {"type": "text", "text": words}]
         text = self.processor.apply_chat_template([{"role": "user", "content": parts}], add_generation_prompt=True)
         inputs = self.processor(images=picture, text=text, return_tensors="pt").to(self.model.dtype)
         with torch.inference_mode():
             self.model.generate(**inputs, max_new_tokens=1, do_sample=False, pad_token_id=0)
-        return time.perf_counter() - start, inputs["input_ids"].shape[1]
+        return clock() - start, inputs["input_ids"].shape[1]
 
 
 class TorchDrawer:
