@@ -169,6 +169,9 @@ class Answering(Recipe):
     """Answers to questions about pictures, said by an adapter on the transformer."""
 
     views: int = 4  # changed views of each picture, computed once
+    around: bool = (
+        False  # views of clips, whose shapes leave at one edge and come in at the other, are moved around them
+    )
     blend: float = 0.0  # largest share of another picture in what the eye saw: unseen pictures look like several words
     replies: int = 0  # own earlier replies to text that are kept up, so that the model goes on talking (samples.py)
     reply_tokens: int = 32  # longest of them
@@ -248,6 +251,8 @@ class EyeRecipe(Stage):
     reads `motion`."""
 
     kind: ClassVar[str] = "eye"
+
+    around: bool = False  # as of Answering
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -17,6 +17,7 @@ from edgemm.model.designs import variant
 from edgemm.model.prompts import read_prompt
 from edgemm.train.run import train
 from edgemm.train.samples import load_pictures
+from edgemm.train.tasks.align import moved_around
 from edgemm.train.tasks.read import ReadTask, ends_of, up_to
 from tests.model.tiny import varied_micro
 from tests.train.conftest import read_log, recipe
@@ -95,9 +96,20 @@ def test_a_share_of_a_batch_is_cut(asked, tmp_path):
     assert 4 <= sum(shorter) <= 16
 
 
-def test_views_of_a_clip_are_refused(asked, tmp_path):
-    with pytest.raises(UsageError, match="each frame of a clip would change alone"):
+def test_views_of_a_clip_are_the_same_moved_around_its_edges(asked, tmp_path):
+    with pytest.raises(UsageError, match="frames of a clip would change alone; give 1, or around = true"):
         ReadTask(varied_micro(), recipe("micro-clips-read", tmp_path / "run", data=asked, views=2))
+    clips = load_pictures(asked, read_dataset(asked).samples[:2], 32, FRAMES).unflatten(2, (FRAMES, 32)).transpose(1, 2)
+    moved = moved_around(clips, np.random.default_rng(0))
+    for before, after in zip(clips.numpy(), moved.numpy(), strict=True):
+        rolls = [np.roll(before, (down, right), (2, 3)) for down in range(32) for right in range(32)]
+        assert sum(np.array_equal(after, one) for one in rolls) == 1 and not np.array_equal(after, before)
+    model = varied_micro(variant(PRESETS["micro"](), vision="conv", motion="4"))
+    task = ReadTask(model, recipe("micro-clips-read", tmp_path / "around", data=asked, views=2, around=True))
+    first = load_pictures(asked, read_dataset(asked).split("train")[:1], 32, FRAMES).unflatten(2, (FRAMES, 32))
+    seen = model.clip_features(first.transpose(1, 2).float() / 255)
+    torch.testing.assert_close(task.features[0, 0].float(), seen[0], atol=0.02, rtol=0.02)
+    assert not torch.equal(task.features[0, 0], task.features[0, 1])
 
 
 def test_a_model_of_still_pictures_learns_to_draw_clips(drawn, tmp_path):

@@ -74,8 +74,10 @@ class ReadTask:
         self.model, self.recipe, self.share = model, recipe, share or Share()
         dataset, samples = pick_samples(recipe.data, recipe.splits, recipe.groups, recipe.pictures)
         frames, size = samples[0].frames, model.config.vision.image_size
-        if frames > 1 and recipe.views > 1:
-            raise UsageError(f"recipe: views is {recipe.views}, and each frame of a clip would change alone; give 1")
+        if frames > 1 and recipe.views > 1 and not recipe.around:
+            raise UsageError(
+                f"recipe: views is {recipe.views}, and frames of a clip would change alone; give 1, or around = true"
+            )
         tall = load_pictures(Path(recipe.data), samples, size, frames)  # (clips, 3, frames * S, S)
         mirrored = torch.tensor([may_be_mirrored(sample) for sample in samples])
         eyes = [eye.encoder for eye in (model.image_encoder, model.motion_encoder) if eye is not None]
@@ -87,7 +89,7 @@ class ReadTask:
             lambda: (
                 eye_features(model, tall, mirrored, recipe.views, recipe.seed)
                 if frames == 1
-                else clip_features(model, tall.unflatten(2, (frames, size)).transpose(1, 2))
+                else clip_features(model, tall.unflatten(2, (frames, size)).transpose(1, 2), recipe.views, recipe.seed)
             ),
         )
         self.labels = [sample.label for sample in samples]
