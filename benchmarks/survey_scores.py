@@ -24,7 +24,8 @@ __all__ = ["SEEN", "WITHHELD", "clip_scores", "graph_scores", "shape_scores", "w
 SEEN, WITHHELD = "held-out-picture", "held-out-pair"
 
 
-def shape_scores(task: str, model: Any, folder: Path, data: Path, limit: int) -> dict[str, Any]:
+def shape_scores(task: str, model: Any, folder: Path, data: Path, drawn: Path, limit: int) -> dict[str, Any]:
+    """Of questions about `data`, and of drawings of what `drawn` shows."""
     scores: dict[str, Any] = {}
     if task != "draw":
         held = json.loads((data / "dataset.json").read_text(encoding="utf-8"))["counts"]
@@ -35,10 +36,10 @@ def shape_scores(task: str, model: Any, folder: Path, data: Path, limit: int) ->
             scores[key] = part["balanced"]["accuracy"]["value"] if part else None
             scores[f"{key}_baseline"] = part["balanced"]["baseline"] if part else None
     if task != "read":
-        found = evaluate(folder / "checkpoint", data, Plan(("draw",), limit)).document["draw"]["parts"]
+        found = evaluate(folder / "checkpoint", drawn, Plan(("draw",), limit)).document["draw"]["parts"]
         scores |= {"checker": found["train"]["mean_of_tasks"], "checker_withheld": found[WITHHELD]["mean_of_tasks"]}
         if model.config.objective == "flow":
-            scores["flow_loss"] = _flow_loss(folder / "checkpoint", data)
+            scores["flow_loss"] = _flow_loss(folder / "checkpoint", drawn)
     return scores
 
 

@@ -264,11 +264,12 @@ class ReadRecipe(Reading, Parts):
 
 @dataclass(frozen=True, kw_only=True)
 class JointRecipe(Drawing, Reading, Parts):
-    """Both losses on the same pictures: cross-entropy + flow_weight * flow."""
+    """Both losses: cross-entropy + flow_weight * flow."""
 
     kind: ClassVar[str] = "joint"
 
     flow_weight: float = 1.0  # of drawing's loss beside that of the answers
+    draw_data: str = ""  # dataset folder of what is drawn; "" draws the pictures that are asked about
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -25,6 +25,7 @@ from edgemm.bundle.prompt import Prompt
 from edgemm.data.format import Sample
 from edgemm.errors import InputError, UsageError
 from edgemm.model import checkpoint
+from edgemm.model.padding import by_length, in_row_order
 from edgemm.model.prompts import read_prompt, reply_ids, text_loop
 from edgemm.model.unified import Unified
 from edgemm.model.vision import ConvEye, ImageEncoder
@@ -205,6 +206,19 @@ class ReadTask:
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Last hidden states (scored tokens, w) before each token of the answers, row by row, the tokens, and which of
         them answer a question about a picture."""
+        groups = by_length([len(p) + len(a) for p, a in zip(prompts, answers, strict=True)])
+        found = [
+            self._answered(model, features[rows], [prompts[row] for row in rows], [answers[row] for row in rows])
+            for rows in groups
+        ]
+        counts = [len(answer) for answer in answers]
+        hidden, targets, pictured = (in_row_order(part, groups, counts) for part in zip(*found, strict=True))
+        return hidden, targets, pictured
+
+    def _answered(
+        self, model: Unified, features: Tensor, prompts: Sequence[Prompt], answers: Sequence[list[int]]
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """The same of rows that are filled up to the longest of them."""
         device = model.image_encoder.position.device
         image_tokens = model.clip_tokens(features.to(device), self.frames)  # (b, m, w)
         length = max(len(p) + len(a) for p, a in zip(prompts, answers, strict=True)) - 1
