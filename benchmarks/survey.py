@@ -82,7 +82,6 @@ DATA = {  # what else than the shapes that are asked about: task -> folder, for 
     "watch": ("films", 0.5, "clips"),
     "frame": ("frames", 0.5, "clips"),
 }
-FILMS = {"views": 4, "around": True, "cut_share": 0.25}
 EYE = {"vision": "conv"}  # what reads is first taught the captions' words: without that none of it passes the gate
 
 
@@ -120,8 +119,8 @@ ROWS = {
     "graph as text": Row("C", "graph", {"graphs": "text"}),
     "nodes alone": Row("C", "graph", {"graphs": "rows"}, {"edges": "none"}),
     "clips drawn": Row("D", "clips", {}, {"frames": 8, "noises": 4}),
-    "clips read": Row("D", "watch", {**EYE, "motion": "4"}, FILMS),
-    "clips read as pictures": Row("D", "watch", EYE, FILMS),
+    "clips read": Row("D", "watch", {**EYE, "motion": "4"}),
+    "clips read as pictures": Row("D", "watch", EYE),
     "one frame read": Row("D", "frame", EYE),
 }
 ALSO = {"B": ("joint", "joint, dense")}  # rows of another part that a part is compared with
@@ -343,7 +342,7 @@ def _train(row: Row, config: Any, folder: Path, seed: int, steps: int, args: arg
         for name, shown, count, batch in taught:
             learn = Path(temporary) / name
             lines = {"data": shown, "output": str(learn), "start": str(start), "steps": count, "batch": batch}
-            train(EyeRecipe(**common | told | lines, around=name == "motion"))
+            train(EyeRecipe(**common | told | lines))
             start = learn / "checkpoint"
         train(kinds[row.task](
             data=str(data), output=str(folder), start=str(start), steps=steps, **common, **own | row.lines

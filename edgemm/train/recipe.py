@@ -178,7 +178,7 @@ class Answering(Recipe):
     reply_share: float = 0.125  # of a batch
     caption_share: float = 0.0  # of a batch: pictures that are described by their last caption, which tells most
     label_share: float = 0.5  # of the other questions: what it is
-    cut_share: float = 0.0  # of a batch: clips that are shown up to some frame alone, as a stream is asked about
+    cut_share: float = 0.0  # of a batch: clips of one thing are shown up to some frame alone, as streams are
     reply_weight: float = 0.5  # of the replies' loss beside that of the answers
     lora_rank: int = 32
     lora_alpha: int = 64
@@ -251,8 +251,6 @@ class EyeRecipe(Stage):
     reads `motion`."""
 
     kind: ClassVar[str] = "eye"
-
-    around: bool = False  # as of Answering
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -17,7 +17,6 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -41,7 +40,6 @@ __all__ = [
     "features_key",
     "kept_features",
     "may_be_mirrored",
-    "moved_around",
 ]
 
 BATCH = 128
@@ -193,25 +191,14 @@ def eye_features(model: Unified, pixels: Tensor, mirrored: Tensor, views: int, s
 
 
 @torch.no_grad()
-def clip_features(model: Unified, clips: Tensor, views: int, seed: int) -> Tensor:
-    """Features (b, v, m, f), bfloat16, of clips uint8 (b, frames, 3, S, S), frame after frame: as they are, then moved
-    around their edges."""
-    stacked, device = [], model.image_encoder.position.device
-    for view in progress.track(range(views), views, "looking", "views"):
-        random = np.random.default_rng([seed, view, 3])
-        seen = []
-        for chunk in clips.split(CHUNK):
-            shown = moved_around(chunk, random) if view else chunk
-            seen.append(model.clip_features(shown.to(device).float() / 255).bfloat16().cpu())
-        stacked.append(torch.cat(seen))
-    return torch.stack(stacked, dim=1)
-
-
-def moved_around(clips: Tensor, random: np.random.Generator) -> Tensor:
-    """Clips (b, frames, 3, S, S), each by so many pixels in all of its frames; what leaves at an edge comes in at the
-    other."""
-    shifts = random.integers(clips.shape[-1], size=(len(clips), 2)).tolist()
-    return torch.stack([clip.roll(shift, (-2, -1)) for clip, shift in zip(clips, shifts, strict=True)])
+def clip_features(model: Unified, clips: Tensor) -> Tensor:
+    """Features (b, 1, m, f), bfloat16, of clips uint8 (b, frames, 3, S, S), frame after frame."""
+    device, chunks = model.image_encoder.position.device, clips.split(CHUNK)
+    seen = [
+        model.clip_features(chunk.to(device).float() / 255).bfloat16().cpu()
+        for chunk in progress.track(chunks, len(chunks), "looking", "chunks")
+    ]
+    return torch.cat(seen)[:, None]
 
 
 def changed_view(pixels: Tensor, may_mirror: Tensor, random: torch.Generator) -> Tensor:

@@ -18,7 +18,6 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import fuse_conv_bn_weights
@@ -30,7 +29,6 @@ from edgemm.model.vision import ConvEye, ImageEncoder, moved
 from edgemm.train.ranks import Share
 from edgemm.train.recipe import EyeRecipe
 from edgemm.train.samples import batch_rows, pick_samples, pictures_of
-from edgemm.train.tasks.align import moved_around
 
 __all__ = ["EyeTask", "caption_words", "words_of"]
 
@@ -96,8 +94,6 @@ class EyeTask:
         rows = batch_rows(len(self.pixels), self.recipe.batch, self.recipe.seed, step)
         shown = self.pixels[rows].to(self.model.device).float().div(255).unflatten(2, (self.frames, -1))
         shown = shown.transpose(1, 2)  # (b, frames, 3, S, S)
-        if self.recipe.around:
-            shown = moved_around(shown, np.random.default_rng([self.recipe.seed, step, 3]))
         if self.frames > 1:
             frames, before = shown[:, 1:].flatten(0, 1), shown[:, :-1].flatten(0, 1)
             shown = moved(frames, before).unflatten(0, (len(rows), -1))

@@ -75,10 +75,8 @@ class ReadTask:
         self.model, self.recipe, self.share = model, recipe, share or Share()
         dataset, samples = pick_samples(recipe.data, recipe.splits, recipe.groups, recipe.pictures)
         frames, size = samples[0].frames, model.config.vision.image_size
-        if frames > 1 and recipe.views > 1 and not recipe.around:
-            raise UsageError(
-                f"recipe: views is {recipe.views}, and frames of a clip would change alone; give 1, or around = true"
-            )
+        if frames > 1 and recipe.views > 1:
+            raise UsageError(f"recipe: views is {recipe.views}, and each frame of a clip would change alone; give 1")
         tall = load_pictures(Path(recipe.data), samples, size, frames)  # (clips, 3, frames * S, S)
         mirrored = torch.tensor([may_be_mirrored(sample) for sample in samples])
         eyes = [eye.encoder for eye in (model.image_encoder, model.motion_encoder) if eye is not None]
@@ -90,10 +88,11 @@ class ReadTask:
             lambda: (
                 eye_features(model, tall, mirrored, recipe.views, recipe.seed)
                 if frames == 1
-                else clip_features(model, tall.unflatten(2, (frames, size)).transpose(1, 2), recipe.views, recipe.seed)
+                else clip_features(model, tall.unflatten(2, (frames, size)).transpose(1, 2))
             ),
         )
         self.labels = [sample.label for sample in samples]
+        self.goes_on = [len((sample.scene or {}).get("objects", ())) == 1 for sample in samples]  # from the start on
         self.described = captions_of(model, samples, frames) if recipe.caption_share else []
         self.questions: dict[str, list[tuple[int, Prompt, list[int]]]] = {}
         for asked in questions_about(dataset, samples, recipe, model.config, model.tokenizer, frames):
@@ -270,8 +269,9 @@ class ReadTask:
         rows, prompts, answers = zip(*picked, strict=True)
         cuts = round(self.recipe.batch * self.recipe.cut_share) if self.frames > 2 else 0
         shown = list(prompts)
-        for row in random.integers(len(shown), size=cuts):
-            shown[row] = up_to(shown[row], self.ends[random.integers(1, self.frames)])
+        for place in random.integers(len(shown), size=cuts):
+            if self.goes_on[rows[place]]:
+                shown[place] = up_to(shown[place], self.ends[random.integers(1, self.frames)])
         return np.array(rows), shown, list(answers), random
 
 
