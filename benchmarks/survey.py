@@ -7,16 +7,20 @@ r"""The survey's experiments, checks and open questions (arXiv:2409.14993) at mi
 
 Parts: A designs (experiment 1: codes in one early-fused transformer; experiment 2: cross-entropy and flow in one dense
 transformer, against the mixture, a connector and the two specialists), B mixtures of experts at equal active width,
-C graphs as rows, as text, and as nodes alone, D clips that are drawn, and clips that are read, beside one of their
-frames.
+C graphs as rows, as text, and as nodes alone, D clips that are drawn, and clips that are read by what moves in them,
+beside the same as pictures one after the other and one of their frames.
 
 The rules, written before the first run:
  1. Every model is a `micro` from nothing with all its parts learning; runs of a part see as many steps, batches and
-    pictures, of the same data.  What reads shapes with an eye has it taught the captions' words first
-    (train/tasks/eye.py), twice as many steps; its core-seconds count.  A run is one seed of one row, in a process of
-    its own with one thread.
- 2. What is there is not run again.  A run that fails stays in the table as failed, with its error; it counts as no
-    number, and its row says of how many seeds it speaks.  Nothing is left out because of how it came out.
+    pictures, of the same data.  What is asked about stands anywhere, lest answers be known by heart; what is drawn
+    stands where its caption says (`--fixed`): where it is left open the loss is mostly about places.  What reads shapes
+    with an eye has it taught the captions' words first (train/tasks/eye.py), twice as many steps, and what reads motion
+    those of clips, as many; their core-seconds count.  A run is one seed of one row, in a process of its own with one
+    thread.
+ 2. What is there is not run again: in the run folders, or in the document of `--output` where it was made with the same
+    settings, so what one machine began another goes on with.  A run that fails stays in the table as failed, with its
+    error; it counts as no number, and its row says of how many seeds it speaks.  Nothing is left out because of how it
+    came out.
  3. A row's figure is the mean over seeds and its 95 % interval by Student's t (at three seeds 2.48 deviations).
     Two rows are compared seed by seed: better or worse where the interval of the differences lies on one side of zero,
     else "not told apart".  One seed tells nothing apart.
@@ -68,11 +72,15 @@ TRAINING = {
     "decay": 0.5,
     "ema": 0.98,
 }
-DATA = {  # what else than shapes a task learns from: folder, words of `edgemm data`
-    "graph": ("graphs", "graphs"),
-    "clips": ("clips", "clips", "--fixed"),
-    "watch": ("films", "clips"),
-    "frame": ("frames", "clips"),
+SETTINGS = ("steps", "batch", "limit", "graphs")  # that runs have in common when they are compared
+TASKS = ("single-object", "colours", "two-objects", "position", "attribute-binding")
+DATA = {  # what else than the shapes that are asked about: task -> folder, for each of --graphs, words of `edgemm data`
+    "draw": ("drawn", 1.5, "shapes", "--fixed", "--tasks", *TASKS),
+    "joint": ("drawn", 1.5, "shapes", "--fixed", "--tasks", *TASKS),
+    "graph": ("graphs", 2.0, "graphs", "--fixed"),
+    "clips": ("clips", 0.5, "clips", "--fixed"),
+    "watch": ("films", 0.5, "clips"),
+    "frame": ("frames", 0.5, "clips"),
 }
 EYE = {"vision": "conv"}  # what reads is first taught the captions' words: without that none of it passes the gate
 
@@ -111,7 +119,8 @@ ROWS = {
     "graph as text": Row("C", "graph", {"graphs": "text"}),
     "nodes alone": Row("C", "graph", {"graphs": "rows"}, {"edges": "none"}),
     "clips drawn": Row("D", "clips", {}, {"frames": 8, "noises": 4}),
-    "clips read": Row("D", "watch", EYE),
+    "clips read": Row("D", "watch", {**EYE, "motion": "4"}, {"cut_share": 0.25}),
+    "clips read as pictures": Row("D", "watch", EYE),
     "one frame read": Row("D", "frame", EYE),
 }
 ALSO = {"B": ("joint", "joint, dense")}  # rows of another part that a part is compared with
@@ -120,7 +129,7 @@ PAIRS = {  # part -> (row, what it is compared with)
     + [("joint", "drawing alone, equal time"), ("joint", "joint, dense"), ("joint", "joint, codes")],
     "B": [(name, base) for name, row in ROWS.items() if row.part == "B" for base in ("joint", "joint, dense")],
     "C": [("graph as rows", "graph as text"), ("graph as text", "nodes alone")],
-    "D": [("clips read", "one frame read")],
+    "D": [("clips read", "clips read as pictures"), ("clips read", "one frame read")],
 }
 MEASURES = {  # name -> (key of the scores, whether less is better, whether it is about reading)
     "questions, seen": ("questions", False, True),
@@ -149,11 +158,14 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=1000)
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--limit", type=int, default=400, help="drawings, and questions a kind, that are judged")
-    parser.add_argument("--graphs", type=int, default=8000, help="graphs, or half as many clips, to train on")
+    parser.add_argument("--graphs", type=int, default=8000, help="that are asked about, and drawn; clips: half as many")
     parser.add_argument("--quick", action="store_true", help="20 minutes: one seed, 30 steps; tells nothing apart")
     parser.add_argument("--costs", action="store_true", help="also export the joint model as int8 and run its halves")
     parser.add_argument("--again", action="store_true", help="runs that failed are run again")
-    parser.add_argument("--output", type=Path, help="also write the document here")
+    parser.add_argument(
+        "--output", type=Path, help="also write the document here; what it holds already is not run again"
+    )
+    parser.add_argument("--tell", action="store_true", help="run nothing: what is there so far")
     parser.add_argument("--job", nargs=2, metavar=("ROW", "SEED"), help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.quick:
@@ -164,14 +176,17 @@ def main() -> None:
     names = [name for name, row in ROWS.items() if row.part in args.part]
     names += [name for part in args.part for name in ALSO.get(part, ()) if name not in names]
     names = [name for name in names if not args.only or name in args.only]
-    _run_all(names, args)
-    scores = {name: [_kept(name, seed, args) for seed in args.seeds] for name in names}
+    _take_from(args)
+    if not args.tell:
+        _run_all(names, args)
+    scores = {name: [_kept(name, seed, args) for seed in args.seeds if _is_kept(name, seed, args)] for name in names}
+    scores = {name: found for name, found in scores.items() if found}
     tables = _tables(scores)
     answers = _compared(scores, args.part) + _checks(scores) + (_costs(args) if args.costs else [])
     print("\n\n".join(["\n".join(text_table(table)) for table in tables] + ["\n".join(answers)]))
     document = {"benchmark": "survey", "machine": machine_card(), "commit": commit(Path(__file__).parent)}
-    document |= {key: getattr(args, key) for key in ("seeds", "steps", "batch", "limit", "graphs", "quick")}
-    document |= {"scores": scores, "answers": answers}
+    document |= {key: getattr(args, key) for key in ("seeds", "quick", *SETTINGS)}
+    document |= {"scores": _everything(args), "answers": answers}
     (args.runs / "survey.html").write_text(_page(tables, answers, scores, document), encoding="utf-8")
     print(json.dumps(document))
     if args.output:
@@ -183,10 +198,10 @@ def main() -> None:
 
 def _run_all(names: list[str], args: argparse.Namespace) -> None:
     """Those that are as long as another come after it."""
-    for task, (folder, *words) in DATA.items():
+    for task, (folder, share, *words) in DATA.items():
         if any(ROWS[name].task == task for name in names) and not (args.runs / folder / "dataset.json").is_file():
             part = args.runs / f"{folder}.part"  # a run that is killed begins it again
-            told = ["--output", str(part), "--count", str(args.graphs // (1 if task == "graph" else 2)), "--force"]
+            told = ["--output", str(part), "--count", str(round(share * args.graphs)), "--force"]
             subprocess.run([sys.executable, "-m", "edgemm", "data", *words, *told], check=True, stdout=sys.stderr)
             if task == "frame":
                 _middle_frames(part)
@@ -212,9 +227,9 @@ def _middle_frames(folder: Path) -> None:
 
 def _run_one(name: str, seed: int, args: argparse.Namespace) -> None:
     kept = _folder(name, seed, args) / "scores.json"
-    if kept.is_file() and not (args.again and "error" in json.loads(kept.read_text(encoding="utf-8"))):
+    if _is_kept(name, seed, args) and not (args.again and "error" in _kept(name, seed, args)):
         return
-    told = [f"--{key}={getattr(args, key)}" for key in ("runs", "steps", "batch", "limit", "graphs")]
+    told = [f"--{key}={getattr(args, key)}" for key in ("runs", *SETTINGS)]
     words = [sys.executable, __file__, str(args.data), *told, "--job", name, str(seed)]
     one_thread = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
     done = subprocess.run(words, env=os.environ | one_thread, capture_output=True, text=True)
@@ -227,6 +242,29 @@ def _run_one(name: str, seed: int, args: argparse.Namespace) -> None:
 
 def _folder(name: str, seed: int, args: argparse.Namespace) -> Path:
     return args.runs / f"{name.replace(', ', '-').replace(' ', '-').replace('+', 'and')}-{seed}"
+
+
+def _take_from(args: argparse.Namespace) -> None:
+    """Scores of a document, as if they had been run here."""
+    if not (args.output and args.output.is_file()):
+        return
+    document = json.loads(args.output.read_text(encoding="utf-8"))
+    if all(document[key] == getattr(args, key) for key in SETTINGS):
+        for name, some in document["scores"].items():
+            for one in some:
+                if name in ROWS and not _is_kept(name, one["seed"], args):
+                    _folder(name, one["seed"], args).mkdir(parents=True, exist_ok=True)
+                    (_folder(name, one["seed"], args) / "scores.json").write_text(json.dumps(one), encoding="utf-8")
+
+
+def _everything(args: argparse.Namespace) -> dict[str, list[dict[str, Any]]]:
+    """All rows and seeds that there are, whichever this call asked for."""
+    seeds = {name: [seed for seed in range(100) if _is_kept(name, seed, args)] for name in ROWS}
+    return {name: [_kept(name, seed, args) for seed in some] for name, some in seeds.items() if some}
+
+
+def _is_kept(name: str, seed: int, args: argparse.Namespace) -> bool:
+    return (_folder(name, seed, args) / "scores.json").is_file()
 
 
 def _kept(name: str, seed: int, args: argparse.Namespace) -> dict[str, Any]:
@@ -250,8 +288,10 @@ def _job(name: str, seed: int, args: argparse.Namespace) -> None:
     if config.objective == "flow":
         scores["draw_mmac"] = _draw_macs(model) / 1e6
     judges = {"graph": graph_scores, "clips": clip_scores, "watch": watch_scores, "frame": watch_scores}
-    judge = judges.get(row.task, shape_scores)
-    scores |= judge(row.task, model, folder, _data(row, args), args.limit)
+    if row.task in judges:
+        scores |= judges[row.task](row.task, model, folder, _data(row, args), args.limit)
+    else:
+        scores |= shape_scores(row.task, model, folder, args.data, _data(row, args), args.limit)
     last = (folder / "log.jsonl").read_text(encoding="utf-8").splitlines()[-1]
     routed = ("expert_load", "dead_experts", "modality_bits")
     scores |= {key: value for key, value in json.loads(last).items() if key in routed}
@@ -281,10 +321,12 @@ def _train(row: Row, config: Any, folder: Path, seed: int, steps: int, args: arg
     }
     quiet = {"log_every": 50, "save_every": 10**9, "sample_every": 10**9}
     own = {"views": 1, "replies": 0, "caption_share": 0.25} if row.task in ("read", "joint", "watch", "frame") else {}
+    own |= {"noises": 4} if row.task in ("draw", "joint", "graph") and config.objective == "flow" else {}
+    own |= {"draw_data": str(_data(row, args))} if row.task == "joint" else {}
     own |= {"train": ALL} if row.task != "graph" and config.objective == "flow" else {}
     if config.experts == "connector":
         own |= {"train": ("conditioner", "denoiser", "queries", "transformer")}
-    data = _data(row, args)
+    data = args.data if row.task == "joint" else _data(row, args)
     with tempfile.TemporaryDirectory() as temporary:
         start = Path(temporary) / "start"
         checkpoint.save(checkpoint.build(config, seed), start, torch.float32)
@@ -294,12 +336,13 @@ def _train(row: Row, config: Any, folder: Path, seed: int, steps: int, args: arg
             recipe = AutoencodeRecipe(data=str(data), output=str(learn), start=str(start), steps=steps // 2, **common)
             train(dataclasses.replace(recipe, optimizer="adamw"))
             start = learn / "checkpoint"
-        if config.vision.encoder == "conv":
-            learn, told = Path(temporary) / "eye", {"learning_rate": 4e-3, "batch": 64, "decay": 1.0, "ema": 0.0}
-            recipe = EyeRecipe(
-                data=str(args.data), output=str(learn), start=str(start), steps=2 * steps, **common | told
-            )
-            train(dataclasses.replace(recipe, optimizer="adamw", precision="fp32"))
+        told = {"learning_rate": 4e-3, "decay": 1.0, "ema": 0.0, "optimizer": "adamw", "precision": "fp32"}
+        taught = [("eye", str(args.data), 2 * steps, 64)] if config.vision.encoder == "conv" else []
+        taught += [("motion", str(data), steps, 32)] if config.motion else []
+        for name, shown, count, batch in taught:
+            learn = Path(temporary) / name
+            own_lines = {"data": shown, "output": str(learn), "start": str(start), "steps": count, "batch": batch}
+            train(EyeRecipe(**common | told | own_lines))
             start = learn / "checkpoint"
         train(kinds[row.task](
             data=str(data), output=str(folder), start=str(start), steps=steps, **common, **own, **row.lines

@@ -24,7 +24,8 @@ __all__ = ["SEEN", "WITHHELD", "clip_scores", "graph_scores", "shape_scores", "w
 SEEN, WITHHELD = "held-out-picture", "held-out-pair"
 
 
-def shape_scores(task: str, model: Any, folder: Path, data: Path, limit: int) -> dict[str, Any]:
+def shape_scores(task: str, model: Any, folder: Path, data: Path, drawn: Path, limit: int) -> dict[str, Any]:
+    """Of questions about `data`, and of drawings of what `drawn` shows."""
     scores: dict[str, Any] = {}
     if task != "draw":
         held = json.loads((data / "dataset.json").read_text(encoding="utf-8"))["counts"]
@@ -35,10 +36,10 @@ def shape_scores(task: str, model: Any, folder: Path, data: Path, limit: int) ->
             scores[key] = part["balanced"]["accuracy"]["value"] if part else None
             scores[f"{key}_baseline"] = part["balanced"]["baseline"] if part else None
     if task != "read":
-        found = evaluate(folder / "checkpoint", data, Plan(("draw",), limit)).document["draw"]["parts"]
+        found = evaluate(folder / "checkpoint", drawn, Plan(("draw",), limit)).document["draw"]["parts"]
         scores |= {"checker": found["train"]["mean_of_tasks"], "checker_withheld": found[WITHHELD]["mean_of_tasks"]}
         if model.config.objective == "flow":
-            scores["flow_loss"] = _flow_loss(folder / "checkpoint", data)
+            scores["flow_loss"] = _flow_loss(folder / "checkpoint", drawn)
     return scores
 
 
@@ -64,7 +65,8 @@ def clip_scores(task: str, model: Any, folder: Path, data: Path, limit: int) -> 
 
 
 def watch_scores(task: str, model: Any, folder: Path, data: Path, limit: int) -> dict[str, Any]:
-    """Questions about clips, by kind; and about the same clips with their frames in another order, or all white.
+    """Questions about clips, by kind; and about the same clips with their frames in another order, all white, or one
+    of them in the place of all.
 
     A twin is the same frames from the last to the first.  A pair is right where both answers are: what is blind to the
     order of frames gets none.
@@ -80,7 +82,14 @@ def watch_scores(task: str, model: Any, folder: Path, data: Path, limit: int) ->
     return scores
 
 
-KINDS, SPOILT = ("direction", "order", "speed"), ("shuffled", "white")
+KINDS = ("direction", "order", "speed")
+SPOILT = {  # frames (f, S, S, 3) -> others, of which a clip that was read says less
+    "shuffled": lambda frames, random: random.permutation(frames),
+    "white": lambda frames, random: np.full_like(frames, 255),  # the question's words are left
+    "first frame": lambda frames, random: np.repeat(frames[:1], len(frames), 0),
+    "middle frame": lambda frames, random: np.repeat(frames[len(frames) // 2][None], len(frames), 0),
+    "last frame": lambda frames, random: np.repeat(frames[-1:], len(frames), 0),
+}
 
 
 def _watched(dataset: Dataset, subject: Subject, split: str, how: str, limit: int) -> dict[str, float]:
@@ -91,10 +100,8 @@ def _watched(dataset: Dataset, subject: Subject, split: str, how: str, limit: in
         verdicts = []
         for question in pair:
             frames = shown(dataset, samples[question.sample])
-            if how == "shuffled":
-                frames = random.permutation(frames) if frames.ndim == 4 else frames
-            if how == "white":
-                frames = np.full_like(frames, 255)
+            if how in SPOILT and (frames.ndim == 4 or how == "white"):
+                frames = SPOILT[how](frames, random)
             verdicts.append(is_right(question, subject.read(frames, question.question)))
         right[pair[0].kind] += verdicts
         if pair[0].answer != pair[1].answer:

@@ -202,8 +202,8 @@ def _user(builder: PromptBuilder, message: Message, loop: TextLoop) -> None:
     if not loop.block:
         builder.text(loop.template.user_open)
     loose = len(message.images) if loop.block else message.loose
-    for _ in range(loose):
-        builder.picture(PictureTokens.of(loop))
+    for picture in message.images[:loose]:
+        builder.picture(PictureTokens.of(loop, picture))
     if loose:
         builder.text(loop.image_close)
     if loop.block:

@@ -87,6 +87,10 @@ COMPONENTS: dict[str, tuple[Signature, Signature]] = {  # component -> (inputs, 
             "present_hidden.*": ("float32", 4),
         },
     ),
+    "motion_encoder": (
+        {"pixels": ("float32", 4), "previous": ("float32", 4)},
+        {"image_tokens": ("float32", 3)},
+    ),
     "graph_encoder": (
         {"kind": ("int64", 2), "head": ("int64", 2), "tail": ("int64", 2)},
         {"rows": ("float32", 3)},

@@ -8,6 +8,7 @@ disk: see bundle.py for reading and writer.py for writing.
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -36,6 +37,8 @@ __all__ = [
     "Limits",
     "Loops",
     "Manifest",
+    "MotionRows",
+    "MovedFrame",
     "SCHEMA_VERSION",
     "Source",
     "TextLoop",
@@ -107,6 +110,26 @@ class GraphRows:
 
 
 @dataclass(frozen=True)
+class MotionRows:
+    """How motion_encoder reads a clip's frames between keyframes; without it they are read as pictures."""
+
+    token_count: int  # rows that it gives for one frame
+    every: int  # frames from one keyframe, which image_encoder reads, to the next
+
+    def __post_init__(self) -> None:
+        check_range("token_count", self.token_count, 1, 65_536)
+        check_range("every", self.every, 1, 65_536)
+
+
+@dataclass(frozen=True, eq=False)
+class MovedFrame:
+    """A clip's frame that is read by what moved since the one before."""
+
+    frame: Any
+    previous: Any
+
+
+@dataclass(frozen=True)
 class TextLoop:
     """Prefill, decode, sample, stop."""
 
@@ -142,10 +165,13 @@ class TextLoop:
     # second, at this base: so slots can be moved.  None: nothing is said of it
 
     graph: GraphRows | None = None  # not joined; of the drawing prompt, too
+    motion: MotionRows | None = None  # not joined
 
     def __post_init__(self) -> None:
         if self.graph and (self.joined or self.block):
             raise BundleError("graph is given beside joined or block, expected one of them")
+        if self.motion and (self.joined or self.block or self.image_lead):
+            raise BundleError("motion is given beside joined, block or image_lead, expected one of them")
         if self.block and self.joined:
             raise BundleError("block and joined are both true, expected one of them")
         if self.image_lead and (self.joined or self.block):
@@ -161,6 +187,17 @@ class TextLoop:
             check_range("background", channel, 0, 255)
         for token in self.stop_token_ids:
             check_range("stop_token_ids", token, 0, 2**31)
+
+    def clip(self, frames: Sequence[Any]) -> tuple[Any, ...]:
+        """Frames in their order as what is read: pictures, and between keyframes what moved."""
+        every = self.motion.every if self.motion else 1
+        return tuple(
+            MovedFrame(frame, frames[place - 1]) if place % every else frame for place, frame in enumerate(frames)
+        )
+
+    def rows_of(self, picture: Any) -> int:
+        """Rows that the encoder of a picture gives, or of what moved."""
+        return self.motion.token_count if self.motion and isinstance(picture, MovedFrame) else self.image_token_count
 
     @property
     def around(self) -> tuple[str, str]:
@@ -233,6 +270,8 @@ class Manifest:
             needed += ["conditioner", "denoiser", "image_decoder"]
         if self.loops.text and self.loops.text.graph:
             needed.append("graph_encoder")
+        if self.loops.text and self.loops.text.motion:
+            needed += ["image_encoder", "motion_encoder"]
         if self.loops.image_tokens:
             own_head = self.loops.image_tokens.code_ids is None
             needed += ["vq_decoder", *(("image_head", "image_embedder") if own_head else ())]

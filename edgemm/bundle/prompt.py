@@ -176,9 +176,9 @@ class PictureTokens:
     lead: int = 0  # so many of the first tokens, and the word before them, see only those before them
 
     @classmethod
-    def of(cls, loop: TextLoop) -> PictureTokens:
+    def of(cls, loop: TextLoop, picture: object = None) -> PictureTokens:
         """In a conversation whose pieces are tokenized alone."""
-        return cls(loop.image_token_count, around=loop.around, lead=loop.image_lead)
+        return cls(loop.rows_of(picture), around=loop.around, lead=loop.image_lead)
 
 
 @dataclass
@@ -190,7 +190,6 @@ class PromptBuilder:
     rows: list[int] = field(default_factory=list)
     limits: list[int] = field(default_factory=list)
     own: list[float] = field(default_factory=list)
-    pictures: int = 0
     picture_rows: int = 0
     graph_rows: list[tuple[int, int, int]] = field(default_factory=list)
 
@@ -217,10 +216,9 @@ class PromptBuilder:
         block = len(ids) if read.causal else lead  # where those begin that see one another
         self.limits += [*range(first, first + block), *[last] * (len(ids) - block)]
         self.ids += ids
-        rows = range(self.pictures * read.count, (self.pictures + 1) * read.count)
+        rows = range(self.picture_rows, self.picture_rows + read.count)
         self.rows += [*[-1] * len(start), *rows, *[-1] * len(end)]
         self.own += [0.0] * len(ids)
-        self.pictures += 1
         self.picture_rows += read.count
 
     def graph(self, graph: Graph, known: GraphRows, picture: PictureTokens, ids: Sequence[int] | None = None) -> None:

@@ -97,6 +97,10 @@ def _add_own(parser: argparse.ArgumentParser, kind: str) -> None:
             action="store_true",
             help="to be drawn: one shape, every pixel as the caption says (else: to be read)",
         )
+    if kind == "graphs":
+        parser.add_argument(
+            "--fixed", action="store_true", help="every second is drawn, and its edges leave one picture"
+        )
     if kind == "shapes":
         parser.add_argument(
             "--tasks", nargs="+", choices=SHAPE_TASKS, default=SHAPE_TASKS, metavar="TASK",
@@ -140,7 +144,7 @@ def _build(folder: Path, args: argparse.Namespace) -> tuple[int, list[str]]:
     if args.kind == "graphs":
         from edgemm.data.graphs import build_graphs
 
-        return build_graphs(folder, args.size, args.count, args.seed), []
+        return build_graphs(folder, args.size, args.count, args.seed, fixed=args.fixed), []
     if args.kind == "clips":
         from edgemm.data.clips import build_clips
 

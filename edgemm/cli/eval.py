@@ -26,6 +26,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--groups", nargs="+", default=(), metavar="GROUP", help="draw: only these, as in the model's recipe"
     )
+    parser.add_argument(
+        "--seeds", type=int, default=1, metavar="N", help="draw: every prompt so often, from other noise (%(default)s)"
+    )
     parser.add_argument("--circular", action="store_true", help="read: choices in every order of the options too")
     parser.add_argument("--compare", type=Path, metavar="MODEL", help="another one, on the same questions and prompts")
     parser.add_argument("--num-inference-steps", type=int, metavar="N", help="default: the model's own")
@@ -48,6 +51,7 @@ def run(args: argparse.Namespace) -> int:
         limit=args.limit,
         splits=tuple(args.splits),
         groups=tuple(args.groups),
+        seeds=args.seeds,
         circular=args.circular,
         settings=DrawSettings(args.num_inference_steps, args.guidance_scale),
         cache=args.cache,
@@ -71,7 +75,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _check(args: argparse.Namespace) -> None:
     """What makes no sense is told before a model is loaded."""
-    for name in ("limit", "num_inference_steps", "threads"):
+    for name in ("limit", "num_inference_steps", "seeds", "threads"):
         value = getattr(args, name)
         if value is not None and value < 1:
             raise UsageError(f"--{name.replace('_', '-')} is {value}, expected at least 1")

@@ -189,6 +189,13 @@ def _reversed(scene: dict[str, Any]) -> dict[str, Any]:
     return {**scene, "objects": objects, "wanted": {"first": None if first is None else 1 - first}}
 
 
+def _moves(scene: dict[str, Any]) -> str:
+    """What moves, in its order: "red star left slowly, then blue cross right quickly"."""
+    first = scene["wanted"]["first"]
+    told = [f"{item['colours'][0]} {item['name']} {item['way']} {item['speed']}" for item in scene["objects"]]
+    return ", then ".join(told[::-1] if first == 1 else told)
+
+
 def _questions(sample: Sample) -> Iterable[Question]:
     scene = sample.scene or {}
     for item in scene["objects"]:
@@ -231,7 +238,7 @@ def _draw_wrapped(draw: ImageDraw.ImageDraw, item: dict[str, Any], frame: int, s
 def _sample(index: int, scene: dict[str, Any]) -> Sample:
     name, read = f"clips/{index:06d}", "first" in scene["wanted"] and "shape" not in scene["wanted"]
     pairs = " + ".join(f"{item['colours'][0]} {item['name']}" for item in scene["objects"])
-    caption = pairs if read else _caption(scene)
+    caption, told = (pairs, (pairs, _moves(scene))) if read else (_caption(scene), (_caption(scene),))
     return Sample(
         id=name,
         image=f"images/{name}.png",
@@ -243,6 +250,6 @@ def _sample(index: int, scene: dict[str, Any]) -> Sample:
         subgroup=scene["task"],
         hexcode="",
         split=scene["split"],
-        captions=(caption,),
+        captions=told,
         scene=scene,
     )

@@ -4,7 +4,8 @@
     hidden            the same, of a thing that shows nothing but an edge "same colour as" another
     same-1, 0.5, 0    a hidden thing and four neighbours of two colours: all its edges say "same colour as", half, none
                       (the rest "other colour than"); the neighbours' commonest colour is right 1, .5 and 0 of the time
-    drawn             two or three things on a canvas, told by their edges alone: where they stand, which colours agree
+    drawn             two or three things on a canvas, told by their edges alone: where they stand, which colours agree;
+                      `fixed`: edges leave one picture, and every second graph is one of these
 
 A thing is told by words, by a picture, by both or by neither.  Edges that lead nowhere distract; no two edges answer
 one question.  `scene.graph` is node-link JSON, whose pictures are samples of group `nodes`; graphs with withheld
@@ -23,8 +24,8 @@ from edgemm import progress
 from edgemm.bundle.node_link import read_graph
 from edgemm.data.format import Question, Sample
 from edgemm.data.labels import with_article
-from edgemm.data.scenes import RELATIONS, holds, place
-from edgemm.data.shapes import COLOURS, HELD_OUT_SHARE, SHAPES, WITHHELD, draw_scene
+from edgemm.data.scenes import RELATIONS, Box, holds, place
+from edgemm.data.shapes import COLOURS, HELD_OUT_SHARE, SHADE, SHAPES, WITHHELD, draw_scene
 from edgemm.data.writer import DatasetWriter
 
 __all__ = ["EDGES", "KINDS", "Thing", "ask", "build_graphs", "drawn_graph"]
@@ -36,6 +37,17 @@ MOST = 5  # things in a graph
 NEITHER = 0.3  # of things that no question needs to see
 SEEN = ("text", "picture", "both")
 DRAWN_SIDE = 0.3  # of the canvas
+LAYOUTS = {  # where things stand, across and down: no two have the same edges
+    2: (((0, 0), (1, 0)), ((0, 0), (0, 1))),
+    3: (
+        ((0, 0), (1, 0), (2, 0)),
+        ((0, 0), (0, 1), (0, 2)),
+        ((0, 0), (1, 0), (0, 1)),
+        ((0, 0), (1, 0), (1, 1)),
+        ((0, 1), (1, 1), (0, 0)),
+        ((0, 1), (1, 1), (1, 0)),
+    ),
+}
 NEIGHBOURS = 4
 HIDDEN = "the hidden one"
 
@@ -54,15 +66,20 @@ class Thing:
 Edges = list[tuple[int, str, int]]  # places of things, and how the first stands to the second
 
 
-def build_graphs(folder: Path, size: int, count: int, seed: int, kinds: Sequence[str] = KINDS) -> int:
-    """Write `count` graphs into `folder`, the kinds in turn."""
+def build_graphs(
+    folder: Path, size: int, count: int, seed: int, kinds: Sequence[str] = KINDS, *, fixed: bool = False
+) -> int:
+    """Write `count` graphs into `folder`, the kinds in turn; `fixed`: every second is drawn, and its edges leave one
+    picture."""
     writer, rng, questions = DatasetWriter(folder, "graphs", size), random.Random(seed), []
+    if fixed:
+        kinds = [kind for asked in kinds if asked != "drawn" for kind in (asked, "drawn")]
     for index in progress.track(range(count), count, "drawing", "graphs"):
         kind, name = kinds[index % len(kinds)], f"graphs/{index:06d}"
         withheld = rng.random() < HELD_OUT_SHARE
         split = "held-out-pair" if withheld else "train"
         if kind == "drawn":
-            things, edges, objects = drawn_graph(size, rng, withheld)
+            things, edges, objects = drawn_graph(size, rng, withheld, fixed=fixed)
         else:
             things, edges, asked, answer, choices = ask(kind, rng, withheld)
             objects = _in_a_row(things, size)
@@ -72,7 +89,8 @@ def build_graphs(folder: Path, size: int, count: int, seed: int, kinds: Sequence
         scene = _scene(kind, size, objects) | {"graph": _node_link(name, things, edges)}
         group = "drawn" if kind == "drawn" else "asked"
         told = read_graph(scene["graph"]).to_text()
-        writer.add(_sample(name, kind, group, told, scene, split), draw_scene(scene, rng))
+        picture = draw_scene(scene, rng, 0 if fixed and kind == "drawn" else SHADE)
+        writer.add(_sample(name, kind, group, told, scene, split), picture)
     writer.finish(questions, [])
     return len(writer.samples)
 
@@ -133,18 +151,31 @@ def _ask_neighbours(share: float, rng: random.Random, withheld: bool) -> tuple[l
 
 
 def drawn_graph(
-    size: int, rng: random.Random, withheld: bool = False
+    size: int, rng: random.Random, withheld: bool = False, *, fixed: bool = False
 ) -> tuple[list[Thing], Edges, list[dict[str, Any]]]:
     """Things told by words, every relation that holds between them, and where they stand."""
     things = [Thing(t.colour, t.shape, "text") for t in _things(rng.randint(2, 3), rng, withheld)]
+    pairs = [(a, b) for a in range(len(things)) for b in range(len(things)) if a != b]
     while True:
-        boxes = place([round(DRAWN_SIDE * size)] * len(things), size, None, rng)
-        pairs = [(a, b) for a in range(len(things)) for b in range(len(things)) if a != b]
+        if fixed:
+            boxes = _laid_out(rng.sample(rng.choice(LAYOUTS[len(things)]), len(things)), size)
+        else:
+            boxes = place([round(DRAWN_SIDE * size)] * len(things), size, None, rng)
         edges: Edges = [(a, kind, b) for a, b in pairs for kind in RELATIONS[::2] if holds(kind, boxes[a], boxes[b])]
         if len(edges) >= len(things) - 1:
             break
     edges += [(a, SAME, b) for a, b in pairs if a < b and things[a].colour == things[b].colour]
     return things, edges, _objects(things, boxes)
+
+
+def _laid_out(places: Sequence[tuple[int, int]], size: int) -> list[Box]:
+    """Boxes side by side, all together in the middle of the canvas."""
+    side, pitch, boxes = round(DRAWN_SIDE * size), size / 3, []
+    middle = [max(spot[axis] for spot in places) / 2 for axis in (0, 1)]
+    for spot in places:
+        left, top = (round(size / 2 + (spot[axis] - middle[axis]) * pitch - side / 2) for axis in (0, 1))
+        boxes.append((left, top, left + side, top + side))
+    return boxes
 
 
 def _things(count: int, rng: random.Random, withheld: bool) -> list[Thing]:

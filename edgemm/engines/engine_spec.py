@@ -112,6 +112,7 @@ def profiles_of(manifest: Manifest, component: str, target: str) -> tuple[Profil
         "conditioner": {"condition": {"b": one, "T": slots, "t": slots}},
         "denoiser": {"denoise": {"b": drawn, "t": slots, **cells}},
         "image_encoder": {"encode": {"b": one}},
+        "motion_encoder": {"encode": {"b": one}},
         "image_decoder": {"decode": {"b": one, **cells}},
         "graph_encoder": {"encode": {"b": one, "m": (1, seen, context)}},
         "latent_encoder": {"encode": {"b": one, **cells}},

@@ -61,7 +61,7 @@ class CheckpointSubject:
         frames = picture if picture.ndim == 4 else picture[None]
         squares = [load_picture(frame, config.vision.image_size, config.background) for frame in frames]
         pixels = torch.from_numpy(np.stack(squares))
-        ids, _ = self.model.generate(question, pixels, max_new_tokens=MAX_NEW_TOKENS)
+        ids, _ = self.model.generate(question, pixels, max_new_tokens=MAX_NEW_TOKENS, clip=picture.ndim == 4)
         return self.model.tokenizer.decode(ids)
 
 

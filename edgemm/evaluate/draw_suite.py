@@ -61,9 +61,9 @@ class DrawResult:
 
 
 def run_draw_suite(
-    subject: Subject, dataset: Dataset, limit: int | None, cache: Path, groups: Collection[str] = ()
+    subject: Subject, dataset: Dataset, limit: int | None, cache: Path, groups: Collection[str] = (), tries: int = 1
 ) -> DrawResult:
-    """At most `limit` drawings a split, of samples in `groups` (none: all).
+    """At most `limit` prompts a split, of samples in `groups` (none: all), each drawn `tries` times.
 
     A model that was trained on some groups only has seen no other pair, so it is judged on those.  Raises InputError
     when there is nothing that the judge could name.
@@ -77,7 +77,7 @@ def run_draw_suite(
         samples = [sample for sample in samples if sample.label in judge.candidates]
         if not samples:
             continue
-        drawings[split] = draw_samples(subject, dataset, some(samples, limit, "id"), -1, what)
+        drawings[split] = draw_samples(subject, dataset, some(samples, limit, "id"), -1, what, tries)
         parts[split], rows = _judge(drawings[split], judge, eye)
         records += rows
         named, real_named = (np.array([row[name] == 0 for row in rows]) for name in ("drawn_rank", "real_rank"))
@@ -99,18 +99,20 @@ def run_draw_suite(
 
 
 def _judge(drawings: Drawings, judge: Judge, eye: Eye) -> tuple[DrawnPart, list[dict[str, Any]]]:
-    looks = {"drawn": eye.look(drawings.drawn, "judging"), "real": eye.look(drawings.real, "judging")}
+    count, tries = len(drawings.samples) // drawings.tries, drawings.tries
+    drawn, real = eye.look(drawings.drawn, "judging"), eye.look(drawings.real[:count], "judging")
     labels = [sample.label for sample in drawings.samples]
-    ranks = {name: judge.scorer.ranks(seen.grids, labels, judge.candidates) for name, seen in looks.items()}
-    half = len(labels) // 2
+    real_ranks = judge.scorer.ranks(real.grids, labels[:count], judge.candidates)
+    ranks = {"drawn": judge.scorer.ranks(drawn.grids, labels, judge.candidates), "real": np.tile(real_ranks, tries)}
+    half = count // 2
     part = DrawnPart(
-        drawn_top1=share(ranks["drawn"] == 0),
-        real_top1=share(ranks["real"] == 0),
-        top1_ratio=ratio_of_means(ranks["drawn"] == 0, ranks["real"] == 0),
-        drawn_top5=share(ranks["drawn"] < 5),
-        real_top5=share(ranks["real"] < 5),
-        kid_lite0=kid(looks["drawn"].pooled, looks["real"].pooled),
-        kid_lite0_real_halves=kid(looks["real"].pooled[:half], looks["real"].pooled[half:]),
+        drawn_top1=share(ranks["drawn"] == 0, tries),
+        real_top1=share(real_ranks == 0),
+        top1_ratio=ratio_of_means((ranks["drawn"] == 0).reshape(tries, count).mean(axis=0), real_ranks == 0),
+        drawn_top5=share(ranks["drawn"] < 5, tries),
+        real_top5=share(real_ranks < 5),
+        kid_lite0=kid(drawn.pooled[:count], real.pooled),  # one drawing a prompt, as there is one real picture
+        kid_lite0_real_halves=kid(real.pooled[:half], real.pooled[half:]),
     )
     return part, _records(drawings, ranks)
 

@@ -36,6 +36,7 @@ __all__ = ["SUITES", "Evaluation", "Plan", "compared", "evaluate", "evaluate_sub
 
 SUITES = ("read", "draw")
 JUDGED = ("emoji", "icons", "shapes", "compose")  # kinds of datasets
+JUDGED_ONCE = ("shapes", "compose")  # their checkers count drawings
 SHEET_CELLS = 24  # a section
 
 
@@ -47,6 +48,7 @@ class Plan:
     limit: int | None = None  # of questions a kind and of drawings a split; None: all
     splits: tuple[str, ...] = ()  # read; none: the strictest that the dataset holds
     groups: tuple[str, ...] = ()  # draw; none: all
+    seeds: int = 1  # draw: drawings a prompt
     circular: bool = False  # read: ask choices again in every order of the options
     settings: DrawSettings = field(default_factory=DrawSettings)
     cache: Path | None = None  # where the judge is kept; None: the user's cache
@@ -84,6 +86,8 @@ def evaluate(model: Path, data: Path, plan: Plan) -> Evaluation:
 
 def _possible(dataset: Dataset, plan: Plan) -> Plan:
     """The plan without drawing where nobody can judge it; InputError where nothing else was asked for."""
+    if plan.seeds > 1 and dataset.kind in JUDGED_ONCE:
+        raise InputError(f"{dataset.path}: a {dataset.kind} dataset is drawn once a prompt; leave --seeds out")
     if "draw" not in plan.suites or dataset.kind in JUDGED:
         return plan
     unjudged = (
@@ -108,6 +112,7 @@ def evaluate_subject(subject: Subject, data: Path, plan: Plan) -> Evaluation:
         "settings": {
             "limit": plan.limit,
             "groups": plan.groups,
+            "seeds": plan.seeds,
             "circular": plan.circular,
             **dataclasses.asdict(plan.settings),
         },
@@ -155,7 +160,7 @@ def _draw(subject: Subject, dataset: Dataset, plan: Plan) -> tuple[dict[str, Any
 
     cache = plan.cache or default_cache()
     cache.mkdir(parents=True, exist_ok=True)
-    result = run_draw_suite(subject, dataset, plan.limit, cache, plan.groups)
+    result = run_draw_suite(subject, dataset, plan.limit, cache, plan.groups, plan.seeds)
     scores = {"judge": result.judge, "parts": result.parts, **({"icons": result.icons} if result.icons else {})}
     return scores, result.records, result.drawings
 

@@ -23,6 +23,7 @@ from edgemm.bundle.prompt import Prompt
 from edgemm.data.format import Dataset, Sample, read_dataset
 from edgemm.errors import InputError
 from edgemm.evaluate.shapes_suite import check_graph
+from edgemm.model.padding import by_length, in_row_order
 from edgemm.model.prompts import read_prompt, reply_ids
 from edgemm.model.unified import Unified
 from edgemm.runtimes import schedule
@@ -92,7 +93,7 @@ def replies_to(
     model: Unified, asked: Sequence[AskedGraph], graphs: Graphs, random: np.random.Generator, edges: str = "told"
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Logits (tokens, vocab) before each token of the answers, those tokens, and whose they are (tokens)."""
-    config, prompts, targets = model.config, [], []
+    config, prompts, answers = model.config, [], []
     for one in asked:
         graph = with_edges(one.graph, edges, random)
         prompt, answer = (
@@ -104,16 +105,20 @@ def replies_to(
             told = np.concatenate([prompt.graph[:1], dealt[prompt.graph[1:]]])
             prompt = dataclasses.replace(prompt, graph=told)
         prompts.append(_followed_by(prompt, answer[:-1]))
-        targets.append([-1] * (len(prompt) - 1) + answer)
+        answers.append(answer)
     pictures = [[graphs.picture(str(name)) for name in one.graph.pictures] for one in asked]
-    x, limit, index = model.embedded(prompts, pictures)
-    hidden, _ = model.transformer(x, limit, pictured=index >= 0)
-    wanted = torch.full(hidden.shape[:2], -1, dtype=torch.long)
-    for row, ids in enumerate(targets):
-        wanted[row, : len(ids)] = torch.tensor(ids)
-    scored = (wanted >= 0).to(hidden.device)
-    whose = torch.arange(len(asked))[:, None].expand_as(wanted)
-    return model.transformer.logits(hidden[scored]), wanted.to(hidden.device)[scored], whose.to(hidden.device)[scored]
+    groups, found = by_length([len(prompt) for prompt in prompts]), []
+    for rows in groups:
+        x, limit, index = model.embedded([prompts[row] for row in rows], [pictures[row] for row in rows])
+        hidden, _ = model.transformer(x, limit, pictured=index >= 0)
+        scored = torch.zeros(hidden.shape[:2], dtype=torch.bool)
+        for place, row in enumerate(rows):
+            scored[place, len(prompts[row]) - len(answers[row]) : len(prompts[row])] = True
+        found.append(hidden[scored.to(hidden.device)])
+    counts = [len(answer) for answer in answers]
+    logits = model.transformer.logits(in_row_order(found, groups, counts))
+    wanted = torch.tensor([token for answer in answers for token in answer], device=logits.device)
+    return logits, wanted, torch.arange(len(asked)).repeat_interleave(torch.tensor(counts)).to(logits.device)
 
 
 def _followed_by(prompt: Prompt, ids: Sequence[int]) -> Prompt:

@@ -72,20 +72,20 @@ def check_icons(dataset: Dataset, drawings: Drawings, eye: Eye) -> IconsPart | N
     asked = [row for row, sample in enumerate(drawings.samples) if (sample.scene or {}).get("colour")]
     if not asked:
         return None
-    scenes = [drawings.samples[row].scene or {} for row in asked]
+    scenes, tries = [drawings.samples[row].scene or {} for row in asked], drawings.tries
     seen = [see_icon(drawings.drawn[row]) for row in asked]
     real = [see_icon(drawings.real[row]) for row in asked]
     ways = _ways(dataset, drawings.real.shape[1], eye)
     looked = {name: _named(ways, eye, pictures[asked]) for name, pictures in
               (("drawn", drawings.drawn), ("real", drawings.real))}  # fmt: skip
     return IconsPart(
-        colour=_right([one.colour for one in seen], scenes, "colour"),
-        ground=_right([one.ground for one in seen], scenes, "ground"),
-        way=_right(looked["drawn"], scenes, "way"),
-        real_colour=_right([one.colour for one in real], scenes, "colour"),
-        real_ground=_right([one.ground for one in real], scenes, "ground"),
-        real_way=_right(looked["real"], scenes, "way"),
-        shuffled_colour=_right([one.colour for one in seen], [*scenes[1:], scenes[0]], "colour"),
+        colour=_right([one.colour for one in seen], scenes, "colour", tries),
+        ground=_right([one.ground for one in seen], scenes, "ground", tries),
+        way=_right(looked["drawn"], scenes, "way", tries),
+        real_colour=_right([one.colour for one in real], scenes, "colour", tries),
+        real_ground=_right([one.ground for one in real], scenes, "ground", tries),
+        real_way=_right(looked["real"], scenes, "way", tries),
+        shuffled_colour=_right([one.colour for one in seen], [*scenes[1:], scenes[0]], "colour", tries),
     )
 
 
@@ -108,17 +108,17 @@ def check_colours(drawings: Drawings, named: np.ndarray, real_named: np.ndarray)
     asked = [row for row, sample in enumerate(drawings.samples) if (sample.scene or {}).get("colour")]
     if not asked:
         return None
-    scenes = [drawings.samples[row].scene or {} for row in asked]
+    scenes, tries = [drawings.samples[row].scene or {} for row in asked], drawings.tries
     drawn, real = ([_most(pictures[row]) for row in asked] for pictures in (drawings.drawn, drawings.real))
     right, real_right = (
         np.array([one == scene["colour"] for one, scene in zip(seen, scenes)]) for seen in (drawn, real)
     )
     return ColoursPart(
-        colour=share(right),
-        both=share(right & named[asked]),
-        real_colour=share(real_right),
-        real_both=share(real_right & real_named[asked]),
-        shuffled_colour=_right(drawn, [*scenes[1:], scenes[0]], "colour"),
+        colour=share(right, tries),
+        both=share(right & named[asked], tries),
+        real_colour=share(real_right, tries),
+        real_both=share(real_right & real_named[asked], tries),
+        shuffled_colour=_right(drawn, [*scenes[1:], scenes[0]], "colour", tries),
     )
 
 
@@ -128,8 +128,8 @@ def _most(rgb: np.ndarray) -> str | None:
     return dominant_colour(Image.fromarray(np.concatenate([rgb, ink], axis=-1)))
 
 
-def _right(found: list[Any], scenes: list[dict[str, Any]], what: str) -> Share:
-    return share([one == scene[what] for one, scene in zip(found, scenes, strict=True)])
+def _right(found: list[Any], scenes: list[dict[str, Any]], what: str, tries: int) -> Share:
+    return share([one == scene[what] for one, scene in zip(found, scenes, strict=True)], tries)
 
 
 def _ways(dataset: Dataset, size: int, eye: Eye) -> LabelScorer:

@@ -61,12 +61,13 @@ class YesNoScores:
     unclear: int  # replies that are neither; they count as wrong
 
 
-def share(right: Sequence[bool] | np.ndarray) -> Share:
-    """The share of True with Wilson's interval, which stays inside [0, 1] at any count."""
-    count, hits = len(right), int(np.count_nonzero(right))
+def share(right: Sequence[bool] | np.ndarray, tries: int = 1) -> Share:
+    """The share of True with Wilson's interval, which stays inside [0, 1] at any count.  Of several tries an item only
+    the items are counted: its tries are alike, so they narrow the interval by less than as many items would."""
+    count = len(right) // tries
     if not count:
         return Share(math.nan, math.nan, math.nan, 0)
-    z2, p = NORMAL_95**2, hits / count
+    z2, p = NORMAL_95**2, np.count_nonzero(right) / len(right)
     middle = (p + z2 / (2 * count)) / (1 + z2 / count)
     reach = NORMAL_95 / (1 + z2 / count) * math.sqrt(p * (1 - p) / count + z2 / (4 * count**2))
     return Share(p, max(0.0, middle - reach), min(1.0, middle + reach), count)
@@ -175,8 +176,9 @@ def paired_difference(first: Sequence[float], second: Sequence[float], seed: int
 def compare_records(
     first: Mapping[str, Sequence[Mapping[str, Any]]], second: Mapping[str, Sequence[Mapping[str, Any]]]
 ) -> dict[str, Difference]:
-    """Score -> difference, of everything that both hold. Raises InputError where they asked other things."""
-    values: defaultdict[str, list[tuple[float, float]]] = defaultdict(list)
+    """Score -> difference, of everything that both hold: items are questions and prompts, whose drawings from several
+    seeds are averaged first. Raises InputError where they asked other things."""
+    values: defaultdict[str, defaultdict[Any, list[tuple[float, float]]]] = defaultdict(lambda: defaultdict(list))
     for name in first:
         if name not in second:
             raise InputError(f"only one of the two was evaluated on {name}")
@@ -185,12 +187,13 @@ def compare_records(
             raise InputError(f"the two were asked different things in {name}: evaluate them with the same settings")
         for key, row in rows.items():
             for score, value in _scores(name, row):
-                values[score].append((value, dict(_scores(name, others[key]))[score]))
-    return {score: paired_difference([a for a, _ in pairs], [b for _, b in pairs]) for score, pairs in values.items()}
+                values[score][key[:-1]].append((value, dict(_scores(name, others[key]))[score]))
+    means = {score: np.array([np.mean(tries, axis=0) for tries in items.values()]) for score, items in values.items()}
+    return {score: paired_difference(*pairs.T) for score, pairs in means.items()}
 
 
 def _key(row: Mapping[str, Any]) -> tuple[Any, ...]:
-    return tuple(row.get(part) for part in ("sample", "split", "question", "prompt", "seed"))
+    return tuple(row.get(part) for part in ("sample", "split", "question", "prompt", "seed"))  # the seed comes last
 
 
 def _scores(name: str, row: Mapping[str, Any]) -> list[tuple[str, float]]:

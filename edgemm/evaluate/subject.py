@@ -99,7 +99,10 @@ class BundleSubject:
         return np.stack([_tall(result.image) for result in drawn])
 
     def read(self, picture: np.ndarray, question: str) -> str:
-        return self.model.generate_text(question, images=picture, max_new_tokens=MAX_NEW_TOKENS).text
+        if picture.ndim == 3:
+            return self.model.generate_text(question, images=picture, max_new_tokens=MAX_NEW_TOKENS).text
+        most = len(picture)
+        return self.model.generate_text(question, video=picture, max_frames=most, max_new_tokens=MAX_NEW_TOKENS).text
 
 
 def _tall(picture: Picture) -> np.ndarray:
@@ -148,6 +151,7 @@ def resized(pictures: np.ndarray, size: int) -> np.ndarray:
 # Axes: b pictures, S side of a drawing.
 
 BATCH = 16
+APART = 100_000  # between the seeds of one prompt's drawings
 DRAWN_SPLITS = {  # split -> what a person calls it
     "train": "seen pairs",
     "held-out-pair": "held-out pairs",
@@ -162,15 +166,20 @@ class Drawings:
     seeds: tuple[int, ...]
     drawn: np.ndarray  # uint8 (b, S, S, 3)
     real: np.ndarray  # uint8 (b, S, S, 3): the pictures that the prompts are the captions of
+    tries: int = 1  # drawings a prompt: all prompts, then all once more
 
 
-def draw_samples(subject: Subject, dataset: Dataset, samples: Sequence[Sample], caption: int, what: str) -> Drawings:
-    """Draw caption number `caption` of each sample; picture k has the seed k, so that a rerun draws the same."""
-    prompts, seeds = [sample.captions[caption] for sample in samples], list(range(len(samples)))
-    starts = range(0, len(samples), BATCH)
+def draw_samples(
+    subject: Subject, dataset: Dataset, samples: Sequence[Sample], caption: int, what: str, tries: int = 1
+) -> Drawings:
+    """Draw caption number `caption` of each sample, `tries` times; picture k has the seed k, and APART more at every
+    further try, so that a rerun draws the same."""
+    prompts = [sample.captions[caption] for sample in samples] * tries
+    seeds = [k + APART * again for again in range(tries) for k in range(len(samples))]
+    starts = range(0, len(prompts), BATCH)
     drawn = [
         subject.draw(prompts[start : start + BATCH], seeds[start : start + BATCH])
         for start in progress.track(starts, len(starts), f"drawing {what}", "batches")
     ]
-    real = real_pictures(dataset, samples, subject.drawing_size)
-    return Drawings(tuple(samples), tuple(prompts), tuple(seeds), np.concatenate(drawn), real)
+    real = np.tile(real_pictures(dataset, samples, subject.drawing_size), (tries, 1, 1, 1))
+    return Drawings(tuple(samples) * tries, tuple(prompts), tuple(seeds), np.concatenate(drawn), real, tries)

@@ -19,6 +19,7 @@ from edgemm.model.conditioner import Prefix
 from edgemm.model.image_tokens import tokens_to_pixels
 from edgemm.model.transformer import Layer, RMSNorm, rotary_tables, visible_up_to, write_slots
 from edgemm.model.unified import Unified
+from edgemm.model.vision import moved
 
 __all__ = ["ComponentGraph", "component_graphs"]
 
@@ -155,6 +156,16 @@ class VqEncoderGraph(nn.Module):
         return self.vq.encode(pixels) + self.first_code
 
 
+class MotionEncoderGraph(nn.Module):
+    def __init__(self, model: Unified) -> None:
+        super().__init__()
+        self.motion_encoder = model.motion_encoder
+
+    def forward(self, pixels: Tensor, previous: Tensor) -> Tensor:
+        assert self.motion_encoder is not None
+        return self.motion_encoder(moved(pixels, previous))
+
+
 class VqDecoderGraph(nn.Module):
     def __init__(self, model: Unified) -> None:
         super().__init__()
@@ -177,6 +188,7 @@ def component_graphs(model: Unified, prompt_lookup: bool = False) -> dict[str, C
             _denoiser(model),
             _image_decoder(model),
             *(() if model.graph_encoder is None else (_graph_encoder(model),)),
+            *(() if model.motion_encoder is None else (_motion_encoder(model),)),
         )
     return {graph.name: graph for graph in graphs}
 
@@ -194,6 +206,15 @@ def _image_encoder(model: Unified) -> ComponentGraph:
     pixels = ("b", 3, vision.image_size, vision.image_size)
     tokens = ("b", vision.token_count, model.config.transformer.width)
     return _graph("image_encoder", model.image_encoder, {"pixels": pixels}, {"image_tokens": tokens})
+
+
+def _motion_encoder(model: Unified) -> ComponentGraph:
+    motion = model.config.motion
+    assert motion is not None
+    pixels = ("b", 3, motion.image_size, motion.image_size)
+    tokens = ("b", motion.token_count, model.config.transformer.width)
+    given: dict[str, Shape] = {"pixels": pixels, "previous": pixels}
+    return _graph("motion_encoder", MotionEncoderGraph(model), given, {"image_tokens": tokens})
 
 
 def _graph_encoder(model: Unified) -> ComponentGraph:

@@ -70,8 +70,9 @@ def build(config: ModelConfig | str, seed: int = 0) -> Unified:
     _load_bases(model)
     if config.objective == "flow":
         model.image_encoder.match_embeddings(model.transformer.embed_tokens.weight)
-        if model.graph_encoder is not None:
-            model.graph_encoder.match_embeddings(model.transformer.embed_tokens.weight)
+        for encoder in (model.graph_encoder, model.motion_encoder):
+            if encoder is not None:
+                encoder.match_embeddings(model.transformer.embed_tokens.weight)
     return model.eval()
 
 

@@ -23,6 +23,7 @@ __all__ = [
     "ImageTokensConfig",
     "MixtureConfig",
     "ModelConfig",
+    "MotionConfig",
     "SamplerConfig",
     "TransformerConfig",
     "VisionConfig",
@@ -162,6 +163,19 @@ class VisionConfig:
     def token_count(self) -> int:
         """Image tokens of one picture: its grid, then what spells its visual word."""
         return self.grid_count + self.word_tokens
+
+
+@dataclass(frozen=True)
+class MotionConfig(VisionConfig):
+    """How a clip is read: a keyframe as a picture is, then few tokens a frame, of what moved since the one before."""
+
+    every: int = 8  # frames from one keyframe to the next
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _check_positive("motion", self, "every")
+        if self.encoder != "conv" or self.words:
+            raise ValueError(f"motion encoder {self.encoder!r} with {self.words} words, expected conv without any")
 
 
 @dataclass(frozen=True)
@@ -331,6 +345,7 @@ class ModelConfig:
     origin: str = ""  # the base that weights kept in the checkpoint were once trained from: its licence still holds
     background: tuple[int, int, int] = (255, 255, 255)  # what transparent pictures are laid on
     graph: GraphConfig | None = None  # None: a graph is read as text
+    motion: MotionConfig | None = None  # None: a clip's frames are read as pictures one after the other
     edits: bool = False  # was taught to draw from a picture before the prompt (train/tasks/draw.py)
     schema_version: int = 1
 
@@ -348,6 +363,7 @@ class ModelConfig:
             )
         if self.graph and self.objective == "ar":
             raise ValueError("graph with objective 'ar': a model of codes reads tokens alone")
+        self._check_motion()
         if self.base and self.transformer.mixture:
             raise ValueError(f"transformer mixture with base {self.base!r}, whose feed-forward networks are whole")
         if self.image_tokens.frames > 1 and (self.experts == "dense" or self.edits):
@@ -369,6 +385,18 @@ class ModelConfig:
         deepest = max(self.denoiser.prefix_layers)
         if deepest >= self.transformer.depth:
             raise ValueError(f"prefix layer {deepest} is beyond the transformer's {self.transformer.depth} layers")
+
+    def _check_motion(self) -> None:
+        if self.motion is None:
+            return
+        if self.objective == "ar" or self.vision.words:
+            raise ValueError("motion with objective 'ar' or visual words: a clip is read by grids of features")
+        mine, theirs = self.motion, self.vision
+        if (mine.image_size, mine.feature_width) != (theirs.image_size, theirs.feature_width):
+            raise ValueError(
+                f"motion has image_size {mine.image_size} and feature_width {mine.feature_width}, vision "
+                f"{theirs.image_size} and {theirs.feature_width}: both have to be the same"
+            )
 
     def _check_codes(self) -> None:
         """Codes are drawn, read and said as tokens, or not at all."""

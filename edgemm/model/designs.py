@@ -9,6 +9,7 @@ Axes: b batch, n image tokens, p numbers a token, w width, g key/value heads, d 
 from __future__ import annotations
 
 import dataclasses
+from math import isqrt
 from typing import cast
 
 import torch
@@ -17,7 +18,15 @@ from torch import Tensor, nn
 from edgemm.data.graphs import EDGES
 from edgemm.errors import UsageError
 from edgemm.model.conditioner import Conditioner, Prefix
-from edgemm.model.config import DenoiserConfig, GraphConfig, ImageTokensConfig, MixtureConfig, ModelConfig, VisionConfig
+from edgemm.model.config import (
+    DenoiserConfig,
+    GraphConfig,
+    ImageTokensConfig,
+    MixtureConfig,
+    ModelConfig,
+    MotionConfig,
+    VisionConfig,
+)
 from edgemm.model.denoiser import time_features
 from edgemm.model.prompts import QUERY
 from edgemm.model.transformer import KeyValues, Layer, Transformer, attend, rotary_tables
@@ -118,6 +127,8 @@ class Connector(Conditioner):
 #                vq      entries of a codebook, trained first; they are read, too, and need objective ar
 # graphs         text    an incident list
 #                rows    a row a node and a row an edge, of the types that data/graphs.py knows
+# motion         none    a clip's frames are read as pictures one after the other
+#                4, 1    a keyframe is read as a picture, and the frames behind it as so many tokens each, of what moved
 # mixture        none    one feed-forward network a layer
 #                8-top-2 and so on (MIXTURES): experts that a learned router chooses among, as wide together, where they
 #                meet a token, as the one network is
@@ -157,6 +168,7 @@ def variant(
     objective: str = "flow",
     mixture: str = "none",
     graphs: str = "text",
+    motion: str = "none",
 ) -> ModelConfig:
     """The preset with the designs asked for."""
     changes: dict[str, object] = {}
@@ -170,6 +182,8 @@ def variant(
             "only codes are: give image_tokens = 'vq' and objective = 'ar'"
         )
     if objective == "ar":
+        if motion != "none":
+            raise UsageError(f"objective 'ar' with motion {motion!r}: a model of codes has no eye; leave motion out")
         return _of_codes(config, experts, vision)
     if experts == "dense":
         source = config.transformer
@@ -202,6 +216,11 @@ def variant(
             encoder="conv", image_size=before.image_size, stride=min(EYE_STRIDE, before.stride),
             feature_width=EYE_WIDTH, hidden_width=before.hidden_width,
         )  # fmt: skip
+    if motion != "none":
+        before = changes.get("vision", config.vision)
+        assert isinstance(before, VisionConfig)
+        stride = before.image_size // isqrt(int(motion))
+        changes["motion"] = MotionConfig("conv", before.image_size, stride, before.feature_width, before.hidden_width)
     if image_tokens == "ae":
         size, patch = config.image_tokens.image_size, config.image_tokens.patch
         changes["image_tokens"] = ImageTokensConfig("ae", size, patch, channels=CHANNELS, hidden=HIDDEN)

@@ -50,12 +50,12 @@ def feed_forward(width: int, hidden: int, mixture: MixtureConfig | None) -> Feed
 class Routed:
     """What routers did while they were watched."""
 
-    losses: list[Tensor] = field(default_factory=list)  # balance and z, weighed
+    losses: dict[int, list[tuple[int, Tensor]]] = field(default_factory=dict)  # router -> tokens; balance and z
     counts: dict[int, Tensor] = field(default_factory=dict)  # layer -> (2, e): words and picture tokens an expert got
 
     def loss(self) -> Tensor | float:
-        """Of all routers together; 0 where there was none."""
-        return torch.stack(self.losses).sum() if self.losses else 0.0
+        """Of all routers together, each the mean of its calls by their tokens; 0 where there was none."""
+        return sum((_mean_of(calls) for calls in self.losses.values()), start=0.0)
 
     def measures(self) -> dict[str, float]:
         """The fullest expert over the mean, experts that got nothing, and bits that an expert tells of whether a token
@@ -69,6 +69,10 @@ class Routed:
             "dead_experts": float(sum((load == 0).sum().item() for load in loads)),
             "modality_bits": sum(map(_information, tables)) / len(tables),
         }
+
+
+def _mean_of(calls: list[tuple[int, Tensor]]) -> Tensor:
+    return torch.stack([tokens * loss for tokens, loss in calls]).sum() / sum(tokens for tokens, _ in calls)
 
 
 def _information(table: Tensor) -> float:
@@ -168,7 +172,8 @@ class Mixture(nn.Module):
         balance = torch.stack(
             [(onehot[rows].mean(0) / self.config.top * probabilities[rows].mean(0)).sum() * group for rows in groups]
         ).mean()
-        self.watched.losses.append(BALANCE * balance + Z * logits.logsumexp(-1).square().mean())
+        loss = BALANCE * balance + Z * logits.logsumexp(-1).square().mean()
+        self.watched.losses.setdefault(id(self), []).append((len(logits), loss))
 
 
 class ExpertChoice(nn.Module):

@@ -7,7 +7,7 @@ made here, too.  No tensors here.
 from __future__ import annotations
 
 from edgemm.bundle.chat import Message, chat_prompt, with_graph
-from edgemm.bundle.manifest import GraphRows, TextLoop
+from edgemm.bundle.manifest import GraphRows, MotionRows, TextLoop
 from edgemm.bundle.node_link import Graph
 from edgemm.bundle.prompt import PictureTokens, Prompt, Tokenizer, negative_drawing_prompt, prompt_between
 from edgemm.model.config import ModelConfig
@@ -37,16 +37,24 @@ def text_loop(config: ModelConfig, tokenizer: Tokenizer) -> TextLoop:
         background=config.background,
         stop_token_ids=tuple(stop_ids(config, tokenizer)),
         graph=None if config.graph is None else GraphRows(config.graph.kinds, config.graph.nodes),
+        motion=None if config.motion is None else MotionRows(config.motion.token_count, config.motion.every),
         rope_theta=config.transformer.rope_theta,
     )
 
 
 def read_prompt(
-    config: ModelConfig, tokenizer: Tokenizer, text: str, pictures: int, graph: Graph | None = None
+    config: ModelConfig,
+    tokenizer: Tokenizer,
+    text: str,
+    pictures: int,
+    graph: Graph | None = None,
+    clip: bool = False,
 ) -> Prompt:
-    """One user message with `pictures` pictures, or a graph, before its text, and the start of the reply."""
+    """One user message with `pictures` pictures, the frames of a clip or not, or a graph, before its text, and the
+    start of the reply."""
     loop = text_loop(config, tokenizer)
-    messages = with_graph((Message("user", text, (None,) * pictures),), graph, loop.graph)
+    images = loop.clip((None,) * pictures) if clip else (None,) * pictures
+    messages = with_graph((Message("user", text, images),), graph, loop.graph)
     return chat_prompt(messages, loop, tokenizer)
 
 

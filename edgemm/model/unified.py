@@ -24,7 +24,7 @@ from edgemm.model.graph_encoder import GraphEncoder
 from edgemm.model.image_tokens import Autoencoder, VqTokenizer, pixels_to_tokens, tokens_to_pixels
 from edgemm.model.prompts import draw_prompt, read_prompt, stop_ids
 from edgemm.model.transformer import KeyValues, Transformer
-from edgemm.model.vision import ImageEncoder
+from edgemm.model.vision import ImageEncoder, moved
 
 __all__ = ["Unified"]
 
@@ -35,8 +35,9 @@ class Unified(nn.Module):
     Where the objective is "ar" there is a VQ tokenizer in place of the last three.
     """
 
-    image_encoder: ImageEncoder  # this and the next two: of objective "flow" only
+    image_encoder: ImageEncoder  # this and all but the last of the next: of objective "flow" only
     graph_encoder: GraphEncoder | None
+    motion_encoder: ImageEncoder | None
     conditioner: Conditioner
     denoiser: Denoiser | DenseDenoiser
     autoencoder: Autoencoder | None
@@ -57,9 +58,11 @@ class Unified(nn.Module):
         self.vq = VqTokenizer(config.image_tokens) if kind == "vq" else None
         if config.objective == "ar":
             return
-        self.image_encoder = ImageEncoder(config)
+        width, motion = config.transformer.width, config.motion
+        self.image_encoder = ImageEncoder(config.vision, width)
+        self.motion_encoder = None if motion is None else ImageEncoder(motion, width, channels=6)
         kind_of_conditioner = Connector if config.experts == "connector" else Conditioner
-        self.graph_encoder = None if config.graph is None else GraphEncoder(config.transformer.width, config.graph)
+        self.graph_encoder = None if config.graph is None else GraphEncoder(width, config.graph)
         self.conditioner = kind_of_conditioner(config, skip=len(self.encode(config.draw.open)))
         self.denoiser = (
             DenseDenoiser(config, self.transformer, self.conditioner.skip)
@@ -199,6 +202,26 @@ class Unified(nn.Module):
 
     # --- reading ------------------------------------------------------------------------------------------------
 
+    def clip_features(self, clips: Tensor) -> Tensor:
+        """What the eyes give of clips (b, frames, 3, S, S) in [0, 1], frame after frame: (b, m, features)."""
+        seen = [
+            self.image_encoder.features(clips[:, place])
+            if (motion := self._motion(place)) is None
+            else motion.features(moved(clips[:, place], clips[:, place - 1]))
+            for place in range(clips.shape[1])
+        ]
+        return torch.cat(seen, dim=1)
+
+    def clip_tokens(self, features: Tensor, frames: int) -> Tensor:
+        """Of so many frames, clip_features' (b, m, features) -> image tokens (b, m', w)."""
+        eyes = [self._motion(place) or self.image_encoder for place in range(frames)]
+        parts = features.split([len(eye.position) for eye in eyes], dim=1)
+        return torch.cat([eye.project(part) for eye, part in zip(eyes, parts, strict=True)], dim=1)
+
+    def _motion(self, place: int) -> ImageEncoder | None:
+        """Who reads a clip's frame, if it is no keyframe."""
+        return self.motion_encoder if self.config.motion and place % self.config.motion.every else None
+
     @torch.no_grad()
     def generate(
         self,
@@ -207,13 +230,14 @@ class Unified(nn.Module):
         max_new_tokens: int = 64,
         stop: bool = True,
         graph: Graph | None = None,
+        clip: bool = False,
     ) -> tuple[list[int], Tensor]:
-        """Greedy reply to one message with pictures (pictures, 3, S, S), a graph's after the others: token ids, and
-        the logits (tokens, vocab)
+        """Greedy reply to one message with pictures (pictures, 3, S, S), a graph's after the others, or all of them the
+        frames of a `clip`: token ids, and the logits (tokens, vocab)
         behind each and behind the one that stopped it. The cache is static, as on a device."""
         pictures = 0 if pixels is None else len(pixels)
         shown = 0 if graph is None else len(graph.pictures)
-        prompt = read_prompt(self.config, self.tokenizer, text, pictures - shown, graph)
+        prompt = read_prompt(self.config, self.tokenizer, text, pictures - shown, graph, clip)
         slots, device = len(prompt) + max_new_tokens, self.device
         shape = (1, self.config.transformer.kv_heads, slots, self.config.transformer.head_width)
         past: KeyValues = [
@@ -223,6 +247,8 @@ class Unified(nn.Module):
         if pixels is not None and self.vq is not None:
             seen = self.vq.encode(pixels.to(device)).flatten() + self.config.first_code
             prompt = with_picture_ids(prompt, seen.cpu().numpy())
+        elif pixels is not None and clip:
+            image_tokens = self.clip_tokens(self.clip_features(pixels.to(device)[None]), pictures)
         elif pixels is not None:
             image_tokens = self.image_encoder(pixels.to(device)).flatten(0, 1)[None]  # (1, pictures * m, w)
         stops = set(stop_ids(self.config, self.tokenizer)) if stop else set()

@@ -3,6 +3,7 @@
 EfficientNet-Lite0 (pretrained and frozen), plain linear patches, both side by side, or a few convolutions of the
 model's own.  The grid comes first,
 in row-major order; a model with visual words (vision.py) lets the word that the picture looks like follow.
+A clip's frames between keyframes may be read by what moved since the frame before: of six channels (`moved`).
 Axes: b batch, S side in pixels, m squares of the grid, f features a square, j slots of a word, w transformer width.
 """
 
@@ -17,9 +18,9 @@ import torch
 from torch import Tensor, nn
 
 from edgemm.errors import MissingError
-from edgemm.model.config import ModelConfig, VisionConfig
+from edgemm.model.config import VisionConfig
 
-__all__ = ["ConvEye", "ImageEncoder", "LENGTH", "Lite0", "NEVER", "PatchStem", "VisualWords", "lite0_weights"]
+__all__ = ["ConvEye", "ImageEncoder", "LENGTH", "Lite0", "NEVER", "PatchStem", "VisualWords", "lite0_weights", "moved"]
 
 
 class PatchStem(nn.Module):
@@ -51,10 +52,11 @@ class ConvEye(nn.Module):
     Every layer but the last but one halves the sides; widths double from an eighth of the features on.
     """
 
-    def __init__(self, config: VisionConfig) -> None:
+    def __init__(self, config: VisionConfig, channels: int = 3) -> None:
         super().__init__()
         halvings = config.stride.bit_length() - 1
-        widths = [3, *(min(config.feature_width // 8 << place, config.feature_width) for place in range(halvings - 1))]
+        narrow, most = config.feature_width // 8, config.feature_width
+        widths = [channels, *(min(narrow << place, most) for place in range(halvings - 1))]
         layers = [nn.Conv2d(before, after, 3, 2, 1) for before, after in itertools.pairwise(widths)]
         layers.append(nn.Conv2d(widths[-1], widths[-1], 3, 1, 1))
         layers.append(nn.Conv2d(widths[-1], config.feature_width, 3, 2, 1))
@@ -67,21 +69,27 @@ class ConvEye(nn.Module):
         return x.flatten(2).transpose(1, 2)  # (b, m, f)
 
 
-def make_encoder(config: VisionConfig) -> Lite0 | PatchStem | DualEye | ConvEye:
+def moved(pixels: Tensor, previous: Tensor) -> Tensor:
+    """A clip's frame and what changed since the one before, (b, 3, S, S) in [0, 1] each -> (b, 6, S, S), gray where
+    nothing did."""
+    return torch.cat((pixels, pixels - previous + 0.5), dim=1)
+
+
+def make_encoder(config: VisionConfig, channels: int = 3) -> Lite0 | PatchStem | DualEye | ConvEye:
     if config.encoder == "lite0":
         return Lite0(config.blocks)
     if config.encoder == "conv":
-        return ConvEye(config)
+        return ConvEye(config, channels)
     return DualEye(config) if config.encoder == "dual" else PatchStem(config)
 
 
 class ImageEncoder(nn.Module):
-    """pixels (b, 3, S, S) in [0, 1] -> image tokens (b, m + j, w), spread like the transformer's own embeddings."""
+    """pixels (b, 3, S, S) in [0, 1], or what `moved` makes of a clip's, with six channels -> image tokens
+    (b, m + j, w), spread like the transformer's own embeddings."""
 
-    def __init__(self, config: ModelConfig) -> None:
+    def __init__(self, vision: VisionConfig, width: int, channels: int = 3) -> None:
         super().__init__()
-        vision, width = config.vision, config.transformer.width
-        self.encoder = make_encoder(vision)
+        self.encoder = make_encoder(vision, channels)
         self.position = nn.Parameter(torch.zeros(vision.grid_count, vision.hidden_width))
         self.norm_in = nn.LayerNorm(vision.feature_width)
         self.up_proj = nn.Linear(vision.feature_width, vision.hidden_width)

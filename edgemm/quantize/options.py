@@ -80,7 +80,7 @@ class JudgeOptions:
     budget_draw: str | None = option(
         None,
         "psnr30 or ssim0.97: drawings at least so alike, or exit 7 (--auto: psnr30); drawn-4%: at most so much less of "
-        "held-out prompts drawn rightly, as the judge of --tasks says",
+        "held-out prompts drawn rightly, as the judge of --tasks says, who sees more with --tasks-seeds 3",
         metavar="BUDGET",
     )
     report: Path | None = option(
@@ -93,11 +93,13 @@ class JudgeOptions:
         metavar="DIR",
         type=Path,
     )
-    tasks_limit: int = option(100, "questions a kind", metavar="N")
+    tasks_limit: int = option(100, "questions a kind, and prompts a split", metavar="N")
+    tasks_seeds: int = option(1, "drawings of a prompt, each from other noise", metavar="N")
 
     def __post_init__(self) -> None:
-        if self.tasks_limit < 1:
-            raise UsageError(f"--tasks-limit is {self.tasks_limit}, expected 1 or more")
+        for name in ("tasks_limit", "tasks_seeds"):
+            if getattr(self, name) < 1:
+                raise UsageError(f"--{name.replace('_', '-')} is {getattr(self, name)}, expected 1 or more")
         if self.report and self.report.suffix != ".html":
             raise UsageError(f"--report {self.report} does not end in .html")
         by_judge = (self.budget_draw or "").startswith("drawn")

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from edgemm.bundle.manifest import TextLoop
+from edgemm.bundle.manifest import MovedFrame, TextLoop
 from edgemm.bundle.picture import PictureSource, load_picture
 from edgemm.bundle.prompt import Prompt, with_picture_ids
 from edgemm.errors import InputError
@@ -36,15 +36,18 @@ class ImageReader:
             name = self._engines.bundle.manifest.name
             raise InputError(f"bundle {name} does not read pictures: it has no image_encoder; leave images out")
 
-    def picture(self, image: PictureSource, loop: TextLoop) -> np.ndarray:
-        """(3, S, S), as the encoder wants it."""
+    def picture(self, image: PictureSource | MovedFrame, loop: TextLoop) -> np.ndarray:
+        """(3, S, S), as the encoder wants it; of a moved frame (2, 3, S, S), with the one before."""
         self.check()
+        if isinstance(image, MovedFrame):
+            return np.stack([self.picture(one, loop) for one in (image.frame, image.previous)])
         most = self._engines.bundle.manifest.limits.max_image_pixels
         rule = (loop.image_fit, loop.image_resample, loop.image_least)
         return load_picture(image, loop.image_size, loop.background, most, *rule)
 
     def read(self, prompt: Prompt, pictures: Sequence[np.ndarray], loop: TextLoop) -> tuple[Prompt, np.ndarray | None]:
-        """Pictures (3, S, S) as what the transformer reads: token ids in the prompt, or tokens (1, m, width) beside."""
+        """Pictures (3, S, S) and moved frames (2, 3, S, S) as what the transformer reads: token ids in the prompt, or
+        tokens (1, m, width) beside."""
         if pictures and "vq_encoder" in self._engines:
             return with_picture_ids(prompt, _as_ids(self._engines.get("vq_encoder"), pictures, loop)), None
         tokens = [self.encode(pictures, loop)] if pictures else []
@@ -65,6 +68,7 @@ class ImageReader:
     ) -> tuple[Prompt, np.ndarray | None]:
         """The same; what its engines take to load is told apart."""
         needed = [name for name in ENCODERS if pictures and name in self._engines]
+        needed += ["motion_encoder"] if any(picture.ndim == 4 for picture in pictures) else []
         needed += [] if prompt.graph is None else ["graph_encoder"]
         clock.load_s += self._engines.timed(needed)[1]
         start = time.perf_counter()
@@ -73,14 +77,19 @@ class ImageReader:
         return seen
 
     def encode(self, pictures: Sequence[np.ndarray], loop: TextLoop) -> np.ndarray:
-        """Pictures (3, S, S) -> tokens (1, m, width), one picture after the other."""
-        encoder = self._engines.get("image_encoder")
-        count, width = loop.image_token_count, encoder.outputs["image_tokens"].fixed(2, "width")
-        tokens = np.zeros((len(pictures), count, width), dtype=np.float32)
-        for index, picture in enumerate(pictures):
-            encoder.bind({"pixels": picture[None]}, {"image_tokens": tokens[index : index + 1]}).run()
-        check_finite(tokens, "image_encoder, image tokens")
-        return tokens.reshape(1, -1, width)
+        """Pictures (3, S, S) and moved frames (2, 3, S, S) -> tokens (1, m, width), one after the other."""
+        return np.concatenate([self._encoded(picture, loop) for picture in pictures], axis=1)
+
+    def _encoded(self, picture: np.ndarray, loop: TextLoop) -> np.ndarray:
+        name, count, given = "image_encoder", loop.image_token_count, {"pixels": picture[None]}
+        if loop.motion and picture.ndim == 4:
+            name, count = "motion_encoder", loop.motion.token_count
+            given = {"pixels": picture[:1], "previous": picture[1:]}
+        encoder = self._engines.get(name)
+        tokens = np.zeros((1, count, encoder.outputs["image_tokens"].fixed(2, "width")), dtype=np.float32)
+        encoder.bind(given, {"image_tokens": tokens}).run()
+        check_finite(tokens, f"{name}, image tokens")
+        return tokens
 
 
 def _as_ids(encoder: Engine, pictures: Sequence[np.ndarray], loop: TextLoop) -> np.ndarray:

@@ -17,7 +17,7 @@ import numpy as np
 
 from edgemm.bundle.chat import Message, as_messages, chat_prompt, with_graph
 from edgemm.bundle.components import TensorSpec
-from edgemm.bundle.manifest import TextLoop
+from edgemm.bundle.manifest import MovedFrame, TextLoop
 from edgemm.bundle.picture import PictureSource, PictureSources
 from edgemm.bundle.prompt import Prompt, Tokenizer, check_length
 from edgemm.errors import EdgemmError, InputError, UsageError
@@ -90,11 +90,11 @@ class TextGenerator:
 
         most = self.manifest.limits.max_image_pixels
         frames = read_video(options.video, self.loop, options.fps, options.max_frames, most)
-        last = replace(last, images=(*last.images[: last.loose], *frames, *last.images[last.loose :]))
+        last = replace(last, images=(*last.images[: last.loose], *self.loop.clip(frames), *last.images[last.loose :]))
         if (tokens := len(self.prompt((*before, last)))) > self.manifest.limits.max_context:
             raise InputError(
-                f"the prompt takes {tokens} tokens with {len(frames)} frames of {self.loop.image_token_count}, this "
-                f"bundle holds at most {self.manifest.limits.max_context}; give a smaller max_frames"
+                f"the prompt takes {tokens} tokens with {len(frames)} frames, this bundle holds "
+                f"at most {self.manifest.limits.max_context}; give a smaller max_frames"
             )
         return (*before, last)
 
@@ -146,7 +146,7 @@ class TextGenerator:
         """Every picture of the messages, in their order."""
         return [self.picture(image) for message in messages for image in message.images]
 
-    def picture(self, image: PictureSource) -> np.ndarray:
+    def picture(self, image: PictureSource | MovedFrame) -> np.ndarray:
         return self.reader.picture(image, self.loop)
 
     def read_pictures(self, prompt: Prompt, pictures: Pictures, clock: Clock) -> tuple[Prompt, np.ndarray | None]:

@@ -2,7 +2,8 @@
 
     slots   [instruction][frame][frame] ... [notes and question, while one is asked]
 
-A new frame is read behind the others.  When the window is full the oldest one goes, the others move down, and their
+A new frame is read behind the others.  When the window is full the oldest one goes (of models that read motion a
+keyframe and all that follows from it), the others move down, and their
 keys are turned back by as many positions (a rotary key is turned by its position alone, arXiv:2104.09864), as
 StreamingVLM does (arXiv:2510.09608); the instruction in front stays (attention sinks, arXiv:2309.17453).  What a
 frame's keys and values took in from frames that are gone stays in them, so a reply may differ from one that reads the
@@ -13,13 +14,14 @@ always read anew.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from edgemm.bundle.chat import Message, chat_prompt
+from edgemm.bundle.manifest import MovedFrame
 from edgemm.bundle.picture import PictureSource
 from edgemm.bundle.prompt import PictureTokens, Prompt, PromptBuilder
 from edgemm.errors import EdgemmError, InputError, UsageError
@@ -79,13 +81,15 @@ class Watch:
         self.how, self.instruction, self._options = how, instruction, options
         self._generator, self._call = generator, call
         self._events: deque[WatchEvent] = deque(maxlen=MOST_EVENTS)
-        self._squares: deque[np.ndarray] = deque(maxlen=how.window)  # where the window is read anew
+        self._squares: list[np.ndarray] = []  # of the window, where it is read anew; else the last
         self._pushed, self._now, self._closed = 0, 0.0, False
-        self._frame = _picture(generator)
+        motion = generator.loop.motion
+        self._group = min(motion.every, how.window) if motion else 1  # frames that go at once
+        self._rows = self._rows_of(how.window)
         self._sink = self._before()
-        self._check_room(len(self._sink) + how.window * len(self._frame) + ROOM)
+        self._check_room(len(self._sink) + self._rows + ROOM)
         self._transformer: CachedTransformer | None = None
-        self._kept = 0  # frames in the cache
+        self._kept = 0
 
     @property
     def events(self) -> tuple[WatchEvent, ...]:
@@ -101,7 +105,7 @@ class Watch:
     @property
     def frames(self) -> int:
         """How many are in the window."""
-        return min(self._pushed, self.how.window)
+        return self._kept
 
     def push(self, frame: PictureSource, t: float | None = None) -> WatchEvent | None:
         """Reads one more frame, shown at time `t` (seconds; without it frames count); the event it was, if it was one.
@@ -114,10 +118,13 @@ class Watch:
         if not np.isfinite(now) or (self._pushed and now < self._now):
             raise UsageError(f"t is {t!r}, expected a number that is not before the last frame's, {self._now:g}")
         square = self._generator.picture(frame)
+        if self._kept == self.how.window:
+            self._forget()
         if self.turns:
             self._read(square)
         else:
             self._squares.append(square)
+        self._kept += 1
         self._now, self._pushed = now, self._pushed + 1
         if not self.how.every or self._pushed % self.how.every:
             return None
@@ -157,22 +164,32 @@ class Watch:
 
     # Frames in the cache
 
+    def _forget(self) -> None:
+        """The oldest frame of the window goes, or the oldest keyframe and what follows from it."""
+        if self.turns:
+            theta = self._generator.loop.rope_theta
+            assert theta is not None
+            self._conversation().drop(len(self._sink), self._rows_of(self._group), theta)
+        else:
+            del self._squares[: self._group]
+        self._kept -= self._group
+
     def _read(self, square: np.ndarray) -> None:
-        transformer, size = self._conversation(), len(self._frame)
-        theta = self._generator.loop.rope_theta
-        assert theta is not None
-        if self._kept == self.how.window:
-            transformer.drop(len(self._sink), size, theta)
-            self._kept -= 1
-        prompt, tokens = self._generator.reader.read(self._frame, [square], self._generator.loop)
-        transformer.prefill(prompt, tokens)
-        self._kept += 1
+        shown = MovedFrame(square, self._squares[0]) if self._kept % self._group else square
+        prompt = self._pictures([shown]).build()
+        prompt, tokens = self._generator.reader.read(prompt, _stacked([shown]), self._generator.loop)
+        self._conversation().prefill(prompt, tokens)
+        self._squares = [square]
+
+    def _rows_of(self, frames: int) -> int:
+        """Slots that so many frames take, from a keyframe on."""
+        return len(self._pictures(self._generator.loop.clip((None,) * frames)).build())
 
     def _conversation(self) -> CachedTransformer:
         """The cache, with the instruction in it."""
         if self._transformer is None:
             self._transformer = self._generator.conversation()
-            self._transformer.reserve(len(self._sink) + self.how.window * len(self._frame) + ROOM)
+            self._transformer.reserve(len(self._sink) + self._rows + ROOM)
             if self.turns and len(self._sink):
                 self._transformer.prefill(self._sink)
         return self._transformer
@@ -190,9 +207,9 @@ class Watch:
             prompt = self._fitting(lambda asked: self._after(asked).build(), question, used)
         else:
             transformer.rewind(0)
-            used, squares = 0, list(self._squares)
+            used, shown = 0, self._generator.loop.clip(self._squares)
             prompt = self._fitting(self._whole, question, used)
-            prompt, tokens = self._generator.read_pictures(prompt, squares, clock)
+            prompt, tokens = self._generator.read_pictures(prompt, _stacked(shown), clock)
         request = self._generator.request_of(prompt, options)
         try:
             yield from self._generator.write(request, tokens, cancelled, clock, transformer)
@@ -207,9 +224,14 @@ class Watch:
             return chat_prompt((Message("user", said, (None,) * self.frames),), loop, tokenizer)
         builder = PromptBuilder(tokenizer)
         self._open(builder)
-        for _ in range(self.frames):
-            builder.picture(PictureTokens.of(loop))
+        self._pictures(loop.clip((None,) * self.frames), builder)
         return self._after(question, builder).build()
+
+    def _pictures(self, shown: Sequence[object], builder: PromptBuilder | None = None) -> PromptBuilder:
+        builder = builder or PromptBuilder(self._generator.tokenizer)
+        for picture in shown:
+            builder.picture(PictureTokens.of(self._generator.loop, picture))
+        return builder
 
     def _before(self) -> Prompt:
         builder = PromptBuilder(self._generator.tokenizer)
@@ -263,7 +285,7 @@ class Watch:
         most = self._generator.manifest.limits.max_context
         if tokens > most:
             raise InputError(
-                f"the window takes {tokens} tokens with its question, {len(self._frame)} a frame, this bundle holds at "
+                f"the window takes {tokens} tokens with its question, {self._rows} its frames, this bundle holds at "
                 f"most {most}; give a smaller window, or fewer notes"
             )
 
@@ -273,8 +295,6 @@ class Watch:
             raise UsageError("this stream was closed; begin another one: model.watch(...)")
 
 
-def _picture(generator: TextGenerator) -> Prompt:
-    """One frame as it stands in the cache."""
-    builder = PromptBuilder(generator.tokenizer)
-    builder.picture(PictureTokens.of(generator.loop))
-    return builder.build()
+def _stacked(shown: Sequence[np.ndarray | MovedFrame]) -> list[np.ndarray]:
+    """Squares (3, S, S), and those that are read by what moved with the one before, (2, 3, S, S)."""
+    return [np.stack((one.frame, one.previous)) if isinstance(one, MovedFrame) else one for one in shown]

@@ -6,7 +6,7 @@ The spec is kept as soon as it is decided, the report is written after it; who m
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -14,6 +14,7 @@ from typing import Any
 from edgemm import progress
 from edgemm.data.format import read_dataset
 from edgemm.errors import CheckFailedError
+from edgemm.evaluate.evaluation import SUITES
 from edgemm.model.unified import Unified
 from edgemm.quantize.make import quantize
 from edgemm.quantize.options import JudgeOptions, QuantizeOptions
@@ -26,12 +27,12 @@ from edgemm.search.judges import (
     ask,
     compare,
     differences,
-    drawn_share,
+    drawn_rightly,
     layer_signals,
-    lost_percent,
     read_budget,
     require_budgets,
     task_records,
+    with_drawn,
 )
 from edgemm.search.report import document_of, document_of_search, write_report
 from edgemm.search.search import Aim, Checker, search
@@ -64,7 +65,8 @@ def judged(model: Unified, job: Job, keep: Keep) -> Spec:
     if budgets or page:
         progress.status("asking the float model")
         plain = ask(model, job.steps)
-    before = tasks_of(model, job)
+    suites = SUITES if page else ("draw",)  # a budget alone is about drawings
+    before = tasks_of(model, job, suites)
     spec = quantize(model, job.options, job.checkpoint)
     if not budgets:
         keep(spec)
@@ -75,10 +77,9 @@ def judged(model: Unified, job: Job, keep: Keep) -> Spec:
     swap(model, spec, folded=True)
     quantized = ask(model, job.steps)
     scores = compare(plain, quantized)
-    after = tasks_of(model, job)
+    after = tasks_of(model, job, suites)
     if before and after:
-        lost = lost_percent(drawn_share(before), drawn_share(after))
-        scores = replace(scores, drawn_lost_percent=lost)
+        scores = with_drawn(scores, drawn_rightly(before), drawn_rightly(after))
     progress.line(_line(scores))
     missed = None
     if budgets:
@@ -119,20 +120,26 @@ def auto(model: Unified, job: Job, goal: str, output: Path, keep: Keep) -> Spec:
 
 def _checker(job: Job) -> Checker | None:
     """The dataset's judge of drawings, for every variant that a search judges in full."""
-    data, limit, steps = job.judging.tasks, job.judging.tasks_limit, job.steps
+    data, limit, seeds, steps = job.judging.tasks, job.judging.tasks_limit, job.judging.tasks_seeds, job.steps
     if data is None:
         return None
-    name = f"{data.name}, {limit} a split"
-    return Checker(name, lambda model: drawn_share(task_records(model, data, limit, steps, suites=("draw",))))
+    name = f"{data.name}, {limit} a split" + (f", {seeds} seeds" if seeds > 1 else "")
+    return Checker(
+        name,
+        lambda model: drawn_rightly(task_records(model, data, limit, steps, suites=("draw",), seeds=seeds)),
+    )
 
 
-def tasks_of(model: Unified, job: Job) -> Records | None:
+def tasks_of(model: Unified, job: Job, suites: tuple[str, ...] = SUITES) -> Records | None:
     """Of the model as it is now."""
     if job.judging.tasks is None:
         return None
     read_dataset(job.judging.tasks)
     progress.status("doing the dataset's tasks")
-    return task_records(model, job.judging.tasks, job.judging.tasks_limit, job.steps)
+    judging = job.judging
+    return task_records(
+        model, job.judging.tasks, judging.tasks_limit, job.steps, suites=suites, seeds=judging.tasks_seeds
+    )
 
 
 def compare_tasks(job: Job, before: Records | None, after: Records | None) -> dict[str, Any] | None:
@@ -146,5 +153,12 @@ def _line(scores: Scores) -> str:
     return (
         f"perplexity {scores.perplexity_float:.2f} -> {scores.perplexity:.2f} ({scores.perplexity_percent:+.2f} %), "
         f"tokens alike {100 * scores.token_agreement:.1f} %, PSNR {scores.psnr_db:.1f} dB, SSIM {scores.ssim:.4f}"
-        + ("" if scores.drawn_lost_percent is None else f", drawn rightly {-scores.drawn_lost_percent:+.1f} %")
+        + _drawn(scores)
     )
+
+
+def _drawn(scores: Scores) -> str:
+    if scores.drawn_lost_percent is None or scores.drawn_lost_range is None:
+        return ""
+    most, least = (-value for value in scores.drawn_lost_range)
+    return f", drawn rightly {-scores.drawn_lost_percent:+.1f} % [{least:+.1f}, {most:+.1f}]"

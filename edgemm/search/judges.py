@@ -9,6 +9,8 @@ from __future__ import annotations
 import dataclasses
 import math
 import re
+from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +22,7 @@ from edgemm import progress
 from edgemm.errors import CheckFailedError, UsageError
 from edgemm.evaluate.checkpoint_subject import CheckpointSubject
 from edgemm.evaluate.evaluation import SUITES, Plan, evaluate_subject
-from edgemm.evaluate.metrics import compare_records, psnr_db
+from edgemm.evaluate.metrics import compare_records, paired_difference, psnr_db
 from edgemm.evaluate.subject import DrawSettings
 from edgemm.model.unified import Unified
 from edgemm.quantize.calibration import shipped_text
@@ -36,9 +38,9 @@ __all__ = [
     "layer_signals",
     "Records",
     "differences",
-    "drawn_share",
-    "lost_percent",
+    "drawn_rightly",
     "task_records",
+    "with_drawn",
     "Budget",
     "read_budget",
     "require_budgets",
@@ -69,7 +71,8 @@ class Scores:
     psnr_db: float  # mean over the pictures
     psnr_worst_db: float
     ssim: float
-    drawn_lost_percent: float | None = None  # of held-out prompts that the float model draws rightly, where a judge saw
+    drawn_lost_percent: float | None = None  # of held-out drawings that the float model has right, where a judge saw
+    drawn_lost_range: Sequence[float] | None = None  # its 95 % interval, prompts paired
 
     @property
     def perplexity_percent(self) -> float:
@@ -151,25 +154,31 @@ def task_records(
     steps: int,
     groups: tuple[str, ...] = (),
     suites: tuple[str, ...] = SUITES,
+    seeds: int = 1,
 ) -> Records:
-    """Every answer and drawing, judged; at most `limit` questions a kind and drawings a split, of `groups` if named."""
+    """Every answer and drawing, judged; at most `limit` questions a kind and prompts a split, of `groups` if named."""
     settings = DrawSettings(num_inference_steps=steps)
     subject = CheckpointSubject.of(model, settings)
-    return evaluate_subject(subject, data, Plan(suites, limit, groups=groups, settings=settings)).records
+    return evaluate_subject(subject, data, Plan(suites, limit, groups=groups, seeds=seeds, settings=settings)).records
 
 
-def drawn_share(records: Records) -> float:
-    """Of the drawings of held-out prompts, of all where there are none, those that the judge names, or the checker
-    passes."""
+def drawn_rightly(records: Records) -> list[float]:
+    """Of every held-out prompt, of all where there are none, the share of its drawings that the judge names, or the
+    checker passes."""
     rows = records["drawing"]
     rows = [row for row in rows if str(row.get("split", "")).startswith("held-out")] or rows
-    right = [row["drawn_rank"] == 0 if "drawn_rank" in row else row["passed"] for row in rows]
-    return sum(right) / len(right)
+    prompts: defaultdict[tuple[Any, ...], list[bool]] = defaultdict(list)
+    for row in rows:
+        right = row["drawn_rank"] == 0 if "drawn_rank" in row else row["passed"]
+        prompts[row["split"], row["sample"], row["prompt"]].append(bool(right))
+    return [sum(right) / len(right) for right in prompts.values()]
 
 
-def lost_percent(plain: float, quantized: float) -> float:
-    """Of shares drawn rightly, from the same prompts and noise."""
-    return 100 * (1 - quantized / plain) if plain else 0.0
+def with_drawn(scores: Scores, plain: Sequence[float], quantized: Sequence[float]) -> Scores:
+    """Scores that say what is lost of the prompts drawn rightly, from the same noise."""
+    found = paired_difference(plain, quantized)
+    lost = [-100 * value / found.first if found.first else 0.0 for value in (found.value, found.high, found.low)]
+    return dataclasses.replace(scores, drawn_lost_percent=lost[0], drawn_lost_range=lost[1:])
 
 
 def differences(plain: Records, quantized: Records, data: Path, limit: int | None) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,7 +29,7 @@ from edgemm.quantize.calibration import NOISE_SEED
 from edgemm.quantize.layers import methods_of
 from edgemm.quantize.options import QuantizeOptions
 from edgemm.quantize.spec import HEAD, Spec
-from edgemm.search.judges import PROMPTS, Answers, Budget, Scores, ask, compare, lost_percent
+from edgemm.search.judges import PROMPTS, Answers, Budget, Scores, ask, compare, with_drawn
 from edgemm.search.levels import FLOAT, Choice, Levels, divergence, log_probabilities, make_levels
 from edgemm.search.measured import Journal, ProductTimes
 
@@ -44,7 +45,7 @@ class Checker:
     """Who says which drawings are right, and a name that tells one from another."""
 
     name: str
-    score: Callable[[Unified], float]
+    score: Callable[[Unified], list[float]]  # a share for every prompt
 
 
 @dataclass(frozen=True)
@@ -116,7 +117,7 @@ def search(
     return Found(levels.spec(best.choice), best, walk.points, levels.signals(best.choice), plain, ask(model, steps))
 
 
-def _plain_drawn(model: Unified, aim: Aim, written: Journal) -> float | None:
+def _plain_drawn(model: Unified, aim: Aim, written: Journal) -> list[float] | None:
     """What the float model draws rightly, where a budget asks for it."""
     if aim.checker is None or all(budget.measure != "drawn" for budget in aim.budgets.values()):
         return None
@@ -129,7 +130,13 @@ class Search:
     """One walk; `points` is everything that was judged in full."""
 
     def __init__(
-        self, levels: Levels, aim: Aim, journal: Journal, plain: Answers, steps: int, plain_drawn: float | None = None
+        self,
+        levels: Levels,
+        aim: Aim,
+        journal: Journal,
+        plain: Answers,
+        steps: int,
+        plain_drawn: list[float] | None = None,
     ) -> None:
         self.model, self.levels = levels.model, levels
         self.goal, self.budgets, self.checker = aim.goal, aim.budgets, aim.checker
@@ -239,11 +246,12 @@ class Search:
             scores = compare(self.plain, ask(self.model, self.steps))
             drawn = self.checker.score(self.model) if self.checker else None
             if drawn is not None and self.plain_drawn is not None:
-                scores = dataclasses.replace(scores, drawn_lost_percent=lost_percent(self.plain_drawn, drawn))
+                scores = with_drawn(scores, self.plain_drawn, drawn)
             self.journal.add(key, scores=dataclasses.asdict(scores), drawn=drawn)
         row, ms = self.journal.found[key], self.ms(choice)
         scores, size = Scores(**row["scores"]), self.levels.bytes_of(choice)
-        point = Point(name, choice, size, text_ms=ms["text"], draw_ms=ms["draw"], scores=scores, drawn=row.get("drawn"))
+        drawn = statistics.mean(row["drawn"]) if row.get("drawn") else None
+        point = Point(name, choice, size, text_ms=ms["text"], draw_ms=ms["draw"], scores=scores, drawn=drawn)
         if all(point.choice != other.choice for other in self.points):
             self.points.append(point)
             progress.line(_line(point, self.met(point)))

@@ -49,11 +49,11 @@ class Asked:
     image_tokens: int = 0
 
     def count(self) -> None:
-        loop, shown = self.named.model.manifest.loops.text, sum(len(each["images"]) for each in self.messages)
+        loop, shown = self.named.model.manifest.loops.text, [one for each in self.messages for one in each["images"]]
         graph = self.text.get("graph")
-        shown += 0 if graph is None else len(graph.pictures)
+        shown += [] if graph is None else graph.pictures
         self.prompt_tokens = self.named.model.count_tokens(self.messages, graph=graph)
-        self.image_tokens = shown * (loop.image_token_count if loop else 0)
+        self.image_tokens = sum(loop.rows_of(picture) for picture in shown) if loop else 0
 
     def usage(self, completion_tokens: int) -> dict[str, Any]:
         return {

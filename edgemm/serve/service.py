@@ -24,7 +24,6 @@ from edgemm.serve.scheduler import Kind, Lanes, Scheduler, Ticket, Turns
 from edgemm.serve.text_lane import TextLane
 
 if TYPE_CHECKING:
-    import numpy as np
     from PIL.Image import Image
 
     from edgemm.bundle.node_link import Graph
@@ -92,7 +91,7 @@ def picture_of(raw: bytes, named: Named, param: str) -> Image:
         raise Problem(400, code, str(error), param) from error
 
 
-def frames_of(raw: bytes, named: Named, how: VideoFrames, left: int, param: str) -> list[np.ndarray]:
+def frames_of(raw: bytes, named: Named, how: VideoFrames, left: int, param: str) -> tuple[Any, ...]:
     """Frames of a video, decoded by a process of their own; at most `left`, which a request may still show."""
     from edgemm.runtimes.video import read_video
 
@@ -103,7 +102,8 @@ def frames_of(raw: bytes, named: Named, how: VideoFrames, left: int, param: str)
         raise Problem(400, "too_many_images", f"the request may show {left} pictures more, frames included", param)
     try:
         most = how.num_frames or min(MOST_FRAMES, left)
-        return read_video(raw, manifest.loops.text, how.fps, most, manifest.limits.max_image_pixels)
+        frames = read_video(raw, manifest.loops.text, how.fps, most, manifest.limits.max_image_pixels)
+        return manifest.loops.text.clip(frames)
     except InputError as error:
         raise Problem(400, "invalid_video", str(error), param) from error
 

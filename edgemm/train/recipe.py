@@ -45,6 +45,7 @@ DESIGNS = {
     "image_tokens": ("patch", "ae", "vq"),
     "objective": ("flow", "ar"),
     "graphs": ("text", "rows"),
+    "motion": ("none", "4", "1"),
     "mixture": (
         "none",
         "2-top-1",
@@ -73,7 +74,7 @@ RANGES: tuple[tuple[tuple[str, ...], float, float], ...] = (  # of whichever of 
     (("learning_rate", "matrix_learning_rate", "weight_decay", "time_spread"), 0, LARGEST),
     (("reply_weight", "flow_weight", "guidance"), 0, LARGEST),
     (("transformer_layers", "denoiser_layers"), 0, MOST),
-    (("reply_share", "caption_share", "label_share", "blend"), 0, 0.9),
+    (("reply_share", "caption_share", "label_share", "cut_share", "blend"), 0, 0.9),
     (("clip", "loss_floor"), 1e-6, LARGEST),
     (("temperature",), 0.01, LARGEST),
     (("drop_prompt", "decay", "ema", "on_policy", "other_prompts"), 0, 1),
@@ -174,6 +175,7 @@ class Answering(Recipe):
     reply_share: float = 0.125  # of a batch
     caption_share: float = 0.0  # of a batch: pictures that are described by their last caption, which tells most
     label_share: float = 0.5  # of the other questions: what it is
+    cut_share: float = 0.0  # of a batch: clips that are shown up to some frame alone, as a stream is asked about
     reply_weight: float = 0.5  # of the replies' loss beside that of the answers
     lora_rank: int = 32
     lora_alpha: int = 64
@@ -208,6 +210,7 @@ class Stage(Recipe):
     frames: int = 0  # of clips that a model for still pictures is to draw; 0 leaves it as it is
     objective: str = "flow"  # "ar": the transformer says a picture's codes, of image_tokens "vq", one after the other
     graphs: str = "text"  # "rows": a row a node and a row an edge (model/graph_encoder.py)
+    motion: str = "none"  # "4" or "1": so many tokens a frame of a clip between keyframes; taught by kind "eye"
     mixture: str = "none"  # "8-top-2" and so on: experts that a learned router chooses among (model/feed_forward.py)
 
 
@@ -241,7 +244,8 @@ class EditRecipe(Flow, Parts):
 
 @dataclass(frozen=True, kw_only=True)
 class EyeRecipe(Stage):
-    """The eye of `vision = "conv"`: which words the captions of a picture have (train/tasks/eye.py)."""
+    """The eye of `vision = "conv"`: which words the captions of a picture have (train/tasks/eye.py); of clips, what
+    reads `motion`."""
 
     kind: ClassVar[str] = "eye"
 
@@ -255,11 +259,12 @@ class ReadRecipe(Reading, Parts):
 
 @dataclass(frozen=True, kw_only=True)
 class JointRecipe(Drawing, Reading, Parts):
-    """Both losses on the same pictures: cross-entropy + flow_weight * flow."""
+    """Both losses: cross-entropy + flow_weight * flow."""
 
     kind: ClassVar[str] = "joint"
 
     flow_weight: float = 1.0  # of drawing's loss beside that of the answers
+    draw_data: str = ""  # dataset folder of what is drawn; "" draws the pictures that are asked about
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -88,6 +88,7 @@ def _start(recipe: Stage) -> Unified:
             recipe.objective,
             recipe.mixture,
             recipe.graphs,
+            recipe.motion,
         )
         model = checkpoint.build(config, recipe.seed)
     else:  # reading goes on with an adapter as it is, unless all weights learn

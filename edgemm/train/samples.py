@@ -150,13 +150,13 @@ def questions_about(
     tokenizer: Tokenizer,
     pictures: int = 1,
 ) -> list[Asked]:
-    """In the dataset's order, each about so many pictures; InputError when there is none."""
+    """In the dataset's order, each about a picture or a clip of so many; InputError when there is none."""
     row_of = {sample.id: row for row, sample in enumerate(samples)}
     found = [
         Asked(
             question.kind,
             row_of[question.sample],
-            read_prompt(config, tokenizer, question.question, pictures),
+            read_prompt(config, tokenizer, question.question, pictures, clip=pictures > 1),
             reply_ids(config, tokenizer, question.answer),
         )
         for question in dataset.questions

@@ -153,6 +153,7 @@ def example_inputs(model: Unified, prompt_lookup: bool = False) -> dict[str, Nam
         "denoiser": {"noisy_tokens": noisy, "time": time, **steps, **_prefix(model)},
         "image_decoder": {"tokens": noisy[:, : tokens.cell_count]},
         **({} if model.config.graph is None else {"graph_encoder": _graph_rows(model.config.graph)}),
+        **({} if model.config.motion is None else {"motion_encoder": _moved(model.config.motion.image_size)}),
     }
 
 
@@ -161,6 +162,12 @@ def _graph_rows(config: GraphConfig) -> Named:
     count, kinds = max(config.nodes, 1 + len(config.kinds)), 1 + len(config.kinds)
     rows = torch.arange(len(DRAWINGS))[:, None] + torch.arange(count)
     return {"kind": rows % kinds, "head": rows % config.nodes, "tail": 2 * rows % config.nodes}
+
+
+def _moved(size: int) -> Named:
+    """Each picture after the one before; the first one after itself, so that nothing moved."""
+    pictures = _pictures(size)
+    return {"pixels": pictures, "previous": torch.cat((pictures[:1], pictures[:-1]))}
 
 
 def _pictures(size: int) -> Tensor:

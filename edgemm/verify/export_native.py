@@ -247,6 +247,7 @@ def write_recorded(recorded: Recorded, comparisons: list[Comparison], writer: Bu
 TEXTS = (("What is the capital of France?", None), ("Count from one to ten.", None), ("What is this?", 1))
 DRAWS = (("red heart", 1, 2.0), ("dog face, noto style", 2, 1.0))  # prompt, seed, guidance
 EDIT = ("make it blue", 3, 2.0, 1)  # of models that edit; and the picture's seed
+CLIP = ("Which way does it move?", 5, 3)  # of models that read motion: the first picture's seed, and frames
 GRAPH = "Which one is left?"  # asked of a graph, by models that read such as rows; and drawn, with no word
 MOST_STEPS = 8
 MOST_CODES = 32  # of a picture that is compared code by code
@@ -260,6 +261,8 @@ def longest_prompt(model: Unified) -> int:
         return max(*map(len, asked), max(map(len, drawn)) + model.config.image_tokens.token_count)
     drawn = [draw_prompt(model.config, model.tokenizer, text) for text, _, _ in DRAWS]
     drawn.append(draw_prompt(model.config, model.tokenizer, EDIT[0], model.config.edits))
+    if model.config.motion is not None:
+        asked.append(read_prompt(model.config, model.tokenizer, CLIP[0], CLIP[2], clip=True))
     if model.config.graph is not None:
         graph = read_graph(_graph(model.config.graph))
         asked.append(read_prompt(model.config, model.tokenizer, GRAPH, 0, graph))
@@ -274,6 +277,11 @@ def torch_answers(model: Unified, precision: str, new_tokens: int) -> Recorded:
         pixels = None if seed is None else _picture(model, seed)
         tokens, _ = model.generate(prompt, pixels, new_tokens, stop=False)
         texts.append(TextCase(prompt, seed, tuple(tokens)))
+    if model.config.motion is not None:
+        prompt, seed, frames = CLIP
+        pixels = torch.cat([_picture(model, seed + place) for place in range(frames)])
+        tokens, _ = model.generate(prompt, pixels, new_tokens, stop=False, clip=True)
+        texts.append(TextCase(prompt, seed, tuple(tokens), frames=frames))
     graph = None if model.config.graph is None else _graph(model.config.graph)
     if graph:
         tokens, _ = model.generate(GRAPH, None, new_tokens, stop=False, graph=read_graph(graph))

@@ -49,7 +49,10 @@ MOST_LOGITS = 2048  # of one token that are kept
 
 
 def pictures_of(case: TextCase, loop: TextLoop) -> list[np.ndarray]:
-    return [] if case.picture_seed is None else [seeded_picture(case.picture_seed, loop.image_size)]
+    if case.picture_seed is None:
+        return []
+    frames = [seeded_picture(case.picture_seed + place, loop.image_size) for place in range(case.frames)]
+    return list(loop.clip(frames))
 
 
 def logits_of(model: Model, case: TextCase, loop: TextLoop, images: list[np.ndarray]) -> Iterator[np.ndarray]:

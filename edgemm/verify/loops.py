@@ -150,13 +150,14 @@ def _compare_text(model: Model, case: TextCase, precision: str) -> Iterator[Comp
     reply = model.generate_text(case.prompt, images, max_new_tokens=len(case.tokens), graph=case.graph).token_ids
     yield compare_replies(f"text loop, {name}", precision, reply, _up_to_stop(case.tokens, loop))
     call = model.manifest.one_call.get("read")
-    if call is not None and model.choice.target in call.variants and case.graph is None:
+    if call is not None and model.choice.target in call.variants and case.graph is None and case.frames == 1:
         found = _read_in_one_call(model, case, loop, images)
         yield compare_replies(f"one call, {name}", precision, _up_to_stop(found, loop), reply)
 
 
 def _name_text(case: TextCase) -> str:
     said = " with a picture" if case.picture_seed is not None else "" if case.graph is None else " of a graph"
+    said = " of a clip" if case.frames > 1 else said
     return f"{case.prompt!r}{said}"
 
 

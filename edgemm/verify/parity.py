@@ -231,8 +231,10 @@ class TextCase:
     picture_seed: int | None  # a picture of seeded coloured blocks, or none
     tokens: tuple[int, ...]
     graph: Any = None  # of models that read graphs as rows: node-link JSON
+    frames: int = 1  # of models that read motion: of a clip, whose frames have this picture's seed and the next ones
 
     def __post_init__(self) -> None:
+        check_range("frames", self.frames, 1, 64)
         _check_seeds(picture_seed=self.picture_seed)
 
 

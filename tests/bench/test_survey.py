@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import argparse
 import importlib.util
+import json
 import math
 import statistics
 import sys
@@ -141,3 +143,17 @@ def test_one_frame_of_a_clip_is_a_still_picture(survey, tmp_path):
     after = read_dataset(tmp_path)
     assert all(np.array_equal(shown(after, sample), frame) for sample, frame in zip(after.samples, frames, strict=True))
     assert after.questions == before.questions
+
+
+def test_what_a_document_holds_is_not_run_again_where_the_settings_are_the_same(survey, tmp_path):
+    document = {"steps": 1000, "batch": 32, "limit": 400, "graphs": 8000}
+    document["scores"] = {"joint, dense": [{"seed": 1, "questions": 0.5}], "a row that is no more": [{"seed": 0}]}
+    (tmp_path / "survey.json").write_text(json.dumps(document))
+    for steps, taken in ((30, False), (1000, True)):
+        args = argparse.Namespace(
+            runs=tmp_path / str(steps), output=tmp_path / "survey.json", **document | {"steps": steps}
+        )
+        survey._take_from(args)
+        assert survey._is_kept("joint, dense", 1, args) == taken
+    assert survey._kept("joint, dense", 1, args)["questions"] == 0.5
+    assert [path.name for path in args.runs.iterdir()] == ["joint-dense-1"]

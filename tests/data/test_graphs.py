@@ -105,3 +105,31 @@ def test_the_same_seed_makes_the_same_graphs(tmp_path):
     for name in ("a", "b"):
         build_graphs(tmp_path / name, 64, 8, 5)
     assert (tmp_path / "a" / "samples.jsonl").read_bytes() == (tmp_path / "b" / "samples.jsonl").read_bytes()
+
+
+@pytest.fixture(scope="module")
+def fixed(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("fixed")
+    build_graphs(folder, 64, 400, 0, fixed=True)
+    return read_dataset(folder)
+
+
+def test_fixed_edges_leave_one_picture(fixed):
+    drawn = [sample for sample in fixed.samples if sample.group == "drawn"]
+    assert len(drawn) == 200
+    told = {}
+    for sample in drawn:
+        graph = sample.scene["graph"]
+        edges = frozenset((e["source"], e["type"], e["target"]) for e in graph["edges"] if "colour" not in e["type"])
+        boxes = [tuple(item["box"]) for item in sample.scene["objects"]]
+        assert told.setdefault((len(boxes), edges), boxes) == boxes
+        with Image.open(fixed.image_path(sample)) as picture:
+            assert check_graph(picture, sample.scene).passed
+    assert 36 <= len(told) <= 4 + 6 * 6  # nearly every layout in every order
+
+
+def test_nothing_but_the_edges_of_a_fixed_graph_says_where_things_stand(fixed):
+    """Each of two things stands in each of its places about as often."""
+    two = [s.scene["objects"] for s in fixed.samples if s.group == "drawn" and len(s.scene["objects"]) == 2]
+    places = Counter(tuple(objects[0]["box"]) for objects in two)
+    assert len(places) == 4 and min(places.values()) > len(two) / 10

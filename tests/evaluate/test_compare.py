@@ -58,6 +58,19 @@ def test_drawings_of_either_judge_are_compared():
     assert set(compare_records({"drawing": exact}, {"drawing": exact})) == {"train: colours", "train: all tasks"}
 
 
+def test_drawings_of_one_prompt_count_as_one():
+    """Two drawings of each of two prompts: what one prompt gains in one of them is a quarter, of two items."""
+    first, second = (
+        [
+            {"sample": sample, "split": "train", "prompt": sample, "seed": seed, "drawn_rank": rank}
+            for (sample, seed), rank in zip([("a", 0), ("b", 1), ("a", 100), ("b", 101)], ranks, strict=True)
+        ]
+        for ranks in ((1, 0, 1, 3), (1, 0, 0, 3))
+    )
+    found = compare_records({"drawing": first}, {"drawing": second})["train: drawn top-1"]
+    assert (found.first, found.second, found.value, found.count, found.changed) == (0.25, 0.5, 0.25, 2, 1)
+
+
 def test_other_questions_are_refused():
     with pytest.raises(InputError, match="asked different things in reading"):
         compare_records({"reading": reading([1, 0])}, {"reading": reading([1])})

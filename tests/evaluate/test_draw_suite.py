@@ -53,6 +53,23 @@ def test_a_smaller_limit_draws_a_part_of_the_same(emoji64, cache, pictures):
     assert len(asked[0]) == 8 and set(asked[0]) < set(asked[1])
 
 
+def test_every_prompt_is_drawn_as_often_as_asked_from_other_noise(emoji64, cache, pictures):
+    """The second drawing of each prompt is blank: half of what was right is, of as many prompts."""
+    seen: list[str] = []
+
+    def draw(prompt):
+        seen.append(prompt)
+        return pictures[prompt] if seen.count(prompt) == 1 else np.full((64, 64, 3), 255, np.uint8)
+
+    result = run_draw_suite(PaperSubject(draw, lambda *_: "", 64), emoji64, 8, cache, tries=2)
+    for split, part in result.parts.items():
+        rows = [row for row in result.records if row["split"] == split]
+        assert [row["seed"] for row in rows] == [*range(8), *range(100_000, 100_008)]
+        assert len({row["prompt"] for row in rows}) == part.drawn_top1.count == part.real_top1.count == 8
+        assert part.drawn_top1.value == pytest.approx(part.real_top1.value / 2, abs=1 / 16)
+        assert part.top1_ratio.value == pytest.approx(0.5, abs=0.1) and part.kid_lite0 < 0.05
+
+
 def test_only_the_groups_of_the_recipe_are_drawn(emoji64, cache, pictures):
     subject = PaperSubject(pictures.__getitem__, lambda *_: "", 64)
     result = run_draw_suite(subject, emoji64, 6, cache, groups=("food-drink",))

@@ -107,6 +107,20 @@ def test_losses_are_switch_transformers_and_st_moes():
     assert ours.router.grad.any()
 
 
+def test_a_router_that_is_called_twice_is_weighed_by_its_tokens():
+    ours = mixture(1)
+    with watching(ours) as both:
+        ours(X)
+        ours(X[:1])
+    alone = []
+    for x in (X, X[:1]):
+        with watching(ours) as one:
+            ours(x)
+        alone.append(one.loss())
+    wanted = (len(X) * alone[0] + alone[1]) / (len(X) + 1)
+    torch.testing.assert_close(both.loss(), wanted)
+
+
 def test_load_and_dead_experts_are_counted():
     ours = mixture(1)
     with torch.no_grad():

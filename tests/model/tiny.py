@@ -30,9 +30,9 @@ def random_micro(config: ModelConfig | None = None, seed: int = 0) -> Unified:
     return model.requires_grad_(False)
 
 
-def varied_micro() -> Unified:
+def varied_micro(config: ModelConfig | None = None) -> Unified:
     """Its layers weigh more than its embeddings: a tied head would else say the last word over and over."""
-    model = random_micro()
+    model = random_micro(config)
     with torch.no_grad():
         model.transformer.embed_tokens.weight.mul_(0.3)
         for weight in model.transformer.layers.parameters():

@@ -15,7 +15,7 @@ from edgemm.model import checkpoint
 from edgemm.quantize.make import quantize
 from edgemm.quantize.options import QuantizeOptions
 from edgemm.quantize.simulated import swap
-from edgemm.search.judges import differences, drawn_share, task_records
+from edgemm.search.judges import Budget, Scores, differences, drawn_rightly, task_records, with_drawn
 from tests.evaluate.conftest import FIXTURE
 from tests.export.nano import left_behind, random_nano
 
@@ -77,12 +77,37 @@ def test_other_questions_are_refused(records):
         differences(records[0], fewer, FIXTURE, LIMIT)
 
 
+def drawing(split, prompt, **verdict):
+    return {"split": split, "sample": prompt, "prompt": prompt, **verdict}
+
+
 def test_the_share_of_right_drawings_is_the_judges():
-    ranked = [{"drawn_rank": rank} for rank in (0, 3, 0, 1)]
-    assert drawn_share({"drawing": ranked}) == 0.5
-    assert drawn_share({"drawing": [{"passed": True}, {"passed": False}, {"passed": True}]}) == pytest.approx(2 / 3)
-    split = [{"split": name, "passed": name != "train"} for name in ("train", "held-out-pair")]
-    assert drawn_share({"drawing": split}) == 1, "what was trained says little"
+    ranked = [drawing("train", prompt, drawn_rank=rank) for prompt, rank in zip("abab", (0, 3, 0, 0), strict=True)]
+    assert drawn_rightly({"drawing": ranked}) == [1, 0.5], "two drawings of each of two prompts"
+    checked = [drawing("train", prompt, passed=prompt != "b") for prompt in "abc"]
+    assert drawn_rightly({"drawing": checked}) == [1, 0, 1]
+    split = [drawing(name, "a", passed=name != "train") for name in ("train", "held-out-pair")]
+    assert drawn_rightly({"drawing": split}) == [1], "what was trained says little"
+
+
+def test_a_budget_of_drawings_sees_the_pairs():
+    """Twelve prompts, three drawings of each: 18 right of 36, then 15, all lost by three prompts."""
+    plain = [1.0] * 6 + [0.0] * 6
+    scores = Scores(10, 10, 1.0, 50.0, 50.0, 1.0)
+    found = with_drawn(scores, plain, [2 / 3] * 3 + plain[3:])
+    assert found.drawn_lost_percent == pytest.approx(100 / 6)
+    low, high = found.drawn_lost_range
+    pairs = paired_difference(plain, [2 / 3] * 3 + plain[3:])
+    assert (low, high) == pytest.approx((-200 * pairs.high, -200 * pairs.low)) and 0 <= low < 100 / 6 < high
+    assert not Budget("drawn-4%", "drawn", 4).met(found) and Budget("drawn-20%", "drawn", 20).met(found)
+    assert not Budget("drawn-4%", "drawn", 4).met(scores), "nobody looked"
+    assert with_drawn(scores, [0.0, 0.0], [0.0, 1.0]).drawn_lost_percent == 0, "there was nothing to lose"
+
+
+def test_drawings_of_several_seeds_are_asked_for(model):
+    found = task_records(model, FIXTURE, 1, STEPS, suites=("draw",), seeds=2)["drawing"]
+    assert [row["seed"] for row in found] == [0, 100_000] * 2
+    assert len(drawn_rightly({"drawing": found})) == 1
 
 
 def test_the_report_shows_the_tasks(model, tmp_path, capsys):

@@ -12,9 +12,12 @@ from edgemm.errors import InputError, UsageError
 from edgemm.evaluate.checkpoint_subject import CheckpointSubject
 from edgemm.evaluate.subject import DrawSettings, shown
 from edgemm.model import checkpoint
+from edgemm.model.config import PRESETS
+from edgemm.model.designs import variant
+from edgemm.model.prompts import read_prompt
 from edgemm.train.run import train
 from edgemm.train.samples import load_pictures
-from edgemm.train.tasks.read import ReadTask
+from edgemm.train.tasks.read import ReadTask, ends_of, up_to
 from tests.model.tiny import varied_micro
 from tests.train.conftest import read_log, recipe
 
@@ -47,9 +50,10 @@ def test_frames_are_resized_alone_and_stand_in_their_order(asked):
         load_pictures(asked, dataset.samples[:1], 32, 3)
 
 
-def test_what_is_taught_about_a_clip_is_what_the_model_is_asked(asked, tmp_path):
+@pytest.mark.parametrize("motion", ["none", "4"])
+def test_what_is_taught_about_a_clip_is_what_the_model_is_asked(asked, tmp_path, motion):
     """Logits of an answer's first token: training's, from features and rows, and those of generate on the frames."""
-    model = varied_micro()
+    model = varied_micro(variant(PRESETS["micro"](), vision="conv", motion=motion))
     task = ReadTask(model, recipe("micro-clips-read", tmp_path / "run", data=asked, batch=4))
     dataset = read_dataset(asked)
     samples = dataset.split("train")
@@ -63,9 +67,32 @@ def test_what_is_taught_about_a_clip_is_what_the_model_is_asked(asked, tmp_path)
         hidden, targets, pictured = task.answered(model, task.features[[row], [0]].float(), [prompt], [answer])
     taught = model.transformer.logits(hidden[0])
     squares = load_pictures(asked, [samples[2]], 32, FRAMES)[0].unflatten(1, (FRAMES, 32)).transpose(0, 1).float() / 255
-    _, said = model.generate(question.question, squares, max_new_tokens=1, stop=False)
+    _, said = model.generate(question.question, squares, max_new_tokens=1, stop=False, clip=True)
     assert pictured.all() and int(targets[0]) == answer[0]
     assert (taught - said[0]).abs().max() < 0.02 * said[0].abs().max()  # features are kept in bfloat16
+
+
+@pytest.mark.parametrize("motion", ["none", "4"])
+def test_a_cut_clip_is_asked_about_as_a_shorter_one(motion):
+    model = varied_micro(variant(PRESETS["micro"](), vision="conv", motion=motion))
+    ends = ends_of(model, 8)
+    whole = read_prompt(model.config, model.tokenizer, "what moves?", 8, clip=True)
+    assert ends[-1] == (whole.image_index >= 0).sum()
+    for frames in (2, 5, 8):
+        wanted = read_prompt(model.config, model.tokenizer, "what moves?", frames, clip=True)
+        found = up_to(whole, ends[frames - 1])
+        for name in ("input_ids", "image_index", "attention_limit", "users_own"):
+            np.testing.assert_array_equal(getattr(found, name), getattr(wanted, name))
+
+
+def test_a_share_of_a_batch_is_cut(asked, tmp_path):
+    model, given = varied_micro(), {"data": asked, "batch": 32}
+    whole, cut = (
+        ReadTask(model, recipe("micro-clips-read", tmp_path / f"run-{share}", cut_share=share, **given)).asked(0)[1]
+        for share in (0.0, 0.5)
+    )
+    shorter = [len(one) < len(other) for one, other in zip(cut, whole, strict=True)]
+    assert 4 <= sum(shorter) <= 16
 
 
 def test_views_of_a_clip_are_refused(asked, tmp_path):

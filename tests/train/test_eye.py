@@ -71,7 +71,7 @@ def test_what_one_eye_saw_is_not_kept_for_another(shapes):
     samples = read_dataset(shapes).samples[:2]
     settings = recipe("micro-read", "unused", data=shapes)
     eyes = [checkpoint.build(CONFIG, seed).image_encoder.encoder for seed in (0, 0, 1)]
-    keys = [features_key(settings, samples, CONFIG.vision, eye) for eye in eyes]
+    keys = [features_key(settings, samples, CONFIG.vision, [eye]) for eye in eyes]
     assert keys[0] == keys[1] != keys[2]
 
 
@@ -81,11 +81,36 @@ def test_a_model_without_an_eye_of_its_own_is_refused(tmp_path, shapes):
         train(settings)
 
 
-def test_clips_are_refused_for_their_frames_would_be_squeezed_into_one(tmp_path):
-    (tmp_path / "clips").mkdir()
-    build_clips(tmp_path / "clips", 64, 8, 0)
-    with pytest.raises(InputError, match="holds clips"):
-        train(eye_recipe(tmp_path / "clips", tmp_path / "eye", steps=1))
+@pytest.fixture(scope="module")
+def clips(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("data") / "clips"
+    folder.mkdir()
+    build_clips(folder, 64, 60, 0)
+    return folder
+
+
+def test_clips_are_refused_where_nothing_reads_motion(clips, tmp_path):
+    with pytest.raises(InputError, match="holds clips, and an eye is taught by still pictures; give those, or motion"):
+        train(eye_recipe(clips, tmp_path / "eye", steps=1))
+
+
+def test_what_reads_motion_is_taught_by_clips_and_the_eye_stays(clips, tmp_path):
+    train(eye_recipe(clips, tmp_path / "motion", steps=40, batch=8, motion="1"))
+    losses = [line["loss"] for line in read_log(tmp_path / "motion")]
+    assert sum(losses[-5:]) < 0.7 * sum(losses[:5])
+    born = checkpoint.build(variant(PRESETS["micro"](), vision="conv", motion="1"))
+    taught, born = (model.state_dict() for model in (checkpoint.load(tmp_path / "motion" / "checkpoint"), born))
+    changed = {name.split(".")[0] for name, tensor in taught.items() if not torch.equal(tensor, born[name])}
+    assert changed == {"motion_encoder"}
+
+
+def test_the_words_of_a_clip_say_what_moves_which_way_first(clips):
+    told = [sample.captions[-1] for sample in read_dataset(clips).samples]
+    two = next(sample for sample in read_dataset(clips).samples if len(sample.scene["objects"]) == 2)
+    first = two.scene["objects"][two.scene["wanted"]["first"]]
+    said = f"{first['colours'][0]} {first['name']} {first['way']} {first['speed']}"
+    assert two.captions[-1].startswith(f"{said}, then ") and len(set(told)) > len(told) // 2
+    assert {f"{first['name']} {first['way']}", f"{first['way']} {first['speed']}"} <= words_of(two.captions[-1])
 
 
 @pytest.mark.parametrize(

@@ -35,6 +35,7 @@ __all__ = [
     "learn_words",
     "spell_words",
     "changed_view",
+    "clip_features",
     "eye_features",
     "features_key",
     "kept_features",
@@ -189,6 +190,17 @@ def eye_features(model: Unified, pixels: Tensor, mirrored: Tensor, views: int, s
     return torch.stack(stacked, dim=1)
 
 
+@torch.no_grad()
+def clip_features(model: Unified, clips: Tensor) -> Tensor:
+    """Features (b, 1, m, f), bfloat16, of clips uint8 (b, frames, 3, S, S), frame after frame."""
+    device, chunks = model.image_encoder.position.device, clips.split(CHUNK)
+    seen = [
+        model.clip_features(chunk.to(device).float() / 255).bfloat16().cpu()
+        for chunk in progress.track(chunks, len(chunks), "looking", "chunks")
+    ]
+    return torch.cat(seen)[:, None]
+
+
 def changed_view(pixels: Tensor, may_mirror: Tensor, random: torch.Generator) -> Tensor:
     """pixels (b, 3, S, S) in [0, 1], each mirrored (half of those that may), turned, scaled, moved, tinted on white."""
     b = len(pixels)
@@ -210,12 +222,12 @@ def changed_view(pixels: Tensor, may_mirror: Tensor, random: torch.Generator) ->
 
 
 def features_key(
-    recipe: Answering, samples: Sequence[Sample], vision: VisionConfig, taught: nn.Module | None = None
+    recipe: Answering, samples: Sequence[Sample], vision: VisionConfig, taught: Sequence[nn.Module] = ()
 ) -> str:
-    """What the features depend on, a released eye's weights aside, as a hash; `taught` is an eye of one's own."""
+    """What the features depend on, a released eye's weights aside, as a hash; `taught` are eyes of one's own."""
     eye = {name: dataclasses.asdict(vision)[name] for name in ("encoder", "image_size", "stride", "blocks")}
     pictures = [hashlib.sha256(Path(recipe.data, sample.image).read_bytes()).hexdigest() for sample in samples]
-    weights = [] if taught is None else [tensor.cpu().numpy().tobytes() for tensor in taught.state_dict().values()]
+    weights = [tensor.cpu().numpy().tobytes() for module in taught for tensor in module.state_dict().values()]
     document = [recipe.views, recipe.seed, eye, pictures, *(hashlib.sha256(weight).hexdigest() for weight in weights)]
     return hashlib.sha256(json.dumps(document, sort_keys=True).encode()).hexdigest()
 

@@ -48,14 +48,17 @@ class CodesTask:
         self.drawing = None if isinstance(recipe, ReadRecipe) else recipe
         caption = self.drawing.caption if self.drawing else ""
         dataset, samples = pick_samples(recipe.data, recipe.splits, recipe.groups, recipe.pictures, caption)
-        self.codes = self._codes_of(samples)  # (pictures, n)
-        self.captions = [sample.captions for sample in samples]
-        self.shown = [samples[row].captions[-1] for row in spread(len(samples))]
+        self.codes = self.drawn = self._codes_of(recipe.data, samples)  # (pictures, n)
         self.questions: list[Asked] = []
         if not isinstance(recipe, DrawRecipe):
             self.questions = questions_about(dataset, samples, recipe, model.config, model.tokenizer)
+        if isinstance(recipe, JointRecipe) and recipe.draw_data:
+            samples = pick_samples(recipe.draw_data, recipe.splits, recipe.groups, recipe.pictures, caption)[1]
+            self.drawn = self._codes_of(recipe.draw_data, samples)
+        self.captions = [sample.captions for sample in samples]
+        self.shown = [samples[row].captions[-1] for row in spread(len(samples))]
         model.transformer.requires_grad_(True)
-        self.description = f"{len(samples)} pictures, {len(self.questions)} questions"
+        self.description = f"{len(self.drawn)} pictures, {len(self.questions)} questions"
 
     def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
         return self.model.transformer.named_parameters(prefix="transformer")
@@ -112,7 +115,7 @@ class CodesTask:
     def _drawings(self, step: int, turned: int = 0) -> list[Taught]:
         """Captions and the codes of their pictures, or of the batch's pictures `turned` by so many places."""
         assert self.drawing
-        rows = batch_rows(len(self.codes), self._half, self.recipe.seed, step)
+        rows = batch_rows(len(self.drawn), self._half, self.recipe.seed, step)
         random = np.random.default_rng([self.recipe.seed, step, 5])
         found: list[Taught] = []
         for row, pictured in zip(rows, np.roll(rows, turned), strict=True):
@@ -120,7 +123,7 @@ class CodesTask:
             caption = known[random.integers(len(known))]
             caption = caption if random.random() >= self.drawing.drop_prompt else ""
             ids = codes_prompt(self.model.config, self.model.tokenizer, caption).input_ids.tolist()
-            found.append((ids, list(range(len(ids))), self.codes[pictured].tolist()))
+            found.append((ids, list(range(len(ids))), self.drawn[pictured].tolist()))
         return found
 
     def _readings(self, step: int) -> list[Taught]:
@@ -137,11 +140,11 @@ class CodesTask:
         return self.recipe.batch // 2 if isinstance(self.recipe, JointRecipe) else self.recipe.batch
 
     @torch.no_grad()
-    def _codes_of(self, samples: list[Sample]) -> Tensor:
+    def _codes_of(self, data: str, samples: list[Sample]) -> Tensor:
         """Token ids of every picture's codes, (pictures, n)."""
         vq, config = self.model.vq, self.model.config
         assert vq is not None
-        pixels = pictures_of(Path(self.recipe.data), samples, config.image_tokens.image_size)
+        pixels = pictures_of(Path(data), samples, config.image_tokens.image_size)
         chunks = [np.arange(start, min(start + CHUNK, len(samples))) for start in range(0, len(samples), CHUNK)]
         found = [vq.encode(pixels[rows].to(self.model.device).float() / 255) for rows in chunks]
         return torch.cat(found).cpu() + config.first_code

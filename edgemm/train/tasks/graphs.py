@@ -69,20 +69,23 @@ class GraphTask:
     def flow_loss(self, step: int) -> Tensor:
         recipe, tokens = self.recipe, self.model.config.image_tokens
         mine = self.share.of(recipe.batch)
-        rows = batch_rows(len(self.told), recipe.batch, recipe.seed, step)[mine]
+        rows = batch_rows(len(self.told), recipe.batch // recipe.noises, recipe.seed, step)
+        rows = np.repeat(rows, recipe.noises)[mine]
         random = np.random.default_rng([recipe.seed, step, 5, mine.start])
         noise = torch.from_numpy(
             random.standard_normal((len(rows), tokens.token_count, tokens.token_width), dtype=np.float32)
         )
         normal = torch.from_numpy(random.standard_normal(len(rows), dtype=np.float32))
         time = flow.logit_normal_times(normal, recipe.time_mean, recipe.time_spread).to(self.model.device)
-        told = [None if random.random() < recipe.drop_prompt else self._edged(row, random) for row in rows]
+        graphs = {int(row): self._edged(row, random) for row in rows}  # each is read once, whoever shares it
+        order = [-1, *graphs]  # -1: without a prompt
+        places = [order.index(-1 if random.random() < recipe.drop_prompt else row) for row in rows]
         pixels = torch.stack([self.graphs.picture(self.graphs.drawn[row].id) for row in rows])
         with torch.no_grad():
             clean = self.model.to_tokens(_fitted(pixels, tokens.image_size).to(self.model.device))
-        cached = self.model.prompt_cache([""] * len(rows), graphs=told, learn=True)
-        noisy = flow.noised(clean, noise.to(clean.device), time)
-        found = self.model.denoiser(noisy, time, self.model.conditioner(*cached))
+        cached = self.model.prompt_cache([""] * len(order), graphs=[None, *graphs.values()], learn=True)
+        prefix = self.model.conditioner(*cached).of(torch.tensor(places, device=clean.device))
+        found = self.model.denoiser(flow.noised(clean, noise.to(clean.device), time), time, prefix)
         return flow.velocity_loss(found, clean, time, recipe.loss_floor).mean()
 
     @torch.no_grad()

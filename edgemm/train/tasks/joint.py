@@ -2,12 +2,14 @@
 
     L = cross-entropy + flow_weight * flow
 
-Both come from the same quadruplets of prompt, picture, question and answer.  With an adapter the two halves touch
-nothing in common (read.py); with `train = [..., "transformer"]` one transformer learns from both.
+Both come from the same quadruplets of prompt, picture, question and answer, or drawing has pictures of its own.  With
+an adapter the two halves touch nothing in common (read.py); with `train = [..., "transformer"]` one transformer learns
+from both.
 """
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -28,7 +30,8 @@ class JointTask:
 
     def __init__(self, model: Unified, recipe: JointRecipe, share: Share | None = None) -> None:
         self.model, self.recipe = model, recipe
-        self.drawing = DrawTask(model, recipe, share)  # reads every prompt before an adapter is put in
+        drawn = dataclasses.replace(recipe, data=recipe.draw_data or recipe.data)
+        self.drawing = DrawTask(model, drawn, share)  # reads every prompt before an adapter is put in
         self.reading = ReadTask(model, recipe, share=share)
         self.description = f"{self.drawing.description}; {self.reading.description}"
 

@@ -4,7 +4,7 @@ Next-token cross-entropy on the answer to a question about a picture, and on the
 (samples.py), so that it goes on talking; nothing else of a sequence is scored.  The layers that the denoiser reads are
 not touched, so a model that draws goes on drawing exactly as before.
 A step's batch is a function of (seed, step) alone, of which many processes take a share each.
-A clip is read as its frames, one picture after the other.
+A clip is read as its frames, one after the other.
 Axes: b batch, s tokens of the longest sequence, v views of a picture, m image tokens of it or of all frames of a clip,
 f features a token.
 """
@@ -25,15 +25,17 @@ from edgemm.bundle.prompt import Prompt
 from edgemm.data.format import Sample
 from edgemm.errors import InputError, UsageError
 from edgemm.model import checkpoint
-from edgemm.model.prompts import read_prompt, reply_ids
+from edgemm.model.padding import by_length, in_row_order
+from edgemm.model.prompts import read_prompt, reply_ids, text_loop
 from edgemm.model.unified import Unified
-from edgemm.model.vision import ConvEye
+from edgemm.model.vision import ConvEye, ImageEncoder
 from edgemm.train.optimizers import parts_of
 from edgemm.train.ranks import Share
 from edgemm.train.recipe import Answering, Reading
 from edgemm.train.samples import batch_rows, load_pictures, own_replies, pick_samples, prompts_about, questions_about
 from edgemm.train.tasks.align import (
     align_projection,
+    clip_features,
     eye_features,
     features_key,
     kept_features,
@@ -76,17 +78,17 @@ class ReadTask:
         if frames > 1 and recipe.views > 1:
             raise UsageError(f"recipe: views is {recipe.views}, and each frame of a clip would change alone; give 1")
         tall = load_pictures(Path(recipe.data), samples, size, frames)  # (clips, 3, frames * S, S)
-        pixels = tall.unflatten(2, (frames, size)).transpose(1, 2).flatten(0, 1)
-        mirrored = torch.tensor([may_be_mirrored(sample) for sample in samples]).repeat_interleave(frames)
-        eye = model.image_encoder.encoder
+        mirrored = torch.tensor([may_be_mirrored(sample) for sample in samples])
+        eyes = [eye.encoder for eye in (model.image_encoder, model.motion_encoder) if eye is not None]
+        own = [eye for eye in eyes if isinstance(eye, ConvEye)]
+        self.frames, self.ends = frames, ends_of(model, frames)
         self.features = kept_features(  # (pictures, v, m, f)
             Path(recipe.output) / "features.safetensors",
-            features_key(recipe, samples, model.config.vision, eye if isinstance(eye, ConvEye) else None),
+            features_key(recipe, samples, model.config.vision, own),
             lambda: (
-                eye_features(model, pixels, mirrored, recipe.views, recipe.seed)
-                .unflatten(0, (len(samples), frames))
-                .transpose(1, 2)
-                .flatten(2, 3)
+                eye_features(model, tall, mirrored, recipe.views, recipe.seed)
+                if frames == 1
+                else clip_features(model, tall.unflatten(2, (frames, size)).transpose(1, 2))
             ),
         )
         self.labels = [sample.label for sample in samples]
@@ -106,8 +108,9 @@ class ReadTask:
             self.peft = adapted(model, recipe)
         if self.whole:
             model.transformer.requires_grad_(True)
-        projection = {n: m for n, m in model.image_encoder.named_children() if n != "encoder"}
-        self.projection = nn.ModuleDict(projection)
+        self.projection = nn.ModuleDict(behind(model.image_encoder))
+        if model.motion_encoder is not None:
+            self.projection["motion"] = nn.ModuleDict(behind(model.motion_encoder))
         self.teaches_projection = isinstance(recipe, Reading) and recipe.train_projection
         self._teach_projection(self.teaches_projection)
         counts = ", ".join(f"{len(questions)} {kind}" for kind, questions in self.questions.items())
@@ -139,6 +142,8 @@ class ReadTask:
 
     def _projection_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
         yield "position", self.model.image_encoder.position
+        if self.model.motion_encoder is not None:
+            yield "motion_position", self.model.motion_encoder.position
         for name, parameter in self.projection.named_parameters():
             yield f"projection.{name}", parameter
 
@@ -199,10 +204,21 @@ class ReadTask:
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Last hidden states (scored tokens, w) before each token of the answers, row by row, the tokens, and which of
         them answer a question about a picture."""
+        groups = by_length([len(p) + len(a) for p, a in zip(prompts, answers, strict=True)])
+        found = [
+            self._answered(model, features[rows], [prompts[row] for row in rows], [answers[row] for row in rows])
+            for rows in groups
+        ]
+        counts = [len(answer) for answer in answers]
+        hidden, targets, pictured = (in_row_order(part, groups, counts) for part in zip(*found, strict=True))
+        return hidden, targets, pictured
+
+    def _answered(
+        self, model: Unified, features: Tensor, prompts: Sequence[Prompt], answers: Sequence[list[int]]
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """The same of rows that are filled up to the longest of them."""
         device = model.image_encoder.position.device
-        by_frame = features.to(device).unflatten(1, (-1, model.config.vision.grid_count))
-        image_tokens = model.image_encoder.project(by_frame.flatten(0, 1))
-        image_tokens = image_tokens.unflatten(0, by_frame.shape[:2]).flatten(1, 2)  # (b, m, w)
+        image_tokens = model.clip_tokens(features.to(device), self.frames)  # (b, m, w)
         length = max(len(p) + len(a) for p, a in zip(prompts, answers, strict=True)) - 1
         ids = torch.zeros(len(prompts), length, dtype=torch.long)
         index, limit = torch.full_like(ids, -1), torch.arange(length).repeat(len(prompts), 1)
@@ -250,14 +266,38 @@ class ReadTask:
             questions = self.questions[self.kinds[random.choice(len(self.kinds), p=self.kind_shares)]]
             picked.append(questions[random.integers(len(questions))])
         rows, prompts, answers = zip(*picked, strict=True)
-        return np.array(rows), list(prompts), list(answers), random
+        cuts = round(self.recipe.batch * self.recipe.cut_share) if self.frames > 2 else 0
+        shown = list(prompts)
+        for row in random.integers(len(shown), size=cuts):
+            shown[row] = up_to(shown[row], self.ends[random.integers(1, self.frames)])
+        return np.array(rows), shown, list(answers), random
+
+
+def behind(encoder: ImageEncoder) -> dict[str, nn.Module]:
+    """What an eye's features go through: all of an encoder that learns to be read."""
+    return {name: module for name, module in encoder.named_children() if name != "encoder"}
 
 
 def captions_of(model: Unified, samples: Sequence[Sample], pictures: int) -> list[tuple[int, Prompt, list[int]]]:
     """Each sample's row, the prompt of all, what to say: a caption holds more of a picture than any question asks."""
-    prompt = read_prompt(model.config, model.tokenizer, DESCRIBE, pictures)
+    prompt = read_prompt(model.config, model.tokenizer, DESCRIBE, pictures, clip=pictures > 1)
     said = (reply_ids(model.config, model.tokenizer, sample.captions[-1]) for sample in samples)
     return [(row, prompt, ids) for row, ids in enumerate(said)]
+
+
+def ends_of(model: Unified, frames: int) -> list[int]:
+    """Rows that a clip has up to each of its frames."""
+    loop = text_loop(model.config, model.tokenizer)
+    return np.cumsum([loop.rows_of(frame) for frame in loop.clip((None,) * frames)]).tolist()
+
+
+def up_to(prompt: Prompt, rows: int) -> Prompt:
+    """The same question about the first so many rows of a clip."""
+    kept = prompt.image_index < rows
+    gone = np.cumsum(~kept)[prompt.attention_limit]
+    return Prompt(
+        prompt.input_ids[kept], prompt.image_index[kept], (prompt.attention_limit - gone)[kept], prompt.users_own[kept]
+    )
 
 
 def is_pictured(prompt: Prompt) -> bool:
