@@ -74,6 +74,8 @@ def replies(model: Unified, asked: Sequence[str]) -> Said:
 
 
 class Head(nn.Module):
+    embedding: Tensor
+
     def __init__(self, embedding: Tensor, hidden_width: int) -> None:
         super().__init__()
         w = embedding.shape[1]
@@ -201,7 +203,8 @@ def main(words: list[str] | None = None) -> int:
     args = parser.parse_args(words)
     torch.set_num_threads(1)
     torch.manual_seed(0)
-    model = load(args.checkpoint).eval()
+    model = load(args.checkpoint)
+    model.eval()
     config = model.config.transformer
     costs, guess = pass_costs(args.bundle), head_cost(config.width, config.ffn_width)
     print("tokens a pass, of one's time:", {r: round(took / costs[1], 3) for r, took in costs.items()})

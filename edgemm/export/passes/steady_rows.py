@@ -37,15 +37,20 @@ def steady_rows(model: ir.Model) -> None:
         if node in attentions:
             more = _behind_one_token(writer, inputs, cache)
             _attend(writer, node, more, _rows(writer, inputs))
-        elif node.op_type == "MatMulNBits" and _takes_pairs(node):
-            axis = len(dims(node.inputs[0])) - 2  # (b, s, k) in layers, (rows, k) before the head
-            rows = _rows(writer, inputs) if axis else writer.make("Shape", node.inputs[0], start=0, end=1)
-            odd = writer.make("Mod", rows, writer.constant([2]))
-            _put(writer, node, [_longer(writer, node.inputs[0], odd, rows, axis), *node.inputs[1:]], rows, axis)
+        elif node.op_type == "MatMulNBits" and node.attributes.get_int("block_size", 0) > NARROW:
+            _pair(writer, node, _rows(writer, inputs))
 
 
-def _takes_pairs(product: ir.Node) -> bool:
-    return product.attributes.get_int("block_size", 0) > NARROW and len(dims(product.inputs[0])) in (2, 3)
+def _pair(writer: Writer, product: ir.Node, rows: ir.Value) -> None:
+    x, *weights = product.inputs
+    assert x is not None
+    axis = len(dims(x)) - 2  # (b, s, k) in layers, (rows, k) before the head
+    if axis < 0:
+        return
+    if axis == 0:
+        rows = writer.make("Shape", x, start=0, end=1)
+    odd = writer.make("Mod", rows, writer.constant([2]))
+    _put(writer, product, [_longer(writer, x, odd, rows, axis), *weights], rows, axis)
 
 
 def _rows(writer: Writer, inputs: dict[str | None, ir.Value]) -> ir.Value:

@@ -32,7 +32,7 @@ def session(request, model):
 def read(session, ids, first, caches):
     """The logits (s, v) after each of the tokens; `caches` then hold them."""
     s, names = len(ids), [value.name for value in session.get_outputs()]
-    width = next(value.shape[2] for value in session.get_inputs() if value.name == "image_tokens")
+    width = next(value for value in session.get_inputs() if value.name == "image_tokens").shape[2]
     given = {
         "input_ids": np.array([ids]),
         "image_tokens": np.zeros((1, 1, width), np.float32),
@@ -51,7 +51,7 @@ def read(session, ids, first, caches):
 
 @pytest.mark.parametrize("together", [2, 3, 4, 7])
 def test_a_token_alone_has_the_bits_that_it_has_among_others(session, together):
-    shapes = {v.name: [{"b": 1, "T": CACHE}.get(size, size) for size in v.shape] for v in session.get_inputs()}
+    shapes = {v.name: [1 if n == "b" else CACHE if n == "T" else n for n in v.shape] for v in session.get_inputs()}
     alone, among = (
         {name: np.zeros(shape, np.float32) for name, shape in shapes.items() if name.startswith("past_")}
         for _ in range(2)
