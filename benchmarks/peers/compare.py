@@ -1,12 +1,20 @@
-"""edgemm beside its peers: the same weights and tokens, in turns, each with its quality; a table, then one JSON line.
+"""edgemm beside its peers: the same weights and tokens, in turns, each with its quality; tables, then one JSON line.
 
     python benchmarks/peers/environments.py --folder build/peers            # once: an environment a peer
-    python benchmarks/peers/compare.py --folder build/peers --rounds 5      # first run makes the models
+    python benchmarks/peers/compare.py --folder build/peers --rounds 4      # first run makes the models
 
-Work: SmolLM2-135M-Instruct reads 128 tokens and writes 64, greedy, no stop token; no two prompts of a process begin
-alike, so that a cache of prefixes is no help; perplexity over 400 tokens of a text that was written for this
-(text.txt).  Every turn is a process of its own, the order turns from round to round, medians are over all repetitions.
-A peer that is not set up is left out and named.  It speaks of text alone: none of the peers draws with the same model.
+text      SmolLM2-135M-Instruct: first tokens of 32, 128 and 512 tokens; 64 written after 128, greedy, no stop token;
+          no two prompts of a process begin alike, so that a cache of prefixes is no help; perplexity over 400 tokens
+          of a text that was written for this (text.txt)
+picture   a LLaVA around the same model, random elsewhere (shapes.py): from pixels to the first token of an answer
+drawing   12 steps for 64 pixels without guidance: sticker-small beside a pipeline of its size (shapes.py), which
+          edgemm does not draw with, as they do not with edgemm's
+
+Every turn is a process of its own, the order turns from round to round, medians are over all repetitions.  A peer that
+is not set up is left out and named; so is what a converter refuses, in its own words.  Where the machine is quiet for
+minutes at a time only: `--json FILE --rounds 1` adds a round to those that FILE has, and prints the table of all.
+Where it never is: `--threads 1 --clock processor` counts the thread's own time, and takes the least of all repetitions
+in place of the median, for what others do to caches only ever adds.
 """
 
 from __future__ import annotations
@@ -14,17 +22,20 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import shutil
 import statistics
 import subprocess
 import sys
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from environments import PEERS, python_of
+from models import Places, model_of, said_last, surroundings
 
 HERE = Path(__file__).parent
+JOBS = ("text", "picture", "drawing")
+PROMPTS = (32, 128, 512)
 
 
 @dataclass(frozen=True)
@@ -34,22 +45,50 @@ class Entry:
     title: str
     environment: str | None  # of PEERS; None is this interpreter, with edgemm
     script: str
-    kind: str  # of its weights, or how they are made
+    kind: str  # of its weights (models.py)
+    job: str = "text"
     settings: dict[str, str] = field(default_factory=dict)
 
 
-ENTRIES = {
-    "torch-fp32": Entry("transformers + torch, float32", "torch", "contestant_torch.py", "float32"),
-    "torch-bf16": Entry(
-        "transformers + torch, bfloat16", "torch", "contestant_torch.py", "float32", {"PEER_DTYPE": "bfloat16"}
-    ),
-    "genai-int4": Entry("onnxruntime-genai, int4", "genai", "contestant_genai.py", "genai int4"),
-    "genai-fp32": Entry("onnxruntime-genai, float32", "genai", "contestant_genai.py", "genai fp32"),
-    "openvino-q4": Entry("openvino-genai, GGUF Q4_1", "openvino", "contestant_openvino.py", "gguf openvino"),
-    "llamacpp-q4": Entry("llama.cpp, GGUF Q4_1", "llamacpp", "contestant_llamacpp.py", "gguf llamacpp"),
-    "edgemm-fp32": Entry("edgemm, float32", None, "contestant_edgemm.py", "edgemm fp32"),
-    "edgemm-int8": Entry("edgemm, int8", None, "contestant_edgemm.py", "edgemm int8"),
-    "edgemm-int4": Entry("edgemm, int4", None, "contestant_edgemm.py", "edgemm int4"),
+def _entries() -> dict[str, Entry]:
+    torch, genai, openvino, llamacpp, edgemm = (
+        (environment, f"contestant_{name}.py")
+        for name, environment in [
+            ("torch", "torch"), ("genai", "genai"), ("openvino", "openvino"), ("llamacpp", "llamacpp"),
+            ("edgemm", None),
+        ]
+    )  # fmt: skip
+    bfloat16 = {"PEER_DTYPE": "bfloat16"}
+    return {
+        "torch-fp32": Entry("transformers + torch, float32", *torch, "float32"),
+        "torch-bf16": Entry("transformers + torch, bfloat16", *torch, "float32", settings=bfloat16),
+        "genai-fp32": Entry("onnxruntime-genai, float32", *genai, "genai fp32"),
+        "genai-int4": Entry("onnxruntime-genai, int4", *genai, "genai int4"),
+        "openvino-q4": Entry("openvino-genai, GGUF Q4_1", *openvino, "gguf openvino"),
+        "openvino-int8": Entry("openvino-genai, int8", *openvino, "openvino int8"),
+        "llamacpp-q4": Entry("llama.cpp, GGUF Q4_1", *llamacpp, "gguf llamacpp"),
+        "llamacpp-q8": Entry("llama.cpp, GGUF Q8_0", *llamacpp, "gguf q8"),
+        "edgemm-fp32": Entry("edgemm, float32", *edgemm, "edgemm fp32"),
+        "edgemm-int8": Entry("edgemm, int8", *edgemm, "edgemm int8"),
+        "edgemm-int4": Entry("edgemm, int4", *edgemm, "edgemm int4"),
+        "picture-torch": Entry("transformers + torch, float32", *torch, "llava", "picture"),
+        "picture-genai": Entry("onnxruntime-genai, int4", *genai, "genai llava", "picture"),
+        "picture-openvino": Entry("openvino-genai, int8", *openvino, "openvino llava", "picture"),
+        "picture-llamacpp": Entry("llama.cpp, GGUF Q8_0", *llamacpp, "gguf llava", "picture"),
+        "picture-edgemm-int8": Entry("edgemm, int8", *edgemm, "edgemm llava int8", "picture"),
+        "picture-edgemm-int4": Entry("edgemm, int4", *edgemm, "edgemm llava int4", "picture"),
+        "drawing-torch": Entry("diffusers + torch, float32", *torch, "sd3", "drawing"),
+        "drawing-bf16": Entry("diffusers + torch, bfloat16", *torch, "sd3", "drawing", bfloat16),
+        "drawing-openvino": Entry("openvino-genai, int8", *openvino, "openvino sd3", "drawing"),
+        "drawing-edgemm-int8": Entry("edgemm, int8", *edgemm, "edgemm sticker int8", "drawing"),
+        "drawing-edgemm-int4": Entry("edgemm, int4", *edgemm, "edgemm sticker int4", "drawing"),
+    }
+
+
+ENTRIES = _entries()
+NOT_DRAWN = {
+    "stable-diffusion.cpp": "its sizes are constants of its code; the smallest that it draws with has 320 channels "
+    "and some 860 million parameters"
 }
 
 
@@ -57,158 +96,189 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--folder", type=Path, default=Path("build/peers"), help="where environments.py made its own")
     parser.add_argument("--work", type=Path, help="where models are kept (default: FOLDER/models)")
-    parser.add_argument("--only", nargs="+", choices=ENTRIES, default=list(ENTRIES))
-    parser.add_argument("-p", "--prompt-tokens", type=int, default=128, help="at most 400")
+    parser.add_argument("--only", nargs="+", choices=ENTRIES, metavar="NAME", help=", ".join(ENTRIES))
+    parser.add_argument("--jobs", nargs="+", choices=JOBS, default=list(JOBS))
     parser.add_argument("-n", "--new-tokens", type=int, default=64)
     parser.add_argument("--text-tokens", type=int, default=400, help="for the perplexity; at most 400")
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=4, help="0 makes the models, and prints what FILE has")
     parser.add_argument("--repetitions", type=int, default=3, help="in each process")
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
+    parser.add_argument("--clock", choices=("wall", "processor"), default="wall", help="processor: threads' own time")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="the last line; rounds are added to those it has")
     args = parser.parse_args()
-    folder, work = args.folder.resolve(), (args.work or args.folder / "models").resolve()
-    left_out: dict[str, str] = {}
-    weights = _weights(folder, work)
-    request = _request(weights, work, args)
-    models = {}
-    for name in args.only:
-        try:
-            models[name] = _model(ENTRIES[name], folder, weights, work)
-        except (OSError, subprocess.CalledProcessError) as error:
-            left_out[name] = f"not set up: {error}"
-    answers: dict[str, list[dict[str, Any]]] = {name: [] for name in models}
-    for turn in range(args.rounds):
-        order = list(models)[turn % len(models) :] + list(models)[: turn % len(models)] if models else []
-        for name in order:
-            if name in left_out:
-                continue
-            try:
-                answers[name].append(_ask(ENTRIES[name], folder, models[name], request, args, quality=turn == 0))
-            except RuntimeError as error:
-                left_out[name] = str(error)
-    rows = {name: _row(found) for name, found in answers.items() if found and name not in left_out}
-    _print(rows, left_out)
-    print(json.dumps(_document(args, rows, answers, left_out), separators=(",", ":")))
-    return 0 if rows else 4
+    names = [name for name in args.only or ENTRIES if ENTRIES[name].job in args.jobs]
+    places = Places(args.folder.resolve(), (args.work or args.folder / "models").resolve())
+    document = _document(args)
+    models = _models(names, places, document["left_out"])
+    request = _request(places, args)
+    for _ in range(args.rounds):
+        _round(models, places, request, args, document)
+        _keep(document, args.json)  # what ends early has its whole rounds
+    _print(document)
+    print(_keep(document, args.json))
+    return 0 if document["rows"] or not args.rounds else 4
 
 
-def _weights(folder: Path, work: Path) -> Path:
-    weights = work / "weights"
-    if not (weights / "text_ids.json").exists():
-        subprocess.run([str(python_of(folder, "torch")), str(HERE / "weights.py"), str(weights)], check=True)
-    return weights
+def _keep(document: dict[str, Any], path: Path | None) -> str:
+    middle = min if document["clock"] == "processor" else statistics.median
+    document["rows"] = {name: _row(found, middle) for name, found in document["answers"].items() if found}
+    line = json.dumps(document, separators=(",", ":"))
+    if path:
+        path.write_text(line + "\n")
+    return line
 
 
-def _request(weights: Path, work: Path, args: argparse.Namespace) -> Path:
-    """What every contestant is asked, cut out of the text."""
-    ids = json.loads((weights / "text_ids.json").read_text())
-    chosen = {
-        "prompt_ids": ids[: args.prompt_tokens],
-        "new_tokens": args.new_tokens,
-        "text_ids": ids[: args.text_tokens],
+def _document(args: argparse.Namespace) -> dict[str, Any]:
+    """A new one, or that of earlier rounds with the same commit, threads and machine."""
+    from edgemm.bench.conditions import machine_card
+    from edgemm.device.machine import read_machine
+
+    card = {**machine_card(), "cpu_features": list(read_machine().cpu_features)}
+    same = {
+        "benchmark": "peers",
+        "threads": args.threads,
+        "clock": args.clock,
+        "work": {"prompts": PROMPTS, "new": args.new_tokens, "text": args.text_tokens},
+        "environments": {name: [" ".join(step) for step in peer.steps] for name, peer in PEERS.items()},
     }
-    path = work / "request.json"
+    same = json.loads(json.dumps(same))
+    if args.json and args.json.exists():
+        found = json.loads(args.json.read_text())
+        differs = [key for key in same if found.get(key) != same[key]]
+        differs += [key for key in ("cpu", "cpu_features", "commit") if found["card"].get(key) != card[key]]
+        if differs:
+            raise SystemExit(f"{args.json} was measured with another {differs[0]}: choose a new file")
+        return found
+    return {**same, "card": card, "left_out": dict(NOT_DRAWN), "answers": {}, "rows": {}}
+
+
+def _models(names: list[str], places: Places, left_out: dict[str, str]) -> dict[str, Path]:
+    models = {}
+    if not (places.weights / "text_ids.json").exists():
+        places.run("torch", HERE / "weights.py", places.weights)
+    for name in names:
+        left_out.pop(name, None)
+        environment = ENTRIES[name].environment
+        try:
+            models[name] = model_of(ENTRIES[name].kind, places)
+            if environment and not python_of(places.folder, environment).exists():
+                raise FileNotFoundError(f"{PEERS[environment].title} has no environment under {places.folder}")
+        except (OSError, RuntimeError) as error:
+            left_out[name] = f"no model: {error}"
+            models.pop(name, None)
+    return models
+
+
+def _request(places: Places, args: argparse.Namespace) -> Path:
+    """What every contestant is asked, job by job."""
+    ids = json.loads((places.weights / "text_ids.json").read_text())
+    chosen = {
+        "text": {"ids": ids, "prompts": PROMPTS, "new_tokens": args.new_tokens, "text_ids": ids[: args.text_tokens]},
+        "picture": {"side": 224, "words": "What is this?"},
+        "drawing": {"side": 64, "words": "red heart, fluent style", "steps": 12},
+    }
+    path = places.work / "request.json"
     path.write_text(json.dumps(chosen))
     return path
 
 
-def _model(entry: Entry, folder: Path, weights: Path, work: Path) -> Path:
-    """The folder that a contestant loads; made when it is not there."""
-    if entry.environment and not python_of(folder, entry.environment).exists():
-        raise FileNotFoundError(f"{PEERS[entry.environment].title} has no environment under {folder}")
-    if entry.kind == "float32":
-        return weights / "float32"
-    target = work / entry.kind.replace(" ", "-")
-    if target.exists():
-        return target
-    source = str(weights / "float32")
-    maker, _, precision = entry.kind.partition(" ")
-    partial = target.with_name(target.name + ".partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    if maker == "gguf":
-        partial.mkdir(parents=True)
-        (file,) = weights.glob("*.gguf")
-        shutil.copyfile(file, partial / file.name)
-    elif maker == "genai":
-        command = [
-            "-m",
-            "onnxruntime_genai.models.builder",
-            "-i",
-            source,
-            "-o",
-            str(partial),
-            "-p",
-            precision,
-            "-e",
-            "cpu",
-        ]
-        python = str(python_of(folder, "genai"))
-        subprocess.run([python, *command, "-c", str(work / "cache")], check=True, stdout=subprocess.DEVNULL)
-    else:
-        command = ["-m", "edgemm", "export", source, "--output", str(partial), "--precision", precision]
-        subprocess.run([sys.executable, *command, "--max-context", "1024"], check=True, stdout=subprocess.DEVNULL)
-    partial.rename(target)
-    return target
+def _round(
+    models: dict[str, Path], places: Places, request: Path, args: argparse.Namespace, document: dict[str, Any]
+) -> None:
+    """Everyone once; who goes first changes with the rounds that were before."""
+    answers, left_out = document["answers"], document["left_out"]
+    before = max((len(answers.get(name, ())) for name in models), default=0)
+    names = [name for name in models if name not in left_out]
+    turn = before % len(names) if names else 0
+    for name in names[turn:] + names[:turn]:
+        found = answers.setdefault(name, [])
+        try:
+            found.append(_ask(ENTRIES[name], places.folder, models[name], request, args, quality=not found))
+        except RuntimeError as error:
+            left_out[name] = str(error)
 
 
 def _ask(
     entry: Entry, folder: Path, model: Path, request: Path, args: argparse.Namespace, quality: bool
 ) -> dict[str, Any]:
     python = str(python_of(folder, entry.environment)) if entry.environment else sys.executable
-    command = [python, str(HERE / entry.script), str(model), str(request)]
-    command += ["--threads", str(args.threads), "--repetitions", str(args.repetitions)]
+    command = [python, str(HERE / entry.script), entry.job, str(model), str(request)]
+    command += ["--threads", str(args.threads), "--repetitions", str(args.repetitions), "--clock", args.clock]
     done = subprocess.run(
         [*command, *(["--quality"] if quality else [])],
         capture_output=True,
         text=True,
-        env={**os.environ, "OMP_NUM_THREADS": str(args.threads), "HF_HUB_OFFLINE": "1", **entry.settings},
+        env={**surroundings(entry.environment), "OMP_NUM_THREADS": str(args.threads), **entry.settings},
     )
     if done.returncode:
-        said = (done.stderr.strip().splitlines() or ["it said nothing"])[-1]
-        raise RuntimeError(f"ended with {done.returncode}: {said}")
+        raise RuntimeError(f"ended with {done.returncode}: {said_last(done)}")
     return json.loads(done.stdout.strip().splitlines()[-1])
 
 
-def _row(found: list[dict[str, Any]]) -> dict[str, Any]:
-    token_ms = statistics.median(ms for answer in found for ms in answer["token_ms"])
-    return {
-        "tokens_per_s": 1e3 / token_ms,
-        "token_ms": token_ms,
-        "first_token_ms": statistics.median(ms for answer in found for ms in answer["first_token_ms"]),
-        "load_s": statistics.median(answer["load_s"] for answer in found),
+def _row(found: list[dict[str, Any]], middle: Callable[[Iterable[float]], float] = statistics.median) -> dict[str, Any]:
+    """`middle` of all repetitions of all rounds; of memory the most."""
+
+    def one(key: str, length: str | None = None) -> float | None:
+        rows = [answer[key][length] if length else answer[key] for answer in found if key in answer]
+        return middle([ms for row in rows for ms in row]) if rows else None
+
+    row: dict[str, Any] = {
+        "load_s": middle([answer["load_s"] for answer in found]),
         "peak_mb": max(answer["peak_bytes"] for answer in found) / 1e6,
-        "perplexity": next((a["perplexity"] for a in found if a["perplexity"] is not None), None),
+        "perplexity": next((answer["perplexity"] for answer in found if "perplexity" in answer), None),
+        "prompt_tokens": found[0].get("prompt_tokens"),
+        "picture_ms": one("picture_ms"),
     }
+    if token_ms := one("token_ms"):
+        row |= {"token_ms": token_ms, "tokens_per_s": 1e3 / token_ms}
+        row["first_token_ms"] = {str(length): one("first_token_ms", str(length)) for length in PROMPTS}
+    else:
+        row["first_token_ms"] = one("first_token_ms")
+    return {key: value for key, value in row.items() if value is not None}
 
 
-def _print(rows: dict[str, dict[str, Any]], left_out: dict[str, str]) -> None:
-    head = f"{'':<32} {'tokens/s':>9} {'first ms':>9} {'load s':>7} {'peak MB':>8} {'perplexity':>11}"
-    print(head)
-    for name, row in sorted(rows.items(), key=lambda item: -item[1]["tokens_per_s"]):
-        print(
-            f"{ENTRIES[name].title:<32} {row['tokens_per_s']:>9.1f} {row['first_token_ms']:>9.1f} "
-            f"{row['load_s']:>7.2f} {row['peak_mb']:>8.0f} {row['perplexity']:>11.2f}"
-        )
-    for name, reason in left_out.items():
-        print(f"left out: {ENTRIES[name].title}: {reason}")
+COLUMNS = {
+    "text": ("tokens/s", "first 32", "128", "512 ms", "perplexity", "load s", "peak MB"),
+    "picture": ("first ms", "tokens", "load s", "peak MB"),
+    "drawing": ("picture ms", "load s", "peak MB"),
+}
 
 
-def _document(
-    args: argparse.Namespace, rows: dict[str, Any], answers: dict[str, Any], left_out: dict[str, str]
-) -> dict[str, Any]:
-    from edgemm.bench.conditions import machine_card
+def _cells(job: str, row: dict[str, Any]) -> list[str]:
+    ends = [f"{row['load_s']:.2f}", f"{row['peak_mb']:.0f}"]
+    if job == "picture":
+        return [f"{row['first_token_ms']:.1f}", str(row.get("prompt_tokens", "-")), *ends]
+    if job == "drawing":
+        return [f"{row['picture_ms']:.1f}", *ends]
+    firsts = [f"{row['first_token_ms'][str(length)]:.1f}" for length in PROMPTS]
+    return [f"{row['tokens_per_s']:.1f}", *firsts, f"{row['perplexity']:.2f}", *ends]
 
-    return {
-        "benchmark": "peers",
-        "card": machine_card(),
-        "threads": args.threads,
-        "work": {"prompt": args.prompt_tokens, "new": args.new_tokens, "text": args.text_tokens},
-        "rounds": args.rounds,
-        "repetitions": args.repetitions,
-        "environments": {name: [" ".join(step) for step in peer.steps] for name, peer in PEERS.items()},
-        "rows": rows,
-        "left_out": left_out,
-        "answers": answers,
-    }
+
+def machine_kind(features: list[str]) -> str:
+    """What decides which products are fast, in words."""
+    named = {"AMX": "amx_int8", "AVX512-BF16": "avx512_bf16", "AVX512-VNNI": "avx512_vnni", "AVX-VNNI": "avx_vnni"}
+    told = [title for title, flag in named.items() if flag in features]
+    return " and ".join(told) + (", without AMX" if "AMX" not in told else "") if told else "neither AMX nor VNNI"
+
+
+def _print(document: dict[str, Any]) -> None:
+    card = document["card"]
+    kind = machine_kind(card["cpu_features"])
+    print(
+        f"{card['cpu']} with {kind}; {document['threads']} threads; edgemm {card['commit']}; "
+        + ("least processor time" if document["clock"] == "processor" else "medians")
+    )
+    for job in JOBS:
+        rows = {name: row for name, row in document["rows"].items() if ENTRIES[name].job == job}
+        if rows:
+            print(f"\n{job:<32}" + "".join(f"{title:>11}" for title in COLUMNS[job]))
+        for name, row in rows.items():
+            rounds = len(document["answers"][name])
+            cells = "".join(f"{cell:>11}" for cell in _cells(job, row))
+            print(f"{ENTRIES[name].title:<32}{cells}   {rounds} rounds")
+    for name, reason in document["left_out"].items():
+        title = f"{ENTRIES[name].title} ({ENTRIES[name].job})" if name in ENTRIES else name
+        print(f"left out: {title}: {reason}")
 
 
 if __name__ == "__main__":

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import json
-import time
 from pathlib import Path
 
 import numpy as np
 import onnxruntime_genai as og
-from job import main
+from job import clock, main
 
 
 class GenAI:
@@ -20,14 +19,14 @@ class GenAI:
         length = len(ids) + new_tokens
         parameters = og.GeneratorParams(self.model)
         parameters.set_search_options(max_length=length, min_length=length, do_sample=False, batch_size=1)
-        start = time.perf_counter()
+        start = clock()
         generator = og.Generator(self.model, parameters)
         generator.append_tokens(np.array([ids], dtype=np.int32))
         generator.generate_next_token()
-        first = time.perf_counter()
+        first = clock()
         for _ in range(new_tokens - 1):
             generator.generate_next_token()
-        end = time.perf_counter()
+        end = clock()
         return first - start, end - first, [int(token) for token in generator.get_sequence(0)[len(ids) :]]
 
     def logits(self, ids: list[int]) -> np.ndarray:
@@ -48,4 +47,4 @@ class GenAI:
 
 
 if __name__ == "__main__":
-    main(GenAI)
+    main(text=GenAI)

@@ -6,8 +6,9 @@ then gets the same numbers: they are rounded once, and wait for the second reade
 
 from __future__ import annotations
 
+import re
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
@@ -40,7 +41,7 @@ def quantize_without_data(
     them."""
     shapes = {name: (len(weight), weight.shape[1]) for name, weight in weights.items()}
     chosen = choose_layers(shapes, options.text, options.draw, drawing_depth, options.portable, towers)
-    chosen = {name: _without_ranges(layer) for name, layer in chosen.items()}
+    chosen = {name: _without_ranges(_not_smoothed(name, layer, shapes)) for name, layer in chosen.items()}
     layers = chosen | {twin: _as_twin(name, chosen[name]) for twin, name in twins.items() if name in chosen}
     document = Document(
         schema_version=SCHEMA_VERSION,
@@ -55,6 +56,24 @@ def quantize_without_data(
         tensors_sha256="",  # a spec that is stored has all its numbers: make.py
     )
     return Spec(document, RoundedWhenRead(weights, chosen, twins, scratch), towers)
+
+
+ATTENTION = re.compile(r"layers\.\d+\.self_attn\.[qkv]_proj$")
+LAST = re.compile(r"layers\.(\d+)\.mlp\.(?:gate|up)_proj$")
+AT_THE_END = 10  # one layer of so many is among the last
+NOT_SMOOTHED = "a few of its inputs are large, and nothing smooths them"
+
+
+def _not_smoothed(name: str, layer: Layer, names: Iterable[str]) -> Layer:
+    """16 bits of inputs in place of 8 where unsmoothed ones lose most: queries, keys and values, and gate and up of the
+    last layers (docs/notes/cpu-speed.md)."""
+    if layer.activations != "token":
+        return layer
+    depth = 1 + max((int(found[1]) for found in map(LAST.search, names) if found), default=0)
+    last = LAST.search(name)
+    if ATTENTION.search(name) or (last and int(last[1]) >= depth - -(-depth // AT_THE_END)):
+        return replace(layer, activations="token16", reason=NOT_SMOOTHED)
+    return layer
 
 
 def _without_ranges(layer: Layer) -> Layer:

@@ -41,3 +41,17 @@ def test_a_weight_that_two_components_use_is_rounded_once(tmp_path):
     assert len(list(tmp_path.rglob("*.safetensors"))) == 1
     del spec
     assert not list(tmp_path.iterdir())  # nothing is left of it
+
+
+def test_where_nothing_is_smoothed_inputs_with_outliers_keep_16_bits():
+    names = [
+        f"transformer.layers.{number}.{part}_proj"
+        for number in range(30)
+        for part in ("self_attn.q", "self_attn.o", "mlp.up", "mlp.down")
+    ]
+    spec = quantize_without_data({name: torch.ones(2, 64) for name in names}, QuantizeOptions("w8a8", "int8", ""))
+    finer = {name for name in names if spec.layer(name).activations == "token16"}
+    assert {name for name in names if "mlp.down" in name} < finer
+    numbers = {part: [int(name.split(".")[2]) for name in names if part in name and name in finer] for part in (
+        "attn.q", "attn.o", "mlp.up")}  # fmt: skip
+    assert numbers == {"attn.q": list(range(30)), "attn.o": [], "mlp.up": [27, 28, 29]}
