@@ -16,6 +16,7 @@ from edgemm.export.lower_cpu import in_float
 from edgemm.export.passes.decompositions import group_norm_primitive
 from edgemm.export.passes.grouped_attention import grouped_attention
 from edgemm.export.passes.rewriting import CONTRIB, Dims, Writer, dims, drop_unread, made_by, nodes_of, stored
+from edgemm.export.passes.steady_rows import steady_rows
 
 __all__ = ["added_norm", "for_ort_cpu", "fused_integers", "fused_products", "modulated_norm"]
 
@@ -31,10 +32,10 @@ def for_ort_cpu(lowered: ir.Model, slots: int) -> None:
     if nodes_of(lowered, "TensorScatter"):
         grouped_attention(lowered, slots)
         added_norm(lowered)
-    if (
-        sum(value.const_value.nbytes for value in lowered.graph.initializers.values() if value.const_value)
-        <= SMALL_BYTES
-    ):
+        if any(value.name == "draft_index" for value in lowered.graph.inputs):
+            steady_rows(lowered)
+    weights = (value.const_value for value in lowered.graph.initializers.values())
+    if sum(tensor.nbytes for tensor in weights if tensor is not None) <= SMALL_BYTES:
         modulated_norm(lowered)
 
 
