@@ -40,7 +40,7 @@ class Edgemm:
 
     def draw(self, words: str, steps: int, seed: int) -> np.ndarray:
         drawn = self.model.generate_image(words, num_inference_steps=steps, guidance_scale=1.0, seed=seed)
-        return np.asarray(drawn.image)
+        return np.moveaxis(drawn.pixels, 0, -1)
 
 
 def _prompt(ids: list[int]) -> Prompt:
