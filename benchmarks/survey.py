@@ -119,7 +119,7 @@ ROWS = {
     "graph as text": Row("C", "graph", {"graphs": "text"}),
     "nodes alone": Row("C", "graph", {"graphs": "rows"}, {"edges": "none"}),
     "clips drawn": Row("D", "clips", {}, {"frames": 8, "noises": 4}),
-    "clips read": Row("D", "watch", {**EYE, "motion": "4"}, {"cut_share": 0.25}),
+    "clips read": Row("D", "watch", {**EYE, "motion": "4"}),
     "clips read as pictures": Row("D", "watch", EYE),
     "one frame read": Row("D", "frame", EYE),
 }
@@ -338,14 +338,14 @@ def _train(row: Row, config: Any, folder: Path, seed: int, steps: int, args: arg
             start = learn / "checkpoint"
         told = {"learning_rate": 4e-3, "decay": 1.0, "ema": 0.0, "optimizer": "adamw", "precision": "fp32"}
         taught = [("eye", str(args.data), 2 * steps, 64)] if config.vision.encoder == "conv" else []
-        taught += [("motion", str(data), steps, 32)] if config.motion else []
+        taught += [("motion", str(data), 2 * steps, 32)] if config.motion else []
         for name, shown, count, batch in taught:
             learn = Path(temporary) / name
-            own_lines = {"data": shown, "output": str(learn), "start": str(start), "steps": count, "batch": batch}
-            train(EyeRecipe(**common | told | own_lines))
+            lines = {"data": shown, "output": str(learn), "start": str(start), "steps": count, "batch": batch}
+            train(EyeRecipe(**common | told | lines))
             start = learn / "checkpoint"
         train(kinds[row.task](
-            data=str(data), output=str(folder), start=str(start), steps=steps, **common, **own, **row.lines
+            data=str(data), output=str(folder), start=str(start), steps=steps, **common, **own | row.lines
         ))  # fmt: skip
 
 

@@ -16,6 +16,7 @@ from edgemm.export.lower_cpu import in_float
 from edgemm.export.passes.decompositions import group_norm_primitive
 from edgemm.export.passes.grouped_attention import grouped_attention
 from edgemm.export.passes.rewriting import CONTRIB, Writer, dims, drop_unread, made_by, nodes_of, stored
+from edgemm.export.passes.steady_rows import steady_rows
 
 __all__ = ["added_norm", "for_ort_cpu", "fused_integers", "fused_products"]
 
@@ -29,6 +30,8 @@ def for_ort_cpu(lowered: ir.Model, slots: int) -> None:
     if nodes_of(lowered, "TensorScatter"):
         grouped_attention(lowered, slots)
         added_norm(lowered)
+        if any(value.name == "draft_index" for value in lowered.graph.inputs):
+            steady_rows(lowered)
 
 
 def added_norm(model: ir.Model) -> bool:

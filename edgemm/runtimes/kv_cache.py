@@ -150,8 +150,8 @@ class CachedTransformer:
         self._head = head
         self._more_inputs: dict[str, np.ndarray] = {}  # of a graph that takes candidates, where there are none
         if self.takes_candidates:
-            self._outputs["draft_logits"] = np.zeros((rows, 1, self.logits.shape[1]), dtype=np.float32)
-            self._more_inputs["draft_index"] = np.zeros((rows, 1), dtype=np.int64)
+            self._outputs["draft_logits"] = np.zeros((rows, 0, self.logits.shape[1]), dtype=np.float32)
+            self._more_inputs["draft_index"] = np.zeros((rows, 0), dtype=np.int64)
         if head is not None:
             self._outputs = {"hidden": np.zeros((rows, engine.outputs["hidden"].fixed(1, "width")), dtype=np.float32)}
         width = engine.inputs["image_tokens"].fixed(2, "width")
@@ -268,7 +268,9 @@ class CachedTransformer:
         return twin
 
     def reserve(self, slots: int) -> None:
-        """Makes room for so many slots a row."""
+        """Makes room for so many slots a row, and one behind them where candidates may be checked (steady_rows.py)."""
+        if self.takes_candidates and self.cache.has_room(slots + 1):
+            slots += 1
         if self.cache.reserve(slots):
             self._steps.clear()
 

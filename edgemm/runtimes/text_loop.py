@@ -290,9 +290,9 @@ class PromptLookup:
         return True
 
     def _room(self) -> int:
-        """How many candidates the cache can hold beside the token."""
+        """How many candidates the cache can hold beside the token; none stands in its last slot (steady_rows.py)."""
         cache, most = self._transformer.cache, self._most
-        while most and not cache.has_room(cache.used + 1 + most):
+        while most and not cache.has_room(cache.used + 1 + most + 1):
             most -= 1
         return most
 

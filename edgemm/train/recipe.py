@@ -169,13 +169,16 @@ class Answering(Recipe):
     """Answers to questions about pictures, said by an adapter on the transformer."""
 
     views: int = 4  # changed views of each picture, computed once
+    around: bool = (
+        False  # views of clips, whose shapes leave at one edge and come in at the other, are moved around them
+    )
     blend: float = 0.0  # largest share of another picture in what the eye saw: unseen pictures look like several words
     replies: int = 0  # own earlier replies to text that are kept up, so that the model goes on talking (samples.py)
     reply_tokens: int = 32  # longest of them
     reply_share: float = 0.125  # of a batch
     caption_share: float = 0.0  # of a batch: pictures that are described by their last caption, which tells most
     label_share: float = 0.5  # of the other questions: what it is
-    cut_share: float = 0.0  # of a batch: clips that are shown up to some frame alone, as a stream is asked about
+    cut_share: float = 0.0  # of a batch: clips of one thing are shown up to some frame alone, as streams are
     reply_weight: float = 0.5  # of the replies' loss beside that of the answers
     lora_rank: int = 32
     lora_alpha: int = 64

@@ -85,14 +85,17 @@ def test_a_cut_clip_is_asked_about_as_a_shorter_one(motion):
             np.testing.assert_array_equal(getattr(found, name), getattr(wanted, name))
 
 
-def test_a_share_of_a_batch_is_cut(asked, tmp_path):
-    model, given = varied_micro(), {"data": asked, "batch": 32}
+def test_of_a_batch_clips_of_one_thing_are_cut(asked, tmp_path):
+    model, given = varied_micro(), {"data": asked, "batch": 64}
     whole, cut = (
-        ReadTask(model, recipe("micro-clips-read", tmp_path / f"run-{share}", cut_share=share, **given)).asked(0)[1]
-        for share in (0.0, 0.5)
+        ReadTask(model, recipe("micro-clips-read", tmp_path / f"run-{share}", cut_share=share, **given))
+        for share in (0.0, 0.9)
     )
-    shorter = [len(one) < len(other) for one, other in zip(cut, whole, strict=True)]
-    assert 4 <= sum(shorter) <= 16
+    rows = whole._batch(0)[0]
+    shorter = np.array([len(a) < len(b) for a, b in zip(cut.asked(0)[1], whole.asked(0)[1], strict=True)])
+    objects = [len(sample.scene["objects"]) for sample in read_dataset(asked).split("train")]
+    alone = np.array([objects[row] == 1 for row in rows])
+    assert 0.3 < shorter[alone].mean() < 1 and not shorter[~alone].any()
 
 
 def test_views_of_a_clip_are_refused(asked, tmp_path):

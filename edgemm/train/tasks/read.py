@@ -92,6 +92,7 @@ class ReadTask:
             ),
         )
         self.labels = [sample.label for sample in samples]
+        self.goes_on = [len((sample.scene or {}).get("objects", ())) == 1 for sample in samples]  # from the start on
         self.described = captions_of(model, samples, frames) if recipe.caption_share else []
         self.questions: dict[str, list[tuple[int, Prompt, list[int]]]] = {}
         for asked in questions_about(dataset, samples, recipe, model.config, model.tokenizer, frames):
@@ -268,8 +269,9 @@ class ReadTask:
         rows, prompts, answers = zip(*picked, strict=True)
         cuts = round(self.recipe.batch * self.recipe.cut_share) if self.frames > 2 else 0
         shown = list(prompts)
-        for row in random.integers(len(shown), size=cuts):
-            shown[row] = up_to(shown[row], self.ends[random.integers(1, self.frames)])
+        for place in random.integers(len(shown), size=cuts):
+            if self.goes_on[rows[place]]:
+                shown[place] = up_to(shown[place], self.ends[random.integers(1, self.frames)])
         return np.array(rows), shown, list(answers), random
 
 
