@@ -87,8 +87,7 @@ def _entries() -> dict[str, Entry]:
 
 ENTRIES = _entries()
 NOT_DRAWN = {
-    "stable-diffusion.cpp": "its sizes are constants of its code; the smallest that it draws with has 320 channels "
-    "and some 860 million parameters"
+    "stable-diffusion.cpp": "the sizes of its UNets are constants of its code, hundreds of millions of parameters"
 }
 
 

@@ -39,7 +39,8 @@ class Edgemm:
         return clock() - start, done.metrics.prompt_tokens
 
     def draw(self, words: str, steps: int, seed: int) -> np.ndarray:
-        return self.model.generate_image(words, num_inference_steps=steps, guidance_scale=1.0, seed=seed).pixels
+        drawn = self.model.generate_image(words, num_inference_steps=steps, guidance_scale=1.0, seed=seed)
+        return np.moveaxis(drawn.pixels, 0, -1)
 
 
 def _prompt(ids: list[int]) -> Prompt:

@@ -41,7 +41,7 @@ class Reader(Protocol):
 
 class Drawer(Protocol):
     def draw(self, words: str, steps: int, seed: int) -> np.ndarray:
-        """uint8 (side, side, 3), without guidance."""
+        """(side, side, 3), without guidance."""
         ...
 
 
