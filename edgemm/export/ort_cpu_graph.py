@@ -15,10 +15,12 @@ import onnx_ir as ir
 from edgemm.export.lower_cpu import in_float
 from edgemm.export.passes.decompositions import group_norm_primitive
 from edgemm.export.passes.grouped_attention import grouped_attention
-from edgemm.export.passes.rewriting import CONTRIB, Writer, dims, drop_unread, made_by, nodes_of, stored
+from edgemm.export.passes.rewriting import CONTRIB, Dims, Writer, dims, drop_unread, made_by, nodes_of, stored
 from edgemm.export.passes.steady_rows import steady_rows
 
-__all__ = ["added_norm", "for_ort_cpu", "fused_integers", "fused_products"]
+__all__ = ["added_norm", "for_ort_cpu", "fused_integers", "fused_products", "modulated_norm"]
+
+SMALL_BYTES = 64 << 20  # of weights: rows of such graphs are run one by one (ort_backend.py)
 
 
 def for_ort_cpu(lowered: ir.Model, slots: int) -> None:
@@ -32,6 +34,9 @@ def for_ort_cpu(lowered: ir.Model, slots: int) -> None:
         added_norm(lowered)
         if any(value.name == "draft_index" for value in lowered.graph.inputs):
             steady_rows(lowered)
+    weights = (value.const_value for value in lowered.graph.initializers.values())
+    if sum(tensor.nbytes for tensor in weights if tensor is not None) <= SMALL_BYTES:
+        modulated_norm(lowered)
 
 
 def added_norm(model: ir.Model) -> bool:
@@ -68,6 +73,45 @@ def added_norm(model: ir.Model) -> bool:
 
 def _normalizes(node: ir.Node) -> bool:
     return node.op_type == "RMSNormalization" and node.attributes.get_int("axis", -1) == -1
+
+
+def modulated_norm(model: ir.Model) -> bool:
+    """An adaptive layer norm (arXiv:2212.09748) as one operator.
+
+        Add(Mul(LayerNormalization(x, 1), scale), shift)   ->   LayerNormalization(x, scale, shift)
+
+    For a scale and a shift (b, 1, w) of all rows of a picture (b, n, w).  Of one picture that takes 0.7 of the time, of
+    two in a batch 1.8 of it, where the kernel looks for each row's own.  In `model` itself; answers whether there was
+    one.
+    """
+    writer, changed = Writer(model), False
+    for norm in nodes_of(model, "LayerNormalization"):
+        scaled = _only_user(norm, "Mul")
+        shifted = _only_user(scaled, "Add")
+        if scaled is None or shifted is None or not _plain(norm):
+            continue
+        scale, shift = _other(scaled, norm), _other(shifted, scaled)
+        if not all(_one_a_picture(value, dims(norm.inputs[0])) for value in (scale, shift)):
+            continue
+        writer.place = shifted
+        epsilon = norm.attributes.get_float("epsilon", 1e-5)
+        writer.replace(shifted, writer.make("LayerNormalization", norm.inputs[0], scale, shift, epsilon=epsilon))
+        changed = True
+    if changed:
+        drop_unread(model)
+    return changed
+
+
+def _plain(norm: ir.Node) -> bool:
+    """Over the last axis, with weights of one and no bias."""
+    weight, last = stored(norm.inputs[1]), norm.attributes.get_int("axis", -1) in (-1, 2)
+    return last and len(norm.inputs) == 2 and weight is not None and bool((weight == 1).all())
+
+
+def _one_a_picture(value: ir.Value | None, rows: Dims) -> bool:
+    """Its own batch is that of the rows, whatever name tracing had for it."""
+    found = dims(value)
+    return len(rows) == len(found) == 3 and found[1:] == (1, rows[2]) and (rows[0] != 1 or found[0] == 1)
 
 
 def _alike(add: ir.Node) -> bool:

@@ -109,6 +109,7 @@ def extensions() -> list[ConversionExtension]:
     return [
         ConversionExtension("TensorScatter", "", _scatter),
         ConversionExtension("GroupQueryAttention", "com.microsoft", _grouped_attention),
+        ConversionExtension("LayerNormalization", "", _layer_norm),
     ]
 
 
@@ -117,6 +118,17 @@ def _scatter(node: Any) -> Any:
     if node.get_attribute("axis") != SLOT_AXIS:
         raise ValueError(f"TensorScatter along axis {node.get_attribute('axis')}, expected {SLOT_AXIS}")
     return _written(*(node.get_input(place) for place in range(3))).outputs()
+
+
+def _layer_norm(node: Any) -> Any:
+    """LayerNormalization (opset 17). OpenVINO's own cuts a scale of each picture, (b, 1, w), to its first rows."""
+    x, *weights = (node.get_input(place) for place in range(node.get_input_size()))
+    axis, rank = node.get_attribute("axis", -1), x.get_partial_shape().rank.get_length()
+    axes = _whole(list(range(axis % rank, rank)))
+    found = ops.mvn(x, axes, True, node.get_attribute("epsilon", 1e-5), "INSIDE_SQRT")
+    for combine, weight in zip((ops.multiply, ops.add), weights):
+        found = combine(found, weight)
+    return found.outputs()
 
 
 def _written(cache: Any, rows: Any, index: Any) -> Any:

@@ -12,7 +12,7 @@ from onnx import ModelProto
 
 from edgemm.export.adapter_points import adapter_inputs, adapter_points
 from edgemm.export.lower_cpu import lower_ort_cpu
-from edgemm.export.ort_cpu_graph import added_norm, for_ort_cpu
+from edgemm.export.ort_cpu_graph import added_norm, for_ort_cpu, modulated_norm
 from edgemm.export.passes.grouped_attention import grouped_attention
 from edgemm.export.specs import graph_weights
 from tests.export.nano import needs_opset_24, opened, run_graph, spec_without_data
@@ -151,7 +151,55 @@ def on_openvino(rewritten, tmp_path_factory):
     return core.compile_model(core.read_model(path), "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
 
 
-@pytest.mark.parametrize("component", ["denoiser", "conditioner", "image_decoder"])
+@pytest.fixture(scope="module")
+def denoisers(references, graphs):
+    """As it was traced, and with norms that take their scale and shift."""
+    models = [references(graphs["denoiser"]) for _ in range(2)]
+    for_ort_cpu(models[1], SLOTS)
+    return [ir.to_proto(model) for model in models]
+
+
+@pytest.mark.parametrize("b", [1, 2])
+def test_modulated_norms_are_one_operator(denoisers, b):
+    before, after = (Counter(node.op_type for node in model.graph.node) for model in denoisers)
+    norms = before["LayerNormalization"]
+    assert after == before - Counter({"Mul": norms, "Add": norms}) and norms == 5, "two blocks and the head"
+    given = modulated(denoisers[1], b)
+    one, other = (run_graph(opened(model), given)[0] for model in denoisers)
+    np.testing.assert_allclose(one, other, rtol=0, atol=TOLERANCE * np.abs(one).max())
+
+
+def test_openvino_draws_with_modulated_norms(denoisers, tmp_path):
+    ov = pytest.importorskip("openvino")
+    onnx.save(denoisers[1], tmp_path / "graph.onnx")
+    from edgemm.runtimes.backend.openvino_backend import extensions
+
+    core, given = ov.Core(), modulated(denoisers[1], 2)
+    for extension in extensions():
+        core.add_extension(extension)
+    compiled = core.compile_model(core.read_model(tmp_path / "graph.onnx"), "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    wanted = run_graph(opened(denoisers[0]), given)[0]
+    np.testing.assert_allclose(compiled(given)[0], wanted, rtol=0, atol=1e-4 * np.abs(wanted).max())
+
+
+def test_a_norm_with_weights_of_its_own_or_a_shift_of_each_row_stays(references, graphs):
+    for spoil in (_with_weights_of_norms, _with_a_shift_of_each_row):
+        model = references(graphs["denoiser"])
+        spoil(model)
+        assert not modulated_norm(model)
+
+
+def modulated(model: ModelProto, b: int) -> dict[str, np.ndarray]:
+    """Noise, with a modulation that does something: `random_nano` gives all weights numbers."""
+    random, found = np.random.default_rng(5), {}
+    for value in model.graph.input:
+        shape = [{"b": b, "t": 6}.get(dim.dim_param, dim.dim_value) for dim in value.type.tensor_type.shape.dim]
+        is_mask = value.type.tensor_type.elem_type == onnx.TensorProto.BOOL
+        found[value.name] = np.ones(shape, bool) if is_mask else random.standard_normal(shape, dtype=np.float32)
+    return found
+
+
+@pytest.mark.parametrize("component", ["conditioner", "image_decoder"])
 def test_other_components_stay_as_they_are(references, graphs, component):
     model, reference = references(graphs[component]), references(graphs[component])
     for_ort_cpu(model, SLOTS)
@@ -171,6 +219,19 @@ def test_a_sum_that_repeats_a_row_is_not_joined_with_its_norm(traced):
         if value.shape is not None and len(value.shape) == 3 and "linear" in value.name:
             value.shape, narrowed = ir.Shape([value.shape[0], 1, value.shape[2]]), narrowed + 1
     assert narrowed and not added_norm(model)
+
+
+def _with_weights_of_norms(model: ir.Model) -> None:
+    for node in model.graph:
+        if node.op_type == "LayerNormalization":
+            weight = node.inputs[1]
+            weight.const_value = ir.Tensor(2 * weight.const_value.numpy())
+
+
+def _with_a_shift_of_each_row(model: ir.Model) -> None:
+    for value in (value for node in model.graph for value in node.outputs):
+        if value.shape is not None and len(value.shape) == 3 and value.shape[1] == 1:
+            value.shape = ir.Shape([value.shape[0], 5, value.shape[2]])
 
 
 def _with_int8_caches(model: ir.Model) -> None:
