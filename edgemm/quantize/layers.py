@@ -133,17 +133,15 @@ def choose_layers(
     towers: bool = False,
 ) -> dict[str, Layer]:
     """The same for weights (n, k) by name.  Drawing reads keys and values of layers below `drawing_depth`: where 4 bits
-    are asked for, what feeds them keeps 8, in the lower half of the model at most (docs/quantize.md), and of a CPU's
-    drawing in int8 16 of its inputs.  `towers`, of others' models, whose inputs keep 8 bits, because nobody measured
-    more: what sees and paints pictures is rounded whole, to 8 bits."""
+    are asked for, what feeds them keeps 8, in the lower half of the model at most (docs/quantize.md).  `towers`: what
+    sees and paints pictures is rounded whole, to 8 bits."""
     schemes = scheme_of("text", text), scheme_of("draw", draw)
     portable = portable or any(scheme.layer.form != "int" for scheme in schemes)  # who takes those takes nothing else
     text_form, draw_form = (scheme.form(portable) for scheme in schemes)
     if text == "int8-web":
         chosen = dict(_decide_for_web(shapes, text_form, draw_form))
     else:
-        on_cpu = not towers and draw_form.activations == "tensor"  # which no other target takes
-        chosen = dict(_decide(shapes, text_form, draw_form, drawing_depth, portable, on_cpu))
+        chosen = dict(_decide(shapes, text_form, draw_form, drawing_depth, portable))
     if towers:
         plain = Layer(8) if portable or text == "int8-web" else Layer(8, BLOCK, activations="block")
         chosen |= {name: plain for name in shapes if name.partition(".")[0] in TOWERS}
@@ -151,12 +149,7 @@ def choose_layers(
 
 
 def _decide(
-    shapes: Mapping[str, tuple[int, int]],
-    text: Layer,
-    draw: Layer,
-    drawing_depth: int,
-    portable: bool,
-    in_two_terms: bool,
+    shapes: Mapping[str, tuple[int, int]], text: Layer, draw: Layer, drawing_depth: int, portable: bool
 ) -> Iterator[tuple[str, Layer]]:
     read = {name: rows * width for name, (rows, width) in shapes.items() if side_of(name) == "text"}
     fed = _layers_that_feed(shapes, drawing_depth)
@@ -166,7 +159,7 @@ def _decide(
             if name == HEAD and portable:
                 yield name, Layer(None, reason="looked up and multiplied with: it stays in the target's own float")
             else:
-                layer = _text_layer(name, width, text, drawing_depth, fed, in_two_terms)
+                layer = _text_layer(name, width, text, drawing_depth, fed)
                 if name == HEAD and layer.bits and drawing_depth and tight and rows >= 2 * FREQUENT[text.bits]:
                     yield name, replace(layer, rows=FREQUENT[text.bits])
                     yield (
@@ -214,7 +207,7 @@ def _layers_that_feed(shapes: Iterable[str], drawing_depth: int) -> int:
     return min(drawing_depth - 1, (max(numbers, default=-1) + 2) // 2) if drawing_depth else 0
 
 
-def _text_layer(name: str, width: int, asked: Layer, drawing_depth: int, fed: int, in_two_terms: bool) -> Layer:
+def _text_layer(name: str, width: int, asked: Layer, drawing_depth: int, fed: int) -> Layer:
     if name == HEAD:
         if width % BLOCK:
             return Layer(None, reason=f"its width {width} is no multiple of {BLOCK}")
@@ -222,9 +215,6 @@ def _text_layer(name: str, width: int, asked: Layer, drawing_depth: int, fed: in
         return Layer(8, group, activations="block", reason="the embedding is the head: a coarse one costs twice")
     numbered = re.search(r"layers\.(\d+)\.", name)
     feeds = asked.bits == 4 and asked.form == "int" and numbered and int(numbered[1]) < fed
-    read = in_two_terms and drawing_depth and (feeds or (TENDER.search(name) and _layer_number(READ, name) == fed))
-    if asked.bits == 4 and not asked.symmetric and read:
-        return Layer(8, activations="token16", reason=READ_AT_EVERY_STEP)
     if asked.bits == 4 and not asked.symmetric and (feeds or TENDER.search(name)):
         group = next((size for size in WIDE_BLOCKS if width % size == 0), BLOCK)
         reason = READ_AT_EVERY_STEP if feeds else "4 bits lose most here"

@@ -50,9 +50,6 @@ def test_what_feeds_the_keys_that_drawing_reads_keeps_8_bits(portable, drawing_d
     for name, layer in layers.items():
         assert layer.bits == (8 if int(name.split(".")[2]) < fine else 4), name
         assert portable is False or refusal(layer) is None
-        assert (layer.activations == "token16") is (layer.bits == 8 and not portable)
-    foreign = choose_layers(shapes, "int4", "int8", drawing_depth, portable, towers=True)
-    assert all(layer.activations != "token16" for layer in foreign.values()), "not measured"
 
 
 def test_blocks_that_do_not_divide_a_width_become_one_scale_a_channel():
