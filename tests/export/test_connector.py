@@ -88,6 +88,7 @@ def test_every_component_builds_with_tensorrt_for_rtx(saved, tmp_path):
     assert len(document["results"]) == 5
 
 
+@pytest.mark.slow
 def test_one_graph_draws_and_reads_what_the_loops_do(model, tmp_path):
     """The gate compares them (verify/loops.py); here it is asked whether it did."""
     checkpoint.save(model, tmp_path / "checkpoint")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import cache
+
 import numpy as np
 import onnx_ir as ir
 import onnxruntime
@@ -83,10 +85,21 @@ def made(tmp_path_factory):
     return path
 
 
+@pytest.fixture(scope="module")
+def exported(made):
+    """Of a precision, made once."""
+
+    @cache
+    def of(precision):
+        export_bundle(made, made.parent / f"{precision}.bundle", precision=precision)
+        return made.parent / f"{precision}.bundle"
+
+    return of
+
+
 @pytest.mark.parametrize("precision", ["fp32", pytest.param("int8", marks=pytest.mark.slow)])
-def test_a_bundle_of_experts_says_and_draws_what_torch_does(made, precision, tmp_path):
-    path = tmp_path / "mixed.bundle"
-    export_bundle(made, path, precision=precision)
+def test_a_bundle_of_experts_says_and_draws_what_torch_does(made, exported, precision):
+    path = exported(precision)
     model, variants = checkpoint.load(made), open_bundle(path).manifest.components["transformer"].variants
     (graph,) = (path / one.graph for one in variants.values())
     kinds = {node.op_type for node in read_outline(graph).nodes}
@@ -106,9 +119,8 @@ def test_a_bundle_of_experts_says_and_draws_what_torch_does(made, precision, tmp
             assert list(said) == model.generate("What?", max_new_tokens=4, stop=False)[0]
 
 
-def test_an_onnx_runtime_that_computes_another_thing_is_refused_by_name(made, tmp_path, monkeypatch):
-    path = tmp_path / "mixed.bundle"
-    export_bundle(made, path)
+def test_an_onnx_runtime_that_computes_another_thing_is_refused_by_name(exported, monkeypatch):
+    path = exported("fp32")
     variant = open_bundle(path).manifest.variant("transformer", "cpu")
     files = GraphFiles("transformer", path / variant.graph, path / variant.data if variant.data else None, variant)
     monkeypatch.setattr(ort_backend.ort, "__version__", "1.27.1")

@@ -150,7 +150,7 @@ def test_the_encoder_is_a_component_like_others(model):
     assert graph.outputs[0].shape == ("b", 4, 64)
 
 
-@pytest.mark.parametrize("target", ["cpu", "jetson-orin-jp6"])
+@pytest.mark.parametrize("target", ["cpu", pytest.param("jetson-orin-jp6", marks=pytest.mark.slow)])
 def test_it_is_exported_in_whole_numbers_too(model, tmp_path, target):
     checkpoint.save(model, tmp_path / "made")
     export_bundle(tmp_path / "made", tmp_path / "made.bundle", target=target, precision="int8")

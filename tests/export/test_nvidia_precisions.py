@@ -176,6 +176,7 @@ def odd_model():
     return random_nano(replace(config, transformer=replace(config.transformer, ffn_width=160), denoiser=denoiser))
 
 
+@pytest.mark.slow
 @needs_rtx
 def test_nvidias_parser_takes_int4_of_widths_that_no_block_divides(odd_model, tmp_path):
     checkpoint.save(odd_model, tmp_path / "odd")

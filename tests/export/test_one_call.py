@@ -108,7 +108,10 @@ def test_a_graph_that_names_another_file_is_refused(one, tmp_path):
         edgemm.load(tmp_path / "b.bundle", device="cpu")
 
 
-@pytest.mark.parametrize("words", [{"steps": 4}, {"one_call": ("paint",)}, {"one_call": ("draw",), "steps": 65}])
+LATE = pytest.param({"one_call": ("draw",), "steps": 65}, marks=pytest.mark.slow)  # refused after the whole export
+
+
+@pytest.mark.parametrize("words", [{"steps": 4}, {"one_call": ("paint",)}, LATE])
 def test_what_cannot_be_one_graph_is_refused(checkpoint_path, tmp_path, words):
     with pytest.raises(UsageError, match=r"steps|paint"):
         export_bundle(checkpoint_path, tmp_path / "no.bundle", **words)

@@ -89,7 +89,7 @@ def write(path, kind="llama", eos="<|endoftext|>", licence="mit"):
     return path
 
 
-@pytest.mark.parametrize("kind", ["llama", "qwen2", "qwen3"])
+@pytest.mark.parametrize("kind", ["llama", pytest.param("qwen2", marks=pytest.mark.slow), "qwen3"])
 def test_a_bundle_of_a_gguf_file_says_what_the_library_reads_in_it(kind, tmp_path):
     file = write(tmp_path / "tiny.Q8_0.gguf", kind)
     found = find_foreign(tmp_path)  # the folder that holds it alone is as good
