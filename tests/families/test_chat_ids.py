@@ -142,6 +142,7 @@ def test_a_special_token_that_a_user_spells_stays_text_where_the_tokenizer_adds_
     assert len(ids) > len(chat_prompt(as_messages("end"), loop, ours))
 
 
+@pytest.mark.slow
 def test_a_date_that_is_frozen_is_told():
     *_, heard = read(byte_level(LLAMA3))
     assert re.search(r"says the date of the day; .*export, \d{4}-\d\d-\d\d", str(heard.lines))

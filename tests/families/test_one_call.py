@@ -55,10 +55,10 @@ def test_one_graph_draws_what_the_loop_draws(name, tmp_path):
 
 
 READ = {"llama": 1, "llava": 2, "qwen3_vl": 2, "janus": 2, "fuyu": 2, "chameleon": 2, "emu3": 2}  # and its questions
-FAST = "qwen3_vl"  # keeps where it stands in a cache that no later layer reads
 
 
-@pytest.mark.parametrize("name", [pytest.param(n, marks=[] if n == FAST else [pytest.mark.slow]) for n in READ])
+@pytest.mark.slow
+@pytest.mark.parametrize("name", READ)
 def test_one_graph_and_its_step_say_what_the_loop_says(name, tmp_path):
     """With a picture and without: image tokens beside the words, in their place, or codes among the ids."""
     found = found_at(write_folder(name, tmp_path / "checkpoint"))
