@@ -192,7 +192,7 @@ def fused_integers(model: ir.Model) -> bool:
     for node in nodes_of(model, "MatMulInteger"):
         if found := _integers_of(node):
             groups.setdefault(
-                (*node.inputs[:1], *node.inputs[2:], found.scale, found.two_terms, found.rows), []
+                (*node.inputs[:1], *node.inputs[2:], found.scale, found.rows, found.sizes), []
             ).append(found)
     together = [found for found in groups.values() if len(found) > 1]
     writer = Writer(model)
@@ -206,31 +206,32 @@ def fused_integers(model: ir.Model) -> bool:
 
 @dataclass(frozen=True)
 class _Integers:
-    """One such product: y = codes @ weight * (scale * scales) * rows."""
+    """One such product: y = codes @ weight * (scale * scales) * sizes."""
 
     product: ir.Node
     weight: np.ndarray  # (k, n) int8
     scale: ir.Value  # of the codes
     scales: np.ndarray  # (n)
-    two_terms: bool
-    rows: ir.Value
+    rows: ir.Value | None  # shape of one of two terms without n; None where there is one
+    sizes: ir.Value  # of the rows
     last: ir.Node
 
 
 def _integers_of(product: ir.Node) -> _Integers | None:
     cast = _only_user(product, "Cast")
     scaled = _only_user(cast, "Mul")
-    terms = _only_user(scaled, "Split")
-    whole = _only_user(terms, "Add") if terms else scaled
+    terms = _only_user(scaled, "Reshape")
+    whole = _only_user(_only_user(terms, "MatMul"), "Reshape") if terms else scaled
     last = _only_user(whole, "Mul")
     if cast is None or scaled is None or whole is None or last is None:
         return None
-    both, rows = _other(scaled, cast), _other(last, whole)
+    both, sizes = _other(scaled, cast), _other(last, whole)
+    shape = made_by(whole.inputs[1], "Concat") if terms else None
     by = made_by(both, "Mul")
     weight, scales = stored(product.inputs[1]), stored(by.inputs[1] if by else None)
-    if by is None or by.inputs[0] is None or rows is None or weight is None or scales is None or weight.ndim != 2:
+    if by is None or by.inputs[0] is None or sizes is None or weight is None or scales is None or weight.ndim != 2:
         return None
-    return _Integers(product, weight, by.inputs[0], scales, terms is not None, rows, last)
+    return _Integers(product, weight, by.inputs[0], scales, shape and shape.inputs[0], sizes, last)
 
 
 def _only_user(node: ir.Node | None, op_type: str) -> ir.Node | None:
@@ -248,8 +249,8 @@ def _join(writer: Writer, found: list[_Integers]) -> None:
     weight = writer.constant(np.concatenate([each.weight for each in found], 1), name=f"{name}_codes")
     scales = writer.constant(np.concatenate([each.scales for each in found]), name=f"{name}_scales")
     summed = writer.make("MatMulInteger", codes, weight, *zeros)
-    whole = writer.make("Mul", in_float(writer, summed, first.scale, scales, first.two_terms), first.rows)
-    sizes = [each.weight.shape[1] for each in found]
-    parts = writer.make_many("Split", (whole, writer.constant(sizes)), len(found), axis=-1)
+    widths = [each.weight.shape[1] for each in found]
+    whole = writer.make("Mul", in_float(writer, summed, first.scale, scales, first.rows, sum(widths)), first.sizes)
+    parts = writer.make_many("Split", (whole, writer.constant(widths)), len(found), axis=-1)
     for each, value in zip(found, parts, strict=True):
         writer.replace(each.last, value)
