@@ -11,7 +11,7 @@ from edgemm.cli import export
 from edgemm.cli.main import Parser
 from edgemm.errors import InputError, UsageError
 from edgemm.export.trace import trace
-from edgemm.runtimes.text_loop import LONGEST_MATCH, PAUSE, PromptLookup, Said
+from edgemm.runtimes.prompt_lookup import LONGEST_MATCH, PAUSE, PromptLookup, Said
 from edgemm.verify import export_native as bundle_export
 from tests.export.nano import needs_opset_24
 
