@@ -191,9 +191,9 @@ def fused_integers(model: ir.Model) -> bool:
     groups: dict[tuple[object, ...], list[_Integers]] = {}
     for node in nodes_of(model, "MatMulInteger"):
         if found := _integers_of(node):
-            groups.setdefault(
-                (*node.inputs[:1], *node.inputs[2:], found.scale, found.rows, found.sizes), []
-            ).append(found)
+            groups.setdefault((*node.inputs[:1], *node.inputs[2:], found.scale, found.rows, found.sizes), []).append(
+                found
+            )
     together = [found for found in groups.values() if len(found) > 1]
     writer = Writer(model)
     for found in together:

@@ -15,7 +15,7 @@ from edgemm.bundle.prompt import Prompt, Tokenizer
 from edgemm.errors import EdgemmError, UsageError
 from edgemm.runtimes.constraint import Constraint, StopStrings
 from edgemm.runtimes.kv_cache import CachedTransformer, PrefillCancelled
-from edgemm.runtimes.prompt_lookup import FEW, PromptLookup
+from edgemm.runtimes.prompt_lookup import PromptLookup
 from edgemm.runtimes.sampling import Sampling, log_probabilities, next_token
 from edgemm.runtimes.text_call import FinishReason, TextChunk, TextMetrics, TextResult, TokenLogprob
 
@@ -39,7 +39,7 @@ class TextRequest:
     constraint: Constraint | None = None  # what may come next
     history: tuple[int, ...] = ()  # text ids of earlier turns, for the repetition penalty
     prompt_lookup_num_tokens: int | None = None  # candidates at most, found in what was said and checked in one run;
-    # None: a few, where the transformer can and as long as it pays
+    # None: as many as pay, where the transformer can
 
     def __post_init__(self) -> None:
         if self.logprobs is not None and not 0 <= self.logprobs <= MOST_LOGPROBS:
@@ -216,7 +216,7 @@ def _steps(request: TextRequest, transformer: CachedTransformer) -> CachedTransf
     if most == 0 or (most is None and not transformer.takes_candidates):
         return transformer
     said = [*request.history, *request.prompt.text_ids]
-    return PromptLookup(transformer, said, FEW if most is None else most, sparing=most is None)
+    return PromptLookup(transformer, said, most)
 
 
 def _logprob(token: int, logits: np.ndarray, count: int, tokenizer: Tokenizer) -> TokenLogprob:

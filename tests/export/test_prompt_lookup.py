@@ -11,7 +11,7 @@ from edgemm.cli import export
 from edgemm.cli.main import Parser
 from edgemm.errors import InputError, UsageError
 from edgemm.export.trace import trace
-from edgemm.runtimes.prompt_lookup import LONGEST_MATCH, PAUSE, PromptLookup, Said
+from edgemm.runtimes.prompt_lookup import LONGEST_MATCH, Gains, PromptLookup, Said
 from edgemm.verify import export_native as bundle_export
 from tests.export.nano import needs_opset_24
 
@@ -22,67 +22,108 @@ COPY = 'start: "abcabcabcabcabcabc!"'
 
 
 @pytest.mark.parametrize(
-    ("said", "found"),
+    ("said", "match", "found"),
     [
-        ("abcdeabc", "dea"),  # the longest match wins
-        ("abxabyab", "yab"),  # of two, the later
-        ("aaaa", "a"),
-        ("abcd", ""),
-        ("a", ""),
+        ("abcdeabc", 3, "dea"),  # the longest match wins
+        ("abxabyab", 2, "yab"),  # of two, the later
+        ("aaaa", 3, "a"),
+        ("abcd", 0, ""),
+        ("a", 0, ""),
     ],
 )
-def test_candidates_are_what_followed_before(said, found):
+def test_candidates_are_what_followed_before(said, match, found):
     *before, last = said.encode()
-    assert bytes(Said(before).add(last, 3)).decode() == found
+    length, candidates = Said(before).add(last, 3)
+    assert (length, bytes(candidates).decode()) == (match, found)
 
 
-def find_candidates(said, most, shortest):
+def find_candidates(said, most):
     """The same by looking everywhere."""
-    for length in range(min(LONGEST_MATCH, len(said) - 1), shortest - 1, -1):
+    for length in range(min(LONGEST_MATCH, len(said) - 1), 0, -1):
         for start in range(len(said) - length - 1, -1, -1):
             if said[start : start + length] == said[-length:]:
-                return said[start + length : start + length + most]
-    return []
+                return length, said[start + length : start + length + most]
+    return 0, []
 
 
-@pytest.mark.parametrize("shortest", [1, 3])
-def test_candidates_are_those_of_a_search_through_all_that_was_said(shortest):
+def test_candidates_are_those_of_a_search_through_all_that_was_said():
     random = np.random.default_rng(0)
-    tokens, said = random.integers(0, 4, 300).tolist(), Said([], shortest)
+    tokens, said = random.integers(0, 4, 300).tolist(), Said([])
     for end, token in enumerate(tokens, 1):
-        assert said.add(token, 3) == find_candidates(tokens[:end], 3, shortest)
+        assert said.add(token, 3) == find_candidates(tokens[:end], 3)
 
 
-class Guessing:
-    """A transformer that says 0, 1, 2, ... 9 again and again, or numbers that never come again."""
+class Timed:
+    """A transformer whose runs take one second, and `slope` more for each candidate."""
 
-    def __init__(self, repeats):
-        self.repeats, self.cache, self.read, self.single = repeats, self, 0, 0
+    def __init__(self, slope):
+        self.slope, self.cache, self.seconds, self.runs = slope, self, 0.0, []
 
     used, has_room = 0, staticmethod(lambda tokens: True)
 
     def step(self, token):
-        self.single += 1
+        self.read_candidates([token])
 
     def read_candidates(self, tokens):
-        self.read += 1
+        self.runs.append(len(tokens))
+        self.seconds += 1 + self.slope * (len(tokens) - 1)
         return [None] * len(tokens)
 
     def keep(self):
         pass
 
 
-@pytest.mark.parametrize("repeats", [True, False])
-def test_by_default_lookup_goes_on_where_it_pays_and_stops_where_it_does_not(repeats):
-    """What never repeats has the same three tokens again and again, and then another fourth."""
-    transformer = Guessing(repeats)
-    lookup = PromptLookup(transformer, [], 3, sparing=True)
-    for number in range(400):
-        lookup.step(number % 10 if repeats else (number % 4 if number % 4 < 3 else 100 + number))
-    if repeats:
-        assert transformer.read + transformer.single < 400 / 3
-    else:
-        assert transformer.read <= 3 + 400 / PAUSE
+def seconds_a_token(said, slope, most=None):
+    transformer = Timed(slope)
+    lookup = PromptLookup(transformer, [], most, clock=lambda: transformer.seconds)
+    for token in said:
+        lookup.step(int(token))
+    return transformer.seconds / len(said)
+
+
+RANDOM = np.random.default_rng(0)
+REPLIES = {
+    "again and again": np.arange(400) % 10,
+    "never the same": np.arange(400),
+    "a pair, then another word": np.array([number % 4 if number % 4 < 3 else 100 + number for number in range(400)]),
+    "chance": RANDOM.integers(0, 8, 400),
+    "half a copy": np.concatenate([RANDOM.integers(0, 500, 200), np.arange(200) % 20]),
+}
+
+
+@pytest.mark.parametrize("slope", [0.1, 0.3, 0.9])
+@pytest.mark.parametrize("reply", REPLIES)
+def test_by_default_lookup_loses_nothing_and_wins_where_a_run_of_more_is_cheap(reply, slope):
+    """What never repeats, or repeats by chance alone, may cost a few tries: two in a hundred."""
+    took = seconds_a_token(REPLIES[reply], slope)
+    assert took <= 1.02
+    if reply == "again and again" and slope < 0.9:
+        assert took < {0.1: 0.3, 0.3: 0.5}[slope]
+    if reply == "a pair, then another word" and slope == 0.1:
+        assert took < 0.75
+    if reply not in ("again and again", "never the same"):
+        assert took < seconds_a_token(REPLIES[reply], slope, most=6)
+
+
+def test_what_a_candidate_costs_is_seen_on_the_way():
+    gains = Gains()
+    for _ in range(20):
+        gains.expects(3, [7])
+        gains.came(7)
+    assert gains.best(3, 6) == 6
+    for _ in range(20):
+        gains.took(0, 1.0)
+        gains.took(2, 3.5)  # more than twice as long for each
+    assert gains.best(3, 6) == 0
+
+
+def test_candidates_that_were_right_by_chance_are_soon_not_believed():
+    gains = Gains()
+    assert gains.best(3, 6) > 0
+    for _ in range(6):
+        gains.expects(3, [7])
+        gains.came(8)
+    assert gains.best(3, 6) == 0
 
 
 @pytest.fixture(scope="module", params=["fp32", pytest.param("int4", marks=pytest.mark.slow)])
