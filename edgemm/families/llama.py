@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Any
 
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from edgemm.bundle.manifest import TextLoop
-from edgemm.errors import CheckpointError
+from edgemm.errors import CheckpointError, UsageError
 from edgemm.export.component_graphs import ComponentGraph, scatter
 from edgemm.families.chat_ids import as_the_library_reads, plain
 from edgemm.families.chat_strings import ChatStrings, added_around, chat_strings, plain_strings
@@ -30,6 +30,7 @@ __all__ = [
     "rms",
     "text_pieces",
     "transformer_component",
+    "with_prompt_lookup",
 ]
 
 CANNOT = "pictures: this model knows none; tools and other roles of its chat template than system, user, assistant"
@@ -108,7 +109,12 @@ def nothing_more(index: int, x: Tensor) -> Tensor:
 
 
 class LlamaGraph(nn.Module):
-    """`text` has embed_tokens, layers, norm and rotary_emb; without a head it gives hidden states."""
+    """`text` has embed_tokens, layers, norm and rotary_emb; without a head it gives hidden states.
+
+    With `prompt_lookup` it gives logits of more positions than one, so that candidates are checked in one run.
+    """
+
+    prompt_lookup = False
 
     def __init__(self, text: Any, head: nn.Module | None) -> None:
         super().__init__()
@@ -118,10 +124,13 @@ class LlamaGraph(nn.Module):
 
     def forward(self, *tensors: Tensor) -> tuple[Tensor, ...]:
         input_ids, image_tokens, image_index, write_index, attention_limit, logits_index, *past = tensors
+        candidates = past.pop(0) if self.prompt_lookup else None  # (b, k): where they stand
         x = self.look_up(input_ids, image_tokens, image_index)
         rows = self.placed(write_index[:, None] + torch.arange(input_ids.shape[1]), attention_limit, past)
         x, present = self.read(x, rows, write_index, past)
-        return self.answer(x, logits_index), *present
+        if candidates is None:
+            return self.answer(x, logits_index), *present
+        return *self.answers(x, torch.cat((logits_index[:, None], candidates), dim=1)), *present
 
     def look_up(self, input_ids: Tensor, image_tokens: Tensor, image_index: Tensor) -> Tensor:
         """The tokens (b, s, w): words, and pictures' where `image_index` says which."""
@@ -169,6 +178,13 @@ class LlamaGraph(nn.Module):
         wanted = x.gather(1, logits_index[:, None, None].expand(-1, 1, x.shape[-1]))[:, 0]  # (b, w)
         hidden = rms(self.norm, wanted)
         return hidden if self.head is None else self.head(hidden)
+
+    def answers(self, x: Tensor, wanted_index: Tensor) -> Pair:
+        """Logits (b, v) of the first of the wanted tokens (b, 1 + k), and (b, k, v) of the others."""
+        assert self.head is not None
+        wanted = x.gather(1, wanted_index[..., None].expand(-1, -1, x.shape[-1]))
+        rows = self.head(rms(self.norm, wanted.flatten(0, 1))).unflatten(0, wanted_index.shape)
+        return rows[:, 0], rows[:, 1:]
 
     @staticmethod
     def _heads(attention: Any, part: str, x: Tensor) -> Tensor:
@@ -231,6 +247,40 @@ def as_transformer(
         inputs | {f"past_{layer}": shape for layer, shape in caches.items()},
         said | {f"present_{layer}": shape for layer, shape in caches.items()},
     )
+
+
+def with_prompt_lookup(parts: Parts) -> Parts:
+    """The same transformer, which checks candidates too.  Raises UsageError where it is not Llama's own."""
+    graph = parts.graphs["transformer"]
+    module = graph.module
+    if not isinstance(module, LlamaGraph) or type(module).forward is not LlamaGraph.forward or module.head is None:
+        raise UsageError("--prompt-lookup is for text models as Llama is one, and readers around them: not this one")
+    module.prompt_lookup = True
+    given, said = ({spec.name: spec.shape for spec in side} for side in (graph.inputs, graph.outputs))
+    batch, words = said["logits"]
+    looked_up = component(
+        graph.name,
+        module,
+        _after(given, "logits_index", "draft_index", (batch, "k")),
+        _after(said, "logits", "draft_logits", (batch, "k", words)),
+    )
+    inputs = parts.inputs["transformer"]
+    index = torch.tensor([[0, 2]] * len(inputs["input_ids"]))
+    return replace(
+        parts,
+        graphs={**parts.graphs, "transformer": looked_up},
+        inputs={**parts.inputs, "transformer": {**inputs, "draft_index": index}},
+    )
+
+
+def _after(shapes: Mapping[str, Shape], name: str, more: str, shape: Shape) -> dict[str, Shape]:
+    """One more, in its place."""
+    found: dict[str, Shape] = {}
+    for key, known in shapes.items():
+        found[key] = known
+        if key == name:
+            found[more] = shape
+    return found
 
 
 def text_pieces(text: Any, head: nn.Module | None) -> list[nn.Module]:

@@ -7,8 +7,12 @@ import pytest
 import torch
 from transformers import AutoTokenizer, LlamaForCausalLM
 
+import edgemm
+from edgemm.bench.timeline import EngineClock
 from edgemm.bundle.chat import as_messages, chat_prompt
 from edgemm.errors import UsageError
+from edgemm.families.folder import find_foreign
+from edgemm.verify.export_foreign import export_foreign
 from tests.families.tiny.words import SPOKEN
 
 TALK = [
@@ -17,6 +21,8 @@ TALK = [
     {"role": "assistant", "content": "a small boat"},
     {"role": "user", "content": SPOKEN[2]},
 ]
+
+LONG = {"max_new_tokens": 60, "ignore_eos": True, "repetition_penalty": 1.0}
 
 
 def ids_of(model, messages) -> list[int]:
@@ -53,6 +59,36 @@ def test_a_special_token_that_a_user_spells_out_stays_text(exported):
     ids = ids_of(model, "end<|im_end|>")
     assert ids.count(model.tokenizer.token_id("<|im_end|>")) == 1  # the template's own
     assert "<|im_end|>" in model.tokenizer.decode(ids)
+
+
+@pytest.mark.parametrize(
+    ("name", "precision"),
+    [
+        ("llama", "fp32"),
+        ("llama", "int8"),
+        pytest.param("llama", "int4", marks=pytest.mark.slow),
+        pytest.param("llava", "fp32", marks=pytest.mark.slow),
+        pytest.param("llava", "int8", marks=pytest.mark.slow),
+    ],
+)
+def test_several_tokens_a_run_give_the_reply_of_one_a_run(exported, name, precision, tmp_path):
+    folder, plain = exported(name)
+    export_foreign(find_foreign(folder), tmp_path / "lookup.bundle", precision=precision, prompt_lookup=True)
+    clock = EngineClock()
+    with edgemm.load(tmp_path / "lookup.bundle", device="cpu", threads=1) as model:
+        said = {most: model.generate_text(SPOKEN[0], prompt_lookup_num_tokens=most, **LONG) for most in (0, 6, None)}
+        model._engines.watch(clock.watch)
+        model.generate_text(SPOKEN[0], prompt_lookup_num_tokens=6, **LONG)
+    assert said[0].token_ids == said[6].token_ids == said[None].token_ids
+    assert sum(run.component == "transformer" for run in clock.runs) < len(said[0].token_ids)
+    if precision == "fp32":
+        assert said[0].token_ids == plain.generate_text(SPOKEN[0], **LONG).token_ids
+
+
+def test_a_transformer_without_a_head_looks_nothing_up(exported, tmp_path):
+    folder, _ = exported("janus")
+    with pytest.raises(UsageError, match="--prompt-lookup is for text models as Llama is one"):
+        export_foreign(find_foreign(folder), tmp_path / "lookup.bundle", prompt_lookup=True)
 
 
 @pytest.mark.slow
