@@ -158,6 +158,8 @@ class Drawing(Flow):
     """Pictures from captions."""
 
     caption: str = ""  # what pictures are said to be, such as "{caption}, noto style"; "" means their own captions
+    more: tuple[str, ...] = ()  # further dataset folders, trained on whole beside `data`; one named twice counts twice
+    more_captions: int = 0  # of each of their pictures the last so many captions, which tell most; 0 means all
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -233,9 +235,6 @@ class DrawRecipe(Drawing, Parts):
     """The image expert over a frozen transformer."""
 
     kind: ClassVar[str] = "draw"
-
-    more: tuple[str, ...] = ()  # further dataset folders, trained on whole beside `data`; one named twice counts twice
-    more_captions: int = 0  # of each of their pictures the last so many captions, which tell most; 0 means all
 
 
 @dataclass(frozen=True, kw_only=True)

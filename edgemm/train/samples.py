@@ -22,7 +22,7 @@ from edgemm.model.codes import BatchDecode
 from edgemm.model.config import ModelConfig
 from edgemm.model.prompts import read_prompt, reply_ids, stop_ids
 from edgemm.model.unified import Unified
-from edgemm.train.recipe import CAPTION, DrawRecipe, Recipe
+from edgemm.train.recipe import CAPTION, Drawing, Recipe
 
 __all__ = [
     "PicturesOnDisk",
@@ -62,7 +62,7 @@ def pick_samples(
     return dataset, samples
 
 
-def more_samples(recipe: DrawRecipe) -> list[Sample]:
+def more_samples(recipe: Drawing) -> list[Sample]:
     """All samples of the recipe's further folders in its splits; `image` is the file's whole path, so that it is found
     from any folder."""
     found = []

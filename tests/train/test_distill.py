@@ -101,6 +101,14 @@ def test_what_other_prompts_draw_is_the_teachers_word_alone(teacher, tmp_path):
     assert loss(other_prompts=1) != loss(other_prompts=0.5) != loss() > 0.01
 
 
+def test_a_student_may_draw_further_datasets(teacher, tmp_path):
+    def captions(**changes) -> set[str]:
+        recipe = settings(teacher, tmp_path, student="nano", parts="denoiser", **changes | {"pictures": 4})
+        return set(DistillDraw(checkpoint.load(teacher), checkpoint.load(teacher), recipe).captions)
+
+    assert captions() < captions(more=EMOJI, more_captions=1)
+
+
 def test_an_adapter_keeps_what_it_says_of_the_layers_that_stay_and_gets_room(teacher, tmp_path):
     from peft import LoraConfig, get_peft_model
 

@@ -71,7 +71,8 @@ def test_a_kind_has_no_line_that_only_another_needs():
     assert not keys["few-steps"] & {"temperature", "lora_rank", "parts", "start"}
     assert not keys["finetune"] & {"align_steps", "train", "experts", "teacher"}
     folders = {"more", "more_captions"}  # other pictures to draw; reading has one set of questions
-    assert keys["joint"] == (keys["draw"] - folders) | keys["read"] | {"flow_weight", "draw_data"}
+    assert folders <= keys["student"] and not folders & keys["read"]
+    assert keys["joint"] == keys["draw"] | keys["read"] | {"flow_weight", "draw_data"}
 
 
 def test_what_a_recipe_leaves_out_has_its_default(write):

@@ -21,7 +21,7 @@ from edgemm.model.transformer import KeyValues
 from edgemm.model.unified import Unified
 from edgemm.train.optimizers import parts_of, trained_parts
 from edgemm.train.ranks import Share
-from edgemm.train.recipe import Drawing, DrawRecipe, Flow
+from edgemm.train.recipe import Drawing, Flow
 from edgemm.train.samples import (
     PicturesOnDisk,
     batch_rows,
@@ -74,8 +74,7 @@ class DrawTask:
         recipe = self.recipe
         assert isinstance(recipe, Drawing)
         _, samples = pick_samples(recipe.data, recipe.splits, recipe.groups, recipe.pictures, recipe.caption)
-        if isinstance(recipe, DrawRecipe):
-            samples += more_samples(recipe)
+        samples += more_samples(recipe)
         tokens = self.model.config.image_tokens
         self.pixels: Tensor | PicturesOnDisk = pictures_of(Path(recipe.data), samples, tokens.image_size, tokens.frames)
         captions = sorted({caption for sample in samples for caption in sample.captions})
