@@ -7,6 +7,11 @@ import signal
 import pytest
 
 from edgemm import progress as display
+from tests.collected import Collected
+
+
+def pytest_configure(config):
+    config.pluginmanager.register(Collected(), Collected.NAME)
 
 
 @pytest.fixture(scope="session", autouse=True)
