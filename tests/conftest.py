@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import signal
+import sys
 
 import pytest
 
@@ -36,4 +38,23 @@ def _nothing_is_kept_outside_of_the_tests(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("EDGEMM_CACHE", str(tmp_path_factory.mktemp("cache")))
         patch.setenv("EDGEMM_TRUST_BUNDLES", "1")
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _what_is_the_same_is_traced_once(tmp_path_factory):
+    """Where tests export at all: traced.py brings torch, which others do without."""
+    exporters = [sys.modules.get(f"edgemm.verify.{name}") for name in ("export_native", "export_foreign")]
+    if not any(exporters):
+        yield
+        return
+    from tests import traced
+
+    base = tmp_path_factory.getbasetemp()
+    traced.folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "traced"
+    traced.folder.mkdir(exist_ok=True)
+    with pytest.MonkeyPatch.context() as patch:
+        traced.table_of_operators_once(patch)
+        for module in filter(None, exporters):
+            patch.setattr(module, "trace", traced.traced)
         yield

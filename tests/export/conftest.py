@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,12 +11,11 @@ import torch
 
 import edgemm
 from edgemm.export.component_graphs import ComponentGraph, component_graphs
-from edgemm.export.trace import trace
 from edgemm.model import checkpoint
 from edgemm.model.unified import Unified
-from edgemm.verify import export_native as bundle_export
 from edgemm.verify.export_native import export_bundle
 from tests.export.nano import PRECISIONS, random_nano
+from tests.traced import traced
 
 
 @pytest.fixture(scope="session")
@@ -40,40 +37,18 @@ def graphs(model) -> dict[str, ComponentGraph]:
 
 
 @pytest.fixture(scope="session")
-def references(tmp_path_factory) -> Callable[[ComponentGraph], ir.Model]:
-    """trace(), but each component is traced once in the whole session, whichever of its processes asks, and once more
-    when it was smoothed: tracing takes most of what these tests do."""
-    base = tmp_path_factory.getbasetemp()
-    kept = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "traced"
-    kept.mkdir(exist_ok=True)
-
-    def trace_once(graph: ComponentGraph) -> ir.Model:
-        path = kept / f"{graph.name}-{_weights_of(graph)}.onnx"
-        if not path.exists():
-            mine = path.with_suffix(f".{os.getpid()}")
-            ir.save(trace(graph), mine, format="protobuf")
-            os.replace(mine, path)
-        return ir.load(path)
-
-    return trace_once
-
-
-def _weights_of(graph: ComponentGraph) -> str:
-    digest = hashlib.sha256()
-    for tensor in graph.module.state_dict().values():
-        digest.update(tensor.detach().contiguous().numpy().tobytes())
-    return digest.hexdigest()
+def references() -> Callable[[ComponentGraph], ir.Model]:
+    """trace(), but each component is traced once in the whole run, and once more when it was smoothed."""
+    return traced
 
 
 @pytest.fixture(scope="session")
-def export(references, checkpoint_path) -> Callable[..., Path]:
-    """export_bundle of that checkpoint, without tracing it anew."""
+def export(checkpoint_path) -> Callable[..., Path]:
+    """export_bundle of that checkpoint."""
 
     def run(path: Path, **options) -> Path:
         torch.manual_seed(len(str(path)))  # nothing may depend on it
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(bundle_export, "trace", references)
-            export_bundle(checkpoint_path, path, **options)
+        export_bundle(checkpoint_path, path, **options)
         return path
 
     return run

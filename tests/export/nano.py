@@ -70,12 +70,20 @@ def nano(**changes: Any) -> ModelConfig:
 
 
 def random_nano(config: ModelConfig | None = None) -> Unified:
-    """Its layers weigh more than its embeddings: a tied head would else say the last token over and over."""
+    """Its layers weigh more than its embeddings: a tied head would else say the last token over and over.
+
+    What another config leaves as it is has the plain model's numbers, so that a run traces it once (tests/traced.py).
+    """
     model = random_micro(config or nano())
     with torch.no_grad():
         model.transformer.embed_tokens.weight.mul_(0.3)
         for weight in model.transformer.layers.parameters():
             weight.mul_(3 if weight.dim() == 2 else 1)
+        if config is not None and config != nano():
+            plain, own = random_nano().state_dict(), model.state_dict()
+            for name in plain.keys() & own.keys():
+                if plain[name].shape == own[name].shape:
+                    own[name].copy_(plain[name])
     return model
 
 

@@ -18,7 +18,6 @@ from edgemm.errors import InputError, UsageError
 from edgemm.export.component_graphs import component_graphs
 from edgemm.export.lower_tensorrt import lower_tensorrt
 from edgemm.export.schemes import read_schemes
-from edgemm.export.trace import trace
 from edgemm.model import checkpoint
 from edgemm.quantize.make import make_spec
 from edgemm.quantize.simulated import weights_of
@@ -27,6 +26,7 @@ from edgemm.verify.export_native import export_bundle
 from tests.engines.tiny_engines import build_component, needs_rtx
 from tests.export.nano import nano, needs_opset_24, random_nano
 from tests.heard import hearing
+from tests.traced import traced
 
 pytestmark = needs_opset_24
 
@@ -189,6 +189,6 @@ def test_nvidias_parser_takes_int4_of_widths_that_no_block_divides(odd_model, tm
 def test_a_spec_with_such_blocks_is_refused_with_both_numbers(odd_model):
     name = "transformer.layers.0.mlp.down_proj"
     spec = make_spec(weights_of(odd_model), {name: Layer(4, 64)})
-    reference = trace(component_graphs(odd_model)["transformer"])
+    reference = traced(component_graphs(odd_model)["transformer"])
     with pytest.raises(InputError, match=f"{name}: TensorRT takes no blocks of 64 in a weight of 160 input channels"):
         lower_tensorrt("transformer", reference, spec, "fp32", "portable-21", {})

@@ -10,7 +10,6 @@ from edgemm.bench.timeline import EngineClock
 from edgemm.cli import export
 from edgemm.cli.main import Parser
 from edgemm.errors import InputError, UsageError
-from edgemm.export.trace import trace
 from edgemm.runtimes.prompt_lookup import LONGEST_MATCH, Gains, PromptLookup, Said
 from edgemm.verify import export_native as bundle_export
 from tests.export.nano import needs_opset_24
@@ -127,13 +126,10 @@ def test_candidates_that_were_right_by_chance_are_soon_not_believed():
 
 
 @pytest.fixture(scope="module", params=["fp32", pytest.param("int4", marks=pytest.mark.slow)])
-def lookup(request, checkpoint_path, references, tmp_path_factory):
-    """A bundle whose transformer checks candidates; the other components are traced already."""
+def lookup(request, export, tmp_path_factory):
+    """A bundle whose transformer checks candidates."""
     path = tmp_path_factory.mktemp("lookup") / f"{request.param}.bundle"
-    with pytest.MonkeyPatch.context() as patch:
-        whole = {"transformer": trace}
-        patch.setattr(bundle_export, "trace", lambda graph: whole.get(graph.name, references)(graph))
-        bundle_export.export_bundle(checkpoint_path, path, precision=request.param, prompt_lookup=True)
+    export(path, precision=request.param, prompt_lookup=True)
     with edgemm.load(path, device="cpu", threads=1) as runtime:
         yield runtime
 

@@ -6,13 +6,13 @@ import pytest
 
 from edgemm.export.products import products_of
 from edgemm.export.specs import graph_weights
-from edgemm.export.trace import trace
 from edgemm.families.folder import find_foreign
 from edgemm.families.hf_checkpoint import open_checkpoint
 from edgemm.families.table import load_family
 from edgemm.quantize.layers import TOWERS
 from tests.export.nano import needs_opset_24
 from tests.families.tiny.folders import write_folder
+from tests.traced import traced
 
 TOLD = ("transformer", "text_head", "image_head", *TOWERS)  # components that `--precision int8` quantizes
 FAST, LONG = ("llama", "fuyu"), ("emu3", "janus", "qwen3_vl")
@@ -27,7 +27,7 @@ def test_every_product_of_a_graph_goes_by_the_name_of_its_weight(family, tmp_pat
     weights = graph_weights(graphs)
     for component in TOLD:
         if component in graphs:
-            products = list(products_of(trace(graphs[component]), component))
+            products = list(products_of(traced(graphs[component]), component))
             assert products or component in TOWERS
             for product in products:
                 assert (

@@ -174,6 +174,6 @@ def test_auto_and_words_of_its_own_are_refused_together(tmp_path, capsys):
 @pytest.fixture
 def references_of():
     from edgemm.export.component_graphs import component_graphs
-    from edgemm.export.trace import trace
+    from tests.traced import traced
 
-    return lambda model, component: trace(component_graphs(model)[component])
+    return lambda model, component: traced(component_graphs(model)[component])

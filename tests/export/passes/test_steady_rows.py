@@ -10,9 +10,9 @@ from edgemm.export.component_graphs import component_graphs
 from edgemm.export.lower_cpu import lower_ort_cpu
 from edgemm.export.ort_cpu_graph import for_ort_cpu
 from edgemm.export.specs import graph_weights
-from edgemm.export.trace import trace
 from edgemm.runtimes.backend.ort_backend import denormals_as_zero
 from tests.export.nano import needs_opset_24, opened, spec_without_data
+from tests.traced import traced
 
 pytestmark = needs_opset_24
 CACHE = 40
@@ -22,7 +22,7 @@ PROMPT = 7
 @pytest.fixture(scope="module", params=["int8", "int4"])
 def session(request, model):
     graphs = {"transformer": component_graphs(model, prompt_lookup=True)["transformer"]}
-    reference = trace(graphs["transformer"])
+    reference = traced(graphs["transformer"])
     spec = spec_without_data(graph_weights(graphs), request.param)
     lowered, _ = lower_ort_cpu("transformer", reference, spec)
     for_ort_cpu(lowered, CACHE)
