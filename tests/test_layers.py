@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ast
 import re
+from functools import cache
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
@@ -69,7 +70,10 @@ def imports_of(module: str) -> set[str]:
     return {name for node in ast.walk(tree) for name in named(node) if name in MODULES} - {module, FACE}
 
 
-IMPORTS = {module: imports_of(module) for module in MODULES if module != FACE}
+@cache
+def imports() -> dict[str, set[str]]:
+    """Read when a test first asks: every process of a run imports this file, and one runs it."""
+    return {module: imports_of(module) for module in MODULES if module != FACE}
 
 
 def layer_of(module: str) -> str:
@@ -77,13 +81,13 @@ def layer_of(module: str) -> str:
 
 
 def test_every_file_stands_in_a_layer():
-    assert {layer_of(module) for module in IMPORTS} <= FLOOR.keys()
+    assert {layer_of(module) for module in imports()} <= FLOOR.keys()
 
 
 def test_nobody_imports_upward():
     upward = [
         f"{module} -> {name}"
-        for module, names in IMPORTS.items()
+        for module, names in imports().items()
         for name in names
         if FLOOR[layer_of(name)] > FLOOR[layer_of(module)]
     ]
@@ -92,12 +96,12 @@ def test_nobody_imports_upward():
 
 def test_nobody_imports_in_a_circle():
     try:
-        TopologicalSorter(IMPORTS).prepare()
+        TopologicalSorter(imports()).prepare()
     except CycleError as error:
         raise AssertionError(" -> ".join(error.args[1])) from None
 
 
 def test_an_import_that_is_lazy_or_for_types_alone_is_seen():
     """That the reader reads: cli/main.py names its verbs in strings, load() imports inside of a function."""
-    assert "edgemm.cli.draw" in IMPORTS["edgemm.cli.main"]
+    assert "edgemm.cli.draw" in imports()["edgemm.cli.main"]
     assert "edgemm.runtimes.engines" in imports_of(FACE)

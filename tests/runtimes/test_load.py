@@ -52,7 +52,8 @@ def test_the_transformer_loads_while_the_tokenizer_is_read_and_is_loaded_once(bu
 
 @pytest.mark.parametrize("enabled", [True, False])
 def test_the_collector_and_the_turns_of_threads_are_afterwards_as_they_were(bundle_path, tmp_path, enabled):
-    was, turns = gc.isenabled(), sys.getswitchinterval()
+    was, turns, frozen = gc.isenabled(), sys.getswitchinterval(), gc.get_freeze_count()
+    gc.unfreeze()  # the tests' own (conftest.py)
     try:
         (gc.enable if enabled else gc.disable)()
         edgemm.load(bundle_path, device="cpu", threads=1).close()
@@ -62,6 +63,8 @@ def test_the_collector_and_the_turns_of_threads_are_afterwards_as_they_were(bund
         assert gc.isenabled() == enabled and sys.getswitchinterval() == turns and not gc.get_freeze_count()
     finally:
         (gc.enable if was else gc.disable)()
+        if frozen:
+            gc.freeze()
 
 
 def test_a_model_that_was_closed_while_it_loads_keeps_no_engine(bundle_path, monkeypatch):
