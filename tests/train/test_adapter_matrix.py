@@ -4,6 +4,7 @@ the name of what is wrong.  PEFT's own model, at the end of its training, says w
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from edgemm.bundle.adapter_config import KEYS, REFUSED, AdapterConfig, _fits
 from edgemm.bundle.components import ADAPTER_PREFIX, TensorSpec
 from edgemm.errors import InputError, UsageError
 from edgemm.model import checkpoint
+from edgemm.model.unified import Unified
 from edgemm.runtimes.adapters import read_factors
 from edgemm.train.merge import merge
 from tests.train.test_finetune import llama_start, pictures, said, start
@@ -104,8 +106,13 @@ def outputs(model) -> list[torch.Tensor]:
     return [said(model), pictures(model)]
 
 
-def trained(origin: Path, case: Case, folder: Path) -> tuple[Any, list[torch.Tensor]]:
-    """PEFT's model as if trained, saved to `folder`, and what the whole says and draws with it."""
+@functools.cache
+def untouched(origin: Path) -> list[torch.Tensor]:
+    return outputs(checkpoint.load(origin))
+
+
+def trained(origin: Path, case: Case, folder: Path) -> tuple[Any, Unified]:
+    """PEFT's model as if trained, saved to `folder`, and the whole that it is a part of."""
     model = checkpoint.load(origin).requires_grad_(False)
     torch.manual_seed(0)
     module: nn.Module = getattr(model, case.part)
@@ -118,7 +125,7 @@ def trained(origin: Path, case: Case, folder: Path) -> tuple[Any, list[torch.Ten
     peft.save_pretrained(str(folder / case.part))
     path = folder / case.part / "adapter_config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | case.edits))
-    return peft, outputs(model)
+    return peft, model
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -126,14 +133,14 @@ def trained(origin: Path, case: Case, folder: Path) -> tuple[Any, list[torch.Ten
 def test_a_merged_checkpoint_does_what_pefts_model_did_or_the_adapter_is_refused(request, tmp_path, name, base):
     case = CASES[name]
     origin = request.getfixturevalue("llama_start" if base else "start")
-    _, wanted = trained(origin, case, tmp_path / "adapter")
+    _, model = trained(origin, case, tmp_path / "adapter")
     if case.merged != RIGHT:
         with pytest.raises(InputError, match=case.merged):
             merge(origin, tmp_path / "adapter", tmp_path / "merged")
         assert not (tmp_path / "merged").exists()
         return
     merge(origin, tmp_path / "adapter", tmp_path / "merged")
-    found, before = (outputs(checkpoint.load(path)) for path in (tmp_path / "merged", origin))
+    found, wanted, before = outputs(checkpoint.load(tmp_path / "merged")), outputs(model), untouched(origin)
     touched = case.part == "denoiser"  # said, or drawn
     assert (found[touched] - before[touched]).abs().max() > 0.01
     torch.testing.assert_close(found[0], wanted[0], atol=2e-4, rtol=1e-4)  # logits of spread 10

@@ -46,7 +46,7 @@ def losses(folder: Path) -> list[tuple[int, float]]:
     return [(line["step"], line["loss"]) for line in read_log(folder)]
 
 
-def test_a_run_killed_at_any_step_goes_on_with_the_same_losses_to_the_same_weights(tmp_path, shapes):
+def test_a_run_killed_at_any_step_goes_on_with_the_same_losses_to_the_same_weights(tmp_path, shapes, capsys):
     train(recipe("micro-shapes", tmp_path / "whole", data=shapes, **CHANGES))
     chance = random.SystemRandom()
     moment, seconds = chance.randint(1, 20), chance.uniform(0.001, 0.1)
@@ -56,30 +56,28 @@ def test_a_run_killed_at_any_step_goes_on_with_the_same_losses_to_the_same_weigh
     assert killed.returncode == -signal.SIGPROF, f"it was over before step {moment}"
     assert moment <= len(log.read_text().splitlines()) < CHANGES["steps"]
 
-    ran = subprocess.run([sys.executable, "-m", "edgemm", *words], cwd=ROOT, capture_output=True, text=True)
-    assert ran.returncode == 0, ran.stderr
+    capsys.readouterr()
+    assert main(words) == 0
     assert losses(tmp_path / "killed") == losses(tmp_path / "whole"), f"killed {seconds} s after {moment} lines"
     weights = [load_file(tmp_path / run / "checkpoint" / "model.safetensors") for run in ("killed", "whole")]
     assert all((weights[0][name] == tensor).all() for name, tensor in weights[1].items())
 
     result = tmp_path / "killed" / "checkpoint"
-    assert ran.stdout == f"Wrote {result}; export it: edgemm export {result} --output killed.bundle\n"
+    assert capsys.readouterr().out == f"Wrote {result}; export it: edgemm export {result} --output killed.bundle\n"
     assert not list((tmp_path / "killed").glob("*.tmp"))
 
 
-def test_a_second_run_in_one_folder_is_refused_in_one_line_while_the_first_lives(tmp_path, shapes):
-    words = [sys.executable, "-m", "edgemm", *command(tmp_path / "run", shapes, steps=100_000)]
+def test_a_second_run_in_one_folder_is_refused_in_one_line_while_the_first_lives(tmp_path, shapes, capsys):
+    words = command(tmp_path / "run", shapes, steps=100_000)
     quiet = {"cwd": ROOT, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-    with subprocess.Popen(words, **quiet) as first:
+    with subprocess.Popen([sys.executable, "-m", "edgemm", *words], **quiet) as first:
         try:
             while not (tmp_path / "run" / "state.pt").exists():
                 assert first.poll() is None
                 time.sleep(0.1)
-            second = subprocess.run(words, cwd=ROOT, capture_output=True, text=True)
-            said = [line for line in second.stderr.splitlines() if "error" in line]
-            assert second.returncode == 3 and len(said) == 1 and "another run writes there now" in said[0], (
-                second.stderr
-            )
+            second, err = main(words), capsys.readouterr().err
+            said = [line for line in err.splitlines() if "error" in line]
+            assert second == 3 and len(said) == 1 and "another run writes there now" in said[0], err
             assert first.poll() is None
             begun = len(read_log(tmp_path / "run"))
             while len(read_log(tmp_path / "run")) <= begun:  # undisturbed
