@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import os
 import signal
 import sys
 
@@ -11,6 +10,7 @@ import pytest
 
 from edgemm import progress as display
 from tests.collected import Collected
+from tests.shared import run_folder
 
 
 def pytest_configure(config):
@@ -62,9 +62,7 @@ def _what_is_the_same_is_traced_once(tmp_path_factory):
         return
     from tests import traced
 
-    base = tmp_path_factory.getbasetemp()
-    traced.folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "traced"
-    traced.folder.mkdir(exist_ok=True)
+    traced.folder = run_folder(tmp_path_factory, "traced")
     with pytest.MonkeyPatch.context() as patch:
         traced.table_of_operators_once(patch)
         for module in filter(None, exporters):

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from edgemm.data.format import Dataset, read_dataset
+from tests.shared import run_folder
 
 FIXTURE = Path(__file__).parent.parent / "fixtures" / "emoji64"
 SEED = 7
@@ -20,7 +21,7 @@ def emoji64() -> Dataset:
 @pytest.fixture(scope="session")
 def cache(tmp_path_factory) -> Path:
     """Where the judge of the real subset is trained once for all tests."""
-    return tmp_path_factory.mktemp("cache")
+    return run_folder(tmp_path_factory, "judges")
 
 
 @pytest.fixture(scope="session")

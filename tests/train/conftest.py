@@ -15,6 +15,7 @@ from edgemm.train.recipe import Stage
 from edgemm.train.recipe_file import read_recipe
 from edgemm.train.run import train
 from tests.model.tiny import varied_micro
+from tests.shared import made_once
 
 ROOT = Path(__file__).resolve().parents[2]
 EMOJI = ROOT / "tests" / "fixtures" / "emoji64"
@@ -32,26 +33,26 @@ def read_log(folder: Path) -> list[dict[str, Any]]:
 
 @pytest.fixture(scope="session")
 def shapes(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("data") / "shapes"
-    with new_folder(folder, force=False) as inside:
-        build_shapes(inside, size=64, count=200, seed=0)
-    return folder
+    def make(folder: Path) -> None:
+        with new_folder(folder, force=False) as inside:
+            build_shapes(inside, size=64, count=200, seed=0)
+
+    return made_once(tmp_path_factory, "shapes", make)
 
 
 @pytest.fixture(scope="session")
 def drawn(tmp_path_factory, shapes) -> Path:
     """The run folder of a micro that draws shapes."""
-    output = tmp_path_factory.mktemp("runs") / "draw"
-    train(recipe("micro-shapes", output, data=shapes, steps=150))
-    return output
+    return made_once(
+        tmp_path_factory, "drawn", lambda output: train(recipe("micro-shapes", output, data=shapes, steps=150))
+    )
 
 
 @pytest.fixture(scope="session")
 def read(tmp_path_factory, drawn) -> Path:
     """The run folder of that micro after it was also taught to read emoji."""
-    output = tmp_path_factory.mktemp("runs") / "read"
-    train(recipe("micro-read", output, data=EMOJI, start=drawn / "checkpoint", steps=30, batch=12, log_every=1))
-    return output
+    changes = {"data": EMOJI, "start": drawn / "checkpoint", "steps": 30, "batch": 12, "log_every": 1}
+    return made_once(tmp_path_factory, "read", lambda output: train(recipe("micro-read", output, **changes)))
 
 
 @pytest.fixture(scope="session")
