@@ -26,6 +26,7 @@ from edgemm.bundle.files import read_text
 from edgemm.data.format import read_dataset
 from edgemm.errors import InputError, UsageError
 from edgemm.model import flow
+from edgemm.model.prompts import draw_prompt, read_prompt
 from edgemm.model.unified import Unified
 from edgemm.quantize.spec import HEAD
 
@@ -234,8 +235,8 @@ class Inputs:
 # Token frequency: which rows of an embedding deserve the finer precision.
 #
 # Vocabularies begin with what was merged first, so a low number means a frequent token.  But what a model reads and
-# draws is told in the tokens that spell its pictures' names (vision.py) and that calibration data has, however rare
-# they are in books: they stand before all others.
+# draws is told in the tokens that spell its pictures' names (vision.py), that calibration data has, and that stand
+# around every prompt ("Draw" is the 21,156th of SmolLM2), however rare they are in books: they stand before all others.
 # Axes: v tokens of the vocabulary, u letters, w width.
 
 SAME = 0.999  # cosine of a letter and the row that it was copied from
@@ -248,6 +249,8 @@ def places_of(model: Unified, data: Calibration) -> Tensor:
     frequent[data.texts] = True
     for prompt in data.prompts:
         frequent[model.encode(f" {prompt}", special=False)] = True
+    for template in (draw_prompt(model.config, model.tokenizer, ""), read_prompt(model.config, model.tokenizer, "", 0)):
+        frequent[template.input_ids] = True  # of every drawing and every reply
     frequent[_spelled(model)] = True
     tokens = torch.arange(len(frequent))
     return torch.argsort(torch.cat([tokens[frequent], tokens[~frequent]])).int()
