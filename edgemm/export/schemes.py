@@ -78,7 +78,7 @@ _ROWS: tuple[tuple[tuple[str, ...], str, str, QuantizeOptions | None], ...] = (
     (("web",), "int8", "fp32", QuantizeOptions("int8-web", "int8", "")),
     (("cpu", "web"), "fp32", "fp32", None),
     (("cpu",), "int8", "fp32", QuantizeOptions("w8a8", "int8", "text=smoothquant,draw=")),
-    (("cpu",), "int4", "fp32", QuantizeOptions("int4", "int8", "")),
+    (("cpu",), "int4", "fp32", QuantizeOptions("int4-w8a8", "int8", "text=smoothquant,draw=")),
     (("cuda", *TENSORRT), "fp16", "fp16", None),
     (("cuda", *TENSORRT), "fp32", "fp32", None),
     (("cuda",), "int8", "fp16", _cuda("int8", "fp16")),

@@ -18,7 +18,7 @@ from edgemm.export.component_graphs import ComponentGraph
 from edgemm.export.schemes import Scheme
 from edgemm.model.kept_weights import place_of
 from edgemm.model.unified import Unified
-from edgemm.quantize.layers import TEXT
+from edgemm.quantize.layers import IN_BLOCKS, TEXT
 from edgemm.quantize.make import quantize
 from edgemm.quantize.options import QuantizeOptions
 from edgemm.quantize.simulated import weights_of
@@ -40,19 +40,21 @@ def make_specs(
     Smoothing is folded into `model` itself, which computes the same as before; what that changes for adapters is told
     by adapter_points.py.  `cache` is that of keys and values on a CPU, `checkpoint` the model's name and hash.
     """
+    depth = max(model.config.denoiser.prefix_layers, default=-1) + 1  # of the layers that drawing reads
     made: dict[QuantizeOptions, Spec] = {}
     found = {}
     for scheme in sorted(schemes, key=lambda scheme: not scheme.on_cpu):  # what is folded, the later ones see
         if scheme.quantize is None:
             continue
         options = replace(scheme.quantize, cache=cache) if scheme.on_cpu else scheme.quantize
+        if not depth and options.text in IN_BLOCKS:
+            options = replace(options, text=IN_BLOCKS[options.text], method="")
         if (
             made and options not in made and scheme.on_cpu
         ):  # smoothing once more would change what the first one rounded
             options = replace(options, method="")
         if options not in made:
             if scheme.on_cpu and model.config.family in WITHOUT_DATA and cache == "float":
-                depth = max(model.config.denoiser.prefix_layers, default=-1) + 1
                 made[options] = quantize_without_data(weights_of(model), options, depth)
             else:
                 made[options] = quantize(model, options, checkpoint)
@@ -75,7 +77,7 @@ def make_specs_of_graphs(
     found, made = {}, dict[QuantizeOptions, Spec]()
     for scheme in schemes:
         if scheme.quantize:
-            asked = scheme.quantize
+            asked = replace(scheme.quantize, text=IN_BLOCKS.get(scheme.quantize.text, scheme.quantize.text))
             if twins and asked.draw != "fp16":
                 asked = replace(asked, **TOGETHER.get(asked.text, {}))
             if asked not in made:

@@ -25,6 +25,7 @@ from edgemm.quantize.spec import HEAD, REST, Layer
 __all__ = [
     "BLOCK",
     "DRAW",
+    "IN_BLOCKS",
     "SideScheme",
     "TEXT",
     "TOWERS",
@@ -46,6 +47,7 @@ class SideScheme:
     layer: Layer
     portable: Layer | None = None  # the form that every target takes: no zero-points, ranges known beforehand
     method: str = ""  # what brings it within the project's bars (benchmarks/quantization.py); "" needs no data
+    feeding: Layer | None = None  # form of what feeds the keys and values that drawing reads; None: blocks of 8 bits
 
     def form(self, portable: bool) -> Layer:
         return self.portable or self.layer if portable else self.layer
@@ -54,13 +56,15 @@ class SideScheme:
 FLOAT = SideScheme(Layer(None))
 FP8 = SideScheme(Layer(8, form="fp8", activations="fp8"))
 INT4 = Layer(4, BLOCK, symmetric=False, activations="block")
+W8A8 = Layer(8, 0, activations="token")
 
 TEXT = {
     "fp16": FLOAT,
     "int8": SideScheme(Layer(8, BLOCK, activations="block"), Layer(8, 0), "smoothquant"),
-    "w8a8": SideScheme(Layer(8, 0, activations="token"), Layer(8, 0, activations="static"), "smoothquant"),
+    "w8a8": SideScheme(W8A8, Layer(8, 0, activations="static"), "smoothquant"),
     "int8-web": SideScheme(Layer(8)),  # for wasm: nothing in blocks
     "int4": SideScheme(INT4, Layer(4, PORTABLE_BLOCK), "awq+gptq"),
+    "int4-w8a8": SideScheme(INT4, Layer(4, PORTABLE_BLOCK), "smoothquant", feeding=W8A8),
     "fp8": FP8,
     "nvfp4": SideScheme(Layer(4, FLOAT_BLOCK, form="nvfp4", activations="nvfp4")),
     "nvfp4-weights": SideScheme(Layer(4, FLOAT_BLOCK, form="nvfp4")),
@@ -71,6 +75,7 @@ DRAW = {
     "w4a8": SideScheme(INT4, Layer(4, PORTABLE_BLOCK), "smoothquant+svd"),
     "fp8": FP8,
 }
+IN_BLOCKS = {"int4-w8a8": "int4"}  # what a word means where drawing reads nothing, or nothing is smoothed
 SIDES = {"text": TEXT, "draw": DRAW}
 
 
@@ -93,6 +98,7 @@ HEAVY = 1 / 3  # of the transformer's numbers: where the embedding has more, byt
 WIDE_BLOCKS = (128, 64)  # of 8 bits, where 4 are asked for: as good, and faster than blocks of 32
 TENDER = re.compile(r"layers\.\d+\.(?:self_attn\.[qkv]_proj|mlp\.down_proj)$")  # as k-quant mixes of llama.cpp have it
 READ = re.compile(r"layers\.(\d+)\.self_attn\.")  # queries beside keys and values, for the three are one product
+CACHED = re.compile(r"layers\.(\d+)\.self_attn\.[qkv]_proj$")  # of the last layer that is read, nothing else is
 OUTLIERS = "a few tokens' inputs are thousands of times the others'"
 LAST_DIGIT = "it would pass the last digit of its inputs on"
 READ_AT_EVERY_STEP = "its keys and values are read at every step"
@@ -141,7 +147,8 @@ def choose_layers(
     if text == "int8-web":
         chosen = dict(_decide_for_web(shapes, text_form, draw_form))
     else:
-        chosen = dict(_decide(shapes, text_form, draw_form, drawing_depth, portable))
+        feeding = None if portable else schemes[0].feeding
+        chosen = dict(_decide(shapes, text_form, draw_form, drawing_depth, portable, feeding))
     if towers:
         plain = Layer(8) if portable or text == "int8-web" else Layer(8, BLOCK, activations="block")
         chosen |= {name: plain for name in shapes if name.partition(".")[0] in TOWERS}
@@ -149,7 +156,12 @@ def choose_layers(
 
 
 def _decide(
-    shapes: Mapping[str, tuple[int, int]], text: Layer, draw: Layer, drawing_depth: int, portable: bool
+    shapes: Mapping[str, tuple[int, int]],
+    text: Layer,
+    draw: Layer,
+    drawing_depth: int,
+    portable: bool,
+    feeding: Layer | None,
 ) -> Iterator[tuple[str, Layer]]:
     read = {name: rows * width for name, (rows, width) in shapes.items() if side_of(name) == "text"}
     fed = _layers_that_feed(shapes, drawing_depth)
@@ -159,7 +171,7 @@ def _decide(
             if name == HEAD and portable:
                 yield name, Layer(None, reason="looked up and multiplied with: it stays in the target's own float")
             else:
-                layer = _text_layer(name, width, text, drawing_depth, fed)
+                layer = _text_layer(name, width, text, drawing_depth, fed, feeding)
                 if name == HEAD and layer.bits and drawing_depth and tight and rows >= 2 * FREQUENT[text.bits]:
                     yield name, replace(layer, rows=FREQUENT[text.bits])
                     yield (
@@ -207,7 +219,9 @@ def _layers_that_feed(shapes: Iterable[str], drawing_depth: int) -> int:
     return min(drawing_depth - 1, (max(numbers, default=-1) + 2) // 2) if drawing_depth else 0
 
 
-def _text_layer(name: str, width: int, asked: Layer, drawing_depth: int, fed: int) -> Layer:
+def _text_layer(
+    name: str, width: int, asked: Layer, drawing_depth: int, fed: int, feeding: Layer | None = None
+) -> Layer:
     if name == HEAD:
         if width % BLOCK:
             return Layer(None, reason=f"its width {width} is no multiple of {BLOCK}")
@@ -215,6 +229,9 @@ def _text_layer(name: str, width: int, asked: Layer, drawing_depth: int, fed: in
         return Layer(8, group, activations="block", reason="the embedding is the head: a coarse one costs twice")
     numbered = re.search(r"layers\.(\d+)\.", name)
     feeds = asked.bits == 4 and asked.form == "int" and numbered and int(numbered[1]) < fed
+    if feeding and (feeds or _layer_number(CACHED, name) < min(fed + 1, drawing_depth)):
+        layer = _text_layer(name, width, feeding, drawing_depth, fed)
+        return replace(layer, reason=layer.reason or READ_AT_EVERY_STEP)
     if asked.bits == 4 and not asked.symmetric and (feeds or TENDER.search(name)):
         group = next((size for size in WIDE_BLOCKS if width % size == 0), BLOCK)
         reason = READ_AT_EVERY_STEP if feeds else "4 bits lose most here"

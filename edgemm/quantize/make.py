@@ -157,13 +157,16 @@ def smooth(
 ) -> dict[str, Tensor]:
     """Folds the factors into `model` itself, and answers with them: site -> factors (k)."""
     found: dict[str, Tensor] = {}
+    # Beside inputs of one scale a token, blocks need no smoothing; by themselves they gain a little by it.
+    mixed = {side_of(name) for name, layer in layers.items() if layer.bits and layer.activations == "token"}
     for name, site in sites(model).items():
         method = _method(methods, name)
         read = [layers.get(reader, Layer(None)) for reader in site.readers]
         if not method.smooths or not any(layer.bits for layer in read):
             continue
-        if all(layer.activations == "token16" for layer in read):
-            continue  # 16 bits hold a few large inputs, and weights would share a scale with what was moved into them
+        apart = {"token16", "block"} if method.smooths == "smoothquant" and side_of(name) in mixed else {"token16"}
+        if {layer.activations for layer in read} <= apart:
+            continue  # they hold a few large inputs, and weights would share a scale with what was moved into them
         factors = _factors(model, site, layers, method, inputs)
         if not torch.isfinite(factors).all():
             raise InputError(f"{name}: smoothing gave factors that are not finite")

@@ -22,7 +22,9 @@ LEAST = {"steps": 1, "rank": 1}
 class QuantizeOptions:
     """How the layers of reading (text) and drawing are quantized, and on what data their numbers are chosen."""
 
-    text: str = option("int4", "the transformer: int4, int8, w8a8, int8-web, fp16, fp8, nvfp4 or nvfp4-weights")
+    text: str = option(
+        "int4", "the transformer: int4, int4-w8a8, int8, w8a8, int8-web, fp16, fp8, nvfp4 or nvfp4-weights"
+    )
     draw: str = option("int8", "conditioner and denoiser: int8, w4a8, fp16 or fp8")
     method: str | None = option(
         None,

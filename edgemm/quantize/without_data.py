@@ -19,7 +19,7 @@ from safetensors.numpy import load_file, save_file
 from torch import Tensor
 
 import edgemm
-from edgemm.quantize.layers import choose_layers
+from edgemm.quantize.layers import IN_BLOCKS, choose_layers
 from edgemm.quantize.make import Prepared, make_layer, rows_of
 from edgemm.quantize.options import RANK, QuantizeOptions
 from edgemm.quantize.spec import RANGED, SCHEMA_VERSION, Document, Layer, Spec, parts_of
@@ -40,7 +40,8 @@ def quantize_without_data(
     """Weights (n, k) by layer, rounded as their width suggests; `drawing_depth` and `towers` as choose_layers has
     them."""
     shapes = {name: (len(weight), weight.shape[1]) for name, weight in weights.items()}
-    chosen = choose_layers(shapes, options.text, options.draw, drawing_depth, options.portable, towers)
+    text = IN_BLOCKS.get(options.text, options.text)
+    chosen = choose_layers(shapes, text, options.draw, drawing_depth, options.portable, towers)
     chosen = {name: _without_ranges(_not_smoothed(name, layer, shapes)) for name, layer in chosen.items()}
     layers = chosen | {twin: _as_twin(name, chosen[name]) for twin, name in twins.items() if name in chosen}
     document = Document(
@@ -48,7 +49,7 @@ def quantize_without_data(
         edgemm_version=edgemm.__version__,
         checkpoint="",
         checkpoint_sha256="",
-        text=options.text,
+        text=text,
         draw=options.draw,
         calibration="",
         layers=layers,

@@ -21,6 +21,7 @@ from edgemm.export.specs import graph_weights, make_specs
 from edgemm.quantize import layers as recipe
 from edgemm.quantize.layers import choose_layers
 from edgemm.quantize.make import Prepared, make_spec
+from edgemm.quantize.simulated import swap
 from edgemm.quantize.spec import HEAD, REST, Spec
 from tests.export.nano import lower_on_cpu, spec_without_data
 
@@ -42,13 +43,27 @@ def test_every_product_of_a_graph_goes_by_a_name_that_a_spec_has(references, gra
     assert named - {"conditioner"} <= graph_weights(graphs).keys()
 
 
-def test_int8_alone_is_smoothed(model):
+def test_what_shares_a_scale_a_token_is_smoothed(model):
     words = precisions_of("cpu")
     found = {precision: make_specs(copy.deepcopy(model), read_schemes("cpu", precision)) for precision in words}
     assert {precision: len(specs) for precision, specs in found.items()} == {"fp32": 0, "int8": 1, "int4": 1}
-    assert found["int4"]["cpu"].document.smoothed == ()
+    feeds = "transformer.layers.0.post_attention_layernorm"  # layer 1 is the last that drawing reads
+    assert found["int4"]["cpu"].document.smoothed == (feeds,)
     sites = {site.rpartition(".")[2] for site in found["int8"]["cpu"].document.smoothed}
     assert sites == {"post_attention_layernorm"}, "of what else is read, drawing included, inputs have 16 bits"
+
+
+def test_drawing_reads_in_int4_what_it_reads_in_int8(model):
+    """Keys and values, bit for bit, though what comes above them has 4 bits."""
+    swapped = {}
+    for precision in ("int8", "int4"):
+        swapped[precision] = copy.deepcopy(model)
+        spec = make_specs(swapped[precision], read_schemes("cpu", precision))["cpu"]
+        swap(swapped[precision], spec, folded=True)
+        assert precision == "int8" or spec.layer("transformer.layers.1.mlp.up_proj").bits == 4
+    fine, coarse = (swapped[precision].prompt_cache(["red heart"])[0] for precision in ("int8", "int4"))
+    for one, other in zip(fine, coarse, strict=True):
+        assert all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
 
 
 def test_in_int4_what_4_bits_harm_most_keeps_8_bits_in_wide_blocks(references, graphs):
