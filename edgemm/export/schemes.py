@@ -1,7 +1,7 @@
 """What a precision means at a target: one table, which specs, lowerings, sizes and --help follow; and a caller's words.
 
 A CPU's int8 is w8a8, whole numbers on both sides of a product, so the transformer is smoothed for it by a page of
-shipped text, which takes seconds (docs/quantize.md); its int4 needs no data.  TensorRT gets forms that it has kernels
+shipped text, which takes seconds (docs/quantize.md); its int4 is that too in what drawing reads.  TensorRT gets forms that it has kernels
 for: 8 bits a channel or 4 bits in blocks, without zero-points, and int8 inputs of conditioner and denoiser by ranges
 seen while shipped prompts were drawn; with fp8 all inputs are fp8, by ranges of shipped text and prompts.  ONNX Runtime
 CUDA multiplies int8 on the CPU only, so there drawing stays in float16.  A browser's wasm has no fast kernel for blocks
