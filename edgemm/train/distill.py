@@ -77,10 +77,13 @@ def _smaller(recipe: StudentRecipe, ranks: Ranks) -> None:
         raise CheckpointError(f"{recipe.teacher}: draws in few steps; cut a student from its own teacher instead")
     start = Path(recipe.output) / "start"
     with ranks.accelerator.main_process_first():
-        if not start.is_dir():
+        if (Path(recipe.student) / "config.json").is_file():
+            start = _taught_before(teacher, Path(recipe.student))
+        elif not start.is_dir():
             _cut(teacher, recipe, start)
     reads = recipe.parts in ("transformer", "both")
     student = checkpoint.load(start, merge=not reads).requires_grad_(False).to(ranks.device)
+    student.config = dataclasses.replace(student.config, name=recipe.name or Path(recipe.output).name)
     torch.manual_seed(recipe.seed)
     with ranks.accelerator.main_process_first():  # it keeps what the eye sees in a file that the others then read
         task = StudentTask(student, teacher.to(ranks.device), _as_started(student, recipe), ranks.share)
@@ -110,6 +113,17 @@ class StudentTask(TwoTasks):
         (self.reading or self.tasks[0]).save(path)  # either stores the whole model, reading its adapter too
 
 
+def _taught_before(teacher: Unified, folder: Path) -> Path:
+    """A checkpoint that goes on learning, perhaps from another teacher.  It has to know the same words and pictures."""
+    config = ModelConfig.read(folder / "config.json")
+    widths = dataclasses.replace(config.transformer, depth=teacher.config.transformer.depth)
+    if widths != teacher.config.transformer or config.image_tokens != teacher.config.image_tokens:
+        raise CheckpointError(f"{folder}: only depth and denoiser may differ from the teacher's config")
+    if config.denoiser.step_size:
+        raise CheckpointError(f"{folder}: draws in few steps; go on from what it was made of")
+    return folder
+
+
 def _cut(teacher: Unified, recipe: StudentRecipe, start: Path) -> None:
     """Choose the student's layers and write it as a checkpoint."""
     config = teacher.config
@@ -124,7 +138,7 @@ def _cut(teacher: Unified, recipe: StudentRecipe, start: Path) -> None:
         depth, expert = wanted.transformer.depth, wanted.denoiser
     else:
         raise UsageError(
-            f"--student {recipe.student}: expected nano or a config.json (a checkpoint goes with --few 4,2,1)"
+            f"--student {recipe.student}: expected nano, a config.json, or a checkpoint folder to go on from"
         )
     captions, influence = _calibrate(teacher, recipe)
     name = recipe.name or Path(recipe.output).name

@@ -67,7 +67,7 @@ class StudentRecipe(Drawing, Reading, DistillRecipe):
 
     kind: ClassVar[str] = "student"
 
-    student: str  # "nano", or a config.json of another depth
+    student: str  # "nano", a config.json of another depth, or a checkpoint folder to go on from
     parts: str = "both"  # which half learns: "denoiser" draws, "transformer" reads
     transformer_layers: int = 0  # 0: as many as the student asks for
     denoiser_layers: int = 0

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file
 
 from edgemm.cli.main import main
-from edgemm.errors import InputError
+from edgemm.errors import CheckpointError, InputError
 from edgemm.model import checkpoint
 from edgemm.train.distill import distill, healing_adapter
 from edgemm.train.recipe_file import DistillRecipe, read_recipe
@@ -99,6 +99,19 @@ def test_what_other_prompts_draw_is_the_teachers_word_alone(teacher, tmp_path):
 
     assert loss(other_prompts=1, guidance=1) == pytest.approx(0, abs=1e-5)  # a student who is its teacher
     assert loss(other_prompts=1) != loss(other_prompts=0.5) != loss() > 0.01
+
+
+def test_a_student_goes_on_from_a_checkpoint(teacher, nano, fast, tmp_path):
+    """What learned before is not cut again."""
+    before, output = nano / "checkpoint", tmp_path / "run"
+    distill(settings(teacher, output, student=before, parts="denoiser", steps=1, warmup=0))
+    old, new = (load_file(folder / "model.safetensors") for folder in (before, output / "checkpoint"))
+    changed = {name.split(".")[0] for name in old if not torch.equal(old[name], new[name])}
+    assert {"conditioner", "denoiser"} <= changed <= {"conditioner", "denoiser", "transformer"}  # an adapter is merged
+    assert not (output / "start").exists()
+    assert json.loads((output / "checkpoint" / "config.json").read_text())["name"] == "run"
+    with pytest.raises(CheckpointError, match="draws in few steps; go on from what it was made of"):
+        distill(settings(teacher, tmp_path / "other", student=fast / "checkpoint", parts="denoiser"))
 
 
 def test_a_student_may_draw_further_datasets(teacher, tmp_path):
@@ -217,7 +230,7 @@ def test_a_smaller_student_becomes_a_fast_one_and_a_bundle(nano, teacher, tmp_pa
     ("words", "code", "message"),
     [
         ([], 2, "nothing to distil: give --student nano, --few 4,2,1"),
-        (["--student", "giant"], 2, "--student giant: expected nano or a config.json"),
+        (["--student", "giant"], 2, "--student giant: expected nano, a config.json, or a checkpoint folder"),
         (["--few", "4,3"], 2, "each must divide the largest"),
         (["--few", "4,x"], 2, "few is 4, x, expected whole numbers"),
         (["--few", "5"], 2, "a teacher's 48"),
