@@ -1,13 +1,12 @@
 """What a precision means at a target: one table, which specs, lowerings, sizes and --help follow; and a caller's words.
 
 A CPU's int8 is w8a8, whole numbers on both sides of a product, so the transformer is smoothed for it by a page of
-shipped text, which takes seconds (docs/quantize.md); so is its int4, where drawing reads.  TensorRT gets forms that
-it has kernels for: 8 bits a channel or 4 bits in blocks, without zero-points, and int8 inputs of conditioner and
-denoiser by ranges
-seen while shipped prompts were drawn; with fp8 all inputs are fp8, by ranges of shipped text and prompts.  ONNX Runtime
-CUDA multiplies int8 on the CPU only, so there drawing stays in float16.  A browser's wasm has no fast kernel for blocks
-(benchmarks/web_forms.py: a token 16 to 30 times later than in float32), and 8 bits of inputs make its picture another
-than a CPU's: there drawing is MatMulInteger in two terms, and reading unpacks its weights once.
+shipped text, which takes seconds (docs/quantize.md); so is its int4, where drawing reads.  TensorRT gets forms that it
+has kernels for: 8 bits a channel or 4 bits in blocks, without zero-points, and int8 inputs of conditioner and denoiser
+by ranges seen while shipped prompts were drawn; with fp8 all inputs are fp8, by ranges of shipped text and prompts.
+ONNX Runtime CUDA multiplies int8 on the CPU only, so there drawing stays in float16.  A browser's wasm has no fast
+kernel for blocks (benchmarks/web_forms.py: a token 16 to 30 times later than in float32), and 8 bits of inputs make its
+picture another than a CPU's: there drawing is MatMulInteger in two terms, and reading unpacks its weights once.
 Which layers a word leaves finer is in edgemm/quantize/layers.py, which GPUs multiply small floats in
 edgemm/device/gpu.py.
 """
