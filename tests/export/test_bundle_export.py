@@ -125,8 +125,8 @@ def test_fewer_bits_take_less_room(bundles, model):
         files = (bundles[precision] / "components" / component).iterdir()
         return sum(path.stat().st_size for path in files) - tables.get(component, 0)
 
-    # Half of the layers keep 8 bits where drawing reads.
-    assert size("int4", "transformer") < 0.85 * size("int8", "transformer") < 0.4 * size("fp32", "transformer")
+    # Half of the layers are as in int8, where drawing reads; in so small a model they are most of the bytes.
+    assert size("int4", "transformer") < 0.9 * size("int8", "transformer") < 0.4 * size("fp32", "transformer")
     for component in ("conditioner", "denoiser"):
         assert size("int8", component) < 0.5 * size("fp32", component)
 
