@@ -150,7 +150,9 @@ def _answer(request: dict[str, Any]) -> dict[str, Any]:
     model.release_memory()
     sizes = {"released_memory_bytes": resident_bytes()}
     model.close()
-    sizes |= {"closed_memory_bytes": resident_bytes(), "peak_memory_bytes": peak_memory_bytes()}
+    sizes["closed_memory_bytes"] = resident_bytes()
+    # Linux counts pages on each core: what it calls the largest may be 100 KB below what it told before.
+    sizes["peak_memory_bytes"] = max(peak_memory_bytes(), *filter(None, sizes.values()))
     del model
     warm_ms = _load(request)[1]
     known = {name: size for name, size in sizes.items() if size is not None}
