@@ -251,9 +251,14 @@ def as_transformer(
 
 def with_prompt_lookup(parts: Parts) -> Parts:
     """The same transformer, which checks candidates too.  Raises UsageError where it is not Llama's own."""
-    graph = parts.graphs["transformer"]
-    module = graph.module
-    if not isinstance(module, LlamaGraph) or type(module).forward is not LlamaGraph.forward or module.head is None:
+    graph = parts.graphs.get("transformer")
+    module = graph.module if graph else None
+    if (
+        graph is None
+        or not isinstance(module, LlamaGraph)
+        or type(module).forward is not LlamaGraph.forward
+        or module.head is None
+    ):
         raise UsageError("--prompt-lookup is for text models as Llama is one, and readers around them: not this one")
     module.prompt_lookup = True
     given, said = ({spec.name: spec.shape for spec in side} for side in (graph.inputs, graph.outputs))

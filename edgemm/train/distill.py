@@ -115,13 +115,17 @@ class StudentTask(TwoTasks):
 
 def _taught_before(teacher: Unified, folder: Path) -> Path:
     """A checkpoint that goes on learning, perhaps from another teacher.  It has to know the same words and pictures."""
-    config = ModelConfig.read(folder / "config.json")
-    widths = dataclasses.replace(config.transformer, depth=teacher.config.transformer.depth)
-    if widths != teacher.config.transformer or config.image_tokens != teacher.config.image_tokens:
-        raise CheckpointError(f"{folder}: only depth and denoiser may differ from the teacher's config")
-    if config.denoiser.step_size:
+    if _student_config(folder / "config.json", teacher.config).denoiser.step_size:
         raise CheckpointError(f"{folder}: draws in few steps; go on from what it was made of")
     return folder
+
+
+def _student_config(path: Path, teacher: ModelConfig) -> ModelConfig:
+    wanted = ModelConfig.read(path)
+    same = dataclasses.replace(wanted.transformer, depth=teacher.transformer.depth)
+    if same != teacher.transformer or wanted.image_tokens != teacher.image_tokens:
+        raise CheckpointError(f"{path}: only depth and denoiser may differ from the teacher's config")
+    return wanted
 
 
 def _cut(teacher: Unified, recipe: StudentRecipe, start: Path) -> None:
@@ -131,10 +135,7 @@ def _cut(teacher: Unified, recipe: StudentRecipe, start: Path) -> None:
         depth, blocks = nano_depths(teacher)
         expert = student_expert(config, recipe.denoiser_layers or blocks)
     elif Path(recipe.student).is_file():
-        wanted = ModelConfig.read(Path(recipe.student))
-        same = dataclasses.replace(wanted.transformer, depth=config.transformer.depth)
-        if same != config.transformer or wanted.image_tokens != config.image_tokens:
-            raise CheckpointError(f"{recipe.student}: only depth and denoiser may differ from the teacher's config")
+        wanted = _student_config(Path(recipe.student), config)
         depth, expert = wanted.transformer.depth, wanted.denoiser
     else:
         raise UsageError(
