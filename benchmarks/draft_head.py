@@ -58,7 +58,7 @@ def replies(model: Unified, asked: Sequence[str]) -> Said:
     stops = torch.tensor(stop_ids(model.config, model.tokenizer))
     for start in range(0, len(asked), ROWS):
         prompts = [read_prompt(model.config, model.tokenizer, text, pictures=0) for text in asked[start : start + ROWS]]
-        decode = BatchDecode(model, [prompt.input_ids.tolist() for prompt in prompts], NEW_TOKENS)
+        decode = BatchDecode(model, prompts, NEW_TOKENS)
         chosen, steps = None, []
         for _ in range(NEW_TOKENS):
             hidden = decode.step(chosen)

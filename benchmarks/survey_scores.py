@@ -96,13 +96,15 @@ def _watched(dataset: Dataset, subject: Subject, split: str, how: str, limit: in
     """kind -> share of right answers, and of clips of which the twin is asked the same and both are right."""
     samples = {sample.id: sample for sample in dataset.samples}
     random, right, twins = np.random.default_rng(0), defaultdict(list), []
-    for pair in _pairs(dataset, split, limit):
-        verdicts = []
-        for question in pair:
-            frames = shown(dataset, samples[question.sample])
-            if how in SPOILT and (frames.ndim == 4 or how == "white"):
-                frames = SPOILT[how](frames, random)
-            verdicts.append(is_right(question, subject.read(frames, question.question)))
+    pairs = list(_pairs(dataset, split, limit))
+
+    def frames_of(question: Question) -> np.ndarray:
+        frames = shown(dataset, samples[question.sample])
+        return SPOILT[how](frames, random) if how in SPOILT and (frames.ndim == 4 or how == "white") else frames
+
+    replies = subject.read((frames_of(question), question.question) for pair in pairs for question in pair)
+    for pair in pairs:
+        verdicts = [is_right(question, next(replies)) for question in pair]
         right[pair[0].kind] += verdicts
         if pair[0].answer != pair[1].answer:
             twins.append(all(verdicts))

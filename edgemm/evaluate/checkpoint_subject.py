@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -16,11 +17,14 @@ from edgemm.evaluate.subject import MAX_NEW_TOKENS, DrawSettings
 from edgemm.model.checkpoint import load
 from edgemm.model.codes import Choose
 from edgemm.model.config import SamplerConfig
-from edgemm.model.unified import Unified
+from edgemm.model.unified import Asked, Unified
+from edgemm.quantize.simulated import QuantizedLinear
 from edgemm.runtimes.sampling import Sampling, next_token
 from edgemm.runtimes.schedule import initial_noise
 
 __all__ = ["CheckpointSubject", "by_lot"]
+
+AT_ONCE = 16  # questions: more are no faster, and take more memory
 
 
 class CheckpointSubject:
@@ -42,6 +46,7 @@ class CheckpointSubject:
         self.model, self.name, self.sha256 = model, model.config.name, sha256
         chosen = {name: value for name, value in dataclasses.asdict(settings).items() if value is not None}
         self.sampler = self.model.with_sampler(**chosen)
+        self.at_once = 1 if _rounds_a_batch_together(model) else AT_ONCE
 
     @property
     def drawing_size(self) -> int:
@@ -56,13 +61,18 @@ class CheckpointSubject:
             pixels = self.model.draw(prompts, torch.from_numpy(noise), self.sampler).numpy()  # (b, 3, H, W)
         return np.rint(pixels * 255).clip(0, 255).astype(np.uint8).transpose(0, 2, 3, 1).copy()
 
-    def read(self, picture: np.ndarray, question: str) -> str:
-        config = self.model.config
-        frames = picture if picture.ndim == 4 else picture[None]
+    def read(self, asked: Iterable[tuple[np.ndarray, str]]) -> Iterator[str]:
+        """Some at a time, which is several times as fast as one after the other."""
+        left = iter(asked)
+        while some := list(islice(left, self.at_once)):
+            replies = self.model.replies([self._asked(*one) for one in some], MAX_NEW_TOKENS)
+            yield from map(self.model.tokenizer.decode, replies)
+
+    def _asked(self, picture: np.ndarray, question: str) -> Asked:
+        config, is_clip = self.model.config, picture.ndim == 4
+        frames = picture if is_clip else picture[None]
         squares = [load_picture(frame, config.vision.image_size, config.background) for frame in frames]
-        pixels = torch.from_numpy(np.stack(squares))
-        ids, _ = self.model.generate(question, pixels, max_new_tokens=MAX_NEW_TOKENS, clip=picture.ndim == 4)
-        return self.model.tokenizer.decode(ids)
+        return Asked(question, torch.from_numpy(np.stack(squares)), clip=is_clip)
 
 
 def by_lot(sampler: SamplerConfig, seeds: Sequence[int]) -> Choose:
@@ -75,6 +85,12 @@ def by_lot(sampler: SamplerConfig, seeds: Sequence[int]) -> Choose:
         return torch.tensor([next_token(row, (), sampling, generator) for row, generator in rows])
 
     return choose
+
+
+def _rounds_a_batch_together(model: Unified) -> bool:
+    """Whether a quantized model's reply depends on what is asked beside it."""
+    reading = [part for name, part in model.named_modules() if not name.startswith(("conditioner.", "denoiser."))]
+    return any(isinstance(part, QuantizedLinear) and part.layer.activations == "tensor" for part in reading)
 
 
 def weights_hash(path: Path) -> str:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 import re
 import unicodedata
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -107,25 +107,30 @@ def run_read_suite(
 
 
 def _ask(subject: Subject, dataset: Dataset, questions: Sequence[Question]) -> list[str]:
+    asked = ((question.sample, question.question) for question in questions)
+    return list(progress.track(_replies(subject, dataset, asked), len(questions), "asking", "questions"))
+
+
+def _replies(subject: Subject, dataset: Dataset, asked: Iterable[tuple[str, str]]) -> Iterator[str]:
+    """To questions about samples, by their names."""
     samples = _by_id(dataset)
-    replies = []
-    for question in progress.track(questions, len(questions), "asking", "questions"):
-        picture = shown(dataset, samples[question.sample])
-        replies.append(subject.read(picture, question.question))
-    return replies
+    return subject.read((shown(dataset, samples[sample]), text) for sample, text in asked)
 
 
 def _ask_around(subject: Subject, dataset: Dataset, questions: Sequence[Question]) -> list[bool | None]:
-    """Whether the answer was chosen in every order of the options; None for what has no options."""
-    samples = _by_id(dataset)
-    always: list[bool | None] = []
-    for question in progress.track(questions, len(questions), "asking in every order", "questions"):
-        if not has_choices(question):
-            always.append(None)
-            continue
-        picture = shown(dataset, samples[question.sample])
-        prompts = circular_prompts(question)
-        always.append(all(chosen(subject.read(picture, text), options) == question.answer for text, options in prompts))
+    """Whether the answer was chosen in every order of the options; None for what has no options.
+
+    An order is asked only of those that were right in all before it."""
+    turned = [circular_prompts(question) if has_choices(question) else [] for question in questions]
+    always: list[bool | None] = [True if prompts else None for prompts in turned]
+    most = max(map(len, turned), default=0)
+    with progress.bar("asking in every order", sum(map(len, turned)), "questions") as bar:
+        for turn in range(most):
+            left = [place for place, prompts in enumerate(turned) if always[place] and turn < len(prompts)]
+            asked = ((questions[place].sample, turned[place][turn][0]) for place in left)
+            for place, reply in zip(left, _replies(subject, dataset, asked), strict=True):
+                always[place] = chosen(reply, turned[place][turn][1]) == questions[place].answer
+                bar.update(1 if always[place] else len(turned[place]) - turn)
     return always
 
 

@@ -7,7 +7,7 @@ answer greedily, so their scores may be compared sample by sample.  torch is imp
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
@@ -64,8 +64,9 @@ class Subject(Protocol):
         below one another."""
         ...
 
-    def read(self, picture: np.ndarray, question: str) -> str:
-        """The greedy reply to a question about a picture, uint8 (H, W, 3), or a clip's frames (f, H, W, 3)."""
+    def read(self, asked: Iterable[tuple[np.ndarray, str]]) -> Iterator[str]:
+        """The greedy reply to each question about a picture, uint8 (H, W, 3), or a clip's frames (f, H, W, 3), in their
+        order; some may be taken before the first is answered."""
         ...
 
 
@@ -98,7 +99,10 @@ class BundleSubject:
         ]
         return np.stack([_tall(result.image) for result in drawn])
 
-    def read(self, picture: np.ndarray, question: str) -> str:
+    def read(self, asked: Iterable[tuple[np.ndarray, str]]) -> Iterator[str]:
+        return (self._reply(*one) for one in asked)
+
+    def _reply(self, picture: np.ndarray, question: str) -> str:
         if picture.ndim == 3:
             return self.model.generate_text(question, images=picture, max_new_tokens=MAX_NEW_TOKENS).text
         most = len(picture)

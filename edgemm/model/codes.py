@@ -15,7 +15,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from edgemm.bundle.prompt import Tokenizer
+from edgemm.bundle.prompt import Prompt, Tokenizer
 from edgemm.model.config import ModelConfig
 from edgemm.model.prompts import codes_prompt
 from edgemm.model.transformer import KeyValues, Transformer
@@ -37,6 +37,10 @@ class WritesTokens(Protocol):
     @property
     def tokenizer(self) -> Tokenizer: ...
 
+    def embedded(
+        self, prompts: Sequence[Prompt], pictures: Sequence[Sequence[Tensor]]
+    ) -> tuple[Tensor, Tensor, Tensor]: ...
+
 
 def likeliest(scores: Tensor) -> Tensor:
     return scores.argmax(-1)
@@ -49,7 +53,7 @@ def write_codes(
     """Codes (b, n) of a picture a prompt, or the first `count` of each."""
     first = model.config.first_code
     asked = [*prompts, *([""] * len(prompts) if guidance != 1 else [])]
-    rows = [codes_prompt(model.config, model.tokenizer, prompt).input_ids.tolist() for prompt in asked]
+    rows = [codes_prompt(model.config, model.tokenizer, prompt) for prompt in asked]
     wanted = model.config.image_tokens.token_count if count is None else count
     decode = BatchDecode(model, rows, wanted)
     codes: list[Tensor] = []
@@ -66,20 +70,25 @@ def write_codes(
 
 # Several rows that are written side by side, token by token, over one padded cache.
 #
-# What a row's next token is, and when it ends, is the caller's business (train/samples.py, codes.py).
+# What a row's next token is, and when it ends, is the caller's business (unified.py, train/samples.py, codes.py).
 # Axes: b rows, s tokens of the longest, w width.
 
 
 class BatchDecode:
-    """`prompts` are ids, with room for `new_tokens` behind the longest."""
+    """Prompts of unlike lengths, each with its pictures, with room for `new_tokens` behind the longest."""
 
-    def __init__(self, model: WritesTokens, prompts: Sequence[list[int]], new_tokens: int) -> None:
+    def __init__(
+        self,
+        model: WritesTokens,
+        prompts: Sequence[Prompt],
+        new_tokens: int,
+        pictures: Sequence[Sequence[Tensor]] | None = None,
+    ) -> None:
         config, device = model.config.transformer, model.device
-        self._transformer = model.transformer
-        self._lengths = torch.tensor([len(row) for row in prompts], device=device)
-        longest = int(self._lengths.max())
-        self._prompts = torch.tensor([row + [0] * (longest - len(row)) for row in prompts], device=device)  # (b, s)
-        shape = (len(prompts), config.kv_heads, longest + new_tokens, config.head_width)
+        self._model, self._prompts = model, prompts
+        self._pictures = pictures or [[]] * len(prompts)
+        self._lengths = torch.tensor([len(prompt) for prompt in prompts], device=device)
+        shape = (len(prompts), config.kv_heads, int(self._lengths.max()) + new_tokens, config.head_width)
         self._past: KeyValues = [
             (torch.zeros(shape, device=device), torch.zeros(shape, device=device)) for _ in range(config.depth)
         ]
@@ -87,13 +96,18 @@ class BatchDecode:
 
     def step(self, tokens: Tensor | None = None) -> Tensor:
         """Reads the prompts, or one more token a row (b): the hidden state (b, w) behind each row's last one."""
-        rows = torch.arange(len(self._lengths), device=self._lengths.device)
+        transformer, pictured = self._model.transformer, None
         if tokens is None:
-            ids, write_index, last = self._prompts, torch.zeros_like(self._lengths), self._lengths - 1
-            limit = torch.arange(ids.shape[1], device=ids.device).expand(len(rows), -1)
+            x, limit, index = self._model.embedded(self._prompts, self._pictures)
+            pictured, write_index, last = index >= 0, torch.zeros_like(self._lengths), self._lengths - 1
         else:
-            write_index = self._lengths + self._read  # a padded slot is written over before it is seen
-            ids, limit, last = tokens[:, None], write_index[:, None], torch.zeros_like(self._lengths)
+            x, write_index = transformer.embed_ids(tokens[:, None]), self._lengths + self._read
+            limit, last = write_index[:, None], torch.zeros_like(self._lengths)  # a padded slot is written over first
             self._read += 1
-        hidden, self._past = self._transformer(self._transformer.embed_tokens(ids), limit, self._past, write_index)
-        return hidden[rows, last]
+        hidden, self._past = transformer(x, limit, self._past, write_index, pictured=pictured)
+        return hidden[torch.arange(len(last), device=last.device), last]
+
+    def keep(self, rows: Sequence[int]) -> None:
+        """Goes on with these alone."""
+        self._past = [(keys[rows], values[rows]) for keys, values in self._past]
+        self._lengths = self._lengths[rows]

@@ -7,7 +7,8 @@ Axes: b batch, s tokens, m image tokens for reading, n image tokens for drawing,
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -26,7 +27,18 @@ from edgemm.model.prompts import draw_prompt, read_prompt, stop_ids
 from edgemm.model.transformer import KeyValues, Transformer
 from edgemm.model.vision import ImageEncoder, moved
 
-__all__ = ["Unified"]
+__all__ = ["Asked", "Unified"]
+
+
+@dataclass(frozen=True, eq=False)
+class Asked:
+    """One message, with pictures (pictures, 3, S, S) in [0, 1], a graph's after the others, or all of them the frames
+    of a `clip`."""
+
+    text: str
+    pixels: Tensor | None = None
+    graph: Graph | None = None
+    clip: bool = False
 
 
 class Unified(nn.Module):
@@ -119,8 +131,8 @@ class Unified(nn.Module):
     def embedded(
         self, prompts: Sequence[Prompt], pictures: Sequence[Sequence[Tensor]]
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Prompts of unlike lengths, each with its pictures (3, S, S) in their order, as what the transformer takes: x
-        (b, s, w), attention_limit (b, s) and image_index (b, s)."""
+        """Prompts of unlike lengths, each with its pictures (3, S, S) and clips (frames, 3, S, S) in their order, as
+        what the transformer takes: x (b, s, w), attention_limit (b, s) and image_index (b, s)."""
         ids, index = self._padded(prompts, "input_ids", 0), self._padded(prompts, "image_index", -1)
         limit = torch.maximum(
             self._padded(prompts, "attention_limit", 0), torch.arange(ids.shape[1], device=ids.device)
@@ -130,7 +142,7 @@ class Unified(nn.Module):
         beside: list[list[Tensor]] = [[] for _ in prompts]  # rows of each prompt: its pictures', then its graph's
         shown = [picture for own in pictures for picture in own]
         if shown:
-            clean = iter(self.image_encoder(torch.stack(shown).to(ids.device)))  # (m, w) each
+            clean = iter(self._image_tokens(shown))
             for row, own in enumerate(pictures):
                 beside[row] += [next(clean) for _ in own]
         if any(prompt.graph is not None for prompt in prompts):
@@ -139,6 +151,19 @@ class Unified(nn.Module):
         empty = ids.new_zeros(0, self.config.transformer.width, dtype=torch.float32)
         image_tokens = nn.utils.rnn.pad_sequence([torch.cat([empty, *own]) for own in beside], batch_first=True)
         return self.transformer.embed(ids, image_tokens, index), limit, index
+
+    def _image_tokens(self, shown: Sequence[Tensor]) -> list[Tensor]:
+        """Image tokens (m, w) of pictures and clips, as `embedded` takes them; those of one shape are read together."""
+        found: dict[int, Tensor] = {}
+        for shape in dict.fromkeys(one.shape for one in shown):
+            rows = [row for row, one in enumerate(shown) if one.shape == shape]
+            pixels = torch.stack([shown[row] for row in rows]).to(self.device)
+            if len(shape) == 3:
+                tokens = self.image_encoder(pixels)
+            else:
+                tokens = self.clip_tokens(self.clip_features(pixels), shape[0])
+            found |= zip(rows, tokens, strict=True)
+        return [found[row] for row in range(len(shown))]
 
     def graph_rows(self, prompts: Sequence[Prompt]) -> Tensor:
         """Rows (b, r, w) of the graphs in prompts; of those without one they say nothing."""
@@ -232,49 +257,60 @@ class Unified(nn.Module):
         graph: Graph | None = None,
         clip: bool = False,
     ) -> tuple[list[int], Tensor]:
-        """Greedy reply to one message with pictures (pictures, 3, S, S), a graph's after the others, or all of them the
-        frames of a `clip`: token ids, and the logits (tokens, vocab)
-        behind each and behind the one that stopped it. The cache is static, as on a device."""
-        pictures = 0 if pixels is None else len(pixels)
-        shown = 0 if graph is None else len(graph.pictures)
-        prompt = read_prompt(self.config, self.tokenizer, text, pictures - shown, graph, clip)
-        slots, device = len(prompt) + max_new_tokens, self.device
-        shape = (1, self.config.transformer.kv_heads, slots, self.config.transformer.head_width)
-        past: KeyValues = [
-            (torch.zeros(shape, device=device), torch.zeros(shape, device=device)) for _ in self.transformer.layers
-        ]
-        image_tokens = torch.zeros(1, 1, self.config.transformer.width, device=device)
-        if pixels is not None and self.vq is not None:
-            seen = self.vq.encode(pixels.to(device)).flatten() + self.config.first_code
-            prompt = with_picture_ids(prompt, seen.cpu().numpy())
-        elif pixels is not None and clip:
-            image_tokens = self.clip_tokens(self.clip_features(pixels.to(device)[None]), pictures)
-        elif pixels is not None:
-            image_tokens = self.image_encoder(pixels.to(device)).flatten(0, 1)[None]  # (1, pictures * m, w)
+        """Greedy reply to one message, as Asked has it: token ids, and the logits (tokens, vocab) behind each and
+        behind the one that stopped it. The cache is static, as on a device."""
         stops = set(stop_ids(self.config, self.tokenizer)) if stop else set()
-        if prompt.graph is not None:
-            rows_of_it = self.graph_rows([prompt])
-            image_tokens = rows_of_it if pixels is None else torch.cat((image_tokens, rows_of_it), dim=1)
-        ids, index, limit = ([row.tolist()] for row in (prompt.input_ids, prompt.image_index, prompt.attention_limit))
-        write_index = torch.zeros(1, dtype=torch.long, device=device)
-        produced: list[int] = []
-        rows: list[Tensor] = []
-        while len(produced) < max_new_tokens:
-            x = self.transformer.embed(
-                torch.tensor(ids, device=device), image_tokens, torch.tensor(index, device=device)
-            )
-            pictured = torch.tensor(index, device=device) >= 0
-            hidden, past = self.transformer(x, torch.tensor(limit, device=device), past, write_index, pictured=pictured)
-            logits = self.transformer.logits(hidden[:, -1])[0]
-            logits[self.config.first_code :] = float("-inf")  # a reply says words only
-            rows.append(logits)
-            token = int(rows[-1].argmax())
-            if token in stops:
-                break
-            produced.append(token)
-            write_index = write_index + len(ids[0])
-            ids, index, limit = [[token]], [[-1]], [[int(write_index)]]
-        return produced, torch.stack(rows)
+        steps = [
+            (said[0], logits[0])
+            for _, said, logits in self._say([Asked(text, pixels, graph, clip)], max_new_tokens, stops)
+        ]
+        return [token for token, _ in steps if token not in stops], torch.stack([logits for _, logits in steps])
+
+    @torch.no_grad()
+    def replies(self, asked: Sequence[Asked], max_new_tokens: int = 64) -> list[list[int]]:
+        """Token ids of the greedy reply to each message, all read together: those of `generate`, but where two tokens
+        are as likely up to the rounding of sums."""
+        stops = set(stop_ids(self.config, self.tokenizer))
+        replies: list[list[int]] = [[] for _ in asked]
+        for rows, said, _ in self._say(asked, max_new_tokens, stops):
+            for row, token in zip(rows, said, strict=True):
+                replies[row] += [token] if token not in stops else []
+        return replies
+
+    def _say(
+        self, asked: Sequence[Asked], max_new_tokens: int, stops: set[int]
+    ) -> Iterator[tuple[list[int], list[int], Tensor]]:
+        """Step by step, which messages are not answered yet, the next token of each, and its logits (b, vocab)."""
+        prompts, shown = self._prompts_of(asked)
+        decode = codes.BatchDecode(self, prompts, max_new_tokens, shown)
+        rows, tokens = list(range(len(asked))), None
+        for _ in range(max_new_tokens):
+            logits = self.transformer.logits(decode.step(tokens))
+            logits[:, self.config.first_code :] = float("-inf")  # a reply says words only
+            tokens = logits.argmax(-1)
+            said = tokens.tolist()
+            yield rows, said, logits
+            going = [place for place, token in enumerate(said) if token not in stops]
+            if not going:
+                return
+            if len(going) < len(rows):
+                decode.keep(going)
+                rows, tokens = [rows[place] for place in going], tokens[going]
+
+    def _prompts_of(self, asked: Sequence[Asked]) -> tuple[list[Prompt], list[list[Tensor]]]:
+        """Each message's prompt, and the pictures and clips that `embedded` takes beside it; a picture's codes stand in
+        the prompt itself."""
+        prompts, shown = [], []
+        for one in asked:
+            pictures = [] if one.pixels is None else list(one.pixels)
+            count = len(pictures) - (0 if one.graph is None else len(one.graph.pictures))
+            prompt = read_prompt(self.config, self.tokenizer, one.text, count, one.graph, one.clip)
+            if pictures and self.vq is not None:
+                seen = self.vq.encode(torch.stack(pictures).to(self.device)).flatten() + self.config.first_code
+                prompt, pictures = with_picture_ids(prompt, seen.cpu().numpy()), []
+            prompts.append(prompt)
+            shown.append([one.pixels] if pictures and one.clip and one.pixels is not None else pictures)
+        return prompts, shown
 
     def with_sampler(self, **changes: object) -> SamplerConfig:
         """The model's sampler defaults with some of them changed."""

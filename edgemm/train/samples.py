@@ -210,7 +210,7 @@ def own_replies(model: Unified, messages: Sequence[str], new_tokens: int) -> lis
 
 def _greedy(model: Unified, prompts: Sequence[Prompt], new_tokens: int) -> list[list[int]]:
     stops = set(stop_ids(model.config, model.tokenizer))
-    decode = BatchDecode(model, [prompt.input_ids.tolist() for prompt in prompts], new_tokens)
+    decode = BatchDecode(model, prompts, new_tokens)
     said: list[list[int]] = [[] for _ in prompts]
     tokens: Tensor | None = None
     for _ in range(new_tokens):

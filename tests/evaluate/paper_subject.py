@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import numpy as np
 
@@ -22,5 +22,5 @@ class PaperSubject:
         self.seeds += seeds
         return np.stack([self.draw_one(prompt) for prompt in prompts])
 
-    def read(self, picture: np.ndarray, question: str) -> str:
-        return self.read_one(picture, question)
+    def read(self, asked: Iterable[tuple[np.ndarray, str]]) -> Iterator[str]:
+        return (self.read_one(*one) for one in asked)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,9 +13,11 @@ import pytest
 import edgemm
 from edgemm.errors import InputError
 from edgemm.evaluate.evaluation import open_subject
-from edgemm.evaluate.subject import DrawSettings, real_pictures
+from edgemm.evaluate.subject import DrawSettings, real_pictures, shown
 from tests.runtimes.tiny_bundle import build
 from tests.runtimes.tiny_weights import Weights
+
+CHECKPOINT = Path(__file__).resolve().parents[2] / "checkpoints" / "micro-shapes"
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +58,7 @@ def test_a_bundle_draws_and_reads_what_the_runtime_does(bundle_path, emoji64):
         expected = model.generate_image("a cat", num_inference_steps=2, seed=5).image.to_array()
         text = model.generate_text("What?", images=[picture], max_new_tokens=32).text
     assert np.array_equal(subject.draw(["a dog", "a cat"], [4, 5])[1], expected)
-    assert subject.read(picture, "What?") == text
+    assert list(subject.read([(picture, "What?")])) == [text]
     assert subject.kind == "bundle" and subject.drawing_size == len(expected)
 
 
@@ -63,7 +67,7 @@ def test_a_bundle_is_read_without_torch(bundle_path):
         "import sys, pathlib, numpy as np; from edgemm.evaluate import evaluation; "
         "from edgemm.evaluate.evaluation import open_subject; from edgemm.evaluate.subject import DrawSettings; "
         f"subject = open_subject(pathlib.Path({str(bundle_path)!r}), DrawSettings(), 'cpu', 1); "
-        "subject.read(np.zeros((8, 8, 3), np.uint8), 'What?'); sys.exit('torch' in sys.modules)"
+        "list(subject.read([(np.zeros((8, 8, 3), np.uint8), 'What?')])); sys.exit('torch' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], capture_output=True).returncode == 0
 
@@ -80,3 +84,47 @@ def test_a_checkpoint_and_its_bundle_score_the_same(micro_checkpoint, emoji64, t
     )
     assert torch_run.document["read"] == bundle_run.document["read"]
     assert torch_run.records == bundle_run.records
+
+
+def test_a_checkpoint_answers_questions_together_as_one_after_the_other(emoji64):
+    subject = open_subject(CHECKPOINT, DrawSettings(), threads=1)
+    questions = emoji64.questions[:: len(emoji64.questions) // 40]
+    samples = {sample.id: sample for sample in emoji64.samples}
+    asked = [(shown(emoji64, samples[question.sample]), question.question) for question in questions]
+    asked.append((np.stack([picture for picture, _ in asked[:3]]), "Describe the picture."))  # a clip
+    together = list(subject.read(asked))
+    assert together == [next(subject.read([one])) for one in asked]
+    assert len(set(together)) > 5
+
+
+def taken_for_the_first(subject) -> int:
+    """Questions that are asked before one is answered; all are answered in the end."""
+    taken: list[int] = []
+    replies = subject.read((taken.append(1) or np.zeros((8, 8, 3), np.uint8), "What?") for _ in range(40))
+    next(replies)
+    first = len(taken)
+    assert len(list(replies)) == 39 and len(taken) == 40
+    return first
+
+
+def test_no_more_pictures_are_held_than_are_asked_about_at_once(micro_checkpoint, bundle_path):
+    assert 1 < taken_for_the_first(open_subject(micro_checkpoint, DrawSettings(), threads=1)) < 40
+    assert taken_for_the_first(open_subject(bundle_path, DrawSettings(), device="cpu", threads=1)) == 1
+
+
+@pytest.mark.parametrize("kind", ["token", "tensor"])
+def test_a_model_that_rounds_a_batch_together_is_asked_one_question_at_a_time(kind, micro_checkpoint):
+    """With one scale for all that goes into a product, what is asked beside a question would change its reply."""
+    from edgemm.evaluate.checkpoint_subject import CheckpointSubject
+    from edgemm.model.checkpoint import load
+    from edgemm.quantize.make import quantize
+    from edgemm.quantize.options import QuantizeOptions
+    from edgemm.quantize.simulated import QuantizedLinear, swap
+
+    model = load(micro_checkpoint)
+    swap(model, quantize(model, QuantizeOptions("w8a8", "int8", "rtn")), folded=True)
+    layers = [part for part in model.transformer.modules() if isinstance(part, QuantizedLinear)]
+    assert layers
+    for part in layers:
+        part.layer = dataclasses.replace(part.layer, activations=kind)
+    assert (taken_for_the_first(CheckpointSubject.of(model, DrawSettings())) == 1) is (kind == "tensor")
