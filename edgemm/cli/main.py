@@ -48,6 +48,7 @@ VERBS = {
     "finetune": Verb("edgemm.cli.finetune", "train", "teach a checkpoint a style or a topic with an adapter"),
     "merge": Verb("edgemm.cli.merge", "train", "merge an adapter into a copy of its checkpoint"),
     "join": Verb("edgemm.cli.join", "train", "a checkpoint that draws and one that reads, joined"),
+    "trim": Verb("edgemm.cli.trim", "train", "a checkpoint with a smaller vocabulary"),
     "quantize": Verb(
         "edgemm.cli.quantize", "export", "decide how a checkpoint is quantized; reading and drawing apart"
     ),

@@ -80,7 +80,7 @@ def _load_bases(model: Unified) -> None:
     config = model.config
     if config.base:
         try:
-            weights = load_transformer_weights(config.base, config.transformer)
+            weights = load_transformer_weights(config.base, config.transformer, model.tokenizer_json)
             weights = _kept(weights, config.base_layers)
             if model.transformer.queries is not None:  # are no base's
                 weights["queries.weight"] = model.transformer.queries.weight.detach()

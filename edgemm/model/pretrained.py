@@ -32,6 +32,7 @@ __all__ = [
     "load_transformer_weights",
     "read_file",
     "read_tensors",
+    "token_ids",
     "unpacked",
     "write_tokenizer",
 ]
@@ -75,18 +76,55 @@ def find_base(base: str) -> Path:
     return path
 
 
-def load_transformer_weights(base: str, config: TransformerConfig) -> dict[str, Tensor]:
-    """State of a model.transformer.Transformer, float32, from a base name, a .gguf file or a Hugging Face folder."""
+def load_transformer_weights(base: str, config: TransformerConfig, tokenizer_json: str = "") -> dict[str, Tensor]:
+    """State of a model.transformer.Transformer, float32, from a base name, a .gguf file or a Hugging Face folder.
+
+    Where config's vocabulary is smaller than the base's (vocabulary.py), tokenizer_json says whose rows are left.
+    """
     path = find_base(base)
     read = _read_gguf if path.suffix == ".gguf" else _read_folder
     state = dict(read(path, config))
     embedding, head = state.get("embed_tokens.weight"), state.pop("lm_head.weight", None)
+    if tokenizer_json and embedding is not None and config.vocab_size < len(embedding):
+        state["embed_tokens.weight"] = embedding = embedding[_rows_left(path, tokenizer_json, len(embedding))]
     if embedding is None or tuple(embedding.shape) != (config.vocab_size, config.width):
         found = None if embedding is None else tuple(embedding.shape)
         raise CheckpointError(f"{path}: embedding is {found}, expected {(config.vocab_size, config.width)}")
     if head is not None and not torch.equal(head, embedding):
         raise CheckpointError(f"{path}: lm_head.weight is not the embedding; only models with tied embeddings are read")
     return state
+
+
+def _rows_left(path: Path, tokenizer_json: str, rows: int) -> list[int]:
+    """Rows of a base's embedding whose tokens a cut tokenizer.json still has, in its order."""
+    if path.suffix == ".gguf":
+        known = {token: row for row, token in enumerate(_gguf(path).fields["tokenizer.ggml.tokens"].contents())}
+    else:
+        known = token_ids(json.loads(read_text(path / "tokenizer.json")))
+    own = token_ids(json.loads(tokenizer_json))
+    if unknown := next((token for token in own if known.get(token, rows) >= rows), None):
+        raise CheckpointError(f"{path}: has no token {unknown!r}, which tokenizer.json has")
+    return [known[token] for token in sorted(own, key=own.__getitem__)]
+
+
+def token_ids(tokenizer: Mapping[str, Any]) -> dict[str, int]:
+    """Token -> its id, of a tokenizer.json's document, added tokens included."""
+    return tokenizer["model"]["vocab"] | {token["content"]: token["id"] for token in tokenizer.get("added_tokens", ())}
+
+
+def _gguf_library() -> Any:
+    try:
+        import gguf
+    except ImportError as error:
+        raise MissingError("reading GGUF weights needs the gguf package: pip install 'edgemm[export]'") from error
+    return gguf
+
+
+def _gguf(path: Path) -> Any:
+    """Its open reader."""
+    library = _gguf_library()
+    with reading(path, "not a whole GGUF file", CheckpointError):
+        return library.GGUFReader(str(check_is_file(path)))
 
 
 def _check_numbers(path: Path, found: dict[str, Any], config: TransformerConfig) -> None:
@@ -105,12 +143,8 @@ def _check_numbers(path: Path, found: dict[str, Any], config: TransformerConfig)
 
 
 def _read_gguf(path: Path, config: TransformerConfig) -> Iterator[tuple[str, Tensor]]:
-    try:
-        import gguf
-    except ImportError as error:
-        raise MissingError("reading GGUF weights needs the gguf package: pip install 'edgemm[export]'") from error
-    with reading(path, "not a whole GGUF file", CheckpointError):
-        reader = gguf.GGUFReader(str(check_is_file(path)))
+    gguf = _gguf_library()
+    reader = _gguf(path)
     keys = {
         "heads": "llama.attention.head_count",
         "kv_heads": "llama.attention.head_count_kv",

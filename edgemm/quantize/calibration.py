@@ -33,6 +33,7 @@ from edgemm.quantize.spec import HEAD
 __all__ = [
     "NOISE_SEED",
     "Calibration",
+    "frequent_tokens",
     "observe",
     "read_calibration",
     "shipped_text",
@@ -245,6 +246,14 @@ SAME = 0.999  # cosine of a letter and the row that it was copied from
 @torch.no_grad()
 def places_of(model: Unified, data: Calibration) -> Tensor:
     """Token -> its row (v)."""
+    frequent = frequent_tokens(model, data)
+    tokens = torch.arange(len(frequent))
+    return torch.argsort(torch.cat([tokens[frequent], tokens[~frequent]])).int()
+
+
+@torch.no_grad()
+def frequent_tokens(model: Unified, data: Calibration) -> Tensor:
+    """Which tokens are met in whatever this model is asked and says (v), bool."""
     frequent = torch.zeros(model.config.transformer.vocab_size, dtype=torch.bool)
     frequent[data.texts] = True
     for prompt in data.prompts:
@@ -252,8 +261,7 @@ def places_of(model: Unified, data: Calibration) -> Tensor:
     for template in (draw_prompt(model.config, model.tokenizer, ""), read_prompt(model.config, model.tokenizer, "", 0)):
         frequent[template.input_ids] = True  # of every drawing and every reply
     frequent[_spelled(model)] = True
-    tokens = torch.arange(len(frequent))
-    return torch.argsort(torch.cat([tokens[frequent], tokens[~frequent]])).int()
+    return frequent
 
 
 def _spelled(model: Unified) -> Tensor:

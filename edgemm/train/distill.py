@@ -20,6 +20,7 @@ from edgemm.errors import CheckpointError, UsageError
 from edgemm.model import checkpoint
 from edgemm.model.config import ModelConfig
 from edgemm.model.unified import Unified
+from edgemm.model.vocabulary import with_tokens_of
 from edgemm.train.loop import run_loop
 from edgemm.train.ranks import Ranks, Share
 from edgemm.train.recipe import PROJECTIONS
@@ -78,7 +79,8 @@ def _smaller(recipe: StudentRecipe, ranks: Ranks) -> None:
     start = Path(recipe.output) / "start"
     with ranks.accelerator.main_process_first():
         if (Path(recipe.student) / "config.json").is_file():
-            start = _taught_before(teacher, Path(recipe.student))
+            start = Path(recipe.student)
+            teacher = _as_taught_before(teacher, start)
         elif not start.is_dir():
             _cut(teacher, recipe, start)
     reads = recipe.parts in ("transformer", "both")
@@ -113,11 +115,13 @@ class StudentTask(TwoTasks):
         (self.reading or self.tasks[0]).save(path)  # either stores the whole model, reading its adapter too
 
 
-def _taught_before(teacher: Unified, folder: Path) -> Path:
-    """A checkpoint that goes on learning, perhaps from another teacher.  It has to know the same words and pictures."""
+def _as_taught_before(teacher: Unified, folder: Path) -> Unified:
+    """The teacher, with the words of a checkpoint that goes on learning, perhaps from another teacher than before.  It
+    has to know the same pictures, and no other words."""
+    teacher = with_tokens_of(teacher, checkpoint.load(folder)).requires_grad_(False)
     if _student_config(folder / "config.json", teacher.config).denoiser.step_size:
         raise CheckpointError(f"{folder}: draws in few steps; go on from what it was made of")
-    return folder
+    return teacher
 
 
 def _student_config(path: Path, teacher: ModelConfig) -> ModelConfig:

@@ -23,7 +23,7 @@ from edgemm.errors import CheckpointError, UsageError
 from edgemm.model import checkpoint
 from edgemm.train.adapters import merge_part, parts_of
 
-__all__ = ["joined", "merge", "join"]
+__all__ = ["join", "joined", "merge", "precision_of"]
 
 
 def merge(
@@ -64,7 +64,7 @@ def merge(
                 )
                 model.adapter = None
         model.config = dataclasses.replace(model.config, name=name or output.name)
-        checkpoint.save(model, output, _precision_of(source))
+        checkpoint.save(model, output, precision_of(source))
 
 
 def joined(folders: list[Path], output: Path, strengths: Sequence[float] = ()) -> None:
@@ -101,7 +101,7 @@ def joined(folders: list[Path], output: Path, strengths: Sequence[float] = ()) -
     save_file(tensors, output / FILES[1], metadata={"format": "pt"})
 
 
-def _precision_of(source: Path) -> torch.dtype | None:
+def precision_of(source: Path) -> torch.dtype | None:
     """bfloat16 where the checkpoint is stored so, else float32."""
     from safetensors import safe_open
 

@@ -178,7 +178,7 @@ def test_few_steps_come_nearer_to_fifty_guided_ones_than_as_many_of_the_teachers
     def distance(model, steps: int, guidance: float) -> float:
         return (drawing(model, steps, guidance) - wanted).square().mean().item()
 
-    assert distance(student, 4, 1.0) < 0.7 * distance(teacher, 4, 1.0)  # as many evaluations of the network
+    assert distance(student, 4, 1.0) < 0.8 * distance(teacher, 4, 1.0)  # as many evaluations of the network
     assert distance(student, 2, 1.0) < distance(teacher, 2, 2.0)  # half as many
     assert distance(student, 1, 1.0) < 0.7 * distance(teacher, 1, 2.0)
 

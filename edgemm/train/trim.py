@@ -1,0 +1,51 @@
+"""A checkpoint with a smaller vocabulary (model/vocabulary.py): what its texts need, and the commonest other tokens.
+
+Texts say what has to be read and said in the tokens that the model was taught: files, and datasets with all that is
+asked, answered and drawn there.  The shipped page, the prompts' own words and those that visual words are spelled with
+are always among them.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from edgemm.bundle.files import read_text
+from edgemm.data.format import read_dataset
+from edgemm.errors import InputError
+from edgemm.model import checkpoint
+from edgemm.model.vocabulary import cut_vocabulary
+from edgemm.quantize.calibration import frequent_tokens, read_calibration
+from edgemm.train.merge import precision_of
+
+__all__ = ["trim"]
+
+
+def trim(source: Path, output: Path, size: int, texts: Sequence[Path] = (), name: str = "") -> None:
+    """Write `output`, `source` with `size` tokens, in its precision.
+
+    UsageError where the texts need more, InputError for a text that is not there and a model that cannot be cut.
+    """
+    model = checkpoint.load(source)
+    needed = set(frequent_tokens(model, read_calibration(None, model)).nonzero().flatten().tolist())
+    for text in (text for place in texts for text in _said(place)):
+        for spelled in (text, f" {text}"):  # alone, and behind a word of a template
+            needed.update(model.encode(spelled, special=False))
+    smaller = cut_vocabulary(model, sorted(needed), size)
+    smaller.config = dataclasses.replace(smaller.config, name=name or output.name)
+    checkpoint.save(smaller, output, precision_of(source))
+
+
+def _said(place: Path) -> Iterator[str]:
+    if not place.is_dir():
+        if not place.is_file():
+            raise InputError(f"{place}: no such file or dataset folder")
+        yield read_text(place)
+        return
+    dataset = read_dataset(place)
+    for sample in dataset.samples:
+        yield from (sample.label, *sample.tags, *sample.captions)
+    for question in dataset.questions:
+        yield from (question.question, question.answer, *(question.choices or ()))
+    yield from (edit.instruction for edit in dataset.edits)
