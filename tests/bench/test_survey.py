@@ -106,7 +106,10 @@ class Tracker:
             for sample in dataset.samples
         }
 
-    def read(self, frames, question):
+    def read(self, asked):
+        return (self.reply(*one) for one in asked)
+
+    def reply(self, frames, question):
         colours = self.colours[frozenset(map(np.ndarray.tobytes, frames))]
         frames = np.array(sorted(frames, key=np.ndarray.tobytes)) if self.blind else frames
         steps = {name: self.steps(frames, colours[name]) for name in colours if name in question}
