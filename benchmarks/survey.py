@@ -15,12 +15,14 @@ The rules, written before the first run:
     pictures, of the same data.  What is asked about stands anywhere, lest answers be known by heart; what is drawn
     stands where its caption says (`--fixed`): where it is left open the loss is mostly about places.  What reads shapes
     with an eye has it taught the captions' words first (train/tasks/eye.py), twice as many steps, and what reads motion
-    those of clips, as many; their core-seconds count.  A run is one seed of one row, in a process of its own with one
-    thread.
+    those of clips, as many; their core-seconds count.  An eye is taught once where rows, seed and steps make it the
+    same to the bit (reading alone, joint, clips as pictures, one frame), and its core-seconds count in each of them.  A
+    run is one seed of one row, in a process of its own with one thread.
  2. What is there is not run again: in the run folders, or in the document of `--output` where it was made with the same
-    settings, so what one machine began another goes on with.  A run that fails stays in the table as failed, with its
-    error; it counts as no number, and its row says of how many seeds it speaks.  Nothing is left out because of how it
-    came out.
+    settings, so what one machine began another goes on with.  A run that is killed goes on from its last state, of
+    which a stage has five; core-seconds up to that state count, steps that were lost do not, preparing again does.  A
+    run that fails stays in the table as failed, with its error; it counts as no number, and its row says of how many
+    seeds it speaks.  Nothing is left out because of how it came out.
  3. A row's figure is the mean over seeds and its 95 % interval by Student's t (at three seeds 2.48 deviations).
     Two rows are compared seed by seed: better or worse where the interval of the differences lies on one side of zero,
     else "not told apart".  One seed tells nothing apart.
@@ -41,6 +43,8 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import fcntl
+import hashlib
 import json
 import os
 import resource
@@ -64,6 +68,7 @@ from edgemm.report.svg import Bar, bars
 
 T95 = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776, 6: 2.571, 7: 2.447, 8: 2.365, 9: 2.306, 10: 2.262}
 GATE, BAR = 0.70, 0.80
+STATES = 5  # of a stage, so that a fifth of it is done again at most where it was killed
 TRAINING = {
     "optimizer": "muon",
     "learning_rate": 1e-3,  # twice as much, and no reader finds out which color goes with which shape
@@ -280,9 +285,8 @@ def _job(name: str, seed: int, args: argparse.Namespace) -> None:
     if row.as_long_as:
         equal = _kept(name.removesuffix(", equal time"), seed, args)["core_s"]
         steps = round(steps * _kept(row.as_long_as, seed, args)["core_s"] / equal)
-    began = time.process_time()
-    _train(row, config, folder, seed, steps, args)
-    scores: dict[str, Any] = {"seed": seed, "steps": steps, "core_s": time.process_time() - began}
+    taken = _train(row, config, folder, seed, steps, args)
+    scores: dict[str, Any] = {"seed": seed, "steps": steps, "core_s": taken["core_s"]}
     model = checkpoint.load(folder / "checkpoint")
     scores["weights_m"] = sum(parameter.numel() for parameter in model.parameters()) / 1e6
     if config.objective == "flow":
@@ -295,7 +299,7 @@ def _job(name: str, seed: int, args: argparse.Namespace) -> None:
     last = (folder / "log.jsonl").read_text(encoding="utf-8").splitlines()[-1]
     routed = ("expert_load", "dead_experts", "modality_bits")
     scores |= {key: value for key, value in json.loads(last).items() if key in routed}
-    scores["rss_mb"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    scores["rss_mb"] = max(taken["rss_mb"], _rss_mb())
     (folder / "scores.json").write_text(json.dumps(scores), encoding="utf-8")
 
 
@@ -303,12 +307,16 @@ def _data(row: Row, args: argparse.Namespace) -> Path:
     return args.runs / DATA[row.task][0] if row.task in DATA else args.data
 
 
-def _train(row: Row, config: Any, folder: Path, seed: int, steps: int, args: argparse.Namespace) -> None:
+def _rss_mb() -> float:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def _train(row: Row, config: Any, folder: Path, seed: int, steps: int, args: argparse.Namespace) -> dict[str, float]:
+    """What all stages took, in this process or in earlier ones."""
     import torch
 
     from edgemm.model import checkpoint
     from edgemm.train.recipe import AutoencodeRecipe, DrawRecipe, EyeRecipe, GraphRecipe, JointRecipe, ReadRecipe
-    from edgemm.train.run import train
 
     kinds: dict[str, Any] = {
         "clips": DrawRecipe,
@@ -319,7 +327,7 @@ def _train(row: Row, config: Any, folder: Path, seed: int, steps: int, args: arg
         "watch": ReadRecipe,
         "frame": ReadRecipe,
     }
-    quiet = {"log_every": 50, "save_every": 10**9, "sample_every": 10**9}
+    quiet = {"log_every": 50, "sample_every": 10**9}
     own = {"views": 1, "replies": 0, "caption_share": 0.25} if row.task in ("read", "joint", "watch", "frame") else {}
     own |= {"noises": 4} if row.task in ("draw", "joint", "graph") and config.objective == "flow" else {}
     own |= {"draw_data": str(_data(row, args))} if row.task == "joint" else {}
@@ -328,25 +336,56 @@ def _train(row: Row, config: Any, folder: Path, seed: int, steps: int, args: arg
         own |= {"train": ("conditioner", "denoiser", "queries", "transformer")}
     data = args.data if row.task == "joint" else _data(row, args)
     with tempfile.TemporaryDirectory() as temporary:
-        start = Path(temporary) / "start"
+        began, start = time.process_time(), Path(temporary) / "start"
         checkpoint.save(checkpoint.build(config, seed), start, torch.float32)
-        common = {"batch": args.batch, "seed": seed, **TRAINING, **quiet}
+        taken = [{"core_s": time.process_time() - began, "rss_mb": _rss_mb()}]
+        common = {"batch": args.batch, "seed": seed, "output": "run", **TRAINING, **quiet}
+
+        def taught(recipe: Any, name: str, output: Path = folder) -> None:
+            nonlocal start
+            told = {"kind": recipe.kind, "config": dataclasses.asdict(config), "recipe": dataclasses.asdict(recipe)}
+            text = json.dumps(told, sort_keys=True, default=str)
+            if name == "eye":
+                output = args.runs / f"eye-{seed}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
+            taken.append(_stage(dataclasses.replace(recipe, start=str(start), output=str(output)), text))
+            start = output / "checkpoint"
+
         if config.objective == "ar":
-            learn = Path(temporary) / "codes"
-            recipe = AutoencodeRecipe(data=str(data), output=str(learn), start=str(start), steps=steps // 2, **common)
-            train(dataclasses.replace(recipe, optimizer="adamw"))
-            start = learn / "checkpoint"
+            recipe = AutoencodeRecipe(data=str(data), steps=steps // 2, **common)
+            taught(dataclasses.replace(recipe, optimizer="adamw"), "codes", folder / "codes")
         told = {"learning_rate": 4e-3, "decay": 1.0, "ema": 0.0, "optimizer": "adamw", "precision": "fp32"}
-        taught = [("eye", str(args.data), 2 * steps, 64)] if config.vision.encoder == "conv" else []
-        taught += [("motion", str(data), 2 * steps, 32)] if config.motion else []
-        for name, shown, count, batch in taught:
-            learn = Path(temporary) / name
-            lines = {"data": shown, "output": str(learn), "start": str(start), "steps": count, "batch": batch}
-            train(EyeRecipe(**common | told | lines))
-            start = learn / "checkpoint"
-        train(kinds[row.task](
-            data=str(data), output=str(folder), start=str(start), steps=steps, **common, **own | row.lines
-        ))  # fmt: skip
+        eyes = [("eye", str(args.data), 64)] if config.vision.encoder == "conv" else []
+        eyes += [("motion", str(data), 32)] if config.motion else []
+        for name, shown, batch in eyes:
+            lines = {"data": shown, "steps": 2 * steps, "batch": batch}
+            taught(EyeRecipe(**common | told | lines), name, folder / name)
+        taught(kinds[row.task](data=str(data), steps=steps, **common, **own | row.lines), row.task)
+    return {"core_s": sum(one["core_s"] for one in taken), "rss_mb": max(one["rss_mb"] for one in taken)}
+
+
+def _stage(recipe: Any, told: str) -> dict[str, float]:
+    """Train a stage to its end, or from where a killed process left it: core-seconds up to its last state count, what
+    came after it is done again.  Rows whose models are the same share their eye: who comes second waits for it."""
+    import torch
+
+    from edgemm.train.run import train
+
+    folder = Path(recipe.output)
+    state, settings, kept = (folder / name for name in ("state.pt", "settings.json", "taken.json"))
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / "lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not (settings.is_file() and settings.read_text(encoding="utf-8") == told):  # what is there is another run's
+            for path in (kept, state):
+                path.unlink(missing_ok=True)
+            settings.write_text(told, encoding="utf-8")
+        if not kept.is_file():
+            earlier = torch.load(state, weights_only=True)["core_s"] if state.is_file() else 0.0
+            began = time.process_time()
+            train(dataclasses.replace(recipe, save_every=max(1, recipe.steps // STATES)))
+            taken = {"core_s": earlier + time.process_time() - began, "rss_mb": _rss_mb()}
+            kept.write_text(json.dumps(taken), encoding="utf-8")
+        return json.loads(kept.read_text(encoding="utf-8"))
 
 
 # What it says

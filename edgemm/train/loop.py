@@ -64,16 +64,19 @@ class Step(nn.Module):
         return loss + routed.loss()
 
 
-def run_loop(model: Unified, task: Task, recipe: Recipe, ranks: Ranks | None = None) -> None:
+def run_loop(
+    model: Unified, task: Task, recipe: Recipe, ranks: Ranks | None = None, began_s: float | None = None
+) -> None:
     """Train to recipe.steps, going on from the run folder's state if there is one.
 
+    `began_s` is the process's own time (time.process_time) from which on it counts to the state's `core_s`; None: now.
     InputError where another run writes in the folder now."""
-    ranks = ranks or Ranks()
+    ranks, began_s = ranks or Ranks(), time.process_time() if began_s is None else began_s
     with only_writer(Path(recipe.output), "another run") if ranks.is_first else nullcontext():
-        _run(model, task, recipe, ranks)
+        _run(model, task, recipe, ranks, began_s)
 
 
-def _run(model: Unified, task: Task, recipe: Recipe, ranks: Ranks) -> None:
+def _run(model: Unified, task: Task, recipe: Recipe, ranks: Ranks, began_s: float) -> None:
     folder = Path(recipe.output)
     (folder / "samples").mkdir(parents=True, exist_ok=True)
     if not (folder / "state.pt").exists():
@@ -82,7 +85,7 @@ def _run(model: Unified, task: Task, recipe: Recipe, ranks: Ranks) -> None:
     loss_of = ranks.wrap(whole)
     optimizers = make_optimizers(task.named_parameters(), recipe)
     average = Average(task.named_parameters(), recipe.ema)
-    start = _resume(folder / "state.pt", task, optimizers, average, recipe)
+    start, earlier_s = _resume(folder / "state.pt", task, optimizers, average, recipe)
     ranks.check_same(start, str(folder / "state.pt"))
     progress.status("")
     if ranks.is_first:
@@ -130,7 +133,8 @@ def _run(model: Unified, task: Task, recipe: Recipe, ranks: Ranks) -> None:
                 clock, last_logged = time.perf_counter(), done
             paused = time.perf_counter()
             if done % recipe.save_every == 0 or done == recipe.steps:
-                _save_state(folder / "state.pt", {"step": done, "task": recipe.kind}, task, optimizers, average, ranks)
+                where = {"step": done, "task": recipe.kind, "core_s": earlier_s + time.process_time() - began_s}
+                _save_state(folder / "state.pt", where, task, optimizers, average, ranks)
             if done % recipe.sample_every == 0 or done == recipe.steps:
                 _write_result(model, task, average, folder, done, ranks)
             clock += time.perf_counter() - paused  # writing is not part of a step
@@ -199,7 +203,7 @@ def _cut_log(path: Path, start: int) -> None:
 
 def _save_state(
     path: Path,
-    where: dict[str, Any],  # the step, and what kind of task takes it
+    where: dict[str, Any],  # the step, what kind of task takes it, and what all processes of the run took so far
     task: Task,
     optimizers: list[torch.optim.Optimizer],
     average: Average,
@@ -219,9 +223,12 @@ def _save_state(
         torch.save(state, temporary)
 
 
-def _resume(path: Path, task: Task, optimizers: list[torch.optim.Optimizer], average: Average, recipe: Recipe) -> int:
+def _resume(
+    path: Path, task: Task, optimizers: list[torch.optim.Optimizer], average: Average, recipe: Recipe
+) -> tuple[int, float]:
+    """The step, and the core-seconds up to it; those of states from before they were kept count as none."""
     if not path.exists():
-        return 0
+        return 0, 0.0
     with reading(path, "cannot be read; delete it to start again"):
         state = torch.load(path, map_location="cpu", weights_only=True)
     parameters, buffers = dict(task.named_parameters()), dict(task.named_buffers())
@@ -248,7 +255,7 @@ def _resume(path: Path, task: Task, optimizers: list[torch.optim.Optimizer], ave
         raise InputError(f"{path}: was made with another optimizer; delete it or choose another output") from error
     if state["step"] > recipe.steps:
         raise InputError(f"{path}: is at step {state['step']}, the recipe ends at {recipe.steps}; raise steps")
-    return int(state["step"])
+    return int(state["step"]), float(state.get("core_s", 0.0))
 
 
 def _write_grid(pictures: Tensor, path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -59,6 +60,7 @@ def _result(recipe: Stage) -> str:
 
 def train(recipe: Stage) -> bool:
     """Train one stage to its end; the result is recipe.output/checkpoint. True in the process that wrote it."""
+    began_s = time.process_time()
     if recipe.threads:
         torch.set_num_threads(recipe.threads)
     ranks = Ranks()
@@ -72,7 +74,7 @@ def train(recipe: Stage) -> bool:
     if ranks.is_first:
         where = f"{ranks.share.count} x {ranks.device.type}{', sharded' if ranks.sharded else ''}"
         progress.line(f"{recipe.kind}: {task.description}; {where}; {Path(recipe.output)}")
-    run_loop(model, task, recipe, ranks)
+    run_loop(model, task, recipe, ranks, began_s)
     return ranks.is_first
 
 

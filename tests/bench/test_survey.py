@@ -17,6 +17,7 @@ from edgemm.data.clips import build_clips
 from edgemm.data.format import read_dataset
 from edgemm.data.shapes import COLOURS
 from edgemm.evaluate.subject import shown
+from edgemm.train.recipe import ReadRecipe
 
 BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
 
@@ -160,3 +161,50 @@ def test_what_a_document_holds_is_not_run_again_where_the_settings_are_the_same(
         assert survey._is_kept("joint, dense", 1, args) == taken
     assert survey._kept("joint, dense", 1, args)["questions"] == 0.5
     assert [path.name for path in args.runs.iterdir()] == ["joint-dense-1"]
+
+
+class Stage:
+    """In the place of training: stops once behind a state, as if killed, and then goes on to the end."""
+
+    def __init__(self, stops):
+        self.stops, self.began = stops, []
+
+    def __call__(self, recipe):
+        import torch
+
+        state = Path(recipe.output) / "state.pt"
+        self.began.append(state.exists())
+        torch.save({"core_s": 1000.0}, state)
+        if len(self.began) == self.stops:
+            raise KeyboardInterrupt
+
+
+def test_a_stage_goes_on_where_it_was_killed_and_all_its_core_seconds_count(survey, tmp_path, monkeypatch):
+    recipe = ReadRecipe(data="shapes", output=str(tmp_path / "run"), steps=30)
+    training = Stage(stops=1)
+    monkeypatch.setattr("edgemm.train.run.train", training)
+    with pytest.raises(KeyboardInterrupt):
+        survey._stage(recipe, "these settings")
+    taken = survey._stage(recipe, "these settings")
+    assert 1000 < taken["core_s"] < 1100 and training.began == [False, True]
+    assert survey._stage(recipe, "these settings") == taken and len(training.began) == 2  # it is done
+    assert survey._stage(recipe, "other settings")["core_s"] < 100 and training.began[2:] == [False]
+
+
+def test_rows_of_one_model_share_the_eye_they_begin_with_and_others_have_their_own(survey, tmp_path, monkeypatch):
+    stages = []
+    monkeypatch.setattr(survey, "_stage", lambda recipe, told: stages.append(recipe) or {"core_s": 2.0, "rss_mb": 1.0})
+    args = argparse.Namespace(runs=tmp_path, data=tmp_path / "shapes", batch=8)
+
+    def eye(name, seed=0, steps=30):
+        row, first = survey.ROWS[name], len(stages)
+        taken = survey._train(row, survey._config(row.designs), tmp_path / name, seed, steps, args)
+        assert 4 < taken["core_s"] < 100  # an eye's count, whoever taught it
+        assert stages[-1].start == str(Path(stages[first].output) / "checkpoint")
+        assert stages[-1].output == str(tmp_path / name)
+        return stages[first].output
+
+    alone = eye("reading alone")
+    assert alone == eye("joint") == eye("one frame read")
+    others = [eye("joint, dense"), eye("4 experts, top 2"), eye("joint", seed=1), eye("joint", steps=40)]
+    assert len({alone, *others}) == 5

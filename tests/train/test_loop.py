@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -173,6 +174,18 @@ def test_a_resume_keeps_what_was_computed_from_the_data(tmp_path):
     elsewhere.constant += 1e-3  # another machine's rounding
     run(elsewhere, settings(tmp_path, steps=5))
     assert elsewhere.constant.item() == 0.5
+
+
+def test_a_state_says_what_all_processes_took_up_to_it(tmp_path, monkeypatch):
+    def core_s(task, began, *saved):
+        clock = iter((began, *saved))  # of the process: as the loop begins, and at each state
+        monkeypatch.setattr(loop.time, "process_time", lambda: next(clock))
+        with contextlib.suppress(KeyboardInterrupt):
+            run(task, settings(tmp_path))
+        return torch.load(tmp_path / "state.pt", weights_only=True)["core_s"]
+
+    assert core_s(TwoNumbers(stop_at=7), 10.0, 13.0) == 3.0  # what came after step 4 is lost, and done again
+    assert core_s(TwoNumbers(), 100.0, 101.0, 102.5) == 5.5
 
 
 def test_a_resume_takes_the_recipes_rate(tmp_path):
