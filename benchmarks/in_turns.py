@@ -43,7 +43,8 @@ def works(model: Model) -> dict[str, tuple[Work, int]]:
         for count in (count for count in PROMPTS if count <= most):
             words = fit_prompt(lambda text: model.generate_text(text, max_new_tokens=1).metrics.prompt_tokens, count)
             found[f"{count} tokens read"] = read(words), 1
-        found["a token"] = lambda: model.generate_text("Go on.", max_new_tokens=TOKENS, ignore_eos=True), TOKENS
+        one_a_run = {"max_new_tokens": TOKENS, "ignore_eos": True, "prompt_lookup_num_tokens": 0}
+        found["a token"] = lambda: model.generate_text("Go on.", **one_a_run), TOKENS
     if model.manifest.loops.denoise:
         found["a picture in 4 steps"] = draw(4, 1.0), 1
         found["a picture in 4 guided steps"] = draw(4, 2.0), 1

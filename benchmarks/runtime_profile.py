@@ -39,7 +39,7 @@ def profiled(path: Path, threads: int | None, runs: int) -> dict[str, Any]:
         most = min(PROMPT_TOKENS, model.manifest.limits.max_context - 64)
         words = fit_prompt(lambda text: model.generate_text(text, max_new_tokens=1).metrics.prompt_tokens, most)
         for _ in range(3):
-            model.generate_text("Name a fruit.", max_new_tokens=8, ignore_eos=True)
+            model.generate_text("Name a fruit.", max_new_tokens=8, ignore_eos=True, prompt_lookup_num_tokens=0)
             model.generate_text(words, max_new_tokens=1)
             model.generate_text("What is this?", images=[noise_picture()], max_new_tokens=1)
             model.generate_image("a red heart")

@@ -25,7 +25,7 @@ from edgemm.bench.conditions import ClockWatch, make_card, read_cpu_times, repor
 from edgemm.bench.options import Plan
 from edgemm.bench.pooled import SCHEMA_VERSION
 from edgemm.bench.rows import Row, make_row
-from edgemm.bench.workload import DRAWING
+from edgemm.bench.workload import DRAWING, ONE_A_RUN
 from edgemm.bundle.bundle import open_bundle
 from edgemm.errors import MissingError
 from edgemm.runtimes.text_call import TextChunk
@@ -127,7 +127,7 @@ def _tests(model: Model, plan: Plan) -> dict[str, _Test]:
 
 def _reply(model: Model, prompt: str, new_tokens: int, first_token: FirstToken) -> int:
     last: TextChunk | None = None
-    for index, chunk in enumerate(model.stream_text(prompt, max_new_tokens=new_tokens, ignore_eos=True)):
+    for index, chunk in enumerate(model.stream_text(prompt, max_new_tokens=new_tokens, **ONE_A_RUN)):
         if index == 0:
             first_token()
         last = chunk

@@ -1,7 +1,8 @@
 """One reply, one picture read, one picture drawn: done once through the runtime's streams, with every moment noted.
 
 The runtime's own metrics say what its parts took; the gaps between the events of a stream are timed here, where a user
-would feel them.  Stop tokens are ignored, so that a reply is as long as was asked for.
+would feel them.  Stop tokens are ignored, so that a reply is as long as was asked for, and nothing is looked up in the
+prompt: a text that repeats would say little of others.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ __all__ = [
     "read_picture",
     "write_reply",
     "DRAWING",
+    "ONE_A_RUN",
     "QUESTION",
     "fit_prompt",
     "noise_picture",
@@ -43,6 +45,9 @@ class Written:
     gaps_ms: tuple[float, ...]  # between one token and the next
 
 
+ONE_A_RUN: dict[str, Any] = {"ignore_eos": True, "prompt_lookup_num_tokens": 0}
+
+
 @dataclass(frozen=True)
 class Drawn:
     metrics: ImageMetrics
@@ -55,7 +60,7 @@ def write_reply(
     model: Model, prompt: str, new_tokens: int, images: Iterable[Any] = (), now: Now = time.perf_counter
 ) -> Written:
     start_s, moments, result = now(), [], None
-    for chunk in model.stream_text(prompt, images=tuple(images), max_new_tokens=new_tokens, ignore_eos=True):
+    for chunk in model.stream_text(prompt, images=tuple(images), max_new_tokens=new_tokens, **ONE_A_RUN):
         if chunk.token_ids:
             moments.append(now())
         result = chunk.result

@@ -52,8 +52,9 @@ class OldFlag(argparse.Action):
     def __call__(
         self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: Any, said: str | None = None
     ) -> None:
-        print(f"edgemm: {said} is now {self._now.option_strings[0]}", file=sys.stderr)
-        self._now(parser, namespace, values, said)
+        now = self._now.option_strings[0]
+        print(f"edgemm: {said} is now {now}", file=sys.stderr)
+        self._now(parser, namespace, values, now)
 
 
 def _how(hint: Any, default: Any) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -61,10 +62,12 @@ class ExportOptions:
         metavar="LAYER,...",
     )
     adapter_rank: int = option(ADAPTER_RANK, "the largest rank that NVIDIA's engines take", metavar="R")
-    prompt_lookup: bool = option(
-        False,
-        "several guessed tokens may be checked in one run (prompt_lookup_num_tokens), on cpu",
+    prompt_lookup: bool | None = option(
+        None,
+        "whether several guessed tokens may be checked in one run (prompt_lookup_num_tokens), on cpu (default: in int8 "
+        "and int4, where a reply is the same to the bit)",
         old=("drafts",),
+        action=argparse.BooleanOptionalAction,
     )
     cache: Literal["float", "int8"] = option(
         "float", "keys and values on cpu; int8 is a quarter of float, in --precision int8 or int4"
@@ -121,6 +124,13 @@ class ExportOptions:
                 "--cache int8 is for target cpu in --precision int8 or int4, without --adapters; a spec says so "
                 "itself: edgemm quantize --cache int8"
             )
+
+    @property
+    def bits_are_the_same(self) -> bool:
+        """Whether a token has the same numbers alone and beside candidates (passes/steady_rows.py): products of float
+        numbers add up in another order, those of an adapter too."""
+        on_cpu = all(scheme.on_cpu and (scheme.quantize or self.quant) for scheme in self.schemes)
+        return on_cpu and self.adapters is None and self.cache == "float" and not self.one_call
 
     @property
     def schemes(self) -> tuple[Scheme, ...]:

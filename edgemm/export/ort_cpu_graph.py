@@ -32,11 +32,30 @@ def for_ort_cpu(lowered: ir.Model, slots: int) -> None:
     if nodes_of(lowered, "TensorScatter"):
         grouped_attention(lowered, slots)
         added_norm(lowered)
-        if any(value.name == "draft_index" for value in lowered.graph.inputs):
+        if candidates := next((value for value in lowered.graph.inputs if value.name == "draft_index"), None):
             steady_rows(lowered)
+            left_out(lowered, candidates)
     weights = (value.const_value for value in lowered.graph.initializers.values())
     if sum(tensor.nbytes for tensor in weights if tensor is not None) <= SMALL_BYTES:
         modulated_norm(lowered)
+
+
+def left_out(model: ir.Model, candidates: ir.Value) -> None:
+    """draft_index (b, k) need not be given: of a program that knows nothing of candidates there are none.
+
+    An input with a value of its own, (1, 0), which is made as tall as the batch.  In `model` itself.
+    """
+    inputs = {value.name: value for value in model.graph.inputs}
+    writer = Writer(model)
+    readers = {use.node for use in candidates.uses()}
+    writer.place = next(node for node in model.graph if node in readers)
+    rows = writer.make("Shape", inputs["logits_index"], start=0, end=1)
+    tall = writer.make("Expand", candidates, writer.make("Concat", rows, writer.constant([1]), axis=0))
+    for use in list(candidates.uses()):
+        if use.node is not tall.producer():
+            use.node.replace_input_with(use.idx, tall)
+    candidates.const_value = ir.Tensor(np.zeros((1, 0), np.int64), name=candidates.name)
+    model.graph.register_initializer(candidates)
 
 
 def added_norm(model: ir.Model) -> bool:

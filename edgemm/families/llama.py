@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from types import MappingProxyType
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -30,6 +30,7 @@ __all__ = [
     "rms",
     "text_pieces",
     "transformer_component",
+    "takes_candidates",
     "with_prompt_lookup",
 ]
 
@@ -249,17 +250,18 @@ def as_transformer(
     )
 
 
+def takes_candidates(parts: Parts) -> bool:
+    """Whether `with_prompt_lookup` knows its transformer: one that is Llama's own."""
+    module = parts.graphs["transformer"].module if "transformer" in parts.graphs else None
+    return isinstance(module, LlamaGraph) and type(module).forward is LlamaGraph.forward and module.head is not None
+
+
 def with_prompt_lookup(parts: Parts) -> Parts:
     """The same transformer, which checks candidates too.  Raises UsageError where it is not Llama's own."""
-    graph = parts.graphs.get("transformer")
-    module = graph.module if graph else None
-    if (
-        graph is None
-        or not isinstance(module, LlamaGraph)
-        or type(module).forward is not LlamaGraph.forward
-        or module.head is None
-    ):
+    if not takes_candidates(parts):
         raise UsageError("--prompt-lookup is for text models as Llama is one, and readers around them: not this one")
+    graph = parts.graphs["transformer"]
+    module = cast(LlamaGraph, graph.module)
     module.prompt_lookup = True
     given, said = ({spec.name: spec.shape for spec in side} for side in (graph.inputs, graph.outputs))
     batch, words = said["logits"]

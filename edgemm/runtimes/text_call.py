@@ -73,7 +73,8 @@ class TextOptions:
     ignore_eos: bool = option(False, "the model's own stop tokens end nothing: for benchmarks", flag=False)
     prompt_lookup_num_tokens: int | None = option(
         None,
-        "prompt-lookup decoding: most candidates that one run checks; needs `edgemm export --prompt-lookup`",
+        "prompt-lookup decoding: most candidates that one run checks (default: as many as pay); in float32 it needs "
+        "`edgemm export --prompt-lookup`",
         old=("guess_ahead",),
         metavar="N",
     )

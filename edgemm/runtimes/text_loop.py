@@ -5,6 +5,7 @@ It knows ids, logits and text, never files, devices, messages or pixels: see pro
 
 from __future__ import annotations
 
+import platform
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -23,6 +24,7 @@ __all__ = ["Clock", "Reply", "StreamDecoder", "TextRequest", "write_reply"]
 
 MOST_LOGPROBS = 100  # beside each token
 MOST_CANDIDATES = 64
+X86 = ("x86_64", "AMD64")
 INCOMPLETE = "\ufffd"  # what a decoder shows for bytes that are not yet, or never, a character
 
 
@@ -211,9 +213,10 @@ def write_reply(
 
 
 def _steps(request: TextRequest, transformer: CachedTransformer) -> CachedTransformer | PromptLookup:
-    """What gives the logits after each token."""
+    """What gives the logits after each token.  Unasked nothing is looked up where a reply might become another: only
+    x86's products were held to the same bits with candidates and without (export/passes/steady_rows.py)."""
     most = request.prompt_lookup_num_tokens
-    if most == 0 or (most is None and not transformer.takes_candidates):
+    if most == 0 or (most is None and not (transformer.takes_candidates and platform.machine() in X86)):
         return transformer
     said = [*request.history, *request.prompt.text_ids]
     return PromptLookup(transformer, said, most)

@@ -44,7 +44,7 @@ from edgemm.export.variants import Components, Wanted, write_graphs
 from edgemm.families.family import Drawn, Parts
 from edgemm.families.folder import GGUF, Found, other_folders
 from edgemm.families.hf_checkpoint import Checkpoint, greedy, open_checkpoint, refuse_pointers
-from edgemm.families.llama import with_prompt_lookup
+from edgemm.families.llama import takes_candidates, with_prompt_lookup
 from edgemm.families.paper import describe, measure
 from edgemm.families.table import load_family
 from edgemm.options import from_keywords
@@ -114,7 +114,9 @@ def export_foreign(found: Found, output: Path, options: ExportOptions | None = N
         documents = hasattr(family, "open_model")  # is all that such a family reads; others handle a library's objects
         with reading(checkpoint.folder, "cannot be taken apart", CheckpointError, OF_ANYBODY if documents else OF_CODE):
             parts = family.parts(checkpoint)
-        if options.prompt_lookup:
+        if options.prompt_lookup or (
+            options.prompt_lookup is None and options.bits_are_the_same and takes_candidates(parts)
+        ):
             parts = with_prompt_lookup(parts)
         slots = _context(parts, options.max_context, checkpoint.folder)
         loop = parts.denoise

@@ -95,7 +95,7 @@ class PaperModel:
     def generate_image(self, prompt, **options):
         return list(self.stream_image(prompt, **options))[-1]
 
-    def stream_text(self, prompt, images=(), max_new_tokens=128, ignore_eos=False):
+    def stream_text(self, prompt, images=(), max_new_tokens=128, ignore_eos=False, prompt_lookup_num_tokens=None):
         self.read.append({"prompt": prompt, "images": images, "max_new_tokens": max_new_tokens, "ignored": ignore_eos})
         tokens = max_new_tokens if ignore_eos else min(self.reply_tokens, max_new_tokens)
         tokens = min(tokens, self.cache_tokens)

@@ -21,7 +21,7 @@ REPLY_J, PICTURE_J = 32.0, 5.0
 class HungryModel(PaperModel):
     joules = 0.0
 
-    def stream_text(self, prompt, images=(), max_new_tokens=128, ignore_eos=False):
+    def stream_text(self, prompt, images=(), max_new_tokens=128, ignore_eos=False, prompt_lookup_num_tokens=None):
         self.joules += REPLY_J
         yield from super().stream_text(prompt, images, max_new_tokens, ignore_eos)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import onnxruntime as ort
 import pytest
 
 import edgemm
@@ -10,6 +11,7 @@ from edgemm.bench.timeline import EngineClock
 from edgemm.cli import export
 from edgemm.cli.main import Parser
 from edgemm.errors import InputError, UsageError
+from edgemm.export.options import ExportOptions
 from edgemm.runtimes.prompt_lookup import LONGEST_MATCH, Gains, PromptLookup, Said
 from edgemm.verify import export_native as bundle_export
 from tests.export.nano import needs_opset_24
@@ -199,3 +201,57 @@ def test_the_flag_by_its_old_name_says_the_new_one(capsys):
     export.add_arguments(parser)
     assert parser.parse_args(["x", "--output", "y", "--drafts"]).prompt_lookup
     assert capsys.readouterr().err == "edgemm: --drafts is now --prompt-lookup\n"
+
+
+@pytest.mark.parametrize(
+    ("options", "takes"),
+    [
+        ({"precision": "fp32"}, False),
+        ({"precision": "fp32", "prompt_lookup": True}, True),
+        ({"precision": "int8"}, True),
+        ({"precision": "int8", "prompt_lookup": False}, False),
+        ({"precision": "int8", "adapters": ()}, False),
+        ({"precision": "int4", "cache": "int8"}, False),
+        ({"precision": "cpu=int8,cuda=fp16", "target": "cpu,cuda"}, False),
+        ({"precision": "int8", "one_call": ("read",)}, False),
+    ],
+)
+def test_candidates_are_taken_unasked_where_replies_stay_the_same_to_the_bit(options, takes):
+    found = ExportOptions(**options)
+    assert (found.bits_are_the_same if found.prompt_lookup is None else found.prompt_lookup) is takes
+
+
+def test_the_flag_and_its_opposite():
+    parser = Parser()
+    export.add_arguments(parser)
+    words = {flag: parser.parse_args(["x", "--output", "y", *flag.split()]).prompt_lookup for flag in FLAGS}
+    assert words == FLAGS
+
+
+FLAGS = {"": None, "--prompt-lookup": True, "--no-prompt-lookup": False}
+
+
+def test_a_program_that_knows_nothing_of_candidates_gets_the_logits_without(bundles):
+    """draft_index is an input that may be left out, and says then that there are none, of any batch."""
+    session = ort.InferenceSession(bundles["int8"] / "components" / "transformer" / "cpu-int8.onnx")
+    assert [value.name for value in session.get_overridable_initializers()] == ["draft_index"]
+    sizes = {"b": 2, "s": 3, "T": 16, "m": 1}
+    given = {
+        value.name: np.zeros([sizes.get(n, n) for n in value.shape], np.int64 if "int64" in value.type else np.float32)
+        for value in session.get_inputs()
+    }
+    given |= {"input_ids": np.array([[5, 6, 7], [8, 9, 10]]), "image_index": np.full((2, 3), -1)}
+    given |= {"attention_limit": np.tile(np.arange(3), (2, 1)), "logits_index": np.full(2, 2)}
+    names = ["logits", "draft_logits"]
+    without, none, some = (
+        session.run(names, given | more)
+        for more in ({}, {"draft_index": np.zeros((2, 0), np.int64)}, {"draft_index": np.array([[0, 1], [0, 1]])})
+    )
+    assert without[1].shape == none[1].shape == (2, 0, some[1].shape[2]) and some[1].shape[1] == 2
+    assert (without[0] == none[0]).all() and (without[0] == some[0]).all()
+
+
+def test_what_is_exported_unasked_looks_up(runtimes):
+    """Of 8 bits; of a float32 bundle it has to be asked for."""
+    takes = {precision: model._text.conversation().takes_candidates for precision, model in runtimes.items()}
+    assert takes == {precision: precision != "fp32" for precision in runtimes}

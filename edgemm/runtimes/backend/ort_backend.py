@@ -122,7 +122,8 @@ def open_session(
         raise explained(error, what, kind, first_line(error)) from error
     if session.get_providers()[0] != provider:
         raise MissingError(f"{component}: asked ONNX Runtime for {provider}, it uses {session.get_providers()[0]}")
-    compare_io(graph, "input", files.variant.inputs, session.get_inputs())
+    inputs = (*session.get_inputs(), *session.get_overridable_initializers())  # the last need not be given
+    compare_io(graph, "input", files.variant.inputs, inputs)
     compare_io(graph, "output", files.variant.outputs, session.get_outputs())
     return session
 
