@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from edgemm.model import checkpoint
-from edgemm.train.optimizers import Average, make_optimizers, rate
+from edgemm.train.optimizers import Average, Muon, make_optimizers, rate
 from edgemm.train.recipe import DrawRecipe
 
 
@@ -49,6 +49,38 @@ def test_muon_takes_the_matrices_of_blocks_and_adamw_all_the_rest():
     held = [id(p) for optimizer in (adamw, muon) for group in optimizer.param_groups for p in group["params"]]
     assert sorted(held) == sorted(names)
     assert muon.param_groups[0]["peak"] == 0.07
+
+
+def matrices() -> list[nn.Parameter]:
+    """Wide, tall and square ones, several of a shape, one alone in its own, and some too large to go together."""
+    random = torch.Generator().manual_seed(0)
+    shapes = [(16, 8)] * 3 + [(8, 16)] * 2 + [(12, 12)] * 4 + [(5, 7)] + [(1024, 768)] * 2
+    return [nn.Parameter(torch.randn(shape, generator=random)) for shape in shapes]
+
+
+def follow(optimizer: torch.optim.Optimizer, parameters: list[nn.Parameter], steps: range) -> None:
+    for step in steps:
+        random = torch.Generator().manual_seed(step)
+        for place, parameter in enumerate(parameters):
+            parameter.grad = torch.randn(parameter.shape, generator=random) if (place + step) % 5 else None
+        optimizer.step()
+
+
+@pytest.mark.parametrize("changes", [{}, {"nesterov": False, "momentum": 0.5}], ids=["nesterov", "heavy ball"])
+def test_muon_moves_as_torchs_does_and_either_goes_on_from_the_others_state(changes):
+    lines = {"lr": 0.1, "weight_decay": 0.3, **changes}
+    ours, theirs = matrices(), matrices()
+    own, reference = Muon(ours, **lines), torch.optim.Muon(theirs, **lines)
+    for start in (0, 3):  # then each goes on with the other's state
+        follow(own, ours, range(start, start + 3))
+        follow(reference, theirs, range(start, start + 3))
+        for mine, wanted, before in zip(ours, theirs, matrices(), strict=True):
+            assert (wanted - before).abs().max() > 0.1
+            # Updates are of size 1 and rounded to 8 bits of bfloat16 five times over, in sums of another order.
+            torch.testing.assert_close(mine, wanted, atol=6 * 0.1 * 2**-6, rtol=0)
+        kept = own.state_dict()
+        own.load_state_dict(reference.state_dict())
+        reference.load_state_dict(kept)
 
 
 def test_frozen_parameters_are_left_out():
