@@ -53,6 +53,12 @@ class Scheme:
         return self.lowering == "cpu"
 
     @property
+    def smooths_text(self) -> bool:
+        """Inputs of the transformer's products have one scale a token, and norms may make them easier to round."""
+        asked = self.quantize
+        return asked is not None and asked.text == "w8a8" and asked.methods.get("text") == "smoothquant"
+
+    @property
     def dialect(self) -> str:
         return TARGETS[self.target].dialect
 

@@ -1,12 +1,12 @@
 """How each target's weights are quantized: by the caller's spec, or by what `--precision int8|fp8|...` means there.
 
 Models whose transformer is edgemm's own are calibrated where their scheme asks for data; of all others the weights are
-enough, and nothing is smoothed: the model stays as it is, and adapters fit it.
+enough.  What of them a family has smoothed, and what then bears 8 bits of inputs, it tells.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
@@ -68,6 +68,8 @@ def make_specs_of_graphs(
     shared: Mapping[str, str] = NO_SHARES,  # component -> the one whose weights it uses, too
     drawing_depth: int = 0,  # layers below it are read at every step of drawing
     scratch: Path | None = None,  # a folder for what is rounded and waits to be read again
+    one_term: Collection[str] = (),  # layers that were seen to bear 8 bits of inputs, where a scale covers a token
+    calibration: str = "",  # what they were seen to read
 ) -> dict[str, Spec]:
     """The same of any family's components.  What two of them share gets the same numbers, so it is rounded and stored
     once; targets that ask for the same share a spec."""
@@ -81,7 +83,8 @@ def make_specs_of_graphs(
             if twins and asked.draw != "fp16":
                 asked = replace(asked, **TOGETHER.get(asked.text, {}))
             if asked not in made:
-                made[asked] = quantize_without_data(own, asked, drawing_depth, twins, towers=True, scratch=scratch)
+                seen = (one_term, calibration) if scheme.smooths_text else ((), "")
+                made[asked] = quantize_without_data(own, asked, drawing_depth, twins, True, scratch, *seen)
             found[scheme.target] = made[asked]
     return found
 

@@ -24,7 +24,17 @@ from edgemm.bundle.files import reading
 from edgemm.errors import CheckpointError
 from edgemm.model.pretrained import check_tensors
 
-__all__ = ["KeptTensor", "MappedFile", "check_real", "kept", "mapped_tensors", "place_of", "shapes_only", "widened"]
+__all__ = [
+    "KeptTensor",
+    "MappedFile",
+    "check_real",
+    "kept",
+    "mapped_tensors",
+    "multiply_columns",
+    "place_of",
+    "shapes_only",
+    "widened",
+]
 
 MOST = 64 << 20  # bytes of a file that may stay in memory after they were read
 LEAST = 8192  # numbers: what is smaller is traced as it is, for the tracer may compute with it
@@ -85,16 +95,17 @@ class MappedFile:
 
 
 class KeptTensor(torch.Tensor):
-    """Says that it is float32; `numbers` are those of the file."""
+    """Says that it is float32; `numbers` are those of the file, which `factors` of the same shape are multiplied to."""
 
     numbers: Tensor
     file: MappedFile | None
+    factors: Tensor | None
     __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
 
     @staticmethod
-    def __new__(cls, numbers: Tensor, file: MappedFile | None = None) -> KeptTensor:
+    def __new__(cls, numbers: Tensor, file: MappedFile | None = None, factors: Tensor | None = None) -> KeptTensor:
         found = torch.Tensor._make_wrapper_subclass(cls, numbers.shape, dtype=torch.float32, requires_grad=False)
-        found.numbers, found.file = numbers, file
+        found.numbers, found.file, found.factors = numbers, file, factors
         return found
 
     def __repr__(self) -> str:  # type: ignore[override]
@@ -105,17 +116,19 @@ class KeptTensor(torch.Tensor):
         copy = self.numbers.to(torch.float32, copy=True)  # strided as it lies: a turned one is read in order
         if self.file is not None:
             self.file.was_read(self.numbers.nbytes)
-        return copy
+        return copy if self.factors is None else copy.mul_(self.factors)
 
     def rows(self, ids: Tensor) -> Tensor:
-        return self.numbers[ids].float()
+        found = self.numbers[ids].float()
+        return found if self.factors is None else found * self.factors[ids]
 
     @classmethod
     def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         first = args[0] if args else None
         if func in SAME_NUMBERS and isinstance(first, KeptTensor):
             look = Tensor.reshape if func is aten.view.default else func  # a part of a table may lie with gaps
-            return cls(look(first.numbers, *args[1:]), first.file)
+            factors = None if first.factors is None else look(first.factors, *args[1:])
+            return cls(look(first.numbers, *args[1:]), first.file, factors)
         if func is aten.embedding.default and isinstance(first, KeptTensor):
             return first.rows(args[1])
         if func in (aten.mm.default, aten.addmm.default) and isinstance(args[-1], KeptTensor) and not kwargs:
@@ -160,6 +173,15 @@ def check_real(tensor: Tensor, where: str) -> None:
 def widened(x: Any) -> Any:
     """The numbers of a kept tensor, float32 and in memory; anything else as it is."""
     return x.in_float() if isinstance(x, KeptTensor) else x
+
+
+def multiply_columns(weight: Tensor, factors: Tensor) -> None:
+    """A weight (n, k) times factors (k), in place; of a kept one the file stays as it is, and its readers get that."""
+    if isinstance(weight, KeptTensor):
+        factors = factors.float().expand(weight.shape)  # a row's memory
+        weight.factors = factors if weight.factors is None else weight.factors[:1].mul(factors[:1]).expand(weight.shape)
+    else:
+        weight.mul_(factors)
 
 
 def place_of(tensor: Tensor) -> int:

@@ -26,6 +26,7 @@ __all__ = [
     "BLOCK",
     "DRAW",
     "IN_BLOCKS",
+    "OUTLIERS",
     "SideScheme",
     "TEXT",
     "TOWERS",

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from edgemm.errors import InputError
+from edgemm.model.kept_weights import multiply_columns
 from edgemm.quantize.number_formats import to_floats
 from edgemm.quantize.rounding import rtn
 from edgemm.quantize.spec import Layer
@@ -77,7 +78,7 @@ def fold(model: nn.Module, site: Site, factors: Tensor) -> None:
         if bias is not None:
             bias /= factors
     for reader in site.readers:
-        cast(Tensor, model.get_submodule(reader).weight).mul_(factors)
+        multiply_columns(cast(Tensor, model.get_submodule(reader).weight), factors)
 
 
 def fold_all(model: nn.Module, spec: Spec) -> None:

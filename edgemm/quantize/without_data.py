@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
@@ -19,7 +19,7 @@ from safetensors.numpy import load_file, save_file
 from torch import Tensor
 
 import edgemm
-from edgemm.quantize.layers import IN_BLOCKS, choose_layers
+from edgemm.quantize.layers import IN_BLOCKS, OUTLIERS, choose_layers
 from edgemm.quantize.make import Prepared, make_layer, rows_of
 from edgemm.quantize.options import RANK, QuantizeOptions
 from edgemm.quantize.spec import RANGED, SCHEMA_VERSION, Document, Layer, Spec, parts_of
@@ -36,13 +36,15 @@ def quantize_without_data(
     twins: Mapping[str, str] = NO_TWINS,  # another name of a layer -> the layer
     towers: bool = False,
     scratch: Path | None = None,  # on whose disk there is room for the codes of what has twins; None: the system's own
+    one_term: Collection[str] = (),  # layers that were seen to bear 8 bits of inputs
+    calibration: str = "",  # what they were seen to read
 ) -> Spec:
     """Weights (n, k) by layer, rounded as their width suggests; `drawing_depth` and `towers` as choose_layers has
     them."""
     shapes = {name: (len(weight), weight.shape[1]) for name, weight in weights.items()}
     text = IN_BLOCKS.get(options.text, options.text)
     chosen = choose_layers(shapes, text, options.draw, drawing_depth, options.portable, towers)
-    chosen = {name: _without_ranges(_not_smoothed(name, layer, shapes)) for name, layer in chosen.items()}
+    chosen = {name: _without_ranges(_in_terms(name, layer, shapes, one_term)) for name, layer in chosen.items()}
     layers = chosen | {twin: _as_twin(name, chosen[name]) for twin, name in twins.items() if name in chosen}
     document = Document(
         schema_version=SCHEMA_VERSION,
@@ -51,9 +53,9 @@ def quantize_without_data(
         checkpoint_sha256="",
         text=text,
         draw=options.draw,
-        calibration="",
+        calibration=calibration,
         layers=layers,
-        smoothed=(),
+        smoothed=(),  # whose factors are beside the codes; what a family folded is in the weights, and nobody asks
         tensors_sha256="",  # a spec that is stored has all its numbers: make.py
     )
     return Spec(document, RoundedWhenRead(weights, chosen, twins, scratch), towers)
@@ -63,6 +65,13 @@ ATTENTION = re.compile(r"layers\.\d+\.self_attn\.[qkv]_proj$")
 LAST = re.compile(r"layers\.(\d+)\.mlp\.(?:gate|up)_proj$")
 AT_THE_END = 10  # one layer of so many is among the last
 NOT_SMOOTHED = "a few of its inputs are large, and nothing smooths them"
+
+
+def _in_terms(name: str, layer: Layer, names: Iterable[str], one_term: Collection[str]) -> Layer:
+    """8 bits of inputs, or 16 in two terms; what drawing reads keeps its 16."""
+    if name in one_term:
+        return replace(layer, activations="token", reason="") if layer.reason == OUTLIERS else layer
+    return _not_smoothed(name, layer, names)
 
 
 def _not_smoothed(name: str, layer: Layer, names: Iterable[str]) -> Layer:

@@ -47,6 +47,7 @@ from edgemm.families.hf_checkpoint import Checkpoint, greedy, open_checkpoint, r
 from edgemm.families.llama import takes_candidates, with_prompt_lookup
 from edgemm.families.paper import describe, measure
 from edgemm.families.table import load_family
+from edgemm.families.text_smoothing import smooth_by_text
 from edgemm.options import from_keywords
 from edgemm.runtimes import schedule
 from edgemm.verify.components import compare_component
@@ -124,7 +125,13 @@ def export_foreign(found: Found, output: Path, options: ExportOptions | None = N
         sizes = fixed_sizes(slots, loop.skip, drawing=room) if loop else {}
         sizes.setdefault("transformer", {"T": slots})
         depth = max(loop.prefix_layers, default=-1) + 1 if loop else 0
-        specs = make_specs_of_graphs(parts.graphs, schemes, parts.shared, depth, scratch=output.parent)
+        one_term = frozenset[str]()
+        if any(scheme.smooths_text for scheme in schemes):
+            one_term = smooth_by_text(parts, checkpoint.tokenizer)
+        calibration = "the shipped text" if one_term else ""
+        specs = make_specs_of_graphs(
+            parts.graphs, schemes, parts.shared, depth, output.parent, one_term, calibration=calibration
+        )
         wanted = Wanted(schemes, specs, sizes, shared=parts.shared)
         written = write_graphs(parts.graphs, parts.inputs, writer, wanted, trace, compare_component)
         require(written.comparisons, "the bundle differs from the model, and was not kept")
