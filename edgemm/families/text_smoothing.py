@@ -1,9 +1,9 @@
 """Text models as Llama is one, smoothed by shipped text before they are rounded; and what then bears 8 bits of inputs.
 
-SmoothQuant (arXiv:2211.10438) moves what makes inputs hard to round out of norms' weights into queries, keys and values,
+SmoothQuant (arXiv:2211.10438) moves what makes inputs hard to round out of norms' weights into queries, keys, values,
 gate and up.  Factors are powers of two: the float model computes the same bits as before.  Then the text is read once
-more, and every product is asked what 8 bits of its inputs cost (docs/notes/cpu-speed.md).  Down-projections read what no
-norm makes: those that bear 8 bits take them, the few others keep two terms.
+more, and every product is asked what 8 bits of its inputs cost (docs/notes/cpu-speed.md).  Down-projections read what
+no norm makes: those that bear 8 bits take them, the few others keep two terms.
 Nothing is smoothed that another component uses, or that stands in a model that draws.
 Axes: b pieces, s tokens, m image tokens, k input channels, w width.
 """
@@ -11,7 +11,7 @@ Axes: b pieces, s tokens, m image tokens, k input channels, w width.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -29,7 +29,7 @@ from edgemm.quantize.calibration import shipped_text
 from edgemm.quantize.simulated import rounded
 from edgemm.quantize.smoothing import Site, fold, sites, smoothquant_factors
 
-__all__ = ["smooth_by_text"]
+__all__ = ["Smoothed", "smooth_by_text"]
 
 PIECES, PIECE = 4, 128  # pieces, and tokens in each
 FEWEST = 16  # tokens of text, for a vocabulary that hardly spells it
@@ -41,20 +41,25 @@ LOUD = 1e-3  # of a product's own energy, what 8 bits of its inputs may add
 ALL_LOUD = 1e-3  # of the residual stream's, what all down-projections of 8 bits may add to it together
 
 
-def smooth_by_text(parts: Parts, tokenizer: Any) -> frozenset[str]:
-    """Folds factors into the transformer itself, which computes the same.
+@dataclass(frozen=True, eq=False)
+class Smoothed:
+    """What was done to a transformer."""
 
-    Gives the layers whose inputs bear 8 bits in one term then, as specs name them; none where nothing is smoothed.
-    """
+    one_term: frozenset[str] = frozenset()  # layers whose inputs bear 8 bits now, as specs name them
+    undo: Callable[[], None] = lambda: None  # bit for bit
+
+
+def smooth_by_text(parts: Parts, tokenizer: Any) -> Smoothed:
+    """Folds factors into the transformer itself, which computes the same; nothing where that is not certain."""
     graph = parts.graphs.get("transformer")
     if graph is None or parts.text is None or not _is_certain(parts, graph.module):
-        return frozenset()
+        return Smoothed()
     module = graph.module
     assert isinstance(module, LlamaGraph)
     places = _own_sites(parts, module)
     readings = _readings(parts, graph, tokenizer)
     if not places or not readings:
-        return frozenset()
+        return Smoothed()
     progress.status("reading to smooth")
     before, seen = [], _Seen()
     with _watching(module, seen.largest_of):
@@ -71,20 +76,22 @@ def smooth_by_text(parts: Parts, tokenizer: Any) -> frozenset[str]:
         after = [reading.run(module, seen.stream_of) for reading in readings]
     if not all(_same(a, b) for a, b in zip(before, after, strict=True)):
         _unfold(module, places, factors)
-        return frozenset()
-    bear, loud = [], {}
-    for name, found in factors.items():
-        if max(seen.share(reader) for reader in places[name].readers) <= LOUD:
-            bear += places[name].readers
-        else:
-            loud[name] = found
-    _unfold(module, places, loud)
-    return frozenset(f"{graph.name}.{name}" for name in (*bear, *seen.quiet_downs()))
+        return Smoothed()
+    bear = {
+        name: found
+        for name, found in factors.items()
+        if max(seen.share(reader) for reader in places[name].readers) <= LOUD
+    }
+    _unfold(module, places, {name: found for name, found in factors.items() if name not in bear})
+    one_term = [*(reader for name in bear for reader in places[name].readers), *seen.quiet_downs()]
+    return Smoothed(frozenset(f"{graph.name}.{name}" for name in one_term), lambda: _unfold(module, places, bear))
 
 
 def _is_certain(parts: Parts, module: nn.Module) -> bool:
     """Only text says what its inputs are like, and LlamaGraph's own code reads it."""
-    own = all(getattr(type(module), name, None) is getattr(LlamaGraph, name) for name in ("forward", "read", "run_layer"))
+    own = all(
+        getattr(type(module), name, None) is getattr(LlamaGraph, name) for name in ("forward", "read", "run_layer")
+    )
     if not own or not isinstance(module, LlamaGraph) or parts.denoise is not None or parts.image_tokens is not None:
         return False
     return sum(part.weight.numel() for part in module.modules() if isinstance(part, nn.Linear)) <= LARGEST

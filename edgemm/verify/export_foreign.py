@@ -125,22 +125,13 @@ def export_foreign(found: Found, output: Path, options: ExportOptions | None = N
         sizes = fixed_sizes(slots, loop.skip, drawing=room) if loop else {}
         sizes.setdefault("transformer", {"T": slots})
         depth = max(loop.prefix_layers, default=-1) + 1 if loop else 0
-        one_term = frozenset[str]()
-        if any(scheme.smooths_text for scheme in schemes):
-            one_term = smooth_by_text(parts, checkpoint.tokenizer)
-        calibration = "the shipped text" if one_term else ""
-        specs = make_specs_of_graphs(
-            parts.graphs, schemes, parts.shared, depth, output.parent, one_term, calibration=calibration
-        )
-        wanted = Wanted(schemes, specs, sizes, shared=parts.shared)
-        written = write_graphs(parts.graphs, parts.inputs, writer, wanted, trace, compare_component)
+        written = _write_graphs(checkpoint, parts, writer, Wanted(schemes, {}, sizes, shared=parts.shared), depth)
         require(written.comparisons, "the bundle differs from the model, and was not kept")
         manifest = _manifest(checkpoint, family, parts, written, slots, found.others)
         writer.add_bytes(manifest.tokenizer, quick_to_open(parts.tokenizer_json or checkpoint.tokenizer_json))
         for name, content in {**parts.tables, **papers_of(checkpoint.folder, manifest)}.items():
             writer.add_bytes(name, content)
         manifest = write_one_call(writer, manifest, options, Tokenizer(writer.file(manifest.tokenizer)))
-        del specs, wanted  # they hold every weight
         give_back_memory()
         progress.status("loops: asking the library")
         bundle = Bundle(writer.folder, manifest)
@@ -155,6 +146,29 @@ def export_foreign(found: Found, output: Path, options: ExportOptions | None = N
         whole = writer.finish(manifest)
     keep_as_tried(output)
     return whole
+
+
+def _write_graphs(checkpoint: Checkpoint, parts: Parts, writer: BundleWriter, wanted: Wanted, depth: int) -> Components:
+    """Smoothed where that is known how; what does not pass so is written once more as it is without."""
+
+    def write(one_term: frozenset[str]) -> Components:
+        calibration = "the shipped text" if one_term else ""
+        scratch = writer.path.parent
+        specs = make_specs_of_graphs(
+            parts.graphs, wanted.schemes, parts.shared, depth, scratch, one_term, calibration=calibration
+        )  # they hold every weight
+        asked = dataclasses.replace(wanted, specs=specs)
+        return write_graphs(parts.graphs, parts.inputs, writer, asked, trace, compare_component)
+
+    if not any(scheme.smooths_text for scheme in wanted.schemes):
+        return write(frozenset())
+    smoothed = smooth_by_text(parts, checkpoint.tokenizer)
+    written = write(smoothed.one_term)
+    if smoothed.one_term and not all(comparison.passed for comparison in written.comparisons):
+        progress.line("smoothed, with one term of 8 bits: too far off; once more, in two terms")
+        smoothed.undo()
+        written = write(frozenset())
+    return written
 
 
 def _check_options(options: ExportOptions) -> None:
