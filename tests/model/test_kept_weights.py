@@ -14,7 +14,15 @@ from torch import nn
 
 from edgemm.errors import CheckpointError
 from edgemm.model import kept_weights
-from edgemm.model.kept_weights import KeptTensor, MappedFile, mapped_tensors, place_of, shapes_only, widened
+from edgemm.model.kept_weights import (
+    KeptTensor,
+    MappedFile,
+    mapped_tensors,
+    multiply_columns,
+    place_of,
+    shapes_only,
+    widened,
+)
 
 KINDS = [torch.float32, torch.float16, torch.bfloat16]
 
@@ -66,6 +74,27 @@ def test_a_corner_of_a_table_is_flattened_as_of_any_tensor(tmp_path):
     found = stored(tmp_path, table=table)["table"]
     assert torch.equal(widened(found[:3, :2].flatten(0, 1)), table[:3, :2].flatten(0, 1))
     assert torch.equal(widened(found.view(30, 4).t()[1:]), table.view(30, 4).t()[1:])
+
+
+@torch.no_grad()
+def test_columns_that_were_multiplied_are_so_for_every_reader_and_put_back(tmp_path, monkeypatch):
+    monkeypatch.setattr(kept_weights, "AT_ONCE", 700)
+    real, factors, x = torch.randn(30, 20), torch.exp2(torch.randint(-4, 5, (20,)).float()), torch.randn(3, 20)
+    found = stored(tmp_path, weight=real)["weight"]
+    wanted = real * factors
+    for part in (found, with_weight(nn.Linear(20, 30), found).weight):
+        multiply_columns(part, factors)
+        multiply_columns(part, factors)
+        multiply_columns(part, 1 / factors)
+        assert torch.equal(widened(part), wanted) and torch.equal(widened(part.data[3:9].t()), wanted[3:9].t())
+        assert torch.equal(nn.functional.embedding(torch.tensor([7, 29]), part), wanted[[7, 29]])
+        assert torch.allclose(nn.functional.linear(x, part), nn.functional.linear(x, wanted), rtol=1e-5)
+        assert torch.equal(part.abs().amax(0), wanted.abs().amax(0))
+    multiply_columns(found, 1 / factors)
+    assert torch.equal(widened(found), real)
+    plain = real.clone()
+    multiply_columns(plain, factors)
+    assert torch.equal(plain, real * factors)
 
 
 def test_a_traced_module_has_its_weights_back_and_no_number_was_read(tmp_path):

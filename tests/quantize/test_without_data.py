@@ -55,3 +55,13 @@ def test_where_nothing_is_smoothed_inputs_with_outliers_keep_16_bits():
     numbers = {part: [int(name.split(".")[2]) for name in names if part in name and name in finer] for part in (
         "attn.q", "attn.o", "mlp.up")}  # fmt: skip
     assert numbers == {"attn.q": list(range(30)), "attn.o": [], "mlp.up": [27, 28, 29]}
+
+
+def test_what_was_seen_to_bear_8_bits_has_one_term_but_where_drawing_reads():
+    names = [f"transformer.layers.{number}.{part}_proj" for number in range(4) for part in ("self_attn.q", "mlp.down")]
+    weights, asked = {name: torch.ones(2, 64) for name in names}, QuantizeOptions("w8a8", "int8", "")
+    seen = names[2:]
+    for drawing_depth, wanted in ((0, seen), (3, [name for name in seen if "down" in name or "layers.3." in name])):
+        spec = quantize_without_data(weights, asked, drawing_depth, one_term=seen, calibration="a page")
+        assert [name for name in names if spec.layer(name).activations == "token"] == wanted
+        assert spec.document.calibration == "a page"
