@@ -120,6 +120,22 @@ def test_what_another_component_uses_stays_as_it_is(folder):
     assert f"transformer.{Q}" not in one_term and f"transformer.{Q.replace('0', '2')}" in one_term
 
 
+def test_what_only_pictures_make_large_is_smoothed_too(tmp_path):
+    place = write_folder("llava", tmp_path / "checkpoint")
+    found = []
+    for times in (1, 1000):
+        checkpoint, parts = opened(place)
+        reads = parts.inputs["transformer"]
+        pictures = reads["image_tokens"].clone()
+        pictures[..., LOUD] *= times
+        inputs = {**parts.inputs, "transformer": {**reads, "image_tokens": pictures}}
+        norm = parts.graphs["transformer"].module.get_submodule("layers.0.input_layernorm")
+        before = norm.weight.clone()
+        smooth_by_text(dataclasses.replace(parts, inputs=inputs), checkpoint.tokenizer)
+        found.append(before / norm.weight.detach())
+    assert found[1][LOUD] >= 2 * found[0][LOUD]
+
+
 def test_a_model_that_draws_is_left_as_it_is(tmp_path):
     checkpoint, parts = opened(write_folder("emu3", tmp_path / "checkpoint"))
     assert parts.image_tokens is not None
