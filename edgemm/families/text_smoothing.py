@@ -131,16 +131,15 @@ class _Reading:
     image_index: Tensor  # (b, s)
     cache: tuple[tuple[int, int], ...]  # heads and their width, of every layer's keys and values
 
-    def run(self, graph: LlamaGraph, behind: Any = None) -> list[Tensor]:
-        """Hidden states behind all layers (b, s, w), and keys and values."""
+    def run(self, graph: LlamaGraph, behind: Any = None) -> Tensor:
+        """Hidden states behind all layers (b, s, w)."""
         b, s = self.ids.shape
         places = torch.arange(s).expand(b, -1)
         past = [torch.zeros(b, heads, s, width) for heads, width in self.cache]
         rows = graph.placed(places, places, past)
         x = graph.look_up(self.ids, self.image_tokens, self.image_index)
         more = {} if behind is None else {"behind": behind}
-        x, present = graph.read(x, rows, torch.zeros(b, dtype=torch.long), past, **more)
-        return [x, *present]
+        return graph.read(x, rows, torch.zeros(b, dtype=torch.long), past, **more)[0]
 
 
 def _readings(parts: Parts, graph: ComponentGraph, tokenizer: Any) -> list[_Reading]:
@@ -190,9 +189,8 @@ def _unfold(module: nn.Module, places: Mapping[str, Site], factors: Mapping[str,
         fold(module, places[name], 1 / found)
 
 
-def _same(before: list[Tensor], after: list[Tensor]) -> bool:
-    pairs = zip(before, after, strict=True)
-    return all(bool((a - b).abs().max() <= SAME * a.abs().max()) for a, b in pairs)
+def _same(before: Tensor, after: Tensor) -> bool:
+    return bool((before - after).abs().max() <= SAME * before.abs().max())
 
 
 @dataclass(eq=False)
