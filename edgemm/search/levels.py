@@ -61,9 +61,11 @@ def coarser(layers: Mapping[str, Layer]) -> dict[str, Layer]:
 def make_levels(model: Unified, options: QuantizeOptions, checkpoint: tuple[str, str]) -> Levels:
     """Smoothing is folded into `model` itself, once for both precisions."""
     fine = layers_of(model, options.text, options.draw)
-    for name, layer in layers_of(model, "int4", options.draw).items():  # frequent and rare tokens are groups
-        if name.removesuffix(REST) == HEAD:
+    for name, layer in layers_of(model, "int4", options.draw).items():
+        if name.removesuffix(REST) == HEAD:  # frequent and rare tokens are groups
             fine[name] = dataclasses.replace(layer, bits=8)
+        elif not side_of(name):  # what sees pictures, where bytes matter
+            fine[name] = layer
     data = read_calibration(options.calibration, model, options.samples)
     tables = {name: layer for name, layer in coarser(fine).items() if name.removesuffix(REST) == HEAD}
     ready = prepare(model, fine | tables, methods_of(options), data, options.steps)
