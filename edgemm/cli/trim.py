@@ -16,7 +16,9 @@ HELP = "cut a checkpoint's vocabulary to what its texts need and the commonest t
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("checkpoint", metavar="CHECKPOINT", type=Path, help="it stays as it is")
+    parser.add_argument(
+        "checkpoint", metavar="CHECKPOINT", type=Path, help="or a text model's Hugging Face folder; it stays as it is"
+    )
     parser.add_argument("--vocabulary", required=True, type=int, metavar="N", help="tokens that are left")
     parser.add_argument(
         "--text", nargs="+", default=[], metavar="FILE|DIR", type=Path,

@@ -13,7 +13,9 @@ from pathlib import Path
 
 from edgemm.bundle.files import read_text
 from edgemm.data.format import read_dataset
-from edgemm.errors import InputError
+from edgemm.errors import InputError, UsageError
+from edgemm.families.fewer_tokens import cut_folder
+from edgemm.families.folder import find_foreign
 from edgemm.model import checkpoint
 from edgemm.model.vocabulary import cut_vocabulary
 from edgemm.quantize.calibration import frequent_tokens, read_calibration
@@ -23,13 +25,19 @@ __all__ = ["trim"]
 
 
 def trim(source: Path, output: Path, size: int, texts: Sequence[Path] = (), name: str = "") -> None:
-    """Write `output`, `source` with `size` tokens, in its precision.
+    """Write `output`: a checkpoint, or a text model's Hugging Face folder, with `size` tokens, in its precision.
 
     UsageError where the texts need more, InputError for a text that is not there and a model that cannot be cut.
     """
+    said = [text for place in texts for text in _said(place)]
+    if (found := find_foreign(source)) is not None:
+        if name:
+            raise UsageError("--name is for edgemm's own checkpoints; a folder of others has its folder's name")
+        cut_folder(found, output, size, said)
+        return
     model = checkpoint.load(source)
     needed = set(frequent_tokens(model, read_calibration(None, model)).nonzero().flatten().tolist())
-    for text in (text for place in texts for text in _said(place)):
+    for text in said:
         for spelled in (text, f" {text}"):  # alone, and behind a word of a template
             needed.update(model.encode(spelled, special=False))
     smaller = cut_vocabulary(model, sorted(needed), size)

@@ -7,11 +7,17 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
+from transformers import AutoConfig, AutoTokenizer, LlamaForCausalLM
 
 from edgemm.cli.main import main
 from edgemm.data.format import read_dataset
+from edgemm.families.folder import find_foreign
 from edgemm.model import checkpoint
 from edgemm.train.distill import distill
+from edgemm.verify.export_foreign import export_foreign
+from tests.families.tiny.llama import folder as llama
+from tests.families.tiny.llava import folder as llava
+from tests.families.tiny.words import SPOKEN
 from tests.model.tiny_words import SIZE, worded
 from tests.train.conftest import EMOJI
 from tests.train.test_distill import settings
@@ -59,3 +65,34 @@ def test_a_student_with_fewer_words_learns_from_a_teacher_with_more(whole, tmp_p
     distill(settings(whole, tmp_path / "run", student=tmp_path / "small", parts="denoiser", steps=1, warmup=0))
     before, after = (checkpoint.load(folder) for folder in (tmp_path / "small", tmp_path / "run" / "checkpoint"))
     assert after.tokenizer_json == before.tokenizer_json
+
+
+@pytest.mark.parametrize("chat", [True, False], ids=["tied, with a template", "untied, blanks as letters"])
+def test_a_text_models_folder_is_cut_and_goes_on_as_the_library_has_it(tmp_path, chat):
+    """Rows behind the tokenizer go, ids in the configs follow, and the same text has the same logits."""
+    folder = llama(tmp_path / "whole", chat=chat)
+    (folder / "LICENSE").write_text("as it is")
+    words = AutoTokenizer.from_pretrained(folder)
+    size = len(words) - 10
+    (tmp_path / "page.txt").write_text(SPOKEN[0])
+    assert trim(folder, "--vocabulary", size, "--output", tmp_path / "small", "--text", tmp_path / "page.txt") == 0
+    fewer, config = AutoTokenizer.from_pretrained(tmp_path / "small"), AutoConfig.from_pretrained(tmp_path / "small")
+    assert len(fewer) == config.vocab_size == size and (tmp_path / "small" / "LICENSE").read_text() == "as it is"
+    assert fewer.convert_ids_to_tokens(config.eos_token_id) == words.eos_token
+    assert fewer.tokenize(SPOKEN[0]) == words.tokenize(SPOKEN[0])
+    models = [LlamaForCausalLM.from_pretrained(place).eval() for place in (folder, tmp_path / "small")]
+    rows = [words.convert_tokens_to_ids(token) for token in fewer.convert_ids_to_tokens(range(size))]
+    with torch.no_grad():
+        before, after = (
+            model(torch.tensor([one(SPOKEN[0])["input_ids"]])).logits[0]
+            for model, one in zip(models, (words, fewer), strict=True)
+        )
+    torch.testing.assert_close(after, before[:, rows], rtol=1e-5, atol=1e-5)
+    found = find_foreign(tmp_path / "small")
+    assert found is not None
+    export_foreign(found, tmp_path / "small.bundle", precision="int8")
+
+
+def test_what_is_no_plain_text_model_is_refused(tmp_path, capsys):
+    assert trim(llava(tmp_path / "llava"), "--vocabulary", 300, "--output", tmp_path / "small") == 3
+    assert "holds LlavaForConditionalGeneration; vocabularies are cut of plain" in capsys.readouterr().err
