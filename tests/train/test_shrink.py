@@ -96,7 +96,8 @@ def test_what_drawing_reads_of_the_prompt_is_the_teachers_where_nothing_below_wa
 
 def test_a_base_gives_only_the_layers_that_are_kept(teacher, tmp_path, monkeypatch):
     """A stand-in for the package of the base; the real one is 135M parameters."""
-    monkeypatch.setattr(checkpoint, "load_transformer_weights", lambda base, config: teacher.transformer.state_dict())
+    state = teacher.transformer.state_dict()
+    monkeypatch.setattr(checkpoint, "load_transformer_weights", lambda base, config, tokenizer: state)
     based = random_micro(micro())
     based.config = dataclasses.replace(based.config, base="some-base")
     student, _ = shrink(based, 5, student_expert(based.config, 2), [0.9, 0.8, 0.7, 0.6, 0.1, 0.5], CAPTIONS, "cut")

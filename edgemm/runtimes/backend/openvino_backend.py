@@ -53,6 +53,7 @@ def open_engine(files: GraphFiles, provider: str, plan: ThreadPlan, lock: thread
         raise BundleError(
             f"{graph}: OpenVINO {version()} cannot read it: {_reason(error)}; run this component on onnxruntime"
         ) from error
+    _ask_for(model, variant)
     options = {
         "INFERENCE_NUM_THREADS": plan.count,
         "PERFORMANCE_HINT": "LATENCY",
@@ -69,6 +70,19 @@ def open_engine(files: GraphFiles, provider: str, plan: ThreadPlan, lock: thread
     check_names(graph, "input", variant.inputs, [port.get_names() for port in compiled.inputs])
     check_names(graph, "output", variant.outputs, [port.get_names() for port in compiled.outputs])
     return OpenVinoEngine(files.component, variant, compiled, lock)
+
+
+def _ask_for(model: Any, variant: Variant) -> None:
+    """An input that has a value of its own, and so need not be given, is read as that value alone: here it is given."""
+    constants = {node.get_friendly_name(): node for node in model.get_ops() if node.get_type_name() == "Constant"}
+    given = {name for port in model.inputs for name in port.get_names()}
+    for spec in variant.inputs:
+        if spec.name not in given and (constant := constants.get(spec.name)) is not None:
+            made = ops.parameter([-1] * len(spec.shape), constant.get_element_type(), name=spec.name)
+            made.output(0).get_tensor().set_names({spec.name})
+            constant.output(0).replace(made.output(0))
+            model.add_parameters([made])
+    model.validate_nodes_and_infer_types()
 
 
 class OpenVinoEngine(LoadedEngine):
