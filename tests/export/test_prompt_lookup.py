@@ -213,6 +213,7 @@ def test_the_flag_by_its_old_name_says_the_new_one(capsys):
         ({"precision": "int8", "adapters": ()}, False),
         ({"precision": "int4", "cache": "int8"}, False),
         ({"precision": "cpu=int8,cuda=fp16", "target": "cpu,cuda"}, False),
+        ({"target": "web"}, False),
         ({"precision": "int8", "one_call": ("read",)}, False),
     ],
 )
