@@ -128,8 +128,9 @@ class ExportOptions:
     @property
     def bits_are_the_same(self) -> bool:
         """Whether a token has the same numbers alone and beside candidates (passes/steady_rows.py): products of float
-        numbers add up in another order, those of an adapter too, and nobody looked at a browser's."""
-        known = all(scheme.target == "cpu" and (scheme.quantize or self.quant) for scheme in self.schemes)
+        numbers add up in another order, those of an adapter too, a spec may leave some in float, and nobody looked at a
+        browser's."""
+        known = all(scheme.target == "cpu" and scheme.quantize for scheme in self.schemes)
         return known and self.adapters is None and self.cache == "float" and not self.one_call
 
     @property

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import onnxruntime as ort
 import pytest
@@ -214,6 +216,7 @@ def test_the_flag_by_its_old_name_says_the_new_one(capsys):
         ({"precision": "int4", "cache": "int8"}, False),
         ({"precision": "cpu=int8,cuda=fp16", "target": "cpu,cuda"}, False),
         ({"target": "web"}, False),
+        ({"quant": Path("spec")}, False),
         ({"precision": "int8", "one_call": ("read",)}, False),
     ],
 )
