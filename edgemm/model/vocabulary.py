@@ -67,6 +67,8 @@ def cut_tokenizer(document: Mapping[str, Any], needed: Iterable[int], size: int)
     model = document.get("model") or {}
     if model.get("type") != "BPE":
         raise InputError(f"tokenizer.json: its model is {model.get('type')}, and only byte pairs (BPE) can be cut")
+    if model.get("continuing_subword_prefix"):  # then a token is not its parts one after the other
+        raise InputError(f"tokenizer.json: tokens inside of words begin with {model['continuing_subword_prefix']!r}")
     vocabulary: Mapping[str, int] = model["vocab"]
     pairs = [tuple(pair if isinstance(pair, list) else pair.split(" ")) for pair in model["merges"]]
     made_of: dict[str, set[str]] = {}  # token -> what it is merged from, in every way that there is

@@ -95,8 +95,15 @@ def test_another_kind_of_tokenizer_is_refused():
         cut_tokenizer(json.loads(pieces.to_str()), (), 1)
 
 
-def test_a_cut_model_draws_and_reads_as_before():
-    model = worded()
+def test_tokens_that_are_not_their_parts_in_a_row_are_refused(document):
+    marked = {**document, "model": document["model"] | {"continuing_subword_prefix": "##"}}
+    with pytest.raises(InputError, match="tokens inside of words begin with '##'"):
+        cut_tokenizer(marked, (), SIZE - 100)
+
+
+@pytest.mark.parametrize("experts", ["mot", "dense"])
+def test_a_cut_model_draws_and_reads_as_before(experts):
+    model = worded(experts=experts)
     asked = "What is this?"
     needed = {*model.encode(asked), *model.encode(" a red circle"), *model.encode("user\n"), *model.encode("Draw")}
     needed |= {*model.encode("assistant\n"), *model.encode("\n")}

@@ -7,6 +7,7 @@ import dataclasses
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
+from edgemm.model.designs import variant
 from edgemm.model.unified import Unified
 from edgemm.quantize.calibration import shipped_text
 from tests.model.tiny import micro, random_micro
@@ -36,11 +37,11 @@ def trained(byte_level: bool = True, size: int = SIZE) -> Tokenizer:
     return tokenizer
 
 
-def worded(size: int = SIZE) -> Unified:
+def worded(size: int = SIZE, experts: str = "mot") -> Unified:
     """A micro with that tokenizer in the place of bytes."""
-    config = micro()
+    config = variant(micro(), experts)
     shape = dataclasses.replace(config.transformer, vocab_size=size)
     model = Unified(dataclasses.replace(config, transformer=shape), trained(size=size).to_str())
     rows = torch.randn(size, shape.width, generator=torch.Generator().manual_seed(3))
-    model.load_state_dict(random_micro().state_dict() | {"transformer.embed_tokens.weight": rows})
+    model.load_state_dict(random_micro(config).state_dict() | {"transformer.embed_tokens.weight": rows})
     return model.eval().requires_grad_(False)
