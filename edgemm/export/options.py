@@ -125,6 +125,10 @@ class ExportOptions:
                 "itself: edgemm quantize --cache int8"
             )
 
+    def looks_up(self, fits: bool) -> bool:
+        """Whether the transformer checks candidates: as was asked, or unasked where it `fits` and bits are the same."""
+        return self.prompt_lookup if self.prompt_lookup is not None else fits and self.bits_are_the_same
+
     @property
     def bits_are_the_same(self) -> bool:
         """Whether a token has the same numbers alone and beside candidates (passes/steady_rows.py): products of float

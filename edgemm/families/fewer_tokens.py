@@ -50,17 +50,17 @@ def cut_folder(found: Found, output: Path, size: int, texts: Iterable[str]) -> N
     checkpoint = open_checkpoint(found)
     document = json.loads(checkpoint.tokenizer_json)
     page = shipped_text("calibration.txt")
-    needed = {token for text in (page, *texts) for said in (text, f" {text}") for token in ids_of(checkpoint, said)}
+    needed = {token for text in (page, f" {page}", *texts) for token in _ids_of(checkpoint, text)}
     if checkpoint.tokenizer.chat_template:
-        needed |= set(ids_of(checkpoint, rendered(checkpoint.tokenizer, TALK, found.folder)))
+        needed |= set(_ids_of(checkpoint, rendered(checkpoint.tokenizer, TALK, found.folder)))
     model = _as_stored(found.folder)
     rows = len(model.get_input_embeddings().weight)
     configs = [model.config, model.generation_config]
-    needed |= {token for config in configs for token in _ids_in(config.to_dict()) if token in _known(document)}
+    needed |= {token for config in configs for token in _ids_in(config.to_dict())} & set(token_ids(document).values())
     cut, kept = cut_tokenizer(document, sorted(needed), size)
     if kept[-1] >= rows:
         raise CheckpointError(f"{found.folder}: its tokenizer has token {kept[-1]}, its embedding {rows} rows")
-    probe = torch.tensor([ids_of(checkpoint, page)[:PROBE]])
+    probe = torch.tensor([_ids_of(checkpoint, page)[:PROBE]])
     with torch.no_grad():
         wanted = checkpoint.model(probe).logits[0]
     number = {old: new for new, old in enumerate(kept)}
@@ -84,12 +84,8 @@ def _as_stored(folder: Path) -> Any:
     return load(folder, dtype="auto", **OFFLINE)
 
 
-def ids_of(checkpoint: Checkpoint, text: str) -> list[int]:
+def _ids_of(checkpoint: Checkpoint, text: str) -> list[int]:
     return checkpoint.tokenizer.backend_tokenizer.encode(text, add_special_tokens=False).ids
-
-
-def _known(document: Mapping[str, Any]) -> set[int]:
-    return set(token_ids(document).values())
 
 
 def _ids_in(config: Mapping[str, Any]) -> set[int]:

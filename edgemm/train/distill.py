@@ -76,15 +76,15 @@ def _smaller(recipe: StudentRecipe, ranks: Ranks) -> None:
     teacher = checkpoint.load(recipe.teacher).requires_grad_(False)
     if teacher.config.denoiser.step_size:
         raise CheckpointError(f"{recipe.teacher}: draws in few steps; cut a student from its own teacher instead")
-    start = Path(recipe.output) / "start"
+    goes_on = (Path(recipe.student) / "config.json").is_file()
+    start = Path(recipe.student) if goes_on else Path(recipe.output) / "start"
     with ranks.accelerator.main_process_first():
-        if (Path(recipe.student) / "config.json").is_file():
-            start = Path(recipe.student)
-            teacher = _as_taught_before(teacher, start)
-        elif not start.is_dir():
+        if not start.is_dir():
             _cut(teacher, recipe, start)
     reads = recipe.parts in ("transformer", "both")
     student = checkpoint.load(start, merge=not reads).requires_grad_(False).to(ranks.device)
+    if goes_on:
+        teacher = _as_taught_before(teacher, student, start)
     student.config = dataclasses.replace(student.config, name=recipe.name or Path(recipe.output).name)
     torch.manual_seed(recipe.seed)
     with ranks.accelerator.main_process_first():  # it keeps what the eye sees in a file that the others then read
@@ -115,10 +115,10 @@ class StudentTask(TwoTasks):
         (self.reading or self.tasks[0]).save(path)  # either stores the whole model, reading its adapter too
 
 
-def _as_taught_before(teacher: Unified, folder: Path) -> Unified:
+def _as_taught_before(teacher: Unified, student: Unified, folder: Path) -> Unified:
     """The teacher, with the words of a checkpoint that goes on learning, perhaps from another teacher than before.  It
     has to know the same pictures, and no other words."""
-    teacher = with_tokens_of(teacher, checkpoint.load(folder)).requires_grad_(False)
+    teacher = with_tokens_of(teacher, student).requires_grad_(False)
     if _student_config(folder / "config.json", teacher.config).denoiser.step_size:
         raise CheckpointError(f"{folder}: draws in few steps; go on from what it was made of")
     return teacher

@@ -31,7 +31,8 @@ def trim(source: Path, output: Path, size: int, texts: Sequence[Path] = (), name
     output that is the source or no model's folder.
     """
     _check_output(source, output)
-    said = [text for place in texts for text in _said(place)]
+    alone = [text for place in texts for text in _said(place)]
+    said = [*alone, *(f" {text}" for text in alone)]  # behind a word of a template, too
     if (found := find_foreign(source)) is not None:
         if name:
             raise UsageError("--name is for edgemm's own checkpoints; a folder of others has its folder's name")
@@ -40,8 +41,7 @@ def trim(source: Path, output: Path, size: int, texts: Sequence[Path] = (), name
     model = checkpoint.load(source)
     needed = set(frequent_tokens(model, read_calibration(None, model)).nonzero().flatten().tolist())
     for text in said:
-        for spelled in (text, f" {text}"):  # alone, and behind a word of a template
-            needed.update(model.encode(spelled, special=False))
+        needed.update(model.encode(text, special=False))
     smaller = cut_vocabulary(model, sorted(needed), size)
     smaller.config = dataclasses.replace(smaller.config, name=name or output.name)
     checkpoint.save(smaller, output, precision_of(source))

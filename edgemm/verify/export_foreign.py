@@ -115,9 +115,7 @@ def export_foreign(found: Found, output: Path, options: ExportOptions | None = N
         documents = hasattr(family, "open_model")  # is all that such a family reads; others handle a library's objects
         with reading(checkpoint.folder, "cannot be taken apart", CheckpointError, OF_ANYBODY if documents else OF_CODE):
             parts = family.parts(checkpoint)
-        if options.prompt_lookup or (
-            options.prompt_lookup is None and options.bits_are_the_same and takes_candidates(parts)
-        ):
+        if options.looks_up(takes_candidates(parts)):
             parts = with_prompt_lookup(parts)
         slots = _context(parts, options.max_context, checkpoint.folder)
         loop = parts.denoise

@@ -110,11 +110,7 @@ def export_bundle(source: Path, output: Path, options: ExportOptions | None = No
             specs = make_specs(model, schemes, options.cache, known)
         sizes = native_sizes(model, slots, options.adapter_rank)
         adapters = None if options.adapters is None else tuple(options.adapters)
-        lookup = options.prompt_lookup
-        if lookup is None:
-            lookup = (
-                options.bits_are_the_same and model.config.objective == "flow" and not model.config.transformer.mixture
-            )
+        lookup = options.looks_up(model.config.objective == "flow" and not model.config.transformer.mixture)
         graphs, inputs = component_graphs(model, lookup), example_inputs(model, lookup)
         wanted = Wanted(schemes, specs, sizes, adapters)
         written = write_graphs(graphs, inputs, writer, wanted, trace, compare_component)

@@ -222,7 +222,8 @@ def test_the_flag_by_its_old_name_says_the_new_one(capsys):
 )
 def test_candidates_are_taken_unasked_where_replies_stay_the_same_to_the_bit(options, takes):
     found = ExportOptions(**options)
-    assert (found.bits_are_the_same if found.prompt_lookup is None else found.prompt_lookup) is takes
+    assert found.looks_up(fits=True) is takes
+    assert found.looks_up(fits=False) is (found.prompt_lookup is True)
 
 
 def test_the_flag_and_its_opposite():
