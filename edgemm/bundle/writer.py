@@ -5,7 +5,8 @@
 
 It is written under another name beside its destination and renamed when the block ends.  Whatever goes wrong in the
 block, Ctrl-C included, what stood there before stands there still, and nothing else is left; what a kill leaves is in
-beside.py.  What may be replaced, and what to say of a full disk, is each caller's own.
+beside.py.  What may be replaced, and what to say of a full disk, is each caller's own; check_output has the rule of
+most, who ask it before they work as well.
 
     with BundleWriter("sticker.bundle", overwrite=True) as writer:
         onnx.save_model(..., writer.file("components/denoiser/cpu-int8.onnx"))   # or any tool that takes a path
@@ -20,7 +21,7 @@ import dataclasses
 import hashlib
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
@@ -31,7 +32,7 @@ from edgemm.bundle.files import is_disk_full
 from edgemm.bundle.manifest import FileRecord, Manifest
 from edgemm.errors import BundleError, InputError, ResourceError
 
-__all__ = ["BundleWriter", "telling_name", "whole_folder"]
+__all__ = ["BundleWriter", "check_output", "telling_name", "whole_folder"]
 
 STAGES = ("codes", "autoencode", "read", "draw", "edit", "joint")  # what recipes call theirs
 
@@ -44,6 +45,22 @@ def telling_name(folder: Path) -> str:
         if path.name in STAGES and path.parent.name:
             return f"{path.parent.name}-{path.name}"
     return path.name
+
+
+def check_output(
+    output: Path, is_ours: Callable[[Path], bool], what: str, sources: Iterable[str | os.PathLike[str]] = ()
+) -> None:
+    """InputError where `output` may not be replaced: it holds something that is not `is_ours` (a word for that is
+    `what`), or one of `sources`, which are read, or is no folder.  An empty one may."""
+    if not os.path.lexists(output):
+        return
+    if output.is_symlink() or not output.is_dir():
+        raise InputError(f"{output}: exists and is no folder, so it will not be replaced")
+    for source in map(Path, sources):
+        if source.exists() and source.resolve().is_relative_to(output.resolve()):
+            raise InputError(f"{output}: {source} is read from there and stays as it is; choose another name")
+    if any(output.iterdir()) and not is_ours(output):
+        raise InputError(f"{output}: exists and holds no {what}, so it will not be replaced; choose another name")
 
 
 def _any_folder(path: Path) -> None:

@@ -43,7 +43,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
             "--size", type=int, choices=SIZES, default=SIZES[0], help="pixels a side (default %(default)s)"
         )
         _add_own(one, kind)
-        one.add_argument("--force", action="store_true", help="replace a folder that is not empty")
+        one.add_argument("--force", action="store_true", help="replace a dataset that stands there")
         one.add_argument("--debug", action="store_true", default=argparse.SUPPRESS, help=argparse.SUPPRESS)
 
 
@@ -120,7 +120,7 @@ def run(args: argparse.Namespace) -> int:
         raise UsageError(f"--seed {args.seed} is negative; give 0 or more")
     from edgemm.data.writer import new_folder
 
-    with Display(), new_folder(args.output, force=args.force) as folder:
+    with Display(), new_folder(args.output, force=args.force, source=getattr(args, "source", None)) as folder:
         count, broken = _build(folder, args)
     skipped = f" ({len(broken)} broken ones were left out, the first: {broken[0]})" if broken else ""
     print(

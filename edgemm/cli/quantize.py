@@ -31,7 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         choices=("nf4", "int8"),
         help="write no spec but the transformer alone, as a folder that transformers and bitsandbytes load",
     )
-    parser.add_argument("--overwrite", action="store_true", help="replace a spec that stands there")
+    parser.add_argument("--overwrite", action="store_true", help="replace what stands there, a spec or a model")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -77,6 +77,8 @@ def _write_bitsandbytes(args: argparse.Namespace) -> int:
             from edgemm.quantize.bitsandbytes_folder import write_bitsandbytes
         except ImportError as error:
             raise MissingError(f"quantize needs {error.name or error}: pip install 'edgemm[export]'") from error
+        if args.overwrite:
+            checkpoint.check_output(Path(args.output), args.checkpoint)
         model = checkpoint.load(Path(args.checkpoint).resolve())
         progress.status(f"packing the transformer in {args.bitsandbytes}")
         write_bitsandbytes(model, Path(args.output), args.bitsandbytes, args.overwrite)

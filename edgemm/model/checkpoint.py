@@ -22,6 +22,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from edgemm.bundle import writer
 from edgemm.bundle.adapter_config import FILES, AdapterConfig
 from edgemm.bundle.files import is_disk_full, read_text, reading
 from edgemm.bundle.writer import whole_folder
@@ -36,6 +37,8 @@ __all__ = [
     "ADAPTER",
     "FORMAT_FILES",
     "build",
+    "check_output",
+    "holds_model",
     "load",
     "merge_adapter",
     "ran_out_of_disk",
@@ -188,12 +191,26 @@ def read_adapter(folder: Path) -> tuple[AdapterConfig, dict[str, Tensor]]:
         return AdapterConfig.read(folder), load_file(folder / FILES[1])
 
 
+def holds_model(folder: Path) -> bool:
+    """Whether it is a model's folder, ours or any other in the Hugging Face layout."""
+    return (folder / "config.json").is_file() and any(folder.glob("*.safetensors"))
+
+
+def check_output(output: Path, *sources: str | os.PathLike[str]) -> None:
+    """What may be replaced by a checkpoint: InputError where `output` holds something and no model, or a source.
+
+    Every verb that writes one asks before it works; `save` asks again.
+    """
+    writer.check_output(output, holds_model, "model", sources)
+
+
 def save(
     model: Unified, path: str | os.PathLike[str], dtype: torch.dtype | None = None, adapter: Path | None = None
 ) -> None:
     """Write the checkpoint folder, floats as `dtype` if given. An adapter folder is copied in as transformer_adapter.
 
-    The model's own transformer weights are stored only when it has no base. Raises ResourceError when the disk is full.
+    The model's own transformer weights are stored only when it has no base. Raises ResourceError when the disk is full,
+    InputError where something stands there that is no model.
     """
     from safetensors.torch import save_file
 
@@ -202,7 +219,7 @@ def save(
     if dtype is not None:
         state = {name: tensor.to(dtype) if tensor.is_floating_point() else tensor for name, tensor in state.items()}
     try:
-        with whole_folder(destination) as folder:
+        with whole_folder(destination, check_output) as folder:
             (folder / "config.json").write_text(json.dumps(model.config.to_json(), indent=2) + "\n", encoding="utf-8")
             (folder / "tokenizer.json").write_text(model.tokenizer_json, encoding="utf-8")
             save_file(state, folder / "model.safetensors", metadata={"format": "pt"})

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from edgemm.bundle.writer import whole_folder
 from edgemm.errors import InputError, MissingError, UsageError
+from edgemm.model.checkpoint import check_output
 from edgemm.model.config import ModelConfig
 from edgemm.model.prompts import stop_ids
 from edgemm.model.unified import Unified
@@ -47,8 +48,9 @@ def write_bitsandbytes(model: Unified, output: Path, kind: str, overwrite: bool 
         raise UsageError(f"{model.config.name}: its transformer has learned queries, which Llama has no place for")
 
     def may_replace(there: Path) -> None:
-        if not (overwrite and (there / "config.json").is_file()):
+        if not overwrite:
             raise InputError(f"{there}: exists already; choose another name or ask to overwrite it (--overwrite)")
+        check_output(there)
 
     with whole_folder(output, may_replace) as folder:
         tensors = _tensors(model, _nf4 if kind == "nf4" else _int8)

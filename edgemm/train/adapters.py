@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from edgemm.bundle.adapter_config import FILES, FOUND_AGAIN, INIT, AdapterConfig
 from edgemm.bundle.files import reading
-from edgemm.bundle.writer import whole_folder
+from edgemm.bundle.writer import check_output, whole_folder
 from edgemm.errors import CheckpointError, MissingError, UsageError
 from edgemm.model.unified import Unified
 from edgemm.train.recipe_file import FinetuneRecipe
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "add_adapter",
+    "check_adapter_output",
     "merge_part",
     "parts_of",
     "save_adapter",
@@ -81,9 +82,14 @@ def add_adapter(model: Unified, part: str, recipe: FinetuneRecipe) -> PeftModel:
     return adapted
 
 
+def check_adapter_output(folder: Path) -> None:
+    """InputError where something stands there that is no adapter."""
+    check_output(folder, lambda there: any((there / part / FILES[0]).is_file() for part in USUAL), "adapter")
+
+
 def save_adapter(parts: Mapping[str, PeftModel], folder: Path) -> None:
     """Write the adapter's folder, all parts or nothing."""
-    with whole_folder(folder) as whole:
+    with whole_folder(folder, check_adapter_output) as whole:
         for part, adapted in parts.items():
             adapted.save_pretrained(str(whole / part))
             (whole / part / "README.md").unlink(missing_ok=True)  # PEFT's own empty model card

@@ -18,7 +18,7 @@ from edgemm.model import checkpoint
 from edgemm.model.config import PRESETS
 from edgemm.model.designs import variant
 from edgemm.model.unified import Unified
-from edgemm.train.adapters import add_adapter, save_adapter
+from edgemm.train.adapters import add_adapter, check_adapter_output, save_adapter
 from edgemm.train.loop import Task, run_loop
 from edgemm.train.optimizers import own_the_transformer, parts_of
 from edgemm.train.ranks import Ranks, Share
@@ -45,6 +45,8 @@ __all__ = ["AdapterTask", "finetune", "train", "train_stages"]
 
 def train_stages(stages: Sequence[Stage]) -> bool:
     """Train one stage after the other; a finished one is not touched again. True in the process that wrote them."""
+    for recipe in stages:
+        _check_output(recipe)  # of the last one too, before the first has worked for hours
     speaks = True
     for number, recipe in enumerate(stages, start=1):
         following = stages[number:]
@@ -52,6 +54,10 @@ def train_stages(stages: Sequence[Stage]) -> bool:
             continue  # the next stage has begun from its result
         speaks = train(recipe)
     return speaks
+
+
+def _check_output(recipe: Stage) -> None:
+    checkpoint.check_output(Path(_result(recipe)), recipe.start, recipe.data)
 
 
 def _result(recipe: Stage) -> str:
@@ -63,6 +69,7 @@ def train(recipe: Stage) -> bool:
     began_s = time.process_time()
     if recipe.threads:
         torch.set_num_threads(recipe.threads)
+    _check_output(recipe)
     ranks = Ranks()
     ranks.share.of(recipe.batch)  # refuses a batch that cannot be shared, before anything is computed
     check_dataset(recipe.data)  # in a moment; a model may take a minute to be read
@@ -172,6 +179,7 @@ def _task_of_codes(model: Unified, recipe: Stage, ranks: Ranks) -> Task:
 
 def finetune(recipe: FinetuneRecipe) -> Path:
     """Train the adapter to the end; returns its folder."""
+    check_adapter_output(adapter_folder(Path(recipe.output), recipe))
     if recipe.threads:
         torch.set_num_threads(recipe.threads)
     ranks = Ranks()

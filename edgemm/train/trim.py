@@ -30,7 +30,7 @@ def trim(source: Path, output: Path, size: int, texts: Sequence[Path] = (), name
     UsageError where the texts need more, InputError for a text that is not there, a model that cannot be cut, and an
     output that is the source or no model's folder.
     """
-    _check_output(source, output)
+    checkpoint.check_output(output, source, *texts)
     alone = [text for place in texts for text in _said(place)]
     said = [*alone, *(f" {text}" for text in alone)]  # behind a word of a template, too
     if (found := find_foreign(source)) is not None:
@@ -45,13 +45,6 @@ def trim(source: Path, output: Path, size: int, texts: Sequence[Path] = (), name
     smaller = cut_vocabulary(model, sorted(needed), size)
     smaller.config = dataclasses.replace(smaller.config, name=name or output.name)
     checkpoint.save(smaller, output, precision_of(source))
-
-
-def _check_output(source: Path, output: Path) -> None:
-    if output.exists() and source.exists() and output.samefile(source):
-        raise InputError(f"{output}: is what is cut, and stays as it is; choose another name")
-    if output.is_dir() and any(output.iterdir()) and not (output / "config.json").is_file():
-        raise InputError(f"{output}: exists and holds no model, so it will not be replaced; choose another name")
 
 
 def _said(place: Path) -> Iterator[str]:

@@ -9,7 +9,7 @@ from PIL import Image
 
 from edgemm.data.format import read_dataset
 from edgemm.data.writer import DatasetWriter, new_folder
-from edgemm.errors import ResourceError, UsageError
+from edgemm.errors import InputError, ResourceError, UsageError
 
 
 def test_what_is_written_can_be_read(tmp_path, make_sample):
@@ -47,13 +47,18 @@ def test_a_full_disk_leaves_nothing_and_says_so(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_a_folder_with_something_in_it_is_refused_unless_forced(tmp_path):
+def test_a_folder_with_something_in_it_is_refused_and_only_a_dataset_is_replaced_by_force(tmp_path):
     (tmp_path / "set").mkdir()
     (tmp_path / "set" / "thesis.txt").write_text("years of work")
     with (
         pytest.raises(UsageError, match="is not empty; give another --output, or --force"),
         new_folder(tmp_path / "set"),
     ):
+        raise AssertionError("not reached")
+    with pytest.raises(InputError, match="holds no dataset"), new_folder(tmp_path / "set", force=True):
+        raise AssertionError("not reached")
+    (tmp_path / "set" / "thesis.txt").rename(tmp_path / "set" / "dataset.json")
+    with pytest.raises(UsageError, match="is not empty"), new_folder(tmp_path / "set"):
         raise AssertionError("not reached")
     with new_folder(tmp_path / "set", force=True) as folder:
         (folder / "new").write_text("x")
@@ -63,10 +68,10 @@ def test_a_folder_with_something_in_it_is_refused_unless_forced(tmp_path):
 
 def test_a_failed_replacement_keeps_the_old_folder(tmp_path):
     (tmp_path / "set").mkdir()
-    (tmp_path / "set" / "old").write_text("x")
+    (tmp_path / "set" / "dataset.json").write_text("x")
     with pytest.raises(KeyboardInterrupt), new_folder(tmp_path / "set", force=True):
         raise KeyboardInterrupt
-    assert (tmp_path / "set" / "old").is_file()
+    assert (tmp_path / "set" / "dataset.json").is_file()
     assert [file.name for file in tmp_path.iterdir()] == ["set"]
 
 

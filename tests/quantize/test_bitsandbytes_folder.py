@@ -89,11 +89,12 @@ def test_int8_codes_are_those_of_a_spec(model, tmp_path):
 
 def test_refusals(source, tmp_path, capsys):
     (tmp_path / "there").mkdir()
+    (tmp_path / "there" / "diary.txt").write_text("mine")
     command = ["quantize", str(source), "--bitsandbytes", "nf4"]
     for code, words, message in (
         (2, ["--output", str(tmp_path / "x"), "--draw", "int8"], "leave out --draw"),
         (3, ["--output", str(tmp_path / "there")], "exists already"),
-        (3, ["--output", str(tmp_path / "there"), "--overwrite"], "exists already"),
+        (3, ["--output", str(tmp_path / "there"), "--overwrite"], "exists and holds no model"),
     ):
         assert main([*command, *words]) == code
         (line,) = capsys.readouterr().err.splitlines()

@@ -50,7 +50,7 @@ def test_stages_run_in_order_and_finished_ones_are_not_touched_again(tmp_path, s
     assert changed(start, drawn) == {"conditioner", "denoiser"}
     assert changed(drawn, read) == {"transformer", "image_encoder"}
     kept = (tmp_path / "run" / "draw" / "state.pt").stat().st_mtime_ns
-    (tmp_path / "run" / "read" / "checkpoint" / "config.json").unlink()
+    (tmp_path / "run" / "read" / "checkpoint" / "tokenizer.json").unlink()
     train_stages(stages)
     assert (tmp_path / "run" / "draw" / "state.pt").stat().st_mtime_ns == kept
     checkpoint.load(tmp_path / "run" / "read" / "checkpoint")  # the last one wrote its result again

@@ -60,15 +60,6 @@ def test_what_cannot_be_is_one_line(whole, tmp_path, capsys, flags, code, said):
     assert not (tmp_path / "small").exists()
 
 
-def test_what_stands_there_is_kept(whole, tmp_path, capsys):
-    (tmp_path / "diary.txt").write_text("mine")
-    assert trim(whole, "--vocabulary", 1600, "--output", tmp_path) == 3
-    assert "exists and holds no model, so it will not be replaced" in capsys.readouterr().err
-    assert trim(whole, "--vocabulary", 1600, "--output", whole) == 3
-    assert "is what is cut, and stays as it is" in capsys.readouterr().err
-    assert (tmp_path / "diary.txt").read_text() == "mine" and len(checkpoint.load(whole).tokenizer) == 2 * SIZE
-
-
 def test_a_student_with_fewer_words_learns_from_a_teacher_with_more(whole, tmp_path):
     assert trim(whole, "--vocabulary", 1600, "--output", tmp_path / "small", "--text", EMOJI) == 0
     distill(settings(whole, tmp_path / "run", student=tmp_path / "small", parts="denoiser", steps=1, warmup=0))
