@@ -48,12 +48,16 @@ def trace(graph: ComponentGraph) -> ir.Model:
 
     Raises CheckFailedError when the tracer took the size of a named axis for a constant.
     """
+    from torch._dynamo import config as dynamo  # as slow to import as the rest of torch
+
     dims = {name: torch.export.Dim(f"{name}_", min=1, max=LONGEST) for name in SIZES}
     dims |= {name: times * dims[name] for name, times in graph.multiples.items()}
     axes = tuple(
         {axis: dims[entry] for axis, entry in enumerate(spec.shape) if isinstance(entry, str)} for spec in graph.inputs
     )
-    with without_warnings(), shapes_only(graph.module) as kept:
+    # Shapes that the tracer keeps for later are compared by their named axes: that takes longer than making them anew.
+    shapes_anew = dynamo.patch(fake_tensor_cache_enabled=False)
+    with without_warnings(), shapes_anew, shapes_only(graph.module) as kept:
         program = torch.onnx.export(
             _Positional(graph.module).eval(),
             tuple(_example(spec, graph.multiples) for spec in graph.inputs),
