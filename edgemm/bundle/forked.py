@@ -18,9 +18,10 @@ from typing import Any, NoReturn, TypeVar
 
 from edgemm.errors import InputError
 
-__all__ = ["forked", "signal_name"]
+__all__ = ["forked", "sendable", "signal_name"]
 
 T = TypeVar("T")
+E = TypeVar("E", bound=BaseException)
 
 
 def forked(work: Callable[[], T], what: str, memory_bytes: int = 1 << 28, timeout_s: float = 10.0) -> T:
@@ -66,7 +67,7 @@ def _answer(work: Callable[[], Any], what: str, writer: int, memory_bytes: int) 
     except MemoryError:
         told = pickle.dumps((False, InputError(f"{what}: took more than {memory_bytes >> 20} MiB")))
     except BaseException as error:
-        told = _pickled(error, what)
+        told = pickle.dumps((False, sendable(error, what)))
     try:
         with os.fdopen(writer, "wb") as pipe:
             pipe.write(told)
@@ -74,15 +75,14 @@ def _answer(work: Callable[[], Any], what: str, writer: int, memory_bytes: int) 
         os._exit(0)
 
 
-def _pickled(error: BaseException, what: str) -> bytes:
+def sendable(error: E, what: str) -> E | InputError:
     """The error as it is, where that can be sent."""
     try:
-        told = pickle.dumps((False, error))
-        pickle.loads(told)
-        return told
+        pickle.loads(pickle.dumps(error))
+        return error
     except Exception:
         said = " ".join(str(error).split()) or type(error).__name__
-        return pickle.dumps((False, InputError(f"{what}: {said}")))
+        return InputError(f"{what}: {said}")
 
 
 def _told(reader: int, deadline_s: float) -> bytes | None:

@@ -23,7 +23,7 @@ from edgemm.bundle.manifest import TextLoop
 from edgemm.bundle.prompt import Tokenizer
 from edgemm.errors import CheckpointError, EdgemmError
 from edgemm.families.chat_strings import added_around, says
-from edgemm.families.hf_checkpoint import Checkpoint, literal, rendered
+from edgemm.families.hf_checkpoint import Checkpoint, literal, rendered_each
 
 __all__ = ["LibraryIds", "as_the_library_reads", "conversations", "plain", "settle", "without_pictures"]
 
@@ -60,7 +60,7 @@ def as_the_library_reads(
         progress.line("it has no chat template: a prompt goes in as it is and is continued; it knows no conversations")
     text = (tokenizer_json or checkpoint.tokenizer_json).decode()
     tokenizer = Tokenizer(checkpoint.folder / "tokenizer.json", text)
-    reads = ids or (lambda messages: _read(checkpoint, loop, library, messages))
+    reads = ids or _reader(checkpoint, loop, library)
     loop = settle(loop, tokenizer, reads, added_around(checkpoint.tokenizer), checkpoint.folder)
     return _stopped_by_its_template(loop, checkpoint.tokenizer)
 
@@ -78,20 +78,42 @@ def _stopped_by_its_template(loop: TextLoop, tokenizer: Any) -> TextLoop:
     return replace(loop, stop_token_ids=(*loop.stop_token_ids, ends))
 
 
-def _read(checkpoint: Checkpoint, loop: TextLoop, library: Any, messages: list[dict[str, Any]]) -> list[int]:
-    shown = [part for message in messages for part in message["content"] if part["type"] == "image"]
-    for part in shown:
-        part["image"] = Image.new("RGB", (loop.image_size, loop.image_size))
+def _reader(checkpoint: Checkpoint, loop: TextLoop, library: Any) -> LibraryIds:
+    """The stranger's own template is run once for all conversations (hf_checkpoint.rendered_each), and there alone."""
+    if not library.chat_template:
+        return lambda messages: _read(checkpoint, loop, library, messages, None)
+    talks = [_messages(talk) for _, talk in _compared(loop)]
+    given = [_as_given(loop, messages)[0] for messages in talks]
+    said = dict(zip(map(repr, talks), rendered_each(library, given, checkpoint.folder), strict=True))
+    return lambda messages: _read(checkpoint, loop, library, messages, said[repr(messages)])
+
+
+def _as_given(loop: TextLoop, messages: list[dict[str, Any]]) -> tuple[list[dict[str, Any]], list[Any]]:
+    """Messages with pictures as the library takes them, and those pictures."""
+    picture = Image.new("RGB", (loop.image_size, loop.image_size))
+
+    def given(part: dict[str, Any]) -> dict[str, Any]:
+        return part | {"image": picture} if part["type"] == "image" else part
+
+    talk = [{**message, "content": [given(part) for part in message["content"]]} for message in messages]
+    shown = [part["image"] for message in talk for part in message["content"] if part["type"] == "image"]
+    return talk if loop.image_token else [plain(message) for message in talk], shown
+
+
+def _read(
+    checkpoint: Checkpoint, loop: TextLoop, library: Any, messages: list[dict[str, Any]], said: str | Exception | None
+) -> list[int]:
+    talk, shown = _as_given(loop, messages)
     processes = hasattr(library, "image_processor")  # it shows pictures to itself, and counts their tokens
-    if library.chat_template:
-        talk = messages if loop.image_token else [plain(message) for message in messages]
-        said = literal(rendered(library, talk, checkpoint.folder))  # the stranger's own template is run there alone
+    if isinstance(said, Exception):
+        raise said
+    if said is not None:
         how = {"tokenize": True, "add_generation_prompt": True, "return_dict": True}
-        found = library.apply_chat_template(talk, chat_template=said, **how)
+        found = library.apply_chat_template(talk, chat_template=literal(said), **how)
     else:
         [message] = messages
         said = loop.image_token * len(shown) + message["content"][-1]["text"]
-        found = library(text=said, images=[part["image"] for part in shown]) if shown else library(text=said)
+        found = library(text=said, images=shown) if shown else library(text=said)
     ids = np.asarray(found["input_ids"]).reshape(-1).tolist()  # a list, a row, or a tensor (1, s)
     return without_pictures(checkpoint, ids, (loop.image_token,), 1 if processes else loop.image_token_count)
 
@@ -168,10 +190,10 @@ def settle(loop: TextLoop, tokenizer: Tokenizer, library: LibraryIds, around: tu
     """
     theirs: list[tuple[str, Talk, list[int]]] = []
     refused: dict[str, Exception] = {}
-    pictures = bool(loop.image_token) or loop.apart
-    for kind, talk in conversations(loop.template.takes_system, pictures):
+    pictures = _has_pictures(loop)
+    for kind, talk in _compared(loop):
         try:
-            ids = list(library([says(message.role, message.content, len(message.images)) for message in talk]))
+            ids = list(library(_messages(talk)))
         except Exception as error:  # a conversation that the template itself refuses is none to be equal in
             refused.setdefault(kind, error)
             continue
@@ -192,6 +214,18 @@ def settle(loop: TextLoop, tokenizer: Tokenizer, library: LibraryIds, around: tu
     for kind, example in best.differs.items():
         progress.line(f"read otherwise than by the library: {kind}: {example}")
     return best.loop
+
+
+def _has_pictures(loop: TextLoop) -> bool:
+    return bool(loop.image_token) or loop.apart
+
+
+def _compared(loop: TextLoop) -> Iterator[tuple[str, Talk]]:
+    return conversations(loop.template.takes_system, _has_pictures(loop))
+
+
+def _messages(talk: Talk) -> list[dict[str, Any]]:
+    return [says(message.role, message.content, len(message.images)) for message in talk]
 
 
 def tell_what_is_frozen(template: Any) -> None:

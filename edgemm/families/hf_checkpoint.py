@@ -10,6 +10,7 @@ import contextlib
 import io
 import json
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -20,9 +21,9 @@ import torch
 from torch import Tensor, nn
 
 from edgemm.bundle.files import check_is_file, read_text, reading
-from edgemm.bundle.forked import forked
+from edgemm.bundle.forked import forked, sendable
 from edgemm.bundle.tokenizer_rules import check_text
-from edgemm.errors import CheckpointError, MissingError
+from edgemm.errors import CheckpointError, InputError, MissingError
 from edgemm.export.trace import without_warnings
 from edgemm.families.folder import Found
 from edgemm.families.unpickle import how, pickles_in
@@ -38,6 +39,7 @@ __all__ = [
     "open_checkpoint",
     "refuse_pointers",
     "rendered",
+    "rendered_each",
     "skeleton",
 ]
 
@@ -281,10 +283,39 @@ def rendered(library: Any, messages: list[dict[str, Any]], folder: Path) -> str:
     """The folder's chat template: a program of a stranger's, so a copy of this process runs it, which may take seconds
     and some memory and no more."""
 
-    def render() -> str:
-        return library.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    return forked(lambda: _said(library, messages), _template_of(folder))
 
-    return forked(render, f"{folder}: its chat template")
+
+def rendered_each(library: Any, talks: Sequence[list[dict[str, Any]]], folder: Path) -> list[str | Exception]:
+    """`rendered` of every one, or the error that it ends with, all by one copy of this process: it takes longer to be
+    made than the rendering."""
+
+    def render(talk: list[dict[str, Any]]) -> str | Exception:
+        try:
+            return _said(library, talk)
+        except MemoryError:
+            raise
+        except Exception as error:
+            return sendable(error, _template_of(folder))
+
+    def alone(talk: list[dict[str, Any]]) -> str | Exception:
+        try:
+            return rendered(library, talk, folder)
+        except Exception as error:
+            return error
+
+    try:
+        return forked(lambda: [render(talk) for talk in talks], _template_of(folder))
+    except InputError:  # one of them takes too much
+        return [alone(talk) for talk in talks]
+
+
+def _said(library: Any, messages: list[dict[str, Any]]) -> str:
+    return library.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+
+
+def _template_of(folder: Path) -> str:
+    return f"{folder}: its chat template"
 
 
 def literal(text: str) -> str:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import faulthandler
+import os
 import re
 from importlib import import_module
 from pathlib import Path
@@ -19,6 +21,7 @@ from edgemm.bundle.chat import as_messages, chat_prompt
 from edgemm.bundle.manifest import TextLoop
 from edgemm.bundle.prompt import Tokenizer
 from edgemm.errors import CheckpointError
+from edgemm.families import hf_checkpoint
 from edgemm.families.chat_ids import as_the_library_reads, conversations
 from edgemm.families.folder import find_foreign
 from edgemm.families.hf_checkpoint import literal, open_checkpoint
@@ -244,3 +247,26 @@ def test_what_a_template_said_is_said_again_without_it(said):
     library = PreTrainedTokenizerFast(tokenizer_object=Inner(models.BPE()), chat_template="{{ raise_exception(1) }}")
     talk = [{"role": "user", "content": "hi"}]
     assert library.apply_chat_template(talk, chat_template=literal(said), tokenize=False) == said
+
+
+class Said:
+    """A library's tokenizer, and what became of the process that ran its template."""
+
+    def apply_chat_template(self, messages, **_):
+        (message,) = messages
+        if message == "dies":
+            faulthandler.disable()
+            os.abort()
+        if message == "refuses":
+            raise ValueError("no such role")
+        return f"<{message}>"
+
+
+@pytest.mark.parametrize(("words", "copies"), [("a refuses b", 1), ("a dies b", 1 + 3)])
+def test_all_conversations_are_rendered_by_one_copy_and_who_dies_dies_alone(words, copies, monkeypatch):
+    made, forked = [], hf_checkpoint.forked
+    monkeypatch.setattr(hf_checkpoint, "forked", lambda *args: (made.append(args), forked(*args))[1])
+    talks = [[word] for word in words.split()]
+    first, bad, last = hf_checkpoint.rendered_each(Said(), talks, Path("folder"))
+    assert (first, last, len(made)) == ("<a>", "<b>", copies)
+    assert str(bad) == {"refuses": "no such role", "dies": "folder: its chat template: ended with SIGABRT"}[talks[1][0]]
