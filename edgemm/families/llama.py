@@ -89,6 +89,7 @@ def _strings(checkpoint: Checkpoint) -> ChatStrings:
 
 FIXED_ROTARY = ("default", "linear", "llama3", "yarn")  # the others change their frequencies with the length
 SPARE_SLOTS = 3  # of an example's cache, never written: they must not matter
+CHECKED = 8  # tokens of each of an example's two rows whose logits are compared too: of a prompt that is read anyhow
 
 
 Pair = tuple[Tensor, Tensor]
@@ -272,7 +273,8 @@ def with_prompt_lookup(parts: Parts) -> Parts:
         _after(said, "logits", "draft_logits", (batch, "k", words)),
     )
     inputs = parts.inputs["transformer"]
-    index = torch.tensor([[0, 2]] * len(inputs["input_ids"]))
+    rows, s = inputs["input_ids"].shape
+    index = torch.linspace(0, s - 1, CHECKED).long().expand(rows, -1).contiguous()
     return replace(
         parts,
         graphs={**parts.graphs, "transformer": looked_up},

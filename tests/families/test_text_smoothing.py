@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
+import numpy as np
 import pytest
 import torch
 from transformers import LlamaForCausalLM
@@ -15,6 +16,7 @@ from edgemm.families.table import load_family
 from edgemm.families.text_smoothing import smooth_by_text
 from edgemm.model.kept_weights import widened
 from edgemm.quantize.simulated import rounded
+from edgemm.verify import components
 from edgemm.verify import export_foreign as exporting
 from edgemm.verify.parity import Comparison
 from tests.families.tiny.folders import write_folder
@@ -142,6 +144,24 @@ def test_a_model_that_draws_is_left_as_it_is(tmp_path):
     before = numbers_of(checkpoint)
     assert smooth_by_text(parts, checkpoint.tokenizer).one_term == frozenset()
     assert all(torch.equal(before[name], numbers) for name, numbers in numbers_of(checkpoint).items())
+
+
+def test_the_gate_looks_at_eighteen_tokens_in_one_figure(tmp_path, monkeypatch):
+    """Two rows of a prompt, the wanted token of each and eight more: a verdict on two tokens alone is half luck."""
+    folder, seen = write_folder("llama", tmp_path / "checkpoint"), []
+    compare = components.compare_arrays
+
+    def noted(what, precision, found, wanted):
+        seen.append((what, found, wanted))
+        return compare(what, precision, found, wanted)
+
+    monkeypatch.setattr(components, "compare_arrays", noted)
+    exporting.export_foreign(find_foreign(folder), tmp_path / "made.bundle", precision="int8")
+    ((_, found, wanted),) = [one for one in seen if one[0].startswith("transformer")]
+    vocabulary = LlamaForCausalLM.from_pretrained(folder).config.vocab_size
+    assert found[0].shape == wanted[0].shape == (2, 9, vocabulary) and len(found) == 1 + 2 * 2
+    for rows in wanted[0]:
+        assert len(np.unique(rows, axis=0)) >= 8  # the wanted token may be one of the eight
 
 
 def test_what_does_not_pass_smoothed_is_exported_in_two_terms(tmp_path, monkeypatch):
