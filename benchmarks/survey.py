@@ -264,7 +264,10 @@ def _take_from(args: argparse.Namespace) -> None:
 
 def _everything(args: argparse.Namespace) -> dict[str, list[dict[str, Any]]]:
     """All rows and seeds that there are, whichever this call asked for."""
-    seeds = {name: [seed for seed in range(100) if _is_kept(name, seed, args)] for name in ROWS}
+    numbers = {
+        int(end) for one in args.runs.glob("*-*/scores.json") if (end := one.parent.name.rpartition("-")[2]).isdecimal()
+    }
+    seeds = {name: [seed for seed in sorted(numbers) if _is_kept(name, seed, args)] for name in ROWS}
     return {name: [_kept(name, seed, args) for seed in some] for name, some in seeds.items() if some}
 
 

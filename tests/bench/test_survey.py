@@ -54,6 +54,25 @@ def test_intervals_are_students(survey):
     assert (mean, half) == pytest.approx((0.7 / 3, 2.4841 * statistics.stdev([0.1, 0.2, 0.4])), rel=1e-4)
 
 
+def test_everything_is_whatever_folder_has_scores(survey, tmp_path):
+    """Seeds in the order of their numbers, of rows in the order of the table, and nothing else that stands there."""
+    args = argparse.Namespace(runs=tmp_path)
+    for name, seed in (("joint, dense", 120), ("joint, dense", 7), ("joint", 12), ("joint", 3)):
+        survey._folder(name, seed, args).mkdir()
+        (survey._folder(name, seed, args) / "scores.json").write_text(json.dumps({"seed": seed}))
+    survey._folder("joint", 5, args).mkdir()  # not done
+    for other in ("eye-3-0ab4", "joint-", "others-9"):
+        (tmp_path / other).mkdir()
+        (tmp_path / other / "scores.json").write_text("{}")
+    found = survey._everything(args)
+    assert list(found) == [name for name in survey.ROWS if name in ("joint", "joint, dense")]
+    assert found == {"joint": runs_of(3, 12), "joint, dense": runs_of(7, 120)}
+
+
+def runs_of(*seeds):
+    return [{"seed": seed} for seed in seeds]
+
+
 def test_one_seed_tells_nothing_apart(survey):
     scores = {"joint": runs("checker", 0.9), "joint, dense": runs("checker", 0.1)}
     (line,) = survey._pair(scores, "joint", "joint, dense", True)
