@@ -19,13 +19,14 @@ def pytest_configure(config):
 
 @pytest.hookimpl(wrapper=True)
 def pytest_collection():
-    """Modules and tests stay until the end: no search for cycles looks at them, now or later."""
+    """Modules and tests stay until the end: no search for cycles looks at them, now or later; later ones are rare."""
     gc.disable()
     try:
         return (yield)
     finally:
         gc.enable()
         gc.freeze()
+        gc.set_threshold(50_000, 20, 20)  # of 700, 10, 10: a tracer makes objects by the million, and keeps them
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -20,7 +20,6 @@ from edgemm.estimate.graph_costs import read_graph_costs
 from edgemm.export.component_graphs import ComponentGraph
 from edgemm.export.passes.experts_fused import experts_fused
 from edgemm.export.passes.rewriting import CONTRIB, nodes_of
-from edgemm.export.trace import trace
 from edgemm.model import checkpoint
 from edgemm.model.config import MixtureConfig
 from edgemm.model.designs import variant
@@ -30,18 +29,19 @@ from edgemm.runtimes.backend.engine import GraphFiles, plan_threads
 from edgemm.verify.export_native import export_bundle
 from tests.engines.tiny_engines import build_for_rtx, needs_rtx
 from tests.export.nano import nano, needs_opset_24, random_nano
+from tests.traced import traced
 
 pytestmark = needs_opset_24
 W, H, E = 64, 32, 4
 SPECS = (TensorSpec("x", "float32", ("b", "s", W)), TensorSpec("seen", "bool", ("b", "s")))
 
 
-def traced(top, **more):
+def made_and_traced(top, **more):
     torch.manual_seed(0)
     mixture = Mixture(W, MixtureConfig(E, top, H, **more)).requires_grad_(False)
     mixture.router.mul_(4)
     graph = ComponentGraph("transformer", mixture, SPECS, (TensorSpec("y", "float32", ("b", "s", W)),))
-    return mixture, trace(graph)
+    return mixture, traced(graph)
 
 
 def run(model, x, seen):
@@ -53,7 +53,7 @@ def run(model, x, seen):
 @pytest.mark.parametrize(("top", "more"), [(1, {}), (2, {}), (2, {"shared": 16}), (1, {"by_modality": True})])
 @torch.no_grad()
 def test_the_operator_gives_what_torch_gives(top, more):
-    mixture, model = traced(top, **more)
+    mixture, model = made_and_traced(top, **more)
     x, seen = torch.randn(2, 9, W), torch.rand(2, 9) < 0.5
     wanted = mixture(x, seen)
     np.testing.assert_allclose(run(model, x, seen), wanted, atol=2e-6)  # the static form
@@ -65,7 +65,7 @@ def test_the_operator_gives_what_torch_gives(top, more):
 @pytest.mark.parametrize("bits", [8, 4])
 @torch.no_grad()
 def test_rounded_experts_give_what_torch_gives_with_rounded_weights(top, bits):
-    mixture, model = traced(top)
+    mixture, model = made_and_traced(top)
     assert experts_fused(model, bits) and nodes_of(model, "QMoE", CONTRIB)
     most = 2 ** (bits - 1) - 1
     for weight in (mixture.gate_up_proj, mixture.down_proj):  # (e, in, out): a scale an output channel, or 32 inputs

@@ -13,6 +13,7 @@ from edgemm.bundle.chat import as_messages, chat_prompt
 from edgemm.errors import UsageError
 from edgemm.families.folder import find_foreign
 from edgemm.verify.export_foreign import export_foreign
+from tests.families.tiny.folders import write_folder
 from tests.families.tiny.words import SPOKEN
 
 TALK = [
@@ -85,8 +86,8 @@ def test_several_tokens_a_run_give_the_reply_of_one_a_run(exported, name, precis
         assert said[0].token_ids == plain.generate_text(SPOKEN[0], **LONG).token_ids
 
 
-def test_a_transformer_without_a_head_looks_nothing_up(exported, tmp_path):
-    folder, _ = exported("janus")
+def test_a_transformer_without_a_head_looks_nothing_up(tmp_path):
+    folder = write_folder("janus", tmp_path / "janus")
     with pytest.raises(UsageError, match="--prompt-lookup is for text models as Llama is one"):
         export_foreign(find_foreign(folder), tmp_path / "lookup.bundle", prompt_lookup=True)
 
@@ -108,7 +109,6 @@ def test_a_folder_that_bitsandbytes_packed_is_opened_as_float(tmp_path, config):
 
     from edgemm.families.folder import find_foreign
     from edgemm.families.hf_checkpoint import open_checkpoint
-    from tests.families.tiny.folders import write_folder
 
     plain = write_folder("llama", tmp_path / "plain", hidden_size=64, intermediate_size=128)
     small = LlamaForCausalLM.from_pretrained(plain, quantization_config=BitsAndBytesConfig(**config))

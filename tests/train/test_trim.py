@@ -70,7 +70,7 @@ def test_a_student_with_fewer_words_learns_from_a_teacher_with_more(whole, tmp_p
 @pytest.mark.parametrize("chat", [True, False], ids=["tied, with a template", "untied, blanks as letters"])
 def test_a_text_models_folder_is_cut_and_goes_on_as_the_library_has_it(tmp_path, chat):
     """Rows behind the tokenizer go, ids in the configs follow, and the same text has the same logits."""
-    folder = llama(tmp_path / "whole", chat=chat)
+    folder = llama(tmp_path / "whole", chat=chat, num_hidden_layers=1)
     (folder / "LICENSE").write_text("as it is")
     words = AutoTokenizer.from_pretrained(folder)
     size = len(words) - 10
@@ -88,9 +88,10 @@ def test_a_text_models_folder_is_cut_and_goes_on_as_the_library_has_it(tmp_path,
             for model, one in zip(models, (words, fewer), strict=True)
         )
     torch.testing.assert_close(after, before[:, rows], rtol=1e-5, atol=1e-5)
-    found = find_foreign(tmp_path / "small")
-    assert found is not None
-    export_foreign(found, tmp_path / "small.bundle", precision="int8")
+    if chat:
+        found = find_foreign(tmp_path / "small")
+        assert found is not None
+        export_foreign(found, tmp_path / "small.bundle", precision="int8")
 
 
 def test_what_is_no_plain_text_model_is_refused(tmp_path, capsys):
