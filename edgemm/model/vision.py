@@ -101,6 +101,13 @@ class ImageEncoder(nn.Module):
         """Start the output's scale at the spread of the transformer's embeddings (vocab, w)."""
         nn.init.constant_(self.norm_out.weight, embeddings.std().item())
 
+    def keep_what_was_taught(self) -> None:
+        """The eye and the visual words do not learn from what is read with them: words that learn from answers know the
+        training pictures by heart and name fewer others."""
+        self.encoder.requires_grad_(False)
+        if self.words is not None:
+            self.words.requires_grad_(False)
+
     def features(self, pixels: Tensor) -> Tensor:
         """What the frozen encoder gives, (b, m, f): computed once a picture when the projection alone is trained."""
         return self.encoder(pixels)

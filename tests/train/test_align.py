@@ -85,7 +85,6 @@ def wordy():
 
 def test_a_taught_picture_is_spelled_as_its_label(wordy, features):
     words = wordy.image_encoder.words
-    words.requires_grad_(True)
     learn_words(wordy, features, LABELS, steps=100, seed=0)
     with torch.no_grad():
         chances = words.logits(features[:, 0]).softmax(-1)
@@ -100,7 +99,6 @@ def test_a_taught_picture_is_spelled_as_its_label(wordy, features):
 
 
 def test_pictures_between_two_words_are_a_mixture_of_both(wordy, features):
-    wordy.image_encoder.words.requires_grad_(True)
     learn_words(wordy, features, LABELS, steps=100, seed=0)
     between = torch.lerp(features[0, 0], features[2, 0], torch.linspace(0.2, 0.8, 7)[:, None, None])
     with torch.no_grad():

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
@@ -9,6 +11,7 @@ from safetensors.torch import load_file
 
 from edgemm.errors import InputError, UsageError
 from edgemm.model import checkpoint
+from edgemm.model.config import PRESETS
 from edgemm.model.prompts import read_prompt, reply_ids
 from edgemm.train.run import train
 from edgemm.train.tasks.read import ReadTask
@@ -109,6 +112,32 @@ def test_a_projection_that_is_not_taught_stays_as_it_was_aligned_over_a_resume(d
     assert torch.equal(projection("stopped", 3), aligned)  # neither trained nor aligned again
     projection("whole", 3)
     assert [line["loss"] for line in read_log(tmp_path / "stopped")][-1] == read_log(tmp_path / "whole")[-1]["loss"]
+
+
+@pytest.fixture(scope="module")
+def wordy(tmp_path_factory):
+    """A micro with 64 visual words of twelve bytes, none of them taught yet."""
+    config = PRESETS["micro"]()
+    vision = dataclasses.replace(config.vision, words=64, word_tokens=12)
+    folder = tmp_path_factory.mktemp("wordy") / "checkpoint"
+    checkpoint.save(checkpoint.build(dataclasses.replace(config, vision=vision)), folder)
+    return folder
+
+
+def test_answers_teach_the_projection_and_leave_the_visual_words_as_they_were_taught(wordy, tmp_path):
+    changes = {"data": EMOJI, "start": wordy, "batch": 4, "word_steps": 20, "pictures": 16, "learning_rate": 1e-2}
+
+    def encoder(name: str, steps: int) -> dict[str, torch.Tensor]:
+        train(recipe("micro-read", tmp_path / name, **changes, steps=steps))
+        return checkpoint.load(tmp_path / name / "checkpoint").image_encoder.state_dict()
+
+    one, three = encoder("stopped", 1), encoder("whole", 3)
+    resumed = encoder("stopped", 3)
+    assert not torch.equal(one["words.proj.weight"], checkpoint.load(wordy).image_encoder.words.proj.weight)
+    moved = {name for name in one if not torch.equal(one[name], three[name])}
+    assert {"up_proj.weight", "down_proj.weight"} <= moved
+    assert not {name for name in moved if name.startswith("words.")}
+    assert {name for name in three if not torch.equal(three[name], resumed[name])} == set()
 
 
 @pytest.mark.parametrize(("change", "name"), [("lora_rank=4", "r is 8"), ("lora_targets=k_proj", "target_modules is")])

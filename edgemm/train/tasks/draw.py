@@ -64,7 +64,7 @@ class DrawTask:
         if not model.conditioner.whiten_matrix.any():
             model.conditioner.fit_whitening(self._pooled())
         self.trained.requires_grad_(True)
-        model.image_encoder.encoder.requires_grad_(False)  # the eye itself is never taught
+        model.image_encoder.keep_what_was_taught()
         self.denoise = torch.compile(model.denoiser) if recipe.compile else model.denoiser
 
     draws_from_pictures = False

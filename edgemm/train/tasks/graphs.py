@@ -44,7 +44,7 @@ class GraphTask:
             parts |= {"conditioner": model.conditioner, "denoiser": model.denoiser}
             self._fit(follow=False)
         self.trained = nn.ModuleDict(parts).requires_grad_(True)
-        model.image_encoder.encoder.requires_grad_(False)  # the eye itself is never taught
+        model.image_encoder.keep_what_was_taught()
         self.description = f"{len(self.graphs.asked)} questions about graphs, {len(self.told)} graphs to draw"
 
     def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:

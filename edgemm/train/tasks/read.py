@@ -128,6 +128,8 @@ class ReadTask:
         """What alignment made and training leaves alone: a resume does not align again."""
         if not self.teaches_projection:
             yield from self._projection_parameters()
+        if self.model.image_encoder.words is not None:
+            yield from self.model.image_encoder.words.named_parameters(prefix="projection.words")
         for name, buffer in self.projection.named_buffers():
             yield f"projection.{name}", buffer
 
@@ -146,7 +148,8 @@ class ReadTask:
         if self.model.motion_encoder is not None:
             yield "motion_position", self.model.motion_encoder.position
         for name, parameter in self.projection.named_parameters():
-            yield f"projection.{name}", parameter
+            if not name.startswith("words."):  # word_steps alone teaches those
+                yield f"projection.{name}", parameter
 
     def _teach_projection(self, taught: bool) -> None:
         for _, parameter in self._projection_parameters():
