@@ -100,15 +100,15 @@ def test_a_checkpoint_answers_questions_together_as_one_after_the_other(emoji64)
 def taken_for_the_first(subject) -> int:
     """Questions that are asked before one is answered; all are answered in the end."""
     taken: list[int] = []
-    replies = subject.read((taken.append(1) or np.zeros((8, 8, 3), np.uint8), "What?") for _ in range(40))
+    replies = subject.read((taken.append(1) or np.zeros((8, 8, 3), np.uint8), "What?") for _ in range(20))
     next(replies)
     first = len(taken)
-    assert len(list(replies)) == 39 and len(taken) == 40
+    assert len(list(replies)) == 19 and len(taken) == 20
     return first
 
 
 def test_no_more_pictures_are_held_than_are_asked_about_at_once(micro_checkpoint, bundle_path):
-    assert 1 < taken_for_the_first(open_subject(micro_checkpoint, DrawSettings(), threads=1)) < 40
+    assert 1 < taken_for_the_first(open_subject(micro_checkpoint, DrawSettings(), threads=1)) < 20
     assert taken_for_the_first(open_subject(bundle_path, DrawSettings(), device="cpu", threads=1)) == 1
 
 
