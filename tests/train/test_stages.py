@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
@@ -10,6 +12,7 @@ from edgemm.data.edits import build_edits
 from edgemm.data.writer import new_folder
 from edgemm.errors import InputError
 from edgemm.model import checkpoint
+from edgemm.model.config import PRESETS
 from edgemm.train.recipe_file import read_stages
 from edgemm.train.run import train, train_stages
 from edgemm.train.tasks.draw import EditTask
@@ -100,6 +103,21 @@ def test_an_edit_is_drawn_from_its_picture_and_resumes(tmp_path, edits):
         prefixes = [model.prefix(["make it red"], [picture]) for picture in (one, other)]
     assert not torch.equal(prefixes[0].keys[1], prefixes[1].keys[1])
     assert model.draw(["make it red"] * 2, noise, pictures=[one, None]).shape == (2, 3, 32, 32)
+
+
+def test_no_task_teaches_visual_words_along_with_what_it_teaches(tmp_path, shapes, edits):
+    config = PRESETS["micro"]()
+    config = dataclasses.replace(config, vision=dataclasses.replace(config.vision, words=64, word_tokens=12))
+    everything = {"kind": "joint", "data": shapes, **QUICK, "train": EVERYTHING}
+    for task, told in (
+        (JointTask, recipe("micro-read", tmp_path, **everything)),
+        (EditTask, recipe("micro-shapes", tmp_path, **EDIT, data=edits)),
+    ):
+        model = checkpoint.build(config, 0).requires_grad_(False)
+        names = {id(parameter): name for name, parameter in model.named_parameters()}
+        taught = {names[id(parameter)] for _, parameter in task(model, told).named_parameters()}
+        assert "image_encoder.up_proj.weight" in taught
+        assert not {name for name in taught if name.startswith("image_encoder.words.")}
 
 
 def test_a_dataset_without_edits_is_refused(tmp_path, shapes):
