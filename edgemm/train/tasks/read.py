@@ -129,9 +129,8 @@ class ReadTask:
         if not self.teaches_projection:
             yield from self._projection_parameters()
         if self.model.image_encoder.words is not None:
-            yield from self.model.image_encoder.words.named_parameters(prefix="projection.words")
-        for name, buffer in self.projection.named_buffers():
-            yield f"projection.{name}", buffer
+            for name, tensor in self.model.image_encoder.words.state_dict(keep_vars=True).items():
+                yield f"projection.words.{name}", tensor
 
     def prepare(self) -> None:
         """Alignment, where the recipe asks for it."""
@@ -148,8 +147,7 @@ class ReadTask:
         if self.model.motion_encoder is not None:
             yield "motion_position", self.model.motion_encoder.position
         for name, parameter in self.projection.named_parameters():
-            if not name.startswith("words."):  # word_steps alone teaches those
-                yield f"projection.{name}", parameter
+            yield f"projection.{name}", parameter
 
     def _teach_projection(self, taught: bool) -> None:
         for _, parameter in self._projection_parameters():
@@ -279,8 +277,8 @@ class ReadTask:
 
 
 def behind(encoder: ImageEncoder) -> dict[str, nn.Module]:
-    """What an eye's features go through: all of an encoder that learns to be read."""
-    return {name: module for name, module in encoder.named_children() if name != "encoder"}
+    """What an eye's features go through: all of an encoder that learns to be read; word_steps alone teaches words."""
+    return {name: module for name, module in encoder.named_children() if name not in ("encoder", "words")}
 
 
 def captions_of(model: Unified, samples: Sequence[Sample], pictures: int) -> list[tuple[int, Prompt, list[int]]]:
