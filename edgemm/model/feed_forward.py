@@ -25,6 +25,7 @@ from edgemm.model.config import MixtureConfig
 
 __all__ = ["ExpertChoice", "FeedForward", "Mixture", "Routed", "feed_forward", "watching"]
 
+ROWS = 64  # an expert's rows come in multiples of so many: a processor makes a program for each new shape of a product
 BALANCE, Z = 0.01, 1e-3  # weights of the losses: Switch's, and ST-MoE's (arXiv:2202.08906)
 
 
@@ -138,15 +139,18 @@ class Mixture(nn.Module):
         return logits.masked_fill(theirs != pictured.flatten()[:, None], float("-inf"))
 
     def _each_alone(self, x: Tensor, chosen: Tensor, weights: Tensor) -> Tensor:
-        """Every expert on its own tokens."""
-        y = torch.zeros_like(x)
-        for expert in range(self.config.experts):
-            rows, places = torch.where(chosen == expert)
-            if len(rows):
-                gate, up = (x[rows] @ self.gate_up_proj[expert]).chunk(2, dim=-1)
-                said = (nn.functional.silu(gate) * up) @ self.down_proj[expert]
-                y = y.index_add(0, rows, (said * weights[rows, places, None]).to(y.dtype))
-        return y
+        """Every expert on its own tokens, gathered and put back once for all of them."""
+        order = chosen.flatten().argsort(stable=True)  # (t k), the first expert's come first
+        counts = chosen.flatten().bincount(minlength=self.config.experts).tolist()
+        tokens = order // self.config.top
+        said = []
+        for rows, gate_up, down in zip(x[tokens].split(counts), self.gate_up_proj, self.down_proj, strict=True):
+            rows = nn.functional.pad(rows, (0, 0, 0, -len(rows) % ROWS))
+            gate, up = (rows @ gate_up).chunk(2, dim=-1)
+            said.append((nn.functional.silu(gate) * up) @ down)
+        mine = torch.cat([rows[:count] for rows, count in zip(said, counts, strict=True)])
+        weighed = mine * weights.flatten()[order, None]
+        return torch.zeros_like(x).index_add(0, tokens, weighed.to(x.dtype))
 
     def _static(self, x: Tensor, chosen: Tensor, weights: Tensor) -> Tensor:
         """Every expert on all tokens, weighed by zero where it was not chosen."""

@@ -7,12 +7,13 @@ import dataclasses
 import pytest
 import torch
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from edgemm.errors import UsageError
 from edgemm.model import checkpoint
 from edgemm.model.config import PRESETS, MixtureConfig, ModelConfig
 from edgemm.model.designs import MIXTURES, variant
-from edgemm.model.feed_forward import BALANCE, ExpertChoice, Mixture, Z, watching
+from edgemm.model.feed_forward import BALANCE, ROWS, ExpertChoice, Mixture, Z, watching
 from tests.model.tiny import random_micro
 
 W, H, E = 24, 16, 8
@@ -51,12 +52,32 @@ def test_token_choice_is_mixtrals_with_the_same_weights(top):
 
 
 @pytest.mark.parametrize("top", [1, 2])
-@torch.no_grad()
 def test_the_static_form_is_each_expert_on_its_own_tokens(top):
-    ours = mixture(top)
-    flat = X.flatten(0, 1)
-    chosen, weights = ours.route(ours._logits(X, None))
-    torch.testing.assert_close(ours._static(flat, chosen, weights), ours._each_alone(flat, chosen, weights))
+    """What it learns is the same, too."""
+    ours, found = mixture(top), []
+    for form in (ours._static, ours._each_alone):
+        flat = X.flatten(0, 1).requires_grad_()
+        y = form(flat, *ours.route(ours._logits(flat[None], None)))
+        found.append((y, *torch.autograd.grad(y.square().sum(), [flat, *ours.parameters()])))
+    torch.testing.assert_close(*found)
+
+
+def test_products_have_few_shapes_whatever_goes_where():
+    """A processor makes a program for each new shape of a bfloat16 product, which takes longer than the product."""
+    ours, shapes = mixture(2), set()
+
+    class Noted(TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            if function is torch.ops.aten.mm.default:
+                shapes.add((*args[0].shape, *args[1].shape))
+            return function(*args, **kwargs or {})
+
+    for seed in range(12):
+        x = torch.randn(1, 300, W, generator=torch.Generator().manual_seed(seed))
+        with Noted():
+            ours(x).sum().backward()
+    counts = {count for count, width, *_ in shapes if width == W}
+    assert counts and counts <= {300, *range(ROWS, 601 + ROWS, ROWS)}  # the router's own, and experts'
 
 
 @torch.no_grad()
