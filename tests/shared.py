@@ -5,12 +5,13 @@ from __future__ import annotations
 import fcntl
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
-__all__ = ["made_once", "run_folder"]
+__all__ = ["alone", "made_once", "run_folder"]
 
 
 def run_folder(factory: pytest.TempPathFactory, name: str) -> Path:
@@ -21,12 +22,19 @@ def run_folder(factory: pytest.TempPathFactory, name: str) -> Path:
     return folder
 
 
+@contextmanager
+def alone(lock: Path) -> Iterator[None]:
+    """No other process of the run is in such a block with the same file."""
+    with lock.open("w") as handle:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+
+
 def made_once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], None]) -> Path:
     """The path that `make` filled, once a run; it is not there before, and tests must not change it."""
     place = run_folder(factory, "made")
     made, whole = place / name, place / f"{name}.whole"
-    with (place / f"{name}.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with alone(place / f"{name}.lock"):
         if not whole.exists():
             shutil.rmtree(made, ignore_errors=True)  # of somebody who failed
             make(made)

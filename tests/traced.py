@@ -23,6 +23,7 @@ from torch.onnx._internal.exporter import _registration
 from edgemm.export.component_graphs import ComponentGraph
 from edgemm.export.trace import trace
 from edgemm.model.kept_weights import place_of, widened
+from tests.shared import alone
 
 __all__ = ["table_of_operators_once", "traced"]
 
@@ -36,10 +37,11 @@ def traced(graph: ComponentGraph) -> ir.Model:
     if folder is None or content is None:
         return trace(graph)
     path = folder / f"{graph.name}-{content}.onnx"
-    if not path.exists():
-        mine = path.with_suffix(f".{os.getpid()}")
-        ir.save(trace(graph), mine, format="protobuf")
-        os.replace(mine, path)
+    with alone(path.with_suffix(".lock")):
+        if not path.exists():
+            part = path.with_suffix(".part")
+            ir.save(trace(graph), part, format="protobuf")
+            os.replace(part, path)
     return ir.load(path)
 
 

@@ -16,7 +16,7 @@ import math
 import os
 import time
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, nullcontext, suppress
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -33,7 +33,7 @@ from edgemm.train.optimizers import Average, make_optimizers, rate
 from edgemm.train.ranks import Ranks, full, refusing_full_disk, refusing_out_of_memory, sharded_like
 from edgemm.train.recipe import Recipe
 
-__all__ = ["Step", "Task", "run_loop"]
+__all__ = ["Step", "Task", "logged", "run_loop"]
 
 
 class Task(Protocol):
@@ -188,17 +188,28 @@ def _clip(task: Task, largest: float, step: int, loss: Tensor) -> float:
     return norm.item()
 
 
+def logged(path: Path) -> list[tuple[int, str]]:
+    """Step and line of all that a run wrote; a last line that a kill cut short is left out.
+
+    InputError where other lines stand there: the file is somebody's own, and a run that goes on rewrites its log."""
+    lines = []
+    with reading(path):
+        told = path.read_text(encoding="utf-8").splitlines() if os.path.lexists(path) else []
+    for number, line in enumerate(told, start=1):
+        try:
+            lines.append((int(json.loads(line)["step"]), line))
+        except (ValueError, KeyError, TypeError):
+            if number < len(told):
+                raise InputError(f"{path}: line {number} is no run's, so it will not be written over") from None
+    return lines
+
+
 def _cut_log(path: Path, start: int) -> None:
     """Leave out the lines of steps that a killed run had logged and that will be done again."""
-    if not path.exists():
-        return
-    kept = []
-    for line in path.read_text(encoding="utf-8").splitlines():
-        with suppress(ValueError, KeyError, TypeError):  # the kill may have cut a line short
-            if json.loads(line)["step"] <= start:
-                kept.append(line + "\n")
-    with written_beside(path) as temporary:
-        temporary.write_text("".join(kept), encoding="utf-8")
+    if path.exists():
+        kept = [line + "\n" for step, line in logged(path) if step <= start]
+        with written_beside(path) as temporary:
+            temporary.write_text("".join(kept), encoding="utf-8")
 
 
 def _save_state(

@@ -19,7 +19,7 @@ from edgemm.model.config import PRESETS
 from edgemm.model.designs import variant
 from edgemm.model.unified import Unified
 from edgemm.train.adapters import add_adapter, check_adapter_output, save_adapter
-from edgemm.train.loop import Task, run_loop
+from edgemm.train.loop import Task, logged, run_loop
 from edgemm.train.optimizers import own_the_transformer, parts_of
 from edgemm.train.ranks import Ranks, Share
 from edgemm.train.recipe import (
@@ -58,6 +58,7 @@ def train_stages(stages: Sequence[Stage]) -> bool:
 
 def _check_output(recipe: Stage) -> None:
     checkpoint.check_output(Path(_result(recipe)), recipe.start, recipe.data)
+    logged(Path(recipe.output) / "log.jsonl")
 
 
 def _result(recipe: Stage) -> str:

@@ -153,6 +153,14 @@ def test_a_line_cut_short_by_a_kill_is_left_out(tmp_path):
     assert [line["step"] for line in read_log(tmp_path)] == list(range(1, 13))
 
 
+@pytest.mark.parametrize("text", ["my diary\nof training\n", '{"step": 1}\n{"epoch": 2}\n{"step": 3}\n', "[1]\n2\n"])
+def test_a_log_that_no_run_wrote_is_left_alone(tmp_path, text):
+    (tmp_path / "log.jsonl").write_text(text)
+    with pytest.raises(InputError, match=r"log.jsonl: line \d is no run's, so it will not be written over"):
+        run(TwoNumbers(), settings(tmp_path))
+    assert (tmp_path / "log.jsonl").read_text() == text
+
+
 def test_without_a_state_the_log_starts_again(tmp_path):
     run(TwoNumbers(), settings(tmp_path, steps=3))
     (tmp_path / "state.pt").unlink()
