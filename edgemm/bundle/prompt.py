@@ -138,10 +138,11 @@ class Prompt:
     """One row of tokens, as the transformer wants it; positions count from 0."""
 
     input_ids: np.ndarray  # (s) int64
-    image_index: np.ndarray  # (s) int64: row of the pictures' tokens, -1 for text
+    image_index: np.ndarray  # (s) int64: row of the pictures' tokens, -1 for text, -2 - row for text with it added
     attention_limit: np.ndarray  # (s) int64: last position each one may see
     users_own: np.ndarray  # (s) float32: 1 on the user's own text
     graph: np.ndarray | None = None  # (3, r) int64: kind, head and tail of a graph's rows, behind those of the pictures
+    nodes: np.ndarray | None = None  # (m) int64: which of these is added to a row of the pictures, -1 for none
 
     def __len__(self) -> int:
         return len(self.input_ids)
@@ -192,6 +193,8 @@ class PromptBuilder:
     own: list[float] = field(default_factory=list)
     picture_rows: int = 0
     graph_rows: list[tuple[int, int, int]] = field(default_factory=list)
+    words_of: dict[int, int] = field(default_factory=dict)  # position of a node's word -> the node's own row
+    nodes: list[int] = field(default_factory=list)  # the same for each row of the pictures, -1 outside graphs
 
     def text(self, piece: str, own: bool = False) -> None:
         ids = self.tokenizer.encode(piece, special=not own)
@@ -220,10 +223,12 @@ class PromptBuilder:
         self.rows += [*[-1] * len(start), *rows, *[-1] * len(end)]
         self.own += [0.0] * len(ids)
         self.picture_rows += read.count
+        self.nodes += [-1] * read.count
 
     def graph(self, graph: Graph, known: GraphRows, picture: PictureTokens, ids: Sequence[int] | None = None) -> None:
         """A block whose tokens all see one another: a row a node, its words, its picture; then a row an edge.
 
+        A node's row is added to its words and its picture, so that each says whose it is.
         `ids` are the nodes' own; without them they count from 0.  Raises InputError of what the model does not know.
         """
         if len(graph.nodes) > known.max_nodes:
@@ -237,10 +242,14 @@ class PromptBuilder:
         first, own = len(self.ids), range(len(graph.nodes)) if ids is None else ids
         number = {node.id: own[place] for place, node in enumerate(graph.nodes)}
         for node in graph.nodes:
+            row, seen = len(self.graph_rows), self.picture_rows
             self._graph_row(0, number[node.id], number[node.id])
+            start = len(self.ids)
             self.text(node.text or "", own=True)
             if node.image is not None:
                 self.picture(picture)
+            self.words_of |= {place: row for place in range(start, len(self.ids)) if self.rows[place] == -1}
+            self.nodes[seen:] = [row] * (self.picture_rows - seen)
         for edge in graph.edges:
             self._graph_row(kinds[edge.type], number[edge.source], number[edge.target])
             if not graph.directed:
@@ -257,12 +266,15 @@ class PromptBuilder:
 
     def build(self) -> Prompt:
         rows = [self.picture_rows + GRAPH - row if row <= GRAPH else row for row in self.rows]
+        for place, row in self.words_of.items():
+            rows[place] = -2 - (self.picture_rows + row)
         return Prompt(
             np.array(self.ids, dtype=np.int64),
             np.array(rows, dtype=np.int64),
             np.array(self.limits, dtype=np.int64),
             np.array(self.own, dtype=np.float32),
             np.array(self.graph_rows, dtype=np.int64).T if self.graph_rows else None,
+            np.array(self.nodes, dtype=np.int64) if self.graph_rows else None,
         )
 
 

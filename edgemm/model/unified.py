@@ -41,6 +41,11 @@ class Asked:
     clip: bool = False
 
 
+def _named(pictures: Tensor, rows: Tensor, nodes: Tensor) -> Tensor:
+    """Rows of pictures (m, w), with that one of a graph's (r, w) added which `nodes` (m) says, where it is not -1."""
+    return pictures + torch.where((nodes >= 0)[:, None], rows[nodes.clamp(min=0)], 0.0)
+
+
 class Unified(nn.Module):
     """transformer, image_encoder, conditioner and denoiser, with the strings that go around prompts.
 
@@ -146,11 +151,13 @@ class Unified(nn.Module):
             for row, own in enumerate(pictures):
                 beside[row] += [next(clean) for _ in own]
         if any(prompt.graph is not None for prompt in prompts):
-            for row, rows in enumerate(self.graph_rows(prompts)):
+            for row, (prompt, rows) in enumerate(zip(prompts, self.graph_rows(prompts), strict=True)):
+                if beside[row] and prompt.nodes is not None:
+                    beside[row] = [_named(torch.cat(beside[row]), rows, torch.from_numpy(prompt.nodes).to(rows.device))]
                 beside[row].append(rows)
         empty = ids.new_zeros(0, self.config.transformer.width, dtype=torch.float32)
         image_tokens = nn.utils.rnn.pad_sequence([torch.cat([empty, *own]) for own in beside], batch_first=True)
-        return self.transformer.embed(ids, image_tokens, index), limit, index
+        return self.transformer.embed(ids, image_tokens, index, self.config.graph is not None), limit, index
 
     def _image_tokens(self, shown: Sequence[Tensor]) -> list[Tensor]:
         """Image tokens (m, w) of pictures and clips, as `embedded` takes them; those of one shape are read together."""

@@ -51,7 +51,12 @@ class ImageReader:
         if pictures and "vq_encoder" in self._engines:
             return with_picture_ids(prompt, _as_ids(self._engines.get("vq_encoder"), pictures, loop)), None
         tokens = [self.encode(pictures, loop)] if pictures else []
-        tokens += [] if prompt.graph is None else [self._graph_rows(prompt.graph)]
+        if prompt.graph is not None and prompt.nodes is not None:
+            rows = self._graph_rows(prompt.graph)
+            if tokens:  # a node's picture says whose it is
+                named = prompt.nodes >= 0
+                tokens[0][:, named] += rows[:, prompt.nodes[named]]
+            tokens.append(rows)
         return prompt, np.concatenate(tokens, axis=1) if tokens else None
 
     def _graph_rows(self, graph: np.ndarray) -> np.ndarray:

@@ -49,6 +49,24 @@ def test_a_graph_is_one_block_of_a_row_a_node_and_a_row_an_edge(model):
     assert prompt.attention_limit[last + 1] == last + 1 and prompt.attention_limit[first - 1] == first - 1
     words = prompt.input_ids[first + 1 : first + 4].tolist()
     assert model.tokenizer.decode(words) == "red"
+    assert prompt.image_index[first + 1 : first + 4].tolist() == [-2 - 2 * m] * 3  # its node's row is added to each
+    assert prompt.nodes.tolist() == [-1] * m + [1] * m  # to the picture before the graph none, to its own node b's
+    assert (prompt.image_index[last + 1 :] == -1).all()
+
+
+def test_words_and_pictures_of_a_node_have_its_row_added(model):
+    config, pixels = model.config, torch.from_numpy(load_picture(PIXELS, 16))
+    prompt = read_prompt(config, model.tokenizer, ASKED, 0, graph(PIXELS))
+    m, embed = config.vision.token_count, model.transformer.embed_tokens
+    with torch.no_grad():
+        x, _, index = model.embedded([prompt], [[pixels]])
+        rows = model.graph_encoder(*torch.from_numpy(prompt.graph)[:, None])[0]
+        seen = model.image_encoder(pixels[None])[0]
+    at = {row: int(np.flatnonzero(prompt.image_index == m + row)[0]) for row in range(3)}
+    words = torch.from_numpy(prompt.input_ids[at[0] + 1 : at[0] + 4])
+    torch.testing.assert_close(x[0, at[0] + 1 : at[0] + 4], embed(words) + rows[0])
+    torch.testing.assert_close(x[0][(index[0] >= 0) & (index[0] < m)], seen + rows[1])
+    torch.testing.assert_close(x[0, at[2]], rows[2])
 
 
 def test_a_graph_says_the_same_whatever_its_nodes_are_called(model):
