@@ -210,7 +210,11 @@ def _node_link(name: str, things: Sequence[Thing], edges: Edges) -> dict[str, An
         if thing.seen in ("picture", "both"):
             node["image"] = f"{name}-n{spot}"
         nodes.append(node)
-    told = [{"source": f"n{one}", "target": f"n{to}", "type": kind} for one, kind, to in edges]
+    first: dict[tuple[int, str], int] = {}
+    for spot, (one, kind, _) in enumerate(edges):
+        first.setdefault((one, kind), spot)
+    listed = sorted(edges, key=lambda edge: (edge[0], first[edge[:2]]))  # as an incident list has them
+    told = [{"source": f"n{one}", "target": f"n{to}", "type": kind} for one, kind, to in listed]
     return {"directed": True, "multigraph": True, "graph": {}, "nodes": nodes, "edges": told}
 
 

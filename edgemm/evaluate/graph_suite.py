@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import dataclasses
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -28,9 +28,10 @@ from edgemm.model.prompts import read_prompt, reply_ids
 from edgemm.model.unified import Unified
 from edgemm.runtimes import schedule
 
-__all__ = ["EDGES", "AskedGraph", "Graphs", "ask_graphs", "draw_graphs", "replies_to"]
+__all__ = ["EDGES", "AskedGraph", "Graphs", "ask_graphs", "draw_graphs", "replies_to", "told_whole"]
 
 EDGES = ("told", "shuffled", "none")
+TELL = "Which edges are there?"
 BATCH = 32
 
 
@@ -41,6 +42,7 @@ class AskedGraph:
     question: str
     answer: str
     choices: int
+    names: Mapping[str, str] = field(default_factory=dict)  # of its nodes, as its edges are told by
 
 
 class Graphs:
@@ -55,9 +57,10 @@ class Graphs:
         samples = {sample.id: sample for sample in self.dataset.split(*splits)}
         self.drawn: list[Sample] = [sample for sample in samples.values() if sample.group == "drawn"]
         self.asked = [
-            AskedGraph(q.kind, graph_of(samples[q.sample]), q.question, q.answer, len(q.choices or ()))
+            AskedGraph(q.kind, graph, q.question, q.answer, len(q.choices or ()), _names(graph, samples[q.sample]))
             for q in self.dataset.questions
             if q.sample in samples
+            for graph in (graph_of(samples[q.sample]),)
         ]
         self._paths = {sample.id: self.dataset.image_path(sample) for sample in self.dataset.samples}
 
@@ -75,6 +78,23 @@ class Graphs:
 def graph_of(sample: Sample) -> Graph:
     """The graph of a sample; a picture in it goes by its sample's name."""
     return read_graph((sample.scene or {})["graph"])
+
+
+def _names(graph: Graph, sample: Sample) -> dict[str, str]:
+    """Node -> its color and shape; what shows nothing is a hidden one."""
+    told = {f"n{thing['id']}": f"{thing['colour']} {thing['name']}" for thing in (sample.scene or {})["objects"]}
+    seen = {node.id for node in graph.nodes if node.text is not None or node.image is not None}
+    return {node.id: told[node.id] if node.id in seen else "hidden one" for node in graph.nodes}
+
+
+def told_whole(asked: AskedGraph, graph: Graph) -> AskedGraph:
+    """All edges of `graph`, whose nodes are those of `asked`, in words: node by node, as an incident list has them."""
+    edges: dict[str, dict[str, list[str]]] = {node.id: {} for node in graph.nodes}
+    for edge in graph.edges:
+        edges[edge.source].setdefault(edge.type, []).append(edge.target)
+    names = asked.names
+    told = [f"{names[a]} {kind} {names[b]}" for a, kinds in edges.items() for kind, ends in kinds.items() for b in ends]
+    return AskedGraph("tell", graph, TELL, "; ".join(told) or "none", 0, names)
 
 
 def with_edges(graph: Graph, how: str, random: np.random.Generator) -> Graph:

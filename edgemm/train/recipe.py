@@ -77,7 +77,7 @@ RANGES: tuple[tuple[tuple[str, ...], float, float], ...] = (  # of whichever of 
     (("reply_share", "caption_share", "label_share", "cut_share", "blend"), 0, 0.9),
     (("clip", "loss_floor"), 1e-6, LARGEST),
     (("temperature",), 0.01, LARGEST),
-    (("drop_prompt", "decay", "ema", "on_policy", "other_prompts"), 0, 1),
+    (("drop_prompt", "decay", "ema", "on_policy", "other_prompts", "tell_share"), 0, 1),
 )
 
 
@@ -276,6 +276,7 @@ class GraphRecipe(Flow, Parts):
     kind: ClassVar[str] = "graph"
 
     flow_weight: float = 1.0  # of drawing's loss beside that of the answers; 0: answers alone
+    tell_share: float = 0.5  # of a batch's graphs, told edge by edge where others are asked one question
     edges: str = "told"  # "none" leaves them out, "shuffled" lets them lead anywhere: what is compared with
 
     def __post_init__(self) -> None:

@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 import torch
 
+from edgemm.bundle.node_link import Graph
 from edgemm.data.graphs import build_graphs
 from edgemm.errors import InputError
-from edgemm.evaluate.graph_suite import Graphs, ask_graphs, draw_graphs, replies_to, with_edges
+from edgemm.evaluate.graph_suite import AskedGraph, Graphs, ask_graphs, draw_graphs, replies_to, told_whole, with_edges
 from edgemm.model import checkpoint
 from edgemm.model.config import PRESETS
 from edgemm.model.designs import variant
@@ -39,8 +40,8 @@ def small(graphs):
 def test_losses_fall_and_the_checkpoint_answers(graphs, data, tmp_path):
     checkpoint.save(checkpoint.build(small(graphs), 0), tmp_path / "start", torch.float32)
     recipe = GraphRecipe(
-        data=str(data), output=str(tmp_path / "run"), start=str(tmp_path / "start"), steps=12, batch=8, warmup=2,
-        learning_rate=3e-3, ema=0.5, log_every=4, save_every=6, sample_every=100, precision="fp32",
+        data=str(data), output=str(tmp_path / "run"), start=str(tmp_path / "start"), steps=16, batch=8, warmup=2,
+        learning_rate=1e-3, ema=0.5, log_every=4, save_every=6, sample_every=100, precision="fp32",
     )  # fmt: skip
     train(recipe)
     lines = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
@@ -51,6 +52,38 @@ def test_losses_fall_and_the_checkpoint_answers(graphs, data, tmp_path):
     assert set(found) == {"hop-1", "hop-2", "hop-3", "hidden", "same-1", "same-0.5", "same-0"}
     assert found["hop-1"]["chance"] == 1 / 8 and found["same-0"]["chance"] == 0.5
     assert set(draw_graphs(model, known, limit=4)) <= {"2 things", "3 things"}
+
+
+def test_a_graph_is_told_as_its_incident_list_has_it():
+    graph = Graph(
+        [{"id": "n0", "text": "a red circle"}, {"id": "n1"}, {"id": "n2", "image": np.zeros((8, 8, 3), np.uint8)}],
+        [("n2", "above", "n0"), ("n0", "left of", "n1"), ("n2", "left of", "n1"), ("n2", "above", "n1")],
+    )
+    asked = AskedGraph("hop-1", graph, "", "", 8, {"n0": "red circle", "n1": "hidden one", "n2": "blue star"})
+    told = told_whole(asked, graph)
+    assert told.answer == (
+        "red circle left of hidden one; blue star above red circle; blue star above hidden one; "
+        "blue star left of hidden one"
+    )
+    lines = [line for line in graph.to_text().splitlines() if "->" in line]
+    assert lines == ["n0 -> left of: n1", "n2 -> above: n0, n1; left of: n1"]
+    assert told_whole(asked, Graph(graph.nodes)).answer == "none"
+
+
+def test_edges_are_written_as_an_incident_list_has_them_and_named_by_what_is_seen(data):
+    known, hidden = Graphs(data, ("train",), 32), 0
+    assert known.asked
+    for asked in known.asked:
+        told, lines = told_whole(asked, asked.graph).answer, []
+        for edge in asked.graph.edges:
+            lines.append(f"{asked.names[edge.source]} {edge.type} {asked.names[edge.target]}")
+        assert told == ("; ".join(lines) or "none")
+        for node in asked.graph.nodes:
+            if node.text is not None:
+                assert node.text.endswith(f" {asked.names[node.id]}")
+            elif node.image is None:
+                hidden += asked.names[node.id] == "hidden one"
+    assert hidden
 
 
 def test_ids_are_dealt_and_edges_matter_to_rows_alone_where_they_are_told(data):

@@ -1,12 +1,14 @@
 """Teaching a model to answer about graphs and to draw them, from nothing, all its parts together.
 
-Cross-entropy on answers plus flow matching on the pictures of graphs (data/graphs.py).  A graph is read as rows or as
-text, whichever the model does; which node has which id is dealt anew at every step, and edges may be left out.  What a
-batch holds is a function of (seed, step, place) alone.
+Cross-entropy on answers, and on all edges of other graphs told in words, plus flow matching on the pictures of graphs
+(data/graphs.py).  One answer is one color; a graph that is told whole teaches whose every edge is.  A graph is read as
+rows or as text, whichever the model does; which node has which id is dealt anew at every step, and edges may be left
+out.  What a batch holds is a function of (seed, step, place) alone.
 """
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from edgemm.errors import InputError
-from edgemm.evaluate.graph_suite import Graphs, graph_of, replies_to, with_edges
+from edgemm.evaluate.graph_suite import Graphs, graph_of, replies_to, told_whole, with_edges
 from edgemm.model import checkpoint, flow
 from edgemm.model.unified import Unified
 from edgemm.train.ranks import Share
@@ -115,7 +117,13 @@ class GraphTask:
         mine = self.share.of(recipe.batch)
         rows = batch_rows(len(self.graphs.asked), recipe.batch, recipe.seed, step)[mine]
         random = np.random.default_rng([recipe.seed, step, 4, mine.start])
-        return replies_to(self.model, [self.graphs.asked[row] for row in rows], self.graphs, random, recipe.edges)
+        asked = []
+        for row in rows:
+            one = self.graphs.asked[row]
+            graph = with_edges(one.graph, recipe.edges, random)
+            tell = random.random() < recipe.tell_share
+            asked.append(told_whole(one, graph) if tell else dataclasses.replace(one, graph=graph))
+        return replies_to(self.model, asked, self.graphs, random)
 
     @torch.no_grad()
     def _fit(self, follow: bool) -> None:
