@@ -12,6 +12,7 @@ Whatever goes wrong while one is saved, the folder is the old one or the new one
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import os
@@ -26,7 +27,7 @@ from edgemm.bundle import writer
 from edgemm.bundle.adapter_config import FILES, AdapterConfig
 from edgemm.bundle.files import is_disk_full, read_text, reading
 from edgemm.bundle.writer import whole_folder
-from edgemm.errors import CheckpointError, InputError, ResourceError
+from edgemm.errors import CheckpointError, InputError, ResourceError, UsageError
 from edgemm.model.config import PRESETS, ModelConfig
 from edgemm.model.pretrained import load_transformer_weights, read_file, write_tokenizer
 from edgemm.model.prompts import byte_tokenizer_json, with_queries
@@ -52,11 +53,17 @@ ADAPTER = "transformer_adapter"
 QUERIES = "transformer.queries."  # learned, so stored, whatever the transformer's base
 
 
-def build(config: ModelConfig | str, seed: int = 0) -> Unified:
-    """A new model of a preset or config: base and eye loaded, everything else initialised from the seed."""
+def build(config: ModelConfig | str, seed: int = 0, tokenizer_json: str = "") -> Unified:
+    """A new model of a preset or config: base and eye loaded, everything else initialised from the seed.
+
+    `tokenizer_json` replaces the bytes of a model without a base, which then has as many tokens. UsageError where it
+    has a base, or says pictures in codes, whose ids stand behind those of the bytes.
+    """
     config = PRESETS[config]() if isinstance(config, str) else config
+    if tokenizer_json:
+        config = _with_tokens_of(config, tokenizer_json)
     torch.manual_seed(seed)
-    tokenizer = byte_tokenizer_json()
+    tokenizer = tokenizer_json or byte_tokenizer_json()
     if config.base:
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "tokenizer.json"
@@ -77,6 +84,16 @@ def build(config: ModelConfig | str, seed: int = 0) -> Unified:
             if encoder is not None:
                 encoder.match_embeddings(model.transformer.embed_tokens.weight)
     return model.eval()
+
+
+def _with_tokens_of(config: ModelConfig, tokenizer_json: str) -> ModelConfig:
+    from tokenizers import Tokenizer
+
+    if config.base or config.objective == "ar":
+        why = f"has the tokens of its base {config.base}" if config.base else "says pictures in codes"
+        raise UsageError(f"{config.name} {why}: it takes no other vocabulary")
+    size = Tokenizer.from_str(tokenizer_json).get_vocab_size()
+    return dataclasses.replace(config, transformer=dataclasses.replace(config.transformer, vocab_size=size))
 
 
 def _load_bases(model: Unified) -> None:

@@ -6,6 +6,9 @@ made here, too.  No tensors here.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from typing import Any
+
 from edgemm.bundle.chat import Message, chat_prompt, with_graph
 from edgemm.bundle.manifest import GraphRows, MotionRows, TextLoop
 from edgemm.bundle.node_link import Graph
@@ -13,10 +16,12 @@ from edgemm.bundle.prompt import PictureTokens, Prompt, Tokenizer, negative_draw
 from edgemm.model.config import ModelConfig
 
 __all__ = [
+    "BYTES",
     "QUERY",
     "byte_tokenizer_json",
     "codes_prompt",
     "draw_prompt",
+    "learned_tokenizer_json",
     "read_prompt",
     "reply_ids",
     "stop_ids",
@@ -101,14 +106,37 @@ def with_queries(tokenizer_json: str, vocabulary: int, queries: int) -> str:
     return tokenizer.to_str()
 
 
+RESERVED = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", *(f"<|reserved_{i}|>" for i in range(5))]
+BYTES = 256 + len(RESERVED)  # tokens of a tokenizer that has learned nothing
+
+
 def byte_tokenizer_json() -> str:
     """A tokenizer.json of 256 bytes and the chat tokens (vocabulary 264): no training, no files, for `micro`."""
-    from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     tokenizer = Tokenizer(models.BPE(vocab={symbol: i for i, symbol in enumerate(alphabet)}, merges=[]))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)  # type: ignore
     tokenizer.decoder = decoders.ByteLevel()  # type: ignore
-    reserved = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", *(f"<|reserved_{i}|>" for i in range(5))]
-    tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in reserved])
+    return _with_reserved(tokenizer)
+
+
+def learned_tokenizer_json(texts: Iterable[str], size: int) -> str:
+    """A tokenizer.json of at most `size` tokens, BYTES or more: bytes, the commonest pairs of `texts` one after the
+    other (byte-level BPE, arXiv:1508.07909) within words as GPT-2 parts them, and the chat tokens."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)  # type: ignore
+    tokenizer.decoder = decoders.ByteLevel()  # type: ignore
+    trainer = trainers.BpeTrainer(vocab_size=size - len(RESERVED), initial_alphabet=alphabet, show_progress=False)
+    tokenizer.train_from_iterator(texts, trainer)
+    return _with_reserved(tokenizer)
+
+
+def _with_reserved(tokenizer: Any) -> str:
+    from tokenizers import AddedToken
+
+    tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in RESERVED])
     return tokenizer.to_str()

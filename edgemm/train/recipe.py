@@ -68,6 +68,7 @@ RANGES: tuple[tuple[tuple[str, ...], float, float], ...] = (  # of whichever of 
     (("noises", "views", "reply_tokens", "lora_alpha", "top_words", "trajectories"), 1, MOST),
     (("perceptual_weight", "adversarial_weight", "adversarial_start", "data_weight", "feature_weight"), 0, LARGEST),
     (("frames", "more_captions", "pictures", "warmup"), 0, MOST),
+    (("vocabulary",), 0, 1 << 20),
     (("seed",), 0, 2**63 - 1),
     (("threads",), 0, 1024),
     (("align_steps", "word_steps", "replies", "lora_first_layer"), 0, MOST),
@@ -216,6 +217,7 @@ class Stage(Recipe):
     objective: str = "flow"  # "ar": the transformer says a picture's codes, of image_tokens "vq", one after the other
     graphs: str = "text"  # "rows": a row a node and a row an edge (model/graph_encoder.py)
     motion: str = "none"  # "4" or "1": so many tokens a frame of a clip between keyframes; taught by kind "eye"
+    vocabulary: int = 0  # tokens at most of a `micro`'s tokenizer, learned from the data's texts; 0: single bytes
     mixture: str = "none"  # "8-top-2" and so on: experts that a learned router chooses among (model/feed_forward.py)
 
 

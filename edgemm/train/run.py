@@ -12,11 +12,12 @@ import torch
 from torch import Tensor, nn
 
 from edgemm import progress
-from edgemm.data.format import check_dataset
+from edgemm.data.format import check_dataset, read_dataset
 from edgemm.errors import CheckpointError, UsageError
 from edgemm.model import checkpoint
 from edgemm.model.config import PRESETS
 from edgemm.model.designs import variant
+from edgemm.model.prompts import BYTES, learned_tokenizer_json
 from edgemm.model.unified import Unified
 from edgemm.train.adapters import add_adapter, check_adapter_output, save_adapter
 from edgemm.train.loop import Task, logged, run_loop
@@ -33,6 +34,7 @@ from edgemm.train.recipe import (
     Stage,
 )
 from edgemm.train.recipe_file import FinetuneRecipe
+from edgemm.train.samples import texts_of
 from edgemm.train.tasks.draw import DrawTask
 from edgemm.train.tasks.joint import TwoTasks
 from edgemm.train.tasks.read import ReadTask
@@ -100,7 +102,7 @@ def _start(recipe: Stage) -> Unified:
             recipe.graphs,
             recipe.motion,
         )
-        model = checkpoint.build(config, recipe.seed)
+        model = checkpoint.build(config, recipe.seed, _tokenizer(recipe))
     else:  # reading goes on with an adapter as it is, unless all weights learn
         adapts = isinstance(recipe, ReadRecipe | JointRecipe) and "transformer" not in recipe.train
         model = checkpoint.load(recipe.start, merge=not adapts)
@@ -109,6 +111,15 @@ def _start(recipe: Stage) -> Unified:
     if "transformer" in parts_of(recipe, model.config):
         own_the_transformer(model)
     return model
+
+
+def _tokenizer(recipe: Stage) -> str:
+    """Learned from what the data says of the pictures that are trained on; "" where bytes are asked for."""
+    if not recipe.vocabulary:
+        return ""
+    if recipe.vocabulary < BYTES:
+        raise UsageError(f"recipe: vocabulary is {recipe.vocabulary}, expected {BYTES} or more, or 0 for single bytes")
+    return learned_tokenizer_json(texts_of(read_dataset(recipe.data), recipe.splits), recipe.vocabulary)
 
 
 def with_frames(model: Unified, frames: int) -> Unified:

@@ -37,6 +37,7 @@ __all__ = [
     "Reply",
     "own_replies",
     "prompts_about",
+    "texts_of",
 ]
 
 Item = TypeVar("Item")
@@ -78,6 +79,13 @@ def evenly(items: list[Item], count: int) -> list[Item]:
     if not 0 < count < len(items):
         return items
     return [items[row] for row in np.linspace(0, len(items) - 1, count).round().astype(int)]
+
+
+def texts_of(dataset: Dataset, splits: Sequence[str]) -> list[str]:
+    """What a dataset says of the pictures of some splits: their captions, questions and answers."""
+    told = [text for sample in dataset.split(*splits) for text in (sample.label, *sample.tags, *sample.captions)]
+    asked = [f"{one.question}\n{one.answer}" for one in dataset.questions if one.split in splits]
+    return told + asked
 
 
 def load_pictures(dataset: Path, samples: Sequence[Sample], size: int, frames: int = 1) -> Tensor:

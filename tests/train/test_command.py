@@ -12,8 +12,11 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file
 
+import edgemm
 from edgemm.cli.main import main
+from edgemm.model import checkpoint
 from edgemm.train.run import train
+from edgemm.verify.export_native import export_bundle
 from tests.train.conftest import ROOT, read_log, recipe
 
 # `edgemm train`, ended by the kernel as by SIGKILL: so many seconds of work after it wrote line `moment` of its log.
@@ -105,6 +108,21 @@ def test_what_cannot_work_is_one_line_and_an_exit_code(tmp_path, shapes, capsys,
     lines = [line for line in capsys.readouterr().err.splitlines() if "error" in line]
     assert len(lines) == 1
     assert message in lines[0]
+
+
+def test_a_micro_learns_its_vocabulary_from_the_datas_texts_and_its_bundle_has_it(tmp_path, shapes, capsys):
+    small = {"steps": 2, "batch": 4, "save_every": 2, "train": '["transformer"]'}
+    assert main(command(tmp_path / "run", shapes, **small, vocabulary=300)) == 0
+    made = checkpoint.load(tmp_path / "run" / "checkpoint")
+    assert 264 < len(made.tokenizer) <= 300 and len(made.tokenizer.encode("a red circle")) < 6
+    assert made.transformer.embed_tokens.weight.shape[0] == len(made.tokenizer)
+    export_bundle(tmp_path / "run" / "checkpoint", tmp_path / "made.bundle")
+    with edgemm.load(tmp_path / "made.bundle", device="cpu", threads=1) as opened:
+        said = opened.generate_text("What is it?", max_new_tokens=6, ignore_eos=True)
+    assert list(said.token_ids) == made.generate("What is it?", None, 6, stop=False)[0]
+    capsys.readouterr()
+    assert main(command(tmp_path / "few", shapes, **small, vocabulary=20)) == 2
+    assert "vocabulary is 20, expected 264 or more" in capsys.readouterr().err
 
 
 def test_flags_stand_beside_set(tmp_path, shapes, capsys):
