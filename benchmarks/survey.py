@@ -97,10 +97,15 @@ class Row:
     designs: dict[str, str] = field(default_factory=dict)
     lines: dict[str, Any] = field(default_factory=dict)  # of the recipe
     as_long_as: str = ""  # the row whose core-seconds it may use
+    vocabulary: int = 0  # tokens learned from its data's texts; 0: bytes
 
 
 def _mixed(mixture: str) -> Row:
     return Row("B", "joint", {"experts": "dense", "mixture": mixture, **EYE})
+
+
+def _graph(design: str, **lines: Any) -> Row:
+    return Row("C", "graph", {"graphs": design, **EYE}, {"batch": 96, "tell_share": 0.75, **lines}, vocabulary=512)
 
 
 ROWS = {
@@ -120,9 +125,9 @@ ROWS = {
     "4 + 4 experts by modality, top 1": _mixed("8-top-1-by-modality"),
     "by modality, 8 choose in the denoiser": Row("B", "joint", {"mixture": "choice-8", **EYE}),
     "dense, as wide as 8 experts": _mixed("wide"),
-    "graph as rows": Row("C", "graph", {"graphs": "rows"}),
-    "graph as text": Row("C", "graph", {"graphs": "text"}),
-    "nodes alone": Row("C", "graph", {"graphs": "rows"}, {"edges": "none"}),
+    "graph as rows": _graph("rows"),
+    "graph as text": _graph("text"),
+    "nodes alone": _graph("rows", edges="none"),
     "clips drawn": Row("D", "clips", {}, {"frames": 8, "noises": 4}),
     "clips read": Row("D", "watch", {**EYE, "motion": "4"}),
     "clips read as pictures": Row("D", "watch", EYE),
@@ -318,8 +323,11 @@ def _train(row: Row, config: Any, folder: Path, seed: int, steps: int, args: arg
     """What all stages took, in this process or in earlier ones."""
     import torch
 
+    from edgemm.data.format import read_dataset
     from edgemm.model import checkpoint
+    from edgemm.model.prompts import learned_tokenizer_json
     from edgemm.train.recipe import AutoencodeRecipe, DrawRecipe, EyeRecipe, GraphRecipe, JointRecipe, ReadRecipe
+    from edgemm.train.samples import texts_of
 
     kinds: dict[str, Any] = {
         "clips": DrawRecipe,
@@ -340,7 +348,10 @@ def _train(row: Row, config: Any, folder: Path, seed: int, steps: int, args: arg
     data = args.data if row.task == "joint" else _data(row, args)
     with tempfile.TemporaryDirectory() as temporary:
         began, start = time.process_time(), Path(temporary) / "start"
-        checkpoint.save(checkpoint.build(config, seed), start, torch.float32)
+        words = (
+            learned_tokenizer_json(texts_of(read_dataset(data), ("train",)), row.vocabulary) if row.vocabulary else ""
+        )
+        checkpoint.save(checkpoint.build(config, seed, words), start, torch.float32)
         taken = [{"core_s": time.process_time() - began, "rss_mb": _rss_mb()}]
         common = {"batch": args.batch, "seed": seed, "output": "run", **TRAINING, **quiet}
 
@@ -362,7 +373,7 @@ def _train(row: Row, config: Any, folder: Path, seed: int, steps: int, args: arg
         for name, shown, batch in eyes:
             lines = {"data": shown, "steps": 2 * steps, "batch": batch}
             taught(EyeRecipe(**common | told | lines), name, folder / name)
-        taught(kinds[row.task](data=str(data), steps=steps, **common, **own | row.lines), row.task)
+        taught(kinds[row.task](**{"data": str(data), "steps": steps} | common | own | row.lines), row.task)
     return {"core_s": sum(one["core_s"] for one in taken), "rss_mb": max(one["rss_mb"] for one in taken)}
 
 

@@ -79,7 +79,7 @@ class GraphTask:
         )
         normal = torch.from_numpy(random.standard_normal(len(rows), dtype=np.float32))
         time = flow.logit_normal_times(normal, recipe.time_mean, recipe.time_spread).to(self.model.device)
-        graphs = {int(row): self._edged(row, random) for row in rows}  # each is read once, whoever shares it
+        graphs = {int(row): self._edged(row, random) for row in dict.fromkeys(rows)}  # read once, whoever shares it
         order = [-1, *graphs]  # -1: without a prompt
         places = [order.index(-1 if random.random() < recipe.drop_prompt else row) for row in rows]
         pixels = torch.stack([self.graphs.picture(self.graphs.drawn[row].id) for row in rows])
