@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -12,8 +13,18 @@ import torch
 
 from edgemm.bundle.node_link import Graph
 from edgemm.data.graphs import build_graphs
+from edgemm.data.shapes import COLOURS, SHAPES, WITHHELD
 from edgemm.errors import InputError
-from edgemm.evaluate.graph_suite import AskedGraph, Graphs, ask_graphs, draw_graphs, replies_to, told_whole, with_edges
+from edgemm.evaluate.graph_suite import (
+    AskedGraph,
+    Graphs,
+    ask_graphs,
+    draw_graphs,
+    recolored,
+    replies_to,
+    told_whole,
+    with_edges,
+)
 from edgemm.model import checkpoint
 from edgemm.model.config import PRESETS
 from edgemm.model.designs import variant
@@ -84,6 +95,33 @@ def test_edges_are_written_as_an_incident_list_has_them_and_named_by_what_is_see
             elif node.image is None:
                 hidden += asked.names[node.id] == "hidden one"
     assert hidden
+
+
+def test_other_colors_change_what_is_said_and_shown_alike_and_withhold_the_same_pairs(data):
+    known, random, changed = Graphs(data, ("train",), 32), np.random.default_rng(0), 0
+    samples = {sample.id: sample for sample in known.dataset.samples}
+    known.shown |= {f"{colour} {shape}": known.shown["red circle"] for colour in COLOURS for shape in SHAPES}
+    for asked in known.asked:
+        other = recolored(asked, known, random)
+        assert other.graph.edges == asked.graph.edges and other.kind == asked.kind
+        changed += other is not asked
+        colors = {asked.answer: other.answer}
+        for node, new in zip(asked.graph.nodes, other.graph.nodes, strict=True):
+            before, after = (one.names[node.id].split() for one in (asked, other))
+            assert before[1] == after[1] and tuple(after) not in WITHHELD
+            assert colors.setdefault(before[0], after[0]) == after[0]
+            assert (node.text is None, node.image is None) == (new.text is None, new.image is None)
+            assert new.text is None or new.text.split()[1:] == after
+        for before, after in zip(*(re.findall(r"\w+", one.question) for one in (asked, other)), strict=True):
+            assert (colors.setdefault(before, after) if before in COLOURS else before) == after
+        assert len(set(colors.values())) == len(colors)
+    assert changed > 0.9 * len(known.asked)
+    known = Graphs(data, ("train",), 32)
+    for asked in known.asked:  # a picture is one of such a thing
+        other = recolored(asked, known, random)
+        for node in other.graph.nodes:
+            if node.image is not None:
+                assert samples[str(node.image)].label.split()[1:] == other.names[node.id].split()
 
 
 def test_ids_are_dealt_and_edges_matter_to_rows_alone_where_they_are_told(data):
