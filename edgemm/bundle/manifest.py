@@ -102,6 +102,7 @@ class GraphRows:
 
     kinds: tuple[str, ...]  # types of edges: kind 1, 2, ...; 0 is a node's own row
     max_nodes: int
+    named: bool = False  # a node's row is added to its words and its picture, too
 
     def __post_init__(self) -> None:
         check_range("max_nodes", self.max_nodes, 1, 65_536)

@@ -228,7 +228,7 @@ class PromptBuilder:
     def graph(self, graph: Graph, known: GraphRows, picture: PictureTokens, ids: Sequence[int] | None = None) -> None:
         """A block whose tokens all see one another: a row a node, its words, its picture; then a row an edge.
 
-        A node's row is added to its words and its picture, so that each says whose it is.
+        Where the model has nodes `named`, a node's row is added to its words and its picture: each says whose it is.
         `ids` are the nodes' own; without them they count from 0.  Raises InputError of what the model does not know.
         """
         if len(graph.nodes) > known.max_nodes:
@@ -248,8 +248,9 @@ class PromptBuilder:
             self.text(node.text or "", own=True)
             if node.image is not None:
                 self.picture(picture)
-            self.words_of |= {place: row for place in range(start, len(self.ids)) if self.rows[place] == -1}
-            self.nodes[seen:] = [row] * (self.picture_rows - seen)
+            if known.named:
+                self.words_of |= {place: row for place in range(start, len(self.ids)) if self.rows[place] == -1}
+                self.nodes[seen:] = [row] * (self.picture_rows - seen)
         for edge in graph.edges:
             self._graph_row(kinds[edge.type], number[edge.source], number[edge.target])
             if not graph.directed:

@@ -31,12 +31,12 @@ from edgemm.model.prompts import read_prompt, reply_ids
 from edgemm.model.unified import Unified
 from edgemm.runtimes import schedule
 
-__all__ = ["EDGES", "AskedGraph", "Graphs", "ask_graphs", "draw_graphs", "recolored", "replies_to", "told_whole"]
+__all__ = ["EDGES", "AskedGraph", "Graphs", "ask_graphs", "draw_graphs", "recoloured", "replies_to", "told_whole"]
 
 EDGES = ("told", "shuffled", "none")
 TELL = "Which edges are there?"
-TRIES = 32  # at other colors: of five things about one in three has no withheld pair
-COLOR = re.compile(rf"\b({'|'.join(COLOURS)})\b")
+TRIES = 32  # at other colours: of five things about one in three has no withheld pair
+COLOUR = re.compile(rf"\b({'|'.join(COLOURS)})\b")
 BATCH = 32
 
 
@@ -67,7 +67,7 @@ class Graphs:
             if q.sample in samples
             for graph in (graph_of(samples[q.sample]),)
         ]
-        self.shown: defaultdict[str, list[str]] = defaultdict(list)  # color and shape -> pictures of such a node
+        self.shown: defaultdict[str, list[str]] = defaultdict(list)  # colour and shape -> pictures of such a node
         for sample in samples.values():
             if sample.group == "nodes":
                 (thing,) = (sample.scene or {})["objects"]
@@ -91,18 +91,18 @@ def graph_of(sample: Sample) -> Graph:
 
 
 def _names(graph: Graph, sample: Sample) -> dict[str, str]:
-    """Node -> its color and shape; what shows nothing is a hidden one."""
+    """Node -> its colour and shape; what shows nothing is a hidden one."""
     told = {f"n{thing['id']}": f"{thing['colour']} {thing['name']}" for thing in (sample.scene or {})["objects"]}
     seen = {node.id for node in graph.nodes if node.text is not None or node.image is not None}
     return {node.id: told[node.id] if node.id in seen else "hidden one" for node in graph.nodes}
 
 
-def recolored(asked: AskedGraph, graphs: Graphs, random: np.random.Generator) -> AskedGraph:
-    """The same graph and question in other colors, none of whose pairs with a shape is withheld; where none are found,
+def recoloured(asked: AskedGraph, graphs: Graphs, random: np.random.Generator) -> AskedGraph:
+    """The same graph and question in other colours, none of whose pairs with a shape is withheld; where none are found,
     as it was."""
     for _ in range(TRIES):
         other = dict(zip(COLOURS, random.permutation(list(COLOURS)).tolist()))
-        names = {node: _in_colors(name, other) for node, name in asked.names.items()}
+        names = {node: _in_colours(name, other) for node, name in asked.names.items()}
         pairs = [name for node, name in names.items() if name != asked.names[node]]
         if not any(tuple(pair.split()) in WITHHELD or not graphs.shown[pair] for pair in pairs):
             break
@@ -113,14 +113,14 @@ def recolored(asked: AskedGraph, graphs: Graphs, random: np.random.Generator) ->
         text = None if node.text is None else with_article(names[node.id])
         image = None if node.image is None else str(random.choice(graphs.shown[names[node.id]]))
         nodes.append(Node(node.id, text, image))
-    question, answer = (_in_colors(text, other) for text in (asked.question, asked.answer))
+    question, answer = (_in_colours(text, other) for text in (asked.question, asked.answer))
     return AskedGraph(
         asked.kind, Graph(nodes, asked.graph.edges, asked.graph.directed), question, answer, asked.choices, names
     )
 
 
-def _in_colors(text: str, other: Mapping[str, str]) -> str:
-    return COLOR.sub(lambda found: other[found[0]], text)
+def _in_colours(text: str, other: Mapping[str, str]) -> str:
+    return COLOUR.sub(lambda found: other[found[0]], text)
 
 
 def told_whole(asked: AskedGraph, graph: Graph) -> AskedGraph:

@@ -45,7 +45,7 @@ class TransformerGraph(nn.Module):
         self.prompt_lookup = prompt_lookup
         self.transformer = model.transformer
         self.config = model.config.transformer
-        self.graphs = model.config.graph is not None
+        self.names_nodes = model.config.names_nodes
 
     def forward(self, *tensors: Tensor) -> tuple[Tensor, ...]:
         input_ids, image_tokens, image_index, write_index, attention_limit, logits_index, *past = tensors
@@ -54,7 +54,7 @@ class TransformerGraph(nn.Module):
             wanted_index = torch.cat((wanted_index, past.pop(0)), dim=1)
         config = self.config
         b, s = input_ids.shape
-        x = self.transformer.embed(input_ids, image_tokens, image_index, self.graphs)
+        x = self.transformer.embed(input_ids, image_tokens, image_index, self.names_nodes)
         positions = write_index[:, None] + torch.arange(s, device=x.device)
         cos, sin = rotary_tables(positions, config.head_width, config.rope_theta)
         mask = visible_up_to(attention_limit, past[0].shape[2])

@@ -302,6 +302,7 @@ class GraphConfig:
 
     kinds: tuple[str, ...]  # types of edges that it knows
     nodes: int  # of a graph at most
+    named: bool = False  # a node's row is added to its words and its picture, too
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "kinds", tuple(self.kinds))
@@ -419,6 +420,11 @@ class ModelConfig:
     def first_code(self) -> int:
         """Token id of code 0: codes are the vocabulary's last ids."""
         return self.transformer.vocab_size - self.image_tokens.codes
+
+    @property
+    def names_nodes(self) -> bool:
+        """Whether it reads graphs as rows, and a node's row is added to its words and picture."""
+        return self.graph is not None and self.graph.named
 
     @property
     def prefix_heads(self) -> int:

@@ -173,7 +173,7 @@ def variant(
     """The preset with the designs asked for."""
     changes: dict[str, object] = {}
     if graphs == "rows":
-        config = dataclasses.replace(config, graph=GraphConfig(EDGES, NODES))
+        config = dataclasses.replace(config, graph=GraphConfig(EDGES, NODES, named=True))
     if mixture != "none":
         config = _mixed(config, mixture, experts)
     if (objective == "ar") != (image_tokens == "vq"):

@@ -3,8 +3,9 @@
     row = norm(type + H id_head + Q id_tail)          (TokenGT, arXiv:2207.02505)
 
 Ids are orthonormal: H and Q of them are tables with a row an id.  Which node has which id says nothing, so training
-deals them anew for every sample.  A node's own row has its id as head and tail, and is added to the node's words and
-picture, too: where it only stood before them, training did not find out which edge is whose (docs/survey.md).
+deals them anew for every sample.  A node's own row has its id as head and tail; where nodes are `named` it is added to
+the node's words and picture, too: where it only stood before them, training did not find out which edge is whose
+(docs/notes/training.md).
 Rows of a graph see one another by their attention_limit (bundle/prompt.py); caches and denoiser know of no graph.
 Axes: b batch, r rows, w width.
 """

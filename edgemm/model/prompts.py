@@ -41,7 +41,7 @@ def text_loop(config: ModelConfig, tokenizer: Tokenizer) -> TextLoop:
         image_token_count=config.vision.token_count,
         background=config.background,
         stop_token_ids=tuple(stop_ids(config, tokenizer)),
-        graph=None if config.graph is None else GraphRows(config.graph.kinds, config.graph.nodes),
+        graph=None if config.graph is None else GraphRows(config.graph.kinds, config.graph.nodes, config.graph.named),
         motion=None if config.motion is None else MotionRows(config.motion.token_count, config.motion.every),
         rope_theta=config.transformer.rope_theta,
     )

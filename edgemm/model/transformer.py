@@ -87,16 +87,16 @@ class Transformer(nn.Module):
         asked = self.queries((input_ids - vocabulary).clamp(min=0))
         return torch.where((input_ids >= vocabulary)[..., None], asked.to(words.dtype), words)
 
-    def embed(self, input_ids: Tensor, image_tokens: Tensor, image_index: Tensor, graphs: bool = False) -> Tensor:
+    def embed(self, input_ids: Tensor, image_tokens: Tensor, image_index: Tensor, named: bool = False) -> Tensor:
         """(b, s) ids, with row image_index (b, s) of image_tokens (b, m, w) wherever it is not -1 -> (b, s, w).
 
-        Of what reads `graphs` a node's words have its row added: row -2 - image_index, wherever that is not negative.
+        `named` (graphs): a node's row is added to its words: row -2 - image_index, where that is not negative.
         """
         text = self.embed_ids(input_ids)
-        rows = torch.where(image_index < 0, -2 - image_index, image_index) if graphs else image_index
+        rows = torch.where(image_index < 0, -2 - image_index, image_index) if named else image_index
         found = image_tokens.gather(1, rows.clamp(min=0)[..., None].expand(-1, -1, image_tokens.shape[-1]))
         found = found.to(text.dtype)
-        if graphs:
+        if named:
             text = torch.where((image_index < -1)[..., None], text + found, text)
         return torch.where((image_index >= 0)[..., None], found, text)
 

@@ -157,7 +157,7 @@ class Unified(nn.Module):
                 beside[row].append(rows)
         empty = ids.new_zeros(0, self.config.transformer.width, dtype=torch.float32)
         image_tokens = nn.utils.rnn.pad_sequence([torch.cat([empty, *own]) for own in beside], batch_first=True)
-        return self.transformer.embed(ids, image_tokens, index, self.config.graph is not None), limit, index
+        return self.transformer.embed(ids, image_tokens, index, self.config.names_nodes), limit, index
 
     def _image_tokens(self, shown: Sequence[Tensor]) -> list[Tensor]:
         """Image tokens (m, w) of pictures and clips, as `embedded` takes them; those of one shape are read together."""

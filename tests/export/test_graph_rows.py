@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import pytest
 import torch
@@ -29,7 +31,7 @@ ASKED = "Which is red?"
 
 @pytest.fixture(scope="module")
 def model():
-    return random_nano(nano(graph=GraphConfig(KINDS, 4)))
+    return random_nano(nano(graph=GraphConfig(KINDS, 4, named=True)))
 
 
 def graph(image=None, kind="above"):
@@ -124,6 +126,23 @@ def test_verify_compares_a_graph_here_too(runtime):
 def test_the_encoder_is_a_component_like_others(model):
     assert component_graphs(model)["graph_encoder"].inputs[0].shape == ("b", "m")
     assert read_graph(graph()).pictures == []
+
+
+def test_a_model_from_before_nodes_were_named_reads_them_as_it_learned_to(model, tmp_path):
+    before = random_nano(nano(graph=GraphConfig(KINDS, 4)))
+    prompt = read_prompt(before.config, before.tokenizer, ASKED, 0, graph(PIXELS))
+    assert (prompt.image_index >= -1).all() and (prompt.nodes == -1).all()
+    config = before.config.to_json()
+    assert config["graph"].pop("named") is False
+    checkpoint.save(before, tmp_path / "made", torch.float32)
+    assert json.loads((tmp_path / "made" / "config.json").read_text())["graph"].pop("named") is False
+    (tmp_path / "made" / "config.json").write_text(json.dumps(config))  # as it was written then
+    export_bundle(tmp_path / "made", tmp_path / "made.bundle")
+    pixels = torch.from_numpy(load_picture(PIXELS, 16))[None]
+    wanted, _ = before.generate(ASKED, pixels, 5, stop=False, graph=graph(PIXELS))
+    with edgemm.load(tmp_path / "made.bundle", device="cpu", threads=1) as opened:
+        said = opened.generate_text(ASKED, graph=graph(PIXELS), max_new_tokens=5, ignore_eos=True)
+    assert list(said.token_ids) == wanted
 
 
 @pytest.mark.slow

@@ -20,7 +20,7 @@ from edgemm.evaluate.graph_suite import (
     Graphs,
     ask_graphs,
     draw_graphs,
-    recolored,
+    recoloured,
     replies_to,
     told_whole,
     with_edges,
@@ -97,28 +97,28 @@ def test_edges_are_written_as_an_incident_list_has_them_and_named_by_what_is_see
     assert hidden
 
 
-def test_other_colors_change_what_is_said_and_shown_alike_and_withhold_the_same_pairs(data):
+def test_other_colours_change_what_is_said_and_shown_alike_and_withhold_the_same_pairs(data):
     known, random, changed = Graphs(data, ("train",), 32), np.random.default_rng(0), 0
     samples = {sample.id: sample for sample in known.dataset.samples}
     known.shown |= {f"{colour} {shape}": known.shown["red circle"] for colour in COLOURS for shape in SHAPES}
     for asked in known.asked:
-        other = recolored(asked, known, random)
+        other = recoloured(asked, known, random)
         assert other.graph.edges == asked.graph.edges and other.kind == asked.kind
         changed += other is not asked
-        colors = {asked.answer: other.answer}
+        colours = {asked.answer: other.answer}
         for node, new in zip(asked.graph.nodes, other.graph.nodes, strict=True):
             before, after = (one.names[node.id].split() for one in (asked, other))
             assert before[1] == after[1] and tuple(after) not in WITHHELD
-            assert colors.setdefault(before[0], after[0]) == after[0]
+            assert colours.setdefault(before[0], after[0]) == after[0]
             assert (node.text is None, node.image is None) == (new.text is None, new.image is None)
             assert new.text is None or new.text.split()[1:] == after
         for before, after in zip(*(re.findall(r"\w+", one.question) for one in (asked, other)), strict=True):
-            assert (colors.setdefault(before, after) if before in COLOURS else before) == after
-        assert len(set(colors.values())) == len(colors)
+            assert (colours.setdefault(before, after) if before in COLOURS else before) == after
+        assert len(set(colours.values())) == len(colours)
     assert changed > 0.9 * len(known.asked)
     known = Graphs(data, ("train",), 32)
     for asked in known.asked:  # a picture is one of such a thing
-        other = recolored(asked, known, random)
+        other = recoloured(asked, known, random)
         for node in other.graph.nodes:
             if node.image is not None:
                 assert samples[str(node.image)].label.split()[1:] == other.names[node.id].split()

@@ -1,8 +1,8 @@
 """Teaching a model to answer about graphs and to draw them, from nothing, all its parts together.
 
 Cross-entropy on answers, and on all edges of other graphs told in words, plus flow matching on the pictures of graphs
-(data/graphs.py).  One answer is one color; a graph that is told whole teaches whose every edge is.  A graph is read as
-rows or as text, whichever the model does.  Which node has which id is dealt anew at every step, and which color, lest
+(data/graphs.py).  One answer is one colour; a graph that is told whole teaches whose every edge is.  A graph is read as
+rows or as text, whichever the model does.  Which node has which id is dealt anew at every step, and which colour, lest
 answers be known by heart; edges may be left out.  What a batch holds is a function of (seed, step, place) alone.
 """
 
@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from edgemm.errors import InputError
-from edgemm.evaluate.graph_suite import Graphs, graph_of, recolored, replies_to, told_whole, with_edges
+from edgemm.evaluate.graph_suite import Graphs, graph_of, recoloured, replies_to, told_whole, with_edges
 from edgemm.model import checkpoint, flow
 from edgemm.model.unified import Unified
 from edgemm.train.ranks import Share
@@ -119,7 +119,7 @@ class GraphTask:
         random = np.random.default_rng([recipe.seed, step, 4, mine.start])
         asked = []
         for row in rows:
-            one = recolored(self.graphs.asked[row], self.graphs, random)
+            one = recoloured(self.graphs.asked[row], self.graphs, random)
             graph = with_edges(one.graph, recipe.edges, random)
             tell = random.random() < recipe.tell_share
             asked.append(told_whole(one, graph) if tell else dataclasses.replace(one, graph=graph))
