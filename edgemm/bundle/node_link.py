@@ -107,14 +107,18 @@ class Graph:
         marks = [f"[picture {number}]" for number in range(1, len(pictures) + 1)]
         return "".join(piece for pair in zip(texts, [*marks, ""], strict=True) for piece in pair)
 
-    def _incident(self) -> Iterator[str]:
-        """`a -> left of: b, c; above: d`, a line for every node that an edge leads from."""
+    def incident(self) -> dict[str, dict[str, list[str]]]:
+        """Node -> type -> where its edges of that type lead; in a graph that is not directed, from either end."""
         found: dict[str, dict[str, list[str]]] = {node.id: {} for node in self.nodes}
         for edge in self.edges:
             found[edge.source].setdefault(edge.type, []).append(edge.target)
             if not self.directed and edge.source != edge.target:
                 found[edge.target].setdefault(edge.type, []).append(edge.source)
-        for name, kinds in found.items():
+        return found
+
+    def _incident(self) -> Iterator[str]:
+        """`a -> left of: b, c; above: d`, a line for every node that an edge leads from."""
+        for name, kinds in self.incident().items():
             said = "; ".join(f"{_quoted(kind)}: {', '.join(map(_quoted, ends))}" for kind, ends in kinds.items())
             if said:
                 yield f"{_quoted(name)} {'->' if self.directed else '--'} {said}\n"

@@ -114,9 +114,8 @@ def recoloured(asked: AskedGraph, graphs: Graphs, random: np.random.Generator) -
         image = None if node.image is None else str(random.choice(graphs.shown[names[node.id]]))
         nodes.append(Node(node.id, text, image))
     question, answer = (_in_colours(text, other) for text in (asked.question, asked.answer))
-    return AskedGraph(
-        asked.kind, Graph(nodes, asked.graph.edges, asked.graph.directed), question, answer, asked.choices, names
-    )
+    graph = Graph(nodes, asked.graph.edges, asked.graph.directed)
+    return dataclasses.replace(asked, graph=graph, question=question, answer=answer, names=names)
 
 
 def _in_colours(text: str, other: Mapping[str, str]) -> str:
@@ -125,10 +124,7 @@ def _in_colours(text: str, other: Mapping[str, str]) -> str:
 
 def told_whole(asked: AskedGraph, graph: Graph) -> AskedGraph:
     """All edges of `graph`, whose nodes are those of `asked`, in words: node by node, as an incident list has them."""
-    edges: dict[str, dict[str, list[str]]] = {node.id: {} for node in graph.nodes}
-    for edge in graph.edges:
-        edges[edge.source].setdefault(edge.type, []).append(edge.target)
-    names = asked.names
+    names, edges = asked.names, graph.incident()
     told = [f"{names[a]} {kind} {names[b]}" for a, kinds in edges.items() for kind, ends in kinds.items() for b in ends]
     return AskedGraph("tell", graph, TELL, "; ".join(told) or "none", 0, names)
 
