@@ -10,6 +10,7 @@ Axes: S side of the square.
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import os
@@ -23,11 +24,11 @@ from typing import IO, TYPE_CHECKING, Any, Union
 
 import numpy as np
 
-from edgemm.bundle.files import check_is_file, library, pillow, reading
+from edgemm.bundle.files import OF_ANYBODY, check_is_file, library, pillow, reading
 from edgemm.bundle.manifest import TextLoop
 from edgemm.bundle.picture import PictureSource, fit_square, open_picture
 from edgemm.device.child import ask, die_with_parent
-from edgemm.errors import EdgemmError, InputError, MissingError, UsageError
+from edgemm.errors import EdgemmError, InputError, MissingError, UsageError, ran_out_of_memory
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -41,6 +42,7 @@ SPARE = 8  # the more are held, the more even are those that are taken at last
 MOST_DECODED = 100_000  # frames of a file, and of an iterator
 TIMEOUT_S = 60.0
 MEMORY_BYTES = 1 << 30
+SLACK_S = 0.75e-3  # files round times to milliseconds: a frame begins so much before it says, and ends so
 UNTIMED_MS = 100  # of a frame that says nothing, or 10 ms and less: as browsers show it
 ANIMATIONS = ("GIF", "WEBP", "PNG")
 # Of FFmpeg's, those that hold pictures themselves: no playlist, which would name other files or hosts.
@@ -59,12 +61,15 @@ def read_video(
         loop.image_size, loop.background, loop.image_fit, loop.image_resample, loop.image_least, max_pixels
     )
     if isinstance(source, (str, os.PathLike)):
-        path = check_is_file(Path(source).expanduser(), "a video")
+        with reading(source):  # ~ of nobody
+            path = check_is_file(Path(os.fsdecode(source)).expanduser(), "a video")
         return _in_a_child(path, str(source), squares, fps or FPS, max_frames)
     if isinstance(source, (bytes, bytearray)) or hasattr(source, "read"):
         return _of_bytes(source, squares, fps or FPS, max_frames)
     if fps is not None:
         raise UsageError("fps is for files: frames that are given one by one have no times; leave it out")
+    if isinstance(source, np.ndarray) and source.ndim == 3 and source.shape[2] in (3, 4):
+        raise UsageError(f"video is one picture of shape {source.shape}, expected several: (frames, H, W, 3)")
     if not isinstance(source, Iterable):
         raise UsageError(f"video is {type(source).__name__}, expected a path, bytes, an open file, or frames")
     return _given(source, squares, max_frames)
@@ -99,7 +104,7 @@ class EvenFrames:
     def push(self, start_s: float, end_s: float, frame: Callable[[], np.ndarray]) -> None:
         """A frame that is shown from `start_s` to before `end_s`; it is made only where one of the times falls in."""
         made: np.ndarray | None = None
-        while self._next * self._step_s < end_s or not self._kept:
+        while self._next * self._step_s < end_s - SLACK_S or not self._kept:
             made = frame() if made is None else made
             self._kept.append((self._next, made))
             self._next += self._stride
@@ -173,10 +178,14 @@ def _decoded(path: Path, name: str, squares: _Squares, fps: float, most: int) ->
         warnings.simplefilter("ignore")  # of broken metadata
         animated = _animation(file, name, squares.max_pixels)
         shown = _film(file, name, squares.max_pixels) if animated is None else _played(animated)
-        for number, (start_s, end_s, picture) in enumerate(shown):
-            if number >= MOST_DECODED:
-                raise InputError(f"{name}: more than {MOST_DECODED} frames; cut it")
-            even.push(start_s, end_s, lambda picture=picture: squares.of(picture()))
+        try:
+            for number, (start_s, end_s, picture) in enumerate(shown):
+                if number >= MOST_DECODED:
+                    raise InputError(f"{name}: more than {MOST_DECODED} frames; cut it")
+                even.push(start_s, end_s, lambda picture=picture: squares.of(picture()))
+        except Exception as error:  # decoders raise nearly anything at a broken end
+            if isinstance(error, (EdgemmError, *OF_ANYBODY)) or ran_out_of_memory(error) or not even.frames():
+                raise
     if not (found := even.frames()):
         raise InputError(f"{name}: holds no frame")
     return found
@@ -200,16 +209,18 @@ def _animation(file: IO[bytes], name: str, max_pixels: int) -> Image | None:
 
 
 def _played(opened: Any) -> Iterator[Shown]:
-    now_s = 0.0
-    for index in range(getattr(opened, "n_frames", 1)):
-        if index >= MOST_DECODED:
-            return  # _decoded has had enough
-        opened.seek(index)
+    """Up to the last frame that is there, however many the file says there are."""
+    now_ms = 0.0
+    for index in itertools.count(int(getattr(opened, "default_image", False))):  # an APNG's, for who shows no animation
+        try:
+            opened.seek(index)
+        except EOFError:
+            return
         opened.load()
         shown_ms = float(opened.info.get("duration") or 0)
-        end_s = now_s + (shown_ms if shown_ms > 10 else UNTIMED_MS) / 1000
-        yield now_s, end_s, opened.copy
-        now_s = end_s
+        end_ms = now_ms + (shown_ms if shown_ms > 10 else UNTIMED_MS)
+        yield now_ms / 1000, end_ms / 1000, opened.copy
+        now_ms = end_ms
 
 
 def _film(file: IO[bytes], name: str, max_pixels: int) -> Iterator[Shown]:
@@ -218,11 +229,13 @@ def _film(file: IO[bytes], name: str, max_pixels: int) -> Iterator[Shown]:
     with av.open(file, options={"format_whitelist": CONTAINERS, "protocol_whitelist": ""}) as container:
         if not container.streams.video:
             raise InputError(f"{name}: holds no video")
-        stream = container.streams.video[0]
+        stream = container.streams.best("video")
+        if stream.codec_context is None:
+            raise InputError(f"{name}: its video is damaged, or of a kind that PyAV does not decode")
         stream.thread_type, stream.codec_context.thread_count = "NONE", 1
         _check_size(name, stream.codec_context.width, stream.codec_context.height, max_pixels)
         lasts_s, first_s, before = _frame_s(stream), None, None
-        for number, frame in enumerate(container.decode(stream)):
+        for number, frame in enumerate(_decoded_frames(container, stream)):
             _check_size(name, frame.width, frame.height, max_pixels)
             time_s = number * lasts_s if frame.time is None else float(frame.time)
             first_s = time_s if first_s is None else first_s
@@ -233,6 +246,30 @@ def _film(file: IO[bytes], name: str, max_pixels: int) -> Iterator[Shown]:
             yield before[0], before[0] + lasts_s, before[1]
 
 
+def _decoded_frames(container: Any, stream: Any) -> Iterator[Any]:
+    """Of all packets but the damaged ones, as players show them."""
+    av, decoder = library("av", ""), stream.codec_context
+    whole = {"vp8": "libvpx", "vp9": "libvpx-vp9"}.get(decoder.name)  # FFmpeg's own decoders drop what is transparent
+    if stream.metadata.get("alpha_mode") == "1" and whole in av.codecs_available:
+        decoder = av.CodecContext.create(whole, "r")
+        decoder.thread_count = 1
+    some, damage = False, None
+    packets = container.demux(stream)  # the last one is empty, and lets go of what the decoder still holds
+    while True:
+        try:
+            found = decoder.decode(next(packets))
+        except StopIteration:
+            break
+        except av.error.InvalidDataError as error:
+            found, damage = [], error
+        except OSError as error:  # the file ends where a packet should be
+            found, damage = decoder.decode(None), error
+        some |= bool(found)
+        yield from found
+    if damage is not None and not some:
+        raise damage
+
+
 def _frame_s(stream: Any) -> float:
     """How long a frame lasts, where only the rate says it; rates of nonsense are 25 a second."""
     rate = float(stream.average_rate or stream.guessed_rate or 0)
@@ -240,9 +277,18 @@ def _frame_s(stream: Any) -> float:
 
 
 def _upright(frame: Any) -> Any:
-    """A phone held upright films lying down, and says so."""
-    picture = frame.to_image()
-    return picture.rotate(frame.rotation, expand=True) if frame.rotation % 360 else picture
+    """A phone held upright films lying down, and one that films its owner mirrors; both say so."""
+    flips = pillow().Transpose
+    alpha = any(component.is_alpha for component in frame.format.components)
+    picture = pillow().fromarray(frame.to_ndarray(format="rgba")) if alpha else frame.to_image()
+    said = frame.side_data.get("DISPLAYMATRIX")
+    if said is None:
+        return picture
+    a, b, _, c, d, *_ = np.frombuffer(said, dtype=np.int32)  # x' = a x + c y, y' = b x + d y
+    if abs(a) + abs(d) < abs(b) + abs(c):
+        picture, a, d = picture.transpose(flips.TRANSPOSE), c, b
+    picture = picture.transpose(flips.FLIP_LEFT_RIGHT) if a < 0 else picture
+    return picture.transpose(flips.FLIP_TOP_BOTTOM) if d < 0 else picture
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ from PIL import Image
 
 from edgemm.errors import InputError, MissingError, UsageError
 from edgemm.runtimes import video
+from edgemm.runtimes.clip import Clip
 from edgemm.runtimes.video import EvenFrames, read_video
 from tests.runtimes.tiny_bundle import text_loop
 
@@ -70,6 +71,58 @@ def test_a_file_gives_what_its_frames_give_one_by_one():
     assert all(np.array_equal(one, other) for one, other in zip(read(stacked), wanted, strict=True))
 
 
+@pytest.mark.parametrize("rate", [7, 12, 15, 24, 25, 29.97, 30, 49, 60])
+@pytest.mark.parametrize("stamped", ["exactly", "in milliseconds"])
+def test_a_film_read_at_its_own_rate_gives_each_frame_once(rate, stamped):
+    """However its times were rounded: Matroska and GIF count in milliseconds or hundredths, k / 30 is no double."""
+    starts = [k / rate if stamped == "exactly" else round(1000 * k / rate) / 1000 for k in range(301)]
+    even = EvenFrames(1 / rate, 300)
+    for index, (start, end) in enumerate(itertools.pairwise(starts)):
+        even.push(start, end, lambda index=index: np.array(index))
+    assert [int(kept) for kept in even.frames()] == list(range(300))
+
+
+@pytest.mark.parametrize("kind", ["GIF", "WEBP", "PNG"])
+def test_an_animation_of_25_frames_a_second_gives_each_once(kind, tmp_path):
+    stream, frames = io.BytesIO(), [still(8 * index) for index in range(30)]
+    how = {"lossless": True} if kind == "WEBP" else {}
+    frames[0].save(stream, kind, save_all=True, append_images=frames[1:], duration=40, **how)
+    greys = [int(frame[-2, -2].mean()) for frame in read(stream.getvalue(), fps=25, most=64)]
+    assert len(greys) == 30 and np.abs(np.diff(greys) - 8).max() <= 2
+
+
+@pytest.mark.parametrize("kind", ["GIF", "PNG"])
+def test_a_broken_end_of_an_animation_leaves_the_frames_before_it(kind):
+    whole = animation(kind)
+    found = levels(read(whole[: 2 * len(whole) // 3], fps=10))
+    assert 2 <= len(found) < len(LEVELS) and found == LEVELS[: len(found)]
+
+
+def test_an_apng_that_tells_of_more_frames_than_it_has_ends_with_its_last():
+    data = animation("PNG")
+    head = data.index(b"acTL")
+    told = chunk(b"acTL", struct.pack(">II", 900_000, 0))
+    assert levels(read(data[: head - 4] + told + data[head + 16 :], fps=10)) == LEVELS
+
+
+def test_the_picture_for_who_shows_no_apng_is_no_frame():
+    """The APNG specification: without an fcTL before its data the default image is not part of the animation."""
+    stream, frames = io.BytesIO(), [still(level) for level in LEVELS]
+    still(255).save(stream, "PNG", save_all=True, append_images=frames, duration=100, default_image=True)
+    assert levels(read(stream.getvalue(), fps=10)) == LEVELS
+
+
+def test_an_animation_of_too_many_frames_is_refused_and_not_cut(tmp_path, monkeypatch):
+    """In this process: the child's constants are its own."""
+    (tmp_path / "x").write_bytes(animation("GIF"))
+    squares = video._Squares(16, (255, 255, 255), "pad", "bicubic", 1, MOST)
+    monkeypatch.setattr(video, "MOST_DECODED", len(LEVELS))
+    assert len(video._decoded(tmp_path / "x", "x", squares, 10, 16)) == len(LEVELS)
+    monkeypatch.setattr(video, "MOST_DECODED", len(LEVELS) - 1)
+    with pytest.raises(InputError, match="x: more than 7 frames; cut it"):
+        video._decoded(tmp_path / "x", "x", squares, 10, 16)
+
+
 def test_long_videos_are_thinned_in_little_memory():
     made = []
 
@@ -114,12 +167,26 @@ def test_more_frames_than_fit_are_refused_with_the_number_that_does_not(model):
         ({"video": [still(0)], "max_frames": 0}, "max_frames is 0, expected a whole number from 1 to 256"),
         ({"video": b"x", "fps": 0.0}, "fps is 0.0, expected above 0, up to 1000"),
         ({"video": b"x", "fps": float("nan")}, "fps is nan, expected above 0"),
+        ({"video": np.zeros((24, 24, 3), np.uint8)}, r"video is one picture of shape \(24, 24, 3\), expected several"),
+        ({"video": still(0)}, "video is Image, expected a path, bytes, an open file, or frames"),
         ({"video": 7}, "video is int, expected a path, bytes, an open file, or frames"),
     ],
 )
 def test_options_that_mean_nothing_are_refused(model, options, message):
     with pytest.raises(UsageError, match=message):
         model.generate_text("x", **options)
+
+
+def test_a_path_of_nobodys_home_and_an_iterator_that_fails_say_why():
+    with pytest.raises(InputError, match=r"~nobody-has-this-name/x\.mp4: "):
+        read("~nobody-has-this-name/x.mp4")
+
+    def camera():
+        yield still(0)
+        raise ConnectionError("the camera is gone")
+
+    with pytest.raises(ConnectionError, match="the camera is gone"):
+        read(camera())
 
 
 @pytest.mark.parametrize("frames", [[], iter(())])
@@ -148,7 +215,7 @@ def bomb() -> bytes:
     ("data", "message"),
     [
         (bomb(), "60000 x 60000 = 3600000000 pixels a frame, at most 1000000 are allowed"),
-        (animation("GIF")[:300], "damaged video|could not be decoded|holds no frame"),
+        (animation("GIF")[:60], "damaged video|could not be decoded|holds no frame"),
         (animation("WEBP")[:200], "damaged video|could not be decoded|PyAV"),
         (b"", "damaged video|PyAV"),
         (b"#EXTM3U\n#EXT-X-TARGETDURATION:10\n#EXTINF:10,\n/etc/passwd\n", "damaged video|PyAV"),
@@ -195,9 +262,9 @@ def test_chat_takes_a_video_and_ends_with_3_at_a_broken_one(bundle_path, tmp_pat
 # What PyAV reads
 
 
-def film(path: Path, rate: int = 10, codec: str = "mpeg4", **stamps) -> Path:
+def film(path: Path, rate: int = 10, codec: str = "mpeg4", **how) -> Path:
     av = pytest.importorskip("av")
-    with av.open(str(path), "w") as container:
+    with av.open(str(path), "w", options=how) as container:
         stream = container.add_stream(codec, rate=rate)
         stream.width = stream.height = 64
         stream.pix_fmt = "yuv420p"
@@ -222,6 +289,74 @@ def test_a_cut_film_gives_the_frames_before_or_one_line(tmp_path):
     assert levels(found) == LEVELS[: len(found)]
     with pytest.raises(InputError, match=r"^the video: "):
         read(whole[:200])
+
+
+@pytest.mark.parametrize("damaged", ["middle", "end"])
+def test_packets_that_are_damaged_are_left_out(damaged, tmp_path):
+    """FFmpeg conceals what is wrong inside of a frame; the frames around are right, and at their times."""
+    data = bytearray(film(tmp_path / "x.mp4", movflags="faststart").read_bytes())
+    start = data.index(b"mdat")
+    middle = (start + len(data)) // 2
+    end = middle + 60 if damaged == "middle" else len(data)
+    data[middle:end] = bytes(end - middle)
+    found = levels(read(bytes(data), fps=10))
+    assert found[:3] == LEVELS[:3] and len(found) <= len(LEVELS)
+    assert damaged == "end" or (len(found) == len(LEVELS) and found[-3:] == LEVELS[-3:])
+
+
+ONE = 1 << 16  # in the 16.16 numbers of a QuickTime matrix (a, b, u, c, d, v, x, y, w)
+
+
+@pytest.mark.parametrize(
+    ("turn", "matrix", "corner"),
+    [
+        ("as it is", (ONE, 0, 0, ONE), (0, 0)),
+        ("a quarter clockwise", (0, ONE, -ONE, 0), (0, -1)),
+        ("half around", (-ONE, 0, 0, -ONE), (-1, -1)),
+        ("a quarter back", (0, -ONE, ONE, 0), (-1, 0)),
+        ("mirrored", (-ONE, 0, 0, ONE), (0, -1)),
+        ("upside down", (ONE, 0, 0, -ONE), (-1, 0)),
+    ],
+)
+def test_a_film_is_turned_and_mirrored_as_its_matrix_says(turn, matrix, corner, tmp_path):
+    """ISO/IEC 14496-12: x' = a x + c y + tx, y' = b x + d y + ty; the red corner is above and left before."""
+    data = bytearray(film(tmp_path / "x.mp4").read_bytes())
+    place = data.index(b"tkhd") + 44
+    a, b, c, d = matrix
+    data[place : place + 36] = struct.pack(">9i", a, b, 0, c, d, 0, 64 * (a + c < 0), 64 * (b + d < 0), 1 << 30)
+    frame = read(bytes(data), fps=10)[0]
+    corners = {(y, x): frame[y * 3 + 1, x * 3 + 1] for y in (0, -1) for x in (0, -1)}
+    assert [place for place, (red, green, _) in corners.items() if red > 180 > green] == [corner], turn
+
+
+def box(kind: bytes, data: bytes) -> bytes:
+    return struct.pack(">I", 8 + len(data)) + kind + data
+
+
+def test_a_cover_before_the_film_is_no_film(tmp_path):
+    """iTunes' tags, where a file has them before its track."""
+    film_, cover = film(tmp_path / "x.mp4").read_bytes(), io.BytesIO()
+    still(255, 32).save(cover, "PNG")
+    tag = box(b"ilst", box(b"covr", box(b"data", struct.pack(">II", 14, 0) + cover.getvalue())))
+    tags = box(b"udta", box(b"meta", bytes(4) + box(b"hdlr", bytes(8) + b"mdirappl" + bytes(9)) + tag))
+    moov, track = film_.index(b"moov") - 4, film_.index(b"trak") - 4
+    (size,) = struct.unpack(">I", film_[moov : moov + 4])
+    data = film_[:moov] + struct.pack(">I", size + len(tags)) + film_[moov + 4 : track] + tags + film_[track:]
+    (tmp_path / "y.mp4").write_bytes(data)
+    with pytest.importorskip("av").open(str(tmp_path / "y.mp4")) as container:
+        assert [stream.width for stream in container.streams.video] == [32, 64]
+    assert levels(read(data, fps=10)) == LEVELS
+
+
+@pytest.mark.parametrize("ending", ["webm", "webp"])
+def test_what_is_transparent_in_a_sticker_shows_the_background(ending, tmp_path):
+    pytest.importorskip("av")
+    disc = np.ones((3, 64, 64), dtype=np.float32)
+    disc[1:, 20:52, 16:48] = 0
+    Clip((disc,), motion="slide").save(tmp_path / f"x.{ending}")
+    frames = read(tmp_path / f"x.{ending}", fps=25, most=64)
+    assert len(frames) == 25
+    assert all(frame[0].min() > 240 and frame[4, 4, 0] > 200 > 60 > frame[4, 4, 1] for frame in frames)
 
 
 def test_a_film_needs_pyav(tmp_path, monkeypatch):
