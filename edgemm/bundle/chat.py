@@ -211,7 +211,13 @@ def _user(builder: PromptBuilder, message: Message, loop: TextLoop) -> None:
     if message.graph is not None:
         assert loop.graph is not None  # with_graph saw to it
         builder.graph(message.graph, loop.graph, PictureTokens.of(loop))
-    first, *rest = [message.content] if loop.block else message.pieces
+    first, *rest = message.pieces
+    if loop.block:  # pictures stood before: each is told by its number among them
+        before = range(message.loose + 1, loose + 1)
+        first, rest = (
+            first + "".join(f"[picture {place}]{piece}" for place, piece in zip(before, rest, strict=True)),
+            [],
+        )
     builder.text(first, own=True)
     for piece in rest:
         builder.picture(PictureTokens.of(loop))

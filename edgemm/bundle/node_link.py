@@ -18,6 +18,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
+from numbers import Integral
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Union
 
@@ -35,7 +36,7 @@ LONGEST_NAME = 200  # characters of an id or a type
 UNTYPED = "connected to"
 NODE_KEYS, EDGE_KEYS = ("id", "text", "image"), ("source", "target", "type", "key")
 TOP_KEYS = ("directed", "multigraph", "graph", "nodes", "edges", "links")
-PLAIN = re.compile(r"[^\s:;,\"]([^:;,\"\n\r]*[^\s:;,\"])?")  # a name that needs no quotes
+PLAIN = re.compile(r"(?!.*(->|--))[^\s:;,\"]([^:;,\"\n\r]*[^\s:;,\"])?", re.DOTALL)  # a name that needs no quotes
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,6 +74,8 @@ class Graph:
             known[node.id] = index
         if not made:
             raise InputError("the graph has no nodes, expected at least one")
+        if not isinstance(directed, bool):
+            raise InputError(f"directed is {_kind(directed)}, expected true or false")
         drawn = tuple(_edge(edge, f"edges[{i}]") for i, edge in enumerate(_some(edges, MOST_EDGES, "edges")))
         for index, edge in enumerate(drawn):
             for end in (edge.source, edge.target):
@@ -146,10 +149,24 @@ def read_graph(source: GraphSource) -> Graph:
         )
     with reading("graph", "an object that is no graph"):
         if hasattr(source, "is_multigraph"):  # networkx
-            nodes = [{"id": name} | data for name, data in source.nodes(data=True)]
-            edges = [{"source": one, "target": other} | data for one, other, data in source.edges(data=True)]
-            return Graph(nodes, edges, source.is_directed())
+            return _from_node_link(_as_node_link(source))
         return Graph(source.nodes, source.edges, getattr(source, "directed", True))
+
+
+def _as_node_link(graph: Any) -> dict[str, Any]:
+    """What networkx.node_link_data writes: a node's own name, and an edge's own ends, over attributes called so."""
+    multigraph = graph.is_multigraph()
+    edges = graph.edges(data=True, keys=True) if multigraph else graph.edges(data=True)
+    return {
+        "directed": graph.is_directed(),
+        "multigraph": multigraph,
+        "graph": graph.graph,
+        "nodes": [{**data, "id": name} for name, data in graph.nodes(data=True)],
+        "edges": [
+            {**data, "source": one, "target": other, **({"key": key[0]} if key else {})}
+            for one, other, *key, data in edges
+        ],
+    }
 
 
 def _from_file(path: Path) -> Graph:
@@ -174,7 +191,7 @@ def _beside(node: Node, path: Path, where: str) -> Node:
     said = str(node.image)
     if Path(said).is_absolute() or ".." in Path(said).parts or "\\" in said or ":" in said:
         raise InputError(f"{where}.image is {said!r:.80}, expected a data: URL or a path below the file's own folder")
-    return dataclasses.replace(node, image=path.parent / said)
+    return dataclasses.replace(node, image=path.parent.absolute() / said)  # where ~ is no home
 
 
 def _from_node_link(document: Mapping[str, Any]) -> Graph:
@@ -230,6 +247,8 @@ def _edge(value: Any, where: str) -> Edge:
         return value
     if isinstance(value, Mapping):
         _known(value, EDGE_KEYS, where)
+        if isinstance(value.get("key"), str) and "type" not in value:
+            raise InputError(f"{where}: no model reads the key {value['key']!r:.60}; say it as the edge's type")
         value = (value.get("source"), value.get("type", UNTYPED), value.get("target"))
     elif isinstance(value, (tuple, list)) and len(value) == 2:
         value = (value[0], UNTYPED, value[1])
@@ -243,8 +262,8 @@ def _edge(value: Any, where: str) -> Edge:
 
 def _name(value: Any, where: str) -> str:
     """An id: a string, or a whole number, which is told as one."""
-    if isinstance(value, int) and not isinstance(value, bool):
-        value = str(value) if abs(value) < 10**40 else None
+    if isinstance(value, Integral) and not isinstance(value, bool):
+        value = str(value) if abs(int(value)) < 10**40 else None
     if value is None or not isinstance(value, str):
         raise InputError(f"{where} is {_kind(value)}, expected a string or a whole number")
     if not value.strip() or len(value) > LONGEST_NAME:

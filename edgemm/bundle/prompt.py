@@ -253,7 +253,7 @@ class PromptBuilder:
                 self.nodes[seen:] = [row] * (self.picture_rows - seen)
         for edge in graph.edges:
             self._graph_row(kinds[edge.type], number[edge.source], number[edge.target])
-            if not graph.directed:
+            if not graph.directed and edge.source != edge.target:
                 self._graph_row(kinds[edge.type], number[edge.target], number[edge.source])
         size = len(self.ids) - first
         self.limits[first:], self.own[first:] = [len(self.ids) - 1] * size, [1.0] * size

@@ -6,10 +6,12 @@ import json
 import sys
 
 import networkx
+import numpy as np
 import pytest
 from PIL import Image
 
 from edgemm.bundle.node_link import MOST_EDGES, Graph, read_graph
+from edgemm.bundle.picture import open_picture
 from edgemm.errors import InputError, UsageError
 
 
@@ -68,6 +70,42 @@ def test_every_edge_of_a_random_graph_is_told_at_its_ends(kind, seed):
     assert {name: set(ends.split(", ")) for name, ends in told.items()} == {
         f"{node} {arrow}": set(map(str, drawn.adj[node])) for node in drawn if drawn.adj[node]
     }
+
+
+@pytest.mark.parametrize("kind", [networkx.Graph, networkx.DiGraph, networkx.MultiGraph, networkx.MultiDiGraph])
+def test_nodes_and_ends_are_what_networkx_says_and_no_attribute(kind):
+    """node_link_data writes a node's name over an attribute `id`, and an edge's ends over `source` and `target`."""
+    drawn = kind()
+    drawn.add_node("a", id="b", text="red")
+    drawn.add_node("b", id="a")
+    drawn.add_edge("a", "b", source="b", target="a", type="on")
+    graph, written = read_graph(drawn), read_graph(networkx.node_link_data(drawn))
+    assert graph.to_text() == written.to_text()
+    assert [(node.id, node.text) for node in graph.nodes] == [("a", "red"), ("b", None)]
+    assert [(edge.source, edge.target) for edge in graph.edges] == [("a", "b")]
+
+
+def test_what_is_refused_of_a_document_is_refused_of_the_graph_itself():
+    named, keyed = networkx.path_graph(3), networkx.MultiDiGraph()
+    named.graph["name"] = "a path"
+    keyed.add_edge("a", "b", key="left of")  # as from_pandas_edgelist(edge_key=...) has types
+    for drawn, said in ((named, "graph: no model reads 'name'"), (keyed, "edges[0]: no model reads the key 'left of'")):
+        assert said in refused(drawn) and said in refused(networkx.node_link_data(drawn))
+    keyed.add_edge("a", "b", key="left of", type="left of")
+    assert read_graph(keyed).edges[0].type == "left of"
+
+
+def test_numbers_of_numpy_are_numbers():
+    drawn = networkx.from_edgelist([(np.int64(1), np.int64(2))])
+    assert [node.id for node in read_graph(drawn).nodes] == ["1", "2"]
+
+
+def test_no_two_graphs_are_told_alike():
+    """A name may hold what an edge's line is made of."""
+    nodes = [{"id": "a"}, {"id": "a -> x"}, {"id": "b"}]
+    one, other = Graph(nodes, [("a", "x -> on", "b")]), Graph(nodes, [("a -> x", "on", "b")])
+    assert one.to_text() != other.to_text()
+    assert '"a -> x" -> on: b' in other.to_text()
 
 
 def test_a_picture_beside_the_file_is_found_there(tmp_path):
@@ -158,8 +196,24 @@ def test_a_file_shows_no_picture_from_elsewhere(image, tmp_path):
     assert "a path below the file's own folder" in refused(path)
 
 
+def test_a_tilde_in_a_file_is_no_home(tmp_path, monkeypatch):
+    home, work = tmp_path / "home", tmp_path / "work"
+    home.mkdir(), work.mkdir()
+    Image.new("RGB", (4, 4), "red").save(home / "own.png")
+    monkeypatch.setenv("HOME", str(home))
+    monkeypatch.chdir(work)
+    (work / "g.json").write_text(json.dumps({"nodes": [{"id": "a", "image": "~/own.png"}], "edges": []}))
+    with pytest.raises(InputError, match="No such file"):
+        open_picture(read_graph("g.json").pictures[0])
+    (work / "~").mkdir()
+    Image.new("RGB", (2, 2), "red").save(work / "~" / "own.png")
+    assert open_picture(read_graph("g.json").pictures[0]).size == (2, 2)
+
+
 def test_what_is_no_source_of_a_graph_is_a_wrong_call(tmp_path):
     assert "expected node-link JSON" in refused(7, UsageError)
+    with pytest.raises(InputError, match="directed is 'no', expected true or false"):
+        Graph([A], directed="no")
     assert "No such file" in refused(tmp_path / "none.json")
     assert "Is a directory" in refused(tmp_path) or "not a file" in refused(tmp_path)
     big = tmp_path / "big.json"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 
+import networkx
 import numpy as np
 import pytest
 import torch
@@ -54,6 +55,14 @@ def test_a_graph_is_one_block_of_a_row_a_node_and_a_row_an_edge(model):
     assert prompt.image_index[first + 1 : first + 4].tolist() == [-2 - 2 * m] * 3  # its node's row is added to each
     assert prompt.nodes.tolist() == [-1] * m + [1] * m  # to the picture before the graph none, to its own node b's
     assert (prompt.image_index[last + 1 :] == -1).all()
+
+
+def test_an_edge_without_direction_is_a_row_each_way_and_a_loop_one(model):
+    """As networkx has them: a self loop is one edge of its node."""
+    drawn = networkx.Graph([("a", "b", {"type": "above"}), ("b", "b", {"type": "left of"})])
+    prompt = read_prompt(model.config, model.tokenizer, ASKED, 0, read_graph(drawn))
+    assert prompt.graph.T.tolist() == [[0, 0, 0], [0, 1, 1], [2, 0, 1], [2, 1, 0], [1, 1, 1]]
+    assert len(prompt.graph.T) - 2 == sum(len(drawn.adj[node]) for node in drawn)
 
 
 def test_words_and_pictures_of_a_node_have_its_row_added(model):

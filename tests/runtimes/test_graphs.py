@@ -71,6 +71,15 @@ def test_pictures_stand_where_their_nodes_do(model, joined):
     assert rows.tolist() == list(range(3 * loop.image_token_count))
 
 
+def test_where_pictures_stand_before_everything_each_node_says_which_is_its_own(model):
+    loop = dataclasses.replace(text_loop(), block=True, image_open="<", image_end=">")
+    prompt = chat_prompt(with_graph(as_messages(ASKED, [PIXELS]), SHOWN), loop, model.tokenizer)
+    told = "A graph of 2 nodes and 1 edge.\na: seen [picture 2]\nb: [picture 3]\na -> on: b\n" + ASKED
+    shown = decoded(prompt, byte_tokenizer())
+    assert shown.endswith(f"{TEXT_TEMPLATE.user_open}{told}{TEXT_TEMPLATE.user_close}{TEXT_TEMPLATE.assistant_open}")
+    assert shown.count("#") == 3 * loop.image_token_count
+
+
 def test_the_order_of_pictures_is_that_of_their_nodes(model):
     turned = Graph(
         [{"id": "a", "text": "seen", "image": PIXELS[::-1]}, {"id": "b", "image": PIXELS}], [("a", "on", "b")]
