@@ -46,10 +46,12 @@ def run(args: argparse.Namespace) -> int:
         raise UsageError("--prompt is missing: say what to draw, or give a --graph to draw")
     options, saving = read_options(args, DrawingOptions), read_options(args, SavingOptions)
     moves = options.motion is not None or (options.frames or 1) > 1
-    (check_clip_path if moves else check_still_path)(args.output, saving)  # before any work
+    _check_path(args.output, saving, moves or None)  # before any work
     if not args.output.parent.is_dir():
         raise InputError(f"{args.output}: there is no folder {args.output.parent}")
     with open_model(args) as model:
+        loop = model.manifest.loops.denoise
+        _check_path(args.output, saving, moves or (loop is not None and loop.frames > 1))
         stream = model.stream_image(args.prompt, **vars(options))
         result = _follow(stream, options.num_images, args.show_progress)
     if result.finish_reason != "stop":
@@ -58,6 +60,18 @@ def run(args: argparse.Namespace) -> int:
         )
     _write(result, args)
     return 0
+
+
+def _check_path(path: Path, saving: SavingOptions, moves: bool | None) -> None:
+    """UsageError of a file that the picture cannot become; None: the bundle will say whether it moves."""
+    if moves is not False:
+        try:
+            check_clip_path(path, saving)
+            return
+        except UsageError:
+            if moves:
+                raise
+    check_still_path(path, saving)
 
 
 def _follow(stream: Iterator[DenoiseProgress | ImageResult], count: int, forced: bool) -> ImageResult:

@@ -11,6 +11,7 @@ import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from numbers import Integral
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypedDict
 
@@ -22,7 +23,16 @@ if TYPE_CHECKING:
     import numpy as np
     from PIL.Image import Image
 
-__all__ = ["CLIP_FORMATS", "MESSENGERS", "Clip", "Messenger", "SavingKeywords", "SavingOptions", "check_clip_path"]
+__all__ = [
+    "CLIP_FORMATS",
+    "MESSENGERS",
+    "Clip",
+    "Messenger",
+    "SavingKeywords",
+    "SavingOptions",
+    "check_clip_path",
+    "check_size",
+]
 
 FRAME_MS = 40  # of a motion: 25 frames a second, and whole hundredths, which is what GIF counts
 LOOP_MS = 1000
@@ -54,15 +64,16 @@ class Messenger:
     name: str
     ending: str
     side: int  # pixels, both sides
-    longest_ms: int
+    shortest_ms: float  # of a frame
+    longest_ms: int  # of all
     most_bytes: int
 
 
 MESSENGERS = {
     # https://core.telegram.org/stickers/webm-vp9-encoding: VP9, 512 pixels, 3 s, 256 KB, 30 frames a second
-    "telegram": Messenger("Telegram", ".webm", 512, 3_000, 256_000),
+    "telegram": Messenger("Telegram", ".webm", 512, 1000 / 30, 3_000, 256_000),
     # https://github.com/WhatsApp/stickers: 512 x 512 pixels, 500 KB, 10 s, 8 ms a frame or more
-    "whatsapp": Messenger("WhatsApp", ".webp", 512, 10_000, 500_000),
+    "whatsapp": Messenger("WhatsApp", ".webp", 512, 8, 10_000, 500_000),
 }
 
 
@@ -87,10 +98,10 @@ class Clip:
     def frames(self, size: int | None = None) -> list[Image]:
         """Every frame, RGBA where something of it is transparent and else RGB; `size` pixels on the longer side."""
         height, width = self.pixels[0].shape[1:]
-        longer = _checked_side(size or max(height, width))
+        longer = max(height, width) if size is None else _checked_side(size)
         if self.motion is None:
             scale, resample = longer / max(height, width), pillow().Resampling.LANCZOS
-            sides = round(width * scale), round(height * scale)
+            sides = max(1, round(width * scale)), max(1, round(height * scale))
             stills = [pillow().fromarray(_bytes(pixels)) for pixels in self.pixels]
             return [still if still.size == sides else still.resize(sides, resample) for still in stills]
         from edgemm.runtimes.motion import in_motion
@@ -110,6 +121,11 @@ class Clip:
             raise InputError(
                 f"{path}: {found:g} s long, {messenger.name} takes {messenger.longest_ms / 1e3:g} s at most"
             )
+        if self.frame_ms < messenger.shortest_ms:
+            raise InputError(
+                f"{path}: {1e3 / self.frame_ms:g} frames a second, {messenger.name} takes "
+                f"{1e3 / messenger.shortest_ms:g} at most"
+            )
         frames = [_squared(frame) for frame in self.frames(messenger.side)]
         write_whole(path, _within(path, messenger, lambda quality: write(frames, self.frame_ms, quality)))
 
@@ -123,11 +139,16 @@ def check_clip_path(path: Path, options: SavingOptions) -> Messenger | None:
         raise UsageError(f"size is {options.size}, {messenger.name} takes {messenger.side}; leave it out")
     if path.suffix.lower() not in CLIP_FORMATS:
         raise UsageError(f"{path}: no moving picture ends in {path.suffix!r}; use {', '.join(CLIP_FORMATS)}")
-    if options.size is not None:
-        _checked_side(options.size)
+    check_size(options)
     if path.suffix.lower() == ".webm":
         _pyav()
     return messenger
+
+
+def check_size(options: SavingOptions) -> None:
+    """UsageError of a size that no file has."""
+    if options.size is not None:
+        _checked_side(options.size)
 
 
 def _squared(frame: Image) -> Image:
@@ -141,9 +162,9 @@ def _squared(frame: Image) -> Image:
 
 
 def _checked_side(size: int) -> int:
-    if isinstance(size, bool) or not isinstance(size, int) or not 1 <= size <= LARGEST_SIDE:
+    if isinstance(size, bool) or not isinstance(size, Integral) or not 1 <= size <= LARGEST_SIDE:
         raise UsageError(f"size is {size!r}, expected a whole number from 1 to {LARGEST_SIDE}")
-    return size
+    return int(size)
 
 
 def _bytes(pixels: np.ndarray) -> np.ndarray:

@@ -235,7 +235,10 @@ def check_still_path(path: Path, options: SavingOptions) -> None:
     """UsageError of a file name and options that a picture which does not move cannot have."""
     if options.messenger:
         raise UsageError(f"{path}: {options.messenger} is for pictures that move; give motion, bounce for example")
+    from edgemm.runtimes.clip import check_size
+
     picture_format(path)
+    check_size(options)
 
 
 def picture_format(path: Path) -> str:

@@ -10,6 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
+from edgemm.cli.main import main
 from edgemm.errors import BundleError, UsageError
 from edgemm.model import checkpoint
 from edgemm.runtimes.schedule import initial_noise
@@ -41,6 +42,19 @@ def test_a_bundle_draws_each_frame_as_torch_does(model, runtime, tmp_path):
     drawn.save(tmp_path / "x.webp", size=64)
     with Image.open(io.BytesIO((tmp_path / "x.webp").read_bytes())) as opened:
         assert (opened.n_frames, opened.size) == (FRAMES, (64, 64))
+
+
+@needs_opset_24
+def test_a_clip_by_the_bundles_own_frames_is_any_moving_picture_and_no_other(runtime, tmp_path, monkeypatch, capsys):
+    words = ["draw", str(runtime.bundle.path), "--prompt", "a dog", "--num-inference-steps", "1", "--threads", "1"]
+    assert main([*words, "--output", str(tmp_path / "x.apng")]) == 0
+    with Image.open(tmp_path / "x.apng") as opened:
+        assert opened.n_frames == FRAMES
+    monkeypatch.setattr("edgemm.runtimes.model.Model.stream_image", None)  # nothing is drawn
+    assert main([*words, "--output", str(tmp_path / "x.jpg")]) == 2
+    assert "no moving picture ends in '.jpg'" in capsys.readouterr().err
+    monkeypatch.undo()
+    assert main([*words, "--for", "whatsapp", "--output", str(tmp_path / "x.webp")]) == 0
 
 
 @needs_opset_24

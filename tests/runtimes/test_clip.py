@@ -124,6 +124,16 @@ def test_a_clip_that_is_too_long_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("messenger", "ending", "frame_ms", "said"),
+    [("telegram", "webm", 33, "Telegram takes 30 at most"), ("whatsapp", "webp", 7, "WhatsApp takes 125 at most")],
+)
+def test_more_frames_a_second_than_a_messenger_takes_are_refused(messenger, ending, frame_ms, said, tmp_path):
+    pytest.importorskip("av")
+    with pytest.raises(InputError, match=rf"x\.{ending}: [\d.]+ frames a second, {said}"):
+        Clip((disc(),) * 4, frame_ms).save(tmp_path / f"x.{ending}", SavingOptions(messenger=messenger))
+
+
+@pytest.mark.parametrize(
     ("name", "options", "message"),
     [
         ("x.jpg", {}, r"no moving picture ends in '\.jpg'; use \.gif, \.webp, \.png, \.apng, \.webm"),
@@ -141,9 +151,21 @@ def test_a_wrong_name_or_size_is_refused(name, options, message, tmp_path):
 def test_a_still_picture_is_no_messengers_but_has_a_size(tmp_path):
     with pytest.raises(UsageError, match="telegram is for pictures that move"):
         Picture(disc(), 0).save(tmp_path / "x.webm", messenger="telegram")
-    Picture(disc(), 0).save(tmp_path / "x.png", size=128)
+    for size in (0, 5000):
+        with pytest.raises(UsageError, match=f"size is {size}, expected a whole number from 1 to 2048"):
+            Picture(disc(), 0).save(tmp_path / "x.png", size=size)
+    Picture(disc(), 0).save(tmp_path / "x.png", size=np.int64(128))
     with Image.open(tmp_path / "x.png") as opened:
         assert opened.size == (128, 128)
+
+
+def test_what_is_drawn_larger_is_saved_as_it_is(tmp_path):
+    Picture(np.zeros((3, 8, 3000), dtype=np.float32), 0).save(tmp_path / "x.png")
+    with Image.open(tmp_path / "x.png") as opened:
+        assert opened.size == (3000, 8)
+    Picture(np.zeros((3, 8, 3000), dtype=np.float32), 0).save(tmp_path / "x.png", size=10)
+    with Image.open(tmp_path / "x.png") as opened:
+        assert opened.size == (10, 1)
 
 
 def test_webm_without_pyav_says_what_to_install(tmp_path, monkeypatch):
@@ -174,12 +196,15 @@ def test_a_bundle_draws_in_motion(model, tmp_path):
     assert sum(times((tmp_path / "x.gif").read_bytes())) == 1000
 
 
-def test_the_command_writes_a_clip_and_refuses_a_wrong_name_before_any_work(bundle_path, tmp_path, capsys):
+def test_the_command_writes_a_clip_and_refuses_a_wrong_name_before_any_work(bundle_path, tmp_path, capsys, monkeypatch):
     from edgemm.cli.main import main
 
     words = ["draw", str(bundle_path), "--prompt", "a", "--threads", "1", "--num-inference-steps", "1"]
     assert main([*words, "--motion", "pulse", "--size", "40", "--output", str(tmp_path / "x.gif")]) == 0
     assert sum(times((tmp_path / "x.gif").read_bytes())) == 1000
     assert "25 frames, 1 s" in capsys.readouterr().out
-    for more in (["--motion", "pulse", "--output", "x.jpg"], ["--for", "whatsapp", "--output", "x.webp"]):
-        assert main([*words[:1], "no.bundle", *words[2:], *more]) == 2
+    assert main([*words[:1], "no.bundle", *words[2:], "--motion", "pulse", "--output", "x.jpg"]) == 2
+    monkeypatch.setattr("edgemm.runtimes.model.Model.stream_image", None)  # nothing is drawn
+    for more in (["--for", "whatsapp", "--output", "x.webp"], ["--size", "5000", "--output", "x.png"]):
+        assert main([*words, *more]) == 2
+    assert "expected a whole number from 1 to 2048" in capsys.readouterr().err
