@@ -26,7 +26,7 @@ from edgemm.runtimes.text_loop import Clock, TextRequest
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
-__all__ = ["Session"]
+__all__ = ["Alone", "Session"]
 
 Cancelled = Callable[[], bool]
 Call = Callable[[Callable[[Cancelled], Iterator[TextChunk]], "float | None"], Iterator[TextChunk]]  # Model.call
@@ -193,19 +193,19 @@ class Session:
         if self._transformer is not None:
             self._transformer.rewind(place.used)
 
-    def _alone(self) -> _Alone:
-        return _Alone(self._busy)
+    def _alone(self) -> Alone:
+        return Alone(self._busy, "this session is writing a reply; wait for its end, or fork() before you ask")
 
 
-class _Alone:
-    """Holds a session for one caller; a second one is refused, not made to wait."""
+class Alone:
+    """Holds a conversation for one caller; a second one is refused with what is `said`, not made to wait."""
 
-    def __init__(self, lock: threading.Lock) -> None:
-        self._lock = lock
+    def __init__(self, lock: threading.Lock, said: str) -> None:
+        self._lock, self._said = lock, said
 
     def __enter__(self) -> None:
         if not self._lock.acquire(blocking=False):
-            raise UsageError("this session is writing a reply; wait for its end, or fork() before you ask")
+            raise UsageError(self._said)
 
     def __exit__(self, *_: object) -> None:
         self._lock.release()

@@ -13,6 +13,7 @@ always read anew.
 
 from __future__ import annotations
 
+import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -27,6 +28,7 @@ from edgemm.bundle.prompt import PictureTokens, Prompt, PromptBuilder
 from edgemm.errors import EdgemmError, InputError, UsageError
 from edgemm.options import check_type, from_keywords
 from edgemm.runtimes.image_call import check_whole
+from edgemm.runtimes.session import Alone
 from edgemm.runtimes.text import TextGenerator
 from edgemm.runtimes.text_call import TextChunk, TextKeywords, TextOptions, TextResult
 from edgemm.runtimes.text_loop import Clock
@@ -68,12 +70,16 @@ class WatchOptions:
 
 
 class Watch:
-    """One stream; made by Model.watch().  One caller at a time; use it as a context manager, or close() it."""
+    """One stream; made by Model.watch().  Use it as a context manager, or close() it.
+
+    One caller at a time: another one, of a second thread, is refused.
+    """
 
     def __init__(
         self, generator: TextGenerator, call: Call, instruction: str, how: WatchOptions, options: TextOptions
     ) -> None:
         check_type("instruction", instruction, str)
+        _check_options(options)
         if how.every and not instruction.strip():
             raise UsageError(f"every is {how.every}: so often the instruction is asked, and there is none")
         generator.check_open()
@@ -89,7 +95,7 @@ class Watch:
         self._sink = self._before()
         self._check_room(len(self._sink) + self._rows + ROOM)
         self._transformer: CachedTransformer | None = None
-        self._kept = 0
+        self._kept, self._busy = 0, threading.Lock()
 
     @property
     def events(self) -> tuple[WatchEvent, ...]:
@@ -110,8 +116,13 @@ class Watch:
     def push(self, frame: PictureSource, t: float | None = None) -> WatchEvent | None:
         """Reads one more frame, shown at time `t` (seconds; without it frames count); the event it was, if it was one.
 
-        `frame` is a picture as generate_text takes it, an array (H, W, 3) uint8 for example.
+        `frame` is a picture as generate_text takes it, an array (H, W, 3) uint8 for example.  A reply that was cut off,
+        by the clock or by cancel(), is no event.
         """
+        with self._alone():
+            return self._push(frame, t)
+
+    def _push(self, frame: PictureSource, t: float | None) -> WatchEvent | None:
         self._check_open()
         check_type("t", t, float | None)
         now = float(self._pushed) if t is None else float(t)
@@ -128,8 +139,9 @@ class Watch:
         self._now, self._pushed = now, self._pushed + 1
         if not self.how.every or self._pushed % self.how.every:
             return None
-        said = self.ask(self.instruction).text.strip()
-        if self._events and said == self._events[-1].text:
+        reply = self._ask(self.instruction, self._options)
+        said = reply.text.strip()
+        if reply.finish_reason == "cancelled" or (self._events and said == self._events[-1].text):
             return None
         self._events.append(WatchEvent(now, said))
         return self._events[-1]
@@ -141,11 +153,14 @@ class Watch:
         """
         given = from_keywords(TextOptions, "ask()", options)
         chosen = replace(self._options, **{name: getattr(given, name) for name in options if hasattr(given, name)})
+        _check_options(chosen)
+        with self._alone():
+            return self._ask(question, chosen)
+
+    def _ask(self, question: str, chosen: TextOptions) -> TextResult:
         self._check_open()
         if not isinstance(question, str) or not question.strip():
             raise UsageError("question is empty, expected some text")
-        if chosen.video is not None:
-            raise UsageError("a watched stream is the video: push its frames")
         for chunk in self._call(lambda cancelled: self._reply(question, chosen, cancelled), chosen.timeout_s):
             if chunk.result is not None:
                 return chunk.result
@@ -153,8 +168,12 @@ class Watch:
 
     def close(self) -> None:
         """Gives the memory back; a closed stream takes no more frames."""
-        self._transformer, self._closed = None, True
-        self._squares.clear()
+        with self._alone():
+            self._transformer, self._closed = None, True
+            self._squares.clear()
+
+    def _alone(self) -> Alone:
+        return Alone(self._busy, "this stream reads a frame or writes a reply; wait for its end")
 
     def __enter__(self) -> Watch:
         return self
@@ -293,6 +312,14 @@ class Watch:
         self._generator.check_open()
         if self._closed:
             raise UsageError("this stream was closed; begin another one: model.watch(...)")
+
+
+def _check_options(options: TextOptions) -> None:
+    """UsageError of what a stream has no place for."""
+    if options.video is not None or options.fps is not None:
+        raise UsageError("a watched stream is the video: push its frames, and leave video and fps out")
+    if options.graph is not None:
+        raise UsageError("a watched stream reads no graph: put its to_text() in the instruction or the question")
 
 
 def _stacked(shown: Sequence[np.ndarray | MovedFrame]) -> list[np.ndarray]:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
+import threading
 from itertools import pairwise
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from edgemm.bundle.picture import load_picture, seeded_picture
+from edgemm.errors import InputError, UsageError
 from edgemm.model.transformer import apply_rotary, rotary_tables
 from edgemm.runtimes.kv_cache import turned
 from edgemm.runtimes.watch import Watch
@@ -161,8 +164,36 @@ def test_events_are_replies_to_the_instruction_that_are_new(runtime):
         assert stream._noted("now?", 4).splitlines()[-2] == f"{told[-1].t:g} s: {told[-1].text}".splitlines()[-1]
 
 
+def test_a_reply_that_was_cut_off_is_no_event_and_the_stream_goes_on(runtime):
+    with runtime.watch("what is it?", window=WINDOW, every=1, max_new_tokens=3, timeout_s=1e-6) as stream:
+        assert [stream.push(frame(number)) for number in range(3)] == [None] * 3
+        assert stream.events == () and stream.ask(ASKED, timeout_s=600.0).finish_reason != "cancelled"
+
+
+def test_a_second_caller_is_refused_and_mixes_nothing(runtime):
+    """A camera's thread pushes, and another one asks: the cache holds one of both."""
+    stream, twin = watched(runtime, 2), watched(runtime, 2)
+    waits, goes_on = threading.Event(), threading.Event()
+
+    class Slow:
+        def to_pil(self):
+            waits.set()
+            goes_on.wait(60)
+            return Image.fromarray(frame(2))
+
+    camera = threading.Thread(target=lambda: stream.push(Slow()))
+    camera.start()
+    waits.wait(60)
+    for act in (lambda: stream.ask(ASKED), lambda: stream.push(frame(3)), stream.close):
+        with pytest.raises(UsageError, match="this stream reads a frame or writes a reply; wait for its end"):
+            act()
+    goes_on.set()
+    camera.join()
+    twin.push(frame(2))
+    assert stream.ask(ASKED).token_ids == twin.ask(ASKED).token_ids
+
+
 def test_notes_that_do_not_fit_are_left_out_and_a_question_that_does_not_is_refused(runtime):
-    from edgemm.errors import InputError
     from edgemm.runtimes.watch import WatchEvent
 
     stream, most = watched(runtime, 2), runtime.manifest.limits.max_context
@@ -182,20 +213,20 @@ def test_notes_that_do_not_fit_are_left_out_and_a_question_that_does_not_is_refu
         (lambda stream: stream._call.__self__.watch(every=2), "every is 2: so often the instruction is asked"),
         (lambda stream: stream.ask(" "), "question is empty"),
         (lambda stream: stream.ask("x", video="x.mp4"), "a watched stream is the video"),
+        (lambda stream: stream.ask("x", fps=2.0), "a watched stream is the video"),
+        (lambda stream: stream.ask("x", graph={"nodes": [{"id": 1}], "edges": []}), "a watched stream reads no graph"),
+        (lambda stream: stream._call.__self__.watch("x", graph={}), "a watched stream reads no graph"),
+        (lambda stream: stream._call.__self__.watch("x", video="x.mp4"), "a watched stream is the video"),
         (lambda stream: stream.ask("x", max_tokens=3), r"ask\(\) has no option 'max_tokens'"),
         (lambda stream: (stream.close(), stream.push(frame(0))), "this stream was closed"),
     ],
 )
 def test_what_makes_no_sense_is_refused(runtime, act, message):
-    from edgemm.errors import UsageError
-
     with pytest.raises(UsageError, match=message):
         act(watched(runtime, 2))
 
 
 def test_a_window_that_does_not_fit_is_refused_with_its_numbers(runtime):
-    from edgemm.errors import InputError
-
     with pytest.raises(
         InputError, match=r"the window takes \d+ tokens .* this bundle holds at most \d+; give a smaller"
     ):
