@@ -108,6 +108,10 @@ class Clip:
 
         return in_motion(_bytes(self.pixels[0]), self.motion, self.count, longer)
 
+    def encoded(self, ending: str, quality: int | None = None) -> bytes:
+        """The file that ends so, one of CLIP_FORMATS, as large as drawn; `quality` is 0 to 100."""
+        return CLIP_FORMATS[ending](self.frames(), self.frame_ms, BEST if quality is None else quality)
+
     def save(self, path: str | os.PathLike[str], options: SavingOptions = SavingOptions()) -> None:
         """Writes the file whole or not at all; the kind follows from the name: CLIP_FORMATS."""
         path = Path(path)

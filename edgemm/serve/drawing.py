@@ -20,7 +20,7 @@ from edgemm.serve.registry import Named
 from edgemm.serve.service import Service, Work, chosen_seed, graph_of, picture_of, with_adapter
 from edgemm.serve.wire import Event, Events, EventStream, fields_of
 
-__all__ = ["Sketch", "draw_work", "drawing_options", "edits", "generations", "size_of", "usage_of"]
+__all__ = ["Sketch", "draw_work", "drawing_options", "edits", "generations", "kind_of", "size_of", "usage_of"]
 
 SIZE = re.compile(r"([1-9]\d{0,4})x([1-9]\d{0,4})")
 
@@ -129,6 +129,7 @@ class _Answer:
         asked, named = self.asked, self.named
         if asked.output_compression not in (None, 100) and (asked.output_format or "png") == "png":
             raise unsupported("output_compression", "output_compression is of jpeg and webp; PNG loses nothing")
+        kind = kind_of(asked.output_format, named, "output_format")
         options = drawing_options(named, asked, size_of(asked.size, named, "size"))
         options |= {"seed": chosen_seed(asked.seed), "num_images": asked.n or 1}
         for name in ("temperature", "top_k", "top_p"):
@@ -143,7 +144,7 @@ class _Answer:
             options,
             steps_of(named, asked.steps),
             asked.partial_images or 0,
-            asked.output_format or "png",
+            kind,
             asked.output_compression,
         )
         return draw_work(self.sketch, asked.prompt)
@@ -249,6 +250,14 @@ def size_of(size: str | None, named: Named, param: str) -> tuple[int, int] | Non
     if problem:
         raise Problem(400, "unsupported_value", f"{problem}; leave size out, or say auto", param)
     return width, height
+
+
+def kind_of(output_format: str | None, named: Named, param: str) -> str:
+    """The kind of file that was asked for; JPEG holds no clip, of which the first frame would be shown alone."""
+    loop = named.model.manifest.loops.denoise
+    if output_format == "jpeg" and loop is not None and loop.frames > 1:
+        raise Problem(400, "unsupported_value", f"{named.id} draws clips, which are png or webp", param)
+    return output_format or "png"
 
 
 def steps_of(named: Named, asked: int | None) -> int:

@@ -45,7 +45,9 @@ def _some(raw: bytes, param: str, kind: str) -> bytes:
 
 
 def as_base64(picture: Picture, kind: str = "png", quality: int | None = None) -> str:
-    """A picture as a file of this kind; `quality` is 0 to 100, of JPEG and WebP."""
+    """A picture as a file of this kind, moving where it moves; `quality` is 0 to 100, of JPEG and WebP."""
+    if picture.clip is not None:
+        return base64.b64encode(picture.clip.encoded(f".{kind}", quality)).decode("ascii")
     how = {} if quality is None or kind == "png" else {"quality": quality}
     file = io.BytesIO()
     picture.to_pil().save(file, format=kind.upper(), **how)

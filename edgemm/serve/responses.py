@@ -19,7 +19,7 @@ from starlette.responses import JSONResponse, Response
 
 from edgemm import DenoiseProgress, ImageResult, InterleavedResult, Picture, TextChunk
 from edgemm.serve.chat import Asked, logprob_body, text_options, works
-from edgemm.serve.drawing import Sketch, draw_work, drawing_options, size_in_words, size_of, steps_of
+from edgemm.serve.drawing import Sketch, draw_work, drawing_options, kind_of, size_in_words, size_of, steps_of
 from edgemm.serve.fields import (
     ChatMessage,
     ImageTool,
@@ -151,7 +151,8 @@ class _Answer:
         if tool.output_compression not in (None, 100) and (tool.output_format or "png") == "png":
             param += ".output_compression"
             raise Problem(400, "unsupported_parameter", "output_compression is of jpeg and webp", param)
-        kind, steps = tool.output_format or "png", steps_of(self.named, tool.steps)
+        kind = kind_of(tool.output_format, self.named, "tools[0].output_format")
+        steps = steps_of(self.named, tool.steps)
         return Sketch(self.named, options, steps, tool.partial_images or 0, kind, tool.output_compression)
 
     def _forced(self, messages: list[dict[str, Any]]) -> Work:

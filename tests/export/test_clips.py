@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import base64
 import dataclasses
+import functools
 import io
 
 import numpy as np
@@ -55,6 +57,32 @@ def test_a_clip_by_the_bundles_own_frames_is_any_moving_picture_and_no_other(run
     assert "no moving picture ends in '.jpg'" in capsys.readouterr().err
     monkeypatch.undo()
     assert main([*words, "--for", "whatsapp", "--output", str(tmp_path / "x.webp")]) == 0
+
+
+@needs_opset_24
+@pytest.mark.parametrize("kind", ["png", "webp"])
+def test_a_server_answers_with_the_whole_clip(runtime, kind):
+    """And not with its first frame alone."""
+    pytest.importorskip("starlette")
+    import openai
+
+    import edgemm.serve
+    from tests.serve.conftest import client_of, running
+
+    with running(edgemm.serve.app(runtime.bundle.path)) as url:
+        ask = functools.partial(client_of(url).images.generate, model="nano", prompt="a dog")
+        found = ask(output_format=kind, extra_body={"steps": 1, "seed": 5}).data[0].b64_json
+        with pytest.raises(openai.BadRequestError, match="draws clips, which are png or webp"):
+            ask(output_format="jpeg")
+    drawn = runtime.generate_image("a dog", num_inference_steps=1, seed=5)
+    with Image.open(io.BytesIO(base64.b64decode(found))) as opened:
+        assert opened.n_frames == FRAMES and opened.format == kind.upper()
+        for index, frame in enumerate(drawn.frames):
+            opened.seek(index)
+            opened.load()
+            assert opened.info["duration"] == 70
+            lost = np.abs(np.asarray(opened.convert("RGB")).astype(int) - np.asarray(frame))
+            assert kind == "webp" or not lost.any()  # WebP loses what noise is made of
 
 
 @needs_opset_24
