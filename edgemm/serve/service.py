@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import secrets
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -34,6 +35,7 @@ T = TypeVar("T")
 Work = tuple[Kind, Any]
 MOST_DRAWINGS = 4  # that take turns, so that a long one does not hold up a short one
 MOST_FRAMES = 16  # of a video, where a request says no other number
+DECODERS = threading.Semaphore(2)  # of videos at once: each may take a GiB, for a minute, and its client may be gone
 
 
 class Service:
@@ -102,7 +104,8 @@ def frames_of(raw: bytes, named: Named, how: VideoFrames, left: int, param: str)
         raise Problem(400, "too_many_images", f"the request may show {left} pictures more, frames included", param)
     try:
         most = how.num_frames or min(MOST_FRAMES, left)
-        frames = read_video(raw, manifest.loops.text, how.fps, most, manifest.limits.max_image_pixels)
+        with DECODERS:
+            frames = read_video(raw, manifest.loops.text, how.fps, most, manifest.limits.max_image_pixels)
         return manifest.loops.text.clip(frames)
     except InputError as error:
         raise Problem(400, "invalid_video", str(error), param) from error

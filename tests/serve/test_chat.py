@@ -5,8 +5,11 @@ from __future__ import annotations
 import base64
 import io
 import json
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
+import psutil
 import pytest
 from PIL import Image
 
@@ -88,6 +91,24 @@ def test_a_video_is_seen(client, model):
     each = model.manifest.loops.text.image_token_count
     assert fewer.usage.prompt_tokens_details.image_tokens == each
     assert reply.usage.prompt_tokens_details.image_tokens == 3 * each
+
+
+def test_two_videos_are_decoded_at_once_and_all_are_answered(client):
+    """Each may take a GiB: who sends twenty would have a server's whole memory."""
+    url, most, self = clip_url()[0], 0, psutil.Process()
+    with ThreadPoolExecutor(5) as pool:
+        asked = [pool.submit(ask, client, filmed(url), max_completion_tokens=1) for _ in range(5)]
+        while not all(one.done() for one in asked):
+            most = max(most, sum(map(decodes, self.children())))
+            time.sleep(0.01)
+    assert most == 2 and all(one.result().choices for one in asked)
+
+
+def decodes(process):
+    try:
+        return "edgemm.runtimes.video" in process.cmdline()
+    except psutil.NoSuchProcess:  # it has ended meanwhile
+        return False
 
 
 def test_a_graph_is_asked_about(client, model):
@@ -232,7 +253,7 @@ class TestConstrained:
         ({"messages": shown(data_url(1)[0]) * 17}, "too_many_images", SEEN.replace("[0]", "[16]", 1)),
         ({"messages": filmed("https://example.org/a.mp4")}, "remote_video_refused", FILMED),
         ({"messages": filmed("/etc/passwd")}, "remote_video_refused", FILMED),
-        ({"messages": filmed(clip_url()[0][:3022])}, "invalid_video", FILMED),
+        ({"messages": filmed(clip_url()[0][:322])}, "invalid_video", FILMED),
         ({"messages": filmed(clip_url()[0], role="system")}, "unsupported_value", FILMED),
         (
             {"messages": filmed(clip_url()[0]), "extra_body": {"media_io_kwargs": {"video": {"num_frames": 17}}}},
