@@ -114,6 +114,8 @@ def _add_own(parser: argparse.ArgumentParser, kind: str) -> None:
 def run(args: argparse.Namespace) -> int:
     if getattr(args, "count", None) is not None and args.count < 1:
         raise UsageError(f"--count {args.count} makes nothing; give at least 1")
+    if args.kind == "clips" and not args.fixed and args.count % 2:
+        raise UsageError(f"--count {args.count} is odd: clips to be read come two and two, each with its twin")
     if not 0 <= getattr(args, "hues", 0) <= 7:
         raise UsageError(f"--hues {args.hues}, expected 0 to 7")
     if getattr(args, "seed", 0) < 0:

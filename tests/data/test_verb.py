@@ -69,6 +69,13 @@ def test_impossible_calls_are_refused(tmp_path, arguments, message):
     assert not (tmp_path / "set").exists()
 
 
+def test_no_clip_to_be_read_is_without_its_twin(tmp_path):
+    with pytest.raises(UsageError, match="--count 5 is odd"):
+        run("clips", "--output", tmp_path / "set", "--count", "5")
+    run("clips", "--output", tmp_path / "set", "--count", "5", "--fixed")
+    assert len(read_dataset(tmp_path / "set").samples) == 5
+
+
 @pytest.mark.parametrize(
     ("kind", "its_own", "of_others"),
     [
