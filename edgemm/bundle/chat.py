@@ -45,6 +45,17 @@ class Message:
         cuts = (0, *self.places, len(self.content))
         return [self.content[start:end] for start, end in pairwise(cuts)]
 
+    @property
+    def in_words(self) -> str:
+        """The content with its graph, where all pictures stand before it: [picture 2] tells one by its place there."""
+        pieces = self.pieces
+        if self.graph is not None:
+            *texts, last = self.graph.parts()[0]
+            pieces = [*texts, last + self.content]
+        first, *rest = pieces
+        numbers = range(self.loose + 1, len(self.images) + 1)
+        return first + "".join(f"[picture {number}]{piece}" for number, piece in zip(numbers, rest, strict=True))
+
 
 def as_messages(prompt: str | Sequence[dict[str, Any]], images: Any = ()) -> tuple[Message, ...]:
     """A prompt, or a list of {"role", "content", "images"}; loose images go to the last message.
@@ -211,13 +222,7 @@ def _user(builder: PromptBuilder, message: Message, loop: TextLoop) -> None:
     if message.graph is not None:
         assert loop.graph is not None  # with_graph saw to it
         builder.graph(message.graph, loop.graph, PictureTokens.of(loop))
-    first, *rest = message.pieces
-    if loop.block:  # pictures stood before: each is told by its number among them
-        before = range(message.loose + 1, loose + 1)
-        first, rest = (
-            first + "".join(f"[picture {place}]{piece}" for place, piece in zip(before, rest, strict=True)),
-            [],
-        )
+    first, *rest = [message.in_words] if loop.block else message.pieces
     builder.text(first, own=True)
     for piece in rest:
         builder.picture(PictureTokens.of(loop))

@@ -18,7 +18,7 @@ from edgemm import progress
 from edgemm.cli.flags import add_options, read_options
 from edgemm.errors import EdgemmError, InputError, ResourceError, UsageError
 from edgemm.progress import Display
-from edgemm.runtimes.clip import SavingOptions, check_clip_path
+from edgemm.runtimes.clip import Clip, SavingOptions, check_clip_path
 from edgemm.runtimes.image_call import DrawingOptions, check_still_path
 
 if TYPE_CHECKING:
@@ -98,16 +98,16 @@ def _write(result: ImageResult, args: argparse.Namespace) -> None:
         document = {"files": [str(path) for path in paths], "seeds": seeds, "metrics": dataclasses.asdict(metrics)}
         print(json.dumps(document))
         return
-    names, what = ", ".join(str(path) for path in paths), _said(result.image)
+    names, what = ", ".join(str(path) for path in paths), _said(result.image, args.size)
     print(
         f"Wrote {names} ({what}, {metrics.steps} steps in {metrics.total_ms / 1e3:.2f} s); "
         f"for another one: --seed {max(seeds) + 1}"
     )
 
 
-def _said(picture: Picture) -> str:
-    height, width = picture.pixels.shape[1:]
+def _said(picture: Picture, size: int | None) -> str:
     if picture.clip is None:
+        width, height = Clip((picture.pixels,)).sides(size)
         return f"{width} x {height}"
     return f"{picture.clip.count} frames, {picture.clip.count * picture.clip.frame_ms / 1e3:g} s"
 

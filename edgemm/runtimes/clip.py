@@ -97,16 +97,19 @@ class Clip:
 
     def frames(self, size: int | None = None) -> list[Image]:
         """Every frame, RGBA where something of it is transparent and else RGB; `size` pixels on the longer side."""
-        height, width = self.pixels[0].shape[1:]
-        longer = max(height, width) if size is None else _checked_side(size)
+        sides, resample = self.sides(size), pillow().Resampling.LANCZOS
         if self.motion is None:
-            scale, resample = longer / max(height, width), pillow().Resampling.LANCZOS
-            sides = max(1, round(width * scale)), max(1, round(height * scale))
             stills = [pillow().fromarray(_bytes(pixels)) for pixels in self.pixels]
             return [still if still.size == sides else still.resize(sides, resample) for still in stills]
         from edgemm.runtimes.motion import in_motion
 
-        return in_motion(_bytes(self.pixels[0]), self.motion, self.count, longer)
+        return in_motion(_bytes(self.pixels[0]), self.motion, self.count, max(sides))
+
+    def sides(self, size: int | None = None) -> tuple[int, int]:
+        """Width and height of a drawing, as it is or with `size` pixels on the longer side."""
+        height, width = self.pixels[0].shape[1:]
+        scale = 1.0 if size is None else _checked_side(size) / max(height, width)
+        return max(1, round(width * scale)), max(1, round(height * scale))
 
     def encoded(self, ending: str, quality: int | None = None) -> bytes:
         """The file that ends so, one of CLIP_FORMATS, as large as drawn; `quality` is 0 to 100."""

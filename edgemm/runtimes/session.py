@@ -100,9 +100,9 @@ class Session:
 
     @property
     def messages(self) -> list[dict[str, Any]]:
-        """What was said, as Model.generate_text takes it."""
+        """What was said, as Model.generate_text takes it: a graph in words, its pictures before them."""
         said = (*self._system, *self._place.messages)
-        return [{"role": m.role, "content": m.content, "images": list(m.images)} for m in said]
+        return [{"role": m.role, "content": m.in_words, "images": list(m.images)} for m in said]
 
     def fork(self) -> Session:
         """A conversation that begins where this one stands and goes its own way, in memory of its own."""

@@ -204,6 +204,8 @@ def test_the_command_writes_a_clip_and_refuses_a_wrong_name_before_any_work(bund
     assert sum(times((tmp_path / "x.gif").read_bytes())) == 1000
     assert "25 frames, 1 s" in capsys.readouterr().out
     assert main([*words[:1], "no.bundle", *words[2:], "--motion", "pulse", "--output", "x.jpg"]) == 2
+    assert main([*words, "--size", "40", "--output", str(tmp_path / "x.png")]) == 0
+    assert "x.png (40 x 40, " in capsys.readouterr().out
     monkeypatch.setattr("edgemm.runtimes.model.Model.stream_image", None)  # nothing is drawn
     for more in (["--for", "whatsapp", "--output", "x.webp"], ["--size", "5000", "--output", "x.png"]):
         assert main([*words, *more]) == 2

@@ -13,6 +13,7 @@ import edgemm
 from edgemm import Graph
 from edgemm.bundle.bundle import Loops
 from edgemm.bundle.chat import as_messages, chat_prompt, with_graph
+from edgemm.bundle.manifest import GraphRows
 from edgemm.cli.main import main
 from edgemm.errors import InputError, UsageError
 from tests.runtimes.tiny_bundle import TEXT_TEMPLATE, build, byte_tokenizer, text_loop
@@ -97,6 +98,18 @@ def test_a_session_reads_a_graph_with_any_message(model):
         assert chat.generate_text("And now?", graph=WORDS, max_new_tokens=2).metrics.prompt_tokens > len(
             WORDS.to_text()
         )
+
+
+@pytest.mark.parametrize("rows", [None, GraphRows(("on",), 4)])
+def test_what_was_said_of_a_graph_is_in_the_messages_of_a_session(model, rows):
+    """However the model read it: who keeps them and asks again later tells the graph again."""
+    (message,) = with_graph(as_messages(ASKED, [PIXELS]), SHOWN, rows)
+    wanted = "A graph of 2 nodes and 1 edge.\na: seen [picture 2]\nb: [picture 3]\na -> on: b\n" + ASKED
+    assert message.in_words == wanted and len(message.images) == 3
+    if rows is None:
+        with model.session() as chat:
+            chat.generate_text(ASKED, images=[PIXELS], graph=SHOWN, max_new_tokens=2)
+            assert chat.messages[0]["content"] == wanted and len(chat.messages[0]["images"]) == 3
 
 
 def test_a_graph_is_drawn_from_its_words(model):
