@@ -31,7 +31,17 @@ from edgemm.model.prompts import read_prompt, reply_ids
 from edgemm.model.unified import Unified
 from edgemm.runtimes import schedule
 
-__all__ = ["EDGES", "AskedGraph", "Graphs", "ask_graphs", "draw_graphs", "recoloured", "replies_to", "told_whole"]
+__all__ = [
+    "EDGES",
+    "AskedGraph",
+    "Graphs",
+    "ask_graphs",
+    "draw_graphs",
+    "in_words",
+    "recoloured",
+    "replies_to",
+    "told_whole",
+]
 
 EDGES = ("told", "shuffled", "none")
 TELL = "Which edges are there?"
@@ -116,6 +126,14 @@ def recoloured(asked: AskedGraph, graphs: Graphs, random: np.random.Generator) -
     question, answer = (_in_colours(text, other) for text in (asked.question, asked.answer))
     graph = Graph(nodes, asked.graph.edges, asked.graph.directed)
     return dataclasses.replace(asked, graph=graph, question=question, answer=answer, names=names)
+
+
+def in_words(asked: AskedGraph) -> AskedGraph:
+    """The same graph, whose nodes' pictures are told in words."""
+    shows = [node.text is not None or node.image is not None for node in asked.graph.nodes]
+    words = [with_article(asked.names[node.id]) if seen else None for node, seen in zip(asked.graph.nodes, shows)]
+    nodes = [Node(node.id, text, None) for node, text in zip(asked.graph.nodes, words)]
+    return dataclasses.replace(asked, graph=Graph(nodes, asked.graph.edges, asked.graph.directed))
 
 
 def _in_colours(text: str, other: Mapping[str, str]) -> str:

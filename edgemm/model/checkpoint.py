@@ -50,6 +50,7 @@ __all__ = [
 
 FORMAT_FILES = ("config.json", "tokenizer.json", "model.safetensors")
 ADAPTER = "transformer_adapter"
+ID_LAYERS = 2  # that begin by looking up a graph's ids: the second finds what the first has brought to other edges
 QUERIES = "transformer.queries."  # learned, so stored, whatever the transformer's base
 
 
@@ -83,6 +84,9 @@ def build(config: ModelConfig | str, seed: int = 0, tokenizer_json: str = "") ->
         for encoder in (model.graph_encoder, model.motion_encoder):
             if encoder is not None:
                 encoder.match_embeddings(model.transformer.embed_tokens.weight)
+        if model.graph_encoder is not None and not config.base:
+            for layer in model.transformer.layers[:ID_LAYERS]:
+                model.graph_encoder.attend_by_ids(layer.self_attn)
     return model.eval()
 
 

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from edgemm.model.config import GraphConfig
+from edgemm.model.transformer import SelfAttention
 
 __all__ = ["GraphEncoder"]
 
@@ -35,6 +36,27 @@ class GraphEncoder(nn.Module):
         """Rows as large as the tokens' embeddings (vocab, w)."""
         with torch.no_grad():
             self.norm.weight.fill_(embeddings.std())
+
+    def attend_by_ids(self, attention: SelfAttention) -> None:
+        """A layer that is still to learn begins by looking up who an edge joins: its first query head finds what has
+        the id that the edge leads from, its second what has the one it leads to.  From heads that look anywhere
+        training found out neither in a thousand steps (docs/notes/training.md).
+
+        Ids stand in the dimensions of a head that rotary embedding turns least; where they are too few for all ids,
+        ids share them.  The head's other dimensions stay as they are.
+        """
+        shape, width = attention.config, self.heads.embedding_dim
+        half = shape.head_width // 2
+        slow = [place for pair in range(half - 1, half // 2 - 1, -1) for place in (pair, pair + half)]
+        slow = slow[: self.heads.num_embeddings]
+        turn = nn.init.orthogonal_(torch.empty(len(slow), self.heads.num_embeddings))
+        with torch.no_grad():
+            source, target = (turn @ table.weight / width**0.5 for table in (self.heads, self.tails))
+            queries = attention.q_proj.weight.view(shape.heads, shape.head_width, width)
+            keys = attention.k_proj.weight.view(shape.kv_heads, shape.head_width, width)
+            for head, wanted in enumerate((source, target)):
+                queries[head, slow] = wanted
+                keys[head * shape.kv_heads // shape.heads, slow] = source
 
     def forward(self, kind: Tensor, head: Tensor, tail: Tensor) -> Tensor:
         """kind, head, tail (b, r) -> (b, r, w)"""

@@ -78,7 +78,7 @@ RANGES: tuple[tuple[tuple[str, ...], float, float], ...] = (  # of whichever of 
     (("reply_share", "caption_share", "label_share", "cut_share", "blend"), 0, 0.9),
     (("clip", "loss_floor"), 1e-6, LARGEST),
     (("temperature",), 0.01, LARGEST),
-    (("drop_prompt", "decay", "ema", "on_policy", "other_prompts", "tell_share"), 0, 1),
+    (("drop_prompt", "decay", "ema", "on_policy", "other_prompts", "tell_share", "words_share"), 0, 1),
 )
 
 
@@ -279,6 +279,7 @@ class GraphRecipe(Flow, Parts):
 
     flow_weight: float = 1.0  # of drawing's loss beside that of the answers; 0: answers alone
     tell_share: float = 0.5  # of a batch's graphs, told edge by edge where others are asked one question
+    words_share: float = 0.0  # of the steps, the first ones: what nodes show is told in words alone, which is faster
     edges: str = "told"  # "none" leaves them out, "shuffled" lets them lead anywhere: what is compared with
 
     def __post_init__(self) -> None:

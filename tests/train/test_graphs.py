@@ -20,6 +20,7 @@ from edgemm.evaluate.graph_suite import (
     Graphs,
     ask_graphs,
     draw_graphs,
+    in_words,
     recoloured,
     replies_to,
     told_whole,
@@ -28,8 +29,11 @@ from edgemm.evaluate.graph_suite import (
 from edgemm.model import checkpoint
 from edgemm.model.config import PRESETS
 from edgemm.model.designs import variant
+from edgemm.model.prompts import read_prompt
+from edgemm.model.transformer import attend, rotary_tables, visible_up_to
 from edgemm.train.recipe import GraphRecipe
 from edgemm.train.run import train
+from edgemm.train.tasks.graphs import GraphTask
 
 
 @pytest.fixture(scope="module")
@@ -63,6 +67,31 @@ def test_losses_fall_and_the_checkpoint_answers(graphs, data, tmp_path):
     assert set(found) == {"hop-1", "hop-2", "hop-3", "hidden", "same-1", "same-0.5", "same-0"}
     assert found["hop-1"]["chance"] == 1 / 8 and found["same-0"]["chance"] == 0.5
     assert set(draw_graphs(model, known, limit=4)) <= {"2 things", "3 things"}
+
+
+def test_who_an_edge_joins_is_looked_up_from_the_first_step_on(data):
+    """Of all nodes the first layer's first two heads see most of the one an edge leads from, and of its end."""
+    model = checkpoint.build(small("rows"), 0)
+    attention = model.transformer.layers[0].self_attn
+    seen = {0: [], 1: []}
+    for asked in Graphs(data, ("train",), 32).asked[:24]:
+        graph = Graph([{"id": node.id, "text": "a red star"} for node in asked.graph.nodes], asked.graph.edges)
+        prompt = read_prompt(model.config, model.tokenizer, asked.question, 0, graph)
+        places = np.flatnonzero(prompt.graph[0] == 0)
+        whose = np.where(prompt.image_index < -1, -2 - prompt.image_index, prompt.image_index)
+        x, limit, _ = model.embedded([prompt], [[]])
+        x = model.transformer.layers[0].input_layernorm(x)
+        tables = rotary_tables(torch.arange(x.shape[1])[None], attention.config.head_width, 10_000.0)
+        queries, keys, values = attention.project(x, *tables)
+        values = torch.zeros_like(values)  # which say whose they are
+        for number, place in enumerate(places):
+            values[:, :, whose == place, number] = 1.0
+        found = attend(queries, keys, values, visible_up_to(limit, x.shape[1]))[0]
+        for row, (kind, *ends) in enumerate(prompt.graph.T.tolist()):
+            at = int(np.flatnonzero(prompt.image_index == row)[0])
+            for head, end in enumerate(ends) if kind else ():
+                seen[head].append(found[head, at].argmax().item() == end)
+    assert len(seen[0]) > 50 and min(np.mean(right) for right in seen.values()) > 0.95
 
 
 def test_a_graph_is_told_as_its_incident_list_has_it():
@@ -122,6 +151,22 @@ def test_other_colours_change_what_is_said_and_shown_alike_and_withhold_the_same
         for node in other.graph.nodes:
             if node.image is not None:
                 assert samples[str(node.image)].label.split()[1:] == other.names[node.id].split()
+
+
+def test_words_come_first_where_a_recipe_says_so(data, tmp_path):
+    known = Graphs(data, ("train",), 32)
+    for asked in known.asked:
+        for before, node in zip(asked.graph.nodes, in_words(asked).graph.nodes, strict=True):
+            shows = before.text is not None or before.image is not None
+            assert node.image is None and (node.text or "").split()[1:] == (
+                asked.names[node.id].split() if shows else []
+            )
+    model = checkpoint.build(small("rows"), 0)
+    common = {"data": str(data), "output": str(tmp_path), "start": "", "steps": 4, "batch": 8, "flow_weight": 0.0}
+    tasks = [GraphTask(model, GraphRecipe(words_share=share, **common)) for share in (0.0, 0.5)]
+    with torch.no_grad():
+        shown, first = ([task.loss(step).item() for step in range(4)] for task in tasks)
+    assert first[0] != shown[0] and first[1] != shown[1] and first[2:] == shown[2:]
 
 
 def test_ids_are_dealt_and_edges_matter_to_rows_alone_where_they_are_told(data):

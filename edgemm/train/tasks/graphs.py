@@ -3,7 +3,8 @@
 Cross-entropy on answers, and on all edges of other graphs told in words, plus flow matching on the pictures of graphs
 (data/graphs.py).  One answer is one colour; a graph that is told whole teaches whose every edge is.  A graph is read as
 rows or as text, whichever the model does.  Which node has which id is dealt anew at every step, and which colour, lest
-answers be known by heart; edges may be left out.  What a batch holds is a function of (seed, step, place) alone.
+answers be known by heart; edges may be left out.  The first steps may tell in words what nodes show, so that whose an
+edge is is learned before pictures are.  What a batch holds is a function of (seed, step, place) alone.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from edgemm.errors import InputError
-from edgemm.evaluate.graph_suite import Graphs, graph_of, recoloured, replies_to, told_whole, with_edges
+from edgemm.evaluate.graph_suite import Graphs, graph_of, in_words, recoloured, replies_to, told_whole, with_edges
 from edgemm.model import checkpoint, flow
 from edgemm.model.unified import Unified
 from edgemm.train.ranks import Share
@@ -120,6 +121,7 @@ class GraphTask:
         asked = []
         for row in rows:
             one = recoloured(self.graphs.asked[row], self.graphs, random)
+            one = in_words(one) if step < recipe.words_share * recipe.steps else one
             graph = with_edges(one.graph, recipe.edges, random)
             tell = random.random() < recipe.tell_share
             asked.append(told_whole(one, graph) if tell else dataclasses.replace(one, graph=graph))
