@@ -17,9 +17,10 @@ The rules, written before the first run:
     with an eye has it taught the captions' words first (train/tasks/eye.py), twice as many steps, and what reads motion
     those of clips, as many; their core-seconds count.  An eye is taught once where rows, seed and steps make it the
     same to the bit (reading alone, joint, clips as pictures, one frame), and its core-seconds count in each of them.
-    What reads graphs has tokens learned from its data and batches of 96, most of whose graphs are told whole: with
-    bytes, 32 and one question each no row found out whose an edge is, and there was nothing to compare.  A run is one
-    seed of one row, in a process of its own with one thread.
+    What reads graphs has tokens learned from its data and batches of 96, most of whose graphs are told whole, and
+    sees words alone for not quite half of its steps: with bytes, 32, one question each and pictures from the start no
+    row found out whose an edge is, and there was nothing to compare.  A run is one seed of one row, in a process of
+    its own with one thread.
  2. What is there is not run again: in the run folders, or in the document of `--output` where it was made with the same
     settings, so what one machine began another goes on with.  A run that is killed goes on from its last state, of
     which a stage has five; core-seconds up to that state count, steps that were lost do not, preparing again does.  A
@@ -89,6 +90,7 @@ DATA = {  # what else than the shapes that are asked about: task -> folder, for 
     "watch": ("films", 0.5, "clips"),
     "frame": ("frames", 0.5, "clips"),
 }
+GRAPH = {"batch": 96, "tell_share": 0.6, "words_share": 0.45}
 EYE = {"vision": "conv"}  # what reads is first taught the captions' words: without that none of it passes the gate
 
 
@@ -107,7 +109,7 @@ def _mixed(mixture: str) -> Row:
 
 
 def _graph(design: str, **lines: Any) -> Row:
-    return Row("C", "graph", {"graphs": design, **EYE}, {"batch": 96, "tell_share": 0.6, **lines}, vocabulary=512)
+    return Row("C", "graph", {"graphs": design, **EYE}, GRAPH | lines, vocabulary=512)
 
 
 ROWS = {
