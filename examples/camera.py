@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import glob
+import re
 import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -17,11 +18,14 @@ from typing import Any
 import edgemm
 from edgemm.bundle.picture import PictureSource
 
+DIGITS = re.compile(r"(\d+)")
 Timed = Iterable[tuple[float, PictureSource]]  # seconds, picture
 
 
 def from_files(pattern: str) -> Iterator[tuple[float, PictureSource]]:
-    for number, path in enumerate(sorted(glob.glob(pattern))):
+    """In the order of the numbers in their names, padded with zeros or not: 2.png comes before 10.png."""
+    paths = sorted(glob.glob(pattern), key=lambda path: [int(n) if n.isdecimal() else n for n in DIGITS.split(path)])
+    for number, path in enumerate(paths):
         yield float(number), path
 
 
@@ -59,6 +63,8 @@ def main(words: list[str] | None = None) -> None:
     args = parser.parse_args(words)
     if not args.frames and not Path(args.camera).exists():
         parser.error(f"there is no {args.camera}; give --camera FILE or --frames PATTERN")
+    if args.frames and not glob.glob(args.frames):
+        parser.error(f"there is no picture {args.frames}")
     frames = from_files(args.frames) if args.frames else from_camera(args.camera, args.fps)
     with edgemm.load(args.bundle) as model:
         model.prepare()

@@ -55,6 +55,17 @@ def test_the_camera_says_what_is_new(bundle, model, tmp_path, capsys):
     assert said.count(" ms)") == len(stream.events)
 
 
+def test_a_folder_is_shown_in_the_order_of_its_numbers_and_an_empty_one_is_refused(bundle, tmp_path, capsys):
+    camera = example("camera")
+    for name in ("10.png", "2.png", "1.png"):
+        picture(tmp_path / name, 0)
+    shown = [(t, Path(path).name) for t, path in camera.from_files(str(tmp_path / "*.png"))]
+    assert shown == [(0.0, "1.png"), (1.0, "2.png"), (2.0, "10.png")]
+    with pytest.raises(SystemExit):
+        camera.main([str(bundle), "--frames", str(tmp_path / "*.jpg")])
+    assert "there is no picture" in capsys.readouterr().err
+
+
 def test_the_chat_keeps_its_session_shows_and_draws(bundle, model, tmp_path, monkeypatch, capsys):
     shown = picture(tmp_path / "shown.png", 7)
     lines = iter(["hello", str(shown), "what is it?", "/back", "/draw a heart"])
