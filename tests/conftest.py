@@ -65,7 +65,6 @@ def _what_is_the_same_is_traced_once(tmp_path_factory):
 
     traced.folder = run_folder(tmp_path_factory, "traced")
     with pytest.MonkeyPatch.context() as patch:
-        traced.table_of_operators_once(patch)
         for module in filter(None, exporters):
             patch.setattr(module, "trace", traced.traced)
         yield

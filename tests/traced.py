@@ -11,21 +11,18 @@ from __future__ import annotations
 import hashlib
 import os
 import pickle
-from functools import cache
 from pathlib import Path
 from typing import Any
 
 import onnx_ir as ir
-import pytest
 import torch
-from torch.onnx._internal.exporter import _registration
 
 from edgemm.export.component_graphs import ComponentGraph
 from edgemm.export.trace import trace
 from edgemm.model.kept_weights import place_of, widened
 from tests.shared import alone
 
-__all__ = ["table_of_operators_once", "traced"]
+__all__ = ["traced"]
 
 LARGE = 1 << 24  # numbers: what has more is rather traced anew than kept as a file
 folder: Path | None = None  # of the run, as conftest.py says
@@ -43,12 +40,6 @@ def traced(graph: ComponentGraph) -> ir.Model:
             ir.save(trace(graph), part, format="protobuf")
             os.replace(part, path)
     return ir.load(path)
-
-
-def table_of_operators_once(patch: pytest.MonkeyPatch) -> None:
-    """torch.onnx.export() makes its table anew for each graph, in a sixth of its time, and then only reads it."""
-    made = cache(_registration.ONNXRegistry.from_torchlib)
-    patch.setattr(_registration.ONNXRegistry, "from_torchlib", staticmethod(made))
 
 
 def content_of(graph: ComponentGraph) -> str | None:

@@ -6,11 +6,13 @@ Lowering it for a target comes after (lower_cpu.py), writing it after that (grap
 from __future__ import annotations
 
 import contextlib
+import gc
 import io
 import logging
 import warnings
 from collections.abc import Iterator, Mapping
-from functools import partial
+from functools import cache, partial
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -57,7 +59,7 @@ def trace(graph: ComponentGraph) -> ir.Model:
     )
     # Shapes that the tracer keeps for later are compared by their named axes: that takes longer than making them anew.
     shapes_anew = dynamo.patch(fake_tensor_cache_enabled=False)
-    with without_warnings(), shapes_anew, shapes_only(graph.module) as kept:
+    with without_warnings(), shapes_anew, _one_table(), _rare_searches(), shapes_only(graph.module) as kept:
         program = torch.onnx.export(
             _Positional(graph.module).eval(),
             tuple(_example(spec, graph.multiples) for spec in graph.inputs),
@@ -79,6 +81,37 @@ def trace(graph: ComponentGraph) -> ir.Model:
             _name_axes(graph.name, spec, value)
     infer(model)
     return model
+
+
+@cache
+def _table() -> tuple[Any, Any, Any]:
+    """Where torch has its table of operators, how it makes it, and the same that makes it once."""
+    from torch.onnx._internal.exporter._registration import ONNXRegistry as registry  # as slow to import
+
+    return registry, vars(registry)["from_torchlib"], staticmethod(cache(registry.from_torchlib))
+
+
+@contextlib.contextmanager
+def _one_table() -> Iterator[None]:
+    """torch.onnx.export() makes its table anew for each graph, in a quarter of its time, and then only reads it."""
+    registry, by_torch, once = _table()
+    registry.from_torchlib = once
+    try:
+        yield
+    finally:
+        registry.from_torchlib = by_torch
+
+
+@contextlib.contextmanager
+def _rare_searches() -> Iterator[None]:
+    """A tracer makes objects by the million, and keeps them: each search for cycles among them finds next to none."""
+    before = gc.get_threshold()
+    if before[0]:  # 0 is none at all
+        gc.set_threshold(max(before[0], 50_000), *before[1:])
+    try:
+        yield
+    finally:
+        gc.set_threshold(*before)
 
 
 def _put_back(model: ir.Model, kept: Mapping[int, KeptTensor]) -> None:
