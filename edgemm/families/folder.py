@@ -14,6 +14,7 @@ from typing import Any
 
 from edgemm.bundle.files import check_is_file, check_sizes, read_text, reading
 from edgemm.errors import CheckpointError, InputError, MissingError, UsageError
+from edgemm.model.gguf_reader import gguf_reader
 
 __all__ = ["PIPELINE", "Found", "check_counts", "find_foreign", "other_folders"]
 
@@ -179,7 +180,7 @@ def _find_gguf(path: Path) -> Found:
             f"{path}: reading GGUF needs the package gguf: pip install 'edgemm[families,ort]'"
         ) from error
     with reading(path, "not a GGUF file", CheckpointError):
-        fields = gguf.GGUFReader(str(path)).fields
+        fields = gguf_reader(gguf)(str(path)).fields
         said = {
             key: str(fields[f"general.{key}"].contents()) if f"general.{key}" in fields else ""
             for key in ("architecture", "license")

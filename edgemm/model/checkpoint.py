@@ -31,6 +31,7 @@ from edgemm.errors import CheckpointError, InputError, ResourceError, UsageError
 from edgemm.model.config import PRESETS, ModelConfig
 from edgemm.model.pretrained import load_transformer_weights, read_file, write_tokenizer
 from edgemm.model.prompts import byte_tokenizer_json, with_queries
+from edgemm.model.undrawn import Undrawn
 from edgemm.model.unified import Unified
 from edgemm.model.vision import DualEye, lite0_weights
 
@@ -162,7 +163,8 @@ def load(path: str | os.PathLike[str], merge: bool = True) -> Unified:
     with reading(folder / "tokenizer.json", "", CheckpointError):
         tokenizer = read_text(folder / "tokenizer.json")
         try:
-            model = Unified(config, tokenizer)
+            with Undrawn():  # every weight is read below
+                model = Unified(config, tokenizer)
         except InputError as error:
             raise CheckpointError(f"{folder / 'tokenizer.json'}: {error}") from error
     state = read_file(folder / "model.safetensors")

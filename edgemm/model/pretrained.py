@@ -22,6 +22,7 @@ from torch import Tensor
 from edgemm.bundle.files import check_is_file, read_text, reading
 from edgemm.errors import CheckpointError, MissingError
 from edgemm.model.config import TransformerConfig
+from edgemm.model.gguf_reader import gguf_reader
 
 __all__ = [
     "BASES",
@@ -82,11 +83,11 @@ def load_transformer_weights(base: str, config: TransformerConfig, tokenizer_jso
     Where config's vocabulary is smaller than the base's (vocabulary.py), tokenizer_json says whose rows are left.
     """
     path = find_base(base)
-    read = _read_gguf if path.suffix == ".gguf" else _read_folder
-    state = dict(read(path, config))
+    gguf = _open_gguf(path) if path.suffix == ".gguf" else None
+    state = dict(_read_folder(path, config) if gguf is None else _read_gguf(path, gguf, config))
     embedding, head = state.get("embed_tokens.weight"), state.pop("lm_head.weight", None)
     if tokenizer_json and embedding is not None and config.vocab_size < len(embedding):
-        state["embed_tokens.weight"] = embedding = embedding[_rows_left(path, tokenizer_json, len(embedding))]
+        state["embed_tokens.weight"] = embedding = embedding[_rows_left(path, gguf, tokenizer_json, len(embedding))]
     if embedding is None or tuple(embedding.shape) != (config.vocab_size, config.width):
         found = None if embedding is None else tuple(embedding.shape)
         raise CheckpointError(f"{path}: embedding is {found}, expected {(config.vocab_size, config.width)}")
@@ -95,10 +96,10 @@ def load_transformer_weights(base: str, config: TransformerConfig, tokenizer_jso
     return state
 
 
-def _rows_left(path: Path, tokenizer_json: str, rows: int) -> list[int]:
+def _rows_left(path: Path, gguf: Any, tokenizer_json: str, rows: int) -> list[int]:
     """Rows of a base's embedding whose tokens a cut tokenizer.json still has, in its order."""
-    if path.suffix == ".gguf":
-        known = {token: row for row, token in enumerate(_gguf(path).fields["tokenizer.ggml.tokens"].contents())}
+    if gguf is not None:
+        known = {token: row for row, token in enumerate(gguf.fields["tokenizer.ggml.tokens"].contents())}
     else:
         known = token_ids(json.loads(read_text(path / "tokenizer.json")))
     own = token_ids(json.loads(tokenizer_json))
@@ -120,11 +121,9 @@ def _gguf_library() -> Any:
     return gguf
 
 
-def _gguf(path: Path) -> Any:
-    """Its open reader."""
-    library = _gguf_library()
+def _open_gguf(path: Path) -> Any:
     with reading(path, "not a whole GGUF file", CheckpointError):
-        return library.GGUFReader(str(check_is_file(path)))
+        return gguf_reader(_gguf_library())(str(check_is_file(path)))
 
 
 def _check_numbers(path: Path, found: dict[str, Any], config: TransformerConfig) -> None:
@@ -142,9 +141,8 @@ def _check_numbers(path: Path, found: dict[str, Any], config: TransformerConfig)
         raise CheckpointError(f"{path}: rotary embedding is {found['rope_type']!r}; only the plain one is read")
 
 
-def _read_gguf(path: Path, config: TransformerConfig) -> Iterator[tuple[str, Tensor]]:
+def _read_gguf(path: Path, reader: Any, config: TransformerConfig) -> Iterator[tuple[str, Tensor]]:
     gguf = _gguf_library()
-    reader = _gguf(path)
     keys = {
         "heads": "llama.attention.head_count",
         "kv_heads": "llama.attention.head_count_kv",
