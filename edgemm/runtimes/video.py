@@ -57,18 +57,19 @@ def read_video(
         raise UsageError(f"max_frames is {max_frames!r}, expected a whole number from 1 to {MOST_FRAMES}")
     if fps is not None and not (math.isfinite(fps) and 0 < fps <= 1000):
         raise UsageError(f"fps is {fps!r}, expected above 0, up to 1000")
+    max_frames, rate = int(max_frames), FPS if fps is None else float(fps)  # numpy's numbers too
     squares = _Squares(
         loop.image_size, loop.background, loop.image_fit, loop.image_resample, loop.image_least, max_pixels
     )
     if isinstance(source, (str, os.PathLike)):
         with reading(source):  # ~ of nobody
             path = check_is_file(Path(os.fsdecode(source)).expanduser(), "a video")
-        return _in_a_child(path, str(source), squares, fps or FPS, max_frames)
+        return _in_a_child(path, str(source), squares, rate, max_frames)
     if isinstance(source, (bytes, bytearray)) or hasattr(source, "read"):
-        return _of_bytes(source, squares, fps or FPS, max_frames)
+        return _of_bytes(source, squares, rate, max_frames)
     if fps is not None:
         raise UsageError("fps is for files: frames that are given one by one have no times; leave it out")
-    if isinstance(source, np.ndarray) and source.ndim == 3 and source.shape[2] in (3, 4):
+    if isinstance(source, np.ndarray) and source.ndim == 3 and source.shape[2] in (1, 3, 4):
         raise UsageError(f"video is one picture of shape {source.shape}, expected several: (frames, H, W, 3)")
     if not isinstance(source, Iterable):
         raise UsageError(f"video is {type(source).__name__}, expected a path, bytes, an open file, or frames")

@@ -91,6 +91,14 @@ def test_an_animation_of_25_frames_a_second_gives_each_once(kind, tmp_path):
     assert len(greys) == 30 and np.abs(np.diff(greys) - 8).max() <= 2
 
 
+def test_numbers_of_numpy_are_numbers(model):
+    wanted = model.generate_text("x", video=animation("GIF"), fps=5, max_frames=3, max_new_tokens=2)
+    found = model.generate_text(
+        "x", video=animation("GIF"), fps=np.float32(5), max_frames=np.int64(3), max_new_tokens=2
+    )
+    assert found.token_ids == wanted.token_ids
+
+
 @pytest.mark.parametrize("kind", ["GIF", "PNG"])
 def test_a_broken_end_of_an_animation_leaves_the_frames_before_it(kind):
     whole = animation(kind)
