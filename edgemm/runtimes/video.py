@@ -213,11 +213,16 @@ def _played(opened: Any) -> Iterator[Shown]:
     """Up to the last frame that is there, however many the file says there are."""
     now_ms = 0.0
     for index in itertools.count(int(getattr(opened, "default_image", False))):  # an APNG's, for who shows no animation
+        opened.disposal_method = 0  # of a GIF: where a frame names none, Pillow takes that of a frame before it
         try:
             opened.seek(index)
         except EOFError:
             return
+        before = opened._prev_im if opened.format == "PNG" else None
+        before = before and before.copy()
         opened.load()
+        if before:  # Pillow 13 draws the frame into it, and then takes the frame away by it
+            opened._prev_im = before
         shown_ms = float(opened.info.get("duration") or 0)
         end_ms = now_ms + (shown_ms if shown_ms > 10 else UNTIMED_MS)
         yield now_ms / 1000, end_ms / 1000, opened.copy

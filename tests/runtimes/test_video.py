@@ -270,6 +270,55 @@ def test_chat_takes_a_video_and_ends_with_3_at_a_broken_one(bundle_path, tmp_pat
 # What PyAV reads
 
 
+def random_apng(seed: int) -> bytes:
+    """Frames that are parts of the canvas, with every way to be blended in and taken away."""
+    rng = np.random.default_rng(seed)
+    width, height = rng.integers(6, 20, 2).tolist()
+    count, number = 6, itertools.count()
+    head = struct.pack(">IIBBBBB", width, height, 8, 6, 0, 0, 0)
+    data = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"acTL", struct.pack(">II", count, 0))
+    for index in range(count):
+        w, h = (width, height) if index == 0 else (int(rng.integers(1, most + 1)) for most in (width, height))
+        x, y, taken, blended = (int(rng.integers(most)) for most in (width - w + 1, height - h + 1, 3, 2))
+        pixels = rng.integers(0, 256, (h, w, 4), dtype=np.uint8)
+        pixels[..., 3] = rng.choice([0, 255], (h, w))
+        rows = zlib.compress(b"".join(b"\0" + row.tobytes() for row in pixels))
+        data += chunk(b"fcTL", struct.pack(">5I2H2B", next(number), w, h, x, y, 1, 10, taken, blended))
+        data += chunk(b"IDAT", rows) if index == 0 else chunk(b"fdAT", struct.pack(">I", next(number)) + rows)
+    return data + chunk(b"IEND", b"")
+
+
+def random_gif(seed: int) -> bytes:
+    """The same, by Pillow's own writer: a way to be taken away a frame, none of them among these."""
+    rng = np.random.default_rng(seed)
+    frames = []
+    for index in range(6):
+        pixels = np.zeros((12, 12, 4), dtype=np.uint8)
+        x, y = rng.integers(0, 8, 2)
+        pixels[y : y + 5, x : x + 5] = (40 * index + 20, 90, 200, 255)
+        frames.append(Image.fromarray(pixels))
+    stream, ways = io.BytesIO(), rng.integers(0, 3, 6).tolist()
+    frames[0].save(stream, "GIF", save_all=True, append_images=frames[1:], duration=100, disposal=ways)
+    return stream.getvalue()
+
+
+@pytest.mark.parametrize("made", [random_apng, random_gif])
+def test_frames_lie_over_one_another_as_ffmpeg_has_them(made, tmp_path):
+    av = pytest.importorskip("av")
+    for seed in range(12):
+        path = tmp_path / f"{seed}"
+        path.write_bytes(made(seed))
+        with av.open(str(path)) as container, open(path, "rb") as file:
+            wanted = [frame.to_ndarray(format="rgba") for frame in container.decode(video=0)]
+            opened = video._animation(file, "x", MOST)
+            found = [np.asarray(picture().convert("RGBA")) for _, _, picture in video._played(opened)]
+        assert len(found) == len(wanted) == 6
+        for index, (one, other) in enumerate(zip(found, wanted)):
+            seen = one[..., 3] > 0
+            assert np.array_equal(seen, other[..., 3] > 0), (seed, index)
+            assert np.array_equal(one[seen], other[seen]), (seed, index)
+
+
 def film(path: Path, rate: int = 10, codec: str = "mpeg4", **how) -> Path:
     av = pytest.importorskip("av")
     with av.open(str(path), "w", options=how) as container:
