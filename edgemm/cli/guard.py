@@ -79,12 +79,12 @@ def run_guarded(words: Sequence[str], memory_bytes: int | None = None, timeout_s
     import subprocess
     import tempfile
 
-    from edgemm.device.child import environment
+    from edgemm.device.child import environment, python
 
     with tempfile.TemporaryFile() as kept:  # what a library that dies says of itself is nobody's line
         shown = sys.stderr.isatty()
         child = subprocess.Popen(
-            [sys.executable, "-m", "edgemm", *words],
+            python("edgemm", *words),
             env={**environment(), GUARDED: "1"},
             stdout=None if _is_real(sys.stdout) else subprocess.PIPE,
             stderr=sys.stderr if shown else kept,

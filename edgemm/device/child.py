@@ -33,10 +33,16 @@ __all__ = [
     "die_with_parent",
     "environment",
     "private_bytes",
+    "python",
 ]
 
 POLL_S = 0.03
 PR_SET_PDEATHSIG = 1
+# What -m does, but that would look for modules in the folder where one stands, too; Python 3.10 has no -P against it.
+STARTS = (
+    "import sys; sys.path[:1] = filter(None, sys.path[:1]); "
+    "import runpy; runpy.run_module(sys.argv.pop(1), run_name='__main__', alter_sys=True)"
+)
 PARENT = "EDGEMM_PARENT"  # whose end is the child's
 
 
@@ -50,10 +56,10 @@ class Answer:
 
 
 def ask(module: str, arguments: Sequence[str] = (), timeout_s: float = 60.0, memory_bytes: int | None = None) -> Answer:
-    """Runs `python -m module arguments`; whatever happens to it, an Answer comes back."""
+    """Runs `python(module, arguments)`; whatever happens to it, an Answer comes back."""
     try:
         child = subprocess.Popen(
-            [sys.executable, "-m", module, *arguments],
+            python(module, *arguments),
             env=environment(),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
@@ -84,6 +90,12 @@ def ask(module: str, arguments: Sequence[str] = (), timeout_s: float = 60.0, mem
         said = complained.strip().splitlines() or ["it said nothing"]
         return Answer(None, f"ended with code {child.returncode}: {said[-1]}", "refused")
     return Answer(value)
+
+
+def python(module: str, *arguments: str) -> list[str]:
+    """The command line that runs a module.  Nothing is imported from the folder where one stands: a stranger's may hold
+    a numpy.py beside its film."""
+    return [sys.executable, "-c", STARTS, module, *arguments]
 
 
 def environment() -> dict[str, str]:

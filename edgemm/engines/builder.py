@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import shutil
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable
@@ -21,7 +20,7 @@ from edgemm import progress
 from edgemm.bundle.files import is_disk_full
 from edgemm.bundle.forked import signal_name
 from edgemm.bundle.onnx_file import external_locations
-from edgemm.device.child import Watch, device_bytes, environment
+from edgemm.device.child import Watch, device_bytes, environment, python
 from edgemm.device.gpu import gpu_uuid
 from edgemm.engines.cache import EngineCache, Entry
 from edgemm.engines.engine_spec import EngineSpec, Profile, merged, smaller
@@ -246,7 +245,7 @@ def attempt(
     """`what` is how the engine is called to whoever waits; `variables` are added to its environment."""
     began_s = time.monotonic()
     child = subprocess.Popen(
-        [sys.executable, "-m", "edgemm.engines.child"],
+        python("edgemm.engines.child"),
         env={**environment(), **(variables or {})},
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,

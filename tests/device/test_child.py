@@ -2,9 +2,17 @@
 
 from __future__ import annotations
 
-import pytest
+import io
 
+import pytest
+from PIL import Image
+
+import edgemm
+from edgemm.cli.guard import run_guarded
 from edgemm.device.child import ask
+from edgemm.engines.builder import attempt
+from edgemm.runtimes.video import read_video
+from tests.runtimes.tiny_bundle import text_loop
 
 
 @pytest.fixture
@@ -24,6 +32,20 @@ def test_the_last_line_is_the_answer(child):
         child("import sys\nprint('noise of a library')\nprint('{\"got\": \"' + sys.argv[1] + '\"}')"), ["this"]
     )
     assert (answer.value, answer.problem) == ({"got": "this"}, "")
+
+
+def test_no_child_takes_modules_from_the_folder_where_one_stands(tmp_path, monkeypatch, capfd):
+    """A stranger's folder: what stands there beside a film or a bundle is data."""
+    taken = tmp_path / "taken"
+    for name in ("json", "numpy", "PIL", "av", "runpy", "edgemm", "sitecustomize"):
+        (tmp_path / f"{name}.py").write_text(f"open({str(taken)!r}, 'w')\n")
+    monkeypatch.chdir(tmp_path)
+    file = io.BytesIO()
+    Image.new("RGB", (4, 4)).save(file, "GIF")
+    assert len(read_video(file.getvalue(), text_loop(), None, 4, 1000)) == 1
+    assert run_guarded(["--version"]) == 0 and edgemm.__version__ in capfd.readouterr().out
+    assert attempt("x", {}, 1 << 30, 60).result is None  # it says what it lacks
+    assert not taken.exists()
 
 
 def test_a_crash_is_an_answer(child):
