@@ -42,6 +42,7 @@ FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM")  # plain decoders
 WHITE = (255, 255, 255)
 
 BITS_PER_SAMPLE = 258  # a tag of TIFF
+GREY_STEPS = {"L;2": 85, "L;4": 17}  # how a PNG stores grey -> from one grey to the next, of 255
 
 
 class AsPil(Protocol):
@@ -129,7 +130,7 @@ def _as_file(source: Any) -> tuple[Path | io.BytesIO, str]:
     words = os.fspath(source)
     if not words:  # Path("") would be the folder where one stands
         raise InputError("a picture's path is empty, expected a file")
-    if isinstance(words, str) and words.startswith("data:"):
+    if isinstance(words, str) and words[:5].lower() == "data:":
         return io.BytesIO(_of_data_url(words)), f"{words[:24]}..."
     if isinstance(words, str) and words.lower().startswith(("http://", "https://", "ftp://")):
         raise InputError(f"{words:.100}: nothing is fetched from a network; download it and give its path")
@@ -144,7 +145,7 @@ def _of_data_url(url: str) -> bytes:
         raise InputError(f"{url[:24]}...: a data: URL without a comma")
     with reading(f"{url[:24]}...", "not the data: URL that was expected"):
         raw = urllib.parse.unquote_to_bytes(content)
-        return base64.b64decode(b"".join(raw.split()), validate=True) if head.endswith(";base64") else raw
+        return base64.b64decode(b"".join(raw.split()), validate=True) if head.lower().endswith(";base64") else raw
 
 
 def fit_square(
@@ -220,14 +221,43 @@ def _check_pixels(name: str, width: int, height: int, max_pixels: int) -> None:
 def _upright(picture: Image, name: str) -> Image:
     from PIL import ImageOps
 
-    white = _white(picture)
+    white, key = _white(picture), _transparent_color(picture)
     with reading(name, "damaged picture"):  # a damaged file makes decoders raise nearly anything
         picture.load()
-        picture = ImageOps.exif_transpose(picture)
-    if picture.mode.startswith(("I", "F")):  # Pillow's own conversion clips them to 0 to 255
-        return _of_wide_numbers(np.asarray(picture), white, name)
-    see_through = "A" in picture.mode or "a" in picture.mode or "transparency" in picture.info
-    return picture.convert("RGBA" if see_through else "RGB")
+        if _has_whole_exif(picture):
+            picture = ImageOps.exif_transpose(picture)
+        if picture.mode.startswith(("I", "F")):  # Pillow's own conversion clips them to 0 to 255
+            return _of_wide_numbers(np.asarray(picture), white, key, name)
+        if key != picture.info.get("transparency"):
+            picture = picture.copy()
+            picture.info["transparency"] = key
+        if picture.mode == "La":  # knows one way to another mode
+            picture = picture.convert("LA")
+        see_through = "A" in picture.mode or "a" in picture.mode or "transparency" in picture.info
+        return picture.convert("RGBA" if see_through else "RGB")
+
+
+def _has_whole_exif(picture: Image) -> bool:
+    """What is broken turns nothing."""
+    try:
+        picture.getexif()
+    except MemoryError:
+        raise
+    except Exception:
+        return False
+    return True
+
+
+def _transparent_color(picture: Image) -> int | tuple[int, ...] | bytes | None:
+    """The color of a PNG that is see-through, as decoded pixels have it: Pillow scales grey of 2 and 4 bits to 8, and
+    cuts colors of 16 bits to 8, but not the color beside them, which then is no pixel's."""
+    key, tiles = picture.info.get("transparency"), getattr(picture, "tile", None)
+    stored = tiles[0][3] if tiles and picture.format == "PNG" else None
+    if stored in GREY_STEPS and isinstance(key, int):
+        return key * GREY_STEPS[stored]
+    if stored == "RGB;16B" and isinstance(key, tuple):
+        return tuple(part >> 8 for part in key)
+    return key
 
 
 def _white(picture: Image) -> int | None:
@@ -238,9 +268,9 @@ def _white(picture: Image) -> int | None:
     return 65_535 if picture.mode == "I" and picture.format in ("PPM", "PNG") else None
 
 
-def _of_wide_numbers(grey: np.ndarray, white: int | None, name: str) -> Image:
-    """Grey numbers (H, W) as RGB.  Where nobody says what white is, it is the least of 1 (floats), 255, 65,535 and the
-    largest of 32 bits that no number exceeds."""
+def _of_wide_numbers(grey: np.ndarray, white: int | None, key: Any, name: str) -> Image:
+    """Grey numbers (H, W) as RGB, or RGBA where the number `key` is see-through.  Where nobody says what white is, it
+    is the least of 1 (floats), 255, 65,535 and the largest of 32 bits that no number exceeds."""
     numbers = grey.astype(np.float64)
     if not (np.isfinite(numbers).all() and numbers.min() >= 0):
         raise InputError(f"{name}: holds numbers below 0 or none at all, expected 0 (black) and above")
@@ -250,7 +280,10 @@ def _of_wide_numbers(grey: np.ndarray, white: int | None, name: str) -> Image:
     if white is None:
         raise InputError(f"{name}: numbers up to {numbers.max():g}, and nothing says which one is white")
     levels = np.rint(numbers / white * 255).clip(0, 255).astype(np.uint8)
-    return pillow().fromarray(levels).convert("RGB")
+    picture = pillow().fromarray(levels).convert("RGB")
+    if isinstance(key, int):
+        picture.putalpha(pillow().fromarray(np.where(grey == key, np.uint8(0), np.uint8(255))))
+    return picture
 
 
 def _from_array(array: np.ndarray, max_pixels: int) -> Image:

@@ -21,14 +21,20 @@ from edgemm.runtimes.image_call import ImageMetrics, ImageResult, Picture
 COLOURS = np.random.default_rng(0).integers(0, 256, (24, 24, 3), dtype=np.uint8)
 
 
+def png(width, height, rows=b"", depth=8, kind=2, see_through=b""):
+    """Rows as a PNG stores them, each behind its filter; `kind` is 0 for grey, 2 for colors."""
+
+    def chunk(name, content):
+        return struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(name + content))
+
+    chunks = [chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, depth, kind, 0, 0, 0))]
+    chunks += [chunk(b"tRNS", see_through)] if see_through else []
+    return b"".join([b"\x89PNG\r\n\x1a\n", *chunks, chunk(b"IDAT", zlib.compress(rows)), chunk(b"IEND", b"")])
+
+
 def png_header(width, height):
     """A PNG that promises so many pixels and holds none."""
-
-    def chunk(kind, content):
-        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
-
-    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b"")
+    return png(width, height)
 
 
 def test_a_square_of_the_right_size_is_only_scaled_to_one():
@@ -70,6 +76,40 @@ def test_palettes_and_grey_with_transparency_are_understood(tmp_path):
     palette.save(tmp_path / "p.gif", transparency=0)
     for source in (grey, tmp_path / "p.gif"):
         assert load_picture(source, 4, background=(255, 0, 0))[:, 0, 0].tolist() == [1, 0, 0]
+
+
+@pytest.mark.parametrize(
+    ("depth", "kind", "rows", "color"),
+    [
+        (1, 0, bytes([0b01000000]), [1]),
+        (2, 0, bytes([0b00010000]), [1]),
+        (4, 0, bytes([0x05]), [5]),
+        (8, 0, bytes([4, 5]), [5]),
+        (16, 0, struct.pack(">2H", 999, 1000), [1000]),
+        (8, 2, bytes([5, 6, 8, 5, 6, 7]), [5, 6, 7]),
+        (16, 2, struct.pack(">6H", 0, 2000, 3000, 1000, 2000, 3000), [1000, 2000, 3000]),
+    ],
+)
+def test_the_one_color_of_a_png_that_is_see_through_shows_the_background(depth, kind, rows, color):
+    """The right pixel has it, the left one nearly; tRNS counts as the samples do (PNG, section 11.3.2.1)."""
+    content = png(2, 1, b"\0" + rows, depth, kind, struct.pack(f">{len(color)}H", *color))
+    left, right = load_picture(content, 2, background=(0, 255, 0), fit="stretch")[:, 0].T
+    assert right.tolist() == [0, 1, 0]
+    assert left.tolist() != [0, 1, 0] and left.max() < 0.05
+
+
+def test_exif_that_is_broken_turns_nothing():
+    file = io.BytesIO()
+    Image.fromarray(COLOURS).save(file, "PNG", exif=b"no EXIF at all")
+    assert np.array_equal(load_picture(file.getvalue(), 24), load_picture(COLOURS, 24))
+
+
+@pytest.mark.parametrize("mode", ["La", "RGBa", "LA", "PA", "CMYK", "YCbCr", "HSV", "LAB", "1", "P", "RGBX"])
+def test_every_mode_of_pillow_is_read(mode):
+    black = Image.new(mode, (4, 4), {"CMYK": (0, 0, 0, 255), "YCbCr": (0, 128, 128), "LAB": (0, 128, 128)}.get(mode))
+    see_through = mode in ("La", "RGBa", "LA", "PA")
+    pixel = load_picture(black, 4, background=(255, 0, 0))[:, 0, 0]
+    assert np.abs(pixel - [float(see_through), 0, 0]).max() <= 1 / 255 + 1e-6  # LAB's black is rounded
 
 
 def test_a_turned_photograph_stands_upright(tmp_path):
@@ -238,7 +278,11 @@ def test_every_source_is_the_same_picture(tmp_path, monkeypatch):
     url = "data:image/png;base64," + base64.b64encode(whole).decode()
     with open(tmp_path / "a.png", "rb") as stream:
         given = [tmp_path / "a.png", "~/a.png", whole, bytearray(whole), io.BytesIO(whole), stream, url]
-        given += ["data:image/png," + urllib.parse.quote(whole), drawn, result, Image.fromarray(COLOURS)]
+        given += [
+            "data:image/png," + urllib.parse.quote(whole),
+            url.replace("data", "DATA").replace("base64", "Base64"),
+        ]
+        given += [drawn, result, Image.fromarray(COLOURS)]
         for source in given:
             assert np.array_equal(load_picture(source, 24), load_picture(COLOURS, 24)), source
 
