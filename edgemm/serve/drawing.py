@@ -13,7 +13,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from edgemm import DenoiseProgress, ImageResult, Picture
-from edgemm.serve.fields import EditRequest, GenerateRequest, HowToDraw, read_fields
+from edgemm.serve.fields import EditRequest, GenerateRequest, HowToDraw, free_and_refused, read_fields
 from edgemm.serve.pictures import as_base64, of_url
 from edgemm.serve.problems import Problem, unsupported
 from edgemm.serve.registry import Named
@@ -58,6 +58,8 @@ async def _form(request: Request) -> tuple[EditRequest, list[bytes]]:
                 if name in ("image", "image[]") and isinstance(value, UploadFile):
                     files.append(await value.read())
                 elif isinstance(value, UploadFile):
+                    if name.removesuffix("[]") not in free_and_refused(EditRequest)[1]:
+                        raise Problem(400, "invalid_type", f"{name} is a file, expected a value", name)
                     given[name.removesuffix("[]")] = value.filename
                 elif name in ("image", "image[]"):
                     files.append(of_url(value, "image"))

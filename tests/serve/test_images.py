@@ -181,6 +181,14 @@ class TestEdits:
         assert last.type == "image_edit.completed"
         assert np.array_equal(np.asarray(opened(last.b64_json)), wanted)
 
+    @pytest.mark.parametrize("name", ["prompt", "seed", "user"])
+    def test_a_file_in_the_place_of_a_value_is_refused_and_not_read_by_its_name(self, editor, name):
+        files = {"image": ("a.png", png(1)), name: ("5", b"redder")}
+        values = {"prompt": "redder"} if name != "prompt" else {}
+        answer = httpx.post(f"{editor.base_url}images/edits", data=values, files=files)
+        error = answer.json()["error"]
+        assert (answer.status_code, error["code"], error["param"]) == (400, "invalid_type", name)
+
     def test_what_an_edit_cannot_honour_is_refused_by_name(self, editor):
         for options, param in (
             ({"mask": png(2)}, "mask"),
