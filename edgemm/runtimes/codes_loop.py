@@ -11,6 +11,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -23,6 +24,9 @@ from edgemm.runtimes.engines import Engines
 from edgemm.runtimes.image_call import DenoiseProgress, DrawingClock, DrawingOptions, ImageResult, Picture
 from edgemm.runtimes.kv_cache import PIECE, CachedTransformer, PrefillCancelled
 from edgemm.runtimes.sampling import Sampling, next_token
+
+if TYPE_CHECKING:
+    from edgemm.runtimes.adapters import Adapter
 
 __all__ = [
     "CodesEngines",
@@ -37,7 +41,7 @@ __all__ = [
 ]
 
 BLOCK = 64  # slots a cache grows by
-BY_DENOISING = ("num_inference_steps", "noise", "preview", "image_guidance_scale", "width", "height")
+BY_DENOISING = ("num_inference_steps", "noise", "preview", "image_guidance_scale", "width", "height", "one_call")
 
 
 @dataclass(frozen=True, eq=False)
@@ -201,11 +205,13 @@ def _decode(codes: np.ndarray, loop: ImageTokensLoop, decoder: Engine, clock: Dr
     return pixels[0].clip(0, 1)
 
 
-def open_codes(engines: Engines, loop: ImageTokensLoop, clock: DrawingClock) -> CodesEngines:
-    """What draws token by token."""
+def open_codes(
+    engines: Engines, loop: ImageTokensLoop, clock: DrawingClock, adapter: Adapter | None = None
+) -> CodesEngines:
+    """What draws token by token, with the active adapter or the one given."""
     start, own_head = time.perf_counter(), loop.code_ids is None
     opened = CodesEngines(
-        engines.get("transformer"),
+        engines.get("transformer", adapter),
         engines.get("vq_decoder"),
         engines.get("image_head") if own_head else None,
         engines.get("image_embedder") if own_head else None,
@@ -222,6 +228,8 @@ def codes_request(
     """What the loop wants, or UsageError."""
     options.refuse("draws token by token", *BY_DENOISING)
     scale = options.scale("guidance_scale", loop.guidance_scale)
+    if options.negative_prompt is not None and scale == 1:
+        raise UsageError("negative_prompt needs guidance, guidance_scale is 1")
     tokens = image_prompt(prompt, loop, tokenizer)
     blank = None if scale == 1 else unconditional_prompt(tokens, options.negative_prompt, loop, tokenizer)
     check_length(max(len(tokens), len(blank or ())) + loop.length, limits)

@@ -38,6 +38,7 @@ from edgemm.runtimes.engines import Engines
 from edgemm.runtimes.image_call import DenoiseProgress, DrawingClock, DrawingOptions, ImageResult, check_whole
 
 if TYPE_CHECKING:
+    from edgemm.runtimes.adapters import Adapter
     from edgemm.runtimes.image_encoder import ImageReader
 
 __all__ = ["Drawn", "ImageGenerator", "denoise_request"]
@@ -56,12 +57,20 @@ class ImageGenerator:
         self._engines, self._tokenizer = engines, tokenizer
         self._manifest = engines.bundle.manifest
 
-    def start(self, prompt: str, options: DrawingOptions) -> Callable[[Cancelled], Drawn]:
-        """What draws, given a `cancelled`; prompt and options are checked now."""
-        begin = self._start(prompt, options)
+    @property
+    def adapter(self) -> Adapter | None:
+        """The one that a drawing takes which begins now."""
+        return self._engines.adapter
+
+    def start(
+        self, prompt: str, options: DrawingOptions, adapter: Adapter | None = None
+    ) -> Callable[[Cancelled], Drawn]:
+        """What draws, given a `cancelled`; prompt and options are checked now.  Without an adapter it takes the one
+        that is active when it begins."""
+        begin = self._start(prompt, options, adapter)
         return begin if options.motion is None else lambda cancelled: _set_in_motion(begin(cancelled), options.motion)
 
-    def _start(self, prompt: str, options: DrawingOptions) -> Callable[[Cancelled], Drawn]:
+    def _start(self, prompt: str, options: DrawingOptions, adapter: Adapter | None) -> Callable[[Cancelled], Drawn]:
         self._check_frames(options)
         name, loops = self._manifest.name, self._manifest.loops
         graph = None
@@ -74,18 +83,18 @@ class ImageGenerator:
                 "leave `image` out, or ask about the picture with generate_text"
             )
         if loops.image_tokens is not None:
-            return self._start_codes(prompt, options, loops.image_tokens)
+            return self._start_codes(prompt, options, loops.image_tokens, adapter)
         if loops.denoise is None:
             raise InputError(f"bundle {name} does not draw: it has no denoise loop and no image_tokens loop")
         loop, clock = loops.denoise, DrawingClock()
         if graph is not None:
-            return self._start_graph(prompt, options, loop, graph, clock)
+            return self._start_graph(prompt, options, loop, graph, clock, adapter)
         if options.one_call:
             return self._start_one_call(prompt, options, loop, clock)
         if options.image is not None:
-            return self._start_edit(prompt, options, loop.editing, clock)
+            return self._start_edit(prompt, options, loop.editing, clock, adapter)
         request = denoise_request(options, prompt, loop, self._manifest.limits, self._tokenizer)
-        return lambda cancelled: self._denoise(request, [], loop, cancelled, clock)
+        return lambda cancelled: self._denoise(request, [], loop, cancelled, clock, adapter)
 
     def _told(self, prompt: str, options: DrawingOptions) -> tuple[str, GraphBlock | None]:
         """A graph to draw as the model reads it: as a block of rows, or in words before the prompt's."""
@@ -103,7 +112,13 @@ class ImageGenerator:
         return f"{graph.to_text()}{prompt}".strip(), None
 
     def _start_graph(
-        self, prompt: str, options: DrawingOptions, loop: DenoiseLoop, graph: GraphBlock, clock: DrawingClock
+        self,
+        prompt: str,
+        options: DrawingOptions,
+        loop: DenoiseLoop,
+        graph: GraphBlock,
+        clock: DrawingClock,
+        adapter: Adapter | None,
     ) -> Callable[[Cancelled], Drawn]:
         text = self._manifest.loops.text
         assert text is not None
@@ -113,7 +128,7 @@ class ImageGenerator:
         def begin(cancelled: Cancelled) -> Drawn:
             tokens = self._reader.read(request.prompts.prompt, seen, text)[1]
             read = replace(request, prompts=replace(request.prompts, image_tokens=tokens))
-            return self._denoise(read, [], loop, cancelled, clock)
+            return self._denoise(read, [], loop, cancelled, clock, adapter)
 
         return begin
 
@@ -135,15 +150,24 @@ class ImageGenerator:
         request = denoise_request(options, prompt, loop, self._manifest.limits, self._tokenizer)
         return lambda cancelled: draw_in_one_call(request, loop, self._engines, cancelled, clock)
 
-    def _start_codes(self, prompt: str, options: DrawingOptions, loop: ImageTokensLoop) -> Callable[[Cancelled], Drawn]:
+    def _start_codes(
+        self, prompt: str, options: DrawingOptions, loop: ImageTokensLoop, adapter: Adapter | None
+    ) -> Callable[[Cancelled], Drawn]:
         from edgemm.runtimes.codes_loop import codes_request, draw_codes, open_codes
 
         clock = DrawingClock()
         request = codes_request(options, prompt, loop, self._manifest.limits, self._tokenizer)
-        return lambda cancelled: draw_codes(request, loop, open_codes(self._engines, loop, clock), cancelled, clock)
+        return lambda cancelled: draw_codes(
+            request, loop, open_codes(self._engines, loop, clock, adapter), cancelled, clock
+        )
 
     def _start_edit(
-        self, prompt: str, options: DrawingOptions, loop: DenoiseLoop, clock: DrawingClock
+        self,
+        prompt: str,
+        options: DrawingOptions,
+        loop: DenoiseLoop,
+        clock: DrawingClock,
+        adapter: Adapter | None,
     ) -> Callable[[Cancelled], Drawn]:
         from edgemm.bundle.picture import load_stretched, open_picture
 
@@ -157,7 +181,7 @@ class ImageGenerator:
             seen.append(
                 load_stretched(picture, request.height, request.width, text.background, limits.max_image_pixels)
             )
-        return lambda cancelled: self._denoise(request, seen, loop, cancelled, clock)
+        return lambda cancelled: self._denoise(request, seen, loop, cancelled, clock, adapter)
 
     def _denoise(
         self,
@@ -166,8 +190,9 @@ class ImageGenerator:
         loop: DenoiseLoop,
         cancelled: Cancelled,
         clock: DrawingClock,
+        adapter: Adapter | None,
     ) -> Drawn:
-        adapter = self._engines.adapter
+        adapter = adapter or self._engines.adapter
         loaded, clock.load_s = self._engines.timed(PARTS, adapter)
         prompts, from_file = request.prompts, loop.unconditional == "file"
         if picture:

@@ -20,6 +20,7 @@ from edgemm.runtimes.constraint import overlap
 from edgemm.runtimes.draw import ImageGenerator
 from edgemm.runtimes.image_call import DenoiseProgress, DrawingOptions, ImageResult, Picture
 from edgemm.runtimes.kv_cache import pieces_of
+from edgemm.runtimes.sampling import Sampling
 from edgemm.runtimes.text import TextGenerator
 from edgemm.runtimes.text_call import DRAW_MARKS, FinishReason, TextChunk, TextResult, clipped
 from edgemm.runtimes.text_loop import Clock, TextRequest
@@ -98,7 +99,7 @@ def write_interleaved(
 
     An empty chunk comes after each piece of a long prompt that was read: whoever asks can do other work between.
     """
-    clock, marks = Clock(), drawing.marks
+    clock, marks, adapter = Clock(), drawing.marks, image_generator.adapter
     transformer = text_generator.timed_conversation(clock)
     seen, image_tokens = text_generator.read_pictures(request.prompt, pictures, clock)
     head, request = _parted(replace(request, prompt=seen))
@@ -131,7 +132,7 @@ def write_interleaved(
             reason = result.finish_reason
             break
         picture = None
-        for event in image_generator.start(prompt, drawing.options)(cancelled):
+        for event in image_generator.start(prompt, drawing.options, adapter)(cancelled):
             yield event
             if isinstance(event, ImageResult) and event.images:
                 picture = event.images[0]
@@ -151,8 +152,16 @@ def write_interleaved(
             reason = "length"
         history = (*request.history, *request.prompt.text_ids, *written)
         again, image_tokens = text_generator.read_pictures(again, [text_generator.picture(picture.to_array())], clock)
-        request = replace(request, prompt=again, history=history)
+        request = replace(request, prompt=again, history=history, sampling=_after(request.sampling, len(prompts)))
     yield InterleavedResult(tuple(parts), tuple(prompts), tuple(ids), reason)
+
+
+def _after(sampling: Sampling, pictures: int) -> Sampling:
+    """Random numbers of their own for what follows a picture: those before it are not drawn again."""
+    if sampling.seed is None:
+        return sampling
+    seed = np.random.SeedSequence((sampling.seed, pictures)).generate_state(1, np.uint64)[0]
+    return replace(sampling, seed=int(seed))
 
 
 def _parted(request: TextRequest) -> tuple[list[Prompt], TextRequest]:
@@ -173,6 +182,7 @@ def _parted(request: TextRequest) -> tuple[list[Prompt], TextRequest]:
 
 def check_marks(marks: tuple[str, str]) -> tuple[str, str]:
     """Two different strings that are not empty."""
-    if isinstance(marks, str) or len(marks) != 2 or not all(marks) or marks[0] == marks[1]:
+    good = isinstance(marks, (tuple, list)) and len(marks) == 2 and all(isinstance(m, str) and m for m in marks)
+    if not good or marks[0] == marks[1]:
         raise UsageError(f"draw_marks is {marks!r}, expected two different strings, as {DRAW_MARKS}")
     return marks

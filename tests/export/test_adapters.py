@@ -197,6 +197,20 @@ def test_a_call_and_a_session_keep_the_adapter_they_began_with(opened):
     assert runtime.generate_text(PROMPT, max_new_tokens=12).token_ids != wanted
 
 
+def test_what_is_drawn_in_a_reply_keeps_the_adapter_that_the_reply_began_with(opened):
+    pytest.importorskip("llguidance")
+    runtime = opened["fp32"]
+    runtime.set_adapter("a")
+    wanted = runtime.generate_image("red heart", num_inference_steps=2).pixels
+    grammar, drawing = 'start: "Here: <draw>red heart</draw>!"', {"num_inference_steps": 2}
+    stream = runtime.generate(PROMPT, grammar=grammar, drawing=drawing)
+    next(stream)
+    runtime.set_adapter("b")
+    *_, last = stream
+    assert np.array_equal(last.images[0].pixels, wanted)
+    assert not np.array_equal(runtime.generate_image("red heart", num_inference_steps=2).pixels, wanted)
+
+
 def test_adapters_swapped_while_eight_threads_draw_and_write_never_mix(opened, adapters):
     """Each picture and each reply is bit for bit one that an adapter, or none, gives alone."""
     runtime, names, over, told = opened["fp32"], (None, "a", "b", "words"), threading.Event(), []

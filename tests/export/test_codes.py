@@ -14,6 +14,7 @@ import torch
 
 from edgemm.bundle.picture import load_picture
 from edgemm.cli.main import main
+from edgemm.errors import UsageError
 from edgemm.evaluate.checkpoint_subject import by_lot
 from edgemm.model.codes import write_codes
 from edgemm.verify.export_native import export_bundle
@@ -48,6 +49,13 @@ def test_two_sampled_pictures_are_torchs(model, runtime, guidance):
     assert np.abs(wanted[0] - wanted[1]).max() > 0.1
     for picture, pixels in zip(found.images, wanted, strict=True):
         assert np.abs(picture.pixels - pixels).max() <= PIXELS
+
+
+def test_what_would_change_nothing_is_refused(runtime):
+    with pytest.raises(UsageError, match="negative_prompt needs guidance, guidance_scale is 1"):
+        runtime.generate_image(PROMPTS[0], negative_prompt=PROMPTS[1], guidance_scale=1)
+    with pytest.raises(UsageError, match="one_call: this bundle draws token by token"):
+        runtime.generate_image(PROMPTS[0], one_call=True)
 
 
 def test_a_negative_prompt_takes_the_place_of_the_empty_one(model, runtime):

@@ -51,6 +51,16 @@ class TestWithTheLibrary:
         again = [list(model.generate("hello", grammar=grammar, drawing={"seed": 1}))[-1] for _ in range(2)]
         assert again[0].text == again[1].text
 
+    def test_what_follows_a_picture_has_random_numbers_of_its_own(self, model):
+        """Where every letter is as likely as the next, the same numbers would write the same word again."""
+        grammar = 'start: "<draw>a</draw>" /[a-z]{24}/ "<draw>a</draw>" /[a-z]{24}/'
+        how = {"grammar": grammar, "temperature": 100.0, "drawing": {"num_inference_steps": 1}}
+        first, again = (list(model.generate("hello", seed=5, **how))[-1] for _ in range(2))
+        one, other = (part for part in first.parts if isinstance(part, str))
+        # Of 26 letters one in 26 is the same by chance: 7 of 24 or more once in 20,000 replies.
+        assert sum(map(str.__eq__, one, other)) < 7
+        assert first.text == again.text
+
     def test_at_most_so_many_pictures(self, model):
         last = list(model.generate("hello", grammar=GRAMMAR, max_images=1))[-1]
         assert (len(last.images), last.finish_reason) == (1, "length")
