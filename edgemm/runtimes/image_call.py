@@ -226,7 +226,7 @@ class Picture:
         stream, still = io.BytesIO(), Clip((self.pixels,)).frames(chosen.size)[0]
         try:
             still.save(stream, format=picture_format(Path(path)))
-        except OSError as error:  # a format that holds no colours, say
+        except (OSError, ValueError) as error:  # a format that holds no colours, say
             raise InputError(f"{path}: cannot be written: {error}") from error
         write_whole(path, stream.getvalue())
 

@@ -270,14 +270,19 @@ class Model:
         What it adds is multiplied by `strength`: half of a style keeps more of the model's own drawing.  One folder may
         be loaded under several names.
         """
+        check_type("name", name, str)
+        check_type("path", path, str | os.PathLike)
+        check_type("strength", strength, float)
         self.adapters.load(name, Path(path), strength)
 
     def set_adapter(self, name: str | None) -> None:
         """The adapter of every call and session that begins from now on; None for none.  Takes no copy."""
+        check_type("name", name, str | None)
         self.adapters.set(name)
 
     def unload_adapter(self, name: str) -> None:
         """Forgets an adapter; calls that began with it keep it to their end."""
+        check_type("name", name, str)
         self.adapters.unload(name)
 
     # Life

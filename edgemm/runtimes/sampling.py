@@ -55,7 +55,9 @@ def next_token(logits: np.ndarray, history: Iterable[int], sampling: Sampling, g
     scores = penalised(logits, history, sampling.repetition_penalty)
     if sampling.temperature == 0:
         return int(scores.argmax())
-    scores = filtered(scores.astype(np.float64) / sampling.temperature, sampling)
+    scores = scores.astype(np.float64)
+    with np.errstate(over="ignore"):  # next to 0 all but the likeliest are as good as left out
+        scores = filtered((scores - scores.max()) / sampling.temperature, sampling)
     cumulative = np.cumsum(_softmax(scores))
     return int(np.searchsorted(cumulative, generator.random() * cumulative[-1], side="right").clip(0, len(scores) - 1))
 

@@ -17,7 +17,7 @@ from edgemm.bundle.chat import Message, turn_prompt
 from edgemm.bundle.picture import PictureSources
 from edgemm.bundle.prompt import Prompt
 from edgemm.errors import EdgemmError, InputError, UsageError
-from edgemm.options import from_keywords
+from edgemm.options import check_type, from_keywords
 from edgemm.runtimes.kv_cache import CachedTransformer
 from edgemm.runtimes.text import TextGenerator
 from edgemm.runtimes.text_call import Prompted, TextChunk, TextKeywords, TextOptions, TextResult
@@ -112,6 +112,7 @@ class Session:
 
     def rewind(self, turns: int = 1) -> None:
         """Takes back the last questions and their replies; nothing is computed."""
+        check_type("turns", turns, int)
         if not 1 <= turns <= len(self._earlier):
             raise UsageError(f"turns is {turns}, expected 1 to {len(self._earlier)}, the turns of this session")
         with self._alone():
@@ -139,6 +140,8 @@ class Session:
             generator.check_pictures(messages)
             prompt = turn_prompt(messages[0], self._place.unread, loop, generator.tokenizer)
         else:
+            if self._system and messages[0].role == "system":
+                raise UsageError("the session has a system message, and messages[0] is another: leave one of them out")
             prompt = generator.prompt((*self._system, *messages))
         self._check_room(prompt)
         return generator.request_of(prompt, options, self._place.history), generator.pictures(messages)

@@ -148,7 +148,10 @@ class Reply:
         last = ""
         if not self._stops.hit:
             last = self._stops.push(self._decoder.flush())
-            last += "" if self._stops.hit else self._stops.flush()
+            if self._stops.hit:  # in what was held back
+                self.reason = "stop"
+            else:
+                last += self._stops.flush()
         request = self.request
         result = TextResult(
             text="".join([*self._texts, last]),
@@ -225,8 +228,14 @@ def _steps(request: TextRequest, transformer: CachedTransformer) -> CachedTransf
 def _logprob(token: int, logits: np.ndarray, count: int, tokenizer: Tokenizer) -> TokenLogprob:
     logprobs = log_probabilities(logits)  # (v)
     likeliest = np.argsort(-logprobs, kind="stable")[:count]
-    top = tuple((int(i), tokenizer.decode([int(i)]), float(logprobs[i])) for i in likeliest)
-    return TokenLogprob(token, tokenizer.decode([token]), float(logprobs[token]), top)
+    top = tuple((int(i), _spelled(int(i), tokenizer), float(logprobs[i])) for i in likeliest)
+    return TokenLogprob(token, _spelled(token, tokenizer), float(logprobs[token]), top)
+
+
+def _spelled(token: int, tokenizer: Tokenizer) -> str:
+    """A token's text as it stands behind others: some tokenizers take the blank before a text's first word away."""
+    alone = tokenizer.decode([token])
+    return alone if INCOMPLETE in alone else tokenizer.decode([token, token])[len(alone) :]
 
 
 def _metrics(request: TextRequest, clock: Clock, new_tokens: int) -> TextMetrics:

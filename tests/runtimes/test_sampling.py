@@ -61,6 +61,13 @@ def test_a_lower_temperature_sharpens():
     assert abs(np.mean(np.array(drawn) == 0) - expected) < 0.016  # three standard deviations
 
 
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("temperature", [1e-30, 1e-310, 5e-324])
+def test_next_to_zero_the_likeliest_is_taken(temperature):
+    drawn = next_token(LOGITS, [], Sampling(temperature=temperature), np.random.default_rng(0))
+    assert drawn == LOGITS.argmax()
+
+
 def test_a_token_that_was_left_out_never_comes():
     generator = np.random.default_rng(0)
     best = set(np.argsort(LOGITS)[-3:].tolist())

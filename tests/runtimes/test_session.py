@@ -31,6 +31,13 @@ def reads(model, monkeypatch):
     return seen
 
 
+def test_a_second_system_message_is_refused_and_not_left_out(model):
+    with pytest.raises(UsageError, match=r"the session has a system message, and messages\[0\] is another"):
+        model.session(system="Be brief.").generate_text(
+            [{"role": "system", "content": "Be long."}, {"role": "user", "content": "hello"}]
+        )
+
+
 def test_a_session_says_what_the_whole_history_gives(model):
     """The tiny tokenizer has one token a byte, so that what was written is read anew as the same tokens."""
     chat, messages = model.session(system="be brief"), [{"role": "system", "content": "be brief"}]

@@ -12,8 +12,11 @@ import edgemm
 from edgemm.bundle.chat import as_messages, chat_prompt
 from edgemm.bundle.manifest import Limits, Loops
 from edgemm.bundle.picture import load_picture
+from edgemm.bundle.prompt import Tokenizer
 from edgemm.errors import EdgemmError, InputError, UsageError
 from edgemm.runtimes.kv_cache import BLOCK
+from edgemm.runtimes.text_loop import INCOMPLETE as HALF
+from edgemm.runtimes.text_loop import _logprob
 from tests.runtimes import reference
 from tests.runtimes.tiny_bundle import LIMITS, build, text_loop
 from tests.runtimes.tiny_weights import TINY, Weights
@@ -135,6 +138,42 @@ def test_a_stop_string_ends_a_reply_before_itself(model):
     chunks = list(model.stream_text("hello", max_new_tokens=40, stop=["never there", stop]))
     assert chunks[-1].finish_reason == "stop"
     assert "".join(chunk.text for chunk in chunks) == whole[: whole.index(stop)] == chunks[-1].result.text
+
+
+def test_a_stop_string_in_what_was_held_back_ends_a_reply_as_a_stop(model):
+    """Half a letter at the end is shown as U+FFFD, and only then is the stop string there."""
+    whole = next(
+        reply
+        for count in range(1, 40)
+        if (reply := model.generate_text("hello", max_new_tokens=count)).text[-1] == HALF
+    )
+    cut = model.generate_text("hello", max_new_tokens=len(whole.token_ids), stop=[whole.text[-2:]])
+    assert (whole.finish_reason, cut.finish_reason) == ("length", "stop")
+    assert cut.text == whole.text[:-2]
+
+
+def test_a_token_is_told_with_the_blank_before_its_word():
+    """As sentencepiece's tokenizers have it, whose texts begin without one."""
+    tokenizers = pytest.importorskip("tokenizers")
+    pieces = ["<unk>", *(f"<0x{byte:02X}>" for byte in range(256)), "\u2581a", "\u2581cat", "s"]
+    made = tokenizers.Tokenizer(
+        tokenizers.models.BPE({piece: token for token, piece in enumerate(pieces)}, [], byte_fallback=True)
+    )
+    made.decoder = tokenizers.decoders.Sequence(
+        [
+            tokenizers.decoders.Replace("\u2581", " "),
+            tokenizers.decoders.ByteFallback(),
+            tokenizers.decoders.Fuse(),
+            tokenizers.decoders.Strip(" ", 1, 0),
+        ]
+    )
+    tokenizer, logits = Tokenizer("tokenizer.json", made.to_str()), np.zeros(len(pieces), dtype=np.float32)
+    said = [made.token_to_id(piece) for piece in ("\u2581a", "\u2581cat", "<0x21>", "s", "<0xE2>")]
+    logits[said] = range(5, 0, -1)
+    told = [_logprob(token, logits, 5, tokenizer) for token in said]
+    assert [each.token for each in told] == [" a", " cat", "!", "s", HALF]
+    assert [text for _, text, _ in told[0].top] == [" a", " cat", "!", "s", HALF]
+    assert tokenizer.decode(said) == "a cat!s" + HALF
 
 
 def test_a_reply_ends_when_the_cache_is_full(tmp_path, weights, model):
