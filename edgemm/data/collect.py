@@ -97,7 +97,9 @@ def sample_of(number: int, entry: Entry) -> Sample:
         raise InputError(f"{entry.where}: no words; expected one of: {', '.join(CAPTION_FIELDS)}, label")
     if entry.split not in SPLITS:
         raise InputError(f"{entry.where}: split is {entry.split!r}, expected one of: {', '.join(SPLITS)}")
-    style = "-".join(str(fields.get("style", "pictures")).split()).replace("/", "-") or "pictures"
+    _check_length(label, f"{entry.where}: label")
+    style = "-".join(_word(entry, "style", "pictures").split()).replace("/", "-")
+    style = style if style.strip(".") else "pictures"  # it names a folder, which ".." is not
     name = f"{style}/{number:08d}"
     return Sample(
         id=name,
@@ -105,8 +107,8 @@ def sample_of(number: int, entry: Entry) -> Sample:
         style=style,
         label=label,
         tags=tuple(_texts(fields.get("tags"), f"{entry.where}: tags")),
-        family=str(fields.get("family", label)),
-        group=str(fields.get("group", "pictures")),
+        family=_word(entry, "family", label),
+        group=_word(entry, "group", "pictures"),
         subgroup="",
         hexcode="",
         split=entry.split,
@@ -121,10 +123,11 @@ def questions_of(sample: Sample, entry: Entry) -> list[Question]:
         made.append(Question(sample.id, "label", "What is this?", sample.label, None, sample.split))
     if any(fields.get(name) for name in CAPTION_FIELDS):
         made.append(Question(sample.id, "caption", "Describe the picture.", sample.captions[-1], None, sample.split))
-    asked = fields.get("questions") or ([fields] if fields.get("question") else [])
+    asked = fields.get("questions") or []
     if not isinstance(asked, list):
         raise InputError(f"{entry.where}: questions is a {type(asked).__name__}, expected a list")
-    return made + [_question(sample, one, entry.where) for one in asked]
+    own = [fields] if fields.get("question") else []
+    return made + [_question(sample, one, entry.where) for one in [*own, *asked]]
 
 
 def _question(sample: Sample, one: Any, where: str) -> Question:
@@ -135,9 +138,23 @@ def _question(sample: Sample, one: Any, where: str) -> Question:
         raise InputError(f"{where}: a question needs question and answer, found {sorted(map(str, one))}")
     choices = tuple(_texts(one.get("choices"), f"{where}: choices")) or None
     try:
-        return Question(sample.id, str(one.get("kind", "question")), text, answer, choices, sample.split)
+        kind = " ".join(_texts(one.get("kind"), f"{where}: kind")) or "question"
+        return Question(sample.id, kind, text, answer, choices, sample.split)
     except ValueError as error:
         raise InputError(f"{where}: {error}") from error
+
+
+def _word(entry: Entry, name: str, otherwise: str) -> str:
+    """One field's text; null and nothing are as if it were not there."""
+    where = f"{entry.where}: {name}"
+    text = " ".join(_texts(entry.fields.get(name), where)) or otherwise
+    _check_length(text, where)
+    return text
+
+
+def _check_length(text: str, where: str) -> None:
+    if len(text) > LONGEST:
+        raise InputError(f"{where} has {len(text)} characters, at most {LONGEST} are read")
 
 
 def _texts(value: Any, where: str) -> Iterable[str]:
@@ -148,7 +165,8 @@ def _texts(value: Any, where: str) -> Iterable[str]:
         if not isinstance(one, (str, int)) or isinstance(one, bool):
             raise InputError(f"{where} is a {type(one).__name__}, expected text")
         text = " ".join(str(one).split())
-        if len(text) > LONGEST:
-            raise InputError(f"{where} has {len(text)} characters, at most {LONGEST} are read")
+        if "\0" in text:
+            raise InputError(f"{where} holds a NUL character, expected text")
+        _check_length(text, where)
         texts += [text] if text else []
     return texts

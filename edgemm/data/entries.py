@@ -2,11 +2,12 @@
 
     a folder       metadata.jsonl or metadata.csv beside the pictures, with `file_name` (Hugging Face's ImageFolder);
                    or cat.jpg with its words in cat.txt; or cats/1.jpg, where the folder's name is the label;
-                   train/, validation/ and test/ above them are splits
+                   train/, validation/ and test/ above a picture are splits, whatever layout
     .tar shards    WebDataset: 0001.jpg, 0001.txt and 0001.json are one entry; read in order, never unpacked
     save_to_disk   a Hugging Face `datasets` folder, when that library is installed
 
-Words are UTF-8, with or without a mark in front; names that begin with a dot, as macOS leaves them, are passed over.
+Words are UTF-8, with or without a mark in front; files and folders whose names begin with a dot, as macOS and notebooks
+leave them, are passed over.
 What becomes of the fields is in collect.py.  A tar is read as a stream and a path of a metadata file may not leave its
 folder, so data from strangers is data.
 """
@@ -19,12 +20,14 @@ import itertools
 import json
 import os
 import tarfile
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
+from edgemm import progress
 from edgemm.bundle.files import check_is_file, pillow, reading
 from edgemm.bundle.picture import FORMATS, open_picture
 from edgemm.errors import InputError, MissingError
@@ -35,6 +38,7 @@ if TYPE_CHECKING:
 __all__ = ["Entry", "read_entries"]
 
 PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff")
+UNREAD = (".heic", ".heif", ".avif", ".jxl", ".jfif", ".svg", ".psd", ".dng")  # pictures that edgemm does not read
 WORDS = (".txt", ".caption")
 SPLIT_FOLDERS = {"train": "train", "validation": "test", "valid": "test", "val": "test", "dev": "test", "test": "test"}
 LARGEST_WORDS = 1 << 20  # bytes of an entry's text
@@ -58,33 +62,59 @@ def read_entries(source: Path) -> Iterator[Entry]:
         raise InputError(f"{source}: no folder and no .tar; give a folder of pictures, of .tar shards or of `datasets`")
     if (source / "dataset_dict.json").is_file() or (source / "state.json").is_file():
         return _saved_dataset(source)
-    shards = sorted(source.rglob("*.tar"))
+    shards = _below(source, "*.tar")
     if shards:
-        return (entry for shard in shards for entry in _tar(shard, _split_of(shard.relative_to(source))))
+        return (entry for shard in shards for entry in _tar(shard, _split_of_shard(shard.relative_to(source))))
     return _folder(source)
 
 
-def _split_of(path: Path) -> str:
-    """From the folders above a file, or from a shard's name: "train-0001.tar"."""
-    names = [*path.parent.parts, path.stem.split("-")[0]]
-    return next((SPLIT_FOLDERS[name.lower()] for name in names if name.lower() in SPLIT_FOLDERS), "train")
+def _below(source: Path, pattern: str) -> list[Path]:
+    """What fits, in a fixed order; nothing whose name, or whose folder's below `source`, begins with a dot."""
+    found = source.rglob(pattern)
+    return sorted(path for path in found if not any(part.startswith(".") for part in path.relative_to(source).parts))
+
+
+def _split_of(folders: Collection[str]) -> str:
+    return next((SPLIT_FOLDERS[name.lower()] for name in folders if name.lower() in SPLIT_FOLDERS), "train")
+
+
+def _split_of_shard(path: Path) -> str:
+    """A shard's own name says it as well: "train-0001.tar"."""
+    return _split_of([*path.parent.parts, path.stem.split("-")[0]])
+
+
+def _tell_left_out(source: Path, files: Collection[Path], why: str) -> None:
+    """Pictures that nobody asked to leave out are told, not lost in silence."""
+    if files:
+        ends = Counter(file.suffix.lower() for file in files)
+        counts = ", ".join(f"{count} {end}" for end, count in ends.most_common())
+        progress.line(f"{source}: left out {counts}: {why}; the first: {min(files).relative_to(source)}")
 
 
 def _folder(source: Path) -> Iterator[Entry]:
-    tables = sorted([*source.rglob("metadata.jsonl"), *source.rglob("metadata.csv")])
+    files = [file for file in _below(source, "*") if file.is_file()]
+    unread = [file for file in files if file.suffix.lower() in UNREAD]
+    _tell_left_out(source, unread, "not read; save them as PNG or JPEG")
+    tables = _below(source, "metadata.jsonl") + _below(source, "metadata.csv")
     if tables:
+        tables.sort()
         for table, other in itertools.pairwise(tables):
             if table.parent == other.parent:
                 raise InputError(f"{table.parent}: holds {table.name} and {other.name}, expected one of them")
+        named: set[str] = set()
         for table in tables:
-            yield from _table(table, _split_of(table.relative_to(source)))
+            yield from _table(source, table, named)
+        pictures = [file for file in files if file.suffix.lower() in PICTURES]
+        unnamed = [file for file in pictures if os.path.realpath(file) not in named]
+        _tell_left_out(source, unnamed, "no metadata.jsonl or .csv names them")
         return
-    for file in sorted(source.rglob("*")):
-        if file.suffix.lower() not in PICTURES or file.name.startswith(".") or not file.is_file():
+    written = {(file.with_suffix(""), file.suffix.lower()): file for file in files if file.suffix.lower() in WORDS}
+    for file in files:
+        if file.suffix.lower() not in PICTURES:
             continue
-        below = file.relative_to(source)
-        words = next((file.with_suffix(end) for end in WORDS if file.with_suffix(end).is_file()), None)
-        folders = [name for name in below.parts[:-1] if name.lower() not in SPLIT_FOLDERS]
+        above = file.relative_to(source).parts[:-1]
+        words = next(filter(None, (written.get((file.with_suffix(""), end)) for end in WORDS)), None)
+        folders = [name for name in above if name.lower() not in SPLIT_FOLDERS]
         if words is not None:
             fields = {"text": _text(words.read_bytes(), str(words))}
         elif folders:
@@ -94,10 +124,12 @@ def _folder(source: Path) -> Iterator[Entry]:
                 f"{file}: no words; expected metadata.jsonl with file_name, {file.stem}.txt beside it, or a folder "
                 "named like its label"
             )
-        yield Entry(str(file), partial(open_picture, file), fields, _split_of(below))
+        yield Entry(str(file), partial(open_picture, file), fields, _split_of(above))
 
 
-def _table(table: Path, split: str) -> Iterator[Entry]:
+def _table(source: Path, table: Path, named: set[str]) -> Iterator[Entry]:
+    """The rows' entries; `named` gets the pictures' real paths.  A row without a split has that of the folders above
+    its picture."""
     for number, fields in _rows(table):
         name = fields.pop("file_name", None)
         if not isinstance(name, str) or "\0" in name:
@@ -106,7 +138,16 @@ def _table(table: Path, split: str) -> Iterator[Entry]:
         file = Path(os.path.realpath(table.parent / name))  # Path.resolve() has no answer for links in a circle
         if table.parent.resolve() not in file.parents:
             raise InputError(f"{table}, line {number}: file_name {name!r} leaves the folder")
-        yield Entry(f"{table}, line {number}", partial(open_picture, file), fields, str(fields.pop("split", split)))
+        named.add(os.fspath(file))
+        folders = [*table.relative_to(source).parts[:-1], *Path(os.path.normpath(name)).parts[:-1]]
+        split = _split_said(fields, _split_of(folders))
+        yield Entry(f"{table}, line {number}", partial(open_picture, file), fields, split)
+
+
+def _split_said(fields: dict[str, Any], otherwise: str) -> str:
+    """The entry's own word; null is none."""
+    said = fields.pop("split", None)
+    return otherwise if said is None else str(said)
 
 
 def _rows(table: Path) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -164,7 +205,7 @@ def _grouped(shard: Path, key: str | None, group: dict[str, bytes], split: str) 
         fields["text"] = text
     if "cls" in words:
         fields.setdefault("label", words["cls"].strip())
-    return Entry(where, partial(_decoded, group["picture"], where), fields, str(fields.pop("split", split)))
+    return Entry(where, partial(_decoded, group["picture"], where), fields, _split_said(fields, split))
 
 
 def _decoded(data: bytes, where: str) -> Image:
@@ -192,7 +233,8 @@ def _saved_dataset(source: Path) -> Iterator[Entry]:
         for number, row in enumerate(part):
             fields = {key: named[key].int2str(value) if key in named else value for key, value in row.items()}
             where = f"{source}: {name}, row {number}"
-            yield Entry(where, partial(open_picture, fields.pop(picture)), fields, SPLIT_FOLDERS.get(name, "train"))
+            split = _split_said(fields, _split_of([str(name)]))
+            yield Entry(where, partial(open_picture, fields.pop(picture)), fields, split)
 
 
 def _object(text: str, where: str) -> dict[str, Any]:

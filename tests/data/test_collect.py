@@ -164,6 +164,13 @@ def deep(folder: Path) -> None:
         (lambda folder: metadata(folder, file_name="a.png", text={}), "text is a dict, expected text"),
         (lambda folder: metadata(folder, file_name="a.png", text="x" * 1001), "has 1001 characters"),
         (lambda folder: metadata(folder, file_name="a.png", text="x", split="odd"), "split is 'odd'"),
+        (lambda folder: metadata(folder, file_name="a.png", text="x", style=["y"] * 900), "style has 1799 characters"),
+        (lambda folder: metadata(folder, file_name="a.png", text="x", style="\0"), "style holds a NUL character"),
+        (
+            lambda folder: metadata(folder, file_name="a.png", text="x", group={"a": 1}),
+            "group is a dict, expected text",
+        ),
+        (lambda folder: metadata(folder, file_name="a.png", label=["y"] * 900), "label has 1799 characters"),
         (lambda folder: metadata(folder, file_name="a.png", text="x", question="?"), "needs question and answer"),
         (lambda folder: (folder.mkdir(), (folder / "a.tar").write_bytes(b"x" * 600)), "a.tar: not a whole tar"),
         (lambda folder: (folder.mkdir(), tar(folder / "a.tar", {"1.txt": b"x"})), "1 has no picture"),
@@ -193,6 +200,82 @@ def test_a_mark_in_front_of_words_and_files_that_begin_with_a_dot_are_passed_ove
     (tmp_path / "lines" / "metadata.jsonl").write_text('\ufeff{"file_name": "b.png", "text": "a\u2028dog"}\n')
     assert [sample.label for sample in build(tmp_path / "in", tmp_path / "set").samples] == ["a cat"]
     assert [sample.label for sample in build(tmp_path / "lines", tmp_path / "other").samples] == ["a dog"]
+
+
+def test_folders_that_begin_with_a_dot_are_passed_over_with_all_that_is_in_them(tmp_path):
+    picture(tmp_path / "in" / "cats" / "a.png")
+    for hidden in (".ipynb_checkpoints", "cats/.thumbnails"):
+        picture(tmp_path / "in" / hidden / "a.png")
+        (tmp_path / "in" / hidden / "metadata.jsonl").write_text('{"file_name": "a.png", "text": "a copy"}')
+        tar(tmp_path / "in" / hidden / "1.tar", {"1.png": png("red"), "1.txt": b"a shard"})
+    assert [sample.label for sample in build(tmp_path / "in", tmp_path / "set").samples] == ["cats"]
+    inside_one = tmp_path / ".mine" / "cats"
+    picture(inside_one / "a.png")
+    assert len(build(inside_one.parent, tmp_path / "other").samples) == 1  # where the source lies does not matter
+
+
+def test_a_split_is_said_by_folders_and_shards_and_by_no_pictures_name(tmp_path):
+    for name in ("test-tube.png", "val-1.png", "dev.png"):
+        picture(tmp_path / "in" / "glass" / name)
+    picture(tmp_path / "in" / "Test" / "glass" / "train-9.png")
+    splits = [sample.split for sample in build(tmp_path / "in", tmp_path / "set").samples]
+    assert sorted(splits) == ["test", "train", "train", "train"]
+
+
+def test_a_table_above_the_folders_of_splits_withholds_what_lies_in_test(tmp_path):
+    rows = [
+        {"file_name": "train/a.png", "text": "a"},
+        {"file_name": "test/deep/b.png", "text": "b"},
+        {"file_name": "test/c.png", "text": "c", "split": "train"},
+        {"file_name": "validation/d.png", "text": "d", "split": None},
+    ]
+    for row in rows:
+        picture(tmp_path / "in" / row["file_name"])
+    (tmp_path / "in" / "metadata.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    dataset = build(tmp_path / "in", tmp_path / "set")
+    splits = {sample.label: sample.split for sample in dataset.samples}
+    assert splits == {"a": "train", "b": "test", "c": "train", "d": "test"}
+
+
+def test_words_beside_a_picture_are_found_however_their_ending_is_written(tmp_path):
+    picture(tmp_path / "in" / "holiday" / "IMG_1.JPG")
+    (tmp_path / "in" / "holiday" / "IMG_1.TXT").write_text("a boat")
+    assert [sample.label for sample in build(tmp_path / "in", tmp_path / "set").samples] == ["a boat"]
+
+
+def test_what_is_null_is_as_if_it_were_not_there(tmp_path):
+    nothing = dict.fromkeys(("label", "caption", "style", "group", "family", "tags", "questions", "kind", "choices"))
+    metadata(tmp_path / "in", file_name="a.png", text="a flag", question="Red?", answer="yes", **nothing)
+    dataset = build(tmp_path / "in", tmp_path / "set")
+    sample = dataset.samples[0]
+    found = (sample.style, sample.group, sample.family, sample.tags)
+    assert found == ("pictures", "pictures", "a flag", ())
+    assert {question.kind for question in dataset.questions} == {"caption", "question"}
+
+
+def test_a_question_of_its_own_and_a_list_of_them_are_all_asked(tmp_path):
+    more = [{"question": "How many?", "answer": "one"}]
+    metadata(tmp_path / "in", file_name="a.png", text="a flag", question="Red?", answer="yes", questions=more)
+    asked = {question.question for question in build(tmp_path / "in", tmp_path / "set").questions}
+    assert asked == {"Describe the picture.", "Red?", "How many?"}
+
+
+@pytest.mark.parametrize("style", ["..", ".", " / ", "a/../b"])
+def test_a_style_is_a_folder_inside_the_dataset(tmp_path, style):
+    metadata(tmp_path / "in", file_name="a.png", text="a flag", style=style)
+    dataset = build(tmp_path / "in", tmp_path / "set")  # reads it back
+    inside = (tmp_path / "set" / "images").resolve()
+    assert dataset.image_path(dataset.samples[0]).resolve().is_relative_to(inside)
+
+
+def test_pictures_that_are_left_out_are_told(tmp_path, capsys):
+    metadata(tmp_path / "in", file_name="a.png", text="a flag")
+    picture(tmp_path / "in" / "test" / "b.png")
+    (tmp_path / "in" / "c.HEIC").write_bytes(b"of a telephone")
+    assert run("pictures", "--source", tmp_path / "in", "--output", tmp_path / "set") == 0
+    told = capsys.readouterr().err
+    assert "left out 1 .png: no metadata.jsonl or .csv names them; the first: test/b.png" in told
+    assert "left out 1 .heic: not read; save them as PNG or JPEG; the first: c.HEIC" in told
 
 
 def test_broken_pictures_are_left_out_when_asked_and_counted(tmp_path, capsys):
