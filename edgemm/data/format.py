@@ -21,6 +21,7 @@ Nothing here needs Pillow.
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields
@@ -40,6 +41,7 @@ __all__ = [
     "Source",
     "check_dataset",
     "dump_line",
+    "lines_sha256",
     "read_dataset",
 ]
 
@@ -181,6 +183,15 @@ def read_dataset(path: str | Path) -> Dataset:
 def check_dataset(path: str | Path) -> None:
     """InputError where there is no dataset; its lines are not looked at."""
     _read_header(Path(path))
+
+
+def lines_sha256(path: str | Path) -> str:
+    """SHA-256 of what a dataset's tables say; of a folder that is none, or none any more, that of nothing."""
+    digest = hashlib.sha256()
+    for name in ("dataset.json", "samples.jsonl", "questions.jsonl", "edits.jsonl"):
+        file = Path(path, name)
+        digest.update(file.read_bytes() if file.is_file() else b"")
+    return digest.hexdigest()
 
 
 def _read_header(path: Path) -> dict[str, Any]:

@@ -146,7 +146,7 @@ def _scores(
     for question, every in zip(questions, always):
         if every is not None:
             turned.setdefault(question.kind, []).append(every)
-    yes_no = [(question.answer == "yes", said_yes(reply)) for question, reply in others if is_yes_no(question)]
+    yes_no = [(question.answer.lower() == "yes", said_yes(reply)) for question, reply in others if is_yes_no(question)]
     return ReadPart(
         pictures=len({question.sample for question in questions}),
         kinds={
@@ -200,27 +200,33 @@ def _record(question: Question, reply: str, circular: bool | None) -> dict[str, 
 # first word of the reply counts (as in POPE, arXiv:2305.10355), so "Yes, it is." is a yes.
 
 ARTICLES = ("a", "an", "the")
+ACCENTS = ("\u0300", "\u036f")  # those of Latin letters, Greek and Cyrillic; other scripts' marks are vowels
 
 
 def normalised(text: str) -> str:
     plain = unicodedata.normalize("NFKD", text.lower())
-    kept = (_plain(character) for character in plain if not unicodedata.combining(character))
+    kept = (_plain(character) for character in plain if not ACCENTS[0] <= character <= ACCENTS[1])
     words = "".join(kept).split()
     return " ".join(words[1:] if len(words) > 1 and words[0] in ARTICLES else words)
 
 
 def is_yes_no(question: Question) -> bool:
-    return question.choices is not None and set(question.choices) == {"yes", "no"}
+    return question.choices is not None and {choice.lower() for choice in question.choices} == {"yes", "no"}
 
 
 def is_right(question: Question, reply: str) -> bool:
     if is_yes_no(question):
-        return said_yes(reply) is (question.answer == "yes")
-    return normalised(reply) == normalised(question.answer)
+        return said_yes(reply) is (question.answer.lower() == "yes")
+    return _evened(reply) == _evened(question.answer)
 
 
 def is_any_of(accepted: Iterable[str], reply: str) -> bool:
-    return normalised(reply) in {normalised(word) for word in accepted}
+    return _evened(reply) in {_evened(word) for word in accepted}
+
+
+def _evened(text: str) -> str:
+    """Of signs alone, such as "+", nothing is left, and "-" would be as right."""
+    return normalised(text) or " ".join(text.lower().split())
 
 
 def said_yes(reply: str) -> bool | None:
@@ -230,8 +236,9 @@ def said_yes(reply: str) -> bool | None:
 
 
 def _plain(character: str) -> str:
-    """Letters and digits stay, apostrophes vanish ("can't" is "cant"), the rest parts words."""
-    if character.isalnum():
+    """Letters, their marks and digits stay, apostrophes vanish ("can't" is "cant"), the rest parts words."""
+    is_mark = unicodedata.category(character) in ("Mn", "Mc") and not "\ufe00" <= character <= "\ufe0f"  # of emoji
+    if character.isalnum() or is_mark:
         return character
     return "" if character in "'’" else " "
 

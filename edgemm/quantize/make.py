@@ -62,8 +62,11 @@ def quantize(model: Unified, options: QuantizeOptions | None = None, checkpoint:
     progress.status("quantizing")
     options = options or QuantizeOptions()
     chosen = layers_of(model, options.text, options.draw, options.portable)
+    methods = methods_of(options)
+    if options.rank != RANK and not any(read_method(words).branches for words in methods.values()):
+        raise UsageError(f"--rank {options.rank} is of svd's branch, and no side has one: give --method svd, too")
     data = read_calibration(options.calibration, model, options.samples)
-    ready = prepare(model, chosen, methods_of(options), data, options.steps)
+    ready = prepare(model, chosen, methods, data, options.steps)
     if options.cache == "int8":
         ready = replace(ready, cache=cache_steps(model, data))
     if chosen.get(HEAD, Layer(None)).rows:

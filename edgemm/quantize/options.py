@@ -15,6 +15,7 @@ from edgemm.options import option
 __all__ = ["JudgeOptions", "QuantizeOptions", "RANK"]
 
 RANK = 16  # of svd's branch
+TASKS_LIMIT = 100
 LEAST = {"steps": 1, "rank": 1}
 
 
@@ -95,7 +96,7 @@ class JudgeOptions:
         metavar="DIR",
         type=Path,
     )
-    tasks_limit: int = option(100, "questions a kind, and prompts a split", metavar="N")
+    tasks_limit: int = option(TASKS_LIMIT, "questions a kind, and prompts a split", metavar="N")
     tasks_seeds: int = option(1, "drawings of a prompt, each from other noise", metavar="N")
 
     def __post_init__(self) -> None:
@@ -107,6 +108,8 @@ class JudgeOptions:
         by_judge = (self.budget_draw or "").startswith("drawn")
         if by_judge and not self.tasks:
             raise UsageError(f"--budget-draw {self.budget_draw} is judged on a dataset: give --tasks DIR too")
+        if not self.tasks and (self.tasks_limit, self.tasks_seeds) != (TASKS_LIMIT, 1):
+            raise UsageError("--tasks-limit and --tasks-seeds say how much of a dataset is asked: give --tasks DIR too")
         if self.tasks and not (self.report or self.auto or by_judge):
             raise UsageError("--tasks is for the report: give --report PAGE.html too")
 

@@ -10,13 +10,15 @@ from __future__ import annotations
 import dataclasses
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
 
 from edgemm import progress
 from edgemm.bundle.adapter_config import FILES
-from edgemm.errors import CheckpointError, UsageError
+from edgemm.data.format import lines_sha256
+from edgemm.errors import CheckpointError, InputError, UsageError
 from edgemm.model import checkpoint
 from edgemm.model.config import ModelConfig
 from edgemm.model.unified import Unified
@@ -61,7 +63,8 @@ def _few_steps(recipe: FewStepsRecipe, ranks: Ranks) -> None:
     if not Path(start).is_dir():
         raise UsageError(f"--few goes on from a checkpoint: distil --student {start} first, then give its checkpoint")
     teacher = checkpoint.load(recipe.teacher).requires_grad_(False).to(ranks.device)
-    asked = ("data", "splits", "groups", "pictures", "seed", "guidance", "few", "teacher_steps", "trajectories")
+    asked = ("data", "splits", "groups", "pictures", "caption", "seed")
+    asked += ("guidance", "few", "teacher_steps", "trajectories")
     with ranks.accelerator.main_process_first():  # it draws what the others then read
         taught = record(teacher, recipe, _cache(recipe, asked))
     del teacher
@@ -83,6 +86,8 @@ def _smaller(recipe: StudentRecipe, ranks: Ranks) -> None:
     with ranks.accelerator.main_process_first():
         if not start.is_dir():
             _cut(teacher, recipe, start)
+        elif not goes_on:
+            _check_cut(start, recipe)
     reads = recipe.parts in ("transformer", "both")
     student = checkpoint.load(start, merge=not reads).requires_grad_(False).to(ranks.device)
     if goes_on:
@@ -104,7 +109,7 @@ class StudentTask(TwoTasks):
             self.drawing = DistillDraw(student, teacher, recipe, share)
         if recipe.parts in ("transformer", "both"):
             asked = ("data", "splits", "groups", "pictures", "seed", "batch", "views", "temperature", "top_words")
-            asked += ("replies", "reply_tokens", "reply_share")
+            asked += ("replies", "reply_tokens", "reply_share", "caption_share", "label_share", "cut_share", "blend")
             self.reading = DistillRead(student, teacher, recipe, _cache(recipe, asked), share)
         config = student.config
         self.description = (
@@ -164,6 +169,18 @@ def _cut(teacher: Unified, recipe: StudentRecipe, start: Path) -> None:
         checkpoint.save(student, start, torch.bfloat16, adapter=adapter)
     shown = ", ".join(f"{layer}{'' if layer in kept else '-'} {value:.3f}" for layer, value in enumerate(influence))
     progress.line(f"distill: keeps layers {', '.join(map(str, kept))}; influence (- goes): {shown}")
+
+
+def _check_cut(start: Path, recipe: StudentRecipe) -> None:
+    """InputError where an earlier run cut a student of other depths."""
+    config = ModelConfig.read(start / "config.json")
+    cut = {"transformer_layers": config.transformer.depth, "denoiser_layers": config.denoiser.depth}
+    for line, found in cut.items():
+        if getattr(recipe, line) not in (0, found):
+            raise InputError(
+                f"{start}: was cut to {line} {found}, the recipe asks for {getattr(recipe, line)}; delete "
+                f"{recipe.output} or choose another output"
+            )
 
 
 def _calibrate(teacher: Unified, recipe: StudentRecipe) -> tuple[list[str], list[float]]:
@@ -233,11 +250,15 @@ def _as_started(student: Unified, recipe: StudentRecipe) -> StudentRecipe:
 
 
 def _cache(recipe: DistillRecipe, asked: tuple[str, ...]) -> TeacherCache:
-    """The teacher's answers to this recipe, known by the teacher's weights and the lines that shape the questions."""
+    """The teacher's answers to this recipe, known by the teacher's weights, the lines that shape the questions, and
+    what the dataset says: another one may stand in its place."""
     import hashlib
 
     digest = hashlib.sha256()
     for path in sorted(Path(recipe.teacher).rglob("*.safetensors")):
         digest.update(path.read_bytes())
-    key = {"teacher": digest.hexdigest()} | {line: getattr(recipe, line) for line in asked}
+    key: dict[str, Any] = {"teacher": digest.hexdigest(), "data_sha256": lines_sha256(recipe.data)}
+    for line in asked:
+        value = getattr(recipe, line)
+        key[line] = list(value) if isinstance(value, tuple) else value  # as JSON gives it back
     return TeacherCache(Path(recipe.output) / "teacher", key)

@@ -2,7 +2,7 @@
 
 Run folder:
     log.jsonl            one JSON line a logged step
-    state.pt             everything that a resume needs; written beside and renamed
+    state.pt             everything that a resume needs, and the recipe it began with; written beside and renamed
     samples/STEP.png     pictures to look at
     checkpoint/          the result, with averaged weights
 A task gives parameters, a loss a step and samples; the loop knows nothing of pictures or prompts.  With several
@@ -11,6 +11,7 @@ processes (ranks.py) all of them run this loop and the first one alone writes.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import os
@@ -26,6 +27,7 @@ from torch import Tensor, nn
 from edgemm import progress
 from edgemm.bundle.beside import only_writer, written_beside
 from edgemm.bundle.files import reading
+from edgemm.data.format import lines_sha256
 from edgemm.errors import EdgemmError, InputError
 from edgemm.model.feed_forward import watching
 from edgemm.model.unified import Unified
@@ -33,7 +35,9 @@ from edgemm.train.optimizers import Average, make_optimizers, rate
 from edgemm.train.ranks import Ranks, full, refusing_full_disk, refusing_out_of_memory, sharded_like
 from edgemm.train.recipe import Recipe
 
-__all__ = ["Step", "Task", "logged", "run_loop"]
+__all__ = ["Step", "Task", "changed_lines", "logged", "run_loop"]
+
+OF_NO_WEIGHT = ("output", "steps", "threads", "compile", "log_every", "save_every", "sample_every")  # lines of a recipe
 
 
 class Task(Protocol):
@@ -88,10 +92,14 @@ def _run(model: Unified, task: Task, recipe: Recipe, ranks: Ranks, began_s: floa
     start, earlier_s = _resume(folder / "state.pt", task, optimizers, average, recipe)
     ranks.check_same(start, str(folder / "state.pt"))
     progress.status("")
+    told = _told(recipe)
     if ranks.is_first:
         _cut_log(folder / "log.jsonl", start)
         if start:
             progress.line(f"resuming at step {start} of {recipe.steps}")
+            if changed := changed_lines(folder / "state.pt", recipe):
+                after = "; its steps are done, so nothing new is learned" if start == recipe.steps else ""
+                progress.line(f"{folder}: goes on with another recipe than it had: {changed}{after}")
     if start == recipe.steps:  # stopped after its last step, perhaps before its result was written
         _write_result(model, task, average, folder, start, ranks)
     precision = autocast(recipe.precision, ranks.device)
@@ -133,7 +141,8 @@ def _run(model: Unified, task: Task, recipe: Recipe, ranks: Ranks, began_s: floa
                 clock, last_logged = time.perf_counter(), done
             paused = time.perf_counter()
             if done % recipe.save_every == 0 or done == recipe.steps:
-                where = {"step": done, "task": recipe.kind, "core_s": earlier_s + time.process_time() - began_s}
+                took_s = earlier_s + time.process_time() - began_s
+                where = {"step": done, "task": recipe.kind, "core_s": took_s, "recipe": told}
                 _save_state(folder / "state.pt", where, task, optimizers, average, ranks)
             if done % recipe.sample_every == 0 or done == recipe.steps:
                 _write_result(model, task, average, folder, done, ranks)
@@ -204,6 +213,27 @@ def logged(path: Path) -> list[tuple[int, str]]:
     return lines
 
 
+def _told(recipe: Recipe) -> dict[str, Any]:
+    """What of a recipe shapes the weights, and a hash of the dataset's own lines; plain values, for a state."""
+    told = {key: value for key, value in dataclasses.asdict(recipe).items() if key not in OF_NO_WEIGHT}
+    return told | {"data_sha256": lines_sha256(recipe.data)}
+
+
+def changed_lines(path: Path, recipe: Recipe) -> str:
+    """How a recipe differs from the one that the state at `path` was made with; "" where it does not, where there is no
+    state, or one from before recipes were kept."""
+    if not path.exists():
+        return ""
+    with reading(path, "cannot be read; delete it to start again"):
+        state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    before, now = state.get("recipe", {}), _told(recipe)
+    changed = {key: (before[key], now[key]) for key in before if key in now and before[key] != now[key]}
+    found = [f"{key} was {was!r}, is {new!r}" for key, (was, new) in changed.items() if key != "data_sha256"]
+    if "data_sha256" in changed and "data" not in changed:
+        found.append(f"{recipe.data} was made again since, and is another dataset")
+    return ", ".join(found)
+
+
 def _cut_log(path: Path, start: int) -> None:
     """Leave out the lines of steps that a killed run had logged and that will be done again."""
     if path.exists():
@@ -214,7 +244,7 @@ def _cut_log(path: Path, start: int) -> None:
 
 def _save_state(
     path: Path,
-    where: dict[str, Any],  # the step, what kind of task takes it, and what all processes of the run took so far
+    where: dict[str, Any],  # the step, its kind of task, what all processes of the run took so far, and the recipe
     task: Task,
     optimizers: list[torch.optim.Optimizer],
     average: Average,

@@ -120,7 +120,7 @@ def precision_of(source: Path) -> torch.dtype | None:
 
 
 def join(drawing: Path, reading: Path, output: Path, name: str = "") -> None:
-    """Write `output`: conditioner and denoiser of `drawing`, everything else of `reading`.
+    """Write `output`: conditioner, denoiser and a connector's queries of `drawing`, everything else of `reading`.
 
     Raises CheckpointError when the two are not the same model or the reading one changed layers that drawing reads,
     InputError where `output` is one of them or a folder that holds no model.
@@ -144,6 +144,9 @@ def join(drawing: Path, reading: Path, output: Path, name: str = "") -> None:
             raise CheckpointError(f"{reading}: transformer layer {index} differs from {drawing}, and drawing reads it")
     reads.conditioner.load_state_dict(draws.conditioner.state_dict())
     reads.denoiser.load_state_dict(draws.denoiser.state_dict())
+    kept, learned = reads.transformer.queries, draws.transformer.queries
+    if kept is not None and learned is not None:  # a connector's, by drawing alone
+        kept.load_state_dict(learned.state_dict())
     edits = draws.config.edits and _same(draws.image_encoder.state_dict(), reads.image_encoder.state_dict())
     reads.config = dataclasses.replace(draws.config, name=name or output.name, vision=reads.config.vision, edits=edits)
     checkpoint.save(reads, output, torch.bfloat16)

@@ -15,6 +15,7 @@ import sys
 from dataclasses import dataclass
 from typing import ClassVar
 
+from edgemm.data.format import SPLITS
 from edgemm.errors import UsageError
 
 __all__ = [
@@ -119,6 +120,7 @@ class Recipe:
             raise UsageError("recipe: output is empty, expected a folder")
         for name, allowed in CHOICES.items():
             self._one_of(name, allowed)
+        self._some_of("splits", SPLITS, least=1)
         for names, low, high in RANGES:
             for name in names:
                 value = getattr(self, name, low)

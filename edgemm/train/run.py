@@ -20,10 +20,11 @@ from edgemm.model.designs import variant
 from edgemm.model.prompts import BYTES, learned_tokenizer_json
 from edgemm.model.unified import Unified
 from edgemm.train.adapters import add_adapter, check_adapter_output, save_adapter
-from edgemm.train.loop import Task, logged, run_loop
+from edgemm.train.loop import Task, changed_lines, logged, run_loop
 from edgemm.train.optimizers import own_the_transformer, parts_of
 from edgemm.train.ranks import Ranks, Share
 from edgemm.train.recipe import (
+    DESIGNS,
     AutoencodeRecipe,
     DrawRecipe,
     EditRecipe,
@@ -53,9 +54,20 @@ def train_stages(stages: Sequence[Stage]) -> bool:
     for number, recipe in enumerate(stages, start=1):
         following = stages[number:]
         if following and Path(following[0].output, "state.pt").exists() and following[0].start == _result(recipe):
+            _tell_kept(recipe, following[0])
             continue  # the next stage has begun from its result
         speaks = train(recipe)
     return speaks
+
+
+def _tell_kept(recipe: Stage, after: Stage) -> None:
+    """A finished stage is not touched again: what was changed in its recipe since would be lost without a word."""
+    changed = changed_lines(Path(recipe.output) / "state.pt", recipe)
+    lines = logged(Path(recipe.output) / "log.jsonl")
+    if lines and lines[-1][0] != recipe.steps:
+        changed = ", ".join(filter(None, (changed, f"steps were {lines[-1][0]}, are {recipe.steps}")))
+    if changed:
+        progress.line(f"{recipe.output}: stays as it is, for {after.output} has begun from it: {changed}")
 
 
 def _check_output(recipe: Stage) -> None:
@@ -106,11 +118,32 @@ def _start(recipe: Stage) -> Unified:
     else:  # reading goes on with an adapter as it is, unless all weights learn
         adapts = isinstance(recipe, ReadRecipe | JointRecipe) and "transformer" not in recipe.train
         model = checkpoint.load(recipe.start, merge=not adapts)
+        _check_designs(recipe, model)
     if recipe.frames not in (0, model.config.image_tokens.frames):
         model = with_frames(model, recipe.frames)
     if "transformer" in parts_of(recipe, model.config):
         own_the_transformer(model)
     return model
+
+
+def _check_designs(recipe: Stage, model: Unified) -> None:
+    """UsageError where the recipe asks for what only a new model is given, and this one has otherwise."""
+    config, motion = model.config, model.config.motion
+    has = {
+        "experts": config.experts,
+        "vision": config.vision.encoder if config.vision.encoder in ("dual", "conv") else "single",
+        "image_tokens": config.image_tokens.kind,
+        "objective": config.objective,
+        "graphs": "rows" if config.graph else "text",
+        "motion": str((motion.image_size // motion.stride) ** 2) if motion else "none",
+    }
+    for name, found in has.items():
+        asked = getattr(recipe, name)
+        if asked not in (found, DESIGNS[name][0]):
+            raise UsageError(
+                f"recipe: {name} is {asked}, and {recipe.start} has {found}: designs are chosen for a new model; start "
+                "from a preset, or leave the line out"
+            )
 
 
 def _tokenizer(recipe: Stage) -> str:

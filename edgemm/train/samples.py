@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from edgemm import progress
 from edgemm.bundle.files import check_is_file, reading
 from edgemm.bundle.prompt import Prompt, Tokenizer
 from edgemm.data.format import Dataset, Sample, read_dataset
@@ -50,13 +51,15 @@ def pick_samples(
     """The samples of the splits and groups (none: all), or `count` of them, spread evenly over the list.
 
     With a `caption` such as "{caption}, noto style" each has that one, with its first in it.
-    Raises InputError when nothing is left.
+    Raises InputError when nothing is left; of groups that none is in, a line says so.
     """
     dataset = read_dataset(path)
     samples = [s for s in dataset.samples if s.split in splits and (not groups or s.group in groups)]
+    known = sorted({s.group for s in dataset.samples})
     if not samples:
-        known = sorted({s.group for s in dataset.samples})
         raise InputError(f"{path}: no picture is in splits {list(splits)} and groups {list(groups)}; groups: {known}")
+    if unknown := [group for group in groups if group not in known]:
+        progress.line(f"{path}: no picture is in groups {unknown}; groups: {known}")
     samples = evenly(samples, count)
     if caption:
         samples = [replace(s, captions=(caption.replace(CAPTION, s.captions[0]),)) for s in samples]

@@ -25,6 +25,7 @@ from edgemm.model.unified import Unified
 __all__ = ["PromptStore", "fits_in_memory", "QueryStore", "TeacherCache"]
 
 CHUNK = 64
+UNKNOWN = object()  # no line's value
 STORED_BYTES = 8 << 30  # of prompts, in each process
 
 
@@ -125,12 +126,14 @@ class QueryStore:
 
 class TeacherCache:
     def __init__(self, folder: Path, key: dict[str, Any]) -> None:
-        """Raises InputError when the folder holds the answers of another teacher, or to other questions."""
+        """Raises InputError when the folder holds the answers of another teacher, or to other questions.  A folder from
+        before a line was part of the key is taken as it is."""
         self.folder = folder
         wanted = json.dumps(key, sort_keys=True, indent=2) + "\n"
         folder.mkdir(parents=True, exist_ok=True)
         described = folder / "teacher.json"
-        if described.exists() and described.read_text(encoding="utf-8") != wanted:
+        known = _known(described) if described.exists() else {}
+        if any(key.get(line, UNKNOWN) != value for line, value in known.items()):
             raise InputError(
                 f"{folder}: holds answers of another teacher or recipe; delete it or choose another output"
             )
@@ -146,6 +149,14 @@ class TeacherCache:
             _write(path, lambda temporary: save_file(answer, temporary))
         with reading(path, "delete it, it will be computed again"):
             return load_file(path)  # what was stored, so that a resumed run sees the same numbers
+
+
+def _known(described: Path) -> dict[str, Any]:
+    with reading(described, "delete the folder, it will be computed again"):
+        document = json.loads(described.read_text(encoding="utf-8"))
+        if not isinstance(document, dict):
+            raise ValueError(f"holds a {type(document).__name__}, expected an object")
+    return document
 
 
 def _write(path: Path, write: Callable[[Path], Any]) -> None:

@@ -35,6 +35,24 @@ def test_a_label_is_right_word_for_word_only():
     assert not is_right(asked("label", "red apple"), "")
 
 
+def test_signs_are_told_apart():
+    assert is_right(asked("label", "+"), " + ") and not is_right(asked("label", "+"), "-")
+    assert not is_right(asked("label", "+"), "")
+    assert not is_any_of(("!", "red apple"), "?")
+
+
+@pytest.mark.parametrize(("one", "other"), [("कि", "की"), ("か", "が"), ("ดี", "ดู")])
+def test_vowel_signs_and_voiced_sounds_are_no_accents(one, other):
+    assert is_right(asked("label", one), f"{one}.") and not is_right(asked("label", one), other)
+    assert normalised("a red ❤️") == normalised("red ❤")  # the sign that paints an emoji is none either
+
+
+@pytest.mark.parametrize("words", [("yes", "no"), ("Yes", "No")])
+def test_yes_and_no_are_the_same_however_they_are_written(words):
+    question = Question("a", "yesno", "Is it red?", words[0], words, "train")
+    assert is_right(question, "Yes, it is.") and not is_right(question, "No.")
+
+
 def test_any_tag_is_the_kinder_count():
     assert is_any_of(("red apple", "fruit"), "Fruit.")
     assert not is_any_of(("red apple", "fruit"), "green apple")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -160,6 +161,36 @@ def test_a_cut_short_answer_is_never_taken_for_a_whole_one(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["teacher.json"]
     assert cache.get("one", lambda: {"x": torch.ones(2)})["x"].tolist() == [1, 1]
     assert cache.get("one", lambda: {"x": torch.zeros(2)})["x"].tolist() == [1, 1]
+
+
+def test_answers_about_another_dataset_in_the_same_place_are_not_taken(teacher, tmp_path):
+    data = shutil.copytree(EMOJI, tmp_path / "data")
+    student = {"data": data, "student": "nano", "parts": "transformer", "views": 1}
+    drawing = {"data": data, "few": "2,1", "teacher_steps": 2, "trajectories": 4}
+    for kind, lines in (("reading", student), ("drawing", drawing)):
+        output = tmp_path / kind
+        distill(settings(teacher, output, steps=1, **lines))
+        distill(settings(teacher, output, steps=2, **lines))
+        changed = {"reading": {"label_share": 0.9}, "drawing": {"caption": "{caption}, noto style"}}[kind]
+        with pytest.raises(InputError, match="holds answers of another teacher or recipe"):
+            distill(settings(teacher, output, steps=3, **lines, **changed))
+    questions = data / "questions.jsonl"
+    questions.write_text("".join(reversed(questions.read_text().splitlines(keepends=True))))
+    for kind, lines in (("reading", student), ("drawing", drawing)):
+        with pytest.raises(InputError, match="holds answers of another teacher or recipe"):
+            distill(settings(teacher, tmp_path / kind, steps=3, **lines))
+
+
+def test_answers_from_before_the_key_knew_more_are_taken_as_they_are(tmp_path):
+    TeacherCache(tmp_path, {"teacher": "a", "few": ["4", "1"]})
+    TeacherCache(tmp_path, {"teacher": "a", "few": ["4", "1"], "data_sha256": "b"})
+    with pytest.raises(InputError, match="another teacher"):
+        TeacherCache(tmp_path, {"teacher": "a", "few": ["4", "1"], "data_sha256": "c"})
+
+
+def test_a_student_that_was_cut_to_another_depth_is_not_gone_on_with(teacher, nano):
+    with pytest.raises(InputError, match="was cut to transformer_layers 4, the recipe asks for 5"):
+        distill(settings(teacher, nano, student="nano", transformer_layers=5, steps=31))
 
 
 @pytest.mark.slow

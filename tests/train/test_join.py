@@ -9,6 +9,8 @@ import torch
 
 from edgemm.errors import CheckpointError
 from edgemm.model import checkpoint
+from edgemm.model.config import PRESETS
+from edgemm.model.designs import variant
 from edgemm.train.merge import join
 from tests.model.tiny import random_micro, tokens_of
 
@@ -66,3 +68,17 @@ def test_a_reading_with_another_tokenizer_is_refused(tmp_path: Path) -> None:
     file.write_text(file.read_text().replace("<|reserved_4|>", "<|another|>"))
     with pytest.raises(CheckpointError, match=r"tokenizer\.json differs"):
         join(drawing, reading, tmp_path / "both")
+
+
+def test_a_connectors_queries_come_with_its_drawing(tmp_path: Path) -> None:
+    for name in ("drawing", "reading"):
+        model = checkpoint.build(variant(PRESETS["micro"](), experts="connector"), 0)
+        if name == "drawing":
+            assert model.transformer.queries is not None
+            for parameter in (*model.denoiser.parameters(), model.transformer.queries.weight):
+                torch.nn.init.normal_(parameter, std=0.1)
+        checkpoint.save(model, tmp_path / name, torch.bfloat16)
+    join(tmp_path / "drawing", tmp_path / "reading", tmp_path / "both")
+    both, draws = (checkpoint.load(tmp_path / name) for name in ("both", "drawing"))
+    noise = tokens_of(both, 1)
+    assert torch.equal(both.draw(["red circle"], noise), draws.draw(["red circle"], noise))

@@ -307,6 +307,34 @@ def test_a_state_that_does_not_belong_here_is_refused_and_kept(tmp_path, changes
     assert (tmp_path / "state.pt").read_bytes() == before
 
 
+def test_a_resume_tells_what_the_recipe_says_otherwise_than_before(tmp_path):
+    def lines(**changes) -> list[str]:
+        with hearing() as heard:
+            run(TwoNumbers(), settings(tmp_path / "run", **changes))
+        return [line for line in heard.lines if "another recipe" in line]
+
+    data = tmp_path / "data"
+    data.mkdir()
+    (data / "samples.jsonl").write_text("one")
+    assert lines(steps=4, data=str(data), groups=("a", "b")) == []
+    assert lines(steps=8, data=str(data), groups=("a", "b"), log_every=2, threads=0) == []
+    (told,) = lines(steps=12, data=str(data), batch=32, seed=3)
+    assert "batch was 64, is 32" in told and "seed was 0, is 3" in told and "groups was ('a', 'b'), is ()" in told
+    assert "learning_rate" not in told and "nothing new" not in told
+    (data / "samples.jsonl").write_text("two")
+    (told,) = lines(steps=12, data=str(data), batch=32, seed=3)
+    assert f"{data} was made again since" in told and told.endswith("its steps are done, so nothing new is learned")
+
+
+def test_a_state_from_before_recipes_were_kept_goes_on_without_a_word(tmp_path):
+    run(TwoNumbers(), settings(tmp_path, steps=4))
+    state = torch.load(tmp_path / "state.pt", weights_only=True)
+    torch.save({key: value for key, value in state.items() if key != "recipe"}, tmp_path / "state.pt")
+    with hearing() as heard:
+        run(TwoNumbers(), settings(tmp_path, steps=8, batch=32))
+    assert heard.lines[0] == "resuming at step 4 of 8" and "another recipe" not in " ".join(heard.lines)
+
+
 def test_a_state_of_another_shape_is_refused_by_the_parameters_name(tmp_path):
     run(TwoNumbers(), settings(tmp_path, steps=4))
     other = TwoNumbers()

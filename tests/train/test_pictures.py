@@ -12,6 +12,7 @@ from PIL import Image
 from edgemm.errors import InputError
 from edgemm.train.recipe import DrawRecipe
 from edgemm.train.samples import batch_rows, load_pictures, more_samples, pick_samples
+from tests.heard import hearing
 from tests.train.conftest import EMOJI
 
 
@@ -30,6 +31,14 @@ def test_a_batch_is_a_function_of_seed_and_step():
     assert batch_rows(100, 8, 1, 5).tolist() == batch_rows(100, 8, 1, 5).tolist()
     assert batch_rows(100, 8, 1, 5).tolist() != batch_rows(100, 8, 2, 5).tolist()
     assert batch_rows(100, 8, 1, 5).tolist() != batch_rows(100, 8, 1, 6).tolist()
+
+
+def test_groups_that_no_picture_is_in_are_told():
+    with hearing() as heard:
+        known = pick_samples(EMOJI, ["train"], ["food-drink"])[1]
+        assert heard.lines == []
+        assert pick_samples(EMOJI, ["train"], ["food-drink", "fodo"])[1] == known
+    assert heard.lines[0].startswith(f"{EMOJI}: no picture is in groups ['fodo']; groups: ['activities'")
 
 
 def test_pictures_are_the_files_pixels():

@@ -139,6 +139,12 @@ def test_a_wrong_line_is_refused_with_its_key(write, line, message):
     assert "recipe.toml" in str(refusal.value)
 
 
+@pytest.mark.parametrize("splits", ['["train", "tset"]', "[]"])
+def test_a_split_that_no_dataset_can_have_is_refused(write, splits):
+    with pytest.raises(UsageError, match=r"splits is .*, expected some of: train, held-out-style"):
+        read(write(f"{WHOLE}splits = {splits}\n"))
+
+
 def test_a_key_of_many_parts_is_refused_before_it_is_read(write):
     with pytest.raises(InputError, match="a line with more than 100 dots"):
         read(write("a." * 50_000 + "b = 1\n"))

@@ -17,6 +17,7 @@ from edgemm.train.recipe_file import read_stages
 from edgemm.train.run import train, train_stages
 from edgemm.train.tasks.draw import EditTask
 from edgemm.train.tasks.joint import JointTask
+from tests.heard import hearing
 from tests.train.conftest import read_log, recipe
 
 QUICK = {"start": "micro", "steps": 2, "batch": 4, "log_every": 1, "lora_first_layer": 4}
@@ -57,6 +58,10 @@ def test_stages_run_in_order_and_finished_ones_are_not_touched_again(tmp_path, s
     train_stages(stages)
     assert (tmp_path / "run" / "draw" / "state.pt").stat().st_mtime_ns == kept
     checkpoint.load(tmp_path / "run" / "read" / "checkpoint")  # the last one wrote its result again
+    with hearing() as heard:
+        train_stages(read_stages(tmp_path / "recipe.toml", ["draw.steps=3", "draw.seed=1"]))
+    (told,) = (line for line in heard.lines if "stays as it is" in line)
+    assert told.startswith(f"{tmp_path / 'run' / 'draw'}: ") and "seed was 0, is 1, steps were 2, are 3" in told
 
 
 def test_joint_training_adds_the_two_losses_and_teaches_every_part(tmp_path, shapes):

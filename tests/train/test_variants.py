@@ -118,6 +118,32 @@ def test_what_a_design_cannot_do_is_refused(tmp_path, shapes, changes, error, me
 
 
 @pytest.mark.parametrize(
+    ("line", "value", "has"),
+    [
+        ("experts", "dense", "mot"),
+        ("vision", "conv", "single"),
+        ("image_tokens", "ae", "patch"),
+        ("graphs", "rows", "text"),
+        ("motion", "4", "none"),
+    ],
+)
+def test_a_design_that_a_checkpoint_does_not_have_is_refused(tmp_path, shapes, line, value, has):
+    start = tmp_path / "start"
+    checkpoint.save(checkpoint.build("micro", 0), start)
+    asked = recipe("micro-shapes", tmp_path / "run", data=shapes, start=start, **{**QUICK, line: value})
+    with pytest.raises(UsageError, match=f"{line} is {value}, and {start} has {has}: designs are chosen for a new"):
+        train(asked)
+
+
+def test_a_checkpoint_goes_on_under_the_line_that_made_it(tmp_path, shapes):
+    start = tmp_path / "start"
+    checkpoint.save(checkpoint.build(variant(PRESETS["micro"](), vision="conv", motion="4"), 0), start)
+    both = {"vision": "conv", "motion": "4", **QUICK, "steps": 1}
+    train(recipe("micro-shapes", tmp_path / "run", data=shapes, start=start, **both))
+    assert (tmp_path / "run" / "checkpoint" / "config.json").is_file()
+
+
+@pytest.mark.parametrize(
     ("part", "changes", "message"),
     [
         ("image_tokens", {"kind": "ae"}, "image_tokens channels is 0, expected 1 or more"),
