@@ -22,11 +22,12 @@ from edgemm.errors import UsageError
 from edgemm.runtimes.backend.engine import Engine, check_finite
 from edgemm.runtimes.engines import Engines
 from edgemm.runtimes.image_call import DenoiseProgress, DrawingClock, DrawingOptions, ImageResult, Picture
-from edgemm.runtimes.kv_cache import PIECE, CachedTransformer, PrefillCancelled
+from edgemm.runtimes.kv_cache import PIECE, CachedTransformer, KVCache, PrefillCancelled
 from edgemm.runtimes.sampling import Sampling, next_token
 
 if TYPE_CHECKING:
     from edgemm.runtimes.adapters import Adapter
+    from edgemm.runtimes.cache_budget import CacheBudget
 
 __all__ = [
     "CodesEngines",
@@ -64,6 +65,7 @@ class CodesEngines:
     image_embedder: Engine | None
     code_ids: np.ndarray | None  # (codes) token id of each code; None where image_head knows codes alone
     max_context: int
+    budget: CacheBudget | None = None
 
 
 def draw_codes(
@@ -76,8 +78,9 @@ def draw_codes(
     """Progress after every code, then one ImageResult with every picture; one that was cancelled is left out."""
     pictures: list[Picture] = []
     count = loop.rows * loop.columns
-    for first in range(0, len(request.seeds), SIDE_BY_SIDE):
-        batch = replace(request, seeds=request.seeds[first : first + SIDE_BY_SIDE])
+    together = _side_by_side(request, loop, engines)
+    for first in range(0, len(request.seeds), together):
+        batch = replace(request, seeds=request.seeds[first : first + together])
         codes: list[np.ndarray] = []  # n of (pictures)
         for chosen in write_codes(batch, loop, engines, cancelled, clock):
             codes.append(chosen)
@@ -88,6 +91,14 @@ def draw_codes(
             pictures.append(Picture(_decode(picture, loop, engines.vq_decoder, clock), seed))
     finished = len(pictures) == len(request.seeds)
     yield ImageResult(tuple(pictures), "stop" if finished else "cancelled", clock.metrics(len(request.prompt)))
+
+
+def _side_by_side(request: CodesRequest, loop: ImageTokensLoop, engines: CodesEngines) -> int:
+    """How many pictures in one batch: fewer, where the memory limit holds no more, and always one."""
+    rows = 1 if request.unconditional is None else 2
+    slots = max(len(request.prompt), len(request.unconditional or ())) + loop.length
+    cache = KVCache(engines.transformer, engines.max_context, BLOCK, engines.budget)
+    return next((count for count in range(SIDE_BY_SIDE, 1, -1) if cache.could_hold(count * rows, slots)), 1)
 
 
 def write_codes(
@@ -107,7 +118,7 @@ def write_codes(
     if request.unconditional is not None:
         prompts += [request.unconditional] * len(seeds)
     transformer = CachedTransformer(
-        engines.transformer, engines.max_context, BLOCK, engines.image_head, rows=len(prompts)
+        engines.transformer, engines.max_context, BLOCK, engines.image_head, len(prompts), engines.budget
     )
     embed = _Embedder(engines.image_embedder, len(prompts))
     longest = max(map(len, prompts))
@@ -217,6 +228,7 @@ def open_codes(
         engines.get("image_embedder") if own_head else None,
         None if loop.code_ids is None else engines.ids(loop.code_ids),
         engines.bundle.manifest.limits.max_context,
+        engines.budget,
     )
     clock.load_s = time.perf_counter() - start
     return opened

@@ -12,11 +12,14 @@ import numpy as np
 import pytest
 import torch
 
+import edgemm
 from edgemm.bundle.picture import load_picture
 from edgemm.cli.main import main
-from edgemm.errors import UsageError
+from edgemm.errors import ResourceError, UsageError
 from edgemm.evaluate.checkpoint_subject import by_lot
 from edgemm.model.codes import write_codes
+from edgemm.runtimes.cache_budget import WORK_BYTES
+from edgemm.runtimes.codes_loop import BLOCK, image_prompt
 from edgemm.verify.export_native import export_bundle
 from tests.engines.tiny_engines import needs_rtx
 from tests.export.nano import needs_opset_24
@@ -56,6 +59,25 @@ def test_what_would_change_nothing_is_refused(runtime):
         runtime.generate_image(PROMPTS[0], negative_prompt=PROMPTS[1], guidance_scale=1)
     with pytest.raises(UsageError, match="one_call: this bundle draws token by token"):
         runtime.generate_image(PROMPTS[0], one_call=True)
+
+
+def test_a_memory_limit_holds_what_pictures_of_codes_take(bundle, runtime):
+    """Of four that would be drawn side by side there is room for two: the others come after them, and are the same."""
+    loop, plan = runtime.manifest.loops.image_tokens, runtime.memory
+    count = len(image_prompt(PROMPTS[0], loop, runtime.tokenizer)) + loop.length
+    slots = 2 * BLOCK * -(-count // BLOCK)  # of a picture and its unconditional row
+    limit_mb = (plan.weights_bytes + WORK_BYTES + 2.5 * slots * plan.slot_bytes) / 1e6
+    with edgemm.load(bundle, device="cpu", memory_limit_mb=limit_mb) as limited:
+        budget, taken, stream = limited._engines.budget, [], limited.stream_image(PROMPTS[0], seed=7, num_images=4)
+        *_, drawn = (taken.append(budget.taken_bytes) or event for event in stream)
+        assert max(taken) == 2 * slots * plan.slot_bytes < budget.most_bytes
+        alone = [runtime.generate_image(PROMPTS[0], seed=seed).pixels for seed in range(7, 11)]
+        for picture, pixels in zip(drawn.images, alone, strict=True):
+            assert np.abs(picture.pixels - pixels).max() <= PIXELS
+        chat = limited.session()
+        chat.generate_text("x", max_new_tokens=1)
+        with pytest.raises(ResourceError, match="the memory limit leaves"):
+            limited.generate_image(PROMPTS[0])
 
 
 def test_a_negative_prompt_takes_the_place_of_the_empty_one(model, runtime):
