@@ -140,7 +140,7 @@ class _Answer:
         if asked.graph is not None:
             options["graph"] = graph_of(asked.graph, named, self.service.options.max_images)
         if picture is not None:
-            options["image"] = picture_of(picture, named, "image")
+            options["image"] = picture_of(picture, named, "image", whole=True)
         self.sketch = Sketch(
             named,
             options,
@@ -215,6 +215,7 @@ class _Answer:
 def draw_work(sketch: Sketch, prompt: str) -> Work:
     """What draws it; prompt and options are checked now."""
     stream: Iterator[Any] = sketch.named.model.stream_image(prompt, **sketch.options, preview=sketch.preview)
+    sketch.options.pop("image", None)  # was read just now, and may be large
     return "draw", with_adapter(sketch.named, lambda: stream)
 
 

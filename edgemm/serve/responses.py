@@ -10,9 +10,9 @@ import asyncio
 import copy
 import secrets
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
@@ -31,8 +31,11 @@ from edgemm.serve.fields import (
 from edgemm.serve.pictures import as_base64
 from edgemm.serve.problems import Problem
 from edgemm.serve.registry import Named
-from edgemm.serve.service import Service, Work, as_asked, chosen_seed
+from edgemm.serve.service import Service, Work, as_asked, chosen_seed, picture_of
 from edgemm.serve.wire import Event, Events, EventStream, fields_of
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
 
 __all__ = ["count_input", "respond"]
 
@@ -64,7 +67,14 @@ async def count_input(request: Request) -> Response:
     return JSONResponse({"object": "response.input_tokens", "input_tokens": count})
 
 
-def _messages(asked: ResponsesRequest, named: Named, most: int) -> list[dict[str, Any]]:
+def _later(raw: bytes, named: Named, param: str) -> Callable[[], Image]:
+    """A picture that is decoded when it is known that it is edited."""
+    return lambda: picture_of(raw, named, param, whole=True)
+
+
+def _messages(
+    asked: ResponsesRequest, named: Named, most: int, opened: Callable[[bytes, Named, str], Any] = picture_of
+) -> list[dict[str, Any]]:
     """The input as messages; what an earlier response drew is the assistant's picture."""
     made = [ChatMessage(role="system", content=asked.instructions)] if asked.instructions else []
     names = ["instructions"] * len(made)
@@ -78,7 +88,7 @@ def _messages(asked: ResponsesRequest, named: Named, most: int) -> list[dict[str
         else:
             continue
         names.append(f"input[{index}]")
-    return as_asked(made, named, most, names)
+    return as_asked(made, named, most, names, opened=opened)
 
 
 def _format(asked: ResponsesRequest) -> dict[str, Any]:
@@ -127,7 +137,7 @@ class _Answer:
         logprobs = asked.top_logprobs is not None or LOGPROBS in (asked.include or ())
         if logprobs and self.tool is not None:
             raise Problem(400, "unsupported_value", "logprobs are told of text alone", "top_logprobs")
-        messages = _messages(asked, named, self.service.options.max_images)
+        messages = _messages(asked, named, self.service.options.max_images, _later if forced else picture_of)
         if self.tool is not None:
             self.sketch = self._sketch(self.tool)
         if forced:
@@ -170,7 +180,7 @@ class _Answer:
         if len(images) > 1:
             raise Problem(400, "unsupported_value", "a model edits one picture at a time", "input")
         if images:
-            self.sketch.options["image"] = images[0]
+            self.sketch.options["image"] = images[0]()
         return draw_work(self.sketch, last["content"])
 
     # What is answered

@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from edgemm.bundle.picture import open_picture
+from edgemm.bundle.picture import fit_square, open_picture
 from edgemm.errors import EdgemmError, InputError
 from edgemm.serve.fields import ChatMessage, ImageUrlPart, TextPart, VideoFrames, VideoUrlPart
 from edgemm.serve.metrics import Measured, Metrics
@@ -35,6 +35,7 @@ T = TypeVar("T")
 Work = tuple[Kind, Any]
 MOST_DRAWINGS = 4  # that take turns, so that a long one does not hold up a short one
 MOST_FRAMES = 16  # of a video, where a request says no other number
+PICTURES = threading.Semaphore(2)  # that are decoded at once: each may take half a GB meanwhile
 DECODERS = threading.Semaphore(2)  # of videos at once: each may take a GiB, for a minute, and its client may be gone
 
 
@@ -84,10 +85,17 @@ def with_adapter(named: Named, start: Callable[[], Iterator[T]]) -> Callable[[],
     return steps
 
 
-def picture_of(raw: bytes, named: Named, param: str) -> Image:
-    """A picture, decoded and upright; or the Problem of one that cannot be used."""
+def picture_of(raw: bytes, named: Named, param: str, whole: bool = False) -> Image:
+    """A picture, upright, as the square that the model reads, or `whole` where it is edited; or the Problem of one that
+    cannot be used.  Eight kilobytes may be 50 million pixels: none is kept that nobody reads."""
+    loop = named.model.manifest.loops.text
     try:
-        return open_picture(raw, named.model.manifest.limits.max_image_pixels)
+        with PICTURES:
+            picture = open_picture(raw, named.model.manifest.limits.max_image_pixels)
+            if whole or loop is None:
+                return picture
+            rule = (loop.image_fit, loop.image_resample, loop.image_least)
+            return fit_square(picture, loop.image_size, loop.background, *rule)
     except InputError as error:
         code = "image_too_large" if "pixels" in str(error) else "invalid_image"
         raise Problem(400, code, str(error), param) from error
@@ -136,10 +144,12 @@ def as_asked(
     most: int,
     names: Sequence[str] = (),
     video: VideoFrames | None = None,
+    opened: Callable[[bytes, Named, str], Any] = picture_of,
 ) -> list[dict[str, Any]]:
     """Messages as the runtime takes them.  What the assistant drew is shown with the user's next message.
 
-    `names` are what errors call each, where that is not messages[i]; `video` is how many frames are read of one.
+    `names` are what errors call each, where that is not messages[i]; `video` is how many frames are read of one;
+    `opened` makes the pictures of their bytes.
     """
     told: list[dict[str, Any]] = []
     drawn: list[Any] = []
@@ -168,7 +178,7 @@ def as_asked(
             shown += 1
             if shown > most:
                 raise Problem(400, "too_many_images", f"the request shows more than {most} pictures", param)
-            images.append(picture_of(of_url(url, param), named, param))
+            images.append(opened(of_url(url, param), named, param))
         role = "system" if message.role == "developer" else message.role
         if role == "assistant":
             drawn, images = [*drawn, *images], []

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import json
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 
@@ -18,6 +19,7 @@ from tests.serve.conftest import MARKED, data_url
 
 openai = pytest.importorskip("openai", reason="needs the extras serve and dev")
 pytest.importorskip("starlette")
+fields, registry, service = (pytest.importorskip(f"edgemm.serve.{name}") for name in ("fields", "registry", "service"))
 
 HELLO = [{"role": "user", "content": "hello"}]
 SEEN = "messages[0].content[0].image_url.url"
@@ -76,6 +78,41 @@ def test_a_picture_is_seen(client, model):
     assert reply.usage.prompt_tokens_details.image_tokens > 0
     other = ask(client, shown(data_url(6)[0]), max_completion_tokens=12)
     assert other.choices[0].message.content != reply.choices[0].message.content
+
+
+def test_of_a_large_picture_the_square_that_is_read_is_kept(model):
+    """A few kilobytes may be as many pixels as a server has room for: sixteen a request, and many requests."""
+    named, file, size = registry.Named("tiny", model, None, "tiny"), io.BytesIO(), model.manifest.loops.text.image_size
+    large = Image.linear_gradient("L").resize((900, 700)).convert("RGB")
+    large.save(file, "PNG")
+    url = "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()
+    told = service.as_asked([fields.ChatMessage.model_validate(shown(url)[0])], named, 16)
+    assert [picture.size for picture in told[0]["images"]] == [(size, size)]
+    graph = service.graph_of({"nodes": [{"id": "a", "image": url}], "edges": []}, named, 16)
+    assert [picture.size for picture in graph.pictures] == [(size, size)]
+    whole, square = (model.generate_text("What?", pictures, logprobs=1) for pictures in (large, told[0]["images"]))
+    assert whole.logprobs == square.logprobs
+
+
+def test_pictures_are_decoded_two_at_once(model, monkeypatch):
+    named, content, lock = registry.Named("tiny", model, None, "tiny"), io.BytesIO(), threading.Lock()
+    inside = most = 0
+    Image.new("RGB", (4, 4)).save(content, "PNG")
+    decode = service.open_picture
+
+    def counted(raw, limit):
+        nonlocal inside, most
+        with lock:
+            inside, most = inside + 1, max(most, inside + 1)
+        time.sleep(0.05)
+        with lock:
+            inside -= 1
+        return decode(raw, limit)
+
+    monkeypatch.setattr(service, "open_picture", counted)
+    with ThreadPoolExecutor(6) as pool:
+        opened = list(pool.map(lambda _: service.picture_of(content.getvalue(), named, "image"), range(6)))
+    assert len(opened) == 6 and most == 2
 
 
 def test_a_video_is_seen(client, model):

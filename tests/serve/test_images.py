@@ -181,6 +181,17 @@ class TestEdits:
         assert last.type == "image_edit.completed"
         assert np.array_equal(np.asarray(opened(last.b64_json)), wanted)
 
+    def test_a_picture_that_responses_show_is_edited_whole(self, editor, wanted):
+        url = "data:image/png;base64," + base64.b64encode(png(1)).decode()
+        said = [{"type": "input_image", "image_url": url}, {"type": "input_text", "text": "redder"}]
+        tool = {"type": "image_generation", "action": "edit", "seed": 3}
+        asked = {"input": [{"role": "user", "content": said}], "tools": [tool], "tool_choice": "required"}
+        answer = httpx.post(f"{editor.base_url}responses", json=asked).json()
+        assert np.array_equal(np.asarray(opened(answer["output"][0]["result"])), wanted)
+        said[0]["image_url"] = "data:image/png;base64,AAAA"
+        error = httpx.post(f"{editor.base_url}responses", json=asked).json()["error"]
+        assert (error["code"], error["param"]) == ("invalid_image", "input[0].content[0].image_url")
+
     @pytest.mark.parametrize("name", ["prompt", "seed", "user"])
     def test_a_file_in_the_place_of_a_value_is_refused_and_not_read_by_its_name(self, editor, name):
         files = {"image": ("a.png", png(1)), name: ("5", b"redder")}
