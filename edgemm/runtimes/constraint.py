@@ -6,21 +6,26 @@ Axes: v vocabulary.
 
 from __future__ import annotations
 
+import contextlib
 import json
+import sys
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from edgemm.bundle.files import read_text, reading
-from edgemm.errors import MissingError, UsageError
+from edgemm.bundle.forked import forked
+from edgemm.errors import InputError, MissingError, UsageError
 
 __all__ = ["Constraint", "ConstraintMaker", "StopStrings", "overlap"]
 
 EMPTY, NO_WORD = "NoExtensionBias", "it allows no text at all"  # the library's word for it, and ours
 CURE = "pip install 'edgemm[constrained]'"
+LONG = 10_000  # letters of a grammar or schema; 41,000 were the fewest that ended the library
+MOST_BYTES, MOST_S = 1 << 29, 10.0  # of a copy of this process that tries one
 
 
 class ConstraintMaker:
@@ -46,15 +51,36 @@ class ConstraintMaker:
             if self._prepared is None:
                 stops, text = list(self._stops) or None, read_text(self._path)
                 self._prepared = llguidance.LLTokenizer(text, n_vocab=self._vocab_size, eos_token=stops)
-        with reading(name, "cannot be used", UsageError):
+        text = _schema_text(json_schema) if grammar is None else grammar
+
+        def compiled() -> Any:
             if grammar is not None:
-                source = matcher.grammar_from_lark(grammar)
+                source = matcher.grammar_from_lark(text)
             else:  # a small model that may write blanks writes blanks
-                text = _schema_text(json_schema)
                 source = matcher.grammar_from_json_schema(text, defaults={"whitespace_flexible": False})
             made = matcher(self._prepared, source, log_level=0)
             made.compute_logit_bias()  # of the first token: a grammar without a single word fails here
-        return Constraint(made, name)
+            return made
+
+        if len(text) > LONG:
+            _try_first(compiled, f"{name} cannot be used: {len(text)} letters")
+        with reading(name, "cannot be used", UsageError):
+            return Constraint(compiled(), name)
+
+
+def _try_first(compiled: Callable[[], Any], what: str) -> None:
+    """In a copy of this process: rules that lead to one another thousands of times end the library's (its stack), which
+    no `except` sees."""
+
+    def survived() -> None:
+        with contextlib.suppress(Exception):  # is told by who compiles it then
+            compiled()
+
+    if sys.platform == "linux":
+        try:
+            forked(survived, what, MOST_BYTES, MOST_S)
+        except InputError as error:
+            raise UsageError(str(error)) from error
 
 
 def _schema_text(schema: Any) -> str:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import subprocess
 import sys
 
 import numpy as np
 import pytest
 
 from edgemm.errors import MissingError, UsageError
+from edgemm.runtimes.constraint import LONG
 
 SCHEMA = {
     "type": "object",
@@ -102,3 +104,43 @@ def test_logprobs_are_the_models_own_distribution(model):
 def test_chunks_carry_the_logprobs_of_their_tokens(model):
     *chunks, last = model.stream_text("hello", max_new_tokens=5, logprobs=0)
     assert tuple(told for chunk in chunks for told in chunk.logprobs) == last.result.logprobs
+
+
+RULES = 6_000  # that lead to one another: the library's stack does not hold 3,000
+CHAINS = {
+    "grammar": "start: r0\n" + "".join(f'r{i}: r{i + 1} | "a"\n' for i in range(RULES)) + f'r{RULES}: "a"',
+    "json_schema": {
+        "$ref": "#/$defs/0",
+        "$defs": {str(i): {"$ref": f"#/$defs/{i + 1}"} for i in range(RULES)} | {str(RULES): {}},
+    },
+}
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="a copy of the process tries it")
+@pytest.mark.parametrize("name", CHAINS)
+def test_what_would_end_the_process_is_refused(bundle_path, name):
+    pytest.importorskip("llguidance")
+    program = (
+        "import json, sys, edgemm\n"
+        "asked = json.load(sys.stdin)\n"
+        "with edgemm.load(sys.argv[1], device='cpu', threads=1) as model:\n"
+        "    try:\n"
+        "        model.generate_text('hello', **asked)\n"
+        "    except edgemm.UsageError as error:\n"
+        "        print(error)\n"
+        "    print(model.generate_text('hello', max_new_tokens=1, grammar='start: \"b\"').text)\n"
+    )
+    asked = json.dumps({name: CHAINS[name]})
+    told = subprocess.run([sys.executable, "-c", program, bundle_path], input=asked, capture_output=True, text=True)
+    assert told.returncode == 0, told.stderr
+    refused, said = told.stdout.splitlines()
+    assert refused.startswith(f"{name} cannot be used: ") and refused.endswith("ended with SIGSEGV")
+    assert said == "b"
+
+
+def test_a_long_schema_is_no_worse_than_a_short_one(model):
+    pytest.importorskip("llguidance")
+    names = [f"a{index:04}" for index in range(2_000)]
+    assert len(str(names)) > LONG
+    reply = model.generate_text("hello", json_schema={"enum": names}, max_new_tokens=40)
+    assert json.loads(reply.text) in names
