@@ -64,7 +64,7 @@ def run_scenario(path: Path, scenario: str, plan: Plan, rate_per_s: float | None
     rows: dict[str, Any] = {}
     rates: dict[str, float] = {}
     with edgemm.load(path, device=plan.device, threads=plan.threads) as model:
-        card = make_card(bundle, model.choice, model.threads)
+        card = make_card(bundle, model.choice, model.threads, plan.root)
         watch = ClockWatch()
         before = read_cpu_times(watch.look())
         for kind, request in _requests(model, plan).items():

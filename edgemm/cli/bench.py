@@ -55,6 +55,7 @@ def run(args: argparse.Namespace) -> int:
         print((resources.files("edgemm.bench") / f"{args.schema}.schema.json").read_text(encoding="utf-8"), end="")
         return 0
     if args.compare:
+        _check_compare(args)
         return _compare(args)
     _check(args)
     if args.against:
@@ -73,6 +74,12 @@ def _check(args: argparse.Namespace) -> None:
         raise UsageError("give a BUNDLE to measure, or --compare A.json B.json")
     if args.component and args.loadgen:
         raise UsageError("--component and --loadgen are two kinds of measurement: leave one out")
+    if args.scenario != "single-stream" and (args.component or args.loadgen):
+        raise UsageError(f"--scenario {args.scenario} is a kind of measurement of its own: leave the other out")
+    if args.rate is not None and args.scenario != "server":
+        raise UsageError("--rate says how fast requests come: give --scenario server, too")
+    if args.loadgen_logs and not args.loadgen:
+        raise UsageError("--loadgen-logs keeps LoadGen's own logs: give --loadgen, too")
     if args.profile and not args.component:
         raise UsageError("--profile needs --component: operators are told one component at a time")
     other_kind = args.loadgen or args.scenario != "single-stream"
@@ -86,6 +93,15 @@ def _check(args: argparse.Namespace) -> None:
         raise UsageError("--report is for one request after the other: leave the other kinds of measurement out")
     if args.trace and args.component and not args.profile:
         raise UsageError("--trace of a component needs --profile")
+
+
+def _check_compare(args: argparse.Namespace) -> None:
+    """Nothing is measured: what asks for that would be left out without a word."""
+    other_kind = args.component or args.loadgen or args.scenario != "single-stream"
+    if args.bundle or args.against or other_kind:
+        raise UsageError("--compare takes two results that are there, and measures nothing: leave the rest out")
+    if args.report or args.trace or args.output_format in ("jsonl", "csv"):
+        raise UsageError("--compare gives a comparison: -o md or -o json, and no --report or --trace")
 
 
 def _measure(args: argparse.Namespace) -> tuple[dict[str, Any], dict[Path, str]]:

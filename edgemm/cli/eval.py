@@ -41,11 +41,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from edgemm.evaluate.evaluation import SUITES, Plan, compared, evaluate
+    from edgemm.evaluate.evaluation import SUITES, Plan, check_subject, compared, evaluate
     from edgemm.evaluate.report import render
     from edgemm.evaluate.subject import DrawSettings
 
     _check(args)
+    kinds = [
+        check_subject(model) for model in (args.model, args.compare) if model
+    ]  # of the second before hours of work
+    if args.device not in ("auto", "cpu") and "bundle" not in kinds:
+        raise UsageError(f"--device {args.device} is for bundles; torch runs a checkpoint on the CPU")
     plan = Plan(
         suites=SUITES if args.suite == "all" else (args.suite,),
         limit=args.limit,

@@ -32,7 +32,7 @@ from edgemm.evaluate.read_suite import ReadResult, default_split, run_read_suite
 from edgemm.evaluate.report import Cell, Section, as_png, draw_sheet, render_page
 from edgemm.evaluate.subject import DRAWN_SPLITS, BundleSubject, Drawings, DrawSettings, Subject
 
-__all__ = ["SUITES", "Evaluation", "Plan", "compared", "evaluate", "evaluate_subject"]
+__all__ = ["SUITES", "Evaluation", "Plan", "check_subject", "compared", "evaluate", "evaluate_subject"]
 
 SUITES = ("read", "draw")
 JUDGED = ("emoji", "icons", "shapes", "compose")  # kinds of datasets
@@ -88,6 +88,8 @@ def _possible(dataset: Dataset, plan: Plan) -> Plan:
     """The plan without drawing where nobody can judge it; InputError where nothing else was asked for."""
     if plan.seeds > 1 and dataset.kind in JUDGED_ONCE:
         raise InputError(f"{dataset.path}: a {dataset.kind} dataset is drawn once a prompt; leave --seeds out")
+    if plan.groups and dataset.kind in JUDGED_ONCE:
+        raise InputError(f"{dataset.path}: a {dataset.kind} dataset is drawn whole; leave --groups out")
     if "draw" not in plan.suites or dataset.kind in JUDGED:
         return plan
     unjudged = (
@@ -205,12 +207,18 @@ def _plain(value: Any) -> Any:
 
 def open_subject(path: Path, settings: DrawSettings, device: str = "auto", threads: int | None = None) -> Subject:
     """The adapter that fits the folder. Raises InputError when it is neither a checkpoint nor a bundle."""
-    if (path / "manifest.json").is_file():
+    if check_subject(path) == "bundle":
         return BundleSubject(path, settings, device, threads)
-    if (path / "config.json").is_file():
-        from edgemm.evaluate.checkpoint_subject import CheckpointSubject
+    from edgemm.evaluate.checkpoint_subject import CheckpointSubject
 
-        return CheckpointSubject(path, settings, threads)
+    return CheckpointSubject(path, settings, threads)
+
+
+def check_subject(path: Path) -> str:
+    """ "checkpoint" or "bundle", by the folder's files. Raises InputError when it is neither."""
+    for name, kind in (("manifest.json", "bundle"), ("config.json", "checkpoint")):
+        if (path / name).is_file():
+            return kind
     what = "has neither config.json nor manifest.json" if path.is_dir() else "is not a folder"
     raise InputError(
         f"{path}: {what}; give a checkpoint that `edgemm train` wrote or a bundle that `edgemm export` wrote"

@@ -71,6 +71,8 @@ def quantize(model: Unified, options: QuantizeOptions | None = None, checkpoint:
         ready = replace(ready, cache=cache_steps(model, data))
     if chosen.get(HEAD, Layer(None)).rows:
         ready = replace(ready, places=places_of(model, data))
+    if options.calibration and not (ready.data or ready.cache or ready.places is not None):
+        progress.line(f"{options.calibration}: not used, for these precisions and methods want no data")
     return make_spec(weights_of(model), chosen, ready, (options.text, options.draw), checkpoint, options.rank)
 
 

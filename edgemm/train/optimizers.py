@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from edgemm.errors import UsageError
 from edgemm.model.config import ModelConfig
 from edgemm.model.unified import Unified
 from edgemm.train.recipe import Answering, Flow, Parts, Recipe
@@ -148,13 +149,15 @@ class Average:
 
 
 def trained_parts(model: Unified, names: Sequence[str]) -> nn.ModuleDict:
-    """The named parts, which train.recipe.PARTS lists."""
+    """The named parts, which train.recipe.PARTS lists. UsageError for one that a model which draws does not have."""
     parts: dict[str, nn.Module] = {"transformer": model.transformer}
     if model.config.objective == "flow":
         parts |= {"conditioner": model.conditioner, "denoiser": model.denoiser}
         if model.transformer.queries is not None:
             parts["queries"] = model.transformer.queries
         parts["projection"] = model.image_encoder  # the eye in it, if it has a pretrained one, stays frozen
+        if missing := [name for name in names if name not in parts]:
+            raise UsageError(f"recipe: train names {', '.join(missing)}, {model.config.name} has: {', '.join(parts)}")
     return nn.ModuleDict({name: parts[name] for name in names if name in parts})
 
 

@@ -189,6 +189,12 @@ class Answering(Recipe):
     lora_alpha: int = 64
     lora_first_layer: int = 15  # layers below stay as they are: the denoiser reads them
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        shares = (self.reply_share if self.replies else 0.0, self.caption_share)
+        if sum(shares) > 1:
+            raise UsageError(f"recipe: reply_share {shares[0]} and caption_share {shares[1]} are more than a batch")
+
 
 @dataclass(frozen=True, kw_only=True)
 class Reading(Answering):

@@ -98,6 +98,15 @@ def test_the_verb_prints_operators_and_keeps_a_trace(bundle, tmp_path, capsys):
         (["b", "--scenario", "offline", "--trace", "t"], "leave --scenario and --loadgen out"),
         (["b", "--loadgen", "--report", "r.html"], "leave the other kinds of measurement out"),
         (["b", "--loadgen", "--component", "denoiser"], "leave one out"),
+        (["b", "--loadgen", "--scenario", "offline"], "--scenario offline is a kind of measurement of its own"),
+        (["b", "--component", "denoiser", "--scenario", "server"], "--scenario server is a kind of measurement of its"),
+        (["b", "--rate", "5"], "--rate says how fast requests come: give --scenario server"),
+        (["b", "--scenario", "offline", "--rate", "5"], "give --scenario server"),
+        (["b", "--loadgen-logs", "logs"], "give --loadgen, too"),
+        (["b", "--compare", "a.json", "b.json"], "measures nothing: leave the rest out"),
+        (["--compare", "a.json", "b.json", "--scenario", "offline"], "measures nothing: leave the rest out"),
+        (["--compare", "a.json", "b.json", "-o", "csv"], "--compare gives a comparison"),
+        (["--compare", "a.json", "b.json", "--report", "r.html"], "--compare gives a comparison"),
     ],
 )
 def test_flags_that_make_no_sense_together_are_refused(words, told, capsys):

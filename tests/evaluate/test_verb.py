@@ -8,6 +8,7 @@ import pytest
 from PIL import Image
 
 from edgemm.cli.main import main
+from edgemm.evaluate import evaluation
 from tests.evaluate.conftest import FIXTURE
 
 
@@ -87,12 +88,25 @@ def test_one_suite_leaves_the_other_alone(evaluated, tmp_path):
         (["--suite", "sing"], 2, "invalid choice: 'sing'"),
         (["--splits", "scorer", "--suite", "read"], 3, "no question in split 'scorer'"),
         (["--data", "nowhere"], 3, "no dataset folder at nowhere"),
+        (["--device", "cuda"], 2, "--device cuda is for bundles; torch runs a checkpoint on the CPU"),
     ],
 )
 def test_what_makes_no_sense_is_one_line(evaluated, tmp_path, words, code, said):
     found, _, error = evaluated(*words)
     assert found == code and said in error and len(error.splitlines()) == 1
     assert not (tmp_path / "out").exists()
+
+
+def test_who_is_compared_with_nothing_is_told_before_the_first_one_works(evaluated, tmp_path, monkeypatch):
+    monkeypatch.setattr(evaluation, "open_subject", None)  # it would be called to load the first
+    code, _, error = evaluated("--suite", "read", "--compare", str(tmp_path / "typo"))
+    assert code == 3 and f"{tmp_path / 'typo'}: is not a folder; give a checkpoint" in error
+
+
+def test_scenes_that_are_drawn_whole_take_no_groups(evaluated, tmp_path):
+    assert main(["data", "shapes", "--output", str(tmp_path / "set"), "--count", "24"]) == 0
+    code, _, error = evaluated("--data", str(tmp_path / "set"), "--groups", "food-drink")
+    assert code == 3 and "a shapes dataset is drawn whole; leave --groups out" in error
 
 
 def test_help_brings_no_torch():

@@ -47,6 +47,15 @@ def test_the_spec_may_lie_in_its_checkpoint(checkpoint_path, spec_path, tmp_path
     assert checkpoint.weights_hash(inside) == before
 
 
+def test_data_that_nothing_is_calibrated_on_is_told(checkpoint_path, tmp_path, capsys):
+    text = tmp_path / "words.txt"
+    text.write_text("A cat sits on a red chair. " * 400)
+    for words, told in ((("--method", "rtn"), True), ((), False)):
+        command = ["quantize", str(checkpoint_path), "--text", "int8", "--calibration", str(text), *words]
+        assert main([*command, "--output", str(tmp_path / f"spec-{told}")]) == 0
+        assert (f"{text}: not used" in capsys.readouterr().out) == told
+
+
 def refused(capsys, code: int, *words: str) -> str:
     capsys.readouterr()
     assert main(list(words)) == code

@@ -145,6 +145,13 @@ def test_a_split_that_no_dataset_can_have_is_refused(write, splits):
         read(write(f"{WHOLE}splits = {splits}\n"))
 
 
+def test_shares_of_a_batch_are_no_more_than_one(write):
+    lines = WHOLE.replace("draw", "read") + "caption_share = 0.6\nreply_share = 0.5\n"
+    read_recipe(write(lines), (), Stage)  # replies is 0
+    with pytest.raises(UsageError, match=r"reply_share 0\.5 and caption_share 0\.6 are more than a batch"):
+        read_recipe(write(f"{lines}replies = 2\n"), (), Stage)
+
+
 def test_a_key_of_many_parts_is_refused_before_it_is_read(write):
     with pytest.raises(InputError, match="a line with more than 100 dots"):
         read(write("a." * 50_000 + "b = 1\n"))

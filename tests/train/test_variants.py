@@ -109,6 +109,7 @@ def test_an_autoencoder_learns_pictures_and_standardises_its_latents(tmp_path, s
     ("changes", "error", "message"),
     [
         ({"kind": "autoencode"}, InputError, "micro draws pixels, it has no autoencoder"),
+        ({"train": "queries"}, UsageError, "train names queries, micro has: transformer, conditioner, denoiser, proj"),
         ({"kind": "read", "experts": "dense"}, UsageError, "reads all 6 layers .* none is left for an adapter"),
     ],
 )
