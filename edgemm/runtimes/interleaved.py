@@ -16,7 +16,7 @@ import numpy as np
 from edgemm.bundle.chat import picture_in_reply
 from edgemm.bundle.prompt import Prompt
 from edgemm.errors import UsageError
-from edgemm.runtimes.constraint import overlap
+from edgemm.runtimes.constraint import StopStrings, overlap
 from edgemm.runtimes.draw import ImageGenerator
 from edgemm.runtimes.image_call import DenoiseProgress, DrawingOptions, ImageResult, Picture
 from edgemm.runtimes.kv_cache import pieces_of
@@ -111,9 +111,12 @@ def write_interleaved(
     parts: list[str | Picture] = []
     prompts: list[str] = []
     ids: list[int] = []
-    left, reason = request.max_new_tokens, None
+    left, reason, tail = request.max_new_tokens, None, ""  # tail: what the token that ends a mark says behind it
     while reason is None:
-        marked, shown, written, used = MarkedText(marks[0]), "", [], transformer.cache.used
+        marked, written, used = MarkedText(marks[0]), [], transformer.cache.used
+        shown, tail = marked.push(tail), ""
+        if shown:
+            yield TextChunk((), shown)
         run = replace(request, max_new_tokens=left, stop=(*request.stop, marks[1]))
         result: TextResult | None = None
         for chunk in text_generator.write(run, image_tokens, cancelled, clock, transformer):
@@ -143,6 +146,9 @@ def write_interleaved(
             break
         parts.append(picture)
         prompts.append(prompt)
+        stops = StopStrings(request.stop)
+        tail = stops.push(text_generator.tokenizer.decode(written).partition(marks[1])[2]) + stops.flush()
+        reason = reason or ("stop" if stops.hit else None)
         read = transformer.cache.used - used - len(request.prompt)
         again = picture_in_reply(written[read:], text_generator.loop, text_generator.tokenizer)
         room = text_generator.manifest.limits.max_context - transformer.cache.used
@@ -153,6 +159,9 @@ def write_interleaved(
         history = (*request.history, *request.prompt.text_ids, *written)
         again, image_tokens = text_generator.read_pictures(again, [text_generator.picture(picture.to_array())], clock)
         request = replace(request, prompt=again, history=history, sampling=_after(request.sampling, len(prompts)))
+    if tail:  # nothing was written after it
+        parts.append(tail)
+        yield TextChunk((), tail)
     yield InterleavedResult(tuple(parts), tuple(prompts), tuple(ids), reason)
 
 

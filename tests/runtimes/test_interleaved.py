@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from tokenizers import decoders, models, pre_tokenizers
 
+import edgemm
 from edgemm.errors import UsageError
 from edgemm.runtimes import kv_cache
 from edgemm.runtimes.image_call import DenoiseProgress, ImageResult, Picture
 from edgemm.runtimes.interleaved import InterleavedResult, MarkedText
 from edgemm.runtimes.text_call import TextChunk
+from tests.runtimes import tiny_bundle
 
 GRAMMAR = 'start: "Here: <draw>" /[a-c]{4}/ "</draw>" /[a-z ]{6}/ "<draw>dd</draw>!"'
 
@@ -60,6 +63,40 @@ class TestWithTheLibrary:
         # Of 26 letters one in 26 is the same by chance: 7 of 24 or more once in 20,000 replies.
         assert sum(map(str.__eq__, one, other)) < 7
         assert first.text == again.text
+
+    def test_what_the_last_token_of_a_mark_says_behind_it_is_shown(self, tmp_path, monkeypatch):
+        """Vocabularies have a ">." or a ">!": it ends the mark and goes on with the reply."""
+        together = 255  # was half a letter, which no text here has
+
+        def with_two_letters():
+            alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())[:together]
+            made = tiny_bundle.Tokenizer(
+                models.BPE({letter: i for i, letter in enumerate([*alphabet, ">!"])}, merges=[(">", "!")])
+            )
+            made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+            made.decoder = decoders.ByteLevel()
+            made.add_special_tokens(list(tiny_bundle.SPECIALS))
+            return made
+
+        monkeypatch.setattr(tiny_bundle, "byte_tokenizer", with_two_letters)
+        how = {"temperature": 100.0, "drawing": {"num_inference_steps": 1}}
+        with edgemm.load(tiny_bundle.build(tmp_path / "tiny.bundle"), device="cpu", threads=1) as model:
+            for behind, kinds in (("!", ["Picture", "str"]), ("! Yes", ["Picture", "str"]), ("!<draw>b</draw>!", None)):
+                said = []
+                for seed in range(4):
+                    grammar = f'start: "<draw>a</draw>{behind}"'
+                    *events, last = model.generate("hello", grammar=grammar, seed=seed, **how)
+                    text = behind.replace("<draw>b</draw>", "")
+                    assert (last.text, last.finish_reason) == (text, "stop")
+                    assert "".join(event.text for event in events if isinstance(event, TextChunk)) == text
+                    assert [type(part).__name__ for part in last.parts] == (kinds or ["Picture", "str"] * 2)
+                    said.append(together in last.token_ids)
+                assert any(said)
+            cut = {
+                tuple(list(model.generate("hello", grammar=grammar, seed=seed, stop=["!"], **how))[-1].parts[1:])
+                for seed in range(4)
+            }
+            assert cut == {()}
 
     def test_at_most_so_many_pictures(self, model):
         last = list(model.generate("hello", grammar=GRAMMAR, max_images=1))[-1]
