@@ -179,21 +179,22 @@ def _split_by_colour(piece: np.ndarray, pixels: np.ndarray) -> list[np.ndarray]:
 
 def _pieces(mask: np.ndarray) -> list[np.ndarray]:
     """The 8-connected pieces of a mask, each as a mask."""
-    left, pieces = mask.copy(), []
     height, width = mask.shape
-    for start in zip(*np.nonzero(mask), strict=True):
-        if not left[start]:
-            continue
-        piece, stack = np.zeros_like(mask), [start]
-        left[start] = False
-        while stack:
-            row, column = stack.pop()
-            piece[row, column] = True
-            for near in ((row + i, column + j) for i in (-1, 0, 1) for j in (-1, 0, 1)):
-                if 0 <= near[0] < height and 0 <= near[1] < width and left[near]:
-                    left[near] = False
-                    stack.append(near)
-        pieces.append(piece)
+    row = width + 2  # with a border of nothing, and as one line, a neighbour is an offset
+    left, pieces = bytearray(np.pad(mask, 1).tobytes()), []
+    around = (-row - 1, -row, -row + 1, -1, 1, row - 1, row, row + 1)
+    start = left.find(1)
+    while start >= 0:
+        piece, left[start] = [start], 0
+        for place in piece:  # which grows meanwhile
+            for near in around:
+                if left[place + near]:
+                    left[place + near] = 0
+                    piece.append(place + near)
+        found = np.zeros((height + 2) * row, dtype=bool)
+        found[piece] = True
+        pieces.append(found.reshape(height + 2, row)[1:-1, 1:-1])
+        start = left.find(1, start)
     return pieces
 
 
