@@ -18,8 +18,9 @@ PIP = $(VENV)/bin/python -m pip --disable-pip-version-check install --quiet
 KEY := $(shell (echo "$(TORCH) $(WEIGHTS) $(ORACLES)"; cat pyproject.toml constraints.txt) | cksum | cut -d ' ' -f 1)
 READY = $(VENV)/ready-$(KEY)
 
-# Tiny models on many threads only wait for one another.  No test may need a network.
-TEST_ENV = OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} TOKENIZERS_PARALLELISM=false HF_HUB_OFFLINE=1
+# Tiny models on many threads only wait for one another.  No test may need a network.  Hundreds of processes import the
+# same modules: compiled once.
+TEST_ENV = OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} TOKENIZERS_PARALLELISM=false HF_HUB_OFFLINE=1 PYTHONDONTWRITEBYTECODE=
 # One process a core, each file in one of them: models that a file trains once are trained once.
 PYTEST = $(TEST_ENV) $(VENV)/bin/python -m pytest -q -n $${WORKERS:-2} --dist loadfile
 
