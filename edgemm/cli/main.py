@@ -240,6 +240,8 @@ def _explain(error: BaseException) -> tuple[str, int]:
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         where = f": {error.filename}" if error.filename else ""
         return f"the disk is full{where}", ResourceError.exit_code
+    if "No space left on device" in str(error):  # libraries that write tensors do not hand on errno
+        return f"the disk is full: {error}", ResourceError.exit_code
     if isinstance(error, OSError) and error.filename:
         return f"{error.filename}: {error.strerror}", InputError.exit_code
     if isinstance(error, ValueError) and "null byte" in str(error):  # Python's word for any path with a NUL in it

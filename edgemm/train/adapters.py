@@ -22,6 +22,7 @@ from edgemm.bundle.files import reading
 from edgemm.bundle.writer import check_output, whole_folder
 from edgemm.errors import CheckpointError, MissingError, UsageError
 from edgemm.model.unified import Unified
+from edgemm.train.ranks import refusing_full_disk
 from edgemm.train.recipe_file import FinetuneRecipe
 
 if TYPE_CHECKING:
@@ -89,7 +90,9 @@ def check_adapter_output(folder: Path) -> None:
 
 def save_adapter(parts: Mapping[str, PeftModel], folder: Path) -> None:
     """Write the adapter's folder, all parts or nothing."""
-    with whole_folder(folder, check_adapter_output) as whole:
+    learned = (p for adapted in parts.values() for p in adapted.parameters() if p.requires_grad)
+    size = sum(parameter.numel() * parameter.element_size() for parameter in learned)
+    with refusing_full_disk(folder, None, size), whole_folder(folder, check_adapter_output) as whole:
         for part, adapted in parts.items():
             adapted.save_pretrained(str(whole / part))
             (whole / part / "README.md").unlink(missing_ok=True)  # PEFT's own empty model card

@@ -149,16 +149,17 @@ def refusing_out_of_memory(step: int, batch: int, processes: int, device: torch.
 
 
 @contextmanager
-def refusing_full_disk(path: Path, step: int, needed_bytes: int) -> Iterator[None]:
-    """Turn a write that failed for want of space into a ResourceError."""
+def refusing_full_disk(path: Path, step: int | None, needed_bytes: int) -> Iterator[None]:
+    """Turn a write that failed for want of space into a ResourceError; `step` is None before the first."""
     try:
         yield
-    except (OSError, RuntimeError) as error:
+    except Exception as error:  # each library has its own
         if not ran_out_of_disk(error, path.parent, needed_bytes):
             raise
         free = shutil.disk_usage(path.parent).free
+        when = "" if step is None else f" at step {step}"
         raise ResourceError(
-            f"{path}: disk full at step {step}: needs {needed_bytes} bytes, {free} are free; the last state was kept"
+            f"{path}: disk full{when}: needs {needed_bytes} bytes, {free} are free; the last state was kept"
         ) from error
 
 

@@ -21,6 +21,7 @@ from edgemm.errors import InputError
 from edgemm.model.conditioner import pool_prompt
 from edgemm.model.transformer import KeyValues
 from edgemm.model.unified import Unified
+from edgemm.train.ranks import refusing_full_disk
 
 __all__ = ["PromptStore", "fits_in_memory", "QueryStore", "TeacherCache"]
 
@@ -146,7 +147,8 @@ class TeacherCache:
         path = self.folder / f"{name}.safetensors"
         if not path.exists():
             answer = {key: tensor.contiguous() for key, tensor in compute().items()}
-            _write(path, lambda temporary: save_file(answer, temporary))
+            with refusing_full_disk(path, None, sum(tensor.nbytes for tensor in answer.values())):
+                _write(path, lambda temporary: save_file(answer, temporary))
         with reading(path, "delete it, it will be computed again"):
             return load_file(path)  # what was stored, so that a resumed run sees the same numbers
 

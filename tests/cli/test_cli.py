@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from safetensors import SafetensorError
 
 import edgemm
 from edgemm.bundle.bundle import open_bundle
@@ -29,6 +30,7 @@ from tests.runtimes.tiny_bundle import build
 ROOT = Path(__file__).resolve().parent.parent
 PROMPT = ["--prompt", "a red heart"]
 BUSY_S = 600  # a machine that trains at the same time
+FULL = "Error while serializing: I/O error: No space left on device (os error 28)"  # safetensors'
 
 
 @pytest.fixture(scope="module")
@@ -225,6 +227,7 @@ def test_a_verb_that_is_not_installed_says_so(fails, monkeypatch):
     [
         (MemoryError(), 5, "out of memory"),
         (OSError(errno.ENOSPC, "No space left on device"), 5, "the disk is full"),
+        (SafetensorError(FULL), 5, f"the disk is full: {FULL}"),
         (PermissionError(errno.EACCES, "Permission denied", "/x"), 3, "/x: Permission denied"),
         (ZeroDivisionError("oh"), 1, "a bug: ZeroDivisionError: oh (--debug shows where)"),
         (edgemm.CheckFailedError("worse\nthan before"), 7, "worse than before"),

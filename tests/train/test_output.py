@@ -9,14 +9,19 @@ import shutil
 from pathlib import Path
 
 import pytest
+import safetensors.torch
+import torch
+from safetensors import SafetensorError
 
 from edgemm.cli import data as data_verb
 from edgemm.cli.main import main
-from edgemm.errors import InputError
+from edgemm.errors import InputError, ResourceError
 from edgemm.families import fewer_tokens
 from edgemm.model import checkpoint
 from edgemm.train import distill
 from edgemm.train.adapters import save_adapter
+from edgemm.train.stores import TeacherCache
+from edgemm.train.tasks.align import kept_features
 from tests.model.tiny import micro, random_micro
 from tests.train.conftest import EMOJI, ROOT
 
@@ -147,3 +152,27 @@ def test_whoever_saves_without_asking_is_told_too(tmp_path):
     with pytest.raises(InputError, match="holds no adapter"):
         save_adapter({}, tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["diary.txt"]
+
+
+@pytest.mark.parametrize("what", ["features", "a teacher's answer", "an adapter"])
+def test_whoever_fills_the_disk_is_told_what_was_needed_and_leaves_nothing_half_written(tmp_path, monkeypatch, what):
+    class Adapted(torch.nn.Linear):
+        def save_pretrained(self, folder: str) -> None:
+            Path(folder).mkdir()
+            safetensors.torch.save_file(dict(self.state_dict()), Path(folder, "adapter_model.safetensors"))
+
+    def filled(tensors, path, metadata=None):
+        Path(path).write_bytes(b"the first part")
+        raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+
+    monkeypatch.setattr(safetensors.torch, "save_file", filled)
+    numbers = torch.zeros(250)
+    with pytest.raises(ResourceError, match=r"disk full: needs 1000 bytes, \d+ are free") as full:
+        if what == "features":
+            kept_features(tmp_path / "x", "key", lambda: numbers)
+        elif what == "an adapter":
+            save_adapter({"denoiser": Adapted(250, 1, bias=False)}, tmp_path / "x")  # type: ignore[dict-item]
+        else:
+            TeacherCache(tmp_path, {}).get("x", lambda: {"numbers": numbers})
+    assert str(full.value).startswith(str(tmp_path / "x"))
+    assert {path.name for path in tmp_path.iterdir()} <= {"teacher.json"}

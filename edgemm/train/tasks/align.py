@@ -27,6 +27,7 @@ from edgemm.errors import InputError
 from edgemm.model.config import VisionConfig
 from edgemm.model.unified import Unified
 from edgemm.model.vision import LENGTH, NEVER, VisualWords
+from edgemm.train.ranks import refusing_full_disk
 from edgemm.train.recipe import Answering
 
 __all__ = [
@@ -247,6 +248,6 @@ def kept_features(path: Path, key: str, look: Callable[[], Tensor]) -> Tensor:
         pass  # not there, or not whole: looked at again
     features = look()
     path.parent.mkdir(parents=True, exist_ok=True)
-    with written_beside(path) as temporary:
+    with refusing_full_disk(path, None, features.nbytes), written_beside(path) as temporary:
         save_file({"features": features}, temporary, metadata={"key": key})
     return features
