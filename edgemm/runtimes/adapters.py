@@ -130,7 +130,8 @@ class Adapters:
         with self._lock:
             if name not in self._loaded:
                 raise UsageError(f"adapter {name!r} is not loaded")
-            if self.active is self._loaded.pop(name):
+            del self._loaded[name]
+            if self.active.name == name:  # also one that was loaded anew since it was set
                 self.active = self._none
 
     def _scales_of(self, part: str) -> Arrays:

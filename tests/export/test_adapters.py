@@ -259,6 +259,7 @@ def test_unloading_the_active_one_leaves_none(opened, adapters):
     runtime.load_adapter("again", adapters["a"][0])
     runtime.set_adapter("again")
     assert not equal(answers(runtime), plain)
+    runtime.load_adapter("again", adapters["b"][0])  # the one that is active is forgotten, too
     runtime.unload_adapter("again")
     assert equal(answers(runtime), plain) and "again" not in runtime.adapters.names
     with pytest.raises(UsageError, match="adapter 'again' is not loaded; loaded: a, b, words"):
