@@ -68,6 +68,10 @@ class Lane(Protocol):
         """Forgets jobs that nobody waits for, and gives them back."""
         ...
 
+    def clear(self) -> None:
+        """Forgets everything, whatever state it is in."""
+        ...
+
 
 class Turns:
     """Jobs whose work is an iterator of events, in turns: the next event of one, then of the next."""
@@ -108,6 +112,9 @@ class Turns:
         for _, events in gone:
             events.close()  # type: ignore[attr-defined]
         return [job for job, _ in gone]
+
+    def clear(self) -> None:
+        self._running.clear()
 
 
 class Lanes:
@@ -198,36 +205,54 @@ class Scheduler:
 
     def _run(self) -> None:
         while True:
-            with self._lock:
-                self._drop_stopped()
-                while not self._waiting and not self._running:
-                    if self._closed:
-                        return
-                    self._lock.wait()
-                    self._drop_stopped()
-                self._admit()
-            kind = self._lanes.next()
-            if kind is None:
-                continue
-            start = time.perf_counter()
             try:
-                self._lanes.of[kind].turn()
-            except Exception:  # of the lane itself; its jobs' own errors it tells them
-                LOG.exception("a turn of the %s lane failed", kind)
-                self._drop(lambda job, kind=kind: job.kind == kind, RuntimeError("the scheduler failed"))
-            self._lanes.spent(kind, time.perf_counter() - start)
+                if not self._turn():
+                    return
+            except (
+                BaseException
+            ):  # also a panic of a library, which is no Exception: without this thread nobody is answered
+                LOG.exception("the scheduler failed")
+                self._give_up()
+
+    def _turn(self) -> bool:
+        """The next turn; False once there is none any more."""
+        with self._lock:
+            self._drop_stopped()
+            while not self._waiting and not self._running:
+                if self._closed:
+                    return False
+                self._lock.wait()
+                self._drop_stopped()
+            self._admit()
+        kind = self._lanes.next()
+        if kind is None:
+            return True
+        start = time.perf_counter()
+        try:
+            self._lanes.of[kind].turn()
+        except Exception:  # of the lane itself; its jobs' own errors it tells them
+            LOG.exception("a turn of the %s lane failed", kind)
+            self._drop(lambda job, kind=kind: job.kind == kind, RuntimeError("the scheduler failed"))
+        self._lanes.spent(kind, time.perf_counter() - start)
+        return True
+
+    def _give_up(self) -> None:
+        """Ends what is running; who waits is answered by what goes on."""
+        with self._lock:
+            for lane in self._lanes.of.values():
+                lane.clear()
+            for job in tuple(self._running):
+                job.emit(RuntimeError("the scheduler failed"))
 
     def _admit(self) -> None:
         """Whoever fits begins, in the order of asking; one kind does not wait for the other."""
-        left: deque[Job] = deque()
         full: set[str] = set()
-        while self._waiting:
-            job = self._waiting.popleft()
+        for job in tuple(self._waiting):
             lane = self._lanes.of[job.kind]
             if job.kind in full or not lane.takes(job):
                 full.add(job.kind)
-                left.append(job)
                 continue
+            self._waiting.remove(job)
             job.began_at = time.monotonic()
             job.emit = self._ending(job, job.emit)
             self._running.add(job)
@@ -235,7 +260,6 @@ class Scheduler:
                 lane.add(job)
             except Exception as error:
                 job.emit(error)
-        self._waiting = left
 
     def _ending(self, job: Job, emit: Callable[[Any], None]) -> Callable[[Any], None]:
         def told(event: Any) -> None:

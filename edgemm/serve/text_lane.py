@@ -78,6 +78,11 @@ class TextLane:
             if over and not isinstance(said, EdgemmError):
                 job.emit(None)
 
+    def clear(self) -> None:
+        self._batches.clear()
+        self._jobs.clear()
+        self._order.clear()
+
     def drop(self, stopped: Callable[[Job], bool]) -> list[Job]:
         gone = [job for job in self._jobs.values() if stopped(job)]
         for job in gone:

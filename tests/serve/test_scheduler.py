@@ -129,6 +129,34 @@ def test_an_error_is_its_own_jobs_alone(scheduler):
     assert isinstance(told[0].events[-1], ValueError) and told[1].events == ["b"] * 4 + [None]
 
 
+class Panic(BaseException):
+    """As libraries written in Rust raise it."""
+
+
+@pytest.mark.parametrize("how", ["a turn", "an end"])
+def test_what_breaks_a_turn_or_an_end_is_told_and_whoever_asks_next_is_answered(scheduler, how):
+    begun = threading.Event()
+
+    def breaks():
+        try:
+            while not begun.is_set() or how == "an end":
+                yield begun.set() or "turn"
+            raise Panic
+        finally:
+            if how == "an end":
+                raise MemoryError  # while its drawing is thrown away, say
+
+    own, log, told = scheduler(most=1), [], [Told(), Told()]
+    broken, waiting = Job("draw", breaks, told[0]), Job("draw", counting(2, log, "a"), told[1])
+    own.submit([broken, waiting])
+    assert begun.wait(10)
+    broken.cancelled = how == "an end"
+    own.wake()
+    assert all(each.ended.wait(10) for each in told)
+    assert isinstance(told[0].events[-1], RuntimeError)
+    assert (told[1].events, own.running, own.waiting) == (["a", "a", None], 0, 0)
+
+
 def test_a_deadline_ends_running_and_queued_jobs(scheduler):
     own, told = scheduler(most=1), [Told(), Told()]
     soon = time.monotonic() + 0.05
