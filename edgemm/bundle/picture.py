@@ -42,6 +42,7 @@ FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM")  # plain decoders
 WHITE = (255, 255, 255)
 
 BITS_PER_SAMPLE = 258  # a tag of TIFF
+AT_ONCE = 1_000_000  # wide numbers: each takes 30 bytes while it becomes one
 GREY_STEPS = {"L;2": 85, "L;4": 17}  # how a PNG stores grey -> from one grey to the next, of 255
 
 
@@ -271,15 +272,18 @@ def _white(picture: Image) -> int | None:
 def _of_wide_numbers(grey: np.ndarray, white: int | None, key: Any, name: str) -> Image:
     """Grey numbers (H, W) as RGB, or RGBA where the number `key` is see-through.  Where nobody says what white is, it
     is the least of 1 (floats), 255, 65,535 and the largest of 32 bits that no number exceeds."""
-    numbers = grey.astype(np.float64)
-    if not (np.isfinite(numbers).all() and numbers.min() >= 0):
+    most = grey.max()
+    if not (np.isfinite(most) and grey.min() >= 0):  # NaN is a whole picture's most and least
         raise InputError(f"{name}: holds numbers below 0 or none at all, expected 0 (black) and above")
     if white is None:
         known = (1, 255, 65_535) if grey.dtype.kind == "f" else (255, 65_535, 2**31 - 1)
-        white = next((most for most in known if numbers.max() <= most), None)
+        white = next((number for number in known if most <= number), None)
     if white is None:
-        raise InputError(f"{name}: numbers up to {numbers.max():g}, and nothing says which one is white")
-    levels = np.rint(numbers / white * 255).clip(0, 255).astype(np.uint8)
+        raise InputError(f"{name}: numbers up to {most:g}, and nothing says which one is white")
+    levels, rows = np.empty(grey.shape, dtype=np.uint8), max(1, AT_ONCE // grey.shape[1])
+    for first in range(0, len(grey), rows):
+        numbers = grey[first : first + rows].astype(np.float64)
+        levels[first : first + rows] = np.rint(numbers / white * 255).clip(0, 255)
     picture = pillow().fromarray(levels).convert("RGB")
     if isinstance(key, int):
         picture.putalpha(pillow().fromarray(np.where(grey == key, np.uint8(0), np.uint8(255))))

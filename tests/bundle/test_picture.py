@@ -7,6 +7,7 @@ import io
 import os
 import resource
 import struct
+import tracemalloc
 import urllib.parse
 import zlib
 
@@ -237,7 +238,20 @@ def test_twelve_bits_are_not_a_sixteenth_of_the_light():
     assert (left * 255, right * 255) == (pytest.approx(0x800 / 4095 * 255, abs=0.51), pytest.approx(255))
 
 
-@pytest.mark.parametrize("number", [-1.0, np.nan, 1e9])
+def test_wide_numbers_take_little_memory_on_their_way():
+    """A few kilobytes of a PNG may be 50 million of them."""
+    grey = Image.fromarray(np.arange(4_000_000, dtype=np.uint32).astype(np.uint16).reshape(2_000, 2_000))
+    tracemalloc.start()
+    try:
+        wide = open_picture(grey)
+        most = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert most < 60e6  # all numbers at once took 104 MB
+    assert np.array_equal(np.asarray(wide)[..., 0], np.rint(np.asarray(grey) / 65_535 * 255))
+
+
+@pytest.mark.parametrize("number", [-1.0, np.nan, 1e9, np.inf])
 def test_numbers_that_are_no_light_are_refused(tmp_path, number):
     Image.fromarray(np.full((4, 4), number, dtype=np.float32)).save(tmp_path / "odd.tif")
     with pytest.raises(InputError, match=r"odd\.tif: "):
