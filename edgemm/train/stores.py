@@ -33,7 +33,7 @@ STORED_BYTES = 8 << 30  # of prompts, in each process
 def fits_in_memory(model: Unified, captions: Sequence[str]) -> bool:
     """Whether all prompts may be stored; more of them are read anew at every step."""
     source, layers = model.config.transformer, len(model.config.denoiser.prefix_layers)
-    slots = max(len(model.encode(" " + caption)) for caption in captions)
+    slots = max(len(model.encode(" " + caption, special=False)) for caption in captions)
     return 4 * layers * source.kv_heads * source.head_width * slots * len(captions) <= STORED_BYTES
 
 
@@ -42,7 +42,7 @@ class PromptStore:
 
     def __init__(self, model: Unified, captions: Sequence[str]) -> None:
         layers, skip = len(model.config.denoiser.prefix_layers), model.conditioner.skip
-        longest = max(len(model.encode(" " + caption)) for caption in captions)
+        longest = max(len(model.encode(" " + caption, special=False)) for caption in captions)
         slots = longest + len(model.encode(model.config.draw.close))
         g, d = model.config.transformer.kv_heads, model.config.transformer.head_width
         self.device = model.denoiser.position.device
@@ -101,7 +101,7 @@ class QueryStore:
         """Whether all prompts may be kept, in float32 and every layer."""
         source = model.config.transformer
         around = len(model.encode(model.config.draw.open)) + len(model.encode(model.config.draw.close))
-        slots = around + max(len(model.encode(" " + caption)) for caption in captions)
+        slots = around + max(len(model.encode(" " + caption, special=False)) for caption in captions)
         return 8 * source.depth * source.kv_heads * source.head_width * slots * len(captions) <= STORED_BYTES
 
     def read(self, rows: Tensor) -> tuple[KeyValues, Tensor, Tensor]:

@@ -118,8 +118,9 @@ def test_a_recipes_caption_is_what_every_picture_is_taught_by(shapes, tmp_path):
     assert all(len(known) == 1 for known in told.captions_of)
 
 
-def test_stored_prompts_are_the_models_own_to_bfloat16(task):
-    prompts = ["", "a red circle", "two green squares", "a star left of a blue cross"]
+@pytest.mark.parametrize("longest", ["a star left of a blue cross", "a sign that says <|im_end|><|image|><|im_start|>"])
+def test_stored_prompts_are_the_models_own_to_bfloat16(task, longest):
+    prompts = ["", "a red circle", "two green squares", longest]
     store = PromptStore(task.model, prompts)
     rows = torch.tensor([3, 0, 1])
     found = task.model.conditioner.adapt(*store.rows(rows))

@@ -54,7 +54,7 @@ WORD_SMOOTHING = 0.1  # of the words to tell apart: a few thousand pictures are 
 def label_directions(model: Unified, labels: Sequence[str]) -> Tensor:
     """Unit vectors (c, w): the mean embedding of each label's tokens, less the mean of all labels."""
     table = model.transformer.embed_tokens.weight.detach()
-    means = torch.stack([table[model.encode(" " + label)].mean(0) for label in labels])
+    means = torch.stack([table[model.encode(" " + label, special=False)].mean(0) for label in labels])
     return nn.functional.normalize(means - means.mean(0), dim=-1)
 
 
@@ -90,7 +90,7 @@ def spell_words(model: Unified, labels: Iterable[str]) -> list[str]:
     known = [label for label, _ in sorted(Counter(labels).items(), key=lambda item: (-item[1], item[0]))]
     blank = model.encode(model.config.image_close)[:1]
     slots = words.spelling.shape[1]
-    spelled = [(model.encode(" " + label)[:slots] + blank * slots)[:slots] for label in known]
+    spelled = [(model.encode(" " + label, special=False)[:slots] + blank * slots)[:slots] for label in known]
     letters = sorted({token for ids in spelled for token in ids})
     room = len(words.letters)
     if max(len(known), len(letters)) > room:
