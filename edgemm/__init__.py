@@ -127,6 +127,7 @@ def load(
     from edgemm.options import check_type
 
     check_type("path", path, str | os.PathLike)
+    check_type("device", device, str)
     check_type("threads", threads, int | None)
     check_type("memory_limit_mb", memory_limit_mb, float | None)
     check_type("backend", backend, str | Mapping | None)

@@ -10,7 +10,7 @@ import math
 import os
 import threading
 import time
-from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterator, Mapping, Sequence
 from functools import cached_property, partial
 from pathlib import Path
 from types import TracebackType
@@ -192,6 +192,7 @@ class Model:
 
         self._engines.check_open()
         chosen = from_keywords(TextOptions, "generate()", options, ("images", "drawing", "draw_marks", "max_images"))
+        check_type("drawing", drawing, Mapping | None)
         drawn, marks = from_keywords(DrawingOptions, "generate(drawing=...)", drawing or {}), check_marks(draw_marks)
         check_whole("max_images", max_images, 1, MOST_PICTURES)
         self._image.start("the options are checked before anything is written", drawn)

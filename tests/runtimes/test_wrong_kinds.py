@@ -10,6 +10,7 @@ from edgemm.errors import InputError, UsageError
 
 OPENED = {
     "path": (None, "path is None, expected a string or a path"),
+    "device": (None, "device is None, expected a string"),
     "threads": ("2", "threads is '2', expected a whole number or None"),
     "memory_limit_mb": ("1", "memory_limit_mb is '1', expected a number or None"),
     "backend": (5, "backend is 5, expected a string or an object or None"),
@@ -35,6 +36,7 @@ CALLS = [
     (lambda model: model.generate_texts(["x"], images=5), UsageError, "images is 5, expected a list or None"),
     (lambda model: model.session().rewind("1"), UsageError, "turns is '1', expected a whole number"),
     (lambda model: model.session().rewind(1.0), UsageError, "turns is 1.0, expected a whole number"),
+    (lambda model: model.generate("x", drawing=5), UsageError, "drawing is 5, expected an object or None"),
     (lambda model: model.generate("x", draw_marks=None), UsageError, "draw_marks is None, expected two different"),
     (lambda model: model.generate("x", draw_marks=("<", 2)), UsageError, r"draw_marks is \('<', 2\), expected two"),
     (lambda model: model.load_adapter("a", None), UsageError, "path is None, expected a string or a path"),
