@@ -4,24 +4,40 @@ from __future__ import annotations
 
 import asyncio
 import re
+import threading
 import time
-from collections.abc import AsyncIterator, Iterator
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import AsyncIterator, Callable, Iterator
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
 
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from edgemm import DenoiseProgress, ImageResult, Picture
+from edgemm.device.machine import give_back_memory
 from edgemm.serve.fields import EditRequest, GenerateRequest, HowToDraw, free_and_refused, read_fields
 from edgemm.serve.pictures import as_base64, of_url
 from edgemm.serve.problems import Problem, unsupported
 from edgemm.serve.registry import Named
-from edgemm.serve.service import Service, Work, chosen_seed, graph_of, picture_of, with_adapter
+from edgemm.serve.service import Service, Work, chosen_seed, graph_of, is_large, picture_of, with_adapter
 from edgemm.serve.wire import Event, Events, EventStream, fields_of
 
-__all__ = ["Sketch", "draw_work", "drawing_options", "edits", "generations", "kind_of", "size_of", "usage_of"]
+if TYPE_CHECKING:
+    from PIL.Image import Image
 
+__all__ = [
+    "Sketch",
+    "draw_work",
+    "drawing_options",
+    "edit_work",
+    "edits",
+    "generations",
+    "kind_of",
+    "size_of",
+    "usage_of",
+]
+
+EDITS = threading.Semaphore(2)
 SIZE = re.compile(r"([1-9]\d{0,4})x([1-9]\d{0,4})")
 
 
@@ -139,8 +155,6 @@ class _Answer:
                 options[name] = getattr(asked, name)
         if asked.graph is not None:
             options["graph"] = graph_of(asked.graph, named, self.service.options.max_images)
-        if picture is not None:
-            options["image"] = picture_of(picture, named, "image", whole=True)
         self.sketch = Sketch(
             named,
             options,
@@ -149,6 +163,8 @@ class _Answer:
             kind,
             asked.output_compression,
         )
+        if picture is not None:
+            return edit_work(self.sketch, asked.prompt, lambda: picture_of(picture, named, "image", whole=True))
         return draw_work(self.sketch, asked.prompt)
 
     @property
@@ -215,8 +231,17 @@ class _Answer:
 def draw_work(sketch: Sketch, prompt: str) -> Work:
     """What draws it; prompt and options are checked now."""
     stream: Iterator[Any] = sketch.named.model.stream_image(prompt, **sketch.options, preview=sketch.preview)
-    sketch.options.pop("image", None)  # was read just now, and may be large
     return "draw", with_adapter(sketch.named, lambda: stream)
+
+
+def edit_work(sketch: Sketch, prompt: str, opened: Callable[[], Image]) -> Work:
+    """What edits a picture, which is read now and not kept: two at once, for each takes several times its size."""
+    with EDITS:
+        options = {**sketch.options, "image": opened()}
+        work, large = draw_work(replace(sketch, options=options), prompt), is_large(options.pop("image"))
+        if large:
+            give_back_memory()
+        return work
 
 
 def drawing_options(named: Named, asked: HowToDraw, size: tuple[int, int] | None) -> dict[str, Any]:

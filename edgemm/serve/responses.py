@@ -19,7 +19,16 @@ from starlette.responses import JSONResponse, Response
 
 from edgemm import DenoiseProgress, ImageResult, InterleavedResult, Picture, TextChunk
 from edgemm.serve.chat import Asked, logprob_body, text_options, works
-from edgemm.serve.drawing import Sketch, draw_work, drawing_options, kind_of, size_in_words, size_of, steps_of
+from edgemm.serve.drawing import (
+    Sketch,
+    draw_work,
+    drawing_options,
+    edit_work,
+    kind_of,
+    size_in_words,
+    size_of,
+    steps_of,
+)
 from edgemm.serve.fields import (
     ChatMessage,
     ImageTool,
@@ -180,7 +189,7 @@ class _Answer:
         if len(images) > 1:
             raise Problem(400, "unsupported_value", "a model edits one picture at a time", "input")
         if images:
-            self.sketch.options["image"] = images[0]()
+            return edit_work(self.sketch, last["content"], images[0])
         return draw_work(self.sketch, last["content"])
 
     # What is answered

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from edgemm.bundle.picture import fit_square, open_picture
+from edgemm.device.machine import give_back_memory
 from edgemm.errors import EdgemmError, InputError
 from edgemm.serve.fields import ChatMessage, ImageUrlPart, TextPart, VideoFrames, VideoUrlPart
 from edgemm.serve.metrics import Measured, Metrics
@@ -29,11 +30,12 @@ if TYPE_CHECKING:
 
     from edgemm.bundle.node_link import Graph
 
-__all__ = ["Service", "Work", "as_asked", "chosen_seed", "graph_of", "picture_of", "with_adapter"]
+__all__ = ["Service", "Work", "as_asked", "chosen_seed", "graph_of", "is_large", "picture_of", "with_adapter"]
 
 T = TypeVar("T")
 Work = tuple[Kind, Any]
 MOST_DRAWINGS = 4  # that take turns, so that a long one does not hold up a short one
+LARGE = 4_000_000  # pixels: 16 MB of a picture, several times
 MOST_FRAMES = 16  # of a video, where a request says no other number
 PICTURES = threading.Semaphore(2)  # that are decoded at once: each may take half a GB meanwhile
 DECODERS = threading.Semaphore(2)  # of videos at once: each may take a GiB, for a minute, and its client may be gone
@@ -94,11 +96,19 @@ def picture_of(raw: bytes, named: Named, param: str, whole: bool = False) -> Ima
             picture = open_picture(raw, named.model.manifest.limits.max_image_pixels)
             if whole or loop is None:
                 return picture
-            rule = (loop.image_fit, loop.image_resample, loop.image_least)
-            return fit_square(picture, loop.image_size, loop.background, *rule)
+            rule, large = (loop.image_fit, loop.image_resample, loop.image_least), is_large(picture)
+            picture = fit_square(picture, loop.image_size, loop.background, *rule)
+            if large:
+                give_back_memory()
+            return picture
     except InputError as error:
         code = "image_too_large" if "pixels" in str(error) else "invalid_image"
         raise Problem(400, code, str(error), param) from error
+
+
+def is_large(picture: Image) -> bool:
+    """What is freed of it the C library would keep, for each thread that ever opened such a one."""
+    return picture.width * picture.height > LARGE
 
 
 def frames_of(raw: bytes, named: Named, how: VideoFrames, left: int, param: str) -> tuple[Any, ...]:

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import base64
+import dataclasses
 import io
 import json
+import platform
+import subprocess
+import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -15,6 +19,7 @@ import pytest
 from PIL import Image
 
 import edgemm
+from tests.runtimes.tiny_bundle import LIMITS, build
 from tests.serve.conftest import MARKED, data_url
 
 openai = pytest.importorskip("openai", reason="needs the extras serve and dev")
@@ -328,3 +333,38 @@ def test_a_name_that_nobody_has_is_not_found(client):
     with pytest.raises(openai.NotFoundError) as refused:
         client.chat.completions.create(model="gpt-9", messages=HELLO)
     assert (refused.value.code, refused.value.param) == ("model_not_found", "model")
+
+
+OPENED = """
+import io, sys, threading
+from concurrent.futures import ThreadPoolExecutor
+from PIL import Image
+import edgemm
+from edgemm.device.machine import resident_bytes
+from edgemm.serve.registry import Named
+from edgemm.serve.service import picture_of
+
+content, together = io.BytesIO(), threading.Barrier(6)
+Image.new("RGB", (3000, 3000)).save(content, "PNG")
+with edgemm.load(sys.argv[1], device="cpu", threads=1) as model:
+    named = Named("tiny", model, None, "tiny")
+
+    def opened(_):
+        together.wait(30)  # each in a thread of its own
+        return picture_of(content.getvalue(), named, "image")
+
+    before = resident_bytes()
+    with ThreadPoolExecutor(6) as pool:
+        kept = list(pool.map(opened, range(6)))
+        print(resident_bytes() - before)
+"""
+
+
+def test_no_thread_keeps_the_memory_of_a_large_picture(tmp_path_factory):
+    """glibc keeps what was freed for each thread that took it: thirty threads of a server may decode."""
+    if platform.libc_ver()[0] != "glibc":
+        pytest.skip("no glibc, which alone keeps what was freed")
+    limits = dataclasses.replace(LIMITS, max_image_pixels=10_000_000)
+    bundle = build(tmp_path_factory.mktemp("large") / "tiny.bundle", limits=limits)
+    ran = subprocess.run([sys.executable, "-c", OPENED, bundle], capture_output=True, text=True, check=True)
+    assert int(ran.stdout) < 40e6, "a picture of 36 MB, six times"
