@@ -165,7 +165,7 @@ async def metrics(request: Request) -> Response:
 
 
 async def tokenize(request: Request) -> Response:
-    """Token ids of a text; of a conversation how many it takes, pictures included, none of which is decoded."""
+    """Token ids of a text; of a conversation how many it takes, whose pictures are decoded to be checked."""
     service: Service = request.app.state.service
     asked = await fields_of(request, TokenizeRequest)
     named = service.registry.get(asked.model)
