@@ -25,6 +25,7 @@ import hashlib
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields
+from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -128,7 +129,7 @@ class Dataset:
     """A dataset folder, read and checked."""
 
     path: Path
-    kind: str  # "emoji", "icons", "compose", "shapes", "clips", "edits", "pictures"
+    kind: str  # "emoji", "icons", "compose", "shapes", "clips", "edits", "graphs", "pictures"
     size: int  # pixels a side
     styles: tuple[str, ...]
     sources: tuple[Source, ...]
@@ -136,6 +137,10 @@ class Dataset:
     samples: tuple[Sample, ...] = field(repr=False)
     questions: tuple[Question, ...] = field(repr=False)
     edits: tuple[Edit, ...] = field(default=(), repr=False)
+
+    @cached_property
+    def by_id(self) -> dict[str, Sample]:
+        return {sample.id: sample for sample in self.samples}
 
     def image_path(self, sample: Sample) -> Path:
         return self.path / sample.image

@@ -12,8 +12,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from edgemm.bundle.node_link import Graph
 from edgemm.bundle.picture import load_picture
-from edgemm.evaluate.subject import MAX_NEW_TOKENS, DrawSettings
+from edgemm.evaluate.subject import MAX_NEW_TOKENS, DrawSettings, Shown
 from edgemm.model.checkpoint import load
 from edgemm.model.codes import Choose
 from edgemm.model.config import SamplerConfig
@@ -52,27 +53,34 @@ class CheckpointSubject:
     def drawing_size(self) -> int:
         return self.model.config.image_tokens.image_size
 
-    def draw(self, prompts: Sequence[str], seeds: Sequence[int]) -> np.ndarray:
+    def draw(self, prompts: Sequence[str | Graph], seeds: Sequence[int]) -> np.ndarray:
+        graphs = [prompt if isinstance(prompt, Graph) else None for prompt in prompts]
+        words = [prompt if isinstance(prompt, str) else "" for prompt in prompts]
         if self.model.config.objective == "ar":
-            pixels = self.model.draw_codes(prompts, self.sampler, by_lot(self.sampler, seeds)).numpy()
+            words = [prompt if isinstance(prompt, str) else prompt.to_text() for prompt in prompts]
+            pixels = self.model.draw_codes(words, self.sampler, by_lot(self.sampler, seeds)).numpy()
         else:
             tokens = self.model.config.image_tokens
             noise = np.stack([initial_noise(seed, tokens.token_count, tokens.token_width) for seed in seeds])
-            pixels = self.model.draw(prompts, torch.from_numpy(noise), self.sampler).numpy()  # (b, 3, H, W)
+            pixels = self.model.draw(
+                words, torch.from_numpy(noise), self.sampler, graphs=graphs
+            ).numpy()  # (b, 3, H, W)
         return np.rint(pixels * 255).clip(0, 255).astype(np.uint8).transpose(0, 2, 3, 1).copy()
 
-    def read(self, asked: Iterable[tuple[np.ndarray, str]]) -> Iterator[str]:
+    def read(self, asked: Iterable[tuple[Shown, str]]) -> Iterator[str]:
         """Some at a time, which is several times as fast as one after the other."""
         left = iter(asked)
         while some := list(islice(left, self.at_once)):
             replies = self.model.replies([self._asked(*one) for one in some], MAX_NEW_TOKENS)
             yield from map(self.model.tokenizer.decode, replies)
 
-    def _asked(self, picture: np.ndarray, question: str) -> Asked:
-        config, is_clip = self.model.config, picture.ndim == 4
-        frames = picture if is_clip else picture[None]
+    def _asked(self, picture: Shown, question: str) -> Asked:
+        config = self.model.config
+        is_graph, is_clip = isinstance(picture, Graph), isinstance(picture, np.ndarray) and picture.ndim == 4
+        frames = picture.pictures if isinstance(picture, Graph) else picture if is_clip else picture[None]
         squares = [load_picture(frame, config.vision.image_size, config.background) for frame in frames]
-        return Asked(question, torch.from_numpy(np.stack(squares)), clip=is_clip)
+        pixels = torch.from_numpy(np.stack(squares)) if squares else None
+        return Asked(question, pixels, picture if is_graph else None, is_clip)
 
 
 def by_lot(sampler: SamplerConfig, seeds: Sequence[int]) -> Choose:

@@ -35,8 +35,8 @@ from edgemm.evaluate.subject import DRAWN_SPLITS, BundleSubject, Drawings, DrawS
 __all__ = ["SUITES", "Evaluation", "Plan", "check_subject", "compared", "evaluate", "evaluate_subject"]
 
 SUITES = ("read", "draw")
-JUDGED = ("emoji", "icons", "shapes", "compose")  # kinds of datasets
-JUDGED_ONCE = ("shapes", "compose")  # their checkers count drawings
+JUDGED = ("emoji", "icons", "shapes", "compose", "graphs")  # kinds of datasets
+JUDGED_ONCE = ("shapes", "compose", "graphs")  # their checkers count drawings
 SHEET_CELLS = 24  # a section
 
 
@@ -148,11 +148,11 @@ def _read(subject: Subject, dataset: Dataset, plan: Plan) -> ReadResult:
 
 def _draw(subject: Subject, dataset: Dataset, plan: Plan) -> tuple[dict[str, Any], list[dict[str, Any]], dict]:
     """Scores, records and drawings, by the judge that fits the kind of dataset."""
-    if dataset.kind == "shapes":
+    if dataset.kind in ("shapes", "graphs"):
         from edgemm.evaluate.shapes_suite import run_shapes_suite
 
         exact = run_shapes_suite(subject, dataset, plan.limit)
-        return {"judge": "shapes checker", "parts": exact.parts}, exact.records, exact.drawings
+        return {"judge": f"{dataset.kind} checker", "parts": exact.parts}, exact.records, exact.drawings
     if dataset.kind == "compose":
         from edgemm.evaluate.scenes_suite import run_scenes_suite
 

@@ -113,7 +113,7 @@ def _ask(subject: Subject, dataset: Dataset, questions: Sequence[Question]) -> l
 
 def _replies(subject: Subject, dataset: Dataset, asked: Iterable[tuple[str, str]]) -> Iterator[str]:
     """To questions about samples, by their names."""
-    samples = _by_id(dataset)
+    samples = dataset.by_id
     return subject.read((shown(dataset, samples[sample]), text) for sample, text in asked)
 
 
@@ -137,7 +137,7 @@ def _ask_around(subject: Subject, dataset: Dataset, questions: Sequence[Question
 def _scores(
     dataset: Dataset, questions: Sequence[Question], replies: Sequence[str], always: Sequence[bool | None]
 ) -> ReadPart:
-    samples = _by_id(dataset)
+    samples = dataset.by_id
     asked = list(zip(questions, replies))
     labels = [(question, reply) for question, reply in asked if question.kind == "label"]
     others = [(question, reply) for question, reply in asked if question.kind != "label"]
@@ -173,10 +173,6 @@ def _baseline(dataset: Dataset, question: Question) -> float:
 
 def _is_any_word(sample: Sample, question: Question, reply: str) -> bool:
     return is_any_of((question.answer, sample.label, *sample.tags), reply)
-
-
-def _by_id(dataset: Dataset) -> dict[str, Sample]:
-    return {sample.id: sample for sample in dataset.samples}
 
 
 def _record(question: Question, reply: str, circular: bool | None) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """Drawings of coloured shapes, judged exactly, by GenEval's six kinds of task (arXiv:2310.11513).
 
-The prompt is the short caption, which claims no more than the checker asks for (evaluate/shapes_suite.py).  The real
+The prompt is the short caption, which claims no more than the checker asks for (evaluate/shapes_suite.py), or a graph
+of things, whose every edge is checked.  The real
 pictures are checked too: they say what the checker itself would miss.  Each drawing is also held against the caption of
 another of its task: what passes there is chance, whatever the model likes to draw.
 """
@@ -15,7 +16,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw
 
-from edgemm.data.format import Dataset
+from edgemm.data.format import Dataset, Sample
 from edgemm.data.icons import lab
 from edgemm.data.scenes import RELATIONS, Box, holds
 from edgemm.data.shapes import COLOURS, SHAPES, TASKS, draw_shape
@@ -29,6 +30,7 @@ __all__ = [
     "ShapesPart",
     "ShapesResult",
     "check_graph",
+    "check_sample",
     "check_scene",
     "find_objects",
     "run_shapes_suite",
@@ -219,7 +221,7 @@ def run_shapes_suite(subject: Subject, dataset: Dataset, limit: int | None) -> S
     """At most `limit` drawings a split."""
     parts, drawings, records = {}, {}, []
     for split, what in DRAWN_SPLITS.items():
-        samples = dataset.split(split)
+        samples = [sample for sample in dataset.split(split) if dataset.kind == "shapes" or sample.group == "drawn"]
         if not samples:
             continue
         drawings[split] = draw_samples(subject, dataset, some(samples, limit, "id"), 0, what)
@@ -231,10 +233,27 @@ def run_shapes_suite(subject: Subject, dataset: Dataset, limit: int | None) -> S
     return ShapesResult(parts, drawings, records)
 
 
+def check_sample(picture: np.ndarray, sample: Sample) -> CheckResult:
+    """Judge a picture against the scene of a sample of kind shapes or graphs."""
+    scene = sample.scene or {}
+    return (check_graph if "graph" in scene else check_scene)(picture, scene)
+
+
+def _task(sample: Sample) -> str:
+    """GenEval's, or how many things a graph has."""
+    scene = sample.scene or {}
+    return f"{len(scene['objects'])} things" if "graph" in scene else scene["task"]
+
+
+def _tasks(records: list[dict[str, Any]]) -> list[str]:
+    """Those that there are, GenEval's in its order."""
+    return sorted({row["task"] for row in records}, key=lambda task: (TASKS.index(task) if task in TASKS else 0, task))
+
+
 def _scores(records: list[dict[str, Any]], drawings: Drawings) -> ShapesPart:
-    passed = {task: [row["passed"] for row in records if row["task"] == task] for task in TASKS}
-    tasks = {task: share(found) for task, found in passed.items() if found}
-    real = [check_scene(picture, sample.scene or {}).passed for picture, sample in zip(drawings.real, drawings.samples)]
+    passed = {task: [row["passed"] for row in records if row["task"] == task] for task in _tasks(records)}
+    tasks = {task: share(found) for task, found in passed.items()}
+    real = [check_sample(picture, sample).passed for picture, sample in zip(drawings.real, drawings.samples)]
     mean = float(np.mean([found.value for found in tasks.values()]))
     return ShapesPart(tasks, mean, share(real), share(_shuffled(records, drawings)))
 
@@ -242,23 +261,23 @@ def _scores(records: list[dict[str, Any]], drawings: Drawings) -> ShapesPart:
 def _shuffled(records: list[dict[str, Any]], drawings: Drawings) -> list[bool]:
     """Whether each drawing passes for a caption half its task away."""
     passed: list[bool] = []
-    for task in TASKS:
+    for task in _tasks(records):
         rows = [row for row, record in enumerate(records) if record["task"] == task]
         others = rows[len(rows) // 2 :] + rows[: len(rows) // 2]
         pairs = zip(rows, others, strict=True)
-        passed += [check_scene(drawings.drawn[row], drawings.samples[other].scene or {}).passed for row, other in pairs]
+        passed += [check_sample(drawings.drawn[row], drawings.samples[other]).passed for row, other in pairs]
     return passed
 
 
 def _records(drawings: Drawings) -> list[dict[str, Any]]:
     rows = []
     for sample, prompt, seed, picture in zip(drawings.samples, drawings.prompts, drawings.seeds, drawings.drawn):
-        verdict, scene = check_scene(picture, sample.scene or {}), sample.scene or {}
+        verdict = check_sample(picture, sample)
         rows.append(
             {
                 "sample": sample.id,
                 "split": sample.split,
-                "task": scene["task"],
+                "task": _task(sample),
                 "prompt": prompt,
                 "seed": seed,
                 "passed": verdict.passed,

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
@@ -16,6 +16,7 @@ import numpy as np
 
 import edgemm
 from edgemm import progress
+from edgemm.bundle.node_link import Graph, read_graph
 from edgemm.bundle.picture import fit_square, open_picture
 from edgemm.data.format import Dataset, Sample
 from edgemm.data.writer import stable_fraction
@@ -28,8 +29,10 @@ __all__ = [
     "DrawSettings",
     "Drawings",
     "MAX_NEW_TOKENS",
+    "Shown",
     "Subject",
     "draw_samples",
+    "graph_of",
     "real_pictures",
     "resized",
     "shown",
@@ -37,6 +40,9 @@ __all__ = [
 ]
 
 MAX_NEW_TOKENS = 32  # the longest label is about 20 tokens
+
+
+Shown = np.ndarray | Graph
 
 
 @dataclass(frozen=True)
@@ -59,14 +65,14 @@ class Subject(Protocol):
         """Pixels a side of what it draws."""
         ...
 
-    def draw(self, prompts: Sequence[str], seeds: Sequence[int]) -> np.ndarray:
+    def draw(self, prompts: Sequence[str | Graph], seeds: Sequence[int]) -> np.ndarray:
         """uint8 (b, H, W, 3), one picture a prompt, each a function of its prompt and seed alone; a clip's frames stand
-        below one another."""
+        below one another.  All prompts are words, or all are graphs."""
         ...
 
-    def read(self, asked: Iterable[tuple[np.ndarray, str]]) -> Iterator[str]:
-        """The greedy reply to each question about a picture, uint8 (H, W, 3), or a clip's frames (f, H, W, 3), in their
-        order; some may be taken before the first is answered."""
+    def read(self, asked: Iterable[tuple[Shown, str]]) -> Iterator[str]:
+        """The greedy reply to each question about a picture, uint8 (H, W, 3), a clip's frames (f, H, W, 3), or a graph,
+        in their order; some may be taken before the first is answered."""
         ...
 
 
@@ -91,18 +97,21 @@ class BundleSubject:
             return loops.image_tokens.image_height
         raise InputError(f"bundle {self.name} does not draw; ask for --suite read")
 
-    def draw(self, prompts: Sequence[str], seeds: Sequence[int]) -> np.ndarray:
+    def draw(self, prompts: Sequence[str | Graph], seeds: Sequence[int]) -> np.ndarray:
         steps, scale = self.settings.num_inference_steps, self.settings.guidance_scale
+        told = [("", prompt) if isinstance(prompt, Graph) else (prompt, None) for prompt in prompts]
         drawn = [
-            self.model.generate_image(prompt, num_inference_steps=steps, guidance_scale=scale, seed=seed)
-            for prompt, seed in zip(prompts, seeds)
+            self.model.generate_image(words, graph=graph, num_inference_steps=steps, guidance_scale=scale, seed=seed)
+            for (words, graph), seed in zip(told, seeds)
         ]
         return np.stack([_tall(result.image) for result in drawn])
 
-    def read(self, asked: Iterable[tuple[np.ndarray, str]]) -> Iterator[str]:
+    def read(self, asked: Iterable[tuple[Shown, str]]) -> Iterator[str]:
         return (self._reply(*one) for one in asked)
 
-    def _reply(self, picture: np.ndarray, question: str) -> str:
+    def _reply(self, picture: Shown, question: str) -> str:
+        if isinstance(picture, Graph):
+            return self.model.generate_text(question, graph=picture, max_new_tokens=MAX_NEW_TOKENS).text
         if picture.ndim == 3:
             return self.model.generate_text(question, images=picture, max_new_tokens=MAX_NEW_TOKENS).text
         most = len(picture)
@@ -137,8 +146,20 @@ def real_pictures(dataset: Dataset, samples: Sequence[Sample], size: int) -> np.
     return np.stack([np.asarray(square, dtype=np.uint8) for square in squares])
 
 
-def shown(dataset: Dataset, sample: Sample) -> np.ndarray:
-    """What a question is about: uint8 (S, S, 3), or a clip's frames (f, S, S, 3)."""
+def graph_of(dataset: Dataset, sample: Sample) -> Graph:
+    """The graph of a sample, with the pictures of its nodes, uint8 (S, S, 3)."""
+    graph = read_graph((sample.scene or {})["graph"])
+    nodes = []
+    for node in graph.nodes:
+        shows = [] if node.image is None else real_pictures(dataset, [dataset.by_id[str(node.image)]], dataset.size)
+        nodes.append(replace(node, image=next(iter(shows), None)))
+    return Graph(nodes, graph.edges, graph.directed)
+
+
+def shown(dataset: Dataset, sample: Sample) -> Shown:
+    """What a question is about: uint8 (S, S, 3), a clip's frames (f, S, S, 3), or a graph."""
+    if dataset.kind == "graphs":
+        return graph_of(dataset, sample)
     frames, size = sample.frames, dataset.size
     if frames == 1:
         return real_pictures(dataset, [sample], size)[0]
@@ -176,13 +197,16 @@ class Drawings:
 def draw_samples(
     subject: Subject, dataset: Dataset, samples: Sequence[Sample], caption: int, what: str, tries: int = 1
 ) -> Drawings:
-    """Draw caption number `caption` of each sample, `tries` times; picture k has the seed k, and APART more at every
-    further try, so that a rerun draws the same."""
+    """Draw caption number `caption` of each sample, or its graph, `tries` times; picture k has the seed k, and APART
+    more at every further try, so that a rerun draws the same."""
     prompts = [sample.captions[caption] for sample in samples] * tries
     seeds = [k + APART * again for again in range(tries) for k in range(len(samples))]
     starts = range(0, len(prompts), BATCH)
+    told: Sequence[str | Graph] = prompts
+    if dataset.kind == "graphs":
+        told = [graph_of(dataset, sample) for sample in samples] * tries
     drawn = [
-        subject.draw(prompts[start : start + BATCH], seeds[start : start + BATCH])
+        subject.draw(told[start : start + BATCH], seeds[start : start + BATCH])
         for start in progress.track(starts, len(starts), f"drawing {what}", "batches")
     ]
     real = np.tile(real_pictures(dataset, samples, subject.drawing_size), (tries, 1, 1, 1))

@@ -19,6 +19,7 @@ import os
 import shutil
 import tempfile
 from pathlib import Path
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -31,6 +32,7 @@ from edgemm.errors import CheckpointError, InputError, ResourceError, UsageError
 from edgemm.model.config import PRESETS, ModelConfig
 from edgemm.model.pretrained import load_transformer_weights, read_file, write_tokenizer
 from edgemm.model.prompts import byte_tokenizer_json, with_queries
+from edgemm.model.transformer import Layer
 from edgemm.model.undrawn import Undrawn
 from edgemm.model.unified import Unified
 from edgemm.model.vision import DualEye, lite0_weights
@@ -86,7 +88,7 @@ def build(config: ModelConfig | str, seed: int = 0, tokenizer_json: str = "") ->
             if encoder is not None:
                 encoder.match_embeddings(model.transformer.embed_tokens.weight)
         if model.graph_encoder is not None and not config.base:
-            for layer in model.transformer.layers[:ID_LAYERS]:
+            for layer in cast("list[Layer]", model.transformer.layers[:ID_LAYERS]):
                 model.graph_encoder.attend_by_ids(layer.self_attn)
     return model.eval()
 
