@@ -76,11 +76,12 @@ class CheckpointSubject:
 
     def _asked(self, picture: Shown, question: str) -> Asked:
         config = self.model.config
-        is_graph, is_clip = isinstance(picture, Graph), isinstance(picture, np.ndarray) and picture.ndim == 4
+        graph = picture if isinstance(picture, Graph) else None
+        is_clip = isinstance(picture, np.ndarray) and picture.ndim == 4
         frames = picture.pictures if isinstance(picture, Graph) else picture if is_clip else picture[None]
         squares = [load_picture(frame, config.vision.image_size, config.background) for frame in frames]
         pixels = torch.from_numpy(np.stack(squares)) if squares else None
-        return Asked(question, pixels, picture if is_graph else None, is_clip)
+        return Asked(question, pixels, graph, is_clip)
 
 
 def by_lot(sampler: SamplerConfig, seeds: Sequence[int]) -> Choose:
