@@ -54,7 +54,7 @@ class GraphEncoder(nn.Module):
             source, target = (turn @ table.weight / width**0.5 for table in (self.heads, self.tails))
             queries = attention.q_proj.weight.view(shape.heads, shape.head_width, width)
             keys = attention.k_proj.weight.view(shape.kv_heads, shape.head_width, width)
-            for head, wanted in enumerate((source, target)):
+            for head, wanted in zip(range(shape.heads), (source, target)):
                 queries[head, slow] = wanted
                 keys[head * shape.kv_heads // shape.heads, slow] = source
 

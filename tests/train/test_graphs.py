@@ -94,6 +94,13 @@ def test_who_an_edge_joins_is_looked_up_from_the_first_step_on(data):
     assert len(seen[0]) > 50 and min(np.mean(right) for right in seen.values()) > 0.95
 
 
+def test_a_transformer_of_one_head_looks_up_where_an_edge_leads_from(data):
+    config = small("rows")
+    one = dataclasses.replace(config.transformer, heads=1, kv_heads=1)
+    model = checkpoint.build(dataclasses.replace(config, transformer=one), 0)
+    assert model.transformer.layers[0].self_attn.q_proj.weight.shape == (32, 128)
+
+
 def test_a_graph_is_told_as_its_incident_list_has_it():
     graph = Graph(
         [{"id": "n0", "text": "a red circle"}, {"id": "n1"}, {"id": "n2", "image": np.zeros((8, 8, 3), np.uint8)}],
