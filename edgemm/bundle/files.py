@@ -146,7 +146,9 @@ FIELDS = ("card", "plan", "rows", "measured")
 
 
 def is_disk_full(error: BaseException | None) -> bool:
-    return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+    """Also of libraries that write tensors, which do not hand on errno."""
+    numbered = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+    return numbered or (error is not None and "No space left on device" in str(error))
 
 
 def write_whole(path: str | os.PathLike[str], content: str | bytes) -> None:

@@ -10,7 +10,6 @@ import argparse
 import codecs
 import contextlib
 import difflib
-import errno
 import importlib
 import io
 import os
@@ -237,11 +236,11 @@ def _explain(error: BaseException) -> tuple[str, int]:
         return str(error), error.exit_code
     if type(error).__name__ == "PanicException":
         return f"a library gave up on what it was given: {error}", InputError.exit_code
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-        where = f": {error.filename}" if error.filename else ""
-        return f"the disk is full{where}", ResourceError.exit_code
-    if "No space left on device" in str(error):  # libraries that write tensors do not hand on errno
-        return f"the disk is full: {error}", ResourceError.exit_code
+    from edgemm.bundle.files import is_disk_full
+
+    if is_disk_full(error):
+        what = error.filename if isinstance(error, OSError) and error.errno else error
+        return "the disk is full" + (f": {what}" if what else ""), ResourceError.exit_code
     if isinstance(error, OSError) and error.filename:
         return f"{error.filename}: {error.strerror}", InputError.exit_code
     if isinstance(error, ValueError) and "null byte" in str(error):  # Python's word for any path with a NUL in it
