@@ -25,7 +25,7 @@ from edgemm.data.format import Dataset, Sample, read_dataset
 from edgemm.data.labels import with_article
 from edgemm.data.shapes import COLOURS, WITHHELD
 from edgemm.errors import InputError
-from edgemm.evaluate.shapes_suite import check_graph
+from edgemm.evaluate.shapes_suite import check_sample, task_of
 from edgemm.model.padding import by_length, in_row_order
 from edgemm.model.prompts import read_prompt, reply_ids
 from edgemm.model.unified import Unified
@@ -82,14 +82,13 @@ class Graphs:
             if sample.group == "nodes":
                 (thing,) = (sample.scene or {})["objects"]
                 self.shown[f"{thing['colour']} {thing['name']}"].append(sample.id)
-        self._paths = {sample.id: self.dataset.image_path(sample) for sample in self.dataset.samples}
 
     def picture(self, name: str) -> Tensor:
         """(3, S, S) in [0, 1] of a sample."""
         if name not in self._rows:
             from PIL import Image
 
-            with Image.open(self._paths[name]) as image:
+            with Image.open(self.dataset.image_path(self.dataset.by_id[name])) as image:
                 square = image.convert("RGB").resize((self.size,) * 2, Image.Resampling.BICUBIC)
             self._rows[name] = torch.from_numpy(np.asarray(square).copy()).permute(2, 0, 1)
         return self._rows[name].float() / 255
@@ -238,8 +237,7 @@ def draw_graphs(model: Unified, graphs: Graphs, limit: int = 0, other: bool = Fa
         for place, picture in enumerate(pictures):
             sample = batch[(place + other) % len(batch)]
             pixels = (picture.permute(1, 2, 0) * 255).round().byte().numpy()
-            verdict = check_graph(pixels, sample.scene or {})
-            passed[f"{len((sample.scene or {})['objects'])} things"].append(verdict.passed)
+            passed[task_of(sample)].append(check_sample(pixels, sample).passed)
     return {name: float(np.mean(verdicts)) for name, verdicts in sorted(passed.items())}
 
 

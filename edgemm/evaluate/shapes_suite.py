@@ -34,6 +34,7 @@ __all__ = [
     "check_scene",
     "find_objects",
     "run_shapes_suite",
+    "task_of",
 ]
 
 # Does a picture show what a shapes caption claims?  Exact, without a model.
@@ -239,7 +240,7 @@ def check_sample(picture: np.ndarray, sample: Sample) -> CheckResult:
     return (check_graph if "graph" in scene else check_scene)(picture, scene)
 
 
-def _task(sample: Sample) -> str:
+def task_of(sample: Sample) -> str:
     """GenEval's, or how many things a graph has."""
     scene = sample.scene or {}
     return f"{len(scene['objects'])} things" if "graph" in scene else scene["task"]
@@ -277,7 +278,7 @@ def _records(drawings: Drawings) -> list[dict[str, Any]]:
             {
                 "sample": sample.id,
                 "split": sample.split,
-                "task": _task(sample),
+                "task": task_of(sample),
                 "prompt": prompt,
                 "seed": seed,
                 "passed": verdict.passed,

@@ -32,10 +32,10 @@ __all__ = [
     "Shown",
     "Subject",
     "draw_samples",
-    "graph_of",
     "real_pictures",
     "resized",
     "shown",
+    "shown_graph",
     "some",
 ]
 
@@ -146,7 +146,7 @@ def real_pictures(dataset: Dataset, samples: Sequence[Sample], size: int) -> np.
     return np.stack([np.asarray(square, dtype=np.uint8) for square in squares])
 
 
-def graph_of(dataset: Dataset, sample: Sample) -> Graph:
+def shown_graph(dataset: Dataset, sample: Sample) -> Graph:
     """The graph of a sample, with the pictures of its nodes, uint8 (S, S, 3)."""
     graph = read_graph((sample.scene or {})["graph"])
     nodes = []
@@ -159,7 +159,7 @@ def graph_of(dataset: Dataset, sample: Sample) -> Graph:
 def shown(dataset: Dataset, sample: Sample) -> Shown:
     """What a question is about: uint8 (S, S, 3), a clip's frames (f, S, S, 3), or a graph."""
     if dataset.kind == "graphs":
-        return graph_of(dataset, sample)
+        return shown_graph(dataset, sample)
     frames, size = sample.frames, dataset.size
     if frames == 1:
         return real_pictures(dataset, [sample], size)[0]
@@ -204,7 +204,7 @@ def draw_samples(
     starts = range(0, len(prompts), BATCH)
     told: Sequence[str | Graph] = prompts
     if dataset.kind == "graphs":
-        told = [graph_of(dataset, sample) for sample in samples] * tries
+        told = [shown_graph(dataset, sample) for sample in samples] * tries
     drawn = [
         subject.draw(told[start : start + BATCH], seeds[start : start + BATCH])
         for start in progress.track(starts, len(starts), f"drawing {what}", "batches")

@@ -12,7 +12,7 @@ from edgemm.data.graphs import build_graphs
 from edgemm.data.writer import new_folder
 from edgemm.evaluate.checkpoint_subject import CheckpointSubject
 from edgemm.evaluate.evaluation import Plan, evaluate_subject
-from edgemm.evaluate.subject import DrawSettings, graph_of, real_pictures
+from edgemm.evaluate.subject import DrawSettings, real_pictures, shown_graph
 from edgemm.model import checkpoint
 from edgemm.model.config import PRESETS
 from edgemm.model.designs import variant
@@ -33,8 +33,8 @@ def drawn(data):
 
 def test_who_answers_and_draws_what_the_graph_says_is_right_throughout(data):
     samples, pictured = data.by_id, 0
-    answers = {(graph_of(data, samples[q.sample]).to_text(), q.question): q.answer for q in data.questions}
-    pictures = {graph_of(data, one).to_text(): real_pictures(data, [one], 64)[0] for one in drawn(data)}
+    answers = {(shown_graph(data, samples[q.sample]).to_text(), q.question): q.answer for q in data.questions}
+    pictures = {shown_graph(data, one).to_text(): real_pictures(data, [one], 64)[0] for one in drawn(data)}
 
     def read(graph, question):
         nonlocal pictured
@@ -71,13 +71,13 @@ def test_a_checkpoint_is_told_edges_and_shown_nodes(graphs, data):
         for weights in model.denoiser.parameters():  # at birth it says the same of everything
             weights.add_(torch.randn_like(weights), alpha=0.05)
     subject = CheckpointSubject.of(model, DrawSettings(2, 1.0))
-    one = next(sample for sample in drawn(data) if graph_of(data, sample).edges)
-    graph = graph_of(data, one)
+    one = next(sample for sample in drawn(data) if shown_graph(data, sample).edges)
+    graph = shown_graph(data, one)
     alone = Graph(graph.nodes, (), graph.directed)
     pictures = subject.draw([graph, graph, alone], [0, 0, 0])
     assert np.array_equal(pictures[0], pictures[1]) and not np.array_equal(pictures[0], pictures[2])
-    question = next(q for q in data.questions if graph_of(data, data.by_id[q.sample]).pictures)
-    shown = graph_of(data, data.by_id[question.sample])
+    question = next(q for q in data.questions if shown_graph(data, data.by_id[q.sample]).pictures)
+    shown = shown_graph(data, data.by_id[question.sample])
     blank = Graph([{"id": node.id, "text": node.text} for node in shown.nodes], shown.edges, shown.directed)
     replies = list(subject.read([(shown, question.question), (shown, question.question), (blank, question.question)]))
     assert replies[0] == replies[1] != replies[2]
