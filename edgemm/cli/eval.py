@@ -46,9 +46,7 @@ def run(args: argparse.Namespace) -> int:
     from edgemm.evaluate.subject import DrawSettings
 
     _check(args)
-    kinds = [
-        check_subject(model) for model in (args.model, args.compare) if model
-    ]  # of the second before hours of work
+    kinds = [check_subject(model) for model in (args.model, args.compare) if model]  # before hours of work
     if args.device not in ("auto", "cpu") and "bundle" not in kinds:
         raise UsageError(f"--device {args.device} is for bundles; torch runs a checkpoint on the CPU")
     plan = Plan(

@@ -208,9 +208,7 @@ class Scheduler:
             try:
                 if not self._turn():
                     return
-            except (
-                BaseException
-            ):  # also a panic of a library, which is no Exception: without this thread nobody is answered
+            except BaseException:  # a library's panic is no Exception, and without this thread nobody is answered
                 LOG.exception("the scheduler failed")
                 self._give_up()
 
