@@ -44,7 +44,7 @@ def measure(checkpoint: Path, dataset, samples) -> dict:
     import torch
 
     from edgemm.evaluate.metrics import psnr_db, share
-    from edgemm.evaluate.shapes_suite import check_scene
+    from edgemm.evaluate.shapes_checker import check_scene
     from edgemm.evaluate.subject import real_pictures
     from edgemm.model.checkpoint import load
     from edgemm.train.tasks.tokenizer import PerceptualDistance

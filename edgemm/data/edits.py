@@ -4,7 +4,7 @@
     colour   "make the circle blue"      the same shape, or the same sign of the same artist, in another colour
     add      "add a red star"            the same canvas with one thing more
 
-From an emoji dataset, or procedural from shapes, where evaluate/shapes_suite.py can judge an edited picture
+From an emoji dataset, or procedural from shapes, where evaluate/shapes_checker.py can judge an edited picture
 exactly.  Both pictures are samples of the dataset like any others; `edits.jsonl` says what joins them (format.py).
 """
 

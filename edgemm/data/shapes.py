@@ -4,7 +4,7 @@
     two objects         "a circle and a star"                   position          "a circle left of a star"
     counting            "three squares"                         attribute binding "a red circle and a blue star"
 
-`Sample.scene` holds every object and what the short caption claims (`wanted`); evaluate/shapes_suite.py judges a
+`Sample.scene` holds every object and what the short caption claims (`wanted`); evaluate/shapes_checker.py judges a
 picture against it.  Six of the 48 pairs of colour and shape are withheld: their scenes are the held-out-pair split.
 A tenth of the other scenes is the held-out-picture split: pairs that were trained, in pictures that were not.  With
 `fixed`, where a caption has one picture, it is a tenth of what two objects can be, all of their pictures.

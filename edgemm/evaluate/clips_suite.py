@@ -1,6 +1,6 @@
 """Does a drawn clip show what its caption claims?  Exact, without a model: objects a frame, linked over the frames.
 
-The objects of a frame are shapes_suite.find_objects'.  A way is the slope of the middles over the frames (least
+The objects of a frame are shapes_checker.find_objects'.  A way is the slope of the middles over the frames (least
 squares); what strays off its axis by more than OFF_AXIS of it has none.  A speed is named only where it is nearer to
 one of the two than DEAD_ZONE.  Events are where the colour, or whether the shape is there, changes, once and for good.
 Axes: f frames, S pixels a side.
@@ -15,7 +15,7 @@ import numpy as np
 from PIL import Image
 
 from edgemm.data.clips import DIRECTIONS
-from edgemm.evaluate.shapes_suite import CheckResult, Found, find_objects
+from edgemm.evaluate.shapes_checker import CheckResult, Found, find_objects
 
 __all__ = ["check_clip"]
 

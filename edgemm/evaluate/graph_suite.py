@@ -25,7 +25,8 @@ from edgemm.data.format import Dataset, Sample, read_dataset
 from edgemm.data.labels import with_article
 from edgemm.data.shapes import COLOURS, WITHHELD
 from edgemm.errors import InputError
-from edgemm.evaluate.shapes_suite import check_sample, task_of
+from edgemm.evaluate.shapes_checker import check_sample
+from edgemm.evaluate.shapes_suite import task_of
 from edgemm.model.padding import by_length, in_row_order
 from edgemm.model.prompts import read_prompt, reply_ids
 from edgemm.model.unified import Unified

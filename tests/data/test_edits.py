@@ -12,7 +12,7 @@ from edgemm.data.edits import build_edits
 from edgemm.data.format import read_dataset
 from edgemm.data.writer import new_folder
 from edgemm.errors import InputError
-from edgemm.evaluate.shapes_suite import check_scene
+from edgemm.evaluate.shapes_checker import check_scene
 from tests.data.conftest import FIXTURE
 from tests.data.test_verb import digest, run
 

@@ -14,7 +14,7 @@ from edgemm.bundle.node_link import read_graph
 from edgemm.data.format import read_dataset
 from edgemm.data.graphs import EDGES, KINDS, build_graphs
 from edgemm.data.shapes import WITHHELD
-from edgemm.evaluate.shapes_suite import check_graph
+from edgemm.evaluate.shapes_checker import check_graph
 
 
 @pytest.fixture(scope="module")

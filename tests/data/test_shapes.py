@@ -12,7 +12,7 @@ from edgemm.data.format import read_dataset
 from edgemm.data.scenes import OPPOSITE, RELATIONS, holds, place, place_in_cells
 from edgemm.data.shapes import COLOURS, SHAPES, TASKS, WITHHELD, build_shapes, make_scene
 from edgemm.data.writer import new_folder
-from edgemm.evaluate.shapes_suite import check_scene
+from edgemm.evaluate.shapes_checker import check_scene
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image, ImageDraw, ImageFilter
 
 from edgemm.data.shapes import COLOURS, SHAPES, TASKS, draw_scene, draw_shape, make_scene
-from edgemm.evaluate.shapes_suite import check_scene, find_objects
+from edgemm.evaluate.shapes_checker import check_scene, find_objects
 
 
 def made(count: int, seed: int, size: int = 64):
