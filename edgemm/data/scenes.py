@@ -63,7 +63,7 @@ def place_in_cells(sides: Sequence[int], size: int, relation: str | None) -> lis
     return [(left, top, left + side, top + side) for (left, top), side in zip(corners, sides, strict=True)]
 
 
-def holds(relation: str, one: Box, other: Box, slack: float = 0.5) -> bool:
+def holds(relation: str, one: Sequence[float], other: Sequence[float], slack: float = 0.5) -> bool:
     """Whether `one` is left of, right of, above or below `other`.
 
     It must be clear of it on that axis, and off it on the other by no more than `slack` times the distance.
@@ -75,7 +75,7 @@ def holds(relation: str, one: Box, other: Box, slack: float = 0.5) -> bool:
     return one[axis + 2] <= other[axis] and across <= slack * along
 
 
-def _middle(box: Box, axis: int) -> float:
+def _middle(box: Sequence[float], axis: int) -> float:
     return (box[axis] + box[axis + 2]) / 2
 
 

@@ -12,7 +12,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
 from edgemm.data.clips import DIRECTIONS
 from edgemm.evaluate.shapes_checker import CheckResult, Found, find_objects
@@ -26,10 +25,10 @@ DEAD_ZONE = (1.3, 1.7)  # of 1/32 of the side a frame: slower is slowly, faster 
 
 def check_clip(frames: np.ndarray, scene: dict[str, Any]) -> CheckResult:
     """Judge frames uint8 (f, S, S, 3) against a scene that data/clips.py made to be drawn."""
-    found = [find_objects(_enlarged(frame, scene["size"])) for frame in frames]
+    found = [find_objects(frame) for frame in frames]
     seen = tuple(one for objects in found for one in objects)
     try:
-        _check(found, scene)
+        _check(found, scene, frames.shape[2])
     except _Wrong as wrong:
         return CheckResult(False, str(wrong), seen)
     return CheckResult(True, "as wanted", seen)
@@ -39,14 +38,7 @@ class _Wrong(Exception):
     pass
 
 
-def _enlarged(frame: np.ndarray, size: int) -> np.ndarray:
-    picture = Image.fromarray(frame)
-    if picture.width < size:
-        picture = picture.resize((size, size), Image.Resampling.BICUBIC)
-    return np.asarray(picture)
-
-
-def _check(found: Sequence[list[Found]], scene: dict[str, Any]) -> None:
+def _check(found: Sequence[list[Found]], scene: dict[str, Any], size: int) -> None:
     wanted, count = scene["wanted"], len(found)
     if crowded := [frame for frame, objects in enumerate(found) if len(objects) > 1]:
         raise _Wrong(f"frame {crowded[0]} shows {len(found[crowded[0]])} objects, expected 1 at most")
@@ -60,7 +52,7 @@ def _check(found: Sequence[list[Found]], scene: dict[str, Any]) -> None:
     if odd := [one.shape for one in objects if one.shape != wanted["shape"]]:
         raise _Wrong(f"a {odd[0] or 'blob'}, expected a {wanted['shape']}")
     event = _colours(objects, wanted)
-    _motion(objects, wanted, scene["size"], event)
+    _motion(objects, wanted, size, event)
 
 
 def _colours(objects: Sequence[Found], wanted: dict[str, Any]) -> int:

@@ -1,17 +1,22 @@
 """Does a picture show what a shapes caption, or a graph of things, claims?  Exact, without a model.
 
-Foreground is what is not white; connected pieces of it are objects; an object's colour is the nearest of the eight in
-Lab, its shape the template it overlaps best inside its bounding box.  Specks are ignored; everything else counts: a
-fourth square fails "three squares", and a fifth object of any kind fails "a circle".
+A pixel is a fill on white that covers so much of it: that of the eight which leaves least unexplained.  So a pixel that
+a red star half covers is half a red one, not a pink one.  Connected pixels that are covered are objects; an object's
+colour is the nearest of the eight in Lab, its shape the one which, drawn over the object to a quarter of a pixel,
+covers the same: in ten pixels a star still is one.  Specks are ignored; everything else counts: a fourth square fails
+"three squares", and a fifth object of any kind fails "a circle".
 
 It judges the scene's `wanted` and `relation`, not where exactly things stand: a drawing model chooses that freely.
+Axes: h, w pixels, c fills.
 """
 
 from __future__ import annotations
 
-from collections import Counter
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -24,13 +29,18 @@ from edgemm.data.shapes import COLOURS, SHAPES, draw_shape
 
 __all__ = ["CheckResult", "Found", "check_graph", "check_sample", "check_scene", "find_objects"]
 
-FOREGROUND = 40.0  # Lab distance from white where a pixel is more than half covered by the palest colour
+COVERED = 0.45  # of a pixel: less is ground
 SPECK = 0.003  # of the canvas: smaller pieces are noise
 COLOUR_LIMIT = 35.0  # Lab distance beyond which a colour has no name here
-SHAPE_LIMIT = 0.7  # overlap below which a piece is no shape
+SHAPE_LIMIT = 0.75  # overlap below which a piece is no shape
 MIXED = 0.2  # of a piece in a second colour: two objects that touch
 SLACK = 1.0  # of a relation: up to the diagonal; what shapes.py draws stays well within
-TEMPLATE = 32  # pixels a side
+TEMPLATE = 48  # pixels a side
+ASTRAY = 1.5  # pixels, how far an edge of what covers the same may be from the piece's
+GROWN = (0.0, 0.5, 1.0)  # pixels on all sides, where that is first looked for: a star's tips cover little
+STEPS = (0.5, 0.25)  # pixels, in which it is looked for
+LIKELY = 2  # shapes whose edges are looked for
+INK = 255.0 - np.array(list(COLOURS.values()))  # (c, 3), what a fill takes from white
 
 
 @dataclass(frozen=True)
@@ -39,7 +49,7 @@ class Found:
 
     shape: str | None  # None: like no template
     colour: str | None  # None: like no named colour
-    box: Box
+    box: tuple[float, float, float, float]  # left, top, right, bottom in pixels
 
 
 @dataclass(frozen=True)
@@ -52,14 +62,9 @@ class CheckResult:
 
 
 def check_scene(image: Image.Image | np.ndarray, scene: dict[str, Any]) -> CheckResult:
-    """Judge an RGB picture, (h, w, 3) in 0..255 or a PIL image, against a scene made by shapes.py.
-
-    A picture smaller than the scene is enlarged first: in 32 pixels one tip of a star is a pixel.
-    """
-    picture = image.convert("RGB") if isinstance(image, Image.Image) else Image.fromarray(np.asarray(image, np.uint8))
-    if min(picture.size) < scene["size"]:
-        picture = picture.resize((scene["size"],) * 2, Image.Resampling.BICUBIC)
-    found = tuple(find_objects(np.asarray(picture)))
+    """Judge an RGB picture of any size, (h, w, 3) in 0..255 or a PIL image, against a scene made by shapes.py."""
+    picture = np.asarray(image.convert("RGB") if isinstance(image, Image.Image) else image)
+    found = tuple(find_objects(picture))
     return CheckResult(*_verdict(found, scene), found)
 
 
@@ -79,15 +84,23 @@ def check_graph(image: Image.Image | np.ndarray, scene: dict[str, Any]) -> Check
 
 
 def find_objects(rgb: np.ndarray) -> list[Found]:
-    """Every object of a picture, the largest first."""
-    pixels = lab(rgb.reshape(-1, 3)).reshape(*rgb.shape[:2], 3)
-    white = lab(np.array([[255, 255, 255]]))[0]
-    distance = np.linalg.norm(pixels - white, axis=-1)  # (h, w)
+    """Every object of a picture (h, w, 3) in 0..255, the largest first."""
+    ink = 255.0 - rgb
+    covers, unexplained = _covered(ink, INK)
+    fill = unexplained.argmin(-1)  # (h, w)
+    covered = np.take_along_axis(covers, fill[..., None], -1)[..., 0]
     pieces = []
-    for piece in _pieces(distance > FOREGROUND):
-        pieces += _split_by_colour(piece, pixels)
-    pieces = [piece for piece in pieces if piece.sum() >= SPECK * piece.size]
-    return [_describe(piece, pixels) for piece in sorted(pieces, key=lambda piece: -int(piece.sum()))]
+    for piece in _pieces(covered > COVERED):
+        pieces += _split_by_colour(piece, fill, covered)
+    pieces = sorted((piece for piece in pieces if piece.sum() >= SPECK * piece.size), key=lambda piece: -piece.sum())
+    taken = np.any(pieces, axis=0) if pieces else None
+    return [_describe(piece, ink, taken & ~piece) for piece in pieces]
+
+
+def _covered(ink: np.ndarray, fills: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """How much of each pixel (h, w, 3) each fill (c, 3) covers, and what that leaves unexplained, both (h, w, c)."""
+    share = np.maximum(ink @ fills.T / (fills**2).sum(1), 0)
+    return share, np.linalg.norm(ink[..., None, :] - share[..., None] * fills, axis=-1)
 
 
 def _verdict(found: tuple[Found, ...], scene: dict[str, Any]) -> tuple[bool, str]:
@@ -115,48 +128,98 @@ def _fits(one: Found, want: dict[str, Any]) -> bool:
     return one.shape == want["shape"] and one.colour is not None and want["colour"] in (None, one.colour)
 
 
-def _describe(piece: np.ndarray, pixels: np.ndarray) -> Found:
+def _describe(piece: np.ndarray, ink: np.ndarray, others: np.ndarray) -> Found:
+    fill = _fill(ink[piece])
+    distances = np.linalg.norm(lab(255 - fill[None]) - lab(255 - INK), axis=-1)
+    nearest = int(distances.argmin())
+    covers = np.minimum(_covered(ink, fill[None])[0][..., 0], 1) * (_grown(piece) & ~others)
     rows, columns = np.flatnonzero(piece.any(axis=1)), np.flatnonzero(piece.any(axis=0))
     box = (int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1)
-    overlaps = {shape: _overlap(piece[box[1] : box[3], box[0] : box[2]], shape) for shape in SHAPES}
-    shape = max(SHAPES, key=lambda shape: overlaps[shape])
-    distances = _distances(np.median(pixels[piece], axis=0)[None])[0]
-    nearest = int(distances.argmin())
-    return Found(
-        shape if overlaps[shape] >= SHAPE_LIMIT else None,
-        tuple(COLOURS)[nearest] if distances[nearest] <= COLOUR_LIMIT else None,
-        box,
-    )
+    likely = sorted((_Fit(covers, shape, box) for shape in SHAPES), key=lambda fit: -fit.first[0])[:LIKELY]
+    overlap, shape, fitted = max(fit.best() for fit in likely)
+    colour = tuple(COLOURS)[nearest] if distances[nearest] <= COLOUR_LIMIT else None
+    return Found(shape, colour, fitted) if overlap >= SHAPE_LIMIT else Found(None, colour, box)
 
 
-def _overlap(mask: np.ndarray, shape: str) -> float:
-    """Intersection over union of a piece, stretched to the template's square, and the template."""
-    stretched = Image.fromarray(mask.astype(np.uint8) * 255).resize((TEMPLATE, TEMPLATE), Image.Resampling.BOX)
-    piece, template = np.asarray(stretched) / 255.0, _template(shape)
-    return float(np.minimum(piece, template).sum() / np.maximum(piece, template).sum())
+def _fill(ink: np.ndarray) -> np.ndarray:
+    """The middle one of those half of the pixels (n, 3) that are covered most."""
+    most = np.linalg.norm(ink, axis=1)
+    return np.median(ink[most >= np.median(most)], axis=0)
+
+
+def _grown(mask: np.ndarray) -> np.ndarray:
+    """By one pixel on all sides."""
+    height, width = mask.shape
+    padded = np.pad(mask, 1)
+    return np.any([padded[y : y + height, x : x + width] for y in range(3) for x in range(3)], axis=0)
+
+
+class _Fit:
+    """How well a shape, drawn into a box between pixels, covers what an object covers (h, w)."""
+
+    def __init__(self, covers: np.ndarray, shape: str, box: Box) -> None:
+        far = math.ceil(ASTRAY)
+        left, top = max(0, box[0] - far), max(0, box[1] - far)
+        self.covers, self.shape, self.box = covers[top : box[3] + far, left : box[2] + far], shape, box
+        self.x, self.y = (start + np.arange(n + 1) for start, n in zip((left, top), self.covers.shape[::-1]))
+        grown = ((box[0] - by, box[1] - by, box[2] + by, box[3] + by) for by in GROWN)
+        self.first = max((self.overlap(one), one) for one in grown)
+
+    def overlap(self, box: Sequence[float]) -> float:
+        """Intersection over union, of shares of pixels."""
+        drawn = self._drawn(box)
+        return float(np.minimum(self.covers, drawn).sum() / np.maximum(self.covers, drawn).sum())
+
+    def best(self) -> tuple[float, str, tuple[float, float, float, float]]:
+        """Overlap, shape and box, edge by edge moved as long as that helps."""
+        top, box = self.first
+        for step in STEPS:
+            helped = True
+            while helped:
+                helped = False
+                for edge, way in product(range(4), (-step, step)):
+                    moved = (*box[:edge], box[edge] + way, *box[edge + 1 :])
+                    if self._may_be(moved) and (found := self.overlap(moved)) > top:
+                        box, top, helped = moved, found, True
+        return top, self.shape, box
+
+    def _may_be(self, box: Sequence[float]) -> bool:
+        near = all(abs(edge - own) <= ASTRAY for edge, own in zip(box, self.box))
+        return near and box[2] - box[0] >= 1 and box[3] - box[1] >= 1
+
+    def _drawn(self, box: Sequence[float]) -> np.ndarray:
+        """What the shape covers of each pixel."""
+        left, top, right, bottom = box
+        table = _summed(self.shape)
+        table = _between(table, ((self.y - top) / (bottom - top)).clip(0, 1) * TEMPLATE)
+        table = _between(table.T, ((self.x - left) / (right - left)).clip(0, 1) * TEMPLATE).T
+        return np.diff(np.diff(table, axis=0), axis=1) * ((right - left) * (bottom - top) / TEMPLATE**2)
 
 
 @lru_cache
-def _template(shape: str) -> np.ndarray:
-    big = Image.new("L", (TEMPLATE * 8, TEMPLATE * 8), 0)
-    draw_shape(ImageDraw.Draw(big), shape, (0, 0, TEMPLATE * 8, TEMPLATE * 8), 255)
-    return np.asarray(big.resize((TEMPLATE, TEMPLATE), Image.Resampling.BOX)) / 255.0
+def _summed(shape: str) -> np.ndarray:
+    """(TEMPLATE + 1, TEMPLATE + 1), how much of a shape lies above and left of there."""
+    big = Image.new("L", (TEMPLATE * 4, TEMPLATE * 4), 0)
+    draw_shape(ImageDraw.Draw(big), shape, (0, 0, TEMPLATE * 4, TEMPLATE * 4), 255)
+    drawn = np.asarray(big.resize((TEMPLATE, TEMPLATE), Image.Resampling.BOX)) / 255.0
+    return np.pad(drawn.cumsum(0).cumsum(1), ((1, 0), (1, 0)))
 
 
-def _distances(points: np.ndarray) -> np.ndarray:
-    """Lab distance of (n, 3) points to each of the named colours, (n, c)."""
-    return np.linalg.norm(points[:, None] - lab(np.array(list(COLOURS.values())))[None], axis=-1)
+def _between(table: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    """Rows of a table at places between its rows."""
+    above = np.minimum(rows.astype(int), len(table) - 2)
+    return table[above] + (table[above + 1] - table[above]) * (rows - above)[:, None]
 
 
-def _split_by_colour(piece: np.ndarray, pixels: np.ndarray) -> list[np.ndarray]:
+def _split_by_colour(piece: np.ndarray, fill: np.ndarray, covered: np.ndarray) -> list[np.ndarray]:
     """A piece as one object, or as several where objects of different colours touch."""
-    nearest = np.full(piece.shape, -1)
-    nearest[piece] = _distances(pixels[piece]).argmin(axis=1)
-    counts = Counter(nearest[piece].tolist())
-    colours = [colour for colour, count in counts.items() if count > MIXED * piece.sum()]
+    counts = np.bincount(
+        fill[piece], weights=covered[piece] ** 2, minlength=len(INK)
+    )  # an edge says little of a colour
+    colours = np.flatnonzero(counts > MIXED * counts.sum())
     if len(colours) < 2:
         return [piece]
-    return [part for colour in colours for part in _pieces(nearest == colour)]
+    return [part for colour in colours for part in _pieces(piece & (fill == colour))]
 
 
 def _pieces(mask: np.ndarray) -> list[np.ndarray]:

@@ -23,16 +23,18 @@ def claims(scene) -> tuple:
     return tuple(sorted(map(str, scene["wanted"]))), str(scene["relation"])
 
 
-@pytest.mark.parametrize(("size", "count"), [(64, 300), (128, 60)])
+@pytest.mark.parametrize(("size", "count"), [(64, 150), (128, 24)])
 def test_right_pictures_pass(size, count):
     verdicts = [check_scene(picture, scene) for scene, picture in made(count, 1, size)]
     assert np.mean([verdict.passed for verdict in verdicts]) >= 0.99, [v.reason for v in verdicts if not v.passed]
 
 
-def test_right_pictures_pass_in_half_the_size_too():
-    scenes = [(scene, picture.resize((32, 32), Image.Resampling.BOX)) for scene, picture in made(200, 4)]
-    scenes = [(scene, picture) for scene, picture in scenes if len(scene["objects"]) <= 2]
-    assert np.mean([check_scene(picture, scene).passed for scene, picture in scenes]) >= 0.9
+def test_right_pictures_pass_in_half_the_size_too_and_others_do_not():
+    scenes = [(scene, picture.resize((32, 32), Image.Resampling.BOX)) for scene, picture in made(120, 4)]
+    verdicts = [check_scene(picture, scene) for scene, picture in scenes]
+    assert np.mean([verdict.passed for verdict in verdicts]) >= 0.99, [v.reason for v in verdicts if not v.passed]
+    wrong = [(scene, picture) for (scene, _), (other, picture) in zip(scenes, scenes[6:]) if is_another(scene, other)]
+    assert len(wrong) > 70 and not any(check_scene(picture, scene).passed for scene, picture in wrong)
 
 
 def test_found_objects_are_the_drawn_ones():
@@ -44,9 +46,9 @@ def test_found_objects_are_the_drawn_ones():
 
 
 def test_pictures_of_another_scene_fail():
-    pairs = list(made(240, 3))
+    pairs = list(made(150, 3))
     wrong = [(scene, picture) for (scene, _), (other, picture) in zip(pairs, pairs[6:]) if is_another(scene, other)]
-    assert len(wrong) > 150
+    assert len(wrong) > 90
     assert not [check_scene(picture, scene).reason for scene, picture in wrong if check_scene(picture, scene).passed]
 
 
@@ -122,6 +124,33 @@ def test_each_shape_is_told_at_each_size(shape, side):
     draw_shape(ImageDraw.Draw(big), shape, (40, 40, 40 + side * 4, 40 + side * 4), COLOURS["purple"])
     (found,) = find_objects(np.asarray(big.resize((64, 64), Image.Resampling.BOX)))
     assert (found.shape, found.colour) == (shape, "purple")
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("colour", COLOURS)
+def test_shapes_of_nine_pixels_are_told_between_pixels_and_in_noise(shape, colour):
+    generator = np.random.default_rng(0)
+    for left, top in generator.integers(8, 120, (6, 2)):
+        big = Image.new("RGB", (256, 256), "white")
+        draw_shape(ImageDraw.Draw(big), shape, (left, top, left + 72, top + 72), COLOURS[colour])
+        small = np.asarray(big.resize((32, 32), Image.Resampling.BOX)) + generator.normal(0, 5, (32, 32, 3))
+        (found,) = find_objects(small.clip(0, 255))
+        assert (found.shape, found.colour) == (shape, colour)
+        assert np.abs(np.array(found.box) * 8 - [left, top, left + 72, top + 72]).max() <= 6  # of 8 a pixel
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_what_is_like_no_shape_has_no_name(seed):
+    """Clouds: noise without its fine parts, of one colour, cut where half of it is left."""
+    noise = Image.fromarray(np.random.default_rng(seed).integers(0, 256, (32, 32), dtype=np.uint8))
+    cloud = np.asarray(noise.filter(ImageFilter.GaussianBlur(2)), np.float64)
+    cover = ((cloud - np.median(cloud)) / 8).clip(0, 1)[..., None]
+    found = find_objects(255 - cover * (255 - np.array(COLOURS["blue"])))
+    large = [
+        one for one in found if min(one.box[2] - one.box[0], one.box[3] - one.box[1]) > 9
+    ]  # few pixels are anything
+    whole = [one for one in large if min(one.box) > 0 and max(one.box) < 32]  # as a cut cloud may be a triangle
+    assert large and all(one.shape is None for one in whole)
 
 
 def test_a_blob_has_no_name():
