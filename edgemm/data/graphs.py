@@ -7,9 +7,10 @@
     drawn             two or three things on a canvas, told by their edges alone: where they stand, which colours agree;
                       `fixed`: edges leave one picture, and every second graph is one of these
 
-A thing is told by words, by a picture, by both or by neither.  Edges that lead nowhere distract; no two edges answer
-one question.  `scene.graph` is node-link JSON, whose pictures are samples of group `nodes`; graphs with withheld
-pairs of colour and shape (shapes.py) are the held-out-pair split.
+A thing is told by words, by a picture, by both or by neither.  Edges that lead nowhere distract.  What edges say of
+places could be drawn, and a question has one answer however edges are read: the other way round, too ("A is left of B"
+says that B is right of A), and with what follows from several.  `scene.graph` is node-link JSON, whose pictures are
+samples of group `nodes`; graphs with withheld pairs of colour and shape (shapes.py) are the held-out-pair split.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise, permutations
 from pathlib import Path
 from typing import Any
 
@@ -24,11 +26,11 @@ from edgemm import progress
 from edgemm.bundle.node_link import read_graph
 from edgemm.data.format import Question, Sample
 from edgemm.data.labels import with_article
-from edgemm.data.scenes import RELATIONS, Box, holds, place
+from edgemm.data.scenes import OPPOSITE, RELATIONS, Box, holds, place
 from edgemm.data.shapes import COLOURS, HELD_OUT_SHARE, SHADE, SHAPES, WITHHELD, draw_scene
 from edgemm.data.writer import DatasetWriter
 
-__all__ = ["EDGES", "KINDS", "Thing", "ask", "build_graphs", "drawn_graph"]
+__all__ = ["EDGES", "KINDS", "Thing", "ask", "build_graphs", "drawn_graph", "who_stands"]
 
 SAME, OTHER = "same colour as", "other colour than"
 EDGES = (*RELATIONS, SAME, OTHER)
@@ -36,7 +38,7 @@ KINDS = ("hop-1", "hop-2", "hop-3", "hidden", "same-1", "same-0.5", "same-0", "d
 MOST = 5  # things in a graph
 NEITHER = 0.3  # of things that no question needs to see
 SEEN = ("text", "picture", "both")
-DRAWN_SIDE = 0.3  # of the canvas
+DRAWN_SIDE = 0.28  # of the canvas: there is ground between two things in half of its size, too
 LAYOUTS = {  # where things stand, across and down: no two have the same edges
     2: (((0, 0), (1, 0)), ((0, 0), (0, 1))),
     3: (
@@ -99,33 +101,53 @@ def ask(kind: str, rng: random.Random, withheld: bool = False) -> tuple[list[Thi
     """Things, edges, a question about them, its answer, and the answers it may have."""
     if kind.startswith("same-"):
         return _ask_neighbours(float(kind.removeprefix("same-")), rng, withheld)
-    things, edges, order, told = (_hidden if kind == "hidden" else _path)(kind, rng, withheld)
-    _distract(edges, len(things), rng)
+    things, hops, more = (_hidden if kind == "hidden" else _path)(kind, rng, withheld)
+    edges = [*hops, *more, *_distracting(hops, len(things), rng)]
     rng.shuffle(edges)
-    named = f"the {things[order[0]].words}"
-    for relation in told:
+    named, asked = f"the {things[hops[0][2]].words}", things[hops[-1][0]]
+    for _, relation, _ in hops:
         named = f"the one {relation} {named}"
-    return things, edges, f"What colour is {named}?", things[order[-1]].colour, tuple(COLOURS)
+    return things, edges, f"What colour is {named}?", asked.colour, tuple(COLOURS)
 
 
-def _path(kind: str, rng: random.Random, withheld: bool) -> tuple[list[Thing], Edges, list[int], list[str]]:
-    """From what is named to what is asked about, one edge after the other."""
-    hops = int(kind.removeprefix("hop-"))
-    things = _things(rng.randint(hops + 1, MOST), rng, withheld)
-    order, told = rng.sample(range(len(things)), hops + 1), [rng.choice(RELATIONS) for _ in range(hops)]
-    edges = [(after, relation, before) for before, after, relation in zip(order, order[1:], told)]
-    ends = (order[0], order[-1])
-    return [_dressed(thing, spot in ends, rng) for spot, thing in enumerate(things)], edges, order, told
+def who_stands(relation: str, to: int, edges: Edges) -> set[int]:
+    """Things that are left of, right of, above or below one, as edges say and as follows from several of them."""
+    found: set[int] = set()
+    left = [to]
+    while left:
+        here = left.pop()
+        near = {a for a, kind, b in edges if (kind, b) == (relation, here)}
+        near |= {b for a, kind, b in edges if (kind, a) == (OPPOSITE[relation], here)}
+        left += near - found
+        found |= near
+    return found
 
 
-def _hidden(kind: str, rng: random.Random, withheld: bool) -> tuple[list[Thing], Edges, list[int], list[str]]:
+def _is_clear(hops: Edges, edges: Edges) -> bool:
+    """Whether each hop leads to one thing, and no thing stands left of itself."""
+    could_be_drawn = all(end not in who_stands(relation, end, edges) for _, relation, end in edges)
+    return could_be_drawn and all(who_stands(relation, end, edges) == {start} for start, relation, end in hops)
+
+
+def _path(kind: str, rng: random.Random, withheld: bool) -> tuple[list[Thing], Edges, Edges]:
+    """Things, and the edges from what is named to what is asked about, one after the other."""
+    count = int(kind.removeprefix("hop-"))
+    things = _things(rng.randint(count + 1, MOST), rng, withheld)
+    order = rng.sample(range(len(things)), count + 1)
+    while not _is_clear(hops := [(b, rng.choice(RELATIONS), a) for a, b in pairwise(order)], hops):
+        pass
+    return [_dressed(thing, spot in (order[0], order[-1]), rng) for spot, thing in enumerate(things)], hops, []
+
+
+def _hidden(kind: str, rng: random.Random, withheld: bool) -> tuple[list[Thing], Edges, Edges]:
     """What is asked about shows nothing, and has the colour of what it is joined to."""
     things = _things(rng.randint(3, MOST), rng, withheld)
-    named, asked, like = rng.sample(range(len(things)), 3)
+    asked = rng.choice([spot for spot, thing in enumerate(things) if (thing.colour, thing.shape) not in WITHHELD])
+    named, like = rng.sample([spot for spot in range(len(things)) if spot != asked], 2)
+    colour, pairs = things[like].colour, {(thing.colour, thing.shape) for thing in things} | WITHHELD
     dressed = [_dressed(thing, spot in (named, like), rng) for spot, thing in enumerate(things)]
-    dressed[asked] = Thing(things[like].colour, things[asked].shape, "neither")
-    relation = rng.choice(RELATIONS)
-    return dressed, [(asked, relation, named), (asked, SAME, like)], [named, asked], [relation]
+    dressed[asked] = Thing(colour, rng.choice([s for s in SHAPES if (colour, s) not in pairs]), "neither")
+    return dressed, [(asked, rng.choice(RELATIONS), named)], [(asked, SAME, like)]
 
 
 def _ask_neighbours(share: float, rng: random.Random, withheld: bool) -> tuple[list[Thing], Edges, str, str, list[str]]:
@@ -192,13 +214,15 @@ def _dressed(thing: Thing, visible: bool, rng: random.Random) -> Thing:
     return Thing(thing.colour, thing.shape, seen)
 
 
-def _distract(edges: Edges, count: int, rng: random.Random) -> None:
-    """Up to three more; none says of a thing what another edge says already."""
-    for _ in range(rng.randint(0, 3)):
-        one, to = rng.sample(range(count), 2)
-        kind = rng.choice(RELATIONS)
-        if all((kind, to) != (known, end) for _, known, end in edges):
+def _distracting(hops: Edges, count: int, rng: random.Random) -> Edges:
+    """Up to three more; none says what others do, and none leads elsewhere what is asked."""
+    edges, number = list(hops), len(hops) + rng.randint(0, 3)
+    might = [(one, kind, to) for one, to in permutations(range(count), 2) for kind in RELATIONS]
+    for one, kind, to in rng.sample(might, len(might)):
+        news = not who_stands(kind, to, edges) and not who_stands(OPPOSITE[kind], one, edges)
+        if len(edges) < number and news and _is_clear(hops, [*edges, (one, kind, to)]):
             edges.append((one, kind, to))
+    return edges[len(hops) :]
 
 
 def _node_link(name: str, things: Sequence[Thing], edges: Edges) -> dict[str, Any]:

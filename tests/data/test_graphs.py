@@ -63,6 +63,39 @@ def test_every_answer_follows_from_what_the_graph_tells(dataset):
         assert answered(graph, question.question, samples) == question.answer, question
 
 
+AXES = {"left of": ("across", 1), "right of": ("across", -1), "above": ("down", 1), "below": ("down", -1)}
+
+
+def test_places_could_be_drawn_and_each_hop_has_one_answer_however_edges_are_read(dataset):
+    """Each axis as an order of things, closed by networkx: without a circle, and one thing on the asked side."""
+    samples, distracted = dataset.by_id, 0
+    for question in dataset.questions:
+        graph = networkx.node_link_graph(samples[question.sample].scene["graph"], edges="edges")
+        orders = {"across": networkx.DiGraph(), "down": networkx.DiGraph()}
+        for source, target, kind in graph.edges(data="type"):
+            if kind in AXES:
+                axis, way = AXES[kind]
+                orders[axis].add_edge(*((source, target) if way == 1 else (target, source)))
+        assert all(map(networkx.is_directed_acyclic_graph, orders.values())), question
+        if not (found := re.fullmatch(r"What colour is (.*)the (\w+ \w+)\?", question.question)):
+            continue
+        things = {name: shown(node, samples) for name, node in graph.nodes(data=True)}
+        (here,) = [name for name, thing in things.items() if thing and " ".join(thing) == found[2]]
+        for relation in reversed(re.findall(r"the one (left of|right of|above|below)", found[1])):
+            axis, way = AXES[relation]
+            (here,) = (networkx.ancestors if way == 1 else networkx.descendants)(orders[axis], here)
+        distracted += graph.number_of_edges() > question.question.count("the one") + (question.kind == "hidden")
+    assert distracted > 60
+
+
+def test_what_is_hidden_is_no_second_thing_of_a_name_nor_a_withheld_one(dataset):
+    for sample in dataset.samples:
+        if sample.subgroup == "hidden":
+            pairs = [(item["colour"], item["name"]) for item in sample.scene["objects"]]
+            assert len(set(pairs)) == len(pairs)
+            assert bool(set(pairs) & WITHHELD) == (sample.split == "held-out-pair")
+
+
 @pytest.mark.parametrize(("kind", "right"), [("same-1", 1.0), ("same-0.5", None), ("same-0", 0.0)])
 def test_the_commonest_colour_of_the_neighbours_is_right_as_often_as_they_agree(dataset, kind, right):
     samples = {sample.id: sample for sample in dataset.samples}
