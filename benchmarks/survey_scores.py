@@ -47,9 +47,14 @@ def graph_scores(task: str, model: Any, folder: Path, data: Path, limit: int) ->
     known = Graphs(data, (WITHHELD,), model.config.vision.image_size)
     told, shuffled = (ask_graphs(model, known, edges, limit) for edges in ("told", "shuffled"))
     drawn, other = (draw_graphs(model, known, limit, other) for other in (False, True))
+    in_words, in_pictures = (
+        {name: kind["accuracy"] for name, kind in ask_graphs(model, known, "told", limit, nodes).items()}
+        for nodes in ("words", "pictures")
+    )
     answered = statistics.mean(kind["accuracy"] for kind in told.values())
     found = {"answered": answered, "drawn": statistics.mean(drawn.values()), "by_things": drawn, "by_chance": other}
-    return found | {"by_kind": {name: kind["accuracy"] for name, kind in told.items()}, "shuffled": shuffled}
+    found |= {"by_kind": {name: kind["accuracy"] for name, kind in told.items()}, "shuffled": shuffled}
+    return found | {"in_words": in_words, "in_pictures": in_pictures}
 
 
 def clip_scores(task: str, model: Any, folder: Path, data: Path, limit: int) -> dict[str, Any]:

@@ -38,6 +38,7 @@ __all__ = [
     "Graphs",
     "ask_graphs",
     "draw_graphs",
+    "in_pictures",
     "in_words",
     "recoloured",
     "replies_to",
@@ -136,6 +137,18 @@ def in_words(asked: AskedGraph) -> AskedGraph:
     return dataclasses.replace(asked, graph=Graph(nodes, asked.graph.edges, asked.graph.directed))
 
 
+def in_pictures(asked: AskedGraph, graphs: Graphs) -> AskedGraph:
+    """The same graph, whose nodes show pictures and no words; those that showed none, another's of the same kind."""
+    nodes = []
+    for node in asked.graph.nodes:
+        image = node.image
+        if image is None and node.text is not None:
+            like = graphs.shown[asked.names[node.id]]
+            image = like[0] if like else None
+        nodes.append(Node(node.id, node.text if image is None else None, image))
+    return dataclasses.replace(asked, graph=Graph(nodes, asked.graph.edges, asked.graph.directed))
+
+
 def _in_colours(text: str, other: Mapping[str, str]) -> str:
     return COLOUR.sub(lambda found: other[found[0]], text)
 
@@ -204,14 +217,19 @@ def _followed_by(prompt: Prompt, ids: Sequence[int]) -> Prompt:
 
 
 @torch.no_grad()
-def ask_graphs(model: Unified, graphs: Graphs, edges: str = "told", limit: int = 0) -> dict[str, dict[str, float]]:
-    """kind -> accuracy, how often a blind choice is right, and how many were asked; `limit` a kind, 0 for all."""
+def ask_graphs(
+    model: Unified, graphs: Graphs, edges: str = "told", limit: int = 0, nodes: str = "as they are"
+) -> dict[str, dict[str, float]]:
+    """kind -> accuracy, how often a blind choice is right, and how many were asked; `limit` a kind, 0 for all.  `nodes`
+    in "words" or in "pictures" alone tells whether a model reads the one as well as the other."""
     by_kind: defaultdict[str, list[AskedGraph]] = defaultdict(list)
     for one in graphs.asked:
         by_kind[one.kind].append(one)
     random, found = np.random.default_rng(0), {}
     for kind, asked in sorted(by_kind.items()):
         some = asked[: limit or len(asked)]
+        if nodes != "as they are":
+            some = [in_words(one) if nodes == "words" else in_pictures(one, graphs) for one in some]
         right = torch.cat([_right(model, batch, graphs, random, edges) for batch in _batches(some)])
         chance = float(np.mean([1 / one.choices for one in some]))
         found[kind] = {"accuracy": right.float().mean().item(), "chance": chance, "questions": float(len(some))}

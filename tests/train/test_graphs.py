@@ -20,6 +20,7 @@ from edgemm.evaluate.graph_suite import (
     Graphs,
     ask_graphs,
     draw_graphs,
+    in_pictures,
     in_words,
     recoloured,
     replies_to,
@@ -174,6 +175,20 @@ def test_words_come_first_where_a_recipe_says_so(data, tmp_path):
     with torch.no_grad():
         shown, first = ([task.loss(step).item() for step in range(4)] for task in tasks)
     assert first[0] != shown[0] and first[1] != shown[1] and first[2:] == shown[2:]
+
+
+def test_nodes_are_asked_about_in_pictures_alone(data):
+    known = Graphs(data, ("train",), 32)
+    shown = {sample.id: sample.scene["objects"][0] for sample in known.dataset.samples if sample.group == "nodes"}
+    for asked in known.asked:
+        for before, node in zip(asked.graph.nodes, in_pictures(asked, known).graph.nodes, strict=True):
+            if before.text is None and before.image is None:
+                assert node.text is None and node.image is None
+            elif node.image is None:
+                assert node.text == before.text and not known.shown[asked.names[node.id]]
+            else:
+                thing = shown[node.image]
+                assert node.text is None and f"{thing['colour']} {thing['name']}" == asked.names[node.id]
 
 
 def test_ids_are_dealt_and_edges_matter_to_rows_alone_where_they_are_told(data):
