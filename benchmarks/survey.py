@@ -22,10 +22,10 @@ The rules, written before the first run:
     row found out whose an edge is, and there was nothing to compare.  A run is one seed of one row, in a process of
     its own with one thread.
  2. What is there is not run again: in the run folders, or in the document of `--output` where it was made with the same
-    settings, so what one machine began another goes on with.  A run that is killed goes on from its last state, of
-    which a stage has five; core-seconds up to that state count, steps that were lost do not, preparing again does.  A
-    run that fails stays in the table as failed, with its error; it counts as no number, and its row says of how many
-    seeds it speaks.  Nothing is left out because of how it came out.
+    settings of the same data, so what one machine began another goes on with.  A run that is killed goes on from its
+    last state, of which a stage has five; core-seconds up to that state count, steps that were lost do not, preparing
+    again does.  A run that fails stays in the table as failed, with its error; it counts as no number, and its row says
+    of how many seeds it speaks.  Nothing is left out because of how it came out.
  3. A row's figure is the mean over seeds and its 95 % interval by Student's t (at three seeds 2.48 deviations).
     Two rows are compared seed by seed: better or worse where the interval of the differences lies on one side of zero,
     else "not told apart".  One seed tells nothing apart.
@@ -51,6 +51,7 @@ import hashlib
 import json
 import os
 import resource
+import shutil
 import statistics
 import subprocess
 import sys
@@ -65,6 +66,7 @@ from designs import ALL, _config, _draw_macs
 from survey_scores import clip_scores, graph_scores, shape_scores, watch_scores
 
 from edgemm.bench.conditions import commit, machine_card
+from edgemm.data.format import lines_sha256
 from edgemm.report import page
 from edgemm.report.page import text_table
 from edgemm.report.svg import Bar, bars
@@ -243,6 +245,8 @@ def _run_one(name: str, seed: int, args: argparse.Namespace) -> None:
     kept = _folder(name, seed, args) / "scores.json"
     if _is_kept(name, seed, args) and not (args.again and "error" in _kept(name, seed, args)):
         return
+    if kept.is_file() and not _is_kept(name, seed, args):  # of data that was made otherwise since
+        shutil.rmtree(kept.parent)
     told = [f"--{key}={getattr(args, key)}" for key in ("runs", *SETTINGS)]
     words = [sys.executable, __file__, str(args.data), *told, "--job", name, str(seed)]
     one_thread = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
@@ -281,7 +285,12 @@ def _everything(args: argparse.Namespace) -> dict[str, list[dict[str, Any]]]:
 
 
 def _is_kept(name: str, seed: int, args: argparse.Namespace) -> bool:
-    return (_folder(name, seed, args) / "scores.json").is_file()
+    """Whether there are scores, and of the data that there are."""
+    if not (_folder(name, seed, args) / "scores.json").is_file():
+        return False
+    judged_on = _kept(name, seed, args).get("data_sha256")
+    data = _data(ROWS[name], args) if judged_on else None
+    return data is None or not (data / "samples.jsonl").is_file() or judged_on == lines_sha256(data)
 
 
 def _kept(name: str, seed: int, args: argparse.Namespace) -> dict[str, Any]:
@@ -299,6 +308,7 @@ def _job(name: str, seed: int, args: argparse.Namespace) -> None:
         steps = round(steps * _kept(row.as_long_as, seed, args)["core_s"] / equal)
     taken = _train(row, config, folder, seed, steps, args)
     scores: dict[str, Any] = {"seed": seed, "steps": steps, "core_s": taken["core_s"]}
+    scores["data_sha256"] = lines_sha256(_data(row, args))
     model = checkpoint.load(folder / "checkpoint")
     scores["weights_m"] = sum(parameter.numel() for parameter in model.parameters()) / 1e6
     if config.objective == "flow":

@@ -178,7 +178,8 @@ class _Fit:
             while helped:
                 helped = False
                 for edge, way in product(range(4), (-step, step)):
-                    moved = (*box[:edge], box[edge] + way, *box[edge + 1 :])
+                    left, upper, right, lower = (at + way * (place == edge) for place, at in enumerate(box))
+                    moved = (left, upper, right, lower)
                     if self._may_be(moved) and (found := self.overlap(moved)) > top:
                         box, top, helped = moved, found, True
         return top, self.shape, box

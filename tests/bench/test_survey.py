@@ -198,6 +198,20 @@ class Stage:
             raise KeyboardInterrupt
 
 
+def test_what_was_judged_on_other_data_is_no_longer_kept(survey, tmp_path):
+    data = tmp_path / "graphs"
+    data.mkdir()
+    (data / "samples.jsonl").write_text("one\n")
+    args = argparse.Namespace(runs=tmp_path, data=tmp_path)
+    folder = survey._folder("graph as rows", 0, args)
+    folder.mkdir()
+    scores = {"seed": 0, "data_sha256": survey.lines_sha256(data)}
+    (folder / "scores.json").write_text(json.dumps(scores))
+    assert survey._is_kept("graph as rows", 0, args) and survey._everything(args) == {"graph as rows": [scores]}
+    (data / "samples.jsonl").write_text("another\n")
+    assert not survey._is_kept("graph as rows", 0, args) and survey._everything(args) == {}
+
+
 def test_a_stage_goes_on_where_it_was_killed_and_all_its_core_seconds_count(survey, tmp_path, monkeypatch):
     recipe = ReadRecipe(data="shapes", output=str(tmp_path / "run"), steps=30)
     training = Stage(stops=1)
