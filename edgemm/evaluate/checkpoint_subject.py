@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
@@ -15,7 +14,7 @@ from torch import Tensor
 from edgemm.bundle.node_link import Graph
 from edgemm.bundle.picture import load_picture
 from edgemm.evaluate.subject import MAX_NEW_TOKENS, DrawSettings, Shown
-from edgemm.model.checkpoint import load
+from edgemm.model.checkpoint import load, weights_hash
 from edgemm.model.codes import Choose
 from edgemm.model.config import SamplerConfig
 from edgemm.model.unified import Asked, Unified
@@ -34,7 +33,7 @@ class CheckpointSubject:
     def __init__(self, path: Path, settings: DrawSettings, threads: int | None) -> None:
         if threads:
             torch.set_num_threads(threads)
-        self._hold(load(path), settings, weights_hash(path))
+        self._hold(load(path), settings, weights_hash(path, with_spec=True))
 
     @classmethod
     def of(cls, model: Unified, settings: DrawSettings) -> CheckpointSubject:
@@ -100,11 +99,3 @@ def _rounds_a_batch_together(model: Unified) -> bool:
     """Whether a quantized model's reply depends on what is asked beside it."""
     reading = [part for name, part in model.named_modules() if not name.startswith(("conditioner.", "denoiser."))]
     return any(isinstance(part, QuantizedLinear) and part.layer.activations == "tensor" for part in reading)
-
-
-def weights_hash(path: Path) -> str:
-    """SHA-256 over every weights file of a checkpoint folder, adapters included."""
-    digest = hashlib.sha256()
-    for file in sorted(path.rglob("*.safetensors")):
-        digest.update(file.relative_to(path).as_posix().encode() + b"\0" + file.read_bytes())
-    return digest.hexdigest()

@@ -12,7 +12,6 @@ Two runs of the same model and settings write the same scores, whichever runtime
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 import math
 from collections import defaultdict
@@ -24,7 +23,7 @@ import edgemm
 from edgemm import progress
 from edgemm.bench.conditions import commit
 from edgemm.bundle.files import write_whole
-from edgemm.data.format import Dataset, read_dataset
+from edgemm.data.format import Dataset, lines_sha256, read_dataset
 from edgemm.data.sources import default_cache
 from edgemm.errors import InputError
 from edgemm.evaluate.metrics import compare_records
@@ -110,7 +109,7 @@ def evaluate_subject(subject: Subject, data: Path, plan: Plan) -> Evaluation:
         "edgemm": edgemm.__version__,
         "commit": commit(Path(edgemm.__file__).parent),
         "model": {"name": subject.name, "kind": subject.kind, "sha256": subject.sha256},
-        "data": {"kind": dataset.kind, "size": dataset.size, "sha256": _data_hash(dataset)},
+        "data": {"kind": dataset.kind, "size": dataset.size, "sha256": lines_sha256(dataset.path)},
         "settings": {
             "limit": plan.limit,
             "groups": plan.groups,
@@ -183,13 +182,6 @@ def _cells(drawings: Drawings) -> list[Cell]:
     return [
         Cell(drawings.samples[row].label, drawings.real[row], drawings.drawn[row]) for _, _, row in turns[:SHEET_CELLS]
     ]
-
-
-def _data_hash(dataset: Dataset) -> str:
-    digest = hashlib.sha256()
-    for name in ("samples.jsonl", "questions.jsonl"):
-        digest.update((dataset.path / name).read_bytes())
-    return digest.hexdigest()
 
 
 def _plain(value: Any) -> Any:

@@ -49,6 +49,7 @@ __all__ = [
     "read_adapter",
     "save",
     "stored_state",
+    "weights_hash",
 ]
 
 FORMAT_FILES = ("config.json", "tokenizer.json", "model.safetensors")
@@ -279,11 +280,15 @@ def _copy_adapter(source: Path, destination: Path, dtype: torch.dtype | None) ->
     save_file(tensors, destination / FILES[1], metadata={"format": "pt"})
 
 
-def weights_hash(source: Path) -> str:
-    """SHA-256 of a checkpoint folder's weights, its adapter's included and a quantization spec not, or of one file."""
+def weights_hash(source: Path, with_spec: bool = False) -> str:
+    """SHA-256 of a checkpoint folder's weights, its adapter's included, or of one file.
+
+    A quantization spec in the folder counts only `with_spec`: what is made of weights is told by the weights, what
+    a quantized model answers is not.
+    """
     digest = hashlib.sha256()
     for path in sorted(source.rglob("*.safetensors")) if source.is_dir() else [source]:
-        if path.name == "quant.safetensors":
+        if path.name == "quant.safetensors" and not with_spec:
             continue
         with open(path, "rb") as stream:
             while chunk := stream.read(1 << 20):
