@@ -18,6 +18,7 @@ import os
 import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -89,7 +90,8 @@ def _run(model: Unified, task: Task, recipe: Recipe, ranks: Ranks, began_s: floa
     loss_of = ranks.wrap(whole)
     optimizers = make_optimizers(task.named_parameters(), recipe)
     average = Average(task.named_parameters(), recipe.ema)
-    start, earlier_s = _resume(folder / "state.pt", task, optimizers, average, recipe)
+    begun = _resume(folder / "state.pt", task, optimizers, average, recipe)
+    start = begun.step
     ranks.check_same(start, str(folder / "state.pt"))
     progress.status("")
     told = _told(recipe)
@@ -97,7 +99,7 @@ def _run(model: Unified, task: Task, recipe: Recipe, ranks: Ranks, began_s: floa
         _cut_log(folder / "log.jsonl", start)
         if start:
             progress.line(f"resuming at step {start} of {recipe.steps}")
-            if changed := changed_lines(folder / "state.pt", recipe):
+            if changed := _changed(begun.recipe, told):
                 after = "; its steps are done, so nothing new is learned" if start == recipe.steps else ""
                 progress.line(f"{folder}: goes on with another recipe than it had: {changed}{after}")
     if start == recipe.steps:  # stopped after its last step, perhaps before its result was written
@@ -116,21 +118,15 @@ def _run(model: Unified, task: Task, recipe: Recipe, ranks: Ranks, began_s: floa
                 loss.backward()
             loss = ranks.mean(loss)
             norm = _clip(task, recipe.clip, done, loss)
-            for optimizer in optimizers:
-                for group in optimizer.param_groups:
-                    group["lr"] = group["peak"] * share
-                optimizer.step()
-                optimizer.zero_grad(set_to_none=True)
+            _update(optimizers, share)
             average.update(task.named_parameters(), step)
             bar.update(1)
             if done % recipe.log_every == 0 or done == recipe.steps:
                 now = time.perf_counter()
                 line: dict[str, Any] = {"step": done, "loss": loss.item(), "gradient_norm": norm, "rate": share}
                 line["seconds_a_step"] = (now - clock) / (done - last_logged)
-                with precision, ranks.whole(), watching(whole) as routed:
-                    measured = task.measures(step)
-                    measured |= routed.measures()
-                    line |= {name: ranks.mean(torch.tensor(v)).item() for name, v in measured.items()}
+                with precision:
+                    line |= _measures(whole, step, ranks)
                 text = json.dumps({key: _short(value) for key, value in line.items()}) + "\n"
                 with refusing_full_disk(folder / "log.jsonl", done, len(text)):
                     log.write(text.encode())
@@ -141,13 +137,30 @@ def _run(model: Unified, task: Task, recipe: Recipe, ranks: Ranks, began_s: floa
                 clock, last_logged = time.perf_counter(), done
             paused = time.perf_counter()
             if done % recipe.save_every == 0 or done == recipe.steps:
-                took_s = earlier_s + time.process_time() - began_s
+                took_s = begun.core_s + time.process_time() - began_s
                 where = {"step": done, "task": recipe.kind, "core_s": took_s, "recipe": told}
                 _save_state(folder / "state.pt", where, task, optimizers, average, ranks)
             if done % recipe.sample_every == 0 or done == recipe.steps:
                 _write_result(model, task, average, folder, done, ranks)
             clock += time.perf_counter() - paused  # writing is not part of a step
     ranks.wait()
+
+
+def _update(optimizers: list[torch.optim.Optimizer], share: float) -> None:
+    """One step by the gradients that are there, with `share` of each group's peak rate."""
+    for optimizer in optimizers:
+        for group in optimizer.param_groups:
+            group["lr"] = group["peak"] * share
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+
+
+def _measures(whole: Step, step: int, ranks: Ranks) -> dict[str, float]:
+    """What the task and its mixtures of experts measure at a step, means over all processes."""
+    with ranks.whole(), watching(whole) as routed:
+        measured = whole.task.measures(step)
+        measured |= routed.measures()
+        return {name: ranks.mean(torch.tensor(value)).item() for name, value in measured.items()}
 
 
 def autocast(precision: str, device: torch.device) -> AbstractContextManager[object]:
@@ -222,15 +235,15 @@ def _told(recipe: Recipe) -> dict[str, Any]:
 def changed_lines(path: Path, recipe: Recipe) -> str:
     """How a recipe differs from the one that the state at `path` was made with; "" where it does not, where there is no
     state, or one from before recipes were kept."""
-    if not path.exists():
-        return ""
-    with reading(path, "cannot be read; delete it to start again"):
-        state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    before, now = state.get("recipe", {}), _told(recipe)
+    return _changed(_read_state(path, mmap=True).get("recipe", {}), _told(recipe)) if path.exists() else ""
+
+
+def _changed(before: dict[str, Any], now: dict[str, Any]) -> str:
+    """How two recipes differ, as _told gives them; a line that only one has is no difference."""
     changed = {key: (before[key], now[key]) for key in before if key in now and before[key] != now[key]}
     found = [f"{key} was {was!r}, is {new!r}" for key, (was, new) in changed.items() if key != "data_sha256"]
     if "data_sha256" in changed and "data" not in changed:
-        found.append(f"{recipe.data} was made again since, and is another dataset")
+        found.append(f"{now['data']} was made again since, and is another dataset")
     return ", ".join(found)
 
 
@@ -264,14 +277,28 @@ def _save_state(
         torch.save(state, temporary)
 
 
+def _read_state(path: Path, mmap: bool = False) -> dict[str, Any]:
+    with reading(path, "cannot be read; delete it to start again"):
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
+
+
+@dataclass(frozen=True)
+class _Begun:
+    """What a state says beside its numbers; the defaults are those of a new run, and of states from before they were
+    kept."""
+
+    step: int = 0
+    core_s: float = 0.0  # processor time of all processes up to the step
+    recipe: dict[str, Any] = field(default_factory=dict)  # as _told gives it
+
+
 def _resume(
     path: Path, task: Task, optimizers: list[torch.optim.Optimizer], average: Average, recipe: Recipe
-) -> tuple[int, float]:
-    """The step, and the core-seconds up to it; those of states from before they were kept count as none."""
+) -> _Begun:
+    """Fills the task, its optimizers and the average from a state, if there is one."""
     if not path.exists():
-        return 0, 0.0
-    with reading(path, "cannot be read; delete it to start again"):
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        return _Begun()
+    state = _read_state(path)
     parameters, buffers = dict(task.named_parameters()), dict(task.named_buffers())
     same_task = isinstance(state, dict) and state.get("task") == recipe.kind
     if not same_task or state["parameters"].keys() != parameters.keys():
@@ -296,7 +323,7 @@ def _resume(
         raise InputError(f"{path}: was made with another optimizer; delete it or choose another output") from error
     if state["step"] > recipe.steps:
         raise InputError(f"{path}: is at step {state['step']}, the recipe ends at {recipe.steps}; raise steps")
-    return int(state["step"]), float(state.get("core_s", 0.0))
+    return _Begun(int(state["step"]), float(state.get("core_s", 0.0)), state.get("recipe", {}))
 
 
 def _write_grid(pictures: Tensor, path: Path) -> None:
