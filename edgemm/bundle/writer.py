@@ -5,8 +5,8 @@
 
 It is written under another name beside its destination and renamed when the block ends.  Whatever goes wrong in the
 block, Ctrl-C included, what stood there before stands there still, and nothing else is left; what a kill leaves is in
-beside.py.  What may be replaced, and what to say of a full disk, is each caller's own; check_output has the rule of
-most, who ask it before they work as well.
+beside.py.  What may be replaced, and what to say of a full disk, is each caller's own; most have the rule of
+check_replaceable, and ask it before they work as well.
 
     with BundleWriter("sticker.bundle", overwrite=True) as writer:
         onnx.save_model(..., writer.file("components/denoiser/cpu-int8.onnx"))   # or any tool that takes a path
@@ -32,7 +32,7 @@ from edgemm.bundle.files import is_disk_full
 from edgemm.bundle.manifest import FileRecord, Manifest
 from edgemm.errors import BundleError, InputError, ResourceError
 
-__all__ = ["BundleWriter", "check_output", "telling_name", "whole_folder"]
+__all__ = ["BundleWriter", "check_replaceable", "telling_name", "whole_folder"]
 
 STAGES = ("codes", "autoencode", "read", "draw", "edit", "joint")  # what recipes call theirs
 
@@ -47,7 +47,7 @@ def telling_name(folder: Path) -> str:
     return path.name
 
 
-def check_output(
+def check_replaceable(
     output: Path, is_ours: Callable[[Path], bool], what: str, sources: Iterable[str | os.PathLike[str]] = ()
 ) -> None:
     """InputError where `output` may not be replaced: it holds something that is not `is_ours` (a word for that is

@@ -78,7 +78,7 @@ def _write_bitsandbytes(args: argparse.Namespace) -> int:
         except ImportError as error:
             raise MissingError(f"quantize needs {error.name or error}: pip install 'edgemm[export]'") from error
         if args.overwrite:
-            checkpoint.check_output(Path(args.output), args.checkpoint)
+            checkpoint.check_model_output(Path(args.output), args.checkpoint)
         model = checkpoint.load(Path(args.checkpoint).resolve())
         progress.status(f"packing the transformer in {args.bitsandbytes}")
         write_bitsandbytes(model, Path(args.output), args.bitsandbytes, args.overwrite)

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgemm.bundle.files import is_disk_full
-from edgemm.bundle.writer import check_output, whole_folder
+from edgemm.bundle.writer import check_replaceable, whole_folder
 from edgemm.data.format import SCHEMA_VERSION, SPLITS, Edit, Question, Sample, dump_line
 from edgemm.data.sources import Package
 from edgemm.errors import InputError, ResourceError, UsageError
@@ -100,7 +100,9 @@ def new_folder(goal: Path, *, force: bool = False, source: Path | None = None) -
             raise UsageError(f"{goal} is a file; --output wants a folder")
         if any(there.iterdir()) and not force:
             raise UsageError(f"{goal} is not empty; give another --output, or --force to replace it")
-        check_output(there, lambda folder: (folder / "dataset.json").is_file(), "dataset", [source] if source else [])
+        check_replaceable(
+            there, lambda folder: (folder / "dataset.json").is_file(), "dataset", [source] if source else []
+        )
 
     began = False
     try:

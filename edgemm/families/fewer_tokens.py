@@ -24,7 +24,7 @@ from edgemm.errors import CheckFailedError, CheckpointError
 from edgemm.families.folder import Found
 from edgemm.families.hf_checkpoint import OFFLINE, Checkpoint, open_checkpoint, rendered
 from edgemm.families.table import FAMILIES
-from edgemm.model.checkpoint import check_output
+from edgemm.model.checkpoint import check_model_output
 from edgemm.model.pretrained import token_ids
 from edgemm.model.vocabulary import cut_tokenizer
 from edgemm.quantize.calibration import shipped_text
@@ -70,7 +70,7 @@ def cut_folder(found: Found, output: Path, size: int, texts: Iterable[str]) -> N
         for name, value in config.to_dict().items():
             if IDS.search(name) and value is not None:
                 setattr(config, name, _renumbered(value, number))
-    with whole_folder(output, check_output) as folder:
+    with whole_folder(output, check_model_output) as folder:
         model.save_pretrained(folder)
         (folder / "tokenizer.json").write_text(json.dumps(cut, ensure_ascii=False), encoding="utf-8")
         _copy_words(found.folder, folder, number)

@@ -24,10 +24,9 @@ from typing import cast
 import torch
 from torch import Tensor
 
-from edgemm.bundle import writer
 from edgemm.bundle.adapter_config import FILES, AdapterConfig
 from edgemm.bundle.files import is_disk_full, read_text, reading
-from edgemm.bundle.writer import whole_folder
+from edgemm.bundle.writer import check_replaceable, whole_folder
 from edgemm.errors import CheckpointError, InputError, ResourceError, UsageError
 from edgemm.model.config import PRESETS, ModelConfig
 from edgemm.model.pretrained import load_transformer_weights, read_file, write_tokenizer
@@ -41,7 +40,7 @@ __all__ = [
     "ADAPTER",
     "FORMAT_FILES",
     "build",
-    "check_output",
+    "check_model_output",
     "holds_model",
     "load",
     "merge_adapter",
@@ -222,12 +221,12 @@ def holds_model(folder: Path) -> bool:
     return (folder / "config.json").is_file() and any(folder.glob("*.safetensors"))
 
 
-def check_output(output: Path, *sources: str | os.PathLike[str]) -> None:
+def check_model_output(output: Path, *sources: str | os.PathLike[str]) -> None:
     """What may be replaced by a checkpoint: InputError where `output` holds something and no model, or a source.
 
     Every verb that writes one asks before it works; `save` asks again.
     """
-    writer.check_output(output, holds_model, "model", sources)
+    check_replaceable(output, holds_model, "model", sources)
 
 
 def save(
@@ -245,7 +244,7 @@ def save(
     if dtype is not None:
         state = {name: tensor.to(dtype) if tensor.is_floating_point() else tensor for name, tensor in state.items()}
     try:
-        with whole_folder(destination, check_output) as folder:
+        with whole_folder(destination, check_model_output) as folder:
             (folder / "config.json").write_text(json.dumps(model.config.to_json(), indent=2) + "\n", encoding="utf-8")
             (folder / "tokenizer.json").write_text(model.tokenizer_json, encoding="utf-8")
             save_file(state, folder / "model.safetensors", metadata={"format": "pt"})

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from edgemm.bundle.writer import whole_folder
 from edgemm.errors import InputError, MissingError, UsageError
-from edgemm.model.checkpoint import check_output
+from edgemm.model.checkpoint import check_model_output
 from edgemm.model.config import ModelConfig
 from edgemm.model.prompts import stop_ids
 from edgemm.model.unified import Unified
@@ -50,7 +50,7 @@ def write_bitsandbytes(model: Unified, output: Path, kind: str, overwrite: bool 
     def may_replace(there: Path) -> None:
         if not overwrite:
             raise InputError(f"{there}: exists already; choose another name or ask to overwrite it (--overwrite)")
-        check_output(there)
+        check_model_output(there)
 
     with whole_folder(output, may_replace) as folder:
         tensors = _tensors(model, _nf4 if kind == "nf4" else _int8)

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from edgemm.bundle.adapter_config import FILES, FOUND_AGAIN, INIT, AdapterConfig
 from edgemm.bundle.files import reading
-from edgemm.bundle.writer import check_output, whole_folder
+from edgemm.bundle.writer import check_replaceable, whole_folder
 from edgemm.errors import CheckpointError, MissingError, UsageError
 from edgemm.model.unified import Unified
 from edgemm.train.ranks import refusing_full_disk
@@ -85,7 +85,7 @@ def add_adapter(model: Unified, part: str, recipe: FinetuneRecipe) -> PeftModel:
 
 def check_adapter_output(folder: Path) -> None:
     """InputError where something stands there that is no adapter."""
-    check_output(folder, lambda there: any((there / part / FILES[0]).is_file() for part in USUAL), "adapter")
+    check_replaceable(folder, lambda there: any((there / part / FILES[0]).is_file() for part in USUAL), "adapter")
 
 
 def save_adapter(parts: Mapping[str, PeftModel], folder: Path) -> None:

@@ -43,7 +43,7 @@ QUESTIONS = 64  # that the influence of layers is measured on
 def distill(recipe: DistillRecipe) -> None:
     """Train the student to the end; the result is recipe.output/checkpoint."""
     start = getattr(recipe, "student", "") or recipe.teacher
-    checkpoint.check_output(Path(recipe.output) / "checkpoint", recipe.teacher, start, recipe.data)
+    checkpoint.check_model_output(Path(recipe.output) / "checkpoint", recipe.teacher, start, recipe.data)
     if recipe.threads:
         torch.set_num_threads(recipe.threads)
     ranks = Ranks()

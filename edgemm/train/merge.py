@@ -34,7 +34,7 @@ def merge(
     InputError, before anything is read, where `output` is a source or a folder that holds no model.
     `onto` "nf4" merges the transformer's part into the base as qlora rounded it; "float" into the base as it is.
     """
-    checkpoint.check_output(output, source, adapter)
+    checkpoint.check_model_output(output, source, adapter)
     parts = parts_of(adapter)
     check_strength(strength)
     beyond = {part: AdapterConfig.read(adapter / part, merging=True).beyond_factors for part in parts}
@@ -125,7 +125,7 @@ def join(drawing: Path, reading: Path, output: Path, name: str = "") -> None:
     Raises CheckpointError when the two are not the same model or the reading one changed layers that drawing reads,
     InputError where `output` is one of them or a folder that holds no model.
     """
-    checkpoint.check_output(output, drawing, reading)
+    checkpoint.check_model_output(output, drawing, reading)
     draws, reads = checkpoint.load(drawing), checkpoint.load(reading)
     if draws.config.objective == "ar":
         raise CheckpointError(f"{drawing}: one transformer reads and draws codes, there are no halves to join")

@@ -71,7 +71,7 @@ def _tell_kept(recipe: Stage, after: Stage) -> None:
 
 
 def _check_output(recipe: Stage) -> None:
-    checkpoint.check_output(Path(_result(recipe)), recipe.start, recipe.data)
+    checkpoint.check_model_output(Path(_result(recipe)), recipe.start, recipe.data)
     logged(Path(recipe.output) / "log.jsonl")
 
 

@@ -30,7 +30,7 @@ def trim(source: Path, output: Path, size: int, texts: Sequence[Path] = (), name
     UsageError where the texts need more, InputError for a text that is not there, a model that cannot be cut, and an
     output that is the source or no model's folder.
     """
-    checkpoint.check_output(output, source, *texts)
+    checkpoint.check_model_output(output, source, *texts)
     alone = [text for place in texts for text in _said(place)]
     said = [*alone, *(f" {text}" for text in alone)]  # behind a word of a template, too
     if (found := find_foreign(source)) is not None:
