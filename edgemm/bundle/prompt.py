@@ -160,6 +160,11 @@ class Prompt:
         )
 
     @property
+    def is_pictured(self) -> bool:
+        """Whether any of its tokens is a picture's."""
+        return bool((self.image_index >= 0).any())
+
+    @property
     def text_ids(self) -> list[int]:
         return self.input_ids[self.image_index < 0].tolist()
 

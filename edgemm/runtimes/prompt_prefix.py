@@ -51,7 +51,7 @@ class Prompts:
         """Row, what is read for it, and the picture in it."""
         every = ((PROMPT, self.prompt), (UNCONDITIONAL, self.negative), (WITHOUT_PICTURE, self.without_picture))
         read = [(row, prompt) for row, prompt in every if prompt is not None]
-        return [(row, prompt, self.image_tokens if _pictured(prompt) else None) for row, prompt in read]
+        return [(row, prompt, self.image_tokens if prompt.is_pictured else None) for row, prompt in read]
 
 
 @dataclass(frozen=True)
@@ -63,10 +63,6 @@ class DrawEngines:
     unconditional: Arrays = field(default_factory=dict)  # of loops that take it from the file
     max_context: int = 2**31
     budget: CacheBudget | None = None
-
-
-def _pictured(prompt: Prompt) -> bool:
-    return bool((prompt.image_index >= 0).any())
 
 
 def read_prompts(
@@ -83,7 +79,7 @@ def read_prompts(
     conditioner, rows = engines.conditioner, prompts.rows
     block = _read_latents(prompts.latents, loop, engines.denoiser, clock)
     before = next((array.shape[2] for array in block.values()), 0)  # slots that a picture takes as latents
-    longest = max(len(prompt) + before * _pictured(prompt) for _, prompt, _ in rows)
+    longest = max(len(prompt) + before * prompt.is_pictured for _, prompt, _ in rows)
     room = fixed_slots(engines.denoiser.inputs) or _slots_of(engines.unconditional)  # t
     fixed = _fixed_prompt(conditioner)
     if fixed is not None and longest > fixed:
@@ -102,7 +98,7 @@ def read_prompts(
             transformer.prefill(prompt, image_tokens, max(longest, room + loop.skip), cancelled=cancelled)
         first = first or transformer
         clock.prefill_s += time.perf_counter() - start
-        used = before * _pictured(prompt)
+        used = before * prompt.is_pictured
         slots = fixed or transformer.cache.slots
         if prefix is None:
             kept = fixed_slots(engines.denoiser.inputs) or slots - loop.skip

@@ -231,7 +231,7 @@ class ReadTask:
             index[row, :asked] = torch.from_numpy(prompt.image_index)
             limit[row, :asked] = torch.from_numpy(prompt.attention_limit)
             targets[row, asked - 1 : len(whole) - 1] = torch.tensor(answer)
-        scored, pictured = targets >= 0, torch.tensor([is_pictured(prompt) for prompt in prompts])
+        scored, pictured = targets >= 0, torch.tensor([prompt.is_pictured for prompt in prompts])
         pictured = pictured[:, None].expand_as(scored).to(device)
         ids, index, limit, targets, scored = (t.to(device) for t in (ids, index, limit, targets, scored))
         hidden, _ = model.transformer(model.transformer.embed(ids, image_tokens, index), limit, pictured=index >= 0)
@@ -240,7 +240,7 @@ class ReadTask:
     def _token_counts(self, step: int) -> tuple[int, int]:
         """Scored tokens of answers about pictures and of replies to text, in the batch of all processes."""
         _, prompts, answers, _ = self._batch(step)
-        counts = [len(answer) if is_pictured(prompt) else 0 for prompt, answer in zip(prompts, answers, strict=True)]
+        counts = [len(answer) if prompt.is_pictured else 0 for prompt, answer in zip(prompts, answers, strict=True)]
         return sum(counts), sum(map(len, answers)) - sum(counts)
 
     def _blended(self, rows: np.ndarray, views: np.ndarray, random: np.random.Generator) -> Tensor:
@@ -301,10 +301,6 @@ def up_to(prompt: Prompt, rows: int) -> Prompt:
     return Prompt(
         prompt.input_ids[kept], prompt.image_index[kept], (prompt.attention_limit - gone)[kept], prompt.users_own[kept]
     )
-
-
-def is_pictured(prompt: Prompt) -> bool:
-    return bool((prompt.image_index >= 0).any())
 
 
 def adapted(model: Unified, recipe: Reading) -> PeftModel:
