@@ -251,8 +251,7 @@ def growth_of_prefill(model: Model, manifest: Manifest) -> list[list[float]]:
 #
 # Each child starts anew, so that what a start decides by chance (where memory lies, what the machine does just then) is
 # sampled too, and the interval of samples.py can see it.  Two bundles take turns, and who goes first alternates:
-# neighbours
-# in time make pairs, and a machine that slowly changes favours neither.
+# neighbours in time make pairs, and a machine that slowly changes favours neither.
 
 LOADING_S = 3600.0  # at most, with everything that is not measured
 Seen = dict[str, Any]

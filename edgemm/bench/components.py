@@ -112,10 +112,8 @@ def _name(bound: Bound) -> str:
 # One component by operator: ONNX Runtime's own profile, added up.
 #
 # A session with the profiler on runs the arrays that real work bound.  The raw events are in Chrome's trace format,
-# which
-# Perfetto opens too; the table has the form that `trtexec --exportProfile` writes, so its readers read this.  A
-# profiled
-# run is slower than a plain one: shares are to be trusted, totals are not.
+# which Perfetto opens too; the table has the form that `trtexec --exportProfile` writes, so its readers read this.  A
+# profiled run is slower than a plain one: shares are to be trusted, totals are not.
 
 PASS_OVER = 2  # runs before the ones that count
 KERNEL = "_kernel_time"

@@ -89,8 +89,7 @@ def tell_other_work(cores: float | None) -> tuple[dict[str, Any], list[str]]:
 # Whether the clock can be believed: the one that times against the two that it should agree with.
 #
 # Everything is timed with the monotonic clock, which setting the date does not move.  A date that was set, a machine
-# that
-# slept, a virtual machine that was halted, and a gap that is not positive are told.
+# that slept, a virtual machine that was halted, and a gap that is not positive are told.
 
 Clock = Callable[[], float]
 ALLOWED_S = 0.25  # clocks are slewed, and are not read at the same moment

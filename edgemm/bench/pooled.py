@@ -113,8 +113,7 @@ def _medians(found: Sequence[dict[str, float]]) -> dict[str, float] | None:
 # Which part of a reply and of a picture takes how much: the runtime's metrics as shares of the whole.
 #
 # The rest is what no part claims: tokenizing, sampling, bindings.  Medians over runs, so parts of a whole may differ
-# from
-# it by a little.
+# from it by a little.
 
 Times = dict[str, list[float]]  # part -> milliseconds of every run
 WHOLE = "whole"

@@ -121,8 +121,7 @@ def _name(driver: ctypes.CDLL, status: int) -> str:
 # Which GPUs multiply which numbers: a graph held against a compute capability, before minutes of building.
 #
 # NVIDIA's builder may take small floats for a GPU that has no kernels for them, and widen them; we refuse.  From
-# NVIDIA's
-# documentation of quantized types: FP8 from SM 8.9 on (Ada), FP4 from SM 10.0 on (Blackwell, and Thor).
+# NVIDIA's documentation of quantized types: FP8 from SM 8.9 on (Ada), FP4 from SM 10.0 on (Blackwell, and Thor).
 
 LEAST_SM = {"float4e2m1": (10, 0), "float8e4m3fn": (8, 9)}  # type of a tensor -> compute capability
 HOLDS = {"nvfp4": "float4e2m1", "nvfp4-weights": "float4e2m1", "fp8": "float8e4m3fn"}  # precision -> such a tensor

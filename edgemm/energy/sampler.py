@@ -131,8 +131,7 @@ class Sampler:
 # Samples of one sensor to joules between two moments: arrays in, a number or a reason out.
 #
 # Watts are integrated by the trapezoid rule, counters are subtracted; both are interpolated where a moment falls
-# between
-# two samples.  Where samples are missing there is no number.
+# between two samples.  Where samples are missing there is no number.
 
 
 @dataclass(frozen=True)

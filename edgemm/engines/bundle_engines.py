@@ -212,11 +212,9 @@ def build_bundle(
 
 # What a graph has to pass before NVIDIA's parser may see it, because that parser trusts its input.
 #
-# It follows links out of a folder, waits for ever on a pipe, and crashes on a function that calls itself.  So the
-# path is
-# walked without following links (edgemm.bundle.bundle), the graph may read one file, inside that file, and it may
-# hold only what
-# its target takes (graph_rules.py).
+# It follows links out of a folder, waits for ever on a pipe, and crashes on a function that calls itself.  So the path
+# is walked without following links (edgemm.bundle.bundle), the graph may read one file, inside that file, and it may
+# hold only what its target takes (graph_rules.py).
 
 
 def checked_graph(bundle: Bundle, component: str, target: str, compute_capability: str = "") -> Path:

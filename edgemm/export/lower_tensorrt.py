@@ -104,9 +104,8 @@ def _write(writer: Writer, product: Product, spec: Spec) -> ir.Value | None:
 # A spec's numbers as QuantizeLinear and DequantizeLinear, which compilers (TensorRT, OpenVINO) fuse themselves.
 #
 # Weights lie [k, n]; every zero-point is there and typed, because a DequantizeLinear without one is read as int8 by
-# older
-# parsers.  Scales of NVFP4 are float8 and have a scale themselves: two DequantizeLinear, one after the other.  Which
-# forms a target takes is its lowering's to check.
+# older parsers.  Scales of NVFP4 are float8 and have a scale themselves: two DequantizeLinear, one after the other.
+# Which forms a target takes is its lowering's to check.
 # Axes: n output channels, k input channels, g groups along k.
 
 TRT, DYNAMIC_FP4 = "trt", "TRT_FP4DynamicQuantize"  # NVIDIA's own domain and operator

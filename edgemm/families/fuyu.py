@@ -161,8 +161,7 @@ def _tokenizer_json(checkpoint: Checkpoint, ids: dict[str, int]) -> bytes:
 # The transformer component of Persimmon (Adept, 2023), Fuyu's decoder, around the library's own weights.
 #
 # Unlike Llama: layer norms with biases; one product for queries, keys and values; norms on queries and keys; of each
-# head
-# a part alone is rotated; squared ReLU.
+# head a part alone is rotated; squared ReLU.
 # Axes: b batch, s new tokens, T cache slots, m image tokens, h heads, d head width, r its rotated part.
 
 

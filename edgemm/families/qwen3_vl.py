@@ -185,12 +185,10 @@ def side_of(checkpoint: Checkpoint) -> int:
 #
 # A word stands at one number on all three axes; a picture's tokens stand at its start in time, and at row and column
 # beyond it, and what follows goes on after its longer side (multimodal rotary embedding, arXiv:2409.12191).  So a
-# slot's
-# number is not its place: where the next token stands is kept in the cache beside keys and values, in two tensors of
-# one
-# number a slot, thousands (of 1024) and ones, which float16 holds exactly.
-# A picture's tokens carry the features of several layers of the tower; those after the first are added to the hidden
-# states behind the first layers (DeepStack, arXiv:2406.04334).
+# slot's number is not its place: where the next token stands is kept in the cache beside keys and values, in two
+# tensors of one number a slot, thousands (of 1024) and ones, which float16 holds exactly.  A picture's tokens carry the
+# features of several layers of the tower; those after the first are added to the hidden states behind the first layers
+# (DeepStack, arXiv:2406.04334).
 # Axes: b batch, s new tokens, T cache slots, m image tokens, e features side by side, h heads, d head width.
 
 THOUSAND = 1024

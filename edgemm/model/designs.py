@@ -76,11 +76,9 @@ class DenseDenoiser(nn.Module):
 # The connector design: a frozen language model, learned queries behind the prompt, and a projector to the denoiser.
 #
 # The queries (config.TransformerConfig.queries) are tokens that close every drawing prompt; what the language model
-# makes
-# of them is all that the denoiser sees, as in MetaQueries (arXiv:2504.06256).  Here their keys and values are cut out
-# of
-# the cache and projected; the pooled prompt is their values in the deepest layer, side by side.
-# It knows cached tensors, never ids, time or pictures.
+# makes of them is all that the denoiser sees, as in MetaQueries (arXiv:2504.06256).  Here their keys and values are cut
+# out of the cache and projected; the pooled prompt is their values in the deepest layer, side by side.  It knows cached
+# tensors, never ids, time or pictures.
 # Axes: b batch, T cache slots, q queries, g heads and d head width of the transformer, L prefix layers.
 
 

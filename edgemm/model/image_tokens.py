@@ -35,8 +35,7 @@ def tokens_to_pixels(tokens: Tensor, config: ImageTokensConfig) -> Tensor:
 #
 # Each token covers a square of `patch` pixels and holds `channels` numbers, standardised over the training pictures, so
 # that noise and picture have the same spread (arXiv:2112.10752).  It is trained by itself first (tasks/tokenizer.py)
-# and
-# frozen afterwards.
+# and frozen afterwards.
 # Axes: b batch, n tokens in row-major order, c channels, H = W pixels a side, s = H / patch.
 
 
@@ -92,10 +91,8 @@ class Autoencoder(nn.Module):
 # A small VQ tokenizer: a picture as entries of a codebook, and back (`image_tokens = vq`; VQ-VAE, arXiv:1711.00937).
 #
 # Each code covers a square of `patch` pixels.  Latents and entries are compared by their angle alone, in few
-# dimensions:
-# then most of a codebook is used (arXiv:2110.04627).  It is trained by itself first (tasks/tokenizer.py) and frozen
-# afterwards.
-# It knows codes, never token ids: see config.ModelConfig.first_code.
+# dimensions: then most of a codebook is used (arXiv:2110.04627).  It is trained by itself first (tasks/tokenizer.py)
+# and frozen afterwards.  It knows codes, never token ids: see config.ModelConfig.first_code.
 # Axes: b batch, n codes in row-major order, k entries, c numbers of an entry, H = W pixels a side, s = H / patch.
 
 

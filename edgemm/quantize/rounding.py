@@ -38,12 +38,9 @@ def _positive(scales: Tensor) -> Tensor:
 # Asymmetric groups whose scale and offset are searched: the least weighted error over slightly narrower ranges.
 #
 # As llama.cpp's k-quants and ONNX Runtime's copy of them choose theirs: large weights count more, and for each
-# candidate
-# range the best scale and minimum follow in closed form (weighted least squares on the codes).  The zero-point is a
-# whole
-# number, so each candidate is judged after it was rounded, as it will be used.  Symmetric numbers have a search over
-# the
-# scale alone.  Needs no data; `importance`, a number an input channel, may come from some.
+# candidate range the best scale and minimum follow in closed form (weighted least squares on the codes).  The
+# zero-point is a whole number, so each candidate is judged after it was rounded, as it will be used.  Symmetric numbers
+# have a search over the scale alone.  Needs no data; `importance`, a number an input channel, may come from some.
 # Axes: n, k, g as in number_formats.py; m groups of any rows, last, so that sums over a group are sums of long vectors.
 
 NARROWER = tuple(0.92 + 0.02 * step for step in range(5))  # of the range, what the codes are stretched over
@@ -111,8 +108,7 @@ def _error(x: Tensor, mass: Tensor, scale: Tensor, zero: Tensor, lowest: int, hi
 # GPTQ (arXiv:2210.17323): round one input channel after the other, and let the ones to come make up for each error.
 #
 # Channels with the largest inputs go first; scales and zero-points of all groups are chosen beforehand (rounding.py),
-# so
-# the order leaves the groups as they lie in memory.
+# so the order leaves the groups as they lie in memory.
 # Axes: n output channels, k input channels.
 
 DAMPING = 0.01

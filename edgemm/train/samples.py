@@ -180,9 +180,8 @@ def questions_about(
 
 # What the language model says about things before it learns to read: kept in training, so that it goes on talking.
 #
-# An adapter taught on short answers alone answers everything shortly.  A share of each batch is therefore text
-# without a
-# picture, with the model's own earlier reply as the target (self-distillation; sequence level, arXiv:1606.07947).
+# An adapter taught on short answers alone answers everything shortly.  A share of each batch is therefore text without
+# a picture, with the model's own earlier reply as the target (self-distillation; sequence level, arXiv:1606.07947).
 # Axes: b prompts, s tokens.
 
 TEMPLATES = (
