@@ -13,7 +13,7 @@ import struct
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
-from edgemm.bundle.onnx_file import TYPES, fields
+from edgemm.bundle.onnx_file import TYPES, as_message, fields
 from edgemm.errors import BundleError
 
 __all__ = ["broken_limits"]
@@ -94,7 +94,7 @@ def broken_limits(graph: memoryview, data_bytes: Mapping[str, int]) -> Iterator[
     if not len(graph):
         yield "is empty, expected an ONNX graph"
     for number, content in _some(graph, (7, 25)):
-        content = _message(content)
+        content = as_message(content)
         if number == 7:
             yield from _graph(content, {}, data_bytes, 0)
         else:
@@ -108,12 +108,6 @@ def broken_limits(graph: memoryview, data_bytes: Mapping[str, int]) -> Iterator[
             yield f"function {name!r} unfolds into more than {MOST_UNFOLDED} nodes"
 
 
-def _message(content: memoryview | int | None) -> memoryview:
-    if not isinstance(content, memoryview):
-        raise BundleError("a message was expected, not a number")
-    return content
-
-
 def _some(message: memoryview, wanted: tuple[int, ...]) -> Iterator[tuple[int, memoryview | int | None]]:
     return ((number, content) for number, content in fields(message) if number in wanted)
 
@@ -121,7 +115,7 @@ def _some(message: memoryview, wanted: tuple[int, ...]) -> Iterator[tuple[int, m
 def _function(message: memoryview, data_bytes: Mapping[str, int]) -> tuple[str, list[str], list[str]]:
     name, called, broken, values = "", [], [], {}
     for number, content in _some(message, (1, 7)):
-        content = _message(content)
+        content = as_message(content)
         if number == 1:
             name = bytes(content).decode()
         else:
@@ -136,7 +130,7 @@ def _called(node: _Node, depth: int) -> Iterator[str]:
     yield node.op_type
     for inner in node.graphs:
         for _, content in _some(inner, (1,)):
-            content = _message(content)
+            content = as_message(content)
             yield from _called(_node(content), depth + 1)
 
 
@@ -174,7 +168,7 @@ def _graph(
     _check_depth(depth)
     values = dict(outer)
     for number, content in _some(message, (5, 11, 15)):
-        content = _message(content)
+        content = as_message(content)
         if number == 15:
             yield from _spelled_out(content)
         elif number == 5:
@@ -188,7 +182,7 @@ def _graph(
     if len(nodes) > MOST_NODES:
         yield f"has {len(nodes)} nodes, expected at most {MOST_NODES}"
     for content in nodes:
-        content = _message(content)
+        content = as_message(content)
         yield from _check(_node(content), values, data_bytes, depth, times)
 
 
@@ -290,7 +284,7 @@ def _spelled_out(sparse: memoryview) -> Iterator[str]:
         if number == 3:
             dims += _whole(content)
         else:
-            name = _tensor(_message(content)).name
+            name = _tensor(as_message(content)).name
     if any(size < 0 for size in dims) or math.prod(dims) > MOST_BYTES:
         yield f"sparse weight {name!r}: shape {dims}, expected at most {MOST_BYTES} numbers"
 
@@ -354,7 +348,7 @@ def _node(message: memoryview) -> _Node:
     node = _Node()
     for number, content in fields(message):
         if number in (1, 2, 3, 4, 7):
-            content = _message(content)
+            content = as_message(content)
             text = bytes(content).decode()
             if number == 1:
                 node.inputs.append(text)
@@ -364,7 +358,7 @@ def _node(message: memoryview) -> _Node:
                 name = {3: "name", 4: "op_type", 7: "domain"}[number]
                 setattr(node, name, "" if text == "ai.onnx" and number == 7 else text)
         elif number == 5:
-            content = _message(content)
+            content = as_message(content)
             _attribute(content, node)
     return node
 
@@ -373,7 +367,7 @@ def _attribute(message: memoryview, node: _Node) -> None:
     name = ""
     for number, content in _some(message, (1, 3, 5, 6, 11, 22, 23)):
         if number == 1:
-            content = _message(content)
+            content = as_message(content)
             name = bytes(content).decode()
         elif number == 3 and isinstance(content, int):
             node.settings[name] = _signed(content)
@@ -433,7 +427,7 @@ def _input(message: memoryview) -> tuple[str, Shape | None]:
     """Name, and shape with 1 for every axis that has no number."""
     name, shape = "", None
     for number, content in _some(message, (1, 2)):
-        content = _message(content)
+        content = as_message(content)
         if number == 1:
             name = bytes(content).decode()
             continue

@@ -21,10 +21,11 @@ __all__ = [
     "Node",
     "Outline",
     "Stored",
-    "read_outline",
-    "fields",
+    "as_message",
     "check_external_data",
     "external_locations",
+    "fields",
+    "read_outline",
 ]
 
 TYPES = {  # TensorProto.DataType
@@ -136,18 +137,19 @@ def _walk(
     yield way, found
 
 
-def _message(content: Content) -> memoryview:
+def as_message(content: Content) -> memoryview:
+    """A field's content where a message is expected; BundleError of a number."""
     if not isinstance(content, memoryview):
         raise BundleError("a message was expected, not a number")
     return content
 
 
 def _text(content: Content) -> str:
-    return bytes(_message(content)).decode()
+    return bytes(as_message(content)).decode()
 
 
 def _all(found: Sequence[Field], wanted: int) -> list[memoryview]:
-    return [_message(content) for number, content in found if number == wanted]
+    return [as_message(content) for number, content in found if number == wanted]
 
 
 def _domain(content: Content) -> str:
@@ -187,9 +189,9 @@ def _read_tensor(found: Sequence[Field], outline: Outline) -> None:
 
 def _read_value(message: memoryview, outline: Outline, side: dict[str, tuple[int | str, ...]]) -> None:
     found = dict(fields(message))
-    tensor = dict(fields(_message(dict(fields(_message(found.get(2, EMPTY)))).get(1, EMPTY))))
+    tensor = dict(fields(as_message(dict(fields(as_message(found.get(2, EMPTY)))).get(1, EMPTY))))
     name = _text(found.get(1, EMPTY))
-    side[name] = tuple(_size(entry) for number, entry in fields(_message(tensor.get(2, EMPTY))) if number == 1)
+    side[name] = tuple(_size(entry) for number, entry in fields(as_message(tensor.get(2, EMPTY))) if number == 1)
     outline.types[name] = _type_name(tensor.get(1, 0))
 
 
@@ -198,7 +200,7 @@ def _type_name(kind: Content) -> str:
 
 
 def _size(entry: Content) -> int | str:
-    found = dict(fields(_message(entry)))
+    found = dict(fields(as_message(entry)))
     size = found.get(1)
     return size if isinstance(size, int) else _text(found[2]) if 2 in found else "?"
 

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from edgemm.export.passes.rewriting import CONTRIB, Writer, dims, drop_unread, made_by, nodes_of
+from edgemm.export.passes.rewriting import CONTRIB, Writer, dims, drop_unread, made_by, new_tokens, nodes_of
 
 __all__ = ["grouped_attention"]
 
@@ -172,7 +172,7 @@ def _pieces(writer: Writer, found: Found) -> list[ir.Value | None]:
 
 def _lengths(writer: Writer, inputs: dict[str | None, ir.Value]) -> list[ir.Value]:
     """seqlens_k (b): the last slot that a row fills; total_sequence_length: the tokens of the longest row."""
-    ends = writer.make("Add", inputs["write_index"], _new_tokens(writer, inputs))
+    ends = writer.make("Add", inputs["write_index"], new_tokens(writer, inputs))
     lasts = writer.make("Sub", ends, writer.constant([1]))
     longest = writer.make("ReduceMax", ends, keepdims=1)
     return [writer.make("Cast", value, to=ir.DataType.INT32) for value in (lasts, longest)]
@@ -181,7 +181,7 @@ def _lengths(writer: Writer, inputs: dict[str | None, ir.Value]) -> list[ir.Valu
 def _masks(writer: Writer, inputs: dict[str | None, ir.Value]) -> list[ir.Value]:
     """position_ids (b, s) and attention_bias (b, 1, s, tokens of the longest row)."""
     zero, one, first = writer.constant(0), writer.constant(1), writer.constant([0])
-    s = _new_tokens(writer, inputs)
+    s = new_tokens(writer, inputs)
     steps = writer.make("Range", zero, writer.make("Squeeze", s, first), one)
     positions = writer.make("Add", writer.make("Unsqueeze", inputs["write_index"], writer.constant([1])), steps)
     longest = writer.make("ReduceMax", writer.make("Add", inputs["write_index"], s), keepdims=1)
@@ -190,10 +190,6 @@ def _masks(writer: Writer, inputs: dict[str | None, ir.Value]) -> list[ir.Value]
     seen = writer.make("LessOrEqual", tokens, limits)
     shown, hidden = (writer.constant(number, np.float32) for number in (0, -np.inf))
     return [positions, writer.make("Where", seen, shown, hidden)]
-
-
-def _new_tokens(writer: Writer, inputs: dict[str | None, ir.Value]) -> ir.Value:
-    return writer.make("Shape", inputs["input_ids"], start=1, end=2)
 
 
 def _tables(model: ir.Model, writer: Writer, pair: tuple[ir.Value, ir.Value], slots: int) -> tuple[ir.Value, ir.Value]:

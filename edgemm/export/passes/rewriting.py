@@ -7,7 +7,7 @@ through.  Only the main graph is walked: ours have no inner ones, and graph_rule
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -23,6 +23,7 @@ __all__ = [
     "expand_nodes",
     "infer",
     "made_by",
+    "new_tokens",
     "nodes_of",
     "stored",
 ]
@@ -146,6 +147,11 @@ def dims(value: ir.Value | None) -> Dims:
     """() also where nothing is known."""
     shape = value.shape if value is not None else None
     return tuple(entry if isinstance(entry, int) else entry.value for entry in shape or ())
+
+
+def new_tokens(writer: Writer, inputs: Mapping[str | None, ir.Value]) -> ir.Value:
+    """s, how many tokens a run of a transformer reads: one number in a vector."""
+    return writer.make("Shape", inputs["input_ids"], start=1, end=2)
 
 
 def drop_unread(model: ir.Model) -> None:

@@ -18,7 +18,7 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
-from edgemm.export.passes.rewriting import CONTRIB, Writer, dims, nodes_of
+from edgemm.export.passes.rewriting import CONTRIB, Writer, dims, new_tokens, nodes_of
 
 __all__ = ["steady_rows"]
 
@@ -36,9 +36,9 @@ def steady_rows(model: ir.Model) -> None:
         writer.place = node
         if node in attentions:
             more = _behind_one_token(writer, inputs, cache)
-            _attend(writer, node, more, _rows(writer, inputs))
+            _attend(writer, node, more, new_tokens(writer, inputs))
         elif node.op_type == "MatMulNBits" and node.attributes.get_int("block_size", 0) > NARROW:
-            _pair(writer, node, _rows(writer, inputs))
+            _pair(writer, node, new_tokens(writer, inputs))
 
 
 def _pair(writer: Writer, product: ir.Node, rows: ir.Value) -> None:
@@ -51,10 +51,6 @@ def _pair(writer: Writer, product: ir.Node, rows: ir.Value) -> None:
         rows = writer.make("Shape", x, start=0, end=1)
     odd = writer.make("Mod", rows, writer.constant([2]))
     _put(writer, product, [_longer(writer, x, odd, rows, axis), *weights], rows, axis)
-
-
-def _rows(writer: Writer, inputs: dict[str | None, ir.Value]) -> ir.Value:
-    return writer.make("Shape", inputs["input_ids"], start=1, end=2)
 
 
 def _behind_one_token(writer: Writer, inputs: dict[str | None, ir.Value], cache: ir.Value | None) -> ir.Value:
