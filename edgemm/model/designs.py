@@ -168,8 +168,11 @@ def variant(
     graphs: str = "text",
     motion: str = "none",
 ) -> ModelConfig:
-    """The preset with the designs asked for."""
-    changes: dict[str, object] = {}
+    """The preset with the designs asked for; UsageError of those that exclude one another.
+
+    `experts` (mot, dense, connector), `vision` (single, dual, conv), `image_tokens` (patch, ae, vq), `objective` (flow,
+    ar), `mixture` (none, MIXTURES, choice-8, wide), `graphs` (text, rows), `motion` (none, or tokens a later frame).
+    """
     if graphs == "rows":
         config = dataclasses.replace(config, graph=GraphConfig(EDGES, NODES, named=True))
     if mixture != "none":
@@ -184,45 +187,65 @@ def variant(
             raise UsageError(f"objective 'ar' with motion {motion!r}: a model of codes has no eye; leave motion out")
         return _of_codes(config, experts, vision)
     if experts == "dense":
-        source = config.transformer
-        changes["denoiser"] = dataclasses.replace(
-            config.denoiser, width=source.width, depth=source.depth, heads=source.heads, ffn_width=source.ffn_width,
-            prefix_layers=tuple(range(source.depth)), condition_width=0,
-        )  # fmt: skip
-        changes |= {"experts": "dense", "family": "dense"}
+        config = _dense(config)
     if experts == "connector":
-        source, expert = config.transformer, config.denoiser
-        top = tuple(range(source.depth - expert.depth, source.depth))
-        close = config.draw.close + "".join(QUERY.format(number) for number in range(QUERIES))
-        changes |= {
-            "experts": "connector",
-            "family": "connector",
-            "transformer": dataclasses.replace(source, queries=QUERIES),
-            "denoiser": dataclasses.replace(expert, prefix_layers=top),
-            "draw": dataclasses.replace(config.draw, close=close),
-        }
+        config = _connected(config)
     if vision == "dual":
-        before = config.vision
-        changes["vision"] = VisionConfig(
-            encoder="dual", image_size=max(64, before.image_size), stride=32,
-            feature_width=1280 + before.middle_width + 3 * 32**2, hidden_width=before.hidden_width,
-            blocks=before.blocks, words=before.words, word_tokens=before.word_tokens,
-        )  # fmt: skip
+        config = dataclasses.replace(config, vision=_dual_eye(config.vision))
     if vision == "conv":
-        before = config.vision
-        changes["vision"] = VisionConfig(
-            encoder="conv", image_size=before.image_size, stride=min(EYE_STRIDE, before.stride),
-            feature_width=EYE_WIDTH, hidden_width=before.hidden_width,
-        )  # fmt: skip
+        config = dataclasses.replace(config, vision=_conv_eye(config.vision))
     if motion != "none":
-        before = changes.get("vision", config.vision)
-        assert isinstance(before, VisionConfig)
-        stride = before.image_size // isqrt(int(motion))
-        changes["motion"] = MotionConfig("conv", before.image_size, stride, before.feature_width, before.hidden_width)
+        eye = config.vision
+        stride = eye.image_size // isqrt(int(motion))
+        moved = MotionConfig("conv", eye.image_size, stride, eye.feature_width, eye.hidden_width)
+        config = dataclasses.replace(config, motion=moved)
     if image_tokens == "ae":
         size, patch = config.image_tokens.image_size, config.image_tokens.patch
-        changes["image_tokens"] = ImageTokensConfig("ae", size, patch, channels=CHANNELS, hidden=HIDDEN)
-    return dataclasses.replace(config, **changes)  # type: ignore[arg-type]
+        latents = ImageTokensConfig("ae", size, patch, channels=CHANNELS, hidden=HIDDEN)
+        config = dataclasses.replace(config, image_tokens=latents)
+    return config
+
+
+def _dense(config: ModelConfig) -> ModelConfig:
+    """The denoiser has no layers of its own: it reads noise with those of the transformer."""
+    source = config.transformer
+    denoiser = dataclasses.replace(
+        config.denoiser, width=source.width, depth=source.depth, heads=source.heads, ffn_width=source.ffn_width,
+        prefix_layers=tuple(range(source.depth)), condition_width=0,
+    )  # fmt: skip
+    return dataclasses.replace(config, denoiser=denoiser, experts="dense", family="dense")
+
+
+def _connected(config: ModelConfig) -> ModelConfig:
+    """Learned queries close every drawing prompt, and the denoiser sees them in the upper layers alone."""
+    source, expert = config.transformer, config.denoiser
+    top = tuple(range(source.depth - expert.depth, source.depth))
+    close = config.draw.close + "".join(QUERY.format(number) for number in range(QUERIES))
+    return dataclasses.replace(
+        config,
+        experts="connector",
+        family="connector",
+        transformer=dataclasses.replace(source, queries=QUERIES),
+        denoiser=dataclasses.replace(expert, prefix_layers=top),
+        draw=dataclasses.replace(config.draw, close=close),
+    )
+
+
+def _dual_eye(single: VisionConfig) -> VisionConfig:
+    """EfficientNet-Lite0's features and raw squares of pixels, side by side."""
+    return VisionConfig(
+        encoder="dual", image_size=max(64, single.image_size), stride=32,
+        feature_width=1280 + single.middle_width + 3 * 32**2, hidden_width=single.hidden_width,
+        blocks=single.blocks, words=single.words, word_tokens=single.word_tokens,
+    )  # fmt: skip
+
+
+def _conv_eye(single: VisionConfig) -> VisionConfig:
+    """A small convolutional encoder that learns with the model."""
+    return VisionConfig(
+        encoder="conv", image_size=single.image_size, stride=min(EYE_STRIDE, single.stride),
+        feature_width=EYE_WIDTH, hidden_width=single.hidden_width,
+    )  # fmt: skip
 
 
 def _mixed(config: ModelConfig, mixture: str, experts: str) -> ModelConfig:

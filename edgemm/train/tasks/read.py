@@ -58,20 +58,10 @@ class ReadTask:
         self, model: Unified, recipe: Answering, peft: PeftModel | None = None, share: Share | None = None
     ) -> None:
         """`peft` is the transformer with an adapter already in place; without it the recipe says which."""
-        depth, deepest = model.config.transformer.depth, max(model.config.denoiser.prefix_layers)
-        self.whole = "transformer" in parts_of(
-            recipe, model.config
-        )  # every weight of it learns, and drawing has to learn along
-        if not self.whole and deepest == depth - 1:
-            raise UsageError(
-                f"recipe: drawing reads all {depth} layers of this model, so none is left for an adapter; "
-                'give train = ["projection", "transformer"], and draw jointly'
-            )
-        if not self.whole and not deepest < recipe.lora_first_layer < depth:
-            raise UsageError(
-                f"recipe: lora_first_layer is {recipe.lora_first_layer}, expected {deepest + 1} to {depth - 1}: "
-                f"the denoiser reads layers up to {deepest} of {depth}, and they must stay as they are"
-            )
+        # whether every weight of it learns, and drawing has to learn along
+        self.whole = "transformer" in parts_of(recipe, model.config)
+        if not self.whole:
+            check_adapted_layers(model, recipe)
         self.model, self.recipe, self.share = model, recipe, share or Share()
         dataset, samples = pick_samples(recipe.data, recipe.splits, recipe.groups, recipe.pictures)
         frames, size = samples[0].frames, model.config.vision.image_size
@@ -79,18 +69,8 @@ class ReadTask:
             raise UsageError(f"recipe: views is {recipe.views}, and each frame of a clip would change alone; give 1")
         tall = load_pictures(Path(recipe.data), samples, size, frames)  # (clips, 3, frames * S, S)
         mirrored = torch.tensor([may_be_mirrored(sample) for sample in samples])
-        eyes = [eye.encoder for eye in (model.image_encoder, model.motion_encoder) if eye is not None]
-        own = [eye for eye in eyes if isinstance(eye, ConvEye)]
         self.frames, self.ends = frames, ends_of(model, frames)
-        self.features = kept_features(  # (pictures, v, m, f)
-            Path(recipe.output) / "features.safetensors",
-            features_key(recipe, samples, model.config.vision, own),
-            lambda: (
-                eye_features(model, tall, mirrored, recipe.views, recipe.seed)
-                if frames == 1
-                else clip_features(model, tall.unflatten(2, (frames, size)).transpose(1, 2))
-            ),
-        )
+        self.features = self._features(samples, tall, mirrored)
         self.labels = [sample.label for sample in samples]
         self.goes_on = [len((sample.scene or {}).get("objects", ())) == 1 for sample in samples]  # from the start on
         self.described = captions_of(model, samples, frames) if recipe.caption_share else []
@@ -103,6 +83,28 @@ class ReadTask:
         messages = prompts_about(sorted(set(self.labels)), recipe.replies)
         with peft.disable_adapter() if peft is not None else nullcontext():
             self.replies = own_replies(model, messages, recipe.reply_tokens)
+        self._choose_weights(peft)
+        asks = ", ".join(f"{len(questions)} {kind}" for kind, questions in self.questions.items())
+        self.description = f"{len(samples)} pictures, questions: {asks}"
+
+    def _features(self, samples: Sequence[Sample], tall: Tensor, mirrored: Tensor) -> Tensor:
+        """What the frozen eyes see of `tall`, (clips, 3, frames * S, S) -> (clips, v, m, f); kept in the run's folder."""
+        model, recipe, size = self.model, self.recipe, self.model.config.vision.image_size
+        eyes = [eye.encoder for eye in (model.image_encoder, model.motion_encoder) if eye is not None]
+        own = [eye for eye in eyes if isinstance(eye, ConvEye)]
+        return kept_features(
+            Path(recipe.output) / "features.safetensors",
+            features_key(recipe, samples, model.config.vision, own),
+            lambda: (
+                eye_features(model, tall, mirrored, recipe.views, recipe.seed)
+                if self.frames == 1
+                else clip_features(model, tall.unflatten(2, (self.frames, size)).transpose(1, 2))
+            ),
+        )
+
+    def _choose_weights(self, peft: PeftModel | None) -> None:
+        """Which weights learn: an adapter or the whole transformer, and the projection where the recipe says so."""
+        model, recipe = self.model, self.recipe
         self.peft = peft
         if peft is None and not self.whole:
             assert isinstance(recipe, Reading)  # only there the transformer comes without an adapter
@@ -114,8 +116,6 @@ class ReadTask:
             self.projection["motion"] = nn.ModuleDict(behind(model.motion_encoder))
         self.teaches_projection = isinstance(recipe, Reading) and recipe.train_projection
         self._teach_projection(self.teaches_projection)
-        counts = ", ".join(f"{len(questions)} {kind}" for kind, questions in self.questions.items())
-        self.description = f"{len(samples)} pictures, questions: {counts}"
 
     def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
         if self.teaches_projection:
@@ -301,6 +301,21 @@ def up_to(prompt: Prompt, rows: int) -> Prompt:
     return Prompt(
         prompt.input_ids[kept], prompt.image_index[kept], (prompt.attention_limit - gone)[kept], prompt.users_own[kept]
     )
+
+
+def check_adapted_layers(model: Unified, recipe: Answering) -> None:
+    """UsageError where an adapter would change what drawing reads, or has no layer above it."""
+    depth, deepest = model.config.transformer.depth, max(model.config.denoiser.prefix_layers)
+    if deepest == depth - 1:
+        raise UsageError(
+            f"recipe: drawing reads all {depth} layers of this model, so none is left for an adapter; "
+            'give train = ["projection", "transformer"], and draw jointly'
+        )
+    if not deepest < recipe.lora_first_layer < depth:
+        raise UsageError(
+            f"recipe: lora_first_layer is {recipe.lora_first_layer}, expected {deepest + 1} to {depth - 1}: "
+            f"the denoiser reads layers up to {deepest} of {depth}, and they must stay as they are"
+        )
 
 
 def adapted(model: Unified, recipe: Reading) -> PeftModel:
