@@ -8,7 +8,7 @@ goes on.  Whether a model uses the marks by itself is a matter of its training; 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -113,36 +113,22 @@ def write_interleaved(
     ids: list[int] = []
     left, reason, tail = request.max_new_tokens, None, ""  # tail: what the token that ends a mark says behind it
     while reason is None:
-        marked, written, used = MarkedText(marks[0]), [], transformer.cache.used
+        marked, used = MarkedText(marks[0]), transformer.cache.used
         shown, tail = marked.push(tail), ""
         if shown:
             yield TextChunk((), shown)
         run = replace(request, max_new_tokens=left, stop=(*request.stop, marks[1]))
-        result: TextResult | None = None
-        for chunk in text_generator.write(run, image_tokens, cancelled, clock, transformer):
-            written += chunk.token_ids
-            text = marked.push(chunk.text) + (marked.flush() if chunk.finished else "")
-            shown += text
-            result = chunk.result
-            if text or chunk.token_ids:
-                yield TextChunk(chunk.token_ids, text, logprobs=chunk.logprobs)
-        assert result is not None  # an error would have been raised
+        chunks = text_generator.write(run, image_tokens, cancelled, clock, transformer)
+        written, more, result = yield from _up_to_mark(chunks, marked)
         ids += written
-        parts += [shown] if shown else []
+        parts += [shown + more] if shown or more else []
         left -= len(written)
         prompt = (marked.prompt or "").strip()
         if result.finish_reason != "stop" or not prompt or marks[1] not in text_generator.tokenizer.decode(written):
             reason = result.finish_reason
             break
-        picture = None
-        for event in image_generator.start(prompt, drawing.options, adapter)(cancelled):
-            yield event
-            if isinstance(event, ImageResult) and event.images:
-                picture = event.images[0]
-                if event.finish_reason != "stop":
-                    reason = event.finish_reason
+        picture, reason = yield from _picture_of(image_generator.start(prompt, drawing.options, adapter)(cancelled))
         if picture is None:
-            reason = "cancelled"
             break
         parts.append(picture)
         prompts.append(prompt)
@@ -163,6 +149,37 @@ def write_interleaved(
         parts.append(tail)
         yield TextChunk((), tail)
     yield InterleavedResult(tuple(parts), tuple(prompts), tuple(ids), reason)
+
+
+def _up_to_mark(
+    chunks: Iterator[TextChunk], marked: MarkedText
+) -> Generator[TextChunk, None, tuple[list[int], str, TextResult]]:
+    """Shows what stands before the mark; gives back all tokens, what was shown, and the result."""
+    written, shown = [], ""
+    result: TextResult | None = None
+    for chunk in chunks:
+        written += chunk.token_ids
+        text = marked.push(chunk.text) + (marked.flush() if chunk.finished else "")
+        shown += text
+        result = chunk.result
+        if text or chunk.token_ids:
+            yield TextChunk(chunk.token_ids, text, logprobs=chunk.logprobs)
+    assert result is not None  # an error would have been raised
+    return written, shown, result
+
+
+def _picture_of(
+    events: Iterator[DenoiseProgress | ImageResult],
+) -> Generator[DenoiseProgress | ImageResult, None, tuple[Picture | None, FinishReason | None]]:
+    """Passes a drawing's events on; gives back the picture, if one was begun, and why the reply ends with it, if so."""
+    picture, reason = None, None
+    for event in events:
+        yield event
+        if isinstance(event, ImageResult) and event.images:
+            picture = event.images[0]
+            if event.finish_reason != "stop":
+                reason = event.finish_reason
+    return picture, "cancelled" if picture is None else reason
 
 
 def _after(sampling: Sampling, pictures: int) -> Sampling:

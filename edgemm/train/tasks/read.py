@@ -88,7 +88,7 @@ class ReadTask:
         self.description = f"{len(samples)} pictures, questions: {asks}"
 
     def _features(self, samples: Sequence[Sample], tall: Tensor, mirrored: Tensor) -> Tensor:
-        """What the frozen eyes see of `tall`, (clips, 3, frames * S, S) -> (clips, v, m, f); kept in the run's folder."""
+        """What the frozen eyes see of `tall` (clips, 3, frames * S, S): (clips, v, m, f), kept in the run's folder."""
         model, recipe, size = self.model, self.recipe, self.model.config.vision.image_size
         eyes = [eye.encoder for eye in (model.image_encoder, model.motion_encoder) if eye is not None]
         own = [eye for eye in eyes if isinstance(eye, ConvEye)]
