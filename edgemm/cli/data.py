@@ -49,6 +49,44 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def _add_own(parser: argparse.ArgumentParser, kind: str) -> None:
     """The options of one kind."""
+    if kind == "pictures":
+        _add_pictures(parser)
+        return
+    _add_packages(parser, kind)
+    _add_making(parser, kind)
+    if kind == "clips":
+        parser.add_argument(
+            "--fixed",
+            action="store_true",
+            help="to be drawn: one shape, every pixel as the caption says (else: to be read)",
+        )
+    if kind == "graphs":
+        parser.add_argument(
+            "--fixed", action="store_true", help="every second is drawn, and its edges leave one picture"
+        )
+    if kind == "shapes":
+        parser.add_argument(
+            "--tasks", nargs="+", choices=SHAPE_TASKS, default=SHAPE_TASKS, metavar="TASK",
+            help="kinds of scenes (default: all; one and two objects: all but counting)",
+        )  # fmt: skip
+        parser.add_argument(
+            "--fixed", action="store_true", help="one size, one place a scene and no shades, to be learned in minutes"
+        )
+
+
+def _add_pictures(parser: argparse.ArgumentParser) -> None:
+    """Of a folder of one's own."""
+    parser.add_argument(
+        "--source", type=Path, required=True, metavar="DIR",
+        help="your folder: with metadata.jsonl or .csv, a .txt beside each picture, folders named like their "
+        "labels, .tar shards, or a `datasets` folder",
+    )  # fmt: skip
+    parser.add_argument("--count", type=int, help="pictures at most (default: all)")
+    parser.add_argument("--skip-broken", action="store_true", help="leave out pictures that cannot be read")
+
+
+def _add_packages(parser: argparse.ArgumentParser, kind: str) -> None:
+    """Which drawings are taken from which packages."""
     if kind in ("emoji", "compose", "edits"):
         parser.add_argument(
             "--styles", nargs="+", choices=STYLES, default=["fluent", "noto", "noto-v1"],
@@ -72,15 +110,10 @@ def _add_own(parser: argparse.ArgumentParser, kind: str) -> None:
             "--cache", type=Path, metavar="DIR", help="where packages are kept (default ~/.cache/edgemm)"
         )
         parser.add_argument("--offline", action="store_true", help="use only what the cache holds")
-    if kind == "pictures":
-        parser.add_argument(
-            "--source", type=Path, required=True, metavar="DIR",
-            help="your folder: with metadata.jsonl or .csv, a .txt beside each picture, folders named like their "
-            "labels, .tar shards, or a `datasets` folder",
-        )  # fmt: skip
-        parser.add_argument("--count", type=int, help="pictures at most (default: all)")
-        parser.add_argument("--skip-broken", action="store_true", help="leave out pictures that cannot be read")
-        return
+
+
+def _add_making(parser: argparse.ArgumentParser, kind: str) -> None:
+    """What scenes are made of, and how many."""
     parser.add_argument("--seed", type=int, default=0, help="for questions and scenes (default %(default)s)")
     if kind in ("compose", "edits"):
         otherwise = ": shapes" if kind == "edits" else " of --styles is made"
@@ -91,24 +124,6 @@ def _add_own(parser: argparse.ArgumentParser, kind: str) -> None:
         parser.add_argument("--count", type=int, help="icons at most, chosen by lot (default: all)")
     elif kind != "emoji":
         parser.add_argument("--count", type=int, default=4000, help="scenes to make (default %(default)s)")
-    if kind == "clips":
-        parser.add_argument(
-            "--fixed",
-            action="store_true",
-            help="to be drawn: one shape, every pixel as the caption says (else: to be read)",
-        )
-    if kind == "graphs":
-        parser.add_argument(
-            "--fixed", action="store_true", help="every second is drawn, and its edges leave one picture"
-        )
-    if kind == "shapes":
-        parser.add_argument(
-            "--tasks", nargs="+", choices=SHAPE_TASKS, default=SHAPE_TASKS, metavar="TASK",
-            help="kinds of scenes (default: all; one and two objects: all but counting)",
-        )  # fmt: skip
-        parser.add_argument(
-            "--fixed", action="store_true", help="one size, one place a scene and no shades, to be learned in minutes"
-        )
 
 
 def run(args: argparse.Namespace) -> int:

@@ -31,7 +31,7 @@ from edgemm.families.bagel_graphs import (
     ImageEncoder,
     LatentEncoder,
 )
-from edgemm.families.bagel_layers import GENERATION, BagelModel, sizes_of
+from edgemm.families.bagel_layers import GENERATION, BagelModel, BagelSizes, sizes_of
 from edgemm.families.family import Drawn, Named, Parts, Pieces, Shape, component, example_ids, example_pictures
 from edgemm.families.folder import Found
 from edgemm.families.hf_checkpoint import Checkpoint
@@ -119,15 +119,7 @@ def parts(checkpoint: Checkpoint) -> Parts:
         more_caches={f"{part}.{sizes.depth}": ledger for part in ("key", "value")},
     )
     caches = {spec.name: spec.shape for spec in transformer.inputs if spec.name.startswith("past_")}
-    prefix: dict[str, Shape] = {"prefix_mask": ("b", "t")}
-    block: dict[str, Shape] = {}
-    for layer in range(sizes.depth + 1):
-        for part in ("key", "value"):
-            heads: Shape = ("b", sizes.kv_heads) if layer < sizes.depth else ("b", 1)
-            width = sizes.head_width if layer < sizes.depth else 1
-            block[f"block_{part}.{layer}"] = (*heads, "k", width)
-            if layer < sizes.depth:
-                prefix[f"prefix_{part}.{layer}"] = (*heads, "t", width)
+    prefix, block = _prefix_and_block(sizes)
     pixels: Shape = ("b", 3, "H", "W")
     *_, opens, closes = checkpoint.token_ids(START, END, VISION_START, VISION_END)
     graphs = [
@@ -159,6 +151,20 @@ def parts(checkpoint: Checkpoint) -> Parts:
         most_context=checkpoint.config.max_position_embeddings,
         shared={"denoiser": "transformer"},
     )
+
+
+def _prefix_and_block(sizes: BagelSizes) -> tuple[dict[str, Shape], dict[str, Shape]]:
+    """What the denoiser reads of the prompt, and the keys and values of its own block of k rows, which an edit's next
+    prompt stands behind; its last pair says where tokens stand (bagel_graphs.py)."""
+    prefix: dict[str, Shape] = {"prefix_mask": ("b", "t")}
+    block: dict[str, Shape] = {}
+    for layer in range(sizes.depth):
+        for part in ("key", "value"):
+            prefix[f"prefix_{part}.{layer}"] = ("b", sizes.kv_heads, "t", sizes.head_width)
+            block[f"block_{part}.{layer}"] = ("b", sizes.kv_heads, "k", sizes.head_width)
+    for part in ("key", "value"):
+        block[f"block_{part}.{sizes.depth}"] = ("b", 1, "k", 1)
+    return prefix, block
 
 
 @torch.no_grad()
