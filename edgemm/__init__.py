@@ -114,10 +114,18 @@ def load(
     """Opens a bundle, checks every file's hash, and says in `model.choice` what it runs on and why.
 
     The first load on a machine tries the bundle in another process, and compares one question and one drawing with what
-    was recorded at export: CheckFailedError where this machine computes something else.
-    With `memory_limit_mb` the weights and all conversations together stay below it; `model.memory` says what fits, and
-    where not all weights do, components take turns on a CPU (docs/performance.md).
-    `backend` gives components to other libraries: {"denoiser": "openvino-bf16"}; `model.choices` says who runs what.
+    was recorded at export.
+
+    `device`: auto, cpu, cuda, rtx, jetson-orin-jp6, jetson-orin or jetson-thor; "cuda:1" is the second GPU.
+    `threads`: of the CPU, 1 to 1024; None is one a core that this process may use.
+    `verify`: False leaves out the hashes and the first try.
+    `memory_limit_mb`: what weights and all conversations together stay below, in 10^6 bytes; `model.memory` says what
+    fits, and where not all weights do, components take turns on a CPU (docs/performance.md).
+    `backend`: components that other libraries run, {"denoiser": "openvino-bf16"}; `model.choices` says who runs what.
+
+    Raises BundleError of a bundle that is damaged or has no target for the device, MissingError where a library or the
+    device is not there, CheckFailedError where this machine computes something else than was recorded, ResourceError
+    where memory does not do, UsageError of an argument that means nothing.
     """
     from collections.abc import Mapping
     from pathlib import Path

@@ -59,29 +59,29 @@ class Session:
     _busy: threading.Lock = field(default_factory=threading.Lock)
 
     def generate_text(
-        self, content: Prompted, images: PictureSources = (), **options: Unpack[TextKeywords]
+        self, prompt: Prompted, images: PictureSources = (), **options: Unpack[TextKeywords]
     ) -> TextResult:
-        """The reply to the next message; `options` are TextOptions' fields (edgemm/runtimes/text_call.py).
+        """The reply to the next message; `prompt`, `images` and `options` are those of Model.stream_text.
 
-        A session may begin with a list of messages, as Model.generate_text takes it.
+        A session may begin with a list of messages; later turns are one message each.
         """
-        return self._whole(content, images, from_keywords(TextOptions, "generate_text()", options, ("images",)))
+        return self._whole(prompt, images, from_keywords(TextOptions, "generate_text()", options, ("images",)))
 
     def stream_text(
-        self, content: Prompted, images: PictureSources = (), **options: Unpack[TextKeywords]
+        self, prompt: Prompted, images: PictureSources = (), **options: Unpack[TextKeywords]
     ) -> Iterator[TextChunk]:
         """The reply to the next message in pieces; see Model.stream_text."""
-        return self._stream(content, images, from_keywords(TextOptions, "stream_text()", options, ("images",)))
+        return self._stream(prompt, images, from_keywords(TextOptions, "stream_text()", options, ("images",)))
 
-    def _whole(self, content: Prompted, images: PictureSources, options: TextOptions) -> TextResult:
-        for chunk in self._stream(content, images, options):
+    def _whole(self, prompt: Prompted, images: PictureSources, options: TextOptions) -> TextResult:
+        for chunk in self._stream(prompt, images, options):
             if chunk.result is not None:
                 return chunk.result
         raise EdgemmError("the reply ended without a result")
 
-    def _stream(self, content: Prompted, images: PictureSources, options: TextOptions) -> Iterator[TextChunk]:
+    def _stream(self, prompt: Prompted, images: PictureSources, options: TextOptions) -> Iterator[TextChunk]:
         generator, clock = self._generator, Clock()
-        messages = generator.with_video(generator.messages(content, images, options), options)
+        messages = generator.with_video(generator.messages(prompt, images, options), options)
         request, pictures = self._request(messages, options)
         place = self._place
         return self._call(
