@@ -127,14 +127,15 @@ def write_interleaved(
         if result.finish_reason != "stop" or not prompt or marks[1] not in text_generator.tokenizer.decode(written):
             reason = result.finish_reason
             break
-        picture, reason = yield from _picture_of(image_generator.start(prompt, drawing.options, adapter)(cancelled))
+        picture, ended = yield from _picture_of(image_generator.start(prompt, drawing.options, adapter)(cancelled))
         if picture is None:
+            reason = "cancelled"
             break
         parts.append(picture)
         prompts.append(prompt)
         stops = StopStrings(request.stop)
         tail = stops.push(text_generator.tokenizer.decode(written).partition(marks[1])[2]) + stops.flush()
-        reason = reason or ("stop" if stops.hit else None)
+        reason = ended or ("stop" if stops.hit else None)
         read = transformer.cache.used - used - len(request.prompt)
         again = picture_in_reply(written[read:], text_generator.loop, text_generator.tokenizer)
         room = text_generator.manifest.limits.max_context - transformer.cache.used
@@ -171,15 +172,15 @@ def _up_to_mark(
 def _picture_of(
     events: Iterator[DenoiseProgress | ImageResult],
 ) -> Generator[DenoiseProgress | ImageResult, None, tuple[Picture | None, FinishReason | None]]:
-    """Passes a drawing's events on; gives back the picture, if one was begun, and why the reply ends with it, if so."""
-    picture, reason = None, None
+    """Passes a drawing's events on; gives back the picture, if one was begun, and why it is not finished, if so."""
+    picture, ended = None, None
     for event in events:
         yield event
         if isinstance(event, ImageResult) and event.images:
             picture = event.images[0]
             if event.finish_reason != "stop":
-                reason = event.finish_reason
-    return picture, "cancelled" if picture is None else reason
+                ended = event.finish_reason
+    return picture, ended
 
 
 def _after(sampling: Sampling, pictures: int) -> Sampling:
