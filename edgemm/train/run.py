@@ -56,7 +56,7 @@ def train_stages(stages: Sequence[Stage]) -> bool:
         if following and Path(following[0].output, "state.pt").exists() and following[0].start == _result(recipe):
             _tell_kept(recipe, following[0])
             continue  # the next stage has begun from its result
-        speaks = train(recipe)
+        speaks = train(recipe, following)
     return speaks
 
 
@@ -79,8 +79,11 @@ def _result(recipe: Stage) -> str:
     return str(Path(recipe.output) / "checkpoint")
 
 
-def train(recipe: Stage) -> bool:
-    """Train one stage to its end; the result is recipe.output/checkpoint. True in the process that wrote it."""
+def train(recipe: Stage, following: Sequence[Stage] = ()) -> bool:
+    """Train one stage to its end; the result is recipe.output/checkpoint. True in the process that wrote it.
+
+    A tokenizer that it learns has the words of `following` stages, too.
+    """
     began_s = time.process_time()
     if recipe.threads:
         torch.set_num_threads(recipe.threads)
@@ -89,7 +92,7 @@ def train(recipe: Stage) -> bool:
     ranks.share.of(recipe.batch)  # refuses a batch that cannot be shared, before anything is computed
     check_dataset(recipe.data)  # in a moment; a model may take a minute to be read
     progress.status("preparing")
-    model = _start(recipe)
+    model = _start(recipe, following)
     model.requires_grad_(False)
     model.to(ranks.device)
     task = _task(model, recipe, ranks)
@@ -100,7 +103,7 @@ def train(recipe: Stage) -> bool:
     return ranks.is_first
 
 
-def _start(recipe: Stage) -> Unified:
+def _start(recipe: Stage, following: Sequence[Stage]) -> Unified:
     """The preset or the checkpoint; whatever a task adds to it is initialised from the seed too."""
     torch.manual_seed(recipe.seed)
     if recipe.start in PRESETS:
@@ -114,7 +117,7 @@ def _start(recipe: Stage) -> Unified:
             recipe.graphs,
             recipe.motion,
         )
-        model = checkpoint.build(config, recipe.seed, _tokenizer(recipe))
+        model = checkpoint.build(config, recipe.seed, _tokenizer(recipe, following))
     else:  # reading goes on with an adapter as it is, unless all weights learn
         adapts = isinstance(recipe, ReadRecipe | JointRecipe) and "transformer" not in recipe.train
         model = checkpoint.load(recipe.start, merge=not adapts)
@@ -146,13 +149,15 @@ def _check_designs(recipe: Stage, model: Unified) -> None:
             )
 
 
-def _tokenizer(recipe: Stage) -> str:
-    """Learned from what the data says of the pictures that are trained on; "" where bytes are asked for."""
+def _tokenizer(recipe: Stage, following: Sequence[Stage]) -> str:
+    """Learned from what all stages' data say of the pictures that are trained on; "" where bytes are asked for."""
     if not recipe.vocabulary:
         return ""
     if recipe.vocabulary < BYTES:
         raise UsageError(f"recipe: vocabulary is {recipe.vocabulary}, expected {BYTES} or more, or 0 for single bytes")
-    return learned_tokenizer_json(texts_of(read_dataset(recipe.data), recipe.splits), recipe.vocabulary)
+    told = dict.fromkeys((stage.data, stage.splits) for stage in (recipe, *following))
+    texts = [text for data, splits in told for text in texts_of(read_dataset(data), splits)]
+    return learned_tokenizer_json(texts, recipe.vocabulary)
 
 
 def with_frames(model: Unified, frames: int) -> Unified:

@@ -33,8 +33,10 @@ from edgemm.model.designs import variant
 from edgemm.model.prompts import read_prompt
 from edgemm.model.transformer import attend, rotary_tables, visible_up_to
 from edgemm.train.recipe import GraphRecipe
-from edgemm.train.run import train
+from edgemm.train.recipe_file import read_stages
+from edgemm.train.run import train, train_stages
 from edgemm.train.tasks.graphs import GraphTask
+from tests.train.conftest import ROOT
 
 
 @pytest.fixture(scope="module")
@@ -224,3 +226,16 @@ def test_another_dataset_is_refused(tmp_path):
     build_shapes(Path(tmp_path / "shapes"), 64, 8, 0)
     with pytest.raises(InputError, match="of kind shapes; make one of graphs: edgemm data graphs"):
         Graphs(tmp_path / "shapes", ("train",), 32)
+
+
+def test_the_recipe_teaches_an_eye_and_then_graphs_and_its_tokens_are_words_of_both(data, shapes, tmp_path):
+    few = {"steps": 2, "batch": 8, "save_every": 2}
+    changes = {f"{stage}.{key}": value for stage in ("eye", "graphs") for key, value in few.items()}
+    changes |= {"eye.data": shapes, "graphs.data": data, "output": tmp_path / "run"}
+    stages = read_stages(ROOT / "recipes" / "micro-graphs.toml", [f"{key}={value}" for key, value in changes.items()])
+    assert train_stages(stages)
+    model = checkpoint.load(tmp_path / "run" / "graphs" / "checkpoint")
+    assert model.graph_encoder is not None and model.config.vision.encoder == "conv"
+    (drawn,) = {len(model.tokenizer.encode(word)) for word in (" circle", " purple")}  # that captions have
+    (told,) = {len(model.tokenizer.encode(word)) for word in (" same", " other", " hidden")}  # that graphs alone have
+    assert drawn == told == 1
