@@ -36,6 +36,7 @@ __all__ = [
     "options_of",
     "options_table",
     "parse_bytes",
+    "parse_pairs",
 ]
 
 T = TypeVar("T")
@@ -166,6 +167,18 @@ def options_table(options: type) -> str:
         flag = flag_of(name, said)
         rows.append(f"| `{name}` | {f'`{flag}`' if flag else ''} | `{field.default!r}` | {said.help} |")
     return "\n".join(rows)
+
+
+def parse_pairs(flag: str, words: str) -> dict[str, str]:
+    """`a=x,b=y` as {"a": "x", "b": "y"}; UsageError of a name that stands there twice, or that has no value."""
+    found: dict[str, str] = {}
+    for pair in words.split(","):
+        name, equals, value = (part.strip() for part in pair.partition("="))
+        if not equals or not name or name in found:
+            wrong = f"names {name} twice" if name in found else f"is {words!r}, expected NAME=VALUE,..."
+            raise UsageError(f"{flag} {wrong}")
+        found[name] = value
+    return found
 
 
 UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30}

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 from edgemm import progress
 from edgemm.cli.flags import add_options, read_options
 from edgemm.errors import EdgemmError, InputError, ResourceError, UsageError
+from edgemm.options import parse_pairs
 from edgemm.progress import Display
 from edgemm.runtimes.clip import Clip, SavingOptions, check_clip_path
 from edgemm.runtimes.image_call import DrawingOptions, check_still_path
@@ -171,5 +172,4 @@ def read_backend(words: str | None) -> str | dict[str, str] | None:
     """`openvino` for all components, or `denoiser=openvino,image_decoder=openvino` for some."""
     if words is None or "=" not in words:
         return words
-    pairs = [pair.partition("=") for pair in words.split(",")]
-    return {component.strip(): backend.strip() for component, _, backend in pairs}
+    return parse_pairs("--backend", words)

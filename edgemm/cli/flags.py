@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 from edgemm.options import flag_of, hint_of, options_of
 
-__all__ = ["OldFlag", "add_options", "read_options"]
+__all__ = ["OldFlag", "Once", "OnceConst", "add_options", "read_options"]
 
 T = TypeVar("T")
 
@@ -39,6 +39,34 @@ def read_options(args: argparse.Namespace, options: type[T], **more: Any) -> T:
     """The options that a command line gave, and the dataclass's own defaults; `more` are fields without a flag."""
     given = {name: getattr(args, name, None) for name in options_of(options)}
     return options(**{name: value for name, value in given.items() if value is not None} | more)
+
+
+class Once(argparse._StoreAction):
+    """A flag with one value: another one later on the line is refused, where argparse takes the last without a word."""
+
+    def __call__(
+        self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: Any, said: str | None = None
+    ) -> None:
+        _check_once(self, parser, values, said)
+        super().__call__(parser, namespace, values, said)
+
+
+class OnceConst(argparse._StoreConstAction):
+    """The same of a switch, which may contradict another flag: `-o csv --json`."""
+
+    def __call__(
+        self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: Any, said: str | None = None
+    ) -> None:
+        _check_once(self, parser, self.const, said)
+        super().__call__(parser, namespace, values, said)
+
+
+def _check_once(action: argparse.Action, parser: argparse.ArgumentParser, value: Any, said: str | None) -> None:
+    given: dict[str, tuple[str, Any]] = getattr(parser, "given", {})  # of main.py's Parser
+    before, first = given.setdefault(action.dest, (said or "", value))
+    if said and before and value is not first and value != first:
+        told = "given before" if said == before else f"{before} gave"
+        raise argparse.ArgumentError(action, f"{value!s:.40}, where {told} {first!s:.40}; leave one of them out")
 
 
 class OldFlag(argparse.Action):

@@ -25,6 +25,7 @@ from types import ModuleType
 from typing import Any, NoReturn, TextIO, cast
 
 import edgemm
+from edgemm.cli.flags import Once, OnceConst
 from edgemm.cli.guard import GUARDED, is_capped, is_scarce, run_guarded, said_of_cap, wanted
 from edgemm.errors import EdgemmError, InputError, MissingError, ResourceError, UsageError, ran_out_of_memory, shortened
 from edgemm.options import parse_bytes
@@ -82,7 +83,17 @@ codecs.register_error(ESCAPED, _escaped)
 
 
 class Parser(argparse.ArgumentParser):
-    """An ArgumentParser that raises instead of printing its usage and leaving."""
+    """An ArgumentParser that raises instead of printing its usage and leaving, and takes one value for one flag."""
+
+    def __init__(self, *given: Any, **how: Any) -> None:
+        super().__init__(*given, **how)
+        for kind, once in ((None, Once), ("store", Once), ("store_const", OnceConst)):
+            self.register("action", kind, once)
+        self.given: dict[str, tuple[str, Any]] = {}  # flag's name in the namespace -> how it was spelled, and its value
+
+    def parse_known_args(self, *given: Any, **how: Any) -> Any:
+        self.given = {}
+        return super().parse_known_args(*given, **how)
 
     def error(self, message: str) -> NoReturn:
         raise UsageError(f"{message} (see: {self.prog} --help)")

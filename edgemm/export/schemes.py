@@ -16,6 +16,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from edgemm.errors import UsageError
+from edgemm.options import parse_pairs
 from edgemm.quantize.options import QuantizeOptions
 
 __all__ = ["SCHEMES", "TARGETS", "Scheme", "Target", "precisions_of", "read_schemes"]
@@ -131,8 +132,7 @@ def _read_precisions(names: list[str], precision: str | None) -> dict[str, str]:
         asked = {name: precisions_of(name)[0] for name in names}
     else:
         return dict.fromkeys(names, precision)
-    for pair in precision.split(",") if precision else ():
-        name, _, value = pair.partition("=")
+    for name, value in parse_pairs("--precision", precision).items() if precision else ():
         if name not in asked:
             raise UsageError(f"precision is given for {name!r}, and the targets are: {', '.join(names)}")
         asked[name] = value

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Literal
 
 from edgemm.errors import UsageError
-from edgemm.options import option
+from edgemm.options import option, parse_pairs
 
 __all__ = ["JudgeOptions", "QuantizeOptions", "RANK"]
 
@@ -60,12 +60,10 @@ def _by_side(words: str | None) -> dict[str, str]:
         return {}
     if "=" not in words:
         return dict.fromkeys(("text", "draw"), words)
-    found = {}
-    for pair in words.split(","):
-        side, _, method = pair.partition("=")
+    found = parse_pairs("--method", words)
+    for side in found:
         if side not in ("text", "draw"):
             raise UsageError(f"--method names {side!r}, expected text=... or draw=...")
-        found[side] = method
     return found
 
 

@@ -206,6 +206,20 @@ def test_a_wrong_flag_is_one_line(bundle, fails):
     assert "invalid int value: 'many'" in fails(2, "chat", bundle, "--max-new-tokens", "many")
 
 
+def test_a_flag_with_two_values_is_refused_and_one_that_is_repeated_is_not(bundle, tmp_path, fails):
+    """argparse takes the last and says nothing."""
+    for said, words in (
+        ("--video: b.mp4, where given before a.mp4", ["chat", bundle, "--video", "a.mp4", "--video", "b.mp4"]),
+        ("--seed: 2, where given before 1", ["data", "shapes", "--output", tmp_path / "x", "--seed", 1, "--seed", 2]),
+        ("--splits: ['b'], where given before ['a']", ["eval", "x", "--data", "y", "--splits", "a", "--splits", "b"]),
+        ("--json: json, where -o gave csv", ["bench", bundle, "-o", "csv", "--json"]),
+        ("--backend names denoiser twice", ["chat", bundle, "--prompt", "x", "--backend", "denoiser=a,denoiser=b"]),
+    ):
+        assert said in fails(2, *words)
+    same = ["--seed", "5", "--seed", "5", "--output", str(tmp_path / "x.png")]
+    assert main(["draw", str(bundle), *PROMPT, *same]) == 0
+
+
 def test_a_missing_extra_is_named_with_its_cure(fails, monkeypatch):
     monkeypatch.setitem(VERBS, "chat", Verb("tests.needs_torch", "train", ""))
     import types

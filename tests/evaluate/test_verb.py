@@ -15,8 +15,11 @@ from tests.evaluate.conftest import FIXTURE
 @pytest.fixture
 def evaluated(micro_checkpoint, cache, tmp_path, capsys):
     def run(*words: str) -> tuple[int, list[str], str]:
-        model, given = str(micro_checkpoint), ["--data", str(FIXTURE), "--cache", str(cache), "--limit", "3"]
-        code = main(["eval", model, *given, "--num-inference-steps", "2", "--output", str(tmp_path / "out"), *words])
+        usual = {"--data": FIXTURE, "--limit": 3, "--cache": cache, "--output": tmp_path / "out"}
+        if "read" not in words:
+            usual["--num-inference-steps"] = 2
+        given = [str(word) for flag, value in usual.items() if flag not in words for word in (flag, value)]
+        code = main(["eval", str(micro_checkpoint), *given, *words])
         captured = capsys.readouterr()
         return code, captured.out.splitlines(), captured.err
 
