@@ -12,6 +12,10 @@ from edgemm.progress import Display
 
 __all__ = ["HELP", "add_arguments", "run"]
 
+OPTIONS_OF = {  # suite -> its own options and their defaults
+    "read": {"splits": (), "circular": False},
+    "draw": {"groups": (), "seeds": 1, "num_inference_steps": None, "guidance_scale": None},
+}
 HELP = "how well a checkpoint or a bundle reads and draws"
 
 
@@ -85,5 +89,9 @@ def _check(args: argparse.Namespace) -> None:
     scale = args.guidance_scale
     if scale is not None and not (math.isfinite(scale) and 0 <= scale <= 100):
         raise UsageError(f"--guidance-scale is {scale}, expected 0 to 100")
+    for suite, own in OPTIONS_OF.items():
+        given = [name for name, default in own.items() if getattr(args, name) != default]
+        if given and args.suite not in (suite, "all"):
+            raise UsageError(f"--{given[0].replace('_', '-')} says how to {suite}, --suite {args.suite} does not")
     if args.output and args.output.exists() and not args.output.is_dir():
         raise InputError(f"{args.output}: a file; --output is a folder")

@@ -13,7 +13,8 @@ from torch import Tensor
 
 from edgemm.bundle.node_link import Graph
 from edgemm.bundle.picture import load_picture
-from edgemm.evaluate.subject import MAX_NEW_TOKENS, DrawSettings, Shown
+from edgemm.errors import InputError, UsageError
+from edgemm.evaluate.subject import MAX_NEW_TOKENS, NO_CLIPS, DrawSettings, Shown
 from edgemm.model.checkpoint import load, weights_hash
 from edgemm.model.codes import Choose
 from edgemm.model.config import SamplerConfig
@@ -44,12 +45,16 @@ class CheckpointSubject:
 
     def _hold(self, model: Unified, settings: DrawSettings, sha256: str) -> None:
         self.model, self.name, self.sha256 = model, model.config.name, sha256
+        if model.config.objective == "ar" and settings.num_inference_steps is not None:
+            raise UsageError("num_inference_steps: this checkpoint draws token by token and has no such option")
         chosen = {name: value for name, value in dataclasses.asdict(settings).items() if value is not None}
         self.sampler = self.model.with_sampler(**chosen)
         self.at_once = 1 if _rounds_a_batch_together(model) else AT_ONCE
 
     @property
     def drawing_size(self) -> int:
+        if self.model.config.image_tokens.frames > 1:
+            raise InputError(f"checkpoint {self.name} draws clips, {NO_CLIPS}")
         return self.model.config.image_tokens.image_size
 
     def draw(self, prompts: Sequence[str | Graph], seeds: Sequence[int]) -> np.ndarray:

@@ -89,6 +89,11 @@ def _possible(dataset: Dataset, plan: Plan) -> Plan:
         raise InputError(f"{dataset.path}: a {dataset.kind} dataset is drawn once a prompt; leave --seeds out")
     if plan.groups and dataset.kind in JUDGED_ONCE:
         raise InputError(f"{dataset.path}: a {dataset.kind} dataset is drawn whole; leave --groups out")
+    known = {sample.group for sample in dataset.split(*DRAWN_SPLITS)}
+    if strange := [group for group in plan.groups if group not in known]:
+        raise InputError(
+            f"{dataset.path}: nothing to draw is in group {strange[0]!r}; groups: {', '.join(sorted(known))}"
+        )
     if "draw" not in plan.suites or dataset.kind in JUDGED:
         return plan
     unjudged = (
@@ -120,6 +125,8 @@ def evaluate_subject(subject: Subject, data: Path, plan: Plan) -> Evaluation:
     }
     records: dict[str, list[dict[str, Any]]] = {}
     sheet = None
+    if "draw" in plan.suites:
+        _check_drawing(subject, dataset)
     if "read" in plan.suites:
         read = _read(subject, dataset, plan)
         document["read"], records["reading"] = read.parts, read.records
@@ -164,6 +171,19 @@ def _draw(subject: Subject, dataset: Dataset, plan: Plan) -> tuple[dict[str, Any
     result = run_draw_suite(subject, dataset, plan.limit, cache, plan.groups, plan.seeds)
     scores = {"judge": result.judge, "parts": result.parts, **({"icons": result.icons} if result.icons else {})}
     return scores, result.records, result.drawings
+
+
+def _check_drawing(subject: Subject, dataset: Dataset) -> None:
+    """InputError of what draws nothing, or that nobody could judge: reading comes first and takes long."""
+    _ = subject.drawing_size
+    if dataset.kind == "compose":
+        from edgemm.evaluate.scenes_suite import check_scorer
+
+        check_scorer(dataset)
+    elif dataset.kind not in JUDGED_ONCE:
+        from edgemm.evaluate.judge import not_judged
+
+        not_judged(dataset)
 
 
 def _sections(drawings: dict[str, Drawings]) -> list[Section]:

@@ -25,7 +25,7 @@ from edgemm.evaluate.subject import real_pictures, resized
 from edgemm.model.config import LITE0_CHANNELS
 from edgemm.model.vision import Lite0, lite0_weights
 
-__all__ = ["LabelScorer", "GRID_WIDTHS", "Eye", "Looks", "Judge", "open_judge"]
+__all__ = ["LabelScorer", "GRID_WIDTHS", "Eye", "Looks", "Judge", "not_judged", "open_judge"]
 
 RIDGE = 0.2  # of a picture's own squared length, which is 1; anything from 0.1 to 1 scores within two points
 NO_SPREAD = 1e-3  # features that hardly differ between pictures are not blown up
@@ -147,13 +147,8 @@ def open_judge(dataset: Dataset, size: int, eye: Eye, cache: Path) -> Judge:
 
     The judged styles are those that have training pictures; it is trained on all the others.
     """
+    own = not_judged(dataset)
     judged = {sample.style for sample in dataset.split("train")}
-    own = [sample for sample in dataset.samples if sample.style not in judged]
-    if not own:
-        raise InputError(
-            f"{dataset.path}: every style is one that models train on, so nobody is left to train a judge on; "
-            "rebuild it with: edgemm data emoji --styles fluent noto noto-v1 twemoji"
-        )
     key = _hash(dataset, own, size)
     file = cache / f"label-scorer-{key[:16]}.npz"
     if file.is_file():
@@ -165,6 +160,18 @@ def open_judge(dataset: Dataset, size: int, eye: Eye, cache: Path) -> Judge:
     drawn = {sample.label for sample in dataset.samples if sample.style in judged}
     candidates = tuple(sorted(drawn & set(scorer.labels)))
     return Judge(scorer, tuple(sorted({sample.style for sample in own})), len(own), candidates, key)
+
+
+def not_judged(dataset: Dataset) -> list[Sample]:
+    """The samples of styles that have no training pictures. Raises InputError where there is none."""
+    judged = {sample.style for sample in dataset.split("train")}
+    own = [sample for sample in dataset.samples if sample.style not in judged]
+    if not own:
+        raise InputError(
+            f"{dataset.path}: every style is one that models train on, so nobody is left to train a judge on; "
+            "rebuild it with: edgemm data emoji --styles fluent noto noto-v1 twemoji"
+        )
+    return own
 
 
 def _hash(dataset: Dataset, samples: Sequence[Sample], size: int) -> str:

@@ -193,7 +193,7 @@ def compare_records(
 
 
 def _key(row: Mapping[str, Any]) -> tuple[Any, ...]:
-    return tuple(row.get(part) for part in ("sample", "split", "question", "prompt", "seed"))  # the seed comes last
+    return tuple(row.get(part) for part in ("sample", "split", "kind", "question", "prompt", "seed"))  # the seed last
 
 
 def _scores(name: str, row: Mapping[str, Any]) -> list[tuple[str, float]]:

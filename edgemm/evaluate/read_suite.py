@@ -91,10 +91,11 @@ def run_read_suite(
 ) -> ReadResult:
     """At most `limit` questions of each kind and split; `circular` asks choices again in every order."""
     parts, records = {}, []
-    for split in splits:
+    asked_about = {question.split for question in dataset.questions}
+    if unknown := [split for split in splits if split not in asked_about]:
+        raise InputError(f"{dataset.path}: no question in split {unknown[0]!r}; try {default_split(dataset)!r}")
+    for split in dict.fromkeys(splits):
         questions = [question for question in dataset.questions if question.split == split]
-        if not questions:
-            raise InputError(f"{dataset.path}: no question in split {split!r}; try {default_split(dataset)!r}")
         kinds = sorted({question.kind for question in questions})
         asked = [
             q for kind in kinds for q in some((q for q in questions if q.kind == kind), limit, "sample", "question")

@@ -24,7 +24,7 @@ from edgemm.evaluate.judge import GRID_WIDTHS, Eye, LabelScorer
 from edgemm.evaluate.metrics import Share, share
 from edgemm.evaluate.subject import DRAWN_SPLITS, Drawings, Subject, draw_samples, real_pictures, some
 
-__all__ = ["ScenesPart", "ScenesResult", "regions", "run_scenes_suite"]
+__all__ = ["ScenesPart", "ScenesResult", "check_scorer", "regions", "run_scenes_suite"]
 
 SPECK = 0.004  # of the canvas: less is noise
 NAMED = 5  # first guesses of the judge among which a region's name counts
@@ -94,7 +94,14 @@ def run_scenes_suite(subject: Subject, dataset: Dataset, limit: int | None) -> S
         }
         parts[split], drawings[split] = _part(samples, looked["drawn"], looked["real"]), found
         records += [
-            {"sample": one.id, "split": split, "prompt": prompt, "seed": seed, "right": seen.shows(one.scene or {})}
+            {
+                "sample": one.id,
+                "split": split,
+                "task": (one.scene or {})["task"],
+                "prompt": prompt,
+                "seed": seed,
+                "passed": seen.shows(one.scene or {}),
+            }
             for one, prompt, seed, seen in zip(samples, found.prompts, found.seeds, looked["drawn"], strict=True)
         ]
     return ScenesResult(f"regions, among {len(judge.labels)} names", parts, drawings, records)
@@ -125,14 +132,19 @@ def _known(sample: Sample, judge: LabelScorer) -> bool:
     return all(thing["name"] in judge.labels for thing in (sample.scene or {})["objects"])
 
 
-def _judge(dataset: Dataset, size: int, eye: Eye) -> LabelScorer:
-    """Taught by single things out of another artist's scenes, as large as they stand there."""
-    taught = some([one for one in dataset.samples if one.style == SCORER_STYLE], TAUGHT, "id")
-    if not taught:
+def check_scorer(dataset: Dataset) -> None:
+    """InputError where no other artist's scenes are in the dataset."""
+    if not any(one.style == SCORER_STYLE for one in dataset.samples):
         raise InputError(
             f"{dataset.path}: no scene is {SCORER_STYLE}'s, so nobody is left to train a judge on; "
             f"rebuild it with: edgemm data compose --styles fluent noto {SCORER_STYLE}"
         )
+
+
+def _judge(dataset: Dataset, size: int, eye: Eye) -> LabelScorer:
+    """Taught by single things out of another artist's scenes, as large as they stand there."""
+    check_scorer(dataset)
+    taught = some([one for one in dataset.samples if one.style == SCORER_STYLE], TAUGHT, "id")
     things, names = [], []
     for sample, picture in zip(taught, real_pictures(dataset, taught, size), strict=True):
         scale = size / (sample.scene or {})["size"]

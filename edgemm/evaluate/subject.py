@@ -39,6 +39,7 @@ __all__ = [
     "some",
 ]
 
+NO_CLIPS = "which no suite judges; ask for --suite read"
 MAX_NEW_TOKENS = 32  # the longest label is about 20 tokens
 
 
@@ -62,7 +63,7 @@ class Subject(Protocol):
 
     @property
     def drawing_size(self) -> int:
-        """Pixels a side of what it draws."""
+        """Pixels a side of what it draws. Raises InputError of one that draws no pictures."""
         ...
 
     def draw(self, prompts: Sequence[str | Graph], seeds: Sequence[int]) -> np.ndarray:
@@ -90,7 +91,11 @@ class BundleSubject:
 
     @property
     def drawing_size(self) -> int:
-        loops = self.model.manifest.loops
+        loops, settings = self.model.manifest.loops, vars(self.settings)
+        if loops.denoise is not None or loops.image_tokens is not None:
+            self.model.stream_image("settings are checked before anything is drawn", **settings)
+        if loops.denoise is not None and loops.denoise.frames > 1:
+            raise InputError(f"bundle {self.name} draws clips, {NO_CLIPS}")
         if loops.denoise is not None:
             return loops.denoise.height
         if loops.image_tokens is not None:

@@ -11,7 +11,7 @@ from PIL import Image, ImageDraw
 from edgemm.data.format import Sample
 from edgemm.data.writer import DatasetWriter, new_folder
 from edgemm.errors import InputError
-from edgemm.evaluate.evaluation import Plan, evaluate_subject
+from edgemm.evaluate.evaluation import Plan, compared, evaluate_subject
 from edgemm.evaluate.report import render
 from edgemm.evaluate.scenes_suite import regions
 
@@ -97,7 +97,17 @@ def test_scenes_are_right_where_count_names_and_places_are(tmp_path, monkeypatch
     assert "Scenes, judged by regions, among 2 names: seen pairs" in render(found.document)
 
 
+def test_scenes_of_two_models_are_compared_task_by_task(tmp_path, monkeypatch):
+    monkeypatch.setattr("edgemm.evaluate.scenes_suite.NAMED", 1)
+    dataset = made(tmp_path / "scenes", ("ours", "train"), ("twemoji", "scorer"))
+    plan = Plan(suites=("draw",), cache=tmp_path)
+    found = compared(*(evaluate_subject(Painter(drawn), dataset, plan) for drawn in (RIGHTLY, ONE_FEWER)))
+    differences = found.document["compare"]["differences"]
+    assert set(differences) == {"train: relation", "train: counting", "train: all tasks"}
+    assert (differences["train: relation"]["value"], differences["train: counting"]["value"]) == (0, -0.5)
+
+
 def test_without_another_artist_there_is_no_judge(tmp_path):
     dataset = made(tmp_path / "scenes", ("ours", "train"))
     with pytest.raises(InputError, match="nobody is left to train a judge on"):
-        evaluate_subject(Painter(RIGHTLY), dataset, Plan(suites=("draw",), cache=tmp_path))
+        evaluate_subject(Painter(RIGHTLY), dataset, Plan(cache=tmp_path))  # before it reads, which a painter cannot

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 import edgemm
-from edgemm.errors import InputError
-from edgemm.evaluate.evaluation import open_subject
+from edgemm.errors import InputError, UsageError
+from edgemm.evaluate.evaluation import Plan, evaluate_subject, open_subject
 from edgemm.evaluate.subject import DrawSettings, real_pictures, shown
 from tests.runtimes.tiny_bundle import build
 from tests.runtimes.tiny_weights import Weights
@@ -60,6 +60,26 @@ def test_a_bundle_draws_and_reads_what_the_runtime_does(bundle_path, emoji64):
     assert np.array_equal(subject.draw(["a dog", "a cat"], [4, 5])[1], expected)
     assert list(subject.read([(picture, "What?")])) == [text]
     assert subject.kind == "bundle" and subject.drawing_size == len(expected)
+
+
+def test_what_cannot_be_drawn_is_told_before_anything_is_read(bundle_path, emoji64, cache):
+    """Reading comes first and takes hours; `read` would fail here, for it is no method any more."""
+    subject = open_subject(bundle_path, DrawSettings(num_inference_steps=10**6), device="cpu", threads=1)
+    subject.read = None  # type: ignore[method-assign, assignment]
+    with pytest.raises(UsageError, match="num_inference_steps is 1000000"):
+        evaluate_subject(subject, emoji64.path, Plan(cache=cache))
+
+
+def test_clips_are_judged_by_no_suite_and_tokens_take_no_steps():
+    from edgemm.evaluate.checkpoint_subject import CheckpointSubject
+    from tests.model.tiny import micro, random_micro
+    from tests.model.tiny_codes import random_codes
+
+    clips = random_micro(micro(image_tokens=dataclasses.replace(micro().image_tokens, frames=2)))
+    with pytest.raises(InputError, match="draws clips, which no suite judges"):
+        _ = CheckpointSubject.of(clips, DrawSettings()).drawing_size
+    with pytest.raises(UsageError, match="draws token by token and has no such option"):
+        CheckpointSubject.of(random_codes(), DrawSettings(num_inference_steps=4))
 
 
 def test_a_bundle_is_read_without_torch(bundle_path):
