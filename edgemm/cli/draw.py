@@ -110,6 +110,8 @@ def _said(picture: Picture, size: int | None) -> str:
     if picture.clip is None:
         width, height = Clip((picture.pixels,)).sides(size)
         return f"{width} x {height}"
+    if picture.clip.stands_still:
+        return f"{picture.clip.count} frames, all alike: nothing moves"
     return f"{picture.clip.count} frames, {picture.clip.count * picture.clip.frame_ms / 1e3:g} s"
 
 

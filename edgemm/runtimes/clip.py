@@ -105,6 +105,11 @@ class Clip:
 
         return in_motion(_bytes(self.pixels[0]), self.motion, self.count, max(sides))
 
+    @property
+    def stands_still(self) -> bool:
+        """Whether all frames are alike: GIF, WebP and PNG keep one of them, and the file is a still picture."""
+        return len({frame.tobytes() for frame in self.frames()}) == 1
+
     def sides(self, size: int | None = None) -> tuple[int, int]:
         """Width and height of a drawing, as it is or with `size` pixels on the longer side."""
         height, width = self.pixels[0].shape[1:]
@@ -116,7 +121,10 @@ class Clip:
         return CLIP_FORMATS[ending](self.frames(), self.frame_ms, BEST if quality is None else quality)
 
     def save(self, path: str | os.PathLike[str], options: SavingOptions = SavingOptions()) -> None:
-        """Writes the file whole or not at all; the kind follows from the name: CLIP_FORMATS."""
+        """Writes the file whole or not at all; the kind follows from the name: CLIP_FORMATS.
+
+        InputError of what a messenger does not take.  What `stands_still` is one frame in the file.
+        """
         path = Path(path)
         messenger = check_clip_path(path, options)
         write = CLIP_FORMATS[path.suffix.lower()]
@@ -133,6 +141,8 @@ class Clip:
                 f"{path}: {1e3 / self.frame_ms:g} frames a second, {messenger.name} takes "
                 f"{1e3 / messenger.shortest_ms:g} at most"
             )
+        if self.stands_still:
+            raise InputError(f"{path}: all {self.count} frames are alike, {messenger.name} takes what moves")
         frames = [_squared(frame) for frame in self.frames(messenger.side)]
         write_whole(path, _within(path, messenger, lambda quality: write(frames, self.frame_ms, quality)))
 

@@ -266,6 +266,8 @@ def denoise_request(
     steps = loop.num_inference_steps if options.num_inference_steps is None else options.num_inference_steps
     points = int(loop.counts == "points")
     check_whole("num_inference_steps", steps, 1 + points, limits.max_steps)
+    for step in () if isinstance(options.preview, bool) else options.preview:
+        check_whole("a step of preview", step, 1, steps - points)
     height, width = size = _size(options, loop)
     shape = loop.state_shape(height, width)
     scale, towards_picture = options.scale("guidance_scale", loop.guidance_scale), _image_guidance(options, loop)

@@ -86,6 +86,14 @@ class Drawing:
     max_images: int
     options: DrawingOptions
 
+    def __post_init__(self) -> None:
+        if self.options.num_images != 1:
+            raise UsageError(
+                f"num_images is {self.options.num_images}, a reply takes one picture at each of its places"
+            )
+        if self.options.timeout_s is not None:
+            raise UsageError("timeout_s of one drawing: give it to generate() itself, for the whole reply")
+
 
 def write_interleaved(
     text_generator: TextGenerator,

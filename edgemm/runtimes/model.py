@@ -193,15 +193,14 @@ class Model:
         self._engines.check_open()
         chosen = from_keywords(TextOptions, "generate()", options, ("images", "drawing", "draw_marks", "max_images"))
         check_type("drawing", drawing, Mapping | None)
-        drawn, marks = from_keywords(DrawingOptions, "generate(drawing=...)", drawing or {}), check_marks(draw_marks)
         check_whole("max_images", max_images, 1, MOST_PICTURES)
+        drawn = from_keywords(DrawingOptions, "generate(drawing=...)", drawing or {})
+        how = Drawing(check_marks(draw_marks), max_images, drawn)
         self._image.start("the options are checked before anything is written", drawn)
         self._text.check_interleaving()
         request, pictures = self._text.request(self._text.messages(prompt, images, chosen), chosen)
         return self._call(
-            lambda cancelled: write_interleaved(
-                self._text, self._image, request, pictures, Drawing(marks, max_images, drawn), cancelled
-            ),
+            lambda cancelled: write_interleaved(self._text, self._image, request, pictures, how, cancelled),
             chosen.timeout_s,
         )
 

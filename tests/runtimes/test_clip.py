@@ -123,6 +123,17 @@ def test_a_clip_that_is_too_long_is_refused(tmp_path):
         clip.save(tmp_path / "x.webp", SavingOptions(messenger="whatsapp"))
 
 
+@pytest.mark.parametrize("clip", [Clip((disc(),) * 4, 100), Clip((np.ones((3, 64, 64)),), motion="bounce")])
+def test_what_does_not_move_says_so_and_is_no_sticker(clip, tmp_path):
+    """Pillow writes a still picture of it."""
+    clip.save(tmp_path / "x.webp")
+    with Image.open(tmp_path / "x.webp") as opened:
+        assert clip.stands_still and not opened.is_animated  # type: ignore[attr-defined]
+    with pytest.raises(InputError, match=r"all \d+ frames are alike, WhatsApp takes what moves"):
+        clip.save(tmp_path / "y.webp", SavingOptions(messenger="whatsapp"))
+    assert not Clip((disc(),), motion="bounce").stands_still
+
+
 @pytest.mark.parametrize(
     ("messenger", "ending", "frame_ms", "said"),
     [("telegram", "webm", 33, "Telegram takes 30 at most"), ("whatsapp", "webp", 7, "WhatsApp takes 125 at most")],
@@ -194,6 +205,13 @@ def test_a_bundle_draws_in_motion(model, tmp_path):
     assert np.array_equal(result.pixels, still.pixels)  # the drawing is the one that it would be without
     result.save(tmp_path / "x.gif", size=32)
     assert sum(times((tmp_path / "x.gif").read_bytes())) == 1000
+
+
+def test_the_command_says_that_nothing_moves():
+    from edgemm.cli.draw import _said
+
+    white = np.ones((3, 4, 4), np.float32)
+    assert _said(Picture(white, 0, Clip((white,), motion="pulse")), None) == "25 frames, all alike: nothing moves"
 
 
 def test_the_command_writes_a_clip_and_refuses_a_wrong_name_before_any_work(bundle_path, tmp_path, capsys, monkeypatch):

@@ -142,6 +142,12 @@ def test_a_stream_tells_every_step_and_ends_with_the_picture(model):
     assert last.metrics.steps == 8
 
 
+@pytest.mark.parametrize("step", [0, 5, 999])
+def test_a_preview_of_a_step_that_is_not_taken_is_refused(model, step):
+    with pytest.raises(UsageError, match=f"a step of preview is {step}, expected a whole number from 1 to 4"):
+        model.stream_image("a red heart", num_inference_steps=4, preview=[1, step])
+
+
 def test_a_preview_is_what_the_denoiser_expects_so_far(model, weights):
     first = next(model.stream_image("a red heart", num_inference_steps=4, preview=True))
     assert np.abs(first.preview.pixels - expected(model, weights, "a red heart", 0, steps=1)).max() < TOLERANCE

@@ -122,6 +122,10 @@ def test_a_reply_without_marks_is_only_text(model):
 def test_options_are_checked_before_anything_is_written(model):
     with pytest.raises(UsageError, match="num_inference_steps is 0"):
         model.generate("hello", drawing={"num_inference_steps": 0})
+    with pytest.raises(UsageError, match="num_images is 3, a reply takes one picture at each of its places"):
+        model.generate("hello", drawing={"num_images": 3})
+    with pytest.raises(UsageError, match=r"give it to generate\(\) itself"):
+        model.generate("hello", drawing={"timeout_s": 1.0})
     with pytest.raises(UsageError, match="two different strings"):
         model.generate("hello", draw_marks=("<x>", "<x>"))
 
