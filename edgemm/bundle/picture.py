@@ -43,6 +43,7 @@ WHITE = (255, 255, 255)
 
 BITS_PER_SAMPLE = 258  # a tag of TIFF
 AT_ONCE = 1_000_000  # wide numbers: each takes 30 bytes while it becomes one
+WIDE, LOWER = "RGB;16B", "RGB;16L"  # how a PNG stores colors of 16 bits; what reads the lower eight of such bytes
 GREY_STEPS = {"L;2": 85, "L;4": 17}  # how a PNG stores grey -> from one grey to the next, of 255
 
 
@@ -224,12 +225,14 @@ def _upright(picture: Image, name: str) -> Image:
 
     white, key = _white(picture), _transparent_color(picture)
     with reading(name, "damaged picture"):  # a damaged file makes decoders raise nearly anything
+        if isinstance(key, tuple) and (_stored(picture) == WIDE or max(key) > 255):
+            picture, key = _cut_out(picture, key, name), None
         picture.load()
         if _has_whole_exif(picture):
             picture = ImageOps.exif_transpose(picture)
         if picture.mode.startswith(("I", "F")):  # Pillow's own conversion clips them to 0 to 255
             return _of_wide_numbers(np.asarray(picture), white, key, name)
-        if key != picture.info.get("transparency"):
+        if key is not None and key != picture.info.get("transparency"):
             picture = picture.copy()
             picture.info["transparency"] = key
         if picture.mode == "La":  # knows one way to another mode
@@ -250,15 +253,38 @@ def _has_whole_exif(picture: Image) -> bool:
 
 
 def _transparent_color(picture: Image) -> int | tuple[int, ...] | bytes | None:
-    """The color of a PNG that is see-through, as decoded pixels have it: Pillow scales grey of 2 and 4 bits to 8, and
-    cuts colors of 16 bits to 8, but not the color beside them, which then is no pixel's."""
-    key, tiles = picture.info.get("transparency"), getattr(picture, "tile", None)
-    stored = tiles[0][3] if tiles and picture.format == "PNG" else None
-    if stored in GREY_STEPS and isinstance(key, int):
-        return key * GREY_STEPS[stored]
-    if stored == "RGB;16B" and isinstance(key, tuple):
-        return tuple(part >> 8 for part in key)
-    return key
+    """The color of a PNG that is see-through, as decoded pixels have it: Pillow scales grey of 2 and 4 bits to 8, but
+    not the color beside them, which then is no pixel's.  Of colors of 16 bits it is as it stands in the file."""
+    key, stored = picture.info.get("transparency"), _stored(picture)
+    return key * GREY_STEPS[stored] if stored in GREY_STEPS and isinstance(key, int) else key
+
+
+def _stored(picture: Image) -> str | None:
+    """What Pillow calls the samples of a PNG that is not decoded yet."""
+    tiles = getattr(picture, "tile", None)
+    return tiles[0][3] if tiles and picture.format == "PNG" else None
+
+
+def _cut_out(picture: Image, key: tuple[int, ...], name: str) -> Image:
+    """RGBA of a PNG whose colors have 16 bits, without what has exactly the color `key`.  Pillow keeps the upper eight,
+    which neighbours of that color share; the lower ones are decoded from the file beside them."""
+    tile, fp = next(iter(getattr(picture, "tile", ())), None), getattr(picture, "fp", None)
+    if tile is None or fp is None:
+        raise InputError(
+            f"{name}: its see-through color has 16 bits, and its decoded pixels have 8; give the file itself"
+        )
+    at = fp.tell()
+    fp.seek(0)
+    content = io.BytesIO(fp.read())
+    fp.seek(at)
+    with pillow().open(content, formats=("PNG",)) as lower:
+        lower.tile = [(*tile[:3], LOWER)]
+        same = (np.asarray(lower) == [part & 255 for part in key]).all(axis=2)
+    cut = picture.copy()
+    same &= (np.asarray(cut) == [part >> 8 for part in key]).all(axis=2)
+    del cut.info["transparency"]
+    cut.putalpha(pillow().fromarray(np.where(same, np.uint8(0), np.uint8(255))))
+    return cut
 
 
 def _white(picture: Image) -> int | None:

@@ -99,6 +99,18 @@ def test_the_one_color_of_a_png_that_is_see_through_shows_the_background(depth, 
     assert left.tolist() != [0, 1, 0] and left.max() < 0.05
 
 
+def test_colors_that_share_their_upper_bits_with_the_one_that_is_see_through_stay():
+    """Pillow keeps eight of sixteen bits; what lost the others is no file any more."""
+    rows, key = struct.pack(">6H", *[0x1234] * 3, *[0x12FF] * 3), struct.pack(">3H", *[0x1234] * 3)
+    content = png(2, 1, b"\0" + rows, 16, 2, key)
+    assert np.asarray(open_picture(content)).tolist() == [[[0x12] * 3 + [0], [0x12] * 3 + [255]]]
+    with Image.open(io.BytesIO(content)) as opened:
+        assert np.asarray(open_picture(opened))[..., 3].tolist() == [[0, 255]]
+        opened.load()
+        with pytest.raises(InputError, match="its see-through color has 16 bits"):
+            open_picture(opened)
+
+
 def test_exif_that_is_broken_turns_nothing():
     file = io.BytesIO()
     Image.fromarray(COLOURS).save(file, "PNG", exif=b"no EXIF at all")
