@@ -140,7 +140,7 @@ def keys_of(path: str) -> list[str]:
 def _watched(endpoint: Endpoint) -> Endpoint:
     async def watched(request: Request) -> Response:
         try:
-            return await answered(request, endpoint(request))
+            return await answered(request, endpoint)
         except ClientDisconnect:
             raise
         except Exception as error:

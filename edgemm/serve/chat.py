@@ -75,6 +75,7 @@ async def chat(request: Request) -> Response:
     request.state.log.update(model=named.id)
     measured = service.measured(named)
     made, ready = await service.prepared(lambda: _prepared(asked, named, service), "messages")
+    asked.messages, asked.graph = [], None  # with files of pictures, as long as the reply is written
     reply = _Reply(asked, made, measured, request.state.log)
     if asked.stream:
         events = reply.events(service, ready)

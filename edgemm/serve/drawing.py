@@ -20,7 +20,7 @@ from edgemm.serve.pictures import as_base64, of_url
 from edgemm.serve.problems import Problem, unsupported
 from edgemm.serve.registry import Named
 from edgemm.serve.service import Service, Work, chosen_seed, graph_of, is_large, picture_of, with_adapter
-from edgemm.serve.wire import Event, Events, EventStream, fields_of
+from edgemm.serve.wire import Event, Events, EventStream, fields_of, without_pictures
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -51,15 +51,21 @@ async def edits(request: Request) -> Response:
     if kind == "multipart/form-data":
         asked, files = await _form(request)
     else:
-        asked, files = await fields_of(request, EditRequest), []
-        urls = [asked.image] if isinstance(asked.image, str) else list(asked.image or ())
-        urls += [each.image_url for each in asked.images or ()]
-        files = [of_url(url, "image") for url in urls]
+        asked = await fields_of(request, EditRequest)
+        files = _files_of(asked)
     if not files:
         raise Problem(400, "missing_required_parameter", "image is missing", "image")
     if len(files) > 1:
         raise Problem(400, "unsupported_value", f"{len(files)} pictures: a model edits one at a time", "image")
-    return await _answer(request, asked, files[0], "image_edit")
+    return await _answer(request, asked, files.pop(), "image_edit")
+
+
+def _files_of(asked: EditRequest) -> list[bytes]:
+    """The pictures of a request, which it then holds no more."""
+    urls = [asked.image] if isinstance(asked.image, str) else list(asked.image or ())
+    urls += [each.image_url for each in asked.images or ()]
+    asked.image = asked.images = None
+    return [of_url(url, "image") for url in urls]
 
 
 async def _form(request: Request) -> tuple[EditRequest, list[bytes]]:
@@ -85,7 +91,7 @@ async def _form(request: Request) -> tuple[EditRequest, list[bytes]]:
                     given[name] = value
     except HTTPException as error:
         raise Problem(400, "invalid_form", f"the form cannot be read: {error.detail}") from None
-    request.state.asked = given
+    request.state.asked = without_pictures(given)
     return read_fields(EditRequest, given, strict=False), files
 
 
@@ -127,6 +133,7 @@ async def _answer(request: Request, asked: GenerateRequest, picture: bytes | Non
         raise Problem(400, "too_many_images", f"n is {asked.n}, at most {most} pictures are drawn here", "n")
     answer = _Answer(asked, service, named, kind, request.state.log)
     work = await service.prepared(lambda: answer.prepare(picture), "prompt")
+    picture = asked.graph = None  # as long as it is drawn
     if asked.stream:
         events = answer.events(work)
         return EventStream(request, await anext(events), events, _told)

@@ -72,7 +72,7 @@ class Gate:
             self._metrics.cancelled.inc()
         finally:
             if self._log_prompts and "asked" in scope["state"]:
-                line["request"] = _short(scope["state"]["asked"])
+                line["request"] = scope["state"]["asked"]
             line.update(status=status, ms=round(1e3 * (time.perf_counter() - began), 1))
             LOG.log(logging.DEBUG if path in OPEN else logging.INFO, "request", extra={"fields": line})
 
@@ -108,15 +108,6 @@ class Gate:
             return message
 
         return receiving
-
-
-def _short(asked: Any) -> Any:
-    """A request without its pictures."""
-    if isinstance(asked, dict):
-        return {key: _short(value) for key, value in asked.items()}
-    if isinstance(asked, list):
-        return [_short(value) for value in asked]
-    return f"{asked[:30]}..." if isinstance(asked, str) and asked.startswith("data:") else asked
 
 
 class JsonLines(logging.Formatter):

@@ -23,17 +23,19 @@ def of_url(url: str, param: str, kind: str = "image") -> bytes:
     if url[:5].lower() != "data:":
         message = f"{param} is {url[:40]!r}: nothing is fetched; send a data: URL"
         raise Problem(400, f"remote_{kind}_refused", message, param)
-    head, comma, content = url.partition(",")
-    if not comma:
+    comma = url.find(",")
+    if comma < 0:
         raise Problem(400, f"invalid_{kind}", f"{param} is a data: URL without a comma", param)
-    raw = urllib.parse.unquote_to_bytes(content)
-    return of_base64(raw, param, kind) if head.lower().endswith(";base64") else _some(raw, param, kind)
+    raw = urllib.parse.unquote_to_bytes(url[comma + 1 :])
+    return of_base64(raw, param, kind) if url[:comma].lower().endswith(";base64") else _some(raw, param, kind)
 
 
 def of_base64(content: str | bytes, param: str, kind: str = "image") -> bytes:
     raw = content.encode("ascii", "replace") if isinstance(content, str) else content
+    if any(blank in raw for blank in b" \t\r\n\v\f"):
+        raw = b"".join(raw.split())
     try:
-        return _some(base64.b64decode(b"".join(raw.split()), validate=True), param, kind)
+        return _some(base64.b64decode(raw, validate=True), param, kind)
     except ValueError as error:
         raise Problem(400, f"invalid_{kind}", f"{param} is not base64: {error}", param) from None
 

@@ -59,6 +59,7 @@ async def respond(request: Request) -> Response:
     request.state.log.update(model=named.id)
     answer = _Answer(asked, named, service, request.state.log)
     work = await service.prepared(answer.prepare, "input")
+    asked.input = ""  # with files of pictures, as long as the reply is written
     events = answer.events(work)
     if asked.stream:
         return EventStream(request, await anext(events), events, answer.told)

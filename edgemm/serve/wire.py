@@ -17,12 +17,12 @@ from typing import Any, TypeVar
 import pydantic_core
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
-from starlette.types import Receive, Scope, Send
+from starlette.types import Message, Receive, Scope, Send
 
 from edgemm.serve.fields import Fields, read_fields
 from edgemm.serve.problems import Problem, as_problem
 
-__all__ = ["Event", "EventStream", "Events", "answered", "fields_of", "noted", "refused"]
+__all__ = ["Event", "EventStream", "Events", "answered", "fields_of", "noted", "refused", "without_pictures"]
 
 LOG = logging.getLogger(__name__)
 
@@ -34,20 +34,40 @@ F = TypeVar("F", bound=Fields)
 
 
 async def fields_of(request: Request, kind: type[F]) -> F:
-    """The body as this request, read and checked in a thread: JSON in UTF-8, without NaN, without halves of letters."""
+    """The body as this request, read and checked in a thread: JSON in UTF-8, without NaN, without halves of letters.
+
+    Its pictures are held once, in the request that is given back; whoever has read them forgets them there.
+    """
     said = request.headers.get("content-type", "application/json").partition(";")[0].strip().lower()
     if said != "application/json":
         raise Problem(415, "unsupported_media_type", f"the body is {said[:60]!r}, expected application/json")
-    body = await request.body()
+    body = bytearray()
+    async for piece in request.stream():  # request.body() would keep it
+        body += piece
 
     def read() -> F:
         try:
-            request.state.asked = pydantic_core.from_json(body, allow_inf_nan=False)
+            asked = pydantic_core.from_json(body, allow_inf_nan=False)
         except (ValueError, RecursionError) as error:
             raise Problem(400, "invalid_json", f"the body is not JSON: {error}") from None
-        return read_fields(kind, request.state.asked)
+        body.clear()
+        request.state.asked = without_pictures(asked)
+        return read_fields(kind, asked)
 
     return await asyncio.to_thread(read)
+
+
+def without_pictures(asked: Any) -> Any:
+    """What the log may have of a request: data: URLs, and what an earlier response drew, are cut short."""
+    if isinstance(asked, dict):
+        return {key: without_pictures(_cut(value) if key == "result" else value) for key, value in asked.items()}
+    if isinstance(asked, list):
+        return [without_pictures(value) for value in asked]
+    return _cut(asked) if isinstance(asked, str) and asked[:5].lower() == "data:" else asked
+
+
+def _cut(value: Any) -> Any:
+    return f"{value[:30]}..." if isinstance(value, str) and len(value) > 30 else value
 
 
 def noted(request: Request, error: Exception) -> Problem:
@@ -64,9 +84,25 @@ def refused(problem: Problem) -> Response:
     return JSONResponse(problem.body, problem.status, headers=problem.headers)
 
 
-async def answered(request: Request, work: Awaitable[Response]) -> Response:
-    """What `work` answers; when the client hangs up before, the work is cancelled and nobody gets anything."""
-    task, gone = asyncio.ensure_future(work), asyncio.ensure_future(_gone(request.receive))
+async def answered(request: Request, endpoint: Callable[[Request], Awaitable[Response]]) -> Response:
+    """What an endpoint answers; when the client hangs up before, its work is cancelled and nobody gets anything.
+
+    Until the body has come the endpoint alone listens, who would miss the pieces of it that somebody else heard.
+    """
+    whole = asyncio.Event()
+
+    async def receive() -> Message:
+        message = await request.receive()
+        if not message.get("more_body", False):
+            whole.set()
+        return message
+
+    async def hang_up() -> None:
+        await whole.wait()
+        await _gone(request.receive)
+
+    task = asyncio.ensure_future(endpoint(Request(request.scope, receive)))
+    gone = asyncio.ensure_future(hang_up())
     try:
         await asyncio.wait({task, gone}, return_when=asyncio.FIRST_COMPLETED)
         if not task.done():

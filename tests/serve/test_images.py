@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import io
+import json
+import struct
+import tracemalloc
+import zlib
 
 import numpy as np
 import pytest
@@ -142,6 +147,37 @@ def test_a_bundle_that_does_not_edit_says_so(client):
     assert (refused.value.code, refused.value.param) == ("unsupported_value", "image")
 
 
+def large(content, size=3_000_000):
+    """The same PNG in a larger file, with a chunk that nobody reads behind its header."""
+    chunk = b"teSt" + bytes(size)
+    return content[:33] + struct.pack(">I", size) + chunk + struct.pack(">I", zlib.crc32(chunk)) + content[33:]
+
+
+def held_when_answering(application, path, body):
+    """Bytes of Python's that an application took and has not let go of when the first piece of an answer comes."""
+    kinds, pieces = {"type": "http", "method": "POST", "query_string": b""}, iter(range(0, len(body), 65_536))
+    scope = {**kinds, "path": path, "headers": [(b"content-type", b"application/json")]}
+    held = []
+
+    async def receive():
+        start = next(pieces, None)
+        if start is None:  # the client waits
+            await asyncio.sleep(3600)
+        more = start + 65_536 < len(body)
+        return {"type": "http.request", "body": body[start : start + 65_536], "more_body": more}
+
+    async def send(message):
+        if message["type"] == "http.response.body":
+            held.append(tracemalloc.get_traced_memory()[0])
+
+    tracemalloc.start()
+    try:
+        asyncio.run(application(scope, receive, send))
+    finally:
+        tracemalloc.stop()
+    return held[0]
+
+
 class TestEdits:
     @pytest.fixture(scope="class")
     def path(self, tmp_path_factory):
@@ -149,8 +185,12 @@ class TestEdits:
         return build(tmp_path_factory.mktemp("edits") / "tiny.bundle", loops=loops)
 
     @pytest.fixture(scope="class")
-    def editor(self, path):
-        with running(edgemm.serve.app(path)) as address:
+    def application(self, path):
+        return edgemm.serve.app(path)
+
+    @pytest.fixture(scope="class")
+    def editor(self, application):
+        with running(application) as address:
             yield client_of(address)
 
     @pytest.fixture(scope="class")
@@ -199,6 +239,25 @@ class TestEdits:
         answer = httpx.post(f"{editor.base_url}images/edits", data=values, files=files)
         error = answer.json()["error"]
         assert (answer.status_code, error["code"], error["param"]) == (400, "invalid_type", name)
+
+    def test_a_file_that_comes_in_many_pieces_is_edited(self, editor, wanted):
+        """It is kept on disk from one megabyte on, by another thread: what came meanwhile was lost, and nobody
+        answered."""
+        answer = editor.images.edit(model="tiny", image=large(png(1)), prompt="redder", extra_body={"seed": 3})
+        assert np.array_equal(np.asarray(opened(answer.data[0].b64_json)), wanted)
+
+    @pytest.mark.parametrize("where", ["images/edits", "chat/completions", "responses"])
+    def test_no_file_of_a_picture_is_held_while_its_reply_is_made(self, application, where):
+        url = "data:image/png;base64," + base64.b64encode(large(png(1), 12_000_000)).decode()
+        chat = [{"type": "text", "text": "x"}, {"type": "image_url", "image_url": {"url": url}}]
+        said = [{"type": "input_text", "text": "x"}, {"type": "input_image", "image_url": url}]
+        asked = {
+            "images/edits": {"prompt": "x", "image": url, "partial_images": 2},
+            "chat/completions": {"messages": [{"role": "user", "content": chat}], "max_tokens": 9},
+            "responses": {"input": [{"role": "user", "content": said}], "max_output_tokens": 9},
+        }[where]
+        body = json.dumps({**asked, "stream": True}).encode()
+        assert held_when_answering(application, f"/v1/{where}", body) < 0.25 * len(body)
 
     def test_what_an_edit_cannot_honour_is_refused_by_name(self, editor):
         for options, param in (

@@ -24,6 +24,7 @@ openai = pytest.importorskip("openai", reason="needs the extras serve and dev")
 prometheus = pytest.importorskip("prometheus_client.parser")
 applications = pytest.importorskip("starlette.applications")
 routing = pytest.importorskip("starlette.routing")
+wire = pytest.importorskip("edgemm.serve.wire", exc_type=ImportError)
 
 ROOT = Path(__file__).resolve().parents[2]
 HELLO = [{"role": "user", "content": "hello"}]
@@ -172,6 +173,13 @@ def test_prompts_are_logged_when_that_is_asked_for(model, caplog):
     with running(edgemm.serve.app(model, log_prompts=True)) as url:
         client_of(url).images.generate(model="tiny", prompt="secret words")
         assert line_of(caplog)["request"] == {"prompt": "secret words", "model": "tiny"}
+
+
+def test_no_picture_is_logged(model):
+    drawn = {"type": "image_generation_call", "result": "iVBORw0KGgo" * 9}
+    shown = {"type": "input_image", "image_url": "data:image/png;base64," + "iVBORw0KGgo" * 9}
+    logged = str(wire.without_pictures({"input": [drawn, {"role": "user", "content": [shown]}], "model": "tiny"}))
+    assert len(logged) < 250 and "'model': 'tiny'" in logged
 
 
 def test_it_mounts_into_another_application(model):
