@@ -81,7 +81,7 @@ def _add_pictures(parser: argparse.ArgumentParser) -> None:
         help="your folder: with metadata.jsonl or .csv, a .txt beside each picture, folders named like their "
         "labels, .tar shards, or a `datasets` folder",
     )  # fmt: skip
-    parser.add_argument("--count", type=int, help="pictures at most (default: all)")
+    parser.add_argument("--count", type=int, help="pictures at most, by lot (default: all); of shards the first")
     parser.add_argument("--skip-broken", action="store_true", help="leave out pictures that cannot be read")
 
 

@@ -14,15 +14,15 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 from edgemm import progress
 from edgemm.bundle.picture import fit_square
-from edgemm.data.entries import Entry, read_entries
+from edgemm.data.entries import Entry, is_listed, read_entries
 from edgemm.data.format import SPLITS, Question, Sample
-from edgemm.data.writer import DatasetWriter, new_folder
+from edgemm.data.writer import DatasetWriter, new_folder, stable_fraction
 from edgemm.errors import InputError
 
 __all__ = ["build_pictures", "imported", "questions_of", "sample_of"]
@@ -38,13 +38,14 @@ LONGEST = 1000  # characters of a caption, a question or an answer
 def build_pictures(
     folder: Path, size: int, source: Path, limit: int | None = None, skip_broken: bool = False
 ) -> tuple[int, list[str]]:
-    """Write every entry of `source` (at most `limit`) into `folder`, its picture fitted into a square.
+    """Write every entry of `source` into `folder`, its picture fitted into a square; or at most `limit`: of a folder
+    by lot, the same at every run, and of shards and `datasets`, which would have to be read to their end, the first.
 
     Returns how many there are, and of each broken picture that was left out, what is wrong with it; without
     `skip_broken` the first of them is an InputError.
     """
     writer, questions, broken = DatasetWriter(folder, "pictures", size), [], []
-    for entry in progress.track(read_entries(source), limit, "collecting", "pictures"):
+    for entry in progress.track(_chosen(source, limit), limit, "collecting", "pictures"):
         number = len(writer.samples)
         if number == limit:
             break
@@ -64,6 +65,17 @@ def build_pictures(
     name = os.fsencode(source.resolve().name).decode(errors="replace")
     writer.finish(questions, [], f"The pictures come from {name} and keep the terms they had there.")
     return len(writer.samples), broken
+
+
+def _chosen(source: Path, limit: int | None) -> Iterator[Entry]:
+    """All, in the order in which they are taken until there are `limit`."""
+    if limit is None:
+        return read_entries(source)
+    if is_listed(source):
+        lots = ((stable_fraction("pictures", str(place)), entry) for place, entry in enumerate(read_entries(source)))
+        return (entry for _, entry in sorted(lots, key=lambda pair: pair[0]))
+    progress.line(f"{source}: the first {limit} in its order, which may be all of a kind; of a folder they are by lot")
+    return read_entries(source)
 
 
 def imported(source: Path, size: int, cache: Path, skip_broken: bool = False) -> Path:

@@ -35,7 +35,7 @@ from edgemm.errors import InputError, MissingError
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-__all__ = ["Entry", "read_entries"]
+__all__ = ["Entry", "is_listed", "read_entries"]
 
 PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff")
 UNREAD = (".heic", ".heif", ".avif", ".jxl", ".jfif", ".svg", ".psd", ".dng")  # pictures that edgemm does not read
@@ -60,12 +60,22 @@ def read_entries(source: Path) -> Iterator[Entry]:
         return _tar(source, "train")
     if not source.is_dir():
         raise InputError(f"{source}: no folder and no .tar; give a folder of pictures, of .tar shards or of `datasets`")
-    if (source / "dataset_dict.json").is_file() or (source / "state.json").is_file():
+    if _is_saved_dataset(source):
         return _saved_dataset(source)
     shards = _below(source, "*.tar")
     if shards:
         return (entry for shard in shards for entry in _tar(shard, _split_of_shard(shard.relative_to(source))))
     return _folder(source)
+
+
+def is_listed(source: Path) -> bool:
+    """Whether its entries are told without reading their pictures: of a folder that holds neither shards nor a saved
+    dataset."""
+    return source.is_dir() and not _is_saved_dataset(source) and not _below(source, "*.tar")
+
+
+def _is_saved_dataset(source: Path) -> bool:
+    return (source / "dataset_dict.json").is_file() or (source / "state.json").is_file()
 
 
 def _below(source: Path, pattern: str) -> list[Path]:

@@ -6,6 +6,7 @@ import io
 import json
 import os
 import tarfile
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,7 @@ from edgemm.data.collect import build_pictures, imported
 from edgemm.data.format import Dataset, read_dataset
 from edgemm.data.writer import new_folder
 from edgemm.errors import InputError
+from edgemm.progress import Display
 from tests.data.test_verb import run
 
 
@@ -95,6 +97,23 @@ def test_webdataset_shards_are_read_as_a_stream(tmp_path):
     ]
     assert {q.choices for q in dataset.questions if q.kind == "question"} == {("yes", "no")}
     assert len(build(tmp_path / "in", tmp_path / "short", limit=1).samples) == 1
+
+
+def test_some_of_a_folder_are_of_all_its_kinds_and_of_shards_the_first_which_is_told(tmp_path, capsys):
+    """The first thirty of three hundred in three folders are cats."""
+    for kind in ("cat", "dog", "owl"):
+        for number in range(100):
+            picture(tmp_path / "in" / kind / f"{number}.png", "red")
+    dataset = build(tmp_path / "in", tmp_path / "set", limit=30)
+    kinds = Counter(sample.label for sample in dataset.samples)
+    # By chance one kind has three or fewer of thirty once in a hundred times; the lot is the same at every run.
+    assert sum(kinds.values()) == 30 and min(kinds[kind] for kind in ("cat", "dog", "owl")) > 3
+    again = build(tmp_path / "in", tmp_path / "again", limit=30)
+    assert [sample.label for sample in again.samples] == [sample.label for sample in dataset.samples]
+    shard = tar(tmp_path / "x.tar", {"1.png": png("red"), "1.txt": b"a", "2.png": png("red"), "2.txt": b"b"})
+    with Display():
+        assert build(shard, tmp_path / "one", limit=1).samples[0].label == "a"
+    assert "the first 1 in its order" in capsys.readouterr().err
 
 
 def test_a_saved_hugging_face_dataset_is_read(tmp_path):
