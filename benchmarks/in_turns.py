@@ -2,9 +2,10 @@
 
     python benchmarks/in_turns.py before.bundle after.bundle --rounds 10 [--threads 1]
 
-For machines that others use too.  Each work is done once a round by every bundle, one after the other; the least wall
-time and the least processor time of all rounds are compared.  Processor time is all threads' together and knows nothing
-of waiting for a core: with `--threads 1` it is what an idle core would take.  Spinning threads count in it.
+For machines that others use too.  Each work is done once a round by every bundle, one after the other; who comes first
+and who follows whom changes from round to round.  The least wall time and processor time of all rounds are compared.
+Processor time is all threads' together and knows nothing of waiting for a core: with `--threads 1` it is what an idle
+core would take.  Spinning threads count in it.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import contextlib
 import json
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import edgemm
@@ -52,19 +53,26 @@ def works(model: Model) -> dict[str, tuple[Work, int]]:
     return found
 
 
+def order(names: Sequence[str], number: int) -> list[str]:
+    """Who is measured after whom in a round: each comes first in turn, backwards in every second tour."""
+    tour, first = divmod(number, len(names))
+    turned = [*names[first:], *names[:first]]
+    return turned[::-1] if tour % 2 else turned
+
+
 def measured(all_works: dict[str, dict[str, tuple[Work, int]]], rounds: int) -> dict[str, dict[str, list[float]]]:
     """Work -> bundle -> least milliseconds: wall, processor."""
     least: dict[str, dict[str, list[float]]] = {}
-    for _ in range(rounds):
+    for number in range(rounds):
         for work in next(iter(all_works.values())):
-            for bundle, found in all_works.items():
-                call, count = found[work]
+            for bundle in order(list(all_works), number):
+                call, count = all_works[bundle][work]
                 wall, processor = time.perf_counter(), time.process_time()
                 call()
                 took = [(time.perf_counter() - wall) * 1e3 / count, (time.process_time() - processor) * 1e3 / count]
                 before = least.setdefault(work, {}).get(bundle, took)
                 least[work][bundle] = [min(pair) for pair in zip(before, took, strict=True)]
-    return least
+    return {work: {bundle: found[bundle] for bundle in all_works} for work, found in least.items()}
 
 
 def main(words: list[str] | None = None) -> int:

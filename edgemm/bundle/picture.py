@@ -268,8 +268,8 @@ def _stored(picture: Image) -> str | None:
 def _cut_out(picture: Image, key: tuple[int, ...], name: str) -> Image:
     """RGBA of a PNG whose colors have 16 bits, without what has exactly the color `key`.  Pillow keeps the upper eight,
     which neighbours of that color share; the lower ones are decoded from the file beside them."""
-    tile, fp = next(iter(getattr(picture, "tile", ())), None), getattr(picture, "fp", None)
-    if tile is None or fp is None:
+    tiles, fp = getattr(picture, "tile", None), getattr(picture, "fp", None)
+    if not tiles or fp is None:
         raise InputError(
             f"{name}: its see-through color has 16 bits, and its decoded pixels have 8; give the file itself"
         )
@@ -278,7 +278,7 @@ def _cut_out(picture: Image, key: tuple[int, ...], name: str) -> Image:
     content = io.BytesIO(fp.read())
     fp.seek(at)
     with pillow().open(content, formats=("PNG",)) as lower:
-        lower.tile = [(*tile[:3], LOWER)]
+        lower.tile = [(*tiles[0][:3], LOWER)]
         same = (np.asarray(lower) == [part & 255 for part in key]).all(axis=2)
     cut = picture.copy()
     same &= (np.asarray(cut) == [part >> 8 for part in key]).all(axis=2)
