@@ -16,20 +16,20 @@ from pathlib import Path
 from typing import Any
 
 import edgemm
-from edgemm.bundle.picture import PictureSource
 
 DIGITS = re.compile(r"(\d+)")
-Timed = Iterable[tuple[float, PictureSource]]  # seconds, picture
+Frame = Any  # a file's name or an array (H, W, 3) uint8: whatever generate_text takes as a picture
+Timed = Iterable[tuple[float, Frame]]  # seconds, picture
 
 
-def from_files(pattern: str) -> Iterator[tuple[float, PictureSource]]:
+def from_files(pattern: str) -> Iterator[tuple[float, Frame]]:
     """In the order of the numbers in their names, padded with zeros or not: 2.png comes before 10.png."""
     paths = sorted(glob.glob(pattern), key=lambda path: [int(n) if n.isdecimal() else n for n in DIGITS.split(path)])
     for number, path in enumerate(paths):
         yield float(number), path
 
 
-def from_camera(source: str, fps: float) -> Iterator[tuple[float, PictureSource]]:
+def from_camera(source: str, fps: float) -> Iterator[tuple[float, Frame]]:
     """A film, or a camera of Video4Linux; so many of its frames a second, the others are dropped."""
     import av  # only here
 

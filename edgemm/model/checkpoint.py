@@ -7,7 +7,7 @@
     README.md                  the model card
 
 A base (config.base) is loaded from its own package and never stored again; the frozen Lite0 eye likewise.
-Whatever goes wrong while one is saved, the folder is the old one or the new one (files.py).
+Whatever goes wrong while one is saved, the folder is the old one or the new one (bundle/writer.py).
 """
 
 from __future__ import annotations
