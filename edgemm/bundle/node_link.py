@@ -41,6 +41,8 @@ PLAIN = re.compile(r"(?!.*(->|--))[^\s:;,\"]([^:;,\"\n\r]*[^\s:;,\"])?", re.DOTA
 
 @dataclass(frozen=True, eq=False)
 class Node:
+    """A thing that a graph names; it may have words, a picture, both or neither."""
+
     id: str
     text: str | None = None
     image: PictureSource | None = None
@@ -48,6 +50,8 @@ class Node:
 
 @dataclass(frozen=True)
 class Edge:
+    """What leads from one node's id to another's; one that only connects has the type UNTYPED."""
+
     source: str
     type: str
     target: str

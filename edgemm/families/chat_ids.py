@@ -194,6 +194,8 @@ def settle(loop: TextLoop, tokenizer: Tokenizer, library: LibraryIds, around: tu
     for kind, talk in _compared(loop):
         try:
             ids = list(library(_messages(talk)))
+        except MemoryError:
+            raise
         except Exception as error:  # a conversation that the template itself refuses is none to be equal in
             refused.setdefault(kind, error)
             continue

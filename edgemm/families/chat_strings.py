@@ -88,6 +88,8 @@ def _cut(render: Render, place: str | None, q: str, answer: str, other: str, sys
         head, rest = _split(render([says("system", system), says("user", q)]), system)
         takes_system = rest.endswith(user_open + q + ask)
         tail = rest[: len(rest) - len(user_open + q + ask)]
+    except MemoryError:
+        raise
     except Exception:  # templates refuse a system message in many ways
         head, tail, takes_system = "", "", False
     template = TextTemplate(

@@ -148,6 +148,8 @@ def check_whole(name: str, value: Any, low: int, high: int) -> None:
 
 @dataclass(frozen=True)
 class ImageMetrics:
+    """What a call's pictures took together, by the wall clock."""
+
     prompt_tokens: int
     prefill_ms: float
     conditioner_ms: float  # once a prompt
@@ -209,6 +211,7 @@ class Picture:
         return np.rint(self.pixels * 255).clip(0, 255).astype(np.uint8).transpose(1, 2, 0).copy()
 
     def to_pil(self) -> Image:
+        """An RGB image of 8 bits a channel."""
         return pillow().fromarray(self.to_array())
 
     def save(self, path: str | os.PathLike[str], **options: Unpack[SavingKeywords]) -> None:
@@ -263,6 +266,7 @@ class ImageResult:
 
     @property
     def image(self) -> Picture:
+        """The first picture; UsageError where there is none."""
         if not self.images:
             raise UsageError("no picture: the call was cancelled before the first step was done")
         return self.images[0]

@@ -43,10 +43,12 @@ class InterleavedResult:
 
     @property
     def text(self) -> str:
+        """All that was said, without the pictures and the marks around their prompts."""
         return "".join(part for part in self.parts if isinstance(part, str))
 
     @property
     def images(self) -> tuple[Picture, ...]:
+        """All that was drawn, in its order."""
         return tuple(part for part in self.parts if isinstance(part, Picture))
 
 

@@ -61,6 +61,10 @@ class Model:
     `cancel()` may be called from any thread: every call in progress ends within one token or one denoising step and
     keeps what it has.  Closing one stream ends that call alone.  Use it as a context manager, or `close()` it.
 
+    Every call may raise UsageError (an argument outside what it can mean, a closed model), InputError (a picture, a
+    prompt or an adapter that cannot be used, a prompt that does not fit), MissingError (a package that an option needs)
+    and ResourceError (memory).
+
     What begins with an underscore may change; edgemm's own measurements and checks reach engines by `_engines`.
     """
 
@@ -262,6 +266,7 @@ class Model:
 
     @property
     def adapters(self) -> Adapters:
+        """Those that were loaded, and the one that the next call takes."""
         return self._engines.adapters
 
     def load_adapter(self, name: str, path: str | os.PathLike[str], strength: float = 1.0) -> None:

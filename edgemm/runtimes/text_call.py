@@ -120,6 +120,8 @@ class TextKeywords(TypedDict, total=False):
 
 @dataclass(frozen=True)
 class TextMetrics:
+    """What a reply took, by the wall clock."""
+
     prompt_tokens: int  # slots that the prompt took, pictures included
     new_tokens: int
     image_encode_ms: float
@@ -142,6 +144,8 @@ class TokenLogprob:
 
 @dataclass(frozen=True)
 class TextResult:
+    """One reply, whole or as far as it came, and what it took."""
+
     text: str
     token_ids: tuple[int, ...]  # without the stop token
     finish_reason: FinishReason
