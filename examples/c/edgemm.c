@@ -141,11 +141,9 @@ static Graph *open_call(const char *name) {
 static OrtValue *blank(Graph *graph, size_t i, int64_t free_size, void **data, size_t *bytes) {
     const char *what = graph->in[i];
     const OrtTensorTypeAndShapeInfo *tensor;
-    OrtTypeInfo *info;
-    OrtValue *value;
+    OrtTypeInfo *info; OrtValue *value;
     ONNXTensorElementDataType type;
-    int64_t dims[8];
-    size_t rank;
+    int64_t dims[8]; size_t rank;
     check(ort->SessionGetInputTypeInfo(graph->session, i, &info), what), check(ort->CastTypeInfoToTensorInfo(info, &tensor), what);
     if (!tensor) die(3, "%s: is no tensor", what);
     check(ort->GetTensorElementType(tensor, &type), what), check(ort->GetDimensionsCount(tensor, &rank), what);
@@ -171,6 +169,8 @@ static int64_t count_of(OrtValue *value, int type, size_t rank, int64_t *dims, c
 static void run(Graph *graph, OrtValue **in, OrtValue **out, const char *what) {
     check(ort->Run(graph->session, NULL, (const char *const *)graph->in, (const OrtValue *const *)in, graph->inputs, (const char *const *)graph->out, graph->outputs, out), what);
 }
+static void check_room(int64_t tokens, const char *what) {
+    if ((double)tokens > number(field(field(manifest, "limits"), "max_context"), "max_context", 1e9)) die(3, "%s %d tokens, more than the bundle holds", what, (int)tokens); }
 /* Words to the arrays that a graph reads: the tokenizer's outputs, in its order. */
 static void tokenize(const char *path, const char *words, OrtValue **out) {
     const char *extensions = getenv("EDGEMM_EXTENSIONS");
@@ -185,8 +185,7 @@ static void fill_noise(float *noise, size_t count, const char *told) {
     char *end;
     uint64_t state = strtoull(told, &end, 10);
     if (*end) {
-        size_t size;
-        unsigned char *given = read_file(told, &size);
+        size_t size; unsigned char *given = read_file(told, &size);
         if (size != 4 * count) die(3, "%s: has %zu bytes, expected %zu of float32", told, size, 4 * count);
         memcpy(noise, given, size), count = 0;
     }
@@ -205,7 +204,7 @@ static void draw(const char *words, const char *output, const char *noise_told) 
     int64_t dims[4];
     size_t bytes;
     float *noise, *drawn;
-    tokenize("tokenizer/draw_prompt.onnx", words, in);
+    tokenize("tokenizer/draw_prompt.onnx", words, in), check_room(count_of(in[0], INT64, 0, NULL, "ids"), "the prompt takes");
     Graph *graph = open_call("draw");
     in[2] = blank(graph, 2, 32, (void **)&noise, &bytes); /* of models with several sizes: 32 places a side */
     fill_noise(noise, (size_t)count_of(in[2], FLOAT, 0, NULL, "noise"), noise_told);
@@ -214,7 +213,8 @@ static void draw(const char *words, const char *output, const char *noise_told) 
     if (!area || count != 3 * area) die(3, "pixels: %zu numbers are no picture of %d x %d", count, (int)dims[3], (int)dims[2]);
     check(ort->GetTensorMutableData(out[0], (void **)&drawn), "pixels");
     unsigned char *rows = zeros(3 * area);
-    for (size_t i = 0; i < 3 * area; i++) rows[3 * (i % area) + i / area] = (unsigned char)lrintf(255 * drawn[i]);
+    for (size_t i = 0; i < 3 * area; rows[3 * (i % area) + i / area] = (unsigned char)lrintf(255 * drawn[i]), i++)
+        if (!(drawn[i] >= 0 && drawn[i] <= 1)) die(3, "pixels: number %zu is %g, expected 0 to 1", i, drawn[i]);
     png_image image = {.version = PNG_IMAGE_VERSION, .width = (png_uint_32)dims[3], .height = (png_uint_32)dims[2], .format = PNG_FORMAT_RGB};
     if (!png_image_write_to_file(&image, output, 0, rows, 0, NULL)) die(3, "%s: cannot be written: %s", output, image.message);
     printf("Wrote %s (%d x %d)\n", output, (int)dims[3], (int)dims[2]);
@@ -250,8 +250,7 @@ static OrtValue *bound(Graph *step, OrtValue **caches, const char *name) {
     die(3, "%s: the graphs do not agree on it", name);
 }
 static void say(Graph *decode, const int64_t *ids, int64_t count, size_t *said) {
-    void *copy;
-    size_t size;
+    void *copy; size_t size;
     OrtValue *in[MOST_TENSORS] = {blank(decode, 0, count, &copy, &size)}, *out[MOST_TENSORS] = {0};
     if (size != 8 * (size_t)count) die(3, "tokenizer/decode.onnx: takes no ids");
     memcpy(copy, ids, size), run(decode, in, out, "decode");
@@ -268,10 +267,9 @@ static void ask(const char *picture, const char *words, int most) {
     Graph *read = open_call("read"), *step = open_call("token"), *decode = open_graph("tokenizer/decode.onnx", getenv("EDGEMM_EXTENSIONS"));
     if (!read->inputs || strcmp(read->in[0], "pixels")) die(3, "the bundle reads no pictures");
     int64_t dims[4], *ids = zeros(8 * (size_t)most), *token, slots = count_of(told[0], INT64, 0, NULL, "ids") + most;
-    if ((double)slots > number(field(field(manifest, "limits"), "max_context"), "max_context", 1e9)) die(3, "prompt and reply take %d tokens, more than the bundle holds", (int)slots);
+    check_room(slots, "prompt and reply take");
     cJSON *text = field(field(manifest, "loops"), "text"), *stop;
-    size_t said = 0, bytes;
-    void *data;
+    size_t said = 0, bytes; void *data;
     in[0] = blank(read, 0, 1, &data, &bytes);
     if (count_of(in[0], FLOAT, 4, dims, "pixels") != 3 * dims[3] * dims[3]) die(3, "pixels: not those of a square");
     load_square(picture, data, (int)dims[3], field(text, "background"));
@@ -292,9 +290,11 @@ static void ask(const char *picture, const char *words, int most) {
 int main(int argc, char **argv) {
     int asked = argc > 2 && !strcmp(argv[2], "ask"), most = asked && argc > 5 ? atoi(argv[5]) : 64;
     if (argc < 5 || argc > 6 || (!asked && strcmp(argv[2], "draw")) || most < 1) die(2, "%s BUNDLE draw WORDS OUTPUT.png [SEED | NOISE.f32], or BUNDLE ask PICTURE.png WORDS [MOST_TOKENS]", argv[0]);
+    const char *seed = asked || argc < 6 ? "0" : argv[5]; /* or a file */
+    if (!*seed || *seed == '-' || (!seed[strspn(seed, "0123456789")] && strlen(seed) > 19)) die(2, "seed is '%s', expected 0 to 10^19 - 1, or a file of noise", seed);
     bundle = argv[1], open_bundle(), ort = OrtGetApiBase()->GetApi(ORT_API_VERSION);
     if (!ort) die(4, "ONNX Runtime %s is older than the headers (API %d)", OrtGetApiBase()->GetVersionString(), ORT_API_VERSION);
     check(ort->CreateEnv(ORT_LOGGING_LEVEL_ERROR, "edgemm_c", &env), "environment"), check(ort->DisableTelemetryEvents(env), "telemetry");
     check(ort->GetAllocatorWithDefaultOptions(&allocator), "allocator");
-    asked ? ask(argv[3], argv[4], most) : draw(argv[3], argv[4], argc > 5 ? argv[5] : "0");
+    asked ? ask(argv[3], argv[4], most) : draw(argv[3], argv[4], seed);
 }

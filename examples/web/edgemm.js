@@ -95,8 +95,11 @@ export class Bundle {
     const loop = this.manifest.loops?.denoise;
     if (!loop) throw new Error("the bundle does not draw by denoising");
     const { template } = loop;
+    if (template.joined || template.strip || template.size_sentence) throw new Error("this page draws with models whose pieces are tokenized alone");
+    if (typeof noise === "number" && !(Number.isSafeInteger(noise) && noise >= 0)) throw new Error(`seed is ${noise}, expected 0 to 2^53 - 1`);
     const [open, close] = [this.ids(template.open), this.ids(template.close)];
     const ids = [...open, ...this.ids(` ${prompt}`, true), ...close];
+    this.checkRoom(ids.length);
     const given = (dims) => {
       const count = dims.reduce((all, size) => all * size, 1);
       return new ort.Tensor("float32", typeof noise === "number" ? normal(noise, count) : noise, dims);
@@ -109,7 +112,13 @@ export class Bundle {
     return this.drawn(pixels);
   }
 
+  checkRoom(tokens) {
+    const most = this.manifest.limits.max_context;
+    if (tokens > most) throw new Error(`the prompt takes ${tokens} tokens, this bundle holds at most ${most}; shorten it`);
+  }
+
   drawn(pixels) {
+    if (!pixels.data.every((value) => value >= 0 && value <= 1)) throw new Error("pixels: not all from 0 to 1");
     const [, , height, width] = pixels.dims;
     return { pixels: pixels.data, image: toImage(pixels.data, width, height) };
   }
@@ -153,6 +162,7 @@ export class Bundle {
     const text = this.manifest.loops?.text;
     if (!text) throw new Error("the bundle does not talk");
     const prompt = this.question(question, text), side = text.image_size;
+    this.checkRoom(prompt.ids.length);
     const [encoder, reader] = await this.sessions("image_encoder", "transformer");
     let position = prompt.ids.length;
     const size = [1, position], slots = Math.min(position + most, this.manifest.limits.max_context);

@@ -184,10 +184,54 @@ def test_a_spoiled_bundle_is_one_line_and_nothing_is_drawn(folder, tmp_path, spo
 def test_what_is_missing_is_named(folder, tmp_path):
     bundle = written(tmp_path / "b.bundle")
     assert run(folder, bundle).returncode == 2
-    found = run(folder, bundle, "draw", "a star", tmp_path / "star.png")
+    for seed in ("-1", "10000000000000000000", ""):
+        found = run(folder, bundle, "draw", "a star", tmp_path / "star.png", seed)
+        assert found.returncode == 2 and f"seed is '{seed}', expected 0 to 10^19 - 1" in found.stderr
+    found = run(folder, bundle, "draw", "a star", tmp_path / "star.png", 10**19 - 1)
     assert found.returncode == 4 and "EDGEMM_EXTENSIONS is not set" in found.stderr
     found = run(folder, bundle, "draw", "a star", tmp_path / "star.png", EDGEMM_EXTENSIONS="none.so")
     assert found.returncode == 3 and "--one-call draw,read,tokenize" in found.stderr
+
+
+def saved(bundle: Path, path: str, inputs: dict[str, Any], outputs: dict[str, Any], nodes: list[Any]) -> None:
+    """A graph of the bundle, which its manifest names."""
+    (bundle / path).parent.mkdir(exist_ok=True)
+    told = ([helper.make_tensor_value_info(name, *kind) for name, kind in one.items()] for one in (inputs, outputs))
+    made = helper.make_graph(nodes, "g", *told)
+    content = helper.make_model(made, opset_imports=[helper.make_opsetid("", 21)], ir_version=10).SerializeToString()
+    (bundle / path).write_bytes(content)
+    manifest = json.loads((bundle / "manifest.json").read_text())
+    manifest["files"][path] = {"sha256": hashlib.sha256(content).hexdigest(), "size_bytes": len(content)}
+    (bundle / "manifest.json").write_text(json.dumps(manifest))
+
+
+@pytest.mark.parametrize(
+    "pixels, most, said",
+    [("Sigmoid", 9, ""), ("Sqrt", 9, "pixels: number "), ("Sigmoid", 4, "the prompt takes 5 tokens, more than")],
+)
+def test_no_picture_is_made_of_numbers_that_are_no_pixels_or_of_a_prompt_too_long(folder, tmp_path, pixels, most, said):
+    """Of numbers below 0 the square root is NaN; a longer prompt is read where the model knows no places."""
+    pytest.importorskip("onnxruntime_extensions", reason="pip install 'edgemm[tokenizer-graph]'")
+    assert make(folder, "extensions.so").returncode == 0
+    call = {"draw": {"variants": {"cpu": {"graph": "components/draw.onnx"}}}}
+    bundle = written(tmp_path / "b.bundle", limits={"max_context": most}, one_call=call)
+    ids, length = {"input_ids": (TensorProto.INT64, [1, 5])}, {"prompt_length": (TensorProto.INT64, [1])}
+    five = helper.make_tensor("five", TensorProto.INT64, [1], [5])
+    nodes = [
+        helper.make_node("Constant", [], ["prompt_length"], value=five),
+        helper.make_node("Shape", ["text"], ["one"]),
+        helper.make_node("Sub", ["one", "one"], ["zero"]),
+        helper.make_node("Expand", ["one", "prompt_length"], ["row"]),
+        helper.make_node("Unsqueeze", ["row", "zero"], ["input_ids"]),
+    ]
+    saved(bundle, GRAPH, {"text": (TensorProto.STRING, [1])}, ids | length, nodes)
+    shape = (TensorProto.FLOAT, [1, 3, 4, 4])
+    nodes = [helper.make_node(pixels, ["noise"], ["pixels"])]
+    saved(bundle, "components/draw.onnx", ids | length | {"noise": shape}, {"pixels": shape}, nodes)
+    given = {"EDGEMM_EXTENSIONS": str(folder / "extensions.so")}
+    found = run(folder, bundle, "draw", "a star", tmp_path / "star.png", 7, **given)
+    assert (found.returncode, said in found.stderr) == (3 if said else 0, True), found.stderr
+    assert (tmp_path / "star.png").exists() is (not said)
 
 
 def test_the_pages_snippet_is_the_programs_own():
@@ -269,6 +313,7 @@ def changed(manifest: Any, place: str, value: Any) -> None:
         ("ask", "loops.text", 7, "'background' is missing"),
         ("ask", "one_call.read.variants.cpu.graph", "components/token-cpu.onnx", "reads no pictures"),
         ("ask", "one_call.token.variants.cpu.graph", "components/draw-cpu.onnx", "edgemm_c: error: "),
+        ("draw", "limits.max_context", 3, "the prompt takes"),
         ("draw", "one_call.draw.variants.cpu.graph", "components/read-cpu.onnx", "edgemm_c: error: "),
         ("draw", "one_call.draw.variants.cpu.graph", "manifest.json", "not in the bundle"),
         ("draw", "one_call.draw.variants.cpu.graph", 7, "'graph' is no string"),
