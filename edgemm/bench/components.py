@@ -54,7 +54,7 @@ def bench_component(
         samples = {_name(bound): _run_alone(bound, plan, watch) for bound in shapes}
         other, busy = report_other_work(before, read_cpu_times(watch.look()))
         profiles = {_name(bound): profile(model, bound, PROFILED_RUNS) for bound in shapes if by_operators}
-        card = make_card(bundle, model.choice, model.threads)
+        card = make_card(bundle, model.choice, model.threads, plan.root)
     result = {
         "schema_version": SCHEMA_VERSION,
         "card": card,

@@ -66,7 +66,7 @@ def run_loadgen(path: Path, plan: Plan, logs: Path | None = None, fewest: int = 
         edgemm.load(path, device=plan.device, threads=plan.threads) as model,
         nullcontext(logs) if logs else tempfile.TemporaryDirectory() as folder,
     ):
-        card = make_card(bundle, model.choice, model.threads)
+        card = make_card(bundle, model.choice, model.threads, plan.root)
         watch = ClockWatch()
         before = read_cpu_times(watch.look())
         tests = _tests(model, plan)

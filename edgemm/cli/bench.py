@@ -93,6 +93,14 @@ def _check(args: argparse.Namespace) -> None:
         raise UsageError("--report is for one request after the other: leave the other kinds of measurement out")
     if args.trace and args.component and not args.profile:
         raise UsageError("--trace of a component needs --profile")
+    _check_files(args.result, args.report, args.trace)
+
+
+def _check_files(*files: Path | None) -> None:
+    """One would be written over the other."""
+    places = [file.absolute() for file in files if file]
+    if twice := [place for place in places if places.count(place) > 1]:
+        raise UsageError(f"{twice[0]} is named twice, and would hold one of the two")
 
 
 def _check_compare(args: argparse.Namespace) -> None:
@@ -102,6 +110,7 @@ def _check_compare(args: argparse.Namespace) -> None:
         raise UsageError("--compare takes two results that are there, and measures nothing: leave the rest out")
     if args.report or args.trace or args.output_format in ("jsonl", "csv"):
         raise UsageError("--compare gives a comparison: -o md or -o json, and no --report or --trace")
+    _check_files(args.result, *set(args.compare))
 
 
 def _measure(args: argparse.Namespace) -> tuple[dict[str, Any], dict[Path, str]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 
 import numpy as np
@@ -31,6 +32,13 @@ def test_every_shape_that_real_work_binds_is_a_row(denoiser):
     rows = denoiser[0]["rows"]
     assert any("b=2" in name for name in rows) and all(row["count"] == 3 for row in rows.values())
     assert all(sample > 0 for row in rows.values() for sample in row["samples"])
+
+
+def test_a_component_is_measured_on_the_machine_that_root_tells_of(bundle, tmp_path):
+    (tmp_path / "proc").mkdir()
+    (tmp_path / "proc" / "cpuinfo").write_text("processor : 0\nmodel name : Abacus 9\n")
+    plan = dataclasses.replace(PLAN, root=str(tmp_path))
+    assert bench_component(bundle, "image_decoder", plan)[0]["card"]["cpu"] == "Abacus 9"
 
 
 def test_the_transformer_is_told_for_a_prompt_and_for_a_token(bundle):

@@ -137,6 +137,7 @@ def test_a_missing_bundle_is_refused_before_a_child_starts(paper, tmp_path, monk
         (["--against", "c", "--component", "denoiser"], "--processes and --against"),
         (["--against", "c", "-o", "csv"], "-o md or -o json"),
         (["--processes", "0"], "processes is 0"),
+        (["--result", "./a", "--report", "a"], "a is named twice, and would hold one of the two"),
     ],
 )
 def test_what_makes_no_sense_is_a_usage_error(paper, capsys, flags, told):
