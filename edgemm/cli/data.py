@@ -29,6 +29,7 @@ KINDS = {
     "pictures": "your own: a folder with metadata.jsonl, .tar shards, or a Hugging Face dataset on disk",
 }
 SIZES = (64, 128)
+USUAL = ("fluent", "noto", "noto-v1")  # styles
 SHAPE_TASKS = ("single-object", "two-objects", "counting", "colours", "position", "attribute-binding")
 
 
@@ -89,8 +90,8 @@ def _add_packages(parser: argparse.ArgumentParser, kind: str) -> None:
     """Which drawings are taken from which packages."""
     if kind in ("emoji", "compose", "edits"):
         parser.add_argument(
-            "--styles", nargs="+", choices=STYLES, default=["fluent", "noto", "noto-v1"],
-            help="icon sets to draw (default: %(default)s); twemoji is CC BY 4.0 and goes to the scorer split, "
+            "--styles", nargs="+", choices=STYLES,
+            help=f"icon sets to draw (default: {' '.join(USUAL)}); twemoji is CC BY 4.0 and goes to the scorer split, "
             "openmoji is CC BY-SA 4.0",
         )  # fmt: skip
     if kind == "icons":
@@ -135,6 +136,12 @@ def run(args: argparse.Namespace) -> int:
         raise UsageError(f"--hues {args.hues}, expected 0 to 7")
     if getattr(args, "seed", 0) < 0:
         raise UsageError(f"--seed {args.seed} is negative; give 0 or more")
+    if args.kind == "edits" and args.styles and not args.source:
+        raise UsageError("--styles are of emoji, and without --source shapes are edited: give one, or leave them out")
+    if args.kind == "compose" and args.source and (args.cache or args.offline):
+        raise UsageError(
+            "--cache and --offline are of packages, and nothing is fetched beside --source: leave them out"
+        )
     from edgemm.data.writer import new_folder
 
     with Display(), new_folder(args.output, force=args.force, source=getattr(args, "source", None)) as folder:
@@ -171,7 +178,7 @@ def _build(folder: Path, args: argparse.Namespace) -> tuple[int, list[str]]:
 
         cache, offline = (args.cache or default_cache()).expanduser(), args.offline
         return build_icons(folder, args.size, args.sets, args.seed, cache, count=args.count, offline=offline), []
-    styles = list(dict.fromkeys(args.styles))
+    styles = list(dict.fromkeys(args.styles or USUAL))
     if args.kind == "edits":
         from edgemm.data.edits import build_edits
 

@@ -14,6 +14,7 @@ import random
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,7 @@ from edgemm.data.sources import PACKAGES, Package
 from edgemm.data.writer import DatasetWriter
 from edgemm.errors import InputError
 
-__all__ = ["Emoji", "build_compose", "emoji_of", "is_fit", "two_kinds"]
+__all__ = ["Emoji", "build_compose", "emoji_of", "has_two_kinds", "is_fit", "two_kinds"]
 
 GROUPS = ("icons", "animals-nature", "food-drink", "travel-places", "activities", "objects")
 SUBGROUPS = ("heart",)  # of the other groups
@@ -72,9 +73,12 @@ def build_compose(
     for one in emoji:
         if is_fit(one.sample):
             pools[one.sample.style, one.sample.split].append(one)
-    names = sorted(name for name, pool in pools.items() if len(pool) >= FEWEST)
+    names = sorted(name for name, pool in pools.items() if len(pool) >= FEWEST and has_two_kinds(pool))
     if not names:
-        raise InputError(f"no style and split has {FEWEST} emoji fit for scenes; give a larger --source")
+        raise InputError(
+            f"no style and split has {FEWEST} emoji fit for scenes, two of them of kinds that differ; give a larger "
+            "--source"
+        )
     writer, rng = DatasetWriter(folder, "compose", size), random.Random(seed)
     turns = rng.choices(names, weights=[len(pools[name]) for name in names], k=count)
     for index, name in progress.track(enumerate(turns), count, "composing", "scenes"):
@@ -104,7 +108,13 @@ def _compose(index: int, pool: Sequence[Emoji], size: int, rng: random.Random) -
     return _sample(index, caption, [one, other] if other in things else [one], scene), canvas
 
 
+def has_two_kinds(pool: Sequence[Emoji]) -> bool:
+    """Whether any two of them may stand in one scene."""
+    return any(surely_differ(one.sample, other.sample) for one, other in combinations(pool, 2))
+
+
 def two_kinds(pool: Sequence[Emoji], rng: random.Random) -> tuple[Emoji, Emoji]:
+    """Two that nobody takes for one another; of a pool that `has_two_kinds`."""
     while True:
         one, other = rng.sample(pool, 2)
         if surely_differ(one.sample, other.sample):

@@ -20,7 +20,7 @@ from typing import Any
 from PIL import Image
 
 from edgemm import progress
-from edgemm.data.compose import Emoji, emoji_of, is_fit, two_kinds
+from edgemm.data.compose import Emoji, emoji_of, has_two_kinds, is_fit, two_kinds
 from edgemm.data.format import Edit, Sample
 from edgemm.data.labels import COLOURS as COLOUR_WORDS
 from edgemm.data.labels import with_article
@@ -87,21 +87,22 @@ def _scene(objects: Sequence[dict[str, Any]], size: int) -> dict[str, Any]:
 
 
 def _emoji_pairs(emoji: Sequence[Emoji], size: int, count: int, rng: random.Random) -> Iterator[Pair]:
-    by_code: defaultdict[tuple[str, str], list[Emoji]] = defaultdict(list)
-    by_thing: defaultdict[tuple[str, str, str], list[Emoji]] = defaultdict(list)
+    by_name: defaultdict[tuple[str, str, str], list[Emoji]] = defaultdict(list)
+    by_thing: defaultdict[tuple[str, str, str, str], list[Emoji]] = defaultdict(list)
     pools: defaultdict[tuple[str, str], list[Emoji]] = defaultdict(list)
     for one in emoji:
         sample = one.sample
-        by_code[sample.split, sample.hexcode].append(one)
+        by_name[sample.split, sample.hexcode, sample.label].append(one)  # with its color, of what comes in several
         colour, _, thing = sample.label.partition(" ")
         if colour in COLOUR_WORDS and thing:
-            by_thing[sample.split, sample.style, thing].append(one)
+            way = "" if sample.hexcode else sample.subgroup  # of an icon: outlined, filled, ...
+            by_thing[sample.split, sample.style, thing, way].append(one)
         if is_fit(sample):
             pools[sample.split, sample.style].append(one)
     known = {
-        "style": [group for group in by_code.values() if len({one.sample.style for one in group}) > 1],
+        "style": [group for group in by_name.values() if len({one.sample.style for one in group}) > 1],
         "colour": [group for group in by_thing.values() if len({one.sample.label for one in group}) > 1],
-        "add": [pool for pool in pools.values() if len(pool) >= FEWEST],
+        "add": [pool for pool in pools.values() if len(pool) >= FEWEST and has_two_kinds(pool)],
     }
     kinds = [kind for kind, groups in known.items() if groups]
     if not kinds:
@@ -113,8 +114,8 @@ def _emoji_pairs(emoji: Sequence[Emoji], size: int, count: int, rng: random.Rand
             yield _added(index, group, size, rng)
             continue
         one = rng.choice(group)
-        others = [o for o in group if (o.sample.style, o.sample.label) != (one.sample.style, one.sample.label)]
-        other = rng.choice(others or [o for o in group if o is not one])
+        differs = "style" if kind == "style" else "label"
+        other = rng.choice([o for o in group if getattr(o.sample, differs) != getattr(one.sample, differs)])
         word = other.sample.label.partition(" ")[0]
         instruction = f"draw it in {other.sample.style} style" if kind == "style" else f"make it {word}"
         yield one.sample, one.picture, instruction, other.sample, other.picture, kind

@@ -8,12 +8,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from edgemm.data.compose import build_compose
+from edgemm.data.compose import build_compose, is_fit
 from edgemm.data.format import read_dataset
 from edgemm.data.labels import NUMBERS, plural, with_article
 from edgemm.data.scenes import RELATIONS, holds
 from edgemm.data.writer import new_folder
 from edgemm.errors import InputError
+from tests.data.test_edits import drawn
 
 STYLES = ("fluent", "noto", "noto-v1")
 
@@ -115,3 +116,12 @@ def test_scenes_are_not_a_source_of_emoji(scenes, tmp_path):
 def test_too_few_emoji_are_refused(emoji64, tmp_path):
     with pytest.raises(InputError, match="no style and split has 4"):
         build_compose(tmp_path, 64, ("twemoji",), 1, 0, tmp_path, source=emoji64.path)
+
+
+def test_emoji_of_one_kind_alone_make_no_scene(tmp_path):
+    """They were tried for ever."""
+    things = [(str(number), "fluent", str(number), "cat", None, "animal-mammal") for number in range(5)]
+    source = drawn(tmp_path / "in", "emoji", *things)
+    assert all(map(is_fit, read_dataset(source).samples))
+    with pytest.raises(InputError, match="two of them of kinds that differ"):
+        build_compose(tmp_path, 64, STYLES, 1, 0, tmp_path, source=source)

@@ -9,8 +9,8 @@ import pytest
 from PIL import Image
 
 from edgemm.data.edits import build_edits
-from edgemm.data.format import read_dataset
-from edgemm.data.writer import new_folder
+from edgemm.data.format import Sample, read_dataset
+from edgemm.data.writer import DatasetWriter, new_folder
 from edgemm.errors import InputError
 from edgemm.evaluate.shapes_checker import check_scene
 from tests.data.conftest import FIXTURE
@@ -77,6 +77,53 @@ def test_emoji_change_their_artist_their_colour_or_get_company(emoji):
     assert {edit.kind for edit in emoji.edits} >= {"style", "add"}
     assert all(before.split == after.split for before, _, after in pairs(emoji, "style"))
     assert (emoji.path / "LICENSES").is_dir()
+
+
+def drawn(goal, kind, *things):
+    """A dataset of (name in the set, style, code, label, colour, way) on white."""
+    with new_folder(goal) as folder:
+        writer = DatasetWriter(folder, kind, 64)
+        for name, style, code, label, colour, way in things:
+            scene = {"colour": colour, "ground": "white"} if colour else None
+            where = (f"{style}/{name}", f"images/{style}/{name}.png", style)
+            sample = Sample(*where, label, (), label, "animals-nature", way, code, "train", (label,), scene)
+            writer.add(sample, Image.new("RGB", (64, 64), colour or "gray"))
+        writer.finish([], [])
+    return goal
+
+
+def test_what_is_drawn_in_another_style_keeps_its_colour(tmp_path):
+    """Copies of `edgemm data emoji --hues` share their drawing's code."""
+    things = [
+        (f"1f697{colour}", style, "1f697", "car", colour, "transport")
+        for style in ("fluent", "noto")
+        for colour in (None, "red", "blue")
+    ]
+    dataset = build(tmp_path / "set", drawn(tmp_path / "in", "emoji", *things), styles=("fluent", "noto"))
+    styles = pairs(dataset, "style")
+    assert styles and all(before.style != after.style for before, _, after in styles)
+    assert all(before.label == after.label for before, _, after in styles)
+
+
+def test_an_icon_in_another_style_is_the_same_icon(tmp_path):
+    """Icons have no code: a bicycle is no car in another style, and no outline is filled where a colour changes."""
+    things = [
+        ("car-1", "lucide", "", "car", "red", "outlined"),
+        ("car-2", "tabler", "", "car", "red", "outlined"),
+        ("bike", "tabler", "", "bicycle", "red", "outlined"),
+        ("car-3", "tabler", "", "car", "blue", "filled"),
+        ("car-4", "tabler", "", "car", "green", "outlined"),
+    ]
+    dataset = build(tmp_path / "set", drawn(tmp_path / "in", "icons", *things))
+    assert {(one.label, other.label) for one, _, other in pairs(dataset, "style")} == {("red car", "red car")}
+    found = {frozenset((one.label, other.label)) for one, _, other in pairs(dataset, "colour")}
+    assert found == {frozenset(("red car", "green car"))}
+
+
+def test_emoji_of_one_kind_alone_are_refused_and_not_tried_for_ever(tmp_path):
+    things = [(str(number), "fluent", str(number), "car", None, "transport") for number in range(5)]
+    with pytest.raises(InputError, match="5 emoji make no pair"):
+        build(tmp_path / "set", drawn(tmp_path / "in", "emoji", *things))
 
 
 def test_the_verb_writes_the_same_bytes_for_the_same_seed(tmp_path):

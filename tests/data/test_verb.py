@@ -61,11 +61,14 @@ def test_shapes_of_chosen_tasks(tmp_path):
     [
         (("--count", "0"), "--count 0 makes nothing"),
         (("--seed", "-1"), "--seed -1 is negative"),
+        (("edits", "--styles", "noto"), "without --source shapes are edited"),
+        (("compose", "--source", "emoji", "--offline"), "nothing is fetched beside --source"),
     ],
 )
 def test_impossible_calls_are_refused(tmp_path, arguments, message):
+    kind = [] if arguments[0] in verb.KINDS else ["shapes"]
     with pytest.raises(UsageError, match=message):
-        run("shapes", "--output", tmp_path / "set", *arguments)
+        run(*kind, *arguments, "--output", tmp_path / "set")
     assert not (tmp_path / "set").exists()
 
 
