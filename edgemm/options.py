@@ -70,11 +70,14 @@ def flag_of(name: str, said: Option) -> str | None:
     return said.flag if isinstance(said.flag, str) else "--" + name.replace("_", "-")
 
 
-def from_keywords(options: type[T], function: str, given: Mapping[str, Any], also: tuple[str, ...] = ()) -> T:
+def from_keywords(
+    options: type[T], function: str, given: Mapping[str, Any], also: tuple[str, ...] = (), over: T | None = None
+) -> T:
     """The keyword arguments of a public function as its options; a wrong name is a UsageError with the nearest one.
 
     `function` is what was called, as "generate_text()"; `also` are names of its other arguments, which may have been
-    meant.  Call it there and nowhere deeper: the DeprecationWarning of an old name points to that function's caller.
+    meant; what is not given is as in `over`, where there is one.  Call it there and nowhere deeper: the
+    DeprecationWarning of an old name points to that function's caller.
     """
     known = [field.name for field in dataclasses.fields(cast(Any, options))]
     renamed = {old: name for name, (_, said) in options_of(options).items() for old in said.old}
@@ -93,7 +96,7 @@ def from_keywords(options: type[T], function: str, given: Mapping[str, Any], als
             warnings.warn(f"{function}: {said!r} is now {name!r}", DeprecationWarning, stacklevel=3)
         _check(options, name, value)
         found[name] = value
-    return options(**found)
+    return options(**found) if over is None else dataclasses.replace(cast(Any, over), **found)
 
 
 NUMBERS = {int: (numbers.Integral, "a whole number"), float: (numbers.Real, "a number")}

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from edgemm.bundle.files import reading
 from edgemm.cli.draw import add_model_arguments, open_model
 from edgemm.cli.flags import add_options, read_options
-from edgemm.errors import InputError, UsageError
+from edgemm.errors import EdgemmError, InputError, UsageError
 from edgemm.runtimes.text_call import TextOptions
 
 if TYPE_CHECKING:
@@ -121,7 +121,9 @@ def _converse(model: Model, before: list[dict[str, Any]], args: argparse.Namespa
             shown: list[str] = []
             try:
                 _reply(model, asked, args, _Tee(shown))
-            except InputError as error:
+            except EdgemmError as error:
+                if messages == before and not isinstance(error, InputError):
+                    raise  # a wrong flag, and nothing that would be lost
                 print(f"edgemm: {error}", file=sys.stderr)
                 images = []
                 continue

@@ -87,6 +87,7 @@ class Adapters:
     def __init__(self, inputs: Mapping[str, tuple[TensorSpec, ...]], scales: Arrays = NO_SCALES) -> None:
         """`scales` tell by COMPONENT.MODULE.in and .out what inputs and outputs of modules were divided by."""
         self._specs = {component: _adapter_specs(specs) for component, specs in inputs.items()}
+        self._takes_none = [component for component, specs in self._specs.items() if not specs]
         self._specs = {component: specs for component, specs in self._specs.items() if specs}
         none = {component: zero_factors(specs) for component, specs in self._specs.items()}
         self._none = Adapter(None, none, frozenset())
@@ -105,6 +106,11 @@ class Adapters:
         if not self._specs:
             raise InputError("this bundle takes no adapters: export it again with --adapters")
         parts = {part: folder / part for part in self._specs if (folder / part).is_dir()}
+        if parts and (lost := [part for part in self._takes_none if (folder / part / FILES[0]).is_file()]):
+            raise InputError(
+                f"{folder}: the {lost[0]} of this bundle takes no adapter, and a half would be lost: export it with "
+                f"--adapters, or load {folder / next(iter(parts))} alone"
+            )
         if not parts and (folder / FILES[0]).is_file():  # one part alone, in PEFT's own layout
             parts = {self._owner(folder): folder}
         if not parts:

@@ -289,10 +289,10 @@ class CachedTransformer:
             buffer[to, :, :slots] = buffer[source, :, :slots]
         self.lengths[to] = self.lengths[source]
 
-    def clear_row(self, row: int) -> None:
-        """Numbers that went wrong must not stay: 0 times NaN is NaN, also where nobody attends."""
+    def clear_row(self, row: int, first: int = 0) -> None:
+        """Numbers that went wrong from slot `first` on must not stay: 0 times NaN is NaN, also where nobody attends."""
         for buffer in self.cache.buffers.values():
-            buffer[row] = 0
+            buffer[row, :, first:] = 0
 
     def prefill_rows(
         self, prompts: Sequence[Prompt], image_tokens: np.ndarray | None = None, slots: int = 0

@@ -32,9 +32,7 @@ class Sampling:
 
     def __post_init__(self) -> None:
         _check("temperature", self.temperature, 0 <= self.temperature <= 100, "0 to 100")
-        _check(
-            "repetition_penalty", self.repetition_penalty, 0 < self.repetition_penalty <= 100, "above 0, at most 100"
-        )
+        _check("repetition_penalty", self.repetition_penalty, 0.01 <= self.repetition_penalty <= 100, "0.01 to 100")
         if self.top_k is not None:
             _check("top_k", self.top_k, self.top_k >= 1, "at least 1")
         if self.top_p is not None:

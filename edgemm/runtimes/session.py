@@ -178,6 +178,7 @@ class Session:
                     yield chunk
             except EdgemmError:
                 self._return_to(place)
+                self._transformer.clear_row(0, place.used)
                 raise
             finally:
                 read = self._transformer.cache.used - place.used

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import secrets
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import cached_property
@@ -106,15 +107,12 @@ class TextGenerator:
     def request_of(self, prompt: Prompt, options: TextOptions, history: tuple[int, ...] = ()) -> TextRequest:
         """What the loop wants of a prompt; raises UsageError by the option's name."""
         self._check_prompt_lookup(options)
-        seed = secrets.randbits(32) if options.seed is None and options.temperature else options.seed
         constraint = None
         if options.json_schema is not None or options.grammar is not None:
             constraint = self.constraints.make(options.json_schema, options.grammar)
         return TextRequest(
             prompt,
-            Sampling(
-                options.temperature, options.top_k, options.top_p, options.min_p, options.repetition_penalty, seed
-            ),
+            _sampling(options),
             max_new_tokens=options.max_new_tokens,
             stop=tuple(options.stop),
             stop_token_ids=() if options.ignore_eos else self.loop.stop_token_ids,
@@ -201,9 +199,10 @@ class TextGenerator:
         """Several replies, side by side."""
         batch, results = self.batch(len(asked)), {}
         writings = [self.writing(each, cancelled, began) for each in asked]
-        for writing in writings:
-            batch.add(writing)
-        while len(batch):
+        waiting = deque(writings)
+        while waiting or len(batch):
+            while waiting and not batch.full:  # a graph of so many rows takes no more at once
+                batch.add(waiting.popleft())
             for writing, said in batch.turn(together=True):
                 if isinstance(said, EdgemmError):
                     raise said
@@ -227,6 +226,20 @@ class TextGenerator:
     def _silent(self) -> np.ndarray | None:
         path = self.manifest.loops.text and self.manifest.loops.text.silent_ids
         return self._engines.ids(path) if path else None
+
+
+def _sampling(options: TextOptions) -> Sampling:
+    """How tokens are chosen; UsageError where nobody asked for a choice, and something is to be left out of it."""
+    temperature = 0.0 if options.temperature is None else options.temperature
+    seed = secrets.randbits(32) if options.seed is None and temperature else options.seed
+    chosen = Sampling(temperature, options.top_k, options.top_p, options.min_p, options.repetition_penalty, seed)
+    for name, all_of_them in (("top_k", None), ("top_p", 1), ("min_p", 0)) if options.temperature is None else ():
+        if (found := getattr(options, name)) not in (None, all_of_them):
+            raise UsageError(
+                f"{name} is {found}, and without a temperature the likeliest token is taken: give temperature, or "
+                f"leave {name} out"
+            )
+    return chosen
 
 
 def _constraint_maker(engines: Engines) -> ConstraintMaker:

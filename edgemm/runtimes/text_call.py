@@ -48,7 +48,7 @@ class TextOptions:
     """The options of generate_text, stream_text and their relatives."""
 
     max_new_tokens: int = option(128, "most tokens of the reply", metavar="N")
-    temperature: float = option(0.0, "0 takes the likeliest token", metavar="T")
+    temperature: float | None = option(None, "0 takes the likeliest token (default: 0)", metavar="T")
     top_k: int | None = option(None, "keep the K likeliest tokens", metavar="K")
     top_p: float | None = option(None, "keep the likeliest tokens of this probability together", metavar="P")
     min_p: float | None = option(None, "drop tokens below this part of the likeliest one's probability", metavar="P")
@@ -99,7 +99,7 @@ class TextKeywords(TypedDict, total=False):
     """TextOptions for type checkers."""
 
     max_new_tokens: int
-    temperature: float
+    temperature: float | None
     top_k: int | None
     top_p: float | None
     min_p: float | None

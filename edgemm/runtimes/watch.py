@@ -16,7 +16,7 @@ from __future__ import annotations
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -151,8 +151,7 @@ class Watch:
 
         Nothing of it stays in the cache.
         """
-        given = from_keywords(TextOptions, "ask()", options)
-        chosen = replace(self._options, **{name: getattr(given, name) for name in options if hasattr(given, name)})
+        chosen = from_keywords(TextOptions, "ask()", options, over=self._options)
         _check_options(chosen)
         with self._alone():
             return self._ask(question, chosen)

@@ -25,6 +25,7 @@ from edgemm.bundle.manifest import Limits
 from edgemm.cli import main as cli
 from edgemm.cli.inspect import describe
 from edgemm.cli.main import VERBS, Verb, main
+from tests.runtimes.test_memory import limit_mb
 from tests.runtimes.tiny_bundle import build
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -104,6 +105,18 @@ def test_chat_converses_on_a_terminal(bundle, picture):
     assert out.count(b"> ") == 8
     assert b"none.png: cannot be read" in err
     assert b"Traceback" not in err
+
+
+def test_a_message_that_memory_does_not_hold_ends_no_conversation(bundle):
+    here, there = pty.openpty()
+    limit = limit_mb(bundle, 300)
+    process = start("chat", bundle, "--max-new-tokens", 4, "--memory-limit-mb", limit, stdin=there)
+    os.close(there)
+    os.write(here, f"hello\n{'y' * 400}\nagain\n/quit\n".encode())
+    out, err = process.communicate(timeout=BUSY_S)
+    os.close(here)
+    assert (process.returncode, out.count(b"> ")) == (0, 4), err
+    assert err.count(b"edgemm: ") == 1 and b"Traceback" not in err
 
 
 def test_draw_writes_the_picture_of_the_seed(bundle, tmp_path, capsys):

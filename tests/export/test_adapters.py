@@ -18,11 +18,14 @@ from safetensors.torch import load_file, save_file
 
 import edgemm
 import edgemm.serve
+from edgemm.bundle.adapter_config import FILES
 from edgemm.bundle.chat import as_messages, chat_prompt
+from edgemm.bundle.components import ADAPTER_PREFIX, TensorSpec
 from edgemm.errors import InputError, UsageError
 from edgemm.export.schemes import SCHEMES
 from edgemm.quantize.options import QuantizeOptions
 from edgemm.runtimes import schedule
+from edgemm.runtimes.adapters import Adapters
 from tests.export.nano import needs_opset_24
 from tests.serve.conftest import running
 
@@ -345,3 +348,20 @@ def test_half_precision_factors_are_read(opened, adapters, tmp_path):
 def test_export_refuses_layers_that_take_none(export, tmp_path):
     with pytest.raises(UsageError, match="adapters names 'z_proj', expected some of: down_proj"):
         export(tmp_path / "x", adapters=("z_proj",))
+
+
+def test_no_half_of_an_adapter_is_lost_without_a_word(model, tmp_path):
+    """A bundle whose denoiser alone takes adapters, and one that has no transformer at all."""
+    peft_adapter(model, tmp_path / "both", seed=1, rank=4)
+    sizes = {name: tensor.shape for name, tensor in load_file(tmp_path / "both/denoiser" / FILES[1]).items()}
+    specs = []
+    for name, shape in sizes.items():
+        module, kind = name.removeprefix("base_model.model.").removesuffix(".weight").rsplit(".lora_", 1)
+        entries = (shape[1], "r") if kind == "A" else ("r", shape[0])
+        specs.append(TensorSpec(f"{ADAPTER_PREFIX}{module}.{kind.lower()}", "float32", entries))
+    draws = {"denoiser": tuple(specs)}
+    takes_half = Adapters({"transformer": (TensorSpec("input_ids", "int64", ("b", "s")),), **draws})
+    with pytest.raises(InputError, match="the transformer of this bundle takes no adapter, and a half would be lost"):
+        takes_half.load("both", tmp_path / "both")
+    takes_half.load("half", tmp_path / "both" / "denoiser")
+    Adapters(draws).load("both", tmp_path / "both")

@@ -13,7 +13,7 @@ import pytest
 from edgemm.cli import chat, draw
 from edgemm.cli.main import Parser, main
 from edgemm.errors import UsageError
-from edgemm.options import flag_of, options_of, options_table
+from edgemm.options import flag_of, from_keywords, options_of, options_table
 from edgemm.runtimes.image_call import DrawingKeywords, DrawingOptions
 from edgemm.runtimes.text_call import TextKeywords, TextOptions
 
@@ -108,3 +108,20 @@ def test_flags_are_known_without_numpy(verb):
         f"import sys; from edgemm.cli.main import main; main([{verb!r}, '--help']); assert 'numpy' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+
+
+@pytest.mark.parametrize(("name", "value"), [("top_k", 5), ("top_p", 0.9), ("min_p", 0.1)])
+def test_what_narrows_a_choice_that_is_not_made_is_refused(model, name, value):
+    with pytest.raises(UsageError, match=f"{name} is {value}, and without a temperature the likeliest token is taken"):
+        model.generate_text("x", **{name: value}, max_new_tokens=2)
+    likeliest = model.generate_text("x", max_new_tokens=2)
+    for more in ({"temperature": 0.0, name: value}, {"top_p": 1.0, "min_p": 0.0}):
+        again = model.generate_text("x", max_new_tokens=2, **more)
+        assert (again.token_ids, again.seed) == (likeliest.token_ids, None)
+
+
+def test_what_is_not_given_stays_as_it_was_also_beside_an_old_name():
+    before = TextOptions(max_new_tokens=7, prompt_lookup_num_tokens=2)
+    with pytest.warns(DeprecationWarning, match="guess_ahead"):
+        after = from_keywords(TextOptions, "ask()", {"guess_ahead": 5}, over=before)
+    assert after == TextOptions(max_new_tokens=7, prompt_lookup_num_tokens=5)

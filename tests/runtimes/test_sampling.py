@@ -38,6 +38,12 @@ def test_the_penalty_is_hugging_faces():
     np.testing.assert_allclose(penalised(LOGITS, history, 1.7), theirs[0].numpy(), rtol=1e-6)
 
 
+def test_a_penalty_that_would_overflow_is_refused():
+    for penalty in (0.0, 1e-40, 0.009, 101.0):
+        with pytest.raises(UsageError, match=r"repetition_penalty is .*, expected 0\.01 to 100"):
+            Sampling(repetition_penalty=penalty)
+
+
 def test_temperature_zero_takes_the_likeliest():
     generator = np.random.default_rng(0)
     assert next_token(LOGITS, [], Sampling(), generator) == LOGITS.argmax()

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import edgemm
-from edgemm.errors import InputError, UsageError
+from edgemm.errors import EdgemmError, InputError, UsageError
 from tests.runtimes.tiny_bundle import LIMITS, build
 
 PICTURE = np.random.default_rng(5).integers(0, 256, (20, 30, 3), dtype=np.uint8)
@@ -155,3 +155,18 @@ def test_only_turns_that_were_can_be_taken_back(model, turns):
     chat.generate_text("hello", max_new_tokens=2)
     with pytest.raises(UsageError, match=f"turns is {turns}, expected 1 to 1"):
         chat.rewind(turns)
+
+
+def test_a_conversation_goes_on_after_a_reply_whose_numbers_went_wrong(model):
+    """0 times NaN is NaN: what went wrong must not stay behind the slots that count."""
+    chat, sound = model.session(), model.session()
+    for each in (chat, sound):
+        each.generate_text("hello", max_new_tokens=4)
+    stream = chat.stream_text("a longer question than the next", max_new_tokens=9, ignore_eos=True)
+    next(stream)
+    for buffer in chat._transformer.cache.buffers.values():
+        buffer[:, :, chat._place.used :] = np.nan
+    with pytest.raises(EdgemmError, match="NaN or infinity"):
+        list(stream)
+    assert chat.messages == sound.messages
+    assert chat.generate_text("b", max_new_tokens=5).token_ids == sound.generate_text("b", max_new_tokens=5).token_ids

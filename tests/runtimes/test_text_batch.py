@@ -12,7 +12,8 @@ from edgemm.errors import EdgemmError, UsageError
 from edgemm.runtimes.cache_budget import CacheBudget
 from edgemm.runtimes.kv_cache import BLOCK, PIECE, CachedTransformer
 from edgemm.runtimes.text_call import TextChunk
-from tests.runtimes.tiny_bundle import LIMITS, build
+from tests.runtimes import tiny_bundle
+from tests.runtimes.tiny_bundle import LIMITS, build, graphs
 
 PICTURE = np.random.default_rng(5).integers(0, 256, (20, 30, 3), dtype=np.uint8)
 PROMPTS = ["hello", "What is this?", "a", "a much longer prompt than the others " * 3]
@@ -200,3 +201,22 @@ def test_a_memory_limit_keeps_replies_apart_rather_than_cutting_them(bundle_path
         wanted = model.generate_text("hello", max_new_tokens=20).text
         assert [chunk.result.text for chunk in said if chunk.result is not None] == [wanted] * 2
         assert batch.fits(limited.text_writing("hello", max_new_tokens=BLOCK))
+
+
+def test_a_graph_of_one_row_writes_as_many_replies_one_after_the_other(tmp_path, weights, model, monkeypatch):
+    def of_one_row(some):
+        made = graphs(some)
+        for side in (made["transformer"].inputs, made["transformer"].outputs):
+            side[:] = [(name, kind, tuple(1 if axis == "b" else axis for axis in shape)) for name, kind, shape in side]
+        return made
+
+    monkeypatch.setattr(tiny_bundle, "graphs", of_one_row)
+    path = build(tmp_path / "one.bundle", weights)
+    with edgemm.load(path, device="cpu", threads=1) as narrow:
+        assert (
+            narrow.text_batch(8).full is False and narrow.manifest.variant("transformer", "cpu").inputs[0].shape[0] == 1
+        )
+        found = narrow.generate_texts(PROMPTS, IMAGES, max_new_tokens=6)
+    assert [result.token_ids for result in found] == [
+        model.generate_text(prompt, own, max_new_tokens=6).token_ids for prompt, own in zip(PROMPTS, IMAGES)
+    ]
