@@ -81,13 +81,15 @@ def _smaller(recipe: StudentRecipe, ranks: Ranks) -> None:
     teacher = checkpoint.load(recipe.teacher).requires_grad_(False)
     if teacher.config.denoiser.step_size:
         raise CheckpointError(f"{recipe.teacher}: draws in few steps; cut a student from its own teacher instead")
+    recipe.refuse("a student's adapter begins above what its denoiser reads", "lora_first_layer")
+    recipe.refuse("a student's replies weigh as its answers do", "reply_weight")
     goes_on = (Path(recipe.student) / "config.json").is_file()
     start = Path(recipe.student) if goes_on else Path(recipe.output) / "start"
     with ranks.accelerator.main_process_first():
         if not start.is_dir():
             _cut(teacher, recipe, start)
-        elif not goes_on:
-            _check_cut(start, recipe)
+        else:
+            _check_cut(start, recipe, goes_on)
     reads = recipe.parts in ("transformer", "both")
     student = checkpoint.load(start, merge=not reads).requires_grad_(False).to(ranks.device)
     if goes_on:
@@ -171,16 +173,14 @@ def _cut(teacher: Unified, recipe: StudentRecipe, start: Path) -> None:
     progress.line(f"distill: keeps layers {', '.join(map(str, kept))}; influence (- goes): {shown}")
 
 
-def _check_cut(start: Path, recipe: StudentRecipe) -> None:
-    """InputError where an earlier run cut a student of other depths."""
+def _check_cut(start: Path, recipe: StudentRecipe, goes_on: bool) -> None:
+    """InputError where the student has other depths, from an earlier run or because it is a checkpoint that goes on."""
     config = ModelConfig.read(start / "config.json")
     cut = {"transformer_layers": config.transformer.depth, "denoiser_layers": config.denoiser.depth}
     for line, found in cut.items():
         if getattr(recipe, line) not in (0, found):
-            raise InputError(
-                f"{start}: was cut to {line} {found}, the recipe asks for {getattr(recipe, line)}; delete "
-                f"{recipe.output} or choose another output"
-            )
+            cure = "leave it out" if goes_on else f"delete {recipe.output} or choose another output"
+            raise InputError(f"{start}: was cut to {line} {found}, the recipe asks for {getattr(recipe, line)}; {cure}")
 
 
 def _calibrate(teacher: Unified, recipe: StudentRecipe) -> tuple[list[str], list[float]]:
@@ -210,6 +210,7 @@ def healing_adapter(
 
     config, known = checkpoint.read_adapter(source)
     rank = max(recipe.lora_rank, *(len(tensor) for key, tensor in known.items() if key.endswith(".lora_A.weight")))
+    alpha = max(1, round(rank * recipe.lora_alpha / recipe.lora_rank))
     targets = {name for name in PROJECTIONS if any(f".{name}." in key for key in known)} | set(recipe.lora_targets)
     random, found = torch.Generator().manual_seed(recipe.seed), {}
     for number, layer in enumerate(kept[first:], first):
@@ -221,13 +222,13 @@ def healing_adapter(
                 if f"{stem}.lora_A.weight" in known:
                     old = len(known[f"{stem}.lora_A.weight"])
                     down[:old] = known[f"{stem}.lora_A.weight"].float()
-                    scale = config.scale(f"layers.{layer}.{name}", old) / 2  # the new one has alpha = 2 rank
+                    scale = config.scale(f"layers.{layer}.{name}", old) * rank / alpha
                     up[:, :old] = known[f"{stem}.lora_B.weight"].float() * scale
                 stem = f"base_model.model.layers.{number}.{name}"
                 found |= {f"{stem}.lora_A.weight": down, f"{stem}.lora_B.weight": up}
     names = "|".join(name for name in PROJECTIONS if name in targets)
     layers = "|".join(map(str, range(first, len(kept))))
-    LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=rf"layers\.({layers})\.\w+\.({names})").save_pretrained(
+    LoraConfig(r=rank, lora_alpha=alpha, target_modules=rf"layers\.({layers})\.\w+\.({names})").save_pretrained(
         str(output)
     )
     save_file(found, output / FILES[1], metadata={"format": "pt"})

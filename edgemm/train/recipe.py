@@ -128,6 +128,14 @@ class Recipe:
                     expected = f"{low} or more" if value < low and high >= MOST else f"{low} to {high}"
                     raise UsageError(f"recipe: {name} is {value}, expected {expected}")
 
+    def refuse(self, why: str, *names: str) -> None:
+        """UsageError of lines that a recipe has and its training has no use for; the defaults are in nobody's way."""
+        for field in dataclasses.fields(self):
+            if field.name in names and getattr(self, field.name) != field.default:
+                raise UsageError(
+                    f"recipe: {field.name} is {getattr(self, field.name)!r}, and {why}: leave the line out"
+                )
+
     def _one_of(self, name: str, allowed: tuple[str, ...]) -> None:
         if getattr(self, name, allowed[0]) not in allowed:
             raise UsageError(f"recipe: {name} is {getattr(self, name)!r}, expected one of: {', '.join(allowed)}")
@@ -233,11 +241,23 @@ class Stage(Recipe):
 class Parts(Stage):
     """One that learns with more than one part of a model."""
 
+    teaches: ClassVar[tuple[str, ...]] = PARTS
+
     train: tuple[str, ...] = ()  # of PARTS; none means the kind's own; "transformer" is all its weights
 
     def __post_init__(self) -> None:
         super().__post_init__()
         self._some_of("train", PARTS)
+        if self.train and not set(self.train) & set(self.teaches):
+            parts = f"teaches {', '.join(self.teaches)}" if self.teaches else "chooses its parts itself"
+            raise UsageError(f"recipe: train is {', '.join(self.train)}, and kind {self.kind} {parts}")
+        if "projection" in self.train and not getattr(self, "train_projection", True):
+            raise UsageError("recipe: train names the projection, and train_projection is false: leave one of them out")
+
+    @property
+    def idle(self) -> tuple[str, ...]:
+        """What `train` names and learns nothing."""
+        return tuple(name for name in self.train if name not in self.teaches)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -245,6 +265,7 @@ class DrawRecipe(Drawing, Parts):
     """The image expert over a frozen transformer."""
 
     kind: ClassVar[str] = "draw"
+    teaches: ClassVar[tuple[str, ...]] = ("conditioner", "denoiser", "queries", "transformer")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -267,6 +288,7 @@ class ReadRecipe(Reading, Parts):
     """The projection, and LoRA on the transformer."""
 
     kind: ClassVar[str] = "read"
+    teaches: ClassVar[tuple[str, ...]] = ("projection", "transformer")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -284,6 +306,7 @@ class GraphRecipe(Flow, Parts):
     """Answers about graphs and pictures of them, all parts of a model learning (train/tasks/graphs.py)."""
 
     kind: ClassVar[str] = "graph"
+    teaches: ClassVar[tuple[str, ...]] = ()
 
     flow_weight: float = 1.0  # of drawing's loss beside that of the answers; 0: answers alone
     tell_share: float = 0.5  # of a batch's graphs, told edge by edge where others are asked one question
@@ -293,6 +316,7 @@ class GraphRecipe(Flow, Parts):
     def __post_init__(self) -> None:
         super().__post_init__()
         self._one_of("edges", ("told", "shuffled", "none"))
+        self.refuse("all graphs of the splits are asked about", "groups", "pictures")
 
 
 @dataclass(frozen=True, kw_only=True)

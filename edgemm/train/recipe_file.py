@@ -47,6 +47,17 @@ __all__ = [
 ]
 
 
+PARTS = ("transformer", "denoiser", "both")  # which half learns: the transformer reads, the denoiser draws
+
+
+def refuse_other_half(recipe: Recipe, parts: str) -> None:
+    """UsageError of lines that say what the half which does not learn is taught."""
+    if parts == "transformer":
+        recipe.refuse("only reading learns", "caption", "more", "more_captions")
+    if parts == "denoiser":
+        recipe.refuse("only drawing learns", "replies", "blend", "caption_share", "align_steps", "word_steps")
+
+
 # What `edgemm distill` is told: who teaches, what the student is, and what it is asked to copy.
 
 
@@ -83,7 +94,8 @@ class StudentRecipe(Drawing, Reading, DistillRecipe):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self._one_of("parts", ("transformer", "denoiser", "both"))
+        self._one_of("parts", PARTS)
+        refuse_other_half(self, self.parts)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,7 +134,6 @@ class FewStepsRecipe(DistillRecipe):
 # What `edgemm finetune` is told: which adapter, on which part.
 
 METHODS = ("lora", "rslora", "dora", "qlora")
-PARTS = ("transformer", "denoiser", "both")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -151,6 +162,7 @@ class FinetuneRecipe(Drawing, Answering):
         super().__post_init__()
         for name, allowed in (("method", METHODS), ("parts", PARTS), ("optimizer", ("adamw",))):
             self._one_of(name, allowed)
+        refuse_other_half(self, self.parts)
         if self.method == "qlora" and self.parts == "denoiser":
             raise UsageError("recipe: qlora keeps the transformer in nf4; for the denoiser alone take method lora")
         if not self.name or self.name.startswith(".") or set(self.name) & set("/\\"):

@@ -31,6 +31,7 @@ from edgemm.train.recipe import (
     EyeRecipe,
     GraphRecipe,
     JointRecipe,
+    Parts,
     ReadRecipe,
     Stage,
 )
@@ -99,6 +100,8 @@ def train(recipe: Stage, following: Sequence[Stage] = ()) -> bool:
     if ranks.is_first:
         where = f"{ranks.share.count} x {ranks.device.type}{', sharded' if ranks.sharded else ''}"
         progress.line(f"{recipe.kind}: {task.description}; {where}; {Path(recipe.output)}")
+        if isinstance(recipe, Parts) and recipe.idle:
+            progress.line(f"recipe: train names {', '.join(recipe.idle)}, and kind {recipe.kind} teaches them nothing")
     run_loop(model, task, recipe, ranks, began_s)
     return ranks.is_first
 

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file
 
 from edgemm.cli.main import main
-from edgemm.errors import CheckpointError, InputError
+from edgemm.errors import CheckpointError, InputError, UsageError
 from edgemm.model import checkpoint
 from edgemm.train.distill import distill, healing_adapter
 from edgemm.train.recipe_file import DistillRecipe, read_recipe
@@ -123,7 +123,8 @@ def test_a_student_may_draw_further_datasets(teacher, tmp_path):
     assert captions() < captions(more=EMOJI, more_captions=1)
 
 
-def test_an_adapter_keeps_what_it_says_of_the_layers_that_stay_and_gets_room(teacher, tmp_path):
+@pytest.mark.parametrize("alpha", [16, 4])
+def test_an_adapter_keeps_what_it_says_of_the_layers_that_stay_and_gets_room(teacher, tmp_path, alpha):
     from peft import LoraConfig, get_peft_model
 
     from edgemm.train.shrink import shrink, student_expert
@@ -142,7 +143,7 @@ def test_an_adapter_keeps_what_it_says_of_the_layers_that_stay_and_gets_room(tea
     student, kept = shrink(plain, 4, expert, [0.9, 0.1, 0.1, 0.6, 0.1, 0.5], PROMPTS, "cut")
     assert kept[-1] == 5 and 4 not in kept
     first = len([layer for layer in kept if layer <= 3])
-    recipe = settings(teacher, tmp_path / "run", student="nano", lora_rank=8)
+    recipe = settings(teacher, tmp_path / "run", student="nano", lora_rank=8, lora_alpha=alpha)
     healing_adapter(student, tmp_path / "old", kept, first, recipe, tmp_path)
     checkpoint.merge_adapter(student, tmp_path)
     ours = student.transformer.state_dict()
@@ -151,6 +152,7 @@ def test_an_adapter_keeps_what_it_says_of_the_layers_that_stay_and_gets_room(tea
         found, wanted = ours[f"layers.{last}.{name}.weight"], merged[f"layers.5.{name}.weight"]
         torch.testing.assert_close(found, wanted, atol=1e-5, rtol=1e-5)
     assert not torch.equal(merged["layers.5.mlp.down_proj.weight"], before["layers.5.mlp.down_proj.weight"])
+    assert json.loads((tmp_path / "adapter_config.json").read_text())["lora_alpha"] == alpha
     assert len(load_file(tmp_path / "adapter_model.safetensors")) == 2 * 7 * (len(kept) - first)
 
 
@@ -191,6 +193,18 @@ def test_answers_from_before_the_key_knew_more_are_taken_as_they_are(tmp_path):
 def test_a_student_that_was_cut_to_another_depth_is_not_gone_on_with(teacher, nano):
     with pytest.raises(InputError, match="was cut to transformer_layers 4, the recipe asks for 5"):
         distill(settings(teacher, nano, student="nano", transformer_layers=5, steps=31))
+
+
+def test_a_checkpoint_that_goes_on_learning_has_the_depth_that_it_has(teacher, nano, tmp_path):
+    changes = {"student": nano / "checkpoint", "steps": 1}
+    with pytest.raises(InputError, match="was cut to transformer_layers 4, the recipe asks for 5; leave it out"):
+        distill(settings(teacher, tmp_path, transformer_layers=5, **changes))
+
+
+@pytest.mark.parametrize("line", ["lora_first_layer", "reply_weight"])
+def test_what_a_student_has_no_choice_of_is_refused(teacher, tmp_path, line):
+    with pytest.raises(UsageError, match=f"recipe: {line} is 3"):
+        distill(settings(teacher, tmp_path, student="nano", steps=1, **{line: 3}))
 
 
 @pytest.mark.slow

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from edgemm.errors import InputError, UsageError
-from edgemm.train.recipe import DrawRecipe, Stage
+from edgemm.train.recipe import DrawRecipe, JointRecipe, ReadRecipe, Stage
 from edgemm.train.recipe_file import KINDS, DistillRecipe, FinetuneRecipe, read_recipe, read_stages
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -276,3 +276,52 @@ sys.exit(99 if "torch" in sys.modules else code)
     assert ran.returncode == code, ran.stderr
     assert line.split()[0] in ran.stderr
     assert ran.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("kind", "train", "message"),
+    [
+        ("read", ["denoiser"], "train is denoiser, and kind read teaches projection, transformer"),
+        ("read", ["conditioner", "queries"], "train is conditioner, queries, and kind read teaches"),
+        (
+            "draw",
+            ["projection"],
+            "train is projection, and kind draw teaches conditioner, denoiser, queries, transformer",
+        ),
+        ("graph", ["transformer"], "train is transformer, and kind graph chooses its parts itself"),
+    ],
+)
+def test_parts_of_which_a_kind_teaches_none_are_refused(write, kind, train, message):
+    with pytest.raises(UsageError, match=message):
+        read_recipe(write(f'kind = "{kind}"\ndata = "d"\noutput = "o"\ntrain = {json.dumps(train)}'), [], Stage)
+
+
+def test_some_that_it_does_not_teach_are_known_by_name():
+    assert ReadRecipe(data="d", output="o", train=("denoiser", "transformer")).idle == ("denoiser",)
+    assert JointRecipe(data="d", output="o", train=("denoiser", "projection")).idle == ()
+
+
+@pytest.mark.parametrize(
+    ("verb", "kind", "lines", "message"),
+    [
+        (
+            Stage,
+            "read",
+            ["train=projection", "train_projection=false"],
+            "train names the projection, and train_projection",
+        ),
+        (Stage, "graph", ["pictures=8"], "pictures is 8, and all graphs of the splits are asked about: leave"),
+        (Stage, "graph", ["groups=a"], "groups is .*, and all graphs of the splits are asked about: leave"),
+        (FinetuneRecipe, "finetune", ["parts=transformer", "caption={caption}, x"], "caption is .*only reading learns"),
+        (FinetuneRecipe, "finetune", ["parts=denoiser", "replies=4"], "replies is 4, and only drawing learns"),
+        (DistillRecipe, "student", ["parts=transformer", "more=a"], "more is .*only reading learns"),
+        (DistillRecipe, "student", ["parts=denoiser", "blend=0.5"], "blend is 0.5, and only drawing learns"),
+    ],
+)
+def test_lines_that_nothing_would_come_of_are_refused(verb, kind, lines, message):
+    needed = {Stage: [], FinetuneRecipe: ["start=s"], DistillRecipe: ["teacher=t", "student=nano"]}[verb]
+    common = ["data=d", "output=o", *needed]
+    with pytest.raises(UsageError, match=message):
+        read_recipe(None, [*common, *lines], verb, kind)
+    both = ["parts=both", *lines[1:]] if lines[0].startswith("parts") else lines[1:]
+    assert read_recipe(None, [*common, *both], verb, "read" if verb is Stage and kind == "graph" else kind)

@@ -44,6 +44,8 @@ class CodesTask:
     ) -> None:
         if set(recipe.train) - {"transformer"}:
             raise UsageError(f"recipe: train is {', '.join(recipe.train)}, a model of codes trains its transformer")
+        unused = ("more", "more_captions", "replies", "blend", "align_steps", "word_steps", "compile")
+        recipe.refuse("a model of codes learns without", *unused)
         self.model, self.recipe, self.share = model, recipe, share or Share()
         self.drawing = None if isinstance(recipe, ReadRecipe) else recipe
         caption = self.drawing.caption if self.drawing else ""
