@@ -29,12 +29,14 @@ from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor, nn
 
 from edgemm.bundle.components import COMPONENTS, TensorSpec, pattern
 from edgemm.bundle.drawing import DenoiseLoop, ImageTokensLoop
+from edgemm.bundle.files import reading
 from edgemm.bundle.manifest import TextLoop
-from edgemm.bundle.picture import seeded_picture
+from edgemm.bundle.picture import load_picture, seeded_picture
 from edgemm.errors import CheckpointError
 from edgemm.export.component_graphs import ComponentGraph
 from edgemm.export.manifest import CODE_IDS, id_table
@@ -121,6 +123,7 @@ def without_copies(pieces: Sequence[Any]) -> int:
 
 FILTERS = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic"}  # Pillow's numbers
 WHITE = (255, 255, 255)
+ALIKE = 0.02  # of white, on average: libraries resize otherwise by a level or two; other squares are 0.1 away
 
 
 @dataclass(frozen=True)
@@ -133,16 +136,21 @@ class PictureRule:
     background: tuple[int, int, int]
     scale: tuple[float, ...]  # a channel: number in the graph = scale * number in [0, 1] + shift
     shift: tuple[float, ...]
+    least: int = 1  # pixels that the shorter side has at least, when it is padded
 
 
 def picture_rule(processor: Any, folder: Any, pads: bool = False, size: int | None = None) -> PictureRule:
-    """Of an image processor that makes squares; `pads` and `size` where its settings do not say so."""
+    """Of an image processor that makes squares; `pads` and `size` where its settings do not say so.
+
+    CheckpointError where the processor itself makes something else of pictures; with `size`, of squares.
+    """
     settings = processor.to_dict()
     mean, deviation = (settings.get(key) or [0.0] * 3 for key in ("image_mean", "image_std"))
     if not settings.get("do_normalize", True):
         mean, deviation = [0.0] * 3, [1.0] * 3
-    factor = 255 * settings.get("rescale_factor", 1 / 255)
-    background = tuple(int(value * 255) for value in mean) if pads else WHITE
+    factor = 255 * settings.get("rescale_factor", 1 / 255) if settings.get("do_rescale", True) else 255.0
+    pads_first = bool(settings.get("do_pad")) and not pads
+    background = tuple(int(value * 255) for value in mean) if pads or pads_first else WHITE
     fit, side = ("pad" if pads else "stretch"), settings["size"]
     if settings.get("do_center_crop") and "shortest_edge" in side:
         fit, found = "crop", settings["crop_size"]
@@ -152,14 +160,43 @@ def picture_rule(processor: Any, folder: Any, pads: bool = False, size: int | No
         found = {"height": size, "width": size} if size else side
     if not found.get("height") or found["height"] != found.get("width"):
         raise CheckpointError(f"{folder}: pictures become {found}; this export reads squares")
-    return PictureRule(
+    if (resample := settings.get("resample", 3)) not in FILTERS:
+        raise CheckpointError(f"{folder}: resample is {resample!r}, expected one of: {', '.join(map(str, FILTERS))}")
+    rule = PictureRule(
         int(found["height"] or 0),
-        fit,
-        FILTERS[int(settings.get("resample", 3))],
+        "pad_first" if pads_first else fit,
+        FILTERS[int(resample)],
         background,  # type: ignore[arg-type]
         tuple(factor / d for d in deviation),
         tuple(-m / d for m, d in zip(mean, deviation)),
+        int(settings.get("min_size") or 1) if pads else 1,
     )
+    _try_out(rule, processor, folder, squares=size is not None)
+    return rule
+
+
+def _try_out(rule: PictureRule, processor: Any, folder: Any, squares: bool) -> None:
+    """What settings mean is not believed: pictures of many shapes, by the library and by the rule."""
+    side, other = rule.size, max(2, rule.size // 3)
+    shapes = [
+        (side, side),
+        *([] if squares else [(max(1, side * 2 // 3), side), (side, other), (max(1, side // 32), side)]),
+    ]
+    scale, shift = (np.array(each)[:, None, None] for each in (rule.scale, rule.shift))
+    for height, width in shapes[: 1 if squares else None]:
+        picture = np.ascontiguousarray(seeded_picture(2, max(height, width))[:height, :width])
+        with reading(folder, f"its image processor cannot read {width} x {height} pixels", CheckpointError):
+            made = np.asarray(processor(images=[Image.fromarray(picture)], return_tensors="np")["pixel_values"])
+        if squares and made.shape != (1, 3, side, side):  # cut into patches: only its transformer tells what they were
+            continue
+        wanted = load_picture(picture, side, rule.background, fit=rule.fit, resample=rule.resample, least=rule.least)
+        if made.shape != (1, 3, side, side) or float(np.abs((made[0] - shift) / scale - wanted).mean()) > ALIKE:
+            told = ", ".join(f"{key} {value}" for key, value in processor.to_dict().items() if key.startswith("do_"))
+            raise CheckpointError(
+                f"{folder}: of a picture of {width} x {height} pixels its image processor makes "
+                f"{made.shape[1:]} numbers that are no picture resized to {side} x {side}, rescaled and normalized; "
+                f"it says {told}"
+            )
 
 
 class Eye(nn.Module):

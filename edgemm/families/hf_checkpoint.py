@@ -26,6 +26,7 @@ from edgemm.bundle.tokenizer_rules import check_text
 from edgemm.errors import CheckpointError, InputError, MissingError
 from edgemm.export.trace import without_warnings
 from edgemm.families.folder import Found
+from edgemm.families.gguf_rotary import scale_rotary
 from edgemm.families.unpickle import how, pickles_in
 from edgemm.model.kept_weights import mapped_tensors
 from edgemm.model.pretrained import POINTER, check_tensors, is_packed, read_tensors
@@ -158,10 +159,18 @@ def open_checkpoint(found: Found, family: ModuleType | None = None) -> Checkpoin
         )
         if "state_dict" in weights:  # the library read no folder
             _read_generation(model, found.folder)
+        if "gguf_file" in weights:
+            scale_rotary(model, found.folder)
     if missing := sorted(loading["missing_keys"]):
         raise CheckpointError(f"{found.folder}: {len(missing)} tensors are missing, for example {missing[0]}")
-    if more := [name for name in sorted(loading["unexpected_keys"]) if is_of_no_layer(model, name)]:
+    unexpected = sorted(loading["unexpected_keys"])
+    if more := [name for name in unexpected if is_of_no_layer(model, name)]:
         raise CheckpointError(f"{found.folder}: {more[0]} is of a layer that its config does not count")
+    if more := [name for name in unexpected if is_left_out(model, name)]:
+        raise CheckpointError(
+            f"{found.folder}: {more[0]} is in no place that its config knows, and would be left out of its layer; is "
+            f"{found.architecture} what it is, and are its weights packed by something?"
+        )
     if wrong := sorted(loading["mismatched_keys"]):
         name, stored, said = wrong[0]
         raise CheckpointError(f"{found.folder}: {name} is {tuple(stored)}, config.json says {tuple(said)}")
@@ -182,6 +191,17 @@ def is_of_no_layer(model: nn.Module, name: str) -> bool:
         if module is None:
             return False
     return False
+
+
+def is_left_out(model: nn.Module, name: str) -> bool:
+    """Whether a tensor's name leads into a module that computes with its own, or into one of a list, and no further."""
+    module, inside = model, False
+    for part in name.split("."):
+        if module._modules.get(part) is None:
+            break
+        inside = inside or isinstance(module, nn.ModuleList)
+        module = module._modules[part]  # type: ignore[assignment]
+    return inside or any(parameter is not None for parameter in module._parameters.values())
 
 
 def _read_generation(model: Any, folder: Path) -> None:

@@ -142,6 +142,7 @@ def _text_loop(checkpoint: Checkpoint, rule: PictureRule, count: int) -> TextLoo
         image_end=processor.image_end_token,
         image_between=found.image_between,
         image_fit=rule.fit,
+        image_least=rule.least,
         image_resample=rule.resample,
         strip=found.strip,
     )

@@ -164,7 +164,10 @@ def _read_gguf(path: Path, reader: Any, config: TransformerConfig) -> Iterator[t
             if part in ("attn_q", "attn_k"):
                 weight = _unpermute(weight, config.heads if part == "attn_q" else config.kv_heads)
             yield f"layers.{layer}.{_GGUF_NAMES[part]}.weight", weight
-        elif tensor.name != "rope_freqs.weight":
+        elif tensor.name == "rope_freqs.weight":
+            if (weight != 1).any():
+                raise CheckpointError(f"{path}: {tensor.name} scales the rotary embedding; only the plain one is read")
+        else:
             raise CheckpointError(f"{path}: {tensor.name} is no part of a Llama-shaped model with tied embeddings")
 
 

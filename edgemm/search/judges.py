@@ -193,11 +193,10 @@ def differences(plain: Records, quantized: Records, data: Path, limit: int | Non
 
 # How much quality a spec may cost, in a caller's words: `ppl+3%` for reading, `psnr30` or `ssim0.97` for drawing.
 
-FORMS = {
-    "text": (r"ppl\+([0-9.]+)%", "ppl", "ppl+3%: perplexity at most 3 % higher"),
+FORMS = {  # side -> what stands before a budget's number and behind it, and how to say one
+    "text": ({"ppl+": "%"}, "ppl+3%: perplexity at most 3 % higher"),
     "draw": (
-        r"(?:psnr|ssim|drawn-(?=.*%$))([0-9.]+)%?",
-        "",
+        {"psnr": "", "ssim": "", "drawn-": "%"},
         "psnr30: at least 30 dB; ssim0.97; or drawn-4%: at most 4 % fewer held-out prompts drawn rightly",
     ),
 }
@@ -224,15 +223,16 @@ class Budget:
 
 
 def read_budget(side: str, word: str) -> Budget:
-    pattern, measure, form = FORMS[side]
-    matched = re.fullmatch(pattern, word)
+    units, form = FORMS[side]
+    matched = re.fullmatch(r"([a-z]+[+-]?)([0-9.]+)(%?)", word)
+    measure = matched[1].rstrip("+-") if matched and units.get(matched[1]) == matched[3] else ""
     try:
-        limit = float(matched[1]) if matched else None
+        limit = float(matched[2]) if matched and measure else None
     except ValueError:
         limit = None
-    if limit is None:
+    if limit is None or (measure == "ssim" and limit > 1):  # which nothing meets
         raise UsageError(f"--budget-{side} {word!r} is not of the form {form}")
-    return Budget(word, measure or ("drawn" if word.startswith("drawn") else word[:4]), limit)
+    return Budget(word, measure, limit)
 
 
 def require_budgets(scores: Scores, budgets: tuple[Budget, ...]) -> None:

@@ -245,11 +245,11 @@ class Search:
             self.levels.set(choice)
             scores = compare(self.plain, ask(self.model, self.steps))
             drawn = self.checker.score(self.model) if self.checker else None
-            if drawn is not None and self.plain_drawn is not None:
-                scores = with_drawn(scores, self.plain_drawn, drawn)
             self.journal.add(key, scores=dataclasses.asdict(scores), drawn=drawn)
         row, ms = self.journal.found[key], self.ms(choice)
         scores, size = Scores(**row["scores"]), self.levels.bytes_of(choice)
+        if row.get("drawn") and self.plain_drawn is not None:  # it may have been judged for another budget
+            scores = with_drawn(scores, self.plain_drawn, row["drawn"])
         drawn = statistics.mean(row["drawn"]) if row.get("drawn") else None
         point = Point(name, choice, size, text_ms=ms["text"], draw_ms=ms["draw"], scores=scores, drawn=drawn)
         if all(point.choice != other.choice for other in self.points):

@@ -9,12 +9,14 @@ import gguf
 import numpy as np
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig
+from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
 import edgemm
 from edgemm.bundle.chat import as_messages, chat_prompt
 from edgemm.errors import CheckpointError, MissingError
 from edgemm.families.folder import find_foreign
+from edgemm.families.hf_checkpoint import open_checkpoint
 from edgemm.verify.export_foreign import export_foreign
 from tests.families.test_chat_ids import CHATML
 from tests.families.tiny.words import SPOKEN, tokenizer
@@ -24,8 +26,8 @@ WIDTH, HEADS, KV_HEADS, FFN, DEPTH = 32, 4, 2, 64, 2
 Q8 = gguf.GGMLQuantizationType.Q8_0
 
 
-def write(path, kind="llama", eos="<|endoftext|>", licence="mit"):
-    """Random weights, packed as people's are, and a tokenizer with its template."""
+def write(path, kind="llama", eos="<|endoftext|>", licence="mit", more=lambda writer: None):
+    """Random weights, packed as people's are, and a tokenizer with its template; `more` adds to the writer."""
     head = 128 if kind == "qwen3" else WIDTH // HEADS  # the library reads no other width of a Qwen3's heads
     words = tokenizer(["<|endoftext|>", "<|im_start|>", "<|im_end|>"])
     inner = json.loads(words.backend_tokenizer.to_str())
@@ -51,6 +53,7 @@ def write(path, kind="llama", eos="<|endoftext|>", licence="mit"):
     writer.add_bos_token_id(0)
     writer.add_eos_token_id(tokens.index(eos))
     writer.add_chat_template(CHATML)
+    more(writer)
 
     def add(name, rows, columns):
         weight = random.standard_normal((rows, columns), dtype=np.float32) * 1.5 / columns**0.5
@@ -109,6 +112,73 @@ def test_a_bundle_of_a_gguf_file_says_what_the_library_reads_in_it(kind, tmp_pat
         wanted = library.generate(torch.tensor([ids]), max_new_tokens=16, do_sample=False, eos_token_id=-1)
         reply = model.generate_text(SPOKEN[2], max_new_tokens=16, ignore_eos=True)
     assert list(reply.token_ids) == wanted[0, len(ids) :].tolist() and len(set(reply.token_ids)) > 3
+
+
+LLAMA3 = {
+    "rope_type": "llama3",
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 64,
+}
+YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64}
+
+
+def add_scaling(writer, kind, rope):
+    """As convert_hf_to_gguf.py writes them: Llama 3's as a divisor of each frequency."""
+    if rope["rope_type"] == "llama3":
+        plain, scaled = (LlamaRotaryEmbedding(config_of(told)).inv_freq for told in ({}, rope))
+        writer.add_tensor("rope_freqs.weight", (plain / scaled).numpy())
+        return
+    writer.add_string(f"{kind}.rope.scaling.type", rope["rope_type"])
+    writer.add_float32(f"{kind}.rope.scaling.factor", rope["factor"])
+    if "original_max_position_embeddings" in rope:
+        writer.add_uint32(f"{kind}.rope.scaling.original_context_length", rope["original_max_position_embeddings"])
+
+
+def config_of(rope):
+    told = {"rope_theta": 1e4, "rope_type": "default", **rope}
+    sizes = {"hidden_size": WIDTH, "num_attention_heads": HEADS, "max_position_embeddings": 512}
+    return LlamaConfig(**sizes, rope_parameters=told)
+
+
+@pytest.mark.parametrize(
+    ("kind", "rope"), [("llama", LLAMA3), ("llama", {"rope_type": "linear", "factor": 2.0}), ("qwen2", YARN)]
+)
+def test_a_scaled_rotary_embedding_is_the_one_that_the_file_says(kind, rope, tmp_path):
+    """The library reads the same weights with its own config of that scaling; of the file's it would read none."""
+    file = write(tmp_path / "scaled.gguf", kind, more=lambda writer: add_scaling(writer, kind, rope))
+    library = AutoModelForCausalLM.from_pretrained(tmp_path, gguf_file=file.name, dtype=torch.float32).eval()
+    ids = torch.arange(200)[None] % 97
+    with torch.no_grad():
+        plain = library(ids).logits
+        library.config.rope_parameters = {**library.config.rope_parameters, **rope}
+        wanted = type(library)(library.config)
+        wanted.load_state_dict(library.state_dict())
+        wanted = wanted.eval()(ids).logits
+        found = open_checkpoint(find_foreign(file)).model(ids).logits
+    torch.testing.assert_close(found, wanted, atol=1e-4, rtol=1e-4)
+    assert float((plain - wanted).abs().max()) > 0.1
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (
+            lambda writer: writer.add_string("llama.rope.scaling.type", "longrope"),
+            "scaled by 'longrope', expected none",
+        ),
+        (lambda writer: writer.add_string("llama.rope.scaling.type", "yarn"), "yarn, without original_context_length"),
+        (
+            lambda writer: writer.add_tensor("rope_freqs.weight", np.full(3, 2.0, np.float32)),
+            r"rope_freqs.weight has \(3,\) numbers, expected 4",
+        ),
+    ],
+)
+def test_another_scaling_is_refused(more, message, tmp_path):
+    found = find_foreign(write(tmp_path / "scaled.gguf", more=more))
+    with pytest.raises(CheckpointError, match=message):
+        open_checkpoint(found)
 
 
 def test_what_is_no_such_file_says_what_it_is(tmp_path):

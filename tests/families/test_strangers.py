@@ -8,6 +8,8 @@ import shutil
 from functools import partial
 
 import pytest
+import torch
+from safetensors.torch import load_file, save_file
 
 import edgemm
 from edgemm.bundle.forked import forked
@@ -64,6 +66,17 @@ def cut(folder):
     path.write_bytes(path.read_bytes()[:-100])
 
 
+def added(name, by=1.0):
+    """One more tensor, as large as a layer's output."""
+
+    def write(folder):
+        tensors = load_file(folder / "model.safetensors")
+        tensors[name] = by * torch.ones(len(tensors["model.norm.weight"]))
+        save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+
+    return write
+
+
 def config(**fields):
     return lambda folder: change(folder / "config.json", **fields)
 
@@ -112,6 +125,12 @@ FAULTS = {
     "pointer": (weights(b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n"), "git lfs pull"),
     "cut": (cut, "model.safetensors: damaged or cut"),
     "empty": (weights(b""), "model.safetensors: damaged or cut"),
+    "a bias that its config denies": (
+        added("model.layers.0.self_attn.q_proj.bias"),
+        "model.layers.0.self_attn.q_proj.bias is in no place that its config knows, and would be left out of its layer",
+    ),
+    "a norm that its architecture lacks": (added("model.layers.1.self_attn.q_norm.weight"), "q_norm.weight is in no"),
+    "scales of a head": (added("lm_head.weight_scale"), "lm_head.weight_scale is in no place"),
     "strict": (config(hidden_size="wide"), "config.json cannot be read"),
     "no heads": (config(num_attention_heads=0), "folder: "),
     "no size": (config(num_hidden_layers=None), "folder: "),
@@ -191,6 +210,12 @@ def test_opened_as_a_bundle_a_folder_says_what_it_is(folder, tmp_path):
     adapter(alone=True)(folder)
     with pytest.raises(BundleError, match="an adapter and no bundle; load its base's bundle"):
         edgemm.load(folder)
+
+
+@pytest.mark.parametrize("name", ["model.layers.0.self_attn.rotary_emb.inv_freq", "mtp.norm.weight"])
+def test_tensors_that_no_layer_computes_with_are_none_of_its_business(folder, name):
+    added(name)(folder)
+    assert open_checkpoint(find_foreign(folder)).architecture == "LlamaForCausalLM"
 
 
 @pytest.mark.slow

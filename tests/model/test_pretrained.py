@@ -165,6 +165,7 @@ def test_a_half_written_folder_is_refused_by_the_files_name(llama_folder, llama_
     ("extra", "fields", "message"),
     [
         ("output.weight", {}, r"output\.weight is no part of a Llama-shaped model with tied embeddings"),
+        ("rope_freqs.weight", {}, r"rope_freqs\.weight scales the rotary embedding; only the plain one"),
         ("blk.0.attn_q.bias", {}, r"blk\.0\.attn_q\.bias is no part"),
         ("", {"rope_theta": 1e4}, r"rope_theta is 10000\.0"),
         ("", {"heads": 2}, "heads is 2"),

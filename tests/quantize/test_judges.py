@@ -109,6 +109,10 @@ def test_a_budget_is_met_or_named(side, word, good, bad, message):
         ("text", "ppl+..%"),
         ("draw", "30"),
         ("draw", "drawn-4"),
+        ("draw", "psnr30%"),
+        ("draw", "ssim97%"),
+        ("draw", "ssim97"),
+        ("draw", "psnr1.2.3"),
         ("text", "drawn-4%"),
     ],
 )

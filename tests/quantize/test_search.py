@@ -131,6 +131,26 @@ def test_another_searchs_journal_is_refused(model, tmp_path):
         run(model, tmp_path, samples=7)
 
 
+def test_a_search_that_goes_on_with_a_budget_of_drawings_counts_those_that_were_judged(model, tmp_path, monkeypatch):
+    """What a killed search noted for another budget says which drawings were right, too."""
+    checker, real = searching.Checker("half of them", lambda model: [1.0, 0.0]), searching.compare
+
+    def kill(*answers):
+        monkeypatch.setattr(searching, "compare", killed)
+        return real(*answers)
+
+    def killed(*answers):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(searching, "compare", kill)
+    with pytest.raises(KeyboardInterrupt):
+        run(model, tmp_path, "ppl+1000%", "psnr1", checker=checker)
+    monkeypatch.setattr(searching, "compare", real)
+    rest = run(model, tmp_path, "ppl+1000%", "drawn-4%", checker=checker)
+    assert rest.points[0].scores.drawn_lost_percent == 0
+    assert set(rest.best.choice.values()) == {4}
+
+
 def test_nobody_beats_the_front():
     def point(name, size, ppl, psnr):
         scores = {"perplexity_percent": ppl, "psnr_db": psnr}
