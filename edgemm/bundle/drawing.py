@@ -93,6 +93,12 @@ class LatentGrid:
             found[found.index(max(found))] -= step
         return found[0], found[1]
 
+    def beside(self, side: int, own: int, other: int) -> int:
+        """The other side of a picture of which one is to have `side` pixels, and that has `own` and `other` now."""
+        step = self.multiple or self.cell
+        least, most = -(-max(self.smallest, 1) // step) * step, self.largest // step * step
+        return min(max(round(side * other / own / step) * step, least), most)
+
     def problem(self, height: int, width: int) -> str | None:
         """Why this bundle cannot draw a picture of so many pixels; None where it can."""
         step = self.multiple or self.cell

@@ -50,6 +50,8 @@ def run(args: argparse.Namespace) -> int:
     _check_path(args.output, saving, moves or None)  # before any work
     if not args.output.parent.is_dir():
         raise InputError(f"{args.output}: there is no folder {args.output.parent}")
+    if folders := [path for path in _paths(args.output, options.num_images) if path.is_dir()]:
+        raise InputError(f"{folders[0]}: is a folder, expected the name of a file")
     with open_model(args) as model:
         loop = model.manifest.loops.denoise
         _check_path(args.output, saving, moves or (loop is not None and loop.frames > 1))
@@ -88,10 +90,13 @@ def _follow(stream: Iterator[DenoiseProgress | ImageResult], count: int, forced:
     raise EdgemmError("drawing ended without a result")
 
 
+def _paths(output: Path, count: int) -> list[Path]:
+    """One a picture."""
+    return [output] if count == 1 else [output.with_stem(f"{output.stem}-{index}") for index in range(count)]
+
+
 def _write(result: ImageResult, args: argparse.Namespace) -> None:
-    paths = [args.output]
-    if len(result.images) > 1:
-        paths = [args.output.with_stem(f"{args.output.stem}-{index}") for index in range(len(result.images))]
+    paths = _paths(args.output, len(result.images))
     for path, picture in zip(paths, result.images):
         picture.save(path, **vars(read_options(args, SavingOptions)))
     metrics, seeds = result.metrics, [picture.seed for picture in result.images]

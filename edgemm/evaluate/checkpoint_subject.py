@@ -61,7 +61,7 @@ class CheckpointSubject:
         graphs = [prompt if isinstance(prompt, Graph) else None for prompt in prompts]
         words = [prompt if isinstance(prompt, str) else "" for prompt in prompts]
         if self.model.config.objective == "ar":
-            words = [prompt if isinstance(prompt, str) else prompt.to_text() for prompt in prompts]
+            words = [prompt if isinstance(prompt, str) else prompt.to_text().strip() for prompt in prompts]
             pixels = self.model.draw_codes(words, self.sampler, by_lot(self.sampler, seeds)).numpy()
         else:
             tokens = self.model.config.image_tokens

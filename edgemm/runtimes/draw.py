@@ -343,10 +343,19 @@ class _Asked:
 
 
 def _sized_as(options: DrawingOptions, height: int, width: int, loop: DenoiseLoop) -> DrawingOptions:
-    """A picture to edit says how large the new one is, where the caller does not and the model draws several sizes."""
-    if loop.latents is None or options.height is not None or options.width is not None:
+    """A picture to edit says how large the new one is, where the caller does not and the model draws several sizes:
+    both sides, or the one that is left."""
+    grid = loop.latents
+    if grid is None or (options.height is not None and options.width is not None):
         return options
-    height, width = loop.latents.nearest(height, width)
+    if options.height is None and options.width is None:
+        height, width = grid.nearest(height, width)
+    elif not grid.free:
+        return options
+    elif options.width is not None:
+        height, width = grid.beside(options.width, width, height), options.width
+    else:
+        height, width = options.height, grid.beside(options.height, height, width)
     return replace(options, height=height, width=width)
 
 

@@ -277,6 +277,8 @@ def test_bad_input_is_told_with_its_name_and_its_code(bundle, tmp_path, fails):
     output = ["--output", tmp_path / "x.png"]
     (tmp_path / "odd.png").write_text("hello")
     Image.new("1", (10_000, 10_000)).save(tmp_path / "huge.png")
+    for name in ("d.png", "d-1.png"):
+        (tmp_path / name).mkdir()
     asked = ["chat", bundle, "--prompt"]
     drawn = ["draw", bundle, *PROMPT, *output]
     for code, message, words in (
@@ -295,6 +297,8 @@ def test_bad_input_is_told_with_its_name_and_its_code(bundle, tmp_path, fails):
         (2, "guidance_scale is nan", [*drawn, "--guidance-scale", "nan"]),
         (2, "no picture format ends in '.xyz'", ["draw", bundle, *PROMPT, "--output", tmp_path / "x.xyz"]),
         (3, "there is no folder", ["draw", bundle, *PROMPT, "--output", tmp_path / "no" / "x.png"]),
+        (3, "d.png: is a folder", ["draw", "none", *PROMPT, "--output", tmp_path / "d.png"]),
+        (3, "d-1.png: is a folder", ["draw", "none", *PROMPT, "--num-images", 2, "--output", tmp_path / "d.png"]),
         (4, "pip install 'edgemm[cuda]'", [*drawn, "--device", "cuda"]),
         (2, "device is 'abacus'", [*drawn, "--device", "abacus"]),
         (5, "--timeout-s 1e-09 ran out", [*drawn, "--timeout-s", "1e-9"]),

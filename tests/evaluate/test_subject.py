@@ -82,6 +82,19 @@ def test_clips_are_judged_by_no_suite_and_tokens_take_no_steps():
         CheckpointSubject.of(random_codes(), DrawSettings(num_inference_steps=4))
 
 
+def test_a_model_of_tokens_draws_a_graph_from_the_words_that_its_bundle_reads():
+    """The runtime takes the line's end away."""
+    from edgemm.evaluate.checkpoint_subject import CheckpointSubject
+    from tests.model.tiny_codes import random_codes
+
+    graph = edgemm.Graph([{"id": "a", "text": "a star"}, {"id": "b", "text": "a dog"}], [("a", "on", "b")])
+    subject = CheckpointSubject.of(random_codes(), DrawSettings())
+    words = graph.to_text().strip()
+    assert words != graph.to_text()
+    assert np.array_equal(subject.draw([graph], [3]), subject.draw([words], [3]))
+    assert not np.array_equal(subject.draw([graph], [3]), subject.draw([graph.to_text()], [3]))
+
+
 def test_a_bundle_is_read_without_torch(bundle_path):
     code = (
         "import sys, pathlib, numpy as np; from edgemm.evaluate import evaluation; "

@@ -14,7 +14,7 @@ from edgemm.bundle.manifest import Limits, TextLoop, TextTemplate
 from edgemm.bundle.prompt import PictureTokens, drawing_prompt, negative_drawing_prompt
 from edgemm.errors import InputError, UsageError
 from edgemm.runtimes.denoise_loop import DrawEngines, Prompts, draw
-from edgemm.runtimes.draw import denoise_request
+from edgemm.runtimes.draw import _sized_as, denoise_request
 from edgemm.runtimes.image_call import DenoiseProgress, DrawingClock, DrawingOptions
 
 GRID = LatentGrid(channels=3, cell=8, height=16, width=32, smallest=8, largest=64, most_pixels=2048)
@@ -302,6 +302,17 @@ def test_a_picture_to_edit_says_how_large_the_new_one_is():
     assert LOOP.latents.nearest(3, 30) == (8, 64)
     for height, width in ((1000, 1), (1, 1), (61, 45), (33, 47)):
         assert LOOP.problem(*LOOP.latents.nearest(height, width)) is None
+
+
+@pytest.mark.parametrize(
+    ("given", "size"),
+    [({}, (32, 64)), ({"width": 32}, (16, 32)), ({"height": 8}, (8, 16)), ({"height": 64}, (64, 64))]
+    + [({"height": 16, "width": 16}, (16, 16)), ({"width": 8}, (8, 8))],
+)
+def test_of_a_picture_to_edit_one_side_says_the_other(given, size):
+    """Of 100 x 200 pixels here: it was squeezed to the height that the bundle draws without a picture."""
+    found = _sized_as(DrawingOptions(**given), 100, 200, LOOP)
+    assert (found.height, found.width) == size
 
 
 def test_from_words_alone_the_pictures_guidance_stretches_the_texts():
