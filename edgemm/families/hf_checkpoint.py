@@ -29,7 +29,7 @@ from edgemm.families.folder import Found
 from edgemm.families.gguf_rotary import scale_rotary
 from edgemm.families.unpickle import how, pickles_in
 from edgemm.model.kept_weights import mapped_tensors
-from edgemm.model.pretrained import POINTER, check_tensors, is_packed, read_tensors
+from edgemm.model.pretrained import POINTER, check_tensors, is_packed, read_tensors, weights_in
 
 __all__ = [
     "Checkpoint",
@@ -275,9 +275,11 @@ def _weights(found: Found) -> dict[str, Any]:
 
 
 def _files(folder: Path) -> list[Path]:
-    """Of weights: those that an index names, or all."""
-    named = sorted({folder / name for name in by_index(folder).values()})
-    return named or sorted(folder.glob("*.safetensors"))
+    """Of weights: those that an index names, or `weights_in` it."""
+    named, found = sorted({folder / name for name in by_index(folder).values()}), weights_in(folder)
+    if named and found == [folder / "model.safetensors"] and found[0] not in named:
+        raise CheckpointError(f"{folder}: holds {found[0].name}, and {INDEX} names other files; keep one of the two")
+    return named or found
 
 
 def _check_count(found: Found) -> None:

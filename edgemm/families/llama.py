@@ -87,6 +87,10 @@ def _strings(checkpoint: Checkpoint) -> ChatStrings:
 # library's modules; attention and cache are the bundle's own (docs/bundle.md), as in export/component_graphs.py.
 # Axes: b batch, s new tokens, T cache slots, m image tokens, h/g query and key/value heads, d head width.
 
+TEXTS = (  # what the library calls those that compute as Llama does
+    *("llama", "mistral", "qwen2", "qwen3", "qwen3_vl_text"),
+    *("chameleon", "emu3_text_model", "cosmos3_edge_text"),
+)
 FIXED_ROTARY = ("default", "linear", "llama3", "yarn")  # the others change their frequencies with the length
 SPARE_SLOTS = 3  # of an example's cache, never written: they must not matter
 CHECKED = 8  # tokens of each of an example's two rows whose logits are compared too: of a prompt that is read anyhow
@@ -204,6 +208,8 @@ def rms(norm: Any, x: Tensor) -> Tensor:
 
 def check_llama_shaped(config: Any, folder: Any) -> int:
     """Refuses what this graph would get wrong; gives the longest context for which it is right."""
+    if (text := getattr(type(config), "model_type", None)) not in TEXTS:
+        raise CheckpointError(f"{folder}: its text model is of type {text!r}, expected one of: {', '.join(TEXTS)}")
     kind = (config.rope_parameters or {}).get("rope_type", "default")
     if kind not in FIXED_ROTARY:
         raise CheckpointError(f"{folder}: rotary embedding {kind!r}, this export knows: {', '.join(FIXED_ROTARY)}")

@@ -22,7 +22,7 @@ from torch.utils import _pytree
 
 from edgemm.bundle.files import reading
 from edgemm.errors import CheckpointError
-from edgemm.model.pretrained import check_tensors
+from edgemm.model.pretrained import add_tensors, check_tensors
 
 __all__ = [
     "KeptTensor",
@@ -158,7 +158,7 @@ def mapped_tensors(paths: Iterable[Path]) -> dict[str, Tensor]:
     found: dict[str, Tensor] = {}
     for path in paths:
         file = MappedFile(path)
-        found |= {name: kept(file.tensor(name), file) for name in file.entries}
+        add_tensors(found, {name: kept(file.tensor(name), file) for name in file.entries}, path)
         for name in file.entries:
             check_real(found[name], f"{path}: {name}")
     return found

@@ -27,6 +27,7 @@ from edgemm.model.gguf_reader import gguf_reader
 __all__ = [
     "BASES",
     "POINTER",
+    "add_tensors",
     "check_tensors",
     "find_base",
     "is_packed",
@@ -35,6 +36,7 @@ __all__ = [
     "read_tensors",
     "token_ids",
     "unpacked",
+    "weights_in",
     "write_tokenizer",
 ]
 
@@ -178,7 +180,7 @@ def _unpermute(weight: Tensor, heads: int) -> Tensor:
 
 
 def _read_folder(path: Path, config: TransformerConfig) -> Iterator[tuple[str, Tensor]]:
-    files = sorted(path.glob("*.safetensors"))
+    files = weights_in(path)
     if not files:
         raise CheckpointError(f"{path}: no .safetensors file; pickled weights are not read")
     _check_numbers(path, _folder_numbers(path / "config.json"), config)
@@ -190,8 +192,21 @@ def read_tensors(files: Sequence[Path]) -> dict[str, Tensor]:
     """All of a folder's; those that bitsandbytes packed come as float32."""
     found: dict[str, Tensor] = {}
     for file in files:
-        found |= read_file(file)
+        add_tensors(found, read_file(file), file)
     return unpacked(found, files[0].parent)
+
+
+def weights_in(folder: Path) -> list[Path]:
+    """Of a folder without an index: model.safetensors alone, as its library has it, whatever lies beside it; or all."""
+    whole = folder / "model.safetensors"
+    return [whole] if whole.is_file() else sorted(folder.glob("*.safetensors"))
+
+
+def add_tensors(found: dict[str, Tensor], more: Mapping[str, Tensor], file: Path) -> None:
+    """CheckpointError for a name that is there already: nobody knows which of the two is meant."""
+    if again := sorted(found.keys() & more.keys()):
+        raise CheckpointError(f"{file.parent}: {again[0]} is in {file.name} and in another file; keep one")
+    found.update(more)
 
 
 def read_file(path: Path) -> dict[str, Tensor]:

@@ -5,10 +5,22 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from transformers import AutoProcessor, LlavaForConditionalGeneration
+from transformers import (
+    AutoProcessor,
+    CLIPVisionConfig,
+    GemmaConfig,
+    GraniteConfig,
+    LlavaConfig,
+    LlavaForConditionalGeneration,
+)
 
 from edgemm.bundle.chat import as_messages, chat_prompt
+from edgemm.errors import CheckpointError
+from edgemm.families.folder import find_foreign
+from edgemm.families.hf_checkpoint import open_checkpoint
+from edgemm.families.llava import parts
 from tests.families.tiny.pictures import picture
+from tests.families.tiny.weights import SMALL
 from tests.families.tiny.words import SPOKEN
 
 
@@ -42,6 +54,16 @@ def test_pictures_and_words_are_answered_as_by_the_library(exported, changes, sh
     prompt, tokens = model._text.reader.read(prompt, [model._text.picture(image) for image in pictures], loop)
     found = model._text.conversation().prefill(prompt, tokens)
     assert np.abs(found - logits).max() <= 1e-4 * max(1, np.abs(logits).max())
+
+
+@pytest.mark.parametrize("other", [GemmaConfig, GraniteConfig])
+def test_a_text_model_with_other_mathematics_is_refused_by_name(tmp_path, other):
+    """Gemma's norms add 1, Granite multiplies embeddings, branches and logits."""
+    text = other(**SMALL, vocab_size=64, head_dim=8)
+    vision = CLIPVisionConfig(hidden_size=32, num_attention_heads=4, num_hidden_layers=1, image_size=24, patch_size=8)
+    LlavaForConditionalGeneration(LlavaConfig(vision_config=vision, text_config=text)).save_pretrained(tmp_path)
+    with pytest.raises(CheckpointError, match=f"text model is of type '{other.model_type}', expected one"):
+        parts(open_checkpoint(find_foreign(tmp_path)))
 
 
 @pytest.mark.slow

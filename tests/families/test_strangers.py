@@ -10,11 +10,12 @@ from functools import partial
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from transformers import LlamaForCausalLM
 
 import edgemm
 from edgemm.bundle.forked import forked
 from edgemm.cli.main import main
-from edgemm.errors import BundleError
+from edgemm.errors import BundleError, CheckpointError
 from edgemm.families import hf_checkpoint
 from edgemm.families.folder import find_foreign
 from edgemm.families.hf_checkpoint import open_checkpoint
@@ -210,6 +211,33 @@ def test_opened_as_a_bundle_a_folder_says_what_it_is(folder, tmp_path):
     adapter(alone=True)(folder)
     with pytest.raises(BundleError, match="an adapter and no bundle; load its base's bundle"):
         edgemm.load(folder)
+
+
+def another(folder, name):
+    """The same weights with other numbers, a backup of before, perhaps."""
+    tensors = {key: 2 * tensor for key, tensor in load_file(folder / "model.safetensors").items()}
+    save_file(tensors, folder / name, {"format": "pt"})
+
+
+@pytest.mark.parametrize("name", ["model_backup.safetensors", "old.safetensors"])
+def test_weights_that_lie_beside_the_librarys_own_are_not_read(folder, name):
+    another(folder, name)
+    library = LlamaForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    ids = torch.arange(20)[None]
+    with torch.no_grad():
+        torch.testing.assert_close(open_checkpoint(find_foreign(folder)).model(ids).logits, library(ids).logits)
+
+
+def test_weights_of_two_kinds_are_refused(folder):
+    another(folder, "other.safetensors")
+    index = dict.fromkeys(load_file(folder / "model.safetensors"), "other.safetensors")
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": index}))
+    with pytest.raises(CheckpointError, match=r"holds model\.safetensors, and .*\.index\.json names other files"):
+        open_checkpoint(find_foreign(folder))
+    (folder / "model.safetensors.index.json").unlink()
+    (folder / "model.safetensors").rename(folder / "one.safetensors")
+    with pytest.raises(CheckpointError, match=r"is in o\w+\.safetensors and in another file; keep one"):
+        open_checkpoint(find_foreign(folder))
 
 
 @pytest.mark.parametrize("name", ["model.layers.0.self_attn.rotary_emb.inv_freq", "mtp.norm.weight"])
