@@ -20,7 +20,7 @@ from typing import Any
 
 import edgemm
 from edgemm.bundle.bundle import Bundle
-from edgemm.device.machine import read_board, read_count, read_machine, read_text
+from edgemm.device.machine import read_board, read_count, read_fact, read_machine
 from edgemm.device.targets import installed_version
 from edgemm.runtimes.backend.engine import ThreadPlan
 from edgemm.runtimes.engines import Choice
@@ -52,7 +52,7 @@ class CpuTimes:
 
 def read_cpu_times(at: float, root: Path = Path("/"), own: float | None = None) -> CpuTimes | None:
     """None where /proc/stat does not say."""
-    first = read_text(root / "proc/stat").partition("\n")[0].split()
+    first = read_fact(root / "proc/stat").partition("\n")[0].split()
     counts = [count for word in first[1:9] if (count := read_count(word)) is not None]
     if len(counts) < 8 or first[0] != "cpu":
         return None

@@ -23,7 +23,7 @@ from typing import Any
 
 import edgemm
 from edgemm.bundle.forked import signal_name
-from edgemm.device.machine import read_text
+from edgemm.device.machine import read_fact
 
 __all__ = [
     "Answer",
@@ -157,5 +157,5 @@ def private_bytes(pid: int) -> int:
 def device_bytes(root: Path = Path("/")) -> int:
     """What a Jetson's GPU holds of the memory that both share; NVIDIA's CUDA for Tegra guide names the field, other
     machines have none."""
-    found = re.search(r"^NvMapMemUsed:\s*(\d{1,15}) kB", read_text(root / "proc/meminfo"), re.MULTILINE)
+    found = re.search(r"^NvMapMemUsed:\s*(\d{1,15}) kB", read_fact(root / "proc/meminfo"), re.MULTILINE)
     return int(found[1]) * 1024 if found else 0

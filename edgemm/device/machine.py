@@ -29,7 +29,7 @@ __all__ = [
     "read_count",
     "read_machine",
     "read_plain",
-    "read_text",
+    "read_fact",
     "this_processor",
 ]
 
@@ -58,8 +58,8 @@ class Machine:
 
 
 def read_machine(root: Path = Path("/"), disk: Path = Path(".")) -> Machine:
-    cpuinfo = read_text(root / "proc/cpuinfo")
-    memory = _meminfo(read_text(root / "proc/meminfo"))
+    cpuinfo = read_fact(root / "proc/cpuinfo")
+    memory = _meminfo(read_fact(root / "proc/meminfo"))
     limit = memory_limit(root)
     available = memory.get("MemAvailable")
     if limit is not None and available is not None:
@@ -67,7 +67,7 @@ def read_machine(root: Path = Path("/"), disk: Path = Path(".")) -> Machine:
     cores = len(re.findall(r"^processor\s*:", cpuinfo, re.MULTILINE)) or os.cpu_count() or 1
     return Machine(
         system=f"{platform.system()} {platform.release()} {platform.machine()}",
-        distribution=_distribution(read_text(root / "etc/os-release")),
+        distribution=_distribution(read_fact(root / "etc/os-release")),
         python=platform.python_version(),
         cpu=cpu_model(cpuinfo),
         cpu_features=cpu_features(cpuinfo),
@@ -77,11 +77,11 @@ def read_machine(root: Path = Path("/"), disk: Path = Path(".")) -> Machine:
         memory_limit_bytes=limit,
         memory_available_bytes=available,
         disk_free_bytes=_disk_free(disk),
-        governor=read_text(root / "sys/devices/system/cpu/cpu0/cpufreq/scaling_governor") or None,
+        governor=read_fact(root / "sys/devices/system/cpu/cpu0/cpufreq/scaling_governor") or None,
     )
 
 
-def read_text(path: Path) -> str:
+def read_fact(path: Path) -> str:
     """The file's text, without what a terminal obeys; "" when it cannot be read, because no such file is an answer
     too."""
     try:
@@ -112,25 +112,25 @@ def _allowed_cores() -> int:
 def _control_groups(root: Path) -> list[Path]:
     """This process's group and its ancestors: a quota on any of them binds."""
     base = root / "sys/fs/cgroup"
-    found = re.search(r"^0::/(.*)$", read_text(root / "proc/self/cgroup"), re.MULTILINE)
+    found = re.search(r"^0::/(.*)$", read_fact(root / "proc/self/cgroup"), re.MULTILINE)
     group = base / (found.group(1) if found and ".." not in found.group(1) else "")
     return [folder for folder in (group, *group.parents) if folder == base or base in folder.parents]
 
 
 def core_quota(root: Path = Path("/")) -> float | None:
     """Cores that this process's control group and its ancestors leave it; None without a quota."""
-    pairs = [read_text(folder / "cpu.max").partition(" ")[::2] for folder in _control_groups(root)]
-    pairs += [tuple(read_text(root / f"sys/fs/cgroup/cpu/cpu.cfs_{name}_us") for name in ("quota", "period"))]
+    pairs = [read_fact(folder / "cpu.max").partition(" ")[::2] for folder in _control_groups(root)]
+    pairs += [tuple(read_fact(root / f"sys/fs/cgroup/cpu/cpu.cfs_{name}_us") for name in ("quota", "period"))]
     numbers = [(read_count(quota), read_count(period)) for quota, period in pairs]
     return min((quota / period for quota, period in numbers if quota and period), default=None)
 
 
 def memory_limit(root: Path = Path("/")) -> int | None:
     """Bytes that this process's control group may take, where it has a limit."""
-    texts = [read_text(folder / "memory.max") for folder in _control_groups(root)]
-    own = re.search(r"^\d+:memory:/(.*)$", read_text(root / "proc/self/cgroup"), re.MULTILINE)  # version 1
+    texts = [read_fact(folder / "memory.max") for folder in _control_groups(root)]
+    own = re.search(r"^\d+:memory:/(.*)$", read_fact(root / "proc/self/cgroup"), re.MULTILINE)  # version 1
     for name in {"", own.group(1) if own and ".." not in own.group(1) else ""}:
-        texts.append(read_text(root / "sys/fs/cgroup/memory" / name / "memory.limit_in_bytes"))
+        texts.append(read_fact(root / "sys/fs/cgroup/memory" / name / "memory.limit_in_bytes"))
     return min((size for text in texts if (size := read_count(text)) and size < NO_LIMIT_BYTES), default=None)
 
 
@@ -261,12 +261,12 @@ class Board:
 def read_board(root: Path = Path("/")) -> Board | None:
     """None on everything that is no Jetson."""
     tree = root / "proc/device-tree"
-    found = [SOCS[name] for name in read_text(tree / "compatible").splitlines() if name in SOCS]
+    found = [SOCS[name] for name in read_fact(tree / "compatible").splitlines() if name in SOCS]
     if not found:
         return None
-    major, l4t = _l4t(read_text(root / "etc/nv_tegra_release"))
+    major, l4t = _l4t(read_fact(root / "etc/nv_tegra_release"))
     return Board(
-        model=read_text(tree / "model").partition("\n")[0][:LONGEST_NAME] or "unknown Jetson",
+        model=read_fact(tree / "model").partition("\n")[0][:LONGEST_NAME] or "unknown Jetson",
         soc=found[0].name,
         compute_capability=found[0].compute_capability,
         l4t=l4t,
@@ -283,17 +283,17 @@ def _l4t(release: str) -> tuple[int | None, str | None]:
 
 def _power_mode(root: Path) -> str | None:
     """nvpmodel writes `pmode:0002`; the name of mode 2 stands in its configuration."""
-    chosen = re.search(r"pmode:(\d{1,4})\b", read_text(root / "var/lib/nvpmodel/status"))
+    chosen = re.search(r"pmode:(\d{1,4})\b", read_fact(root / "var/lib/nvpmodel/status"))
     if not chosen:
         return None
     number = int(chosen.group(1))
-    named = re.search(rf"<\s*POWER_MODEL\s+ID={number}\s+NAME=(\S{{1,40}})", read_text(root / "etc/nvpmodel.conf"))
+    named = re.search(rf"<\s*POWER_MODEL\s+ID={number}\s+NAME=(\S{{1,40}})", read_fact(root / "etc/nvpmodel.conf"))
     return named.group(1) if named else f"mode {number}"
 
 
 def resident_bytes(root: Path = Path("/")) -> int | None:
     """Of this process; None where nobody can tell."""
-    pages = read_count("".join(read_text(root / "proc/self/statm").split()[1:2]))
+    pages = read_count("".join(read_fact(root / "proc/self/statm").split()[1:2]))
     return None if pages is None else pages * os.sysconf("SC_PAGE_SIZE")
 
 

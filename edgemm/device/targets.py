@@ -13,7 +13,7 @@ from pathlib import Path
 
 from edgemm.device.fatbin import CudaCode
 from edgemm.device.gpu import CudaDriver, Gpu
-from edgemm.device.machine import Board, read_text
+from edgemm.device.machine import Board, read_fact
 from edgemm.device.providers import Provider
 
 __all__ = [
@@ -46,12 +46,12 @@ def find_system_tensorrt(root: Path = Path("/")) -> Path | None:
 
 def driver_advice(root: Path = Path("/")) -> str:
     """What brings libcuda.so.1 to a machine that shows an NVIDIA card without it; "" where no card shows."""
-    if "microsoft" in read_text(root / "proc/sys/kernel/osrelease").lower():
+    if "microsoft" in read_fact(root / "proc/sys/kernel/osrelease").lower():
         return "on WSL2 the card's driver for Windows brings it, in /usr/lib/wsl/lib: update that one, in Windows"
-    if read_text(root / "proc/driver/nvidia/version"):
+    if read_fact(root / "proc/driver/nvidia/version"):
         return "the kernel has NVIDIA's driver, and this system not its libraries: start a container with --gpus all"
-    cards = (folder for folder in (root / "sys/bus/pci/devices").glob("*") if read_text(folder / "vendor") == "0x10de")
-    shown = any(read_text(folder / "class").startswith("0x03") for folder in cards)
+    cards = (folder for folder in (root / "sys/bus/pci/devices").glob("*") if read_fact(folder / "vendor") == "0x10de")
+    shown = any(read_fact(folder / "class").startswith("0x03") for folder in cards)
     return "an NVIDIA card is here: install NVIDIA's driver for it" if shown else ""
 
 

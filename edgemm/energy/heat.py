@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from edgemm.device.machine import read_text
+from edgemm.device.machine import read_fact
 from edgemm.energy.sensor import read_number
 from edgemm.errors import MissingError
 
@@ -43,7 +43,7 @@ def read_heat(root: Path = Path("/")) -> Heat:
     held = {
         _name(folder, "type"): state
         for folder in sorted(thermal.glob("cooling_device*"), key=_number)
-        if HOLDS_A_CLOCK.search(read_text(folder / "type"))
+        if HOLDS_A_CLOCK.search(read_fact(folder / "type"))
         and (state := _number_or_none(folder / "cur_state")) is not None
     }
     return Heat(zones, held, _events(root))
@@ -103,7 +103,7 @@ def _events(root: Path) -> dict[str, int]:
 
 def _name(folder: Path, file: str) -> str:
     """The type alone may stand on two folders (cpu-thermal, acpitz), so the number goes with it."""
-    return f"{read_text(folder / file) or 'unnamed'} {_number(folder)}"
+    return f"{read_fact(folder / file) or 'unnamed'} {_number(folder)}"
 
 
 def _number(folder: Path) -> int:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from edgemm.device.gpu import gpu_uuid
-from edgemm.device.machine import read_plain, read_text
+from edgemm.device.machine import read_fact, read_plain
 from edgemm.errors import MissingError
 
 __all__ = [
@@ -91,11 +91,11 @@ def read_rails(root: Path = Path("/")) -> dict[str, float]:
 def _rails(root: Path) -> dict[str, Callable[[], float]]:
     found: dict[str, Callable[[], float]] = {}
     for folder in sorted((root / "sys/bus/i2c/devices").glob("*/hwmon/hwmon*")):
-        chip = read_text(folder / "name")
+        chip = read_fact(folder / "name")
         if chip == "ina238":
-            found[read_text(folder / "in1_label") or "VIN"] = _microwatts(folder / "power1_input")
+            found[read_fact(folder / "in1_label") or "VIN"] = _microwatts(folder / "power1_input")
         for channel in CHANNELS if chip in ("ina3221", "") else ():
-            label = read_text(folder / f"in{channel}_label")
+            label = read_fact(folder / f"in{channel}_label")
             if is_rail(label):
                 found[label] = _volts_times_amperes(folder, channel)
     return found
@@ -250,7 +250,7 @@ def open_rapl(root: Path = Path("/")) -> Sensor:
     """Joules since now."""
     base = root / "sys/class/powercap"
     zones = [folder for folder in sorted(base.glob("intel-rapl:*")) if ZONE.fullmatch(folder.name)]
-    counted = {folder: name for folder in zones if COUNTED.fullmatch(name := read_text(folder / "name"))}
+    counted = {folder: name for folder in zones if COUNTED.fullmatch(name := read_fact(folder / "name"))}
     if not counted:
         raise MissingError(f"no RAPL counter of a package under {base}: none in this processor, kernel or container")
     try:
@@ -265,5 +265,5 @@ def open_rapl(root: Path = Path("/")) -> Sensor:
 
 
 def _full_name(folder: Path, name: str, base: Path) -> str:
-    parent = read_text(base / folder.name.rpartition(":")[0] / "name")
+    parent = read_fact(base / folder.name.rpartition(":")[0] / "name")
     return f"{name} of {parent}" if name == "dram" and parent else name

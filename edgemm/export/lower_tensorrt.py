@@ -19,7 +19,7 @@ from edgemm.export.dialects import in_dialect, say_promised_opset
 from edgemm.export.lower_cuda import in_precision
 from edgemm.export.passes.rewriting import Writer
 from edgemm.export.products import Product, rewrite_products, write_beside
-from edgemm.export.schemes import TARGETS, precisions_of
+from edgemm.export.schemes import TARGETS, offered_precisions
 from edgemm.quantize.calibration import reader_of
 from edgemm.quantize.number_formats import BLOCK, E4M3_LARGEST, FLOAT_FORMS, Floats, Integers, as_e4m3, whole_of
 from edgemm.quantize.spec import HEAD, RANGED, Layer, Spec
@@ -84,7 +84,7 @@ def check_target(spec: Spec, target: str) -> None:
         wanted, weights = {layer.form}, f"{layer.form} weights"
         if layer.activations == "float":
             wanted, weights = wanted | {"nvfp4-weights"}, f"{weights} beside float16 inputs"
-        takers = [other for other in TARGETS if wanted <= set(precisions_of(other))]
+        takers = [other for other in TARGETS if wanted <= set(offered_precisions(other))]
         if target not in takers:
             raise InputError(f"{name}: target {target} has no kernels for {weights}, only: {', '.join(takers)}")
 

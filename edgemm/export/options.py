@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Literal
 
 from edgemm.errors import UsageError
-from edgemm.export.schemes import TARGETS, Scheme, precisions_of, read_schemes
+from edgemm.export.schemes import TARGETS, Scheme, offered_precisions, read_schemes
 from edgemm.options import option
 
 __all__ = ["ADAPTABLE", "ADAPTER_RANK", "ExportOptions"]
@@ -30,7 +30,7 @@ def _precisions() -> str:
     """`cpu: fp32, int8, int4; cuda, jetson-orin: fp16, ...`."""
     found: dict[tuple[str, ...], list[str]] = {}
     for target in TARGETS:
-        found.setdefault(precisions_of(target), []).append(target)
+        found.setdefault(offered_precisions(target), []).append(target)
     return "; ".join(f"{', '.join(targets)}: {', '.join(words)}" for words, targets in found.items())
 
 

@@ -19,7 +19,7 @@ from edgemm.errors import UsageError
 from edgemm.options import parse_pairs
 from edgemm.quantize.options import QuantizeOptions
 
-__all__ = ["SCHEMES", "TARGETS", "Scheme", "Target", "precisions_of", "read_schemes"]
+__all__ = ["SCHEMES", "TARGETS", "Scheme", "Target", "offered_precisions", "read_schemes"]
 
 
 @dataclass(frozen=True)
@@ -103,7 +103,7 @@ SCHEMES = {
 }
 
 
-def precisions_of(target: str) -> tuple[str, ...]:
+def offered_precisions(target: str) -> tuple[str, ...]:
     """The first one is taken when nobody says otherwise."""
     return tuple(precision for place, precision in SCHEMES if place == target)
 
@@ -120,7 +120,7 @@ def read_schemes(targets: str, precision: str | None) -> tuple[Scheme, ...]:
     for name, word in asked.items():
         if (name, word) not in SCHEMES:
             raise UsageError(
-                f"precision {word!r} is none of what target {name} has: {', '.join(precisions_of(name))}"
+                f"precision {word!r} is none of what target {name} has: {', '.join(offered_precisions(name))}"
                 + (f"; it has no kernels for {word}" if word.startswith(("fp8", "nvfp4")) else "")
                 + (f"; one a target: --precision {names[0]}=...,{names[1]}=..." if len(names) > 1 else "")
             )
@@ -129,7 +129,7 @@ def read_schemes(targets: str, precision: str | None) -> tuple[Scheme, ...]:
 
 def _read_precisions(names: list[str], precision: str | None) -> dict[str, str]:
     if precision is None or "=" in precision:
-        asked = {name: precisions_of(name)[0] for name in names}
+        asked = {name: offered_precisions(name)[0] for name in names}
     else:
         return dict.fromkeys(names, precision)
     for name, value in parse_pairs("--precision", precision).items() if precision else ():

@@ -36,7 +36,7 @@ from edgemm.quantize.spec import (
     Document,
     Layer,
     Spec,
-    parts_of,
+    tensor_parts,
     tensors_hash,
 )
 
@@ -267,7 +267,7 @@ def make_layer(
         tensors |= {f"{name}.low_rank_down": down.numpy(), f"{name}.low_rank_up": up.contiguous().numpy()}
     rounds = _rounds(method, layer, name, inputs)
     numbers = _round(rounds, weight, layer, name, inputs)
-    tensors |= {f"{name}.{part}": getattr(numbers, part).numpy() for part in parts_of(layer)}
+    tensors |= {f"{name}.{part}": getattr(numbers, part).numpy() for part in tensor_parts(layer)}
     if layer.activations in RANGED:
         steps = _need(inputs, name).of(name).by_step
         tensors[f"{name}.range"] = np.array([steps[step] for step in sorted(steps)], np.float32)

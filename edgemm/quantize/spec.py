@@ -44,7 +44,7 @@ __all__ = [
     "Document",
     "Layer",
     "Spec",
-    "parts_of",
+    "tensor_parts",
     "read_spec",
     "tensors_hash",
     "check_destination",
@@ -142,13 +142,13 @@ class Spec:
         assert layer.bits is not None, name
         if layer.form != "int":
             raise InputError(f"{name}: this target takes no {layer.form} weights, only whole numbers")
-        codes, scales, zeros = (torch.from_numpy(self.tensors[f"{name}.{part}"]) for part in parts_of(layer))
+        codes, scales, zeros = (torch.from_numpy(self.tensors[f"{name}.{part}"]) for part in tensor_parts(layer))
         return Integers(codes, scales, zeros, layer.bits, layer.group)
 
     def floats(self, name: str) -> Floats:
         layer = self.layer(name)
         assert layer.form in FLOAT_FORMS, name
-        codes, scales, whole = (torch.from_numpy(self.tensors[f"{name}.{part}"]) for part in parts_of(layer))
+        codes, scales, whole = (torch.from_numpy(self.tensors[f"{name}.{part}"]) for part in tensor_parts(layer))
         return Floats(codes, scales, whole, layer.form)
 
     def numbers(self, name: str) -> Integers | Floats:
@@ -225,7 +225,7 @@ def _word(layer: Layer) -> str:
     return f"{layer.form}-weights" if layer.form == "nvfp4" and layer.activations == "float" else layer.form
 
 
-def parts_of(layer: Layer) -> tuple[str, str, str]:
+def tensor_parts(layer: Layer) -> tuple[str, str, str]:
     """The tensors that a layer's numbers are in."""
     return "codes", "scales", "zeros" if layer.form == "int" else "whole"
 
@@ -273,7 +273,7 @@ def read_spec(path: Path) -> Spec:
 
 
 def _check_layer(name: str, layer: Layer, tensors: Mapping[str, np.ndarray]) -> None:
-    wanted = [f"{name}.{part}" for part in parts_of(layer)]
+    wanted = [f"{name}.{part}" for part in tensor_parts(layer)]
     wanted += [f"{name}.low_rank_{side}" for side in ("down", "up") if layer.rank]
     wanted += [f"{name}.range"] if layer.activations in RANGED else []
     wanted += [f"{name}{REST}.codes"] if layer.rows else []

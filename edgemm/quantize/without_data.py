@@ -22,7 +22,7 @@ import edgemm
 from edgemm.quantize.layers import IN_BLOCKS, OUTLIERS, choose_layers
 from edgemm.quantize.make import Prepared, make_layer, rows_of
 from edgemm.quantize.options import RANK, QuantizeOptions
-from edgemm.quantize.spec import RANGED, SCHEMA_VERSION, Document, Layer, Spec, parts_of
+from edgemm.quantize.spec import RANGED, SCHEMA_VERSION, Document, Layer, Spec, tensor_parts
 
 __all__ = ["quantize_without_data"]
 
@@ -111,7 +111,7 @@ class RoundedWhenRead(Mapping[str, np.ndarray]):
         own = {name: name for name, layer in layers.items() if layer.bits is not None}
         both = {twin: name for twin, name in twins.items() if name in own}
         own |= both
-        self._places = {f"{name}.{part}": one for name, one in own.items() for part in parts_of(layers[one])}
+        self._places = {f"{name}.{part}": one for name, one in own.items() for part in tensor_parts(layers[one])}
         self._last, self._numbers = "", dict[str, np.ndarray]()
         self._folder = tempfile.TemporaryDirectory(prefix=".edgemm-rounded-", dir=scratch) if both else None
         self._files = {name: f"{number}.safetensors" for number, name in enumerate(dict.fromkeys(both.values()))}

@@ -32,7 +32,7 @@ __all__ = [
     "add_adapter",
     "check_adapter_output",
     "merge_part",
-    "parts_of",
+    "adapter_parts",
     "save_adapter",
     "target_modules",
     "dense_weight",
@@ -98,7 +98,7 @@ def save_adapter(parts: Mapping[str, PeftModel], folder: Path) -> None:
             (whole / part / "README.md").unlink(missing_ok=True)  # PEFT's own empty model card
 
 
-def parts_of(folder: Path) -> list[str]:
+def adapter_parts(folder: Path) -> list[str]:
     """The parts that an adapter's folder holds. Raises CheckpointError when it is none."""
     parts = [part for part in USUAL if (folder / part).is_dir()]
     if not parts:

@@ -21,9 +21,9 @@ from edgemm.bundle.adapter_config import FILES, AdapterConfig
 from edgemm.bundle.components import check_strength
 from edgemm.errors import CheckpointError, UsageError
 from edgemm.model import checkpoint
-from edgemm.train.adapters import merge_part, parts_of
+from edgemm.train.adapters import adapter_parts, merge_part
 
-__all__ = ["join", "joined", "merge", "precision_of"]
+__all__ = ["join", "joined", "merge", "stored_dtype"]
 
 
 def merge(
@@ -35,7 +35,7 @@ def merge(
     `onto` "nf4" merges the transformer's part into the base as qlora rounded it; "float" into the base as it is.
     """
     checkpoint.check_model_output(output, source, adapter)
-    parts = parts_of(adapter)
+    parts = adapter_parts(adapter)
     check_strength(strength)
     beyond = {part: AdapterConfig.read(adapter / part, merging=True).beyond_factors for part in parts}
     if strength != 1 and any(beyond.values()):
@@ -66,7 +66,7 @@ def merge(
                 )
                 model.adapter = None
         model.config = dataclasses.replace(model.config, name=name or output.name)
-        checkpoint.save(model, output, precision_of(source))
+        checkpoint.save(model, output, stored_dtype(source))
 
 
 def joined(folders: list[Path], output: Path, strengths: Sequence[float] = ()) -> None:
@@ -103,7 +103,7 @@ def joined(folders: list[Path], output: Path, strengths: Sequence[float] = ()) -
     save_file(tensors, output / FILES[1], metadata={"format": "pt"})
 
 
-def precision_of(source: Path) -> torch.dtype | None:
+def stored_dtype(source: Path) -> torch.dtype | None:
     """bfloat16 where the checkpoint is stored so, else float32."""
     from safetensors import safe_open
 

@@ -15,7 +15,7 @@ from edgemm.model.config import ModelConfig
 from edgemm.model.unified import Unified
 from edgemm.train.recipe import Answering, Flow, Parts, Recipe
 
-__all__ = ["Average", "make_optimizers", "rate", "own_the_transformer", "parts_of", "trained_parts"]
+__all__ = ["Average", "make_optimizers", "rate", "own_the_transformer", "part_names", "trained_parts"]
 
 
 def make_optimizers(parameters: Iterable[tuple[str, nn.Parameter]], recipe: Recipe) -> list[torch.optim.Optimizer]:
@@ -161,7 +161,7 @@ def trained_parts(model: Unified, names: Sequence[str]) -> nn.ModuleDict:
     return nn.ModuleDict({name: parts[name] for name in names if name in parts})
 
 
-def parts_of(recipe: Recipe, config: ModelConfig, default: Sequence[str] = ()) -> tuple[str, ...]:
+def part_names(recipe: Recipe, config: ModelConfig, default: Sequence[str] = ()) -> tuple[str, ...]:
     """What a stage trains; a dense model cannot learn to draw without its transformer, a model of codes nothing."""
     names = (recipe.train if isinstance(recipe, Parts) else ()) or tuple(default)
     draws, reads = isinstance(recipe, Flow), isinstance(recipe, Answering)

@@ -21,7 +21,7 @@ from edgemm.model.prompts import BYTES, learned_tokenizer_json
 from edgemm.model.unified import Unified
 from edgemm.train.adapters import add_adapter, check_adapter_output, save_adapter
 from edgemm.train.loop import Task, changed_lines, logged, run_loop
-from edgemm.train.optimizers import own_the_transformer, parts_of
+from edgemm.train.optimizers import own_the_transformer, part_names
 from edgemm.train.ranks import Ranks, Share
 from edgemm.train.recipe import (
     DESIGNS,
@@ -127,7 +127,7 @@ def _start(recipe: Stage, following: Sequence[Stage]) -> Unified:
         _check_designs(recipe, model)
     if recipe.frames not in (0, model.config.image_tokens.frames):
         model = with_frames(model, recipe.frames)
-    if "transformer" in parts_of(recipe, model.config):
+    if "transformer" in part_names(recipe, model.config):
         own_the_transformer(model)
     return model
 

@@ -19,7 +19,7 @@ from edgemm.families.folder import find_foreign
 from edgemm.model import checkpoint
 from edgemm.model.vocabulary import cut_vocabulary
 from edgemm.quantize.calibration import frequent_tokens, read_calibration
-from edgemm.train.merge import precision_of
+from edgemm.train.merge import stored_dtype
 
 __all__ = ["trim"]
 
@@ -44,7 +44,7 @@ def trim(source: Path, output: Path, size: int, texts: Sequence[Path] = (), name
         needed.update(model.encode(text, special=False))
     smaller = cut_vocabulary(model, sorted(needed), size)
     smaller.config = dataclasses.replace(smaller.config, name=name or output.name)
-    checkpoint.save(smaller, output, precision_of(source))
+    checkpoint.save(smaller, output, stored_dtype(source))
 
 
 def _said(place: Path) -> Iterator[str]:

@@ -16,7 +16,7 @@ from edgemm.errors import UsageError
 from edgemm.export import lower_cpu
 from edgemm.export.lower_cpu import lower_ort_cpu
 from edgemm.export.products import products_of
-from edgemm.export.schemes import precisions_of, read_schemes
+from edgemm.export.schemes import offered_precisions, read_schemes
 from edgemm.export.specs import graph_weights, make_specs
 from edgemm.quantize import layers as recipe
 from edgemm.quantize.layers import choose_layers
@@ -44,7 +44,7 @@ def test_every_product_of_a_graph_goes_by_a_name_that_a_spec_has(references, gra
 
 
 def test_what_shares_a_scale_a_token_is_smoothed(model):
-    words = precisions_of("cpu")
+    words = offered_precisions("cpu")
     found = {precision: make_specs(copy.deepcopy(model), read_schemes("cpu", precision)) for precision in words}
     assert {precision: len(specs) for precision, specs in found.items()} == {"fp32": 0, "int8": 1, "int4": 1}
     feeds = "transformer.layers.0.post_attention_layernorm"  # layer 1 is the last that drawing reads

@@ -7,7 +7,7 @@ import pytest
 from edgemm.errors import UsageError
 from edgemm.export.lower_tensorrt import refusal
 from edgemm.export.options import ExportOptions
-from edgemm.export.schemes import SCHEMES, TARGETS, precisions_of, read_schemes
+from edgemm.export.schemes import SCHEMES, TARGETS, offered_precisions, read_schemes
 from edgemm.quantize.layers import choose_layers
 from edgemm.quantize.spec import HEAD, RANGED
 
@@ -61,7 +61,7 @@ def test_blocks_that_do_not_divide_a_width_become_one_scale_a_channel():
 def test_a_target_without_words_gets_its_first_precision():
     assert [scheme.precision for scheme in read_schemes(",".join(TARGETS), None)] == ["fp32", "int8"] + 5 * ["fp16"]
     assert [scheme.precision for scheme in read_schemes("cpu,rtx,cpu", "rtx=nvfp4")] == ["fp32", "nvfp4"]
-    assert precisions_of("cpu") == ("fp32", "int8", "int4")
+    assert offered_precisions("cpu") == ("fp32", "int8", "int4")
 
 
 @pytest.mark.parametrize(

@@ -65,7 +65,7 @@ def test_large_products_of_int8_are_exact_on_this_cpu(tmp_path):
 )
 def test_sums_are_widened_where_a_cpu_has_no_vnni(monkeypatch, flags, saturates):
     monkeypatch.setattr(ort_backend.platform, "machine", lambda: "x86_64")
-    monkeypatch.setattr(ort_backend, "read_text", lambda path: f"flags\t\t: {flags}\n" if flags else "")
+    monkeypatch.setattr(ort_backend, "read_fact", lambda path: f"flags\t\t: {flags}\n" if flags else "")
     ort_backend.sums_saturate.cache_clear()
     try:
         assert ort_backend.sums_saturate() is saturates

@@ -26,7 +26,7 @@ import onnxruntime as ort
 
 from edgemm.bundle.components import TensorSpec, Variant
 from edgemm.bundle.held_file import HeldFile
-from edgemm.device.machine import cpu_features, read_text
+from edgemm.device.machine import cpu_features, read_fact
 from edgemm.errors import BundleError, EdgemmError, MissingError
 from edgemm.runtimes.backend.engine import (
     Arrays,
@@ -326,7 +326,7 @@ def sums_saturate() -> bool:
 
     VPMADDUBSW saturates, VPDPBUSD does not (Intel SDM 2).  False where the CPU cannot be asked.
     """
-    text = read_text(Path("/proc/cpuinfo")) if platform.machine() in ("x86_64", "AMD64") else ""
+    text = read_fact(Path("/proc/cpuinfo")) if platform.machine() in ("x86_64", "AMD64") else ""
     return bool(text) and not any("vnni" in name or name == "amx_int8" for name in cpu_features(text))
 
 

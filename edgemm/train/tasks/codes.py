@@ -27,7 +27,7 @@ from edgemm.model.unified import Unified
 from edgemm.train.ranks import Share
 from edgemm.train.recipe import DrawRecipe, JointRecipe, ReadRecipe
 from edgemm.train.samples import Asked, batch_rows, pick_samples, pictures_of, questions_about
-from edgemm.train.tasks.draw import spread
+from edgemm.train.tasks.draw import rows_to_show
 
 __all__ = ["CodesTask"]
 
@@ -58,7 +58,7 @@ class CodesTask:
             samples = pick_samples(recipe.draw_data, recipe.splits, recipe.groups, recipe.pictures, caption)[1]
             self.drawn = self._codes_of(recipe.draw_data, samples)
         self.captions = [sample.captions for sample in samples]
-        self.shown = [samples[row].captions[-1] for row in spread(len(samples))]
+        self.shown = [samples[row].captions[-1] for row in rows_to_show(len(samples))]
         model.transformer.requires_grad_(True)
         self.description = f"{len(self.drawn)} pictures, {len(self.questions)} questions"
 

@@ -19,7 +19,7 @@ from edgemm.model import checkpoint, flow
 from edgemm.model.conditioner import Prefix
 from edgemm.model.transformer import KeyValues
 from edgemm.model.unified import Unified
-from edgemm.train.optimizers import parts_of, trained_parts
+from edgemm.train.optimizers import part_names, trained_parts
 from edgemm.train.ranks import Share
 from edgemm.train.recipe import Drawing, Flow
 from edgemm.train.samples import (
@@ -33,7 +33,7 @@ from edgemm.train.samples import (
 )
 from edgemm.train.stores import PromptStore, QueryStore, fits_in_memory
 
-__all__ = ["FITTED", "DrawTask", "spread", "EditTask"]
+__all__ = ["FITTED", "DrawTask", "rows_to_show", "EditTask"]
 
 FITTED = 2048  # prompts that the whitening is fitted to where reading them all would take minutes
 FOLLOW_EVERY = 25  # steps between two fits where the prompts themselves are learned
@@ -51,7 +51,7 @@ class DrawTask:
                 "then distil again"
             )
         self.model, self.recipe, self.share = model, recipe, share or Share()
-        self.trained = trained_parts(model, parts_of(recipe, model.config, self.default_parts))
+        self.trained = trained_parts(model, part_names(recipe, model.config, self.default_parts))
         self.load()
         self.moving = bool({"transformer", "queries"} & set(self.trained))  # what the transformer says of a prompt
         anew = self.draws_from_pictures or self.moving  # whether prompts are read again at every step
@@ -81,7 +81,7 @@ class DrawTask:
         self.captions = ["", *captions]
         row_of = {caption: row for row, caption in enumerate(self.captions)}
         self.captions_of = [[row_of[caption] for caption in sample.captions] for sample in samples]
-        self.shown = [row_of[samples[row].captions[-1]] for row in spread(len(samples))]
+        self.shown = [row_of[samples[row].captions[-1]] for row in rows_to_show(len(samples))]
         self.description = f"{len(samples)} pictures, {len(captions)} captions"
 
     def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
@@ -182,7 +182,7 @@ class DrawTask:
         return tokens, torch.from_numpy(noise).to(self.device), time.to(self.device), torch.from_numpy(prompts)
 
 
-def spread(count: int) -> list[int]:
+def rows_to_show(count: int) -> list[int]:
     """16 rows to look at, spread evenly."""
     return np.linspace(0, count - 1, 16).astype(int).tolist()
 
@@ -216,7 +216,7 @@ class EditTask(DrawTask):
         self.pixels = drawn[[row_of[edit.target] for edit in edits]]
         self.captions = ["", *(edit.instruction for edit in edits)]
         self.captions_of = [[row + 1] for row in range(len(edits))]
-        self.shown = [row + 1 for row in spread(len(edits))]
+        self.shown = [row + 1 for row in rows_to_show(len(edits))]
         self.model.config = dataclasses.replace(config, edits=True)
         self.description = f"{len(edits)} edits of {len(samples)} pictures"
 

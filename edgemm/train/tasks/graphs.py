@@ -24,7 +24,7 @@ from edgemm.model.unified import Unified
 from edgemm.train.ranks import Share
 from edgemm.train.recipe import GraphRecipe
 from edgemm.train.samples import batch_rows
-from edgemm.train.tasks.draw import FOLLOW_EVERY, spread
+from edgemm.train.tasks.draw import FOLLOW_EVERY, rows_to_show
 
 __all__ = ["GraphTask"]
 
@@ -104,7 +104,7 @@ class GraphTask:
             return None
         tokens = model.config.image_tokens
         noise = torch.randn(16, tokens.token_count, tokens.token_width, generator=torch.Generator().manual_seed(0))
-        told = [self.told[row] for row in spread(len(self.told))]
+        told = [self.told[row] for row in rows_to_show(len(self.told))]
         return model.draw([""] * 16, noise.to(model.device), graphs=told)
 
     def save(self, path: Path) -> None:

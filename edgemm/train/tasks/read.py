@@ -29,7 +29,7 @@ from edgemm.model.padding import by_length, in_row_order
 from edgemm.model.prompts import read_prompt, reply_ids, text_loop
 from edgemm.model.unified import Unified
 from edgemm.model.vision import ConvEye, ImageEncoder
-from edgemm.train.optimizers import parts_of
+from edgemm.train.optimizers import part_names
 from edgemm.train.ranks import Share
 from edgemm.train.recipe import Answering, Reading
 from edgemm.train.samples import batch_rows, load_pictures, own_replies, pick_samples, prompts_about, questions_about
@@ -59,7 +59,7 @@ class ReadTask:
     ) -> None:
         """`peft` is the transformer with an adapter already in place; without it the recipe says which."""
         # whether every weight of it learns, and drawing has to learn along
-        self.whole = "transformer" in parts_of(recipe, model.config)
+        self.whole = "transformer" in part_names(recipe, model.config)
         if not self.whole:
             check_adapted_layers(model, recipe)
         self.model, self.recipe, self.share = model, recipe, share or Share()
