@@ -7,7 +7,7 @@ import json
 import math
 from pathlib import Path
 
-from edgemm.errors import InputError, UsageError
+from edgemm.errors import EdgemmError, InputError, UsageError
 from edgemm.progress import Display
 
 __all__ = ["HELP", "add_arguments", "run"]
@@ -65,10 +65,14 @@ def run(args: argparse.Namespace) -> int:
         device=args.device,
         threads=args.threads,
     )
+    problem: EdgemmError | None = None
     with Display():
         evaluation = evaluate(args.model, args.data, plan)
         if args.compare:
-            evaluation = compared(evaluation, evaluate(args.compare, args.data, plan))
+            try:
+                evaluation = compared(evaluation, evaluate(args.compare, args.data, plan))
+            except EdgemmError as error:  # the first one's hours are not lost with the other's
+                problem = error
     print(render(evaluation.document), end="\n\n")
     if args.output:
         names = ", ".join(path.name for path in evaluation.save(args.output))
@@ -77,6 +81,8 @@ def run(args: argparse.Namespace) -> int:
         print("Nothing was written; --output DIR keeps the scores, every reply and a sheet of the drawings")
     if args.json:
         print(json.dumps(evaluation.document, separators=(",", ":")))
+    if problem:
+        raise problem
     return 0
 
 

@@ -176,6 +176,9 @@ def _draw(subject: Subject, dataset: Dataset, plan: Plan) -> tuple[dict[str, Any
 def _check_drawing(subject: Subject, dataset: Dataset) -> None:
     """InputError of what draws nothing, or that nobody could judge: reading comes first and takes long."""
     _ = subject.drawing_size
+    asked = [one for one in dataset.split(*DRAWN_SPLITS) if dataset.kind != "graphs" or one.group == "drawn"]
+    if not asked:
+        raise InputError(f"{dataset.path}: nothing to draw in {' or '.join(DRAWN_SPLITS)}; ask for --suite read")
     if dataset.kind == "compose":
         from edgemm.evaluate.scenes_suite import check_scorer
 

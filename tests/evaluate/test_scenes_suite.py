@@ -107,6 +107,12 @@ def test_scenes_of_two_models_are_compared_task_by_task(tmp_path, monkeypatch):
     assert (differences["train: relation"]["value"], differences["train: counting"]["value"]) == (0, -0.5)
 
 
+def test_a_dataset_with_nothing_to_draw_says_so_before_it_is_read(tmp_path):
+    dataset = made(tmp_path / "scenes", ("ours", "held-out-family"), ("twemoji", "scorer"))
+    with pytest.raises(InputError, match="nothing to draw in train or held-out-pair"):
+        evaluate_subject(Painter(RIGHTLY), dataset, Plan(cache=tmp_path))
+
+
 def test_without_another_artist_there_is_no_judge(tmp_path):
     dataset = made(tmp_path / "scenes", ("ours", "train"))
     with pytest.raises(InputError, match="nobody is left to train a judge on"):

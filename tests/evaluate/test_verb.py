@@ -110,6 +110,14 @@ def test_who_is_compared_with_nothing_is_told_before_the_first_one_works(evaluat
     assert code == 3 and f"{tmp_path / 'typo'}: is not a folder; give a checkpoint" in error
 
 
+def test_what_the_first_one_did_is_kept_where_the_other_cannot(evaluated, tmp_path):
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken" / "config.json").write_text("{")
+    code, lines, error = evaluated("--suite", "read", "--compare", str(tmp_path / "broken"))
+    assert code == 3 and "broken" in error and any(line.startswith("Reading: held-out-style") for line in lines)
+    assert "compare" not in json.loads((tmp_path / "out" / "eval.json").read_text())
+
+
 def test_scenes_that_are_drawn_whole_take_no_groups(evaluated, tmp_path):
     assert main(["data", "shapes", "--output", str(tmp_path / "set"), "--count", "24"]) == 0
     code, _, error = evaluated("--data", str(tmp_path / "set"), "--groups", "food-drink")

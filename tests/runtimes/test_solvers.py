@@ -12,7 +12,7 @@ from edgemm.runtimes.schedule import Trajectory
 
 diffusers = pytest.importorskip("diffusers", reason="Python 3.10 has no diffusers")
 
-STEPS = (4, 20, 35, 50)
+STEPS = (1, 2, 4, 20, 35, 50)
 ALIKE = 1e-6  # of the largest number: both sides round to float32 at every step, and the model hands it on
 FLOW = {"use_flow_sigmas": True, "prediction_type": "flow_prediction"}
 
