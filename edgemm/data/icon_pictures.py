@@ -67,7 +67,7 @@ def build_icons(
     count: int | None = None,
     offline: bool = False,
 ) -> int:
-    """Write icons of the sets (None: all) into `folder`, at most about `count` of them; how many there are.
+    """Write icons of the sets (None: all) into `folder`, at most `count` of them by lot; how many there are.
 
     Raises UsageError for a set that is none, MissingError without npm, CheckFailedError for a package that is not what
     was pinned.
@@ -80,8 +80,9 @@ def build_icons(
         check_terms(name, tarball)
     brands = trademarks(tarballs.values())
     icons = [icon for name in ICON_SETS if name in tarballs for icon in read_set(name, tarballs[name], brands)]
-    share = 1.0 if count is None else count / len(icons)
-    icons = [icon for icon in icons if stable_fraction("some", icon.set, icon.name) < share]
+    lots = [stable_fraction("some", icon.set, icon.name) for icon in icons]
+    chosen = set(sorted(range(len(icons)), key=lots.__getitem__)[:count])
+    icons = [icon for place, icon in enumerate(icons) if place in chosen]
     writer, twins = DatasetWriter(folder, "icons", size), Twins()
     for icon in progress.track(icons, len(icons), "drawing", "icons"):
         drawn = rasterise(icon.svg, size)
