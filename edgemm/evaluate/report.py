@@ -77,10 +77,12 @@ def _parts(document: dict[str, Any]) -> Iterable[Part]:
         for split, part in draw["parts"].items():
             yield _shapes(f"Drawing, judged exactly: {DRAWN_SPLITS.get(split, split)}", part)
     elif draw:
+        tries = document["settings"].get("seeds") or 1
+        unit = "pictures" if tries == 1 else f"prompts, {tries} drawings each"  # what intervals count
         for split, part in draw["parts"].items():
-            yield _drawing(f"Drawing, named by a judge: {DRAWN_SPLITS.get(split, split)}", part, draw["judge"])
+            yield _drawing(f"Drawing, named by a judge: {DRAWN_SPLITS.get(split, split)}", part, draw["judge"], unit)
         for split, part in draw.get("icons", {}).items():
-            yield _icons(f"Drawing, checked for what was asked: {DRAWN_SPLITS.get(split, split)}", part)
+            yield _icons(f"Drawing, checked for what was asked: {DRAWN_SPLITS.get(split, split)}", part, unit)
     if "compare" in document:
         other = document["compare"]["model"]
         title = f"Against {other['name']} ({other['kind']} {str(other['sha256'])[:12]})"
@@ -107,7 +109,7 @@ def _reading(title: str, part: dict[str, Any]) -> Part:
     return _of_shares(title, shares, "accuracy", "questions", notes, seen)
 
 
-def _drawing(title: str, part: dict[str, Any], judge: dict[str, Any]) -> Part:
+def _drawing(title: str, part: dict[str, Any], judge: dict[str, Any], unit: str) -> Part:
     names = ("drawn, top 1", "real, top 1", "drawn, top 5", "real, top 5")
     shares = [(name, part[name.replace(", top ", "_top")], None) for name in names]
     value, interval = _share(part["top1_ratio"])
@@ -119,13 +121,13 @@ def _drawing(title: str, part: dict[str, Any], judge: dict[str, Any]) -> Part:
         f"{judge['candidates']} candidates, chance {judge['chance']:.4f}",
     ]
     seen = "share that the judge names rightly, with 95 % interval"
-    return _of_shares(title, shares, "named", "pictures", notes, seen)
+    return _of_shares(title, shares, "named", unit, notes, seen)
 
 
-def _icons(title: str, part: dict[str, Any]) -> Part:
+def _icons(title: str, part: dict[str, Any], unit: str) -> Part:
     shares = [(name.replace("_", " "), found, None) for name, found in part.items()]
     notes = ["shuffled: the colour that another drawing's prompt asks for; real: the checker on the real pictures"]
-    return _of_shares(title, shares, "right", "pictures", notes, "share that the checker passes, with 95 % interval")
+    return _of_shares(title, shares, "right", unit, notes, "share that the checker passes, with 95 % interval")
 
 
 def _scenes(title: str, part: dict[str, Any]) -> Part:

@@ -94,4 +94,6 @@ def test_the_judges_page_of_emoji_is_made_too():
     drawn = {"judge": judge, "parts": {"train": {**part, "kid_lite0": 0.1, "kid_lite0_real_halves": None}}}
     page = render_page(document(draw=drawn))
     assert "KID-Lite0 0.100; between halves of the real pictures none" in page
+    thrice = render(document(draw=drawn, settings={"limit": None, "seeds": 3}))
+    assert "prompts, 3 drawings each" in thrice and "3 drawings" not in page  # eight prompts, 24 drawings
     assert "<img" not in page
