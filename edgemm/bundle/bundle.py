@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import shlex
 import stat
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -60,6 +61,7 @@ __all__ = [
     "open_bundle",
     "read_tensors",
     "resolve",
+    "size_problem",
     "verify_files",
 ]
 
@@ -127,10 +129,11 @@ def open_bundle(path: str | os.PathLike[str], verify: bool = True) -> Bundle:
 
 def _other_folder(folder: Path) -> str:
     """What a folder is that is no bundle, and what to do with it."""
+    named = shlex.quote(str(folder))
     if any((folder / name).is_file() for name in ("config.json", "model_index.json")):
         return (
-            f"a checkpoint and no bundle; what it would become: edgemm inspect {folder} --estimate; "
-            f"to make that: edgemm export {folder} --output NAME.bundle"
+            f"a checkpoint and no bundle; what it would become: edgemm inspect {named} --estimate; "
+            f"to make that: edgemm export {named} --output NAME.bundle"
         )
     if (folder / "adapter_config.json").is_file():
         return "an adapter and no bundle; load its base's bundle, exported with --adapters, and give it as --adapter"
@@ -168,16 +171,10 @@ def altered_files(path: str | os.PathLike[str], manifest: Manifest, hashes: File
     folder = Path(path)
     sound: dict[Path, FileRecord] = {}
     for name, record in manifest.files.items():
-        try:
-            file = resolve(folder, name)
-        except BundleError as error:
-            yield str(error)
-            continue
-        size = file.lstat().st_size
-        if size != record.size_bytes:
-            yield f"{file}: {size} bytes, the manifest says {record.size_bytes}"
+        if problem := size_problem(folder, name, record):
+            yield problem
         else:
-            sound[file] = record
+            sound[folder / name] = record
     total = sum(record.size_bytes for record in sound.values())
     with (
         progress.bar("hashing", total / 1e6, "MB") as bar,
@@ -191,6 +188,16 @@ def altered_files(path: str | os.PathLike[str], manifest: Manifest, hashes: File
                 bar.update(record.size_bytes / 1e6)
             if found != record.sha256:
                 yield f"{file}: SHA-256 {found[:16]}..., the manifest says {record.sha256[:16]}..."
+
+
+def size_problem(folder: Path, name: str, record: FileRecord) -> str:
+    """What is wrong with a file before a byte of it is read, "" where nothing is."""
+    try:
+        file = resolve(folder, name)
+    except BundleError as error:
+        return str(error)
+    size = file.lstat().st_size
+    return "" if size == record.size_bytes else f"{file}: {size} bytes, the manifest says {record.size_bytes}"
 
 
 def resolve(folder: Path, name: str) -> Path:

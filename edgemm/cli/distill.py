@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 
 from edgemm import progress
-from edgemm.bundle.writer import telling_name
+from edgemm.cli.hints import to_export
 from edgemm.errors import MissingError, UsageError
 from edgemm.progress import Display
 from edgemm.train.recipe_file import DistillRecipe, read_recipe
@@ -57,5 +57,5 @@ def run(args: argparse.Namespace) -> int:
             raise MissingError(f"distilling needs {error.name}: pip install 'edgemm[train]'") from error
         distill(recipe)
     result = Path(recipe.output) / "checkpoint"
-    print(f"Wrote {result}; export it: edgemm export {result} --output {telling_name(result)}.bundle")
+    print(f"Wrote {result}; {to_export(result)}")
     return 0

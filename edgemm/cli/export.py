@@ -12,6 +12,7 @@ from typing import NoReturn
 from edgemm import progress
 from edgemm.cli.flags import add_options, read_options
 from edgemm.cli.guard import add_limits
+from edgemm.cli.hints import command
 from edgemm.errors import MissingError
 from edgemm.export.options import ExportOptions
 from edgemm.families.folder import find_foreign
@@ -49,13 +50,13 @@ def run(args: argparse.Namespace) -> int:
     targets = ", ".join(manifest.targets)
     here = {"cpu", "web"} & manifest.targets.keys()
     if here and (manifest.loops.denoise or manifest.loops.image_tokens):
-        hint = f"try it: edgemm draw {args.output} --prompt 'red heart' --output heart.png"
+        hint = f"try it: {command('draw', args.output, '--prompt', 'red heart', '--output', 'heart.png')}"
     elif here:
         sees = manifest.components.keys() & {"image_encoder", "vq_encoder"}
-        asked = "--image photo.png --prompt 'What is this?'" if sees else "--prompt 'Hello'"
-        hint = f"try it: edgemm chat {args.output} {asked}"
+        asked = ("--image", "photo.png", "--prompt", "What is this?") if sees else ("--prompt", "Hello")
+        hint = f"try it: {command('chat', args.output, *asked)}"
     else:
-        hint = f"build its engines on the device: edgemm build {args.output}"
+        hint = f"build its engines on the device: {command('build', args.output)}"
     print(f"Wrote {args.output} ({size:.0f} MB for {targets}, every comparison passed); {hint}")
     return 0
 

@@ -10,6 +10,7 @@ import dataclasses
 from pathlib import Path
 
 from edgemm import progress
+from edgemm.cli.hints import command
 from edgemm.errors import MissingError
 from edgemm.progress import Display
 from edgemm.train.recipe_file import METHODS, PARTS, FinetuneRecipe, read_recipe
@@ -72,9 +73,8 @@ def run(args: argparse.Namespace) -> int:
         except ImportError as error:
             raise MissingError(f"finetuning needs {error.name}: pip install 'edgemm[train]'") from error
         folder = finetune(recipe)
-    print(
-        f"Wrote {folder}; merge it: edgemm merge {args.checkpoint} {folder} --output {Path(recipe.output) / 'merged'}"
-    )
+    merged = Path(recipe.output) / "merged"
+    print(f"Wrote {folder}; merge it: {command('merge', args.checkpoint, folder, '--output', merged)}")
     return 0
 
 

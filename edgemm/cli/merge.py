@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 
 from edgemm import progress
-from edgemm.bundle.writer import telling_name
+from edgemm.cli.hints import to_export
 from edgemm.errors import MissingError
 from edgemm.progress import Display
 
@@ -38,5 +38,5 @@ def run(args: argparse.Namespace) -> int:
     with Display():
         progress.status("merging")
         merge(args.checkpoint, args.adapter, args.output, args.onto, args.name, args.strength)
-    print(f"Wrote {args.output}; export it: edgemm export {args.output} --output {telling_name(args.output)}.bundle")
+    print(f"Wrote {args.output}; {to_export(args.output)}")
     return 0

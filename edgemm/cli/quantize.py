@@ -8,6 +8,7 @@ from pathlib import Path
 from edgemm import progress
 from edgemm.bundle.writer import telling_name
 from edgemm.cli.flags import add_options, read_options
+from edgemm.cli.hints import command
 from edgemm.errors import MissingError, UsageError
 from edgemm.options import options_of
 from edgemm.progress import Display
@@ -64,7 +65,7 @@ def run(args: argparse.Namespace) -> int:
     counts = {bits: sum(layer.bits == bits for layer in spec.document.layers.values()) for bits in (4, 8, None)}
     print(
         f"Wrote {args.output} ({counts[4]} layers in 4 bits, {counts[8]} in 8, {counts[None]} in float); "
-        f"next: edgemm export {args.checkpoint} --quant {args.output} --output BUNDLE"
+        f"next: {command('export', args.checkpoint, '--quant', args.output, '--output', 'BUNDLE')}"
     )
     return 0
 

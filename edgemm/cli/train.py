@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 
 from edgemm import progress
-from edgemm.bundle.writer import telling_name
+from edgemm.cli.hints import to_export
 from edgemm.errors import MissingError
 from edgemm.progress import Display
 from edgemm.train.recipe import DESIGNS
@@ -49,5 +49,5 @@ def run(args: argparse.Namespace) -> int:
         is_first = train_stages(stages)
     if is_first:  # of many processes the first one speaks
         result = Path(stages[-1].output) / "checkpoint"
-        print(f"Wrote {result}; export it: edgemm export {result} --output {telling_name(result)}.bundle")
+        print(f"Wrote {result}; {to_export(result)}")
     return 0

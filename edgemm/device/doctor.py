@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from edgemm.bundle.bundle import Bundle, Variant, open_bundle
+from edgemm.bundle.bundle import Bundle, Variant, open_bundle, size_problem
 from edgemm.device.fatbin import CudaCode, find_cuda_code
 from edgemm.device.gpu import CudaDriver, Gpu, missing_precision, probe_cuda
 from edgemm.device.machine import Board, Machine, read_board, read_machine
@@ -130,6 +130,8 @@ def _problem(bundle: Bundle, verdict: Verdict, machine: Machine, cuda: CudaDrive
     """Why this bundle does not run on that target here, or an empty string."""
     if not verdict.runs:
         return verdict.problem
+    if problem := next(filter(None, (_file_problem(bundle, name) for name in _files(bundle, verdict.target))), ""):
+        return problem
     precisions = [variant.precision for variant in _variants(bundle, verdict.target)]
     lacking = [missing_precision(precisions, gpu.compute_capability) for gpu in cuda.gpus]
     if lacking and lacking[0]:
@@ -248,8 +250,17 @@ def _opset(variant: Variant) -> int:
 
 
 def _weights_bytes(bundle: Bundle, target: str) -> int:
-    files = {path for variant in _variants(bundle, target) for path in (variant.graph, variant.data) if path}
-    return sum(bundle.manifest.files[path].size_bytes for path in files)
+    return sum(bundle.manifest.files[path].size_bytes for path in _files(bundle, target))
+
+
+def _files(bundle: Bundle, target: str) -> list[str]:
+    """Of a target's graphs, each once."""
+    found = (path for variant in _variants(bundle, target) for path in (variant.graph, variant.data) if path)
+    return list(dict.fromkeys(found))
+
+
+def _file_problem(bundle: Bundle, name: str) -> str:
+    return size_problem(bundle.path, name, bundle.manifest.files[name])
 
 
 def _size(size_bytes: int | None) -> str:

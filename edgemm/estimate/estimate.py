@@ -104,6 +104,7 @@ def estimate(
     chosen = target or (made_for_it or list(manifest.targets))[0]
     if chosen not in manifest.targets:
         raise UsageError(f"the bundle has no target {chosen!r}; it has: {', '.join(manifest.targets)}")
+    _check_limits(bundle, work)
     runs = runs_of(bundle, chosen, work)
     figures = {f"{name}_ms": _figure(name, run, calibration) for name, run in runs.items()}
     if manifest.loops.denoise:
@@ -127,6 +128,18 @@ def estimate(
         fits="yes" if memory.high <= room else "perhaps" if memory.low <= room else "no",
         remarks=tuple(remarks),
     )
+
+
+def _check_limits(bundle: Bundle, work: Workload) -> None:
+    """UsageError for more than the bundle does: no device would run that."""
+    limits, tokens = bundle.manifest.limits, work.prompt_tokens + work.new_tokens
+    if tokens > limits.max_context:
+        raise UsageError(
+            f"prompt_tokens {work.prompt_tokens} and new_tokens {work.new_tokens} are {tokens}, the bundle holds "
+            f"{limits.max_context} at most"
+        )
+    if (work.steps or 0) > limits.max_steps:
+        raise UsageError(f"steps is {work.steps}, the bundle takes {limits.max_steps} at most")
 
 
 def runs_of(bundle: Bundle, target: str, work: Workload) -> dict[str, Run]:
@@ -263,6 +276,9 @@ def observations_of(
         )
     if device.board and device.board not in (card.get("board") or ""):
         raise InputError(f"{path}: measured on {card.get('board') or card.get('cpu')}, expected a {device.title}")
+    ran, known = str(card.get("power_mode")).lower(), {each.name.lower() for each in device.modes}
+    if ran in known and ran != mode.name.lower():
+        raise InputError(f"{path}: measured in mode {card['power_mode']}, expected {mode.name}: give it as --power")
     work = Workload(prompt_tokens=measured.get("prompt_tokens", 128), new_tokens=measured.get("new_tokens", 64))
     runs = runs_of(bundle, card["target"], work)
     timed = {

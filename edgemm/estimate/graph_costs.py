@@ -60,6 +60,8 @@ def read_graph_costs(graph: Path, stored_bytes: int) -> GraphCosts:
         model = onnx.load(str(graph), load_external_data=False)
     except (DecodeError, onnx.checker.ValidationError) as error:
         raise BundleError(f"{graph}: not an ONNX graph: {error}") from error
+    if not model.graph.node:
+        raise BundleError(f"{graph}: holds no operator, so nothing can be counted in it")
     return _count(shape_inference.infer_shapes(model, strict_mode=False), stored_bytes)
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import math
+import shlex
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -149,7 +150,7 @@ def _without_config(folder: Path) -> Path | None:
         return folder / PIPELINE
     for pattern, what in OTHERS.items():
         if found := sorted(folder.glob(pattern)):
-            what = what.replace("FOLDER", str(folder))
+            what = what.replace("FOLDER", shlex.quote(str(folder)))
             raise CheckpointError(f"{folder}: no config.json, and {found[0].name} says it is {what}")
     if parts := sorted(path.parent.name for path in folder.glob("*/config.json")):
         have = "1 folder below has" if len(parts) == 1 else f"{len(parts)} folders below have"

@@ -42,6 +42,7 @@ from edgemm.verify.logits import (
 from edgemm.verify.parity import (
     CHOICE_FLOOR,
     ONE_CALL_TOLERANCE,
+    PARITY_FILE,
     CodesCase,
     Comparison,
     DrawCase,
@@ -225,6 +226,8 @@ def check_bundle(bundle: Bundle) -> list[str]:
     recorded = dataclasses.replace(recorded, precision=precision_of(bundle.manifest, choice.target))
     with Model(Engines(bundle, choice, plan_threads())) as model:
         comparisons = list(compare_loops(model, recorded))
+    if not comparisons:
+        raise BundleError(f"{PARITY_FILE}: no case in it, so nothing of what the bundle computes was compared")
     require(comparisons, f"{bundle.path}: not what was recorded at export")
     return [comparison.line() for comparison in comparisons]
 

@@ -113,6 +113,22 @@ def test_a_bundle_is_said_to_run_where_its_target_does(tmp_path):
     assert fit.weights_bytes == 5 * WEIGHTS_BYTES
 
 
+@pytest.mark.parametrize(("harm", "told"), [("cut", "the manifest says"), ("gone", "missing"), ("link", "a link")])
+def test_a_bundle_whose_files_are_not_there_runs_nowhere(tmp_path, capsys, harm, told):
+    pytest.importorskip("onnxruntime")
+    graph = next((path := write_paper_bundle(tmp_path / "b")).rglob("*.onnx"))
+    content = graph.read_bytes()
+    graph.unlink()
+    if harm == "cut":
+        graph.write_bytes(content[:-1])
+    if harm == "link":
+        (tmp_path / "elsewhere").write_bytes(content)
+        graph.symlink_to(tmp_path / "elsewhere")
+    assert doctor(str(path)) == 4
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert last.startswith(f"paper does not run here: cpu: {graph}") and told in last
+
+
 def test_a_bundle_for_another_board_makes_the_command_fail(tmp_path, capsys):
     assert doctor(str(write_paper_bundle(tmp_path / "b", target="jetson-thor"))) == 4
     assert "paper does not run here: jetson-thor: this machine is no Jetson" in capsys.readouterr().out

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from hashlib import sha256
+from pathlib import Path
 
 import numpy as np
 import onnx
@@ -13,6 +14,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from edgemm.bundle.bundle import open_bundle
 from edgemm.cli.main import main
+from edgemm.errors import BundleError
 from edgemm.estimate.calibration import (
     UNSEEN_SPREAD,
     Observation,
@@ -297,3 +299,33 @@ def test_a_bench_file_that_says_nothing_of_this_device_is_refused(bundle, tmp_pa
     assert main(["estimate", str(bundle.path), "--device", "orin-nano-8gb", "--fit", str(path)]) == 3
     told = {"other bundle": "of a bundle", "other board": "a PC", "not a bench file": "JSON", "too fast": "wrong mode"}
     assert told[case] in capsys.readouterr().err
+
+
+def test_a_bench_file_of_another_power_mode_is_refused(bundle, tmp_path, capsys):
+    path = Path(bench_file(tmp_path / "b.json", bundle, 3.0))
+    used, other = (mode.name for mode in NANO.modes[:2])
+    path.write_text(path.read_text().replace('"cpu": "some cpu"', f'"power_mode": "{other}"'))
+    words = ["estimate", str(bundle.path), "--device", "orin-nano-8gb", "--fit", str(path)]
+    assert main(words) == 3
+    assert f"measured in mode {other}, expected {used}: give it as --power" in capsys.readouterr().err
+    assert main([*words, "--power", other]) == 0
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("-p", "600"), "prompt_tokens 600 and new_tokens 64 are 664, the bundle holds 600 at most"),
+        (("--steps", "51"), "steps is 51, the bundle takes 50 at most"),
+    ],
+)
+def test_more_than_the_bundle_does_is_not_estimated(bundle, capsys, words, message):
+    estimated = ["estimate", str(bundle.path), "--device", "orin-nano-8gb"]
+    assert main([*estimated, *words]) == 2
+    assert message in capsys.readouterr().err
+    assert main([*estimated, "-p", "536", "--steps", "50"]) == 0
+
+
+def test_a_graph_without_an_operator_is_no_graph(tmp_path):
+    (tmp_path / "empty.onnx").write_bytes(b"")
+    with pytest.raises(BundleError, match=r"empty\.onnx: holds no operator"):
+        read_graph_costs(tmp_path / "empty.onnx", 0)

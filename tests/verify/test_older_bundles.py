@@ -6,6 +6,8 @@ tests/fixtures/bundle-of-november.tar.xz is what commit 24bc546 wrote for the te
 
 from __future__ import annotations
 
+import json
+import shutil
 import tarfile
 from pathlib import Path
 
@@ -13,7 +15,10 @@ import pytest
 
 import edgemm
 from edgemm.bundle.bundle import open_bundle
+from edgemm.errors import BundleError
 from edgemm.verify.loops import check_bundle
+from edgemm.verify.parity import PARITY_FILE
+from tests.export.nano import rehash
 
 FIXTURES = Path(__file__).resolve().parent.parent / "fixtures"
 
@@ -29,6 +34,15 @@ def older(tmp_path_factory) -> Path:
 def test_it_answers_what_torch_answered_then(older):
     lines = check_bundle(open_bundle(older))
     assert any("text loop" in line for line in lines) and any("denoise loop" in line for line in lines)
+
+
+def test_a_bundle_that_records_nothing_is_not_said_to_compute_it(older, tmp_path):
+    path = Path(shutil.copytree(older, tmp_path / "silent.bundle"))
+    told = json.loads((path / PARITY_FILE).read_text())
+    (path / PARITY_FILE).write_text(json.dumps({**told, "text_cases": [], "draw_cases": []}))
+    rehash(path, PARITY_FILE)
+    with pytest.raises(BundleError, match=r"parity\.json: no case in it, so nothing of what the bundle computes was"):
+        check_bundle(open_bundle(path))
 
 
 def test_its_words_of_prompt_lookup_decoding_are_understood(older):
