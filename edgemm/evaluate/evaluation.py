@@ -84,16 +84,19 @@ def evaluate(model: Path, data: Path, plan: Plan) -> Evaluation:
 
 
 def _possible(dataset: Dataset, plan: Plan) -> Plan:
-    """The plan without drawing where nobody can judge it; InputError where nothing else was asked for."""
+    """The plan without groups that hold nothing, and without drawing where nobody can judge it; InputError where
+    nothing else was asked for."""
     if plan.seeds > 1 and dataset.kind in JUDGED_ONCE:
         raise InputError(f"{dataset.path}: a {dataset.kind} dataset is drawn once a prompt; leave --seeds out")
     if plan.groups and dataset.kind in JUDGED_ONCE:
         raise InputError(f"{dataset.path}: a {dataset.kind} dataset is drawn whole; leave --groups out")
     known = {sample.group for sample in dataset.split(*DRAWN_SPLITS)}
     if strange := [group for group in plan.groups if group not in known]:
-        raise InputError(
-            f"{dataset.path}: nothing to draw is in group {strange[0]!r}; groups: {', '.join(sorted(known))}"
-        )
+        empty = f"{dataset.path}: nothing to draw is in group {strange[0]!r}; groups: {', '.join(sorted(known))}"
+        if len(strange) == len(plan.groups):
+            raise InputError(empty)
+        progress.line(empty)
+        plan = dataclasses.replace(plan, groups=tuple(group for group in plan.groups if group in known))
     if "draw" not in plan.suites or dataset.kind in JUDGED:
         return plan
     unjudged = (

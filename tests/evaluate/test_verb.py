@@ -93,7 +93,7 @@ def test_one_suite_leaves_the_other_alone(evaluated, tmp_path):
         (["--suite", "read", "--seeds", "2"], 2, "--seeds says how to draw, --suite read does not"),
         (["--suite", "read", "--guidance-scale", "1"], 2, "--guidance-scale says how to draw"),
         (["--suite", "draw", "--circular"], 2, "--circular says how to read, --suite draw does not"),
-        (["--groups", "food-drink", "faces"], 3, "nothing to draw is in group 'faces'; groups: "),
+        (["--groups", "faces"], 3, "nothing to draw is in group 'faces'; groups: "),
         (["--data", "nowhere"], 3, "no dataset folder at nowhere"),
         (["--device", "cuda"], 2, "--device cuda is for bundles; torch runs a checkpoint on the CPU"),
     ],
@@ -108,6 +108,11 @@ def test_who_is_compared_with_nothing_is_told_before_the_first_one_works(evaluat
     monkeypatch.setattr(evaluation, "open_subject", None)  # it would be called to load the first
     code, _, error = evaluated("--suite", "read", "--compare", str(tmp_path / "typo"))
     assert code == 3 and f"{tmp_path / 'typo'}: is not a folder; give a checkpoint" in error
+
+
+def test_a_group_that_nothing_is_in_is_told_beside_one_that_is_drawn(evaluated):
+    code, _, error = evaluated("--suite", "draw", "--groups", "food-drink", "faces", "--limit", "1")
+    assert code == 0 and error.count("nothing to draw is in group 'faces'; groups: ") == 1
 
 
 def test_what_the_first_one_did_is_kept_where_the_other_cannot(evaluated, tmp_path):
