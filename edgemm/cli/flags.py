@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 from edgemm.options import flag_of, hint_of, options_of
 
-__all__ = ["OldFlag", "Once", "OnceConst", "add_options", "read_options"]
+__all__ = ["OldFlag", "Once", "OnceConst", "OnceYesOrNo", "add_options", "read_options"]
 
 T = TypeVar("T")
 
@@ -58,6 +58,16 @@ class OnceConst(argparse._StoreConstAction):
         self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: Any, said: str | None = None
     ) -> None:
         _check_once(self, parser, self.const, said)
+        super().__call__(parser, namespace, values, said)
+
+
+class OnceYesOrNo(argparse.BooleanOptionalAction):
+    """The same of `--x` and `--no-x`."""
+
+    def __call__(
+        self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: Any, said: str | None = None
+    ) -> None:
+        _check_once(self, parser, not (said or "").startswith("--no-"), said)
         super().__call__(parser, namespace, values, said)
 
 

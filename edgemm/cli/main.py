@@ -25,7 +25,7 @@ from types import ModuleType
 from typing import Any, NoReturn, TextIO, cast
 
 import edgemm
-from edgemm.cli.flags import Once, OnceConst
+from edgemm.cli.flags import Once, OnceConst, OnceYesOrNo
 from edgemm.cli.guard import GUARDED, is_capped, is_scarce, run_guarded, said_of_cap, wanted
 from edgemm.errors import EdgemmError, InputError, MissingError, ResourceError, UsageError, ran_out_of_memory, shortened
 from edgemm.options import parse_bytes
@@ -87,8 +87,9 @@ class Parser(argparse.ArgumentParser):
 
     def __init__(self, *given: Any, **how: Any) -> None:
         super().__init__(*given, **how)
-        for kind, once in ((None, Once), ("store", Once), ("store_const", OnceConst)):
-            self.register("action", kind, once)
+        once = {None: Once, "store": Once, "store_const": OnceConst, argparse.BooleanOptionalAction: OnceYesOrNo}
+        for kind, action in once.items():
+            self.register("action", kind, action)
         self.given: dict[str, tuple[str, Any]] = {}  # flag's name in the namespace -> how it was spelled, and its value
 
     def parse_known_args(self, *given: Any, **how: Any) -> Any:

@@ -226,6 +226,10 @@ def test_a_flag_with_two_values_is_refused_and_one_that_is_repeated_is_not(bundl
         ("--seed: 2, where given before 1", ["data", "shapes", "--output", tmp_path / "x", "--seed", 1, "--seed", 2]),
         ("--splits: ['b'], where given before ['a']", ["eval", "x", "--data", "y", "--splits", "a", "--splits", "b"]),
         ("--json: json, where -o gave csv", ["bench", bundle, "-o", "csv", "--json"]),
+        (
+            "lookup: False, where --prompt-lookup gave",
+            ["export", "x", "--output", "y", "--prompt-lookup", "--no-prompt-lookup"],
+        ),
         ("--backend names denoiser twice", ["chat", bundle, "--prompt", "x", "--backend", "denoiser=a,denoiser=b"]),
     ):
         assert said in fails(2, *words)
