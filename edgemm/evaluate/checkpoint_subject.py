@@ -26,6 +26,7 @@ from edgemm.runtimes.schedule import initial_noise
 __all__ = ["CheckpointSubject", "by_lot"]
 
 AT_ONCE = 16  # questions: more are no faster, and take more memory
+DRAWING = ("conditioner.", "denoiser.")  # no question is answered by these
 
 
 class CheckpointSubject:
@@ -49,7 +50,9 @@ class CheckpointSubject:
             raise UsageError("num_inference_steps: this checkpoint draws token by token and has no such option")
         chosen = {name: value for name, value in dataclasses.asdict(settings).items() if value is not None}
         self.sampler = self.model.with_sampler(**chosen)
-        self.at_once = 1 if _rounds_a_batch_together(model) else AT_ONCE
+        alike = _rounded_together(model)
+        self.at_once = 1 if any(not name.startswith(DRAWING) for name in alike) else AT_ONCE
+        self.draws_alone = bool(alike)
 
     @property
     def drawing_size(self) -> int:
@@ -58,6 +61,8 @@ class CheckpointSubject:
         return self.model.config.image_tokens.image_size
 
     def draw(self, prompts: Sequence[str | Graph], seeds: Sequence[int]) -> np.ndarray:
+        if self.draws_alone and len(prompts) > 1:
+            return np.concatenate([self.draw([one], [seed]) for one, seed in zip(prompts, seeds, strict=True)])
         graphs = [prompt if isinstance(prompt, Graph) else None for prompt in prompts]
         words = [prompt if isinstance(prompt, str) else "" for prompt in prompts]
         if self.model.config.objective == "ar":
@@ -100,7 +105,7 @@ def by_lot(sampler: SamplerConfig, seeds: Sequence[int]) -> Choose:
     return choose
 
 
-def _rounds_a_batch_together(model: Unified) -> bool:
-    """Whether a quantized model's reply depends on what is asked beside it."""
-    reading = [part for name, part in model.named_modules() if not name.startswith(("conditioner.", "denoiser."))]
-    return any(isinstance(part, QuantizedLinear) and part.layer.activations == "tensor" for part in reading)
+def _rounded_together(model: Unified) -> list[str]:
+    """Quantized layers that have one scale for a whole batch: what comes of a row depends on the others."""
+    layers = [(name, part) for name, part in model.named_modules() if isinstance(part, QuantizedLinear)]
+    return [name for name, part in layers if part.layer.activations == "tensor"]

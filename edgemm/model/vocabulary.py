@@ -85,10 +85,15 @@ def cut_tokenizer(document: Mapping[str, Any], needed: Iterable[int], size: int)
             waiting += made_of[word]
     total = len(token_ids(document))
     outside = len(added.keys() - vocabulary.keys())
-    if not len(kept) + outside <= size < total:
+    least = len(kept) + outside
+    if least >= total:
         raise UsageError(
-            f"a vocabulary of {size} tokens: expected {len(kept) + outside}, which texts, letters and special tokens "
-            f"need, to {total - 1}"
+            f"texts, letters and special tokens need all {total} tokens that there are: nothing can be cut"
+        )
+    if not least <= size < total:
+        raise UsageError(
+            f"a vocabulary of {size} tokens: expected {least}, which texts, letters and special tokens need, to "
+            f"{total - 1}"
         )
     for word in made_of:  # in the order of their first merges
         if len(kept) + outside < size and made_of[word] <= kept:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import subprocess
 import sys
@@ -145,19 +146,46 @@ def test_no_more_pictures_are_held_than_are_asked_about_at_once(micro_checkpoint
     assert taken_for_the_first(open_subject(bundle_path, DrawSettings(), device="cpu", threads=1)) == 1
 
 
-@pytest.mark.parametrize("kind", ["token", "tensor"])
-def test_a_model_that_rounds_a_batch_together_is_asked_one_question_at_a_time(kind, micro_checkpoint):
-    """With one scale for all that goes into a product, what is asked beside a question would change its reply."""
-    from edgemm.evaluate.checkpoint_subject import CheckpointSubject
+@pytest.fixture(scope="module")
+def quantized(micro_checkpoint):
     from edgemm.model.checkpoint import load
     from edgemm.quantize.make import quantize
     from edgemm.quantize.options import QuantizeOptions
-    from edgemm.quantize.simulated import QuantizedLinear, swap
+    from edgemm.quantize.simulated import swap
 
     model = load(micro_checkpoint)
     swap(model, quantize(model, QuantizeOptions("w8a8", "int8", "rtn")), folded=True)
-    layers = [part for part in model.transformer.modules() if isinstance(part, QuantizedLinear)]
-    assert layers
-    for part in layers:
-        part.layer = dataclasses.replace(part.layer, activations=kind)
+    return model
+
+
+def rounded(model, part, kind):
+    """A copy whose layers of a part round what goes into them in one way."""
+    from edgemm.quantize.simulated import QuantizedLinear
+
+    model, found = copy.deepcopy(model), 0
+    for name, layer in model.named_modules():
+        if isinstance(layer, QuantizedLinear):
+            own = name.startswith(part)
+            layer.layer = dataclasses.replace(layer.layer, activations=kind if own else "token")
+            found += own
+    assert found
+    return model
+
+
+@pytest.mark.parametrize("kind", ["token", "tensor"])
+def test_a_model_that_rounds_a_batch_together_is_asked_one_question_at_a_time(kind, quantized):
+    """With one scale for all that goes into a product, what is asked beside a question would change its reply."""
+    from edgemm.evaluate.checkpoint_subject import CheckpointSubject
+
+    model = rounded(quantized, "transformer.", kind)
     assert (taken_for_the_first(CheckpointSubject.of(model, DrawSettings())) == 1) is (kind == "tensor")
+
+
+def test_what_is_drawn_depends_on_no_picture_beside_it(quantized):
+    from edgemm.evaluate.checkpoint_subject import CheckpointSubject
+
+    model = rounded(quantized, "denoiser.", "tensor")
+    subject = CheckpointSubject.of(model, DrawSettings(num_inference_steps=2))
+    both = subject.draw(["a red heart", "two blue stars"], [1, 2])
+    assert np.array_equal(both[1], subject.draw(["two blue stars"], [2])[0])
+    assert subject.at_once > 1

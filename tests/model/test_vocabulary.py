@@ -89,6 +89,11 @@ def test_a_size_that_cannot_be_is_refused_with_those_that_can(document, size):
         cut_tokenizer(document, (), size)
 
 
+def test_where_every_token_is_needed_nothing_can_be_cut(document):
+    with pytest.raises(UsageError, match=f"need all {SIZE} tokens that there are: nothing can be cut"):
+        cut_tokenizer(document, range(SIZE), SIZE - 1)
+
+
 def test_another_kind_of_tokenizer_is_refused():
     pieces = Tokenizer(models.WordPiece({"[UNK]": 0, "a": 1}, unk_token="[UNK]"))
     with pytest.raises(InputError, match="its model is WordPiece, and only byte pairs"):
