@@ -36,6 +36,7 @@ class InterleavedResult:
     prompts: tuple[str, ...]  # what each picture was drawn from
     token_ids: tuple[int, ...]  # of the text, marks included
     finish_reason: FinishReason
+    seed: int | None = None  # what makes this reply come again; None when nothing was drawn at random
 
     def __repr__(self) -> str:
         parts = ", ".join(clipped(part) if isinstance(part, str) else repr(part) for part in self.parts)
@@ -118,6 +119,7 @@ def write_interleaved(
             break
         transformer.prefill(piece, image_tokens)
         yield TextChunk((), "")
+    seed = request.sampling.seed if request.sampling.temperature else None
     parts: list[str | Picture] = []
     prompts: list[str] = []
     ids: list[int] = []
@@ -159,7 +161,7 @@ def write_interleaved(
     if tail:  # nothing was written after it
         parts.append(tail)
         yield TextChunk((), tail)
-    yield InterleavedResult(tuple(parts), tuple(prompts), tuple(ids), reason)
+    yield InterleavedResult(tuple(parts), tuple(prompts), tuple(ids), reason, seed)
 
 
 def _up_to_mark(

@@ -64,6 +64,18 @@ class TestWithTheLibrary:
         assert sum(map(str.__eq__, one, other)) < 7
         assert first.text == again.text
 
+    def test_a_result_tells_the_seed_that_makes_it_come_again(self, model):
+        how = {
+            "grammar": 'start: "<draw>a</draw>" /[a-z]{24}/',
+            "temperature": 100.0,
+            "drawing": {"num_inference_steps": 1},
+        }
+        *_, first = model.generate("hello", **how)
+        *_, again = model.generate("hello", **how, seed=first.seed)
+        assert (again.token_ids, again.seed) == (first.token_ids, first.seed)
+        *_, likeliest = model.generate("hello", **how | {"temperature": 0.0})
+        assert likeliest.seed is None
+
     def test_what_the_last_token_of_a_mark_says_behind_it_is_shown(self, tmp_path, monkeypatch):
         """Vocabularies have a ">." or a ">!": it ends the mark and goes on with the reply."""
         together = 255  # was half a letter, which no text here has
