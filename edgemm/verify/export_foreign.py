@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -118,6 +118,7 @@ def export_foreign(found: Found, output: Path, options: ExportOptions | None = N
         if options.looks_up(takes_candidates(parts)):
             parts = with_prompt_lookup(parts)
         slots = _context(parts, options.max_context, checkpoint.folder)
+        _check_prompts(parts, checkpoint, slots)
         loop = parts.denoise
         room = DRAWING_SLOTS + _template_slots(loop, checkpoint) + _edit_slots(parts)
         sizes = fixed_sizes(slots, loop.skip, drawing=room) if loop else {}
@@ -202,6 +203,34 @@ def _context(parts: Parts, asked: int | None, folder: Path) -> int:
     return slots
 
 
+def _check_prompts(parts: Parts, checkpoint: Checkpoint, slots: int) -> None:
+    """UsageError for slots that a prompt which is compared does not fit in, with a token to say."""
+    text = (parts.tokenizer_json or checkpoint.tokenizer_json).decode()
+    tokenizer = Tokenizer(checkpoint.folder / "tokenizer.json", text)
+    longest = max((len(ids) for *_, ids in _prompts(parts, tokenizer)), default=0)
+    if longest >= parts.most_context:
+        raise CheckpointError(
+            f"{checkpoint.folder}: the model reads {parts.most_context} tokens at most, a question with the words that "
+            f"its template puts around it has {longest}"
+        )
+    if longest >= slots:
+        raise UsageError(
+            f"max_context is {slots}, expected {longest + 1} (a question and what its template puts around it) to "
+            f"{parts.most_context} (the model's)"
+        )
+
+
+def _prompts(parts: Parts, tokenizer: Tokenizer) -> Iterator[tuple[str, bool, list[np.ndarray], np.ndarray]]:
+    """What the library is asked: the words, whether with a picture, those, and the ids that the runtime makes of it."""
+    loop = parts.text
+    for prompt, pictured in TEXTS if loop is not None else ():
+        if pictured and not parts.graphs.keys() & {"image_encoder", "vq_encoder"}:
+            continue
+        assert loop is not None
+        images = [seeded_picture(1, loop.image_size)] if pictured else []
+        yield prompt, pictured, images, chat_prompt(as_messages(prompt, images), loop, tokenizer).input_ids
+
+
 def _template_slots(loop: DenoiseLoop | None, checkpoint: Checkpoint) -> int:
     """Tokens of the strings that stand around every drawing prompt: the longest."""
     if loop is None or loop.skip:  # strings that are dropped take no room
@@ -261,26 +290,20 @@ def _recorded(
 ) -> Recorded:
     """Replies of the library, to prompts that the runtime's own code put together and the library's tokenized alike."""
     cases: list[TextCase] = []
-    loop, own = parts.text, hasattr(family, "reply")
-    if loop is not None:
-        tokenizer = Tokenizer(bundle.file(bundle.manifest.tokenizer))
-        for prompt, pictured in TEXTS:
-            if pictured and not parts.graphs.keys() & {"image_encoder", "vq_encoder"}:
-                continue
-            images = [seeded_picture(1, loop.image_size)] if pictured else []
-            ids = chat_prompt(as_messages(prompt, images), loop, tokenizer).input_ids
-            count = min(asked.tokens, bundle.manifest.limits.max_context - len(ids))
-            inputs = {"input_ids": torch.from_numpy(ids)[None]}
-            if own:
-                said = family.reply(checkpoint, inputs["input_ids"], images, count)
-                cases.append(TextCase(prompt, 1 if pictured else None, tuple(said)))
-                continue
-            if hasattr(family, "library_inputs"):
-                inputs = family.library_inputs(checkpoint, inputs["input_ids"], images)
-            elif pictured:
-                inputs |= _pixels(checkpoint, images)
-            tokens = greedy(checkpoint.model, inputs, count)
-            cases.append(TextCase(prompt, 1 if pictured else None, tuple(tokens)))
+    own, tokenizer = hasattr(family, "reply"), Tokenizer(bundle.file(bundle.manifest.tokenizer))
+    for prompt, pictured, images, ids in _prompts(parts, tokenizer):
+        count = min(asked.tokens, bundle.manifest.limits.max_context - len(ids))
+        inputs = {"input_ids": torch.from_numpy(ids)[None]}
+        if own:
+            said = family.reply(checkpoint, inputs["input_ids"], images, count)
+            cases.append(TextCase(prompt, 1 if pictured else None, tuple(said)))
+            continue
+        if hasattr(family, "library_inputs"):
+            inputs = family.library_inputs(checkpoint, inputs["input_ids"], images)
+        elif pictured:
+            inputs |= _pixels(checkpoint, images)
+        tokens = greedy(checkpoint.model, inputs, count)
+        cases.append(TextCase(prompt, 1 if pictured else None, tuple(tokens)))
     drawn: list[CodesCase] = []
     if parts.image_tokens is not None:
         count = min(MAX_CODES, parts.image_tokens.rows * parts.image_tokens.columns)

@@ -15,12 +15,14 @@ from transformers import LlamaForCausalLM
 import edgemm
 from edgemm.bundle.forked import forked
 from edgemm.cli.main import main
-from edgemm.errors import BundleError, CheckpointError
+from edgemm.errors import BundleError, CheckpointError, UsageError
 from edgemm.families import hf_checkpoint
 from edgemm.families.folder import find_foreign
 from edgemm.families.hf_checkpoint import open_checkpoint
 from edgemm.families.llama import parts
+from edgemm.verify.export_foreign import export_foreign
 from tests.families.tiny.folders import write_folder
+from tests.families.tiny.llama import CHATML
 from tests.heard import hearing
 
 
@@ -244,6 +246,23 @@ def test_weights_of_two_kinds_are_refused(folder):
 def test_tensors_that_no_layer_computes_with_are_none_of_its_business(folder, name):
     added(name)(folder)
     assert open_checkpoint(find_foreign(folder)).architecture == "LlamaForCausalLM"
+
+
+@pytest.mark.parametrize(
+    ("context", "asked", "message"),
+    [
+        (256, 64, r"max_context is 64, expected 1\d\d \(a question and what its template puts around it\) to 256"),
+        (100, None, "reads 100 tokens at most, a question with the words that its template puts around it has 1"),
+    ],
+)
+def test_a_template_that_leaves_no_room_for_a_reply_is_told(folder, tmp_path, context, asked, message):
+    """The library's reply of no token at all would never have ended."""
+    wordy = "{% if messages[0]['role'] != 'system' %}" + "a small boat " * 16 + "{% endif %}"
+    template(wordy + CHATML)(folder)
+    config(max_position_embeddings=context)(folder)
+    with pytest.raises((UsageError, CheckpointError), match=message):
+        export_foreign(find_foreign(folder), tmp_path / "made.bundle", max_context=asked)
+    assert not (tmp_path / "made.bundle").exists()
 
 
 @pytest.mark.slow
