@@ -197,10 +197,11 @@ def is_left_out(model: nn.Module, name: str) -> bool:
     """Whether a tensor's name leads into a module that computes with its own, or into one of a list, and no further."""
     module, inside = model, False
     for part in name.split("."):
-        if module._modules.get(part) is None:
+        child = module._modules.get(part)
+        if child is None:
             break
         inside = inside or isinstance(module, nn.ModuleList)
-        module = module._modules[part]  # type: ignore[assignment]
+        module = child
     return inside or any(parameter is not None for parameter in module._parameters.values())
 
 

@@ -354,7 +354,7 @@ def _sized_as(options: DrawingOptions, height: int, width: int, loop: DenoiseLoo
         return options
     elif options.width is not None:
         height, width = grid.beside(options.width, width, height), options.width
-    else:
+    elif options.height is not None:
         height, width = options.height, grid.beside(options.height, height, width)
     return replace(options, height=height, width=width)
 
