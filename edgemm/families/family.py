@@ -186,7 +186,7 @@ def _try_out(rule: PictureRule, processor: Any, folder: Any, squares: bool) -> N
     for height, width in shapes[: 1 if squares else None]:
         picture = np.ascontiguousarray(seeded_picture(2, max(height, width))[:height, :width])
         with reading(folder, f"its image processor cannot read {width} x {height} pixels", CheckpointError):
-            made = np.asarray(processor(images=[Image.fromarray(picture)], return_tensors="np")["pixel_values"])
+            made = np.asarray(processor(images=[Image.fromarray(picture)], return_tensors="pt")["pixel_values"])
         if squares and made.shape != (1, 3, side, side):  # cut into patches: only its transformer tells what they were
             continue
         wanted = load_picture(picture, side, rule.background, fit=rule.fit, resample=rule.resample, least=rule.least)
