@@ -32,7 +32,7 @@ from edgemm.quantize.calibration import shipped_text
 __all__ = ["cut_folder"]
 
 BESIDE = ("*.jinja", "special_tokens_map.json", "LICENSE*", "LICENCE*", "NOTICE*")  # said in words, so still right
-IDS = re.compile(r"(^|_)token(_id|_ids|_index)$|^(begin_)?suppress_tokens$")
+IDS = re.compile(r"(^|_)(token|words)(_id|_ids|_index)$|^(begin_)?suppress_tokens$")
 TALK = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hi"}, {"role": "user", "content": "Hi"}]
 PROBE = 64  # tokens that are compared
 
@@ -90,13 +90,19 @@ def _ids_of(checkpoint: Checkpoint, text: str) -> list[int]:
 
 
 def _ids_in(config: Mapping[str, Any]) -> set[int]:
-    found = [value for name, value in config.items() if IDS.search(name) and value is not None]
-    return {token for value in found for token in (value if isinstance(value, list) else [value])}
+    return {token for name, value in config.items() if IDS.search(name) for token in _flat(value)}
+
+
+def _flat(value: Any) -> list[int]:
+    """The ids in a list, in lists of lists (of words that are banned), or the one."""
+    if isinstance(value, list):
+        return [token for inner in value for token in _flat(inner)]
+    return [] if value is None else [value]
 
 
 def _renumbered(value: Any, number: Mapping[int, int]) -> Any:
     """Ids that no token had stay what they were: nobody's."""
-    return [number.get(one, one) for one in value] if isinstance(value, list) else number.get(value, value)
+    return [_renumbered(one, number) for one in value] if isinstance(value, list) else number.get(value, value)
 
 
 def _cut_rows(model: Any, kept: list[int]) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import AutoConfig, AutoTokenizer, LlamaForCausalLM
+from transformers import AutoConfig, AutoTokenizer, GenerationConfig, LlamaForCausalLM
 
 from edgemm.cli.main import main
 from edgemm.data.format import read_dataset
@@ -74,12 +74,17 @@ def test_a_text_models_folder_is_cut_and_goes_on_as_the_library_has_it(tmp_path,
     (folder / "LICENSE").write_text("as it is")
     words = AutoTokenizer.from_pretrained(folder)
     size = len(words) - 10
+    banned = [[len(words) - 1], [len(words) - 1, len(words) - 2]]  # the last ones: others go, and they move
+    GenerationConfig(bad_words_ids=banned, eos_token_id=[words.eos_token_id]).save_pretrained(folder)
     (tmp_path / "page.txt").write_text(SPOKEN[0])
     assert trim(folder, "--vocabulary", size, "--output", tmp_path / "small", "--text", tmp_path / "page.txt") == 0
     fewer, config = AutoTokenizer.from_pretrained(tmp_path / "small"), AutoConfig.from_pretrained(tmp_path / "small")
     assert len(fewer) == config.vocab_size == size and (tmp_path / "small" / "LICENSE").read_text() == "as it is"
     assert fewer.convert_ids_to_tokens(config.eos_token_id) == words.eos_token
     assert fewer.tokenize(SPOKEN[0]) == words.tokenize(SPOKEN[0])
+    kept = GenerationConfig.from_pretrained(tmp_path / "small").bad_words_ids
+    assert kept != banned
+    assert list(map(fewer.convert_ids_to_tokens, kept)) == list(map(words.convert_ids_to_tokens, banned))
     models = [LlamaForCausalLM.from_pretrained(place).eval() for place in (folder, tmp_path / "small")]
     rows = [words.convert_tokens_to_ids(token) for token in fewer.convert_ids_to_tokens(range(size))]
     with torch.no_grad():
