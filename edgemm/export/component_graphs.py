@@ -271,7 +271,7 @@ def _prefix_shapes(model: Unified) -> dict[str, Shape]:
     expert, tokens = model.config.denoiser, model.config.image_tokens
     shapes: dict[str, Shape] = {"prompt_vector": ("b", expert.conditioning)}
     if expert.layout_width:
-        shapes["layout"] = ("b", tokens.cell_count, expert.layout_width)
+        shapes["layout"] = ("b", tokens.token_count, expert.layout_width)
     slots = model.config.transformer.queries or "t"
     shapes["prefix_mask"] = ("b", slots)
     for layer in range(expert.depth):

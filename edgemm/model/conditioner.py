@@ -3,8 +3,8 @@
 It turns the transformer's cached keys and values of the prompt into three things that stay constant over the denoising
 steps: keys and values in the denoiser's own terms (a norm and a linear layer each, because random queries cannot read a
 language model's raw keys), a pooled prompt vector (whitened over the training prompts, because the template is common
-to all and would drown the rest), and a layout: a first guess at every image token, drawn from the pooled prompt alone;
-the frames of a clip share it.
+to all and would drown the rest), and a layout: a first guess at every image token, drawn from the pooled prompt alone,
+of which each frame of a clip hears another part.
 It knows cached tensors, never ids, time or pictures.
 Axes: b batch, T cache slots, t = T - skip slots kept, g/h heads of transformer and denoiser, d head width, n image
 tokens, l numbers of the layout, c conditioning, L prefix layers.
@@ -30,7 +30,7 @@ class Prefix(NamedTuple):
     values: list[Tensor]  # a denoiser layer: (b, h, t, d)
     mask: Tensor  # (b, t) bool: slots in use
     prompt_vector: Tensor  # (b, c)
-    layout: Tensor  # (b, n, l), n of one frame
+    layout: Tensor  # (b, n, l)
 
     def of(self, rows: Tensor) -> Prefix:
         """The same of some prompts, or of some more than once: rows (k) -> k prompts."""
@@ -83,6 +83,9 @@ class Conditioner(nn.Module):
             nn.SiLU(),
             nn.Linear(2 * expert.conditioning, self.cell_count * expert.layout_width),
         )
+        self.frames = config.image_tokens.frames
+        if self.frames > 1:
+            self.frame_gate = nn.Parameter(1 + torch.randn(self.frames, 2 * expert.conditioning) / 2)
 
     @staticmethod
     def pooled_width(config: ModelConfig) -> int:
@@ -135,7 +138,7 @@ class Conditioner(nn.Module):
         """In the denoiser's own terms; `asked` (b, 1) is false for the empty prompt, which stands at the origin."""
         whitened = ((pooled - self.whiten_mean) @ self.whiten_matrix).to(self._dtype)
         whitened = whitened * asked
-        layout = self.layout_mlp(whitened).unflatten(1, (self.cell_count, self.layout_width))
+        layout = self._layout(whitened)
         if not self.key_projs:
             raw_keys, raw_values = ([pair[i] for pair in cached] for i in (0, 1))
             return Prefix(raw_keys, raw_values, used, self.prompt_mlp(whitened), layout)
@@ -144,6 +147,14 @@ class Conditioner(nn.Module):
             keys.append(self._split(self.key_projs[index](self.key_norms[index](self._join(raw_keys)))))
             values.append(self._split(self.value_projs[index](self.value_norms[index](self._join(raw_values)))))
         return Prefix(keys, values, used, self.prompt_mlp(whitened), layout)
+
+    def _layout(self, whitened: Tensor) -> Tensor:
+        """Of all frames, one after the other: (b, n, l)."""
+        hidden = self.layout_mlp[:-1](whitened)
+        if self.frames > 1:
+            hidden = hidden[:, None] * self.frame_gate  # (b, frames, 2 c)
+        guess = self.layout_mlp[-1](hidden).unflatten(-1, (self.cell_count, self.layout_width))
+        return guess.flatten(1, 2) if self.frames > 1 else guess
 
     @property
     def _dtype(self) -> torch.dtype:

@@ -77,10 +77,11 @@ class Denoiser(nn.Module):
         self.layout_proj = nn.Linear(expert.layout_width, expert.width, bias=False)
         self.position = nn.Parameter(torch.randn(tokens.cell_count, expert.width) * 0.02)
         self.frames = tokens.frames
-        if tokens.frames > 1:  # at birth all frames are alike: a clip begins as what draws a picture
-            self.frame_scale = nn.Parameter(torch.zeros(expert.width))
+        if tokens.frames > 1:
             waves = time_features(torch.arange(tokens.frames) / 1000, expert.width)  # (frames, w)
             self.register_buffer("frame_waves", waves, persistent=False)
+            tells_apart = waves.std(dim=0) > 0.1  # the slow ones are a constant
+            self.frame_scale = nn.Parameter(tells_apart.float())  # beside noise a whisper would not be heard
         self.time_width = 256
         self.time_mlp = nn.Sequential(
             nn.Linear(self.time_width, expert.conditioning),
@@ -109,7 +110,7 @@ class Denoiser(nn.Module):
 
         step_size (b) is how far the next step goes; a model without that input ignores it.
         """
-        x = self.embed(noisy_tokens) + self._places(self.layout_proj(prefix.layout) + self.position)
+        x = self.embed(noisy_tokens) + self.layout_proj(prefix.layout) + self._places()
         features = time_features(time, self.time_width).to(noisy_tokens.dtype)
         embedded = self.time_mlp(features)
         if self.step_mlp is not None:
@@ -124,9 +125,9 @@ class Denoiser(nn.Module):
         shift, scale = self.modulation(condition)[:, None].chunk(2, dim=-1)
         return self.head(self.norm(x) * (1 + scale) + shift)
 
-    def _places(self, cells: Tensor) -> Tensor:
-        """What each place of a picture (b, cells, w) is told, for every frame of a clip: (b, n, w)."""
+    def _places(self) -> Tensor:
+        """What tells a place of a picture, or of every frame of a clip: (n, w)."""
         if self.frames == 1:
-            return cells
-        frames = (self.frame_waves * self.frame_scale).to(cells.dtype)  # (frames, w)
-        return (cells[:, None] + frames[:, None]).flatten(1, 2)
+            return self.position
+        frames = (self.frame_waves * self.frame_scale).to(self.position.dtype)  # (frames, w)
+        return (self.position + frames[:, None]).flatten(0, 1)

@@ -164,7 +164,7 @@ def _tokenizer(recipe: Stage, following: Sequence[Stage]) -> str:
 
 
 def with_frames(model: Unified, frames: int) -> Unified:
-    """A model that draws clips with the weights of one that draws still pictures: all frames begin alike."""
+    """A model that draws clips with the weights of one that draws still pictures."""
     tokens = model.config.image_tokens
     if tokens.frames > 1:
         raise UsageError(f"recipe: frames is {frames}, {model.config.name} draws clips of {tokens.frames}")
@@ -174,7 +174,7 @@ def with_frames(model: Unified, frames: int) -> Unified:
         raise UsageError(f"recipe: frames is {frames}: {error}") from error
     clips = Unified(config, model.tokenizer_json)
     found = clips.load_state_dict(model.state_dict(), strict=False)
-    assert found.missing_keys == ["denoiser.frame_scale"] and not found.unexpected_keys
+    assert set(found.missing_keys) == {"denoiser.frame_scale", "conditioner.frame_gate"} and not found.unexpected_keys
     return clips
 
 

@@ -98,7 +98,7 @@ def test_other_frames_and_a_motion_are_refused(runtime, options, message):
         runtime.generate_image("a dog", **options)
 
 
-def test_a_model_of_still_pictures_begins_with_frames_that_are_alike():
+def test_a_model_of_still_pictures_begins_with_frames_that_are_told_apart():
     still = random_nano()
     clips = with_frames(still, FRAMES)
     tokens = clips.config.image_tokens
@@ -107,7 +107,7 @@ def test_a_model_of_still_pictures_begins_with_frames_that_are_alike():
     with torch.no_grad():
         predicted = clips.denoiser(noise.repeat(1, FRAMES, 1), torch.full((1,), 0.3), prefix)
     first, *others = predicted.chunk(FRAMES, dim=1)
-    assert all((first - other).abs().max() < 1e-5 for other in others)
+    assert all((first - other).abs().max() > 1e-3 for other in others)
 
 
 def test_pixels_of_a_clip_come_back_from_its_tokens(model):

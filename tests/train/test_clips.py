@@ -15,7 +15,7 @@ from edgemm.model import checkpoint
 from edgemm.model.config import PRESETS
 from edgemm.model.designs import variant
 from edgemm.model.prompts import read_prompt
-from edgemm.train.run import train
+from edgemm.train.run import train, with_frames
 from edgemm.train.samples import load_pictures
 from edgemm.train.tasks.read import ReadTask, ends_of, up_to
 from tests.model.tiny import varied_micro
@@ -103,6 +103,20 @@ def test_views_of_a_clip_are_refused(asked, tmp_path):
         ReadTask(varied_micro(), recipe("micro-clips-read", tmp_path / "run", data=asked, views=2))
 
 
+def test_frames_are_guessed_apart_from_the_first_step_on():
+    """From one prompt alone each frame gets a layout of its own, as large a part of it as what frames have in common;
+    what told them apart grew from nothing before, and 1,000 steps were over when it was heard."""
+    model = with_frames(varied_micro(), FRAMES)
+    with torch.no_grad():
+        layout = model.conditioner(*model.prompt_cache(["a red circle moving left slowly"])).layout[0]
+        places = model.denoiser._places()
+        noise = model.denoiser.embed(torch.randn(64, model.config.image_tokens.token_width))
+    assert len(layout) == len(places) == model.config.image_tokens.token_count
+    guessed, told = (one.unflatten(0, (FRAMES, -1)) for one in (layout, places))
+    assert (guessed - guessed.mean(0)).std() > 0.2 * guessed.mean(0).std()
+    assert (told - told.mean(0)).std() > 0.2 * noise.std()
+
+
 def test_a_model_of_still_pictures_learns_to_draw_clips(drawn, tmp_path):
     start = tmp_path / "start"
     checkpoint.save(varied_micro(), start)
@@ -111,7 +125,7 @@ def test_a_model_of_still_pictures_learns_to_draw_clips(drawn, tmp_path):
     losses = [line["loss"] for line in read_log(output)]
     assert losses[-1] < losses[0]
     model = checkpoint.load(output / "checkpoint")
-    assert model.config.image_tokens.frames == FRAMES and model.denoiser.frame_scale.abs().max() > 0
+    assert model.config.image_tokens.frames == FRAMES and model.denoiser.frames == FRAMES
     tall = CheckpointSubject(output / "checkpoint", DrawSettings(num_inference_steps=1), 1).draw(["a red circle"], [0])
     assert tall.shape == (1, FRAMES * 32, 32, 3)
     with pytest.raises(UsageError, match=r"frames is 4, .* draws clips of 8"):
