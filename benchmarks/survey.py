@@ -372,6 +372,7 @@ def _train(row: Row, config: Any, folder: Path, seed: int, steps: int, args: arg
         def taught(recipe: Any, name: str, output: Path = folder) -> None:
             nonlocal start
             told = {"kind": recipe.kind, "config": dataclasses.asdict(config), "recipe": dataclasses.asdict(recipe)}
+            told |= {"tokenizer": words} if words else {}  # whose tokens are others has an eye of its own
             text = json.dumps(told, sort_keys=True, default=str)
             if name == "eye":
                 output = args.runs / f"eye-{seed}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"

@@ -15,6 +15,7 @@ import pytest
 
 from edgemm.data.clips import build_clips
 from edgemm.data.format import read_dataset
+from edgemm.data.graphs import build_graphs
 from edgemm.data.shapes import COLOURS
 from edgemm.evaluate.subject import shown
 from edgemm.train.recipe import ReadRecipe
@@ -240,4 +241,6 @@ def test_rows_of_one_model_share_the_eye_they_begin_with_and_others_have_their_o
     alone = eye("reading alone")
     assert alone == eye("joint") == eye("one frame read")
     others = [eye("joint, dense"), eye("4 experts, top 2"), eye("joint", seed=1), eye("joint", steps=40)]
-    assert len({alone, *others}) == 5
+    build_graphs(tmp_path / "graphs", 64, 8, 0)
+    others.append(eye("graph as text"))  # the same model, but for its tokenizer
+    assert len({alone, *others}) == 6
