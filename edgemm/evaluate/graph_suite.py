@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import re
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -50,6 +50,8 @@ TELL = "Which edges are there?"
 TRIES = 32  # at other colours: of five things about one in three has no withheld pair
 COLOUR = re.compile(rf"\b({'|'.join(COLOURS)})\b")
 BATCH = 32
+
+Shows = tuple[str | None, str | None]  # a node's text, and the sample that is its picture
 
 
 @dataclass(frozen=True)
@@ -119,33 +121,38 @@ def recoloured(asked: AskedGraph, graphs: Graphs, random: np.random.Generator) -
             break
     else:
         return asked
-    nodes = []
-    for node in asked.graph.nodes:
+
+    def shown(node: Node) -> Shows:
         text = None if node.text is None else with_article(names[node.id])
-        image = None if node.image is None else str(random.choice(graphs.shown[names[node.id]]))
-        nodes.append(Node(node.id, text, image))
+        return text, None if node.image is None else str(random.choice(graphs.shown[names[node.id]]))
+
     question, answer = (_in_colours(text, other) for text in (asked.question, asked.answer))
-    graph = Graph(nodes, asked.graph.edges, asked.graph.directed)
-    return dataclasses.replace(asked, graph=graph, question=question, answer=answer, names=names)
+    return dataclasses.replace(_showing(asked, shown), question=question, answer=answer, names=names)
 
 
 def in_words(asked: AskedGraph) -> AskedGraph:
     """The same graph, whose nodes' pictures are told in words."""
-    shows = [node.text is not None or node.image is not None for node in asked.graph.nodes]
-    words = [with_article(asked.names[node.id]) if seen else None for node, seen in zip(asked.graph.nodes, shows)]
-    nodes = [Node(node.id, text, None) for node, text in zip(asked.graph.nodes, words)]
-    return dataclasses.replace(asked, graph=Graph(nodes, asked.graph.edges, asked.graph.directed))
+
+    def shown(node: Node) -> Shows:
+        shows = node.text is not None or node.image is not None
+        return with_article(asked.names[node.id]) if shows else None, None
+
+    return _showing(asked, shown)
 
 
 def in_pictures(asked: AskedGraph, graphs: Graphs) -> AskedGraph:
     """The same graph, whose nodes show pictures and no words; those that showed none, another's of the same kind."""
-    nodes = []
-    for node in asked.graph.nodes:
-        image = node.image
-        if image is None and node.text is not None:
-            like = graphs.shown[asked.names[node.id]]
-            image = like[0] if like else None
-        nodes.append(Node(node.id, node.text if image is None else None, image))
+
+    def shown(node: Node) -> Shows:
+        like = [] if node.text is None else graphs.shown[asked.names[node.id]]
+        image = next(iter(like), None) if node.image is None else str(node.image)
+        return (node.text if image is None else None), image
+
+    return _showing(asked, shown)
+
+
+def _showing(asked: AskedGraph, shown: Callable[[Node], Shows]) -> AskedGraph:
+    nodes = [Node(node.id, *shown(node)) for node in asked.graph.nodes]
     return dataclasses.replace(asked, graph=Graph(nodes, asked.graph.edges, asked.graph.directed))
 
 
