@@ -9,6 +9,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -104,9 +105,10 @@ def call(graph, cache, tmp_path):
     """Starts build_engine in a process of its own."""
 
     def start(spec, largest_file=0, **variables):
-        wish = tmp_path / "wish"
-        wish.write_bytes(pickle.dumps((spec, graph, cache.folder, LIMITS, largest_file)))
-        command = [sys.executable, "-c", CALLER, str(wish)]
+        handle, wish = tempfile.mkstemp(dir=tmp_path)  # one each: who was started before may be reading its own
+        os.close(handle)
+        Path(wish).write_bytes(pickle.dumps((spec, graph, cache.folder, LIMITS, largest_file)))
+        command = [sys.executable, "-c", CALLER, wish]
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
         return subprocess.Popen(command, cwd=ROOT, env=os.environ | variables, text=True, **pipes)
 
