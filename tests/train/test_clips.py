@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
@@ -15,11 +17,12 @@ from edgemm.model import checkpoint
 from edgemm.model.config import PRESETS
 from edgemm.model.designs import variant
 from edgemm.model.prompts import read_prompt
-from edgemm.train.run import train, with_frames
+from edgemm.train.recipe_file import read_stages
+from edgemm.train.run import train, train_stages, with_frames
 from edgemm.train.samples import load_pictures
 from edgemm.train.tasks.read import ReadTask, ends_of, up_to
 from tests.model.tiny import varied_micro
-from tests.train.conftest import read_log, recipe
+from tests.train.conftest import ROOT, read_log, recipe
 
 
 @pytest.fixture(scope="module")
@@ -120,13 +123,16 @@ def test_frames_are_guessed_apart_from_the_first_step_on():
 def test_a_model_of_still_pictures_learns_to_draw_clips(drawn, tmp_path):
     start = tmp_path / "start"
     checkpoint.save(varied_micro(), start)
-    output = tmp_path / "run"
-    train(recipe("micro-clips", output, data=drawn, start=start, steps=6, batch=8, log_every=1, sample_every=100))
-    losses = [line["loss"] for line in read_log(output)]
+    output = tmp_path / "run" / "more"
+    few = {"first.steps": 6, "more.steps": 2, "batch": 8, "log_every": 1, "sample_every": 100, "threads": 1}
+    told = {"data": drawn, "start": start, "output": output.parent, **few}
+    stages = read_stages(ROOT / "recipes" / "micro-clips.toml", [f"{key}={value}" for key, value in told.items()])
+    assert train_stages(stages)
+    losses = [line["loss"] for line in read_log(output.parent / "first")]
     assert losses[-1] < losses[0]
     model = checkpoint.load(output / "checkpoint")
     assert model.config.image_tokens.frames == FRAMES and model.denoiser.frames == FRAMES
     tall = CheckpointSubject(output / "checkpoint", DrawSettings(num_inference_steps=1), 1).draw(["a red circle"], [0])
     assert tall.shape == (1, FRAMES * 32, 32, 3)
     with pytest.raises(UsageError, match=r"frames is 4, .* draws clips of 8"):
-        train(recipe("micro-clips", tmp_path / "again", data=drawn, start=output / "checkpoint", frames=4))
+        train(dataclasses.replace(stages[0], output=str(tmp_path), start=str(output / "checkpoint"), frames=4))
