@@ -1,7 +1,7 @@
 """Clips drawn from captions, judged exactly: seen and withheld pairs, another caption, real clips.
 
     edgemm data clips --fixed --count 4200 --output data/clips-fixed
-    python benchmarks/clips.py runs/micro-clips/more/checkpoint data/clips-fixed --limit 140
+    python benchmarks/clips.py runs/micro-clips/last/checkpoint data/clips-fixed --limit 140
 
 Prints the share that is right a task and split with its 95 % interval (Wilson), then one JSON line.  CHECKPOINT may be
 a bundle, which is then drawn by the runtime.
