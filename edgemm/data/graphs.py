@@ -219,8 +219,10 @@ def _distracting(hops: Edges, count: int, rng: random.Random) -> Edges:
     edges, number = list(hops), len(hops) + rng.randint(0, 3)
     might = [(one, kind, to) for one, to in permutations(range(count), 2) for kind in RELATIONS]
     for one, kind, to in rng.sample(might, len(might)):
+        if len(edges) == number:
+            break
         news = not who_stands(kind, to, edges) and not who_stands(OPPOSITE[kind], one, edges)
-        if len(edges) < number and news and _is_clear(hops, [*edges, (one, kind, to)]):
+        if news and _is_clear(hops, [*edges, (one, kind, to)]):
             edges.append((one, kind, to))
     return edges[len(hops) :]
 

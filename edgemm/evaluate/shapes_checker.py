@@ -86,7 +86,8 @@ def check_graph(image: Image.Image | np.ndarray, scene: dict[str, Any]) -> Check
 def find_objects(rgb: np.ndarray) -> list[Found]:
     """Every object of a picture (h, w, 3) in 0..255, the largest first."""
     ink = 255.0 - rgb
-    covers, unexplained = _covered(ink, INK)
+    covers = _covered(ink, INK)
+    unexplained = np.linalg.norm(ink[..., None, :] - covers[..., None] * INK, axis=-1)  # (h, w, c)
     fill = unexplained.argmin(-1)  # (h, w)
     covered = np.take_along_axis(covers, fill[..., None], -1)[..., 0]
     pieces = []
@@ -97,10 +98,9 @@ def find_objects(rgb: np.ndarray) -> list[Found]:
     return [_describe(piece, ink, taken & ~piece) for piece in pieces]
 
 
-def _covered(ink: np.ndarray, fills: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """How much of each pixel (h, w, 3) each fill (c, 3) covers, and what that leaves unexplained, both (h, w, c)."""
-    share = np.maximum(ink @ fills.T / (fills**2).sum(1), 0)
-    return share, np.linalg.norm(ink[..., None, :] - share[..., None] * fills, axis=-1)
+def _covered(ink: np.ndarray, fills: np.ndarray) -> np.ndarray:
+    """How much of each pixel (h, w, 3) each fill (c, 3) covers, (h, w, c)."""
+    return np.maximum(ink @ fills.T / (fills**2).sum(1), 0)
 
 
 def _verdict(found: tuple[Found, ...], scene: dict[str, Any]) -> tuple[bool, str]:
@@ -132,7 +132,7 @@ def _describe(piece: np.ndarray, ink: np.ndarray, others: np.ndarray) -> Found:
     fill = _fill(ink[piece])
     distances = np.linalg.norm(lab(255 - fill[None]) - lab(255 - INK), axis=-1)
     nearest = int(distances.argmin())
-    covers = np.minimum(_covered(ink, fill[None])[0][..., 0], 1) * (_grown(piece) & ~others)
+    covers = np.minimum(_covered(ink, fill[None])[..., 0], 1) * (_grown(piece) & ~others)
     rows, columns = np.flatnonzero(piece.any(axis=1)), np.flatnonzero(piece.any(axis=0))
     box = (int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1)
     likely = sorted((_Fit(covers, shape, box) for shape in SHAPES), key=lambda fit: -fit.first[0])[:LIKELY]
